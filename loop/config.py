@@ -1,0 +1,288 @@
+"""loop.toml as frozen pydantic models: every key, its default (here and nowhere else), its sentence and its limits.
+
+Reading the file and turning mistakes into one-line messages with a line number is `loop/configfile.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic_core import PydanticCustomError
+
+KeyPath = tuple[str | int, ...]
+Mistake = tuple[KeyPath, str]  # the key, relative to the table that is checked, and what is wrong with it
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class Section(BaseModel):
+    """A table of loop.toml: unknown keys are errors, and nothing changes after it was read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _refuse(mistakes: Sequence[Mistake]) -> None:
+    """Raise for mistakes in how keys go together, each with the key that it belongs to; nothing if there are none."""
+    if mistakes:
+        text = "; ".join(problem for _, problem in mistakes)
+        raise PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": list(mistakes)})
+
+
+class Decoding(Section):
+    """How tokens are drawn; the part that sampling and every suite have in common."""
+
+    temperature: float = Field(1.0, gt=0.0, le=10.0, description="Divides the logits before the softmax.")
+    top_k: int = Field(0, ge=0, description="Keep only the k most likely tokens; 0 keeps all.")
+    top_p: float = Field(1.0, gt=0.0, le=1.0, description="Keep the smallest set of tokens with this probability mass.")
+    repetition_penalty: float = Field(1.0, gt=0.0, le=10.0, description="Above 1 makes tokens seen before less likely.")
+    max_new_tokens: PositiveInt = Field(256, description="A completion ends here at the latest.")
+    stop: tuple[str, ...] = Field((), description="A completion also ends after any of these strings.")
+
+    @property
+    def truncates(self) -> bool:
+        """Whether any token is cut from the distribution."""
+        return self.top_k > 0 or self.top_p < 1.0
+
+
+class Model(Section):
+    """The base model: where round 1 starts and what every figure is compared with."""
+
+    source: str = Field(description='"smollm2-135m" (built in), a Hugging Face model directory, or a name on the hub.')
+    revision: str | None = Field(None, description="For a hub name: the commit to take.")
+    chat_template: bool = Field(True, description="Ask through the model's chat template; false sends the bare text.")
+    system_prompt: str | None = Field(None, description="The system message; without it the template's own default.")
+
+
+class Prompts(Section):
+    """What the model is asked when it writes its own training data."""
+
+    source: str = Field("starter", description='"starter" (shipped), a .jsonl or .jsonl.gz file, or a data set.')
+    config: str | None = Field(None, description="For a hub data set: its configuration name.")
+    split: str = Field("train", description="For a hub data set: its split.")
+    revision: str | None = Field(None, description="For a hub data set: the commit to take.")
+    statement_column: str = Field("statement", description="The field or column that holds the task.")
+    starter_code_column: str | None = Field(
+        "signature",
+        description="The field with code to start from; where it is there but empty, a whole program is asked for.",
+    )
+    limit: PositiveInt | None = Field(None, description="Use only the first so many distinct prompts.")
+    per_round: PositiveInt | None = Field(
+        None, description="Prompts per round, taken in turn from a seeded shuffle; without it all, every round."
+    )
+    prefill_fence: bool = Field(True, description="Open the answer with ```python, so that small models write code.")
+
+
+class Sampling(Decoding):
+    """How the training data is sampled from the frozen head (T_train and its truncation)."""
+
+    num_samples: PositiveInt = Field(1, description="Completions per prompt; the paper takes one.")
+
+    @model_validator(mode="after")
+    def _not_a_fixed_point(self) -> Sampling:
+        if self.temperature == 1.0 and not self.truncates and self.repetition_penalty == 1.0:
+            problem = (
+                "1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient of training on "
+                "its samples is zero; set temperature above 1, or top_k or top_p"
+            )
+            _refuse([(("temperature",), problem)])
+        return self
+
+
+class Collect(Section):
+    """Which completions are left out of training. All stay in the corpus, marked with the reason."""
+
+    min_lines: int = Field(
+        2, ge=0, description="Leave out stubs with fewer lines that are not blank; 0 leaves none out."
+    )
+    drop_shortest: Share = Field(0.0, lt=1.0, description="Leave out this share of the shortest completions.")
+
+
+class Lora(Section):
+    """Low-rank adaptation instead of training every weight."""
+
+    rank: PositiveInt = Field(16, description="Rank of the update matrices.")
+    alpha: PositiveFloat = Field(32.0, description="Scale of the update, relative to the rank.")
+    dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field("all-linear", description="Layers that get one.")
+    merge: bool = Field(True, description="Merge into full weights; false keeps an adapter over the base model.")
+
+
+class Training(Section):
+    """The fine-tune: plain cross-entropy on the sampled token ids, completion only."""
+
+    method: Literal["full", "lora"] = Field("full", description="Train every weight, or a low-rank adapter.")
+    lora: Lora = Field(default_factory=Lora)
+    num_epochs: PositiveInt | None = Field(None, description="Passes over the round's completions; or give num_steps.")
+    num_steps: PositiveInt | None = Field(None, description="Optimizer steps; or give num_epochs (default 1).")
+    batch_size: PositiveInt = Field(32, description="Completions per optimizer step.")
+    micro_batch_size: PositiveInt = Field(8, description="Completions per forward pass; a divisor of batch_size.")
+    learning_rate: PositiveFloat = Field(5e-6, description="Peak learning rate.")
+    min_learning_rate: float = Field(1e-6, ge=0.0, description="Where the cosine ends.")
+    warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
+    weight_decay: float = Field(0.1, ge=0.0, description="AdamW's weight decay.")
+    adam_beta1: float = Field(0.9, ge=0.0, lt=1.0, description="AdamW's first beta.")
+    adam_beta2: float = Field(0.95, ge=0.0, lt=1.0, description="AdamW's second beta.")
+    max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm.")
+    max_tokens: PositiveInt = Field(65536, description="Prompt plus completion are cut here.")
+    gradient_checkpointing: bool = Field(
+        True, description="Recompute activations: less memory, about a third more time."
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Training:
+        mistakes: list[Mistake] = []
+        if self.num_epochs is not None and self.num_steps is not None:
+            mistakes.append((("num_steps",), "num_epochs and num_steps are both given; give one"))
+        if self.batch_size % self.micro_batch_size:
+            problem = f"{self.micro_batch_size} does not divide batch_size {self.batch_size}; give a divisor of it"
+            mistakes.append((("micro_batch_size",), problem))
+        if self.min_learning_rate > self.learning_rate:
+            problem = f"{self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}; give at most that"
+            mistakes.append((("min_learning_rate",), problem))
+        _refuse(mistakes)
+        return self
+
+
+PromptFormat = Literal["chat-fence", "chat", "completion"]
+Split = Literal["select", "confirm", "final"]
+
+
+class Suite(Decoding):
+    """A set of problems with one fixed way of asking and decoding; the pair is the yardstick and never moves."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="What reports call it; unique.")
+    source: str = Field(description='"first-steps" or "humaneval" (shipped), or a file in one of the known formats.')
+    limit: PositiveInt | None = Field(None, description="Use only so many problems, chosen by the hash of their id.")
+    num_samples: PositiveInt = Field(1, description="Completions per problem.")
+    pass_at: tuple[PositiveInt, ...] = Field(
+        (1,), min_length=1, description="The k of each pass@k; at most num_samples."
+    )
+    greedy: bool = Field(False, description="Always take the most likely token; excludes the sampling keys.")
+    prompt_format: PromptFormat = Field(
+        "chat-fence",
+        description='"chat-fence" asks through the chat and opens a code fence, "chat" only asks, '
+        '"completion" lets the model continue the bare prompt.',
+    )
+    splits: dict[Split, Share] = Field(
+        {"select": 1.0}, description="Shares of the problems, by hash of the id, so that they never move."
+    )
+
+    @field_validator("splits")
+    @classmethod
+    def _sums_to_one(cls, splits: dict[Split, float]) -> dict[Split, float]:
+        if abs(sum(splits.values()) - 1.0) > 1e-9:
+            raise ValueError(f"the shares sum to {sum(splits.values()):.10g}; they must sum to 1")
+        return splits
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Suite:
+        mistakes: list[Mistake] = []
+        if max(self.pass_at) > self.num_samples:
+            problem = (
+                f"pass@{max(self.pass_at)} needs as many samples but num_samples is {self.num_samples}; "
+                f"raise num_samples to at least {max(self.pass_at)}, or ask for a smaller k"
+            )
+            mistakes.append((("pass_at",), problem))
+        if self.greedy and self.num_samples > 1:
+            problem = f"{self.num_samples} greedy completions of a problem are all the same; set num_samples = 1"
+            mistakes.append((("num_samples",), problem))
+        if self.greedy and (self.temperature != 1.0 or self.truncates):
+            mistakes.append((("greedy",), "excludes temperature, top_k and top_p; remove them or greedy"))
+        _refuse(mistakes)
+        return self
+
+
+class Decide(Section):
+    """The one figure that decides, named before the run starts. Every other suite is only reported."""
+
+    suite: str = Field(description="The name of the suite that decides.")
+    split: Split = Field("select", description="The part of it that is used in every round.")
+    gates: tuple[dict[str, Any], ...] = Field(
+        ({"type": "improvement"},), description="What must hold to keep a candidate; each has a type and its own keys."
+    )
+
+
+class Grading(Section):
+    """How solutions are run. They never run in the loop's own process."""
+
+    sandbox: Literal["bubblewrap", "none"] = Field(
+        "bubblewrap", description='"none" runs model-written code with your rights: only on a machine you can lose.'
+    )
+    timeout_s: PositiveFloat = Field(10.0, description="Wall time for one solution with all its tests.")
+    memory_bytes: PositiveInt = Field(1 << 30, description="Address space of a solution.")
+    num_workers: PositiveInt | None = Field(None, description="Solutions graded at a time; default: one per core.")
+
+
+class Engine(Section):
+    """What runs the model. Results do not depend on it beyond floating-point noise; time and memory do."""
+
+    sampler: Literal["transformers", "fake"] = Field("transformers", description="What generates completions.")
+    trainer: Literal["trl", "fake"] = Field("trl", description="What fine-tunes.")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto" takes a GPU where there is one.')
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Weights while sampling; auto: bfloat16 on a GPU, float32 on a CPU."
+    )
+    batch_size: PositiveInt = Field(32, description="Completions generated together.")
+    num_threads: PositiveInt | None = Field(None, description="CPU threads of the model; default: one per core.")
+    max_attempts: PositiveInt = Field(3, description="A stage that fails so often fails the round.")
+    retry_wait_s: float = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")
+    stall_timeout_s: PositiveFloat = Field(
+        600.0, description="A worker without progress for so long is ended and its stage tried again."
+    )
+
+
+class Config(Section):
+    """The whole of loop.toml."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name in every report.")
+    run_dir: Path = Field(Path(".loop"), strict=False, description="Where everything of the run is kept.")
+    seed: int = Field(1, ge=0, lt=2**63, description="Every random draw of the run derives from it.")
+    rounds: PositiveInt = Field(2, description="How many rounds the run has in all.")
+    model: Model
+    prompts: Prompts = Field(default_factory=Prompts)
+    sampling: Sampling
+    collect: Collect = Field(default_factory=Collect)
+    training: Training = Field(default_factory=Training)
+    suites: tuple[Suite, ...] = Field(min_length=1)
+    decide: Decide
+    grading: Grading = Field(default_factory=Grading)
+    engine: Engine = Field(default_factory=Engine)
+
+    @model_validator(mode="after")
+    def _names(self) -> Config:
+        _refuse(naming_mistakes([suite.model_dump() for suite in self.suites], self.decide.model_dump()))
+        return self
+
+    def suite(self, name: str) -> Suite:
+        """The suite of that name; KeyError if there is none."""
+        for suite in self.suites:
+            if suite.name == name:
+                return suite
+        raise KeyError(name)
+
+
+def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, Any]) -> list[Mistake]:
+    """Suites that share a name, and a decision on what is not there. Tables may be incomplete: gaps are passed over."""
+    mistakes: list[Mistake] = []
+    named: dict[str, Mapping[str, Any]] = {}
+    for index, suite in enumerate(suites):
+        name = suite.get("name")
+        if isinstance(name, str):
+            if name in named:
+                mistakes.append((("suites", index, "name"), f"two suites are called {name!r}; give each its own name"))
+            named.setdefault(name, suite)
+    chosen, split = decide.get("suite"), decide.get("split", "select")
+    if not isinstance(chosen, str) or not named:
+        return mistakes
+    if chosen not in named:
+        problem = f"{chosen!r} is not among the suites; name one of {', '.join(named)}"
+        return [*mistakes, (("decide", "suite"), problem)]
+    splits = named[chosen].get("splits", {"select": 1.0})
+    if isinstance(splits, Mapping) and isinstance(split, str) and not splits.get(split):
+        shares = ", ".join(str(name) for name, share in splits.items() if share) or "none"
+        problem = f"{split!r} has no share of the problems of suite {chosen!r}; its splits are {shares}"
+        mistakes.append((("decide", "split"), problem))
+    return mistakes

@@ -1,0 +1,123 @@
+"""The two protocols that every engine fulfils, and the plain values that cross to its worker process and back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Value(BaseModel):
+    """A frozen value that crosses the process border as JSON."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class CheckpointRef(Value):
+    """Verified weights on disk: a full model, or an adapter together with the base that it was trained over."""
+
+    sha256: str
+    path: Path
+    base_path: Path | None = None
+
+
+class SamplingParams(Value):
+    """One way of drawing tokens; requests of one `generate` call share it. `temperature` 0 means greedy."""
+
+    temperature: float
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int
+    stop: tuple[str, ...] = ()
+
+
+class Request(Value):
+    """One completion to generate.
+
+    `messages` go through the chat template, with `prefill` opening the assistant's turn; without `messages`, `prefill`
+    is the bare text that the model continues. The prefill is part of the prompt, not of the completion.
+    """
+
+    id: str
+    messages: tuple[dict[str, str], ...] = ()
+    prefill: str = ""
+    seed: int
+
+
+class Generated(Value):
+    """One finished completion.
+
+    `token_ids` are exactly what was drawn, an end-of-sequence token included; `text` is their decoding without special
+    tokens. `logprob_sum` adds the model's own log-probabilities (natural log, before temperature and truncation) over
+    `token_ids`. `finish_reason`: "eos", "stop" (a stop string) or "length".
+    """
+
+    id: str
+    text: str
+    token_ids: tuple[int, ...]
+    prompt_token_ids: tuple[int, ...]
+    finish_reason: Literal["eos", "stop", "length"]
+    logprob_sum: float | None = None
+
+
+class TrainingRow(Value):
+    """One example: the loss is on `completion_token_ids` alone."""
+
+    prompt_token_ids: tuple[int, ...]
+    completion_token_ids: tuple[int, ...]
+
+
+class TrainingResult(Value):
+    """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats."""
+
+    num_steps: int
+    num_rows: int
+    num_completion_tokens: int
+    losses: tuple[float, ...]
+    adapter: bool = False
+    extra: dict[str, Any] = {}
+
+
+Progress = Callable[[int, int], None]  # (done, total), called as often as there is something new
+
+
+class Sampler(Protocol):
+    """Generates from one fixed checkpoint."""
+
+    @property
+    def tokenizer_sha256(self) -> str:
+        """The hash of the tokenizer and chat template; part of each completion's lineage."""
+        ...
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+        """Yield every request's completion exactly once, in lists, as they finish.
+
+        The same requests in the same order with the same engine settings give the same completions. A list is the unit
+        that is lost when the worker dies; whatever is left is asked for again, and asking again is harmless. Memory
+        does not grow with the number of requests. Raises EngineError for a request that can never fit the model.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device memory; the sampler is not used again. Safe to repeat."""
+        ...
+
+
+class Trainer(Protocol):
+    """Fine-tunes one checkpoint into a new directory."""
+
+    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+        """Train on `rows_file` (one TrainingRow as JSON a line) and write weights, config and tokenizer into `out_dir`.
+
+        `settings` is the [training] table plus `seed`. `out_dir` exists and is empty. Nothing else is written; the
+        caller makes the directory durable. Same rows, parent, settings and machine give the same weights on a CPU.
+        Raises EngineError when the loss is not finite.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the device memory. Safe to repeat."""
+        ...

@@ -1,0 +1,208 @@
+"""Sampling with transformers: left-padded batches of similar length, rows dropped from the batch as they finish.
+
+Each row draws from its own seeded stream (one uniform number per token, inverted through the truncated distribution),
+so a completion does not depend on who shares its batch, beyond floating-point noise. Runs only inside a worker process.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from loop.engines.base import CheckpointRef, Generated, Progress, Request, SamplingParams
+from loop.engines.hf_models import DTYPES, choose_device, eos_token_ids, load_model, load_tokenizer
+from loop.errors import EngineError
+
+TOP_P_SHORTCUT = 1024  # the most likely tokens that are sorted first; rarely does a nucleus need more
+
+
+def truncated_distribution(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Probabilities to draw from, and the token ids that they belong to (None: all, in order).
+
+    logits: (B, V) after the repetition penalty. Order as in transformers: temperature, then top-k, then top-p over what
+    top-k left. Returns (B, K) and (B, K), most likely first where ids are given.
+    """
+    scaled = logits / params.temperature
+    if params.top_k == 0 and params.top_p >= 1.0:
+        return scaled.softmax(-1), None
+    if params.top_k:
+        kept, ids = scaled.topk(min(params.top_k, scaled.shape[-1]), dim=-1)
+        probabilities = kept.softmax(-1)
+    else:
+        mass = scaled.logsumexp(-1, keepdim=True)
+        kept, ids = scaled.topk(min(TOP_P_SHORTCUT, scaled.shape[-1]), dim=-1)
+        probabilities = (kept - mass).exp()
+        if bool((probabilities.sum(-1) < params.top_p).any()):
+            kept, ids = scaled.sort(-1, descending=True)
+            probabilities = (kept - mass).exp()
+    before = probabilities.cumsum(-1) - probabilities
+    probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
+    return probabilities / probabilities.sum(-1, keepdim=True), ids
+
+
+def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
+    """The index where each row's cumulative probability passes its uniform number. (B, K), (B,) -> (B,)."""
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    target = uniforms[:, None] * cumulative[:, -1:]
+    return torch.searchsorted(cumulative, target, right=True).clamp_(max=probabilities.shape[-1] - 1)[:, 0]
+
+
+@dataclass
+class Row:
+    """One completion in the making."""
+
+    request: Request
+    prompt_token_ids: list[int]
+    uniform: random.Random
+    token_ids: list[int] = field(default_factory=list)
+    logprob_sum: float = 0.0
+    finish_reason: str | None = None
+
+
+class TransformersSampler:
+    """A Sampler over one checkpoint loaded with transformers."""
+
+    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+        self.device = choose_device(settings["device"])
+        name = settings["dtype"]
+        dtype = DTYPES[name] if name != "auto" else DTYPES["bfloat16" if self.device.type == "cuda" else "float32"]
+        self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
+        self.model = load_model(checkpoint, dtype, self.device).eval()
+        self.eos = eos_token_ids(self.model, self.tokenizer)
+        self.batch_size: int = settings["batch_size"]
+        self.progress = progress
+        self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
+
+    def prompt_token_ids(self, request: Request) -> list[int]:
+        """The chat template's text with the assistant's turn opened by the prefill; or the bare prefill."""
+        if not request.messages:
+            return list(self.tokenizer(request.prefill)["input_ids"])
+        if self.tokenizer.chat_template is None:
+            raise EngineError("this model has no chat template; set model.chat_template = false")
+        text = self.tokenizer.apply_chat_template(
+            [dict(message) for message in request.messages], tokenize=False, add_generation_prompt=True
+        )
+        return list(self.tokenizer(text + request.prefill, add_special_tokens=False)["input_ids"])
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+        """See `Sampler.generate`. Longest prompts first: what does not fit in memory fails at once."""
+        rows = [Row(request, self.prompt_token_ids(request), random.Random(request.seed)) for request in requests]
+        for row in rows:
+            needed = len(row.prompt_token_ids) + params.max_new_tokens
+            if not row.prompt_token_ids:
+                raise EngineError(f"request {row.request.id}: the prompt is empty")
+            if self.max_tokens and needed > self.max_tokens:
+                raise EngineError(
+                    f"request {row.request.id}: {len(row.prompt_token_ids)} prompt tokens and max_new_tokens "
+                    f"{params.max_new_tokens} exceed the model's {self.max_tokens}; lower max_new_tokens"
+                )
+        rows.sort(key=lambda row: -len(row.prompt_token_ids))
+        for start in range(0, len(rows), self.batch_size):
+            batch = rows[start : start + self.batch_size]
+            self._run_batch(batch, params, start, len(rows))
+            yield [self._finished(row) for row in batch]
+
+    @torch.inference_mode()
+    def _run_batch(self, batch: list[Row], params: SamplingParams, num_before: int, num_total: int) -> None:
+        width = max(len(row.prompt_token_ids) for row in batch)
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos, default=0)
+        input_ids = torch.tensor(
+            [[pad] * (width - len(row.prompt_token_ids)) + row.prompt_token_ids for row in batch], device=self.device
+        )
+        mask = torch.tensor(
+            [[0] * (width - len(row.prompt_token_ids)) + [1] * len(row.prompt_token_ids) for row in batch],
+            device=self.device,
+        )  # (B, T)
+        positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+        seen = None
+        if params.repetition_penalty != 1.0:
+            vocabulary = self.model.get_output_embeddings().weight.shape[0]
+            seen = torch.zeros(len(batch), vocabulary, dtype=torch.bool, device=self.device)
+            seen.scatter_(1, input_ids, mask.bool())
+            seen[:, pad] = torch.tensor([pad in row.prompt_token_ids for row in batch], device=self.device)
+        cache = DynamicCache(config=self.model.config)
+        active = list(batch)
+        while active:
+            logits = (
+                self.model(
+                    input_ids=input_ids,
+                    attention_mask=mask,
+                    position_ids=positions,
+                    past_key_values=cache,
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
+                .logits[:, -1]
+                .float()
+            )  # (B, V)
+            tokens, logprobs = self._choose(logits, active, params, seen)
+            for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
+                self._append(row, token, logprob, params)
+            self.progress(num_before + sum(row.finish_reason is not None for row in batch), num_total)
+            kept = [i for i, row in enumerate(active) if row.finish_reason is None]
+            if not kept:
+                return
+            if len(kept) < len(active):
+                active = [active[i] for i in kept]
+                index = torch.tensor(kept, device=self.device)
+                cache.batch_select_indices(index)
+                tokens, mask, positions = tokens[index], mask[index], positions[index]
+                seen = seen[index] if seen is not None else None
+            if seen is not None:
+                seen.scatter_(1, tokens[:, None], True)
+            input_ids = tokens[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
+            positions = positions[:, -1:] + 1
+
+    def _choose(
+        self, logits: torch.Tensor, active: list[Row], params: SamplingParams, seen: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The next token of each row and the model's own log-probability of it. (B, V) -> (B,), (B,)."""
+        mass = logits.logsumexp(-1)
+        scores = logits
+        if seen is not None:
+            penalised = torch.where(logits < 0, logits * params.repetition_penalty, logits / params.repetition_penalty)
+            scores = torch.where(seen, penalised, logits)
+        if params.temperature == 0.0:
+            tokens = scores.argmax(-1)
+        else:
+            probabilities, ids = truncated_distribution(scores, params)
+            uniforms = torch.tensor([row.uniform.random() for row in active], dtype=torch.float64, device=logits.device)
+            tokens = draw(probabilities, uniforms)
+            if ids is not None:
+                tokens = ids.gather(1, tokens[:, None])[:, 0]
+        return tokens, logits.gather(1, tokens[:, None])[:, 0] - mass
+
+    def _append(self, row: Row, token: int, logprob: float, params: SamplingParams) -> None:
+        row.token_ids.append(token)
+        row.logprob_sum += logprob
+        if token in self.eos:
+            row.finish_reason = "eos"
+        elif params.stop and self._stopped(row, params.stop):
+            row.finish_reason = "stop"
+        elif len(row.token_ids) >= params.max_new_tokens:
+            row.finish_reason = "length"
+
+    def _stopped(self, row: Row, stop: tuple[str, ...]) -> bool:
+        tail = self.tokenizer.decode(row.token_ids[-max(map(len, stop)) - 1 :], skip_special_tokens=True)
+        return any(string in tail for string in stop)
+
+    def _finished(self, row: Row) -> Generated:
+        return Generated(
+            id=row.request.id,
+            text=self.tokenizer.decode(row.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            token_ids=tuple(row.token_ids),
+            prompt_token_ids=tuple(row.prompt_token_ids),
+            finish_reason=row.finish_reason,
+            logprob_sum=row.logprob_sum,
+        )
+
+    def close(self) -> None:
+        del self.model
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

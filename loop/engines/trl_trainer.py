@@ -1,0 +1,152 @@
+"""Fine-tuning with TRL's SFTTrainer on the sampled token ids, loss on the completion alone. Runs only inside a worker.
+
+Text never enters: re-tokenising prompt plus completion merges tokens across the border, and the model would learn
+tokens that it never sampled. Weights are trained in float32 (on a GPU under bfloat16 autocast) and written in the
+parent's own precision.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoConfig, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from loop.engines.base import CheckpointRef, Progress, TrainingResult, TrainingRow
+from loop.engines.hf_models import choose_device, load_model, load_tokenizer
+from loop.errors import EngineError
+
+
+def read_rows(rows_file: Path, max_tokens: int) -> tuple[Dataset, int]:
+    """The rows as input_ids and labels (-100 on the prompt), cut at `max_tokens`; and the number of trained tokens."""
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    num_trained = 0
+    with rows_file.open(encoding="utf-8") as lines:
+        for line in lines:
+            row = TrainingRow.model_validate_json(line)
+            prompt, completion = list(row.prompt_token_ids), list(row.completion_token_ids)
+            completion = completion[: max(0, max_tokens - len(prompt))]
+            if completion:
+                columns["input_ids"].append(prompt + completion)
+                columns["labels"].append([-100] * len(prompt) + completion)
+                num_trained += len(completion)
+    if not num_trained:
+        raise EngineError(f"no completion fits into training.max_tokens = {max_tokens}; raise it")
+    return Dataset.from_dict(columns), num_trained
+
+
+class Report(TrainerCallback):
+    """Passes each optimizer step on as progress and stops at once when the loss is no number."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.losses: list[float] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.progress(state.global_step, state.max_steps)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
+        loss = (logs or {}).get("loss")
+        if loss is None:
+            return
+        if not math.isfinite(loss):
+            raise EngineError(f"the loss is {loss} at step {state.global_step}; lower training.learning_rate")
+        self.losses.append(float(loss))
+
+
+class TrlTrainer:
+    """A Trainer over TRL."""
+
+    def __init__(self, settings: dict[str, Any], progress: Progress) -> None:
+        self.device = choose_device(settings["device"])
+        self.progress = progress
+
+    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+        """See `Trainer.fit`. An adapter parent goes on being trained; a full one gets a fresh adapter for LoRA."""
+        dataset, num_trained = read_rows(rows_file, settings["max_tokens"])
+        tokenizer, _ = load_tokenizer(parent)
+        base = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
+        model = load_model(base, torch.float32, self.device)
+        saved_dtype = AutoConfig.from_pretrained(base.path, local_files_only=True).dtype or torch.float32
+        lora = settings["lora"]
+        if parent.base_path is not None:
+            model = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
+        elif settings["method"] == "lora":
+            torch.manual_seed(settings["seed"])
+            model = get_peft_model(
+                model,
+                LoraConfig(
+                    r=lora["rank"],
+                    lora_alpha=lora["alpha"],
+                    lora_dropout=lora["dropout"],
+                    target_modules=lora["target_modules"],
+                    task_type="CAUSAL_LM",
+                ),
+            )
+        report = Report(self.progress)
+        with tempfile.TemporaryDirectory() as scratch:
+            trainer = SFTTrainer(
+                model=model,
+                args=self._arguments(settings, Path(scratch)),
+                train_dataset=dataset,
+                processing_class=tokenizer,
+                callbacks=[report],
+            )
+            trainer.train()
+        trained = trainer.accelerator.unwrap_model(trainer.model)
+        adapter = isinstance(trained, PeftModel) and not lora["merge"]
+        if isinstance(trained, PeftModel) and not adapter:
+            trained = trained.merge_and_unload()
+        if not adapter:
+            trained = trained.to(saved_dtype)
+        trained.save_pretrained(out_dir, safe_serialization=True)
+        tokenizer.save_pretrained(out_dir)
+        return TrainingResult(
+            num_steps=trainer.state.global_step,
+            num_rows=len(dataset),
+            num_completion_tokens=num_trained,
+            losses=tuple(report.losses),
+            adapter=adapter,
+        )
+
+    def _arguments(self, settings: dict[str, Any], scratch: Path) -> SFTConfig:
+        on_gpu = self.device.type == "cuda"
+        micro = settings["micro_batch_size"]
+        peak = settings["learning_rate"]
+        return SFTConfig(
+            output_dir=str(scratch),
+            seed=settings["seed"] % 2**32,
+            num_train_epochs=settings["num_epochs"] or 1,
+            max_steps=settings["num_steps"] or -1,
+            per_device_train_batch_size=micro,
+            gradient_accumulation_steps=settings["batch_size"] // micro,
+            learning_rate=peak,
+            lr_scheduler_type="cosine_with_min_lr",
+            lr_scheduler_kwargs={"min_lr": settings["min_learning_rate"]},
+            warmup_steps=settings["warmup_steps"],
+            weight_decay=settings["weight_decay"],
+            adam_beta1=settings["adam_beta1"],
+            adam_beta2=settings["adam_beta2"],
+            max_grad_norm=settings["max_grad_norm"],
+            gradient_checkpointing=settings["gradient_checkpointing"],
+            bf16=on_gpu,
+            use_cpu=not on_gpu,
+            max_length=None,  # rows are cut in read_rows
+            packing=False,
+            logging_steps=1,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
+            dataloader_num_workers=0,
+            dataloader_pin_memory=False,
+        )
+
+    def close(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()

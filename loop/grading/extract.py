@@ -1,0 +1,218 @@
+"""Takes the program out of an answer.
+
+The text is a model's and hostile, so it is only looked at line by line with short regular expressions: whether it is
+Python is found out in the sandbox (parsing deeply nested text can end an interpreter). The rules are part of what a suite
+measures: change one, and EXTRACTION_VERSION goes up.
+"""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from loop.grading.problems import Problem
+
+EXTRACTION_VERSION = 1
+
+MAX_COMPLETION_CHARS = 1_000_000
+
+_FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.#-]{0,20})[^`]*$")
+_PYTHON = {"", "py", "python", "python3", "py3", "pycon", "ipython", "ipython3"}
+_DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
+_CODE_LINE = re.compile(
+    r"(?:async\s+def|def|class)\s+\w+\s*[(:\[]"
+    r"|(?:async\s+)?(?:for|while|if|elif|with|match|case)\b.*:"
+    r"|(?:try|else|finally)\s*:|except\b.*:"
+    r"|@\w|import\s+[\w., ]+$|from\s+[\w.]+\s+import\b"
+    r"|(?:return|assert|raise|yield|await)\b(?!\s+(?:the|an?|this|that|it|to|of)\s+\w+\s+\w)"
+    r"|(?:del|global|nonlocal)\s+\w"
+    r"|(?:return|pass|break|continue|yield)\s*$"
+    r"|#|\"\"\"|'''|[rbfRBF]?[\"'].*[\"']\s*$|[)\]}]"
+    r"|\(?[A-Za-z_*][\w., *\[\]()'\":+-]*(?:[-+*/%&|^@]|//|\*\*|<<|>>)?=(?!=)"
+    r"|[A-Za-z_][\w.]*\(.*[)(\[{,\\:\"']\s*(?:[#;].*)?$"
+)
+
+
+class _Block(NamedTuple):
+    language: str
+    code: str
+
+
+def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> str | None:
+    """The whole program to grade, with whatever of the problem's own code it needs; None when the answer holds none.
+
+    `prefilled_fence` says that "```python" was put before the completion, which then is code up to the closing fence.
+    Never raises.
+    """
+    if len(completion) > MAX_COMPLETION_CHARS:
+        return None
+    text = _without_thoughts(completion.replace("\r\n", "\n").replace("\r", "\n"))
+    if prefilled_fence:
+        code: str | None = _until_fence(text)
+    else:
+        code, text = _fenced(text, problem)
+    if code is not None:
+        return _program(code, problem) if code.strip() else None
+    return _unfenced_program(text, problem)
+
+
+def _without_thoughts(text: str) -> str:
+    """Drop <think> blocks: one that never ended, and one that the chat template had opened, too."""
+    text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL) if "</think>" in text else text
+    text = text.rpartition("</think>")[2]
+    return text.partition("<think>")[0]
+
+
+def _until_fence(text: str) -> str:
+    lines = text.lstrip("\n").split("\n")
+    if (again := _fence(lines[0])) and again[3]:
+        lines = lines[1:]  # the model opened the fence again although it was open
+    for number, line in enumerate(lines):
+        if _fence(line):
+            return "\n".join(lines[:number])
+        if line.endswith("```") and line.count("```") == 1:  # closed at the end of a line of code
+            return "\n".join([*lines[:number], line[:-3]])
+    return "\n".join(lines)
+
+
+def _fenced(text: str, problem: Problem) -> tuple[str | None, str]:
+    """The code of the fence that counts, or None and the text that holds none.
+
+    It is the last closed fence, or the last of those that define what is asked for, if some do; else one that is open.
+    """
+    blocks: list[_Block] = []
+    lines = text.split("\n")
+    opening: re.Match[str] | None = None
+    start = 0
+    for number, line in enumerate(lines):
+        match = _fence(line)
+        if match is None:
+            continue
+        if opening is None:
+            opening, start = match, number + 1
+        elif match[2].startswith(opening[2]) and not match[3]:
+            blocks.append(_Block(opening[3].lower(), _dedent(lines[start:number], opening[1])))
+            opening = None
+    if blocks:
+        python = [block.code for block in blocks if block.language in _PYTHON and block.code.strip()]
+        candidates = python or [block.code for block in blocks]
+        defining = [code for code in candidates if _defines(code, problem.entry_point)]
+        return (defining or candidates)[-1], text
+    if opening is None:
+        return None, text
+    before, rest = lines[: start - 1], lines[start:]
+    if not opening[3] and _has_code(before, problem) and not _has_code(rest, problem):
+        return None, "\n".join(before)  # a continuation that closes a fence which it never opened
+    return _dedent(rest, opening[1]), text
+
+
+def _fence(line: str) -> re.Match[str] | None:
+    return _FENCE.match(line) if len(line) <= 200 else None
+
+
+def _dedent(lines: list[str], indent: str) -> str:
+    return "\n".join(line.removeprefix(indent) for line in lines)
+
+
+def _program(code: str, problem: Problem) -> str:
+    """A fenced answer as a whole program."""
+    if _defines(code, problem.entry_point):
+        code = textwrap.dedent(code)
+        return _before_entry_point(problem, code) + code
+    body = _as_body(code.split("\n"), _body_indent(problem.prompt_code)) if problem.prompt_code.strip() else None
+    return code if body is None else problem.prompt_code.rstrip() + "\n" + body
+
+
+def _unfenced_program(text: str, problem: Problem) -> str | None:
+    """An answer without fences: a whole program with prose around it, or a continuation with prose after it."""
+    lines = text.split("\n")
+    start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
+    if problem.prompt_code.strip() and not _defines(text, problem.entry_point):
+        body = _as_body(_until_prose(lines[start:]), _body_indent(problem.prompt_code))
+        if body is not None:
+            return problem.prompt_code.rstrip() + "\n" + body
+    start = next((number for number, line in enumerate(lines) if _is_code(line)), len(lines))
+    code = "\n".join(_until_prose(lines[start:])).rstrip()
+    return _before_entry_point(problem, code) + code + "\n" if code else None
+
+
+def _defines(code: str, entry_point: str | None) -> bool:
+    """Whether the entry point is defined as early as any other code; an inner function of a body does not count."""
+    if not entry_point:
+        return False
+    name = re.escape(entry_point)
+    found = re.search(rf"^([ \t]*){_DEFINITION}{name}\b|^{name}[ \t]*=(?!=)", code, re.MULTILINE)
+    if found is None:
+        return False
+    if not found[1] or re.search(r"^[ \t]*class[ \t]", code[: found.start()], re.MULTILINE):
+        return True
+    indented_alike = next(line for line in code.split("\n") if line.strip()).startswith(found[1])
+    return indented_alike and not re.search(rf"^{found[1]}(?:return|yield)\b", code, re.MULTILINE)
+
+
+def _before_entry_point(problem: Problem, program: str) -> str:
+    """HumanEval: the prompt's imports and helper functions, which a whole program often leaves out."""
+    if problem.kind != "humaneval":
+        return ""
+    found = re.search(rf"^{_DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
+    before = problem.prompt_code[: found.start()].strip() if found else ""
+    if not before or before in program or "from __future__" in program:
+        return ""
+    return before + "\n\n\n"
+
+
+def _body_indent(prompt: str) -> str:
+    """How far the body that continues the prompt is indented."""
+    line = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
+    own = line[: len(line) - len(line.lstrip())]
+    return own + "    " if line.rstrip().endswith(":") else own
+
+
+def _as_body(lines: list[str], indent: str) -> str | None:
+    """The lines as the body of a function that is indented so far; None when they do not look like one."""
+    lines = lines[next((number for number, line in enumerate(lines) if line.strip()), len(lines)) :]
+    if not lines or not indent:
+        return None
+    first, rest = lines[0], [line for line in lines[1:] if line.strip()]
+    if first[0] in " \t":
+        if first.startswith(indent) and first[len(indent)] not in " \t":
+            return "\n".join(lines) + "\n"
+        return textwrap.indent(textwrap.dedent("\n".join(lines)), indent) + "\n"
+    if re.match(_DEFINITION + r"|import\b|from\b|@", first):
+        return None
+    if rest and all(line[0] in " \t" for line in rest):
+        opens = first.rstrip().endswith((":", "(", "[", "{", ",", "\\"))
+        if not opens or _width(rest[0]) > min(map(_width, rest)):  # only the first line lost its indentation
+            return "\n".join([indent + first, *lines[1:]]) + "\n"
+    if any(re.match(r"(?:return|yield|pass)\b", line) for line in lines):  # a body that is written at the margin
+        return textwrap.indent("\n".join(lines), indent) + "\n"
+    return None
+
+
+def _width(line: str) -> int:
+    return len(line) - len(line.lstrip())
+
+
+def _is_code(line: str) -> bool:
+    """Whether a line at the margin may be code; an indented one is not asked."""
+    return bool(line.strip()) and _CODE_LINE.match(line[:400]) is not None
+
+
+def _has_code(lines: list[str], problem: Problem) -> bool:
+    return _defines("\n".join(lines), problem.entry_point) or any(_is_code(line.strip()) for line in lines)
+
+
+def _until_prose(lines: list[str]) -> list[str]:
+    """The lines before the first that stands at the margin and cannot be code; strings over several lines are kept."""
+    quote: str | None = None
+    for number, line in enumerate(lines):
+        if quote is None and line[:1] not in (" ", "\t", "") and not _is_code(line):
+            return lines[:number]
+        for found in re.findall(r'"""|' + "'''", line):
+            if quote is None:
+                quote = found
+            elif quote == found:
+                quote = None
+    return lines

@@ -1,0 +1,282 @@
+"""An open run: the lock, the store, the yardsticks, the engines. What `run_round` works with, and how a run begins.
+
+Everything that can be wrong with the configuration is found here, before any model is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from loop.config import Suite as SuiteConfig
+from loop.configfile import FAKE_MODEL, LoadedConfig, check_inputs, config_sha256, differences, resolved
+from loop.engines.base import CheckpointRef, Sampler, Trainer
+from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
+from loop.grading.grader import Grader
+from loop.grading.problems import Problem as GradingProblem
+from loop.grading.problems import load_suite
+from loop.models import base_model
+from loop.prompts.sources import load_prompts
+from loop.stages.evaluating import yardstick
+from loop.worker import RemoteSampler, RemoteTrainer, Worker
+from policies.policy import Policy, build_policy
+from store.canonical import sha256_of
+from store.checkpoints import (
+    hash_directory,
+    manifest_sha256,
+    manifest_size_bytes,
+    quarantine,
+    sweep_temporaries,
+    verify,
+)
+from store.corpus import Corpus
+from store.db import open_database
+from store.errors import DamagedCheckpoint
+from store.ledger import Ledger
+from store.records import Checkpoint, Prompt, Run, Suite
+from store.verify import write_high_water
+
+DATABASE = "loop.db"
+CHECKPOINTS = "checkpoints"
+
+
+class Watch(Protocol):
+    """Whoever looks on: a terminal, a log, a test. Nothing that it does changes the run."""
+
+    def stage(self, round: int, stage: str, what: str) -> None:
+        """A stage, or a part of one, begins."""
+
+    def progress(self, done: int, total: int) -> None:
+        """The part goes on: completions, steps or solutions."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """One suite of the configuration, as it is asked and as it is graded."""
+
+    config: SuiteConfig
+    row: Suite
+    problems: dict[str, GradingProblem]  # by prompt id
+    prompts: dict[str, Prompt]  # by prompt id, in the suite's order
+    splits: dict[str, str]  # prompt id -> split
+    difficulty: dict[str, str | None]  # task id -> difficulty
+
+
+class Engines:
+    """At most one worker at a time. A sampler stays up until other weights, or a trainer, are asked for."""
+
+    def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
+        self.settings = loaded.config.engine.model_dump(mode="json")
+        self.logs = loaded.run_dir / "logs"
+        self.watch = watch
+        self._up: tuple[str, RemoteSampler | RemoteTrainer] | None = None
+
+    def sampler(self, checkpoint: CheckpointRef) -> Sampler:
+        """A sampler with these weights."""
+        if self._up and self._up[0] == checkpoint.sha256 and isinstance(self._up[1], RemoteSampler):
+            return self._up[1]
+        worker = self._start("load_sampler", checkpoint=checkpoint.model_dump(mode="json"))
+        sampler = RemoteSampler(worker)
+        self._up = (checkpoint.sha256, sampler)
+        return sampler
+
+    def trainer(self) -> Trainer:
+        """A trainer."""
+        trainer = RemoteTrainer(self._start("load_trainer"))
+        self._up = ("", trainer)
+        return trainer
+
+    def _start(self, op: str, **more: Any) -> Worker:
+        self.close()
+        role = op.removeprefix("load_")
+        return Worker(
+            {"op": op, "settings": self.settings, **more},
+            log_file=self.logs / f"{role}.log",
+            stall_timeout_s=self.settings["stall_timeout_s"],
+            progress=self.watch.progress,
+            tag=role,
+        )
+
+    def close(self) -> None:
+        """End the worker, if one is up. Safe to repeat."""
+        up, self._up = self._up, None
+        if up:
+            up[1].close()
+
+
+@dataclass(slots=True)
+class Session:
+    """An open run. The store says where it is; this only holds what is needed to go on."""
+
+    loaded: LoadedConfig
+    ledger: Ledger
+    corpus: Corpus
+    run_id: str
+    engines: Engines
+    grader: Grader
+    policy: Policy
+    prompts: list[Prompt]
+    suites: list[Yardstick]
+    watch: Watch
+
+    @property
+    def run(self) -> Run:
+        """The run as the ledger has it now."""
+        run = self.ledger.run(self.loaded.config.name)
+        assert run is not None
+        return run
+
+    def weights(self, sha256: str) -> CheckpointRef:
+        """A checkpoint, every byte of it verified. A damaged one is set aside, and the error says what to do."""
+        row = self.ledger.checkpoint(sha256)
+        assert row is not None, sha256
+        path = self.loaded.run_dir / row.path  # an absolute path stays as it is
+        if row.state != "present":
+            raise LoopError(
+                f"checkpoint {sha256[:12]} of round {row.round} is {row.state}; restore {path} from a backup"
+            )
+        try:
+            verify(path, row.manifest)
+        except DamagedCheckpoint as damage:
+            if not row.round:
+                raise LoopError(f"the base model has changed since the run began: {damage}; restore it") from None
+            self.ledger.set_checkpoint_state(sha256, "quarantined")
+            where = quarantine(path) if path.exists() else path
+            raise LoopError(
+                f"checkpoint of round {row.round} is damaged: {damage}; it was set aside as {where}"
+            ) from None
+        base = self.weights(row.base) if row.base else None
+        return CheckpointRef(sha256=sha256, path=path, base_path=base.path if base else None)
+
+
+@contextlib.contextmanager
+def locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory as its only writer. LockedError names who has it; the lock dies with its process."""
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except PermissionError:
+        raise PermissionDenied(f"{run_dir}: permission denied; choose a run_dir that this user can write to") from None
+    except OSError as error:
+        raise LoopError(f"{run_dir}: {error.strerror}; choose another run_dir or make room") from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise LockedError(f"{run_dir}: process {holder} holds this run; wait for it or stop it first") from None
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
+    """Everything checked, the run created or found, nothing loaded yet. On the way out every worker is ended."""
+    config = loaded.config
+    if mistakes := check_inputs(loaded):
+        raise ConfigError("\n".join(mistakes))
+    if (config.model.source == FAKE_MODEL) != (config.engine.sampler == "fake"):
+        raise ConfigError(loaded.at(("model", "source"), 'the fake model and engine.sampler = "fake" go together'))
+    prompts = load_prompts(config.prompts, config.model, loaded.base_dir)
+    suites = [_yardstick(loaded, suite) for suite in config.suites]
+    grader = Grader(
+        config.grading.sandbox, config.grading.timeout_s, config.grading.memory_bytes, config.grading.num_workers
+    )
+    with locked(loaded.run_dir):
+        db = open_database(loaded.run_dir / DATABASE)
+        ledger, corpus = Ledger(db), Corpus(db)
+        engines = Engines(loaded, watch)
+        try:
+            sweep_temporaries(loaded.run_dir / CHECKPOINTS)
+            run = _run(loaded, ledger, corpus, prompts, suites, watch)
+            policy = build_policy(config.decide.gates, config.decide.split)
+            yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch)
+            write_high_water(db, loaded.run_dir)
+        finally:
+            engines.close()
+            db.close()
+
+
+def _yardstick(loaded: LoadedConfig, suite: SuiteConfig) -> Yardstick:
+    found = load_suite(suite.source, suite.limit, loaded.base_dir)
+    row, problems, prompts = yardstick(found, suite, loaded.config)
+    return Yardstick(
+        suite,
+        row,
+        {prompt.id: problem for prompt, problem in zip(prompts, found.problems, strict=True)},
+        {prompt.id: prompt for prompt in prompts},
+        {problem.prompt_id: problem.split for problem in problems},
+        {problem.task_id: problem.difficulty for problem in problems},
+    )
+
+
+def _inputs(prompts: list[Prompt], suites: list[Yardstick]) -> dict[str, Any]:
+    """What the configuration's names stand for, by content: a file that changes makes another run."""
+    return {
+        "prompts": sha256_of([prompt.id for prompt in prompts]),
+        "suites": {suite.config.name: suite.row.sha256 for suite in suites},
+    }
+
+
+def _run(
+    loaded: LoadedConfig, ledger: Ledger, corpus: Corpus, prompts: list[Prompt], suites: list[Yardstick], watch: Watch
+) -> Run:
+    """The run of this directory: found and compared with the configuration, or begun."""
+    settings, inputs = resolved(loaded.config), _inputs(prompts, suites)
+    run = ledger.run()
+    if run is not None:
+        _same_run(run, settings, inputs, loaded)
+        return run
+    watch.stage(0, "preparing", loaded.config.model.source)
+    directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir)
+    manifest = hash_directory(directory)
+    base = Checkpoint(
+        sha256=manifest_sha256(manifest),
+        run_id="",
+        round=0,
+        kind="full",
+        path=str(directory),
+        parent=None,
+        base=None,
+        size_bytes=manifest_size_bytes(manifest),
+        manifest=manifest,
+        origin={"source": loaded.config.model.source, "revision": loaded.config.model.revision},
+    )
+    corpus.add_prompts(prompts)
+    for suite in suites:
+        _, problems, asked = yardstick(
+            load_suite(suite.config.source, suite.config.limit, loaded.base_dir), suite.config, loaded.config
+        )
+        corpus.add_prompts(asked)
+        corpus.add_suite(suite.row, problems)
+    identity = sha256_of([config_sha256(loaded.config), inputs])
+    return ledger.create_run(loaded.config.name, settings | {"inputs": inputs}, identity, loaded.config.seed, base)
+
+
+def _same_run(run: Run, settings: dict[str, Any], inputs: dict[str, Any], loaded: LoadedConfig) -> None:
+    changed = differences({key: value for key, value in run.config.items() if key != "inputs"}, settings)
+    before = run.config["inputs"]
+    if not changed and before["prompts"] != inputs["prompts"]:
+        changed = [f"the prompts of {loaded.config.prompts.source} are not those that the run began with"]
+    if not changed:
+        changed = [
+            f"suite {name} is not the one that the run began with (a problem, the prompt format or a split changed)"
+            for name, sha256 in inputs["suites"].items()
+            if before["suites"].get(name) != sha256
+        ]
+    if changed:
+        raise ConfigError(
+            f"{loaded.run_dir} belongs to another configuration: {'; '.join(changed)}; "
+            "change it back, or set another run_dir"
+        )

@@ -1,0 +1,40 @@
+"""Training: a fine-tune on the selected completions, into a directory that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from loop.engines.base import CheckpointRef, Trainer, TrainingResult, TrainingRow
+from store.checkpoints import commit_directory, temporary_directory
+from store.records import Completion, Json
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What the fine-tune gave: the directory, its manifest and the trainer's report."""
+
+    path: Path
+    manifest: Json
+    result: TrainingResult
+
+
+def train(
+    rows: Iterable[Completion], parent: CheckpointRef, settings: dict[str, Any], trainer: Trainer, final_dir: Path
+) -> Trained:
+    """Fine-tune `parent` on the token ids that were sampled. Interrupted, it leaves only temporary directories."""
+    scratch = temporary_directory(final_dir.parent)
+    rows_file, weights = scratch / "rows.jsonl", scratch / "weights"
+    weights.mkdir()
+    with rows_file.open("w", encoding="utf-8") as file:
+        for completion in rows:
+            row = TrainingRow(prompt_token_ids=completion.prompt_token_ids, completion_token_ids=completion.token_ids)
+            file.write(row.model_dump_json() + "\n")
+    result = trainer.fit(rows_file, parent, settings, weights)
+    manifest = commit_directory(weights, final_dir)
+    rows_file.unlink()
+    os.rmdir(scratch)
+    return Trained(final_dir, manifest, result)

@@ -1,0 +1,140 @@
+"""What a policy sees: per problem, which samples of the candidate and of the head passed; and signals beside them.
+
+Evidence is complete or it is refused: a gap is a failed stage, never a wrong answer. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from policies.mistakes import dotted, first_mistake, shown
+
+Count = Annotated[int, Field(ge=0, strict=True)]
+Outcomes = tuple[Literal[0, 1], ...]
+Signal = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class BadEvidence(ValueError):
+    """Evidence that cannot be judged; one line that names the place and the mistake."""
+
+
+def _absent(value: object) -> bool:
+    return value is None
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class Problem(_Frozen):
+    """One problem, its samples graded 0 (failed) or 1 (passed). Candidate and head have equally many."""
+
+    task_id: str = Field(coerce_numbers_to_str=True, description="The problem's name, unique within its split.")
+    difficulty: str | None = Field(default=None, exclude_if=_absent, description="As the suite calls it.")
+    candidate: Outcomes = Field(description="The checkpoint that may become the head.")
+    head: Outcomes = Field(description="The checkpoint that it was trained from.")
+    base: Outcomes | None = Field(default=None, exclude_if=_absent, description="Where round 1 started.")
+
+    @field_validator("candidate", "head", "base", mode="before")
+    @classmethod
+    def _graded(cls, outcomes: Any, info: ValidationInfo) -> Any:
+        if outcomes is None and info.field_name == "base":
+            return None
+        task = f"task {shown(info.data.get('task_id'))}"
+        if not isinstance(outcomes, (list, tuple)):
+            raise ValueError(f"{task}: {shown(outcomes)} is not a list of 0 and 1")
+        if not outcomes:
+            raise ValueError(f"{task}: no samples; grade at least one, or leave the problem out")
+        for index, outcome in enumerate(outcomes):
+            if type(outcome) is not int or outcome not in (0, 1):
+                raise ValueError(f"{task}: sample {index} is {shown(outcome)}; every sample is 0 or 1")
+        return outcomes
+
+    @model_validator(mode="after")
+    def _paired(self) -> Problem:
+        if len(self.candidate) != len(self.head):
+            raise ValueError(
+                f"task {shown(self.task_id)}: {len(self.candidate)} candidate samples but {len(self.head)} head "
+                "samples; both need equally many"
+            )
+        return self
+
+
+class SplitEvidence(_Frozen):
+    """One suite's problems of one split."""
+
+    suite: str = Field(min_length=1, description="What reports call the suite.")
+    problems: tuple[Problem, ...] = Field(description="In any order; the order does not matter.")
+    decoding: dict[str, JsonValue] | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="How these samples were drawn, where it differs from the evidence's own.",
+    )
+
+    @field_validator("suite")
+    @classmethod
+    def _printable(cls, suite: str) -> str:
+        if not suite.isprintable():
+            raise ValueError(f"suite {shown(suite)} holds control characters")
+        return suite
+
+    @model_validator(mode="after")
+    def _complete(self) -> SplitEvidence:
+        if not self.problems:
+            raise ValueError(f"suite {shown(self.suite)} has no problems; nothing can be decided on an empty split")
+        seen: set[str] = set()
+        for problem in self.problems:
+            if problem.task_id in seen:
+                raise ValueError(f"task {shown(problem.task_id)} is there twice; put all its samples in one entry")
+            seen.add(problem.task_id)
+        num_with_base = sum(problem.base is not None for problem in self.problems)
+        if num_with_base not in (0, len(self.problems)):
+            raise ValueError(f"base is given for {num_with_base} of {len(self.problems)} problems; give all or none")
+        return self
+
+
+class Evidence(_Frozen):
+    """All that the policies of one round may look at."""
+
+    round: Count = Field(description="The round that is decided.")
+    rounds_so_far: Count = Field(description="Rounds decided before it.")
+    splits: dict[str, SplitEvidence] = Field(min_length=1, description="By name: select, confirm, canaries.")
+    signals: dict[Literal["candidate", "head", "base"], dict[str, Signal | None]] = Field(
+        default_factory=dict, description="Entropy, mean length, losses and the like; null where not measured."
+    )
+    decoding: dict[str, JsonValue] | None = Field(
+        default=None, exclude_if=_absent, description="How the samples were drawn; stated beside every figure."
+    )
+    error: JsonValue | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="Free form: the chance of error spent so far. No gate reads it yet.",
+    )
+
+    def split(self, name: str) -> SplitEvidence:
+        """The split of that name; BadEvidence if it was not evaluated."""
+        if name not in self.splits:
+            raise BadEvidence(f"splits: no split {shown(name)} (there: {', '.join(map(shown, sorted(self.splits)))})")
+        return self.splits[name]
+
+
+def read_evidence(source: str | bytes | dict[str, Any]) -> Evidence:
+    """Evidence from JSON text or from its dict; BadEvidence, in one line, if it is wrong."""
+    try:
+        if isinstance(source, (str, bytes)):
+            return Evidence.model_validate_json(source)
+        return Evidence.model_validate(source)
+    except ValidationError as error:
+        path, problem = first_mistake(error)
+        raise BadEvidence(f"{dotted(path)}: {problem}" if path else problem) from None

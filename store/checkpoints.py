@@ -1,0 +1,196 @@
+"""Directories of weights: written so that they are whole or not there, and verified before they are loaded.
+
+A checkpoint is known by the SHA-256 of its manifest, which holds size and SHA-256 of every file: `sha256sum
+MANIFEST.json` gives the checkpoint's hash. It grows in `checkpoints/tmp-*` and gets its final name only when every byte
+of it is on disk. What the ledger says of it is not here.
+
+A crash after the rename and before the ledger's row leaves a whole directory that nobody knows of. The retry may take it
+as it is (`committed`), or commit its own: equal weights are kept, others are replaced, damaged ones are set aside.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from store.canonical import canonical_json, sha256_of
+from store.errors import DamagedCheckpoint, StoreError, UnsafeWeights
+from store.records import Json
+
+MANIFEST = "MANIFEST.json"
+TEMPORARY = "tmp-"
+PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
+
+
+def temporary_directory(root: Path) -> Path:
+    """A new empty directory under `root` (the run's checkpoints/) for weights that are being written."""
+    root.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
+
+
+def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
+    """Make a directory durable under its final name, on the same file system; its manifest.
+
+    Order: every file and directory is fsynced, the manifest is written and fsynced, the directory is fsynced, renamed,
+    and its parent fsynced. Raises UnsafeWeights, or StoreError for anything that is not a plain file.
+    """
+    manifest = write_manifest(tmp_dir)
+    if final_dir.exists():
+        if committed(final_dir) == manifest:
+            remove_directory(tmp_dir)
+            return manifest
+        if final_dir.exists():
+            remove_directory(final_dir)
+    os.rename(tmp_dir, final_dir)
+    _fsync(final_dir.parent)
+    return manifest
+
+
+def write_manifest(directory: Path) -> Json:
+    """Fsync all that is in the directory, describe it in MANIFEST.json and fsync that; the manifest."""
+    (directory / MANIFEST).unlink(missing_ok=True)
+    files = {}
+    for path in _plain_files(directory, StoreError):
+        if path.suffix.lower() in PICKLES:
+            raise UnsafeWeights(f"{path}: can run code when it is loaded; write safetensors")
+        _fsync(path)
+        files[path.relative_to(directory).as_posix()] = _measure(path)
+    for path in sorted(directory.rglob("*"), reverse=True):
+        if path.is_dir():
+            _fsync(path)
+    manifest: Json = {"files": files, "whole_directory": True}
+    with open(directory / MANIFEST, "wb") as file:
+        file.write(canonical_json(manifest).encode("utf-8", "surrogatepass"))
+        file.flush()
+        os.fsync(file.fileno())
+    _fsync(directory)
+    return manifest
+
+
+def hash_directory(directory: Path) -> Json:
+    """The manifest of weights that are not ours to write beside: links are followed, hidden files left out.
+
+    Pickled weights beside safetensors are left out, as they are never loaded; without safetensors: UnsafeWeights.
+    """
+    if not directory.is_dir():
+        raise StoreError(f"{directory}: no such directory")
+    found = [path for path in sorted(directory.rglob("*")) if path.is_file()]
+    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise UnsafeWeights(f"{directory}: holds no safetensors; convert the weights first")
+    kept = {path.relative_to(directory).as_posix(): path for path in files if path.suffix.lower() not in PICKLES}
+    return {"files": {name: _measure(path) for name, path in kept.items()}, "whole_directory": False}
+
+
+def verify(directory: Path, manifest: Json) -> None:
+    """Read every byte; DamagedCheckpoint names the first file that is missing, too many, or not as the manifest says."""
+    if not directory.is_dir():
+        raise DamagedCheckpoint(f"{directory}: the directory is missing")
+    for name, expected in manifest["files"].items():
+        path = directory / name
+        if not path.is_file():
+            raise DamagedCheckpoint(f"{path}: the file is missing")
+        size = path.stat().st_size
+        if size != expected["size_bytes"]:
+            raise DamagedCheckpoint(f"{path}: the size is {size} bytes, the manifest says {expected['size_bytes']}")
+        if _measure(path)["sha256"] != expected["sha256"]:
+            raise DamagedCheckpoint(f"{path}: the content differs from the manifest (SHA-256)")
+    if manifest["whole_directory"]:
+        for path in _plain_files(directory, DamagedCheckpoint):
+            name = path.relative_to(directory).as_posix()
+            if name not in manifest["files"] and name != MANIFEST:
+                raise DamagedCheckpoint(f"{path}: the file is not in the manifest")
+
+
+def committed(directory: Path) -> Json | None:
+    """The manifest of a directory that was committed and is whole; None if there is none. A damaged one is set aside."""
+    if not directory.exists():
+        return None
+    try:
+        manifest = read_manifest(directory)
+        verify(directory, manifest)
+    except DamagedCheckpoint:
+        quarantine(directory)
+        return None
+    return manifest
+
+
+def read_manifest(directory: Path) -> Json:
+    """The manifest as it lies in the directory; DamagedCheckpoint if there is none that can be read."""
+    path = directory / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes().decode("utf-8", "surrogatepass"))
+    except (OSError, ValueError) as error:
+        raise DamagedCheckpoint(f"{path}: the manifest is missing or unreadable") from error
+    if not isinstance(manifest, dict) or manifest.keys() != {"files", "whole_directory"}:
+        raise DamagedCheckpoint(f"{path}: is not a manifest")
+    return manifest
+
+
+def manifest_sha256(manifest: Json) -> str:
+    """The hash by which the checkpoint is known."""
+    return sha256_of(manifest)
+
+
+def manifest_size_bytes(manifest: Json) -> int:
+    """The size of all files together."""
+    return sum(file["size_bytes"] for file in manifest["files"].values())
+
+
+def quarantine(directory: Path) -> Path:
+    """Set a damaged directory aside as `<name>.damaged`, or `.damaged-2` and so on; its new path."""
+    target = directory.with_name(directory.name + ".damaged")
+    number = 1
+    while target.exists():
+        number += 1
+        target = directory.with_name(f"{directory.name}.damaged-{number}")
+    os.rename(directory, target)
+    _fsync(directory.parent)
+    return target
+
+
+def remove_directory(directory: Path) -> None:
+    """Remove weights; interrupted, it leaves a temporary directory and never half a checkpoint."""
+    if not directory.name.startswith(TEMPORARY):
+        doomed = temporary_directory(directory.parent) / directory.name
+        os.rename(directory, doomed)
+        _fsync(directory.parent)
+        directory = doomed.parent
+    shutil.rmtree(directory)
+
+
+def sweep_temporaries(root: Path) -> list[str]:
+    """Remove what interrupted writes left under `root`; the names. Only while nothing is being written there."""
+    leftovers = sorted(path for path in root.glob(f"{TEMPORARY}*") if path.is_dir())
+    for path in leftovers:
+        shutil.rmtree(path)
+    return [path.name for path in leftovers]
+
+
+def _plain_files(directory: Path, refusal: type[StoreError]) -> Iterator[Path]:
+    for path in sorted(directory.rglob("*")):
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            raise refusal(f"{path}: is a link or no plain file; a checkpoint holds its own bytes")
+        if path.is_file():
+            yield path
+
+
+def _measure(path: Path) -> Json:
+    with open(path, "rb") as file:
+        return {
+            "size_bytes": os.fstat(file.fileno()).st_size,
+            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+        }
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,183 @@
+"""Prompts and completions: append-only, with lineage; what was sampled and what training saw.
+
+Batches are stored all or nothing, and storing one again is harmless. Reads come in pages, so that memory stays flat and
+no read holds a writer up. The half that measures, suites and evaluations, is in evaluations.py; `Corpus` has both.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
+
+from store.canonical import compact_json, escape, sha256_of, sha256_of_text
+from store.db import Row, execute, insert, query, scalar, transaction, unpack
+from store.errors import Conflict
+from store.evaluations import Evaluations
+from store.records import Completion, DecodeSettings, Json, Prompt, Selection
+
+PAGE = 500  # rows held in memory by a streaming read
+_COVERED = [field.name for field in fields(Completion) if field.name not in ("created_at", "sha256")]
+
+
+def completion_sha256(completion: Completion) -> str:
+    """The SHA-256 of the canonical JSON of every field but `created_at` and `sha256`."""
+    covered = {name: getattr(completion, name) for name in _COVERED}
+    if completion.logprob_sum is not None:
+        covered["logprob_sum"] = float(completion.logprob_sum) + 0.0  # SQLite keeps neither -0.0 nor an integer there
+    return sha256_of_text(compact_json(covered))
+
+
+def num_bytes(text: str) -> int:
+    """The size of a text as it is stored."""
+    return len(escape(text).encode())
+
+
+class Corpus(Evaluations):
+    """The corpus over one open store."""
+
+    def add_prompts(self, prompts: Iterable[Prompt]) -> int:
+        """Store prompts; how many are new. A known one keeps the source and name that it first came with.
+
+        ValueError if an id is not the hash of its content.
+        """
+        prompts = list(prompts)
+        for prompt in prompts:
+            if prompt.id != sha256_of(prompt.content):
+                raise ValueError(f"prompt {prompt.name!r}: the id is not the SHA-256 of the content")
+        with transaction(self.db):
+            return insert(self.db, "prompts", prompts, clause="ON CONFLICT (id) DO NOTHING")
+
+    def prompt(self, prompt_id: str) -> Prompt | None:
+        """One prompt by its id."""
+        rows = query(self.db, "SELECT * FROM prompts WHERE id = ?", (prompt_id,))
+        return unpack(Prompt, rows[0]) if rows else None
+
+    def add_decode_settings(self, settings: Json) -> str:
+        """Store a way of drawing tokens; its id."""
+        stored = DecodeSettings(sha256_of(settings), settings)
+        with transaction(self.db):
+            insert(self.db, "decode_settings", [stored], clause="ON CONFLICT (id) DO NOTHING")
+        return stored.id
+
+    def decode_settings(self, settings_id: str) -> DecodeSettings | None:
+        """One way of drawing tokens by its id."""
+        rows = query(self.db, "SELECT * FROM decode_settings WHERE id = ?", (settings_id,))
+        return unpack(DecodeSettings, rows[0]) if rows else None
+
+    def add_completions(self, batch: Iterable[Completion]) -> int:
+        """Store completions and count them; how many are new. `created_at` and `sha256` are filled in.
+
+        All or nothing, and on disk when it returns. Known ones are passed over if they are the same, and Conflict if
+        they are not: an id stands for one text for ever.
+        """
+        at = self.now()
+        rows = [replace(c, created_at=c.created_at or at, sha256=completion_sha256(c)) for c in batch]
+        with transaction(self.db):
+            known = self._known([row.id for row in rows])
+            new = []
+            for row in rows:
+                if row.id not in known:
+                    known[row.id] = row.sha256
+                    new.append(row)
+                elif known[row.id] != row.sha256:
+                    raise Conflict(f"completion {row.id}: was stored before with other content")
+            insert(self.db, "completions", new)
+            for run_id in {row.run_id for row in new}:
+                texts = [row.text for row in new if row.run_id == run_id and row.evaluation_id is None]
+                execute(
+                    self.db,
+                    "UPDATE runs SET num_completions = num_completions + ?, completion_bytes = completion_bytes + ? "
+                    "WHERE id = ?",
+                    (len(texts), sum(map(num_bytes, texts)), run_id),
+                )
+        return len(new)
+
+    def existing_ids(self, run_id: str, round: int) -> set[str]:
+        """The ids of a round's completions in the training corpus: what sampling need not do again."""
+        sql = "SELECT id FROM completions WHERE run_id = ? AND round = ? AND evaluation_id IS NULL"
+        return {row["id"] for row in query(self.db, sql, (run_id, round))}
+
+    def completions(
+        self, run_id: str, round: int | None = None, *, evaluation_id: str | None = None
+    ) -> Iterator[Completion]:
+        """The training corpus of a round or of all, or an evaluation's completions; in order of arrival in a round."""
+        if round is None and evaluation_id is None:
+            for row in query(self.db, "SELECT number FROM rounds WHERE run_id = ? ORDER BY number", (run_id,)):
+                yield from self.completions(run_id, row["number"])
+            return
+        where = "evaluation_id = :evaluation_id AND run_id = :run_id"
+        if evaluation_id is None:
+            where = "evaluation_id IS NULL AND run_id = :run_id AND round = :round"
+        sql = f"SELECT * FROM completions WHERE {where} AND arrival > :after ORDER BY arrival LIMIT {PAGE}"
+        given = {"run_id": run_id, "round": round, "evaluation_id": evaluation_id, "after": 0}
+        while rows := query(self.db, sql, given):
+            yield from _completions(rows)
+            given["after"] = rows[-1]["arrival"]
+
+    def completion(self, completion_id: str) -> Completion | None:
+        """One completion by its id."""
+        rows = query(self.db, "SELECT * FROM completions WHERE id = ?", (completion_id,))
+        return unpack(Completion, rows[0]) if rows else None
+
+    def search(
+        self,
+        *,
+        run_id: str | None = None,
+        text: str | None = None,
+        round: int | None = None,
+        prompt_id: str | None = None,
+        limit: int = 20,
+    ) -> list[Completion]:
+        """Completions of a run's training corpus, newest first: those with `text` in them (case ignored for ASCII).
+
+        Without `run_id` the newest run's. `prompt_id` is a prompt's id or name. Nothing in `text` has a special meaning.
+        """
+        pattern = None if text is None else "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
+        plus = "+" if round is None else ""  # keeps SQLite to the order of arrival, instead of sorting a whole run
+        conditions = {
+            "run_id": f"{plus}run_id = :run_id",
+            "round": "round = :round",
+            "prompt_id": "prompt_id IN (SELECT id FROM prompts WHERE id = :prompt_id OR name = :prompt_id)",
+            "pattern": "text LIKE :pattern ESCAPE '\\'",
+        }
+        if run_id is None:
+            run_id = scalar(self.db, "SELECT id FROM runs ORDER BY rowid DESC LIMIT 1")
+        given = {"run_id": run_id, "round": round, "prompt_id": prompt_id, "pattern": pattern}
+        where = " AND ".join(
+            ["evaluation_id IS NULL", *(sql for name, sql in conditions.items() if given[name] is not None)]
+        )
+        sql = f"SELECT * FROM completions WHERE {where} ORDER BY arrival DESC LIMIT :limit"
+        return list(_completions(query(self.db, sql, {**given, "limit": limit})))
+
+    def training_rows(self, run_id: str, round: int) -> Iterator[Completion]:
+        """What a round's fine-tune sees, in order: the completions whose selection is `used`."""
+        sql = (
+            "SELECT c.*, s.position FROM selections AS s JOIN completions AS c ON c.id = s.completion_id "
+            "WHERE s.run_id = ? AND s.round = ? AND s.used AND (s.position, s.completion_id) > (?, ?) "
+            f"ORDER BY s.position, s.completion_id LIMIT {PAGE}"
+        )
+        after: tuple[int, str] = (-(2**63), "")
+        while rows := query(self.db, sql, (run_id, round, *after)):
+            yield from _completions(rows)
+            after = (rows[-1]["position"], rows[-1]["id"])
+
+    def selections(self, run_id: str, round: int) -> Iterator[Selection]:
+        """A round's whole list, left-out completions with their reasons included, in order."""
+        sql = (
+            "SELECT * FROM selections WHERE run_id = ? AND round = ? AND (position, completion_id) > (?, ?) "
+            f"ORDER BY position, completion_id LIMIT {PAGE}"
+        )
+        after: tuple[int, str] = (-(2**63), "")
+        while rows := query(self.db, sql, (run_id, round, *after)):
+            yield from (unpack(Selection, row) for row in rows)
+            after = (rows[-1]["position"], rows[-1]["completion_id"])
+
+    def _known(self, ids: list[str]) -> dict[str, str]:
+        sql = "SELECT id, sha256 FROM completions WHERE id IN (SELECT value FROM json_each(?))"
+        return {row["id"]: row["sha256"] for row in query(self.db, sql, (json.dumps(ids),))}
+
+
+def _completions(rows: Iterable[Row]) -> Iterator[Completion]:
+    return (unpack(Completion, row) for row in rows)

@@ -1,0 +1,148 @@
+"""Suites, evaluations and verdicts: the half of the corpus that measures. Used through `Corpus`.
+
+It stores what was measured and computes no figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from store import events
+from store.canonical import canonical_json
+from store.db import Database, execute, insert, pack, query, transaction, unpack, utc_now
+from store.errors import Conflict, StaleState, StoreError
+from store.records import Evaluation, GradedVerdict, Json, Problem, Suite, Verdict
+
+_IN_SUITE = (
+    "SELECT 1 FROM evaluations AS e JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 "
+    "WHERE e.id = :evaluation_id AND p.task_id = :task_id"
+)
+
+
+class Evaluations:
+    """Suites and evaluations over one open store. `now` is the clock: RFC 3339 UTC."""
+
+    def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
+        self.db = db
+        self.now = now
+
+    def add_suite(self, suite: Suite, problems: Iterable[Problem]) -> None:
+        """Store a suite with its problems, whose prompts are stored already. Harmless to repeat.
+
+        Conflict if its hash is known with other problems.
+        """
+        problems = sorted(problems, key=lambda problem: problem.position)
+        if len(problems) != suite.num_problems:
+            raise ValueError(f"suite {suite.name!r}: has {len(problems)} problems, not {suite.num_problems}")
+        with transaction(self.db):
+            if insert(self.db, "suites", [suite], clause="ON CONFLICT (sha256) DO NOTHING"):
+                insert(self.db, "problems", problems)
+            elif self.problems(suite.sha256) != problems:
+                raise Conflict(f"suite {suite.name!r}: is known under the same hash with other problems")
+
+    def suite(self, sha256: str) -> Suite | None:
+        """One suite by its hash."""
+        rows = query(self.db, "SELECT * FROM suites WHERE sha256 = ?", (sha256,))
+        return unpack(Suite, rows[0]) if rows else None
+
+    def problems(self, suite_sha256: str, split: str | None = None) -> list[Problem]:
+        """A suite's problems, or those of one split, in order."""
+        sql = "SELECT * FROM problems WHERE suite_sha256 = :suite_sha256 AND (:split IS NULL OR split = :split) "
+        sql += "ORDER BY position, task_id"
+        rows = query(self.db, sql, {"suite_sha256": suite_sha256, "split": split})
+        return [unpack(Problem, row) for row in rows]
+
+    def begin_evaluation(self, evaluation: Evaluation) -> Evaluation:
+        """Store an evaluation, or find it as it was begun before, with its metrics if it is finished.
+
+        Conflict if its id is known with another checkpoint, suite, decoding, seed or number of samples.
+        """
+        draft = replace(evaluation, created_at=evaluation.created_at or self.now(), finished_at=None, metrics=None)
+        with transaction(self.db):
+            insert(self.db, "evaluations", [draft], clause="ON CONFLICT (id) DO NOTHING")
+            stored = self._evaluation(draft.id)
+            begun = {"round": 0, "suite_name": "", "created_at": "", "finished_at": None, "metrics": None}
+            if pack(stored) | begun != pack(draft) | begun:
+                raise Conflict(f"evaluation {draft.id}: was begun before with other settings")
+        return stored
+
+    def evaluation(self, evaluation_id: str) -> Evaluation | None:
+        """One evaluation by its id."""
+        rows = query(self.db, "SELECT * FROM evaluations WHERE id = ?", (evaluation_id,))
+        return unpack(Evaluation, rows[0]) if rows else None
+
+    def evaluations(self, run_id: str, checkpoint: str | None = None) -> list[Evaluation]:
+        """The evaluations of a run, or of one checkpoint in it, in the order in which they were begun."""
+        where = "run_id = :run_id AND (:checkpoint IS NULL OR checkpoint = :checkpoint)"
+        sql = f"SELECT * FROM evaluations WHERE {where} ORDER BY rowid"
+        return [unpack(Evaluation, row) for row in query(self.db, sql, {"run_id": run_id, "checkpoint": checkpoint})]
+
+    def evaluation_completion_ids(self, evaluation_id: str) -> set[str]:
+        """The ids of an evaluation's completions: what its sampling need not do again."""
+        rows = query(self.db, "SELECT id FROM completions WHERE evaluation_id = ?", (evaluation_id,))
+        return {row["id"] for row in rows}
+
+    def graded_ids(self, evaluation_id: str) -> set[str]:
+        """The ids of the completions with a verdict. A harness error is none: that completion is graded again."""
+        sql = "SELECT completion_id FROM verdicts WHERE evaluation_id = ? AND verdict <> 'harness_error'"
+        return {row["completion_id"] for row in query(self.db, sql, (evaluation_id,))}
+
+    def add_verdicts(self, batch: Iterable[Verdict]) -> int:
+        """Store verdicts; how many are new. All or nothing, and on disk when it returns.
+
+        A verdict stands: the same outcome again is passed over, another is Conflict. Only a harness error gives way.
+        """
+        key = "evaluation_id = :evaluation_id AND task_id = :task_id AND sample_index = :sample_index"
+        num_new = 0
+        with transaction(self.db):
+            for verdict in batch:
+                row = pack(verdict)
+                for known in query(self.db, f"SELECT * FROM verdicts WHERE {key}", row):
+                    if known["verdict"] == "harness_error" != verdict.verdict:
+                        execute(self.db, f"DELETE FROM verdicts WHERE {key}", row)
+                    elif (known["completion_id"], known["verdict"]) == (verdict.completion_id, verdict.verdict):
+                        break
+                    else:
+                        raise Conflict(
+                            f"{verdict.task_id}, sample {verdict.sample_index}: was graded {known['verdict']} before, "
+                            f"now {verdict.verdict}"
+                        )
+                else:
+                    if not query(self.db, _IN_SUITE, row):
+                        raise StoreError(f"{verdict.task_id}: is not a problem of the suite that is evaluated")
+                    num_new += insert(self.db, "verdicts", [verdict])
+        return num_new
+
+    def verdicts(self, evaluation_id: str) -> list[GradedVerdict]:
+        """An evaluation's verdicts with each problem's split and difficulty, in order of problem and sample."""
+        sql = (
+            "SELECT v.*, p.split, p.difficulty FROM verdicts AS v JOIN evaluations AS e ON e.id = v.evaluation_id "
+            "JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 AND p.task_id = v.task_id "
+            "WHERE v.evaluation_id = ? ORDER BY p.position, v.task_id, v.sample_index"
+        )
+        return [unpack(GradedVerdict, row) for row in query(self.db, sql, (evaluation_id,))]
+
+    def finish_evaluation(self, evaluation_id: str, metrics: Json) -> Evaluation:
+        """Store the figures, once; StaleState if they are in already."""
+        at = self.now()
+        with transaction(self.db):
+            evaluation = self._evaluation(evaluation_id)
+            if evaluation.finished_at is not None:
+                raise StaleState(f"evaluation {evaluation_id}: was finished before")
+            sql = "UPDATE evaluations SET finished_at = ?, metrics = ? WHERE id = ?"
+            execute(self.db, sql, (at, canonical_json(metrics), evaluation_id))
+            data = {
+                "evaluation": evaluation_id,
+                "checkpoint": evaluation.checkpoint,
+                "suite": evaluation.suite_name,
+                "metrics": metrics,
+            }
+            events.append(self.db, at, evaluation.run_id, "evaluation_finished", evaluation.round, "evaluating", data)
+        return self._evaluation(evaluation_id)
+
+    def _evaluation(self, evaluation_id: str) -> Evaluation:
+        found = self.evaluation(evaluation_id)
+        if found is None:
+            raise StoreError(f"no evaluation has the id {evaluation_id!r}")
+        return found

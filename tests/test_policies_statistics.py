@@ -1,0 +1,326 @@
+"""The arithmetic of the policies against enumeration, against scipy, and by simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+from fractions import Fraction
+from statistics import NormalDist, fmean, stdev
+
+import numpy
+import pytest
+import scipy.stats
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from policies import statistics
+from policies.statistics import (
+    PairedGain,
+    mean_interval,
+    mean_pass_at_k,
+    paired_gain,
+    pass_at_k,
+    smallest_detectable_gain,
+)
+
+quarters = st.integers(-4, 4).map(lambda score: Fraction(score, 4))
+few = st.lists(quarters, min_size=1, max_size=10)  # enumerated
+some = st.lists(quarters, min_size=1, max_size=40)  # enumerated or drawn
+
+
+def sign_flip_p_value(differences: list[Fraction], delta: Fraction) -> float:
+    """One-sided p-value of "the gain is delta", by brute force."""
+    shifted = [difference - delta for difference in differences]
+    flips = list(itertools.product((1, -1), repeat=len(shifted)))
+    sums = [sum(sign * value for sign, value in zip(signs, shifted, strict=True)) for signs in flips]
+    return sum(total >= sum(shifted) for total in sums) / len(flips)
+
+
+def num_changed(differences: list[Fraction]) -> int:
+    return sum(difference != 0 for difference in differences)
+
+
+# pass@k
+
+
+@given(st.lists(st.integers(0, 1), min_size=1, max_size=8), st.data())
+def test_pass_at_k_is_the_share_of_subsets_with_a_pass(outcomes: list[int], data: st.DataObject) -> None:
+    k = data.draw(st.integers(1, len(outcomes)))
+    subsets = list(itertools.combinations(outcomes, k))
+    assert pass_at_k(len(outcomes), sum(outcomes), k) == pytest.approx(sum(map(any, subsets)) / len(subsets), abs=1e-15)
+
+
+@pytest.mark.parametrize(("n", "c", "k"), [(4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1), (0, 0, 1)])
+def test_pass_at_k_refuses_what_cannot_be_estimated(n: int, c: int, k: int) -> None:
+    with pytest.raises(ValueError):
+        pass_at_k(n, c, k)
+
+
+def test_pass_at_k_of_many_samples_does_not_overflow() -> None:
+    assert pass_at_k(5000, 1, 2500) == 0.5
+    assert pass_at_k(5000, 0, 2500) == 0.0
+    assert pass_at_k(5000, 2501, 2500) == 1.0
+
+
+def test_mean_pass_at_k_is_over_problems_not_samples() -> None:
+    assert mean_pass_at_k([[1], [0, 0, 0]], 1) == 0.5
+    assert mean_pass_at_k([[1, 0], [0, 0]], 2) == 0.5
+    with pytest.raises(ValueError, match="pass@2 needs"):
+        mean_pass_at_k([[1], [0, 0, 0]], 2)
+    with pytest.raises(ValueError, match="no problems"):
+        mean_pass_at_k([], 1)
+
+
+# intervals for a mean
+
+
+@given(st.integers(1, 200), st.data())
+def test_mean_interval_of_single_samples_is_wilsons(n: int, data: st.DataObject) -> None:
+    c = data.draw(st.integers(0, n))
+    wilson = scipy.stats.binomtest(c, n).proportion_ci(method="wilson")
+    assert mean_interval([1.0] * c + [0.0] * (n - c)) == pytest.approx((wilson.low, wilson.high), abs=1e-9)
+
+
+@given(st.lists(st.integers(0, 4).map(lambda passed: passed / 4), min_size=1, max_size=60))
+def test_mean_interval_brackets_the_mean_and_has_a_width(values: list[float]) -> None:
+    low, high = mean_interval(values)
+    assert 0.0 <= low <= fmean(values) <= high <= 1.0
+    assert high - low > 0.2 / len(values)
+    assert mean_interval([1 - value for value in values]) == pytest.approx((1 - high, 1 - low), abs=1e-12)
+    wider = mean_interval(values, confidence=0.99)
+    assert wider[0] <= low and high <= wider[1]
+
+
+def test_mean_interval_covers_and_counts_problems_not_samples() -> None:
+    numbers = random.Random(5)
+    missed = 0
+    for _ in range(1000):
+        rates = [numbers.betavariate(0.3, 0.6) for _ in range(60)]  # U-shaped difficulty, mean 1/3
+        values = [sum(numbers.random() < rate for _ in range(10)) / 10 for rate in rates]
+        low, high = mean_interval(values)
+        missed += not low <= 1 / 3 <= high
+    assert 0.025 <= missed / 1000 <= 0.075
+    pooled = scipy.stats.binomtest(200, 600).proportion_ci(method="wilson")
+    assert high - low > 1.5 * (pooled.high - pooled.low)
+
+
+@pytest.mark.parametrize("values", [[], [1.5], [-0.1], [math.nan]])
+def test_mean_interval_refuses(values: list[float]) -> None:
+    with pytest.raises(ValueError):
+        mean_interval(values)
+
+
+# the paired comparison
+
+
+@given(few)
+@settings(max_examples=60, deadline=None)
+def test_p_value_is_the_sign_flip_tests(differences: list[Fraction]) -> None:
+    found = paired_gain(differences)
+    assert found.p_value == sign_flip_p_value(differences, Fraction(0))
+    assert (found.lower > 0) == (found.p_value <= 1 - found.confidence)
+
+
+@given(st.lists(quarters, min_size=5, max_size=9), st.sampled_from([0.8, 0.9, 0.95]))
+@settings(max_examples=60, deadline=None)
+def test_the_lower_bound_inverts_the_sign_flip_test(differences: list[Fraction], confidence: float) -> None:
+    """Every gain below the bound is rejected, the bound itself is not. A bound that is off by one rank fails."""
+    assume(num_changed(differences) >= 5)  # with fewer it is widened on purpose
+    found = paired_gain(differences, confidence)
+    lower = Fraction(found.lower).limit_denominator(1000)
+    assert sign_flip_p_value(differences, lower) > 1 - confidence
+    assert sign_flip_p_value(differences, lower - Fraction(1, 10**6)) <= 1 - confidence
+
+
+@given(some, st.sampled_from([0.6, 0.9, 0.95, 0.975]))
+@settings(max_examples=60, deadline=None)
+def test_bounds_bracket_the_gain_and_mirror_when_the_two_are_swapped(
+    differences: list[Fraction], confidence: float
+) -> None:
+    found = paired_gain(differences, confidence)
+    assert -1 <= found.lower <= found.gain <= found.upper <= 1
+    assert found.gain == float(sum(differences) / len(differences))
+    swapped = paired_gain([-difference for difference in differences], confidence)
+    assert (swapped.gain, swapped.lower, swapped.upper) == (-found.gain, -found.upper, -found.lower)
+    assert (swapped.num_improved, swapped.num_worsened) == (found.num_worsened, found.num_improved)
+    assert found.num_improved + found.num_worsened + found.num_equal == len(differences)
+
+
+@given(some, st.data())
+@settings(max_examples=60, deadline=None)
+def test_better_results_never_look_worse(differences: list[Fraction], data: st.DataObject) -> None:
+    raised = list(differences)
+    index = data.draw(st.integers(0, len(raised) - 1))
+    raised[index] = data.draw(
+        st.sampled_from([Fraction(k, 4) for k in range(-4, 5) if Fraction(k, 4) >= raised[index]])
+    )
+    before, after = paired_gain(differences), paired_gain(raised)
+    assert after.gain >= before.gain
+    assert after.p_value <= before.p_value
+    if min(num_changed(differences), num_changed(raised)) >= 5:
+        assert after.lower >= before.lower
+        assert after.upper >= before.upper
+
+
+@given(some, st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_the_order_of_the_problems_does_not_matter(differences: list[Fraction], order: random.Random) -> None:
+    shuffled = list(differences)
+    order.shuffle(shuffled)
+    assert paired_gain(shuffled) == paired_gain(differences)
+
+
+def test_drawn_subsets_agree_with_scipy() -> None:
+    numbers = random.Random(3)
+    for _ in range(3):
+        differences = [numbers.choice([-0.5, -0.25, 0.0, 0.0, 0.25, 0.5, 0.5]) for _ in range(60)]
+        theirs = scipy.stats.permutation_test(
+            (numpy.array(differences),),
+            numpy.mean,
+            permutation_type="samples",
+            alternative="greater",
+            n_resamples=20_000,
+            vectorized=True,
+            rng=numpy.random.default_rng(1),
+        ).pvalue
+        ours = paired_gain(differences).p_value
+        error = math.sqrt(theirs * (1 - theirs) / 20_000 * 2)
+        assert abs(ours - theirs) < 4 * error + 1e-4
+
+
+def test_drawn_subsets_agree_with_enumerated_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = [Fraction(score, 4) for score in (1, 2, -1, 0, 3, 0, 1, -2, 4, 1, 0, 2, -1, 1)]
+    exact = paired_gain(differences)
+    assert 2 ** len(differences) <= statistics.NUM_DRAWS
+    monkeypatch.setattr(statistics, "NUM_DRAWS", 16_000)
+    drawn = paired_gain(differences)
+    assert drawn != exact
+    assert drawn.p_value == pytest.approx(exact.p_value, abs=0.008)
+    assert (drawn.lower, drawn.upper) == pytest.approx((exact.lower, exact.upper), abs=0.02)
+
+
+def test_drawn_p_value_with_few_changes_is_near_the_exact_one() -> None:
+    for wins in (4, 5, 6):  # no losses: p is 2 ** -wins whatever the number of equal problems
+        found = paired_gain([1.0] * wins + [0.0] * 200)
+        assert found.p_value == pytest.approx(2.0**-wins, abs=0.007)
+        assert (found.lower > 0) == (wins >= 5)
+
+
+def test_large_comparisons_agree_with_the_normal_approximation() -> None:
+    numbers = random.Random(8)
+    differences = [numbers.choice([-0.4, -0.1, 0.0, 0.1, 0.2, 0.5]) for _ in range(1000)]
+    found = paired_gain(differences)
+    half = NormalDist().inv_cdf(0.95) * stdev(differences) / math.sqrt(1000)
+    assert found.gain - found.lower == pytest.approx(half, rel=0.05)
+    assert found.upper - found.gain == pytest.approx(half, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("differences", "lower", "upper"),
+    [
+        ([0.0] * 50, -0.043, 0.043),  # nothing differed: about the rule of three over two
+        ([1.0] + [0.0] * 49, -0.040, 0.077),
+        ([1.0] * 4, -1.0, 1.0),  # four problems cannot reject anything at .95
+        ([1.0] * 5, 1.0, 1.0),
+        ([0.0], -1.0, 1.0),
+    ],
+)
+def test_bounds_with_few_changes(differences: list[float], lower: float, upper: float) -> None:
+    found = paired_gain(differences)
+    assert (found.lower, found.upper) == pytest.approx((lower, upper), abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("differences", "confidence"), [([], 0.95), ([1.5], 0.95), ([math.nan], 0.95), ([0.5], 0.5), ([0.5], 1.0)]
+)
+def test_paired_gain_refuses(differences: list[float], confidence: float) -> None:
+    with pytest.raises(ValueError):
+        paired_gain(differences, confidence)
+
+
+def test_a_comparison_is_frozen_to_the_bit() -> None:
+    """A change here changes how recorded rounds replay."""
+    differences = [Fraction(score, 4) for score in (1, 0, 0, 2, -1, 3, 0, 0, 1, -2) * 4]
+    assert paired_gain(differences) == PairedGain(
+        gain=0.1,
+        lower=0.011363636363636364,
+        upper=0.19117647058823528,
+        confidence=0.95,
+        p_value=0.0464476776161192,
+        num_improved=16,
+        num_worsened=8,
+        num_equal=16,
+    )
+
+
+# what a comparison could have seen
+
+
+def test_smallest_detectable_gain_is_found_with_about_that_power(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "NUM_DRAWS", 2000)
+    numbers = random.Random(9)
+    spread = [numbers.gauss(0, 0.2) for _ in range(2000)]
+    detectable = smallest_detectable_gain(spread[:100] + [-value for value in spread[:100]]) * math.sqrt(200 / 80)
+    found = 0
+    for _ in range(300):
+        differences = [max(-1.0, min(1.0, numbers.gauss(detectable, 0.2))) for _ in range(80)]
+        found += paired_gain(differences).lower > 0
+    assert 0.7 <= found / 300 <= 0.9
+
+
+@pytest.mark.parametrize(
+    ("differences", "detectable"),
+    [
+        ([1.0, -1.0] * 50, 2.4865 * stdev([1.0, -1.0] * 50) / 10),
+        ([0.0] * 100, 0.05),  # nothing differed: five problems must turn
+        ([0.25] * 100, 0.0125),  # no spread: five must turn by a quarter
+        ([0.25] + [0.0] * 99, 0.0125),
+        ([0.0] * 4, 1.0),  # too few problems to see anything
+        ([1.0], 1.0),
+    ],
+)
+def test_smallest_detectable_gain(differences: list[float], detectable: float) -> None:
+    assert smallest_detectable_gain(differences) == pytest.approx(detectable, abs=1e-4)
+
+
+def test_smallest_detectable_gain_shrinks_with_problems_and_grows_with_power() -> None:
+    once, fourfold = [0.5, -0.25, 0.0, 0.25] * 10, [0.5, -0.25, 0.0, 0.25] * 40
+    assert smallest_detectable_gain(fourfold) == pytest.approx(smallest_detectable_gain(once) / 2, rel=0.02)
+    assert smallest_detectable_gain(once, power=0.9) > smallest_detectable_gain(once)
+    assert smallest_detectable_gain(once, alpha=0.01) > smallest_detectable_gain(once)
+    with pytest.raises(ValueError, match="no problems"):
+        smallest_detectable_gain([])
+
+
+# error rates
+
+
+def simulated_keeps(gain: float, num_runs: int, num_problems: int, seed: int) -> int:
+    """How often a candidate whose success rates are higher by `gain` (where there is room) would be kept."""
+    numbers = random.Random(seed)
+    keeps = 0
+    for _ in range(num_runs):
+        differences = []
+        for _ in range(num_problems):
+            rate = numbers.betavariate(0.3, 0.6)  # U-shaped difficulty
+            candidate = sum(numbers.random() < min(1.0, rate + gain) for _ in range(4))
+            head = sum(numbers.random() < rate for _ in range(4))
+            differences.append(Fraction(candidate - head, 4))
+        keeps += paired_gain(differences).lower > 0
+    return keeps
+
+
+def test_false_keeps_stay_at_the_promised_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "NUM_DRAWS", 2000)
+    num_runs = 500
+    keeps = simulated_keeps(gain=0.0, num_runs=num_runs, num_problems=50, seed=1)
+    error = 3 * math.sqrt(0.05 * 0.95 / num_runs)
+    assert keeps / num_runs <= 0.05 + error
+    assert keeps / num_runs >= 0.05 - error  # a bound that never lets anything pass is broken too
+
+
+def test_a_large_gain_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "NUM_DRAWS", 2000)
+    assert simulated_keeps(gain=0.2, num_runs=100, num_problems=100, seed=2) >= 98
+    assert simulated_keeps(gain=-0.2, num_runs=100, num_problems=100, seed=3) == 0

@@ -1,0 +1,239 @@
+"""Prompts: from files and data sets, without duplicates, and dealt out to rounds."""
+
+import gzip
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loop.config import Model, Prompts
+from loop.errors import ConfigError
+from loop.prompts import sources
+from loop.prompts.sources import load_prompts, prompts_of_round
+from store.canonical import sha256_of
+from store.records import Prompt
+
+MODEL = Model(source="fake")
+ROWS = [
+    {"id": "one", "statement": "Add two numbers.", "signature": "def add(a, b):"},
+    {"statement": "Echo the input.", "signature": ""},
+    {"statement": "Print a poem."},
+    {"id": "again", "statement": "  Add two numbers.\n", "signature": "def add(a, b):\n"},
+]
+
+
+def write(path: Path, *rows: object) -> Path:
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
+    return path
+
+
+def problem(source: Path | str, **options: object) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_prompts(Prompts.model_validate({"source": str(source), **options}), MODEL, Path("/"))
+    return str(caught.value)
+
+
+def test_the_starter_prompts() -> None:
+    found = load_prompts(Prompts(), MODEL, Path("/"))
+    assert len(found) > 300
+    assert len({prompt.id for prompt in found}) == len(found)
+    assert (found[0].source, found[0].name) == ("starter", "starter/001")
+    assert all(prompt.id == sha256_of(prompt.content) for prompt in found)
+    assert load_prompts(Prompts(limit=7), MODEL, Path("/")) == found[:7]
+
+
+def test_rows_become_questions(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", *ROWS)
+    function, program, code = load_prompts(Prompts(source="p.jsonl"), MODEL, tmp_path)
+    asked = [prompt.content["messages"][0]["content"] for prompt in (function, program, code)]
+    assert asked[0] == "Add two numbers.\n\nComplete this Python code:\n\n```python\ndef add(a, b):\n```"
+    assert "standard input" in asked[1]
+    assert asked[2] == "Print a poem.\n\nAnswer with Python code."
+    assert [prompt.name for prompt in (function, program, code)] == ["one", "2", "3"]
+    assert function.source == "p.jsonl"
+    assert function.content["prefill"] == "```python\n"
+
+
+def test_the_first_of_equal_prompts_stays_and_the_limit_counts_distinct_ones(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", ROWS[0], ROWS[3], ROWS[0], ROWS[1], ROWS[2])
+    found = load_prompts(Prompts(source="p.jsonl", limit=2), MODEL, tmp_path)
+    assert [prompt.name for prompt in found] == ["one", "4"]
+
+
+def test_the_model_settings_are_part_of_a_prompt(tmp_path: Path) -> None:
+    write(tmp_path / "p.jsonl", ROWS[0])
+    models = [MODEL, Model(source="fake", chat_template=False), Model(source="fake", system_prompt="Be brief.")]
+    ids = {load_prompts(Prompts(source="p.jsonl"), model, tmp_path)[0].id for model in models}
+    ids |= {load_prompts(Prompts(source="p.jsonl", prefill_fence=False), MODEL, tmp_path)[0].id}
+    assert len(ids) == 4
+
+
+def test_gz_by_content_and_a_byte_order_mark(tmp_path: Path) -> None:
+    plain = write(tmp_path / "p.jsonl", *ROWS).read_bytes()
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + plain))
+    (tmp_path / "q.jsonl").write_bytes(gzip.compress(plain))
+    texts = [
+        [prompt.content for prompt in load_prompts(Prompts(source=name), MODEL, tmp_path)]
+        for name in ("p.jsonl", "p.jsonl.gz", "q.jsonl")
+    ]
+    assert texts[0] == texts[1] == texts[2]
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(plain)[:-9])
+    assert problem(tmp_path / "cut.jsonl.gz").startswith(f"{tmp_path}/cut.jsonl.gz: is not a whole gzip file (")
+
+
+def test_broken_lines_are_all_named(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "p.jsonl",
+        ROWS[0],
+        "",
+        "{",
+        [1],
+        {"question": "x", "n": 2},
+        {"statement": " "},
+        {"statement": 5},
+        {"statement": "x", "signature": 5},
+        '{"statement": "\\ud800"}',
+    )
+    path.write_bytes(path.read_bytes() + b"\xff\n")
+    assert problem(path).splitlines() == [
+        f"{path}:{line}: {text}"
+        for line, text in [
+            (3, "is not JSON (Expecting property name enclosed in double quotes); expected one JSON object per line"),
+            (4, "is [1]; expected a JSON object"),
+            (
+                5,
+                'has no "statement" (its keys: "question", "n"); add it, or name the right key in statement_column',
+            ),
+            (6, '"statement" is blank; write the task there, or remove the row'),
+            (7, '"statement" is 5; expected text'),
+            (8, '"signature" is 5; expected text'),
+            (9, '"statement" holds half of a surrogate pair; write the whole character'),
+            (10, "is not UTF-8; save the file as UTF-8"),
+        ]
+    ]
+    write(path, *["{"] * 30)
+    lines = problem(path).splitlines()
+    assert (len(lines), lines[-1]) == (
+        11,
+        f"{path}: 20 more rows are broken in the same or other ways; correct them too",
+    )
+
+
+def test_files_without_prompts(tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    (tmp_path / "dir.jsonl").mkdir()
+    assert problem(tmp_path / "empty.jsonl").endswith("holds no prompts; give at least one row with a statement")
+    assert problem(tmp_path / "dir.jsonl") == f"{tmp_path}/dir.jsonl: is a directory; name the file with the prompts"
+    assert problem(tmp_path / "no.jsonl").startswith(f"{tmp_path}/no.jsonl: no such file; give ")
+    assert "is no source of prompts" in problem("nonsense")
+
+
+def test_a_misspelt_starter_code_column_is_noticed(tmp_path: Path) -> None:
+    path = write(tmp_path / "p.jsonl", ROWS[0])
+    assert problem(path, starter_code_column="starter").endswith('has "starter"; correct starter_code_column')
+
+
+# Data sets: a child process reads them
+
+
+@pytest.fixture(scope="module")
+def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory that `datasets` reads as it reads one from the hub, with the columns of rStar-Coder."""
+    directory = tmp_path_factory.mktemp("data") / "tasks"
+    directory.mkdir()
+    rows = [
+        {"question_id": "a", "question": "Add.", "starter_code": "def add(a, b):", "response": "no"},
+        {"question_id": "b", "question": "Echo.", "starter_code": None, "response": "no"},
+        {"question_id": "c", "question": "", "starter_code": "", "response": "no"},
+        {"question_id": "d", "question": "Add.", "starter_code": "def add(a, b):\n", "response": "other"},
+        {"question_id": "e", "question": "Sort.", "starter_code": "", "response": "no"},
+    ]
+    write(directory / "train.jsonl", *rows)
+    return directory
+
+
+COLUMNS = {"statement_column": "question", "starter_code_column": "starter_code"}
+
+
+def test_a_data_set_on_disk(data_set: Path) -> None:
+    found = load_prompts(Prompts(source="tasks", **COLUMNS), MODEL, data_set.parent)  # type: ignore[arg-type]
+    assert [prompt.name for prompt in found] == ["a", "b", "e"]
+    asked = [prompt.content["messages"][0]["content"] for prompt in found]
+    assert ["standard input" in question for question in asked] == [False, True, True]
+
+
+def test_mistakes_with_a_data_set_are_one_line(data_set: Path) -> None:
+    assert problem(data_set, statement_column="q") == (
+        f"{data_set}: has no column 'q'; set statement_column to one of question_id, question, starter_code, response"
+    )
+
+
+def test_a_hub_data_set_without_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    message = problem("microsoft/rStar-Coder", config="seed_sft", **COLUMNS)
+    assert message.startswith("microsoft/rStar-Coder: cannot be fetched (")
+    assert message.endswith("); connect to the hub, or name a copy of the data set on disk")
+    assert "\n" not in message
+    assert os.listdir(tmp_path / "loop" / "prompts") == []
+
+
+def test_a_hub_data_set_is_fetched_once_for_each_way_of_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched = []
+
+    def fetch(request: dict[str, object], out: Path, source: str) -> None:
+        fetched.append(request["limit"])
+        write(out, {"row": 1, "question": "Add.", "starter_code": None})
+
+    monkeypatch.setattr(sources, "_fetch", fetch)
+    for limit in (3, 3, 4):
+        prompts = Prompts(source="a/b", limit=limit, **COLUMNS)  # type: ignore[arg-type]
+        [prompt] = load_prompts(prompts, MODEL, tmp_path, cache_dir=tmp_path / "cache")
+    assert fetched == [3, 4]
+    assert (prompt.source, prompt.name) == ("a/b", "1")
+
+
+# Rounds
+
+
+def prompt_set(count: int) -> list[Prompt]:
+    return [Prompt(id=f"{number:03d}", source="s", name="n", statement="t", content={}) for number in range(count)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 14), st.integers(0, 2**63 - 1), st.integers(1, 25))
+def test_prompts_are_dealt_out_in_turn(count: int, per_round: int, seed: int, num_rounds: int) -> None:
+    prompts = prompt_set(count)
+    used: Counter[str] = Counter({prompt.id: 0 for prompt in prompts})
+    for number in range(1, num_rounds + 1):
+        ids = [prompt.id for prompt in prompts_of_round(prompts, per_round, seed, number)]
+        assert len(ids) == len(set(ids)) == min(per_round, count)
+        used.update(ids)
+        assert max(used.values()) - min(used.values()) <= 1
+    again = prompts_of_round(prompts[::-1], per_round, seed, num_rounds)
+    assert {prompt.id for prompt in again} == set(ids)
+
+
+def test_each_pass_is_another_shuffle_and_each_seed_another_run() -> None:
+    prompts = prompt_set(50)
+    passes = [tuple(p.id for n in range(5) for p in prompts_of_round(prompts, 10, 1, 5 * k + n + 1)) for k in range(3)]
+    assert len(set(passes)) == 3
+    assert all(sorted(order) == [prompt.id for prompt in prompts] for order in passes)
+    assert prompts_of_round(prompts, 10, 1, 1) != prompts_of_round(prompts, 10, 2, 1)
+
+
+def test_without_a_number_every_round_has_all() -> None:
+    prompts = prompt_set(5)
+    assert prompts_of_round(prompts, None, 1, 3) == prompts_of_round(prompts, 9, 1, 7) == prompts
+
+
+def test_a_late_round_costs_no_more_than_an_early_one() -> None:
+    prompts = prompt_set(300)
+    assert len(prompts_of_round(prompts, 128, 1, 10**9)) == 128
