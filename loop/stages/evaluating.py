@@ -61,7 +61,7 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> tupl
             suite_sha256=identity,
             task_id=problem.task_id,
             position=position,
-            split=grading.split_of(problem.task_id, dict(suite.splits)),
+            split=grading.split_of(problem.task_id, {str(name): share for name, share in suite.splits.items()}),
             difficulty=problem.difficulty,
             prompt_id=prompt.id,
             payload=problem.payload,

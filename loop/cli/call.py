@@ -1,0 +1,103 @@
+"""What every command has in common: `--config` and `--json`, before and after the command, and where the run is.
+
+A command that only reads needs one key of loop.toml, `run_dir`, and takes it without checking the rest: it starts in half
+the time, and tells about a run while its configuration is being edited.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from loop.configfile import LoadedConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Call:
+    """What was asked beside the command itself."""
+
+    config: str | None = None
+    json: bool = False
+
+    def load(self) -> LoadedConfig:
+        """loop.toml, all of it checked."""
+        from loop.configfile import find_config, load_config
+
+        return load_config(find_config(self.config))
+
+    def place(self) -> Place:
+        """Where the run is. ConfigError if loop.toml does not say; if there is no run yet, for any mistake in it."""
+        path = Path(self.config or os.environ.get("LOOP_CONFIG") or "loop.toml")
+        place = _quick_place(path)
+        if place is None or not (place.run_dir / "loop.db").exists():
+            loaded = self.load()
+            return Place(loaded.path, loaded.run_dir, loaded.config.name)
+        return place
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The run that a loop.toml names."""
+
+    path: Path
+    run_dir: Path
+    name: str
+
+
+def _quick_place(path: Path) -> Place | None:
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        run_dir, name = table.get("run_dir", ".loop"), table.get("name", "")
+        if not isinstance(run_dir, str) or not isinstance(name, str) or not run_dir.strip():
+            return None
+        path = Path(os.path.abspath(path))
+        return Place(path, Path(os.path.abspath(path.parent / Path(run_dir).expanduser())), name)
+    except (OSError, ValueError, RuntimeError, RecursionError):
+        return None  # whoever reads it in full says what is wrong
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    assert parameter.name is not None
+    if value not in (None, False):
+        setattr(context.find_root().ensure_object(Call), parameter.name, value)
+    return value
+
+
+def shared_options(command: F) -> F:
+    """`--config FILE` and `--json`; the later one on the command line counts."""
+    for option in (
+        click.option(
+            "--json", is_flag=True, expose_value=False, callback=_remember, help="The answer as JSON on stdout."
+        ),
+        click.option(
+            "--config",
+            metavar="FILE",
+            expose_value=False,
+            callback=_remember,
+            help="The configuration; default: LOOP_CONFIG, then ./loop.toml.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def the_call() -> Call:
+    """The options of the command that is running."""
+    return click.get_current_context().find_root().ensure_object(Call)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output: ASCII, so that nothing in it can move a cursor."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(value, ensure_ascii=True, allow_nan=False, indent=indent) + "\n")

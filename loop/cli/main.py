@@ -1,0 +1,168 @@
+"""loopctl: the commands, each imported when it is called, and how every error ends: a line on stderr and an exit code."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import os
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from loop.cli.call import Call, shared_options
+from loop.cli.text import safe, warn
+
+# name -> module, what it does
+COMMANDS = {
+    "init": ("init", "Write a loop.toml that runs as it is."),
+    "config": ("config", "Look at loop.toml."),
+    "doctor": ("doctor", "Say what this machine can do, and what would help."),
+    "run": ("run", "Run rounds in the foreground."),
+    "status": ("status", "Say what is happening, what was decided and why, and whether anything needs you."),
+    "rounds": ("rounds", "A row per round."),
+    "round": ("rounds", "All of one round."),
+    "samples": ("samples", "Read the corpus."),
+    "corpus": ("corpus", "Take the corpus elsewhere."),
+    "verify": ("verify", "Check every hash, sequence and manifest."),
+    "grade": ("grade", "Grade completions without a store or a model."),
+    "decide": ("decide", "Apply the configured policies to evidence in a file."),
+}
+
+
+class Commands(click.Group):
+    """A group that imports a command's module when the command is called, so that each starts as fast as it can."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = importlib.import_module(f"loop.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, f"{cmd_name}_command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, words) for name, (_, words) in COMMANDS.items()])
+
+
+def _version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        click.echo(f"loopctl {version()}")
+        context.exit()
+
+
+def version() -> str:
+    """The version that is installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("ssd-loop")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
+@shared_options
+def loopctl() -> None:
+    """Repeats rounds of Simple Self-Distillation on a code language model, and says what it did and why."""
+
+
+def main() -> NoReturn:
+    """The entry point of `loopctl`."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    if "_LOOPCTL_COMPLETE" in os.environ:
+        loopctl.main(prog_name="loopctl")
+    try:
+        code = run(sys.argv[1:], loopctl, "loopctl")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        code = _quiet()
+    except OSError as error:
+        code = told(error, "loopctl")
+        _quiet()
+    sys.exit(code)
+
+
+def run(arguments: list[str], command: click.Command, name: str) -> int:
+    """Carry out a command line; the exit code. Only a broken pipe is left to the caller."""
+    try:
+        with command.make_context(name, arguments, obj=Call()) as context:
+            command.invoke(context)
+        return 0
+    except click.exceptions.Exit as end:
+        return end.exit_code
+    except BrokenPipeError:
+        raise
+    except BaseException as error:
+        if os.environ.get("LOOP_TRACEBACK") == "1":
+            import traceback
+
+            traceback.print_exc()
+        return told(error, name)
+
+
+def told(error: BaseException, name: str) -> int:
+    """Say in a line what went wrong (several for several mistakes); the exit code."""
+    code, text = explained(error)
+    for line in text.splitlines() or [type(error).__name__]:
+        warn(f"{name}: {safe(line)}")
+    return code
+
+
+def explained(error: BaseException) -> tuple[int, str]:
+    """Exit code and words for whatever ended a command."""
+    from loop.errors import LoopError
+
+    if isinstance(error, LoopError):
+        return error.exit_code, str(error)
+    if isinstance(error, click.ClickException):
+        return error.exit_code, _usage(error)
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return getattr(error, "exit_code", 130), "interrupted; `loopctl run` goes on where it was"
+    if isinstance(error, SystemExit):
+        return (error.code if isinstance(error.code, int) else 1), ""
+    if isinstance(error, PermissionError):
+        return 77, f"{_file(error)}permission denied; use a place that this user can read and write"
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 1, f"{_file(error)}the disk is full; free some space and run it again: it goes on where it was"
+    if isinstance(error, OSError):
+        return 1, f"{_file(error)}{error.strerror or error}"
+    return _explained_by_the_store(error)
+
+
+def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
+    from store.errors import NoStore, StoreError, StoreTooNew
+
+    if isinstance(error, NoStore):
+        return 1, f"no run here yet ({str(error).partition(':')[0]}); start one with `loopctl run`"
+    if isinstance(error, StoreError):
+        return (78 if isinstance(error, StoreTooNew) else 1), str(error)
+    said = " ".join(str(error).split())
+    hint = "this is a bug in the loop; LOOP_TRACEBACK=1 shows where"
+    return 1, f"{type(error).__name__}: {said}; {hint}" if said else f"{type(error).__name__}; {hint}"
+
+
+def _usage(error: click.ClickException) -> str:
+    text = " ".join(error.format_message().split()).rstrip(".")
+    context: Any = getattr(error, "ctx", None)
+    return f"{text}; see `{context.command_path} --help`" if context else text
+
+
+def _file(error: OSError) -> str:
+    return f"{error.filename}: " if error.filename else ""
+
+
+def _quiet() -> int:
+    """Nobody reads on: end as a program does that SIGPIPE ends, and let Python's own flush at exit say nothing."""
+    sys.stdout = open(os.devnull, "w")
+    os.dup2(sys.stdout.fileno(), 1)
+    return 141
+
+
+if __name__ == "__main__":
+    main()

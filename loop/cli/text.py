@@ -1,0 +1,105 @@
+"""Text from models, problem files and error messages, made safe for a terminal; and numbers and times in few letters.
+
+Whatever is printed and did not come from our own source goes through `safe`. JSON escapes what is not ASCII by itself.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from loop.cli.clock import moment
+
+
+def safe(text: object, *, lines: bool = False) -> str:
+    """The text with every character that does not print as itself shown as its escape; with `lines`, newlines stay.
+
+    That is control characters, bidirectional and other format characters, lone surrogates, odd spaces.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or (lines and character == "\n") else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def clipped(text: object, length: int) -> str:
+    """One safe line of at most `length` characters."""
+    line = safe(text)
+    return line if len(line) <= length else line[: length - 3] + "..."
+
+
+def rate(value: float | None) -> str:
+    """0.121, or a dash."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def signed(value: float | None) -> str:
+    """+0.031; what rounds to zero has no minus."""
+    return "-" if value is None else f"{value:+z.3f}"
+
+
+def interval(ends: Sequence[float] | None, *, sign: bool = False) -> str:
+    """[0.098 0.146], or nothing."""
+    return "" if ends is None else f"[{' '.join(signed(end) if sign else rate(end) for end in ends)}]"
+
+
+def duration(seconds: float | None) -> str:
+    """3.2 s, 41 s, 12 min 5 s, 2 h 4 min, 3 d 7 h."""
+    if seconds is None:
+        return "-"
+    seconds = max(0.0, seconds)
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    for size, name, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if whole >= size:
+            return f"{whole // size} {name} {whole % size // part} {smaller}"
+    raise AssertionError(whole)
+
+
+def size(num_bytes: float | None) -> str:
+    """81 GB, 2.1 GB, 11 MB: powers of ten, as disks are sold."""
+    if num_bytes is None:
+        return "-"
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.5 or unit == "TB":
+            return f"{num_bytes:.1f} {unit}" if unit != "B" and num_bytes < 9.95 else f"{num_bytes:.0f} {unit}"
+        num_bytes /= 1000
+    raise AssertionError(num_bytes)
+
+
+def count(number: int, noun: str, plural: str | None = None) -> str:
+    """3,584 completions, 1 completion."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def clock(at: str | None = None) -> str:
+    """HH:MM:SS where the user is, of an RFC 3339 time or of now."""
+    then = moment(at) if at else datetime.now(UTC)
+    return then.astimezone().strftime("%H:%M:%S")
+
+
+def decoding_words(settings: dict[str, Any] | None) -> str:
+    """The decoding settings that stand beside every figure."""
+    if not settings:
+        return ""
+    if not settings.get("temperature"):
+        return "greedy"
+    parts = [f"T {settings['temperature']:g}"]
+    parts += [f"top_k {settings['top_k']}"] if settings.get("top_k") else []
+    parts += [f"top_p {settings['top_p']:g}"] if settings.get("top_p", 1.0) < 1.0 else []
+    penalty = settings.get("repetition_penalty", 1.0)
+    parts += [f"repetition_penalty {penalty:g}"] if penalty != 1.0 else []
+    return ", ".join(parts)
+
+
+def warn(text: str) -> None:
+    """A line on standard error."""
+    print(text, file=sys.stderr, flush=True)

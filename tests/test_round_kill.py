@@ -1,0 +1,85 @@
+"""kill -9 at every place and at random moments: the end state is that of an uninterrupted run, and nothing is redone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from rounds import acknowledged, drive, dump, processes_of, write_run
+
+from store.db import open_database
+from store.verify import verify_store
+
+KILLED = -9
+
+# Every place where the order of writes matters, before and after it happened, and the boundaries between the stages.
+PLACES = [
+    *[f"{moment} {place}" for place in ("create_run", "begin_round", "begin_attempt", "finish_stage", "decide",
+      "add_completions", "add_verdicts", "begin_evaluation", "finish_evaluation", "commit_directory", "rename")
+      for moment in ("before", "after")],
+    "at between_stages",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    config = write_run(tmp_path_factory.mktemp("uninterrupted"))
+    assert drive(config) == 0, (config.parent / "stderr").read_text()
+    return dump(config.parent / ".loop")
+
+
+def check(config: Path, uninterrupted: dict) -> None:
+    found = dump(config.parent / ".loop")
+    for table, rows in uninterrupted.items():
+        assert found[table] == rows, table
+    rows = Counter(acknowledged(config))
+    assert set(rows.values()) == {1}, "a row was acknowledged twice: its work was repeated"
+    stored = {f"completion {row['id']}" for row in found["completions"]}
+    stored |= {f"verdict {row['completion_id']}" for row in found["verdicts"]}
+    assert set(rows) <= stored, "an acknowledged row is gone"
+    db = open_database(config.parent / ".loop" / "loop.db", read_only=True)
+    assert verify_store(db, config.parent / ".loop").findings == []
+    db.close()
+    assert processes_of(config) == []
+    assert not list((config.parent / ".loop" / "checkpoints").glob("tmp-*"))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_killed_at_a_named_place(place: str, tmp_path: Path, uninterrupted: dict) -> None:
+    config = write_run(tmp_path)
+    killed = 0
+    for count in (1, 2):  # the first time that it comes by, and in the process after that the second time
+        code = drive(config, place, count)
+        assert code in (0, KILLED), (tmp_path / "stderr").read_text()
+        killed += code == KILLED
+    assert killed >= 1, f"{place} was never reached"
+    assert drive(config) == 0, (tmp_path / "stderr").read_text()
+    check(config, uninterrupted)
+
+
+@pytest.mark.parametrize("boundary", range(1, 9))
+def test_killed_at_each_stage_boundary(boundary: int, tmp_path: Path, uninterrupted: dict) -> None:
+    config = write_run(tmp_path)
+    assert drive(config, "at between_stages", boundary) == KILLED, (tmp_path / "stderr").read_text()
+    assert drive(config) == 0, (tmp_path / "stderr").read_text()
+    check(config, uninterrupted)
+
+
+@pytest.mark.parametrize("chain", range(5))
+def test_killed_at_random_moments(chain: int, tmp_path: Path, uninterrupted: dict) -> None:
+    """Ten kills each, fifty in all; a run that gets to its end between two kills is begun again elsewhere."""
+    draw = random.Random(chain)
+    killed = number = 0
+    while killed < 10:
+        number += 1
+        config = write_run(tmp_path / str(number))
+        while killed < 10:
+            code = drive(config, kill_after_s=draw.uniform(0.2, 2.5))
+            assert code in (0, KILLED), (config.parent / "stderr").read_text()
+            killed += code == KILLED
+            if code == 0:
+                break
+        assert drive(config) == 0, (config.parent / "stderr").read_text()
+        check(config, uninterrupted)
