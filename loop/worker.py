@@ -3,6 +3,10 @@
 The parent's half (`Worker`, `RemoteSampler`, `RemoteTrainer`) imports no torch; the child's half (`main`) is the only
 place where engines are built. A frame is a four-byte big-endian length and that much JSON. The child never touches the
 store; what it sends is plain values.
+
+The child is two processes. The *guard* is small and does nothing but wait; the engine is its child. Whatever the engine
+starts stays below the guard, however it regroups itself, because the guard is a subreaper. The guard ends all of it when
+the engine is done, when it is told to, and when the daemon is gone.
 """
 
 from __future__ import annotations
@@ -10,6 +14,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import secrets
 import select
 import signal
 import struct
@@ -17,6 +22,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +35,11 @@ from loop.errors import ConfigError, EngineError, LoopError
 MAX_FRAME_BYTES = 1 << 28
 HEARTBEAT_S = 1.0
 HEARTBEAT_TIMEOUT_S = 120.0  # a live child is heard at least so often, even while it imports torch on a busy machine
+END_TIMEOUT_S = 10.0  # for the guard to end everything below it
+TREE, PARENT = "LOOP_WORKER_TREE", "LOOP_WORKER_PARENT"  # in the environment: whose tree a process belongs to
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+COMMAND = (sys.executable, "-P", "-m", "loop.worker")
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def prctl(option: int, value: int) -> None:
@@ -41,68 +51,80 @@ def prctl(option: int, value: int) -> None:
 # ---- the parent's half ---------------------------------------------------------------------------------------------
 
 
-def end_tree(pid: int) -> None:
-    """Kill a process and all that descends from it, however it regrouped itself; return when they are gone.
-
-    What was re-parented (a daemonised grandchild) is found because this process is a subreaper since the first spawn.
-    """
-    me = psutil.Process()
-    try:
-        root = psutil.Process(pid)
-    except psutil.NoSuchProcess:
-        root = None
-    doomed = [root, *root.children(recursive=True)] if root else []
+def sweep(token: str) -> None:
+    """Kill every process that carries this worker's token: what is left where the guard itself was killed."""
     for _ in range(100):
-        for process in doomed:
+        left = [process for process in psutil.process_iter() if _carries(process, token)]
+        if not left:
+            return
+        for process in left:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 pass
-        psutil.wait_procs(doomed, timeout=5)
-        doomed = [child for child in me.children(recursive=True) if _belongs_to(child, pid)]
-        if not doomed:
-            return
-    raise EngineError(f"worker {pid}: its processes cannot be ended: {[process.pid for process in doomed]}")
+        psutil.wait_procs(left, timeout=0.1)
+    raise EngineError(f"processes of a worker cannot be ended: {[process.pid for process in left]}")
 
 
-def _belongs_to(process: psutil.Process, worker_pid: int) -> bool:
+def _carries(process: psutil.Process, token: str) -> bool:
     try:
-        return (process.environ().get("LOOP_WORKER_TREE") == f"{os.getpid()}" and process.pid != worker_pid) or (
-            os.getsid(process.pid) == worker_pid
-        )
+        return process.environ().get(TREE) == token
     except (psutil.Error, OSError):
         return False
 
 
 class Worker:
-    """A running child process. Use from the thread that created it: it ends when that thread does."""
+    """A running child process. Use from the thread that created it: it ends when that thread does.
+
+    One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
+    the worker, so that no answer can be taken for another's.
+    """
 
     def __init__(
-        self, init: dict[str, Any], *, log_file: Path, stall_timeout_s: float, progress: Progress, tag: str = "worker"
+        self,
+        init: dict[str, Any],
+        *,
+        log_file: Path,
+        stall_timeout_s: float,
+        progress: Progress,
+        tag: str = "worker",
+        heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
+        command: Sequence[str] = COMMAND,
     ) -> None:
-        prctl(PR_SET_CHILD_SUBREAPER, 1)
         self.tag = tag
         self.progress = progress
         self.stall_timeout_s = stall_timeout_s
+        self.heartbeat_timeout_s = heartbeat_timeout_s
         self.log_file = log_file
-        self._buffer = b""
-        log_file.parent.mkdir(parents=True, exist_ok=True)
+        self.token = secrets.token_hex(16)
+        self._buffer = bytearray()
+        self._call = 0
+        self._busy = self._ended = False
         environment = os.environ | {
-            "LOOP_WORKER_TREE": str(os.getpid()),
-            "TRANSFORMERS_VERBOSITY": "error",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "TOKENIZERS_PARALLELISM": "false",
+            TREE: self.token,
+            PARENT: str(os.getpid()),
+            "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
             "PYTHONUNBUFFERED": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_DISABLE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
         }
-        with log_file.open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "loop.worker"],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                start_new_session=True,
-                env=environment,
-            )
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            with log_file.open("ab") as log:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    bufsize=0,
+                    start_new_session=True,
+                    env=environment,
+                )
+        except OSError as error:
+            raise EngineError(f"{tag}: cannot be started: {error}") from None
         try:
             self.info = self.call(init)
         except BaseException:
@@ -123,87 +145,128 @@ class Worker:
 
         Raises EngineError when the child dies, stalls or talks nonsense (it is ended then), and what it reports.
         """
+        if self._busy:
+            raise self.broken("the call before was given up half-way")
+        self._check_not_ended()
+        self._busy = True
+        self._call += 1
         try:
-            send_frame(self.process.stdin, message)
-        except OSError:
-            raise self._died() from None
-        last_progress = time.monotonic()
-        while True:
-            frame = self._receive(last_progress + self.stall_timeout_s)
-            kind = frame.get("type")
-            if kind != "heartbeat":
+            self._send(message | {"call": self._call})
+            last_progress = time.monotonic()
+            while True:
+                frame = self._receive(last_progress + self.stall_timeout_s)
+                if frame.get("type") == "heartbeat":
+                    continue
                 last_progress = time.monotonic()
-            if kind == "progress":
-                self.progress(frame["done"], frame["total"])
-            elif kind == "items":
-                yield "items", frame["items"]
-            elif kind == "result":
-                yield "result", frame["value"]
-                return
-            elif kind == "error":
-                error = ConfigError if frame.get("kind") == "ConfigError" else EngineError
-                raise error(str(frame.get("message")))
-            elif kind != "heartbeat":
-                raise self._broken(f"it sent a frame of unknown type {str(kind)[:40]!r}")
+                if frame.get("call") != self._call:
+                    raise self.broken("it answered a call that was not made")
+                match frame:
+                    case {"type": "progress", "done": int(done), "total": int(total)}:
+                        self.progress(done, total)
+                    case {"type": "items", "items": list(items)}:
+                        yield "items", items
+                        last_progress = time.monotonic()  # what the caller did meanwhile is not the child's time
+                    case {"type": "result", "value": value}:
+                        self._busy = False
+                        yield "result", value
+                        return
+                    case {"type": "error", "kind": kind, "message": reason}:
+                        self._busy = False
+                        raise (ConfigError if kind == "ConfigError" else EngineError)(str(reason))
+                    case _:
+                        raise self.broken(f"it sent a frame of unknown type {str(frame.get('type'))[:40]!r}")
+        finally:
+            if self._busy:
+                self.end()
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        descriptor = self.process.stdin.fileno()
+        left = memoryview(encode_frame(message))
+        deadline = time.monotonic() + self.heartbeat_timeout_s
+        while left:
+            if not select.select([], [descriptor], [], max(0.0, deadline - time.monotonic()))[1]:
+                raise self.broken(f"it read no command for {self.heartbeat_timeout_s:g} s")
+            try:
+                left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # so much never blocks
+            except OSError:
+                raise self._died() from None
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise EngineError(f"{self.tag}: it was ended; start another; see {self.log_file}")
 
     def _receive(self, deadline: float) -> dict[str, Any]:
-        header = self._read(4, deadline)
-        (length,) = struct.unpack(">I", header)
+        self._check_not_ended()
+        (length,) = struct.unpack(">I", self._read(4, deadline))
         if length > MAX_FRAME_BYTES:
-            raise self._broken(f"it announced a frame of {length} bytes")
+            raise self.broken(f"it announced a frame of {length} bytes")
         try:
             frame = json.loads(self._read(length, deadline))
-        except ValueError:
-            raise self._broken("it sent a frame that is not JSON") from None
+        except (ValueError, RecursionError):
+            raise self.broken("it sent a frame that is not JSON") from None
         if not isinstance(frame, dict):
-            raise self._broken("it sent a frame that is not an object")
+            raise self.broken("it sent a frame that is not an object")
         return frame
 
     def _read(self, count: int, deadline: float) -> bytes:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
-        while len(self._buffer) < count:
-            wait = min(deadline - time.monotonic(), HEARTBEAT_TIMEOUT_S)
-            if not select.select([descriptor], [], [], max(0.0, wait))[0]:
-                raise self._broken(
-                    f"it made no progress for {self.stall_timeout_s:g} s"
-                    if wait < HEARTBEAT_TIMEOUT_S
-                    else f"nothing was heard from it for {HEARTBEAT_TIMEOUT_S:g} s"
-                )
-            chunk = os.read(descriptor, 1 << 20)
-            if not chunk:
+        heard = now = time.monotonic()
+        while now < deadline and now < heard + self.heartbeat_timeout_s:
+            if len(self._buffer) >= count:
+                head = bytes(self._buffer[:count])
+                del self._buffer[:count]
+                return head
+            wait = min(deadline - now, heard + self.heartbeat_timeout_s - now, 1.0)
+            if select.select([descriptor], [], [], wait)[0]:
+                chunk = os.read(descriptor, 1 << 20)
+                if not chunk:
+                    raise self._died()
+                self._buffer += chunk
+                heard = time.monotonic()
+            elif self.process.poll() is not None:  # dead, but somebody else holds its end of the pipe
                 raise self._died()
-            self._buffer += chunk
-        head, self._buffer = self._buffer[:count], self._buffer[count:]
-        return head
+            now = time.monotonic()
+        if now >= deadline:
+            raise self.broken(f"it made no progress for {self.stall_timeout_s:g} s")
+        raise self.broken(f"nothing was heard from it for {self.heartbeat_timeout_s:g} s")
 
-    def _broken(self, why: str) -> EngineError:
+    def broken(self, why: str) -> EngineError:
+        """End a worker that cannot be trusted any more; the error to raise."""
         self.end()
         return EngineError(f"{self.tag}: {why} and was ended; see {self.log_file}")
 
     def _died(self) -> EngineError:
         try:
-            code = self.process.wait(timeout=10)
+            code = self.process.wait(timeout=END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return self._broken("it closed its pipe")
+            return self.broken("it closed its pipe")
         self.end()
-        if code == -signal.SIGKILL:
+        number = -code if code < 0 else max(0, code - 128)  # 128 + n: the guard says that signal n ended the engine
+        if number == signal.SIGKILL:
             return EngineError(
-                f"{self.tag}: it was killed (out of memory?); lower engine.batch_size or see {self.log_file}"
+                f"{self.tag}: it was killed (out of memory?); lower engine.batch_size or "
+                f"training.micro_batch_size, or see {self.log_file}"
             )
-        how = f"by signal {-code}" if code < 0 else f"with exit code {code}"
+        how = f"by signal {number}" if number else f"with exit code {code}"
         return EngineError(f"{self.tag}: it ended {how}; see {self.log_file}")
 
     def end(self) -> None:
-        """End the whole process tree. Safe to repeat."""
-        end_tree(self.process.pid)
-        self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
+        """End the whole process tree; nothing of it is left when this returns. Safe to repeat."""
+        self._busy, self._ended = False, True
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.send_signal(signal.SIGCONT)
             try:
-                if pipe is not None:
-                    pipe.close()
-            except OSError:
-                pass
+                self.process.wait(timeout=END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        sweep(self.token)
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
 
 
 class RemoteSampler:
@@ -220,9 +283,20 @@ class RemoteSampler:
             "requests": [request.model_dump(mode="json") for request in requests],
             "params": params.model_dump(mode="json"),
         }
+        missing = {request.id for request in requests}
         for kind, value in self.worker.stream(message):
             if kind == "items":
-                yield [Generated.model_validate(item) for item in value]
+                try:
+                    batch = [Generated.model_validate(item) for item in value]
+                except ValueError:
+                    raise self.worker.broken("it sent a completion that is none") from None
+                for generated in batch:
+                    if generated.id not in missing:
+                        raise self.worker.broken("it sent a completion that was not asked for, or twice")
+                    missing.remove(generated.id)
+                yield batch
+        if missing:
+            raise self.worker.broken(f"it left out {len(missing)} of {len(requests)} completions")
 
     def close(self) -> None:
         self.worker.end()
@@ -252,12 +326,10 @@ class RemoteTrainer:
 # ---- the child's half ----------------------------------------------------------------------------------------------
 
 
-def send_frame(pipe: BinaryIO | None, message: dict[str, Any]) -> None:
-    """Write one frame."""
-    assert pipe is not None
+def encode_frame(message: dict[str, Any]) -> bytes:
+    """One frame, as it goes over the pipe."""
     body = json.dumps(message).encode()
-    pipe.write(struct.pack(">I", len(body)) + body)
-    pipe.flush()
+    return struct.pack(">I", len(body)) + body
 
 
 def receive_frame(pipe: BinaryIO) -> dict[str, Any] | None:
@@ -276,12 +348,14 @@ class Child:
         self.commands = commands
         self.answers = answers
         self.lock = threading.Lock()
+        self.call = 0
         self.engine: Any = None
         self.last_progress = 0.0
 
     def send(self, **message: Any) -> None:
         with self.lock:
-            send_frame(self.answers, message)
+            self.answers.write(encode_frame(message | {"call": self.call}))
+            self.answers.flush()
 
     def progress(self, done: int, total: int) -> None:
         """At most ten frames a second, and always the last one."""
@@ -293,18 +367,20 @@ class Child:
     def heartbeat(self) -> None:
         while True:
             time.sleep(HEARTBEAT_S)
-            self.send(type="heartbeat")
+            try:
+                self.send(type="heartbeat")
+            except OSError:
+                os._exit(1)  # nobody listens any more
 
     def run(self) -> None:
         threading.Thread(target=self.heartbeat, daemon=True).start()
         while (command := receive_frame(self.commands)) is not None:
+            self.call = command["call"]
             try:
                 self.send(type="result", value=self.answer(command))
             except LoopError as error:
                 self.send(type="error", kind=type(error).__name__, message=str(error))
             except Exception as error:
-                import traceback
-
                 traceback.print_exc()
                 first = (str(error).strip().splitlines() or [""])[0]
                 self.send(type="error", kind="EngineError", message=f"{type(error).__name__}: {first[:400]}")
@@ -349,7 +425,7 @@ def build_sampler(checkpoint: CheckpointRef, settings: dict[str, Any], progress:
         from loop.engines.fake import FakeSampler
 
         return FakeSampler(checkpoint, settings, progress)
-    set_threads(settings)
+    prepare_torch(settings)
     from loop.engines.hf_sampler import TransformersSampler
 
     return TransformersSampler(checkpoint, settings, progress)
@@ -361,30 +437,77 @@ def build_trainer(settings: dict[str, Any], progress: Progress) -> Any:
         from loop.engines.fake import FakeTrainer
 
         return FakeTrainer(settings, progress)
-    set_threads(settings)
+    prepare_torch(settings)
     from loop.engines.trl_trainer import TrlTrainer
 
     return TrlTrainer(settings, progress)
 
 
-def set_threads(settings: dict[str, Any]) -> None:
-    """One thread per core that this process may use, unless the configuration says otherwise."""
+def prepare_torch(settings: dict[str, Any]) -> None:
+    """One thread per core that this process may use, unless the configuration says otherwise. And no network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on disk by now
     import torch
 
     torch.set_num_threads(settings["num_threads"] or len(os.sched_getaffinity(0)))
 
 
-def main() -> None:
-    """Serve commands from standard input until it closes. Libraries that print reach the log, not the frames."""
-    parent = os.getppid()
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if str(parent) != os.environ.get("LOOP_WORKER_TREE"):
-        return  # the parent was gone before it could be watched
+def serve() -> None:
+    """The engine's process: serve commands from standard input until it closes. What libraries print goes to the log."""
     commands = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
     Child(commands, answers).run()
+
+
+def main(work: Callable[[], None] = serve) -> None:
+    """The guard: run `work` in a child process and end all that descends from it when it ends or nobody wants it."""
+    watched = {signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != os.environ.get(PARENT):
+        return  # the parent was gone before it could be watched
+    guard = os.getpid()
+    engine = os.fork()
+    if engine == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        if os.getppid() == guard:
+            work()
+        return
+    os.close(0)
+    os.close(1)
+    status = _wait_for(engine, watched)
+    _end_descendants()
+    os._exit(0 if status is None else 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+
+
+def _wait_for(engine: int, watched: set[signal.Signals]) -> int | None:
+    """The engine's status when it ends; None when SIGTERM comes first. Orphans are reaped meanwhile."""
+    while signal.sigwait(watched) == signal.SIGCHLD:
+        while True:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == engine:
+                return status
+            if ended == 0:
+                break
+    return None
+
+
+def _end_descendants() -> None:
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                pass
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return  # an orphan becomes a child of the guard: without children there are no descendants
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

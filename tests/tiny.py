@@ -10,6 +10,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+from loop.prompts.templates import ask
+
 END, START, PAD = "<|im_end|>", "<|im_start|>", "<|pad|>"
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
@@ -112,7 +114,9 @@ def _train(model: Any, tokenizer: Any, num_steps: int = 80) -> None:
     import torch
 
     texts = [
-        tokenizer.apply_chat_template([{"role": "user", "content": task}], tokenize=False, add_generation_prompt=True)
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": ask(task, signature)}], tokenize=False, add_generation_prompt=True
+        )
         + f"```python\n{signature}{body}{END}"
         for signature, body, task in FUNCTIONS
     ]

@@ -42,7 +42,7 @@ class Call:
         place = _quick_place(path)
         if place is None or not (place.run_dir / "loop.db").exists():
             loaded = self.load()
-            return Place(loaded.path, loaded.run_dir, loaded.config.name)
+            return Place(loaded.path, loaded.run_dir, loaded.config.name, loaded.config.rounds)
         return place
 
 
@@ -53,16 +53,18 @@ class Place:
     path: Path
     run_dir: Path
     name: str
+    rounds: int | None = None  # only if the file says so
 
 
 def _quick_place(path: Path) -> Place | None:
     try:
         table = tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
-        run_dir, name = table.get("run_dir", ".loop"), table.get("name", "")
+        run_dir, name, rounds = table.get("run_dir", ".loop"), table.get("name", ""), table.get("rounds")
         if not isinstance(run_dir, str) or not isinstance(name, str) or not run_dir.strip():
             return None
         path = Path(os.path.abspath(path))
-        return Place(path, Path(os.path.abspath(path.parent / Path(run_dir).expanduser())), name)
+        directory = Path(os.path.abspath(path.parent / Path(run_dir).expanduser()))
+        return Place(path, directory, name, rounds if isinstance(rounds, int) else None)
     except (OSError, ValueError, RuntimeError, RecursionError):
         return None  # whoever reads it in full says what is wrong
 

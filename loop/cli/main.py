@@ -65,7 +65,9 @@ def version() -> str:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
+)
 @shared_options
 def loopctl() -> None:
     """Repeats rounds of Simple Self-Distillation on a code language model, and says what it did and why."""
@@ -83,7 +85,7 @@ def main() -> NoReturn:
     except BrokenPipeError:
         code = _quiet()
     except OSError as error:
-        code = told(error, "loopctl")
+        code = told(error)
         _quiet()
     sys.exit(code)
 
@@ -96,21 +98,21 @@ def run(arguments: list[str], command: click.Command, name: str) -> int:
         return 0
     except click.exceptions.Exit as end:
         return end.exit_code
-    except BrokenPipeError:
+    except (BrokenPipeError, SystemExit):
         raise
     except BaseException as error:
         if os.environ.get("LOOP_TRACEBACK") == "1":
             import traceback
 
             traceback.print_exc()
-        return told(error, name)
+        return told(error)
 
 
-def told(error: BaseException, name: str) -> int:
+def told(error: BaseException) -> int:
     """Say in a line what went wrong (several for several mistakes); the exit code."""
     code, text = explained(error)
     for line in text.splitlines() or [type(error).__name__]:
-        warn(f"{name}: {safe(line)}")
+        warn(safe(line))
     return code
 
 
@@ -124,8 +126,6 @@ def explained(error: BaseException) -> tuple[int, str]:
         return error.exit_code, _usage(error)
     if isinstance(error, KeyboardInterrupt | click.Abort):
         return getattr(error, "exit_code", 130), "interrupted; `loopctl run` goes on where it was"
-    if isinstance(error, SystemExit):
-        return (error.code if isinstance(error.code, int) else 1), ""
     if isinstance(error, PermissionError):
         return 77, f"{_file(error)}permission denied; use a place that this user can read and write"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -139,7 +139,7 @@ def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
     from store.errors import NoStore, StoreError, StoreTooNew
 
     if isinstance(error, NoStore):
-        return 1, f"no run here yet ({str(error).partition(':')[0]}); start one with `loopctl run`"
+        return 1, f"no run in {os.path.dirname(str(error).partition(': ')[0])} yet; start one with `loopctl run`"
     if isinstance(error, StoreError):
         return (78 if isinstance(error, StoreTooNew) else 1), str(error)
     said = " ".join(str(error).split())
@@ -159,8 +159,7 @@ def _file(error: OSError) -> str:
 
 def _quiet() -> int:
     """Nobody reads on: end as a program does that SIGPIPE ends, and let Python's own flush at exit say nothing."""
-    sys.stdout = open(os.devnull, "w")
-    os.dup2(sys.stdout.fileno(), 1)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 141
 
 

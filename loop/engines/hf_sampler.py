@@ -6,6 +6,7 @@ so a completion does not depend on who shares its batch, beyond floating-point n
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +26,8 @@ def truncated_distribution(logits: torch.Tensor, params: SamplingParams) -> tupl
     """Probabilities to draw from, and the token ids that they belong to (None: all, in order).
 
     logits: (B, V) after the repetition penalty. Order as in transformers: temperature, then top-k, then top-p over what
-    top-k left. Returns (B, K) and (B, K), most likely first where ids are given.
+    top-k left; of tokens that tie at the k-th place only k in all are kept. Returns (B, K) and (B, K), most likely first
+    where ids are given. A row's result does not depend on the other rows.
     """
     scaled = logits / params.temperature
     if params.top_k == 0 and params.top_p >= 1.0:
@@ -37,8 +39,11 @@ def truncated_distribution(logits: torch.Tensor, params: SamplingParams) -> tupl
         mass = scaled.logsumexp(-1, keepdim=True)
         kept, ids = scaled.topk(min(TOP_P_SHORTCUT, scaled.shape[-1]), dim=-1)
         probabilities = (kept - mass).exp()
-        if bool((probabilities.sum(-1) < params.top_p).any()):
+        short = probabilities.sum(-1, keepdim=True) < params.top_p
+        if bool(short.any()):
+            first = ids
             kept, ids = scaled.sort(-1, descending=True)
+            ids[:, : first.shape[1]] = ids[:, : first.shape[1]].where(short, first)  # ties in a row's usual order
             probabilities = (kept - mass).exp()
     before = probabilities.cumsum(-1) - probabilities
     probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
@@ -58,7 +63,6 @@ class Row:
 
     request: Request
     prompt_token_ids: list[int]
-    uniform: random.Random
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0
     finish_reason: str | None = None
@@ -91,7 +95,7 @@ class TransformersSampler:
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`. Longest prompts first: what does not fit in memory fails at once."""
-        rows = [Row(request, self.prompt_token_ids(request), random.Random(request.seed)) for request in requests]
+        rows = [Row(request, self.prompt_token_ids(request)) for request in requests]
         for row in rows:
             needed = len(row.prompt_token_ids) + params.max_new_tokens
             if not row.prompt_token_ids:
@@ -99,12 +103,12 @@ class TransformersSampler:
             if self.max_tokens and needed > self.max_tokens:
                 raise EngineError(
                     f"request {row.request.id}: {len(row.prompt_token_ids)} prompt tokens and max_new_tokens "
-                    f"{params.max_new_tokens} exceed the model's {self.max_tokens}; lower max_new_tokens"
+                    f"{params.max_new_tokens} exceed the model's {self.max_tokens}; lower max_new_tokens or shorten the prompt"
                 )
         rows.sort(key=lambda row: -len(row.prompt_token_ids))
-        for start in range(0, len(rows), self.batch_size):
-            batch = rows[start : start + self.batch_size]
-            self._run_batch(batch, params, start, len(rows))
+        while rows:
+            batch, rows = rows[: self.batch_size], rows[self.batch_size :]
+            self._run_batch(batch, params, len(requests) - len(rows) - len(batch), len(requests))
             yield [self._finished(row) for row in batch]
 
     @torch.inference_mode()
@@ -127,6 +131,7 @@ class TransformersSampler:
             seen[:, pad] = torch.tensor([pad in row.prompt_token_ids for row in batch], device=self.device)
         cache = DynamicCache(config=self.model.config)
         active = list(batch)
+        draws = {row.request.id: random.Random(row.request.seed) for row in batch}
         while active:
             logits = (
                 self.model(
@@ -140,7 +145,8 @@ class TransformersSampler:
                 .logits[:, -1]
                 .float()
             )  # (B, V)
-            tokens, logprobs = self._choose(logits, active, params, seen)
+            uniforms = [draws[row.request.id].random() for row in active]
+            tokens, logprobs = self._choose(logits, uniforms, params, seen)
             for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
                 self._append(row, token, logprob, params)
             self.progress(num_before + sum(row.finish_reason is not None for row in batch), num_total)
@@ -160,7 +166,7 @@ class TransformersSampler:
             positions = positions[:, -1:] + 1
 
     def _choose(
-        self, logits: torch.Tensor, active: list[Row], params: SamplingParams, seen: torch.Tensor | None
+        self, logits: torch.Tensor, uniforms: list[float], params: SamplingParams, seen: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The next token of each row and the model's own log-probability of it. (B, V) -> (B,), (B,)."""
         mass = logits.logsumexp(-1)
@@ -172,13 +178,14 @@ class TransformersSampler:
             tokens = scores.argmax(-1)
         else:
             probabilities, ids = truncated_distribution(scores, params)
-            uniforms = torch.tensor([row.uniform.random() for row in active], dtype=torch.float64, device=logits.device)
-            tokens = draw(probabilities, uniforms)
+            tokens = draw(probabilities, torch.tensor(uniforms, dtype=torch.float64, device=logits.device))
             if ids is not None:
                 tokens = ids.gather(1, tokens[:, None])[:, 0]
         return tokens, logits.gather(1, tokens[:, None])[:, 0] - mass
 
     def _append(self, row: Row, token: int, logprob: float, params: SamplingParams) -> None:
+        if not math.isfinite(logprob):
+            raise EngineError(f"request {row.request.id}: the model's logits are not finite; its weights are damaged")
         row.token_ids.append(token)
         row.logprob_sum += logprob
         if token in self.eos:
@@ -189,7 +196,8 @@ class TransformersSampler:
             row.finish_reason = "length"
 
     def _stopped(self, row: Row, stop: tuple[str, ...]) -> bool:
-        tail = self.tokenizer.decode(row.token_ids[-max(map(len, stop)) - 1 :], skip_special_tokens=True)
+        longest = max(len(string.encode()) for string in stop)  # a token stands for a byte or more
+        tail = self.tokenizer.decode(row.token_ids[-longest - 1 :], skip_special_tokens=True)
         return any(string in tail for string in stop)
 
     def _finished(self, row: Row) -> Generated:
@@ -203,6 +211,6 @@ class TransformersSampler:
         )
 
     def close(self) -> None:
-        del self.model
+        self.model = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -7,6 +7,7 @@ parent's own precision.
 
 from __future__ import annotations
 
+import copy
 import math
 import tempfile
 from pathlib import Path
@@ -15,11 +16,11 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, TrainerCallback
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from loop.engines.base import CheckpointRef, Progress, TrainingResult, TrainingRow
-from loop.engines.hf_models import choose_device, load_model, load_tokenizer
+from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
 from loop.errors import EngineError
 
 
@@ -72,10 +73,12 @@ class TrlTrainer:
         dataset, num_trained = read_rows(rows_file, settings["max_tokens"])
         tokenizer, _ = load_tokenizer(parent)
         base = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
-        model = load_model(base, torch.float32, self.device)
-        saved_dtype = AutoConfig.from_pretrained(base.path, local_files_only=True).dtype or torch.float32
+        model = load_model(base, "auto", self.device)
+        saved_dtype, model = model.dtype, model.float()
+        config, generation_config = copy.deepcopy((model.config, model.generation_config))
         lora = settings["lora"]
         if parent.base_path is not None:
+            check_adapter(parent.path)
             model = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
         elif settings["method"] == "lora":
             torch.manual_seed(settings["seed"])
@@ -100,13 +103,17 @@ class TrlTrainer:
             )
             trainer.train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
+        if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
+            raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
         adapter = isinstance(trained, PeftModel) and not lora["merge"]
         if isinstance(trained, PeftModel) and not adapter:
             trained = trained.merge_and_unload()
         if not adapter:
             trained = trained.to(saved_dtype)
-        trained.save_pretrained(out_dir, safe_serialization=True)
-        tokenizer.save_pretrained(out_dir)
+            trained.config, trained.generation_config = config, generation_config  # the trainer had changed them
+        trained.save_pretrained(out_dir)
+        (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        load_tokenizer(parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
         return TrainingResult(
             num_steps=trainer.state.global_step,
             num_rows=len(dataset),
@@ -119,7 +126,7 @@ class TrlTrainer:
         on_gpu = self.device.type == "cuda"
         micro = settings["micro_batch_size"]
         peak = settings["learning_rate"]
-        return SFTConfig(
+        arguments = SFTConfig(
             output_dir=str(scratch),
             seed=settings["seed"] % 2**32,
             num_train_epochs=settings["num_epochs"] or 1,
@@ -140,12 +147,18 @@ class TrlTrainer:
             max_length=None,  # rows are cut in read_rows
             packing=False,
             logging_steps=1,
+            logging_nan_inf_filter=False,  # it would report a loss that is no number as an earlier one
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
             dataloader_num_workers=0,
             dataloader_pin_memory=False,
         )
+        if on_gpu:
+            arguments._n_gpu = (
+                1  # else several GPUs would be used through DataParallel, with larger batches than asked for
+            )
+        return arguments
 
     def close(self) -> None:
         if self.device.type == "cuda":

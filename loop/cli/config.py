@@ -1,0 +1,74 @@
+"""`loopctl config check`: everything about loop.toml that can be known without loading a model."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import count, safe, warn
+from loop.errors import ConfigError
+
+if TYPE_CHECKING:
+    from loop.configfile import LoadedConfig
+
+_LINE = re.compile(r"(?P<file>.*?):(?P<line>\d+): (?:(?P<key>[^\s:]+): )?(?P<message>.*)")
+
+
+@click.group("config")
+@shared_options
+def config_command() -> None:
+    """Look at loop.toml."""
+
+
+@config_command.command("check")
+@shared_options
+@click.pass_context
+def check_command(context: click.Context) -> None:
+    """Validate loop.toml and what it names, without loading a model: a line for each mistake, then exit code 78."""
+    from loop.configfile import check_inputs, resolved
+
+    try:
+        loaded = the_call().load()
+        if lines := check_inputs(loaded):
+            raise ConfigError("\n".join(lines))
+    except ConfigError as error:
+        mistakes = str(error).splitlines()
+        if the_call().json:
+            print_json({"ok": False, "mistakes": [_mistake(line) for line in mistakes]})
+        else:
+            for line in mistakes:
+                warn(safe(line))
+        context.exit(error.exit_code)
+    if the_call().json:
+        print_json({"ok": True, "config": resolved(loaded.config)})
+        return
+    click.echo(f"{loaded.place}: ok")
+    for line in _summary(loaded):
+        click.echo(f"  {safe(line)}")
+
+
+def _mistake(line: str) -> dict[str, str | int | None]:
+    """FILE:LINE: key: message, taken apart."""
+    found = _LINE.fullmatch(line)
+    if not found:
+        return {"file": None, "line": None, "key": None, "message": line}
+    return {"file": found["file"], "line": int(found["line"]), "key": found["key"], "message": found["message"]}
+
+
+def _summary(loaded: LoadedConfig) -> tuple[str, str]:
+    from loop.stages.evaluating import decoding_in_words
+
+    config = loaded.config
+    prompts = f"{config.prompts.per_round} prompts" if config.prompts.per_round else "all prompts"
+    first = (
+        f"run {config.name}: {count(config.rounds, 'round')} of {config.model.source}, "
+        f"{prompts} of {config.prompts.source} x {config.sampling.num_samples} each, in {loaded.run_dir}"
+    )
+    decider = config.suite(config.decide.suite)
+    others = [suite.name for suite in config.suites if suite.name != decider.name]
+    gates = ", ".join(str(gate["type"]) for gate in config.decide.gates)
+    second = f"decides on pass@1 of {decider.name} ({config.decide.split}, {decoding_in_words(decider)}) by {gates}"
+    return first, f"{second}; only reported: {', '.join(others) or 'nothing else'}"

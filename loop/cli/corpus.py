@@ -1,0 +1,187 @@
+"""`loopctl corpus export`: the corpus as conversations with their lineage, for other tools.
+
+A row is {"messages": [user, assistant], ...lineage}. The assistant's turn is whole: the opening that was written for the
+model (`prefill`) and what it wrote. Lone surrogates, which no other tool reads, become U+FFFD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import count, safe, warn
+from loop.errors import LoopError, UsageError
+from store.records import Json
+
+if TYPE_CHECKING:
+    from loop.cli.view import Reader
+    from store.records import Completion, Prompt
+
+BATCH = 1000
+_TEXTS = (
+    "id",
+    "run",
+    "checkpoint",
+    "prompt_id",
+    "prompt_name",
+    "prompt_source",
+    "prefill",
+    "finish_reason",
+    "left_out",
+)
+_TEXTS_OF_SETTINGS = ("decode_settings_id", "created_at", "sha256")
+_COUNTS = ("round", "sample_index", "seed", "num_tokens", "num_prompt_tokens", "top_k", "max_new_tokens")
+_NUMBERS = ("temperature", "top_p", "repetition_penalty", "logprob_sum")
+
+
+@click.group("corpus")
+@shared_options
+def corpus_command() -> None:
+    """Take the corpus elsewhere."""
+
+
+@corpus_command.command("export")
+@click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), required=True, help="Of the file.")
+@click.argument("file", metavar="FILE")
+@shared_options
+def export_command(form: str, file: str) -> None:
+    """Write every completion of the training corpus to FILE ("-": standard output), with its messages and lineage."""
+    from loop.cli.view import reader
+
+    if file == "-" and form == "parquet" and sys.stdout.isatty():
+        raise UsageError("parquet is not for a terminal; name a file")
+    with reader(the_call().place().run_dir) as found, _opened(file) as out:
+        num_rows = (_write_jsonl if form == "jsonl" else _write_parquet)(conversations(found), out)
+    if file == "-":
+        return
+    if the_call().json:
+        print_json({"path": os.path.abspath(file), "format": form, "num_rows": num_rows})
+    else:
+        warn(f"{count(num_rows, 'completion')} in {safe(file)}")
+
+
+def conversations(found: Reader) -> Iterator[Json]:
+    """The rows, round by round, in order of arrival."""
+    prompts: dict[str, Prompt | None] = {}
+    decoding: dict[str, Json] = {}
+    for round in found.ledger.rounds(found.run.id):
+        selected = {s.completion_id: (s.used, s.reason) for s in found.corpus.selections(found.run.id, round.number)}
+        for completion in found.corpus.completions(found.run.id, round.number):
+            if completion.prompt_id not in prompts:
+                prompts[completion.prompt_id] = found.corpus.prompt(completion.prompt_id)
+            if completion.decode_settings_id not in decoding:
+                settings = found.corpus.decode_settings(completion.decode_settings_id)
+                decoding[completion.decode_settings_id] = settings.settings if settings else {}
+            row = _row(completion, prompts[completion.prompt_id], decoding[completion.decode_settings_id])
+            used, reason = selected.get(completion.id, (None, None))
+            yield row | {"run": found.run.name, "used": used, "left_out": reason}
+
+
+def _row(completion: Completion, prompt: Prompt | None, decoding: Json) -> Json:
+    content: Json = prompt.content if prompt else {"messages": [], "prefill": ""}
+    prefill = content["prefill"]
+    asked, opened = (content["messages"], prefill) if content["messages"] else ([_turn("user", prefill)], "")
+    turns = [_turn(turn["role"], turn["content"]) for turn in asked]
+    return {
+        "messages": [*turns, _turn("assistant", opened + completion.text)],
+        "id": completion.id,
+        "round": completion.round,
+        "checkpoint": completion.checkpoint,
+        "prompt_id": completion.prompt_id,
+        "prompt_name": _whole(prompt.name) if prompt else None,
+        "prompt_source": _whole(prompt.source) if prompt else None,
+        "prefill": _whole(opened),
+        "sample_index": completion.sample_index,
+        "seed": completion.seed,
+        "decode_settings_id": completion.decode_settings_id,
+        **{key: decoding.get(key) for key in ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens")},
+        "num_tokens": completion.num_tokens,
+        "num_prompt_tokens": completion.num_prompt_tokens,
+        "finish_reason": completion.finish_reason,
+        "logprob_sum": completion.logprob_sum,
+        "created_at": completion.created_at,
+        "sha256": completion.sha256,
+    }
+
+
+def _turn(role: str, content: str) -> Json:
+    return {"role": role, "content": _whole(content)}
+
+
+def _whole(text: str) -> str:
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+@contextlib.contextmanager
+def _opened(file: str) -> Iterator[IO[bytes]]:
+    """The file, which appears whole or not at all; an older one stays until then."""
+    if file == "-":
+        yield sys.stdout.buffer
+        sys.stdout.buffer.flush()
+        return
+    path = Path(file)
+    if path.is_dir():
+        raise LoopError(f"{file}: is a directory; name a file")
+    if not path.parent.is_dir():
+        raise LoopError(f"{path.parent}: no such directory; make it first")
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            yield out
+            out.flush()
+            os.fsync(out.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(partial, 0o666 & ~mask)
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+
+
+def _write_jsonl(rows: Iterator[Json], out: IO[bytes]) -> int:
+    num_rows = 0
+    for row in rows:
+        out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        num_rows += 1
+    return num_rows
+
+
+def _write_parquet(rows: Iterator[Json], out: IO[bytes]) -> int:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise LoopError("parquet needs pyarrow; `pip install pyarrow`, or use --format jsonl") from None
+    schema = _schema(pyarrow)
+    num_rows = 0
+    with pyarrow.parquet.ParquetWriter(out, schema) as writer:
+        while batch := list(islice(rows, BATCH)):
+            writer.write_table(pyarrow.Table.from_pylist(batch, schema=schema))
+            num_rows += len(batch)
+    return num_rows
+
+
+def _schema(pyarrow: Any) -> Any:
+    turn = pyarrow.struct([("role", pyarrow.string()), ("content", pyarrow.string())])
+    return pyarrow.schema(
+        [
+            ("messages", pyarrow.list_(turn)),
+            *((name, pyarrow.string()) for name in (*_TEXTS, *_TEXTS_OF_SETTINGS)),
+            *((name, pyarrow.int64()) for name in _COUNTS),
+            *((name, pyarrow.float64()) for name in _NUMBERS),
+            ("used", pyarrow.bool_()),
+        ]
+    )

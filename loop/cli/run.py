@@ -1,0 +1,83 @@
+"""`loopctl run`: rounds in the foreground, a table after each, a summary at the end."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import safe
+
+if TYPE_CHECKING:
+    from loop.cli.progress import Onlooker
+    from loop.cli.view import Reader
+    from loop.session import Session
+    from store.records import Round
+
+
+@click.command("run")
+@click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="This many more, instead of up to `rounds`.")
+@shared_options
+def run_command(rounds: int | None) -> None:
+    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed."""
+    from loop.cli.progress import onlooker
+    from loop.errors import LoopError
+    from loop.heartbeat import Beating
+    from loop.rounds import Stop, run_rounds
+    from loop.session import open_session
+
+    loaded = the_call().load()
+    stop = Stop(at_once=True)
+    with stop.listening(), onlooker() as watch:
+        watch.beating = Beating(loaded.run_dir)
+        with open_session(loaded, watch) as session:
+
+            def after_round(round: Round) -> None:
+                _print_round(session, round, watch)
+
+            last = run_rounds(session, rounds, stop.check, after_round)
+            if last is not None and last.state == "failed":
+                remedy = "`loopctl run` tries it again, `loopctl round` shows its attempts"
+                raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
+            if last is None:
+                watch.note(f"all {loaded.config.rounds} rounds are done; raise rounds in loop.toml, or give --rounds N")
+            with watch.aside():
+                _print_summary(session)
+
+
+def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
+    """The round's table: on standard output, with --json on standard error."""
+    from loop.cli.tables import console, round_report, show
+    from loop.cli.view import whole_round
+
+    answer = whole_round(_reader(session), round.number)
+    assert answer is not None
+    with watch.aside():
+        out = console(sys.stderr if the_call().json else sys.stdout)
+        show(out, round_report(answer))
+        out.file.flush()
+
+
+def _print_summary(session: Session) -> None:
+    from loop.cli.rounds import print_rounds
+    from loop.cli.tables import console
+    from loop.cli.view import base_row, rows, status
+
+    found = _reader(session)
+    answer, base = rows(found), base_row(found)
+    if the_call().json:
+        head = status(session.loaded.run_dir, session.run.name)["head"]
+        print_json({"run": session.run.name, "rounds": answer, "base": base, "head": head})
+        return
+    print_rounds(answer, base, session.run.head_round)
+    number = answer[-1]["round"] if answer else 1
+    look = f"`loopctl status`, `loopctl round {number}`, `loopctl samples --round {number}`"
+    console().print(f"next: {look}; in {safe(session.loaded.run_dir)}")
+
+
+def _reader(session: Session) -> Reader:
+    from loop.cli.view import Reader
+
+    return Reader(session.ledger, session.corpus, session.run, session.loaded.run_dir)

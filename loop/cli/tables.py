@@ -1,0 +1,212 @@
+"""Rounds as tables that a person understands at a glance, drawn by rich from the values of view.py.
+
+Every text that is not our own goes through `safe`; nothing is read as rich's markup.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import IO, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console, Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from loop.cli.text import count, decoding_words, duration, interval, rate, safe, signed
+from store.records import Json
+
+PIPE_WIDTH = 160
+STATES = {"kept": "kept", "rolled_back": "rolled back", "failed": "failed", "paused": "paused"}
+STYLES = {"kept": "green", "rolled_back": "yellow", "failed": "red", "pass": "green", "fail": "yellow"}
+
+
+def console(file: IO[str] | None = None) -> Console:
+    """A console that takes text as it is; in a pipe wide enough that tables keep their lines."""
+    file = file or sys.stdout
+    width = None if file.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
+    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+
+
+def show(out: Console, *parts: RenderableType) -> None:
+    """Print; in a pipe without the spaces that fill lines up."""
+    if out.is_terminal:
+        out.print(*parts)
+        return
+    with out.capture() as caught:
+        out.print(*parts)
+    out.file.write("".join(f"{line.rstrip(' ')}\n" for line in caught.get().split("\n")[:-1]))
+
+
+def cell(text: str, style: str = "") -> Text:
+    """Text in a table, with no meaning but itself."""
+    return Text(text, style=style)
+
+
+def _with_interval(figures: Json | None, key: str = "pass@1") -> Text:
+    if not figures or figures.get(key) is None:
+        return cell("-", "dim")
+    text = cell(rate(figures[key]))
+    if ends := figures.get(f"{key}_interval"):
+        text.append(f" {interval(ends)}", "dim")
+    return text
+
+
+def change(gain: Json | None) -> Text:
+    """+0.031 [+0.012 +0.051], green or red where the interval leaves no doubt about the sign."""
+    if not gain:
+        return cell("-", "dim")
+    low, high = gain["interval"]
+    style = "green" if low > 0 else "red" if high < 0 else ""
+    return cell(signed(gain["gain"]), style).append(f" {interval([low, high], sign=True)}", "dim")
+
+
+def suite_label(name: str, suite: Json) -> Text:
+    """▸ first-steps (select, T 0.7, top_p 0.95)"""
+    words = [suite.get("split"), decoding_words(suite.get("decoding"))]
+    where = ", ".join(word for word in words if word and word != "all")
+    mark = "▸ " if suite["decides"] else "  "
+    label = cell(f"{mark}{safe(name)}", "bold" if suite["decides"] else "")
+    return label.append(f" ({safe(where)})" if where else "", "dim")
+
+
+def figures_table(answer: Json) -> Table:
+    """Base, head and candidate on every suite, under the same decoding settings; below each its difficulties."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("suite (▸ decides)", overflow="fold")
+    table.add_column("metric")
+    for name in ("base", f"head ({head_name(answer)})", "candidate", "candidate - head"):
+        table.add_column(name)
+    for name, suite in answer["suites"].items():
+        who = [suite["base"], suite["head"], suite["candidate"]]
+        known: Json = next((one for one in who if one), {})
+        table.add_row(suite_label(name, suite), "pass@1", *map(_with_interval, who), change(suite["gain"]))
+        for key in sorted((key for key in known if key.startswith("pass@")), key=_k):
+            if key != "pass@1" and not key.endswith("_interval"):
+                table.add_row("", key, *(_with_interval(one, key) for one in who), _difference(who, key))
+        for level in known.get("by_difficulty", {}):
+            groups = [one["by_difficulty"].get(level) if one else None for one in who]
+            num_problems = next((group["num_problems"] for group in groups if group), 0)
+            label = cell(f"    {safe(level)}, {count(num_problems, 'problem')}", "dim")
+            table.add_row(label, cell("pass@1", "dim"), *map(_with_interval, groups), _difference(groups, "pass@1"))
+    return table
+
+
+def _k(key: str) -> int:
+    digits = key.removeprefix("pass@")
+    return int(digits) if digits.isdigit() else 0
+
+
+def _difference(who: list[Json | None], key: str) -> Text:
+    head, candidate = who[1], who[2]
+    if not head or not candidate or head.get(key) is None or candidate.get(key) is None:
+        return cell("-", "dim")
+    return cell(signed(candidate[key] - head[key]))
+
+
+def head_name(answer: Json) -> str:
+    """What the round started from: "base" or "round 3"."""
+    number = answer["head_round"]
+    return f"round {number}" if number else "base"
+
+
+def state_words(state: str) -> Text:
+    """kept, rolled back, failed or the stage that it is at."""
+    return cell(STATES.get(state, safe(state)), STYLES.get(state, ""))
+
+
+def round_report(answer: Json) -> Group:
+    """All of a round but its settings: figures, decision and reasons, what training saw, times."""
+    title = cell(f"round {answer['round']}: ", "bold").append_text(state_words(answer["state"]))
+    parts: list[RenderableType] = [title]
+    if answer["error"] and answer["state"] == "failed":
+        parts.append(cell(f"  {answer['stage']}: {safe(answer['error'])}", "red"))
+    if any(suite[who] for suite in answer["suites"].values() for who in ("head", "candidate")):
+        parts.append(Padding(figures_table(answer), (1, 0, 1, 2)))
+    facts = Table.grid(padding=(0, 2))
+    facts.add_column(style="dim", no_wrap=True)
+    facts.add_column(overflow="fold")
+    if answer["decision"]:
+        facts.add_row("decision", _verdict(answer))
+        for gate in answer["gates"]:
+            facts.add_row("", cell(f"{safe(gate['type'])}: ", STYLES.get(gate["verdict"], "")).append(_reason(gate)))
+    if answer["training"]["num_used"] or answer["training"]["num_left_out"]:
+        facts.add_row("training", cell(_training_words(answer["training"])))
+    if answer["stages"]:
+        facts.add_row("times", cell(_times(answer)))
+    parts.append(Padding(facts, (0, 0, 1, 2)))
+    return Group(*parts)
+
+
+def _verdict(answer: Json) -> Text:
+    decision = answer["decision"]
+    if decision["verdict"] == "keep":
+        return cell("keep", "green").append(f": the head is round {answer['round']} now", "default")
+    word = "roll back" if decision["conclusive"] else "inconclusive"
+    return cell(word, "yellow").append(f": the head stays {head_name(answer)}", "default")
+
+
+def _reason(gate: Json) -> str:
+    return safe(gate["reason"])
+
+
+def _training_words(training: Json) -> str:
+    total = training["num_used"] + training["num_left_out"]
+    words = f"saw {training['num_used']:,} of {count(total, 'completion')}"
+    if training["left_out"]:
+        reasons = ", ".join(f"{number:,} {safe(reason)}" for reason, number in training["left_out"].items())
+        words += f" (left out: {reasons})"
+    if training["loss_first"] is not None:
+        words += f"; loss {training['loss_first']:.4f} -> {training['loss_last']:.4f}"
+        words += f" in {count(training['num_steps'], 'step')}"
+    return words
+
+
+def _times(answer: Json) -> str:
+    parts = []
+    for stage in answer["stages"]:
+        tries = len(stage["attempts"])
+        again = f" ({count(tries, 'attempt')})" if tries > 1 else ""
+        parts.append(f"{stage['stage']} {duration(stage['duration_s'])}{again}")
+    return f"{', '.join(parts)}; in all {duration(answer['duration_s'])}"
+
+
+def rounds_table(rows: list[Json], base: Json, base_decoding: str) -> Table:
+    """A line per round, the base first: its decision, the figure that decides, its change, the other suites, the time."""
+    names = list(base)
+    decider, canaries = names[0], names[1:]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("round", justify="right")
+    table.add_column("decision", no_wrap=True)
+    table.add_column(f"▸ {safe(decider)} pass@1" + (f" ({base_decoding})" if base_decoding else ""), overflow="fold")
+    table.add_column("over head")
+    for name in canaries:
+        table.add_column(cell(safe(name)), overflow="fold")
+    table.add_column("trained on", justify="right")
+    table.add_column("time", justify="right")
+    table.add_row(
+        "base", cell("-", "dim"), _with_interval(base[decider]), cell("-", "dim"),
+        *(cell(rate(base[name]["pass@1"]) if base[name] else "-") for name in canaries), cell("-", "dim"), "",
+    )  # fmt: skip
+    for row in rows:
+        mine = row["suites"][decider]
+        used = f"{row['num_used']:,}" if row["num_used"] is not None else "-"
+        table.add_row(
+            str(row["round"]), state_words(row["state"]), _with_interval(mine), cell(signed(mine["gain"])),
+            *(_canary(row["suites"][name]) for name in canaries), used, duration(row["duration_s"]),
+        )  # fmt: skip
+    return table
+
+
+def _canary(suite: Json) -> Text:
+    if suite["pass@1"] is None:
+        return cell("-", "dim")
+    text = cell(rate(suite["pass@1"]))
+    return text.append(f" {signed(suite['gain'])}", "dim") if suite["gain"] is not None else text
+
+
+def plain(value: Any) -> Text:
+    """A value of a setting, safely."""
+    return cell(safe(value))

@@ -1,0 +1,31 @@
+"""`loopctl verify`: every hash, sequence and manifest checked."""
+
+from __future__ import annotations
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import safe
+
+
+@click.command("verify")
+@shared_options
+@click.pass_context
+def verify_command(context: click.Context) -> None:
+    """Check every hash, sequence and manifest of the run; exit code 1 if anything is not as it was written."""
+    from dataclasses import asdict
+
+    from loop.cli.view import reader
+    from store.verify import verify_store
+
+    with reader(the_call().place().run_dir) as found:
+        result = verify_store(found.ledger.db, found.run_dir)
+    if the_call().json:
+        findings = [asdict(finding) for finding in result.findings]
+        print_json({"ok": not findings, "findings": findings, "checked": dict(result.checked)})
+    elif result.findings:
+        for finding in result.findings:
+            click.echo(f"{finding.kind}: {safe(finding.message)}")
+    else:
+        click.echo(f"ok: {', '.join(f'{number:,} {what}' for what, number in result.checked.items())}")
+    context.exit(1 if result.findings else 0)
