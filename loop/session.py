@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +39,7 @@ from store.corpus import Corpus
 from store.db import open_database
 from store.errors import DamagedCheckpoint
 from store.ledger import Ledger
-from store.records import Checkpoint, Prompt, Run, Suite
+from store.records import Checkpoint, Problem, Prompt, Run, Suite
 from store.verify import write_high_water
 
 DATABASE = "loop.db"
@@ -64,10 +65,9 @@ class Yardstick:
 
     config: SuiteConfig
     row: Suite
-    problems: dict[str, GradingProblem]  # by prompt id
+    problems: list[Problem]
+    graded_as: dict[str, GradingProblem]  # by prompt id
     prompts: dict[str, Prompt]  # by prompt id, in the suite's order
-    splits: dict[str, str]  # prompt id -> split
-    difficulty: dict[str, str | None]  # task id -> difficulty
 
 
 class Engines:
@@ -200,6 +200,7 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run = _run(loaded, ledger, corpus, prompts, suites, watch)
+            _has_room(loaded.run_dir, ledger.checkpoint(run.base_checkpoint))
             policy = build_policy(config.decide.gates, config.decide.split)
             yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch)
             write_high_water(db, loaded.run_dir)
@@ -211,14 +212,8 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
 def _yardstick(loaded: LoadedConfig, suite: SuiteConfig) -> Yardstick:
     found = load_suite(suite.source, suite.limit, loaded.base_dir)
     row, problems, prompts = yardstick(found, suite, loaded.config)
-    return Yardstick(
-        suite,
-        row,
-        {prompt.id: problem for prompt, problem in zip(prompts, found.problems, strict=True)},
-        {prompt.id: prompt for prompt in prompts},
-        {problem.prompt_id: problem.split for problem in problems},
-        {problem.task_id: problem.difficulty for problem in problems},
-    )
+    graded_as = {prompt.id: problem for prompt, problem in zip(prompts, found.problems, strict=True)}
+    return Yardstick(suite, row, problems, graded_as, {prompt.id: prompt for prompt in prompts})
 
 
 def _inputs(prompts: list[Prompt], suites: list[Yardstick]) -> dict[str, Any]:
@@ -255,13 +250,20 @@ def _run(
     )
     corpus.add_prompts(prompts)
     for suite in suites:
-        _, problems, asked = yardstick(
-            load_suite(suite.config.source, suite.config.limit, loaded.base_dir), suite.config, loaded.config
-        )
-        corpus.add_prompts(asked)
-        corpus.add_suite(suite.row, problems)
+        corpus.add_prompts(suite.prompts.values())
+        corpus.add_suite(suite.row, suite.problems)
     identity = sha256_of([config_sha256(loaded.config), inputs])
     return ledger.create_run(loaded.config.name, settings | {"inputs": inputs}, identity, loaded.config.seed, base)
+
+
+def _has_room(run_dir: Path, base: Checkpoint | None) -> None:
+    """Say before hours of sampling that the weights of a round would not fit."""
+    needed, free = int(1.1 * base.size_bytes) if base else 0, shutil.disk_usage(run_dir).free
+    if free < needed:
+        raise LoopError(
+            f"{run_dir}: {free / 1e6:.0f} MB are free and the checkpoint of a round needs about {needed / 1e6:.0f} MB; "
+            "make room, or set run_dir to a larger disk"
+        )
 
 
 def _same_run(run: Run, settings: dict[str, Any], inputs: dict[str, Any], loaded: LoadedConfig) -> None:

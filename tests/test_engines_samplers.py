@@ -15,6 +15,7 @@ from tiny import END, FUNCTIONS, make_tiny_model
 from loop.engines.base import CheckpointRef, Generated, Request, Sampler, SamplingParams
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import EngineError
+from loop.prompts.templates import ask as ask_for
 from loop.worker import RemoteSampler, Worker
 
 SETTINGS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 4, "num_threads": 1}
@@ -27,7 +28,8 @@ def no_progress(done: int, total: int) -> None:
 
 
 def chat(identifier: str, seed: int, task: int = 0) -> Request:
-    content = FUNCTIONS[task % len(FUNCTIONS)][2] * (1 + task // len(FUNCTIONS))  # so that the lengths differ
+    signature, _, statement = FUNCTIONS[task % len(FUNCTIONS)]
+    content = ask_for(statement * (1 + task // len(FUNCTIONS)), signature)  # so that the lengths differ
     return Request(id=identifier, messages=({"role": "user", "content": content},), prefill="```python\n", seed=seed)
 
 

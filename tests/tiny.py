@@ -113,17 +113,18 @@ def _weights(seed: int, trained: bool) -> dict[str, Any]:
 def _train(model: Any, tokenizer: Any, num_steps: int = 80) -> None:
     import torch
 
-    texts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": ask(task, signature)}], tokenize=False, add_generation_prompt=True
-        )
-        + f"```python\n{signature}{body}{END}"
-        for signature, body, task in FUNCTIONS
-    ]
-    rows = [tokenizer(text)["input_ids"] for text in texts]
-    width = max(map(len, rows))
-    input_ids = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])  # (B, T)
-    labels = torch.tensor([row + [-100] * (width - len(row)) for row in rows])
+    rows = []
+    for signature, body, task in FUNCTIONS:
+        messages = [{"role": "user", "content": ask(task, signature)}]
+        prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + "```python\n"
+        rows.append((tokenizer(prompt)["input_ids"], tokenizer(f"{signature}{body}{END}")["input_ids"]))
+    width = max(len(prompt) + len(answer) for prompt, answer in rows)
+    padding = [[tokenizer.pad_token_id] * (width - len(prompt) - len(answer)) for prompt, answer in rows]
+    input_ids = torch.tensor([[*row[0], *row[1], *pad] for row, pad in zip(rows, padding, strict=True)])  # (B, T)
+    labels = input_ids.clone()
+    for row, (prompt, answer) in zip(labels, rows, strict=True):
+        row[: len(prompt)] = -100
+        row[len(prompt) + len(answer) :] = -100
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(num_steps):
         optimizer.zero_grad()

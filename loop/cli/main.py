@@ -100,6 +100,9 @@ def run(arguments: list[str], command: click.Command, name: str) -> int:
         return end.exit_code
     except (BrokenPipeError, SystemExit):
         raise
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
     except BaseException as error:
         if os.environ.get("LOOP_TRACEBACK") == "1":
             import traceback
@@ -150,7 +153,7 @@ def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
 def _usage(error: click.ClickException) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     context: Any = getattr(error, "ctx", None)
-    return f"{text}; see `{context.command_path} --help`" if context else text
+    return f"{text}; see `{context.command_path if context else 'loopctl'} --help`"
 
 
 def _file(error: OSError) -> str:

@@ -60,7 +60,7 @@ def round_command(number: int) -> None:
     from loop.cli.tables import console, round_report, show
 
     out = console()
-    show(out, round_report(answer))
+    show(out, round_report(answer, out.width))
     show(out, _details(answer))
 
 

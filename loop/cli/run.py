@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -54,9 +55,9 @@ def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
 
     answer = whole_round(_reader(session), round.number)
     assert answer is not None
-    with watch.aside():
+    with watch.aside(), contextlib.suppress(OSError):  # nobody may read on; the rounds matter more
         out = console(sys.stderr if the_call().json else sys.stdout)
-        show(out, round_report(answer))
+        show(out, round_report(answer, out.width))
         out.file.flush()
 
 

@@ -92,8 +92,8 @@ def _lines(sample: Json) -> RenderableType:
     from loop.cli.tables import cell
 
     prompt = sample["prompt"]
-    head = cell(f"round {sample['round']} · {safe(prompt['name'])} · sample {sample['sample_index']}", "bold")
-    head.append(f"   {sample['id'][:12]}", "dim")
+    title = f"round {sample['round']} · {safe(prompt['name'])} · sample {sample['sample_index']}"
+    head = cell("").append(title, "bold").append(f"   {sample['id'][:12]}", "dim")
     facts = [count(sample["num_tokens"], "token"), f"ended by {sample['finish_reason']}"]
     if sample["mean_token_logprob"] is not None:
         facts.append(f"log-probability {sample['mean_token_logprob']:.3f} per token")

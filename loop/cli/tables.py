@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import IO, Any
+from typing import IO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
@@ -15,10 +15,11 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from loop.cli.text import count, decoding_words, duration, interval, rate, safe, signed
+from loop.cli.text import clipped, count, decoding_words, duration, interval, rate, safe, signed
 from store.records import Json
 
 PIPE_WIDTH = 160
+WHO = ("base", "head", "candidate")
 STATES = {"kept": "kept", "rolled_back": "rolled back", "failed": "failed", "paused": "paused"}
 STYLES = {"kept": "green", "rolled_back": "yellow", "failed": "red", "pass": "green", "fail": "yellow"}
 
@@ -45,62 +46,81 @@ def cell(text: str, style: str = "") -> Text:
     return Text(text, style=style)
 
 
-def _with_interval(figures: Json | None, key: str = "pass@1") -> Text:
+def _with_interval(figures: Json | None, key: str = "pass@1", gap: str = " ") -> Text:
     if not figures or figures.get(key) is None:
         return cell("-", "dim")
     text = cell(rate(figures[key]))
     if ends := figures.get(f"{key}_interval"):
-        text.append(f" {interval(ends)}", "dim")
+        text.append(f"{gap}{interval(ends)}", "dim")
     return text
 
 
-def change(gain: Json | None) -> Text:
+def change(gain: Json | None, gap: str = " ") -> Text:
     """+0.031 [+0.012 +0.051], green or red where the interval leaves no doubt about the sign."""
     if not gain:
         return cell("-", "dim")
     low, high = gain["interval"]
     style = "green" if low > 0 else "red" if high < 0 else ""
-    return cell(signed(gain["gain"]), style).append(f" {interval([low, high], sign=True)}", "dim")
+    return Text.assemble((signed(gain["gain"]), style), (f"{gap}{interval([low, high], sign=True)}", "dim"))
 
 
 def suite_label(name: str, suite: Json) -> Text:
     """▸ first-steps (select, T 0.7, top_p 0.95)"""
     words = [suite.get("split"), decoding_words(suite.get("decoding"))]
     where = ", ".join(word for word in words if word and word != "all")
-    mark = "▸ " if suite["decides"] else "  "
-    label = cell(f"{mark}{safe(name)}", "bold" if suite["decides"] else "")
-    return label.append(f" ({safe(where)})" if where else "", "dim")
+    mark, style, decides = ("▸ ", "bold", " decides") if suite["decides"] else ("  ", "", "")
+    return Text.assemble(mark, (safe(name), style), (f" ({safe(where)})" if where else "", "dim"), (decides, "bold"))
 
 
-def figures_table(answer: Json) -> Table:
-    """Base, head and candidate on every suite, under the same decoding settings; below each its difficulties."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("suite (▸ decides)", overflow="fold")
-    table.add_column("metric")
-    for name in ("base", f"head ({head_name(answer)})", "candidate", "candidate - head"):
-        table.add_column(name)
+def figures_tables(answer: Json, width: int) -> Group:
+    """Base, head and candidate on every suite, under the same decoding settings; below each its difficulties.
+
+    On a narrow terminal each interval stands below its figure.
+    """
+    gap, figure, last = ("\n", 13, 16) if width < 110 else (" ", 19, 23)
+    lines = {name: _lines_of(suite) for name, suite in answer["suites"].items()}
+    first = max(len(label) for found in lines.values() for label, _, _ in found)
+    parts: list[RenderableType] = []
     for name, suite in answer["suites"].items():
-        who = [suite["base"], suite["head"], suite["candidate"]]
-        known: Json = next((one for one in who if one), {})
-        table.add_row(suite_label(name, suite), "pass@1", *map(_with_interval, who), change(suite["gain"]))
-        for key in sorted((key for key in known if key.startswith("pass@")), key=_k):
-            if key != "pass@1" and not key.endswith("_interval"):
-                table.add_row("", key, *(_with_interval(one, key) for one in who), _difference(who, key))
-        for level in known.get("by_difficulty", {}):
-            groups = [one["by_difficulty"].get(level) if one else None for one in who]
-            num_problems = next((group["num_problems"] for group in groups if group), 0)
-            label = cell(f"    {safe(level)}, {count(num_problems, 'problem')}", "dim")
-            table.add_row(label, cell("pass@1", "dim"), *map(_with_interval, groups), _difference(groups, "pass@1"))
-    return table
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("", width=first)
+        for who in ("base", f"head ({head_name(answer)})", "candidate"):
+            table.add_column(who, min_width=figure)
+        table.add_column("candidate - head", min_width=last)
+        for label, key, level in lines[name]:
+            found = [_part_of(suite[who], level) for who in WHO]
+            whole = level is None and key == "pass@1"
+            table.add_row(
+                cell(label, "" if level is None else "dim"),
+                *(_with_interval(one, key, gap) for one in found),
+                change(suite["gain"], gap) if whole else _difference(found, key),
+            )
+        parts += [suite_label(name, suite), Padding(table, (0, 0, 1, 2), expand=False)]
+    return Group(*parts)
 
 
-def _k(key: str) -> int:
-    digits = key.removeprefix("pass@")
-    return int(digits) if digits.isdigit() else 0
+def _lines_of(suite: Json) -> list[tuple[str, str, str | None]]:
+    """(label, key, difficulty) of each line of a suite's table: every pass@k, then pass@1 by difficulty."""
+    known: Json = next((suite[who] for who in WHO if suite[who]), {})
+    keys = [key for key in known if key.startswith("pass@") and key.removeprefix("pass@").isdigit()]
+    lines: list[tuple[str, str, str | None]] = [
+        (key, key, None) for key in sorted(keys or ["pass@1"], key=lambda key: int(key.removeprefix("pass@")))
+    ]
+    for level, group in known.get("by_difficulty", {}).items():
+        lines.append((f"  {clipped(level, 20)} ({group['num_problems']})", "pass@1", level))
+    return lines
 
 
-def _difference(who: list[Json | None], key: str) -> Text:
-    head, candidate = who[1], who[2]
+def _part_of(figures: Json | None, level: str | None) -> Json | None:
+    """The figures, or those of one difficulty."""
+    if figures is None or level is None:
+        return figures
+    part: Json | None = figures.get("by_difficulty", {}).get(level)
+    return part
+
+
+def _difference(found: list[Json | None], key: str) -> Text:
+    head, candidate = found[1], found[2]
     if not head or not candidate or head.get(key) is None or candidate.get(key) is None:
         return cell("-", "dim")
     return cell(signed(candidate[key] - head[key]))
@@ -117,21 +137,22 @@ def state_words(state: str) -> Text:
     return cell(STATES.get(state, safe(state)), STYLES.get(state, ""))
 
 
-def round_report(answer: Json) -> Group:
+def round_report(answer: Json, width: int) -> Group:
     """All of a round but its settings: figures, decision and reasons, what training saw, times."""
-    title = cell(f"round {answer['round']}: ", "bold").append_text(state_words(answer["state"]))
+    title = Text.assemble((f"round {answer['round']}: ", "bold"), state_words(answer["state"]))
     parts: list[RenderableType] = [title]
     if answer["error"] and answer["state"] == "failed":
         parts.append(cell(f"  {answer['stage']}: {safe(answer['error'])}", "red"))
     if any(suite[who] for suite in answer["suites"].values() for who in ("head", "candidate")):
-        parts.append(Padding(figures_table(answer), (1, 0, 1, 2)))
+        parts.append(Padding(figures_tables(answer, width), (1, 0, 0, 2), expand=False))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")
     if answer["decision"]:
         facts.add_row("decision", _verdict(answer))
         for gate in answer["gates"]:
-            facts.add_row("", cell(f"{safe(gate['type'])}: ", STYLES.get(gate["verdict"], "")).append(_reason(gate)))
+            kind = (f"{safe(gate['type'])}: ", STYLES.get(gate["verdict"], ""))
+            facts.add_row("", Text.assemble(kind, safe(gate["reason"])))
     if answer["training"]["num_used"] or answer["training"]["num_left_out"]:
         facts.add_row("training", cell(_training_words(answer["training"])))
     if answer["stages"]:
@@ -143,13 +164,9 @@ def round_report(answer: Json) -> Group:
 def _verdict(answer: Json) -> Text:
     decision = answer["decision"]
     if decision["verdict"] == "keep":
-        return cell("keep", "green").append(f": the head is round {answer['round']} now", "default")
+        return Text.assemble(("keep", "green"), f": the head is round {answer['round']} now")
     word = "roll back" if decision["conclusive"] else "inconclusive"
-    return cell(word, "yellow").append(f": the head stays {head_name(answer)}", "default")
-
-
-def _reason(gate: Json) -> str:
-    return safe(gate["reason"])
+    return Text.assemble((word, "yellow"), f": the head stays {head_name(answer)}")
 
 
 def _training_words(training: Json) -> str:
@@ -205,8 +222,3 @@ def _canary(suite: Json) -> Text:
         return cell("-", "dim")
     text = cell(rate(suite["pass@1"]))
     return text.append(f" {signed(suite['gain'])}", "dim") if suite["gain"] is not None else text
-
-
-def plain(value: Any) -> Text:
-    """A value of a setting, safely."""
-    return cell(safe(value))
