@@ -15,12 +15,11 @@ from loop.round import run_round
 from loop.session import Session
 from store.records import Round, Run
 
-VANISHED = "the process vanished; `loopctl run` goes on where it was"
 INTERRUPTED = "interrupted; `loopctl run` goes on where it was"
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM. No failure: what was going on can be resumed."""
+    """SIGINT, SIGTERM or SIGHUP. No failure: what was going on can be resumed."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -53,8 +52,9 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Within the block SIGINT and SIGTERM are ours."""
-        before = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+        """Within the block SIGINT, SIGTERM and SIGHUP are ours; SIGHUP unless it is ignored (nohup)."""
+        hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
+        before = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM, *hangup)}
         try:
             yield
         finally:
@@ -72,11 +72,13 @@ def run_rounds(
 ) -> Round | None:
     """Rounds until the run has `config.rounds` decided ones, or `more` of them; the last, None if all were done before.
 
-    A failed round ends it and is returned as such. `check` is called at every safe point. The ledger says what the run
+    A round that was begun is finished in any case. A failed round ends it and is returned as such. `check` is called at every safe point. The ledger says what the run
     is doing, and afterwards how it ended.
     """
     ledger, run = session.ledger, session.run
     goal = num_decided(run) + more if more is not None else session.loaded.config.rounds
+    if any(round.state not in ("kept", "rolled_back") for round in ledger.rounds(run.id)[-1:]):
+        goal = max(goal, num_decided(run) + 1)
     last: Round | None = None
     try:
         while num_decided(session.run) < goal:

@@ -51,25 +51,40 @@ def prctl(option: int, value: int) -> None:
 # ---- the parent's half ---------------------------------------------------------------------------------------------
 
 
-def sweep(token: str) -> None:
-    """Kill every process that carries this worker's token: what is left where the guard itself was killed."""
-    for _ in range(100):
-        left = [process for process in psutil.process_iter() if _carries(process, token)]
-        if not left:
+def sweep(token: str, session: int) -> None:
+    """Kill what is left where the guard itself was killed, and return when it is gone.
+
+    A process belongs to the worker by the token in its environment or by its session; one that is ending has no
+    environment any more.
+    """
+    doomed: set[psutil.Process] = set()
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while True:
+        doomed |= {process for process in psutil.process_iter() if _belongs(process, token, session)}
+        doomed = {process for process in doomed if _lives(process)}
+        if not doomed:
             return
-        for process in left:
+        if time.monotonic() > deadline:
+            raise EngineError(f"processes of a worker cannot be ended: {sorted(process.pid for process in doomed)}")
+        for process in doomed:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 pass
-        psutil.wait_procs(left, timeout=0.1)
-    raise EngineError(f"processes of a worker cannot be ended: {[process.pid for process in left]}")
+        time.sleep(0.01)
 
 
-def _carries(process: psutil.Process, token: str) -> bool:
+def _belongs(process: psutil.Process, token: str, session: int) -> bool:
     try:
-        return process.environ().get(TREE) == token
+        return os.getsid(process.pid) == session or process.environ().get(TREE) == token
     except (psutil.Error, OSError):
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
         return False
 
 
@@ -254,7 +269,9 @@ class Worker:
 
     def end(self) -> None:
         """End the whole process tree; nothing of it is left when this returns. Safe to repeat."""
-        self._busy, self._ended = False, True
+        self._busy = False
+        if self._ended:
+            return
         if self.process.poll() is None:
             self.process.terminate()
             self.process.send_signal(signal.SIGCONT)
@@ -263,7 +280,8 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
-        sweep(self.token)
+        sweep(self.token, self.process.pid)
+        self._ended = True
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()

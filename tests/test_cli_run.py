@@ -24,6 +24,8 @@ from test_cli_support import (
 )
 
 from loop.session import locked
+from store.db import open_database
+from store.ledger import Ledger
 
 __all__ = ["call", "finished"]
 SLOW = CONFIG.replace("num_samples = 2", "num_samples = 8")  # grading takes long enough to be interrupted
@@ -149,7 +151,7 @@ def test_a_failed_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: L
     assert status.code == 3 and status.json["state"] == "failed"
     assert status.json["rounds"]["failed"] == 1
     assert status.json["last_error"]["stage"] == "sampling" and status.json["last_error"]["attempt"] == 3
-    assert "every completion was left out" in call("round", "1").out
+    assert "left out of training" in call("round", "1").out
     assert call("rounds").code == 0
 
 
@@ -189,3 +191,15 @@ def test_a_terminal_gets_a_moving_line(tmp_path: Path) -> None:
     os.close(ours)
     assert running.wait() == 0
     assert b"\x1b[" in seen and b"round 3 training: 16 completions" in seen and "▸ ones".encode() in seen
+
+
+def test_a_round_that_was_begun_is_finished_whatever_the_goal(finished: Path, call: Loopctl) -> None:
+    db = open_database(finished / ".loop" / "loop.db")
+    ledger = Ledger(db)
+    run = ledger.run()
+    assert run is not None
+    ledger.begin_round(run.id)
+    db.close()
+    assert "goes on with round 3, sampling" in call("status").out
+    assert call("run").code == 0
+    assert call("rounds", "--json").json[2]["state"] in ("kept", "rolled_back")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import safe
+from loop.cli.text import all_done, safe
 
 if TYPE_CHECKING:
     from loop.cli.progress import Onlooker
@@ -40,10 +40,10 @@ def run_command(rounds: int | None) -> None:
 
             last = run_rounds(session, rounds, stop.check, after_round)
             if last is not None and last.state == "failed":
-                remedy = "`loopctl run` tries it again, `loopctl round` shows its attempts"
+                remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
                 raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
             if last is None:
-                watch.note(f"all {loaded.config.rounds} rounds are done; raise rounds in loop.toml, or give --rounds N")
+                watch.note(all_done(loaded.config.rounds))
             with watch.aside():
                 _print_summary(session)
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import clock, count, decoding_words, duration, interval, rate, safe, signed, size, warn
+from loop.cli.text import all_done, clock, count, decoding_words, duration, interval, rate, safe, signed, size, warn
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -161,4 +161,4 @@ def _next(answer: Json) -> str:
         return f"`loopctl run` goes on with round {answer['round']['number']}, {answer['round']['stage']}"
     if left > 0:
         return f"`loopctl run` ({count(left, 'round')} to go)"
-    return f"all {count(rounds['planned'], 'round')} are done; raise rounds in loop.toml, or `loopctl run --rounds N`"
+    return all_done(rounds["planned"])

@@ -80,6 +80,12 @@ def count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def all_done(planned: int) -> str:
+    """What a run says that has all its rounds."""
+    done = "the one round is done" if planned == 1 else f"all {planned} rounds are done"
+    return f"{done}; raise rounds in loop.toml, or give --rounds N"
+
+
 def clock(at: str | None = None) -> str:
     """HH:MM:SS where the user is, of an RFC 3339 time or of now."""
     then = moment(at) if at else datetime.now(UTC)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loop.cli.clock import as_rfc3339, seconds_between
+from loop.errors import PermissionDenied
 from loop.heartbeat import Heartbeat, holder, read_heartbeat
 from store.corpus import Corpus
 from store.db import open_database, snapshot
@@ -64,13 +65,16 @@ class Reader:
 @contextlib.contextmanager
 def reader(run_dir: Path) -> Iterator[Reader]:
     """The run of a directory, all reads from one moment. NoStore if nothing was run there."""
-    db = open_database(run_dir / "loop.db", read_only=True)
+    path = run_dir / "loop.db"
+    if path.exists() and not os.access(path, os.R_OK):
+        raise PermissionDenied(f"{path}: permission denied; read it as the user who runs the loop")
+    db = open_database(path, read_only=True)
     try:
         with snapshot(db):
             ledger = Ledger(db)
             run = ledger.run()
             if run is None:
-                raise NoStore(f"{run_dir / 'loop.db'}: holds no run yet")
+                raise NoStore(f"{path}: holds no run yet")
             yield Reader(ledger, Corpus(db), run, run_dir)
     finally:
         db.close()
@@ -356,6 +360,7 @@ def _status(found: Reader, planned: int) -> Json:
         "disk": {
             "free_bytes": _free_bytes(found.run_dir),
             "checkpoints_bytes": _tree_bytes(found.run_dir / "checkpoints"),
+            "wanted_bytes": max(LOW_DISK_BYTES, 2 * _next_checkpoint_bytes(found)),
         },
         "last_error": _last_error(found),
         "stall_timeout_s": run.config["engine"]["stall_timeout_s"],
@@ -465,7 +470,7 @@ def troubles(answer: Json) -> list[str]:
     limit, age = answer.get("stall_timeout_s"), answer["heartbeat_age_s"]
     if answer["state"] == "running" and limit and age and age > limit:
         found.append(f"stalled: no progress for {age:.0f} s, the limit is {limit:g} s")
-    free, needed = answer["disk"]["free_bytes"], LOW_DISK_BYTES
+    free, needed = answer["disk"]["free_bytes"], answer["disk"].get("wanted_bytes", LOW_DISK_BYTES)
     if free is not None and free < needed:
         found.append(f"disk low: {free:,} bytes free, {needed:,} are wanted; remove old checkpoints or make room")
     return found
@@ -479,6 +484,13 @@ def _free_bytes(directory: Path) -> int | None:
         return shutil.disk_usage(directory).free
     except OSError:
         return None
+
+
+def _next_checkpoint_bytes(found: Reader) -> int:
+    """About what the next checkpoint takes: as much as the head, unless that is the base of adapters."""
+    head, training = found.ledger.checkpoint(found.run.head_checkpoint), found.run.config["training"]
+    adapters = training["method"] == "lora" and not training["lora"]["merge"]
+    return 0 if head is None or (adapters and head.kind == "full") else head.size_bytes
 
 
 def _tree_bytes(directory: Path) -> int:
