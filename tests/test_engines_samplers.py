@@ -258,6 +258,26 @@ def test_a_longer_neighbour_changes_nothing(tiny: CheckpointRef) -> None:
         assert alone.logprob_sum == pytest.approx(beside.logprob_sum, abs=1e-4)
 
 
+def test_learned_positions_count_from_the_first_real_token(tmp_path: Path) -> None:
+    """A GPT-2, whose positions are absolute: padding on the left must not move them."""
+    import torch
+    from tiny import make_tokenizer
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=400, n_positions=256, n_embd=32, n_layer=2, n_head=2, eos_token_id=0, bos_token_id=0)
+    model = GPT2LMHeadModel(config)
+    torch.nn.init.normal_(model.transformer.wpe.weight, std=1.0)
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    sampler = in_process(CheckpointRef(sha256="", path=tmp_path))
+    short = Request(id="short", prefill="def sum_words(", seed=5)
+    alone = ask(sampler, [short], HOT)["short"]
+    beside = ask(sampler, [short, Request(id="long", prefill="def max_lists(a, b):\n" * 5, seed=6)], HOT)["short"]
+    assert alone.token_ids == beside.token_ids
+    assert alone.logprob_sum == pytest.approx(float(teacher_forced(sampler.model, alone).sum()), abs=1e-3)
+
+
 def test_finished_rows_leave_the_batch(tiny: CheckpointRef) -> None:
     sampler = in_process(tiny, batch_size=16)
     sizes: list[int] = []
@@ -267,7 +287,8 @@ def test_finished_rows_leave_the_batch(tiny: CheckpointRef) -> None:
     found = ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(16)], HOT)
     lengths = [len(generated.token_ids) for generated in found.values()]
     assert len(set(lengths)) > 2
-    assert sizes == [sum(length > step for length in lengths) for step in range(max(lengths))]
+    assert sizes[0] == 1, "what all prompts begin with is computed once"
+    assert sizes[1:] == [sum(length > step for length in lengths) for step in range(max(lengths))]
 
 
 def test_every_end_token_of_the_generation_config_ends(tmp_path: Path) -> None:

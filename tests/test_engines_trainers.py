@@ -443,7 +443,7 @@ def test_an_adapter_and_its_merged_weights_are_the_same_model(
     torch.testing.assert_close(logits(second), again, atol=1e-5, rtol=1e-5)
 
 
-def test_an_adapter_over_bfloat16_is_merged_as_exactly_as_the_trainer_does(
+def test_an_adapter_over_bfloat16_is_to_the_bit_what_the_trainer_merges(
     trainers: Callable[[str], Trainer], tmp_path: Path
 ) -> None:
     import torch

@@ -177,7 +177,9 @@ def test_a_stopped_guard_is_ended_too(start: Callable[..., Worker]) -> None:
     worker = start()
     pids = tree(worker)
     os.kill(worker.process.pid, signal.SIGSTOP)
+    began = time.monotonic()
     worker.end()
+    assert time.monotonic() - began < 5
     assert not [pid for pid in pids if alive(pid)]
 
 

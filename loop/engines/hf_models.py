@@ -34,15 +34,15 @@ def choose_device(device: str) -> torch.device:
 def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torch.device) -> Any:
     """Full weights, or an adapter merged into its base for inference. safetensors only, no code from the checkpoint.
 
-    `dtype` "auto" is the checkpoint's own. An adapter is merged in float32 whatever `dtype` is, as the trainer does it.
+    `dtype` "auto" is the checkpoint's own.
     """
     if checkpoint.base_path is None:
         return _from_pretrained(checkpoint.path, dtype).to(device)
     from peft import PeftModel
 
     check_adapter(checkpoint.path)
-    base = _from_pretrained(checkpoint.base_path, torch.float32)
-    return PeftModel.from_pretrained(base, checkpoint.path).merge_and_unload().to(device=device, dtype=dtype)
+    base = _from_pretrained(checkpoint.base_path, dtype)
+    return PeftModel.from_pretrained(base, checkpoint.path).merge_and_unload().to(device)
 
 
 def _from_pretrained(directory: Path, dtype: torch.dtype | str) -> Any:

@@ -57,6 +57,13 @@ def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     return torch.searchsorted(cumulative, target, right=True).clamp_(max=probabilities.shape[-1] - 1)[:, 0]
 
 
+def shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
+    """With how many tokens all prompts begin; at least one token of each is left over."""
+    pairs = zip(min(prompts), max(prompts), strict=False)  # what these two share, all between them share
+    same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(min(prompts)))
+    return min(same, min(map(len, prompts)) - 1)
+
+
 @dataclass
 class Row:
     """One completion in the making."""
@@ -108,43 +115,20 @@ class TransformersSampler:
         rows.sort(key=lambda row: -len(row.prompt_token_ids))
         while rows:
             batch, rows = rows[: self.batch_size], rows[self.batch_size :]
-            self._run_batch(batch, params, len(requests) - len(rows) - len(batch), len(requests))
+            with torch.inference_mode():
+                self._run_batch(batch, params, len(requests) - len(rows) - len(batch), len(requests))
             yield [self._finished(row) for row in batch]
 
-    @torch.inference_mode()
     def _run_batch(self, batch: list[Row], params: SamplingParams, num_before: int, num_total: int) -> None:
-        width = max(len(row.prompt_token_ids) for row in batch)
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos, default=0)
-        input_ids = torch.tensor(
-            [[pad] * (width - len(row.prompt_token_ids)) + row.prompt_token_ids for row in batch], device=self.device
-        )
-        mask = torch.tensor(
-            [[0] * (width - len(row.prompt_token_ids)) + [1] * len(row.prompt_token_ids) for row in batch],
-            device=self.device,
-        )  # (B, T)
-        positions = (mask.cumsum(-1) - 1).clamp_(min=0)
+        logits, cache, mask, positions = self._prefill(batch)
         seen = None
         if params.repetition_penalty != 1.0:
-            vocabulary = self.model.get_output_embeddings().weight.shape[0]
-            seen = torch.zeros(len(batch), vocabulary, dtype=torch.bool, device=self.device)
-            seen.scatter_(1, input_ids, mask.bool())
-            seen[:, pad] = torch.tensor([pad in row.prompt_token_ids for row in batch], device=self.device)
-        cache = DynamicCache(config=self.model.config)
+            seen = torch.zeros_like(logits, dtype=torch.bool)
+            for i, row in enumerate(batch):
+                seen[i, row.prompt_token_ids] = True
         active = list(batch)
         draws = {row.request.id: random.Random(row.request.seed) for row in batch}
-        while active:
-            logits = (
-                self.model(
-                    input_ids=input_ids,
-                    attention_mask=mask,
-                    position_ids=positions,
-                    past_key_values=cache,
-                    use_cache=True,
-                    logits_to_keep=1,
-                )
-                .logits[:, -1]
-                .float()
-            )  # (B, V)
+        while True:
             uniforms = [draws[row.request.id].random() for row in active]
             tokens, logprobs = self._choose(logits, uniforms, params, seen)
             for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
@@ -161,9 +145,52 @@ class TransformersSampler:
                 seen = seen[index] if seen is not None else None
             if seen is not None:
                 seen.scatter_(1, tokens[:, None], True)
-            input_ids = tokens[:, None]
             mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            positions = positions[:, -1:] + 1
+            positions = positions + 1
+            logits = self._forward(tokens[:, None], cache, mask, positions)
+
+    def _prefill(self, batch: list[Row]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
+        """The logits after each prompt (B, V), the cache, its mask (B, T) and the last positions (B, 1).
+
+        Each distinct prompt is computed once, and what all begin with (the chat template's part) once for all of them.
+        """
+        prompts = list(dict.fromkeys(tuple(row.prompt_token_ids) for row in batch))
+        common = shared_beginning(prompts) if len(prompts) > 1 else 0
+        width = max(map(len, prompts)) - common
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos, default=0)
+        padding = [width + common - len(prompt) for prompt in prompts]
+        input_ids = self._tensor([[pad] * n + [*prompt[common:]] for n, prompt in zip(padding, prompts, strict=True)])
+        mask = self._tensor([[1] * common + [0] * n + [1] * (width - n) for n in padding])
+        positions = mask.cumsum(-1) - 1
+        cache = DynamicCache(config=self.model.config)
+        if common:
+            first = self._tensor([prompts[0][:common]])
+            self._forward(first, cache, torch.ones_like(first), torch.arange(common, device=self.device)[None])
+            cache.batch_repeat_interleave(len(prompts))
+        logits = self._forward(input_ids, cache, mask, positions[:, common:].clamp(min=0))
+        number = {prompt: i for i, prompt in enumerate(prompts)}
+        index = self._tensor([number[tuple(row.prompt_token_ids)] for row in batch])
+        if len(prompts) < len(batch):
+            cache.batch_select_indices(index)
+        return logits[index], cache, mask[index], positions[index, -1:]
+
+    def _forward(
+        self, input_ids: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, positions: torch.Tensor
+    ) -> torch.Tensor:
+        """The next token's logits in float32. (B, t), cache, (B, T), (B, t) -> (B, V)."""
+        output = self.model(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _tensor(self, values: list[Any]) -> torch.Tensor:
+        return torch.tensor(values, device=self.device)
 
     def _choose(
         self, logits: torch.Tensor, uniforms: list[float], params: SamplingParams, seen: torch.Tensor | None

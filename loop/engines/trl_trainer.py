@@ -42,7 +42,7 @@ def read_rows(rows_file: Path, max_tokens: int) -> tuple[Dataset, int]:
     return Dataset.from_dict(columns), num_trained
 
 
-class Report(TrainerCallback):
+class Report(TrainerCallback):  # type: ignore[misc]
     """Passes each optimizer step on as progress and stops at once when the loss is no number."""
 
     def __init__(self, progress: Progress) -> None:
