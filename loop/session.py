@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from loop.config import Suite as SuiteConfig
-from loop.configfile import FAKE_MODEL, LoadedConfig, check_inputs, config_sha256, differences, resolved
+from loop.configfile import LoadedConfig, check_inputs, config_sha256, differences, resolved
 from loop.engines.base import CheckpointRef, Sampler, Trainer
 from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
 from loop.grading.grader import Grader
@@ -186,8 +186,6 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
     config = loaded.config
     if mistakes := check_inputs(loaded):
         raise ConfigError("\n".join(mistakes))
-    if (config.model.source == FAKE_MODEL) != (config.engine.sampler == "fake"):
-        raise ConfigError(loaded.at(("model", "source"), 'the fake model and engine.sampler = "fake" go together'))
     prompts = load_prompts(config.prompts, config.model, loaded.base_dir)
     suites = [_yardstick(loaded, suite) for suite in config.suites]
     grader = Grader(

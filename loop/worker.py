@@ -464,9 +464,9 @@ def build_trainer(settings: dict[str, Any], progress: Progress) -> Any:
 def prepare_torch(settings: dict[str, Any]) -> None:
     """One thread per core that this process may use, unless the configuration says otherwise. And no network."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on disk by now
-    import torch
+    from loop.engines.hf_models import use_threads
 
-    torch.set_num_threads(settings["num_threads"] or len(os.sched_getaffinity(0)))
+    use_threads(settings["num_threads"] or len(os.sched_getaffinity(0)))
 
 
 def serve() -> None:

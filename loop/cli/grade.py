@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from loop.grading.problems import Problem
 
 KS = (1, 5, 10, 100)
-_UNTESTED = "anything would pass"  # how loop.grading.problems says that a problem has no tests
 
 
 @click.command("grade")
@@ -127,16 +126,14 @@ def _problems(file: str) -> dict[str, Problem | str]:
     from loop.grading import problems as known
 
     try:
-        _, place, content = known._open(file, None)
+        _, place, content = known.open_problems(file, None)
         found: dict[str, Problem | str] = {}
-        for line, row in known._rows(content, place):
+        for line, row in known.rows_of(content, place):
             where = f"{place}:{line}"
             try:
-                problem = known._problem(row, where)
+                problem = known.problem_of(row, where)
                 task_id, entry = problem.task_id, problem
-            except ConfigError as error:
-                if _UNTESTED not in str(error):
-                    raise
+            except known.UntestedProblem:
                 task_id, entry = str(row.get("task_id", row.get("question_id"))), "the problem has no tests"  # type: ignore[assignment]
             if task_id in found:
                 raise LoopError(f"{where}: task_id {task_id!r} is there twice; each problem needs its own")

@@ -20,6 +20,11 @@ from loop.errors import ConfigError, EngineError
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
+def use_threads(num_threads: int) -> None:
+    """How many CPU threads an operation may use."""
+    torch.set_num_threads(num_threads)
+
+
 def choose_device(device: str) -> torch.device:
     """ "auto" is a GPU where torch sees one. ConfigError where "cuda" is asked for and there is none."""
     if device == "auto":

@@ -32,6 +32,14 @@ _FORMATS = (
 )
 
 
+class UntestedProblem(ConfigError):
+    """A problem without tests: anything would pass."""
+
+
+class _Untested(ValueError):
+    """The same, before its place is known."""
+
+
 class Problem(BaseModel):
     """One problem, ready to be asked and graded.
 
@@ -72,12 +80,12 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
     `limit` takes the problems with the smallest hash of their id, so that a suite that grows keeps most of its subset.
     Raises ConfigError.
     """
-    name, place, content = _open(source, base_dir)
+    name, place, content = open_problems(source, base_dir)
     problems: list[Problem] = []
     lines: dict[str, int] = {}
-    for line, row in _rows(content, place):
+    for line, row in rows_of(content, place):
         where = f"{place}:{line}"
-        problem = _problem(row, where)
+        problem = problem_of(row, where)
         if problem.task_id in lines:
             raise ConfigError(
                 f"{where}: task_id {_shown(problem.task_id)} is already used in line {lines[problem.task_id]}; "
@@ -115,7 +123,7 @@ def livecodebench_tests(problem: Problem) -> list[dict[str, str]]:
     return [*_tests(payload["public"], "public_test_cases"), *_tests(payload["private"], "private_test_cases")]
 
 
-def _open(source: str, base_dir: Path | None) -> tuple[str, str, bytes]:
+def open_problems(source: str, base_dir: Path | None) -> tuple[str, str, bytes]:
     """The suite's name, what messages call its file, and the file's content without its compression."""
     if source == "first-steps":
         file = importlib.resources.files("loop.grading") / "suites" / "first_steps.jsonl"
@@ -164,7 +172,7 @@ def _inflate(content: bytes, place: str) -> bytes:
         raise ConfigError(f"{place}: is not a whole gzip file ({error}); fetch it again") from None
 
 
-def _rows(content: bytes, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
+def rows_of(content: bytes, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each object with its line: JSON lines, or one JSON list (MBPP's sanitized file)."""
     if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
         yield from _rows_of_list(content, place)
@@ -221,7 +229,7 @@ def _object(row: Any, place: str, line: int) -> dict[str, Any]:
     return row
 
 
-def _problem(row: dict[str, Any], where: str) -> Problem:
+def problem_of(row: dict[str, Any], where: str) -> Problem:
     if "question_id" in row or "question_content" in row:
         return _livecodebench(row, where)
     if "test_list" in row:
@@ -239,7 +247,7 @@ def _humaneval(row: dict[str, Any], where: str) -> Problem:
     if not re.search(r"\bdef\s+check\s*\(", test):
         raise ConfigError(f"{where}: test defines no check(candidate); HumanEval calls it with {entry_point}")
     if not re.search(r"\bassert|\braise\b|\.assert", test):
-        raise ConfigError(f"{where}: check has no assertion, so anything would pass; add assert statements to test")
+        raise UntestedProblem(f"{where}: check has no assertion, so anything would pass; add assert statements to test")
     return Problem(
         task_id=_task_id(row, "task_id", where),
         statement="Complete the following Python function.",
@@ -258,7 +266,7 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
     _need(row, ("task_id", "test_list"), "MBPP", where)
     tests = _texts(row, "test_list", where)
     if not tests:
-        raise ConfigError(f"{where}: test_list is empty, so anything would pass; add tests")
+        raise UntestedProblem(f"{where}: test_list is empty, so anything would pass; add tests")
     for number, test in enumerate(tests, start=1):
         if not re.search(r"\bassert|\braise\b", test):
             raise ConfigError(f"{where}: test {number} of test_list asserts nothing; write it as an assert statement")
@@ -299,7 +307,8 @@ def _livecodebench(row: dict[str, Any], where: str) -> Problem:
         func_name = metadata.get("func_name") if isinstance(metadata, dict) else None
         _check_tests(tests, func_name)
     except ValueError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        kind = UntestedProblem if isinstance(error, _Untested) else ConfigError
+        raise kind(f"{where}: {error}") from None
     starter = row.get("starter_code") or ""
     if not isinstance(starter, str):
         raise ConfigError(f"{where}: starter_code is {_json_type(starter)}; expected a string")
@@ -341,7 +350,7 @@ def _unstring(value: str, key: str) -> Any:
 
 def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
     if not tests:
-        raise ValueError(
+        raise _Untested(
             "has neither public_test_cases nor private_test_cases, so anything would pass; add a list of tests"
         )
     kinds = {test["testtype"] for test in tests}
