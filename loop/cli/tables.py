@@ -175,9 +175,8 @@ def _training_words(training: Json) -> str:
     if training["left_out"]:
         reasons = ", ".join(f"{number:,} {safe(reason)}" for reason, number in training["left_out"].items())
         words += f" (left out: {reasons})"
-    if training["loss_first"] is not None:
-        words += f"; loss {training['loss_first']:.4f} -> {training['loss_last']:.4f}"
-        words += f" in {count(training['num_steps'], 'step')}"
+    if training["mean_loss"] is not None:  # of one step it says little: each sees other completions
+        words += f"; mean loss {training['mean_loss']:.3f} over {count(training['num_steps'], 'step')}"
     return words
 
 

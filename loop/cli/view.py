@@ -276,6 +276,7 @@ def _training(found: Reader, round: Round) -> Json:
         "left_out": dict(left_out.most_common()),
         "num_steps": output.get("num_steps"),
         "num_completion_tokens": output.get("num_completion_tokens"),
+        "mean_loss": sum(losses) / len(losses) if losses else None,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
     }
