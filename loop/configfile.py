@@ -94,8 +94,9 @@ def check_inputs(loaded: LoadedConfig) -> list[str]:
     for index, suite in enumerate(config.suites):
         for name, problem in _suite_mistakes(suite, config, loaded.base_dir):
             lines.append(loaded.at(("decide", name) if name == "split" else ("suites", index, name), problem))
-    if loaded.run_dir.exists() and not loaded.run_dir.is_dir():
-        lines.append(loaded.at(("run_dir",), f"{_clean(str(loaded.run_dir))} is a file; name a directory"))
+    there = next(path for path in (loaded.run_dir, *loaded.run_dir.parents) if os.path.lexists(path))
+    if there.exists() and not there.is_dir():
+        lines.append(loaded.at(("run_dir",), f"{_clean(str(there))} is a file; name a directory"))
     return lines
 
 

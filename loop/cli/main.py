@@ -139,10 +139,12 @@ def explained(error: BaseException) -> tuple[int, str]:
 
 
 def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
-    from store.errors import NoStore, StoreError, StoreTooNew
+    from store.errors import NoStore, NotAStore, StoreError, StoreTooNew
 
     if isinstance(error, NoStore):
         return 1, f"no run in {os.path.dirname(str(error).partition(': ')[0])} yet; start one with `loopctl run`"
+    if isinstance(error, NotAStore):
+        return 78, f"{error}; set another run_dir, or move it away"
     if isinstance(error, StoreError):
         return (78 if isinstance(error, StoreTooNew) else 1), str(error)
     said = " ".join(str(error).split())
