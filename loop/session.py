@@ -192,6 +192,7 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         config.grading.sandbox, config.grading.timeout_s, config.grading.memory_bytes, config.grading.num_workers
     )
     with locked(loaded.run_dir):
+        _may_write(loaded.run_dir)
         db = open_database(loaded.run_dir / DATABASE)
         ledger, corpus = Ledger(db), Corpus(db)
         engines = Engines(loaded, watch)
@@ -252,6 +253,13 @@ def _run(
         corpus.add_suite(suite.row, suite.problems)
     identity = sha256_of([config_sha256(loaded.config), inputs])
     return ledger.create_run(loaded.config.name, settings | {"inputs": inputs}, identity, loaded.config.seed, base)
+
+
+def _may_write(run_dir: Path) -> None:
+    """Say before hours of sampling that a part of the run directory belongs to somebody else."""
+    for path in (run_dir, *(run_dir / name for name in (DATABASE, CHECKPOINTS, "logs"))):
+        if path.exists() and not os.access(path, os.W_OK):
+            raise PermissionDenied(f"{path}: permission denied; make it writable for this user, or set another run_dir")
 
 
 def _has_room(run_dir: Path, base: Checkpoint | None) -> None:

@@ -231,6 +231,13 @@ def test_a_run_goes_on_after_a_full_disk(here: Path, call: Loopctl, tmp_path_fac
     stages = set()
     for max_bytes in (50_000, 120_000, 400_000, 800_000, 1_200_000):
         said = limited(here, max_bytes)
+        print(
+            max_bytes,
+            said.code,
+            said.err.splitlines()[-3:],
+            (here / ".loop/loop.db-wal").exists() and (here / ".loop/loop.db-wal").stat().st_size,
+            (here / ".loop/loop.db").stat().st_size,
+        )
         assert said.code == 1 and "Traceback" not in said.err and "bug" not in said.err, (max_bytes, said)
         assert ": " in said.err.splitlines()[-1], (max_bytes, said)
         status = call("status", "--json")
@@ -319,9 +326,10 @@ def test_a_run_dir_that_cannot_be_written(here: Path) -> None:
     here.chmod(0o755)
     assert not run_dir.exists()
     begun(here)
-    for path, mode in ((run_dir / "lock", 0), (run_dir, 0o555), (run_dir / "loop.db", 0o444)):
-        before = path.stat().st_mode
-        path.chmod(mode)
-        one_line(run(), 77, str(run_dir), "; ")
-        path.chmod(before)
+    (run_dir / "checkpoints").mkdir()
+    for name, mode in (("lock", 0), (".", 0o555), ("loop.db", 0o444), ("checkpoints", 0o555)):
+        before = (run_dir / name).stat().st_mode
+        (run_dir / name).chmod(mode)
+        one_line(run(), 77, str(run_dir), "permission denied; ")
+        (run_dir / name).chmod(before)
     begun(here)

@@ -25,10 +25,10 @@ TRIVIAL = {
 
 def passes(problem: Problem, function: Any) -> bool:
     """These are our own assertions on our own functions: no sandbox is needed."""
-    assert problem.entry_point
+    tests = problem.payload["tests"]
     try:
-        for test in problem.payload["test_list"]:
-            exec(test, {problem.entry_point: function})
+        for test in tests:
+            exec(test, {problem.entry_point or "": function})
     except Exception:  # whatever a wrong answer leads to
         return False
     return True
