@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint bench clean
+.PHONY: setup demo test test-all lint clean
 
 setup: $(STAMP)
 
@@ -18,13 +18,11 @@ $(STAMP): pyproject.toml
 demo: setup
 	$(VENV)/bin/loopctl run --config loop.toml
 
-test: setup
+test: lint
 	$(PY) -m pytest -n 2 -m "not slow"
-	@$(MAKE) --no-print-directory lint
 
-test-all: setup
+test-all: lint
 	$(PY) -m pytest -n 2
-	@$(MAKE) --no-print-directory lint
 
 lint: setup
 	$(VENV)/bin/ruff check .
