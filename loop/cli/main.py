@@ -144,7 +144,7 @@ def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
     if isinstance(error, NoStore):
         return 1, f"no run in {os.path.dirname(str(error).partition(': ')[0])} yet; start one with `loopctl run`"
     if isinstance(error, NotAStore):
-        return 78, f"{error}; set another run_dir, or move it away"
+        return 1, f"{error}; restore a backup, or set another run_dir"
     if isinstance(error, StoreError):
         return (78 if isinstance(error, StoreTooNew) else 1), str(error)
     said = " ".join(str(error).split())
