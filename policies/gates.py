@@ -147,12 +147,12 @@ def _where(evidence: Evidence, split: str) -> str:
 
 def _decoding(decoding: Mapping[str, JsonValue]) -> list[str]:
     """What is said of decoding: greedy, or the temperature and whatever else departs from plain sampling."""
-    if decoding.get("greedy"):
+    if decoding.get("greedy") or decoding.get("temperature") == 0:
         return ["greedy"]
     neutral = {"temperature": None, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
     names = {"temperature": "T"}
     return [
-        f"{names.get(key, key)} {value if isinstance(value, (int, float)) else shown(value)}"
+        f"{names.get(key, key)} {f'{value:g}' if isinstance(value, (int, float)) else shown(value)}"
         for key, without in neutral.items()
         if (value := decoding.get(key)) is not None and value != without
     ]

@@ -81,14 +81,14 @@ def test_verdicts(problems: list[tuple[Outcomes, Outcomes]], gate: dict[str, flo
         (
             evidence(*[BETTER] * 12, *[WORSE] * 2, *[SAME] * 226),
             {},
-            "pass@1 on first-steps (select, T 1.0): 0.479 -> 0.521, gain +0.042, 95% lower bound +0.017 above the "
+            "pass@1 on first-steps (select, T 1): 0.479 -> 0.521, gain +0.042, 95% lower bound +0.017 above the "
             "limit 0.000, on 240 problems x 2 samples; the smallest gain that this evaluation detects with 80% "
             "power is 0.038",
         ),
         (
             evidence(*[BETTER] * 7, *[WORSE] * 8, *[SAME] * 225),
             {},
-            "pass@1 on first-steps (select, T 1.0): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
+            "pass@1 on first-steps (select, T 1): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
             "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain under 0.040 could not have been "
             "seen with 80% power",
         ),

@@ -42,7 +42,7 @@ def evidence(
         for who, found in figures.items()
     }
     if losses:
-        signals["candidate"]["train_loss"] = losses[-1]
+        signals["candidate"]["train_loss"] = sum(losses) / len(losses)
     return read_evidence(
         {
             "round": round,
