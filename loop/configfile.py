@@ -34,7 +34,14 @@ BUILT_IN_MODEL = "smollm2-135m"
 FAKE_MODEL = "fake"
 
 # How long a run goes on, where it is kept and what computes it. Anything else defines the run and may not change in it.
-_NOT_LINEAGE: tuple[KeyPath, ...] = (("run_dir",), ("rounds",), ("engine",), ("grading", "num_workers"))
+_NOT_LINEAGE: tuple[KeyPath, ...] = (
+    ("run_dir",),
+    ("rounds",),
+    ("engine",),
+    ("grading", "num_workers"),
+    ("training", "micro_batch_size"),
+    ("training", "gradient_checkpointing"),
+)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")

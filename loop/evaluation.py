@@ -15,6 +15,7 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
     """One checkpoint on one suite; only missing completions are generated and only missing verdicts graded."""
     corpus, config = session.corpus, session.loaded.config
     params, split = params_of(suite.config), split_of_suite(session, suite)
+    seed = seed_of(config.seed, suite.config.name)
     settings = corpus.add_decode_settings(params.model_dump(mode="json"))
     evaluation = corpus.begin_evaluation(
         Evaluation(
@@ -26,7 +27,7 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
             suite_name=suite.config.name,
             decode_settings_id=settings,
             num_samples=suite.config.num_samples,
-            seed=config.seed,
+            seed=seed,
             split=split,
         )
     )
@@ -34,13 +35,13 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
         return evaluation
     prompts = [suite.prompts[problem.prompt_id] for problem in suite.problems if split in ("all", problem.split)]
     lineage = Lineage(round.run_id, evaluation.round, checkpoint, evaluation.id, settings)
-    planned = plan(lineage, prompts, suite.config.num_samples, seed_of(config.seed, suite.config.name))
+    planned = plan(lineage, prompts, suite.config.num_samples, seed)
     done = corpus.evaluation_completion_ids(evaluation.id)
     label = f"{who} on {suite.config.name} ({decoding_in_words(suite.config)})"
-    if missing := [item for item in planned if item.id not in done]:
+    if any(item.id not in done for item in planned):
         session.watch.stage(round.number, "evaluating", label)
-        sampler = session.engines.sampler(session.weights(checkpoint))
-        for batch in sample(missing, lineage, params, sampler):
+        sampler = session.sampler(checkpoint)
+        for batch in sample(planned, done, lineage, params, sampler):
             corpus.add_completions(batch)
     graded = corpus.graded_ids(evaluation.id)
     session.watch.stage(round.number, "grading", label)
@@ -64,6 +65,7 @@ def evaluation_id(session: Session, suite: Yardstick, checkpoint: str) -> str:
     return sha256_of(
         [
             session.run_id,
+            suite.config.name,
             checkpoint,
             suite.row.sha256,
             split_of_suite(session, suite),

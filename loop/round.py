@@ -47,18 +47,20 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
     lineage = Lineage(round.run_id, round.number, round.parent_checkpoint, None, settings)
     planned = plan(lineage, prompts, config.sampling.num_samples, config.seed)
     done = session.corpus.existing_ids(round.run_id, round.number)
-    missing = [item for item in planned if item.id not in done]
-    if missing:
-        session.watch.stage(round.number, "sampling", f"{len(missing)} completions")
-        sampler = session.engines.sampler(session.weights(round.parent_checkpoint))
-        for batch in sample(missing, lineage, SamplingParams.model_validate(inputs["decoding"]), sampler):
+    if num_missing := sum(item.id not in done for item in planned):
+        session.watch.stage(round.number, "sampling", f"{num_missing} completions")
+        sampler = session.sampler(round.parent_checkpoint)
+        for batch in sample(planned, done, lineage, SamplingParams.model_validate(inputs["decoding"]), sampler):
             session.corpus.add_completions(batch)
     openings = {prompt.id: prompt.content["opening"] for prompt in prompts}
     completions = session.corpus.completions(round.run_id, round.number)
     selections = collect(completions, openings, config.collect, round.run_id, round.number)
     num_used = sum(selection.used for selection in selections)
     if not num_used:
-        raise LoopError(f"all {len(planned)} completions were left out of training; lower collect.min_lines")
+        raise ConfigError(
+            f"all {len(planned)} completions were left out of training (`loopctl samples` says why); "
+            "start again in a new run_dir with other prompts or a lower collect.min_lines"
+        )
     output = {"num_completions": len(planned), "num_used": num_used}
     return session.ledger.finish_stage(round, "sampling", number, output, next_state="training", selections=selections)
 
@@ -69,7 +71,9 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     parent = session.weights(round.parent_checkpoint)
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
     rows = session.corpus.training_rows(round.run_id, round.number)
-    trained = train(rows, parent, inputs["settings"], session.engines.trainer(), final_dir)
+    now = session.loaded.config.training  # what only costs memory and time may change between two attempts
+    settings = inputs["settings"] | now.model_dump(include={"micro_batch_size", "gradient_checkpointing"})
+    trained = train(rows, parent, settings, session.engines.trainer(), final_dir)
     report = trained.result.model_dump(mode="json")
     parent_row = session.ledger.checkpoint(round.parent_checkpoint)
     assert parent_row is not None
@@ -128,7 +132,7 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
         run_id=round.run_id,
         round=round.number,
         verdict=decision.verdict,
-        action=decision.action,
+        action="rollback" if decision.verdict == "inconclusive" else decision.action,  # nothing else is built yet
         gates=[gate.model_dump(mode="json") for gate in decision.gates],
         policy={
             "split": session.policy.split,

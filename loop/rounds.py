@@ -14,6 +14,7 @@ from types import FrameType
 from loop.round import run_round
 from loop.session import Session
 from store.records import Round, Run
+from store.verify import write_high_water
 
 INTERRUPTED = "interrupted; `loopctl run` goes on where it was"
 
@@ -84,6 +85,7 @@ def run_rounds(
         while num_decided(session.run) < goal:
             ledger.set_run_state(run.id, "running")
             last = run_round(session, check)
+            write_high_water(ledger.db, session.loaded.run_dir)
             after_round(last)
             if last.state == "failed":
                 ledger.set_run_state(run.id, "failed", f"round {last.number}, {last.stage}: {last.error}")

@@ -37,7 +37,7 @@ from store.checkpoints import (
 )
 from store.corpus import Corpus
 from store.db import open_database
-from store.errors import DamagedCheckpoint
+from store.errors import DamagedCheckpoint, StoreError
 from store.ledger import Ledger
 from store.records import Checkpoint, Problem, Prompt, Run, Suite
 from store.verify import write_high_water
@@ -79,10 +79,12 @@ class Engines:
         self.watch = watch
         self._up: tuple[str, RemoteSampler | RemoteTrainer] | None = None
 
+    def serving(self, sha256: str) -> Sampler | None:
+        """The sampler that is up with these weights, if one is."""
+        return self._up[1] if self._up and self._up[0] == sha256 and isinstance(self._up[1], RemoteSampler) else None
+
     def sampler(self, checkpoint: CheckpointRef) -> Sampler:
-        """A sampler with these weights."""
-        if self._up and self._up[0] == checkpoint.sha256 and isinstance(self._up[1], RemoteSampler):
-            return self._up[1]
+        """A new sampler with these weights."""
         worker = self._start("load_sampler", checkpoint=checkpoint.model_dump(mode="json"))
         sampler = RemoteSampler(worker)
         self._up = (checkpoint.sha256, sampler)
@@ -134,25 +136,26 @@ class Session:
         assert run is not None
         return run
 
+    def sampler(self, sha256: str) -> Sampler:
+        """A sampler with these weights: the one that is up already, or a new one over verified weights."""
+        return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
+
     def weights(self, sha256: str) -> CheckpointRef:
         """A checkpoint, every byte of it verified. A damaged one is set aside, and the error says what to do."""
         row = self.ledger.checkpoint(sha256)
         assert row is not None, sha256
         path = self.loaded.run_dir / row.path  # an absolute path stays as it is
-        if row.state != "present":
-            raise LoopError(
-                f"checkpoint {sha256[:12]} of round {row.round} is {row.state}; restore {path} from a backup"
-            )
         try:
             verify(path, row.manifest)
         except DamagedCheckpoint as damage:
             if not row.round:
                 raise LoopError(f"the base model has changed since the run began: {damage}; restore it") from None
             self.ledger.set_checkpoint_state(sha256, "quarantined")
-            where = quarantine(path) if path.exists() else path
+            aside = f" (set aside as {quarantine(path)})" if path.exists() else ""
             raise LoopError(
-                f"checkpoint of round {row.round} is damaged: {damage}; it was set aside as {where}"
+                f"checkpoint of round {row.round} is damaged: {damage}{aside}; restore {path} from a backup"
             ) from None
+        self.ledger.set_checkpoint_state(sha256, "present")  # news only after it was restored
         base = self.weights(row.base) if row.base else None
         return CheckpointRef(sha256=sha256, path=path, base_path=base.path if base else None)
 
@@ -202,16 +205,23 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
             _has_room(loaded.run_dir, ledger.checkpoint(run.base_checkpoint))
             policy = build_policy(config.decide.gates, config.decide.split)
             yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch)
-            write_high_water(db, loaded.run_dir)
         finally:
             engines.close()
+            with contextlib.suppress(StoreError, OSError):  # what went wrong before matters more
+                write_high_water(db, loaded.run_dir)
             db.close()
 
 
 def _yardstick(loaded: LoadedConfig, suite: SuiteConfig) -> Yardstick:
     found = load_suite(suite.source, suite.limit, loaded.base_dir)
     row, problems, prompts = yardstick(found, suite, loaded.config)
-    graded_as = {prompt.id: problem for prompt, problem in zip(prompts, found.problems, strict=True)}
+    graded_as: dict[str, GradingProblem] = {}
+    for prompt, problem in zip(prompts, found.problems, strict=True):
+        if twin := graded_as.get(prompt.id):
+            raise ConfigError(
+                f"{suite.source}: problems {twin.task_id!r} and {problem.task_id!r} ask the same question; remove one"
+            )
+        graded_as[prompt.id] = problem
     return Yardstick(suite, row, problems, graded_as, {prompt.id: prompt for prompt in prompts})
 
 
@@ -231,6 +241,11 @@ def _run(
     run = ledger.run()
     if run is not None:
         _same_run(run, settings, inputs, loaded)
+        base = ledger.checkpoint(run.base_checkpoint)
+        if (
+            base and not Path(base.path).exists()
+        ):  # a cache was cleared; other weights are found out when they are loaded
+            base_model(loaded.config, loaded.base_dir, loaded.run_dir)
         return run
     watch.stage(0, "preparing", loaded.config.model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir)

@@ -63,9 +63,11 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
             conn.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             if read_only:
                 conn.execute("PRAGMA query_only = ON")
+                if len(pending) == len(MIGRATIONS):  # made by a process that went no further
+                    raise NoStore(f"{path}: holds nothing yet")
                 if pending:
                     raise StoreTooOld(
-                        f"{path}: lacks migration {pending[0].number} ({pending[0].name}); start the daemon"
+                        f"{path}: lacks migration {pending[0].number} ({pending[0].name}); `loopctl run` applies it"
                     )
                 return db
             if conn.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":

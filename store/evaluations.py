@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from store import events
-from store.canonical import canonical_json
+from store.canonical import canonical_json, sha256_of
 from store.db import Database, execute, insert, pack, query, transaction, unpack, utc_now
 from store.errors import Conflict, StaleState, StoreError
 from store.records import Evaluation, GradedVerdict, Json, Problem, Suite, Verdict
@@ -18,6 +18,11 @@ _IN_SUITE = (
     "SELECT 1 FROM evaluations AS e JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 "
     "WHERE e.id = :evaluation_id AND p.task_id = :task_id"
 )
+
+
+def verdicts_sha256(verdicts: Iterable[Verdict]) -> str:
+    """What the end of an evaluation says of its verdicts, which come in order of problem and sample."""
+    return sha256_of([[v.task_id, v.sample_index, v.completion_id, v.verdict, v.detail, v.sandbox] for v in verdicts])
 
 
 class Evaluations:
@@ -137,6 +142,7 @@ class Evaluations:
                 "checkpoint": evaluation.checkpoint,
                 "suite": evaluation.suite_name,
                 "metrics": metrics,
+                "verdicts_sha256": verdicts_sha256(self.verdicts(evaluation_id)),
             }
             events.append(self.db, at, evaluation.run_id, "evaluation_finished", evaluation.round, "evaluating", data)
         return self._evaluation(evaluation_id)

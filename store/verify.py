@@ -20,6 +20,7 @@ from store.checkpoints import manifest_sha256, verify
 from store.corpus import Corpus, completion_sha256, num_bytes
 from store.db import Database, Row, query, scalar, snapshot, unpack
 from store.errors import DamagedCheckpoint, StoreError
+from store.evaluations import verdicts_sha256
 from store.ledger import Ledger, decision_sha256, selections_sha256
 from store.records import STAGES, Completion, DecodeSettings, Event, Prompt, Run
 
@@ -217,6 +218,7 @@ class _Story:
                 hashes["decision"] = data["decision_sha256"]
             case "evaluation_finished":
                 self.hashes[0][f"evaluation {data['evaluation']}"] = sha256_of(data["metrics"])
+                self.hashes[0][f"verdicts of evaluation {data['evaluation']}"] = data["verdicts_sha256"]
 
 
 def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
@@ -234,6 +236,7 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
         for evaluation in corpus.evaluations(run.id):
             if evaluation.metrics is not None:
                 found[f"evaluation {evaluation.id}"] = sha256_of(evaluation.metrics)
+                found[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(corpus.verdicts(evaluation.id))
         yield from _differences(f"run {run.name}", story.hashes[0], found)
         rounds = ledger.rounds(run.id)
         counted = Counter(round.state for round in rounds)

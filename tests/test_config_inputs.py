@@ -29,6 +29,7 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
             f'name = "demo"\n[model]\n{model}\n[prompts]\n{prompts}\n[sampling]\ntemperature = 1.2\n'
             f'[[suites]]\nname = "s"\n{suite}\n[decide]\nsuite = "s"\n{decide}\n'
         )
+        text += '[engine]\nsampler = "fake"\ntrainer = "fake"\n' if '"fake"' in model else ""
         Path("loop.toml").write_text(text)
         return check_inputs(load_config(Path("loop.toml")))
 

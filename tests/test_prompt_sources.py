@@ -52,12 +52,12 @@ def test_rows_become_questions(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", *ROWS)
     function, program, code = load_prompts(Prompts(source="p.jsonl"), MODEL, tmp_path)
     asked = [prompt.content["messages"][0]["content"] for prompt in (function, program, code)]
-    assert asked[0] == "Add two numbers.\n\nComplete this Python code:\n\n```python\ndef add(a, b):\n```"
+    assert asked[0] == "Write a Python function `add(a, b)`. Add two numbers."
     assert "standard input" in asked[1]
     assert asked[2] == "Print a poem.\n\nAnswer with Python code."
     assert [prompt.name for prompt in (function, program, code)] == ["one", "2", "3"]
     assert function.source == "p.jsonl"
-    assert function.content["prefill"] == "```python\n"
+    assert function.content["prefill"] == "```python\ndef add(a, b):"
 
 
 def test_the_first_of_equal_prompts_stays_and_the_limit_counts_distinct_ones(tmp_path: Path) -> None:

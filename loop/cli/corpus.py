@@ -154,7 +154,7 @@ def _opened(file: str) -> Iterator[IO[bytes]]:
 def _write_jsonl(rows: Iterator[Json], out: IO[bytes]) -> int:
     num_rows = 0
     for row in rows:
-        out.write(json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        out.write(json.dumps(row, ensure_ascii=out.isatty(), allow_nan=False).encode() + b"\n")
         num_rows += 1
     return num_rows
 

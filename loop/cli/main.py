@@ -75,6 +75,9 @@ def loopctl() -> None:
 
 def main() -> NoReturn:
     """The entry point of `loopctl`."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started us
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
     if "_LOOPCTL_COMPLETE" in os.environ:

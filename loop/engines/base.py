@@ -46,6 +46,11 @@ class Request(Value):
     prefill: str = ""
     seed: int
 
+    @property
+    def beginning(self) -> str:
+        """How what is asked begins: for messages that a person must find it by."""
+        return (self.messages[-1]["content"] if self.messages else self.prefill)[:60]
+
 
 class Generated(Value):
     """One finished completion.

@@ -109,7 +109,7 @@ class TransformersSampler:
                 raise EngineError(f"request {row.request.id}: the prompt is empty")
             if self.max_tokens and needed > self.max_tokens:
                 raise EngineError(
-                    f"request {row.request.id}: {len(row.prompt_token_ids)} prompt tokens and max_new_tokens "
+                    f"a prompt that begins {row.request.beginning!r}: {len(row.prompt_token_ids)} prompt tokens and max_new_tokens "
                     f"{params.max_new_tokens} exceed the model's {self.max_tokens}; lower max_new_tokens or shorten the prompt"
                 )
         rows.sort(key=lambda row: -len(row.prompt_token_ids))

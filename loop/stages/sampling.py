@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from loop.engines.base import Generated, Request, Sampler, SamplingParams
 from store.canonical import sha256_of
 from store.records import Completion, Prompt
+
+SLICE = 2048  # completions that are asked for at a time
 
 
 def seed_of(*address: str | int) -> int:
@@ -53,21 +55,26 @@ def plan(lineage: Lineage, prompts: Sequence[Prompt], num_samples: int, seed: in
 
 
 def sample(
-    planned: Sequence[Planned], lineage: Lineage, params: SamplingParams, sampler: Sampler
+    planned: Sequence[Planned], done: Collection[str], lineage: Lineage, params: SamplingParams, sampler: Sampler
 ) -> Iterator[list[Completion]]:
-    """Generate what is planned; yields lists as they finish, each to be stored before the next is asked for."""
-    wanted = {item.id: item for item in planned}
-    requests = [
-        Request(
-            id=item.id,
-            messages=tuple(item.prompt.content["messages"]),
-            prefill=item.prompt.content["prefill"],
-            seed=item.seed,
-        )
-        for item in planned
-    ]
-    for batch in sampler.generate(requests, params):
-        yield [_completion(wanted[generated.id], generated, lineage, sampler.tokenizer_sha256) for generated in batch]
+    """Generate what is planned and not done; yields lists as they finish, each to be stored before the next is asked for.
+
+    The plan is asked for in slices that do not depend on what is done, so that memory stays flat and a resumed stage
+    forms the same batches.
+    """
+    for start in range(0, len(planned), SLICE):
+        wanted = {item.id: item for item in planned[start : start + SLICE] if item.id not in done}
+        requests = [
+            Request(
+                id=item.id,
+                messages=tuple(item.prompt.content["messages"]),
+                prefill=item.prompt.content["prefill"],
+                seed=item.seed,
+            )
+            for item in wanted.values()
+        ]
+        for batch in sampler.generate(requests, params) if requests else ():
+            yield [_completion(wanted[item.id], item, lineage, sampler.tokenizer_sha256) for item in batch]
 
 
 def _completion(item: Planned, generated: Generated, lineage: Lineage, tokenizer_sha256: str) -> Completion:
