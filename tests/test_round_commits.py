@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rounds import CONFIG, drive, dump, write_run
+from rounds import KEEPING, drive, dump, write_run
 from test_round_kill import KILLED, check
 
 from loop.configfile import load_config
@@ -20,9 +20,6 @@ from store.ledger import Ledger
 from store.verify import verify_store
 
 # Training teaches much and the gate asks for little: every round is kept.
-KEEPING = CONFIG.replace("[training]", "[training]\nnum_steps = 20").replace(
-    'suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = -0.9 }]'
-)
 
 
 class Quiet:

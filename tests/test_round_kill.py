@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from rounds import acknowledged, drive, dump, processes_of, write_run
+from rounds import KEEPING, acknowledged, drive, dump, processes_of, write_run
 
 from store.db import open_database
 from store.verify import verify_store
@@ -25,9 +25,11 @@ PLACES = [
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    config = write_run(tmp_path_factory.mktemp("uninterrupted"))
+    config = write_run(tmp_path_factory.mktemp("uninterrupted"), KEEPING)
     assert drive(config) == 0, (config.parent / "stderr").read_text()
-    return dump(config.parent / ".loop")
+    found = dump(config.parent / ".loop")
+    assert [row["state"] for row in found["rounds"]] == ["kept", "kept"], "the kills are to hit a head that moves"
+    return found
 
 
 def check(config: Path, uninterrupted: dict) -> None:
@@ -48,7 +50,7 @@ def check(config: Path, uninterrupted: dict) -> None:
 
 @pytest.mark.parametrize("place", PLACES)
 def test_killed_at_a_named_place(place: str, tmp_path: Path, uninterrupted: dict) -> None:
-    config = write_run(tmp_path)
+    config = write_run(tmp_path, KEEPING)
     killed = 0
     for count in (1, 2):  # the first time that it comes by, and in the process after that the second time
         code = drive(config, place, count)
@@ -61,7 +63,7 @@ def test_killed_at_a_named_place(place: str, tmp_path: Path, uninterrupted: dict
 
 @pytest.mark.parametrize("boundary", range(1, 9))
 def test_killed_at_each_stage_boundary(boundary: int, tmp_path: Path, uninterrupted: dict) -> None:
-    config = write_run(tmp_path)
+    config = write_run(tmp_path, KEEPING)
     assert drive(config, "at between_stages", boundary) == KILLED, (tmp_path / "stderr").read_text()
     assert drive(config) == 0, (tmp_path / "stderr").read_text()
     check(config, uninterrupted)
@@ -74,7 +76,7 @@ def test_killed_at_random_moments(chain: int, tmp_path: Path, uninterrupted: dic
     killed = number = 0
     while killed < 10:
         number += 1
-        config = write_run(tmp_path / str(number))
+        config = write_run(tmp_path / str(number), KEEPING)
         while killed < 10:
             code = drive(config, kill_after_s=draw.uniform(0.2, 2.5))
             assert code in (0, KILLED), (config.parent / "stderr").read_text()

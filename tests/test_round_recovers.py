@@ -1,0 +1,92 @@
+"""What a user does after something went wrong works: restoring weights, needing less memory, a cleared cache."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from rounds import CONFIG, drive, dump, write_run
+
+from loop.configfile import load_config
+from loop.errors import ConfigError
+from loop.session import open_session
+from store.db import execute, open_database, transaction
+from store.ledger import Ledger
+from store.verify import verify_store
+
+ONE = CONFIG.replace("rounds = 2", "rounds = 1")
+
+
+class Quiet:
+    def stage(self, round: int, stage: str, what: str) -> None: ...
+    def progress(self, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def said(config: Path) -> str:
+    return (config.parent / "stderr").read_text()
+
+
+def test_damaged_weights_are_set_aside_and_restored_ones_are_used_again(tmp_path: Path) -> None:
+    config = write_run(tmp_path, ONE)
+    assert drive(config, "before finish_evaluation", 3) == -9  # the candidate is there and about to be measured
+    weights = tmp_path / ".loop" / "checkpoints" / "round-0001"
+    shutil.copytree(weights, tmp_path / "backup")
+    with (weights / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    assert drive(config) == 1
+    assert "damaged" in said(config) and not weights.exists() and weights.with_name("round-0001.damaged").exists()
+    shutil.copytree(tmp_path / "backup", weights)
+    assert drive(config) == 0, said(config)
+    whole = write_run(tmp_path / "whole", ONE)
+    assert drive(whole) == 0
+    assert dump(tmp_path / ".loop")["decisions"] == dump(whole.parent / ".loop")["decisions"]
+
+
+def test_what_only_costs_memory_may_change_in_a_run_and_what_defines_it_may_not(tmp_path: Path) -> None:
+    config = write_run(tmp_path, ONE)
+    assert drive(config, "at stage training") == -9
+    config.write_text(ONE.replace("batch_size = 2\nmicro_batch_size = 2", "batch_size = 2\nmicro_batch_size = 1"))
+    assert drive(config) == 0, said(config)
+    config.write_text(ONE.replace("temperature = 1.2", "temperature = 1.3"))
+    assert drive(config) == 1
+    assert "sampling.temperature is 1.3 here and 1.2 in the run directory" in said(config)
+
+
+def test_two_problems_that_ask_the_same_are_refused_by_name(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    suite = tmp_path / "ones.jsonl"
+    suite.write_text(suite.read_text() + suite.read_text().splitlines()[0].replace('"ones/0"', '"ones/again"') + "\n")
+    what = r"problems 'ones/0' and 'ones/again' ask the same question; remove one"
+    with pytest.raises(ConfigError, match=what), open_session(load_config(config), Quiet()):
+        pass
+
+
+def test_two_suites_that_differ_only_in_name_are_measured_each(tmp_path: Path) -> None:
+    again = '[[suites]]\nname = "again"\nsource = "ones.jsonl"\ngreedy = true\nlimit = 4\n[decide]'
+    config = write_run(tmp_path, ONE.replace("[decide]", again))
+    assert drive(config) == 0, said(config)
+    names = [row["suite_name"] for row in dump(tmp_path / ".loop")["evaluations"]]
+    assert sorted(names) == sorted(["ones", "ones-greedy", "again"] * 2)
+
+
+def test_a_verdict_that_was_changed_is_found(tmp_path: Path) -> None:
+    config = write_run(tmp_path, ONE)
+    assert drive(config) == 0, said(config)
+    db = open_database(tmp_path / ".loop" / "loop.db")
+    assert verify_store(db, tmp_path / ".loop").findings == []
+    with transaction(db):
+        execute(db, "UPDATE verdicts SET verdict = 'passed'")
+    found = [finding.message for finding in verify_store(db, tmp_path / ".loop").findings]
+    assert any("verdicts of evaluation" in message for message in found), found
+    db.close()
+
+
+def test_the_high_water_mark_follows_a_killed_run(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    assert drive(config) == 0, said(config)
+    db = open_database(tmp_path / ".loop" / "loop.db", read_only=True)
+    last = Ledger(db).last_event()
+    db.close()
+    assert last is not None and f'"seq": {last.seq}' in (tmp_path / ".loop" / "high_water.json").read_text()
