@@ -152,7 +152,9 @@ def test_a_stop_string_ends_a_completion(pair: tuple[Sampler, Sampler]) -> None:
 def test_what_can_never_fit_is_refused_by_name(pair: tuple[Sampler, Sampler]) -> None:
     for text in ("def f():", "def f():" * 10000):
         params = HOT.model_copy(update={"max_new_tokens": 100_000 if len(text) < 100 else 10})
-        with pytest.raises(EngineError, match=r"request long: .*exceeds?.* the model's \d+.*; lower max_new_tokens"):
+        with pytest.raises(
+            EngineError, match=r"a prompt that begins 'def f\(\):.*exceeds?.* the model's \d+.*; lower max_new_tokens"
+        ):
             ask(pair[0], [Request(id="long", prefill=text, seed=1)], params)
     with pytest.raises(EngineError, match="request none: the prompt is empty"):
         ask(pair[0], [chat("fine", seed=1), Request(id="none", seed=1)], HOT)

@@ -50,7 +50,9 @@ class FakeSampler:
         if not prompt:
             raise EngineError(f"request {request.id}: the prompt is empty")
         if len(prompt.encode()) + params.max_new_tokens > MAX_TOKENS:
-            raise EngineError(f"request {request.id}: it exceeds the model's {MAX_TOKENS} tokens; lower max_new_tokens")
+            raise EngineError(
+                f"a prompt that begins {request.beginning!r}: exceeds the model's {MAX_TOKENS} tokens; lower max_new_tokens"
+            )
         draw = random.Random(request.seed).random() if params.temperature else 0.5
         opened = request.prefill.rstrip().endswith(":")  # the signature stands there: only the body is wanted
         text = f"{'' if opened else 'def answer():'}\n    return {int(draw < self.skill)}\n```"
