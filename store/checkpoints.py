@@ -10,6 +10,7 @@ as it is (`committed`), or commit its own: equal weights are kept, others are re
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from pathlib import Path
 
 from store.canonical import canonical_json, sha256_of
 from store.errors import DamagedCheckpoint, StoreError, UnsafeWeights
+from store.failpoints import reach
 from store.records import Json
 
 MANIFEST = "MANIFEST.json"
@@ -46,8 +48,11 @@ def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
             return manifest
         if final_dir.exists():
             remove_directory(final_dir)
+            reach("checkpoint.replacing")
     os.rename(tmp_dir, final_dir)
+    reach("checkpoint.renamed")
     _fsync(final_dir.parent)
+    reach("checkpoint.named")
     return manifest
 
 
@@ -63,12 +68,14 @@ def write_manifest(directory: Path) -> Json:
     for path in sorted(directory.rglob("*"), reverse=True):
         if path.is_dir():
             _fsync(path)
+    reach("checkpoint.files_synced")
     manifest: Json = {"files": files, "whole_directory": True}
     with open(directory / MANIFEST, "wb") as file:
         file.write(canonical_json(manifest).encode("utf-8", "surrogatepass"))
         file.flush()
         os.fsync(file.fileno())
     _fsync(directory)
+    reach("checkpoint.manifest_synced")
     return manifest
 
 
@@ -151,6 +158,7 @@ def quarantine(directory: Path) -> Path:
         target = directory.with_name(f"{directory.name}.damaged-{number}")
     os.rename(directory, target)
     _fsync(directory.parent)
+    reach("checkpoint.set_aside")
     return target
 
 
@@ -160,16 +168,24 @@ def remove_directory(directory: Path) -> None:
         doomed = temporary_directory(directory.parent) / directory.name
         os.rename(directory, doomed)
         _fsync(directory.parent)
+        reach("checkpoint.removing")
         directory = doomed.parent
-    shutil.rmtree(directory)
+    _remove(directory)
 
 
 def sweep_temporaries(root: Path) -> list[str]:
     """Remove what interrupted writes left under `root`; the names. Only while nothing is being written there."""
     leftovers = sorted(path for path in root.glob(f"{TEMPORARY}*") if path.is_dir())
     for path in leftovers:
-        shutil.rmtree(path)
+        _remove(path)
     return [path.name for path in leftovers]
+
+
+def _remove(directory: Path) -> None:
+    """Remove a tree that another thread may be removing as well."""
+    while directory.exists():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(directory)
 
 
 def _plain_files(directory: Path, refusal: type[StoreError]) -> Iterator[Path]:

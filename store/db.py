@@ -1,7 +1,7 @@
 """Opening a store, writing to it in transactions, and binding rows; the only place that talks to SQLite.
 
 It knows nothing of rounds or completions. One process opens for writing, any number read. A connection belongs to one
-thread.
+thread; transactions of several threads wait for each other here and never meet in SQLite.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -18,13 +19,16 @@ from typing import Any, TypeVar
 
 from store._sqlite_utils import sqlite_utils
 from store.canonical import canonical_json, compact_json, escape, unescape
-from store.errors import NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
+from store.errors import DiskFull, NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
+from store.failpoints import reach
 from store.migrations import MIGRATIONS, Migration
 
 APPLICATION_ID = 0x6C6F6F70  # "loop", in the file's header
 BUSY_TIMEOUT_S = 30.0
 CACHE_KIB = 32 * 1024
 JOURNAL_LIMIT_BYTES = 64 << 20  # the WAL shrinks back to this after a long read held it open
+
+_WRITING = threading.RLock()  # SQLite before 3.51.3 can lose a WAL that two connections write and reset at once
 
 Database = sqlite_utils.Database
 Row = dict[str, Any]
@@ -103,14 +107,18 @@ def transaction(db: Database) -> Iterator[None]:
             with db.atomic():
                 yield
             return
-        db.conn.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            db.conn.execute("COMMIT")
-        except BaseException:
-            if db.conn.in_transaction:
-                db.conn.execute("ROLLBACK")
-            raise
+        with _WRITING:
+            db.conn.execute("BEGIN IMMEDIATE")
+            try:
+                reach("store.begun")
+                yield
+                reach("store.commit")
+                db.conn.execute("COMMIT")
+                reach("store.committed")
+            except BaseException:
+                if db.conn.in_transaction:
+                    db.conn.execute("ROLLBACK")
+                raise
 
 
 @contextmanager
@@ -263,7 +271,8 @@ def _translated(where: Database | Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise StoreError(f"{_name(where)}: {_explanation(error)}") from error
+        full = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_FULL
+        raise (DiskFull if full else StoreError)(f"{_name(where)}: {_explanation(error)}") from error
     except OverflowError as error:
         raise StoreError(f"{_name(where)}: a number is too large for SQLite's 64 bits") from error
 

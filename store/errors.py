@@ -7,6 +7,10 @@ class StoreError(Exception):
     """The store cannot do what was asked; whatever was being written was rolled back as a whole."""
 
 
+class DiskFull(StoreError):
+    """There is no room; when there is, the same can be done again."""
+
+
 class NoStore(StoreError):
     """There is no file to read."""
 

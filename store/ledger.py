@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 from store import events
 from store.canonical import canonical_json, sha256_of
@@ -20,6 +20,7 @@ from store.records import (
     Attempt,
     Checkpoint,
     CheckpointState,
+    Control,
     DecisionRow,
     Event,
     Json,
@@ -41,6 +42,10 @@ _STAGE = (
 def run_id_of(name: str, config_sha256: str, seed: int) -> str:
     """The id of a run: the same configuration started afresh elsewhere has the same one, hence the same draws."""
     return sha256_of({"name": name, "config_sha256": config_sha256, "seed": seed})[:16]
+
+
+def _round_words(number: int) -> str:
+    return f"round {number}" if number else "the base"
 
 
 def decision_sha256(decision: DecisionRow) -> str:
@@ -85,6 +90,10 @@ class Ledger:
         rows = query(self.db, f"SELECT * FROM runs {where} ORDER BY rowid DESC LIMIT 1", parameters)
         return unpack(Run, rows[0]) if rows else None
 
+    def run_of(self, run_id: str) -> Run:
+        """The run with that id; StoreError if there is none."""
+        return self._run(run_id)
+
     def set_run_state(self, run_id: str, state: RunState, reason: str | None = None) -> Run:
         """Say what the run is doing and why; an event only if that is news."""
         with transaction(self.db):
@@ -94,28 +103,87 @@ class Ledger:
                 self._event(run_id, "run_state", state=state, reason=reason)
         return self._run(run_id)
 
-    def move_head(self, run_id: str, to_round: int, reason: str) -> Run:
-        """Move the head to an earlier kept round, or to the base (0), between rounds. StaleState while one is open."""
+    # What was asked of the run
+
+    def control(self, run_id: str) -> Control:
+        """What stands until it is carried out or taken back."""
+        rows = query(self.db, "SELECT * FROM control WHERE run_id = ?", (run_id,))
+        return unpack(Control, rows[0]) if rows else Control(run_id)
+
+    def hold_run(self, run_id: str, by: Literal["user", "failure"], reason: str) -> bool:
+        """Pause the run until it is released; False, and nothing changes, if it is held already."""
         with transaction(self.db):
-            run = self._run(run_id)
+            before = self.control(run_id)
+            if before.held_by is not None:
+                return False
+            self._set_control(replace(before, held_by=by, hold_reason=reason))
+            self._event(run_id, "run_held", by=by, reason=reason)
+        return True
+
+    def release_run(self, run_id: str) -> bool:
+        """Take back a hold, whoever's; False if there is none."""
+        with transaction(self.db):
+            before = self.control(run_id)
+            if before.held_by is None:
+                return False
+            self._set_control(replace(before, held_by=None, hold_reason=None))
+            self._event(run_id, "run_released", by=before.held_by)
+        return True
+
+    def ask_head(self, run_id: str, to_round: int, reason: str) -> bool:
+        """Move the head now, or, while a round is open, note that it is wanted; whether it has moved.
+
+        `move_head` carries it out at the next safe point. StoreError if that round cannot be the head.
+        """
+        with transaction(self.db):
+            run, control = self._run(run_id), self.control(run_id)
+            self._may_be_head(run, to_round)
+            if to_round != run.head_round and self.open_round(run_id):
+                if control.wanted_head != to_round:
+                    self._set_control(replace(control, wanted_head=to_round))
+                    self._event(run_id, "head_asked", to_round, reason=reason)
+                return False
+            self.move_head(run_id, to_round, reason)
+        return True
+
+    def move_head(self, run_id: str, to_round: int, reason: str) -> Run:
+        """Move the head to an earlier kept round, or to the base (0). A wish for it is fulfilled with that.
+
+        A round that is open is given up in the same transaction: it is failed, and cannot be resumed on another head.
+        """
+        with transaction(self.db):
+            run, control = self._run(run_id), self.control(run_id)
+            checkpoint = self._may_be_head(run, to_round)
+            if control.wanted_head is not None:
+                self._set_control(replace(control, wanted_head=None))
+            if (to_round, checkpoint) == (run.head_round, run.head_checkpoint):
+                return run
             if open_round := self.open_round(run_id):
-                raise StaleState(
-                    f"round {open_round.number} is open ({open_round.state}); the head moves between rounds"
-                )
-            checkpoint = run.base_checkpoint
-            if to_round:
-                target = self._round(run_id, to_round)
-                if target.state != "kept" or target.candidate_checkpoint is None:
-                    raise StoreError(
-                        f"round {to_round} is {target.state}; the head can move to a kept round or the base"
-                    )
-                checkpoint = target.candidate_checkpoint
-            if self._checkpoint(checkpoint).state != "present":
-                raise StoreError(f"the checkpoint of round {to_round} is gone; choose another round")
+                self.fail_round(open_round, f"given up: the head moved to {_round_words(to_round)}: {reason}")
             self._set_head(run_id, to_round, checkpoint)
             before = run.head_checkpoint
             self._event(run_id, "head_moved", to_round, reason=reason, head_before=before, head_after=checkpoint)
         return self._run(run_id)
+
+    def _may_be_head(self, run: Run, to_round: int) -> str:
+        if not to_round:
+            checkpoint = run.base_checkpoint
+        else:
+            target = self._round(run.id, to_round)
+            if target.state != "kept" or target.candidate_checkpoint is None:
+                raise StoreError(f"round {to_round} is {target.state}; the head can move to a kept round or the base")
+            checkpoint = target.candidate_checkpoint
+        state = self._checkpoint(checkpoint).state
+        if state != "present":
+            raise StoreError(f"the checkpoint of {_round_words(to_round)} is {state}; choose another round")
+        return checkpoint
+
+    def _set_control(self, control: Control) -> None:
+        clause = (
+            "ON CONFLICT (run_id) DO UPDATE SET held_by = excluded.held_by, hold_reason = excluded.hold_reason, "
+            "wanted_head = excluded.wanted_head"
+        )
+        insert(self.db, "control", [control], clause=clause)
 
     # Events
 
@@ -165,6 +233,10 @@ class Ledger:
         """All rounds, in order."""
         rows = query(self.db, "SELECT * FROM rounds WHERE run_id = ? ORDER BY number", (run_id,))
         return [unpack(Round, row) for row in rows]
+
+    def last_round(self, run_id: str) -> Round | None:
+        """The newest round."""
+        return self._last_round(run_id)
 
     def pause_round(self, round: Round) -> Round:
         """Active to paused; it remembers its stage."""
@@ -268,6 +340,30 @@ class Ledger:
                 )
                 particulars["candidate"] = candidate.sha256
             self._event(round.run_id, "stage_finished", round.number, stage, at=at, **particulars)
+        return self._round(round.run_id, round.number)
+
+    def leave_attempt(self, round: Round, stage: StageName, attempt: int, why: str) -> None:
+        """Record that an attempt was left on purpose: it neither succeeded nor failed, and the stage goes on later."""
+        with transaction(self.db):
+            self._end_attempt(round, stage, attempt, why)
+            self._event(round.run_id, "attempt_left", round.number, stage, attempt=attempt, why=why)
+
+    def train_again(self, round: Round, why: str) -> Round:
+        """From evaluating or deciding back to training, because the candidate's weights are gone.
+
+        What was measured of them stays; the later stages begin anew with the candidate that comes.
+        """
+        with transaction(self.db):
+            before = self._swap(round, ("evaluating", "deciding"), "training", stage="training")
+            key = (round.run_id, round.number)
+            for table, column in (("attempts", "stage"), ("stages", "name")):
+                later = f"DELETE FROM {table} WHERE run_id = ? AND round = ? AND {column} IN ('evaluating', 'deciding')"
+                execute(self.db, later, key)
+            undone = "UPDATE stages SET output = NULL, finished_at = NULL WHERE run_id = ? AND round = ? AND name = 'training'"
+            execute(self.db, undone, key)
+            execute(self.db, "UPDATE rounds SET candidate_checkpoint = NULL WHERE run_id = ? AND number = ?", key)
+            lost = before.candidate_checkpoint
+            self._event(round.run_id, "training_undone", round.number, "training", why=why, candidate=lost)
         return self._round(round.run_id, round.number)
 
     def stage(self, run_id: str, number: int, name: StageName) -> Stage | None:

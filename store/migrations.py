@@ -264,4 +264,17 @@ JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 AND p.task_id = v.task_id
 GROUP BY e.id, p.split;
 """
 
-MIGRATIONS: tuple[Migration, ...] = (Migration(1, "the first schema", _TABLES + _TRIGGERS + _VIEWS),)
+_CONTROL = """
+CREATE TABLE control ( -- What people and failures have asked of a run, until it is carried out or taken back.
+    run_id TEXT PRIMARY KEY REFERENCES runs (id), -- The run.
+    held_by TEXT CHECK (held_by IN ('user', 'failure')), -- Who paused the run until it is resumed; NULL: nobody.
+    hold_reason TEXT, -- Why, and what would help.
+    wanted_head INTEGER CHECK (wanted_head >= 0) -- The round that the head moves to at the next safe point.
+) STRICT;
+CREATE INDEX evaluations_of_suite ON evaluations (run_id, suite_name, round);
+"""
+
+MIGRATIONS: tuple[Migration, ...] = (
+    Migration(1, "the first schema", _TABLES + _TRIGGERS + _VIEWS),
+    Migration(2, "control", _CONTROL),
+)

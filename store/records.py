@@ -51,6 +51,16 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """What has been asked of a run and stands until it is carried out or taken back."""
+
+    run_id: str
+    held_by: Literal["user", "failure"] | None = None
+    hold_reason: str | None = None
+    wanted_head: int | None = None  # the round that the head is to move to at the next safe point
+
+
+@dataclass(frozen=True, slots=True)
 class Round:
     """One round. `state` moves only by compare-and-swap; a failed or paused one remembers the stage to go on with."""
 

@@ -21,6 +21,7 @@ from store.corpus import Corpus, completion_sha256, num_bytes
 from store.db import Database, Row, query, scalar, snapshot, unpack
 from store.errors import DamagedCheckpoint, StoreError
 from store.evaluations import verdicts_sha256
+from store.failpoints import reach
 from store.ledger import Ledger, decision_sha256, selections_sha256
 from store.records import STAGES, Completion, DecodeSettings, Event, Prompt, Run
 
@@ -59,7 +60,9 @@ def write_high_water(db: Database, run_dir: Path) -> None:
         json.dump(mark, file)
         file.flush()
         os.fsync(file.fileno())
+    reach("high_water.written")
     os.replace(partial, run_dir / HIGH_WATER)
+    reach("high_water.replaced")
 
 
 def verify_store(db: Database, run_dir: Path) -> Verification:
@@ -207,6 +210,10 @@ class _Story:
                 self.states[number] = _NEXT[event.stage or ""]
                 hashes |= {what.removesuffix("_sha256"): data[what] for what in data if what.endswith("_sha256")}
                 hashes[f"{event.stage} output"] = hashes.pop("output")
+            case "training_undone":
+                self.states[number] = "training"
+                for what in ("training output", "candidate", "evaluating input", "evaluating output", "deciding input"):
+                    hashes.pop(what, None)
             case "round_failed" | "round_paused":
                 self.states[number] = event.kind.removeprefix("round_")
             case "round_resumed":

@@ -16,7 +16,7 @@ from test_store_support import World, weights
 
 from store.errors import FrozenInput, StaleState, StoreError
 from store.records import STAGES, Round, Selection
-from store.verify import verify_store
+from store.verify import Finding, verify_store
 
 
 def test_a_round_from_beginning_to_end() -> None:
@@ -142,8 +142,20 @@ def test_the_head_moves_between_rounds_to_what_was_kept() -> None:
     assert world.ledger.move_head(world.run.id, 0, "looks bad").head_checkpoint == world.run.base_checkpoint
     round = world.ledger.begin_round(world.run.id)
     assert round.parent_checkpoint == world.run.base_checkpoint
-    with pytest.raises(StaleState, match="round 4 is open"):
-        world.ledger.move_head(world.run.id, 1, "looks good")
+    assert world.ledger.move_head(world.run.id, 1, "looks good").head_round == 1
+    given_up = world.ledger.round(world.run.id, 4)
+    assert given_up and given_up.state == "failed" and "given up: the head moved to round 1" in (given_up.error or "")
+    with pytest.raises(StaleState, match="the head has moved since"):
+        world.ledger.resume_round(given_up)
+    assert verify_store(world.db, Path("/nowhere")).findings == missing_weights(world)
+
+
+def missing_weights(world: World) -> list[Finding]:
+    """What a verification says here: the weights of these tests exist nowhere."""
+    return [
+        Finding("checkpoint", f"/nowhere/{row.path}: the directory is missing")
+        for row in world.ledger.checkpoints(world.run.id)
+    ]
 
 
 def test_collected_weights_come_back_when_they_are_made_again() -> None:

@@ -1,0 +1,141 @@
+"""Which checkpoints stay, and how the others go. What the ledger still needs is never touched.
+
+The ledger says "collected" before a directory is removed, so that no row ever promises weights that are half gone. A kill
+in between leaves a directory that nobody needs; the next collection finds it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.checkpoints import remove_directory
+from store.db import query, transaction
+from store.errors import StoreError
+from store.failpoints import reach
+from store.ledger import Ledger
+from store.records import Checkpoint, Run
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A checkpoint that stays, and why."""
+
+    checkpoint: Checkpoint
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a collection does. `leftovers` are directories of checkpoints that were collected or set aside before."""
+
+    kept: tuple[Kept, ...]
+    doomed: tuple[Checkpoint, ...]
+    leftovers: tuple[Path, ...]
+
+
+def plan_collection(
+    ledger: Ledger,
+    run: Run,
+    run_dir: Path,
+    suite_name: str,
+    *,
+    keep_last: int,
+    max_total_bytes: int | None = None,
+    damaged: bool = False,
+) -> Plan:
+    """Base, head, best, pinned, what an open round works with and the newest `keep_last` stay.
+
+    `max_total_bytes` bounds the size of all that stays below the run directory: the oldest of the newest go first, and
+    never one that stays for another reason. `damaged`: remove what was set aside, too.
+    """
+    present = [row for row in ledger.checkpoints(run.id) if row.state == "present"]
+    needed = _needed(ledger, run, suite_name, {row.sha256: row for row in present})
+    ours = [row for row in present if not Path(row.path).is_absolute()]
+    newest = sorted((row for row in ours if row.sha256 not in needed), key=lambda row: row.round, reverse=True)
+    room = None if max_total_bytes is None else max_total_bytes
+    if room is not None:
+        room -= sum(row.size_bytes for row in ours if row.sha256 in needed)
+    doomed = []
+    for place, row in enumerate(newest):
+        if room is not None:
+            room -= row.size_bytes
+        if place >= keep_last or (room is not None and room < 0):
+            doomed.append(row)
+        else:
+            needed[row.sha256] = f"among the newest {keep_last}"
+    kept = tuple(Kept(row, needed[row.sha256]) for row in present if row.sha256 in needed)
+    return Plan(kept, tuple(sorted(doomed, key=lambda row: row.round)), _leftovers(ledger, run, run_dir, damaged))
+
+
+def collect(ledger: Ledger, run_dir: Path, plan: Plan) -> int:
+    """Carry a plan out; the bytes that it freed. Harmless to repeat. StoreError if the ledger has moved on since."""
+    with transaction(ledger.db):
+        for row in plan.doomed:
+            run = ledger.run_of(row.run_id)
+            last = ledger.last_round(row.run_id)
+            used = {run.head_checkpoint, run.base_checkpoint}
+            if last and last.state not in ("kept", "rolled_back"):
+                used |= {last.parent_checkpoint, last.candidate_checkpoint or ""}
+            if row.sha256 in used or (now := ledger.checkpoint(row.sha256)) is None or now.pinned:
+                raise StoreError(f"the checkpoint of round {row.round} is needed since; ask again")
+            ledger.set_checkpoint_state(row.sha256, "collected")
+    reach("checkpoint.collected")
+    freed = 0
+    for path in (*(run_dir / row.path for row in plan.doomed), *plan.leftovers):
+        if path.exists():
+            freed += size_bytes(path)
+            remove_directory(path)
+    return freed
+
+
+def size_bytes(directory: Path) -> int:
+    """Of all files below."""
+    return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
+
+
+def best_round(ledger: Ledger, run: Run, suite_name: str) -> int:
+    """The kept round, or 0 for the base, that did best on the suite that decides; the earliest of equals."""
+    sql = (
+        "SELECT e.checkpoint, json_extract(e.metrics, '$.\"pass@1\"') AS rate FROM evaluations AS e "
+        "WHERE e.run_id = ? AND e.suite_name = ? AND e.metrics IS NOT NULL"
+    )
+    rates = {row["checkpoint"]: row["rate"] for row in query(ledger.db, sql, (run.id, suite_name))}
+    sql = (
+        "SELECT number, candidate_checkpoint AS sha256 FROM rounds WHERE run_id = ? AND state = 'kept' ORDER BY number"
+    )
+    best, number = rates.get(run.base_checkpoint, -1.0), 0
+    for row in query(ledger.db, sql, (run.id,)):
+        if rates.get(row["sha256"], -1.0) > best:
+            best, number = rates[row["sha256"]], row["number"]
+    return number
+
+
+def _needed(ledger: Ledger, run: Run, suite_name: str, present: Mapping[str, Checkpoint]) -> dict[str, str]:
+    """Hash of each checkpoint that must stay, whatever the retention says, and why."""
+    needed = {run.base_checkpoint: "the base", run.head_checkpoint: "the head"}
+    last = ledger.last_round(run.id)
+    if last and last.state not in ("kept", "rolled_back"):
+        for sha256 in filter(None, (last.parent_checkpoint, last.candidate_checkpoint)):
+            needed.setdefault(sha256, f"round {last.number} works with it")
+    wanted = ledger.control(run.id).wanted_head
+    for number, why in ((best_round(ledger, run, suite_name), "the best"), (wanted, "to be the head")):
+        if number and (round := ledger.round(run.id, number)) and round.candidate_checkpoint:
+            needed.setdefault(round.candidate_checkpoint, why)
+    for row in present.values():
+        if row.pinned:
+            needed.setdefault(row.sha256, "pinned")
+    for sha256 in list(needed):
+        if (stays := present.get(sha256)) and stays.base:
+            needed.setdefault(stays.base, "the base of an adapter that stays")
+    return needed
+
+
+def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[Path, ...]:
+    rows = ledger.checkpoints(run.id)
+    present = {row.path for row in rows if row.state == "present"}
+    paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
+    if damaged:
+        paths += sorted((run_dir / "checkpoints").glob("*.damaged*"))
+    return tuple(path for path in paths if path.is_dir())
