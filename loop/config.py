@@ -5,12 +5,14 @@ Reading the file and turning mistakes into one-line messages with a line number 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
+
+from policies.schedule import Stop
 
 KeyPath = tuple[str | int, ...]
 Mistake = tuple[KeyPath, str]  # the key, relative to the table that is checked, and what is wrong with it
@@ -234,13 +236,90 @@ class Engine(Section):
     )
 
 
+class Schedule(Section):
+    """When rounds run. It may be changed between two starts of the daemon; `loopctl run` does not look at it."""
+
+    every: str = Field(
+        "continuous", description='"continuous", or the time between the starts of two rounds: "6h", "90m", "1d".'
+    )
+    cron: str | None = Field(None, description="Five fields; a round is due at these times. Excludes every.")
+    timezone: str = Field("UTC", description='Of cron, windows and until: "Europe/Berlin".')
+    windows: tuple[str, ...] = Field(
+        (), description='Rounds run only inside: "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin", "weekends".'
+    )
+    until: str | None = Field(None, description="After this date or time nothing begins or goes on.")
+    stop: tuple[Stop, ...] = Field((), description='What ends the run: { type = "plateau", rounds = 5 } and so on.')
+
+    @model_validator(mode="after")
+    def _understood(self) -> Schedule:
+        from loop.schedule import Cron, is_zone, parse_interval, parse_moment, parse_window  # it knows this class
+
+        mistakes: list[Mistake] = []
+        if not is_zone(self.timezone):
+            problem = f'{self.timezone!r} is no time zone; give a name like "Europe/Berlin" or "UTC"'
+            _refuse([(("timezone",), problem)])
+        if self.cron and self.every != "continuous":
+            mistakes.append((("every",), "every and cron are both given; give one"))
+
+        def check(key: KeyPath, parse: Callable[[], object]) -> None:
+            try:
+                parse()
+            except ValueError as error:
+                mistakes.append((key, str(error)))
+
+        if self.every != "continuous":
+            check(("every",), lambda: parse_interval(self.every))
+        if (cron := self.cron) is not None:
+            check(("cron",), lambda: Cron(cron, self.timezone))
+        if (until := self.until) is not None:
+            check(("until",), lambda: parse_moment(until, self.timezone))
+        for index, text in enumerate(self.windows):
+            check(("windows", index), lambda text=text: parse_window(text, self.timezone))  # type: ignore[misc]
+        _refuse(mistakes)
+        return self
+
+
+class Watching(Section):
+    """Who else is told what happens. Nothing here can hold up a round."""
+
+    on: tuple[Literal["decision", "pause", "failure"], ...] = Field(
+        ("decision", "pause", "failure"), description="What the command and the webhook are told."
+    )
+    command: tuple[str, ...] = Field((), description="A command and its arguments; it gets a JSON object on stdin.")
+    webhook: str | None = Field(None, pattern=r"^https?://", description="A URL that gets the same by POST.")
+    timeout_s: PositiveFloat = Field(30.0, description="A command or a request that takes longer is given up.")
+    prometheus_port: int | None = Field(None, ge=1, le=65535, description="Metrics on 127.0.0.1, if given.")
+
+
+class Storage(Section):
+    """Which checkpoints stay on disk, and how much of it the loop leaves alone."""
+
+    keep_last: int = Field(
+        2, ge=0, description="Newest checkpoints that stay beside the base, the head, the best and pinned ones."
+    )
+    max_total_bytes: PositiveInt | None = Field(
+        None, description="All checkpoints together: the oldest of the newest go first; the others always stay."
+    )
+    min_free_bytes: int = Field(
+        1_000_000_000, ge=0, description="With less free disk than this and the next stage's need, the run waits."
+    )
+
+
+class Daemon(Section):
+    """How the background service behaves."""
+
+    stop_grace_s: PositiveFloat = Field(
+        600.0, description="After SIGTERM: a stage that reaches no safe point in this time is interrupted."
+    )
+
+
 class Config(Section):
     """The whole of loop.toml."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name in every report.")
     run_dir: Path = Field(Path(".loop"), strict=False, description="Where everything of the run is kept.")
     seed: int = Field(1, ge=0, lt=2**63, description="Every random draw of the run derives from it.")
-    rounds: PositiveInt = Field(2, description="How many rounds the run has in all.")
+    rounds: int = Field(2, ge=0, description="How many rounds the run has in all; 0: without end.")
     model: Model
     prompts: Prompts = Field(default_factory=Prompts)
     sampling: Sampling
@@ -250,6 +329,10 @@ class Config(Section):
     decide: Decide
     grading: Grading = Field(default_factory=Grading)
     engine: Engine = Field(default_factory=Engine)
+    schedule: Schedule = Field(default_factory=Schedule)
+    storage: Storage = Field(default_factory=Storage)
+    watching: Watching = Field(default_factory=Watching)
+    daemon: Daemon = Field(default_factory=Daemon)
 
     @model_validator(mode="after")
     def _names(self) -> Config:

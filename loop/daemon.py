@@ -1,14 +1,19 @@
-"""`loopd`: the same rounds as `loopctl run`, for a service manager. It draws nothing; its log is JSON lines on stderr.
+"""`loopd`: rounds in the background, for weeks, under a service manager or `loopctl start`.
 
-SIGTERM or SIGINT end it at the next safe point, between two stages; a second one ends it at once. Both leave a round
-that can be resumed, and exit code 0.
+Its log is JSON lines: on stderr for the journal, and in the run's `logs/loopd.log`, which is rotated. SIGTERM or SIGINT end
+it at the next safe point; a second one, or the end of the grace, ends it at once. Both leave a round that can be resumed,
+and exit code 0.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -18,23 +23,42 @@ from loop.cli.main import explained, version
 
 if TYPE_CHECKING:
     from loop.cli.progress import Part
-    from loop.rounds import Stop
+    from loop.configfile import LoadedConfig
+    from loop.stopping import Stop
+    from store.records import DecisionRow, Round
+
+LOG_FILE = "loopd.log"
+LOG_BYTES, NUM_OLD_LOGS = 8 << 20, 3
+LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class Log:
-    """A face for the onlooker (see loop.cli.progress): a JSON object a line."""
+    """A face for the onlooker (see loop.cli.progress): a JSON object a line. What cannot be written is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, quiet: bool) -> None:
         self.run: str | None = None
         self.round: int | None = None
         self.stage: str | None = None
+        logging.raiseExceptions = False  # a full disk or a closed pipe must not end a round
+        self.logger = logging.Logger("loopd")
+        if not quiet:
+            self.logger.addHandler(logging.StreamHandler(sys.stderr))
+
+    def keep(self, logs: Path) -> None:
+        """From now on also in a file there. Only for the process that holds the run."""
+        with contextlib.suppress(OSError):
+            logs.mkdir(parents=True, exist_ok=True)
+            handler = RotatingFileHandler(
+                logs / LOG_FILE, maxBytes=LOG_BYTES, backupCount=NUM_OLD_LOGS, encoding="utf-8"
+            )
+            self.logger.addHandler(handler)
 
     def line(self, level: str, message: str, **more: Any) -> None:
         """One line; `more` is for machines."""
         from store.db import utc_now
 
         entry = {"time": utc_now(), "level": level, "run": self.run, "round": self.round, "stage": self.stage}
-        print(json.dumps({**entry, "message": message, **more}), file=sys.stderr, flush=True)
+        self.logger.log(LEVELS[level], "%s", json.dumps({**entry, "message": message, **more}))
 
     def begun(self, part: Part) -> None:
         self.round, self.stage = part.round or None, part.stage
@@ -55,15 +79,21 @@ class Log:
 
 @click.command("loopd", context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--config", metavar="FILE", help="The configuration; default: LOOP_CONFIG, then ./loop.toml.")
+@click.option("--quiet", is_flag=True, help="Log only to the run's logs/loopd.log.")
 @click.version_option(version(), prog_name="loopd", message="%(prog)s %(version)s")
-def loopd(config: str | None) -> None:
-    """Rounds in the foreground, for a service manager, until the run has all of them."""
-    from loop.rounds import Interrupted, Stop
+def loopd(config: str | None, quiet: bool) -> None:
+    """Rounds in the foreground of a service manager, when [schedule] says that one is due, until the run is over."""
+    from loop.control import Wake
+    from loop.stopping import Interrupted, Stop
 
-    log, stop = Log(), Stop(at_once=False)
+    log, wake = Log(quiet=quiet), Wake()
+    stop = Stop(at_once=False, wake=wake.wake)
     try:
         with stop.listening():
-            _serve(Call(config=config), log, stop)
+            loaded = Call(config=config).load()
+            stop.grace_s = loaded.config.daemon.stop_grace_s
+            log.run = loaded.config.name
+            _serve(loaded, log, stop, wake)
     except Interrupted as signal:
         log.line("info", f"stopped by {signal}; it goes on where it was")
     except click.exceptions.Exit:
@@ -72,36 +102,64 @@ def loopd(config: str | None) -> None:
         code, text = explained(error)
         for line in text.splitlines():
             log.line("error", line)
+            if quiet:  # whoever started it reads this
+                print(line, file=sys.stderr)
         raise click.exceptions.Exit(code) from None
 
 
-def _serve(call: Call, log: Log, stop: Stop) -> None:
+def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
+    from datetime import datetime
+
     from loop.cli.progress import Onlooker
     from loop.heartbeat import Beating
-    from loop.rounds import run_rounds
+    from loop.hooks import hooks_of
+    from loop.metrics import metrics_of
+    from loop.schedule import Schedule
+    from loop.sd_notify import Notifier
+    from loop.service import Service
     from loop.session import open_session
-    from store.records import Round
+    from loop.surroundings import Background, commanded
 
-    loaded = call.load()
-    log.run = loaded.config.name
-    watch = Onlooker(log)
-    watch.beating = Beating(loaded.run_dir)
-    with open_session(loaded, watch) as session:
+    notifier, watch, config = Notifier(), Onlooker(log), loaded.config
+    watch.beating = beating = Beating(loaded.run_dir)
+    notifier.status("preparing")
 
-        def after_round(round: Round) -> None:
-            watch.end_part()
-            decision = session.ledger.decision(session.run_id, round.number)
-            reasons = [gate["reason"] for gate in decision.gates] if decision else []
-            log.round, log.stage = round.number, None
-            words = {"kept": "kept", "rolled_back": "rolled back"}.get(round.state, round.state)
-            log.line("info", "; ".join([f"round {round.number} {words}", *reasons]), state=round.state)
+    def after_round(round: Round, decision: DecisionRow | None) -> None:
+        watch.end_part()
+        log.round, log.stage = round.number, None
+        words = {"kept": "kept", "rolled_back": "rolled back"}.get(round.state, round.state)
+        reasons = [gate["reason"] for gate in decision.gates] if decision else [f"in {round.stage}: {round.error}"]
+        log.line(
+            "info" if decision else "error", "; ".join([f"round {round.number} {words}", *reasons]), state=round.state
+        )
 
-        last = run_rounds(session, None, stop.check, after_round)
-        if last is not None and last.state == "failed":
-            log.line("error", f"round {last.number} failed in {last.stage}: {last.error}")
-            raise click.exceptions.Exit(1)
+    with contextlib.ExitStack() as stack:
+        session = stack.enter_context(open_session(loaded, watch))
+        log.keep(loaded.run_dir / "logs")
+        metrics = stack.enter_context(metrics_of(config.watching))
+        hooks = stack.enter_context(hooks_of(config.watching, log.line))
+        stack.enter_context(commanded(loaded, stop, wake))
+        around = Background(
+            beating, wake, after_round, session=session, notifier=notifier, hooks=hooks, metrics=metrics, say=log.line
+        )
+        created = datetime.fromisoformat(session.run.created_at)
+        service = Service(
+            session,
+            stop,
+            around,
+            schedule=Schedule(config.schedule, created),
+            stops=config.schedule.stop,
+        )
+        watch.on_pulse = service.pulse
+        log.line("info", "started")
+        notifier.ready()
+        try:
+            ending = service.run()
+        finally:
+            notifier.stopping()
         log.round = log.stage = None
-        log.line("info", f"all {loaded.config.rounds} rounds are done; raise rounds in {loaded.place} to go on")
+        done = f"all {config.rounds} rounds are done; raise rounds in {loaded.place} to go on"
+        log.line("info", ending.reason or done)
 
 
 def main() -> NoReturn:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
+from store.errors import CannotWrite
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
 
 class LoopError(Exception):
     """A failure with a one-line message for the user: the thing, the value, the place, the remedy."""
@@ -39,3 +45,21 @@ class EngineError(LoopError):
 
 class HarnessError(LoopError):
     """Grading itself failed: the stage failed, nothing is known about the solutions."""
+
+
+class NoRoom(LoopError):
+    """The disk is full or cannot be written. Nothing is lost; what was being done goes on when it can be."""
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether it, or what it was raised from, says that nothing more can be written; also in a worker's words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, NoRoom | CannotWrite):
+            return True
+        if isinstance(seen, OSError) and seen.errno in NO_ROOM:
+            return True
+        if isinstance(seen, EngineError) and ("No space left on device" in str(seen) or "os error 28" in str(seen)):
+            return True
+        seen = seen.__cause__
+    return False

@@ -43,6 +43,7 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
         sampler = session.sampler(checkpoint)
         for batch in sample(planned, done, lineage, params, sampler):
             corpus.add_completions(batch)
+            session.safe_point()
     graded = corpus.graded_ids(evaluation.id)
     session.watch.stage(round.number, "grading", label)
     waiting, num_graded = [], len(graded)
@@ -53,6 +54,7 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
         if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(planned):
             corpus.add_verdicts(waiting)
             waiting = []
+            session.safe_point()
         session.watch.progress(num_graded, len(planned))
     completions = corpus.completions(round.run_id, evaluation_id=evaluation.id)
     verdicts = corpus.verdicts(evaluation.id)

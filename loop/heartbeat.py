@@ -16,16 +16,20 @@ from typing import Any
 
 HEARTBEAT = "heartbeat.json"
 LOCK = "lock"
-MIN_WAIT_S = 1.0  # between two writes of one part of a stage
+MIN_WAIT_S = 1.0  # between two writes while nothing changes
+SIZE_BYTES = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The last sign of progress. Times are Unix seconds; `part` is what the stage is doing just now."""
+    """The last sign of life. Times are Unix seconds; `part` is what the stage is doing just now."""
 
     pid: int
     at: float
     started_at: float
+    state: str = "running"  # or paused, or idle
+    reason: str | None = None
+    next_due_at: float | None = None
     round: int = 0
     stage: str = ""
     part: str = ""
@@ -35,13 +39,17 @@ class Heartbeat:
 
 
 class Beating:
-    """Writes the heartbeat of this process: at once when a part begins, then at most once a second."""
+    """Writes the heartbeat of this process: at once when something changes, then at most once a second.
+
+    The file has a fixed size and is written in place, so that it can be on a full disk too.
+    """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / HEARTBEAT
         self.started_at = time.time()
-        self._last_write = 0.0
+        self._last_write = float("-inf")
         self._part: dict[str, Any] = {}
+        self._state: dict[str, Any] = {}
 
     def begin(self, round: int, stage: str, part: str) -> None:
         """A stage, or a part of one, begins."""
@@ -51,24 +59,49 @@ class Beating:
     def progress(self, done: int, total: int) -> None:
         """The part goes on."""
         self._part |= {"done": done, "total": total}
+        self.beat()
+
+    def say(self, state: str, reason: str | None = None, next_due_at: float | None = None) -> None:
+        """What the run is doing as a whole."""
+        self._state = {"state": state, "reason": reason, "next_due_at": next_due_at}
+        if state != "running":
+            self._part = {}
+        self._write()
+
+    def beat(self) -> None:
+        """Alive. Call it as often as you like."""
         if time.monotonic() - self._last_write >= MIN_WAIT_S:
             self._write()
 
+    @property
+    def now(self) -> Heartbeat:
+        """What would be written now."""
+        return Heartbeat(os.getpid(), time.time(), self.started_at, **self._state, **self._part)
+
     def _write(self) -> None:
         self._last_write = time.monotonic()
-        beat = Heartbeat(os.getpid(), time.time(), self.started_at, **self._part)
-        partial = self.path.with_suffix(".partial")
+        beat = asdict(self.now)
+        text = json.dumps(beat).encode()
+        if len(text) >= SIZE_BYTES:
+            text = json.dumps(beat | {"reason": (beat["reason"] or "")[:500], "part": beat["part"][:200]}).encode()
         with contextlib.suppress(OSError):  # a full disk fails where it matters, not here
-            partial.write_text(json.dumps(asdict(beat)), encoding="utf-8")
-            os.replace(partial, self.path)
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                os.pwrite(descriptor, text.ljust(SIZE_BYTES - 1)[: SIZE_BYTES - 1] + b"\n", 0)
+            finally:
+                os.close(descriptor)
 
 
 def read_heartbeat(run_dir: Path) -> Heartbeat | None:
     """The last heartbeat, whoever's; None if there is none that can be read."""
-    try:
-        return Heartbeat(**json.loads((run_dir / HEARTBEAT).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return None
+    for _ in range(3):  # one that is being written may be torn
+        try:
+            return Heartbeat(**json.loads((run_dir / HEARTBEAT).read_bytes()))
+        except OSError:
+            return None
+        except (ValueError, TypeError):
+            time.sleep(0.005)
+    return None
 
 
 def holder(run_dir: Path) -> int | None:

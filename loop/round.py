@@ -6,33 +6,30 @@ round to the next stage. Whatever line the power goes out after, running the rou
 
 from __future__ import annotations
 
-import time
+import contextlib
 from collections.abc import Callable
 
 from loop.engines.base import SamplingParams
-from loop.errors import ConfigError, LoopError
+from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
 from loop.evaluation import decoding_dict, evaluate, evaluation_id
 from loop.prompts.sources import prompts_of_round
-from loop.session import CHECKPOINTS, Session
+from loop.session import CHECKPOINTS, LostWeights, Session
 from loop.stages.collecting import collect
 from loop.stages.deciding import evidence
 from loop.stages.evaluating import outcomes_of
 from loop.stages.sampling import Lineage, plan, sample, seed_of
 from loop.stages.training import train
 from policies.evidence import BadEvidence
-from store.checkpoints import manifest_sha256, manifest_size_bytes
+from store.checkpoints import manifest_sha256, manifest_size_bytes, sweep_temporaries
 from store.errors import StoreError
 from store.records import Checkpoint, DecisionRow, Json, Round, StageName
 
 
-def run_round(session: Session, between_stages: Callable[[], None] = lambda: None) -> Round:
-    """Begin a round on the head, or go on with the one that is open or failed; returns it kept, rolled back or failed.
-
-    `between_stages` is called at every safe point; what it raises leaves a round that can be resumed.
-    """
+def run_round(session: Session) -> Round:
+    """Begin a round on the head, or go on with the one that is open or failed; returns it kept, rolled back or failed."""
     round = current_round(session)
     while round.state in STAGES:
-        between_stages()
+        session.safe_point(round)
         round = attempt(session, round, STAGES[round.state])
     return round
 
@@ -52,6 +49,7 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
         sampler = session.sampler(round.parent_checkpoint)
         for batch in sample(planned, done, lineage, SamplingParams.model_validate(inputs["decoding"]), sampler):
             session.corpus.add_completions(batch)
+            session.safe_point()
     openings = {prompt.id: prompt.content["opening"] for prompt in prompts}
     completions = session.corpus.completions(round.run_id, round.number)
     selections = collect(completions, openings, config.collect, round.run_id, round.number)
@@ -151,36 +149,103 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
 def current_round(session: Session) -> Round:
     """The round to work on: the open one, the failed one, or a new one from the head."""
     ledger, run = session.ledger, session.run
-    last = ledger.rounds(run.id)[-1:]
-    if last and last[0].state in ("failed", "paused") and run.head_checkpoint == last[0].parent_checkpoint:
-        return ledger.resume_round(last[0])
+    last = ledger.last_round(run.id)
+    if last and last.state in ("failed", "paused") and run.head_checkpoint == last.parent_checkpoint:
+        return ledger.resume_round(last)
     return ledger.open_round(run.id) or ledger.begin_round(run.id)
 
 
 def attempt(session: Session, round: Round, work: Callable[[Session, Round, int, Json], Round]) -> Round:
     """Try a stage until it is done or has failed `engine.max_attempts` times since it was last begun; then the round fails.
 
-    A user's mistake is not tried again.
+    A user's mistake is not tried again. A full disk is no failure: NoRoom leaves the round to be resumed.
     """
-    engine, stage = session.loaded.config.engine, _stage(round)
+    ledger, engine, stage = session.ledger, session.loaded.config.engine, _stage(round)
     for left in range(engine.max_attempts - 1, -1, -1):
-        known = session.ledger.stage(round.run_id, round.number, stage)
-        inputs = known.input if known else frozen_input(session, round, stage)
-        number = session.ledger.begin_attempt(round, stage, inputs)
+        known = ledger.stage(round.run_id, round.number, stage)
+        number = None
         try:
+            inputs = known.input if known else frozen_input(session, round, stage)
+            number = ledger.begin_attempt(round, stage, inputs)
             return work(session, round, number, inputs)
+        except LostWeights as lost:
+            session.engines.close()
+            return without_weights(session, round, stage, number or 0, lost)
         except (LoopError, StoreError, BadEvidence, OSError) as error:
             session.engines.close()
+            sweep_temporaries(session.loaded.run_dir / CHECKPOINTS)
             reason = str(error) or type(error).__name__
+            if is_no_room(error):
+                _leave(session, round, stage, number, reason)
+                raise NoRoom(reason) from error
             final = left == 0 or isinstance(error, ConfigError | StoreError | BadEvidence)
             wait = engine.retry_wait_s * 2 ** (engine.max_attempts - 1 - left)
-            next_step = "the round fails; `loopctl run` tries it again" if final else f"tried again in {wait:g} s"
+            next_step = "the round fails" if final else f"tried again in {wait:g} s"
             session.watch.note(f"round {round.number}, {stage}: {reason}; {next_step}")
-            session.ledger.fail_attempt(round, stage, number, reason, next_step)
+            if number is not None:
+                ledger.fail_attempt(round, stage, number, reason, next_step)
             if final:
-                return session.ledger.fail_round(round, reason)
-            time.sleep(wait)
+                return ledger.fail_round(round, reason)
+            session.wait(wait)
+        except BaseException as left_because:  # a safe point, a signal: neither is a failure
+            session.engines.close()
+            _leave(session, round, stage, number, str(left_because) or type(left_because).__name__)
+            raise
     raise AssertionError("unreachable")
+
+
+def without_weights(session: Session, round: Round, stage: StageName, number: int, lost: LostWeights) -> Round:
+    """Weights are damaged or gone. A candidate is trained again; a head falls back to the last good one, loudly."""
+    ledger, gone = session.ledger, lost.checkpoint
+    num_trained = sum(
+        bool(a.finished_at) and a.error is None for a in ledger.attempts(round.run_id, round.number, "training")
+    )
+    if gone.sha256 == round.candidate_checkpoint and num_trained < session.loaded.config.engine.max_attempts:
+        next_step = "training is done again"
+        session.watch.note(f"round {round.number}, {stage}: {lost}; {next_step}")
+        ledger.fail_attempt(round, stage, number, str(lost), next_step)
+        return ledger.train_again(round, str(lost))
+    target = next((kept for kept in _earlier_heads(session) if _is_whole(session, kept)), None)
+    where = f"the head falls back to {f'round {target}' if target else 'the base'}"
+    next_step = (
+        "the round fails; restore the weights" if target is None or gone.sha256 == round.candidate_checkpoint else where
+    )
+    session.watch.note(f"round {round.number}, {stage}: {lost}; {next_step}")
+    ledger.fail_attempt(round, stage, number, str(lost), next_step)
+    if next_step == where and target is not None:
+        ledger.move_head(round.run_id, target, str(lost))
+    else:
+        ledger.fail_round(round, f"{lost}; restore them from a backup, or `loopctl rollback`")
+    failed = ledger.round(round.run_id, round.number)
+    assert failed is not None
+    return failed
+
+
+def _earlier_heads(session: Session) -> list[int]:
+    """The rounds that were kept before the head, newest first, and the base."""
+    run = session.run
+    kept = [round.number for round in session.ledger.rounds(run.id) if round.state == "kept"]
+    return [*sorted((number for number in kept if number < run.head_round), reverse=True), 0]
+
+
+def _is_whole(session: Session, number: int) -> bool:
+    round = session.ledger.round(session.run_id, number) if number else None
+    sha256 = session.run.base_checkpoint if round is None else round.candidate_checkpoint or ""
+    row = session.ledger.checkpoint(sha256)
+    if row is None or row.state != "present":
+        return False
+    try:
+        session.weights(sha256)
+    except LoopError as damage:
+        session.watch.note(str(damage))
+        return False
+    return True
+
+
+def _leave(session: Session, round: Round, stage: StageName, number: int | None, why: str) -> None:
+    with contextlib.suppress(StoreError, OSError):  # if it cannot be said, the attempt looks like one that vanished
+        if number is not None:
+            session.ledger.leave_attempt(round, stage, number, why)
 
 
 def frozen_input(session: Session, round: Round, stage: StageName) -> Json:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from loop.config import Suite as SuiteConfig
 from loop.configfile import LoadedConfig, check_inputs, config_sha256, differences, resolved
+from loop.device_memory import used_bytes, wait_until_free
 from loop.engines.base import CheckpointRef, Sampler, Trainer
 from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
 from loop.grading.grader import Grader
@@ -38,12 +39,21 @@ from store.checkpoints import (
 from store.corpus import Corpus
 from store.db import open_database
 from store.errors import DamagedCheckpoint, StoreError
+from store.failpoints import reach
 from store.ledger import Ledger
-from store.records import Checkpoint, Problem, Prompt, Run, Suite
+from store.records import Checkpoint, Problem, Prompt, Round, Run, Suite
 from store.verify import write_high_water
 
 DATABASE = "loop.db"
 CHECKPOINTS = "checkpoints"
+
+
+class LostWeights(LoopError):
+    """Weights that a round made are missing or damaged; what was left of them is set aside."""
+
+    def __init__(self, message: str, checkpoint: Checkpoint) -> None:
+        super().__init__(message)
+        self.checkpoint = checkpoint
 
 
 class Watch(Protocol):
@@ -57,6 +67,9 @@ class Watch(Protocol):
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+    def pulse(self) -> None:
+        """Called about once a second while an engine works. What it raises ends the engine."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +90,16 @@ class Engines:
         self.settings = loaded.config.engine.model_dump(mode="json")
         self.logs = loaded.run_dir / "logs"
         self.watch = watch
+        self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
         self._up: tuple[str, RemoteSampler | RemoteTrainer] | None = None
+        self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
 
     def serving(self, sha256: str) -> Sampler | None:
         """The sampler that is up with these weights, if one is."""
-        return self._up[1] if self._up and self._up[0] == sha256 and isinstance(self._up[1], RemoteSampler) else None
+        match self._up:
+            case (served, RemoteSampler() as sampler) if served == sha256 and not sampler.worker.ended:
+                return sampler
+        return None
 
     def sampler(self, checkpoint: CheckpointRef) -> Sampler:
         """A new sampler with these weights."""
@@ -98,14 +116,27 @@ class Engines:
 
     def _start(self, op: str, **more: Any) -> Worker:
         self.close()
+        self._wait_for_memory()
         role = op.removeprefix("load_")
         return Worker(
             {"op": op, "settings": self.settings, **more},
             log_file=self.logs / f"{role}.log",
             stall_timeout_s=self.settings["stall_timeout_s"],
             progress=self.watch.progress,
+            pulse=self.pulse,
             tag=role,
         )
+
+    def _wait_for_memory(self) -> None:
+        """Until what the last worker held on a GPU is free, as far as it gets free; then take the measure anew."""
+        if self.settings["device"] == "cpu":
+            return
+        for device, held_bytes in wait_until_free(self._memory_before, self.pulse).items():
+            self.watch.note(
+                f"GPU {device}: {held_bytes / 1e9:.1f} GB more are in use than before the last worker, which has ended; "
+                f"if the next one finds no room, nvidia-smi shows which process holds them: end it"
+            )
+        self._memory_before = used_bytes()
 
     def close(self) -> None:
         """End the worker, if one is up. Safe to repeat."""
@@ -128,6 +159,16 @@ class Session:
     prompts: list[Prompt]
     suites: list[Yardstick]
     watch: Watch
+    guide: Callable[[Round | None], None] = field(default=lambda round: None)
+    wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
+
+    def safe_point(self, round: Round | None = None) -> None:
+        """Everything so far is stored. What the guide raises here leaves a round that can be resumed.
+
+        Between two stages it is told the round, between two batches of one stage nothing.
+        """
+        reach("round.safe_point")
+        self.guide(round)
 
     @property
     def run(self) -> Run:
@@ -152,10 +193,7 @@ class Session:
                 raise LoopError(f"the base model has changed since the run began: {damage}; restore it") from None
             self.ledger.set_checkpoint_state(sha256, "quarantined")
             aside = f" (set aside as {quarantine(path)})" if path.exists() else ""
-            raise LoopError(
-                f"checkpoint of round {row.round} is damaged: {damage}{aside}; restore {path} from a backup"
-            ) from None
-        self.ledger.set_checkpoint_state(sha256, "present")  # news only after it was restored
+            raise LostWeights(f"checkpoint of round {row.round} is damaged: {damage}{aside}", row) from None
         base = self.weights(row.base) if row.base else None
         return CheckpointRef(sha256=sha256, path=path, base_path=base.path if base else None)
 
@@ -202,7 +240,6 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run = _run(loaded, ledger, corpus, prompts, suites, watch)
-            _has_room(loaded.run_dir, ledger.checkpoint(run.base_checkpoint))
             policy = build_policy(config.decide.gates, config.decide.split)
             yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch)
         finally:
@@ -275,16 +312,6 @@ def _may_write(run_dir: Path) -> None:
     for path in (run_dir, *(run_dir / name for name in (DATABASE, CHECKPOINTS, "logs"))):
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionDenied(f"{path}: permission denied; make it writable for this user, or set another run_dir")
-
-
-def _has_room(run_dir: Path, base: Checkpoint | None) -> None:
-    """Say before hours of sampling that the weights of a round would not fit."""
-    needed, free = int(1.1 * base.size_bytes) if base else 0, shutil.disk_usage(run_dir).free
-    if free < needed:
-        raise LoopError(
-            f"{run_dir}: {free / 1e6:.0f} MB are free and the checkpoint of a round needs about {needed / 1e6:.0f} MB; "
-            "make room, or set run_dir to a larger disk"
-        )
 
 
 def _same_run(run: Run, settings: dict[str, Any], inputs: dict[str, Any], loaded: LoadedConfig) -> None:

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 
 from store._sqlite_utils import sqlite_utils
 from store.canonical import canonical_json, compact_json, escape, unescape
-from store.errors import DiskFull, NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
+from store.errors import CannotWrite, NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
 from store.failpoints import reach
 from store.migrations import MIGRATIONS, Migration
 
@@ -212,7 +212,17 @@ def backup(db: Database, target: str | Path) -> None:
             db.conn.backup(copy)
         finally:
             copy.close()
+    _fsync(partial)
     partial.rename(target)
+    _fsync(target.absolute().parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _codecs(kind: type[Any]) -> tuple[tuple[str, str], ...]:
@@ -271,8 +281,11 @@ def _translated(where: Database | Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        full = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF == sqlite3.SQLITE_FULL
-        raise (DiskFull if full else StoreError)(f"{_name(where)}: {_explanation(error)}") from error
+        cannot = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in (
+            sqlite3.SQLITE_FULL,
+            sqlite3.SQLITE_READONLY,
+        )
+        raise (CannotWrite if cannot else StoreError)(f"{_name(where)}: {_explanation(error)}") from error
     except OverflowError as error:
         raise StoreError(f"{_name(where)}: a number is too large for SQLite's 64 bits") from error
 

@@ -7,8 +7,8 @@ class StoreError(Exception):
     """The store cannot do what was asked; whatever was being written was rolled back as a whole."""
 
 
-class DiskFull(StoreError):
-    """There is no room; when there is, the same can be done again."""
+class CannotWrite(StoreError):
+    """The disk is full or read-only. Nothing was stored; when it can be written, the same can be done again."""
 
 
 class NoStore(StoreError):

@@ -22,6 +22,7 @@ from store.records import (
     CheckpointState,
     Control,
     DecisionRow,
+    DecisionVerdict,
     Event,
     Json,
     Round,
@@ -126,8 +127,9 @@ class Ledger:
             before = self.control(run_id)
             if before.held_by is None:
                 return False
-            self._set_control(replace(before, held_by=None, hold_reason=None))
-            self._event(run_id, "run_released", by=before.held_by)
+            at = self.now()
+            self._set_control(replace(before, held_by=None, hold_reason=None, released_at=at))
+            self._event(run_id, "run_released", at=at, by=before.held_by)
         return True
 
     def ask_head(self, run_id: str, to_round: int, reason: str) -> bool:
@@ -181,7 +183,7 @@ class Ledger:
     def _set_control(self, control: Control) -> None:
         clause = (
             "ON CONFLICT (run_id) DO UPDATE SET held_by = excluded.held_by, hold_reason = excluded.hold_reason, "
-            "wanted_head = excluded.wanted_head"
+            "released_at = excluded.released_at, wanted_head = excluded.wanted_head"
         )
         insert(self.db, "control", [control], clause=clause)
 
@@ -426,6 +428,11 @@ class Ledger:
         """All decisions, in order of round."""
         rows = query(self.db, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round", (run_id,))
         return [unpack(DecisionRow, row) for row in rows]
+
+    def last_verdicts(self, run_id: str, num: int) -> list[DecisionVerdict]:
+        """What the newest decisions said, oldest first."""
+        sql = "SELECT verdict FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
+        return [row["verdict"] for row in query(self.db, sql, (run_id, num))][::-1]
 
     def decision(self, run_id: str, number: int) -> DecisionRow | None:
         """The decision on a round; None if there is none yet."""

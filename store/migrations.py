@@ -269,6 +269,7 @@ CREATE TABLE control ( -- What people and failures have asked of a run, until it
     run_id TEXT PRIMARY KEY REFERENCES runs (id), -- The run.
     held_by TEXT CHECK (held_by IN ('user', 'failure')), -- Who paused the run until it is resumed; NULL: nobody.
     hold_reason TEXT, -- Why, and what would help.
+    released_at TEXT, -- When a hold was last taken back (RFC 3339, UTC).
     wanted_head INTEGER CHECK (wanted_head >= 0) -- The round that the head moves to at the next safe point.
 ) STRICT;
 CREATE INDEX evaluations_of_suite ON evaluations (run_id, suite_name, round);

@@ -10,6 +10,7 @@ CheckpointState = Literal["present", "quarantined", "collected"]
 RoundState = Literal["sampling", "training", "evaluating", "deciding", "kept", "rolled_back", "failed", "paused"]
 StageName = Literal["sampling", "training", "evaluating", "deciding"]
 STAGES: tuple[StageName, ...] = ("sampling", "training", "evaluating", "deciding")
+DecisionVerdict = Literal["keep", "rollback", "inconclusive"]
 Json = dict[str, Any]
 
 
@@ -57,6 +58,7 @@ class Control:
     run_id: str
     held_by: Literal["user", "failure"] | None = None
     hold_reason: str | None = None
+    released_at: str | None = None
     wanted_head: int | None = None  # the round that the head is to move to at the next safe point
 
 
@@ -238,7 +240,7 @@ class DecisionRow:
 
     run_id: str
     round: int
-    verdict: Literal["keep", "rollback", "inconclusive"]
+    verdict: DecisionVerdict
     action: str
     gates: list[Json]
     policy: Json

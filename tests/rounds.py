@@ -137,8 +137,9 @@ class Quiet:
 
 loaded = load_config(Path(config))
 with sessions.open_session(loaded, Quiet()) as session:
+    session.guide = lambda round: maybe("between_stages", "at") if round else None
     while len(session.ledger.decisions(session.run_id)) < loaded.config.rounds:
-        round = rounds.run_round(session, lambda: maybe("between_stages", "at"))
+        round = rounds.run_round(session)
         assert round.state != "failed", round.error
 """
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
-from rounds import CONFIG, drive, dump, write_run
+from rounds import CONFIG, KEEPING, drive, dump, write_run
 
 from loop.configfile import load_config
 from loop.errors import ConfigError
+from loop.round import run_round
 from loop.session import open_session
 from store.db import execute, open_database, transaction
 from store.ledger import Ledger
@@ -24,24 +26,72 @@ class Quiet:
     def note(self, text: str) -> None: ...
 
 
+class Noting(Quiet):
+    def __init__(self, notes: list[str]) -> None:
+        self.notes = notes
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
 def said(config: Path) -> str:
     return (config.parent / "stderr").read_text()
 
 
-def test_damaged_weights_are_set_aside_and_restored_ones_are_used_again(tmp_path: Path) -> None:
+def damage(weights: Path) -> None:
+    with (weights / "model.safetensors").open("r+b") as file:
+        file.seek(10)
+        file.write(b"\x00")
+
+
+@pytest.mark.parametrize("harm", ["bit", "truncated", "gone"])
+def test_a_damaged_candidate_is_set_aside_and_trained_again(harm: str, tmp_path: Path) -> None:
     config = write_run(tmp_path, ONE)
     assert drive(config, "before finish_evaluation", 3) == -9  # the candidate is there and about to be measured
     weights = tmp_path / ".loop" / "checkpoints" / "round-0001"
-    shutil.copytree(weights, tmp_path / "backup")
-    with (weights / "model.safetensors").open("ab") as file:
-        file.write(b"x")
-    assert drive(config) == 1
-    assert "damaged" in said(config) and not weights.exists() and weights.with_name("round-0001.damaged").exists()
-    shutil.copytree(tmp_path / "backup", weights)
+    if harm == "gone":
+        shutil.rmtree(weights)
+    elif harm == "truncated":
+        os.truncate(weights / "model.safetensors", 5)
+    else:
+        damage(weights)
     assert drive(config) == 0, said(config)
+    assert "training is done again" in said(config)
+    assert weights.with_name("round-0001.damaged").exists() == (harm != "gone")
     whole = write_run(tmp_path / "whole", ONE)
     assert drive(whole) == 0
-    assert dump(tmp_path / ".loop")["decisions"] == dump(whole.parent / ".loop")["decisions"]
+    found, expected = dump(tmp_path / ".loop"), dump(whole.parent / ".loop")
+    for table in ("decisions", "checkpoints", "completions", "verdicts", "rounds"):
+        assert found[table] == expected[table], table
+    assert findings(config) == []
+
+
+@pytest.mark.parametrize("num_damaged", [1, 2])
+def test_a_damaged_head_falls_back_to_the_last_good_one_loudly(num_damaged: int, tmp_path: Path) -> None:
+    config = write_run(tmp_path, KEEPING)
+    assert drive(config) == 0, said(config)
+    checkpoints = tmp_path / ".loop" / "checkpoints"
+    for number in range(2, 2 - num_damaged, -1):
+        damage(checkpoints / f"round-{number:04d}")
+    with open_session(load_config(config), Noting(notes := [])) as session:
+        failed = run_round(session)
+        assert failed.state == "failed" and failed.number == 3
+        back_to = 2 - num_damaged
+        run = session.run
+        assert run.head_round == back_to
+        words = f"the head falls back to {'round 1' if back_to else 'the base'}"
+        assert any("is damaged" in note and words in note for note in notes), notes
+        again = run_round(session)
+        assert again.number == 4 and again.parent_checkpoint == run.head_checkpoint and again.state == "kept"
+    assert findings(config) == []
+    assert (checkpoints / "round-0002.damaged").exists()
+
+
+def findings(config: Path) -> list[str]:
+    db = open_database(config.parent / ".loop" / "loop.db", read_only=True)
+    found = [finding.message for finding in verify_store(db, config.parent / ".loop").findings]
+    db.close()
+    return found
 
 
 def test_what_only_costs_memory_may_change_in_a_run_and_what_defines_it_may_not(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -81,6 +81,11 @@ class Onlooker:
         self.face = face
         self.beating: Beating | None = None
         self.part: Part | None = None
+        self.on_pulse: Callable[[], None] = lambda: None
+
+    def pulse(self) -> None:
+        """See `loop.session.Watch`."""
+        self.on_pulse()
 
     def stage(self, round: int, stage: str, what: str) -> None:
         """See `loop.session.Watch`."""

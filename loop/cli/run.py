@@ -24,25 +24,34 @@ if TYPE_CHECKING:
 def run_command(rounds: int | None) -> None:
     """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed."""
     from loop.cli.progress import onlooker
+    from loop.control import Wake
     from loop.errors import LoopError
     from loop.heartbeat import Beating
-    from loop.rounds import Stop, run_rounds
+    from loop.service import Service
     from loop.session import open_session
+    from loop.stopping import Stop
+    from loop.surroundings import Foreground, commanded
+    from store.records import DecisionRow
 
-    loaded = the_call().load()
-    stop = Stop(at_once=True)
+    loaded, wake = the_call().load(), Wake()
+    stop = Stop(at_once=True, wake=wake.wake)
     with stop.listening(), onlooker() as watch:
-        watch.beating = Beating(loaded.run_dir)
-        with open_session(loaded, watch) as session:
+        watch.beating = beating = Beating(loaded.run_dir)
+        with open_session(loaded, watch) as session, commanded(loaded, stop, wake):
 
-            def after_round(round: Round) -> None:
+            def after_round(round: Round, _decision: DecisionRow | None) -> None:
                 _print_round(session, round, watch)
 
-            last = run_rounds(session, rounds, stop.check, after_round)
-            if last is not None and last.state == "failed":
+            if session.ledger.release_run(session.run_id):
+                watch.note("the run was paused; it goes on now")
+            before = session.run.num_kept + session.run.num_rolled_back
+            service = Service(session, stop, Foreground(beating, wake, after_round), more=rounds)
+            watch.on_pulse = service.pulse
+            ending = service.run()
+            if (last := ending.failed) is not None:
                 remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
                 raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
-            if last is None:
+            if session.run.num_kept + session.run.num_rolled_back == before and ending.state == "idle":
                 watch.note(all_done(loaded.config.rounds))
             with watch.aside():
                 _print_summary(session)

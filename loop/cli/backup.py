@@ -1,0 +1,32 @@
+"""`loopctl backup`: a copy of the store, taken while it is being written to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import safe, size
+
+
+@click.command("backup")
+@click.argument("file", type=click.Path(path_type=Path))
+@shared_options
+def backup_command(file: Path) -> None:
+    """Copy the store, as of now, into a new FILE. Checkpoints are not in it."""
+    from store.db import backup, open_database
+
+    place = the_call().place()
+    db = open_database(place.run_dir / "loop.db", read_only=True)
+    try:
+        backup(db, file)
+    finally:
+        db.close()
+    num_bytes = file.stat().st_size
+    if the_call().json:
+        print_json({"file": str(file), "bytes": num_bytes})
+    else:
+        click.echo(
+            f"{safe(file)}: {size(num_bytes)}; put it back as {safe(place.run_dir / 'loop.db')} with no daemon running"
+        )

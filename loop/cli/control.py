@@ -1,0 +1,102 @@
+"""Commands that change a run: to the daemon or the foreground run that holds it, or, if nobody does, done here under the
+same lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import safe, size
+
+Json = dict[str, Any]
+
+
+def carry_out(command: str, **arguments: Any) -> Json:
+    """Have it done by whoever holds the run; the answer."""
+    from loop.control import NotRunning, ask
+
+    loaded = the_call().load()
+    with contextlib.suppress(NotRunning):
+        return ask(loaded.run_dir, command, **arguments)
+    from loop.commands import Commands
+    from loop.errors import LoopError
+    from loop.session import DATABASE, locked
+    from store.db import open_database
+    from store.ledger import Ledger
+
+    if not (loaded.run_dir / DATABASE).exists():
+        raise LoopError(f"no run in {loaded.run_dir} yet; start one with `loopctl start`")
+    with locked(loaded.run_dir):
+        db = open_database(loaded.run_dir / DATABASE)
+        try:
+            return Commands(Ledger(db), loaded.run_dir, loaded.config, alive=False).answer(
+                {"command": command, **arguments}
+            )
+        finally:
+            db.close()
+
+
+def _tell(answer: Json) -> None:
+    if the_call().json:
+        print_json(answer)
+    else:
+        click.echo(safe(answer["text"]))
+
+
+@click.command("pause")
+@shared_options
+def pause_command() -> None:
+    """Let nothing more begin: what is going on is left at its next safe point. Survives a restart."""
+    _tell(carry_out("pause"))
+
+
+@click.command("resume")
+@shared_options
+def resume_command() -> None:
+    """Go on after a pause, by hand or because a stage failed."""
+    _tell(carry_out("resume"))
+
+
+@click.command("rollback")
+@click.option("--to", required=True, metavar="ROUND", help="A kept round's number, `base`, or `best`.")
+@click.option("--dry-run", is_flag=True, help="Only say what would happen.")
+@shared_options
+def rollback_command(to: str, dry_run: bool) -> None:
+    """Move the head: the next round starts from there. Nothing is deleted."""
+    _tell(carry_out("rollback", to=to, dry_run=dry_run))
+
+
+@click.command("pin")
+@click.argument("number", metavar="ROUND", type=click.IntRange(min=1))
+@shared_options
+def pin_command(number: int) -> None:
+    """Keep a round's checkpoint, whatever [storage] says."""
+    _tell(carry_out("pin", round=number))
+
+
+@click.command("unpin")
+@click.argument("number", metavar="ROUND", type=click.IntRange(min=1))
+@shared_options
+def unpin_command(number: int) -> None:
+    """Let [storage] decide on a round's checkpoint again."""
+    _tell(carry_out("unpin", round=number))
+
+
+@click.command("gc")
+@click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why the rest stays.")
+@shared_options
+def gc_command(dry_run: bool) -> None:
+    """Remove the checkpoints that [storage] does not keep, and damaged copies."""
+    answer = carry_out("gc", dry_run=dry_run)
+    _tell(answer)
+    if the_call().json:
+        return
+    for row in answer["removed"]:
+        click.echo(f"  {'would go' if dry_run else 'gone'}   {size(row['bytes']):>8}   {safe(row['path'])}")
+    for row in answer["kept"] if dry_run else ():
+        name = f"round {row['round']}" if row["round"] else "base"
+        click.echo(f"  stays      {size(row['bytes']):>8}   {name}: {row['why']}")

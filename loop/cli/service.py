@@ -1,0 +1,218 @@
+"""`loopctl start | stop | restart | service`: the background daemon, and a unit file for those who have systemd."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import safe
+
+if TYPE_CHECKING:
+    from loop.configfile import LoadedConfig
+
+PATIENCE_S = 8.0  # so long `start` waits for the daemon to answer; one that prepares a model answers later
+LOOK_S = 0.05
+QUIET_S = 10.0  # between two lines while `stop` waits
+
+
+class Started(NamedTuple):
+    """What came of starting it."""
+
+    pid: int
+    text: str
+    changed: bool
+
+
+@click.command("start")
+@shared_options
+def start_command() -> None:
+    """Start the daemon in the background. It goes on where the run was left."""
+    _tell(_start(the_call().load()))
+
+
+@click.command("stop")
+@click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
+@shared_options
+def stop_command(now: bool) -> None:
+    """Stop the daemon at its next safe point, and wait for that."""
+    _tell(_stop(the_call().load(), now))
+
+
+@click.command("restart")
+@click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
+@shared_options
+def restart_command(now: bool) -> None:
+    """Stop the daemon at its next safe point and start it again, with loop.toml as it is now."""
+    loaded = the_call().load()
+    _stop(loaded, now)
+    _tell(_start(loaded))
+
+
+@click.command("service")
+@shared_options
+def service_command() -> None:
+    """Print a systemd unit for this configuration."""
+    loaded = the_call().load()
+    unit = unit_of(loaded)
+    if the_call().json:
+        print_json({"unit": unit})
+    else:
+        click.echo(unit, nl=False)
+
+
+def _tell(done: Started) -> None:
+    if the_call().json:
+        print_json(done._asdict())
+    else:
+        click.echo(safe(done.text))
+
+
+def _start(loaded: LoadedConfig) -> Started:
+    from loop.configfile import check_inputs
+    from loop.errors import ConfigError, LoopError
+    from loop.heartbeat import holder
+
+    if (pid := holder(loaded.run_dir)) is not None:
+        return Started(pid, f"already running (process {pid})", False)
+    if mistakes := check_inputs(loaded):
+        raise ConfigError("\n".join(mistakes))
+    words = loaded.run_dir / "logs" / "loopd.err"
+    words.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-P", "-m", "loop.daemon", "--quiet", "--config", str(loaded.path)]
+    with words.open("wb") as err:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=err,
+            stderr=err,
+            start_new_session=True,
+            cwd="/",
+            env=_environment(),
+        )
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        if (code := process.poll()) is not None:
+            said = words.read_text(errors="replace").strip() or f"it ended at once with exit code {code}; see {words}"
+            if code == 0:
+                return Started(process.pid, "the run has nothing to do; `loopctl status` says why", False)
+            error = LoopError(f"the daemon did not start: {said.splitlines()[-1]}")
+            error.exit_code = code if code > 0 else 1
+            raise error
+        if _answers(loaded.run_dir) == process.pid:
+            return Started(process.pid, f"started (process {process.pid})", True)
+        time.sleep(LOOK_S)
+    return Started(process.pid, f"started (process {process.pid}); it is still preparing: `loopctl status`", True)
+
+
+def _environment() -> dict[str, str]:
+    """The packages are found again from "/", where the daemon's working directory is in nobody's way."""
+    import os
+
+    root = str(Path(__file__).resolve().parents[2])
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
+
+
+def _answers(run_dir: Path) -> int | None:
+    """The process that answers on the control socket; None if none does."""
+    from loop.control import ask
+    from loop.errors import LoopError
+
+    with contextlib.suppress(LoopError):
+        answer: dict[str, Any] = ask(run_dir, "ping", timeout_s=1.0)
+        return int(answer["pid"])
+    return None
+
+
+def _stop(loaded: LoadedConfig, now: bool) -> Started:
+    import signal
+
+    from loop.control import NotRunning, ask
+    from loop.heartbeat import holder
+
+    pid = holder(loaded.run_dir)
+    if pid is None:
+        return Started(0, "not running", False)
+    try:
+        answer = ask(loaded.run_dir, "stop", now=now)
+        click.echo(safe(answer["text"]), err=True)
+    except NotRunning:  # it is preparing, or ending
+        import os
+
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGTERM)
+    said = time.monotonic()
+    while holder(loaded.run_dir) == pid:
+        time.sleep(LOOK_S)
+        if time.monotonic() - said > QUIET_S:
+            said = time.monotonic()
+            click.echo(f"{_doing(loaded.run_dir)}; `loopctl stop --now` interrupts it", err=True)
+    return Started(pid, "stopped", True)
+
+
+def _doing(run_dir: Path) -> str:
+    from loop.heartbeat import read_heartbeat
+
+    beat = read_heartbeat(run_dir)
+    if beat is None:
+        return "waiting for a safe point"
+    done = f", {beat.done}/{beat.total}" if beat.done is not None and beat.total else ""
+    return f"waiting for a safe point: round {beat.round}, {safe(beat.stage)}{done}"
+
+
+def unit_of(loaded: LoadedConfig) -> str:
+    """A systemd unit: Type=notify with a watchdog, stopped at a safe point, restarted after a crash and not after a mistake."""
+    import os
+    import pwd
+    import shutil
+
+    found = Path(sys.executable).with_name("loopd")
+    loopd = str(found) if found.exists() else shutil.which("loopd")
+    command = _quoted(loopd) if loopd else f"{_quoted(sys.executable)} -P -m loop.daemon"
+    grace = int(loaded.config.daemon.stop_grace_s) + 60
+    user = pwd.getpwuid(os.getuid()).pw_name
+    cache = os.environ.get("XDG_CACHE_HOME")
+    lines = [
+        "# As root: `loopctl service > /etc/systemd/system/loopd.service && systemctl enable --now loopd`.",
+        "# For yourself: remove User=, write ~/.config/systemd/user/loopd.service, and `systemctl --user enable --now loopd`.",
+        "[Unit]",
+        f"Description=Self-distillation run {loaded.config.name}",
+        "After=network.target",
+        "StartLimitIntervalSec=1h",
+        "StartLimitBurst=10",
+        "",
+        "[Service]",
+        "Type=notify",
+        "NotifyAccess=main",
+        f"User={user}",
+        f"WorkingDirectory={str(loaded.base_dir).replace('%', '%%')}",
+        *([f"Environment={_quoted(f'XDG_CACHE_HOME={cache}')}"] if cache else []),
+        f"ExecStart={command} --config {_quoted(str(loaded.path))}",
+        "Restart=on-failure",
+        "RestartSec=30",
+        "# A mistake in the configuration, a missing right or a run that somebody else holds does not mend by itself.",
+        "RestartPreventExitStatus=2 75 77 78",
+        "WatchdogSec=10min",
+        "# A first converted or fetched model may take its time.",
+        "TimeoutStartSec=infinity",
+        "# loopd stops at a safe point, at the latest after daemon.stop_grace_s.",
+        "KillMode=mixed",
+        f"TimeoutStopSec={grace}",
+        "# A worker that runs out of memory is tried again by loopd; it must not take loopd with it.",
+        "OOMPolicy=continue",
+        "",
+        "[Install]",
+        "WantedBy=multi-user.target",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%").replace("$", "$$")
+    return f'"{escaped}"' if any(letter in escaped for letter in " \t;'\"\\") else escaped

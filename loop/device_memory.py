@@ -1,0 +1,92 @@
+"""How much memory of the GPUs is in use, and waiting until what an ended worker held is free again.
+
+A driver can take seconds to free what a killed process held; a model that is loaded too early finds no room. Uses NVML
+(nvidia-ml-py); without an NVIDIA driver there are no devices and nothing is imported. Never raises for a driver's fault:
+what cannot be measured is not waited for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # the second under WSL
+FREE_TIMEOUT_S = 60.0
+POLL_S = 0.5
+TOLERANCE_BYTES = 300_000_000  # other processes come and go; an engine that was left over holds more
+
+
+def used_bytes() -> dict[int, int]:
+    """Bytes in use, by anybody, on each device that a worker may use, by NVML's index (that of nvidia-smi).
+
+    CUDA_VISIBLE_DEVICES is respected: indices in the order of the PCI bus, or UUIDs, of MIG slices too; as with CUDA, an
+    entry that names no device ends the list. Slices of one device are added up.
+    """
+    if not any(path.exists() for path in DRIVER_FILES):
+        return {}
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return {}
+    used: dict[int, int] = {}
+    try:
+        for index, device in _visible(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES")):
+            with contextlib.suppress(pynvml.NVMLError):  # not every device can say
+                used[index] = used.get(index, 0) + int(pynvml.nvmlDeviceGetMemoryInfo(device).used)
+    except pynvml.NVMLError:
+        pass
+    finally:
+        with contextlib.suppress(pynvml.NVMLError):
+            pynvml.nvmlShutdown()
+    return used
+
+
+def _visible(nvml: Any, names: str | None) -> Iterator[tuple[int, Any]]:
+    devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
+    if names is None:
+        yield from enumerate(devices)
+        return
+    for name in (part.strip() for part in names.split(",")):
+        if name.startswith("MIG-"):
+            part = nvml.nvmlDeviceGetHandleByUUID(name)
+            yield nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)), part
+            continue
+        if name.startswith("GPU-"):  # may be abbreviated
+            found = [i for i, device in enumerate(devices) if _uuid(nvml, device).startswith(name)]
+        else:
+            found = [int(name)] if name.isdecimal() and int(name) < len(devices) else []
+        if len(found) != 1:
+            return
+        yield found[0], devices[found[0]]
+
+
+def _uuid(nvml: Any, device: Any) -> str:
+    uuid = nvml.nvmlDeviceGetUUID(device)
+    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
+
+
+def wait_until_free(
+    before: dict[int, int], pulse: Callable[[], None], timeout_s: float = FREE_TIMEOUT_S
+) -> dict[int, int]:
+    """Wait until no more is in use than `before`, or about that. The bytes still held beyond it, by device.
+
+    `pulse` is called while it waits; what it raises ends the waiting.
+    """
+    deadline = time.monotonic() + timeout_s
+    while before:
+        used = used_bytes()
+        held = {device: used[device] - was for device, was in before.items() if device in used}
+        held = {device: more for device, more in held.items() if more > TOLERANCE_BYTES}
+        if not held or time.monotonic() >= deadline:
+            return held
+        pulse()
+        time.sleep(POLL_S)
+    return {}

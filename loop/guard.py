@@ -1,0 +1,130 @@
+"""Ending a worker's whole process tree.
+
+A worker is two processes. The *guard* is small and does nothing but wait; the engine is its child. Whatever the engine
+starts stays below the guard, however it regroups itself, because the guard is a subreaper. The guard ends all of it when
+the engine is done, when it is told to, and when the daemon is gone.
+
+Where the guard itself was killed, `sweep` finds what is left by its session and by a token in its environment. What is
+not promised: a process that left both behind is not found once its guard was killed. And when the daemon is killed while
+the guard is stopped (SIGSTOP), the guard ends the tree only when it is continued; the engine ends by itself meanwhile,
+because nobody reads its heartbeat.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+END_TIMEOUT_S = 10.0  # for the guard to end everything below it, and for the kernel to let go of it
+TREE, PARENT = "LOOP_WORKER_TREE", "LOOP_WORKER_PARENT"  # in the environment: whose tree a process belongs to
+OOM_SCORE_ADJ = 500  # of an engine: the kernel's out-of-memory killer takes it before the daemon
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+
+
+def prctl(option: int, value: int) -> None:
+    """Linux prctl(2); a no-op elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+# ---- in the daemon ---------------------------------------------------------------------------------------------------
+
+
+def sweep(token: str, session: int) -> list[int]:
+    """Kill what is left where the guard itself was killed. The pids that even SIGKILL does not end; usually none.
+
+    A process belongs to the worker by the token in its environment or by its session; one that is ending has no
+    environment any more.
+    """
+    doomed: set[psutil.Process] = set()
+    deadline = time.monotonic() + END_TIMEOUT_S
+    while True:
+        doomed |= {process for process in psutil.process_iter() if _belongs(process, token, session)}
+        doomed = {process for process in doomed if _lives(process)}
+        if not doomed or time.monotonic() > deadline:
+            return sorted(process.pid for process in doomed)
+        for process in doomed:
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.01)
+
+
+def _belongs(process: psutil.Process, token: str, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session or process.environ().get(TREE) == token
+    except (psutil.Error, OSError):
+        return False
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return False
+
+
+# ---- in the worker ---------------------------------------------------------------------------------------------------
+
+
+def guard(work: Callable[[], None]) -> None:
+    """Run `work` in a child process and end all that descends from it when it ends or nobody wants it."""
+    watched = {signal.SIGTERM, signal.SIGCHLD}
+    signal.pthread_sigmask(signal.SIG_BLOCK, watched)
+    prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if str(os.getppid()) != os.environ.get(PARENT):
+        return  # the parent was gone before it could be watched
+    myself = os.getpid()
+    engine = os.fork()
+    if engine == 0:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, watched)
+        offer_to_the_oom_killer()
+        if os.getppid() == myself:
+            work()
+        return
+    os.close(0)
+    os.close(1)
+    status = _wait_for(engine, watched)
+    _end_descendants()
+    os._exit(0 if status is None else 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+
+
+def offer_to_the_oom_killer() -> None:
+    """Raise this process's oom_score_adj; what it starts inherits that. Without effect where it is not allowed."""
+    path = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        path.write_text(str(max(OOM_SCORE_ADJ, int(path.read_text()))))
+
+
+def _wait_for(engine: int, watched: set[signal.Signals]) -> int | None:
+    """The engine's status when it ends; None when SIGTERM comes first. Orphans are reaped meanwhile."""
+    while signal.sigwait(watched) == signal.SIGCHLD:
+        while True:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == engine:
+                return status
+            if ended == 0:
+                break
+    return None
+
+
+def _end_descendants() -> None:
+    while True:
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        try:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return  # an orphan becomes a child of the guard: without children there are no descendants
+        time.sleep(0.01)
