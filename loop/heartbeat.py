@@ -1,4 +1,5 @@
-"""Whether a run is alive and how far it is: what its process leaves beside the store, and how others read that.
+"""Whether a run is alive, what it is doing and how far it is: what its process leaves beside the store, and how others
+read that.
 
 Reading takes no lock, so it can never be in the way of a process that starts.
 """
@@ -10,14 +11,16 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 HEARTBEAT = "heartbeat.json"
 LOCK = "lock"
-MIN_WAIT_S = 1.0  # between two writes while nothing changes
-SIZE_BYTES = 4096
+MIN_WAIT_S = 1.0  # between two writes that only say that it goes on
+SIZE_BYTES = 4096  # of the file, always: written in place, it needs no room on a disk that has become full
+NUM_READS, READ_AGAIN_S = 20, 0.002  # a read may fall into a write
+LONGEST = 1500  # characters of a text, before those that are not ASCII are escaped
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,9 +30,9 @@ class Heartbeat:
     pid: int
     at: float
     started_at: float
-    state: str = "running"  # or paused, or idle
-    reason: str | None = None
-    next_due_at: float | None = None
+    state: str = "running"  # running, paused or idle; when it ends, how
+    reason: str | None = None  # why, in words
+    next_due_at: float | None = None  # when it goes on by itself, if a time is what it waits for
     round: int = 0
     stage: str = ""
     part: str = ""
@@ -39,21 +42,30 @@ class Heartbeat:
 
 
 class Beating:
-    """Writes the heartbeat of this process: at once when something changes, then at most once a second.
+    """Writes the heartbeat of this process: news at once, and otherwise at most once a second that it goes on.
 
-    The file has a fixed size and is written in place, so that it can be on a full disk too.
+    Only for the process that holds the run's lock. What cannot be written is not: it fails where it matters, not here.
     """
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / HEARTBEAT
         self.started_at = time.time()
-        self._last_write = float("-inf")
-        self._part: dict[str, Any] = {}
+        self._last_write = 0.0
+        self._num_writes = 0
+        self._descriptor: int | None = None
         self._state: dict[str, Any] = {}
+        self._part: dict[str, Any] = {}
+
+    def say(self, state: str, reason: str | None = None, next_due_at: float | None = None) -> None:
+        """What the run is doing, and why. No part goes on while it is not running."""
+        self._state = {"state": state, "reason": reason and reason[:LONGEST], "next_due_at": next_due_at}
+        if state != "running":
+            self._part = {}
+        self._write()
 
     def begin(self, round: int, stage: str, part: str) -> None:
         """A stage, or a part of one, begins."""
-        self._part = {"round": round, "stage": stage, "part": part, "part_started_at": time.time()}
+        self._part = {"round": round, "stage": stage, "part": part[:LONGEST], "part_started_at": time.time()}
         self._write()
 
     def progress(self, done: int, total: int) -> None:
@@ -61,47 +73,60 @@ class Beating:
         self._part |= {"done": done, "total": total}
         self.beat()
 
-    def say(self, state: str, reason: str | None = None, next_due_at: float | None = None) -> None:
-        """What the run is doing as a whole."""
-        self._state = {"state": state, "reason": reason, "next_due_at": next_due_at}
-        if state != "running":
-            self._part = {}
-        self._write()
-
     def beat(self) -> None:
-        """Alive. Call it as often as you like."""
+        """The loop moves. To be called all the time."""
         if time.monotonic() - self._last_write >= MIN_WAIT_S:
             self._write()
 
-    @property
-    def now(self) -> Heartbeat:
-        """What would be written now."""
-        return Heartbeat(os.getpid(), time.time(), self.started_at, **self._state, **self._part)
-
     def _write(self) -> None:
         self._last_write = time.monotonic()
-        beat = asdict(self.now)
-        text = json.dumps(beat).encode()
-        if len(text) >= SIZE_BYTES:
-            text = json.dumps(beat | {"reason": (beat["reason"] or "")[:500], "part": beat["part"][:200]}).encode()
-        with contextlib.suppress(OSError):  # a full disk fails where it matters, not here
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                os.pwrite(descriptor, text.ljust(SIZE_BYTES - 1)[: SIZE_BYTES - 1] + b"\n", 0)
-            finally:
-                os.close(descriptor)
+        self._num_writes += 1
+        beat = asdict(Heartbeat(os.getpid(), time.time(), self.started_at, **self._state, **self._part))
+        length = LONGEST
+        while len(content := _encoded(beat, self._num_writes)) > SIZE_BYTES:
+            length //= 2
+            beat = {key: value[:length] if isinstance(value, str) else value for key, value in beat.items()}
+        with contextlib.suppress(OSError):
+            if self._descriptor is None:
+                self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+                os.ftruncate(self._descriptor, SIZE_BYTES)
+            os.pwrite(self._descriptor, content, 0)
+
+    def __del__(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _encoded(beat: dict[str, Any], number: int) -> bytes:
+    """Between two equal numbers, by which a reader knows that it saw one write and not parts of two."""
+    text = json.dumps({"write": number, **beat, "written": number})
+    return f"{text:<{SIZE_BYTES - 1}}\n".encode("ascii")
 
 
 def read_heartbeat(run_dir: Path) -> Heartbeat | None:
     """The last heartbeat, whoever's; None if there is none that can be read."""
-    for _ in range(3):  # one that is being written may be torn
+    for _ in range(NUM_READS):
         try:
-            return Heartbeat(**json.loads((run_dir / HEARTBEAT).read_bytes()))
+            content = (run_dir / HEARTBEAT).read_bytes()
         except OSError:
             return None
-        except (ValueError, TypeError):
-            time.sleep(0.005)
+        if (beat := _decoded(content)) is not None:
+            return beat
+        time.sleep(READ_AGAIN_S)
     return None
+
+
+def _decoded(content: bytes) -> Heartbeat | None:
+    try:
+        found = json.loads(content)
+        if found.pop("write") != found.pop("written"):
+            return None
+        known = {field.name for field in fields(Heartbeat)}
+        beat = Heartbeat(**{key: value for key, value in found.items() if key in known})
+        assert all(isinstance(value, int | float) for value in (beat.pid, beat.at, beat.started_at))
+    except (ValueError, TypeError, AttributeError, KeyError, AssertionError):
+        return None
+    return beat
 
 
 def holder(run_dir: Path) -> int | None:

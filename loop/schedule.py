@@ -137,7 +137,9 @@ class Cron:
         """The first one later than that; None if there is none."""
         found: datetime = moment
         while True:
-            fire: datetime | None = self.trigger.get_next_fire_time(None, found.astimezone(UTC) + timedelta(microseconds=1))
+            fire: datetime | None = self.trigger.get_next_fire_time(
+                None, found.astimezone(UTC) + timedelta(microseconds=1)
+            )
             if fire is None:
                 return None
             found = fire.astimezone(UTC)

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from loop import space
 from loop.commands import BY_HAND
-from loop.errors import LoopError, NoRoom, is_no_room
+from loop.errors import NoRoom, is_no_room
 from loop.round import run_round
 from loop.schedule import Schedule
 from loop.session import Session
@@ -34,7 +34,8 @@ MOST_VANISHED = 5  # attempts in a row that ended without a word; then the run w
 NO_ROOM_WAITS_S = (5.0, 15.0, 60.0, 300.0)
 
 
-STOPPED = "stopped; `loopctl start` or `loopctl run` goes on where it was"
+BY_ITSELF = "it goes on by itself when there is room; `loopctl gc --dry-run` shows what may go"
+STOPPED = "`loopctl start` or `loopctl run` goes on where it was"
 INTERRUPTED = "interrupted; `loopctl start` or `loopctl run` goes on where it was"
 
 
@@ -252,8 +253,8 @@ class Service:
             self._no_room = None
         short = space.shortage(session, under_way)
         if short is not None and self.schedule is None:
-            raise LoopError(short)
-        return Obstacle("paused", short) if short else None
+            raise NoRoom(f"{short}; make room, or set run_dir to a larger disk")
+        return Obstacle("paused", f"{short}; {BY_ITSELF}") if short else None
 
     def _closed(self, now: datetime) -> Obstacle | None:
         if self.schedule is None or self.schedule.is_open(now):
@@ -281,7 +282,7 @@ class Service:
     def _out_of_room(self, why: str) -> None:
         wait = NO_ROOM_WAITS_S[min(self._num_no_room, len(NO_ROOM_WAITS_S) - 1)]
         self._num_no_room += 1
-        self._no_room = (f"no room: {why}; it goes on by itself when there is", time.monotonic() + wait)
+        self._no_room = (f"no room: {why}; {BY_ITSELF}", time.monotonic() + wait)
 
     # At a safe point, and while it waits
 

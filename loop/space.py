@@ -41,8 +41,7 @@ def shortage(session: Session, round: Round | None) -> str | None:
     stage = round.state if round else "the next round"
     return (
         f"disk short: {_megabytes(free)} free at {session.loaded.run_dir}, {stage} needs about {_megabytes(needed)} and "
-        f"{_megabytes(reserve)} stay free (storage.min_free_bytes); it goes on by itself when there is room; "
-        "`loopctl gc --dry-run` shows what may go"
+        f"{_megabytes(reserve)} stay free (storage.min_free_bytes)"
     )
 
 

@@ -5,7 +5,7 @@ It stores what was measured and computes no figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 
 from store import events
@@ -82,6 +82,14 @@ class Evaluations:
         where = "run_id = :run_id AND (:checkpoint IS NULL OR checkpoint = :checkpoint)"
         sql = f"SELECT * FROM evaluations WHERE {where} ORDER BY rowid"
         return [unpack(Evaluation, row) for row in query(self.db, sql, {"run_id": run_id, "checkpoint": checkpoint})]
+
+    def evaluations_on(self, run_id: str, suite_name: str, checkpoints: Collection[str]) -> list[Evaluation]:
+        """What some checkpoints did on one suite, in the order in which it was begun."""
+        marks = ", ".join("?" * len(checkpoints))
+        sql = (
+            f"SELECT * FROM evaluations WHERE run_id = ? AND suite_name = ? AND checkpoint IN ({marks}) ORDER BY rowid"
+        )
+        return [unpack(Evaluation, row) for row in query(self.db, sql, (run_id, suite_name, *checkpoints))]
 
     def evaluation_completion_ids(self, evaluation_id: str) -> set[str]:
         """The ids of an evaluation's completions: what its sampling need not do again."""

@@ -240,6 +240,11 @@ class Ledger:
         """The newest round."""
         return self._last_round(run_id)
 
+    def last_rounds(self, run_id: str, num: int) -> list[Round]:
+        """The newest rounds, in order."""
+        sql = "SELECT * FROM rounds WHERE run_id = ? ORDER BY number DESC LIMIT ?"
+        return [unpack(Round, row) for row in query(self.db, sql, (run_id, num))][::-1]
+
     def pause_round(self, round: Round) -> Round:
         """Active to paused; it remembers its stage."""
         with transaction(self.db):
@@ -433,6 +438,11 @@ class Ledger:
         """What the newest decisions said, oldest first."""
         sql = "SELECT verdict FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
         return [row["verdict"] for row in query(self.db, sql, (run_id, num))][::-1]
+
+    def last_decision(self, run_id: str) -> DecisionRow | None:
+        """The newest decision; None if there is none yet."""
+        rows = query(self.db, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT 1", (run_id,))
+        return unpack(DecisionRow, rows[0]) if rows else None
 
     def decision(self, run_id: str, number: int) -> DecisionRow | None:
         """The decision on a round; None if there is none yet."""

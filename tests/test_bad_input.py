@@ -90,7 +90,7 @@ MISTAKES: dict[str, tuple[tuple[str, str], Files, tuple[str, ...]]] = {
     "broken TOML": (("seed = 3", "seed = = 3"), {}, ("loop.toml:3: is not TOML: ", "; ")),
     "a wrong type": (
         ("rounds = 2", 'rounds = "two"'), {},
-        ("loop.toml:2: rounds: ", '"two" is text; give a whole number of at least 1'),
+        ("loop.toml:2: rounds: ", '"two" is text; give a whole number of at least 0'),
     ),
     "temperature 0": (
         (SAMPLING, "temperature = 0"), {},
@@ -208,7 +208,9 @@ def test_a_disk_without_room_for_a_checkpoint(here: Path, call: Loopctl, monkeyp
         full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
         said = call("run")
     line = said.err.splitlines()[-1] + "\n"
-    one_line(Said(said.code, said.out, line), 1, f"{here}/.loop: ", " MB are free and ", "; make room, or set run_dir ")
+    one_line(
+        Said(said.code, said.out, line), 1, f"disk short: 0 MB free at {here}/.loop", "; make room, or set run_dir "
+    )
     begun(here)
 
 

@@ -113,20 +113,21 @@ def test_an_interrupted_run_goes_on(
     assert call("run").code == 0
     answer = call("round", "1", "--json").json
     assert answer["state"] in ("kept", "rolled_back")
-    assert [attempt["finished_at"] is None for attempt in answer["stages"][2]["attempts"]] == [True, False]
+    assert [attempt["error"] for attempt in answer["stages"][2]["attempts"]] == [signum.name, None]
     assert call("verify").code == 0
 
 
 def test_loopd_stops_at_a_safe_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path).parent)
+    monkeypatch.chdir(write_configuration(tmp_path, SLOW).parent)
     said = interrupted(tmp_path, signal.SIGTERM, module="loop.daemon")
     assert said.code == 0 and said.out == ""
     entries = [json.loads(line) for line in said.err.splitlines()]
     assert all(entry.keys() >= {"time", "level", "run", "round", "stage", "message"} for entry in entries)
-    assert "stopped by SIGTERM" in entries[-1]["message"]
-    stages = {stage["stage"]: stage for stage in call("round", "1", "--json").json["stages"]}
-    assert all(stage["finished_at"] for stage in stages.values()), "the stage was not cut off"
-    assert call("status", "--json").json["round"]["stage"] == "deciding"
+    assert "goes on where it was" in entries[-1]["message"]
+    attempts = call("round", "1", "--json").json["stages"][-1]["attempts"]
+    assert attempts[-1]["error"] in (None, "stopped"), "left between two batches, or between two stages"
+    status = call("status", "--json").json
+    assert status["state"] == "stopped" and status["round"]["number"] == 1
 
 
 def test_a_second_signal_stops_loopd_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
@@ -161,9 +162,9 @@ def test_a_full_disk(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPa
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "loop.db")
 
-    monkeypatch.setattr("loop.rounds.run_round", full)
+    monkeypatch.setattr("loop.service.run_round", full)
     said = call("run", "--rounds", "1")
-    assert said.code == 1 and "the disk is full; free some space" in said.err
+    assert said.code == 1 and "No space left on device" in said.err and "make room and run it again" in said.err
 
 
 def test_a_terminal_gets_a_moving_line(tmp_path: Path) -> None:

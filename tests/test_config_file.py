@@ -79,7 +79,7 @@ TABLE = [
     ('name = "demo"', 'name = "my demo"', ["1: name: \"my demo\" is not a name; use letters, digits, '.', '_' and '-', "
                                            "beginning with a letter or digit"]),
     ('name = "demo"', "", ["1: name: is missing; the run's name in every report"]),
-    ('name = "demo"', 'name = "demo"\nrounds = 0', ["2: rounds: 0 is too small; give a whole number of at least 1"]),
+    ('name = "demo"', 'name = "demo"\nrounds = -1', ["2: rounds: -1 is too small; give a whole number of at least 0"]),
     ('name = "demo"', 'name = "demo"\nseed = 1.5',
      ["2: seed: 1.5 is not a whole number; give a whole number of at least 0 and below 9223372036854775808"]),
     ('name = "demo"', 'name = "demo"\nrun_dir = 3', ["2: run_dir: 3 is not text; give text in quotes"]),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.clock import moment, seconds_between
 from loop.cli.text import all_done, clock, count, decoding_words, duration, interval, rate, safe, signed, size, warn
 from store.records import Json
 
@@ -154,11 +155,21 @@ def _next(answer: Json) -> str:
     rounds = answer["rounds"]
     left = rounds["planned"] - rounds["kept"] - rounds["rolled_back"]
     if answer["pid"]:
-        words = f"{count(left, 'round')} to go" if left > 0 else "nothing after this round"
+        if answer["next_due"]:
+            left_s = seconds_between(answer["as_of"], answer["next_due"])
+            words = f"{moment(answer['next_due']):%Y-%m-%d %H:%M:%S} UTC, in {duration(left_s)}"
+        elif answer["state"] == "paused":
+            words = "when that is over"
+        elif not rounds["planned"]:
+            words = "at once, without end"
+        else:
+            words = f"{count(left, 'round')} to go" if left > 0 else "nothing after this round"
         up = f"up {duration(answer['uptime_s'])}, heartbeat {duration(answer['heartbeat_age_s'])} ago"
         return f"{words}        {up}" if answer["uptime_s"] is not None else words
+    if answer["hold"]:
+        return "`loopctl resume`, then `loopctl start`"
     if answer["round"]:
-        return f"`loopctl run` goes on with round {answer['round']['number']}, {answer['round']['stage']}"
-    if left > 0:
-        return f"`loopctl run` ({count(left, 'round')} to go)"
+        return f"`loopctl start` or `loopctl run` goes on with round {answer['round']['number']}, {answer['round']['stage']}"
+    if left > 0 or not rounds["planned"]:
+        return f"`loopctl start` or `loopctl run` ({count(left, 'round')} to go)" if left > 0 else "`loopctl start`"
     return all_done(rounds["planned"])

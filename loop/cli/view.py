@@ -24,9 +24,11 @@ from store.errors import NoStore
 from store.ledger import Ledger
 from store.records import Checkpoint, DecisionRow, Evaluation, Json, Round, Run
 
-VANISHED = "the process vanished; `loopctl run` goes on where it was"
+VANISHED = "the process vanished; `loopctl start` or `loopctl run` goes on where it was"
+STARTING = "starting"
 ACTIVE = ("sampling", "training", "evaluating", "deciding")
-NUM_EVENTS = 300  # of the newest, in which the last error is looked for
+MOST_ROUNDS = 40  # that the trend shows
+NUM_EVENTS = 100  # of the newest, in which the last error is looked for
 LOW_DISK_BYTES = 1 << 30
 WHO = ("base", "head", "candidate")
 
@@ -297,7 +299,7 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Json:
     """
     try:
         with reader(run_dir) as found:
-            return _status(found, planned or found.run.config["rounds"])
+            return _status(found, planned if planned is not None else found.run.config["rounds"])
     except NoStore:
         return _no_run(run_dir, name)
 
@@ -322,6 +324,7 @@ def _no_run(run_dir: Path, name: str) -> Json:
         "rounds": {"kept": 0, "rolled_back": 0, "failed": 0},
         "corpus": {"completions": 0, "bytes": 0},
         "next_due": None,
+        "hold": None,
         "disk": {"free_bytes": _free_bytes(run_dir), "checkpoints_bytes": _tree_bytes(run_dir / "checkpoints")},
         "last_error": None,
     }
@@ -331,9 +334,11 @@ def _status(found: Reader, planned: int) -> Json:
     run, now = found.run, time.time()
     pid = holder(found.run_dir)
     beat = _own_beat(found.run_dir, pid)
-    state, reason = _state(run, pid)
-    rounds = found.ledger.rounds(run.id)
-    evaluations = found.evaluations()
+    state, reason = _state(found, pid, beat)
+    rounds = found.ledger.last_rounds(run.id, MOST_ROUNDS)
+    wanted = [run.head_checkpoint, run.base_checkpoint, *(round.candidate_checkpoint or "" for round in rounds)]
+    measured = found.corpus.evaluations_on(run.id, found.decider, wanted)
+    evaluations = {(one.checkpoint, one.suite_name): one for one in measured if one.metrics is not None}
     head = evaluations.get((run.head_checkpoint, found.decider))
     base = evaluations.get((run.base_checkpoint, found.decider))
     return {
@@ -357,7 +362,8 @@ def _status(found: Reader, planned: int) -> Json:
         },
         "trend": _trend(found, rounds, evaluations),
         "corpus": {"completions": run.num_completions, "bytes": run.completion_bytes},
-        "next_due": None,
+        "next_due": as_rfc3339(beat.next_due_at) if beat and beat.next_due_at is not None else None,
+        "hold": found.ledger.control(run.id).held_by,
         "disk": {
             "free_bytes": _free_bytes(found.run_dir),
             "checkpoints_bytes": _tree_bytes(found.run_dir / "checkpoints"),
@@ -368,12 +374,15 @@ def _status(found: Reader, planned: int) -> Json:
     }
 
 
-def _state(run: Run, pid: int | None) -> tuple[str, str | None]:
+def _state(found: Reader, pid: int | None, beat: Heartbeat | None) -> tuple[str, str | None]:
+    """What the living process says of itself; without one, what the ledger says of the last."""
+    run = found.run
     if pid is not None:
-        return ("paused", run.reason) if run.state == "paused" else ("running", None)
-    if run.state == "running":
-        return "stopped", VANISHED
-    return run.state, run.reason
+        return (beat.state, beat.reason) if beat else ("running", STARTING)
+    held = found.ledger.control(run.id).hold_reason
+    if run.state in ("running", "paused"):
+        return "stopped", held or VANISHED
+    return run.state, f"{run.reason}; {held}" if held and run.reason else held or run.reason
 
 
 def _own_beat(run_dir: Path, pid: int | None) -> Heartbeat | None:
@@ -421,12 +430,12 @@ def _round_now(found: Reader, last: Round | None, beat: Heartbeat | None, now: f
 
 
 def _last_decision(found: Reader, rounds: list[Round], evaluations: dict[tuple[str, str], Evaluation]) -> Json | None:
-    decided = [round for round in rounds if round.state in ("kept", "rolled_back")]
-    row = found.ledger.decision(found.run.id, decided[-1].number) if decided else None
+    row = found.ledger.last_decision(found.run.id)
     words = decision_of(row)
     if row is None or words is None:
         return None
-    candidate = evaluations.get((decided[-1].candidate_checkpoint or "", found.decider))
+    decided = next((round for round in rounds if round.number == row.round), None)
+    candidate = evaluations.get(((decided and decided.candidate_checkpoint) or "", found.decider))
     metrics: Json = {"suite": found.decider, "split": found.run.config["decide"]["split"]}
     if candidate and candidate.metrics:
         metrics |= {key: candidate.metrics[key] for key in ("pass@1", "pass@1_interval", "num_problems")}
@@ -466,7 +475,7 @@ def _last_error(found: Reader) -> Json | None:
 def troubles(answer: Json) -> list[str]:
     """What `status --check` fails on: a failed run, one that makes no progress, a disk that is nearly full."""
     found = []
-    if answer["state"] == "failed":
+    if answer["state"] == "failed" or answer["hold"] == "failure":
         found.append(f"failed: {answer['reason']}")
     limit, age = answer.get("stall_timeout_s"), answer["heartbeat_age_s"]
     if answer["state"] == "running" and limit and age and age > limit:
