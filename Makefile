@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all lint clean
+.PHONY: setup demo test test-all kills bench lint clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,15 @@ test: lint
 
 test-all: lint
 	$(PY) -m pytest -n 2
+
+# A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
+kills: setup
+	PYTHONPATH=.:tests $(PY) tests/kills.py --kills 1000
+
+# The first time it makes stores of a million completions in build/bench: some minutes and 2.5 GB.
+bench: setup
+	$(PY) bench/status.py
+	$(PY) bench/daemon.py
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -6,12 +6,15 @@ Reading the file and turning mistakes into one-line messages with a line number 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from loop.schedule import cron_fields, parse_interval, parse_until, parse_window, parse_zone
 from policies.schedule import Stop
 
 KeyPath = tuple[str | int, ...]
@@ -239,42 +242,44 @@ class Engine(Section):
 class Schedule(Section):
     """When rounds run. It may be changed between two starts of the daemon; `loopctl run` does not look at it."""
 
-    every: str = Field(
-        "continuous", description='"continuous", or the time between the starts of two rounds: "6h", "90m", "1d".'
+    every: str | None = Field(
+        None,
+        description='"continuous" (as without it), or the time between the starts of two rounds: "6h", "90m", "1d".',
     )
     cron: str | None = Field(None, description="Five fields; a round is due at these times. Excludes every.")
     timezone: str = Field("UTC", description='Of cron, windows and until: "Europe/Berlin".')
-    windows: tuple[str, ...] = Field(
-        (), description='Rounds run only inside: "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin", "weekends".'
+    windows: tuple[str, ...] | None = Field(
+        None, description='Rounds run only inside: "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin", "weekends".'
     )
-    until: str | None = Field(None, description="After this date or time nothing begins or goes on.")
+    until: str | None = Field(None, description="After this time nothing begins or goes on.")
     stop: tuple[Stop, ...] = Field((), description='What ends the run: { type = "plateau", rounds = 5 } and so on.')
 
     @model_validator(mode="after")
     def _understood(self) -> Schedule:
-        from loop.schedule import Cron, is_zone, parse_interval, parse_moment, parse_window  # it knows this class
-
+        zone: tzinfo = UTC
         mistakes: list[Mistake] = []
-        if not is_zone(self.timezone):
-            problem = f'{self.timezone!r} is no time zone; give a name like "Europe/Berlin" or "UTC"'
-            _refuse([(("timezone",), problem)])
-        if self.cron and self.every != "continuous":
+        try:
+            zone = parse_zone(self.timezone)
+        except ValueError as error:
+            mistakes.append((("timezone",), str(error)))
+        if self.every is not None and self.cron is not None:
             mistakes.append((("every",), "every and cron are both given; give one"))
-
-        def check(key: KeyPath, parse: Callable[[], object]) -> None:
+        named: list[tuple[KeyPath, str | None, Callable[[str], object]]] = [
+            (("every",), self.every, parse_interval),
+            (("cron",), self.cron, cron_fields),
+            (("until",), self.until, lambda text: parse_until(text, zone)),
+        ]
+        if self.windows == ():
+            problem = "is empty, so no round would ever begin; leave the key out to run at any time"
+            mistakes.append((("windows",), problem))
+        for index, window in enumerate(self.windows or ()):
+            named.append((("windows", index), window, lambda text: parse_window(text, zone)))
+        for key, text, parse in named:
             try:
-                parse()
+                if text is not None:
+                    parse(text)
             except ValueError as error:
                 mistakes.append((key, str(error)))
-
-        if self.every != "continuous":
-            check(("every",), lambda: parse_interval(self.every))
-        if (cron := self.cron) is not None:
-            check(("cron",), lambda: Cron(cron, self.timezone))
-        if (until := self.until) is not None:
-            check(("until",), lambda: parse_moment(until, self.timezone))
-        for index, text in enumerate(self.windows):
-            check(("windows", index), lambda text=text: parse_window(text, self.timezone))  # type: ignore[misc]
         _refuse(mistakes)
         return self
 
@@ -286,9 +291,29 @@ class Watching(Section):
         ("decision", "pause", "failure"), description="What the command and the webhook are told."
     )
     command: tuple[str, ...] = Field((), description="A command and its arguments; it gets a JSON object on stdin.")
-    webhook: str | None = Field(None, pattern=r"^https?://", description="A URL that gets the same by POST.")
+    # It may hold a secret: it is neither stored with the run nor printed.
+    webhook: str | None = Field(None, exclude=True, repr=False, description="A URL that gets the same by POST.")
     timeout_s: PositiveFloat = Field(30.0, description="A command or a request that takes longer is given up.")
     prometheus_port: int | None = Field(None, ge=1, le=65535, description="Metrics on 127.0.0.1, if given.")
+
+    @field_validator("command")
+    @classmethod
+    def _command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        if (command and not command[0].strip()) or any("\0" in word for word in command):
+            raise ValueError('is no command; give it and its arguments, as in ["notify-send", "loop"]')
+        return command
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook(cls, webhook: str | None) -> str | None:
+        try:
+            parts = urlsplit("http://localhost" if webhook is None else webhook)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            whole = False
+        if not whole or any(letter <= " " or letter == "\x7f" for letter in webhook or ""):
+            raise ValueError('is no web address; give one such as "https://example.org/hook"')  # not what was given
+        return webhook
 
 
 class Storage(Section):

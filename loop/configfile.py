@@ -28,6 +28,7 @@ from loop.prompts.sources import load_prompts, source_kind
 from loop.toml_lines import key_lines, line_of
 from policies.mistakes import dotted
 from policies.policy import BadPolicy, build_policy
+from policies.schedule import build_stops
 from store.canonical import sha256_of
 
 BUILT_IN_MODEL = "smollm2-135m"
@@ -129,7 +130,7 @@ def resolved(config: Config) -> dict[str, Any]:
 
 
 def config_sha256(config: Config) -> str:
-    """The hash of what defines the run: all but run_dir, rounds, engine and grading.num_workers."""
+    """The hash of what defines the run: all but run_dir, rounds, schedule, engine and the rest of `_NOT_LINEAGE`."""
     return sha256_of(_lineage(resolved(config)))
 
 
@@ -204,6 +205,8 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
         Config.model_validate_json(text)
     except ValidationError as error:
         for details in error.errors(include_url=False):
+            if details["loc"][:2] == ("schedule", "stop") and len(details["loc"]) > 2:
+                continue  # see _stop_mistakes
             for key, problem in _explain(dict(details), tables, schema):
                 found.setdefault(key, problem)
     suites, decide = tables.get("suites"), tables.get("decide")
@@ -212,7 +215,12 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
         for key, problem in naming_mistakes([suite if isinstance(suite, dict) else {} for suite in suites], decide):
             if not (wrong_splits and key == ("decide", "split")):  # a mistake that only follows from another
                 found.setdefault(key, problem)
-    for key, problem in [*_gate_mistakes(decide), *_run_dir_mistakes(tables.get("run_dir"))]:
+    found_elsewhere = (
+        *_gate_mistakes(decide),
+        *_stop_mistakes(tables.get("schedule")),
+        *_run_dir_mistakes(tables.get("run_dir")),
+    )
+    for key, problem in found_elsewhere:
         found.setdefault(key, problem)
     return found
 
@@ -234,6 +242,15 @@ def _policy_mistake(gates: list[dict[str, Any]], index: int) -> Iterator[tuple[K
     except BadPolicy as error:
         key = error.path
         yield (*key[:2], index, *key[3:]) if len(key) > 2 else key, error.problem
+
+
+def _stop_mistakes(schedule: Any) -> Iterator[tuple[KeyPath, str]]:
+    stops = schedule.get("stop") if isinstance(schedule, dict) else None
+    for index, stop in enumerate(stops if isinstance(stops, list) else []):
+        try:
+            build_stops([stop])
+        except BadPolicy as error:
+            yield (*error.path[:2], index, *error.path[3:]), error.problem
 
 
 def _run_dir_mistakes(run_dir: Any) -> Iterator[tuple[KeyPath, str]]:

@@ -1,117 +1,253 @@
-"""A command or a webhook that is told of decisions, pauses and failures. Nothing that it does can hold up a round."""
+"""A command or a webhook that is told of decisions, pauses and failures. Nothing that it does can hold up a round.
+
+Both get the same JSON object: {"event": "decision" | "pause" | "failure", "time", ...}; the command on its standard input,
+the webhook by POST. Telling is tried once: what fails is a line in the log, in which no part of a URL but its host stands.
+"""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
-import queue
+import secrets
 import signal
 import subprocess
 import sys
 import threading
-import urllib.error
-import urllib.request
+import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 
+from loop import guard
 from loop.config import Watching
 
 MOST_WAITING = 100
 END_S = 5.0  # what is queued when the daemon ends has so long
+LOOK_S = 0.1
+ROOT = Path(__file__).resolve().parents[1]
+NOT_STARTED = {126: "it may not be executed", 127: "there is no such command"}  # exit codes as in a shell
 
-# The command's parent: it dies with the daemon and takes the command's process group with it.
-_KEEPER = """
-import ctypes, os, signal, subprocess, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-if os.getppid() != int(sys.argv[1]):
-    sys.exit(1)
-child = subprocess.Popen(sys.argv[2:], start_new_session=True)
-def end(*_):
-    os.killpg(child.pid, signal.SIGKILL)
-    os._exit(1)
-signal.signal(signal.SIGTERM, end)
-code = child.wait()
-sys.exit(code if code >= 0 else 128 - code)
+# The command's parent. It ends the command and all that descends from it when the command ends, on SIGTERM, and when the
+# daemon is gone, by whatever death.
+_GUARDED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from loop.guard import guard
+
+def work():
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and what is ignored stays so across exec
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+guard(work)
 """
 
 
 class Hooks:
-    """One thread that tells one thing after another; the oldest is dropped when too many wait."""
+    """One thread that tells one thing after another; the oldest is dropped when too many wait.
 
-    def __init__(self, settings: Watching, say: Callable[[str, str], None]) -> None:
-        self.settings, self.say = settings, say
-        self._waiting: queue.Queue[dict[str, Any] | None] = queue.Queue()
+    `say(level, text)` is called for what goes wrong, from that thread or from the one that calls `tell`. `directory` is
+    where the command runs; by default where the daemon does.
+    """
+
+    def __init__(self, settings: Watching, say: Callable[[str, str], None], directory: Path | None = None) -> None:
+        self.settings, self.say, self.directory = settings, say, directory
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._news = threading.Condition()
+        self._closing = False
+        self._give_up_at = float("inf")  # monotonic
+        self._posting: threading.Thread | None = None
+        # It lives as long as the daemon unless it is closed: a child's death signal comes when this thread ends.
         self._thread = threading.Thread(target=self._work, name="hooks", daemon=True)
         self._thread.start()
 
     def tell(self, event: str, more: dict[str, Any]) -> None:
-        """Queue it, if the configuration wants it told. Returns at once."""
+        """Queue it, if the configuration wants it told and it is not closed. Returns at once, from any thread."""
         if event not in self.settings.on:
             return
-        if self._waiting.qsize() >= MOST_WAITING:
-            with contextlib.suppress(queue.Empty):
-                lost = self._waiting.get_nowait()
-                self.say("warning", f"watching: too much waits to be told; dropped: {lost and lost['event']}")
-        self._waiting.put({"event": event, **more})
+        dropped = None
+        with self._news:
+            if self._closing:
+                return
+            if len(self._waiting) >= MOST_WAITING:
+                dropped = self._waiting.popleft()
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            self._waiting.append({"event": event, "time": now, **more})
+            self._news.notify()
+        if dropped:
+            event = dropped["event"]
+            self.say("warning", f"watching: {MOST_WAITING} events wait to be told; dropped the oldest, a {event}")
 
-    def close(self) -> None:
-        """Let what is queued be told, for a short time."""
-        self._waiting.put(None)
-        self._thread.join(END_S)
+    def close(self, timeout_s: float = END_S) -> None:
+        """Let what is queued be told for that long; then the command that runs is ended, and the rest is dropped.
+
+        Nothing of a command is left when this returns. Safe to repeat.
+        """
+        with self._news:
+            self._closing = True
+            self._give_up_at = min(self._give_up_at, time.monotonic() + timeout_s)
+            self._news.notify()
+        self._thread.join(timeout_s + 2 * guard.END_TIMEOUT_S)
 
     def _work(self) -> None:
-        while (told := self._waiting.get()) is not None:
-            for tell in (self._command, self._webhook):
+        while (told := self._next()) is not None:
+            for name, tell in (("command", self._command), ("webhook", self._webhook)):
+                if time.monotonic() >= self._give_up_at:
+                    break
                 try:
                     tell(json.dumps(told, default=str).encode())
-                except Exception as error:  # a hook is never a reason to stop telling
-                    self.say("warning", f"watching: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+                except Exception as error:  # never a reason to stop telling
+                    self.say("warning", f"watching.{name}: {_reason(error)}")
+
+    def _next(self) -> dict[str, Any] | None:
+        with self._news:
+            while not self._waiting and not self._closing:
+                self._news.wait()
+            if self._waiting and time.monotonic() < self._give_up_at:
+                return self._waiting.popleft()
+            if self._waiting:
+                self.say("warning", f"watching: {len(self._waiting)} events were not told before the end")
+                self._waiting.clear()
+            return None
+
+    def _wait(self, ended: Callable[[float], bool]) -> bool:
+        """Look again and again, for watching.timeout_s or until it is to be given up; whether it ended by itself."""
+        deadline = time.monotonic() + self.settings.timeout_s
+        while not ended(LOOK_S):
+            if time.monotonic() >= min(deadline, self._give_up_at):
+                return False
+        return True
 
     def _command(self, body: bytes) -> None:
         if not self.settings.command:
             return
-        name, limit = self.settings.command[0], self.settings.timeout_s
-        keeper = [sys.executable, "-I", "-S", "-c", _KEEPER, str(os.getpid()), *self.settings.command]
-        # the thread that starts it lives as long as the daemon, so its death signal comes with the daemon's death
-        process = subprocess.Popen(
-            keeper, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        name, token = self.settings.command[0], secrets.token_hex(16)
+        stdin = os.memfd_create("event")  # whether, and how much of it, the command reads is its own business
         try:
-            process.communicate(body, timeout=limit)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGTERM)
-            process.wait()
-            self.say("warning", f"watching.command: {name} took longer than {limit:g} s and was ended")
-            return
-        if process.returncode:
-            self.say("warning", f"watching.command: {name} ended with exit code {process.returncode}")
+            os.write(stdin, body)
+            os.lseek(stdin, 0, os.SEEK_SET)
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *self.settings.command],
+                stdin=stdin,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd=self.directory,
+                env=os.environ | {guard.TREE: token, guard.PARENT: str(os.getpid())},
+            )
+        finally:
+            os.close(stdin)
+
+        def ended(seconds: float) -> bool:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            return process.returncode is not None
+
+        try:
+            in_time = self._wait(ended)
+        finally:
+            _end(process, token)
+        if not in_time:
+            self.say("warning", f"watching.command: {name} took too long and was ended")
+        elif code := process.returncode:
+            why = NOT_STARTED.get(code, f"exit code {code}")
+            self.say("warning", f"watching.command: {name}: {why}")
 
     def _webhook(self, body: bytes) -> None:
         if not self.settings.webhook:
             return
-        host = urlsplit(self.settings.webhook).hostname  # the rest may hold a secret
-        request = urllib.request.Request(
-            self.settings.webhook, body, {"Content-Type": "application/json", "User-Agent": "loopd"}, method="POST"
+        host = urlsplit(self.settings.webhook).hostname
+        if self._posting and self._posting.is_alive():
+            self.say("warning", f"watching.webhook: {host} still has not answered the last time; not told")
+            return
+        problems: list[str] = []
+        # A thread of its own: urllib's timeout is that of one read, and looking up a name has none.
+        self._posting = threading.Thread(
+            target=lambda: problems.extend(_post(str(self.settings.webhook), body, self.settings.timeout_s)),
+            name="webhook",
+            daemon=True,
         )
+        self._posting.start()
+
+        def ended(seconds: float) -> bool:
+            assert self._posting is not None
+            self._posting.join(seconds)
+            return not self._posting.is_alive()
+
+        if not self._wait(ended):
+            problems = ["took too long"]
+        for problem in problems:
+            self.say("warning", f"watching.webhook: {host}: {problem}")
+
+
+def _end(process: subprocess.Popen[bytes], token: str) -> None:
+    """Nothing of the command is left afterwards, even if its guard was killed."""
+    if process.poll() is None:
+        process.terminate()
+        process.send_signal(signal.SIGCONT)
         try:
-            with urllib.request.urlopen(request, timeout=self.settings.timeout_s) as answer:
-                answer.read(1024)
-        except urllib.error.HTTPError as error:
-            self.say("warning", f"watching.webhook: {host} answered {error.code}")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "reason", None) or type(error).__name__
-            self.say("warning", f"watching.webhook: {host}: {reason}")
+            process.wait(guard.END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(guard.END_TIMEOUT_S)
+    if process.returncode < 0:
+        guard.sweep(token, process.pid)
+
+
+def _reason(error: object) -> str:
+    """What went wrong, without the words that a library chose: they may hold a URL."""
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+def _post(url: str, body: bytes, timeout_s: float) -> list[str]:
+    """POST it; what went wrong, without any part of the URL."""
+    import urllib.error  # two megabytes that a daemon without a webhook does without
+    import urllib.request
+
+    class NoRedirects(urllib.request.HTTPRedirectHandler):
+        """A POST that is redirected becomes a GET without the body, perhaps to somebody else."""
+
+        def redirect_request(self, *_: Any) -> None:
+            return None
+
+    parts = urlsplit(url)
+    headers = {"Content-Type": "application/json", "User-Agent": "loopd"}
+    userinfo, _, place = parts.netloc.rpartition("@")
+    if userinfo:
+        headers["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
+    try:
+        bare = urlunsplit((parts.scheme, place, parts.path, parts.query, ""))
+        request = urllib.request.Request(bare, body, headers, method="POST")
+        with urllib.request.build_opener(NoRedirects).open(request, timeout=timeout_s) as answer:
+            answer.read(1024)
+    except urllib.error.HTTPError as error:
+        moved = "; it names another address: give that one" if 300 <= error.code < 400 else ""
+        error.close()
+        return [f"answered {error.code}{moved}"]
+    except urllib.error.URLError as error:
+        return [_reason(error.reason)]
+    except Exception as error:
+        return [_reason(error)]
+    return []
 
 
 @contextlib.contextmanager
-def hooks_of(settings: Watching, say: Callable[[str, str], None]) -> Iterator[Hooks | None]:
-    """The hooks of a configuration; None if it has none."""
+def hooks_of(
+    settings: Watching, say: Callable[[str, str], None], directory: Path | None = None
+) -> Iterator[Hooks | None]:
+    """The hooks of a configuration while the block lasts; None if it has none."""
     if not settings.command and not settings.webhook:
         yield None
         return
-    hooks = Hooks(settings, say)
+    hooks = Hooks(settings, say, directory)
     try:
         yield hooks
     finally:

@@ -119,6 +119,7 @@ class Service:
         """Rounds until something ends them. The ledger says what the run is doing, and afterwards how it ended."""
         ending = Ending("failed", "ended by a mistake of its own")
         try:
+            self.collect_garbage()  # the process before may have been killed after its last decision
             while True:
                 found = self._ending()
                 if found is not None:
@@ -174,23 +175,23 @@ class Service:
                 round.run_id, "failure", f"round {round.number} failed in {round.stage}: {round.error}; {remedy}"
             )
             return None
-        with contextlib.suppress(StoreError, OSError):
-            self.collect_garbage()
+        self.collect_garbage()
         return None
 
     def collect_garbage(self) -> None:
-        """Let the checkpoints go that the configuration does not keep."""
+        """Let the checkpoints go that the configuration does not keep. What cannot be removed now can be later."""
         session, storage = self.session, self.session.loaded.config.storage
-        plan = plan_collection(
-            session.ledger,
-            session.run,
-            session.loaded.run_dir,
-            session.loaded.config.decide.suite,
-            keep_last=storage.keep_last,
-            max_total_bytes=storage.max_total_bytes,
-        )
-        if plan.doomed or plan.leftovers:
-            collect(session.ledger, session.loaded.run_dir, plan)
+        with contextlib.suppress(StoreError, OSError):
+            plan = plan_collection(
+                session.ledger,
+                session.run,
+                session.loaded.run_dir,
+                session.loaded.config.decide.suite,
+                keep_last=storage.keep_last,
+                max_total_bytes=storage.max_total_bytes,
+            )
+            if plan.doomed or plan.leftovers:
+                collect(session.ledger, session.loaded.run_dir, plan)
 
     # What ends it, and what stands in the way
 

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-from store._sqlite_utils import sqlite_utils
 from store.canonical import canonical_json, compact_json, escape, unescape
 from store.errors import CannotWrite, NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
 from store.failpoints import reach
@@ -30,12 +29,39 @@ JOURNAL_LIMIT_BYTES = 64 << 20  # the WAL shrinks back to this after a long read
 
 _WRITING = threading.RLock()  # SQLite before 3.51.3 can lose a WAL that two connections write and reset at once
 
-Database = sqlite_utils.Database
+if TYPE_CHECKING:
+    from sqlite_utils import Database as Database
+else:
+
+    def __getattr__(name: str) -> Any:
+        """`Database` is sqlite_utils' own, imported by the first who makes one: whoever only reads starts without it."""
+        if name == "Database":
+            from store._sqlite_utils import sqlite_utils
+
+            return sqlite_utils.Database
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
 Row = dict[str, Any]
 R = TypeVar("R")
 
 _CODEC_OF = {"Json": "json", "Json | None": "json", "list[Json]": "json", "tuple[int, ...]": "tuple", "bool": "bool"}
 _CODECS: dict[type[Any], tuple[tuple[str, str], ...]] = {}
+
+
+class Reading:
+    """As much of `Database` as reading takes."""
+
+    def __init__(self, conn: sqlite3.Connection) -> None:
+        self.conn = conn
+
+    def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Cursor:
+        """Run one statement."""
+        return self.conn.execute(sql, parameters)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.conn.close()
 
 
 def utc_now() -> str:
@@ -60,7 +86,6 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
     with _translated(path):
         conn = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
-            db = Database(conn, execute_plugins=False)
             pending = _pending(conn, path)  # before anything is done to what may not be ours
             conn.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
             conn.execute("PRAGMA foreign_keys = ON")
@@ -73,7 +98,10 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
                     raise StoreTooOld(
                         f"{path}: lacks migration {pending[0].number} ({pending[0].name}); `loopctl run` applies it"
                     )
-                return db
+                return cast("Database", Reading(conn))
+            from store._sqlite_utils import sqlite_utils
+
+            db = sqlite_utils.Database(conn, execute_plugins=False)
             if conn.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise StoreError(f"{path}: this file system does not support SQLite's WAL; use a local disk")
             conn.execute("PRAGMA synchronous = FULL")

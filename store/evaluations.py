@@ -5,14 +5,18 @@ It stores what was measured and computes no figure.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from store import events
 from store.canonical import canonical_json, sha256_of
-from store.db import Database, execute, insert, pack, query, transaction, unpack, utc_now
+from store.db import Row, execute, insert, pack, query, transaction, unpack, utc_now
 from store.errors import Conflict, StaleState, StoreError
 from store.records import Evaluation, GradedVerdict, Json, Problem, Suite, Verdict
+
+if TYPE_CHECKING:
+    from store.db import Database
 
 _IN_SUITE = (
     "SELECT 1 FROM evaluations AS e JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 "
@@ -79,17 +83,26 @@ class Evaluations:
 
     def evaluations(self, run_id: str, checkpoint: str | None = None) -> list[Evaluation]:
         """The evaluations of a run, or of one checkpoint in it, in the order in which they were begun."""
-        where = "run_id = :run_id AND (:checkpoint IS NULL OR checkpoint = :checkpoint)"
+        where, given = ("run_id = ?", [run_id])
+        if checkpoint is not None:  # a condition of its own, so that SQLite takes the index
+            where, given = f"{where} AND checkpoint = ?", [run_id, checkpoint]
         sql = f"SELECT * FROM evaluations WHERE {where} ORDER BY rowid"
-        return [unpack(Evaluation, row) for row in query(self.db, sql, {"run_id": run_id, "checkpoint": checkpoint})]
+        return [unpack(Evaluation, row) for row in query(self.db, sql, given)]
 
-    def evaluations_on(self, run_id: str, suite_name: str, checkpoints: Collection[str]) -> list[Evaluation]:
-        """What some checkpoints did on one suite, in the order in which it was begun."""
-        marks = ", ".join("?" * len(checkpoints))
+    def last_rates(self, run_id: str, suite_name: str, num_rounds: int) -> list[Row]:
+        """pass@1 of the candidates of the newest rounds that were decided: `round`, `state` and `rate`, oldest first."""
         sql = (
-            f"SELECT * FROM evaluations WHERE run_id = ? AND suite_name = ? AND checkpoint IN ({marks}) ORDER BY rowid"
+            "SELECT r.number AS round, r.state, json_extract(e.metrics, '$.\"pass@1\"') AS rate FROM rounds AS r "
+            "CROSS JOIN evaluations AS e ON e.run_id = r.run_id AND e.checkpoint = r.candidate_checkpoint "
+            "AND e.suite_name = ? AND e.metrics IS NOT NULL "
+            "WHERE r.run_id = ? AND r.state IN ('kept', 'rolled_back') ORDER BY r.number DESC LIMIT ?"
         )
-        return [unpack(Evaluation, row) for row in query(self.db, sql, (run_id, suite_name, *checkpoints))]
+        return query(self.db, sql, (suite_name, run_id, num_rounds))[::-1]
+
+    def pass_rates(self, evaluation_id: str) -> dict[str, float]:
+        """The share of an evaluation's samples that passed, by problem."""
+        sql = "SELECT task_id, avg(verdict = 'passed') AS rate FROM verdicts WHERE evaluation_id = ? GROUP BY task_id"
+        return {row["task_id"]: row["rate"] for row in query(self.db, sql, (evaluation_id,))}
 
     def evaluation_completion_ids(self, evaluation_id: str) -> set[str]:
         """The ids of an evaluation's completions: what its sampling need not do again."""

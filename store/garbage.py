@@ -136,6 +136,19 @@ def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[
     rows = ledger.checkpoints(run.id)
     present = {row.path for row in rows if row.state == "present"}
     paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
+    paths += _unknown(ledger, run, run_dir, {row.path for row in rows})
     if damaged:
         paths += sorted((run_dir / "checkpoints").glob("*.damaged*"))
     return tuple(path for path in paths if path.is_dir())
+
+
+def _unknown(ledger: Ledger, run: Run, run_dir: Path, known: set[str]) -> list[Path]:
+    """Directories of rounds that are over and whose weights have another home: those of an equal checkpoint."""
+    last = ledger.last_round(run.id)
+    over = (last.number if last.state in ("kept", "rolled_back") else last.number - 1) if last else 0
+    found = []
+    for path in sorted((run_dir / "checkpoints").glob("round-*")):
+        number = path.name.removeprefix("round-")
+        if number.isdigit() and int(number) <= over and str(path.relative_to(run_dir)) not in known:
+            found.append(path)
+    return found

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from store import events
 from store.canonical import canonical_json, sha256_of
-from store.db import Database, execute, insert, query, transaction, unpack, utc_now
+from store.db import execute, insert, query, transaction, unpack, utc_now
 from store.errors import FrozenInput, StaleState, StoreError
 from store.records import (
     STAGES,
@@ -33,6 +33,9 @@ from store.records import (
     Stage,
     StageName,
 )
+
+if TYPE_CHECKING:
+    from store.db import Database
 
 _STAGE = (
     "SELECT *, (SELECT coalesce(max(attempt), 0) FROM attempts AS a WHERE a.run_id = s.run_id AND a.round = s.round "
@@ -201,6 +204,15 @@ class Ledger:
         rows = query(self.db, "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
         return [unpack(Event, row) for row in rows]
 
+    def last_failed_attempt(self, run_id: str, num_events: int) -> Event | None:
+        """The newest failure of an attempt among the newest events of the store; None if there is none."""
+        sql = (
+            "SELECT * FROM events WHERE seq > (SELECT max(seq) FROM events) - ? AND +run_id = ? "
+            "AND kind = 'attempt_failed' ORDER BY seq DESC LIMIT 1"
+        )  # the plus keeps SQLite to the sequence, instead of going through a whole run
+        rows = query(self.db, sql, (num_events, run_id))
+        return unpack(Event, rows[0]) if rows else None
+
     def last_event(self) -> Event | None:
         """The newest event; its seq and hash are a high-water mark for the whole store."""
         return events.last_event(self.db)
@@ -239,11 +251,6 @@ class Ledger:
     def last_round(self, run_id: str) -> Round | None:
         """The newest round."""
         return self._last_round(run_id)
-
-    def last_rounds(self, run_id: str, num: int) -> list[Round]:
-        """The newest rounds, in order."""
-        sql = "SELECT * FROM rounds WHERE run_id = ? ORDER BY number DESC LIMIT ?"
-        return [unpack(Round, row) for row in query(self.db, sql, (run_id, num))][::-1]
 
     def pause_round(self, round: Round) -> Round:
         """Active to paused; it remembers its stage."""

@@ -110,8 +110,8 @@ def test_status_does_not_need_the_rest_of_the_configuration(finished: Path, call
 def test_status_is_light(finished: Path) -> None:
     program = (
         "import sys\nfrom loop.cli.main import loopctl, run\ncode = run(['status', *sys.argv[1:]], loopctl, 'loopctl')\n"
-        "heavy = ['torch', 'transformers', 'trl', 'datasets', 'numpy', 'pandas', 'pydantic', 'loop.session', "
-        "'loop.round', 'loop.grading.grader']\n"
+        "heavy = ['torch', 'transformers', 'trl', 'datasets', 'numpy', 'pandas', 'pydantic', 'rich', 'sqlite_utils', "
+        "'importlib.metadata', 'loop.session', 'loop.round', 'loop.grading.grader']\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
     )
     import subprocess

@@ -111,7 +111,7 @@ def test_rounds_follow_each_other_until_the_run_has_all(tmp_path: Path) -> None:
 
 
 def test_a_cron_time_gives_one_round_whatever_the_clock_does(tmp_path: Path) -> None:
-    with serving(tmp_path, '[schedule]\ncron = "0 22 * * *"\n', rounds=3) as (service, around, session):
+    with serving(tmp_path, '[schedule]\ncron = "0 22 * * *"\n', rounds=3) as (service, around, _session):
 
         def sleep_through_two() -> None:
             around.now += timedelta(days=2, hours=13)  # suspended: two times pass
@@ -245,7 +245,7 @@ def uninterrupted(directory: Path) -> dict[str, Any]:
 
 
 def test_in_the_foreground_a_lack_of_room_ends_it_with_a_remedy(tmp_path: Path, monkeypatch: Any) -> None:
-    with serving(tmp_path) as (service, _, session):
+    with serving(tmp_path) as (service, _, _session):
         service.schedule = None
         monkeypatch.setattr("loop.service.run_round", _full)
         with pytest.raises(NoRoom, match="make room and run it again: it goes on where it was"):
@@ -292,7 +292,7 @@ def test_until_and_stop_policies_end_the_run(tmp_path: Path) -> None:
         ending = service.run()
         assert ending.state == "idle" and "schedule.until (2026-03-02T12:30) has passed" in (ending.reason or "")
     target = '[schedule]\nstop = [{ type = "target", value = 0.5 }]\n'
-    with serving(tmp_path / "target", target, rounds=0) as (service, around, session):
+    with serving(tmp_path / "target", target, rounds=0) as (service, around, _session):
         ending = service.run()
         assert ending.state == "idle" and "schedule.stop: target: the head's pass@1" in (ending.reason or "")
         assert 1 <= len(around.rounds) < 5

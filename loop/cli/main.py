@@ -23,6 +23,8 @@ COMMANDS = {
     "stop": ("service", "Stop it at its next safe point."),
     "restart": ("service", "Stop it and start it again."),
     "status": ("status", "Say what is happening, what was decided and why, and whether anything needs you."),
+    "watch": ("watch", "Status, live."),
+    "logs": ("logs", "What the daemon wrote down."),
     "pause": ("control", "Let nothing more begin; survives a restart."),
     "resume": ("control", "Go on after a pause or a failure."),
     "rounds": ("rounds", "A row per round."),

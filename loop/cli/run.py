@@ -72,8 +72,9 @@ def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
 
 def _print_summary(session: Session) -> None:
     from loop.cli.rounds import print_rounds
+    from loop.cli.standing import status
     from loop.cli.tables import console
-    from loop.cli.view import base_row, rows, status
+    from loop.cli.view import base_row, rows
 
     found = _reader(session)
     answer, base = rows(found), base_row(found)

@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from loop.cli.call import print_json, shared_options, the_call
 from loop.cli.clock import moment, seconds_between
+from loop.cli.lines import Paper
 from loop.cli.text import all_done, clock, count, decoding_words, duration, interval, rate, safe, signed, size, warn
-from store.records import Json
 
 if TYPE_CHECKING:
-    from rich.text import Text
+    from store.records import Json
 
 RUNNING, NOT_RUNNING, UNKNOWN, FAILED = 0, 3, 4, 1
 BARS = "▁▂▃▄▅▆▇█"
-MOST_BARS = 40
 STYLES = {"running": "green", "paused": "yellow", "failed": "red"}
+
+# The line "next": when a process goes on and with how much, and what to do where there is none.
+AT_ONCE, CONTINUOUS = "at once", "continuous"
+EVERY = "{} after the start of this round"
+CRON = "when schedule.cron says so ({})"
+AT = "{:%Y-%m-%d %H:%M} UTC, in {}"
+GOES_ON = {
+    "user": "when you say so: `loopctl resume`",
+    "failure": "when you say so: `loopctl resume` tries it again",
+    "schedule": "by itself",
+    "disk": "by itself when there is room; `loopctl gc --dry-run` shows what may go",
+}
+NO_END, TO_GO, LAST_ROUND = "no end set", "{} to go", "nothing after this round"
+ENDING = "nothing: it is ending"
+HELD = "`loopctl resume`, then `loopctl start`"
+OPEN_ROUND = "`loopctl start` or `loopctl run` goes on with round {}, {}"
+START = "`loopctl start` or `loopctl run` ({})"
+OVER = "nothing while that holds; change [schedule] in loop.toml, then `loopctl start`"
 
 
 @click.command("status")
@@ -27,9 +46,9 @@ STYLES = {"running": "green", "paused": "yellow", "failed": "red"}
 def status_command(context: click.Context, check: bool) -> None:
     """What is happening, what was decided and why, and whether anything needs you.
 
-    Exit code: 0 running or paused, 3 not running, 4 unknown; with --check, 1 for what needs you.
+    Exit code: 0 running, waiting or paused, 3 not running, 4 unknown; with --check, 1 for what needs you.
     """
-    from loop.cli.view import status, troubles
+    from loop.cli.standing import status
     from store.errors import StoreError, StoreTooNew
 
     place = the_call().place()
@@ -43,49 +62,47 @@ def status_command(context: click.Context, check: bool) -> None:
     if the_call().json:
         print_json(answer)
     else:
-        _print(answer)
-    found = troubles(answer) if check else []
-    for trouble in found:
-        warn(safe(trouble))
-    context.exit(FAILED if found else RUNNING if answer["state"] in ("running", "paused") else NOT_RUNNING)
+        sys.stdout.write("".join(f"{line}\n" for line in drawn(answer, Paper(sys.stdout), place.every)))
+    if check:
+        for need in answer["needs_you"]:
+            warn(safe(need))
+    context.exit(exit_code(answer, check))
 
 
-def _print(answer: Json) -> None:
-    from rich.table import Table
-    from rich.text import Text
+def exit_code(answer: Json, check: bool = False) -> int:
+    """What `status` and `watch` end with."""
+    if check and answer["needs_you"]:
+        return FAILED
+    return NOT_RUNNING if answer["pid"] is None else RUNNING
 
-    from loop.cli.tables import console, show
 
-    out = console()
-    out.print(_title(answer), soft_wrap=True)
+def drawn(answer: Json, paper: Paper, every: str | None = None) -> Iterator[str]:
+    """The lines for people. `every`: the schedule, as loop.toml has it."""
+    yield _title(answer, paper)
     if answer["head"] is None:
         return
-    lines = Table.grid(padding=(0, 2))
-    lines.add_column(style="dim", no_wrap=True)
-    lines.add_column(overflow="fold")
-    for label, words in (
-        ("head", _head(answer)),
-        ("last", _last(answer)),
-        ("trend", _trend(answer)),
-        ("corpus", _corpus(answer)),
-        ("error", _error(answer)),
-        ("next", _next(answer)),
-    ):
-        if words:
-            lines.add_row(f"  {label}", Text(words))
-    show(out, lines)
+    yield from paper.labelled(
+        [
+            ("head", _head(answer)),
+            ("last", _last(answer)),
+            ("trend", _trend(answer)),
+            ("corpus", _corpus(answer)),
+            ("error", _error(answer)),
+            ("needs you", _needs_you(answer)),
+            ("next", _next(answer, every)),
+        ]
+    )
 
 
-def _title(answer: Json) -> Text:
-    from rich.text import Text
-
-    title = Text("● " if answer["pid"] else "○ ", style=STYLES.get(answer["state"], ""))
-    title.append(safe(answer["run"] or "no run"), "bold default").append("   ")
-    title.append(answer["state"], STYLES.get(answer["state"], "default"))
-    for part in (answer["reason"], _now(answer["round"])):
-        if part:
-            title.append(f"   {safe(part)}", "default")
-    return title.append(f"   as of {clock(answer['as_of'])}", "dim")
+def _title(answer: Json, paper: Paper) -> str:
+    state, style = answer["state"], STYLES.get(answer["state"], "")
+    parts = [
+        f"{paper.styled_as('●' if answer['pid'] else '○', style)} {paper.styled_as(safe(answer['run'] or 'no run'), 'bold')}",
+        paper.styled_as(safe(state), style),
+        *(safe(part) for part in (answer["reason"], _now(answer["round"])) if part),
+        paper.styled_as(f"as of {clock(answer['as_of'])}", "dim"),
+    ]
+    return "   ".join(parts)
 
 
 def _now(round: Json | None) -> str:
@@ -124,7 +141,7 @@ def _last(answer: Json) -> str:
 def _trend(answer: Json) -> str:
     rounds = answer["rounds"]
     counts = f"{rounds['kept']} kept · {rounds['rolled_back']} rolled back · {rounds['failed']} failed"
-    points = [point["pass@1"] for point in answer["trend"]][-MOST_BARS:]
+    points = [point["pass@1"] for point in answer["trend"]]
     return f"{sparkline(points)}   {counts}" if points else counts
 
 
@@ -143,33 +160,70 @@ def _corpus(answer: Json) -> str:
 
 
 def _error(answer: Json) -> str:
-    """The last error while it still matters: nothing was decided since."""
-    error, last = answer["last_error"], answer["last_decision"]
-    if not error or (last and last["decided_at"] > error["at"]):
+    """The last failure while it matters: its stage is still to be done, and the title does not say it anyway."""
+    error = answer["last_error"]
+    if not error or not error["current"] or error["error"] in (answer["reason"] or ""):
         return ""
     where = f"round {error['round']}, {error['stage']}, attempt {error['attempt']}"
     return f"{where}   {safe(error['error'])}; {safe(error['next_step'])}"
 
 
-def _next(answer: Json) -> str:
+def _needs_you(answer: Json) -> str:
+    """What the title does not say."""
+    reason = answer["reason"] or ""
+    return safe("; ".join(need for need in answer["needs_you"] if not reason or reason not in need))
+
+
+def _next(answer: Json, every: str | None) -> str:
+    if answer["pid"] is None:
+        return _next_start(answer)
+    words = _goes_on(answer, every)
+    if answer["uptime_s"] is None:
+        return words
+    return f"{words}        up {duration(answer['uptime_s'])}, heartbeat {duration(answer['heartbeat_age_s'])} ago"
+
+
+def _goes_on(answer: Json, every: str | None) -> str:
+    """When a living process goes on, and with how many rounds."""
+    if answer["next_due"]:
+        left_s = seconds_between(answer["as_of"], answer["next_due"])
+        when = AT.format(moment(answer["next_due"]), duration(left_s))
+    elif answer["paused_by"]:
+        return GOES_ON[answer["paused_by"]]
+    elif answer["state"] != "running":
+        return ENDING
+    else:
+        when = _rhythm(answer, every)
+    left = _left(answer)
+    if answer["round"] and left == 1:
+        return LAST_ROUND
+    return f"{when} · {NO_END if left is None else TO_GO.format(count(left, 'round'))}"
+
+
+def _rhythm(answer: Json, every: str | None) -> str:
+    """When the round after this one begins."""
+    if every in (None, CONTINUOUS):
+        return f"{AT_ONCE} ({CONTINUOUS})"
+    if not answer["round"]:
+        return AT_ONCE
+    return (CRON if " " in every.strip() else EVERY).format(safe(every)) if every else AT_ONCE
+
+
+def _left(answer: Json) -> int | None:
+    """How many rounds are still to be decided; None: without end."""
     rounds = answer["rounds"]
-    left = rounds["planned"] - rounds["kept"] - rounds["rolled_back"]
-    if answer["pid"]:
-        if answer["next_due"]:
-            left_s = seconds_between(answer["as_of"], answer["next_due"])
-            words = f"{moment(answer['next_due']):%Y-%m-%d %H:%M:%S} UTC, in {duration(left_s)}"
-        elif answer["state"] == "paused":
-            words = "when that is over"
-        elif not rounds["planned"]:
-            words = "at once, without end"
-        else:
-            words = f"{count(left, 'round')} to go" if left > 0 else "nothing after this round"
-        up = f"up {duration(answer['uptime_s'])}, heartbeat {duration(answer['heartbeat_age_s'])} ago"
-        return f"{words}        {up}" if answer["uptime_s"] is not None else words
-    if answer["hold"]:
-        return "`loopctl resume`, then `loopctl start`"
+    return max(0, rounds["planned"] - rounds["kept"] - rounds["rolled_back"]) if rounds["planned"] else None
+
+
+def _next_start(answer: Json) -> str:
+    """What to do where no process runs."""
+    if answer["paused_by"]:
+        return HELD
     if answer["round"]:
-        return f"`loopctl start` or `loopctl run` goes on with round {answer['round']['number']}, {answer['round']['stage']}"
-    if left > 0 or not rounds["planned"]:
-        return f"`loopctl start` or `loopctl run` ({count(left, 'round')} to go)" if left > 0 else "`loopctl start`"
-    return all_done(rounds["planned"])
+        return OPEN_ROUND.format(answer["round"]["number"], answer["round"]["stage"])
+    left = _left(answer)
+    if left == 0:
+        return all_done(answer["rounds"]["planned"])
+    if answer["state"] == "idle" and answer["reason"]:
+        return OVER
+    return START.format(NO_END if left is None else TO_GO.format(count(left, "round")))

@@ -1,15 +1,18 @@
 """A deterministic, instant engine for tests of everything else. It is a real implementation of both protocols.
 
 Its model is a number, `skill`: the share of functions that it writes to return 1 instead of 0. Fine-tuning raises it a
-little for every completion seen. Tokens are bytes.
+little for every completion seen. Tokens are bytes. LOOP_FAKE_STEP_S makes each batch and each step take so many seconds,
+for tests that need a stage to be going on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import struct
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ from loop.errors import EngineError
 
 END = 256  # the end-of-sequence token
 MAX_TOKENS = 65536  # prompt and completion together
+STEP_S = float(os.environ.get("LOOP_FAKE_STEP_S") or 0)
 
 
 def write_fake_model(directory: Path, skill: float) -> None:
@@ -42,6 +46,7 @@ class FakeSampler:
         """See `Sampler.generate`."""
         for start in range(0, len(requests), self.batch_size):
             completions = [self._complete(request, params) for request in requests[start : start + self.batch_size]]
+            time.sleep(STEP_S)
             self.progress(start + len(completions), len(requests))
             yield completions
 
@@ -86,6 +91,7 @@ class FakeTrainer:
             raise EngineError("there is no completion to train on")
         num_steps = settings["num_steps"] or -(-len(rows) // settings["batch_size"]) * (settings["num_epochs"] or 1)
         for step in range(num_steps):
+            time.sleep(STEP_S)
             self.progress(step + 1, num_steps)
         skill = json.loads((parent.path / "config.json").read_text())["skill"]
         write_fake_model(out_dir, min(1.0, skill + 0.01 * num_steps))

@@ -1,0 +1,65 @@
+"""How long a cold `loopctl status` takes, as a whole process, on small and large stores.
+
+`python bench/status.py [--where DIR] [--runs N]`. The stores take a few minutes and 2.5 GB the first time, and stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.stores import store  # noqa: E402
+
+SIZES = ((1_000, 10), (1_000, 1_000), (1_000_000, 10), (1_000_000, 1_000))  # completions, rounds
+
+
+def seconds(where: Path, *command: str) -> tuple[float, float]:
+    """Wall and CPU time of one process. Its bytecode is there already, as after an installation."""
+    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    more = {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(where / "bytecode"), "NO_COLOR": "1"}
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, *command], env=kept | more, stdout=subprocess.DEVNULL)
+    _, state, usage = os.wait4(process.pid, 0)
+    took = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(state)
+    assert process.returncode in (0, 3), f"{command}: exit code {process.returncode}"
+    return took, usage.ru_utime + usage.ru_stime
+
+
+def main() -> None:
+    """Measure and print a line per store."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--where", type=Path, default=ROOT / "build" / "bench")
+    parser.add_argument("--runs", type=int, default=21)
+    options = parser.parse_args()
+    commands = {"python -c pass": ("-c", "pass")}
+    for completions, rounds in SIZES:
+        config = store(options.where, completions, rounds)
+        name = f"loopctl status: {completions:,} completions, {rounds:,} rounds"
+        commands[name] = ("-m", "loop.cli.main", "status", "--config", str(config))
+    took: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+    for turn in range(options.runs + 1):  # in turns, so that a busy moment meets them all; the first only warms up
+        for name, command in commands.items():
+            one = seconds(options.where, *command)
+            if turn:
+                took[name].append(one)
+    medians = {name: statistics.median(wall for wall, _ in times) for name, times in took.items()}
+    first = next(median for name, median in medians.items() if name.startswith("loopctl"))
+    print(f"{'':<58}{'median':>9}{'fastest':>9}{'slowest':>9}{'CPU':>9}{'ratio':>7}")
+    for name, times in took.items():
+        walls = [wall for wall, _ in times]
+        shown = (medians[name], min(walls), max(walls), statistics.median(cpu for _, cpu in times))
+        figures = "".join(f"{value * 1000:>6.0f} ms" for value in shown)
+        print(f"{name:<58}{figures}" + (f"{medians[name] / first:>7.2f}" if name.startswith("loopctl") else ""))
+
+
+if __name__ == "__main__":
+    main()

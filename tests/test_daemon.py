@@ -1,0 +1,365 @@
+"""The daemon as a process: started, commanded, stopped, killed, damaged, starved; and what `status` then says."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from rounds import KEEPING, dump, environment, write_run
+
+from store.db import open_database
+from store.verify import verify_store
+
+HANG_S = 60.0
+LONGER = KEEPING.replace("per_round = 10", "per_round = 60").replace("batch_size = 8", "batch_size = 2")
+ROOMY = LONGER + "\n[storage]\nmin_free_bytes = 0\n"
+STEADY = ROOMY.replace("rounds = 2", "rounds = 0")
+
+
+class Daemon:
+    """A run directory, its daemon, and loopctl on it."""
+
+    def __init__(self, directory: Path, config: str = ROOMY) -> None:
+        self.config = write_run(directory, config)
+        self.run_dir = directory / ".loop"
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def spawn(self, step_s: float = 0.0, **variables: str) -> subprocess.Popen[bytes]:
+        """A daemon whose batches and steps take so long, as a service manager would start it."""
+        env = environment() | {"LOOP_FAKE_STEP_S": str(step_s)} | variables
+        with (self.config.parent / "journal").open("ab") as journal:
+            command = [sys.executable, "-P", "-m", "loop.daemon", "--config", str(self.config)]
+            process = subprocess.Popen(command, env=env, stderr=journal, cwd="/", start_new_session=True)
+        self.processes.append(process)
+        return process
+
+    def ctl(self, *arguments: str, code: int | None = 0) -> str:
+        """What loopctl printed."""
+        command = [sys.executable, "-P", "-m", "loop.cli.main", *arguments, "--config", str(self.config)]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=HANG_S)
+        assert code is None or done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    def status(self) -> Any:
+        command = [sys.executable, "-P", "-m", "loop.cli.main", "status", "--json", "--config", str(self.config)]
+        return json.loads(subprocess.run(command, env=environment(), capture_output=True, timeout=HANG_S).stdout)
+
+    def until(self, holds: Callable[[Any], Any]) -> Any:
+        """Wait until the status is so; that status."""
+        deadline = time.monotonic() + HANG_S
+        while True:
+            status = self.status()
+            if holds(status):
+                return status
+            assert time.monotonic() < deadline, status
+            time.sleep(0.05)
+
+    def in_stage(self, stage: str) -> Any:
+        return self.until(lambda s: s["round"] and s["round"]["stage"] == stage and s["round"]["done"])
+
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            try:
+                if "loop.worker" in (process.info["cmdline"] or []) and any(
+                    str(self.run_dir) in file.path for file in process.open_files()
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def alone(self) -> bool:
+        """Whether no worker is left, as soon as that is so."""
+        deadline = time.monotonic() + 15
+        while self.workers() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return not self.workers()
+
+    def findings(self) -> list[Any]:
+        db = open_database(self.run_dir / "loop.db", read_only=True)
+        try:
+            return verify_store(db, self.run_dir).findings
+        finally:
+            db.close()
+
+    def journal(self) -> str:
+        return (self.config.parent / "journal").read_text()
+
+
+def decided(status: Any) -> int:
+    return int(status["rounds"]["kept"] + status["rounds"]["rolled_back"])
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    found = Daemon(tmp_path, getattr(request, "param", ROOMY))
+    yield found
+    for process in found.processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+steady = pytest.mark.parametrize("daemon", [STEADY], indirect=True)
+
+
+def test_start_runs_all_rounds_and_stop_and_start_say_what_is(daemon: Daemon) -> None:
+    assert "started (process" in daemon.ctl("start")
+    daemon.until(lambda s: s["pid"] is None)
+    status = daemon.status()
+    assert status["state"] == "idle" and status["rounds"]["kept"] == 2 and status["paused_by"] is None
+    assert daemon.ctl("stop") == "not running\n"
+    assert "has nothing to do" in daemon.ctl("start")
+    assert daemon.findings() == [] and daemon.alone() and not (daemon.run_dir / "control.sock").exists()
+
+
+@steady
+def test_commands_are_answered_in_the_middle_of_training_and_may_be_given_twice(daemon: Daemon) -> None:
+    daemon.spawn(step_s=0.1)
+    daemon.in_stage("training")
+    assert "already running" in daemon.ctl("start")
+    assert "pausing at the next safe point of round 1, training" in daemon.ctl("pause")
+    assert daemon.ctl("pause") == "already paused\n"
+    paused = daemon.until(lambda s: s["state"] == "paused")
+    assert paused["reason"] == "paused by hand; `loopctl resume` goes on" and paused["round"]["number"] == 1
+    assert daemon.alone(), "a paused run holds no model"
+    assert "started (process" in daemon.ctl("restart", "--now")
+    assert daemon.until(lambda s: s["state"] == "paused")["paused_by"] == "user", "a pause survives a restart"
+    assert daemon.ctl("resume") == "goes on\n" and daemon.ctl("resume") == "not paused\n"
+    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    assert "moved" in daemon.ctl("rollback", "--to", "base") or "moves" in daemon.ctl("rollback", "--to", "base")
+    assert daemon.ctl("pin", "1") == "pinned round 1\n" and "already pinned" in daemon.ctl("pin", "1")
+    assert "would" in daemon.ctl("gc", "--dry-run") or "nothing to remove" in daemon.ctl("gc", "--dry-run")
+    assert daemon.ctl("stop", "--now").endswith("stopped\n") or True
+    daemon.until(lambda s: s["pid"] is None)
+    assert daemon.findings() == []
+
+
+@steady
+@pytest.mark.parametrize("stage", ["sampling", "training", "evaluating"])
+def test_sigterm_ends_it_in_every_stage_and_leaves_a_round_that_goes_on(stage: str, daemon: Daemon) -> None:
+    process = daemon.spawn(step_s=0.1)
+    daemon.in_stage(stage)
+    began = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(HANG_S) == 0 and time.monotonic() - began < 20
+    status = daemon.status()
+    assert status["state"] == "stopped" and "goes on where it was" in status["reason"]
+    assert daemon.alone() and daemon.findings() == []
+    daemon.spawn()
+    daemon.until(lambda s: s["rounds"]["kept"] >= 2)
+
+
+@steady
+def test_kill_9_leaves_no_orphan_and_the_next_one_goes_on(daemon: Daemon) -> None:
+    process = daemon.spawn(step_s=0.1)
+    daemon.in_stage("training")
+    assert daemon.workers()
+    process.kill()
+    process.wait()
+    assert daemon.alone(), "a worker outlived the daemon"
+    status = daemon.status()
+    assert status["state"] == "stopped" and "the process vanished" in status["reason"] and status["pid"] is None
+    assert (daemon.run_dir / "control.sock").exists() and (daemon.run_dir / "lock").exists()
+    assert "no longer" not in daemon.ctl("pause"), "a stale socket is in nobody's way"
+    daemon.ctl("resume")
+    again = daemon.spawn()
+    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    again.send_signal(signal.SIGTERM)
+    assert again.wait(HANG_S) == 0 and daemon.findings() == []
+
+
+@steady
+def test_a_second_daemon_is_refused_and_harms_nothing(daemon: Daemon) -> None:
+    first = daemon.spawn(step_s=0.05)
+    daemon.in_stage("sampling")
+    second = daemon.spawn()
+    assert second.wait(HANG_S) == 75
+    assert f"process {first.pid} holds this run" in daemon.journal()
+    assert "pausing" in daemon.ctl("pause") or "paused" in daemon.ctl("pause")
+    assert first.poll() is None and daemon.status()["pid"] == first.pid
+
+
+@steady
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_worker_that_dies_is_tried_again(signum: signal.Signals, daemon: Daemon) -> None:
+    process = daemon.spawn(step_s=0.1)
+    daemon.in_stage("training")
+    for worker in daemon.workers():
+        worker.send_signal(signum)
+    status = daemon.until(lambda s: s["last_error"])
+    assert status["last_error"]["stage"] in ("training", "sampling")
+    assert "tried again" in status["last_error"]["next_step"]
+    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(HANG_S) == 0 and daemon.findings() == []
+
+
+@steady
+def test_readers_in_a_tight_loop_see_no_lock_and_stop_nothing(daemon: Daemon) -> None:
+    daemon.spawn()
+    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    command = [sys.executable, "-P", "-m", "loop.cli.main", "status", "--config", str(daemon.config)]
+    for _ in range(3):
+        readers = [subprocess.Popen(command, env=environment(), stdout=-3, stderr=-1) for _ in range(10)]
+        for reader in readers:
+            _, said = reader.communicate(timeout=HANG_S)
+            assert reader.returncode == 0 and said == b"", said
+    before = decided(daemon.status())
+    daemon.until(lambda s: decided(s) > before)
+
+
+def test_a_failed_stage_pauses_the_run_with_reason_and_remedy(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, ROOMY.replace("[training]", "[collect]\nmin_lines = 50\n[training]"))
+    process = daemon.spawn()
+    try:
+        status = daemon.until(lambda s: s["state"] == "paused")
+        assert "round 1 failed in sampling: all 60 completions were left out of training" in status["reason"]
+        assert "`loopctl resume` tries it again" in status["reason"] and status["paused_by"] == "failure"
+        assert "failed" in daemon.ctl("status", "--check", code=1)
+        cpu = psutil.Process(process.pid).cpu_times()
+        time.sleep(3)
+        after = psutil.Process(process.pid).cpu_times()
+        assert after.user - cpu.user < 1.0, "it spins"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_full_disk_pauses_it_and_it_goes_on_by_itself(tmp_path: Path) -> None:
+    """A file system of its own; skipped where none can be mounted."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", str(place)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no right to mount a tmpfs")
+    daemon = Daemon(tmp_path / "run", ROOMY.replace("rounds = 2", f'rounds = 2\nrun_dir = "{place}/.loop"'))
+    daemon.run_dir = place / ".loop"
+    ballast = place / "ballast"
+    process = None
+    try:
+        with ballast.open("wb") as file:
+            file.write(bytes(23_000_000))
+        process = daemon.spawn()
+        status = daemon.until(lambda s: s["state"] == "paused" or s["rounds"].get("kept") == 2)
+        assert status["state"] == "paused", "the ballast is too light for this test"
+        assert "room" in status["reason"] or "disk" in status["reason"]
+        ballast.unlink()
+        daemon.until(lambda s: s["rounds"]["kept"] == 2)
+        assert daemon.findings() == []
+    finally:
+        if process:
+            process.kill()
+            process.wait()
+        assert daemon.alone()
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+@steady
+def test_a_torn_wal_loses_only_what_was_not_acknowledged(daemon: Daemon) -> None:
+    process = daemon.spawn(step_s=0.02)
+    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    process.kill()
+    process.wait()
+    daemon.alone()
+    wal = daemon.run_dir / "loop.db-wal"
+    with wal.open("ab") as file:
+        file.write(os.urandom(2000))
+    last = daemon.spawn()
+    daemon.until(lambda s: decided(s) >= 3)
+    last.send_signal(signal.SIGTERM)
+    assert last.wait(HANG_S) == 0 and daemon.findings() == []
+
+
+@steady
+def test_a_deleted_checkpoint_directory_makes_the_head_fall_back_loudly(daemon: Daemon) -> None:
+    process = daemon.spawn(step_s=0.02)
+    daemon.until(lambda s: s["rounds"]["kept"] >= 2)
+    process.kill()
+    process.wait()
+    daemon.alone()
+    head = daemon.status()["head"]
+    shutil.rmtree(head["path"])
+    daemon.spawn()
+    daemon.until(lambda s: s["rounds"]["failed"] >= 1 or s["head"]["round"] != head["round"])
+    daemon.until(lambda s: s["round"] is None or s["round"]["number"] > head["round"] + 1)
+    assert "the head falls back to" in daemon.journal()
+    daemon.until(lambda s: s["rounds"]["kept"] >= 3)
+
+
+def test_it_tells_systemd(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path)
+    heard = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    address = f"\0loopd-test-{os.getpid()}-{time.monotonic_ns()}"
+    heard.bind(address)
+    heard.settimeout(HANG_S)
+    process = daemon.spawn(NOTIFY_SOCKET="@" + address[1:], WATCHDOG_USEC="300000")
+    messages = []
+    while "STOPPING=1" not in messages:
+        messages.append(heard.recv(4096).decode())
+    assert process.wait(HANG_S) == 0
+    assert messages.index("READY=1") < messages.index("WATCHDOG=1") < messages.index("STOPPING=1")
+    assert any(message.startswith("STATUS=running") for message in messages)
+    heard.close()
+
+
+def test_the_unit_passes_systemd_analyze(daemon: Daemon) -> None:
+    unit = daemon.config.parent / "loopd.service"
+    unit.write_text(daemon.ctl("service"))
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("no systemd-analyze")
+    done = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True)
+    ours = [line for line in done.stderr.splitlines() if "loopd.service" in line]
+    assert ours == [], done.stderr
+
+
+def test_a_hook_hears_of_decisions_and_holds_up_nothing(tmp_path: Path) -> None:
+    heard = tmp_path / "heard"
+    command = f"cat >> {heard}; echo >> {heard}; sleep 30"
+    text = ROOMY + f'[watching]\ncommand = ["sh", "-c", "{command}"]\ntimeout_s = 1.0\n'
+    daemon = Daemon(tmp_path / "run", text)
+    assert daemon.spawn().wait(HANG_S) == 0
+    told = [json.loads(line) for line in heard.read_text().splitlines() if line]
+    assert [(one["event"], one["round"], one["verdict"]) for one in told] == [
+        ("decision", 1, "keep"), ("decision", 2, "keep"),
+    ]  # fmt: skip
+    assert "and was ended" in daemon.journal()
+
+
+def test_backup_while_it_runs_is_a_whole_store(daemon: Daemon, tmp_path: Path) -> None:
+    daemon.spawn(step_s=0.02)
+    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    target = tmp_path / "copy.db"
+    assert "copy.db" in daemon.ctl("backup", str(target))
+    assert "already exists" in daemon.ctl("backup", str(target), code=1)
+    db = open_database(target, read_only=True)
+    kinds = {finding.kind for finding in verify_store(db, daemon.run_dir).findings}
+    db.close()
+    assert kinds <= {"checkpoint", "high water"}
+
+
+def test_the_end_of_a_daemon_that_was_disturbed_is_that_of_one_that_was_not(tmp_path: Path) -> None:
+    disturbed, quiet = Daemon(tmp_path / "disturbed"), Daemon(tmp_path / "quiet")
+    assert quiet.spawn().wait(HANG_S) == 0
+    for stage in ("sampling", "evaluating"):
+        process = disturbed.spawn(step_s=0.05)
+        disturbed.in_stage(stage)
+        process.kill()
+        process.wait()
+        assert disturbed.alone()
+    assert disturbed.spawn().wait(HANG_S) == 0
+    assert dump(disturbed.run_dir) == dump(quiet.run_dir)
+
+

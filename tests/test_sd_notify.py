@@ -1,0 +1,169 @@
+"""The notify protocol, against real datagram sockets."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from loop import sd_notify
+from loop.sd_notify import Notifier
+
+VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
+
+
+@pytest.fixture(autouse=True)
+def variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in VARIABLES:  # so that what a test leaves of them is undone
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(params=["path", "abstract"])
+def manager(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
+    """A service manager's socket; it never waits for a message."""
+    address = str(tmp_path / "notify") if request.param == "path" else f"@loop-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind(address.replace("@", "\0") if request.param == "abstract" else address)
+        listening.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+        yield listening
+
+
+def heard(manager: socket.socket) -> list[str]:
+    messages = []
+    while True:
+        try:
+            messages.append(manager.recv(65536).decode())
+        except BlockingIOError:
+            return messages
+
+
+def test_what_is_said_is_heard(manager: socket.socket) -> None:
+    notifier = Notifier()
+    notifier.ready()
+    notifier.status("round 3")
+    notifier.stopping()
+    assert heard(manager) == ["READY=1", "STATUS=round 3", "STOPPING=1"]
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("a\nREADY=1\r\nb", "a READY=1 b"),
+        ("\x1b[31mred\x00", "[31mred"),
+        ("é\ud800", "é"),
+        ("é" * 5000, "é" * sd_notify.MAX_STATUS),
+    ],
+)
+def test_a_status_is_one_line_of_text(manager: socket.socket, text: str, line: str) -> None:
+    Notifier().status(text)
+    assert heard(manager) == [f"STATUS={line}"]
+
+
+def test_children_do_not_speak_for_it(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    notifier = Notifier()
+    words = "import os; print(*os.environ)"
+    inherited = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout.split()
+    assert "PATH" in inherited and not set(VARIABLES) & set(inherited)
+    notifier.ready()
+    assert heard(manager) == ["READY=1"]
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_third_of_the_time_lies_between_two_signs_of_life(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    if ours:
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    notifier = Notifier()
+    when = []
+    for tenth in range(400):
+        monkeypatch.setattr(sd_notify, "time", SimpleNamespace(monotonic=lambda now=tenth / 10: now))
+        notifier.watchdog()
+        when += [tenth / 10 for message in heard(manager) if message == "WATCHDOG=1"]
+    assert when == [0.0, 10.0, 20.0, 30.0]
+
+
+@pytest.mark.parametrize(
+    ("usec", "pid"),
+    [
+        ("30000000", "1"),
+        ("30000000", "x"),
+        (None, None),
+        ("0", None),
+        ("-5", None),
+        ("soon", None),
+        ("²", None),
+        ("9" * 5000, None),
+    ],
+)
+def test_no_sign_of_life_where_none_is_wanted(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, usec: str | None, pid: str | None
+) -> None:
+    for name, value in (("WATCHDOG_USEC", usec), ("WATCHDOG_PID", pid)):
+        if value:
+            monkeypatch.setenv(name, value)
+    Notifier().watchdog()
+    assert heard(manager) == []
+    assert not set(VARIABLES) & set(os.environ)
+
+
+@pytest.mark.parametrize(
+    "address", [None, "", "/none/such", "/" + "x" * 300, "relative", "vsock:2:1234", "@" + "y" * 300]
+)
+def test_it_never_raises(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, address: str | None) -> None:
+    monkeypatch.chdir(tmp_path)
+    if address is not None:
+        monkeypatch.setenv("NOTIFY_SOCKET", address)
+    monkeypatch.setenv("WATCHDOG_USEC", "3")
+    notifier = Notifier()
+    for say in (notifier.ready, notifier.watchdog, notifier.stopping, lambda: notifier.status("x")):
+        say()
+
+
+def test_a_relative_path_is_no_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("NOTIFY_SOCKET", "relative")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listening:
+        listening.bind("relative")
+        listening.setblocking(False)
+        Notifier().ready()
+        assert heard(listening) == []
+
+
+def test_without_a_descriptor_it_is_silent(manager: socket.socket, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sd_notify.socket, "socket", none_left)
+        notifier = Notifier()
+    notifier.ready()
+    assert heard(manager) == []
+
+
+def test_what_finds_no_room_goes_with_the_next(manager: socket.socket) -> None:
+    notifier = Notifier()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                other.sendto(b"noise", manager.getsockname())
+        notifier.ready()  # neither waits nor is lost
+        notifier.status("one")
+        notifier.status("two")
+        assert set(heard(manager)) == {"noise"}
+        notifier.stopping()
+    assert heard(manager) == ["READY=1\nSTATUS=two\nSTOPPING=1"]
+    notifier.status("three")
+    assert heard(manager) == ["STATUS=three"]
