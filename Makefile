@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all kills bench lint clean
+.PHONY: setup demo test test-all kills soak bench lint clean
 
 setup: $(STAMP)
 
@@ -27,6 +27,10 @@ test-all: lint
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
 	PYTHONPATH=.:tests $(PY) tests/kills.py --kills 1000
+
+# Twenty minutes of a daemon to which something happens every few seconds.
+soak: setup
+	PYTHONPATH=.:tests $(PY) tests/soak.py --minutes 20
 
 # The first time it makes stores of a million completions in build/bench: some minutes and 2.5 GB.
 bench: setup
