@@ -272,9 +272,10 @@ class Disk:
                 return draw.random() < share
             return chance.how == "kept" or (chance.how == "prefix" and number <= last)
 
-        def kept(change: _Change) -> list[bool] | None:
+        def kept(change: _Change) -> list[bool]:
             num_sectors = len(list(change.sectors()))
-            if chance.how == "mixed" or (chance.how == "prefix" and change.number == last):
+            torn = chance.how == "prefix" and change.number == last and change.data is not None
+            if chance.how == "mixed" or torn:
                 return [draw.random() < share for _ in range(num_sectors)]
             return [survives(change.number)] * num_sectors
 
@@ -305,7 +306,9 @@ class Disk:
         return tree
 
 
-def _apply_names(names: dict[_Directory, dict[str, _Node]], entries: list[tuple[_Directory, str, _Node | None]]) -> None:
+def _apply_names(
+    names: dict[_Directory, dict[str, _Node]], entries: list[tuple[_Directory, str, _Node | None]]
+) -> None:
     for directory, name, node in entries:
         found = names.setdefault(directory, {})
         if node is None:

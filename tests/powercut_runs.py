@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ import pytest
 from powercut_replay import Chance, Disk, Record, library, read_log, record, tree_of, why_not, write_tree
 from rounds import KEEPING, ROOT, drive, dump, environment, write_run
 
+from loop.engines.fake import write_fake_model
+from loop.models import FAKE_SKILL
 from store.checkpoints import read_manifest, verify
 from store.db import Database, open_database, query
 from store.errors import DamagedCheckpoint, StoreError
 from store.ledger import Ledger
 from store.verify import verify_store
 
-RUN_DIR = ".loop"
+RUN_DIR, CHECKPOINTS, MODEL = ".loop", ".loop/checkpoints", ".loop/fake-model"
+THERE = (RUN_DIR, CHECKPOINTS, MODEL)  # a run directory in which a run was prepared long ago
 
 # Runs rounds and says in the log what was acknowledged: that call has returned, so it is a promise. argv: the configuration,
 # the number of rounds, and code that changes something first.
@@ -62,7 +65,7 @@ wrap(
         {"finished": [round.number, stage], "candidate": candidate and candidate.sha256},
 )
 
-config, num_rounds, mutant = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+config, num_rounds, change = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 loaded = load_config(config)
 
 class Quiet:
@@ -72,7 +75,7 @@ class Quiet:
     def pulse(self): pass
 
 opened = lambda session: None
-exec(mutant)
+exec(change)
 with sessions.open_session(loaded, Quiet()) as session:
     opened(session)
     while len(session.ledger.decisions(session.run_id)) < num_rounds:
@@ -113,19 +116,22 @@ def record_run(
     place: Path,
     *,
     num_rounds: int = 2,
-    mutant: str = "",
+    change: str = "",
     failpoints: Sequence[str] = ("",),
-    prepare: Callable[[Path], object] = lambda config: None,
+    there: Sequence[str] = THERE,
 ) -> Recording:
     """Run under the recorder, in one process after another, each with its failpoint; the last one reaches the end.
 
-    `mutant` is code that changes the program first; `prepare` lays things down before anything is recorded. Skips the
-    test where nothing can be recorded.
+    `change` is code that changes the program first; `there` is what of the run directory is on disk before that. Skips
+    the test where nothing can be recorded.
     """
     if reason := why_not():
         pytest.skip(reason)
     config, log = write_run(place / "disk", KEEPING), place / "log"
-    prepare(config)
+    for name in there:
+        (config.parent / name).mkdir()
+    if MODEL in there:
+        write_fake_model(config.parent / MODEL, FAKE_SKILL)
     before = Disk(config.parent)
     try:
         preload = library(place)
@@ -134,14 +140,16 @@ def record_run(
     for failpoint in failpoints:
         paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
         given = environment() | {"PYTHONPATH": paths, "LOOP_FAILPOINT": failpoint}
-        command = [sys.executable, "-P", "-c", DRIVER, str(config), str(num_rounds), mutant]
+        command = [sys.executable, "-P", "-c", DRIVER, str(config), str(num_rounds), change]
         code = record(command, config.parent, log, preload, given)
         assert code == (-signal.SIGKILL if failpoint else 0), log.with_suffix(".stderr").read_text()
     records = read_log(log, config.parent)
     writes = Counter(record.path for record in records if record.op == "write")
     if not any(path.endswith("loop.db-wal") for path in writes):
         pytest.skip("this Python's SQLite calls the system without libc; its writes cannot be recorded")
-    return Recording(config, before, records)
+    recording = Recording(config, before, records)
+    assert unrecorded(recording) == [], "files that were changed past the recorder"
+    return recording
 
 
 def unrecorded(recording: Recording) -> list[str]:
@@ -156,6 +164,12 @@ def unrecorded(recording: Recording) -> list[str]:
 def promises(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
     """What had been acknowledged, in order."""
     return (json.loads(record.data) for record in records if record.op == "mark")
+
+
+def after_each_promise(recording: Recording) -> list[Cut]:
+    """The worst that can happen right after each acknowledgement: nothing is there that was not synced."""
+    marks = [place for place, change in enumerate(recording.records, 1) if change.op == "mark"]
+    return [Cut(place, Chance("dropped", place)) for place in marks]
 
 
 def lay_down(recording: Recording, cuts: Iterable[Cut]) -> Iterator[Cut]:
@@ -235,12 +249,71 @@ def _damaged(db: Database, run_dir: Path) -> Iterator[str]:
                 yield f"the ledger says present: {damage}"
 
 
+def as_if_synced(recording: Recording, paths: Iterable[str]) -> Recording:
+    """The same recording, had each of these files and directories been synced with its name when it was last changed."""
+    records = list(recording.records)
+    inodes = {change.path: change.inode for change in records if change.op in ("create", "mkdir")}
+    inodes |= {"": next(inode for inode, node in recording.before.by_inode.items() if node is recording.before.root)}
+    for path in paths:
+        changes = [place for place, change in enumerate(records) if change.path == path and change.op != "sync"]
+        for synced in (path, path.rpartition("/")[0]):
+            records.insert(max(changes) + 1, Record("sync", 0, synced, inodes[synced], 0))
+    return Recording(recording.config, recording.before, records)
+
+
+def all_broken(recording: Recording, cuts: Iterable[Cut]) -> list[str]:
+    """Everything that is wrong after any of the cuts, with the cut."""
+    return [f"{cut}: {wrong}" for cut in lay_down(recording, cuts) for wrong in broken(recording, cut)]
+
+
+def out_of_order(recording: Recording, number: int) -> list[str]:
+    """How the way of a round's checkpoint to the disk differs from the one that survives a power cut at any place."""
+    records = recording.records
+    final, wal = f"{CHECKPOINTS}/round-{number:04d}", f"{RUN_DIR}/loop.db-wal"
+
+    def places(op: str, path: str, since: int = 0, until: int = len(records)) -> list[int]:
+        return [place for place in range(since, until) if records[place].op == op and records[place].path == path]
+
+    (renamed,) = (place for place, change in enumerate(records) if change.op == "rename" and change.target == final)
+    temporary = records[renamed].path
+    paths = {change.path for change in records[:renamed] if change.op == "write"}
+    files = sorted(path for path in paths if path.startswith(f"{temporary}/"))
+    manifest = f"{temporary}/MANIFEST.json"
+    assert manifest in files and len(files) >= 2, files
+    wrong = []
+    manifest_synced = max(places("sync", manifest, until=renamed), default=-1)
+    for path in files:
+        written = max(places("write", path))
+        synced = places("sync", path, written, renamed)
+        if not synced or min(synced) > manifest_synced:
+            wrong.append(f"{path}: is not synced between its last write and the end of the manifest")
+    if not places("sync", temporary, max(0, manifest_synced), renamed):
+        wrong.append("the directory is not synced between the manifest and its renaming")
+    (finished,) = (
+        place for place, change in enumerate(records)
+        if change.op == "mark" and json.loads(change.data).get("finished") == [number, "training"]
+    )  # fmt: skip
+    named = min(places("sync", CHECKPOINTS, renamed, finished), default=finished)
+    if named == finished:
+        wrong.append("the directory of checkpoints is not synced between the renaming and the acknowledgement")
+    sha256 = json.loads(records[finished].data)["candidate"].encode()
+    noted = [place for place in places("write", wal) if sha256 in records[place].data]
+    if min(noted) < named:
+        wrong.append("the ledger's transaction is written before the checkpoint has its name on disk")
+    last = max(places("write", wal, until=finished))
+    if not places("sync", wal, last, finished):
+        wrong.append("the ledger's transaction is not synced before it is acknowledged")
+    return wrong
+
+
 def go_on(recording: Recording, uninterrupted: dict[str, Any]) -> list[str]:
     """Drive the run from what lies there to its end; how that differs from a run that was never interrupted."""
     if drive(recording.config) != 0:
         return [f"the run does not go on: {(recording.root / 'stderr').read_text()[-2000:]}"]
     found = dump(recording.run_dir)
-    differing = [f"{table}: differs from an uninterrupted run" for table in uninterrupted if found[table] != uninterrupted[table]]
+    differing = [
+        f"{table}: differs from an uninterrupted run" for table in uninterrupted if found[table] != uninterrupted[table]
+    ]
     db = open_database(recording.run_dir / "loop.db", read_only=True)
     differing += [f"{finding.kind}: {finding.message}" for finding in verify_store(db, recording.run_dir).findings]
     db.close()

@@ -22,7 +22,7 @@ from store.db import open_database
 from store.verify import verify_store
 
 HANG_S = 60.0
-LONGER = KEEPING.replace("per_round = 10", "per_round = 60").replace("batch_size = 8", "batch_size = 2")
+LONGER = KEEPING.replace("per_round = 10", "per_round = 60").replace("batch_size = 8", "batch_size = 4")
 ROOMY = LONGER + "\n[storage]\nmin_free_bytes = 0\n"
 STEADY = ROOMY.replace("rounds = 2", "rounds = 0")
 
@@ -127,10 +127,10 @@ def test_start_runs_all_rounds_and_stop_and_start_say_what_is(daemon: Daemon) ->
 
 @steady
 def test_commands_are_answered_in_the_middle_of_training_and_may_be_given_twice(daemon: Daemon) -> None:
-    daemon.spawn(step_s=0.1)
+    daemon.spawn(step_s=0.3)
     daemon.in_stage("training")
-    assert "already running" in daemon.ctl("start")
     assert "pausing at the next safe point of round 1, training" in daemon.ctl("pause")
+    assert "already running" in daemon.ctl("start")
     assert daemon.ctl("pause") == "already paused\n"
     paused = daemon.until(lambda s: s["state"] == "paused")
     assert paused["reason"] == "paused by hand; `loopctl resume` goes on" and paused["round"]["number"] == 1
@@ -139,10 +139,10 @@ def test_commands_are_answered_in_the_middle_of_training_and_may_be_given_twice(
     assert daemon.until(lambda s: s["state"] == "paused")["paused_by"] == "user", "a pause survives a restart"
     assert daemon.ctl("resume") == "goes on\n" and daemon.ctl("resume") == "not paused\n"
     daemon.until(lambda s: s["rounds"]["kept"] >= 1)
-    assert "moved" in daemon.ctl("rollback", "--to", "base") or "moves" in daemon.ctl("rollback", "--to", "base")
+    assert "the head move" in daemon.ctl("rollback", "--to", "base")
     assert daemon.ctl("pin", "1") == "pinned round 1\n" and "already pinned" in daemon.ctl("pin", "1")
     assert "would" in daemon.ctl("gc", "--dry-run") or "nothing to remove" in daemon.ctl("gc", "--dry-run")
-    assert daemon.ctl("stop", "--now").endswith("stopped\n") or True
+    assert "stopped\n" in daemon.ctl("stop", "--now")
     daemon.until(lambda s: s["pid"] is None)
     assert daemon.findings() == []
 
@@ -361,5 +361,3 @@ def test_the_end_of_a_daemon_that_was_disturbed_is_that_of_one_that_was_not(tmp_
         assert disturbed.alone()
     assert disturbed.spawn().wait(HANG_S) == 0
     assert dump(disturbed.run_dir) == dump(quiet.run_dir)
-
-

@@ -27,6 +27,6 @@ def test_killed_at_a_named_place(place: str, tmp_path: Path, expected: Any) -> N
     check(config, expected)
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_again_and_again(seed: int, tmp_path: Path, expected: Any) -> None:
     chain(tmp_path, random.Random(seed), 12, expected)
