@@ -404,7 +404,7 @@ class _Schema:
         if kind == "array":
             entry = self._resolve(node.get("items", {}))
             entries = {"string": "texts in quotes", "integer": "whole numbers", "object": "tables"}
-            return f"a list of {entries.get(entry.get('type', ''), 'values')}"
+            return f"a list of {entries.get(entry.get('type', 'object' if 'oneOf' in entry else ''), 'values')}"
         return {"string": "text in quotes", "boolean": "true or false", "object": "a table"}.get(kind or "", "a value")
 
 

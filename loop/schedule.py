@@ -295,7 +295,7 @@ def parse_zone(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # OSError: the name of a directory of zones
-        close = difflib.get_close_matches(name[:60], available_timezones(), n=1)
+        close = difflib.get_close_matches(name[:60], sorted(available_timezones()), n=1, cutoff=0.8)
         remedy = f"the closest is {close[0]}" if close else 'give a name like "Europe/Berlin" or "UTC"'
         raise ValueError(f"{_shown(name)} is no time zone; {remedy}") from None
 

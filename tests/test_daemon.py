@@ -361,3 +361,13 @@ def test_the_end_of_a_daemon_that_was_disturbed_is_that_of_one_that_was_not(tmp_
         assert disturbed.alone()
     assert disturbed.spawn().wait(HANG_S) == 0
     assert dump(disturbed.run_dir) == dump(quiet.run_dir)
+
+
+def test_doctor_tries_what_can_only_be_known_by_doing_it(daemon: Daemon) -> None:
+    assert daemon.spawn().wait(HANG_S) == 0
+    said = daemon.ctl("doctor", "--deep")
+    for name in ("sync", "database", "socket", "model", "store"):
+        assert f"ok    {name}" in said, said
+    weights = next((daemon.run_dir / "checkpoints").glob("round-*")) / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"x")
+    assert "fail  store" in daemon.ctl("doctor", "--deep", code=1)

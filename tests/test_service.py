@@ -286,7 +286,7 @@ def test_until_and_stop_policies_end_the_run(tmp_path: Path) -> None:
     with serving(tmp_path / "until", '[schedule]\nuntil = "2026-03-02T12:30"\n', rounds=0) as (
         service,
         around,
-        session,
+        _session,
     ):
         around.beating = [lambda: None] * 30 + [lambda: setattr(around, "now", START + timedelta(hours=1))]
         ending = service.run()

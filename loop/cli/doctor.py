@@ -48,12 +48,13 @@ class Line:
 
 
 @click.command("doctor")
+@click.option("--deep", is_flag=True, help="Also try what takes time: sync, database, socket, model, all hashes.")
 @shared_options
 @click.pass_context
-def doctor_command(context: click.Context) -> None:
+def doctor_command(context: click.Context, deep: bool) -> None:
     """What this machine can do: a line each, ok, warn or fail, with the remedy. Exit code 1 if anything fails."""
     lines = []
-    for line in examine(the_call()):
+    for line in examine(the_call(), deep):
         lines.append(line)
         if not the_call().json:
             click.echo(
@@ -65,7 +66,7 @@ def doctor_command(context: click.Context) -> None:
     context.exit(1 if failed else 0)
 
 
-def examine(call: Call) -> Iterator[Line]:
+def examine(call: Call, deep: bool = False) -> Iterator[Line]:
     """Everything in turn, the quick things first."""
     yield _python()
     yield _sqlite()
@@ -77,6 +78,11 @@ def examine(call: Call) -> Iterator[Line]:
     yield from _engines(loaded)
     yield _devices(loaded)
     yield _sandbox(loaded)
+    if deep and loaded and not any(line.verdict == "fail" for line in trouble):
+        from loop.cli.deep import try_everything
+
+        for name, works, words, remedy in try_everything(loaded):
+            yield Line(name, "ok" if works else "fail", words, remedy)
 
 
 def _python() -> Line:
