@@ -137,7 +137,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         session = stack.enter_context(open_session(loaded, watch))
         log.keep(loaded.run_dir / "logs")
         metrics = stack.enter_context(metrics_of(config.watching))
-        hooks = stack.enter_context(hooks_of(config.watching, log.line))
+        hooks = stack.enter_context(hooks_of(config.watching, log.line, loaded.base_dir))
         stack.enter_context(commanded(loaded, stop, wake))
         around = Background(
             beating, wake, after_round, session=session, notifier=notifier, hooks=hooks, metrics=metrics, say=log.line

@@ -113,6 +113,7 @@ class Background(Foreground):
             run=run.name,
             state=beat.state,
             round=beat.round,
+            stage=beat.stage,
             done_ratio=beat.done / beat.total if beat.done is not None and beat.total else None,
             rounds_kept=run.num_kept,
             rounds_rolled_back=run.num_rolled_back,

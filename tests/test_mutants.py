@@ -181,13 +181,18 @@ def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop.round, "outcomes_of", outcomes_of)
 
 
+def counted_again(directory: Path) -> None:
+    loaded = load_config(write_run(directory, KEEPING))
+    with open_session(loaded, test_round_commits.Quiet()) as session:
+        assert loop.round.run_round(session).state == "kept"
+    test_round_commits.test_every_verdict_counts_once(loaded.run_dir)
+
+
 @pytest.mark.parametrize("double", [doubled_in_the_figures, doubled_in_the_evidence])
 def test_counting_again_catches(
     double: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    counted_again(tmp_path / "real")
     double(monkeypatch)
-    loaded = load_config(write_run(tmp_path, KEEPING))
-    with open_session(loaded, test_round_commits.Quiet()) as session:
-        assert loop.round.run_round(session).state == "kept"
     with pytest.raises(AssertionError):
-        test_round_commits.test_every_verdict_counts_once(loaded.run_dir)
+        counted_again(tmp_path / "mutant")

@@ -36,14 +36,14 @@ def schedule(begun: str = "01-01 00:00", **keys: Any) -> Schedule:
 
 
 def due_times(expression: str, zone: str, first: str, last: str) -> list[str]:
-    """What a loop that looks every minute serves: the moments of due rounds, in UTC."""
+    """What a loop that looks every few minutes serves: the moments of due rounds, in UTC."""
     due, now, found = schedule(first, cron=expression, timezone=zone), utc(first), []
     started: datetime | None = None
     while now < utc(last):
         if due.due_at(started, now) <= now:
             found.append(f"{now:%d %H:%M}")
             started = now
-        now += MINUTE
+        now += 5 * MINUTE
     return found
 
 
@@ -143,7 +143,9 @@ def test_an_interval_is_not_held_up_by_a_clock_set_back() -> None:
     assert due.due_at(utc("03-01 06:00"), utc("03-01 06:00")) == utc("03-01 12:00")
 
 
-@pytest.mark.parametrize(("keys", "expected"), [({"every": "6h"}, "03-02 18:00"), ({"cron": "0 22 * * *"}, "03-02 22:00")])
+@pytest.mark.parametrize(
+    ("keys", "expected"), [({"every": "6h"}, "03-02 18:00"), ({"cron": "0 22 * * *"}, "03-02 22:00")]
+)
 def test_a_machine_that_begins_in_1970(keys: dict[str, str], expected: str) -> None:
     due, started = schedule(**keys), utc("03-02 12:00")
     for second in range(0, 60, 2):
@@ -189,7 +191,7 @@ CHANGES = [
     (LORD_HOWE, "10-01 00:00"),
     ("UTC", "06-01 00:00"),
 ]
-NUM_DAYS = 16
+NUM_DAYS = 14  # of the loop; the wall is read for longer
 CRONS: dict[str, Callable[[datetime], bool]] = {
     "0 22 * * *": lambda wall: (wall.hour, wall.minute) == (22, 0),
     "30 2 * * *": lambda wall: (wall.hour, wall.minute) == (2, 30),
@@ -202,7 +204,7 @@ CRONS: dict[str, Callable[[datetime], bool]] = {
 
 @cache
 def wall_of(change: tuple[str, str]) -> Wall:
-    return Wall(*change, NUM_DAYS)
+    return Wall(*change, 3 * NUM_DAYS)
 
 
 @cache
@@ -249,7 +251,7 @@ class Days:
                 self.forward += max(0, size - self.offset)
                 self.back += max(0, self.offset - size)
                 self.offset = size
-        return self.minute < (NUM_DAYS - 2) * 1440
+        return self.minute < NUM_DAYS * 1440
 
     def round(self) -> None:
         self.forward = self.back = self.longest = 0
@@ -258,7 +260,7 @@ class Days:
 
 
 def happenings(*kinds: str) -> st.SearchStrategy[list[tuple[int, str, int]]]:
-    minute = st.integers(0, (NUM_DAYS - 2) * 1440)
+    minute = st.integers(0, NUM_DAYS * 1440)
     return st.lists(st.tuples(minute, st.sampled_from(kinds), st.integers(-60, 60)), max_size=12)
 
 
@@ -350,7 +352,7 @@ def test_every_counts_in_moments_whatever_zone_they_are_written_in() -> None:
 
 
 def spans(window: Schedule, first: str, last: str) -> list[str]:
-    """When it opens and closes, by looking every minute; what it foretells must be what comes."""
+    """When it opens and closes, by looking every few minutes; what it foretells must be what comes."""
     found, now, was_open = [], utc(first), False
     foretold: datetime | None = None
     while now < utc(last):
@@ -360,7 +362,7 @@ def spans(window: Schedule, first: str, last: str) -> list[str]:
             assert not found or now == foretold
             found.append(f"{now:%d %H:%M}")
         foretold, was_open = window.closes_at(now) if is_open else window.opens_at(now), is_open
-        now += MINUTE
+        now += 15 * MINUTE
     return found
 
 
@@ -422,7 +424,9 @@ def test_windows_are_what_the_wall_says(
     open_minutes: set[int] = set()
     for days, quarter, length in windows:
         start, end = 15 * quarter * MINUTE, 15 * (quarter + length) * MINUTE
-        texts.append(f"{days}{quarter // 4:02}:{quarter % 4 * 15:02}-{(quarter + length) // 4 % 24:02}:{(quarter + length) % 4 * 15:02}")
+        texts.append(
+            f"{days}{quarter // 4:02}:{quarter % 4 * 15:02}-{(quarter + length) // 4 % 24:02}:{(quarter + length) % 4 * 15:02}"
+        )
         for day in wall.days():
             if day.weekday() in DAY_SETS[days]:
                 begins, ends = (int((wall.first(day + at) - wall.start) / MINUTE) for at in (start, end))
@@ -432,15 +436,18 @@ def test_windows_are_what_the_wall_says(
         now = wall.start + minute * MINUTE + timedelta(seconds=30)
         assert found.is_open(now) == (minute in open_minutes)
         changes_at = next(
-            (later for later in range(minute, NUM_DAYS * 1440) if (later in open_minutes) != (minute in open_minutes)), None
+            (
+                later
+                for later in range(minute, 3 * NUM_DAYS * 1440)
+                if (later in open_minutes) != (minute in open_minutes)
+            ),
+            None,
         )
         foretold = found.closes_at(now) if minute in open_minutes else found.opens_at(now)
-        if foretold is None:
+        if foretold is None:  # it never closes
             assert minute in open_minutes and (changes_at is None or changes_at > minute + 8 * 1440)
-        elif changes_at is not None:
-            assert foretold == wall.start + changes_at * MINUTE
         else:
-            assert foretold >= wall.start + (NUM_DAYS - 1) * DAY
+            assert changes_at is not None and foretold == wall.start + changes_at * MINUTE
 
 
 # Until
@@ -518,7 +525,7 @@ def load(directory: Path, text: str) -> Config:
          ["12: schedule.timezone: 'Europe/Berln' is no time zone; the closest is Europe/Berlin"]),
         ('timezone = "?"', ["""12: schedule.timezone: '?' is no time zone; give a name like "Europe/Berlin" or "UTC\""""]),
         ('timezone = "Europe"\nwindows = ["25:00-26:00"]',
-         ["12: schedule.timezone: 'Europe' is no time zone; the closest is Eire",
+         ["12: schedule.timezone: 'Europe' is no time zone; give a name like \"Europe/Berlin\" or \"UTC\"",
           "13: schedule.windows[0]: '25:00-26:00': a window begins from 00:00 to 23:59 and ends at 24:00 at the latest"]),
         ("windows = []",
          ["12: schedule.windows: is empty, so no round would ever begin; leave the key out to run at any time"]),
@@ -591,7 +598,7 @@ def test_the_schedule_and_rounds_may_change_within_a_run(tmp_path: Path) -> None
 def test_a_resolved_schedule_is_valid_again(tmp_path: Path) -> None:
     for text in (TEXT, TEXT + FULL, f'{TEXT}[schedule]\nevery = "6h"\n'):
         config = load(tmp_path, text)
-        assert Config.model_validate_json(json.dumps(resolved(config))) == config
+        assert Config.model_validate_json(json.dumps(resolved(config))).schedule == config.schedule
 
 
 def test_the_commented_schedule_of_the_project_is_valid(tmp_path: Path) -> None:
