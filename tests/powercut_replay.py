@@ -222,8 +222,9 @@ class Disk:
             case "sync":
                 self._sync(self.by_inode[record.inode])
             case "sync all":
-                for node in [*self.files, *self.seen]:
-                    self._sync(node)
+                everything: list[_Node] = [*self.files, *self.seen]
+                for one in everything:
+                    self._sync(one)
 
     def _meet(self, node: _Node, inode: int) -> None:
         self.by_inode[inode] = node

@@ -21,6 +21,7 @@ import loop.round
 import store.ledger
 from loop.configfile import load_config
 from loop.session import open_session
+from loop.stages import evaluating as stages
 from store.db import execute, insert, transaction
 from store.ledger import Ledger
 from store.records import DecisionRow, GradedVerdict, Round
@@ -164,7 +165,7 @@ def test_the_store_after_every_commit_catches(
 
 
 def doubled_in_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.evaluation.figures
+    real: Callable[..., Any] = stages.figures
 
     def figures(verdicts: list[GradedVerdict], *args: Any) -> Any:
         return real([*verdicts, *verdicts], *args)
@@ -173,7 +174,7 @@ def doubled_in_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = loop.round.outcomes_of
+    real = stages.outcomes_of
 
     def outcomes_of(verdicts: Iterable[GradedVerdict]) -> dict[str, list[int]]:
         return {task_id: results * 2 for task_id, results in real(verdicts).items()}
@@ -181,9 +182,16 @@ def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop.round, "outcomes_of", outcomes_of)
 
 
+class Quiet(test_round_commits.Quiet):
+    """A watch that looks away."""
+
+    def pulse(self) -> None:
+        """See `loop.session.Watch`."""
+
+
 def counted_again(directory: Path) -> None:
     loaded = load_config(write_run(directory, KEEPING))
-    with open_session(loaded, test_round_commits.Quiet()) as session:
+    with open_session(loaded, Quiet()) as session:
         assert loop.round.run_round(session).state == "kept"
     test_round_commits.test_every_verdict_counts_once(loaded.run_dir)
 

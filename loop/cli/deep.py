@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sqlite3
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loop.errors import LoopError
+from store.errors import StoreError
 
 if TYPE_CHECKING:
     from loop.configfile import LoadedConfig
@@ -29,7 +29,7 @@ def try_everything(loaded: LoadedConfig) -> Iterator[tuple[str, bool, str, str]]
         began = time.monotonic()
         try:
             words, works = attempt(loaded), True
-        except (OSError, LoopError, sqlite3.Error) as error:
+        except (OSError, LoopError, StoreError) as error:
             words, works = " ".join(str(error).split()), False
         yield name, works, f"{words} ({time.monotonic() - began:.1f} s)" if works else words, "" if works else remedy
 
