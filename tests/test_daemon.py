@@ -148,7 +148,10 @@ def test_commands_are_answered_in_the_middle_of_training_and_may_be_given_twice(
 
 
 @steady
-@pytest.mark.parametrize("stage", ["sampling", "training", "evaluating"])
+@pytest.mark.parametrize(
+    "stage",
+    [pytest.param("sampling", marks=pytest.mark.slow), "training", pytest.param("evaluating", marks=pytest.mark.slow)],
+)
 def test_sigterm_ends_it_in_every_stage_and_leaves_a_round_that_goes_on(stage: str, daemon: Daemon) -> None:
     process = daemon.spawn(step_s=0.1)
     daemon.in_stage(stage)
@@ -193,7 +196,7 @@ def test_a_second_daemon_is_refused_and_harms_nothing(daemon: Daemon) -> None:
 
 
 @steady
-@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSEGV])
+@pytest.mark.parametrize("signum", [signal.SIGKILL, pytest.param(signal.SIGSEGV, marks=pytest.mark.slow)])
 def test_a_worker_that_dies_is_tried_again(signum: signal.Signals, daemon: Daemon) -> None:
     process = daemon.spawn(step_s=0.1)
     daemon.in_stage("training")
@@ -207,6 +210,7 @@ def test_a_worker_that_dies_is_tried_again(signum: signal.Signals, daemon: Daemo
     assert process.wait(HANG_S) == 0 and daemon.findings() == []
 
 
+@pytest.mark.slow
 @steady
 def test_readers_in_a_tight_loop_see_no_lock_and_stop_nothing(daemon: Daemon) -> None:
     daemon.spawn()
@@ -267,6 +271,7 @@ def test_a_full_disk_pauses_it_and_it_goes_on_by_itself(tmp_path: Path) -> None:
         subprocess.run(["umount", "-l", str(place)], check=False)
 
 
+@pytest.mark.slow
 @steady
 def test_a_torn_wal_loses_only_what_was_not_acknowledged(daemon: Daemon) -> None:
     process = daemon.spawn(step_s=0.02)
@@ -338,6 +343,7 @@ def test_a_hook_hears_of_decisions_and_holds_up_nothing(tmp_path: Path) -> None:
     assert "and was ended" in daemon.journal()
 
 
+@pytest.mark.slow
 def test_backup_while_it_runs_is_a_whole_store(daemon: Daemon, tmp_path: Path) -> None:
     daemon.spawn(step_s=0.02)
     daemon.until(lambda s: s["rounds"]["kept"] >= 1)
@@ -350,6 +356,7 @@ def test_backup_while_it_runs_is_a_whole_store(daemon: Daemon, tmp_path: Path) -
     assert kinds <= {"checkpoint", "high water"}
 
 
+@pytest.mark.slow
 def test_the_end_of_a_daemon_that_was_disturbed_is_that_of_one_that_was_not(tmp_path: Path) -> None:
     disturbed, quiet = Daemon(tmp_path / "disturbed"), Daemon(tmp_path / "quiet")
     assert quiet.spawn().wait(HANG_S) == 0
