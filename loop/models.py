@@ -9,6 +9,7 @@ from loop.config import Config
 from loop.configfile import BUILT_IN_MODEL, FAKE_MODEL, model_directory
 from loop.engines.fake import write_fake_model
 from loop.worker import Worker
+from store.checkpoints import sync_tree
 
 CONVERSION = "smollm2-135m-instruct-q4_1-float32-1"  # the last number: of the conversion
 FAKE_SKILL = 0.4
@@ -26,6 +27,7 @@ def base_model(config: Config, base_dir: Path, run_dir: Path) -> Path:
         directory = run_dir / "fake-model"
         if not (directory / "model.safetensors").exists():
             write_fake_model(directory, FAKE_SKILL)
+            sync_tree(directory)
         return directory
     if source == BUILT_IN_MODEL:
         directory = cache_directory() / "models" / CONVERSION

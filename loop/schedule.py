@@ -194,7 +194,7 @@ def _field(name: str, text: str, low: int, high: int, names: tuple[str, ...] = (
             raise ValueError(f"{_shown(part)} is no {name}")
         step = int(match["step"] or 1)
         if match["first"] == "*":
-            first, last = low, 6 if name == "weekday" else high
+            first, last = low, high
         else:
             first = _number(name, match["first"], low, high, names)
             last = high if match["step"] else first

@@ -30,6 +30,7 @@ from policies.policy import Policy, build_policy
 from store.canonical import sha256_of
 from store.checkpoints import (
     hash_directory,
+    make_directory,
     manifest_sha256,
     manifest_size_bytes,
     quarantine,
@@ -202,7 +203,7 @@ class Session:
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory as its only writer. LockedError names who has it; the lock dies with its process."""
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        make_directory(run_dir)
         descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except PermissionError:
         raise PermissionDenied(f"{run_dir}: permission denied; choose a run_dir that this user can write to") from None

@@ -29,9 +29,24 @@ TEMPORARY = "tmp-"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 
+def make_directory(path: Path) -> None:
+    """Make a directory, and those above it that are missing, so that their names outlast a power cut."""
+    missing = [path, *path.parents]
+    missing = missing[: next(place for place, known in enumerate(missing) if known.exists())]
+    path.mkdir(parents=True, exist_ok=True)
+    for made in reversed(missing):
+        _fsync(made.parent)
+
+
+def sync_tree(directory: Path) -> None:
+    """Fsync all plain files of a directory, the directory and its name."""
+    for path in (*_plain_files(directory, StoreError), directory, directory.parent):
+        _fsync(path)
+
+
 def temporary_directory(root: Path) -> Path:
     """A new empty directory under `root` (the run's checkpoints/) for weights that are being written."""
-    root.mkdir(parents=True, exist_ok=True)
+    make_directory(root)
     return Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
 
 
@@ -44,6 +59,7 @@ def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
     manifest = write_manifest(tmp_dir)
     if final_dir.exists():
         if committed(final_dir) == manifest:
+            _fsync(final_dir.parent)  # whoever renamed it may have been killed before this
             remove_directory(tmp_dir)
             return manifest
         if final_dir.exists():

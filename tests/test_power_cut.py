@@ -90,7 +90,7 @@ def test_the_recording_is_of_a_whole_run(recording: Recording) -> None:
 
 
 def test_nothing_acknowledged_is_lost(recording: Recording, uninterrupted: dict[str, Any]) -> None:
-    check(recording, uninterrupted, num_cuts=60, num_gone_on=6, seed=1)
+    check(recording, uninterrupted, num_cuts=60, num_gone_on=2, seed=1)
 
 
 @pytest.mark.slow
@@ -117,7 +117,6 @@ MADE = {
 
 
 @pytest.mark.parametrize("what", MADE)
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="nobody syncs it, or the directory that its name is in")
 def test_what_a_first_round_makes_is_on_disk(what: str, from_nothing: Recording) -> None:
     """Each on its own: as if the others had been synced."""
     others = [path for other, paths in MADE.items() if other != what for path in paths]
@@ -130,11 +129,6 @@ def test_nothing_else_that_a_first_round_makes_is_lost(from_nothing: Recording) 
     assert all_broken(recording, after_each_promise(recording)) == []
 
 
-@pytest.mark.xfail(
-    strict=True,
-    raises=AssertionError,
-    reason="commit_directory takes a whole directory as it is, without syncing its parent",
-)
 def test_a_checkpoint_that_a_killed_process_had_just_named(tmp_path: Path) -> None:
     """The process dies before the new name is synced; the next one finds the whole directory, and then the power goes."""
     recording = record_run(tmp_path, num_rounds=1, failpoints=("checkpoint.renamed=kill", ""))

@@ -359,7 +359,7 @@ def spans(window: Schedule, first: str, last: str) -> list[str]:
         is_open = window.is_open(now)
         assert (window.opens_at(now) is None) == is_open and (window.closes_at(now) is None or is_open)
         if is_open != was_open:
-            assert not found or now == foretold
+            assert now in (utc(first), foretold)
             found.append(f"{now:%d %H:%M}")
         foretold, was_open = window.closes_at(now) if is_open else window.opens_at(now), is_open
         now += 15 * MINUTE
