@@ -130,7 +130,8 @@ def test_there_is_no_shell(tmp_path: Path, said: Said) -> None:
 def test_where_and_how_it_runs(tmp_path: Path, said: Said) -> None:
     with telling(settings(command=shell("grep -E 'Sig(Ign|Blk)' /proc/self/status > got")), said, tmp_path) as hooks:
         hooks.tell("pause", {})
-    assert [line.split()[1] for line in (tmp_path / "got").read_text().splitlines()] == ["0" * 16] * 2
+    masks = [int(line.split()[1], 16) for line in (tmp_path / "got").read_text().splitlines()]
+    assert [mask & ~1 for mask in masks] == [0, 0], "all but SIGHUP, which whoever runs the tests may ignore"
 
 
 # ---- what goes wrong -------------------------------------------------------------------------------------------------
