@@ -180,7 +180,7 @@ def unit_of(loaded: LoadedConfig) -> str:
     cache = os.environ.get("XDG_CACHE_HOME")
     lines = [
         "# As root: `loopctl service > /etc/systemd/system/loopd.service && systemctl enable --now loopd`.",
-        "# For yourself: remove User=, write ~/.config/systemd/user/loopd.service, and `systemctl --user enable --now loopd`.",
+        "# For yourself: remove User=, put default.target below, write ~/.config/systemd/user/loopd.service, and enable with --user.",
         "[Unit]",
         f"Description=Self-distillation run {loaded.config.name}",
         "After=network.target",
