@@ -104,8 +104,8 @@ def test_a_torn_heartbeat_is_none_and_is_read_again(tmp_path: Path) -> None:
     whole = (tmp_path / HEARTBEAT).read_bytes()
     beating.begin(2, "sampling", "b")
     later = (tmp_path / HEARTBEAT).read_bytes()
-    middle = later.index(b'"round"')
-    (tmp_path / HEARTBEAT).write_bytes(later[:middle] + whole[middle:])
+    torn = later[: later.index(b'"round"')] + whole[whole.index(b'"round"') :]
+    (tmp_path / HEARTBEAT).write_bytes(torn.rstrip().ljust(SIZE_BYTES))
     assert json.loads((tmp_path / HEARTBEAT).read_bytes())["round"] == 1, "it can be parsed, and is a lie"
     assert read_heartbeat(tmp_path) is None
     timer = threading.Timer(0.004, (tmp_path / HEARTBEAT).write_bytes, [later])
