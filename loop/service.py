@@ -223,10 +223,12 @@ class Service:
     def _history(self, run: Run) -> History:
         config = self.session.loaded.config
         decisions = self.session.ledger.last_verdicts(run.id, 1000)
+        decides = (config.decide.suite, config.decide.split)
+        rate = None
         for evaluation in self.session.corpus.evaluations(run.id, run.head_checkpoint):
-            if evaluation.suite_name == config.decide.suite and evaluation.metrics:
-                return History(verdicts=tuple(decisions), head_pass_rate=evaluation.metrics["pass@1"])
-        return History(verdicts=tuple(decisions), head_pass_rate=None)
+            if (evaluation.suite_name, evaluation.split) == decides and evaluation.metrics:
+                rate = evaluation.metrics["pass@1"]  # the last: that of a head, which its selection has not flattered
+        return History(verdicts=tuple(decisions), head_pass_rate=rate)
 
     def _obstacle(self) -> Obstacle | None:
         session, now = self.session, self.clock()

@@ -26,7 +26,7 @@ from loop.models import base_model
 from loop.prompts.sources import load_prompts
 from loop.stages.evaluating import yardstick
 from loop.worker import RemoteSampler, RemoteTrainer, Worker
-from policies.policy import Policy, build_policy
+from policies.policy import Policy
 from store.canonical import sha256_of
 from store.checkpoints import (
     hash_directory,
@@ -241,7 +241,7 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run = _run(loaded, ledger, corpus, prompts, suites, watch)
-            policy = build_policy(config.decide.gates, config.decide.split)
+            policy = config.decide.policy()
             yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch)
         finally:
             engines.close()

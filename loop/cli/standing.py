@@ -104,7 +104,7 @@ def _status(found: Reader, planned: int) -> Json:
         },
         "trend": [
             {"round": row["round"], "state": row["state"], "pass@1": row["rate"]}
-            for row in found.corpus.last_rates(run.id, found.decider, MOST_POINTS)
+            for row in found.corpus.last_rates(run.id, found.decider, run.config["decide"]["split"], MOST_POINTS)
         ],
         "corpus": {"completions": run.num_completions, "bytes": run.completion_bytes},
         "next_due": as_rfc3339(mine.next_due_at) if mine and mine.next_due_at is not None else None,
@@ -164,7 +164,7 @@ def _measured(found: Reader, checkpoint: str) -> Evaluation | None:
     done = [
         one
         for one in found.corpus.evaluations(found.run.id, checkpoint)
-        if one.suite_name == found.decider and one.metrics is not None
+        if (one.suite_name, one.split) == (found.decider, found.run.config["decide"]["split"]) and one.metrics
     ]
     return done[-1] if done else None
 
