@@ -215,8 +215,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise LockedError(f"{run_dir}: process {holder} holds this run; wait for it or stop it first") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        os.pwrite(descriptor, words := f"{os.getpid():<20}\n".encode(), 0)  # in place, which needs no room
+        os.ftruncate(descriptor, len(words))
         yield
     finally:
         os.close(descriptor)
