@@ -25,7 +25,7 @@ PAUSING = "pausing at the next safe point"
 HEAD_MOVES = "the head moves to {} at the next safe point"
 NO_RUN = "no run in {} yet; start one with `loopctl run`"
 STALLED = "stalled: no sign of life from process {} for {:.0f} s, the limit is {:g} s; look into `loopctl logs`, or `loopctl restart --now`"
-READ_ONLY = "nothing can be written to {}: its file system is read-only; mount it writable, then it goes on"
+READ_ONLY = "nothing can be written to {}: its file system is read-only; mount it writable"
 DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` shows what may go"
 
 ACTIVE = ("sampling", "training", "evaluating", "deciding")
@@ -122,7 +122,7 @@ def _status(found: Reader, planned: int) -> Json:
         "paused_by": control.held_by or ("disk" if pid is not None and read_only else _what_pauses(mine)),
         "stall_timeout_s": run.config["engine"]["stall_timeout_s"],
     }
-    return answer | {"needs_you": _needs(answer, control.hold_reason or reason)}
+    return answer | {"needs_you": _needs(answer, control.hold_reason or reason, READ_ONLY.format(found.run_dir))}
 
 
 # The process
@@ -197,7 +197,7 @@ def _round_now(found: Reader, last: Round | None, beat: Heartbeat | None, now: f
     done, total = (known.done, known.total) if known else (None, None)
     eta_s = None
     if known and done and total:
-        eta_s = max(0.0, (known.at - known.part_started_at) / done * (total - done) - (now - known.at))
+        eta_s = max(0.0, (known.at - known.part_started_at) / done * (total - done) - max(0.0, now - known.at))
     working = attempts and attempts[-1].finished_at is None and beat is not None and beat.state == "running"
     return {
         "number": last.number,
@@ -249,13 +249,15 @@ def _last_error(found: Reader, last: Round | None) -> Json | None:
 # Whether anything needs you
 
 
-def _needs(answer: Json, why: str | None) -> list[str]:
+def _needs(answer: Json, why: str | None, read_only: str) -> list[str]:
     """What does not mend by itself: a failure, a process that hangs, a disk that is nearly full."""
     found = []
     if answer["state"] == "failed" or answer["paused_by"] == "failure":
         found.append(f"failed: {why}")
     if answer["state"] == "paused" and answer["paused_by"] == "disk":
         found.append(f"paused: {why}")
+    elif answer["disk"]["read_only"]:
+        found.append(read_only)
     limit, age = answer["stall_timeout_s"], answer["heartbeat_age_s"]
     if age is not None and age > limit and not answer["disk"]["read_only"]:
         found.append(STALLED.format(answer["pid"], age, limit))
