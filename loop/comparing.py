@@ -45,7 +45,7 @@ class Comparison:
     def drawn(self, split: str) -> list[Problem]:
         """All problems of a split in the order in which they are drawn."""
         there = {problem.task_id: problem for problem in of_split(self.session, self.suite, split, 0).problems}
-        return [there[task_id] for task_id in drawing_order(self.head_round, there)]
+        return [there[task_id] for task_id in drawing_order(self.head_round, list(there))]
 
     def run(self) -> Decision:
         """Open what the policy asks for until it has decided, and then what is only reported."""

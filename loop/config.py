@@ -221,7 +221,8 @@ class Decide(Section):
     )
     margin: float = Field(0.01, gt=0.0, lt=1.0, description="For keep_if_not_inferior: how much worse is not inferior.")
     gates: tuple[dict[str, Any], ...] = Field(
-        ({"type": "improvement"},), description="What must hold to keep a candidate; each has a type and its own keys."
+        ({"type": "improvement"}, {"type": "collapse"}),
+        description="What must hold to keep a candidate; each has a type and its own keys.",
     )
 
     @model_validator(mode="after")

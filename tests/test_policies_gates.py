@@ -170,7 +170,7 @@ def test_no_regression_at_each_difficulty_and_of_a_signal() -> None:
 
 
 def test_collapse_sees_a_narrow_model_whose_score_rises() -> None:
-    before = {"distinct_solution_rate": 0.8, "spread": 0.2, "token_entropy": 0.6, "mean_length": 100, "code_rate": 0.9}
+    before = {"distinct_solution_rate": 0.8, "spread": 0.2, "entropy": 0.6, "mean_length": 100, "code_rate": 0.9}
     fine = before | {"distinct_solution_rate": 0.7, "spread": 0.17}
     narrow = before | {"distinct_solution_rate": 0.5, "spread": 0.1}
     up = split(*[UP] * 20)
@@ -194,10 +194,9 @@ def test_collapse_limits_are_set_ignored_and_never_guessed() -> None:
     gate = {"type": "collapse"}
     assert decide(seen, gate).gates[0].verdict == "fail"
     assert decide(seen, gate | {"limits": {"code_rate": {"max_fall": 0.5}}}).gates[0].verdict == "pass"
-    with pytest.raises(BadEvidence, match="token_entropy is not measured"):
-        decide(seen, gate | {"limits": {"token_entropy": {"min_of_head": 0.5}}})
-    with pytest.raises(BadEvidence, match="is measured, and a collapse gate wants some"):
-        decide(evidence(select=split(SAME)), gate)
+    with pytest.raises(BadEvidence, match="entropy is not measured"):
+        decide(seen, gate | {"limits": {"entropy": {"min_of_head": 0.5}}})
+    assert "nothing is measured; not measured: entropy" in decide(evidence(select=split(SAME)), gate).gates[0].reason
     with pytest.raises(ValueError, match="sets no limit"):
         decide(seen, gate | {"limits": {"code_rate": {}}})
 

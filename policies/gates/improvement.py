@@ -12,9 +12,9 @@ from policies.decision import Figure, GateResult
 from policies.evidence import Evidence
 from policies.gates.base import Gate, Look, Metric, Paired, Share, compared, mean, paired, percent, signed, sizes, where
 from policies.sequential import look as sequential_look
-from policies.statistics import paired_gain, smallest_detectable_gain
+from policies.statistics import paired_gain, sign_flip_p_value, smallest_detectable_gain
 
-SEQUENTIAL_SHARE = 0.5  # of a look's level goes to the test that may stop early, the rest to the one with all problems
+BARELY = 1e-9  # a bound above the limit of which no more is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ class Improvement(Gate):
         """
         there, level = evidence.split(look.split), self.level(evidence, look)
         pair = paired(evidence, look.split, self.metric)
-        found = (self._in_parts if there.sequential else self._at_once)(pair, level, there.complete)
+        found = self._in_parts(pair, level, there.complete) if there.sequential else self._at_once(pair, level)
         differences = pair.differences
         num_samples = [len(problem.candidate) for problem in pair.problems]
         detectable = smallest_detectable_gain(differences, level, self.power)
@@ -119,28 +119,35 @@ class Improvement(Gate):
         )
         return GateResult(type=self.type, verdict=verdict, reason=reason, figures=figures)
 
-    def _at_once(self, pair: Paired, level: float, complete: bool) -> Found:
-        """One test with all problems, and a bound at `power` that says whether a gain of target_gain would have shown."""
+    def _at_once(self, pair: Paired, level: float) -> Found:
+        """The sign-flip test, and a bound at `power` that says whether a gain of target_gain is still likely."""
+        units, gain = pair.units, mean(pair.ours) - mean(pair.theirs)
+        p_value = sign_flip_p_value(units.differences, self.min_gain, units.shares)
         below = paired_gain(pair.differences, 1 - level)
         above = paired_gain(pair.differences, max(self.power, 0.5001))
-        passed = below.gain > 0 and below.lower > self.min_gain and (self.min_gain != 0 or below.p_value <= level)
+        passed = gain > 0 and p_value <= level
+        lower = max(below.lower, self.min_gain + BARELY) if p_value <= level else min(below.lower, self.min_gain)
         verdict: Literal["gain", "no_gain", "unclear"] = (
             "gain" if passed else "no_gain" if above.upper < self.target_gain else "unclear"
         )
-        return Found(verdict, below.gain, below.lower, above.upper, {"p_value": below.p_value})
+        return Found(verdict, gain, min(lower, gain), max(above.upper, gain), {"p_value": p_value})
 
     def _in_parts(self, pair: Paired, level: float, complete: bool) -> Found:
-        """A test that may stop after each part; once all are in and nothing is clear, one with all of them settles it."""
-        share = level * SEQUENTIAL_SHARE
+        """A test that may end with any part, and that holds a share of the level back for all problems together."""
+        units = pair.units
         seen = sequential_look(
-            [float(difference) for difference in pair.differences],
-            min_gain=self.min_gain, target_gain=self.target_gain, level=share, miss=1 - self.power,
-        )  # fmt: skip
+            units.differences,
+            min_gain=self.min_gain,
+            target_gain=self.target_gain,
+            level=level,
+            miss=1 - self.power,
+            complete=complete,
+            shares=units.shares,
+        )
         figures: dict[str, Figure] = {"e_gain": seen.e_gain, "e_none": seen.e_none, "num_used": seen.num_used}
-        if seen.verdict != "unclear" or not complete:
-            return Found(seen.verdict, seen.gain, seen.lower, seen.upper, figures)
-        whole = self._at_once(pair, level - share, complete)
-        return Found(whole.verdict, whole.gain, whole.lower, whole.upper, figures | whole.figures)
+        if seen.p_value is not None:
+            figures["p_value"] = seen.p_value
+        return Found(seen.verdict, seen.gain, seen.lower, seen.upper, figures)
 
     def _comparison(self, found: Found, level: float) -> str:
         gain = f"gain {signed(found.gain)}" + ("" if found.gain > 0 else " is not positive")
