@@ -86,7 +86,7 @@ class Comparison:
 
     def _evaluate(self, who: str, suite: Yardstick, part: Part) -> None:
         key = (who, suite.config.name, part.split)
-        self.done[key] = evaluate(self.session, self.round, self.checkpoints[who], suite, part, who)
+        self.done[key] = evaluate(self.session, self.round.number, self.checkpoints[who], suite, part, who)
 
     # What is known
 

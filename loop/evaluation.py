@@ -13,7 +13,7 @@ from loop.session import Session, Yardstick
 from loop.stages.evaluating import decoding_in_words, figures, grade, params_of
 from loop.stages.sampling import Lineage, plan, sample, seed_of
 from store.canonical import sha256_of
-from store.records import Completion, Evaluation, Json, Problem, Round
+from store.records import Completion, Evaluation, Json, Problem
 
 NUM_VERDICTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most graded twice after a kill
 
@@ -38,16 +38,19 @@ def of_split(session: Session, suite: Yardstick, split: str, head_round: int) ->
     return Part(split, problems, seed_of(session.loaded.config.seed, suite.config.name, split, head_round))
 
 
-def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, part: Part, who: str) -> Evaluation:
-    """One checkpoint on a part of a suite; only missing completions are generated and only missing verdicts graded."""
+def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, part: Part, who: str) -> Evaluation:
+    """One checkpoint on a part of a suite; only missing completions are generated and only missing verdicts graded.
+
+    `number`: the round that goes on, or that would be next; `who`: what the checkpoint is to it.
+    """
     corpus = session.corpus
     params = params_of(suite.config)
     settings = corpus.add_decode_settings(params.model_dump(mode="json"))
     evaluation = corpus.begin_evaluation(
         Evaluation(
             id=evaluation_id(session, suite, part, checkpoint),
-            run_id=round.run_id,
-            round=round.number if who == "candidate" else round.number - 1,
+            run_id=session.run_id,
+            round=number if who == "candidate" else number - 1,
             checkpoint=checkpoint,
             suite_sha256=suite.row.sha256,
             suite_name=suite.config.name,
@@ -60,7 +63,7 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
     if evaluation.metrics is not None and evaluation.metrics["num_problems"] >= len(part.problems):
         return evaluation
     prompts = [suite.prompts[problem.prompt_id] for problem in part.problems]
-    lineage = Lineage(round.run_id, evaluation.round, checkpoint, evaluation.id, settings)
+    lineage = Lineage(session.run_id, evaluation.round, checkpoint, evaluation.id, settings)
     planned = plan(lineage, prompts, suite.config.num_samples, part.seed)
     wanted = {item.id for item in planned}
     done = corpus.evaluation_completion_ids(evaluation.id)
@@ -69,13 +72,13 @@ def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, 
     if part.split not in ("all", session.policy.split):
         label = f"{who} on {suite.config.name} ({part.split}, {decoding_in_words(suite.config)})"
     if not wanted <= done:
-        session.watch.stage(round.number, "evaluating", label)
+        session.watch.stage(number, "evaluating", label)
         sampler = session.sampler(checkpoint)
         for batch in sample(planned, done, lineage, params, sampler):
             corpus.add_completions(batch)
             session.safe_point()
     graded = corpus.graded_ids(evaluation.id) & wanted
-    session.watch.stage(round.number, "grading", label)
+    session.watch.stage(number, "grading", label)
     waiting, num_graded = [], len(graded)
     ungraded = (c for c in completions_of(session, evaluation.id, wanted) if c.id not in graded)
     for verdict in grade(ungraded, suite.graded_as, suite.prompts, evaluation.id, session.grader):
