@@ -6,9 +6,11 @@ tests of this kind are in test_daemon.py and test_worker.py.
 
 from __future__ import annotations
 
+import ast
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,7 +23,7 @@ from typing import Any
 
 import pytest
 from daemons import HANG_S, STEADY, Daemon, daemon, decided, steady
-from rounds import dump, environment
+from rounds import ROOT, dump, environment
 
 __all__ = ["daemon"]
 
@@ -316,3 +318,28 @@ def test_a_schedule_lives_with_a_clock_that_leaps(daemon: Daemon, fault: Callabl
     fault("clock", 0)
     time.sleep(3)
     assert 58 < waits(2) <= 60
+
+
+# The page that explains all this
+
+
+def literals() -> str:
+    """Every text in the code, without backticks; where a value is put in there is a gap."""
+    found = []
+    for path in (*(ROOT / "loop").rglob("*.py"), *(ROOT / "store").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr):
+                found.append("".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in node.values))
+            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                found.append(node.value)
+    return "\n".join(found).replace("`", "")
+
+
+def test_the_page_on_what_goes_wrong_quotes_what_the_code_says() -> None:
+    page, said = (ROOT / "docs" / "when-something-goes-wrong.md").read_text(encoding="utf-8"), literals()
+    quoted = [message for line in page.splitlines() if line.startswith("| `")
+              for message in re.findall(r"`([^`]+)`", line.split(" | ")[0])]  # fmt: skip
+    assert len(quoted) > 30
+    for message in quoted:
+        for part in re.split(r"\.\.\.|\b(?:\d+|N|STAGE|FILE|LINE|key)\b", message):
+            assert part.strip(" ;:") in said, f"{part!r} of {message!r} is not in the code"
