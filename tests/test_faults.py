@@ -21,6 +21,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from daemons import HANG_S, STEADY, Daemon, daemon, decided, steady
 from rounds import ROOT, dump, environment
@@ -201,6 +202,62 @@ def test_a_worker_that_is_killed_or_stopped_is_tried_again(daemon: Daemon, signu
     assert words in said and "; tried again in 2 s" in said
     status = daemon.until(lambda s: s["round"] is None or s["round"]["stage"] != "training")
     assert status["rounds"]["failed"] == 0 and "error" not in daemon.ctl("status")
+    daemon.finish()
+
+
+# Put before the worker's own code: its first fit goes wrong.
+WRONG_FIT = """
+import os, stat, sys, time
+from pathlib import Path
+if "loop.worker" in sys.orig_argv:
+    from loop.engines import fake
+    fit, here = fake.FakeTrainer.fit, Path({here!r})
+    def wrong(self, *args):
+        if (here / "pid").exists():
+            return fit(self, *args)
+        (here / "pid").write_text(str(os.getpid()))
+        {wrong}
+    fake.FakeTrainer.fit = wrong
+"""
+FLOOD = """
+        pipes = [fd for fd in range(3, 40) if os.path.exists(f"/proc/self/fd/{fd}") and stat.S_ISFIFO(os.fstat(fd).st_mode)]
+        while True:
+            for fd in pipes:
+                try:
+                    os.write(fd, b"y" * 4096)
+                except OSError:
+                    pass
+"""
+FORK_AWAY = """
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+        if os.fork():
+            os._exit(0)
+        (here / "pid").write_text(str(os.getpid()))
+        time.sleep(600)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("daemon", [IMPATIENT], indirect=True)
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (FLOOD, "it announced a message of 2038004089 bytes and was ended"),
+        (FORK_AWAY, "it ended with exit code 0; its last words are in its log"),
+    ],
+)
+def test_a_worker_that_floods_its_pipe_or_forks_away(daemon: Daemon, tmp_path: Path, wrong: str, words: str) -> None:
+    place = tmp_path / "path"
+    place.mkdir()
+    (place / "sitecustomize.py").write_text(WRONG_FIT.replace("{here!r}", repr(str(place))).replace("{wrong}", wrong))
+    daemon.spawn(step_s=0.1, PYTHONPATH=f"{place}{os.pathsep}{ROOT}")
+    said = " ".join(daemon.says("error round 1, training, attempt 1 trainer: ").split())
+    assert words in said and "; tried again in 2 s" in said
+    pid = int((place / "pid").read_text())
+    assert not psutil.pid_exists(pid), "it is still there"
+    daemon.until(lambda s: s["round"] is None or s["round"]["stage"] != "training")
     daemon.finish()
 
 
