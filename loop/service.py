@@ -271,8 +271,7 @@ class Service:
         tail = 0
         while tail < len(attempts) and attempts[-1 - tail].finished_at is None:
             tail += 1
-        released = ledger.control(round.run_id).released_at
-        if tail and tail % MOST_VANISHED == 0 and (released is None or released < attempts[-1].started_at):
+        if tail and tail % MOST_VANISHED == 0 and not ledger.was_released_since_an_attempt(round.run_id):
             reason = (
                 f"round {round.number}: the process vanished {tail} times in {round.stage} (killed? out of memory? power?); "
                 "look into the system's log, lower engine.batch_size or training.micro_batch_size, then `loopctl resume`"

@@ -213,6 +213,14 @@ class Ledger:
         rows = query(self.db, sql, (num_events, run_id))
         return unpack(Event, rows[0]) if rows else None
 
+    def was_released_since_an_attempt(self, run_id: str) -> bool:
+        """Whether a hold was taken back after the newest attempt began; by their order, as a clock may be set back."""
+        sql = (
+            "SELECT kind FROM events WHERE +run_id = ? AND kind IN ('run_released', 'attempt_begun') "
+            "ORDER BY seq DESC LIMIT 1"
+        )
+        return [row["kind"] for row in query(self.db, sql, (run_id,))] == ["run_released"]
+
     def last_event(self) -> Event | None:
         """The newest event; its seq and hash are a high-water mark for the whole store."""
         return events.last_event(self.db)

@@ -256,7 +256,8 @@ def _full(_: Session) -> Round:
     raise OSError(errno.ENOSPC, "No space left on device", "loop.db")
 
 
-def test_a_process_that_keeps_vanishing_is_held(tmp_path: Path) -> None:
+@pytest.mark.parametrize("set_by_s", [1, -7200])
+def test_a_process_that_keeps_vanishing_is_held(tmp_path: Path, set_by_s: int) -> None:
     with serving(tmp_path, rounds=1) as (service, around, session):
         ledger: Ledger = session.ledger
         round = ledger.begin_round(session.run_id)
@@ -266,7 +267,7 @@ def test_a_process_that_keeps_vanishing_is_held(tmp_path: Path) -> None:
         assert service._obstacle() is not None
         reason = ledger.control(session.run_id).hold_reason or ""
         assert f"vanished {MOST_VANISHED} times in sampling" in reason and "`loopctl resume`" in reason
-        around.now += timedelta(seconds=1)
+        around.now += timedelta(seconds=set_by_s)
         ledger.release_run(session.run_id)
         assert service._obstacle() is None, "a person has looked at it"
 
