@@ -222,11 +222,13 @@ class Service:
 
     def _history(self, run: Run) -> History:
         config = self.session.loaded.config
-        decisions = self.session.ledger.last_verdicts(run.id, 1000)
+        decisions = tuple(self.session.ledger.last_verdicts(run.id, 1000))
+        num_hours = self.session.ledger.hours_of_work(run.id)
         for evaluation in self.session.corpus.evaluations(run.id, run.head_checkpoint):
             if evaluation.suite_name == config.decide.suite and evaluation.metrics:
-                return History(verdicts=tuple(decisions), head_pass_rate=evaluation.metrics["pass@1"])
-        return History(verdicts=tuple(decisions), head_pass_rate=None)
+                head_pass_rate = evaluation.metrics["pass@1"]
+                return History(verdicts=decisions, head_pass_rate=head_pass_rate, num_hours=num_hours)
+        return History(verdicts=decisions, head_pass_rate=None, num_hours=num_hours)
 
     def _obstacle(self) -> Obstacle | None:
         session, now = self.session, self.clock()
