@@ -46,6 +46,7 @@ class Candidate:
 class _Data(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
+    type: str
     dedup: Literal["none", "exact", "near"] = Field(
         "none", description="Of completions of one prompt that are the same, or nearly so, the newest alone is used."
     )

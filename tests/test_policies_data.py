@@ -212,8 +212,8 @@ def test_what_holds_for_duplicates(
         ({"type": "pool", "size": 0},
          "collect.data.size: input should be greater than 0, got 0 (How many completions training sees)"),
         ({"type": "replace", "size": 3},
-         "collect.data.size: unknown key; the keys of 'replace' are dedup, near_similarity, min_tokens, max_tokens, "
-         "passed_tests, without_tests, type"),
+         "collect.data.size: unknown key; the keys of 'replace' are type, dedup, near_similarity, min_tokens, "
+         "max_tokens, passed_tests, without_tests"),
         ({"type": "mix"}, "collect.data: has neither earlier nor base; give a share, or type = \"replace\""),
         ({"type": "mix", "earlier": 0.5, "base": 0.5},
          "collect.data: earlier 0.5 and base 0.5 leave no share for fresh completions"),
