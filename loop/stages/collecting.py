@@ -4,6 +4,7 @@ policy of the round leaves out.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ def collect(
     `openings`: prompt id -> the text that opened its answers; a line that it holds counts as a line of the answer.
     """
     found = [
-        (Candidate(one.id, round, one.prompt_id, one.sample_index, one.num_tokens, from_base),
+        (Candidate(one.id, round, sys.intern(one.prompt_id), one.sample_index, one.num_tokens, from_base),
          _why_never(one, openings, settings))
         for one in completions
     ]  # fmt: skip
@@ -74,7 +75,8 @@ def choose(
         left_out |= _repeats(policy, usable, texts_of)
         usable = [candidate for candidate in usable if candidate.id not in left_out]
     drawn = policy.draw(usable, round, seed)
-    left_out |= {candidate.id: policy.not_drawn() for candidate in usable if candidate.id not in drawn}
+    not_drawn = policy.not_drawn()
+    left_out |= {candidate.id: not_drawn for candidate in usable if candidate.id not in drawn}
     rows = sorted((one for one, _ in collected if one.round == round or one.id in drawn), key=_place)
     return Chosen(
         selections=[
