@@ -42,7 +42,7 @@ def refuse_a_repetition(session: Session, round: Round, inputs: Json) -> None:
         if earlier.state != "rolled_back" or earlier.parent_checkpoint != round.parent_checkpoint:
             continue
         stage = session.ledger.stage(round.run_id, earlier.number, "training")
-        if stage is not None and _but_for_the_seed(stage.input) == _but_for_the_seed(inputs):
+        if stage is not None and _what_counts(stage.input) == _what_counts(inputs):
             raise ConfigError(
                 f"training would repeat round {earlier.number}, which was rolled back: the same completions of the same "
                 "head, the same settings; start again in a new run_dir with a higher sampling.temperature or top_k, more "
@@ -50,5 +50,7 @@ def refuse_a_repetition(session: Session, round: Round, inputs: Json) -> None:
             )
 
 
-def _but_for_the_seed(inputs: Json) -> Json:
-    return {**inputs, "settings": {key: value for key, value in inputs["settings"].items() if key != "seed"}}
+def _what_counts(inputs: Json) -> Json:
+    """All but the seed and what only costs memory and time."""
+    other = ("seed", "micro_batch_size", "gradient_checkpointing")
+    return {**inputs, "settings": {key: value for key, value in inputs["settings"].items() if key not in other}}

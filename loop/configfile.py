@@ -7,6 +7,7 @@ That may cost seconds but loads no model. Nothing here imports torch, transforme
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import difflib
 import importlib.metadata
@@ -19,9 +20,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from loop.config import Config, KeyPath, Suite, naming_mistakes
+from loop.config import Config, Decide, KeyPath, Suite, naming_mistakes
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of
 from loop.prompts.sources import load_prompts, load_tests, source_kind
@@ -108,7 +109,9 @@ def check_inputs(loaded: LoadedConfig) -> list[str]:
     lines += [loaded.at(key, problem) for key, problem in _prompt_mistakes(config, loaded.base_dir)]
     for index, suite in enumerate(config.suites):
         for name, problem in _suite_mistakes(suite, config, loaded.base_dir):
-            lines.append(loaded.at(("decide", name) if name == "split" else ("suites", index, name), problem))
+            lines.append(
+                loaded.at(("decide", name) if name in ("split", "confirm") else ("suites", index, name), problem)
+            )
     there = next(path for path in (loaded.run_dir, *loaded.run_dir.parents) if os.path.lexists(path))
     if there.exists() and not there.is_dir():
         lines.append(loaded.at(("run_dir",), f"{_clean(str(there))} is a file; name a directory"))
@@ -127,8 +130,7 @@ def model_directory(source: str, base_dir: Path) -> Path | None:
 def resolved(config: Config) -> dict[str, Any]:
     """Every setting as plain JSON, defaults filled in, those of the gates too. It validates as a Config again."""
     settings = config.model_dump(mode="json")
-    policy = build_policy(config.decide.gates, config.decide.split)
-    settings["decide"]["gates"] = [gate.model_dump(mode="json") for gate in policy.gates]
+    settings["decide"]["gates"] = [gate.model_dump(mode="json") for gate in config.decide.policy().gates]
     return settings
 
 
@@ -221,7 +223,7 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
             if not (wrong_splits and key == ("decide", "split")):  # a mistake that only follows from another
                 found.setdefault(key, problem)
     found_elsewhere = (
-        *_gate_mistakes(decide),
+        *_gate_mistakes(decide, suites),
         *_stop_mistakes(tables.get("schedule")),
         *_data_mistakes(tables),
         *_run_dir_mistakes(tables.get("run_dir")),
@@ -231,23 +233,32 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
     return found
 
 
-def _gate_mistakes(decide: Any) -> Iterator[tuple[KeyPath, str]]:
+def _gate_mistakes(decide: Any, suites: Any) -> Iterator[tuple[KeyPath, str]]:
     gates = decide.get("gates") if isinstance(decide, dict) else None
     if not isinstance(gates, list):
         return
     if not gates:
-        yield from _policy_mistake([], 0)
+        yield from _policy_mistake([], 0, [])
+    canaries = [suite.get("name") for suite in (suites if isinstance(suites, list) else []) if isinstance(suite, dict)]
     for index, gate in enumerate(gates):
         if isinstance(gate, dict):
-            yield from _policy_mistake([gate], index)
+            yield from _policy_mistake([gate], index, [name for name in canaries if name != decide.get("suite")])
 
 
-def _policy_mistake(gates: list[dict[str, Any]], index: int) -> Iterator[tuple[KeyPath, str]]:
+def _policy_mistake(gates: list[dict[str, Any]], index: int, canaries: list[Any]) -> Iterator[tuple[KeyPath, str]]:
     try:
-        build_policy(gates, "select")
+        policy = build_policy(gates, "select")
     except BadPolicy as error:
         key = error.path
         yield (*key[:2], index, *key[3:]) if len(key) > 2 else key, error.problem
+        return
+    for name in policy.canaries:
+        if name not in canaries:
+            known = ", ".join(map(str, canaries)) or "none"
+            yield (
+                ("decide", "gates", index, "suite"),
+                f"{_shown(name)} is no suite beside the one that decides; there: {known}",
+            )
 
 
 def _stop_mistakes(schedule: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -572,10 +583,11 @@ def _suite_mistakes(suite: Suite, config: Config, base_dir: Path) -> Iterator[tu
         return
     if suite.name == config.decide.suite:
         shares = {str(name): share for name, share in suite.splits.items()}
-        split = config.decide.split
-        if not any(split_of(problem.task_id, shares) == split for problem in problems):
-            none = f'none of the {len(problems)} problems of suite "{suite.name}" falls into "{split}"'
-            yield "split", f"{none}; raise its share in splits, or the suite's limit"
+        for key in ("split", "confirm"):
+            split = getattr(config.decide, key)
+            if split and not any(split_of(problem.task_id, shares) == split for problem in problems):
+                none = f'none of the {len(problems)} problems of suite "{suite.name}" falls into "{split}"'
+                yield key, f"{none}; raise its share in splits, or the suite's limit"
 
 
 def _json_file(path: Path) -> Any:
@@ -588,14 +600,25 @@ def _json_file(path: Path) -> Any:
 # Comparing configurations
 
 
-def _completed(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The settings of a run that an older version began, with the defaults of the keys that came later."""
-    try:
-        return resolved(
-            Config.model_validate_json(json.dumps({k: v for k, v in settings.items() if (k,) not in _NOT_LINEAGE}))
-        )
-    except ValueError:  # a key has gone since, or a gate's package: then the words are about that
-        return settings
+def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that an older version began, with the defaults of the keys that came later.
+
+    A table that this version no longer understands stays as it is: then that is where the difference lies.
+    """
+    whole = dict(settings)
+    for name, field in Config.model_fields.items():
+        if (name,) in _NOT_LINEAGE or (name not in settings and field.is_required()):
+            continue
+        table: TypeAdapter[Any] = TypeAdapter(field.annotation)
+        with contextlib.suppress(ValueError):
+            if name in settings:
+                value = table.validate_json(json.dumps(settings[name]))
+            else:
+                value = field.get_default(call_default_factory=True, validated_data={})
+            whole[name] = table.dump_python(value, mode="json")
+            if isinstance(value, Decide):
+                whole[name]["gates"] = [gate.model_dump(mode="json") for gate in value.policy().gates]
+    return whole
 
 
 def _lineage(settings: Mapping[str, Any]) -> dict[str, Any]:
