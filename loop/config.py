@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from pydantic_core import PydanticCustomError
 
 from loop.schedule import cron_fields, parse_interval, parse_until, parse_window, parse_zone
+from policies.adaptation import AfterRollback
+from policies.data import Data, Replace
 from policies.policy import Policy, build_policy
 from policies.schedule import Stop
 
@@ -104,6 +106,7 @@ class Collect(Section):
         2, ge=0, description="Leave out stubs with fewer lines that are not blank; 0 leaves none out."
     )
     drop_shortest: Share = Field(0.0, lt=1.0, description="Leave out this share of the shortest completions.")
+    data: Data = Field(default_factory=Replace, description="Which of the completions that are left are trained on.")
 
 
 class Lora(Section):
@@ -376,6 +379,7 @@ class Config(Section):
     sampling: Sampling
     collect: Collect = Field(default_factory=Collect)
     training: Training = Field(default_factory=Training)
+    after_rollback: AfterRollback = Field(default_factory=AfterRollback)
     suites: tuple[Suite, ...] = Field(min_length=1)
     decide: Decide
     grading: Grading = Field(default_factory=Grading)
@@ -389,6 +393,29 @@ class Config(Section):
     def _names(self) -> Config:
         _refuse(naming_mistakes([suite.model_dump() for suite in self.suites], self.decide.model_dump()))
         return self
+
+    @model_validator(mode="after")
+    def _changes(self) -> Config:
+        changes, training = self.after_rollback, self.training
+        mistakes: list[Mistake] = []
+        for index, temperature in enumerate(changes.temperatures):
+            if temperature == 1.0 and not self.sampling.truncates and self.sampling.repetition_penalty == 1.0:
+                problem = "1 without top_k, top_p or repetition_penalty in [sampling] is a fixed point; give another"
+                mistakes.append((("after_rollback", "temperatures", index), problem))
+        floor = changes.learning_rate_floor
+        if floor is not None and floor > training.learning_rate:
+            problem = f"{floor:g} is above training.learning_rate {training.learning_rate:g}; give at most that"
+            mistakes.append((("after_rollback", "learning_rate_floor"), problem))
+        if changes.length_factor < 1.0 and training.num_steps is None and training.num_epochs in (None, 1):
+            problem = "a single epoch cannot be made shorter; give training.num_steps, or leave this out"
+            mistakes.append((("after_rollback", "length_factor"), problem))
+        _refuse(mistakes)
+        return self
+
+    @property
+    def wants_tests(self) -> bool:
+        """Whether any data policy of the run looks at the tests of prompts."""
+        return any(data is not None and data.passed_tests for data in (self.collect.data, self.after_rollback.data))
 
     def suite(self, name: str) -> Suite:
         """The suite of that name; KeyError if there is none."""

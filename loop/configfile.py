@@ -7,6 +7,7 @@ That may cost seconds but loads no model. Nothing here imports torch, transforme
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import difflib
 import importlib.metadata
@@ -19,13 +20,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
-from loop.config import Config, KeyPath, Suite, naming_mistakes
+from loop.config import Config, Decide, KeyPath, Suite, naming_mistakes
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of
-from loop.prompts.sources import load_prompts, source_kind
+from loop.prompts.sources import load_prompts, load_tests, source_kind
 from loop.toml_lines import key_lines, line_of
+from policies.data import build_data
 from policies.mistakes import dotted
 from policies.policy import BadPolicy, build_policy
 from policies.schedule import build_stops
@@ -47,6 +49,8 @@ _NOT_LINEAGE: tuple[KeyPath, ...] = (
     ("training", "micro_batch_size"),
     ("training", "gradient_checkpointing"),
 )
+
+_DATA = (("collect", "data"), ("after_rollback", "data"))  # where a data policy stands
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
@@ -137,7 +141,7 @@ def config_sha256(config: Config) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In what two resolved configurations are different runs; `old` is the run directory's, `new` the one at hand."""
-    before, now = dict(_leaves(_lineage(old))), dict(_leaves(_lineage(new)))
+    before, now = dict(_leaves(_lineage(_completed(old)))), dict(_leaves(_lineage(new)))
     return [
         f"{dotted(key)} is {_setting(now, key)} here and {_setting(before, key)} in the run directory"
         for key in [*now, *(key for key in before if key not in now)]
@@ -208,6 +212,8 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
         for details in error.errors(include_url=False):
             if details["loc"][:2] == ("schedule", "stop") and len(details["loc"]) > 2:
                 continue  # see _stop_mistakes
+            if details["loc"][:2] in _DATA:
+                continue  # see _data_mistakes
             for key, problem in _explain(dict(details), tables, schema):
                 found.setdefault(key, problem)
     suites, decide = tables.get("suites"), tables.get("decide")
@@ -219,6 +225,7 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
     found_elsewhere = (
         *_gate_mistakes(decide, suites),
         *_stop_mistakes(tables.get("schedule")),
+        *_data_mistakes(tables),
         *_run_dir_mistakes(tables.get("run_dir")),
     )
     for key, problem in found_elsewhere:
@@ -261,6 +268,16 @@ def _stop_mistakes(schedule: Any) -> Iterator[tuple[KeyPath, str]]:
             build_stops([stop])
         except BadPolicy as error:
             yield (*error.path[:2], index, *error.path[3:]), error.problem
+
+
+def _data_mistakes(tables: Mapping[str, Any]) -> Iterator[tuple[KeyPath, str]]:
+    for section, key in _DATA:
+        table = tables.get(section)
+        if isinstance(table, dict) and key in table:
+            try:
+                build_data(table[key], (section, key))
+            except BadPolicy as error:
+                yield error.path, error.problem
 
 
 def _run_dir_mistakes(run_dir: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -549,6 +566,8 @@ def _prompt_mistakes(config: Config, base_dir: Path) -> Iterator[tuple[KeyPath, 
                     problem = "has no meaning for prompts that are not from the hub; remove it"
                     yield ("prompts", name), problem
             load_prompts(prompts, config.model, base_dir)
+            if config.wants_tests:
+                load_tests(prompts, config.model, base_dir)
     except (ConfigError, PermissionDenied) as error:
         yield from ((("prompts", "source"), line) for line in str(error).splitlines())
 
@@ -579,6 +598,27 @@ def _json_file(path: Path) -> Any:
 
 
 # Comparing configurations
+
+
+def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a run that an older version began, with the defaults of the keys that came later.
+
+    A table that this version no longer understands stays as it is: then that is where the difference lies.
+    """
+    whole = dict(settings)
+    for name, field in Config.model_fields.items():
+        if (name,) in _NOT_LINEAGE or (name not in settings and field.is_required()):
+            continue
+        table: TypeAdapter[Any] = TypeAdapter(field.annotation)
+        with contextlib.suppress(ValueError):
+            if name in settings:
+                value = table.validate_json(json.dumps(settings[name]))
+            else:
+                value = field.get_default(call_default_factory=True, validated_data={})
+            whole[name] = table.dump_python(value, mode="json")
+            if isinstance(value, Decide):
+                whole[name]["gates"] = [gate.model_dump(mode="json") for gate in value.policy().gates]
+    return whole
 
 
 def _lineage(settings: Mapping[str, Any]) -> dict[str, Any]:

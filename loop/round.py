@@ -9,14 +9,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from loop.adapting import refuse_a_repetition, settings_of
 from loop.comparing import Comparison
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
 from loop.prompts.sources import prompts_of_round
+from loop.selection import select
 from loop.session import CHECKPOINTS, LostWeights, Session
-from loop.stages.collecting import collect
 from loop.stages.sampling import Lineage, plan, sample, seed_of
-from loop.stages.training import train
+from loop.stages.training import rows_sha256, train
+from policies.data import build_data
 from policies.evidence import BadEvidence
 from store.checkpoints import manifest_sha256, manifest_size_bytes, sweep_temporaries
 from store.errors import StoreError
@@ -49,17 +51,14 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
         for batch in sample(planned, done, lineage, SamplingParams.model_validate(inputs["decoding"]), sampler):
             session.corpus.add_completions(batch)
             session.safe_point()
-    openings = {prompt.id: prompt.content["opening"] for prompt in prompts}
-    completions = session.corpus.completions(round.run_id, round.number)
-    selections = collect(completions, openings, config.collect, round.run_id, round.number)
-    num_used = sum(selection.used for selection in selections)
-    if not num_used:
-        raise ConfigError(
-            f"all {len(planned)} completions were left out of training (`loopctl samples` says why); "
-            "start again in a new run_dir with other prompts or a lower collect.min_lines"
-        )
-    output = {"num_completions": len(planned), "num_used": num_used}
-    return session.ledger.finish_stage(round, "sampling", number, output, next_state="training", selections=selections)
+    policy = build_data(inputs["data"], ("data",)) if "data" in inputs else config.collect.data  # older stores lack it
+    chosen = select(session, round, policy)
+    output: Json = {"num_completions": len(planned), "num_used": sum(one.used for one in chosen.selections)}
+    if chosen.num_earlier or chosen.earlier_left_out:
+        output |= {"num_earlier": chosen.num_earlier, "earlier_left_out": chosen.earlier_left_out}
+    return session.ledger.finish_stage(
+        round, "sampling", number, output, next_state="training", selections=chosen.selections
+    )
 
 
 def training(session: Session, round: Round, number: int, inputs: Json) -> Round:
@@ -241,16 +240,23 @@ def _leave(session: Session, round: Round, stage: StageName, number: int | None,
 def frozen_input(session: Session, round: Round, stage: StageName) -> Json:
     """What a stage works from. Stored with its first attempt; every later attempt works from what was stored."""
     config = session.loaded.config
+    used, why_adapted = settings_of(session, round)
+    inputs: Json
     match stage:
         case "sampling":
             chosen = prompts_of_round(session.prompts, config.prompts.per_round, config.seed, round.number)
             decoding = config.sampling.model_dump(mode="json", exclude={"num_samples"})
-            return {"checkpoint": round.parent_checkpoint, "prompt_ids": [p.id for p in chosen], "decoding": decoding}
+            decoding |= {"temperature": used.temperature}
+            inputs = {"checkpoint": round.parent_checkpoint, "prompt_ids": [p.id for p in chosen], "decoding": decoding}
+            return inputs | {"data": used.data.model_dump(mode="json"), "adapted": why_adapted}
         case "training":
-            num_rows = sum(selection.used for selection in session.corpus.selections(round.run_id, round.number))
+            num_rows, rows = rows_sha256(session.corpus.training_rows(round.run_id, round.number))
             seed = seed_of(config.seed, "training", round.number)
-            settings = config.training.model_dump(mode="json") | {"seed": seed}
-            return {"checkpoint": round.parent_checkpoint, "num_rows": num_rows, "settings": settings}
+            settings = config.training.model_dump(mode="json") | used.training() | {"seed": seed}
+            inputs = {"checkpoint": round.parent_checkpoint, "num_rows": num_rows, "rows_sha256": rows}
+            inputs |= {"settings": settings}
+            refuse_a_repetition(session, round, inputs)
+            return inputs
         case "evaluating":
             sides = {"head": round.parent_checkpoint, "candidate": round.candidate_checkpoint}
             return sides | ({"best": best} if (best := best_so_far(session)) else {})

@@ -225,7 +225,8 @@ class Service:
         for evaluation in self.session.corpus.evaluations(run.id, run.head_checkpoint):
             if (evaluation.suite_name, evaluation.split) == decides and evaluation.metrics:
                 rate = evaluation.metrics["pass@1"]  # the last: that of a head, which its selection has not flattered
-        return History(verdicts=tuple(decisions), head_pass_rate=rate)
+        num_hours = self.session.ledger.hours_of_work(run.id)
+        return History(verdicts=tuple(decisions), head_pass_rate=rate, num_hours=num_hours)
 
     def _obstacle(self) -> Obstacle | None:
         session, now = self.session, self.clock()

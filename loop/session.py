@@ -23,7 +23,7 @@ from loop.grading.grader import Grader
 from loop.grading.problems import Problem as GradingProblem
 from loop.grading.problems import load_suite
 from loop.models import base_model
-from loop.prompts.sources import load_prompts
+from loop.prompts.sources import load_prompts, load_tests
 from loop.stages.evaluating import yardstick
 from loop.worker import RemoteSampler, RemoteTrainer, Worker
 from policies.policy import Policy
@@ -160,6 +160,7 @@ class Session:
     prompts: list[Prompt]
     suites: list[Yardstick]
     watch: Watch
+    tests: dict[str, GradingProblem] = field(default_factory=dict)  # of prompts, by prompt id, if a data policy asks
     guide: Callable[[Round | None], None] = field(default=lambda round: None)
     wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
 
@@ -229,6 +230,7 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
     if mistakes := check_inputs(loaded):
         raise ConfigError("\n".join(mistakes))
     prompts = load_prompts(config.prompts, config.model, loaded.base_dir)
+    tests = load_tests(config.prompts, config.model, loaded.base_dir) if config.wants_tests else {}
     suites = [_yardstick(loaded, suite) for suite in config.suites]
     grader = Grader(
         config.grading.sandbox, config.grading.timeout_s, config.grading.memory_bytes, config.grading.num_workers
@@ -240,9 +242,9 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         engines = Engines(loaded, watch)
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
-            run = _run(loaded, ledger, corpus, prompts, suites, watch, engines.pulse)
+            run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse)
             policy = config.decide.policy()
-            yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch)
+            yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch, tests)
         finally:
             engines.close()
             with contextlib.suppress(StoreError, OSError):  # what went wrong before matters more
@@ -263,12 +265,15 @@ def _yardstick(loaded: LoadedConfig, suite: SuiteConfig) -> Yardstick:
     return Yardstick(suite, row, problems, graded_as, {prompt.id: prompt for prompt in prompts})
 
 
-def _inputs(prompts: list[Prompt], suites: list[Yardstick]) -> dict[str, Any]:
+def _inputs(prompts: list[Prompt], tests: dict[str, GradingProblem], suites: list[Yardstick]) -> dict[str, Any]:
     """What the configuration's names stand for, by content: a file that changes makes another run."""
-    return {
+    found: dict[str, Any] = {
         "prompts": sha256_of([prompt.id for prompt in prompts]),
         "suites": {suite.config.name: suite.row.sha256 for suite in suites},
     }
+    if tests:
+        found["tests"] = sha256_of({prompt_id: problem.model_dump(mode="json") for prompt_id, problem in tests.items()})
+    return found
 
 
 def _run(
@@ -276,12 +281,13 @@ def _run(
     ledger: Ledger,
     corpus: Corpus,
     prompts: list[Prompt],
+    tests: dict[str, GradingProblem],
     suites: list[Yardstick],
     watch: Watch,
     pulse: Callable[[], None],
 ) -> Run:
     """The run of this directory: found and compared with the configuration, or begun."""
-    settings, inputs = resolved(loaded.config), _inputs(prompts, suites)
+    settings, inputs = resolved(loaded.config), _inputs(prompts, tests, suites)
     run = ledger.run()
     if run is not None:
         _same_run(run, settings, inputs, loaded)
@@ -324,8 +330,9 @@ def _may_write(run_dir: Path) -> None:
 def _same_run(run: Run, settings: dict[str, Any], inputs: dict[str, Any], loaded: LoadedConfig) -> None:
     changed = differences({key: value for key, value in run.config.items() if key != "inputs"}, settings)
     before = run.config["inputs"]
-    if not changed and before["prompts"] != inputs["prompts"]:
-        changed = [f"the prompts of {loaded.config.prompts.source} are not those that the run began with"]
+    if not changed and (before["prompts"], before.get("tests")) != (inputs["prompts"], inputs.get("tests")):
+        what = "prompts" if before["prompts"] != inputs["prompts"] else "tests of the prompts"
+        changed = [f"the {what} of {loaded.config.prompts.source} are not those that the run began with"]
     if not changed:
         changed = [
             f"suite {name} is not the one that the run began with (a problem, the prompt format or a split changed)"

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from policies.mistakes import Path, first_mistake, shown
-from policies.policy import BadPolicy
+from policies.tables import build
 
 
 class _Frozen(BaseModel):
@@ -20,13 +19,14 @@ class _Frozen(BaseModel):
 
 
 class History(_Frozen):
-    """What a stop policy sees: the decisions, oldest first, and the head's figure on the suite that decides.
+    """What a stop policy sees: the decisions, oldest first, the head's figure on the suite that decides, and the hours.
 
     A long run may leave out the oldest. `head_pass_rate` is None while the head has not been evaluated.
     """
 
     verdicts: tuple[Literal["keep", "rollback", "inconclusive"], ...] = ()
     head_pass_rate: float | None = Field(default=None, ge=0.0, le=1.0)
+    num_hours: float = Field(default=0.0, ge=0.0)
 
 
 class Plateau(_Frozen):
@@ -58,37 +58,34 @@ class Target(_Frozen):
         return f"target: the head's pass@1 {reached:.3f} has reached {self.value:g}"
 
 
-Stop = Annotated[Plateau | Target, Field(discriminator="type")]
+class Hours(_Frozen):
+    """Stop after so much machine time, whatever has come of it."""
 
-BUILT_IN: dict[str, type[Plateau] | type[Target]] = {"plateau": Plateau, "target": Target}
+    type: Literal["hours"] = "hours"
+    value: float = Field(gt=0.0, description="Hours of work: what all attempts took, failed ones included.")
+
+    def why(self, history: History) -> str | None:
+        """A reason in words; None to go on."""
+        if history.num_hours < self.value:
+            return None
+        return f"hours: the run has worked {history.num_hours:.1f} hours of {self.value:g}"
 
 
-def why_stop(stops: Sequence[Plateau | Target], history: History) -> str | None:
+Stop = Annotated[Plateau | Target | Hours, Field(discriminator="type")]
+
+BUILT_IN: dict[str, type[Plateau] | type[Target] | type[Hours]] = {
+    "plateau": Plateau,
+    "target": Target,
+    "hours": Hours,
+}
+
+
+def why_stop(stops: Sequence[Plateau | Target | Hours], history: History) -> str | None:
     """The first reason to stop, in the order of loop.toml; None to go on."""
     return next((why for stop in stops if (why := stop.why(history)) is not None), None)
 
 
-def build_stops(tables: Sequence[Mapping[str, Any]]) -> tuple[Plateau | Target, ...]:
+def build_stops(tables: Sequence[Mapping[str, Any]]) -> tuple[Plateau | Target | Hours, ...]:
     """The stop policies of loop.toml's `schedule.stop`. BadPolicy (a ValueError) for the first mistake."""
-    return tuple(_build(table, ("schedule", "stop", index)) for index, table in enumerate(tables))
-
-
-def _build(table: Mapping[str, Any], where: Path) -> Plateau | Target:
-    known = ", ".join(BUILT_IN)
-    if not isinstance(table, Mapping):
-        raise BadPolicy(where, f'{shown(table)} is not a table; give one such as {{ type = "plateau", rounds = 5 }}')
-    if "type" not in table:
-        raise BadPolicy(where, f"type is missing; known types: {known}")
-    stop_type = table["type"]
-    if not isinstance(stop_type, str) or stop_type not in BUILT_IN:
-        raise BadPolicy((*where, "type"), f"unknown type {shown(stop_type)}; known types: {known}")
-    found = BUILT_IN[stop_type]
-    try:
-        return found.model_validate(dict(table))
-    except ValidationError as error:
-        path, problem = first_mistake(error)
-        if problem == "unknown key":
-            problem += f"; the keys of {stop_type!r} are {', '.join(found.model_fields)}"
-        elif path and (field := found.model_fields.get(str(path[0]))) is not None and field.description:
-            problem += f" ({field.description.rstrip('.')})"
-        raise BadPolicy((*where, *path), problem) from None
+    example = '{ type = "plateau", rounds = 5 }'
+    return tuple(build(BUILT_IN, table, ("schedule", "stop", index), example) for index, table in enumerate(tables))

@@ -15,7 +15,7 @@ from store.canonical import compact_json, escape, sha256_of, sha256_of_text
 from store.db import Row, execute, insert, query, scalar, transaction, unpack
 from store.errors import Conflict
 from store.evaluations import Evaluations
-from store.records import Completion, DecodeSettings, Json, Prompt, Selection
+from store.records import Completion, CompletionText, CompletionVerdict, DecodeSettings, Json, Prompt, Selection
 
 PAGE = 500  # rows held in memory by a streaming read
 _COVERED = [field.name for field in fields(Completion) if field.name not in ("created_at", "sha256")]
@@ -116,6 +116,22 @@ class Corpus(Evaluations):
             yield from _completions(rows)
             given["after"] = rows[-1]["arrival"]
 
+    def texts(self, run_id: str, round: int) -> Iterator[CompletionText]:
+        """A round's training corpus without token ids and lineage, in order of arrival."""
+        sql = (
+            "SELECT arrival, id, prompt_id, sample_index, num_tokens, text FROM completions WHERE evaluation_id IS NULL "
+            f"AND run_id = ? AND round = ? AND arrival > ? ORDER BY arrival LIMIT {PAGE}"
+        )
+        after = 0
+        while rows := query(self.db, sql, (run_id, round, after)):
+            yield from (unpack(CompletionText, row) for row in rows)
+            after = rows[-1]["arrival"]
+
+    def texts_of(self, completion_ids: Iterable[str]) -> dict[str, str]:
+        """Texts by completion id; as many as are asked for are held in memory."""
+        sql = "SELECT id, text FROM completions WHERE id IN (SELECT value FROM json_each(?))"
+        return {row["id"]: row["text"] for row in query(self.db, sql, (json.dumps(list(completion_ids)),))}
+
     def completion(self, completion_id: str) -> Completion | None:
         """One completion by its id."""
         rows = query(self.db, "SELECT * FROM completions WHERE id = ?", (completion_id,))
@@ -173,6 +189,19 @@ class Corpus(Evaluations):
         while rows := query(self.db, sql, (run_id, round, *after)):
             yield from (unpack(Selection, row) for row in rows)
             after = (rows[-1]["position"], rows[-1]["completion_id"])
+
+    def add_test_results(self, batch: Iterable[CompletionVerdict]) -> int:
+        """Store how completions did on their prompts' tests; how many are new. The first result of each stands."""
+        with transaction(self.db):
+            return insert(self.db, "test_results", batch, clause="ON CONFLICT (completion_id) DO NOTHING")
+
+    def test_verdicts(self, run_id: str, round: int) -> dict[str, str]:
+        """What is known so far of a round's completions: "passed" or how not, by completion id."""
+        sql = (
+            "SELECT t.completion_id, t.verdict FROM completions AS c JOIN test_results AS t ON t.completion_id = c.id "
+            "WHERE c.evaluation_id IS NULL AND c.run_id = ? AND c.round = ?"
+        )
+        return {row["completion_id"]: row["verdict"] for row in query(self.db, sql, (run_id, round))}
 
     def _known(self, ids: list[str]) -> dict[str, str]:
         sql = "SELECT id, sha256 FROM completions WHERE id IN (SELECT value FROM json_each(?))"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from store import events
@@ -404,6 +405,14 @@ class Ledger:
         rows = query(self.db, f"SELECT * FROM attempts WHERE {where} ORDER BY attempt", (run_id, number, name))
         return [unpack(Attempt, row) for row in rows]
 
+    def hours_of_work(self, run_id: str) -> float:
+        """What all attempts took that have an end, failed ones included. One whose process vanished has none."""
+        sql = (
+            "SELECT coalesce(sum(max(0.0, julianday(finished_at) - julianday(started_at))), 0.0) * 24 AS hours "
+            "FROM attempts WHERE run_id = ? AND finished_at IS NOT NULL"
+        )
+        return float(query(self.db, sql, (run_id,))[0]["hours"])
+
     # Decisions
 
     def decide(
@@ -460,6 +469,12 @@ class Ledger:
         """What the newest decisions said, oldest first."""
         sql = "SELECT verdict FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
         return [row["verdict"] for row in query(self.db, sql, (run_id, num))][::-1]
+
+    def verdicts_on(self, run_id: str, checkpoint: str, num: int) -> list[DecisionVerdict]:
+        """What the newest decisions in a row said that were taken with this checkpoint as the head, oldest first."""
+        sql = "SELECT verdict, head_before FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
+        found = query(self.db, sql, (run_id, num))
+        return [row["verdict"] for row in takewhile(lambda row: row["head_before"] == checkpoint, found)][::-1]
 
     def last_decision(self, run_id: str) -> DecisionRow | None:
         """The newest decision; None if there is none yet."""

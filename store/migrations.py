@@ -275,7 +275,18 @@ CREATE TABLE control ( -- What people and failures have asked of a run, until it
 CREATE INDEX evaluations_of_suite ON evaluations (run_id, suite_name, round);
 """
 
+_TEST_RESULTS = """
+CREATE TABLE test_results ( -- Which completions of the training corpus pass their prompts' tests, where a data policy asks.
+    completion_id TEXT PRIMARY KEY REFERENCES completions (id), -- The completion.
+    verdict TEXT NOT NULL CHECK (verdict IN ('passed', 'failed', 'timeout', 'error', 'no_code')), -- The outcome.
+    detail TEXT NOT NULL, -- What the grader saw, shortened.
+    duration_s REAL NOT NULL, -- Wall time of the grading.
+    sandbox TEXT NOT NULL -- The level of isolation that it ran under.
+) STRICT, WITHOUT ROWID;
+"""
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "the first schema", _TABLES + _TRIGGERS + _VIEWS),
     Migration(2, "control", _CONTROL),
+    Migration(3, "test results", _TEST_RESULTS),
 )

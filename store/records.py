@@ -154,6 +154,28 @@ class Completion:
 
 
 @dataclass(frozen=True, slots=True)
+class CompletionText:
+    """As much of a completion as it takes to say whether training may see it: no token ids, no lineage."""
+
+    id: str
+    prompt_id: str
+    sample_index: int
+    num_tokens: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionVerdict:
+    """Whether a completion of the training corpus passes its prompt's tests."""
+
+    completion_id: str
+    verdict: Literal["passed", "failed", "timeout", "error", "no_code"]
+    detail: str
+    duration_s: float
+    sandbox: str
+
+
+@dataclass(frozen=True, slots=True)
 class Selection:
     """Whether a round's fine-tune saw a completion, and if not, why."""
 

@@ -14,9 +14,23 @@ PLATEAU, TARGET = {"type": "plateau", "rounds": 3}, {"type": "target", "value": 
 VERDICTS = {"k": "keep", "r": "rollback", "i": "inconclusive"}
 
 
-def history(verdicts: str, rate: float | None = None) -> History:
+def history(verdicts: str, rate: float | None = None, num_hours: float = 0.0) -> History:
     """A history of verdicts by their first letter, oldest first."""
-    return History.model_validate({"verdicts": tuple(VERDICTS[letter] for letter in verdicts), "head_pass_rate": rate})
+    given = tuple(VERDICTS[letter] for letter in verdicts)
+    return History.model_validate({"verdicts": given, "head_pass_rate": rate, "num_hours": num_hours})
+
+
+@pytest.mark.parametrize(
+    ("num_hours", "reason"),
+    [
+        (0.0, None),
+        (47.99, None),
+        (48.0, "hours: the run has worked 48.0 hours of 48"),
+        (50.04, "hours: the run has worked 50.0 hours of 48"),
+    ],
+)
+def test_it_stops_after_so_many_hours_of_work(num_hours: float, reason: str | None) -> None:
+    assert why_stop(build_stops([{"type": "hours", "value": 48.0}]), history("kkk", 0.3, num_hours)) == reason
 
 
 @pytest.mark.parametrize(
@@ -49,10 +63,10 @@ def test_when_it_stops(stops: list[dict[str, Any]], verdicts: str, rate: float |
 @pytest.mark.parametrize(
     ("stops", "line"),
     [
-        ([{}], "schedule.stop[0]: type is missing; known types: plateau, target"),
-        ([PLATEAU, {"type": "platau"}], "schedule.stop[1].type: unknown type 'platau'; known types: plateau, target"),
-        ([{"type": 3}], "schedule.stop[0].type: unknown type 3; known types: plateau, target"),
-        ([{"type": ["a"]}], "schedule.stop[0].type: unknown type ['a']; known types: plateau, target"),
+        ([{}], "schedule.stop[0]: type is missing; known types: plateau, target, hours"),
+        ([PLATEAU, {"type": "platau"}], "schedule.stop[1].type: unknown type 'platau'; known types: plateau, target, hours"),
+        ([{"type": 3}], "schedule.stop[0].type: unknown type 3; known types: plateau, target, hours"),
+        ([{"type": ["a"]}], "schedule.stop[0].type: unknown type ['a']; known types: plateau, target, hours"),
         ([3], "schedule.stop[0]: 3 is not a table; give one such as { type = \"plateau\", rounds = 5 }"),
         (
             [{"type": "plateau"}],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loop.config import Model, Prompts
 from loop.errors import ConfigError
 from loop.prompts import sources
-from loop.prompts.sources import load_prompts, prompts_of_round
+from loop.prompts.sources import load_prompts, load_tests, prompts_of_round
 from store.canonical import sha256_of
 from store.records import Prompt
 
@@ -166,6 +166,39 @@ def test_a_data_set_on_disk(data_set: Path) -> None:
     assert [prompt.name for prompt in found] == ["a", "b", "e"]
     asked = [prompt.content["messages"][0]["content"] for prompt in found]
     assert ["standard input" in question for question in asked] == [False, True, True]
+
+
+def test_the_tests_of_a_data_sets_prompts(tmp_path: Path) -> None:
+    """The published files' own keys survive the child; rows without tests are passed over."""
+    (tmp_path / "tasks").mkdir()
+    write(
+        tmp_path / "tasks" / "train.jsonl",
+        {"task_id": 7, "text": "Add one to a number, as add(a).", "test_list": ["assert add(1) == 2"], "code": "x"},
+        {"task_id": 8, "text": "Print a poem.", "test_list": [], "code": "x"},
+    )
+    prompts = Prompts(source="tasks", statement_column="text", starter_code_column=None)
+    [first, _second] = load_prompts(prompts, MODEL, tmp_path)
+    [(prompt_id, tested)] = load_tests(prompts, MODEL, tmp_path).items()
+    assert prompt_id == first.id
+    assert (tested.task_id, tested.kind, tested.payload["tests"]) == ("7", "mbpp", ["assert add(1) == 2"])
+
+
+def test_tests_of_prompts_in_a_file(tmp_path: Path) -> None:
+    own = {"statement": "Return one.", "signature": "def one():", "test_list": ["assert one() == 1"]}
+    write(tmp_path / "p.jsonl", ROWS[0], own, {**own, "test_list": ["assert one() == 2"]}, ROWS[1])
+    prompts = Prompts(source="p.jsonl")
+    asked = {prompt.id: prompt.name for prompt in load_prompts(prompts, MODEL, tmp_path)}
+    [(prompt_id, tested)] = load_tests(prompts, MODEL, tmp_path).items()
+    assert asked[prompt_id] == tested.task_id == "2" and tested.prompt_code == "def one():"
+    assert tested.payload["tests"] == ["assert one() == 1"], "of equal prompts the first"
+    with pytest.raises(ConfigError, match="no row of .* has tests"):
+        load_tests(Prompts(source="p.jsonl", limit=1), MODEL, tmp_path)
+    write(tmp_path / "p.jsonl", {**own, "test_list": ["one() == 1"]}, {**own, "test_list": "assert"})
+    with pytest.raises(ConfigError) as caught:
+        load_tests(prompts, MODEL, tmp_path)
+    first, second = str(caught.value).splitlines()
+    assert first.endswith("p.jsonl:1: test 1 of test_list asserts nothing; write it as an assert statement")
+    assert "p.jsonl:2: test_list is not a list of strings" in second
 
 
 def test_mistakes_with_a_data_set_are_one_line(data_set: Path) -> None:

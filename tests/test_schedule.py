@@ -557,7 +557,7 @@ def load(directory: Path, text: str) -> Config:
         ("until = 2026-12-24T08:00:00",
          ["12: schedule.until: 2026-12-24 08:00:00 is a date or time; no key takes one (text stands in quotes)"]),
         ('stop = [\n { type = "plateau", rounds = 5 },\n { type = "taget", value = 0.5 },\n]',
-         ["14: schedule.stop[1].type: unknown type 'taget'; known types: plateau, target"]),
+         ["14: schedule.stop[1].type: unknown type 'taget'; known types: plateau, target, hours"]),
         ('stop = [{ type = "plateau", round = 5, rounds = 5 }]',
          ["12: schedule.stop[0].round: unknown key; the keys of 'plateau' are type, rounds"]),
         ('stop = [{ type = "plateau" }, 3]',

@@ -292,6 +292,12 @@ def test_until_and_stop_policies_end_the_run(tmp_path: Path) -> None:
         around.beating = [lambda: None] * 30 + [lambda: setattr(around, "now", START + timedelta(hours=1))]
         ending = service.run()
         assert ending.state == "idle" and "schedule.until (2026-03-02T12:30) has passed" in (ending.reason or "")
+    hours = '[schedule]\nstop = [{ type = "hours", value = 10 }]\n'
+    with serving(tmp_path / "hours", hours, rounds=0) as (service, around, _session):
+        around.beating = [lambda: setattr(around, "now", around.now + timedelta(hours=1))] * 200
+        ending = service.run()
+        assert ending.state == "idle" and "schedule.stop: hours: the run has worked" in (ending.reason or "")
+        assert around.rounds, "the round that is going on is brought to its end"
     target = '[schedule]\nstop = [{ type = "target", value = 0.5 }]\n'
     with serving(tmp_path / "target", target, rounds=0) as (service, around, _session):
         ending = service.run()

@@ -16,7 +16,7 @@ from store.canonical import canonical_json, escape, sha256_of, unescape
 from store.corpus import Corpus, completion_sha256, num_bytes
 from store.db import open_database, scalar
 from store.errors import Conflict, StaleState, StoreError
-from store.records import Completion, Prompt, Suite, Verdict
+from store.records import Completion, CompletionText, CompletionVerdict, Prompt, Suite, Verdict
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]) | st.sampled_from("\0\u241b\ud800\udfff'\"%_\\"))
 ANY_JSON = st.recursive(
@@ -253,3 +253,23 @@ def test_a_reader_can_use_every_read(tmp_path: Path) -> None:
     assert len(corpus.search(text="return")) == len(list(corpus.completions(world.run.id))) == 3
     with pytest.raises(StoreError, match="readonly|query_only|cannot be opened or written"):
         corpus.add_decode_settings({})
+
+
+def test_bare_texts_and_how_completions_do_on_their_prompts_tests() -> None:
+    world = World()
+    world.whole_round(num_completions=3)
+    run = world.run.id
+    rows = list(world.corpus.completions(run, 1))
+    assert list(world.corpus.texts(run, 1)) == [
+        CompletionText(row.id, row.prompt_id, row.sample_index, row.num_tokens, row.text) for row in rows
+    ]
+    assert list(world.corpus.texts(run, 2)) == [] and world.corpus.texts_of([]) == {}
+    assert world.corpus.texts_of([rows[1].id, "unknown"]) == {rows[1].id: rows[1].text}
+    passed = CompletionVerdict(rows[0].id, "passed", "", 0.1, "bubblewrap")
+    failed = CompletionVerdict(rows[2].id, "timeout", "not finished after 5 s", 5.0, "bubblewrap")
+    assert world.corpus.add_test_results([passed, failed]) == 2
+    assert world.corpus.add_test_results([dataclasses.replace(passed, verdict="failed")]) == 0, "the first stands"
+    assert world.corpus.test_verdicts(run, 1) == {rows[0].id: "passed", rows[2].id: "timeout"}
+    assert world.corpus.test_verdicts(run, 2) == {}
+    with pytest.raises(StoreError):
+        world.corpus.add_test_results([dataclasses.replace(passed, completion_id="unknown")])

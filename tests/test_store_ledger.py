@@ -41,6 +41,29 @@ def test_a_round_from_beginning_to_end() -> None:
     assert [c.round for c in world.ledger.checkpoints(run.id)] == [0, 1, 2]
 
 
+def test_verdicts_in_a_row_on_one_head_and_the_hours_of_work() -> None:
+    world = World()
+    ledger, run, base = world.ledger, world.run.id, world.run.base_checkpoint
+    assert ledger.verdicts_on(run, base, 10) == [] and ledger.hours_of_work(run) == 0.0
+    world.whole_round("rollback")
+    world.whole_round("inconclusive")
+    assert ledger.verdicts_on(run, base, 10) == ["rollback", "inconclusive"]
+    assert ledger.verdicts_on(run, base, 1) == ["inconclusive"]
+    head = world.whole_round("keep").candidate_checkpoint or ""
+    assert ledger.verdicts_on(run, base, 10) == ["rollback", "inconclusive", "keep"]
+    assert ledger.verdicts_on(run, head, 10) == []
+    world.whole_round("rollback")
+    assert ledger.verdicts_on(run, head, 10) == ["rollback"] and ledger.verdicts_on(run, base, 10) == []
+    before = ledger.hours_of_work(run)
+    round = ledger.begin_round(run)
+    ledger.now = lambda: "2026-03-01T10:00:00.000000Z"
+    attempt = ledger.begin_attempt(round, "sampling", {})
+    ledger.now = lambda: "2026-03-01T11:30:00.000000Z"
+    assert ledger.hours_of_work(run) == before, "what goes on has no end yet"
+    ledger.fail_attempt(round, "sampling", attempt, "broken", "again")
+    assert ledger.hours_of_work(run) == pytest.approx(before + 1.5)
+
+
 def test_only_one_round_is_open() -> None:
     world = World()
     round = world.ledger.begin_round(world.run.id)

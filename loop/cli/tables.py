@@ -155,6 +155,8 @@ def round_report(answer: Json, width: int) -> Group:
         for gate in answer["gates"]:
             kind = (f"{safe(gate['type'])}: ", STYLES.get(gate["verdict"], ""))
             facts.add_row("", Text.assemble(kind, safe(gate["reason"])))
+    if answer["adapted"]:
+        facts.add_row("adapted", cell(safe(answer["adapted"])))
     if answer["training"]["num_used"] or answer["training"]["num_left_out"]:
         facts.add_row("training", cell(_training_words(answer["training"])))
     if answer["stages"]:
@@ -174,6 +176,8 @@ def _verdict(answer: Json) -> Text:
 def _training_words(training: Json) -> str:
     total = training["num_used"] + training["num_left_out"]
     words = f"saw {training['num_used']:,} of {count(total, 'completion')}"
+    if training["num_earlier"]:
+        words += f", {training['num_earlier']:,} of them from earlier rounds"
     if training["left_out"]:
         reasons = ", ".join(f"{number:,} {safe(reason)}" for reason, number in training["left_out"].items())
         words += f" (left out: {reasons})"

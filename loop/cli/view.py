@@ -259,9 +259,23 @@ def whole_round(found: Reader, number: int) -> Json | None:
         "signals": decision.evidence.get("signals") if decision else None,
         "suites": {name: _suite(found, round, name, evaluations) for name in _suites_of(found, round, evaluations)},
         "training": _training(found, round),
-        "settings": {key: run.config[key] for key in ("model", "sampling", "collect", "training", "seed")},
+        **_settings(found, round),
         "stages": stages,
     }
+
+
+def _settings(found: Reader, round: Round) -> Json:
+    """The settings that the round really used, and what in them was changed after rollbacks, in one line."""
+    settings = {key: found.run.config[key] for key in ("model", "sampling", "collect", "training", "seed")}
+    inputs = {stage.name: stage.input for stage in found.ledger.stages(found.run.id, round.number)}
+    sampling = inputs.get("sampling", {})
+    if "decoding" in sampling:
+        settings["sampling"] = settings["sampling"] | sampling["decoding"]
+    if "data" in sampling:
+        settings["collect"] = settings["collect"] | {"data": sampling["data"]}
+    if used := inputs.get("training", {}).get("settings"):
+        settings["training"] = settings["training"] | {key: used[key] for key in settings["training"] if key in used}
+    return {"settings": settings, "adapted": sampling.get("adapted")}
 
 
 def _suites_of(found: Reader, round: Round, evaluations: Evaluations) -> list[str]:
@@ -295,11 +309,14 @@ def _training(found: Reader, round: Round) -> Json:
         used += selection.used
         if not selection.used:
             left_out[re.sub(r" \(.*\)$", "", selection.reason or "no reason given")] += 1
+    sampling = found.ledger.stage(found.run.id, round.number, "sampling")
+    sampled = sampling.output if sampling and sampling.output else {}
     stage = found.ledger.stage(found.run.id, round.number, "training")
     output = stage.output if stage and stage.output else {}
     losses = output.get("losses") or []
     return {
         "num_used": used,
+        "num_earlier": sampled.get("num_earlier", 0),
         "num_left_out": sum(left_out.values()),
         "left_out": dict(left_out.most_common()),
         "num_steps": output.get("num_steps"),

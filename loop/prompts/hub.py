@@ -60,7 +60,8 @@ def rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if digest in seen:
             continue
         seen.add(digest)
-        kept = {name: row[name] for name in (*_NAME_COLUMNS, statement_column, starter_code_column) if name in row}
+        names = (*_NAME_COLUMNS, statement_column, starter_code_column, *request.get("also", ()))
+        kept = {name: row[name] for name in names if name in row}
         yield {"row": number, **{name: _plain(value) for name, value in kept.items()}}
         if len(seen) == request["limit"]:
             return

@@ -22,6 +22,8 @@ from typing import IO, Any, Literal, cast
 
 from loop.config import Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
+from loop.grading.problems import Problem as TestedProblem
+from loop.grading.problems import UntestedProblem, problem_of
 from loop.prompts.templates import ask, content, opening
 from store.canonical import sha256_of
 from store.records import Prompt
@@ -30,6 +32,9 @@ SourceKind = Literal["starter", "file", "local", "hub"]
 
 _ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.hub writes other rows
 _NAME_KEYS = ("id", "task_id", "question_id", "name")
+_TEST_KEYS = ("test_list", "test", "public_test_cases", "private_test_cases")
+# what a row needs beside its statement to be a problem with tests
+_PROBLEM_KEYS = (*_TEST_KEYS, "test_setup_code", "test_imports", "prompt", "entry_point", "code", "metadata")
 _MOST_BROKEN_LINES = 10
 _HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 _SOURCES = 'give "starter", a .jsonl or .jsonl.gz file, a data set on disk, or owner/name of one on the hub'
@@ -58,16 +63,39 @@ def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path
     from `cache_dir` (default: `default_cache_dir()`). Raises ConfigError, with a line for each broken row, and
     PermissionDenied.
     """
-    kind = source_kind(prompts.source, base_dir)
-    rows: Iterable[tuple[str, str, dict[str, Any]]]
-    if kind == "starter":
-        shipped = importlib.resources.files("loop.prompts") / "starter.jsonl"
-        rows = _rows_of_lines(shipped.read_bytes().split(b"\n"), "starter.jsonl")
-    elif kind == "file":
-        rows = _rows_of_file(_path(prompts.source, base_dir))
-    else:
-        rows = _rows_of_data_set(prompts, kind, base_dir, cache_dir or default_cache_dir())
-    return _distinct(rows, prompts, model)
+    return _distinct(_rows(prompts, base_dir, cache_dir), prompts, model)
+
+
+def load_tests(
+    prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None
+) -> dict[str, TestedProblem]:
+    """The tests of the prompts that have some, by prompt id: HumanEval's, MBPP's or LiveCodeBench's keys in their rows.
+
+    Of equal prompts the first that has tests counts. ConfigError if a test is broken, or if no prompt has any.
+    """
+    found: dict[str, TestedProblem] = {}
+    ids: set[str] = set()
+    broken: list[str] = []
+    for place, number, row in _rows(prompts, base_dir, cache_dir, with_tests=True):
+        prompt = _prompt(row, number, prompts, model)
+        if prompt.id not in ids and len(ids) == prompts.limit:
+            break
+        ids.add(prompt.id)
+        try:
+            tested = _tested(row, prompt, prompts, place)
+        except ConfigError as error:
+            broken.append(str(error))
+            continue
+        if tested is not None:
+            found.setdefault(prompt.id, tested)
+    if broken:
+        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES]))
+    if not found:
+        raise ConfigError(
+            f"no row of {_shown(prompts.source)} has tests, and passed_tests asks for them; "
+            "give rows with test_list, test or public_test_cases, or leave passed_tests out"
+        )
+    return found
 
 
 def prompts_of_round(prompts: Sequence[Prompt], per_round: int | None, seed: int, round_number: int) -> list[Prompt]:
@@ -125,6 +153,18 @@ def default_cache_dir() -> Path:
 # Rows to prompts
 
 
+def _rows(
+    prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: bool = False
+) -> Iterable[tuple[str, str, dict[str, Any]]]:
+    kind = source_kind(prompts.source, base_dir)
+    if kind == "starter":
+        shipped = importlib.resources.files("loop.prompts") / "starter.jsonl"
+        return _rows_of_lines(shipped.read_bytes().split(b"\n"), "starter.jsonl")
+    if kind == "file":
+        return _rows_of_file(_path(prompts.source, base_dir))
+    return _rows_of_data_set(prompts, kind, base_dir, cache_dir or default_cache_dir(), with_tests)
+
+
 def _distinct(rows: Iterable[tuple[str, str, dict[str, Any]]], prompts: Prompts, model: Model) -> list[Prompt]:
     """Rows come as (place for messages, name if the row has none, row)."""
     found: dict[str, Prompt] = {}
@@ -174,6 +214,25 @@ def _prompt(row: dict[str, Any], number: str, prompts: Prompts, model: Model) ->
     )
     name = next((row[key] for key in _NAME_KEYS if isinstance(row.get(key), str | int) and row[key] != ""), number)
     return Prompt(id=sha256_of(asked), source=prompts.source, name=str(name), statement=statement, content=asked)
+
+
+def _tested(row: Mapping[str, Any], prompt: Prompt, prompts: Prompts, place: str) -> TestedProblem | None:
+    """The row as a problem of the format that its tests are in; None if it has no tests."""
+    if not any(row.get(key) for key in _TEST_KEYS):
+        return None
+    column = prompts.starter_code_column
+    starter_code = str((row.get(column) if column is not None else "") or "")
+    if row.get("test_list"):
+        whole = {"task_id": prompt.name, "text": prompt.statement} | dict(row) | {"signature": starter_code}
+    elif row.get("test"):
+        whole = {"task_id": prompt.name, "prompt": starter_code or prompt.statement} | dict(row)
+    else:
+        own = {"question_id": prompt.name, "question_content": prompt.statement}
+        whole = own | dict(row) | {"starter_code": starter_code}
+    try:
+        return problem_of(whole, place)
+    except UntestedProblem:
+        return None
 
 
 def _text(row: Mapping[str, Any], column: str, option: str) -> str:
@@ -246,10 +305,10 @@ def _row(raw: bytes) -> dict[str, Any]:
 
 
 def _rows_of_data_set(
-    prompts: Prompts, kind: SourceKind, base_dir: Path, cache_dir: Path
+    prompts: Prompts, kind: SourceKind, base_dir: Path, cache_dir: Path, with_tests: bool
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """From the hub once, then from the cache; from disk every time, since what is there may have changed."""
-    request = {
+    request: dict[str, Any] = {
         "version": _ROWS_VERSION,
         "source": prompts.source,
         "config": prompts.config,
@@ -258,6 +317,8 @@ def _rows_of_data_set(
         "columns": [prompts.statement_column, prompts.starter_code_column],
         "limit": prompts.limit,
     }
+    if with_tests:
+        request["also"] = list(_PROBLEM_KEYS)
     if kind == "hub":
         rows = cache_dir / f"{sha256_of(request)[:32]}.jsonl"
         if not rows.exists():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.engines.base import CheckpointRef, Trainer, TrainingResult, TrainingRow
+from store.canonical import compact_json
 from store.checkpoints import commit_directory, temporary_directory
 from store.records import Completion, Json
 
@@ -20,6 +22,15 @@ class Trained:
     path: Path
     manifest: Json
     result: TrainingResult
+
+
+def rows_sha256(rows: Iterable[Completion]) -> tuple[int, str]:
+    """How many rows, and one hash over all tokens that the fine-tune gets, in order."""
+    num_rows, digest = 0, hashlib.sha256()
+    for completion in rows:
+        num_rows += 1
+        digest.update(compact_json([completion.prompt_token_ids, completion.token_ids]).encode() + b"\n")
+    return num_rows, digest.hexdigest()
 
 
 def train(

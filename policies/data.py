@@ -1,0 +1,247 @@
+"""Which completions the next fine-tune sees: pure functions of what completions are, not of what they say.
+
+A data policy is a frozen pydantic model chosen by `type` in loop.toml's `collect.data`; its fields are the keys there. It
+only selects: the corpus keeps everything. The round's own completions are *fresh*; *earlier* ones are those of the rounds
+before it on the way from the base to the present head. A round that was rolled back is among them: its completions were
+drawn from the head, whatever became of the candidate. What no policy ever sees is what `[collect]` leaves out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from policies.mistakes import Path
+from policies.tables import build
+
+SHINGLE = 5  # characters
+
+
+@dataclass(frozen=True, slots=True)
+class PastRound:
+    """A round before the present one that has finished sampling, on the way to the present head."""
+
+    number: int
+    kept: bool
+    from_base: bool  # its completions were drawn from the base
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A completion that may be trained on, without its text: a million of them fit into memory."""
+
+    id: str
+    round: int
+    prompt_id: str
+    sample_index: int
+    num_tokens: int
+    from_base: bool = False
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    type: str
+    dedup: Literal["none", "exact", "near"] = Field(
+        "none", description="Of completions of one prompt that are the same, or nearly so, the newest alone is used."
+    )
+    near_similarity: float = Field(
+        0.9, gt=0.0, le=1.0, description="Nearly the same: so much of all runs of 5 characters is common (Jaccard)."
+    )
+    min_tokens: int = Field(0, ge=0, description="Shorter completions are not used.")
+    max_tokens: PositiveInt | None = Field(None, description="Longer completions are not used.")
+    passed_tests: bool = Field(False, description="Use only completions that pass the tests of their prompt.")
+    without_tests: Literal["keep", "drop"] = Field(
+        "keep", description="With passed_tests: what happens to completions of prompts that have no tests."
+    )
+
+    @model_validator(mode="after")
+    def _limits(self) -> _Data:
+        if self.max_tokens is not None and self.max_tokens < self.min_tokens:
+            raise ValueError(
+                f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}; nothing would be left"
+            )
+        return self
+
+    def wanted(self, past: Sequence[PastRound]) -> list[int]:
+        """The earlier rounds whose completions come into question."""
+        return []
+
+    def draw(self, usable: Sequence[Candidate], round: int, seed: int) -> set[str]:
+        """The ids that are used, whatever the order of `usable`. The same seed draws the same."""
+        return {candidate.id for candidate in usable}
+
+    def not_drawn(self) -> str:
+        """Why a usable completion was not drawn."""
+        return "not drawn"
+
+
+class _WithEarlier(_Data):
+    only_kept: bool = Field(False, description="Of the earlier rounds take only those that were kept.")
+
+    def wanted(self, past: Sequence[PastRound]) -> list[int]:
+        """See `_Data.wanted`."""
+        return sorted(one.number for one in past if one.kept or not self.only_kept)
+
+
+class Replace(_Data):
+    """The round's own completions."""
+
+    type: Literal["replace"] = "replace"
+
+
+class Accumulate(_WithEarlier):
+    """The round's own and all earlier completions."""
+
+    type: Literal["accumulate"] = "accumulate"
+
+
+class Window(_WithEarlier):
+    """The completions of the last rounds, this one among them."""
+
+    type: Literal["window"] = "window"
+    rounds: PositiveInt = Field(description="How many rounds, this one among them.")
+
+    def wanted(self, past: Sequence[PastRound]) -> list[int]:
+        """See `_Data.wanted`."""
+        return super().wanted(past)[-(self.rounds - 1) :] if self.rounds > 1 else []
+
+
+class Mix(_WithEarlier):
+    """All fresh completions, and as many others as it takes for these to have their shares.
+
+    Fewer where there are not so many. Base samples are drawn first; the earlier ones are any that are left.
+    """
+
+    type: Literal["mix"] = "mix"
+    earlier: float = Field(
+        0.0, ge=0.0, lt=1.0, description="Share of the training rows that comes from earlier rounds."
+    )
+    base: float = Field(0.0, ge=0.0, lt=1.0, description="Share that was drawn from the base model (round 1's).")
+
+    @model_validator(mode="after")
+    def _shares(self) -> Mix:
+        if not self.earlier and not self.base:
+            raise ValueError('has neither earlier nor base; give a share, or type = "replace"')
+        if self.earlier + self.base >= 1.0:
+            raise ValueError(f"earlier {self.earlier:g} and base {self.base:g} leave no share for fresh completions")
+        return self
+
+    def wanted(self, past: Sequence[PastRound]) -> list[int]:
+        """See `_Data.wanted`."""
+        return super().wanted([one for one in past if self.earlier or one.from_base])
+
+    def draw(self, usable: Sequence[Candidate], round: int, seed: int) -> set[str]:
+        """See `_Data.draw`."""
+        chosen = {candidate.id for candidate in usable if candidate.round == round}
+        num_rows = len(chosen) / (1.0 - self.earlier - self.base)
+        for share, only_base in ((self.base, True), (self.earlier, False)):
+            left = (one for one in usable if one.id not in chosen and (one.from_base or not only_base))
+            chosen |= _sample(left, int(share * num_rows + 1e-9), seed)
+        return chosen
+
+
+class Pool(_WithEarlier):
+    """A sample of fixed size of the round's own and all earlier completions."""
+
+    type: Literal["pool"] = "pool"
+    size: PositiveInt = Field(description="How many completions training sees.")
+
+    def draw(self, usable: Sequence[Candidate], round: int, seed: int) -> set[str]:
+        """See `_Data.draw`."""
+        return _sample(usable, self.size, seed)
+
+    def not_drawn(self) -> str:
+        """See `_Data.not_drawn`."""
+        return f"not drawn from the pool (for the {self.size} that are used)"
+
+
+Data = Annotated[Replace | Accumulate | Window | Mix | Pool, Field(discriminator="type")]
+AnyData = Replace | Accumulate | Window | Mix | Pool
+
+BUILT_IN: dict[str, type[AnyData]] = {
+    "replace": Replace,
+    "accumulate": Accumulate,
+    "mix": Mix,
+    "window": Window,
+    "pool": Pool,
+}
+
+
+def build_data(table: object, where: Path) -> AnyData:
+    """The data policy of a table such as `collect.data`. BadPolicy (a ValueError) for the first mistake."""
+    return build(BUILT_IN, table, where, '{ type = "accumulate" }')
+
+
+def why_not(policy: AnyData, candidate: Candidate, verdict: str | None) -> str | None:
+    """Why one completion is not used, whatever the others are; None if it may be.
+
+    `verdict`: how it did on its prompt's tests ("passed", "failed", ...); None if there are none, or none are wanted.
+    """
+    if candidate.num_tokens < policy.min_tokens:
+        return f"shorter than min_tokens ({candidate.num_tokens} of {policy.min_tokens} tokens)"
+    if policy.max_tokens is not None and candidate.num_tokens > policy.max_tokens:
+        return f"longer than max_tokens ({candidate.num_tokens} of {policy.max_tokens} tokens)"
+    if policy.passed_tests and verdict is None and policy.without_tests == "drop":
+        return "its prompt has no tests"
+    if policy.passed_tests and verdict not in (None, "passed"):
+        return f"did not pass its prompt's tests ({verdict})"
+    return None
+
+
+def by_age(candidate: Candidate) -> tuple[int, int, str]:
+    """Sorts the completions of one prompt, the newest first: of those that are the same, that one stays."""
+    return -candidate.round, candidate.sample_index, candidate.id
+
+
+def repeats(policy: AnyData, candidates: Collection[Candidate], texts: Mapping[str, str]) -> dict[str, Candidate]:
+    """Of one prompt's completions those that repeat another, and which; none repeats one that repeats one itself.
+
+    Every text is compared with all that stay, so this is for one prompt at a time and not for a corpus.
+    """
+    if policy.dedup == "none":
+        return {}
+    found: dict[str, Candidate] = {}
+    first: dict[str, Candidate] = {}  # by text
+    stay: list[tuple[Candidate, frozenset[str]]] = []
+    for candidate in sorted(candidates, key=by_age):
+        text = texts[candidate.id]
+        original = first.get(text)
+        if original is None and policy.dedup == "near":
+            mine = shingles(text)
+            original = next((one for one, its in stay if _similar(mine, its, policy.near_similarity)), None)
+            if original is None:
+                stay.append((candidate, mine))
+        if original is not None:
+            found[candidate.id] = original
+        first.setdefault(text, original or candidate)
+    return found
+
+
+def shingles(text: str) -> frozenset[str]:
+    """All runs of SHINGLE characters, any white space as one blank; a shorter text is one run."""
+    text = " ".join(text.split())
+    return frozenset(text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1)))
+
+
+def similarity(one: frozenset[str], other: frozenset[str]) -> float:
+    """Jaccard's index: what is common, as a share of all."""
+    num_common = len(one & other)
+    return num_common / (len(one) + len(other) - num_common)
+
+
+def _similar(one: frozenset[str], other: frozenset[str], least: float) -> bool:
+    if min(len(one), len(other)) < least * max(len(one), len(other)):
+        return False  # for no more than the smaller set can be common
+    return similarity(one, other) >= least
+
+
+def _sample(candidates: Iterable[Candidate], size: int, seed: int) -> set[str]:
+    """By hash and not by a random generator: any order of the same candidates gives the same sample."""
+    places = ((hashlib.sha256(f"{seed} {one.id}".encode()).digest(), one.id) for one in candidates)
+    return {id for _, id in heapq.nsmallest(size, places)}

@@ -1,0 +1,230 @@
+"""Which completions are trained on: tables of each policy, and what holds for all of them."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.data import (
+    Candidate,
+    Mix,
+    PastRound,
+    build_data,
+    by_age,
+    repeats,
+    shingles,
+    similarity,
+    why_not,
+)
+from policies.policy import BadPolicy
+
+WHERE = ("collect", "data")
+
+
+def data(type: str, **keys: Any) -> Any:
+    """A data policy by its type."""
+    return build_data({"type": type, **keys}, WHERE)
+
+
+def candidate(name: str, round: int = 1, prompt: str = "p", num_tokens: int = 10, base: bool = False) -> Candidate:
+    """A completion with this id."""
+    return Candidate(name, round, prompt, 0, num_tokens, base)
+
+
+def corpus(*sizes: int) -> list[Candidate]:
+    """So many completions per round, from round 1, which the base wrote."""
+    return [
+        candidate(f"{number}-{index}", number, f"p{index}", base=number == 1)
+        for number, size in enumerate(sizes, start=1)
+        for index in range(size)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("policy", "wanted"),
+    [
+        (data("replace"), []),
+        (data("accumulate"), [1, 2, 4, 5]),
+        (data("accumulate", only_kept=True), [2, 5]),
+        (data("window", rounds=1), []),
+        (data("window", rounds=3), [4, 5]),
+        (data("window", rounds=3, only_kept=True), [2, 5]),
+        (data("window", rounds=9), [1, 2, 4, 5]),
+        (data("mix", base=0.1), [1, 2]),
+        (data("mix", base=0.1, only_kept=True), [2]),
+        (data("mix", earlier=0.1, base=0.1), [1, 2, 4, 5]),
+        (data("pool", size=3), [1, 2, 4, 5]),
+    ],
+)
+def test_which_earlier_rounds_come_into_question(policy: Any, wanted: list[int]) -> None:
+    past = [
+        PastRound(5, kept=True, from_base=False),
+        PastRound(1, kept=False, from_base=True),  # rolled back: the base wrote round 2's as well
+        PastRound(4, kept=False, from_base=False),
+        PastRound(2, kept=True, from_base=True),
+    ]
+    assert policy.wanted(past) == wanted
+
+
+@pytest.mark.parametrize(
+    ("policy", "sizes", "num_by_round"),
+    [
+        (data("replace"), (0, 0, 8), [0, 0, 8]),
+        (data("accumulate"), (4, 4, 8), [4, 4, 8]),
+        (data("window", rounds=2), (0, 4, 8), [0, 4, 8]),
+        (data("mix", base=0.5), (20, 0, 8), [8, 0, 8]),
+        (data("mix", base=0.5), (3, 0, 8), [3, 0, 8]),  # there are not so many
+        (data("mix", earlier=0.25, base=0.25), (8, 0, 8), [8, 0, 8]),  # where only the base has written
+        (data("mix", earlier=0.2), (0, 9, 8), [0, 2, 8]),
+        (data("mix", earlier=0.2), (0, 9, 0), [0, 0, 0]),
+        (data("mix", earlier=0.1), (0, 9, 8), [0, 0, 8]),
+    ],
+)
+def test_how_many_of_each_round(policy: Any, sizes: tuple[int, ...], num_by_round: list[int]) -> None:
+    chosen = policy.draw(corpus(*sizes), 3, seed=7)
+    assert [sum(id.startswith(f"{number}-") for id in chosen) for number in (1, 2, 3)] == num_by_round
+
+
+def test_a_pool_has_its_size_and_another_seed_draws_others() -> None:
+    pool = data("pool", size=10)
+    draws = [pool.draw(corpus(20, 20, 20), 3, seed) for seed in range(50)]
+    assert {len(chosen) for chosen in draws} == {10} and len({frozenset(chosen) for chosen in draws}) == 50
+    counts = [sum(id in chosen for chosen in draws) for id in (one.id for one in corpus(20, 20, 20))]
+    assert max(counts) < 20 and min(counts) > 0  # 8.3 on average; no place in the corpus is preferred
+    assert data("pool", size=100).draw(corpus(3, 3), 2, 0) == {one.id for one in corpus(3, 3)}
+
+
+POLICIES = st.one_of(
+    st.just({"type": "replace"}),
+    st.builds(lambda kept: {"type": "accumulate", "only_kept": kept}, st.booleans()),
+    st.builds(lambda rounds: {"type": "window", "rounds": rounds}, st.integers(1, 5)),
+    st.builds(lambda size: {"type": "pool", "size": size}, st.integers(1, 60)),
+    st.builds(lambda a, b: {"type": "mix", "earlier": a, "base": b}, st.floats(0.01, 0.49), st.floats(0, 0.49)),
+).map(lambda table: build_data(table, WHERE))
+
+
+@given(POLICIES, st.lists(st.integers(0, 20), min_size=1, max_size=5), st.integers(0, 2**52), st.randoms())
+def test_what_holds_for_every_draw(policy: Any, sizes: list[int], seed: int, shuffle: random.Random) -> None:
+    newest = len(sizes)
+    past = [PastRound(number, number % 2 == 0, number == 1) for number in range(1, newest)]
+    wanted = {*policy.wanted(past), newest}
+    assert wanted <= set(range(1, newest + 1))
+    usable = [one for one in corpus(*sizes) if one.round in wanted]
+    chosen = policy.draw(usable, newest, seed)
+    assert chosen <= {one.id for one in usable}
+    shuffled = usable[:]
+    shuffle.shuffle(shuffled)
+    assert policy.draw(shuffled, newest, seed) == chosen
+    if policy.type in ("replace", "accumulate", "window"):
+        assert chosen == {one.id for one in usable}
+    if policy.type == "pool":
+        assert len(chosen) == min(policy.size, len(usable))
+    if policy.type == "mix":
+        shares_hold(policy, usable, chosen, newest)
+
+
+def shares_hold(policy: Mix, usable: list[Candidate], chosen: set[str], newest: int) -> None:
+    """All fresh ones; the others have their shares to within two rows, or there are no more of them."""
+    fresh = {one.id for one in usable if one.round == newest}
+    others = [one for one in usable if one.round != newest]
+    assert fresh <= chosen
+    total = len(fresh) / (1 - policy.earlier - policy.base)
+    num_base = sum(one.from_base for one in others)
+    num_drawn = len(chosen - fresh)
+    assert num_drawn <= (policy.earlier + policy.base) * total + 1e-6
+    if num_base >= policy.base * total and len(others) >= (policy.earlier + policy.base) * total:
+        assert num_drawn > (policy.earlier + policy.base) * total - 2
+
+
+@given(st.integers(0, 30), st.integers(0, 10), st.none() | st.integers(10, 20), st.booleans(), st.booleans(),
+       st.sampled_from([None, "passed", "failed", "timeout"]))  # fmt: skip
+def test_a_reason_there_is_exactly_where_a_rule_is_broken(
+    num_tokens: int, low: int, high: int | None, passed: bool, drop: bool, verdict: str | None
+) -> None:
+    policy = data("replace", min_tokens=low, max_tokens=high, passed_tests=passed,
+                  without_tests="drop" if drop else "keep")  # fmt: skip
+    fits = low <= num_tokens <= (high or num_tokens)
+    tested = not passed or verdict == "passed" or (verdict is None and not drop)
+    assert (why_not(policy, candidate("a", num_tokens=num_tokens), verdict) is None) == (fits and tested)
+
+
+@pytest.mark.parametrize(
+    ("keys", "num_tokens", "verdict", "reason"),
+    [
+        ({"min_tokens": 5}, 4, None, "shorter than min_tokens (4 of 5 tokens)"),
+        ({"max_tokens": 5}, 6, None, "longer than max_tokens (6 of 5 tokens)"),
+        ({"passed_tests": True}, 6, "timeout", "did not pass its prompt's tests (timeout)"),
+        ({"passed_tests": True, "without_tests": "drop"}, 6, None, "its prompt has no tests"),
+    ],
+)
+def test_reasons(keys: dict[str, Any], num_tokens: int, verdict: str | None, reason: str) -> None:
+    assert why_not(data("replace", **keys), candidate("a", num_tokens=num_tokens), verdict) == reason
+
+
+def test_repeats_of_one_prompt() -> None:
+    texts = {
+        "new": "def f(a):\n    return a + 1\n",
+        "same": "def f(a):\n    return a + 1\n",
+        "spaced": "def f(a):\n        return a  +  1\n\n",
+        "other": "for line in open(0):\n    print(line.upper())\n",
+    }
+    ones = [candidate("other", 1), candidate("same", 1), candidate("spaced", 2), candidate("new", 3)]
+    found = {id: one.id for id, one in repeats(data("replace", dedup="near"), ones, texts).items()}
+    assert found == {"same": "new", "spaced": "new"}
+    found = {id: one.id for id, one in repeats(data("replace", dedup="exact"), ones, texts).items()}
+    assert found == {"same": "new"}
+    assert repeats(data("replace"), ones, texts) == {}
+
+
+@given(st.lists(st.tuples(st.text("ab \n", max_size=12), st.integers(1, 3)), max_size=12),
+       st.sampled_from(["exact", "near"]), st.floats(0.05, 1.0), st.randoms())  # fmt: skip
+@settings(max_examples=200)
+def test_what_holds_for_duplicates(
+    given_texts: list[tuple[str, int]], dedup: str, least: float, shuffle: random.Random
+) -> None:
+    ones = [candidate(str(index), round) for index, (_, round) in enumerate(given_texts)]
+    texts = {str(index): text for index, (text, _) in enumerate(given_texts)}
+    policy = data("accumulate", dedup=dedup, near_similarity=least)
+    found = repeats(policy, ones, texts)
+    shuffled = ones[:]
+    shuffle.shuffle(shuffled)
+    assert repeats(policy, shuffled, texts) == found
+    stay = [one for one in ones if one.id not in found]
+    assert len({texts[one.id] for one in stay}) == len(stay)  # no duplicates are left
+    if dedup == "near":
+        alike = [similarity(shingles(texts[a.id]), shingles(texts[b.id])) for a in stay for b in stay if a.id < b.id]
+        assert all(share < least for share in alike)
+    for id, original in found.items():
+        assert original.id not in found and by_age(original) < by_age(next(one for one in ones if one.id == id))
+
+
+@pytest.mark.parametrize(
+    ("table", "line"),
+    [
+        ("replace", "collect.data: 'replace' is not a table; give one such as { type = \"accumulate\" }"),
+        ({}, "collect.data: type is missing; known types: replace, accumulate, mix, window, pool"),
+        ({"type": "all"}, "collect.data.type: unknown type 'all'; known types: replace, accumulate, mix, window, pool"),
+        ({"type": "window"}, "collect.data.rounds: is missing (How many rounds, this one among them)"),
+        ({"type": "pool", "size": 0},
+         "collect.data.size: input should be greater than 0, got 0 (How many completions training sees)"),
+        ({"type": "replace", "size": 3},
+         "collect.data.size: unknown key; the keys of 'replace' are type, dedup, near_similarity, min_tokens, "
+         "max_tokens, passed_tests, without_tests"),
+        ({"type": "mix"}, "collect.data: has neither earlier nor base; give a share, or type = \"replace\""),
+        ({"type": "mix", "earlier": 0.5, "base": 0.5},
+         "collect.data: earlier 0.5 and base 0.5 leave no share for fresh completions"),
+        ({"type": "replace", "min_tokens": 9, "max_tokens": 3},
+         "collect.data: max_tokens 3 is below min_tokens 9; nothing would be left"),
+        ({"type": "replace", "dedup": "fuzzy"},
+         "collect.data.dedup: input should be 'none', 'exact' or 'near', got 'fuzzy' (Of completions of one prompt that "
+         "are the same, or nearly so, the newest alone is used)"),
+    ],
+)  # fmt: skip
+def test_mistakes_have_their_place_and_remedy(table: Any, line: str) -> None:
+    with pytest.raises(BadPolicy) as caught:
+        build_data(table, WHERE)
+    assert str(caught.value) == line
