@@ -235,6 +235,38 @@ class GradedVerdict(Verdict):
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Texts by the base on which checkpoints are compared. `id` is a hash of all that asks for them.
+
+    Each sequence: `prompt_id`, `text`, `prompt_token_ids`, `token_ids`. `sha256` covers every other field except
+    `created_at`.
+    """
+
+    id: str
+    run_id: str
+    checkpoint: str
+    decode_settings_id: str
+    tokenizer_sha256: str
+    sequences: list[Json]
+    created_at: str = ""  # filled in by the corpus
+    sha256: str = ""  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One checkpoint on one probe; `records` holds an object per sequence, in the probe's order."""
+
+    id: str
+    probe_id: str
+    run_id: str
+    round: int  # where it was first needed
+    checkpoint: str
+    records: list[Json]
+    created_at: str = ""  # filled in by the corpus
+    sha256: str = ""  # likewise
+
+
+@dataclass(frozen=True, slots=True)
 class DecisionRow:
     """What the policy said, the exact evidence that it saw and the policy itself, so that it can be replayed."""
 
