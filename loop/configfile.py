@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from loop.config import Config, KeyPath, Suite, naming_mistakes
+from loop.config import Config, Diagnosis, KeyPath, Suite, naming_mistakes
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of
 from loop.prompts.sources import load_prompts, source_kind
@@ -136,6 +136,7 @@ def config_sha256(config: Config) -> str:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In what two resolved configurations are different runs; `old` is the run directory's, `new` the one at hand."""
+    old = {"diagnosis": Diagnosis().model_dump(mode="json")} | dict(old)  # it may be older than this table
     before, now = dict(_leaves(_lineage(old))), dict(_leaves(_lineage(new)))
     return [
         f"{dotted(key)} is {_setting(now, key)} here and {_setting(before, key)} in the run directory"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
+from loop.diagnosis import diagnose, measure
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
 from loop.evaluation import decoding_dict, evaluate, evaluation_id
@@ -97,7 +98,8 @@ def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Rou
     for who in ("head", "candidate"):
         for suite in session.suites:
             done[f"{who}/{suite.config.name}"] = evaluate(session, round, inputs[who], suite, who).id
-    output = {"evaluations": done}
+        measure(session, round, inputs[who])  # now, while its weights are loaded
+    output = {"evaluations": done, "diagnosis": diagnose(session, round)}
     return session.ledger.finish_stage(round, "evaluating", number, output, next_state="deciding")
 
 

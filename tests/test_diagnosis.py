@@ -1,0 +1,165 @@
+"""Locks and forks in whole rounds: what is measured, once, and what is said of it. Arithmetic and engines have their own."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rounds import CONFIG, KEEPING, drive, dump, write_run
+from test_round_commits import Quiet
+
+from loop.configfile import config_sha256, differences, load_config, resolved
+from loop.diagnosis import diagnose, signals, summary_of
+from loop.errors import ConfigError
+from loop.round import run_round
+from loop.session import Session, open_session
+from policies.diagnosis import in_words
+from store.records import Round
+
+FORKS = "\n[diagnosis]\nfork_above_nats = 0.6\n"  # the fake model has no more than two ways to go
+
+
+class Calls(Quiet):
+    """A watch that writes down what begins."""
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+
+    def stage(self, round: int, stage: str, what: str) -> None:
+        """See `loop.session.Watch`."""
+        self.parts.append(f"{round} {stage}: {what}")
+
+
+def summaries(session: Session) -> list[dict[str, Any]]:
+    stages = [session.ledger.stage(session.run_id, number, "evaluating") for number in (1, 2)]
+    return [stage.output["diagnosis"] for stage in stages if stage and stage.output]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[str]]:
+    """A run of two kept rounds: its configuration, the summaries, and what its watch was told."""
+    config = write_run(tmp_path_factory.mktemp("whole"), KEEPING + FORKS)
+    watch = Calls()
+    with open_session(load_config(config), watch) as session:
+        assert [run_round(session).state for _ in range(2)] == ["kept", "kept"]
+        return config, summaries(session), watch.parts
+
+
+def test_each_checkpoint_is_measured_once(whole: tuple[Path, list[Any], list[str]]) -> None:
+    config, _, parts = whole
+    assert [part for part in parts if "locks" in part] == [
+        "1 evaluating: locks and forks: the base writes 10 texts",
+        "1 evaluating: locks and forks of the base (10 texts)",
+        "1 evaluating: locks and forks of round 1 (10 texts)",
+        "2 evaluating: locks and forks of round 2 (10 texts)",
+    ]
+    found = dump(config.parent / ".loop")
+    assert len(found["probes"]) == 1 and sorted(row["round"] for row in found["probe_results"]) == [0, 1, 2]
+
+
+def test_the_summary_says_what_the_fine_tune_did(whole: tuple[Path, list[Any], list[str]]) -> None:
+    """The fake model's skill grows by .2 a round; its doubt about every byte is .02 of what it lacks."""
+    first, second = map(summary_of, whole[1])
+    assert first.num_sequences == 10
+    for summary, skill in ((first, 0.6), (second, 0.8)):
+        assert summary.locks and summary.forks and summary.forks.num_positions == 10, "one digit a text"
+        doubt = 0.02 * (1 - skill)
+        assert summary.locks.candidate.tail_mass == pytest.approx(doubt * 237 / 257, rel=1e-6), "20 of 257 are kept"
+        assert summary.locks.candidate.top_probability == pytest.approx(1 - doubt * 256 / 257)
+        assert summary.forks.candidate.entropy < summary.forks.head.entropy
+        assert summary.everywhere.kl_to_head > 0 and summary.everywhere.kl_to_base > 0
+    assert first.locks and second.locks and second.forks and first.forks
+    assert first.locks.head == first.locks.base and first.forks.top_changed == 1, "0 was likelier, 1 is"
+    assert second.locks.head == first.locks.candidate and second.locks.base == first.locks.base
+    assert second.everywhere.kl_to_base > second.everywhere.kl_to_head
+    assert in_words(first).startswith("at locks the tail shrank by 33% (0.0111 -> 0.0074); at forks 95% of the entropy")
+
+
+def test_signals_are_those_of_the_summary(whole: tuple[Path, list[Any], list[str]]) -> None:
+    found = signals(whole[1][1])
+    assert set(found) == {"base", "head", "candidate"}
+    assert found["candidate"]["lock_tail_mass"] < found["head"]["lock_tail_mass"] < found["base"]["lock_tail_mass"]
+    assert all(isinstance(value, float) for one in found.values() for value in one.values())
+    assert signals({}) == {}
+
+
+def test_asking_again_measures_nothing_and_says_the_same(whole: tuple[Path, list[Any], list[str]]) -> None:
+    config, expected, _ = whole
+    watch = Calls()
+    with open_session(load_config(config), watch) as session:
+        round = session.ledger.round(session.run_id, 2)
+        assert round is not None
+        assert json.loads(json.dumps(diagnose(session, round))) == expected[1]
+        assert not watch.parts and session.engines._up is None
+
+
+def test_what_is_stored_are_the_bases_own_words(whole: tuple[Path, list[Any], list[str]]) -> None:
+    found = dump(whole[0].parent / ".loop")
+    sequences = json.loads(found["probes"][0]["sequences"])
+    asked = {row["id"] for row in found["prompts"]}
+    assert len(sequences) == 10 and all(one["prompt_id"] in asked and "return" in one["text"] for one in sequences)
+    for row in found["probe_results"]:
+        records = json.loads(zlib.decompress(row["records"]))
+        assert [len(record["entropy"]) for record in records] == [len(one["token_ids"]) for one in sequences]
+        assert ("at" in records[0]) == (row["round"] == 0), "which tokens are followed is said once"
+
+
+def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
+    config = write_run(tmp_path, CONFIG + "\n[diagnosis]\nnum_prompts = 0\n")
+    watch = Calls()
+    with open_session(load_config(config), watch) as session:
+        round: Round = run_round(session)
+        assert round.state in ("kept", "rolled_back") and not [part for part in watch.parts if "locks" in part]
+        assert summaries(session) == [{}] and session.corpus.probes(session.run_id) == []
+
+
+def test_no_forks_are_no_mistake(tmp_path: Path) -> None:
+    with open_session(load_config(write_run(tmp_path, KEEPING)), Calls()) as session:
+        assert run_round(session).state == "kept"
+        (found,) = summaries(session)
+        assert found["forks"] is None and found["locks"]["num_positions"] > 0
+        assert "fork_entropy" not in signals(found)["candidate"]
+
+
+def test_a_kill_in_the_middle_measures_nothing_twice(tmp_path: Path, whole: tuple[Path, list[Any], list[str]]) -> None:
+    """After each of the four writes, one after the other in the same run: the driver notes each row when it is stored."""
+    config = write_run(tmp_path, KEEPING + FORKS)
+    for place in ("after add_probe", "after add_probe_result", "before add_probe_result", "after add_probe_result"):
+        assert drive(config, place) == -9, (tmp_path / "stderr").read_text()
+    assert drive(config) == 0, (tmp_path / "stderr").read_text()
+    expected = dump(whole[0].parent / ".loop")
+    found = dump(tmp_path / ".loop")
+    for table in ("probes", "probe_results", "stages", "decisions"):
+        assert found[table] == expected[table], table
+    lines = [line for line in (tmp_path / "acknowledged").read_text().splitlines() if line.startswith("probe")]
+    assert len(lines) == len(set(lines)) == 4
+
+
+def test_a_run_that_is_older_than_the_diagnosis_goes_on(tmp_path: Path) -> None:
+    loaded = load_config(write_run(tmp_path, CONFIG))
+    old = resolved(loaded.config)
+    del old["diagnosis"]
+    assert differences(old, resolved(loaded.config)) == []
+    off = load_config(write_run(tmp_path / "off", CONFIG + "\n[diagnosis]\nnum_prompts = 0\n"))
+    assert differences(old, resolved(off.config)) == ["diagnosis.num_prompts is 0 here and 32 in the run directory"]
+    assert config_sha256(off.config) != config_sha256(loaded.config)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "lock_below_nats = 2.0",
+            "fork_above_nats: is below lock_below_nats (2), so a position could be both; raise it",
+        ),
+        ("num_prompts = 1000", "num_prompts: num_prompts * max_new_tokens * top is 8192000, and all of it is held"),
+        ("top = 1", "top: 1 is not between 2 and 128; give a whole number"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, lines: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(write_run(tmp_path, CONFIG + f"\n[diagnosis]\n{lines}\n"))
+    assert f"diagnosis.{message}" in str(caught.value) and "\n" not in str(caught.value)
