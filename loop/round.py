@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from loop.diagnosis import diagnose, measure
+from loop.diagnosis import diagnose, measure, signals
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
 from loop.evaluation import decoding_dict, evaluate, evaluation_id
@@ -125,6 +125,7 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
         base=outcomes["base"],
         figures={who: found[who].metrics or {} for who in ("candidate", "head")},
         losses=candidate.origin["training"]["losses"] if candidate else [],
+        measured=signals(diagnose(session, round)),
     )
     decision = session.policy.decide(seen)
     keep = decision.verdict == "keep"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rounds import CONFIG, KEEPING, drive, dump, write_run
+from test_cli_support import Loopctl, call
 from test_round_commits import Quiet
 
 from loop.configfile import config_sha256, differences, load_config, resolved
@@ -19,6 +20,7 @@ from loop.session import Session, open_session
 from policies.diagnosis import in_words
 from store.records import Round
 
+__all__ = ["call"]
 FORKS = "\n[diagnosis]\nfork_above_nats = 0.6\n"  # the fake model has no more than two ways to go
 
 
@@ -86,6 +88,15 @@ def test_signals_are_those_of_the_summary(whole: tuple[Path, list[Any], list[str
     assert signals({}) == {}
 
 
+def test_the_decision_sees_the_signals(whole: tuple[Path, list[Any], list[str]]) -> None:
+    decisions = dump(whole[0].parent / ".loop")["decisions"]
+    for row, summary in zip(sorted(decisions, key=lambda row: row["round"]), whole[1], strict=True):
+        seen = json.loads(row["evidence"])["signals"]
+        for who, named in signals(summary).items():
+            assert named.items() <= seen[who].items()
+        assert {"mean_length", "train_loss"} <= seen["candidate"].keys(), "beside the others"
+
+
 def test_asking_again_measures_nothing_and_says_the_same(whole: tuple[Path, list[Any], list[str]]) -> None:
     config, expected, _ = whole
     watch = Calls()
@@ -146,6 +157,32 @@ def test_a_run_that_is_older_than_the_diagnosis_goes_on(tmp_path: Path) -> None:
     off = load_config(write_run(tmp_path / "off", CONFIG + "\n[diagnosis]\nnum_prompts = 0\n"))
     assert differences(old, resolved(off.config)) == ["diagnosis.num_prompts is 0 here and 32 in the run directory"]
     assert config_sha256(off.config) != config_sha256(loaded.config)
+
+
+def test_a_round_shows_its_table(
+    whole: tuple[Path, list[Any], list[str]], call: Loopctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What people see, and the same for programs."""
+    config = ["--config", str(whole[0])]
+    said = call("round", "2", *config)
+    assert said.code == 0
+    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    for line in (
+        "locks and forks (on 10 texts by the base)",
+        "base head (round 1) candidate candidate - head",
+        "locks (160) tail mass 0.0111 0.0074 0.0037 -0.0037 [-0.0037 -0.0037]",
+        "top-1 probability 0.9880 0.9920 0.9960 +0.0040 [+0.0040 +0.0040]",
+        "forks (10) entropy (nats) 0.7956 0.7580 0.5463 -0.2116 [-0.2116 -0.2116]",
+        "all (170) entropy (nats) 0.1702 0.1299 0.0774 -0.0525 [-0.0525 -0.0525]",
+        "candidate from head: KL at least 0.0066 nats a token, from base 0.0232; at 0.0% of the locks another token leads",
+        "at locks the tail shrank by 50% (0.0074 -> 0.0037); at forks 72% of the entropy was kept (0.76 -> 0.55 nats)",
+    ):
+        assert line in lines, (line, said.out)
+    answer = call("round", "2", "--json", *config).json
+    assert answer["diagnosis"] == whole[1][1]
+    assert all("diagnosis" not in (stage["output"] or {}) for stage in answer["stages"])
+    monkeypatch.setenv("COLUMNS", "80")
+    assert max(map(len, call("round", "2", *config).out.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
