@@ -92,7 +92,7 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
             id=result_id,
             probe_id=probe.id,
             run_id=round.run_id,
-            round=round.number if checkpoint == round.candidate_checkpoint else row.round,
+            round=row.round,
             checkpoint=checkpoint,
             records=[records[index] for index in range(len(texts))],
         )

@@ -298,7 +298,7 @@ CREATE TABLE probe_results ( -- What one checkpoint would have written at each p
     id TEXT PRIMARY KEY, -- Hash of probe and checkpoint, so that none is measured twice.
     probe_id TEXT NOT NULL REFERENCES probes (id), -- The probe.
     run_id TEXT NOT NULL REFERENCES runs (id), -- The run.
-    round INTEGER NOT NULL CHECK (round >= 0), -- The round where it was first needed.
+    round INTEGER NOT NULL CHECK (round >= 0), -- The round that made the checkpoint; 0 is the base.
     checkpoint TEXT NOT NULL REFERENCES checkpoints (sha256), -- What was measured.
     created_at TEXT NOT NULL, -- When it was stored (RFC 3339, UTC).
     sha256 TEXT NOT NULL, -- Hash of records and lineage: all columns but created_at.

@@ -259,7 +259,7 @@ class ProbeResult:
     id: str
     probe_id: str
     run_id: str
-    round: int  # where it was first needed
+    round: int  # of the checkpoint; 0 is the base
     checkpoint: str
     records: list[Json]
     created_at: str = ""  # filled in by the corpus
