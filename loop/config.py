@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from pydantic_core import PydanticCustomError
 
 from loop.schedule import cron_fields, parse_interval, parse_until, parse_window, parse_zone
+from policies.policy import Policy, build_policy
 from policies.schedule import Stop
 
 KeyPath = tuple[str | int, ...]
@@ -203,13 +204,38 @@ class Suite(Decoding):
 
 
 class Decide(Section):
-    """The one figure that decides, named before the run starts. Every other suite is only reported."""
+    """The one figure that decides, named before the run starts. Every other suite is only reported, or a gate's canary."""
 
     suite: str = Field(description="The name of the suite that decides.")
     split: Split = Field("select", description="The part of it that is used in every round.")
-    gates: tuple[dict[str, Any], ...] = Field(
-        ({"type": "improvement"},), description="What must hold to keep a candidate; each has a type and its own keys."
+    confirm: Split | None = Field(
+        None,
+        description="Another part, opened only for a candidate that looks better on the first; it has the last word.",
     )
+    looks: int = Field(
+        1,
+        ge=1,
+        le=100,
+        description="In how many parts the problems are drawn; the evaluation ends with the part that makes it clear.",
+    )
+    unclear: Literal["rollback", "keep_if_not_inferior", "pause"] = Field(
+        "rollback", description="What follows when all is measured and neither a gain nor its absence is shown."
+    )
+    margin: float = Field(0.01, gt=0.0, lt=1.0, description="For keep_if_not_inferior: how much worse is not inferior.")
+    gates: tuple[dict[str, Any], ...] = Field(
+        ({"type": "improvement"}, {"type": "collapse"}),
+        description="What must hold to keep a candidate; each has a type and its own keys.",
+    )
+
+    @model_validator(mode="after")
+    def _two_parts(self) -> Decide:
+        if self.confirm == self.split:
+            _refuse([(("confirm",), f"{self.confirm!r} is decide.split, too; what confirms must be another part")])
+        return self
+
+    def policy(self) -> Policy:
+        """The policy that this asks for. BadPolicy for the first mistake."""
+        return build_policy(self.gates, self.split, self.confirm, self.unclear, self.margin)
 
 
 class Diagnosis(Section):
@@ -424,4 +450,9 @@ def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, An
         shares = ", ".join(str(name) for name, share in splits.items() if share) or "none"
         problem = f"{split!r} has no share of the problems of suite {chosen!r}; its splits are {shares}"
         mistakes.append((("decide", "split"), problem))
+    confirm = decide.get("confirm")
+    if isinstance(splits, Mapping) and isinstance(confirm, str) and not splits.get(confirm):
+        example = "{ select = 0.6, confirm = 0.4 }"
+        problem = f"{confirm!r} has no share of the problems of suite {chosen!r}; set its splits, as in {example}"
+        mistakes.append((("decide", "confirm"), problem))
     return mistakes

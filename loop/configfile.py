@@ -105,7 +105,9 @@ def check_inputs(loaded: LoadedConfig) -> list[str]:
     lines += [loaded.at(key, problem) for key, problem in _prompt_mistakes(config, loaded.base_dir)]
     for index, suite in enumerate(config.suites):
         for name, problem in _suite_mistakes(suite, config, loaded.base_dir):
-            lines.append(loaded.at(("decide", name) if name == "split" else ("suites", index, name), problem))
+            lines.append(
+                loaded.at(("decide", name) if name in ("split", "confirm") else ("suites", index, name), problem)
+            )
     there = next(path for path in (loaded.run_dir, *loaded.run_dir.parents) if os.path.lexists(path))
     if there.exists() and not there.is_dir():
         lines.append(loaded.at(("run_dir",), f"{_clean(str(there))} is a file; name a directory"))
@@ -124,8 +126,7 @@ def model_directory(source: str, base_dir: Path) -> Path | None:
 def resolved(config: Config) -> dict[str, Any]:
     """Every setting as plain JSON, defaults filled in, those of the gates too. It validates as a Config again."""
     settings = config.model_dump(mode="json")
-    policy = build_policy(config.decide.gates, config.decide.split)
-    settings["decide"]["gates"] = [gate.model_dump(mode="json") for gate in policy.gates]
+    settings["decide"]["gates"] = [gate.model_dump(mode="json") for gate in config.decide.policy().gates]
     return settings
 
 
@@ -217,7 +218,7 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
             if not (wrong_splits and key == ("decide", "split")):  # a mistake that only follows from another
                 found.setdefault(key, problem)
     found_elsewhere = (
-        *_gate_mistakes(decide),
+        *_gate_mistakes(decide, suites),
         *_stop_mistakes(tables.get("schedule")),
         *_run_dir_mistakes(tables.get("run_dir")),
     )
@@ -226,23 +227,32 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
     return found
 
 
-def _gate_mistakes(decide: Any) -> Iterator[tuple[KeyPath, str]]:
+def _gate_mistakes(decide: Any, suites: Any) -> Iterator[tuple[KeyPath, str]]:
     gates = decide.get("gates") if isinstance(decide, dict) else None
     if not isinstance(gates, list):
         return
     if not gates:
-        yield from _policy_mistake([], 0)
+        yield from _policy_mistake([], 0, [])
+    canaries = [suite.get("name") for suite in (suites if isinstance(suites, list) else []) if isinstance(suite, dict)]
     for index, gate in enumerate(gates):
         if isinstance(gate, dict):
-            yield from _policy_mistake([gate], index)
+            yield from _policy_mistake([gate], index, [name for name in canaries if name != decide.get("suite")])
 
 
-def _policy_mistake(gates: list[dict[str, Any]], index: int) -> Iterator[tuple[KeyPath, str]]:
+def _policy_mistake(gates: list[dict[str, Any]], index: int, canaries: list[Any]) -> Iterator[tuple[KeyPath, str]]:
     try:
-        build_policy(gates, "select")
+        policy = build_policy(gates, "select")
     except BadPolicy as error:
         key = error.path
         yield (*key[:2], index, *key[3:]) if len(key) > 2 else key, error.problem
+        return
+    for name in policy.canaries:
+        if name not in canaries:
+            known = ", ".join(map(str, canaries)) or "none"
+            yield (
+                ("decide", "gates", index, "suite"),
+                f"{_shown(name)} is no suite beside the one that decides; there: {known}",
+            )
 
 
 def _stop_mistakes(schedule: Any) -> Iterator[tuple[KeyPath, str]]:
@@ -555,10 +565,11 @@ def _suite_mistakes(suite: Suite, config: Config, base_dir: Path) -> Iterator[tu
         return
     if suite.name == config.decide.suite:
         shares = {str(name): share for name, share in suite.splits.items()}
-        split = config.decide.split
-        if not any(split_of(problem.task_id, shares) == split for problem in problems):
-            none = f'none of the {len(problems)} problems of suite "{suite.name}" falls into "{split}"'
-            yield "split", f"{none}; raise its share in splits, or the suite's limit"
+        for key in ("split", "confirm"):
+            split = getattr(config.decide, key)
+            if split and not any(split_of(problem.task_id, shares) == split for problem in problems):
+                none = f'none of the {len(problems)} problems of suite "{suite.name}" falls into "{split}"'
+                yield key, f"{none}; raise its share in splits, or the suite's limit"
 
 
 def _json_file(path: Path) -> Any:

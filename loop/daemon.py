@@ -122,6 +122,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
 
     notifier, watch, config = Notifier(), Onlooker(log), loaded.config
     watch.beating = beating = Beating(loaded.run_dir)
+    watch.on_pulse = stop.check  # a model may be fetched before there is a service
     notifier.status("preparing")
 
     def after_round(round: Round, decision: DecisionRow | None) -> None:

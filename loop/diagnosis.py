@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from loop.engines.base import Forced, Probed, Request, SamplingParams
-from loop.evaluation import split_of_suite
+from loop.evaluation import of_split
 from loop.session import Session, Yardstick
 from loop.stages.evaluating import params_of
 from loop.stages.sampling import seed_of
@@ -46,10 +46,10 @@ def diagnose(session: Session, round: Round) -> Json:
     return {"probe": _probe_id(session), **asdict(summary)}
 
 
-def signals(summary: Json) -> dict[Who, dict[str, float]]:
+def signals(summary: Json) -> dict[str, dict[str, float]]:
     """What a decision may look at, by flat names, for candidate, head and base; {} for the summary {}.
 
-    lock_tail_mass, lock_top_probability, fork_entropy and token_entropy of each; kl_to_head, kl_to_base and
+    lock_tail_mass, lock_top_probability, fork_entropy and entropy (over all positions) of each; kl_to_head, kl_to_base and
     lock_top_changed of the candidate. A name is left out where the texts have no lock or no fork.
     """
     return arithmetic.signals(summary_of(summary)) if summary else {}
@@ -138,10 +138,9 @@ def _write_probe(session: Session, round: Round) -> Probe:
 
 
 def _prompts(session: Session) -> list[Prompt]:
-    """`num_prompts` of those that the suite that decides is asked with, chosen by hash; only of the split that decides."""
+    """`num_prompts` of those that the suite that decides is asked with, chosen by hash; only of the split that is opened first."""
     suite = _suite(session)
-    split = split_of_suite(session, suite)
-    prompts = [suite.prompts[one.prompt_id] for one in suite.problems if split in ("all", one.split)]
+    prompts = [suite.prompts[one.prompt_id] for one in of_split(session, suite, session.policy.split, 0).problems]
     seed = session.loaded.config.seed
     chosen = sorted(prompts, key=lambda prompt: (seed_of(seed, "diagnosis", prompt.id), prompt.id))
     return chosen[: session.loaded.config.diagnosis.num_prompts]

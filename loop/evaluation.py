@@ -1,68 +1,107 @@
-"""One checkpoint on one suite: what is known already is found, and only what is missing is sampled and graded."""
+"""One checkpoint on one suite: what is known already is found, and only what is missing is sampled and graded.
+
+On the suite that decides, head and candidate are measured on the same problems with the same seeds. These seeds belong to
+the head: a checkpoint that was kept because it scored well is measured afresh once it is the head.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 
 from loop.session import Session, Yardstick
 from loop.stages.evaluating import decoding_in_words, figures, grade, params_of
 from loop.stages.sampling import Lineage, plan, sample, seed_of
 from store.canonical import sha256_of
-from store.records import Evaluation, Json, Round
+from store.records import Completion, Evaluation, Json, Problem
 
 NUM_VERDICTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most graded twice after a kill
 
 
-def evaluate(session: Session, round: Round, checkpoint: str, suite: Yardstick, who: str) -> Evaluation:
-    """One checkpoint on one suite; only missing completions are generated and only missing verdicts graded."""
-    corpus, config = session.corpus, session.loaded.config
-    params, split = params_of(suite.config), split_of_suite(session, suite)
-    seed = seed_of(config.seed, suite.config.name)
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is asked of a suite: a split, the problems of it that are wanted by now, and the seed of all its samples."""
+
+    split: str
+    problems: Sequence[Problem]
+    seed: int
+
+
+def whole(session: Session, suite: Yardstick) -> Part:
+    """All problems of a suite that is only reported, or of one with a single use."""
+    return Part("all", suite.problems, seed_of(session.loaded.config.seed, suite.config.name))
+
+
+def of_split(session: Session, suite: Yardstick, split: str, head_round: int) -> Part:
+    """A split of the suite that decides, measured against the head of that round."""
+    problems = [problem for problem in suite.problems if problem.split == split]
+    return Part(split, problems, seed_of(session.loaded.config.seed, suite.config.name, split, head_round))
+
+
+def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, part: Part, who: str) -> Evaluation:
+    """One checkpoint on a part of a suite; only missing completions are generated and only missing verdicts graded.
+
+    `number`: the round that goes on, or that would be next; `who`: what the checkpoint is to it.
+    """
+    corpus = session.corpus
+    params = params_of(suite.config)
     settings = corpus.add_decode_settings(params.model_dump(mode="json"))
     evaluation = corpus.begin_evaluation(
         Evaluation(
-            id=evaluation_id(session, suite, checkpoint),
-            run_id=round.run_id,
-            round=round.number if who == "candidate" else round.number - 1,
+            id=evaluation_id(session, suite, part, checkpoint),
+            run_id=session.run_id,
+            round=number if who == "candidate" else number - 1,
             checkpoint=checkpoint,
             suite_sha256=suite.row.sha256,
             suite_name=suite.config.name,
             decode_settings_id=settings,
             num_samples=suite.config.num_samples,
-            seed=seed,
-            split=split,
+            seed=part.seed,
+            split=part.split,
         )
     )
-    if evaluation.metrics is not None:
+    if evaluation.metrics is not None and evaluation.metrics["num_problems"] >= len(part.problems):
         return evaluation
-    prompts = [suite.prompts[problem.prompt_id] for problem in suite.problems if split in ("all", problem.split)]
-    lineage = Lineage(round.run_id, evaluation.round, checkpoint, evaluation.id, settings)
-    planned = plan(lineage, prompts, suite.config.num_samples, seed)
+    prompts = [suite.prompts[problem.prompt_id] for problem in part.problems]
+    lineage = Lineage(session.run_id, evaluation.round, checkpoint, evaluation.id, settings)
+    planned = plan(lineage, prompts, suite.config.num_samples, part.seed)
+    wanted = {item.id for item in planned}
     done = corpus.evaluation_completion_ids(evaluation.id)
+    corpus.reopen_evaluation(evaluation.id)
     label = f"{who} on {suite.config.name} ({decoding_in_words(suite.config)})"
-    if any(item.id not in done for item in planned):
-        session.watch.stage(round.number, "evaluating", label)
+    if part.split not in ("all", session.policy.split):
+        label = f"{who} on {suite.config.name} ({part.split}, {decoding_in_words(suite.config)})"
+    if not wanted <= done:
+        session.watch.stage(number, "evaluating", label)
         sampler = session.sampler(checkpoint)
         for batch in sample(planned, done, lineage, params, sampler):
             corpus.add_completions(batch)
             session.safe_point()
-    graded = corpus.graded_ids(evaluation.id)
-    session.watch.stage(round.number, "grading", label)
+    graded = corpus.graded_ids(evaluation.id) & wanted
+    session.watch.stage(number, "grading", label)
     waiting, num_graded = [], len(graded)
-    ungraded = (c for c in corpus.completions(round.run_id, evaluation_id=evaluation.id) if c.id not in graded)
+    ungraded = (c for c in completions_of(session, evaluation.id, wanted) if c.id not in graded)
     for verdict in grade(ungraded, suite.graded_as, suite.prompts, evaluation.id, session.grader):
         waiting.append(verdict)
         num_graded += 1
-        if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(planned):
+        if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(wanted):
             corpus.add_verdicts(waiting)
             waiting = []
             session.safe_point()
-        session.watch.progress(num_graded, len(planned))
-    completions = corpus.completions(round.run_id, evaluation_id=evaluation.id)
-    verdicts = corpus.verdicts(evaluation.id)
-    assert len(verdicts) == len(planned), f"{len(verdicts)} verdicts for {len(planned)} completions"
-    return corpus.finish_evaluation(evaluation.id, figures(verdicts, completions, suite.config.pass_at))
+        session.watch.progress(num_graded, len(wanted))
+    verdicts = [verdict for verdict in corpus.verdicts(evaluation.id) if verdict.completion_id in wanted]
+    assert len(verdicts) == len(wanted), f"{len(verdicts)} verdicts for {len(wanted)} completions"
+    measured = figures(verdicts, completions_of(session, evaluation.id, wanted), suite.config.pass_at)
+    return corpus.finish_evaluation(evaluation.id, measured)
 
 
-def evaluation_id(session: Session, suite: Yardstick, checkpoint: str) -> str:
+def completions_of(session: Session, evaluation_id: str, wanted: Collection[str]) -> Iterator[Completion]:
+    """Those of an evaluation's completions that are wanted by now; a killed process may have left more."""
+    found = session.corpus.completions(session.run_id, evaluation_id=evaluation_id)
+    return (completion for completion in found if completion.id in wanted)
+
+
+def evaluation_id(session: Session, suite: Yardstick, part: Part, checkpoint: str) -> str:
     """The id of an evaluation: checkpoint, suite, split, decoding settings, number of samples and seed fix it."""
     return sha256_of(
         [
@@ -70,18 +109,12 @@ def evaluation_id(session: Session, suite: Yardstick, checkpoint: str) -> str:
             suite.config.name,
             checkpoint,
             suite.row.sha256,
-            split_of_suite(session, suite),
+            part.split,
             params_of(suite.config).model_dump(mode="json"),
             suite.config.num_samples,
-            session.loaded.config.seed,
+            part.seed,
         ]
     )
-
-
-def split_of_suite(session: Session, suite: Yardstick) -> str:
-    """The suite that decides is opened only as far as its split goes; a canary as a whole."""
-    decide = session.loaded.config.decide
-    return decide.split if suite.config.name == decide.suite else "all"
 
 
 def decoding_dict(suite: Yardstick) -> Json:

@@ -49,7 +49,7 @@ class Beating:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / HEARTBEAT
-        self.started_at = time.time()
+        self._began = self._part_began = time.monotonic()
         self._last_write = 0.0
         self._num_writes = 0
         self._descriptor: int | None = None
@@ -65,7 +65,7 @@ class Beating:
 
     def begin(self, round: int, stage: str, part: str) -> None:
         """A stage, or a part of one, begins."""
-        self._part = {"round": round, "stage": stage, "part": part[:LONGEST], "part_started_at": time.time()}
+        self._part, self._part_began = {"round": round, "stage": stage, "part": part[:LONGEST]}, time.monotonic()
         self._write()
 
     def progress(self, done: int, total: int) -> None:
@@ -80,8 +80,10 @@ class Beating:
 
     @property
     def now(self) -> Heartbeat:
-        """What would be written now."""
-        return Heartbeat(os.getpid(), time.time(), self.started_at, **self._state, **self._part)
+        """What would be written now. What has begun is told by the clock as it is now, which may have been set since."""
+        at, now = time.time(), time.monotonic()
+        part = self._part and self._part | {"part_started_at": at - (now - self._part_began)}
+        return Heartbeat(os.getpid(), at, at - (now - self._began), **self._state, **part)
 
     def _write(self) -> None:
         self._last_write = time.monotonic()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from loop.config import Config
@@ -20,8 +21,11 @@ def cache_directory() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "ssd-loop"
 
 
-def base_model(config: Config, base_dir: Path, run_dir: Path) -> Path:
-    """The directory of the base model; converted or fetched first where that is needed. ConfigError if it cannot be had."""
+def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[], None] = lambda: None) -> Path:
+    """The directory of the base model; converted or fetched first where that is needed. ConfigError if it cannot be had.
+
+    `pulse` is called about once a second meanwhile; what it raises ends that.
+    """
     source = config.model.source
     if source == FAKE_MODEL:
         directory = run_dir / "fake-model"
@@ -32,22 +36,22 @@ def base_model(config: Config, base_dir: Path, run_dir: Path) -> Path:
     if source == BUILT_IN_MODEL:
         directory = cache_directory() / "models" / CONVERSION
         if not (directory / "config.json").exists():
-            _in_worker(config, run_dir, {"op": "convert_smollm2", "target": str(directory)})
+            _in_worker(config, run_dir, pulse, {"op": "convert_smollm2", "target": str(directory)})
         return directory
     local = model_directory(source, base_dir)
     if local is not None:
         return local.resolve()
-    return Path(
-        _in_worker(config, run_dir, {"op": "fetch_hub_model", "name": source, "revision": config.model.revision})
-    )
+    command = {"op": "fetch_hub_model", "name": source, "revision": config.model.revision}
+    return Path(_in_worker(config, run_dir, pulse, command))
 
 
-def _in_worker(config: Config, run_dir: Path, command: dict[str, object]) -> str:
+def _in_worker(config: Config, run_dir: Path, pulse: Callable[[], None], command: Mapping[str, object]) -> str:
     worker = Worker(
-        command,
+        dict(command),
         log_file=run_dir / "logs" / "model.log",
         stall_timeout_s=config.engine.stall_timeout_s,
         progress=lambda done, total: None,
+        pulse=pulse,
         tag="preparing the model",
     )
     try:

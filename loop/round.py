@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from loop.diagnosis import diagnose, measure, signals
+from loop.comparing import Comparison
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
-from loop.evaluation import decoding_dict, evaluate, evaluation_id
 from loop.prompts.sources import prompts_of_round
 from loop.session import CHECKPOINTS, LostWeights, Session
 from loop.stages.collecting import collect
-from loop.stages.deciding import evidence
-from loop.stages.evaluating import outcomes_of
 from loop.stages.sampling import Lineage, plan, sample, seed_of
 from loop.stages.training import train
 from policies.evidence import BadEvidence
 from store.checkpoints import manifest_sha256, manifest_size_bytes, sweep_temporaries
 from store.errors import StoreError
+from store.garbage import best_round
 from store.records import Checkpoint, DecisionRow, Json, Round, StageName
 
 
@@ -93,57 +91,47 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
 
 
 def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Round:
-    """Head and candidate on every suite: same problems, same decoding settings, same seeds. What is known is not redone."""
-    done = {}
-    for who in ("head", "candidate"):
-        for suite in session.suites:
-            done[f"{who}/{suite.config.name}"] = evaluate(session, round, inputs[who], suite, who).id
-        measure(session, round, inputs[who])  # now, while its weights are loaded
-    output = {"evaluations": done, "diagnosis": diagnose(session, round)}
-    return session.ledger.finish_stage(round, "evaluating", number, output, next_state="deciding")
+    """Head and candidate: same problems, same decoding settings, same seeds, until it is clear which one is better."""
+    comparison = comparison_of(session, round, inputs)
+    comparison.run()
+    return session.ledger.finish_stage(round, "evaluating", number, comparison.as_output(), next_state="deciding")
 
 
 def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round:
     """The policy decides on the one figure that was named before the run; decision, state and head move together."""
-    config = session.loaded.config
-    suite = next(suite for suite in session.suites if suite.config.name == config.decide.suite)
-    run = session.run
-    checkpoints = {"candidate": inputs["candidate"], "head": inputs["head"], "base": run.base_checkpoint}
-    evaluations = {who: session.corpus.evaluation(evaluation_id(session, suite, sha256))
-                   for who, sha256 in checkpoints.items()}  # fmt: skip
-    found = {who: evaluation for who, evaluation in evaluations.items() if evaluation is not None}
-    outcomes = {who: outcomes_of(session.corpus.verdicts(evaluation.id)) for who, evaluation in found.items()}
-    candidate = session.ledger.checkpoint(inputs["candidate"])
-    seen = evidence(
-        round.number,
-        suite=config.decide.suite,
-        split=config.decide.split,
-        decoding=decoding_dict(suite),
-        difficulty={problem.task_id: problem.difficulty for problem in suite.problems},
-        candidate=outcomes["candidate"],
-        head=outcomes["head"],
-        base=outcomes["base"],
-        figures={who: found[who].metrics or {} for who in ("candidate", "head")},
-        losses=candidate.origin["training"]["losses"] if candidate else [],
-        measured=signals(diagnose(session, round)),
-    )
-    decision = session.policy.decide(seen)
+    run, policy = session.run, session.policy
+    comparison = comparison_of(session, round, inputs)
+    seen = comparison.find(inputs["opened"], inputs["evaluations"], inputs["diagnosis"]).evidence()
+    decision = policy.decide(seen)
     keep = decision.verdict == "keep"
     row = DecisionRow(
         run_id=round.run_id,
         round=round.number,
         verdict=decision.verdict,
-        action="rollback" if decision.verdict == "inconclusive" else decision.action,  # nothing else is built yet
+        action=decision.action,
         gates=[gate.model_dump(mode="json") for gate in decision.gates],
-        policy={
-            "split": session.policy.split,
-            "gates": [gate.model_dump(mode="json") for gate in session.policy.gates],
-        },
+        policy=policy.as_json(),
         evidence=seen.model_dump(mode="json"),
         head_before=run.head_checkpoint,
         head_after=inputs["candidate"] if keep else run.head_checkpoint,
     )
-    return session.ledger.decide(round, row)
+    back_to = (decision.need or {}).get("head")
+    why = f"round {round.number} is inconclusive, and decide.unclear is pause; `loopctl resume` goes on with the head as it is"
+    return session.ledger.decide(
+        round,
+        row,
+        back_to=back_to if isinstance(back_to, int) else None,
+        hold=why if decision.action == "pause" else None,
+    )
+
+
+def comparison_of(session: Session, round: Round, inputs: Json) -> Comparison:
+    """The comparison that a stage's frozen input asks for."""
+    checkpoints = {"head": inputs["head"], "candidate": inputs["candidate"]}
+    best = inputs.get("best")
+    return Comparison(
+        session, round, checkpoints | ({"best": best["checkpoint"]} if best else {}), best["round"] if best else None
+    )
 
 
 # How a stage is begun, ended and tried again
@@ -264,8 +252,24 @@ def frozen_input(session: Session, round: Round, stage: StageName) -> Json:
             seed = seed_of(config.seed, "training", round.number)
             settings = config.training.model_dump(mode="json") | {"seed": seed}
             return {"checkpoint": round.parent_checkpoint, "num_rows": num_rows, "settings": settings}
+        case "evaluating":
+            sides = {"head": round.parent_checkpoint, "candidate": round.candidate_checkpoint}
+            return sides | ({"best": best} if (best := best_so_far(session)) else {})
         case _:
-            return {"head": round.parent_checkpoint, "candidate": round.candidate_checkpoint}
+            evaluated = session.ledger.stage(round.run_id, round.number, "evaluating")
+            assert evaluated is not None and evaluated.output is not None
+            return evaluated.input | evaluated.output
+
+
+def best_so_far(session: Session) -> Json | None:
+    """The best kept round where it is not the head, if a gate wants to see it."""
+    run, ledger = session.run, session.ledger
+    if not session.policy.needs_best:
+        return None
+    number = best_round(ledger, run, session.loaded.config.decide.suite)
+    round = ledger.round(run.id, number) if number else None
+    sha256 = round.candidate_checkpoint if round else run.base_checkpoint
+    return {"round": number, "checkpoint": sha256} if sha256 != run.head_checkpoint else None
 
 
 STAGES: dict[str, Callable[[Session, Round, int, Json], Round]] = {

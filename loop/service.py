@@ -125,11 +125,16 @@ class Service:
                 if found is not None:
                     ending = found
                     return ending
-                if (obstacle := self._obstacle()) is not None:
-                    self._wait_for(obstacle)
-                elif (failed := self._one_round()) is not None:
-                    ending = Ending("failed", f"round {failed.number}, {failed.stage}: {failed.error}", failed)
-                    return ending
+                try:
+                    if (obstacle := self._obstacle()) is not None:
+                        self._wait_for(obstacle)
+                    elif (failed := self._one_round()) is not None:
+                        ending = Ending("failed", f"round {failed.number}, {failed.stage}: {failed.error}", failed)
+                        return ending
+                except (NoRoom, StoreError, OSError) as error:
+                    if not is_no_room(error):
+                        raise
+                    self._out_of_room(error)
         except Interrupted:
             ending = Ending("stopped", INTERRUPTED)
             raise
@@ -147,14 +152,6 @@ class Service:
             round = run_round(session)
         except LeaveRound:
             session.engines.close()
-            return None
-        except (NoRoom, StoreError, OSError) as error:
-            if not is_no_room(error):
-                raise
-            session.engines.close()
-            if self.schedule is None:
-                raise NoRoom(f"{error}; make room and run it again: it goes on where it was") from error
-            self._out_of_room(str(error))
             return None
         self._num_no_room = 0
         return self._after(round)
@@ -223,20 +220,23 @@ class Service:
     def _history(self, run: Run) -> History:
         config = self.session.loaded.config
         decisions = self.session.ledger.last_verdicts(run.id, 1000)
+        decides = (config.decide.suite, config.decide.split)
+        rate = None
         for evaluation in self.session.corpus.evaluations(run.id, run.head_checkpoint):
-            if evaluation.suite_name == config.decide.suite and evaluation.metrics:
-                return History(verdicts=tuple(decisions), head_pass_rate=evaluation.metrics["pass@1"])
-        return History(verdicts=tuple(decisions), head_pass_rate=None)
+            if (evaluation.suite_name, evaluation.split) == decides and evaluation.metrics:
+                rate = evaluation.metrics["pass@1"]  # the last: that of a head, which its selection has not flattered
+        return History(verdicts=tuple(decisions), head_pass_rate=rate)
 
     def _obstacle(self) -> Obstacle | None:
         session, now = self.session, self.clock()
         run = session.run
         control = session.ledger.control(run.id)
-        if control.wanted_head is not None:
+        waits = self._no_room is not None and time.monotonic() < self._no_room[1]  # nothing can be written meanwhile
+        if control.wanted_head is not None and not waits:
             session.ledger.move_head(run.id, control.wanted_head, "by hand")
             run = session.run
         last = session.ledger.last_round(run.id)
-        if control.held_by is None and last is not None:
+        if control.held_by is None and last is not None and not waits:
             self._hold_if_it_keeps_vanishing(last)
             control = session.ledger.control(run.id)
         if control.held_by is not None:
@@ -248,13 +248,12 @@ class Service:
             due = self.schedule.due_at(_parsed(last.started_at) if last else None, now)
             if due > now:
                 return Obstacle("idle", None, due)
-        if self._no_room is not None:
-            if time.monotonic() < self._no_room[1]:
-                return Obstacle("paused", self._no_room[0])
-            self._no_room = None
+        if waits and self._no_room is not None:
+            return Obstacle("paused", self._no_room[0])
+        self._no_room = None
         short = space.shortage(session, under_way)
         if short is not None and self.schedule is None:
-            raise NoRoom(f"{short}; make room, or set run_dir to a larger disk")
+            raise NoRoom(short)
         return Obstacle("paused", f"{short}; {BY_ITSELF}") if short else None
 
     def _closed(self, now: datetime) -> Obstacle | None:
@@ -280,10 +279,13 @@ class Service:
             )
             ledger.hold_run(round.run_id, "failure", reason)
 
-    def _out_of_room(self, why: str) -> None:
+    def _out_of_room(self, error: Exception) -> None:
+        self.session.engines.close()
+        if self.schedule is None:
+            raise NoRoom(f"{error}; make room and run it again: it goes on where it was") from error
         wait = NO_ROOM_WAITS_S[min(self._num_no_room, len(NO_ROOM_WAITS_S) - 1)]
         self._num_no_room += 1
-        self._no_room = (f"no room: {why}; {BY_ITSELF}", time.monotonic() + wait)
+        self._no_room = (f"no room: {error}; {BY_ITSELF}", time.monotonic() + wait)
 
     # At a safe point, and while it waits
 

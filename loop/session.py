@@ -26,7 +26,7 @@ from loop.models import base_model
 from loop.prompts.sources import load_prompts
 from loop.stages.evaluating import yardstick
 from loop.worker import RemoteSampler, RemoteTrainer, Worker
-from policies.policy import Policy, build_policy
+from policies.policy import Policy
 from store.canonical import sha256_of
 from store.checkpoints import (
     hash_directory,
@@ -222,8 +222,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         except BlockingIOError:
             holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
             raise LockedError(f"{run_dir}: process {holder} holds this run; wait for it or stop it first") from None
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        os.pwrite(descriptor, words := f"{os.getpid():<20}\n".encode(), 0)  # in place, which needs no room
+        os.ftruncate(descriptor, len(words))
         yield
     finally:
         os.close(descriptor)
@@ -247,8 +247,8 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         engines = Engines(loaded, watch)
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
-            run = _run(loaded, ledger, corpus, prompts, suites, watch)
-            policy = build_policy(config.decide.gates, config.decide.split)
+            run = _run(loaded, ledger, corpus, prompts, suites, watch, engines.pulse)
+            policy = config.decide.policy()
             yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch)
         finally:
             engines.close()
@@ -279,7 +279,13 @@ def _inputs(prompts: list[Prompt], suites: list[Yardstick]) -> dict[str, Any]:
 
 
 def _run(
-    loaded: LoadedConfig, ledger: Ledger, corpus: Corpus, prompts: list[Prompt], suites: list[Yardstick], watch: Watch
+    loaded: LoadedConfig,
+    ledger: Ledger,
+    corpus: Corpus,
+    prompts: list[Prompt],
+    suites: list[Yardstick],
+    watch: Watch,
+    pulse: Callable[[], None],
 ) -> Run:
     """The run of this directory: found and compared with the configuration, or begun."""
     settings, inputs = resolved(loaded.config), _inputs(prompts, suites)
@@ -290,10 +296,10 @@ def _run(
         if (
             base and not Path(base.path).exists()
         ):  # a cache was cleared; other weights are found out when they are loaded
-            base_model(loaded.config, loaded.base_dir, loaded.run_dir)
+            base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
         return run
     watch.stage(0, "preparing", loaded.config.model.source)
-    directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir)
+    directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
     manifest = hash_directory(directory)
     base = Checkpoint(
         sha256=manifest_sha256(manifest),

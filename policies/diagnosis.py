@@ -126,11 +126,11 @@ def summarise(sequences: Sequence[Compared], lock_below_nats: float, fork_above_
     )
 
 
-def signals(summary: Summary) -> dict[Who, dict[str, float]]:
+def signals(summary: Summary) -> dict[str, dict[str, float]]:
     """The figures by flat names, for evidence: those of a class without positions are left out."""
-    found: dict[Who, dict[str, float]] = {}
+    found: dict[str, dict[str, float]] = {}
     for who in WHO:
-        mine = found[who] = {"token_entropy": getattr(summary.everywhere, who).entropy}
+        mine = found[who] = {"entropy": getattr(summary.everywhere, who).entropy}
         if summary.locks:
             level: Level = getattr(summary.locks, who)
             mine |= {"lock_tail_mass": level.tail_mass, "lock_top_probability": level.top_probability}

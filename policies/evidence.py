@@ -20,6 +20,9 @@ from pydantic import (
 
 from policies.mistakes import dotted, first_mistake, shown
 
+Who = Literal["candidate", "head", "base", "best"]
+DISJOINT = ("select", "confirm", "final")
+
 Count = Annotated[int, Field(ge=0, strict=True)]
 Outcomes = tuple[Literal[0, 1], ...]
 Signal = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -45,11 +48,20 @@ class Problem(_Frozen):
     candidate: Outcomes = Field(description="The checkpoint that may become the head.")
     head: Outcomes = Field(description="The checkpoint that it was trained from.")
     base: Outcomes | None = Field(default=None, exclude_if=_absent, description="Where round 1 started.")
+    best: Outcomes | None = Field(
+        default=None, exclude_if=_absent, description="The best kept round, where that is not the head."
+    )
+    cluster: str | None = Field(
+        default=None,
+        exclude_if=_absent,
+        coerce_numbers_to_str=True,
+        description="Problems of one cluster (variants of one task) count as one observation.",
+    )
 
-    @field_validator("candidate", "head", "base", mode="before")
+    @field_validator("candidate", "head", "base", "best", mode="before")
     @classmethod
     def _graded(cls, outcomes: Any, info: ValidationInfo) -> Any:
-        if outcomes is None and info.field_name == "base":
+        if outcomes is None and info.field_name in ("base", "best"):
             return None
         task = f"task {shown(info.data.get('task_id'))}"
         if not isinstance(outcomes, (list, tuple)):
@@ -63,23 +75,39 @@ class Problem(_Frozen):
 
     @model_validator(mode="after")
     def _paired(self) -> Problem:
-        if len(self.candidate) != len(self.head):
-            raise ValueError(
-                f"task {shown(self.task_id)}: {len(self.candidate)} candidate samples but {len(self.head)} head "
-                "samples; both need equally many"
-            )
+        for who, outcomes in (("head", self.head), ("best", self.best)):
+            if outcomes is not None and len(self.candidate) != len(outcomes):
+                raise ValueError(
+                    f"task {shown(self.task_id)}: {len(self.candidate)} candidate samples but {len(outcomes)} {who} "
+                    "samples; both need equally many"
+                )
         return self
 
 
 class SplitEvidence(_Frozen):
-    """One suite's problems of one split."""
+    """One suite's problems of one split, all of them or as many as were drawn so far."""
 
     suite: str = Field(min_length=1, description="What reports call the suite.")
     problems: tuple[Problem, ...] = Field(description="In any order; the order does not matter.")
+    num_planned: Count | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="How many problems the split has in all; absent: these are all.",
+    )
+    num_looks: Annotated[int, Field(ge=1, strict=True)] | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="In how many parts the problems are drawn, the gates being asked after each; absent: in one.",
+    )
     decoding: dict[str, JsonValue] | None = Field(
         default=None,
         exclude_if=_absent,
         description="How these samples were drawn, where it differs from the evidence's own.",
+    )
+    conditions: dict[Who, dict[str, JsonValue]] | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="What each side was measured by: hash of the suite, decoding settings, seed. They must be equal.",
     )
 
     @field_validator("suite")
@@ -98,10 +126,36 @@ class SplitEvidence(_Frozen):
             if problem.task_id in seen:
                 raise ValueError(f"task {shown(problem.task_id)} is there twice; put all its samples in one entry")
             seen.add(problem.task_id)
-        num_with_base = sum(problem.base is not None for problem in self.problems)
-        if num_with_base not in (0, len(self.problems)):
-            raise ValueError(f"base is given for {num_with_base} of {len(self.problems)} problems; give all or none")
+        for who in ("base", "best"):
+            num_given = sum(getattr(problem, who) is not None for problem in self.problems)
+            if num_given not in (0, len(self.problems)):
+                raise ValueError(f"{who} is given for {num_given} of {len(self.problems)} problems; give all or none")
+        if self.num_planned is not None and self.num_planned < len(self.problems):
+            raise ValueError(f"{len(self.problems)} problems are there but num_planned is {self.num_planned}")
         return self
+
+    @model_validator(mode="after")
+    def _comparable(self) -> SplitEvidence:
+        given = self.conditions or {}
+        for who, theirs in given.items():
+            for key in sorted({*theirs, *given.get("candidate", theirs)}):
+                ours = given.get("candidate", theirs).get(key)
+                if who != "base" and ours != theirs.get(key):
+                    raise ValueError(
+                        f"suite {shown(self.suite)}: candidate and {who} differ in {shown(key)}: {shown(ours)} and "
+                        f"{shown(theirs.get(key))}; only what was measured alike can be compared"
+                    )
+        return self
+
+    @property
+    def complete(self) -> bool:
+        """Whether all problems of the split are in."""
+        return self.num_planned is None or len(self.problems) == self.num_planned
+
+    @property
+    def sequential(self) -> bool:
+        """Whether the gates may be asked before all problems are in, so that a fixed test would be wrong."""
+        return (self.num_looks or 1) > 1 or not self.complete
 
 
 class Evidence(_Frozen):
@@ -110,23 +164,47 @@ class Evidence(_Frozen):
     round: Count = Field(description="The round that is decided.")
     rounds_so_far: Count = Field(description="Rounds decided before it.")
     splits: dict[str, SplitEvidence] = Field(min_length=1, description="By name: select, confirm, canaries.")
-    signals: dict[Literal["candidate", "head", "base"], dict[str, Signal | None]] = Field(
+    signals: dict[Who, dict[str, Signal | None]] = Field(
         default_factory=dict, description="Entropy, mean length, losses and the like; null where not measured."
     )
     decoding: dict[str, JsonValue] | None = Field(
         default=None, exclude_if=_absent, description="How the samples were drawn; stated beside every figure."
     )
-    error: JsonValue | None = Field(
+    draw: Count | None = Field(
         default=None,
         exclude_if=_absent,
-        description="Free form: the chance of error spent so far. No gate reads it yet.",
+        description="What the order of the problems derives from; absent: the round. The same for all of one head.",
     )
+    fruitless_looks: dict[str, Count] | None = Field(
+        default=None,
+        exclude_if=_absent,
+        description="How often each split was looked at by earlier rounds that were then not kept; absent: every round.",
+    )
+    best_round: Count | None = Field(
+        default=None, exclude_if=_absent, description="The best kept round, 0 for the base; absent: the head."
+    )
+
+    @model_validator(mode="after")
+    def _disjoint(self) -> Evidence:
+        seen: dict[tuple[str, str], str] = {}
+        for name in DISJOINT:
+            for problem in self.splits[name].problems if name in self.splits else ():
+                other = seen.setdefault((self.splits[name].suite, problem.task_id), name)
+                if other != name:
+                    raise ValueError(
+                        f"task {shown(problem.task_id)} is in the splits {other} and {name}; a problem belongs to one"
+                    )
+        return self
 
     def split(self, name: str) -> SplitEvidence:
         """The split of that name; BadEvidence if it was not evaluated."""
         if name not in self.splits:
             raise BadEvidence(f"splits: no split {shown(name)} (there: {', '.join(map(shown, sorted(self.splits)))})")
         return self.splits[name]
+
+    def num_fruitless(self, name: str) -> int:
+        """How many looks at the split have been spent. Where nobody counted, each round so far may have been one."""
+        return self.rounds_so_far if self.fruitless_looks is None else self.fruitless_looks.get(name, 0)
 
 
 def read_evidence(source: str | bytes | dict[str, Any]) -> Evidence:

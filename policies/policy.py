@@ -7,17 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
-from policies.decision import Decision
-from policies.evidence import Evidence
-from policies.gates import Gate, Improvement
+from policies.decision import Decision, GateResult
+from policies.evidence import Evidence, SplitEvidence
+from policies.gates import BestSoFar, Collapse, Gate, Improvement, Look, NoRegression
 from policies.mistakes import Path, dotted, first_mistake, shown
 
 ENTRY_POINTS = "loop.gates"
-BUILT_IN: dict[str, type[Gate]] = {"improvement": Improvement}
+BUILT_IN: dict[str, type[Gate]] = {
+    "improvement": Improvement,
+    "no_regression": NoRegression,
+    "collapse": Collapse,
+    "best_so_far": BestSoFar,
+}
 
 
 class BadPolicy(ValueError):
@@ -29,30 +34,149 @@ class BadPolicy(ValueError):
         self.problem = problem
 
 
+Unclear = Literal["rollback", "keep_if_not_inferior", "pause"]
+
+
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Keep if every gate passes on the split; roll back if one fails; else say that it is inconclusive."""
+    """Keep if every gate passes; roll back if one fails; ask for more where that may settle it.
+
+    `split` is looked at first. With `confirm`, another split that is opened only for a candidate that passes there, the
+    first one only screens. Gates that look at a canary suite are asked last, once the others have passed. `unclear` is
+    what follows when everything is in and nothing is shown; `margin` is how much worse is still not inferior.
+    """
 
     gates: tuple[Gate, ...]
     split: str
+    confirm: str | None = None
+    unclear: Unclear = "rollback"
+    margin: float = 0.01
+
+    @property
+    def canaries(self) -> tuple[str, ...]:
+        """The suites that gates look at beside the one that decides."""
+        return tuple(dict.fromkeys(gate.canary for gate in self.gates if gate.canary is not None))
+
+    @property
+    def needs_best(self) -> bool:
+        """Whether a gate wants the best kept round measured, too."""
+        return any(gate.needs_best for gate in self.gates)
 
     def decide(self, evidence: Evidence) -> Decision:
         """A pure function of evidence. BadEvidence if the split is not there: a failed stage, not a rollback."""
-        results = tuple(gate.evaluate(evidence, self.split) for gate in self.gates)
-        verdicts = {result.verdict for result in results}
+        evidence.split(self.split)
+        confirming = self.confirm is not None and self.confirm in evidence.splits
+        first = Look(self.split, screening=self.confirm is not None)
+        look = Look(self.confirm or self.split) if confirming else first
+        # The best round is measured on the first split alone.
+        results = [
+            (gate, gate.evaluate(evidence, first if gate.needs_best else look))
+            for gate in self.gates
+            if gate.canary is None
+        ]
+        failed = any(result.verdict == "fail" for _, result in results)
+        asked = [pair for pair in results if pair[0].screens] if look.screening else results
+        unclear = any(result.verdict == "inconclusive" for _, result in asked or results)
+        there = evidence.splits[look.split]
+        if not failed and unclear and not there.complete:
+            return self._said(results, "inconclusive", "sample_more", _part(look.split, there))
+        if not failed and not unclear and look.screening:
+            return self._said(results, "inconclusive", "confirm", {"split": self.confirm})
+        missing: list[JsonValue] = [name for name in self.canaries if name not in evidence.splits]
+        if missing and not failed:
+            return self._said(results, "inconclusive", "sample_more", {"suites": missing})
+        results += [
+            (gate, gate.evaluate(evidence, look))
+            for gate in self.gates
+            if gate.canary and gate.canary in evidence.splits
+        ]
+        verdicts = {result.verdict for _, result in results}
         if "fail" in verdicts:
-            return Decision(verdict="rollback", gates=results, action="rollback")
+            return self._said(results, "rollback", "rollback", _back_to(results))
         if "inconclusive" in verdicts:
-            return Decision(verdict="inconclusive", gates=results, action="pause")
-        return Decision(verdict="keep", gates=results, action="keep")
+            return self._unclear(results)
+        return self._said(results, "keep", "keep")
+
+    def as_json(self) -> dict[str, JsonValue]:
+        """What is stored beside a decision, so that it can be replayed."""
+        return {
+            "split": self.split,
+            "confirm": self.confirm,
+            "unclear": self.unclear,
+            "margin": self.margin,
+            "gates": [gate.model_dump(mode="json") for gate in self.gates],
+        }
+
+    def fruitless_after(self, evidence: Mapping[str, Any], verdict: str) -> dict[str, int]:
+        """How often each split was looked at in vain, counting the round that was decided on this evidence (as JSON).
+
+        Only the look with the last word counts: at the split to confirm if there is one, and then only if it was opened.
+        A round that was kept gives its share of the error back, so it does not count.
+        """
+        counts: dict[str, int] = dict(evidence.get("fruitless_looks") or {})
+        last = self.confirm or self.split
+        if verdict != "keep" and last in evidence["splits"]:
+            counts[last] = counts.get(last, 0) + 1
+        return counts
+
+    def _unclear(self, results: Sequence[tuple[Gate, GateResult]]) -> Decision:
+        if self.unclear == "pause":
+            return self._said(results, "inconclusive", "pause")
+        if self.unclear == "keep_if_not_inferior":
+            open_questions = [result for _, result in results if result.verdict == "inconclusive"]
+            if all(_not_inferior(result, self.margin) for result in open_questions):
+                return self._said(results, "keep", "keep", {"not_inferior_by": self.margin})
+        return self._said(results, "inconclusive", "rollback")
+
+    def _said(
+        self,
+        results: Sequence[tuple[Gate, GateResult]],
+        verdict: Literal["keep", "rollback", "inconclusive"],
+        action: Literal["keep", "rollback", "sample_more", "confirm", "pause"],
+        need: dict[str, JsonValue] | None = None,
+    ) -> Decision:
+        place = {id(gate): index for index, gate in enumerate(self.gates)}
+        ordered = sorted(results, key=lambda pair: place[id(pair[0])])
+        return Decision(verdict=verdict, gates=tuple(result for _, result in ordered), action=action, need=need)
 
 
-def build_policy(gates: Sequence[Mapping[str, Any]], split: str) -> Policy:
+def next_part(num_problems: int, num_planned: int, num_looks: int) -> int:
+    """How many problems there are to be after the next part, of so many equal ones."""
+    parts = [-(-num_planned * part // num_looks) for part in range(1, num_looks + 1)]
+    return next((size for size in parts if size > num_problems), num_planned)
+
+
+def _part(name: str, there: SplitEvidence) -> dict[str, JsonValue]:
+    assert there.num_planned is not None
+    following = next_part(len(there.problems), there.num_planned, there.num_looks or 1)
+    return {"split": name, "num_problems": following - len(there.problems)}
+
+
+def _not_inferior(result: GateResult, margin: float) -> bool:
+    lower = result.figures.get("lower")
+    return isinstance(lower, float) and lower > -margin
+
+
+def _back_to(results: Sequence[tuple[Gate, GateResult]]) -> dict[str, JsonValue] | None:
+    for _, result in results:
+        if result.figures.get("back_to") is not None:
+            return {"head": result.figures["back_to"]}
+    return None
+
+
+def build_policy(
+    gates: Sequence[Mapping[str, Any]],
+    split: str,
+    confirm: str | None = None,
+    unclear: Unclear = "rollback",
+    margin: float = 0.01,
+) -> Policy:
     """The policy of loop.toml's `decide` table. BadPolicy (a ValueError) for the first mistake."""
     where: Path = ("decide", "gates")
     if not gates:
         raise BadPolicy(where, 'no gates, so every candidate would be kept; give at least one, {type = "improvement"}')
-    return Policy(tuple(_build_gate(gate, (*where, index)) for index, gate in enumerate(gates)), split)
+    built = tuple(_build_gate(gate, (*where, index)) for index, gate in enumerate(gates))
+    return Policy(built, split, confirm, unclear, margin)
 
 
 def _build_gate(table: Mapping[str, Any], where: Path) -> Gate:

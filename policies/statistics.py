@@ -2,8 +2,8 @@
 
 Problems are the unit: samples of one problem are not independent of each other, so every spread here is a spread
 between problems (Miller, arXiv 2411.00640). All of it is deterministic: the same numbers give the same answer, bit by
-bit, in any order of the problems. Looking several times at growing evidence, or at the same suite in every round, is
-not corrected for here.
+bit, in any order of the problems. Looking several times at growing evidence is not corrected for here (see
+`policies.sequential`), nor is looking in every round (see `policies.budget`).
 """
 
 from __future__ import annotations
@@ -11,15 +11,19 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist, fmean, stdev
 
 NUM_DRAWS = 20_000
-"""Random subsets of problems in a paired comparison; at p = .05 the standard error of p is .0015."""
+"""Random subsets of problems behind the bounds of a paired comparison; at .05 the standard error of a level is .0015."""
+FINEST = 1000
+"""Differences without a common denominator up to this one are rounded to its multiples in the exact test."""
 
 Number = Fraction | float
+
+_BARELY = 1e-9  # a bound above 0 of which no more is known
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -40,6 +44,46 @@ def mean_pass_at_k(outcomes: Sequence[Sequence[int]], k: int) -> float:
     if not outcomes:
         raise ValueError("pass@k of no problems")
     return fmean(pass_at_k(len(samples), sum(samples), k) for samples in outcomes)
+
+
+def pass_at_k_difference(candidate: Sequence[int], head: Sequence[int], k: int = 1) -> Fraction:
+    """pass@k of the candidate less that of the head on one problem, from its 0s and 1s; exact."""
+    return _exact_pass_at_k(candidate, k) - _exact_pass_at_k(head, k)
+
+
+def _exact_pass_at_k(outcomes: Sequence[int], k: int) -> Fraction:
+    pass_at_k(len(outcomes), sum(outcomes), k)  # refuses what cannot be estimated
+    return 1 - Fraction(math.comb(len(outcomes) - sum(outcomes), k), math.comb(len(outcomes), k))
+
+
+@dataclass(frozen=True, slots=True)
+class Clustered:
+    """Clusters as units of a test: differences in [-1, 1], and each cluster's size as a share of the largest."""
+
+    differences: tuple[Fraction, ...]
+    shares: tuple[Fraction, ...]
+
+
+def clustered(differences: Sequence[Number], clusters: Sequence[Hashable]) -> Clustered:
+    """Problems that are variants of each other made one unit: the sum of their differences, over the largest size.
+
+    The sum of `differences` over the sum of `shares` is still the mean over problems, and a gain of delta means
+    differences of delta * share. Units come in the order in which their clusters first appear.
+    """
+    if len(differences) != len(clusters):
+        raise ValueError(f"{len(clusters)} clusters for {len(differences)} differences")
+    if not differences:
+        raise ValueError("clusters of no problems")
+    sums: dict[Hashable, Fraction] = {}
+    sizes: dict[Hashable, int] = {}
+    for difference, cluster in zip(differences, clusters, strict=True):
+        sums[cluster] = sums.get(cluster, Fraction()) + _fraction(difference)
+        sizes[cluster] = sizes.get(cluster, 0) + 1
+    largest = max(sizes.values())
+    return Clustered(
+        differences=tuple(total / largest for total in sums.values()),
+        shares=tuple(Fraction(size, largest) for size in sizes.values()),
+    )
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -86,9 +130,10 @@ def paired_gain(differences: Sequence[Number], confidence: float = 0.95) -> Pair
     The sign-flip test of a gain delta flips the signs of a subset S of the d_i - delta; the flipped sum reaches the
     observed one exactly where mean(d_S) <= delta. So p(delta) is the share of subsets, the empty one among them, with
     a mean of at most delta, and the bounds that invert the test are quantiles of the subset means (Hartigan 1969,
-    "Using subsample values as typical values"). `p_value` is p(0): lower > 0 implies p_value <= 1 - confidence, and
-    the other way round too. All subsets are enumerated where there are no more than NUM_DRAWS; else NUM_DRAWS random
-    ones stand for them.
+    "Using subsample values as typical values"). `p_value` is p(0), exact (`sign_flip_p_value`). The bounds come from
+    all subsets where there are no more than NUM_DRAWS, else from NUM_DRAWS random ones, which are too few for a
+    1 - confidence below 1e-3 or so: decide by the p-value there. Where a random bound and the exact test disagree
+    about 0, the bound gives way: lower > 0 exactly where p_value <= 1 - confidence, and likewise upper < 0.
 
     The two bounds together are an interval at 2 * confidence - 1: for a two-sided 95% ask for .975.
 
@@ -120,16 +165,87 @@ def paired_gain(differences: Sequence[Number], confidence: float = 0.95) -> Pair
             for won_and_lost, joined in ((0, 0), (1, 1), (-1, 1), (0, 2))
         )
         lower, upper = min(lower, _bounds(wide, alpha)[0]), max(upper, _bounds(wide, alpha)[1])
+    p_value = sign_flip_p_value(differences)
+    lower = _agreeing(lower, p_value, alpha)
+    upper = -_agreeing(-upper, sign_flip_p_value([-difference for difference in differences]), alpha)
     return PairedGain(
         gain=gain,
         lower=min(lower, gain),
         upper=max(upper, gain),
         confidence=confidence,
-        p_value=(1 + sum(mean <= 0 for mean in means)) / (1 + len(means)),
+        p_value=p_value,
         num_improved=sum(score > 0 for score in scores),
         num_worsened=sum(score < 0 for score in scores),
         num_equal=num_equal,
     )
+
+
+def sign_flip_p_value(
+    differences: Sequence[Number], delta: Number = 0, shares: Sequence[Number] | None = None
+) -> float:
+    """One-sided p-value of "the gain is at most delta": the share of sign flips that reach the sum observed. Exact.
+
+    Each d_i - delta keeps or changes its sign with a chance of a half; if candidate and head are alike, so does it in
+    truth. The sum is as large as the observed one exactly where those that change it have a sum of at most 0; equally
+    often (the others' complement) the sizes picked sum to at most that of the negative ones. All 2^n subsets are
+    counted by their sums: the coefficients of the product of 1 + x^size, packed side by side into one whole number.
+
+    Floats stand for the fraction that they are meant to be. Where there is no common denominator up to FINEST, all
+    are rounded to its multiples first; that treats both signs alike, so the test stays a sign-flip test.
+    """
+    if not differences:
+        raise ValueError("a sign-flip test of no problems")
+    weights = [Fraction(1)] * len(differences) if shares is None else [_fraction(share) for share in shares]
+    if len(weights) != len(differences):
+        raise ValueError(f"{len(weights)} shares for {len(differences)} differences")
+    limit = _fraction(delta)
+    shifted = [_fraction(difference) - limit * weight for difference, weight in zip(differences, weights, strict=True)]
+    scale = min(FINEST, math.lcm(*(value.denominator for value in shifted)))
+    scores = [_rounded(value * scale) for value in shifted]
+    return _share_of_subsets([abs(score) for score in scores], -sum(score for score in scores if score < 0))
+
+
+def _fraction(number: Number) -> Fraction:
+    """The number itself; for a float that prints like a simple fraction, that fraction."""
+    exact = Fraction(number)
+    if isinstance(number, float):
+        simple = exact.limit_denominator(FINEST)
+        if abs(simple - exact) < Fraction(1, 10**12):
+            return simple
+    return exact
+
+
+def _rounded(value: Fraction) -> int:
+    """The nearest whole number, halves away from 0: the negated value gives the negated number."""
+    nearest = math.floor(abs(value) + Fraction(1, 2))
+    return nearest if value >= 0 else -nearest
+
+
+def _share_of_subsets(sizes: list[int], most: int) -> float:
+    """The share of subsets of sizes >= 0 whose sum is at most `most`; above it by less than 1e-18 where it is not exact.
+
+    Counts beyond 150 bits lose their last 64, and the answer is raised by all that may have been lost.
+    """
+    changing = sorted(size for size in sizes if size)
+    divisor = math.gcd(*changing) or 1
+    most //= divisor
+    width = min(len(changing) + 2, 160)  # bits of a count
+    slots = (1 << width * (most + 1)) - 1
+    kept = slots // ((1 << width) - 1) * ((1 << max(0, width - 64)) - 1)
+    counts, bits, lost = (
+        1,
+        0,
+        Fraction(),
+    )  # bits [width * s, width * (s + 1)) of counts: how many subsets have the sum s
+    for size in changing:
+        if size <= most * divisor:
+            counts += (counts << width * (size // divisor)) & slots
+        bits += 1  # there are at most 2^bits subsets
+        if bits > 150:
+            counts, bits = (counts >> 64) & kept, bits - 64
+            lost += Fraction(most + 1, 1 << bits)
+    total = counts % ((1 << width) - 1)  # casting out (2^width - 1)s leaves the sum of all counts
+    return float(min(Fraction(1), Fraction(total, 1 << bits) + lost))
 
 
 def smallest_detectable_gain(differences: Sequence[Number], alpha: float = 0.05, power: float = 0.8) -> float:
@@ -163,6 +279,11 @@ def _bounds(means: list[float], alpha: float) -> tuple[float, float]:
     """The ends of all delta that the sign-flip test does not reject, from the sorted means of non-empty subsets."""
     rank = math.floor(alpha * (len(means) + 1) + 1e-9)
     return (means[rank - 1], means[-rank]) if rank else (-1.0, 1.0)
+
+
+def _agreeing(lower: float, p_value: float, alpha: float) -> float:
+    """The lower bound, on the side of 0 where the exact test sees it."""
+    return max(lower, _BARELY) if p_value <= alpha else min(lower, 0.0)
 
 
 def _subset_sums(scores: list[int]) -> Iterator[tuple[int, int]]:

@@ -45,6 +45,9 @@ else:
 Row = dict[str, Any]
 R = TypeVar("R")
 
+# What SQLite makes of a quota that is reached, of a file system that turned read-only, and of a disk that fails.
+_NOT_WRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE)
+
 _CODEC_OF = {"Json": "json", "Json | None": "json", "list[Json]": "json", "tuple[int, ...]": "tuple", "bool": "bool"}
 _CODECS: dict[type[Any], tuple[tuple[str, str], ...]] = {}
 
@@ -309,10 +312,8 @@ def _translated(where: Database | Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        cannot = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF in (
-            sqlite3.SQLITE_FULL,
-            sqlite3.SQLITE_READONLY,
-        )
+        code = getattr(error, "sqlite_errorcode", None) or 0
+        cannot = code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) or code in _NOT_WRITTEN
         raise (CannotWrite if cannot else StoreError)(f"{_name(where)}: {_explanation(error)}") from error
     except OverflowError as error:
         raise StoreError(f"{_name(where)}: a number is too large for SQLite's 64 bits") from error
@@ -329,7 +330,10 @@ def _name(where: Database | Path) -> str:
 
 def _explanation(error: sqlite3.Error) -> str:
     said = " ".join(str(error).split())
-    code = (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+    code = getattr(error, "sqlite_errorcode", None) or 0
+    if code in _NOT_WRITTEN:
+        return f"the disk takes nothing ({said}): full, over its quota or read-only; nothing of this was stored"
+    code &= 0xFF
     if code == sqlite3.SQLITE_FULL:
         return "the disk is full; nothing of this was stored; free some space and try again"
     if code == sqlite3.SQLITE_BUSY:

@@ -89,15 +89,15 @@ class Evaluations:
         sql = f"SELECT * FROM evaluations WHERE {where} ORDER BY rowid"
         return [unpack(Evaluation, row) for row in query(self.db, sql, given)]
 
-    def last_rates(self, run_id: str, suite_name: str, num_rounds: int) -> list[Row]:
+    def last_rates(self, run_id: str, suite_name: str, split: str, num_rounds: int) -> list[Row]:
         """pass@1 of the candidates of the newest rounds that were decided: `round`, `state` and `rate`, oldest first."""
         sql = (
             "SELECT r.number AS round, r.state, json_extract(e.metrics, '$.\"pass@1\"') AS rate FROM rounds AS r "
             "CROSS JOIN evaluations AS e ON e.run_id = r.run_id AND e.checkpoint = r.candidate_checkpoint "
-            "AND e.suite_name = ? AND e.metrics IS NOT NULL "
+            "AND e.round = r.number AND e.suite_name = ? AND e.split = ? AND e.metrics IS NOT NULL "
             "WHERE r.run_id = ? AND r.state IN ('kept', 'rolled_back') ORDER BY r.number DESC LIMIT ?"
         )
-        return query(self.db, sql, (suite_name, run_id, num_rounds))[::-1]
+        return query(self.db, sql, (suite_name, split, run_id, num_rounds))[::-1]
 
     def pass_rates(self, evaluation_id: str) -> dict[str, float]:
         """The share of an evaluation's samples that passed, by problem."""
@@ -166,6 +166,20 @@ class Evaluations:
                 "verdicts_sha256": verdicts_sha256(self.verdicts(evaluation_id)),
             }
             events.append(self.db, at, evaluation.run_id, "evaluation_finished", evaluation.round, "evaluating", data)
+        return self._evaluation(evaluation_id)
+
+    def reopen_evaluation(self, evaluation_id: str) -> Evaluation:
+        """More problems of the same split are to be added: its figures no longer count. Harmless to repeat."""
+        at = self.now()
+        with transaction(self.db):
+            evaluation = self._evaluation(evaluation_id)
+            if evaluation.finished_at is not None:
+                sql = "UPDATE evaluations SET finished_at = NULL, metrics = NULL WHERE id = ?"
+                execute(self.db, sql, (evaluation_id,))
+                data = {"evaluation": evaluation_id}
+                events.append(
+                    self.db, at, evaluation.run_id, "evaluation_reopened", evaluation.round, "evaluating", data
+                )
         return self._evaluation(evaluation_id)
 
     def _evaluation(self, evaluation_id: str) -> Evaluation:

@@ -99,9 +99,10 @@ def best_round(ledger: Ledger, run: Run, suite_name: str) -> int:
     """The kept round, or 0 for the base, that did best on the suite that decides; the earliest of equals."""
     sql = (
         "SELECT e.checkpoint, json_extract(e.metrics, '$.\"pass@1\"') AS rate FROM evaluations AS e "
-        "WHERE e.run_id = ? AND e.suite_name = ? AND e.metrics IS NOT NULL"
-    )
-    rates = {row["checkpoint"]: row["rate"] for row in query(ledger.db, sql, (run.id, suite_name))}
+        "WHERE e.run_id = ? AND e.suite_name = ? AND e.split = ? AND e.metrics IS NOT NULL ORDER BY e.rowid"
+    )  # the last one counts: that of a head, which its selection has not flattered
+    split = run.config["decide"]["split"]
+    rates = {row["checkpoint"]: row["rate"] for row in query(ledger.db, sql, (run.id, suite_name, split))}
     sql = (
         "SELECT number, candidate_checkpoint AS sha256 FROM rounds WHERE run_id = ? AND state = 'kept' ORDER BY number"
     )

@@ -398,11 +398,14 @@ class Ledger:
 
     # Decisions
 
-    def decide(self, round: Round, decision: DecisionRow) -> Round:
+    def decide(
+        self, round: Round, decision: DecisionRow, *, back_to: int | None = None, hold: str | None = None
+    ) -> Round:
         """Store the decision, the round's final state and the head, all at once; StaleState unless it is deciding.
 
-        "keep" moves the head to the candidate; "rollback" and "inconclusive" leave it. An open attempt at the deciding
-        stage ends with it, successfully.
+        "keep" moves the head to the candidate; "rollback" and "inconclusive" leave it, or move it `back_to` an earlier
+        round. `hold`: a reason for the run to wait for a person. An open attempt at the deciding stage ends with it,
+        successfully.
         """
         at = self.now()
         decision = replace(decision, decided_at=decision.decided_at or at)
@@ -434,6 +437,10 @@ class Ledger:
                 head_after=decision.head_after,
                 decision_sha256=decision_sha256(decision),
             )
+            if back_to is not None:
+                self.move_head(round.run_id, back_to, f"round {round.number}: worse than the best so far")
+            if hold is not None:
+                self.hold_run(round.run_id, "failure", hold)
         return self._round(round.run_id, round.number)
 
     def decisions(self, run_id: str) -> list[DecisionRow]:

@@ -239,6 +239,9 @@ class _Story:
                 self.states[number] = "kept" if keep else "rolled_back"
                 self.head = (number, data["head_after"]) if keep else self.head
                 hashes["decision"] = data["decision_sha256"]
+            case "evaluation_reopened":
+                for what in ("evaluation", "verdicts of evaluation"):
+                    self.hashes[0].pop(f"{what} {data['evaluation']}", None)
             case "evaluation_finished":
                 self.hashes[0][f"evaluation {data['evaluation']}"] = sha256_of(data["metrics"])
                 self.hashes[0][f"verdicts of evaluation {data['evaluation']}"] = data["verdicts_sha256"]

@@ -21,7 +21,6 @@ import psutil
 from rounds import KEEPING, dump, environment, processes_of, write_run
 
 from store.db import open_database
-from store.errors import NoStore
 from store.failpoints import POINTS
 from store.ledger import Ledger
 from store.verify import verify_store
@@ -54,10 +53,10 @@ def daemon(config: Path, failpoint: str = "", kill_after_s: float | None = None)
 
 def release(config: Path) -> None:
     """What `loopctl resume` does: the daemon holds a run whose process keeps vanishing."""
-    try:
-        db = open_database(config.parent / ".loop" / "loop.db")
-    except NoStore:
-        return
+    path = config.parent / ".loop" / "loop.db"
+    if not path.exists():
+        return  # killed before anything was there
+    db = open_database(path)
     try:
         ledger = Ledger(db)
         if run := ledger.run():

@@ -138,10 +138,7 @@ def record_run(
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"recording needs a C compiler that works: {error}")
     for failpoint in failpoints:
-        paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-        given = environment() | {"PYTHONPATH": paths, "LOOP_FAILPOINT": failpoint}
-        command = [sys.executable, "-P", "-c", DRIVER, str(config), str(num_rounds), change]
-        code = record(command, config.parent, log, preload, given)
+        code = _drive(config, log, preload, num_rounds, change, failpoint)
         assert code == (-signal.SIGKILL if failpoint else 0), log.with_suffix(".stderr").read_text()
     records = read_log(log, config.parent)
     writes = Counter(record.path for record in records if record.op == "write")
@@ -150,6 +147,26 @@ def record_run(
     recording = Recording(config, before, records)
     assert unrecorded(recording) == [], "files that were changed past the recorder"
     return recording
+
+
+def record_recovery(recording: Recording, cut: Cut, *, num_rounds: int = 2, change: str = "") -> Recording:
+    """How the run goes on after a cut, in the same place. What had been acknowledged before the cut leads the records."""
+    for _ in lay_down(recording, [cut]):
+        before = Disk(recording.root)
+    log = recording.root.parent / f"log-after-{cut.after}-{cut.chance.seed}"
+    code = _drive(recording.config, log, library(recording.root.parent), num_rounds, change)
+    assert code == 0, (cut, log.with_suffix(".stderr").read_text())
+    known = [change for change in recording.records[: cut.after] if change.op == "mark"]
+    again = Recording(recording.config, before, known + read_log(log, recording.root))
+    assert unrecorded(again) == [], "files that were changed past the recorder"
+    return again
+
+
+def _drive(config: Path, log: Path, preload: Path, num_rounds: int, change: str, failpoint: str = "") -> int:
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    given = environment() | {"PYTHONPATH": paths, "LOOP_FAILPOINT": failpoint}
+    command = [sys.executable, "-P", "-c", DRIVER, str(config), str(num_rounds), change]
+    return record(command, config.parent, log, preload, given)
 
 
 def unrecorded(recording: Recording) -> list[str]:

@@ -50,6 +50,9 @@ def test_mistakes_in_the_configuration(tmp_path: Path, monkeypatch: pytest.Monke
 def test_config_check_looks_at_what_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
     monkeypatch.chdir(write_configuration(tmp_path).parent)
     assert call("config", "check", "--json").json["config"]["seed"] == 3
+    endless = Path("loop.toml").read_text().replace("rounds = 2", "rounds = 0")
+    Path("endless.toml").write_text(endless)
+    assert ": rounds without end of " in call("config", "check", "--config", "endless.toml").out
     Path("ones.jsonl").unlink()
     said = call("config", "check")
     assert said.code == 78 and "ones.jsonl: no such file" in said.err

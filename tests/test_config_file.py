@@ -154,7 +154,7 @@ TABLE = [
     ('suite = "first"', 'suite = "first"\nsplit = "test"',
      ['16: decide.split: "test" is unknown; give "select", "confirm" or "final"']),
     ('"improvement"', '"improvment"',
-     ["16: decide.gates[0].type: unknown type 'improvment'; known types: improvement"]),
+     ["16: decide.gates[0].type: unknown type 'improvment'; known types: improvement, no_regression, collapse, best_so_far"]),
     ('[{ type = "improvement" }]', "[]",
      ['16: decide.gates: no gates, so every candidate would be kept; give at least one, {type = "improvement"}']),
     ('[{ type = "improvement" }]', "[\n 3]", ["17: decide.gates[0]: 3 is not a table; give a table"]),
@@ -262,7 +262,7 @@ def test_finding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_resolved_is_a_config_again(load: Load) -> None:
     config = load(GOOD).config
     settings = resolved(config)
-    assert settings["decide"]["gates"][0]["confidence"] == 0.95
+    assert settings["decide"]["gates"][0]["alpha"] == 0.05
     again = Config.model_validate_json(json.dumps(settings))
     assert resolved(again) == settings
     assert config_sha256(again) == config_sha256(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import pytest
 
 from loop import models
+from loop.cli.progress import Onlooker, Plain
 from loop.engines import hf_models
 from loop.errors import ConfigError
+from loop.heartbeat import Beating, read_heartbeat
 
 CONFIG = SimpleNamespace(model=SimpleNamespace(source="smollm2-135m", revision=None))
 
@@ -110,6 +113,25 @@ def test_a_converted_model_is_taken_without_a_worker(tmp_path: Path, monkeypatch
     (directory / "config.json").write_text("{}")
     monkeypatch.setattr(models, "Worker", None)
     assert models.base_model(CONFIG, tmp_path, tmp_path / "run") == directory  # type: ignore[arg-type]
+
+
+def test_while_a_model_is_got_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Waiting:
+        def __init__(self, command: dict[str, Any], *, pulse: Callable[[], None], **more: Any) -> None:
+            self.info = "/a/directory"
+            pulse()
+
+        def end(self) -> None:
+            pass
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    monkeypatch.setattr(models, "Worker", Waiting)
+    watch = Onlooker(Plain())
+    watch.beating = Beating(tmp_path)
+    config = SimpleNamespace(model=CONFIG.model, engine=SimpleNamespace(stall_timeout_s=1.0))
+    models.base_model(config, tmp_path, tmp_path, watch.pulse)  # type: ignore[arg-type]
+    beat = read_heartbeat(tmp_path)
+    assert beat and beat.pid == os.getpid()
 
 
 def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:

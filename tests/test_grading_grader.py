@@ -432,6 +432,12 @@ def test_bwrap_that_may_not_make_namespaces(monkeypatch: pytest.MonkeyPatch, tmp
     assert "allow user namespaces" in report.remedy and "\n" not in report.remedy
 
 
+def test_a_program_that_ended_while_nobody_listened_is_not_out_of_time() -> None:
+    with Sandbox.open("bubblewrap").start(sandbox_module._TRIVIAL, timeout_s=0.3, memory_bytes=1 << 30) as running:
+        time.sleep(1.0)  # as if this process had been stopped
+        assert list(running.lines(10_000)) == ["verdict passed trivial"] and running.status == 0
+
+
 def test_check_sandbox() -> None:
     assert check_sandbox("bubblewrap").ok
     report = check_sandbox("none")

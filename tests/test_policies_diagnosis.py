@@ -179,12 +179,12 @@ def test_what_must_hold_whatever_the_numbers_are(seed: int, lock: float, more: f
 def test_signals_have_flat_names_and_leave_out_what_is_not_there() -> None:
     world = World(3)
     found = signals(summarise(world.compared, 0.3, 1.0))
-    each = {"token_entropy", "lock_tail_mass", "lock_top_probability", "fork_entropy"}
+    each = {"entropy", "lock_tail_mass", "lock_top_probability", "fork_entropy"}
     assert set(found) == set(WHO) and set(found["base"]) == set(found["head"]) == each
     assert set(found["candidate"]) == each | {"kl_to_head", "kl_to_base", "lock_top_changed"}
     none = summarise(world.compared, 1e-9, 99.0)
     assert none.locks is none.forks is None
-    assert set(signals(none)["candidate"]) == {"token_entropy", "kl_to_head", "kl_to_base"}
+    assert set(signals(none)["candidate"]) == {"entropy", "kl_to_head", "kl_to_base"}
     assert in_words(none) == "no position is a lock or a fork"
 
 

@@ -7,6 +7,7 @@ own code (powercut_runs.py).
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from powercut_runs import (
     lay_down,
     out_of_order,
     promises,
+    record_recovery,
     record_run,
 )
 from rounds import drive, dump
@@ -96,6 +98,23 @@ def test_nothing_acknowledged_is_lost(recording: Recording, uninterrupted: dict[
 @pytest.mark.slow
 def test_nothing_acknowledged_is_lost_in_many_cuts(recording: Recording, uninterrupted: dict[str, Any]) -> None:
     check(recording, uninterrupted, num_cuts=500, num_gone_on=40, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_second_cut_while_the_run_recovers_from_the_first(
+    recording: Recording, uninterrupted: dict[str, Any], seed: int
+) -> None:
+    (first,) = random.Random(seed).sample(drawn(recording, 20, seed), 1)
+    recovery = record_recovery(recording, first, change=LIKE_A_LONG_RUN)
+    marks = [place for place, change in enumerate(recovery.records, 1) if change.op == "mark"]
+    num_known = sum(change.op == "mark" for change in recording.records[: first.after])
+    until = [*marks[num_known:], len(recovery.records)][:5][-1]  # the first words that the second process says
+    recovering = replace(recovery, records=recovery.records[:until])
+    cuts = [cut for cut in drawn(recovering, 60, seed) if cut.after >= num_known]
+    assert len(cuts) > 15 and all_broken(recovery, cuts) == []
+    found = [f"{cut}: {wrong}" for cut in lay_down(recovery, cuts[:3]) for wrong in go_on(recovery, uninterrupted)]
+    assert found == []
 
 
 @pytest.mark.parametrize("number", [1, 2])

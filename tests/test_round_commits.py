@@ -88,7 +88,7 @@ def test_every_verdict_counts_once(kept: Path) -> None:
     ledger, corpus = Ledger(db), Corpus(db)
     run = ledger.run()
     assert run is not None
-    outcomes: dict[tuple[str, str], dict[str, list[int]]] = {}
+    outcomes: dict[tuple[str, str, int], dict[str, list[int]]] = {}
     for evaluation in corpus.evaluations(run.id):
         completions = list(corpus.completions(run.id, evaluation_id=evaluation.id))
         verdicts = corpus.verdicts(evaluation.id)
@@ -102,9 +102,10 @@ def test_every_verdict_counts_once(kept: Path) -> None:
         assert figures["num_completions"] == len(verdicts) == len(found) * evaluation.num_samples
         assert figures["verdicts"] == Counter(verdict.verdict for verdict in verdicts)
         assert figures["pass@1"] == pytest.approx(sum(map(sum, found.values())) / len(verdicts))
-        outcomes[evaluation.suite_name, evaluation.checkpoint] = found
+        outcomes[evaluation.suite_name, evaluation.checkpoint, evaluation.seed] = found
     for decision in ledger.decisions(run.id):
         split: Any = decision.evidence["splits"]["select"]
         for who, checkpoint in (("head", decision.head_before), ("candidate", decision.head_after)):
-            assert {row["task_id"]: row[who] for row in split["problems"]} == outcomes[split["suite"], checkpoint]
+            seed = split["conditions"][who]["seed"]
+            assert {row["task_id"]: row[who] for row in split["problems"]} == outcomes[split["suite"], checkpoint, seed]
     db.close()

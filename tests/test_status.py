@@ -82,6 +82,15 @@ def test_news_are_written_at_once_and_beats_once_a_second(tmp_path: Path, monkey
     assert written()["written"] == number + 3 and written()["state"] == "idle"
 
 
+def test_durations_outlive_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beating, right = Beating(tmp_path), time.time
+    beating.begin(1, "training", "16 completions")
+    for leap in (-7200, 7200):
+        monkeypatch.setattr("loop.heartbeat.time.time", lambda leap=leap: right() + leap)
+        beat = beating.now
+        assert 0 <= beat.at - beat.part_started_at < 60 and 0 <= beat.at - beat.started_at < 60
+
+
 def test_what_cannot_be_written_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beating = Beating(tmp_path / "not" / "there")
     beating.say("running")

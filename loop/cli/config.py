@@ -63,8 +63,9 @@ def _summary(loaded: LoadedConfig) -> tuple[str, str]:
 
     config = loaded.config
     prompts = f"{config.prompts.per_round} prompts" if config.prompts.per_round else "all prompts"
+    rounds = count(config.rounds, "round") if config.rounds else "rounds without end"
     first = (
-        f"run {config.name}: {count(config.rounds, 'round')} of {config.model.source}, "
+        f"run {config.name}: {rounds} of {config.model.source}, "
         f"{prompts} of {config.prompts.source} x {config.sampling.num_samples} each, in {loaded.run_dir}"
     )
     decider = config.suite(config.decide.suite)

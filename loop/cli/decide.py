@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import click
 
 from loop.cli.call import Call, print_json, shared_options, the_call
 from loop.cli.text import safe
 from loop.errors import LoopError
+
+if TYPE_CHECKING:
+    from loop.config import Decide
 
 
 @click.command("decide")
@@ -17,12 +21,11 @@ from loop.errors import LoopError
 def decide_command(file: str) -> None:
     """Apply the configured policies to the evidence in FILE; without a loop.toml, the policy that it has by default."""
     from policies.evidence import BadEvidence, read_evidence
-    from policies.policy import build_policy
 
-    gates, split = _configured(the_call())
+    policy = _configured(the_call()).policy()
     content = _read(file)
     try:
-        decision = build_policy(gates, split).decide(read_evidence(content))
+        decision = policy.decide(read_evidence(content))
     except BadEvidence as error:
         raise LoopError(f"{file}: {error}") from None
     if the_call().json:
@@ -33,14 +36,12 @@ def decide_command(file: str) -> None:
         click.echo(f"  {gate.verdict}: {safe(gate.type)}: {safe(gate.reason)}")
 
 
-def _configured(call: Call) -> tuple[tuple[dict[str, object], ...], str]:
+def _configured(call: Call) -> Decide:
     from loop.config import Decide
 
     if call.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"):
-        decide = call.load().config.decide
-        return decide.gates, decide.split
-    default = Decide(suite="")
-    return default.gates, default.split
+        return call.load().config.decide
+    return Decide(suite="")
 
 
 def _read(file: str) -> bytes:

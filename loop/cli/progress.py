@@ -85,6 +85,8 @@ class Onlooker:
 
     def pulse(self) -> None:
         """See `loop.session.Watch`."""
+        if self.beating:
+            self.beating.beat()
         self.on_pulse()
 
     def stage(self, round: int, stage: str, what: str) -> None:

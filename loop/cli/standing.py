@@ -25,6 +25,7 @@ PAUSING = "pausing at the next safe point"
 HEAD_MOVES = "the head moves to {} at the next safe point"
 NO_RUN = "no run in {} yet; start one with `loopctl run`"
 STALLED = "stalled: no sign of life from process {} for {:.0f} s, the limit is {:g} s; look into `loopctl logs`, or `loopctl restart --now`"
+READ_ONLY = "nothing can be written to {}: its file system is read-only; mount it writable"
 DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` shows what may go"
 
 ACTIVE = ("sampling", "training", "evaluating", "deciding")
@@ -82,6 +83,9 @@ def _status(found: Reader, planned: int) -> Json:
         reason = HEAD_MOVES.format(f"round {control.wanted_head}" if control.wanted_head else "the base")
     elif pid is None and control.held_by:
         reason = control.hold_reason
+    read_only = _is_read_only(found.run_dir)
+    if pid is not None and read_only:  # it cannot say so itself: the heartbeat stays what it was
+        state, reason = "paused", READ_ONLY.format(found.run_dir)
     last = found.ledger.last_round(run.id)
     head = _measured(found, run.head_checkpoint)
     base = _measured(found, run.base_checkpoint)
@@ -104,7 +108,7 @@ def _status(found: Reader, planned: int) -> Json:
         },
         "trend": [
             {"round": row["round"], "state": row["state"], "pass@1": row["rate"]}
-            for row in found.corpus.last_rates(run.id, found.decider, MOST_POINTS)
+            for row in found.corpus.last_rates(run.id, found.decider, run.config["decide"]["split"], MOST_POINTS)
         ],
         "corpus": {"completions": run.num_completions, "bytes": run.completion_bytes},
         "next_due": as_rfc3339(mine.next_due_at) if mine and mine.next_due_at is not None else None,
@@ -112,12 +116,13 @@ def _status(found: Reader, planned: int) -> Json:
             "free_bytes": _free_bytes(found.run_dir),
             **_checkpoints(found.run_dir),
             "wanted_bytes": _wanted_bytes(found),
+            "read_only": read_only,
         },
         "last_error": _last_error(found, last),
-        "paused_by": control.held_by or _what_pauses(mine),
+        "paused_by": control.held_by or ("disk" if pid is not None and read_only else _what_pauses(mine)),
         "stall_timeout_s": run.config["engine"]["stall_timeout_s"],
     }
-    return answer | {"needs_you": _needs(answer, control.hold_reason or reason)}
+    return answer | {"needs_you": _needs(answer, control.hold_reason or reason, READ_ONLY.format(found.run_dir))}
 
 
 # The process
@@ -164,7 +169,7 @@ def _measured(found: Reader, checkpoint: str) -> Evaluation | None:
     done = [
         one
         for one in found.corpus.evaluations(found.run.id, checkpoint)
-        if one.suite_name == found.decider and one.metrics is not None
+        if (one.suite_name, one.split) == (found.decider, found.run.config["decide"]["split"]) and one.metrics
     ]
     return done[-1] if done else None
 
@@ -192,7 +197,7 @@ def _round_now(found: Reader, last: Round | None, beat: Heartbeat | None, now: f
     done, total = (known.done, known.total) if known else (None, None)
     eta_s = None
     if known and done and total:
-        eta_s = max(0.0, (known.at - known.part_started_at) / done * (total - done) - (now - known.at))
+        eta_s = max(0.0, (known.at - known.part_started_at) / done * (total - done) - max(0.0, now - known.at))
     working = attempts and attempts[-1].finished_at is None and beat is not None and beat.state == "running"
     return {
         "number": last.number,
@@ -223,11 +228,13 @@ def _last_decision(found: Reader) -> Json | None:
 
 
 def _last_error(found: Reader, last: Round | None) -> Json | None:
-    """The newest failure of an attempt; `current` while its stage is still the one to be done."""
+    """The newest failure of an attempt; `current` until its stage is done, or, where that failed, the round after it."""
     event = found.ledger.last_failed_attempt(found.run.id, NUM_EVENTS)
-    if event is None:
+    if event is None or event.round is None:
         return None
-    there = last is not None and (last.number, last.stage) == (event.round, event.stage)
+    stages = found.ledger.stages(found.run.id, event.round)
+    done = any(stage.name == event.stage and stage.finished_at is not None for stage in stages)
+    under_way = last is not None and last.state not in ("kept", "rolled_back") and last.number - event.round <= 1
     return {
         "at": event.at,
         "round": event.round,
@@ -235,22 +242,24 @@ def _last_error(found: Reader, last: Round | None) -> Json | None:
         "attempt": event.data["attempt"],
         "error": event.data["error"],
         "next_step": event.data["next_step"],
-        "current": there and last is not None and last.state not in ("kept", "rolled_back"),
+        "current": under_way and not done,
     }
 
 
 # Whether anything needs you
 
 
-def _needs(answer: Json, why: str | None) -> list[str]:
+def _needs(answer: Json, why: str | None, read_only: str) -> list[str]:
     """What does not mend by itself: a failure, a process that hangs, a disk that is nearly full."""
     found = []
     if answer["state"] == "failed" or answer["paused_by"] == "failure":
         found.append(f"failed: {why}")
     if answer["state"] == "paused" and answer["paused_by"] == "disk":
         found.append(f"paused: {why}")
+    elif answer["disk"]["read_only"]:
+        found.append(read_only)
     limit, age = answer["stall_timeout_s"], answer["heartbeat_age_s"]
-    if age is not None and age > limit:
+    if age is not None and age > limit and not answer["disk"]["read_only"]:
         found.append(STALLED.format(answer["pid"], age, limit))
     free, wanted = answer["disk"]["free_bytes"], answer["disk"]["wanted_bytes"]
     if free is not None and free < wanted and answer["paused_by"] != "disk":
@@ -270,6 +279,13 @@ def _free_bytes(directory: Path) -> int | None:
     except OSError:
         return None
     return disk.f_bavail * disk.f_frsize
+
+
+def _is_read_only(directory: Path) -> bool:
+    try:
+        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
 
 
 def _wanted_bytes(found: Reader) -> int:

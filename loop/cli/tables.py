@@ -69,7 +69,9 @@ def suite_label(name: str, suite: Json) -> Text:
     words = [suite.get("split"), decoding_words(suite.get("decoding"))]
     where = ", ".join(word for word in words if word and word != "all")
     mark, style, decides = ("▸ ", "bold", " decides") if suite["decides"] else ("  ", "", "")
-    return Text.assemble(mark, (safe(name), style), (f" ({safe(where)})" if where else "", "dim"), (decides, "bold"))
+    return Text.assemble(
+        mark, (safe(name.partition("/")[0]), style), (f" ({safe(where)})" if where else "", "dim"), (decides, "bold")
+    )
 
 
 def figures_tables(answer: Json, width: int) -> Group:

@@ -29,6 +29,29 @@ if TYPE_CHECKING:
 WHO = ("base", "head", "candidate")
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """Finished evaluations: by id, and the newest by checkpoint and suite."""
+
+    ledger: Ledger
+    by_id: dict[str, Evaluation]
+    newest: dict[tuple[str, str], Evaluation]
+
+    def named(self, round: Round) -> dict[tuple[str, str], str]:
+        """What a round was decided on: ids by "head" or "candidate" and suite, or "suite/split" but for the first split."""
+        stage = self.ledger.stage(round.run_id, round.number, "evaluating")
+        found = {}
+        for name, id in (stage.output["evaluations"] if stage and stage.output else {}).items():
+            who, suite = name.split("/", 1)
+            found[who, suite.removesuffix("/all").removesuffix("/select")] = id
+        return found
+
+    def of(self, round: Round, who: str, suite: str, checkpoint: str | None) -> Evaluation | None:
+        """What a round was decided on; while it is not yet evaluated, what is known of the checkpoint."""
+        id = self.named(round).get((who, suite))
+        return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
+
+
 @dataclass(slots=True)
 class Reader:
     """An open store and the run in it."""
@@ -38,10 +61,15 @@ class Reader:
     run: Run
     run_dir: Path
 
-    def evaluations(self) -> dict[tuple[str, str], Evaluation]:
-        """Finished evaluations by checkpoint and name of the suite."""
-        found = self.corpus.evaluations(self.run.id)
-        return {(one.checkpoint, one.suite_name): one for one in found if one.metrics is not None}
+    def evaluations(self) -> Evaluations:
+        """All that are finished. Of a suite in parts only the one that is looked at in every round."""
+        first = ("all", self.run.config["decide"]["split"])
+        found = [one for one in self.corpus.evaluations(self.run.id) if one.metrics is not None]
+        return Evaluations(
+            self.ledger,
+            {one.id: one for one in found},
+            {(one.checkpoint, one.suite_name): one for one in found if one.split in first},
+        )
 
     def decoding(self, evaluation: Evaluation) -> Json | None:
         """How an evaluation's samples were drawn."""
@@ -93,9 +121,10 @@ def gain(found: Reader, ours: Evaluation | None, theirs: Evaluation | None) -> J
     if ours.id == theirs.id:
         return {"gain": 0.0, "interval": [0.0, 0.0], "num_improved": 0, "num_worsened": 0}
     one, other = found.corpus.pass_rates(ours.id), found.corpus.pass_rates(theirs.id)
-    if not one or one.keys() != other.keys():
+    common = sorted(one.keys() & other.keys())
+    if not common:
         return None
-    paired = _paired(tuple(one[task_id] - other[task_id] for task_id in sorted(one)))
+    paired = _paired(tuple(one[task_id] - other[task_id] for task_id in common))
     return {
         "gain": paired.gain,
         "interval": [paired.lower, paired.upper],
@@ -141,13 +170,13 @@ def row(
     found: Reader,
     round: Round,
     decision: DecisionRow | None,
-    evaluations: dict[tuple[str, str], Evaluation],
+    evaluations: Evaluations,
 ) -> Json:
     """One round in short: a row of `loopctl rounds`."""
     suites = {}
     for name in found.suites:
-        mine = evaluations.get((round.candidate_checkpoint or "", name))
-        heads = evaluations.get((round.parent_checkpoint, name))
+        mine = evaluations.of(round, "candidate", name, round.candidate_checkpoint)
+        heads = evaluations.of(round, "head", name, round.parent_checkpoint)
         metrics, before = (one.metrics if one and one.metrics else None for one in (mine, heads))
         suites[name] = {
             "decides": name == found.decider,
@@ -192,7 +221,7 @@ def rows(found: Reader, since: int = 1) -> list[Json]:
 def base_row(found: Reader) -> Json:
     """What the base reached on every suite."""
     evaluations = found.evaluations()
-    return {name: figures_of(evaluations.get((found.run.base_checkpoint, name))) for name in found.suites}
+    return {name: figures_of(evaluations.newest.get((found.run.base_checkpoint, name))) for name in found.suites}
 
 
 def whole_round(found: Reader, number: int) -> Json | None:
@@ -228,7 +257,7 @@ def whole_round(found: Reader, number: int) -> Json | None:
         "gates": decision.gates if decision else [],
         "policy": decision.policy if decision else None,
         "signals": decision.evidence.get("signals") if decision else None,
-        "suites": {name: _suite(found, round, name, evaluations) for name in found.suites},
+        "suites": {name: _suite(found, round, name, evaluations) for name in _suites_of(found, round, evaluations)},
         "training": _training(found, round),
         "diagnosis": _diagnosis(found, round),
         "settings": {key: run.config[key] for key in ("model", "sampling", "collect", "training", "seed")},
@@ -236,13 +265,18 @@ def whole_round(found: Reader, number: int) -> Json | None:
     }
 
 
-def _suite(found: Reader, round: Round, name: str, evaluations: dict[tuple[str, str], Evaluation]) -> Json:
-    checkpoints = {
-        "base": found.run.base_checkpoint,
-        "head": round.parent_checkpoint,
-        "candidate": round.candidate_checkpoint or "",
+def _suites_of(found: Reader, round: Round, evaluations: Evaluations) -> list[str]:
+    """The suites, and after the one that decides its other splits that were opened."""
+    more = [suite for _, suite in evaluations.named(round) if suite not in found.suites]
+    return [found.decider, *dict.fromkeys(more), *found.suites[1:]]
+
+
+def _suite(found: Reader, round: Round, name: str, evaluations: Evaluations) -> Json:
+    who = {
+        "base": evaluations.newest.get((found.run.base_checkpoint, name)),
+        "head": evaluations.of(round, "head", name, round.parent_checkpoint),
+        "candidate": evaluations.of(round, "candidate", name, round.candidate_checkpoint),
     }
-    who = {one: evaluations.get((checkpoints[one], name)) for one in WHO}
     known = next((one for one in who.values() if one), None)
     return {
         "decides": name == found.decider,

@@ -314,11 +314,12 @@ class Running:
         self._rest = said.partition(b"ready\n")[2]  # a chunk that the runner said at once
 
     def _read(self) -> bytes:
-        """The next bytes, b"" when every writer is gone."""
+        """The next bytes, b"" when every writer is gone. What is there already is read however late it is: this process
+        may have been stopped, which is not the program's fault.
+        """
         poll = select.poll()
         poll.register(self._pipe, select.POLLIN)
-        left = self._deadline - time.monotonic()
-        if left <= 0 or not poll.poll(left * 1000):
+        if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
             raise TimedOut
         return os.read(self._pipe, 65536)
 

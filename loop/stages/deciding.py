@@ -1,59 +1,94 @@
-"""Deciding: the evidence as the policies want it, from the verdicts on the split that decides."""
+"""Deciding: the evidence as the policies want it, from the verdicts on the splits that were opened."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from policies.diagnosis import Who
 from policies.evidence import Evidence, read_evidence
-from store.records import Json
+from store.records import Json, Problem
 
 _SIGNALS = {
     "mean_tokens": "mean_length",
+    "mean_duration_s": "mean_duration_s",
     "truncation_rate": "truncation_rate",
     "code_rate": "code_rate",
     "distinct_rate": "distinct_solution_rate",
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One side on one split: outcomes by problem, and by what it was measured."""
+
+    outcomes: dict[str, list[int]]
+    conditions: Json
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """One split, as far as it was opened: its problems so far, how many there are in all, and each side on them."""
+
+    suite: str
+    decoding: Json
+    problems: Sequence[Problem]
+    num_planned: int
+    num_looks: int
+    measured: Mapping[str, Measured] = field(default_factory=dict)  # by "candidate", "head", "base", "best"
+
+    def as_evidence(self) -> Json:
+        """Base and best only where all the problems are measured: a gap would be a wrong answer."""
+        wanted = [problem.task_id for problem in self.problems]
+        sides = {
+            who: side
+            for who, side in self.measured.items()
+            if who in ("candidate", "head") or all(task_id in side.outcomes for task_id in wanted)
+        }
+        rows: list[dict[str, Any]] = []
+        for problem in sorted(self.problems, key=lambda problem: problem.task_id):
+            row = {"task_id": problem.task_id, "difficulty": problem.difficulty}
+            rows.append(row | {who: side.outcomes[problem.task_id] for who, side in sides.items()})
+        found: Json = {"suite": self.suite, "problems": rows, "decoding": self.decoding}
+        found["conditions"] = {who: side.conditions for who, side in sides.items()}
+        if self.num_looks > 1:
+            found |= {"num_planned": self.num_planned, "num_looks": self.num_looks}
+        return found
+
+
 def evidence(
     round: int,
+    rounds_so_far: int,
+    opened: Mapping[str, Opened],
     *,
-    suite: str,
-    split: str,
-    decoding: dict[str, Any],
-    difficulty: dict[str, str | None],
-    candidate: dict[str, list[int]],
-    head: dict[str, list[int]],
-    base: dict[str, list[int]],
-    figures: dict[str, Json],
-    losses: list[float],
-    measured: Mapping[Who, Mapping[str, float]],
+    draw: int,
+    figures: Mapping[str, Json],
+    losses: Sequence[float],
+    fruitless_looks: Mapping[str, int],
+    best_round: int | None,
+    more_signals: Mapping[str, Mapping[str, float]],
 ) -> Evidence:
-    """What the policy sees of a round: outcomes by problem for candidate, head and base, and the signals beside them.
+    """What the policy sees of a round. BadEvidence if it is not sound.
 
-    `figures`: "candidate" and "head" -> the figures of their evaluations on the suite that decides.
-    `measured`: further signals of candidate, head and base, by name.
+    `figures`: "candidate", "head" and "base" -> the figures of their evaluations on the first split.
     """
-    problems = [
-        {"task_id": task_id, "difficulty": difficulty[task_id], "candidate": candidate[task_id],
-         "head": head[task_id], "base": base[task_id]}
-        for task_id in sorted(candidate)
-    ]  # fmt: skip
-    signals: dict[str, dict[str, float]] = {
-        who: {name: found[key] for key, name in _SIGNALS.items() if found.get(key) is not None}
-        for who, found in figures.items()
-    }
-    for who, named in measured.items():
-        signals[who] = signals.get(who, {}) | dict(named)
+    signals: dict[str, dict[str, float]] = {}
+    for who, found in figures.items():
+        signals[who] = {name: found[key] for key, name in _SIGNALS.items() if found.get(key) is not None}
+        ks = sorted(int(key.removeprefix("pass@")) for key in found if key.removeprefix("pass@").isdigit())
+        if len(ks) > 1:
+            signals[who]["spread"] = found[f"pass@{ks[-1]}"] - found[f"pass@{ks[0]}"]
+        signals[who] |= more_signals.get(who, {})
     if losses:
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)
-    return read_evidence(
-        {
-            "round": round,
-            "rounds_so_far": round - 1,
-            "splits": {split: {"suite": suite, "problems": problems, "decoding": decoding}},
-            "signals": signals,
-        }
-    )
+    seen: Json = {
+        "round": round,
+        "rounds_so_far": rounds_so_far,
+        "draw": draw,
+        "splits": {name: split.as_evidence() for name, split in opened.items()},
+        "signals": signals,
+        "fruitless_looks": dict(fruitless_looks),
+    }
+    if best_round is not None:
+        seen["best_round"] = best_round
+    return read_evidence(seen)

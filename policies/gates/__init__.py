@@ -1,0 +1,13 @@
+"""Gates: each reads evidence, compares one thing with its limit, and says pass, fail or inconclusive, with figures and a reason.
+
+A gate is a frozen pydantic model chosen by `type` in loop.toml; its fields are the keys there. To add one, subclass
+Gate and name it in `policies.policy.BUILT_IN`, or in an entry point of the group "loop.gates".
+"""
+
+from policies.gates.base import Gate, Look
+from policies.gates.best_so_far import BestSoFar
+from policies.gates.collapse import Collapse
+from policies.gates.improvement import Improvement
+from policies.gates.no_regression import NoRegression
+
+__all__ = ["BestSoFar", "Collapse", "Gate", "Improvement", "Look", "NoRegression"]

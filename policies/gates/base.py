@@ -1,0 +1,175 @@
+"""What every gate is, and the words and figures that they share."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
+
+from policies.decision import GateResult
+from policies.evidence import BadEvidence, Evidence, Problem, SplitEvidence, Who
+from policies.mistakes import shown
+from policies.sequential import drawing_order
+from policies.statistics import Clustered, clustered, pass_at_k
+
+Metric = Annotated[str, StringConstraints(pattern=r"^pass@[1-9][0-9]{0,3}$")]
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Which split is looked at, and whether it only screens: then another one, still closed, has the last word."""
+
+    split: str
+    screening: bool = False
+
+
+class Gate(BaseModel, ABC):
+    """One condition that must hold to keep a candidate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+    type: str
+
+    @abstractmethod
+    def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
+        """A pure function: equal evidence gives an equal result, with no clock, no I/O and no randomness.
+
+        Raises BadEvidence where evidence is missing. Weak evidence is no error: it fails or is inconclusive.
+        """
+
+    @property
+    def canary(self) -> str | None:
+        """The suite that this gate looks at instead of the one that decides, if it does. It is asked last."""
+        return None
+
+    @property
+    def screens(self) -> bool:
+        """Whether a split that only screens waits for this gate to pass. Of the others it is enough that none fails."""
+        return False
+
+    @property
+    def needs_best(self) -> bool:
+        """Whether it wants the best kept round measured beside head and candidate."""
+        return False
+
+
+def values(problems: Sequence[Problem], who: Who, metric: str) -> list[Fraction]:
+    """Each problem's success rate, or its pass@k. BadEvidence where k is more than the samples there are."""
+    k = int(metric.removeprefix("pass@"))
+    found = []
+    for problem in problems:
+        outcomes = getattr(problem, who)
+        assert outcomes is not None, who
+        if k == 1:
+            found.append(Fraction(sum(outcomes), len(outcomes)))
+            continue
+        try:
+            found.append(Fraction(pass_at_k(len(outcomes), sum(outcomes), k)))
+        except ValueError as error:
+            raise BadEvidence(f"task {shown(problem.task_id)}: {error}") from None
+    return found
+
+
+def mean(rates: Sequence[Fraction]) -> float:
+    """Of at least one."""
+    return float(sum(rates, Fraction()) / len(rates))
+
+
+def signed(value: float, digits: int = 3) -> str:
+    """+0.031; a value that rounds to zero has no minus."""
+    return f"{value:+z.{digits}f}"
+
+
+def percent(share: float) -> str:
+    """97.5%, with as many digits as it takes."""
+    return f"{share * 100:.4g}%"
+
+
+def compared(name: str, value: float, limit: float) -> str:
+    """'lower bound +0.012 above the limit 0.000', with as many digits as it takes to tell the two apart."""
+    digits = 3
+    while digits < 9 and value != limit and signed(value, digits) == signed(limit, digits):
+        digits += 1
+    relation = "above" if value > limit else "is not above"
+    return f"{name} {signed(value, digits)} {relation} the limit {limit:z.{digits}f}"
+
+
+def sizes(problems: Sequence[Problem], there: SplitEvidence) -> str:
+    """'100 of 225 problems x 2 samples'"""
+    num = f"{len(problems)}"
+    if not there.complete:
+        num += f" of {there.num_planned}"
+    return f"{num} {'problem' if num == '1' else 'problems'} x {_samples(len(p.candidate) for p in problems)}"
+
+
+def _samples(num_samples: Iterable[int]) -> str:
+    counts = sorted(set(num_samples))
+    if len(counts) > 1:
+        return f"{counts[0]} to {counts[-1]} samples"
+    return f"{counts[0]} sample" if counts == [1] else f"{counts[0]} samples"
+
+
+def where(evidence: Evidence, split: str) -> str:
+    """'first-steps (select, T 1.0, top_p 0.95)': a figure never stands without its decoding settings."""
+    there = evidence.split(split)
+    decoding = there.decoding if there.decoding is not None else evidence.decoding
+    name = split if split.isprintable() else shown(split)
+    parts = [*([name] if split != there.suite else []), *_decoding(decoding or {})]
+    return f"{there.suite} ({', '.join(parts)})" if parts else there.suite
+
+
+def _decoding(decoding: Mapping[str, JsonValue]) -> list[str]:
+    """What is said of decoding: greedy, or the temperature and whatever else departs from plain sampling."""
+    if decoding.get("greedy") or decoding.get("temperature") == 0:
+        return ["greedy"]
+    neutral = {"temperature": None, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
+    names = {"temperature": "T"}
+    return [
+        f"{names.get(key, key)} {f'{value:g}' if isinstance(value, (int, float)) else shown(value)}"
+        for key, without in neutral.items()
+        if (value := decoding.get(key)) is not None and value != without
+    ]
+
+
+Share = Annotated[float, Field(gt=0.0, lt=1.0)]
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Candidate against another checkpoint on the same problems, in the order in which they were drawn."""
+
+    problems: tuple[Problem, ...]
+    ours: list[Fraction]
+    theirs: list[Fraction]
+
+    @property
+    def units(self) -> Clustered:
+        """What counts as one observation: a problem or, where clusters are named, a cluster of problems."""
+        each = [ours - theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
+        return clustered(each, [problem.cluster or f"\0{problem.task_id}" for problem in self.problems])
+
+    @property
+    def differences(self) -> list[Fraction]:
+        """One per observation, in [-1, 1]."""
+        units = self.units
+        return [one / share for one, share in zip(units.differences, units.shares, strict=True)]
+
+
+def paired(
+    evidence: Evidence, split: str, metric: str, *, against: Who = "head", difficulty: str | None = None
+) -> Paired:
+    """Candidate and the other one on a split. BadEvidence where there is nothing to compare."""
+    there = {problem.task_id: problem for problem in evidence.split(split).problems}
+    clusters = {task_id: problem.cluster for task_id, problem in there.items() if problem.cluster is not None}
+    draw = evidence.draw if evidence.draw is not None else evidence.round
+    drawn = drawing_order(draw, list(there), clusters)
+    problems = tuple(there[task_id] for task_id in drawn if difficulty in (None, there[task_id].difficulty))
+    if not problems:
+        raise BadEvidence(f"splits.{split}: no problem of difficulty {shown(difficulty)}")
+    if getattr(problems[0], against) is None:
+        raise BadEvidence(f"splits.{split}: no samples of the {against}")
+    return Paired(problems, values(problems, "candidate", metric), values(problems, against, metric))

@@ -1,0 +1,171 @@
+"""The gate that finds improvement: is the candidate better than the head, at an error that is bounded over the run?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from policies.budget import level as level_of_look
+from policies.decision import Figure, GateResult
+from policies.evidence import Evidence
+from policies.gates.base import Gate, Look, Metric, Paired, Share, compared, mean, paired, percent, signed, sizes, where
+from policies.sequential import look as sequential_look
+from policies.statistics import paired_gain, sign_flip_p_value, smallest_detectable_gain
+
+BARELY = 1e-9  # a bound above the limit of which no more is known
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the tests of one look say."""
+
+    verdict: Literal["gain", "no_gain", "unclear"]
+    gain: float
+    lower: float
+    upper: float
+    figures: dict[str, Figure]
+
+
+class Improvement(Gate):
+    """Passes if the candidate is shown to be better than the head, by a paired test over problems."""
+
+    type: Literal["improvement"] = "improvement"
+    metric: Metric = Field(
+        default="pass@1", description='What is compared: "pass@1" (the mean of all samples) or pass@k.'
+    )
+    min_gain: float = Field(default=0.0, gt=-1.0, lt=1.0, description="What is to be shown: a gain of more than this.")
+    target_gain: float = Field(
+        default=0.03, gt=-1.0, lt=1.0, description="A gain worth finding: a look gives up once it is unlikely."
+    )
+    power: float = Field(
+        default=0.8, ge=0.5, lt=1.0, description="The chance that a gain of target_gain is not given up."
+    )
+    alpha: Share = Field(default=0.05, description="The chance that the whole run ever keeps what is no better.")
+    budget: Literal["run", "round"] = Field(
+        default="run",
+        description='"round" allows alpha to each round by itself: over many rounds something slips through.',
+    )
+    screen: Share = Field(
+        default=0.2,
+        description="With a confirm split: the share of worthless candidates that select lets through to it.",
+    )
+
+    @model_validator(mode="after")
+    def _target_above(self) -> Improvement:
+        if self.target_gain <= self.min_gain:
+            raise ValueError(f"target_gain {self.target_gain:g} is not above min_gain {self.min_gain:g}")
+        return self
+
+    @property
+    def screens(self) -> bool:
+        """See `Gate.screens`."""
+        return True
+
+    def level(self, evidence: Evidence, look: Look) -> float:
+        """The error that this look is allowed: `screen` where another split has the last word, else from the budget."""
+        if look.screening:
+            return self.screen
+        return self.alpha if self.budget == "round" else level_of_look(self.alpha, evidence.num_fruitless(look.split))
+
+    def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
+        """Compare candidate and head on the look's split.
+
+        Figures: `lower` is a one-sided bound at 1 - `level`, `upper` one at `power`; `num_samples` is the fewest of any
+        problem; `p_value` of "no gain" where all problems were judged at once, `e_gain` and `e_none` where they came in parts.
+        """
+        there, level = evidence.split(look.split), self.level(evidence, look)
+        pair = paired(evidence, look.split, self.metric)
+        found = self._in_parts(pair, level, there.complete) if there.sequential else self._at_once(pair, level)
+        differences = pair.differences
+        num_samples = [len(problem.candidate) for problem in pair.problems]
+        detectable = smallest_detectable_gain(differences, level, self.power)
+        figures: dict[str, Figure] = {
+            "metric": self.metric,
+            "head": mean(pair.theirs),
+            "candidate": mean(pair.ours),
+            "gain": found.gain,
+            "lower": found.lower,
+            "upper": found.upper,
+            "level": level,
+            "min_gain": self.min_gain,
+            "target_gain": self.target_gain,
+            **found.figures,
+            "num_problems": len(pair.problems),
+            "num_samples": min(num_samples),
+            "smallest_detectable_gain": detectable,
+            "num_improved": sum(difference > 0 for difference in differences),
+            "num_worsened": sum(difference < 0 for difference in differences),
+            "num_equal": sum(difference == 0 for difference in differences),
+        }
+        over_base = ""
+        if pair.problems[0].base is not None:  # all problems have it, or none: SplitEvidence sees to that
+            base = paired(evidence, look.split, self.metric, against="base")
+            over = paired_gain(base.differences, 0.975)
+            figures |= {
+                "base": mean(base.theirs),
+                "gain_over_base": over.gain,
+                "gain_over_base_lower": over.lower,
+                "gain_over_base_upper": over.upper,
+            }
+            over_base = f" (base {mean(base.theirs):.3f})"
+        reason = (
+            f"{self.metric} on {where(evidence, look.split)}: {mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}{over_base}, "
+            f"{self._comparison(found, level)}, on {sizes(pair.problems, there)}; {self._meaning(found, look, level, detectable)}"
+        )
+        verdict: Literal["pass", "fail", "inconclusive"] = (
+            "pass" if found.verdict == "gain" else "fail" if found.verdict == "no_gain" else "inconclusive"
+        )
+        return GateResult(type=self.type, verdict=verdict, reason=reason, figures=figures)
+
+    def _at_once(self, pair: Paired, level: float) -> Found:
+        """The sign-flip test, and a bound at `power` that says whether a gain of target_gain is still likely."""
+        units, gain = pair.units, mean(pair.ours) - mean(pair.theirs)
+        p_value = sign_flip_p_value(units.differences, self.min_gain, units.shares)
+        below = paired_gain(pair.differences, 1 - level)
+        above = paired_gain(pair.differences, max(self.power, 0.5001))
+        passed = gain > 0 and p_value <= level
+        lower = max(below.lower, self.min_gain + BARELY) if p_value <= level else min(below.lower, self.min_gain)
+        verdict: Literal["gain", "no_gain", "unclear"] = (
+            "gain" if passed else "no_gain" if above.upper < self.target_gain else "unclear"
+        )
+        return Found(verdict, gain, min(lower, gain), max(above.upper, gain), {"p_value": p_value})
+
+    def _in_parts(self, pair: Paired, level: float, complete: bool) -> Found:
+        """A test that may end with any part, and that holds a share of the level back for all problems together."""
+        units = pair.units
+        seen = sequential_look(
+            units.differences,
+            min_gain=self.min_gain,
+            target_gain=self.target_gain,
+            level=level,
+            miss=1 - self.power,
+            complete=complete,
+            shares=units.shares,
+        )
+        figures: dict[str, Figure] = {"e_gain": seen.e_gain, "e_none": seen.e_none, "num_used": seen.num_used}
+        if seen.p_value is not None:
+            figures["p_value"] = seen.p_value
+        return Found(seen.verdict, seen.gain, seen.lower, seen.upper, figures)
+
+    def _comparison(self, found: Found, level: float) -> str:
+        gain = f"gain {signed(found.gain)}" + ("" if found.gain > 0 else " is not positive")
+        return f"{gain}, {compared(f'{percent(1 - level)} lower bound', found.lower, self.min_gain)}"
+
+    def _meaning(self, found: Found, look: Look, level: float, detectable: float) -> str:
+        if look.screening:
+            ends = {
+                "gain": "promising: another split has the last word",
+                "no_gain": f"a gain of {self.target_gain:g} is unlikely: {percent(self.power)} upper bound {signed(found.upper)}",
+                "unclear": "not yet clear",
+            }
+            return ends[found.verdict]
+        stake = "" if self.budget == "round" else f" (this look's part of the {percent(self.alpha)} for the run)"
+        if found.verdict == "gain":
+            return f"it may be wrong with a chance of {percent(level)}{stake}"
+        if found.verdict == "no_gain":
+            return (
+                f"a gain of {self.target_gain:g} is unlikely: {percent(self.power)} upper bound {signed(found.upper)}"
+            )
+        return f"a gain under {detectable:.3f} could not have been seen with {percent(self.power)} power{stake and f', at {percent(level)}{stake}'}"

@@ -1,0 +1,246 @@
+"""A look at problems that come in parts, and may end as soon as the answer is clear.
+
+Two gamblers bet on the differences d of success rates, in drawing order, and never risk all. One bets against "the
+gain is at most min_gain": its wealth, the product of 1 + bet * (d - min_gain), grows only if that is wrong. One bets
+against "the gain is at least target_gain". If what it bets against is true, a gambler who starts with 1 ever reaches
+1/level with a chance of at most `level` (Ville 1939), wherever one stops: so the parts may be as many and as large as
+one likes. Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (2023).
+
+That holds if each problem's difference has, given the earlier ones, a mean of at most min_gain: problems drawn from
+many, in an order that owes nothing to outcomes, each sampled anew. Of the spread of d nothing is assumed.
+
+Nothing here draws, samples or remembers; which problems come next is the caller's part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from policies.statistics import Number, sign_flip_p_value
+
+MOST_AT_RISK = 0.9
+"""The largest share of its wealth that a gambler can lose on one problem."""
+EXPECTED_SPREAD = 0.04
+"""Mean square of a difference before any was seen (about 10 samples a problem), worth NUM_IMAGINED problems."""
+NUM_IMAGINED = 10
+
+_MOST_WEALTH = 1e300  # more is not needed, and the product must not overflow
+_NUM_HALVINGS = 40
+
+
+def drawing_order(round: int, task_ids: Sequence[str], clusters: Mapping[str, str] | None = None) -> list[str]:
+    """The order in which a round's look goes through problems; the same for whoever computes it, in any given order.
+
+    By the SHA-256 of round and task id. Problems of one cluster, where `clusters` names it, stay together.
+    """
+    if len(set(task_ids)) < len(task_ids):
+        raise ValueError("a task id is there twice")
+    clusters = clusters or {}
+
+    def place(task_id: str) -> tuple[bytes, str, bytes]:
+        cluster = clusters.get(task_id)
+        drawn = f"task {task_id}" if cluster is None else f"cluster {cluster}"
+        return _hash(round, drawn), drawn, _hash(round, f"task {task_id}")
+
+    return sorted(task_ids, key=place)
+
+
+def drawing_parts(
+    round: int, task_ids: Sequence[str], num_parts: int, clusters: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """The drawing order in parts of equally many problems, as far as that goes without tearing a cluster.
+
+    Fewer parts than asked for where there are fewer problems or clusters.
+    """
+    if num_parts < 1:
+        raise ValueError(f"{num_parts} parts; at least 1 is needed")
+    clusters = clusters or {}
+    order = drawing_order(round, task_ids, clusters)
+    parts: list[list[str]] = []
+    for index, task_id in enumerate(order):
+        cluster = clusters.get(task_id)
+        torn = index > 0 and cluster is not None and clusters.get(order[index - 1]) == cluster
+        if not parts or (index * num_parts >= len(parts) * len(order) and not torn):
+            parts.append([])
+        parts[-1].append(task_id)
+    return parts
+
+
+def _hash(round: int, drawn: str) -> bytes:
+    return hashlib.sha256(f"{round} {drawn}".encode()).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the problems say so far. Unclear: go on if there are more problems, else no keep."""
+
+    verdict: Literal["gain", "no_gain", "unclear"]
+    gain: float
+    """The mean difference of all problems that were given."""
+    lower: float
+    """One-sided bound at the level of the look: `gain` is said where it is above min_gain."""
+    upper: float
+    """One-sided bound at `miss`: `no_gain` is said where it is below target_gain."""
+    e_gain: float
+    """The most that the gambler against "no more than min_gain" has owned."""
+    e_none: float
+    """The most that the gambler against "at least target_gain" has owned."""
+    p_value: float | None
+    """Of the sign-flip test of all problems, where that was asked; else None."""
+    num_used: int
+    """Problems, or clusters, after which the verdict stood."""
+    level: float
+    miss: float
+
+
+def look(
+    differences: Sequence[Number],
+    *,
+    target_gain: float,
+    level: float,
+    min_gain: float = 0.0,
+    miss: float = 0.1,
+    final: float = 0.5,
+    complete: bool = True,
+    shares: Sequence[Number] | None = None,
+) -> Look:
+    """Test "no gain of more than min_gain" at `level`, on differences of success rates in drawing order.
+
+    `gain`: the chance of saying it is at most `level` if the gain is min_gain or less. `no_gain`: a gain of
+    target_gain or more would have been missed this way with a chance of at most `miss`. Who is first decides, and
+    problems that come later cannot change it.
+
+    The part `final` of the level is kept for the end: if all problems are there (`complete`) and neither gambler has
+    won, the sign-flip test of `policies.statistics` decides at final * level. Its level is exact if candidate and
+    head are alike, and right for many problems otherwise. final = 1 is a test of all problems at once.
+
+    `shares`: for clusters, as `policies.statistics.clustered` gives them.
+    """
+    if not differences:
+        raise ValueError("a look at no problems")
+    for name, value in (("level", level), ("miss", miss)):
+        if not 0.0 < value < 1.0:
+            raise ValueError(f"{name} {value} is not between 0 and 1")
+    if not 0.0 <= final <= 1.0:
+        raise ValueError(f"final {final} is not between 0 and 1")
+    if not -1.0 < min_gain < target_gain < 1.0:
+        raise ValueError(f"target_gain {target_gain} is not above min_gain {min_gain}, or not all between -1 and 1")
+    values, weights = _units(differences, shares)
+    mirrored = [-value for value in values]
+    bets = _bets(values, weights, target_gain - min_gain)
+    early = level * (1 - final)
+    against_gain = _wealth(values, weights, bets, min_gain)
+    against_none = _wealth(mirrored, weights, bets, -target_gain)
+
+    verdict: Literal["gain", "no_gain", "unclear"] = "unclear"
+    num_used, p_value, floor = len(values), None, -1.0
+    first_gain, first_none = _reaches(against_gain, early), _reaches(against_none, miss)
+    if min(first_gain, first_none) <= len(values):
+        num_used = min(first_gain, first_none)
+        verdict = "gain" if first_gain < first_none else "no_gain"
+    elif complete and final > 0:
+        exact = shares if shares is not None else [1] * len(differences)
+        p_value = sign_flip_p_value(differences, min_gain, exact)
+        if p_value <= final * level:
+            verdict, floor = "gain", min_gain
+    gain = sum(values) / sum(weights)
+    return Look(
+        verdict=verdict,
+        gain=gain,
+        lower=min(gain, max(floor, _lower(values, weights, bets, early))),
+        upper=max(gain, -_lower(mirrored, weights, bets, miss)),
+        e_gain=max(against_gain),
+        e_none=max(against_none),
+        p_value=p_value,
+        num_used=num_used,
+        level=level,
+        miss=miss,
+    )
+
+
+def confidence_sequence(
+    differences: Sequence[Number], *, level: float, gap: float = 0.03, shares: Sequence[Number] | None = None
+) -> tuple[float, float]:
+    """One-sided bounds for the gain, each at `level`, that hold at every number of problems at once.
+
+    All gains that the gamblers have not yet ruled out. `gap`: the distance from the gain at which the bounds are
+    wanted tight. Computed again with more problems in the same drawing order they never widen, but for one thing: they
+    always hold the mean difference.
+    """
+    if not differences:
+        raise ValueError("a confidence sequence of no problems")
+    if not 0.0 < level < 1.0:
+        raise ValueError(f"level {level} is not between 0 and 1")
+    if not 0.0 < gap < 2.0:
+        raise ValueError(f"gap {gap} is not between 0 and 2")
+    values, weights = _units(differences, shares)
+    bets = _bets(values, weights, gap)
+    gain = sum(values) / sum(weights)
+    upper = -_lower([-value for value in values], weights, bets, level)
+    return min(gain, _lower(values, weights, bets, level)), max(gain, upper)
+
+
+def _units(differences: Sequence[Number], shares: Sequence[Number] | None) -> tuple[list[float], list[float]]:
+    values = [float(difference) for difference in differences]
+    weights = [1.0] * len(values) if shares is None else [float(share) for share in shares]
+    if len(weights) != len(values):
+        raise ValueError(f"{len(weights)} shares for {len(values)} differences")
+    if not all(
+        0.0 < weight <= 1.0 and -weight <= value <= weight for value, weight in zip(values, weights, strict=True)
+    ):
+        raise ValueError("differences must lie between -1 and 1, and within their shares")
+    return values, weights
+
+
+def _bets(values: list[float], weights: list[float], gap: float) -> list[float]:
+    """For each unit, from earlier ones: the bet that lets wealth grow fastest if the gain is `gap` more (Kelly 1956).
+
+    gap / (mean square + gap^2); a unit's size, known beforehand, may count, its outcome may not. It is the same for
+    both gamblers and for every gain that is tested, so that what is ruled out is an interval.
+    """
+    bets = []
+    square_sum = weight_sum = 0.0
+    for seen, (value, weight) in enumerate(zip(values, weights, strict=True)):
+        weight_sum += weight
+        size = weight_sum / (seen + 1)
+        mean_square = (square_sum + NUM_IMAGINED * EXPECTED_SPREAD * size * size) / (seen + NUM_IMAGINED)
+        expected = gap * size
+        bets.append(expected / (mean_square + expected * expected))
+        square_sum += value * value
+    return bets
+
+
+def _wealth(values: list[float], weights: list[float], bets: list[float], mean: float) -> list[float]:
+    """What a gambler against "the mean is at most `mean`" owns after each unit; never 0 or less.
+
+    A bet is cut where a loss of 1 + mean would cost more than MOST_AT_RISK; cut like this, wealth falls with `mean`.
+    """
+    most = MOST_AT_RISK / (1 + mean) if mean > -1 else float("inf")
+    owned, course = 1.0, []
+    for value, weight, bet in zip(values, weights, bets, strict=True):
+        owned = min(_MOST_WEALTH, owned * (1 + min(bet, most) * (value - mean * weight)))
+        course.append(owned)
+    return course
+
+
+def _reaches(course: list[float], level: float) -> int:
+    """After how many units wealth is 1/level for the first time; one more than there are if never."""
+    return next((index for index, owned in enumerate(course, 1) if owned * level >= 1), len(course) + 1)
+
+
+def _lower(values: list[float], weights: list[float], bets: list[float], level: float) -> float:
+    """The largest mean that is ruled out at `level`, to 2^-39; -1 if none is."""
+
+    def ruled_out(mean: float) -> bool:
+        return _reaches(_wealth(values, weights, bets, mean), level) <= len(values)
+
+    if not ruled_out(-1.0):
+        return -1.0
+    low, high = -1.0, 1.0
+    for _ in range(_NUM_HALVINGS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if ruled_out(middle) else (low, middle)
+    return low

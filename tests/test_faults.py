@@ -1,0 +1,318 @@
+"""What befalls a daemon from outside, and the line that `loopctl status` then shows to people.
+
+The disk and the clock go wrong through tests/faults/preload.c, which is preloaded into the daemon and into loopctl; other
+tests of this kind are in test_daemon.py and test_worker.py.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from daemons import HANG_S, STEADY, Daemon, daemon, decided, steady
+from rounds import dump, environment
+
+__all__ = ["daemon"]
+
+SOURCE = Path(__file__).parent / "faults" / "preload.c"
+TWO_HOURS_S = 7200
+STALL_S = 4.0
+IMPATIENT = STEADY.replace("retry_wait_s = 0.0", f"retry_wait_s = 2.0\nstall_timeout_s = {STALL_S}")
+impatient = pytest.mark.parametrize("daemon", [IMPATIENT], indirect=True)
+
+
+@pytest.fixture(scope="session")
+def preload(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    if shutil.which("cc") is None:
+        pytest.skip("needs a C compiler (cc)")
+    target = tmp_path_factory.mktemp("faults") / "preload.so"
+    try:
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(target), str(SOURCE)], check=True, timeout=60)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"needs a C compiler that works: {error}")
+    return target
+
+
+@pytest.fixture
+def fault(daemon: Daemon, preload: Path, tmp_path: Path) -> Callable[[str, int], None]:
+    """Set what is wrong: "clock" to seconds, "disk" to an errno; 0 for nothing."""
+
+    def begin(what: str, number: int) -> None:
+        partial = tmp_path / f"{what}.partial"
+        partial.write_text(str(number))
+        partial.rename(tmp_path / what)
+
+    daemon.variables = {
+        "LD_PRELOAD": str(preload),
+        "FAULTS_ROOT": str(daemon.run_dir),
+        "FAULTS_CLOCK": str(tmp_path / "clock"),
+        "FAULTS_DISK": str(tmp_path / "disk"),
+    }
+    return begin
+
+
+# The disk
+
+
+@steady
+@pytest.mark.parametrize(
+    ("number", "stage"),
+    [
+        (errno.EROFS, "sampling"),
+        pytest.param(errno.EROFS, "training", marks=pytest.mark.slow),
+        pytest.param(errno.EROFS, "evaluating", marks=pytest.mark.slow),
+        pytest.param(errno.EDQUOT, "sampling", marks=pytest.mark.slow),
+        pytest.param(errno.EDQUOT, "training", marks=pytest.mark.slow),
+        pytest.param(errno.ENOSPC, "evaluating", marks=pytest.mark.slow),
+    ],
+)
+def test_a_disk_that_takes_nothing_pauses_it_and_it_goes_on_by_itself(
+    daemon: Daemon, fault: Callable[[str, int], None], number: int, stage: str
+) -> None:
+    process = daemon.spawn(step_s=0.1)
+    daemon.in_stage(stage)
+    fault("disk", number)
+    wanted = f"paused nothing can be written to {daemon.run_dir}" if number == errno.EROFS else "paused no room: "
+    said = daemon.says(wanted)
+    assert "by itself when there is room" in said and "round 1" in said
+    assert process.poll() is None
+    fault("disk", 0)
+    status = daemon.until(lambda s: s["state"] == "running" and (s["round"] is None or s["round"]["stage"] != stage))
+    assert status["rounds"]["failed"] == 0 and status["last_error"] is None
+    daemon.finish()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_file_system_that_is_read_only_can_be_looked_at(tmp_path: Path) -> None:
+    """A file system of its own; skipped where none can be mounted."""
+    place = tmp_path / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    daemon = Daemon(tmp_path / "run", STEADY.replace("rounds = 0", f'rounds = 0\nrun_dir = "{place}/.loop"'))
+    daemon.run_dir = place / ".loop"
+    try:
+        process = daemon.spawn(step_s=0.05)
+        daemon.in_stage("training")
+        process.kill()
+        process.wait()
+        assert daemon.alone()
+        for what in ("ro", "rw"):
+            subprocess.run(["mount", "-o", f"remount,{what}", str(place)], check=True)
+            said = daemon.ctl("status", code=3)
+            assert "the process vanished" in said and "goes on with round 1, " in said
+            if what == "ro":
+                assert "needs you nothing can be written to" in " ".join(said.split())
+                assert "Read-only file system" in daemon.ctl("start", code=1)
+        daemon.finish()
+    finally:
+        for process in daemon.processes:
+            process.kill()
+            process.wait()
+        assert daemon.alone()
+        subprocess.run(["umount", "-l", str(place)], check=False)
+
+
+# The lock
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "dead",
+        b"\xff no number \n" * 9,
+        *(pytest.param(content, marks=pytest.mark.slow) for content in (b"", b"9" * 400, "mine")),
+    ],
+)
+def test_what_a_lock_file_says_of_yesterday_is_in_nobodys_way(daemon: Daemon, content: str | bytes) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    words = {"dead": str(ended.pid).encode(), "mine": str(os.getpid()).encode()}
+    daemon.run_dir.mkdir()
+    lock = daemon.run_dir / "lock"
+    lock.write_bytes(words[content] if isinstance(content, str) else content)
+    assert "no run in" in daemon.ctl("status", code=3)
+    process = daemon.spawn(step_s=0.2)
+    daemon.says("● small running round 1")
+    assert int(lock.read_text()) == process.pid == daemon.status()["pid"]
+
+
+def test_a_full_disk_does_not_keep_a_process_from_the_lock(daemon: Daemon, fault: Callable[[str, int], None]) -> None:
+    code = "import sys; from pathlib import Path; from loop.session import locked\nwith locked(Path(sys.argv[1])): pass"
+    for number in (0, errno.ENOSPC):
+        fault("disk", number)
+        command = [sys.executable, "-P", "-c", code, str(daemon.run_dir)]
+        done = subprocess.run(command, env=environment() | daemon.variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+# The daemon sleeps
+
+
+@impatient
+def test_a_daemon_that_was_stopped_says_so_and_loses_and_doubles_nothing(daemon: Daemon) -> None:
+    process = daemon.spawn(step_s=0.1)
+    daemon.in_stage("training")
+    process.send_signal(signal.SIGSTOP)
+    time.sleep(STALL_S)
+    said = daemon.says(f"needs you stalled: no sign of life from process {process.pid} for ")
+    assert "the limit is 4 s; look into `loopctl logs`, or `loopctl restart --now`" in " ".join(said.split())
+    assert "stalled" in daemon.ctl("status", "--check", code=1)
+    process.send_signal(signal.SIGCONT)
+    status = daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    assert status["last_error"] is None, "a worker was ended because the daemon slept"
+    assert "stalled" not in daemon.ctl("status")
+    daemon.finish()
+    stages = json.loads(daemon.ctl("round", "1", "--json"))["stages"]
+    assert [len(stage["attempts"]) for stage in stages] == [1] * 4
+
+
+# Workers
+
+
+@pytest.mark.slow
+@impatient
+@pytest.mark.parametrize(
+    ("signum", "words"),
+    [
+        (signal.SIGKILL, "it was killed (out of memory?); lower training.micro_batch_size, or see "),
+        (signal.SIGSTOP, "it made no progress for 4 s and was ended; if it is only slow, raise engine.stall_timeout_s"),
+    ],
+)
+def test_a_worker_that_is_killed_or_stopped_is_tried_again(daemon: Daemon, signum: signal.Signals, words: str) -> None:
+    daemon.spawn(step_s=0.1)
+    daemon.in_stage("training")
+    for worker in daemon.workers():
+        worker.send_signal(signum)
+    said = " ".join(daemon.says("error round 1, training, attempt 1 trainer: ").split())
+    assert words in said and "; tried again in 2 s" in said
+    status = daemon.until(lambda s: s["round"] is None or s["round"]["stage"] != "training")
+    assert status["rounds"]["failed"] == 0 and "error" not in daemon.ctl("status")
+    daemon.finish()
+
+
+# Weights
+
+
+def truncated(weights: Path) -> None:
+    os.truncate(weights, weights.stat().st_size - 1)
+
+
+def flipped(weights: Path) -> None:
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+
+
+def damage(daemon: Daemon, round: int, stage: str, how: Callable[[Path], None]) -> None:
+    """Damage the weights of round 1 while nobody uses them: in a pause within that round and stage."""
+    daemon.spawn(step_s=0.1)
+    daemon.until(lambda s: s["round"] and (s["round"]["number"], s["round"]["stage"]) == (round, stage))
+    daemon.ctl("pause")
+    daemon.says(f"paused paused by hand; `loopctl resume` goes on round {round} · {stage}")
+    how(daemon.run_dir / "checkpoints" / "round-0001" / "model.safetensors")
+    daemon.ctl("resume")
+
+
+WRONG = {truncated: "the size is ", flipped: "the content differs from the manifest (SHA-256) (set aside as "}
+
+
+@steady
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [truncated, flipped])
+def test_a_damaged_candidate_is_trained_again(daemon: Daemon, how: Callable[[Path], None]) -> None:
+    damage(daemon, 1, "evaluating", how)
+    said = " ".join(daemon.says("error round 1, evaluating, attempt").split())
+    assert "checkpoint of round 1 is damaged" in said and WRONG[how] in said and "training is done again" in said
+    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
+    assert "error" not in daemon.ctl("status")
+    daemon.finish()
+
+
+@steady
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [truncated, flipped])
+def test_a_damaged_head_falls_back(daemon: Daemon, how: Callable[[Path], None]) -> None:
+    damage(daemon, 2, "sampling", how)
+    said = " ".join(daemon.says("error round 2, sampling, attempt").split())
+    assert (
+        "checkpoint of round 1 is damaged" in said and WRONG[how] in said and "the head falls back to the base" in said
+    )
+    assert "head the base" in said and "1 failed" in said
+    daemon.until(lambda s: s["rounds"]["kept"] >= 2)
+    assert "error" not in daemon.ctl("status")
+    daemon.finish()
+
+
+# The clock
+
+
+def seconds_in(status: Any) -> list[float]:
+    """What a status says of durations, but for the attempt's: that began when its row says."""
+    round = status["round"] or {}
+    given = [status["uptime_s"], status["heartbeat_age_s"], round.get("eta_s")]
+    return [one for one in given if one is not None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("offsets", [(-TWO_HOURS_S, 0), (TWO_HOURS_S, 0)])
+def test_a_clock_that_leaps_changes_nothing_of_a_round(
+    tmp_path: Path, daemon: Daemon, fault: Callable[[str, int], None], offsets: tuple[int, int]
+) -> None:
+    daemon.spawn(step_s=0.3)
+    for stage, offset in zip(("sampling", "training"), offsets, strict=True):
+        daemon.in_stage(stage)
+        fault("clock", offset)
+        for _ in range(2):
+            status, said = daemon.status(), daemon.ctl("status")
+            assert all(seconds >= 0 for seconds in (*seconds_in(status), status["round"]["elapsed_s"] or 0)), status
+            assert "running round 1 · " in " ".join(said.split()) and "heartbeat" in said
+            assert "needs you" not in said or "no sign of life from process" in said
+        status = daemon.until(lambda s: s["needs_you"] == [] and s["heartbeat_age_s"] < 60)
+        assert all(0 <= seconds < HANG_S for seconds in seconds_in(status)), status
+    daemon.ctl("stop", "--now")
+    assert daemon.spawn().wait(HANG_S) == 0 and daemon.status()["rounds"]["kept"] == 2 and daemon.findings() == []
+    quiet = Daemon(tmp_path / "quiet")
+    assert quiet.spawn().wait(HANG_S) == 0
+    assert dump(daemon.run_dir) == dump(quiet.run_dir)
+
+
+HOURLY = pytest.mark.parametrize("daemon", [STEADY + '\n[schedule]\nevery = "1h"\n'], indirect=True)
+
+
+@pytest.mark.slow
+@HOURLY
+def test_a_schedule_lives_with_a_clock_that_leaps(daemon: Daemon, fault: Callable[[str, int], None]) -> None:
+    def waits(num_kept: int) -> float:
+        """Minutes until the next round, once so many are kept and it waits."""
+        status = daemon.until(lambda s: s["rounds"]["kept"] == num_kept and s["state"] == "idle")
+        assert "next 20" in " ".join(daemon.ctl("status").split())
+        at, due = (datetime.fromisoformat(status[key]) for key in ("as_of", "next_due"))
+        return (due - at).total_seconds() / 60
+
+    daemon.spawn()
+    assert 58 < waits(1) <= 60
+    fault("clock", -TWO_HOURS_S)
+    time.sleep(3)
+    assert 58 < waits(1) <= 60, "an hour from now, not three"
+    fault("clock", 0)
+    time.sleep(3)
+    assert 58 < waits(1) <= 60, "the start is right again"
+    fault("clock", TWO_HOURS_S)
+    assert 58 < waits(2) <= 60, "one round is due, not two"
+    time.sleep(3)
+    assert decided(daemon.status()) == 2
+    fault("clock", 0)
+    time.sleep(3)
+    assert 58 < waits(2) <= 60

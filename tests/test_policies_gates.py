@@ -1,0 +1,307 @@
+"""The gates beside `improvement`, and how a policy goes from one split to the next: as tables, and over random evidence."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies.budget import level
+from policies.decision import Decision
+from policies.evidence import BadEvidence, read_evidence
+from policies.gates import Improvement, Look
+from policies.policy import build_policy, next_part
+
+Sides = dict[str, list[int]]
+
+
+def split(*problems: Sides, suite: str = "suite", prefix: str = "t", **more: Any) -> dict[str, Any]:
+    rows = [{"task_id": f"{prefix}{i}", **problem} for i, problem in enumerate(problems)]
+    return {"suite": suite, "problems": rows, **more}
+
+
+def evidence(round: int = 1, signals: Any = None, **splits: Any) -> dict[str, Any]:
+    extra = {name: splits.pop(name) for name in ("fruitless_looks", "best_round", "draw") if name in splits}
+    return {"round": round, "rounds_so_far": round - 1, "splits": splits, "signals": signals or {}, **extra}
+
+
+def sides(candidate: list[int], head: list[int], **more: Any) -> Sides:
+    return {"candidate": candidate, "head": head, **more}
+
+
+UP, DOWN, SAME = sides([1], [0]), sides([0], [1]), sides([1], [1])
+
+
+def decide(given: dict[str, Any], *gates: dict[str, Any], **policy: Any) -> Decision:
+    return build_policy([{"type": "improvement"}, *gates] if gates == () else [*gates], "select", **policy).decide(
+        read_evidence(given)
+    )
+
+
+# the error budget
+
+
+def test_a_fruitless_look_spends_and_a_kept_round_does_not() -> None:
+    gate = Improvement()
+    for fruitless, expected in ((0, 0.025), (1, 0.05 / 6), (9, 0.05 / 110)):
+        seen = read_evidence(evidence(30, select=split(UP), fruitless_looks={"select": fruitless}))
+        assert gate.level(seen, Look("select")) == pytest.approx(expected)
+    assert gate.level(read_evidence(evidence(3, select=split(UP))), Look("select")) == level(0.05, 2), "nobody counted"
+    assert gate.level(seen, Look("select", screening=True)) == gate.screen
+    assert Improvement(budget="round").level(seen, Look("select")) == 0.05
+
+
+def test_only_the_split_with_the_last_word_is_counted() -> None:
+    alone = build_policy([{"type": "improvement"}], "select")
+    both = build_policy([{"type": "improvement"}], "select", "confirm")
+    screened = read_evidence(evidence(select=split(DOWN))).model_dump(mode="json")
+    opened = read_evidence(evidence(select=split(UP), confirm=split(DOWN, prefix="c"))).model_dump(mode="json")
+    assert alone.fruitless_after(screened, "rollback") == {"select": 1}
+    assert alone.fruitless_after(screened, "inconclusive") == {"select": 1}
+    assert alone.fruitless_after(screened, "keep") == {}
+    assert both.fruitless_after(screened, "rollback") == {}
+    assert both.fruitless_after(opened | {"fruitless_looks": {"confirm": 4}}, "rollback") == {"confirm": 5}
+    assert both.fruitless_after(opened | {"fruitless_looks": {"confirm": 4}}, "keep") == {"confirm": 4}
+
+
+# from split to split
+
+
+def test_a_promising_candidate_opens_the_split_that_confirms() -> None:
+    policy: dict[str, Any] = {"confirm": "confirm"}
+    first = decide(evidence(select=split(*[UP] * 20)), **policy)
+    assert (first.verdict, first.action, first.need) == ("inconclusive", "confirm", {"split": "confirm"})
+    assert "another split has the last word" in first.gates[0].reason
+    good = evidence(select=split(*[UP] * 20), confirm=split(*[UP] * 20, prefix="c"))
+    assert decide(good, **policy).action == "keep"
+    bad = evidence(select=split(*[UP] * 20), confirm=split(*[DOWN] * 200, prefix="c"))
+    assert decide(bad, **policy).action == "rollback"
+    assert decide(evidence(select=split(*[DOWN] * 200)), **policy).action == "rollback", "not worth a look at confirm"
+
+
+def test_more_is_asked_for_until_all_is_in() -> None:
+    part = split(*[UP] * 2, *[DOWN] * 2, num_planned=10, num_looks=5)
+    more = decide(evidence(select=part))
+    assert (more.verdict, more.action, more.need) == (
+        "inconclusive", "sample_more", {"split": "select", "num_problems": 2},
+    )  # fmt: skip
+    whole = split(*[UP] * 5, *[DOWN] * 5, num_planned=10, num_looks=5)
+    assert (
+        decide(evidence(select=whole)).action == "rollback" and decide(evidence(select=whole)).verdict == "inconclusive"
+    )
+    assert decide(evidence(select=whole), unclear="pause").action == "pause"
+
+
+@given(st.integers(1, 300), st.integers(1, 100))
+def test_parts_end_with_the_whole(num_planned: int, num_looks: int) -> None:
+    sizes = [0]
+    while sizes[-1] < num_planned:
+        sizes.append(next_part(sizes[-1], num_planned, num_looks))
+    steps = [after - before for before, after in itertools.pairwise(sizes)]
+    assert min(steps) >= 1 and max(steps) - min(steps) <= 1 and len(steps) == min(num_looks, num_planned)
+
+
+def test_keep_if_not_inferior_wants_a_bound() -> None:
+    strict = {"type": "improvement", "budget": "round"}
+    wide = evidence(select=split(*[UP] * 3, *[DOWN] * 3))
+    assert decide(wide, strict, unclear="keep_if_not_inferior", margin=0.02).action == "rollback"
+    unclear = evidence(select=split(*[UP] * 30, *[DOWN] * 26, *[SAME] * 144))
+    assert decide(unclear, strict).verdict == "inconclusive"
+    kept = decide(unclear, strict, unclear="keep_if_not_inferior", margin=0.06)
+    assert (kept.verdict, kept.need) == ("keep", {"not_inferior_by": 0.06})
+
+
+def test_canaries_are_asked_for_last_and_can_stop_a_keep() -> None:
+    gates = ({"type": "improvement"}, {"type": "no_regression", "suite": "greedy", "margin": 0.05})
+    good = evidence(select=split(*[UP] * 20))
+    assert decide(good, *gates).need == {"suites": ["greedy"]}
+    fine = good["splits"] | {"greedy": split(*[SAME] * 300, suite="greedy")}
+    assert decide(evidence(**fine), *gates).action == "keep"
+    harm = good["splits"] | {"greedy": split(*[DOWN] * 100, *[SAME] * 200, suite="greedy")}
+    stopped = decide(evidence(**harm), *gates)
+    assert stopped.action == "rollback" and [gate.verdict for gate in stopped.gates] == ["pass", "fail"]
+    assert "greedy" in stopped.gates[1].reason and "worse by more than the margin" in stopped.gates[1].reason
+    bad = evidence(select=split(*[DOWN] * 200))
+    assert decide(bad, *gates).action == "rollback", "what is not better needs no canary"
+
+
+# no_regression
+
+
+@pytest.mark.parametrize(
+    ("problems", "gate", "verdict"),
+    [
+        ([SAME] * 300, {}, "pass"),
+        ([DOWN] * 60 + [SAME] * 240, {}, "fail"),
+        ([DOWN] * 4 + [SAME] * 96, {}, "inconclusive"),
+        ([DOWN] * 4 + [SAME] * 96, {"unclear": "pass"}, "pass"),
+        ([DOWN] * 4 + [SAME] * 96, {"unclear": "fail"}, "fail"),
+        ([DOWN] * 4 + [SAME] * 96, {"margin": 0.2}, "pass"),
+        ([UP] * 50 + [SAME] * 50, {}, "pass"),
+    ],
+)
+def test_no_regression(problems: list[Sides], gate: dict[str, Any], verdict: str) -> None:
+    assert decide(evidence(select=split(*problems)), {"type": "no_regression", **gate}).gates[0].verdict == verdict
+
+
+def test_no_regression_at_each_difficulty_and_of_a_signal() -> None:
+    easy = [SAME | {"difficulty": "easy"}] * 200  # type: ignore[dict-item]
+    hard = [DOWN | {"difficulty": "hard"}] * 30 + [SAME | {"difficulty": "hard"}] * 30  # type: ignore[dict-item]
+    seen = evidence(
+        select=split(*easy, *hard), signals={"candidate": {"mean_length": 130}, "head": {"mean_length": 100}}
+    )
+    each = decide(seen, {"type": "no_regression", "difficulty": "each"}).gates[0]
+    assert each.verdict == "fail" and ", hard:" in each.reason and each.figures["difficulty"] == "hard"
+    assert decide(seen, {"type": "no_regression", "difficulty": "easy"}).gates[0].verdict == "pass"
+    with pytest.raises(BadEvidence, match="no problem of difficulty 'medium'"):
+        decide(seen, {"type": "no_regression", "difficulty": "medium"})
+    assert decide(seen, {"type": "no_regression", "signal": "mean_length"}).gates[0].verdict == "fail"
+    assert decide(seen, {"type": "no_regression", "signal": "mean_length", "max_rise": 0.4}).gates[0].verdict == "pass"
+    with pytest.raises(BadEvidence, match="latency is not measured"):
+        decide(seen, {"type": "no_regression", "signal": "latency"})
+
+
+# collapse
+
+
+def test_collapse_sees_a_narrow_model_whose_score_rises() -> None:
+    before = {"distinct_solution_rate": 0.8, "spread": 0.2, "entropy": 0.6, "mean_length": 100, "code_rate": 0.9}
+    fine = before | {"distinct_solution_rate": 0.7, "spread": 0.17}
+    narrow = before | {"distinct_solution_rate": 0.5, "spread": 0.1}
+    up = split(*[UP] * 20)
+    gates = ({"type": "improvement"}, {"type": "collapse"})
+    healthy = decide(evidence(select=up, signals={"candidate": fine, "head": before, "base": before}), *gates)
+    assert (
+        healthy.action == "keep" and "not measured: truncation_rate, loss_gap, fork_entropy" in healthy.gates[1].reason
+    )
+    found = decide(evidence(select=up, signals={"candidate": narrow, "head": before, "base": before}), *gates)
+    assert found.action == "rollback"
+    assert found.gates[1].reason == (
+        "distinct_solution_rate 0.5 is under 0.75 of the head's 0.8; spread 0.1 is under 0.6 of the head's 0.2"
+    )
+    slow = {name: value * 0.78 for name, value in narrow.items()}  # in small steps: the base remembers
+    sunk = decide(evidence(select=up, signals={"candidate": slow, "head": narrow, "base": before}), *gates)
+    assert sunk.action == "rollback" and "of the base's 0.8" in sunk.gates[1].reason
+
+
+def test_collapse_limits_are_set_ignored_and_never_guessed() -> None:
+    seen = evidence(select=split(SAME), signals={"candidate": {"code_rate": 0.5}, "head": {"code_rate": 0.9}})
+    gate = {"type": "collapse"}
+    assert decide(seen, gate).gates[0].verdict == "fail"
+    assert decide(seen, gate | {"limits": {"code_rate": {"max_fall": 0.5}}}).gates[0].verdict == "pass"
+    with pytest.raises(BadEvidence, match="entropy is not measured"):
+        decide(seen, gate | {"limits": {"entropy": {"min_of_head": 0.5}}})
+    assert "nothing is measured; not measured: entropy" in decide(evidence(select=split(SAME)), gate).gates[0].reason
+    with pytest.raises(ValueError, match="sets no limit"):
+        decide(seen, gate | {"limits": {"code_rate": {}}})
+
+
+# best_so_far
+
+
+def test_a_slow_slide_is_seen_against_the_best_round() -> None:
+    slid = split(*[sides([1], [1], best=[1])] * 100, *[sides([0], [0], best=[1])] * 20)
+    gate = {"type": "best_so_far"}
+    found = decide(evidence(9, select=slid, best_round=4), gate)
+    assert (found.action, found.need) == ("rollback", {"head": 4})
+    assert "of round 4, the best so far" in found.gates[0].reason and "so is the head" in found.gates[0].reason
+    assert decide(evidence(9, select=slid, best_round=4), gate | {"go_back": False}).need is None
+    alone = split(*[sides([0], [1], best=[1])] * 20, *[sides([1], [1], best=[1])] * 100)
+    worse = decide(evidence(9, select=alone, best_round=4), gate)
+    assert (worse.action, worse.need) == ("rollback", None), "the head itself is as good as the best"
+    assert decide(evidence(9, select=split(SAME)), gate).gates[0].reason == "the head is the best round so far"
+
+
+# clusters, pass@k, conditions
+
+
+def test_problems_of_a_cluster_count_once() -> None:
+    problems = [UP | {"cluster": f"c{i // 10}"} for i in range(50)]  # type: ignore[dict-item]
+    gate = {"type": "improvement", "budget": "round"}
+    assert decide(evidence(select=split(*[UP] * 50)), gate).gates[0].figures["p_value"] == pytest.approx(
+        2**-50, abs=1e-4
+    )
+    clustered = decide(evidence(select=split(*problems)), gate).gates[0].figures
+    assert clustered["p_value"] == pytest.approx(2**-5) and clustered["gain"] == 1.0
+
+
+def test_pass_at_k_is_compared_and_k_is_not_more_than_the_samples() -> None:
+    better = sides([1, 0, 0, 0], [0, 0, 0, 0])
+    figures = (
+        decide(evidence(select=split(*[better] * 20)), {"type": "improvement", "metric": "pass@4"}).gates[0].figures
+    )
+    assert (figures["candidate"], figures["head"]) == (1.0, 0.0)
+    with pytest.raises(BadEvidence, match="pass@5 needs at least 5 samples"):
+        decide(evidence(select=split(better)), {"type": "improvement", "metric": "pass@5"})
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (
+            {"conditions": {"candidate": {"seed": 1}, "head": {"seed": 2}}},
+            "candidate and head differ in 'seed': 1 and 2",
+        ),
+        (
+            {"conditions": {"candidate": {"suite_sha256": "a"}, "head": {}}},
+            "candidate and head differ in 'suite_sha256'",
+        ),
+        ({"num_planned": 1}, "2 problems are there but num_planned is 1"),
+        ({"num_looks": 0}, "num_looks"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(spoil: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadEvidence, match=message):
+        read_evidence(evidence(select=split(UP, DOWN, **spoil)))
+
+
+def test_a_problem_in_two_splits_is_refused() -> None:
+    with pytest.raises(BadEvidence, match="task 't0' is in the splits select and confirm"):
+        read_evidence(evidence(select=split(UP), confirm=split(UP)))
+    read_evidence(evidence(select=split(UP), greedy=split(UP)))  # a canary may ask the same under other settings
+
+
+# the same evidence, the same decision
+
+
+@given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from([1, 3]), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_all_gates_replay_to_the_bit_in_any_order(seed: int, size: int, looks: int, fruitless: int) -> None:
+    draw = random.Random(seed)
+
+    def rows(number: int, prefix: str) -> dict[str, Any]:
+        problems = [
+            {who: [draw.randint(0, 1) for _ in range(3)] for who in ("candidate", "head", "base", "best")}
+            | {"difficulty": draw.choice(["easy", "hard"])}
+            for _ in range(number)
+        ]
+        return split(*problems, prefix=prefix, num_planned=size, num_looks=looks)
+
+    signals = {
+        who: {"code_rate": draw.random(), "spread": draw.random()} for who in ("candidate", "head", "base")
+    }  # fmt: skip
+    given = evidence(
+        4, signals=signals, best_round=2, fruitless_looks={"confirm": fruitless}, select=rows(size, "t"),
+        confirm=rows(draw.randint(1, size), "c"), greedy=split(*[SAME] * 5, suite="greedy"),
+    )  # fmt: skip
+    gates = [
+        {"type": "improvement"},
+        {"type": "improvement", "metric": "pass@3"},
+        {"type": "no_regression", "difficulty": "each"},
+        {"type": "no_regression", "suite": "greedy"},
+        {"type": "collapse"},
+        {"type": "best_so_far"},
+    ]
+    policy = build_policy(gates, "select", "confirm")
+    decision = policy.decide(read_evidence(given))
+    assert Decision.model_validate_json(decision.model_dump_json()) == decision
+    again = json.loads(json.dumps(read_evidence(given).model_dump(mode="json")))
+    for there in again["splits"].values():
+        draw.shuffle(there["problems"])
+    assert policy.decide(read_evidence(again)).model_dump_json() == decision.model_dump_json()
+    assert all(gate.reason and "\n" not in gate.reason for gate in decision.gates)

@@ -1,0 +1,350 @@
+"""Budgets and sequential looks: against numpy, by exact enumeration, and by simulation."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from fractions import Fraction
+
+import numpy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from policies import sequential
+from policies.budget import level
+from policies.sequential import Look, confidence_sequence, drawing_order, drawing_parts, look
+from policies.statistics import clustered, sign_flip_p_value
+
+tenths = st.integers(-10, 10).map(lambda score: Fraction(score, 10))
+several = st.lists(tenths, min_size=1, max_size=40)
+
+
+# the budget
+
+
+def test_levels_sum_to_alpha() -> None:
+    spent = sum((Fraction(1, (m + 1) * (m + 2)) for m in range(1000)), Fraction())
+    assert spent == 1 - Fraction(1, 1001)
+    assert [level(0.06, m) for m in range(3)] == pytest.approx([0.03, 0.01, 0.005])
+    assert sum(level(0.05, m) for m in range(1000)) == pytest.approx(0.05 * float(spent))
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), max_size=7))
+def test_no_course_of_true_keeps_lets_the_chance_of_a_false_one_pass_alpha(rounds: list[tuple[bool, bool]]) -> None:
+    """Each round is a null look, or one at a better candidate that is kept or not; null looks err at their level."""
+    chance, num_fruitless = Fraction(0), 0
+    none_so_far = Fraction(1)
+    for null, kept in rounds:
+        if null:
+            at = Fraction(1, 20) / ((num_fruitless + 1) * (num_fruitless + 2))
+            chance += none_so_far * at
+            none_so_far *= 1 - at
+        num_fruitless += null or not kept
+    assert chance <= Fraction(1, 20)
+    assert chance + none_so_far == 1
+
+
+@pytest.mark.parametrize(("alpha", "num_fruitless"), [(0.0, 0), (1.0, 0), (0.05, -1)])
+def test_level_refuses(alpha: float, num_fruitless: int) -> None:
+    with pytest.raises(ValueError):
+        level(alpha, num_fruitless)
+
+
+# the drawing order
+
+ids = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=30, unique=True)
+
+
+@given(ids, st.integers(1, 99), st.randoms(use_true_random=False))
+def test_the_drawing_order_depends_on_round_and_ids_only(task_ids: list[str], round: int, order: random.Random) -> None:
+    drawn = drawing_order(round, task_ids)
+    assert sorted(drawn) == sorted(task_ids)
+    shuffled = list(task_ids)
+    order.shuffle(shuffled)
+    assert drawing_order(round, shuffled) == drawn
+    kept = [task_id for task_id in drawn if task_id != task_ids[0]]  # the others stay as they were
+    assert drawing_order(round, task_ids[1:]) == kept
+
+
+def test_the_drawing_order_is_frozen() -> None:
+    """A change here changes which problems a recorded round saw."""
+    assert drawing_order(3, ["HumanEval/0", "HumanEval/1", "HumanEval/2", "HumanEval/3"]) == [
+        "HumanEval/1",
+        "HumanEval/0",
+        "HumanEval/3",
+        "HumanEval/2",
+    ]
+    assert drawing_order(1, [str(n) for n in range(50)]) != drawing_order(2, [str(n) for n in range(50)])
+    with pytest.raises(ValueError, match="twice"):
+        drawing_order(1, ["a", "a"])
+
+
+def test_every_problem_is_as_often_early_as_late() -> None:
+    task_ids = [f"task/{n}" for n in range(10)]
+    places = numpy.array([[drawing_order(round, task_ids).index(t) for t in task_ids] for round in range(1000)])
+    assert numpy.abs(places.mean(axis=0) - 4.5).max() < 0.4  # the standard error is .09
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 8))
+def test_parts_are_the_order_cut_between_clusters(clusters: list[int], num_parts: int) -> None:
+    task_ids = [f"task/{n}" for n in range(len(clusters))]
+    named = {task_id: f"c{cluster}" for task_id, cluster in zip(task_ids, clusters, strict=True) if cluster}
+    parts = drawing_parts(4, task_ids, num_parts, named)
+    assert [task_id for part in parts for task_id in part] == drawing_order(4, task_ids, named)
+    assert 1 <= len(parts) <= num_parts and all(parts)
+    for cluster in set(named.values()):
+        assert sum(any(named.get(task_id) == cluster for task_id in part) for part in parts) == 1
+    alone = [len(part) for part in drawing_parts(4, task_ids, num_parts)]
+    assert len(alone) == min(num_parts, len(task_ids)) and max(alone) - min(alone) <= 1
+    with pytest.raises(ValueError):
+        drawing_parts(4, task_ids, 0)
+
+
+# the gamblers
+
+
+def numpy_wealth(differences: list[Fraction], mean: float, gap: float) -> numpy.ndarray:
+    """The product, written once more from its definition."""
+    d = numpy.array([float(difference) for difference in differences])
+    before = numpy.array([numpy.sum(d[:t] ** 2) for t in range(len(d))])
+    mean_square = (before + 10 * 0.04) / (numpy.arange(len(d)) + 10)
+    bets = numpy.minimum(gap / (mean_square + gap**2), 0.9 / (1 + mean))
+    return numpy.cumprod(1 + bets * (d - mean))
+
+
+@given(several, st.sampled_from([0.0, 0.01, -0.02]), st.sampled_from([0.02, 0.03, 0.1]))
+@settings(deadline=None)
+def test_e_values_are_the_largest_products(differences: list[Fraction], min_gain: float, target_gain: float) -> None:
+    found = look(differences, min_gain=min_gain, target_gain=target_gain, level=0.05, complete=False)
+    gap = target_gain - min_gain
+    assert found.e_gain == pytest.approx(numpy_wealth(differences, min_gain, gap).max(), rel=1e-12)
+    mirrored = [-difference for difference in differences]
+    assert found.e_none == pytest.approx(numpy_wealth(mirrored, -target_gain, gap).max(), rel=1e-12)
+
+
+@pytest.mark.parametrize("mean", [Fraction(0), Fraction(1, 50), Fraction(-1, 50)])
+@pytest.mark.parametrize("values", [(-1, 1), (-1, Fraction(1, 2)), (Fraction(-1, 10), 1)])
+def test_wealth_is_a_martingale_if_the_gain_is_what_is_bet_against(
+    mean: Fraction, values: tuple[Fraction, Fraction]
+) -> None:
+    """Over all courses of 9 problems with two outcomes whose mean is `mean`: expected wealth is 1 after each."""
+    low, high = values
+    chance_high = (mean - low) / (high - low)
+    expected = [0.0] * 9
+    reached = 0.0
+    for course in itertools.product((low, high), repeat=9):
+        chance = float(numpy.prod([float(chance_high if value == high else 1 - chance_high) for value in course]))
+        floats = [float(value) for value in course]
+        bets = sequential._bets(floats, [1.0] * 9, 0.1)
+        wealth = sequential._wealth(floats, [1.0] * 9, bets, float(mean))
+        assert min(wealth) > 0
+        expected = [total + chance * owned for total, owned in zip(expected, wealth, strict=True)]
+        reached += chance * (max(wealth) >= 4)
+    assert expected == pytest.approx([1.0] * 9, abs=1e-12)
+    assert reached <= 1 / 4  # Ville
+
+
+def test_wealth_shrinks_on_average_if_the_gain_is_less() -> None:
+    """Clusters of different sizes among them; the bet may look at sizes, not at outcomes."""
+    shares = [1.0, 0.25, 0.5, 1.0, 0.75, 0.25, 1.0]
+    expected = 0.0
+    for signs in itertools.product((-1, 1), repeat=7):
+        values = [sign * share for sign, share in zip(signs, shares, strict=True)]
+        bets = sequential._bets(values, shares, 0.1)
+        expected += sequential._wealth(values, shares, bets, 0.02)[-1] / 2**7
+    assert 0.7 < expected < 1.0
+
+
+def test_wealth_does_not_overflow() -> None:
+    found = look([1] * 3000, target_gain=0.9, level=0.01)
+    assert found.verdict == "gain" and found.e_gain == 1e300
+
+
+# looks
+
+
+@given(several, st.integers(1, 40), st.sampled_from([0.01, 0.2]))
+@settings(deadline=None)
+def test_later_problems_cannot_change_a_verdict(differences: list[Fraction], num_first: int, at: float) -> None:
+    first = look(differences[:num_first], target_gain=0.1, level=at, miss=0.2, complete=False)
+    whole = look(differences, target_gain=0.1, level=at, miss=0.2, complete=False)
+    if first.verdict != "unclear":
+        assert (whole.verdict, whole.num_used) == (first.verdict, first.num_used)
+    assert whole.e_gain >= first.e_gain and whole.e_none >= first.e_none
+    if whole.verdict != "unclear":  # it stood after num_used problems and not before
+        used = whole.num_used
+        assert look(differences[:used], target_gain=0.1, level=at, miss=0.2, complete=False).verdict == whole.verdict
+        if used > 1:
+            before = look(differences[: used - 1], target_gain=0.1, level=at, miss=0.2, complete=False)
+            assert before.verdict == "unclear"
+
+
+@given(several, st.sampled_from([0.01, 0.2]), st.sampled_from([0.0, 0.5]))
+@settings(deadline=None)
+def test_verdicts_agree_with_bounds(differences: list[Fraction], at: float, final: float) -> None:
+    found = look(differences, target_gain=0.1, level=at, miss=0.2, final=final, complete=False)
+    assert -1 <= found.lower <= found.gain <= found.upper <= 1
+    assert found.gain == pytest.approx(float(sum(differences) / len(differences)), abs=1e-12)
+    if found.num_used == len(differences):
+        early = at * (1 - final)
+        assert (found.verdict == "gain") == (found.e_gain * early >= 1)
+        assert (found.verdict == "no_gain") == (found.e_none * 0.2 >= 1 and found.e_gain * early < 1)
+    if found.lower > 0:
+        assert found.e_gain * at * (1 - final) >= 1
+    if found.upper < 0.1 - 1e-9:
+        assert found.e_none * 0.2 >= 1
+
+
+@given(several)
+@settings(deadline=None, max_examples=50)
+def test_all_at_once_is_the_sign_flip_test(differences: list[Fraction]) -> None:
+    found = look(differences, target_gain=0.1, level=0.05, miss=1e-9, final=1.0)
+    p_value = sign_flip_p_value(differences)
+    assert found.p_value == p_value
+    assert found.verdict == ("gain" if p_value <= 0.05 else "unclear")
+    assert found.lower >= 0 or found.verdict == "unclear"
+
+
+def test_the_final_test_waits_for_all_problems_and_gets_its_part_of_the_level() -> None:
+    differences = [0.1] * 6 + [0.0] * 4  # p = 2^-6 = .0156
+    open_still = look(differences, target_gain=0.03, level=0.05, complete=False)
+    assert (open_still.verdict, open_still.p_value) == ("unclear", None)
+    closed = look(differences, target_gain=0.03, level=0.05)
+    assert (closed.verdict, closed.p_value, closed.num_used) == ("gain", 2**-6, 10)
+    assert closed.lower == 0.0  # above it not by the gamblers, but by the test
+    assert look(differences, target_gain=0.03, level=0.03).verdict == "unclear"
+    assert look(differences, target_gain=0.03, level=0.05, final=0.3).verdict == "unclear"
+
+
+def test_a_look_is_frozen_to_the_bit() -> None:
+    """A change here changes how recorded rounds replay."""
+    differences = [Fraction(score, 10) for score in (1, 0, 0, 2, -1, 3, 0, 0, 1, -2) * 6]
+    assert look(differences, target_gain=0.03, level=0.025) == Look(
+        verdict="unclear",
+        gain=0.04,
+        lower=-0.0462059895562561,
+        upper=0.08924354694863723,
+        e_gain=6.604876097646527,
+        e_none=0.9959434023710646,
+        p_value=0.01718897775572259,
+        num_used=60,
+        level=0.025,
+        miss=0.1,
+    )
+
+
+def test_a_look_at_clusters() -> None:
+    differences = [Fraction(score, 10) for score in (1, 0, 0, 2, -1, 3, 0, 0, 1, 2) * 6]
+    alone = clustered(differences, list(range(60)))
+    one_each = look(alone.differences, shares=alone.shares, target_gain=0.03, level=0.025)
+    assert one_each == look(differences, target_gain=0.03, level=0.025)
+    fivefold = clustered([d for d in differences for _ in range(5)], [n for n in range(60) for _ in range(5)])
+    assert look(fivefold.differences, shares=fivefold.shares, target_gain=0.03, level=0.025) == one_each
+    mixed = clustered(differences, [n // 3 if n < 30 else n for n in range(60)])
+    found = look(mixed.differences, shares=mixed.shares, target_gain=0.03, level=0.025)
+    assert found.gain == pytest.approx(one_each.gain, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"differences": []},
+        {"differences": [1.5]},
+        {"differences": [float("nan")]},
+        {"level": 0.0},
+        {"level": 1.0},
+        {"miss": 0.0},
+        {"final": 1.5},
+        {"min_gain": 0.03},
+        {"target_gain": 1.0},
+        {"shares": [1.0]},
+        {"shares": [0.1, 1.0]},
+        {"shares": [0.0, 1.0]},
+    ],
+)
+def test_look_refuses(wrong: dict[str, object]) -> None:
+    asked: dict[str, object] = {"differences": [0.5, 0.5], "target_gain": 0.03, "level": 0.05, **wrong}
+    differences = asked.pop("differences")
+    with pytest.raises(ValueError):
+        look(differences, **asked)  # type: ignore[arg-type]
+
+
+# the confidence sequence
+
+
+@given(several, st.integers(1, 40), st.sampled_from([0.01, 0.05, 0.2]))
+@settings(deadline=None, max_examples=50)
+def test_bounds_only_narrow_and_hold_the_mean(differences: list[Fraction], num_first: int, at: float) -> None:
+    lower, upper = confidence_sequence(differences, level=at)
+    gain = float(sum(differences) / len(differences))
+    assert -1 <= lower <= gain + 1e-12 and gain - 1e-12 <= upper <= 1
+    before = confidence_sequence(differences[:num_first], level=at)
+    assert before[0] <= lower + 1e-9 or lower == pytest.approx(gain)
+    assert upper <= before[1] + 1e-9 or upper == pytest.approx(gain)
+    wider = confidence_sequence(differences, level=at / 2)
+    assert wider[0] <= lower + 1e-9 and upper <= wider[1] + 1e-9
+    mirrored = confidence_sequence([-difference for difference in differences], level=at)
+    assert mirrored == pytest.approx((-upper, -lower), abs=1e-9)
+
+
+@given(several, st.sampled_from([0.01, 0.2]))
+@settings(deadline=None, max_examples=50)
+def test_what_is_outside_the_bounds_is_ruled_out_and_what_is_inside_is_not(
+    differences: list[Fraction], at: float
+) -> None:
+    lower, upper = confidence_sequence(differences, level=at, gap=0.05)
+    gain = float(sum(differences) / len(differences))
+    mirrored = [-difference for difference in differences]
+    for mean in numpy.linspace(-0.9, 0.9, 19):
+        if mean < lower - 1e-9:
+            assert numpy_wealth(differences, mean, 0.05).max() >= (1 - 1e-9) / at
+        elif lower < gain - 1e-9 and mean > lower + 1e-9:
+            assert numpy_wealth(differences, mean, 0.05).max() < (1 + 1e-9) / at
+        if mean > upper + 1e-9:
+            assert numpy_wealth(mirrored, -mean, 0.05).max() >= (1 - 1e-9) / at
+        elif upper > gain + 1e-9 and mean < upper - 1e-9:
+            assert numpy_wealth(mirrored, -mean, 0.05).max() < (1 + 1e-9) / at
+
+
+def test_bounds_close_in_on_the_gain() -> None:
+    numbers = random.Random(4)
+    differences = [Fraction(numbers.choice([-3, -1, 0, 0, 1, 1, 4]), 10) for _ in range(3000)]
+    gain = float(sum(differences)) / 3000
+    lower, upper = confidence_sequence(differences, level=0.025)
+    assert gain - 0.03 < lower < gain < upper < gain + 0.03
+    assert confidence_sequence([0.0] * 5, level=0.025) == (-1.0, 1.0)
+
+
+@pytest.mark.parametrize(("differences", "at", "gap"), [([], 0.05, 0.03), ([0.5], 0.0, 0.03), ([0.5], 0.05, 0.0)])
+def test_confidence_sequence_refuses(differences: list[float], at: float, gap: float) -> None:
+    with pytest.raises(ValueError):
+        confidence_sequence(differences, level=at, gap=gap)
+
+
+# error rates
+
+
+def drawn_look(gain: float, numbers: random.Random, num_problems: int, at: float) -> Look:
+    differences = []
+    for _ in range(num_problems):
+        rate = numbers.betavariate(0.35, 0.35)
+        better = min(1.0, max(0.0, rate + gain))
+        candidate = sum(numbers.random() < better for _ in range(5))
+        head = sum(numbers.random() < rate for _ in range(5))
+        differences.append(Fraction(candidate - head, 5))
+    return look(differences, target_gain=0.1, level=at)
+
+
+def test_a_look_errs_no_more_often_than_promised() -> None:
+    numbers = random.Random(1)
+    verdicts = [drawn_look(0.0, numbers, 80, at=0.1).verdict for _ in range(400)]
+    assert 0.02 <= verdicts.count("gain") / 400 <= 0.1 + 3 * (0.09 / 400) ** 0.5  # neither too often nor never
+    assert verdicts.count("no_gain") > 200
+
+
+def test_a_look_finds_what_there_is_and_stops() -> None:
+    numbers = random.Random(2)
+    looks = [drawn_look(0.3, numbers, 200, at=0.01) for _ in range(50)]
+    assert [found.verdict for found in looks].count("gain") >= 49
+    assert sum(found.num_used for found in looks) / 50 < 60
