@@ -97,6 +97,20 @@ def test_the_decision_sees_the_signals(whole: tuple[Path, list[Any], list[str]])
         assert {"mean_length", "train_loss"} <= seen["candidate"].keys(), "beside the others"
 
 
+def test_a_gate_can_look_at_them(tmp_path: Path) -> None:
+    """The collapse gate sees the spread at forks before the round is decided, and takes back what lost a little of it."""
+    gates = '{ type = "improvement", min_gain = -0.9 }, { type = "collapse", limits = { fork_entropy = { min_of_head = 0.99 } } }'
+    config = KEEPING.replace('{ type = "improvement", min_gain = -0.9 }', gates) + FORKS
+    assert gates in config
+    with open_session(load_config(write_run(tmp_path, config)), Calls()) as session:
+        assert run_round(session).state == "rolled_back"
+        decision = session.ledger.last_decision(session.run_id)
+        assert decision is not None
+        (collapse,) = [gate for gate in decision.gates if gate["type"] == "collapse"]
+        assert "fork_entropy 0.758 is under 0.99 of the head's 0.796" in collapse["reason"]
+        assert collapse["figures"].keys() >= {"entropy", "entropy_head", "entropy_base"}
+
+
 def test_asking_again_measures_nothing_and_says_the_same(whole: tuple[Path, list[Any], list[str]]) -> None:
     config, expected, _ = whole
     watch = Calls()

@@ -46,7 +46,7 @@ def positions(p: np.ndarray, at: np.ndarray) -> Positions:
         top_token_id=p.argmax(1).tolist(),
         top_probability=p.max(1).tolist(),
         logprobs=np.log(chosen).tolist(),
-        rest=np.log(1 - chosen.sum(1)).tolist(),
+        rest=np.log(np.maximum(1 - chosen.sum(1), 1e-40)).tolist(),
     )
 
 
