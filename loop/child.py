@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from loop.engines.base import CheckpointRef, Generated, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.errors import EngineError, LoopError
 from loop.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
 from loop.guard import guard
@@ -48,12 +48,18 @@ class Child:
             self.reported_at, self.reported = now, (done, total)
             self.send(type="progress", done=done, total=total)
 
-    def items(self, batch: list[Generated]) -> None:
-        """A batch of completions, in as many frames as it takes."""
+    def items(self, batch: list[Generated] | list[Probed]) -> None:
+        """A batch of completions or records, in as many frames as it takes."""
         for piece in pieces(item.model_dump(mode="json") for item in batch):
             try:
                 self.send(type="items", items=piece)
             except BadFrame as too_large:
+                if "text" not in piece[0]:
+                    longest = max(len(item["entropy"]) for item in piece)
+                    raise EngineError(
+                        f"a record of {longest} positions cannot be sent: its message {too_large}; lower diagnosis.top "
+                        "or diagnosis.max_new_tokens"
+                    ) from None
                 largest = max(piece, key=lambda item: len(item["text"]) + len(item["token_ids"]))
                 raise EngineError(
                     f"a completion of {len(largest['token_ids'])} tokens and {len(largest['text'])} characters cannot "
@@ -97,6 +103,12 @@ class Child:
                 params = SamplingParams.model_validate(command["params"])
                 for batch in self.engine.generate(requests, params):
                     self.items(batch)
+                return None
+            case "probe":
+                texts = [Forced.model_validate(text) for text in command["texts"]]
+                truncation = SamplingParams.model_validate(command["truncation"])
+                for records in self.engine.probe(texts, truncation, command["top"]):
+                    self.items(records)
                 return None
             case "fit":
                 parent = CheckpointRef.model_validate(command["parent"])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loop.diagnosis import diagnose, measure, signals
 from loop.evaluation import Part, decoding_dict, evaluate, of_split, whole
 from loop.session import Session, Yardstick
 from loop.stages.deciding import Measured, Opened, evidence
@@ -28,6 +29,7 @@ class Comparison:
     best_round: int | None = None
     opened: dict[str, int] = field(default_factory=dict)
     done: dict[tuple[str, str, str], Evaluation] = field(default_factory=dict)  # by who, suite and split
+    diagnosis: Json = field(default_factory=dict)  # of locks and forks
 
     @property
     def suite(self) -> Yardstick:
@@ -51,6 +53,7 @@ class Comparison:
         """Open what the policy asks for until it has decided, and then what is only reported."""
         policy, looks = self.session.policy, self.session.loaded.config.decide.looks
         self._open(policy.split, next_part(0, len(self.drawn(policy.split)), looks))
+        self.diagnosis = diagnose(self.session, self.round)
         while True:
             decision = policy.decide(self.evidence())
             need = decision.need or {}
@@ -83,6 +86,8 @@ class Comparison:
         engines = self.session.engines  # whoever is up already goes first: loading is the dear part
         for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):
             self._evaluate(who, self.suite, part)
+            if who != "best":
+                measure(self.session, self.round, self.checkpoints[who])  # now, while its weights are loaded
 
     def _evaluate(self, who: str, suite: Yardstick, part: Part) -> None:
         key = (who, suite.config.name, part.split)
@@ -90,9 +95,9 @@ class Comparison:
 
     # What is known
 
-    def find(self, opened: dict[str, int], evaluations: dict[str, str]) -> Comparison:
+    def find(self, opened: dict[str, int], evaluations: dict[str, str], diagnosis: Json) -> Comparison:
         """Take up what the evaluating stage has stored."""
-        self.opened = dict(opened)
+        self.opened, self.diagnosis = dict(opened), diagnosis
         for name, id in evaluations.items():
             who, suite, split = name.split("/", 2)
             found = self.session.corpus.evaluation(id)
@@ -105,6 +110,7 @@ class Comparison:
         return {
             "opened": self.opened,
             "evaluations": {"/".join(key): evaluation.id for key, evaluation in sorted(self.done.items())},
+            "diagnosis": self.diagnosis,
         }
 
     def evidence(self) -> Evidence:
@@ -134,7 +140,7 @@ class Comparison:
             losses=candidate.origin["training"]["losses"] if candidate else [],
             fruitless_looks=policy.fruitless_after(before.evidence, before.verdict) if before else {},
             best_round=self.best_round,
-            more_signals={},
+            more_signals=signals(self.diagnosis),
         )
 
     def _base(self) -> Evaluation | None:

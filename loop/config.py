@@ -23,6 +23,8 @@ from policies.schedule import Stop
 KeyPath = tuple[str | int, ...]
 Mistake = tuple[KeyPath, str]  # the key, relative to the table that is checked, and what is wrong with it
 
+MAX_PROBE_NUMBERS = 1 << 20  # log-probabilities recorded of one checkpoint
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -239,6 +241,34 @@ class Decide(Section):
         return build_policy(self.gates, self.split, self.confirm, self.unclear, self.margin)
 
 
+class Diagnosis(Section):
+    """Locks and forks: how each candidate's next-token distributions differ from the base's and the head's."""
+
+    num_prompts: int = Field(32, ge=0, description="Prompts of the suite that decides; 0 leaves the diagnosis out.")
+    max_new_tokens: int = Field(128, ge=1, le=1024, description="The base's answers to them end here at the latest.")
+    top: int = Field(
+        64, ge=2, le=128, description="How many of the base's likeliest tokens are followed at a position."
+    )
+    lock_below_nats: float = Field(0.3, gt=0.0, description="A position is a lock where the base's entropy is lower.")
+    fork_above_nats: float = Field(1.0, gt=0.0, description="A position is a fork where the base's entropy is higher.")
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Diagnosis:
+        mistakes: list[Mistake] = []
+        if self.fork_above_nats < self.lock_below_nats:
+            problem = f"is below lock_below_nats ({self.lock_below_nats:g}), so a position could be both; raise it"
+            mistakes.append((("fork_above_nats",), problem))
+        numbers = self.num_prompts * self.max_new_tokens * self.top
+        if numbers > MAX_PROBE_NUMBERS:
+            problem = (
+                f"num_prompts * max_new_tokens * top is {numbers}, and all of it is held in memory; "
+                f"stay at or below {MAX_PROBE_NUMBERS}"
+            )
+            mistakes.append((("num_prompts",), problem))
+        _refuse(mistakes)
+        return self
+
+
 class Grading(Section):
     """How solutions are run. They never run in the loop's own process."""
 
@@ -382,6 +412,7 @@ class Config(Section):
     after_rollback: AfterRollback = Field(default_factory=AfterRollback)
     suites: tuple[Suite, ...] = Field(min_length=1)
     decide: Decide
+    diagnosis: Diagnosis = Field(default_factory=Diagnosis)
     grading: Grading = Field(default_factory=Grading)
     engine: Engine = Field(default_factory=Engine)
     schedule: Schedule = Field(default_factory=Schedule)

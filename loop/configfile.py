@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from loop.config import Config, Decide, KeyPath, Suite, naming_mistakes
+from loop.config import Config, Decide, Diagnosis, KeyPath, Suite, naming_mistakes
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of
 from loop.prompts.sources import load_prompts, load_tests, source_kind

@@ -99,7 +99,8 @@ def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Rou
 def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round:
     """The policy decides on the one figure that was named before the run; decision, state and head move together."""
     run, policy = session.run, session.policy
-    seen = comparison_of(session, round, inputs).find(inputs["opened"], inputs["evaluations"]).evidence()
+    comparison = comparison_of(session, round, inputs)
+    seen = comparison.find(inputs["opened"], inputs["evaluations"], inputs["diagnosis"]).evidence()
     decision = policy.decide(seen)
     keep = decision.verdict == "keep"
     row = DecisionRow(

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from loop.config import Suite as SuiteConfig
 from loop.configfile import LoadedConfig, check_inputs, config_sha256, differences, resolved
 from loop.device_memory import used_bytes, wait_until_free
-from loop.engines.base import CheckpointRef, Sampler, Trainer
+from loop.engines.base import CheckpointRef, Prober, Sampler, Trainer
 from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
 from loop.grading.grader import Grader
 from loop.grading.problems import Problem as GradingProblem
@@ -95,14 +95,14 @@ class Engines:
         self._up: tuple[str, RemoteSampler | RemoteTrainer] | None = None
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
 
-    def serving(self, sha256: str) -> Sampler | None:
+    def serving(self, sha256: str) -> RemoteSampler | None:
         """The sampler that is up with these weights, if one is."""
         match self._up:
             case (served, RemoteSampler() as sampler) if served == sha256 and not sampler.worker.ended:
                 return sampler
         return None
 
-    def sampler(self, checkpoint: CheckpointRef) -> Sampler:
+    def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler:
         """A new sampler with these weights."""
         worker = self._start("load_sampler", checkpoint=checkpoint.model_dump(mode="json"))
         sampler = RemoteSampler(worker)
@@ -181,6 +181,13 @@ class Session:
 
     def sampler(self, sha256: str) -> Sampler:
         """A sampler with these weights: the one that is up already, or a new one over verified weights."""
+        return self._serving(sha256)
+
+    def prober(self, sha256: str) -> Prober:
+        """A prober with these weights: the worker that samples from them."""
+        return self._serving(sha256)
+
+    def _serving(self, sha256: str) -> RemoteSampler:
         return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
 
     def weights(self, sha256: str) -> CheckpointRef:

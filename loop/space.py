@@ -9,6 +9,7 @@ from store.records import Round
 
 TEXT_BYTES_PER_TOKEN = 24  # text, token ids and log, with SQLite's overhead
 ROW_BYTES = 4096  # everything else in a completion's row, and its verdict
+PROBE_BYTES = 8  # a log-probability of a probed checkpoint, compressed, with its token
 WEIGHTS_MARGIN = 1.1
 
 
@@ -25,7 +26,8 @@ def needed_bytes(session: Session, round: Round | None) -> int:
     if stage == "training":
         return _weights(session)
     if stage == "evaluating":
-        return sum(
+        probed = config.diagnosis
+        return 3 * PROBE_BYTES * probed.num_prompts * probed.max_new_tokens * probed.top + sum(
             2 * len(suite.problems) * suite.config.num_samples * _row(suite.config.max_new_tokens)
             for suite in session.suites
         )

@@ -8,6 +8,8 @@ worker does. `python -m loop.worker` is the worker itself: `loop.child` builds t
 from __future__ import annotations
 
 import contextlib
+import itertools
+import math
 import os
 import secrets
 import select
@@ -21,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 from loop import guard
-from loop.engines.base import CheckpointRef, Generated, Progress, Request, SamplingParams, TrainingResult
+from loop.engines.base import (
+    CheckpointRef,
+    Forced,
+    Generated,
+    Probed,
+    Progress,
+    Request,
+    SamplingParams,
+    TrainingResult,
+)
 from loop.errors import ConfigError, EngineError
 from loop.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
 
@@ -335,7 +346,7 @@ def cut_log(log: Path) -> None:
 
 
 class RemoteSampler:
-    """A Sampler whose model lives in a child process."""
+    """A Sampler and a Prober whose one model lives in a child process."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -368,8 +379,47 @@ class RemoteSampler:
         if missing:
             raise self.worker.broken(f"it left out {len(missing)} of {len(requests)} completions", FOREIGN)
 
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`."""
+        message = {
+            "op": "probe",
+            "texts": [text.model_dump(mode="json") for text in texts],
+            "truncation": truncation.model_dump(mode="json"),
+            "top": top,
+        }
+        missing = {text.id: text for text in texts}
+        longest = max((len(text.prompt_token_ids) + len(text.token_ids) for text in texts), default=0)
+        for kind, value in self.worker.stream(message, idle_reports=longest + IDLE_REPORTS):
+            if kind == "items":
+                try:
+                    records = [Probed.model_validate(item) for item in value]
+                except ValueError:
+                    raise self.worker.broken("it sent a record that is none", FOREIGN) from None
+                for record in records:
+                    text = missing.pop(record.id, None)
+                    if text is None:
+                        raise self.worker.broken("it sent a record that was not asked for, or twice", FOREIGN)
+                    if not _fits(record, text):
+                        raise self.worker.broken("it sent a record that does not fit its text", FOREIGN)
+                yield records
+        if missing:
+            raise self.worker.broken(f"it left out {len(missing)} of {len(texts)} records", FOREIGN)
+
     def close(self) -> None:
         self.worker.end()
+
+
+def _fits(record: Probed, text: Forced) -> bool:
+    """Whether a record has an entry for every token of its text, and every number is one."""
+    columns = [getattr(record, name) for name in Probed.model_fields if name != "id"]
+    lengths = {len(column) for column in columns}
+    numbers = (*record.entropy, *record.top_probability, *record.rest, *itertools.chain(*record.logprobs))
+    return (
+        lengths == {len(text.token_ids)}
+        and (text.at is None or record.at == text.at)
+        and all(len(ids) == len(values) for ids, values in zip(record.at, record.logprobs, strict=True))
+        and all(map(math.isfinite, numbers))
+    )
 
 
 class RemoteTrainer:

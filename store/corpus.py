@@ -1,7 +1,8 @@
 """Prompts and completions: append-only, with lineage; what was sampled and what training saw.
 
 Batches are stored all or nothing, and storing one again is harmless. Reads come in pages, so that memory stays flat and
-no read holds a writer up. The half that measures, suites and evaluations, is in evaluations.py; `Corpus` has both.
+no read holds a writer up. What measures is elsewhere: suites and evaluations in evaluations.py, probes in probes.py;
+`Corpus` has all of it.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from store.canonical import compact_json, escape, sha256_of, sha256_of_text
 from store.db import Row, execute, insert, query, scalar, transaction, unpack
 from store.errors import Conflict
 from store.evaluations import Evaluations
+from store.probes import Probes
 from store.records import Completion, CompletionText, CompletionVerdict, DecodeSettings, Json, Prompt, Selection
 
 PAGE = 500  # rows held in memory by a streaming read
@@ -34,7 +36,7 @@ def num_bytes(text: str) -> int:
     return len(escape(text).encode())
 
 
-class Corpus(Evaluations):
+class Corpus(Evaluations, Probes):
     """The corpus over one open store."""
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:

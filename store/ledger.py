@@ -457,7 +457,7 @@ class Ledger:
             if back_to is not None:
                 self.move_head(round.run_id, back_to, f"round {round.number}: worse than the best so far")
             if hold is not None:
-                self.hold_run(round.run_id, "failure", hold)
+                self.hold_run(round.run_id, "decision", hold)
         return self._round(round.run_id, round.number)
 
     def decisions(self, run_id: str) -> list[DecisionRow]:

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-APPEND_ONLY = ("events", "prompts", "decode_settings", "completions", "selections", "suites", "problems", "decisions")
+_FIRST_APPEND_ONLY = (
+    "events", "prompts", "decode_settings", "completions", "selections", "suites", "problems", "decisions",
+)  # fmt: skip
+_PROBE_TABLES = ("probes", "probe_results")
+APPEND_ONLY = (*_FIRST_APPEND_ONLY, *_PROBE_TABLES)
 
 
 class Migration(NamedTuple):
@@ -234,12 +238,15 @@ WHEN NEW.seq IS NOT (SELECT coalesce(max(seq), 0) + 1 FROM events)
 BEGIN SELECT RAISE(ABORT, 'events are numbered without gaps'); END;
 """
 
-_TRIGGERS = "".join(
-    f"CREATE TRIGGER {table}_no_{action} BEFORE {action.upper()} ON {table}\n"
-    f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;\n"
-    for table in APPEND_ONLY
-    for action in ("update", "delete")
-)
+
+def _append_only(tables: tuple[str, ...]) -> str:
+    return "".join(
+        f"CREATE TRIGGER {table}_no_{action} BEFORE {action.upper()} ON {table}\n"
+        f"BEGIN SELECT RAISE(ABORT, '{table} is append-only'); END;\n"
+        for table in tables
+        for action in ("update", "delete")
+    )
+
 
 _VIEWS = """
 CREATE VIEW corpus AS -- The training corpus beside what was asked and whether the fine-tune saw it.
@@ -285,8 +292,46 @@ CREATE TABLE test_results ( -- Which completions of the training corpus pass the
 ) STRICT, WITHOUT ROWID;
 """
 
+_PROBES = """
+CREATE TABLE probes ( -- Texts by the base on which checkpoints are compared token by token.
+    id TEXT PRIMARY KEY, -- Hash of what it asks for: weights, prompts, decoding, seed and how much is recorded.
+    run_id TEXT NOT NULL REFERENCES runs (id), -- The run.
+    checkpoint TEXT NOT NULL REFERENCES checkpoints (sha256), -- The weights that wrote the texts.
+    decode_settings_id TEXT NOT NULL REFERENCES decode_settings (id), -- How their tokens were drawn.
+    created_at TEXT NOT NULL, -- When it was stored (RFC 3339, UTC).
+    sha256 TEXT NOT NULL, -- Hash of content and lineage: all columns but created_at.
+    tokenizer_sha256 TEXT NOT NULL, -- Hash of the tokenizer and chat template.
+    sequences TEXT NOT NULL CHECK (json_valid(sequences)) -- Each text with its prompt and the token ids of both, as JSON.
+) STRICT;
+
+CREATE TABLE probe_results ( -- What one checkpoint would have written at each position of a probe.
+    id TEXT PRIMARY KEY, -- Hash of probe and checkpoint, so that none is measured twice.
+    probe_id TEXT NOT NULL REFERENCES probes (id), -- The probe.
+    run_id TEXT NOT NULL REFERENCES runs (id), -- The run.
+    round INTEGER NOT NULL CHECK (round >= 0), -- The round that made the checkpoint; 0 is the base.
+    checkpoint TEXT NOT NULL REFERENCES checkpoints (sha256), -- What was measured.
+    created_at TEXT NOT NULL, -- When it was stored (RFC 3339, UTC).
+    sha256 TEXT NOT NULL, -- Hash of records and lineage: all columns but created_at.
+    records BLOB NOT NULL -- zlib of JSON: per sequence and position entropy, top token, log-probabilities (nats).
+) STRICT;
+CREATE INDEX probe_results_of_checkpoint ON probe_results (probe_id, checkpoint);
+"""
+
+_HOLDS = """
+CREATE TABLE control_with_decisions ( -- What people and failures have asked of a run, until it is carried out or taken back.
+    run_id TEXT PRIMARY KEY REFERENCES runs (id), -- The run.
+    held_by TEXT CHECK (held_by IN ('user', 'failure', 'decision')), -- Who paused the run until it is resumed; NULL: nobody.
+    hold_reason TEXT, -- Why, and what would help.
+    released_at TEXT, -- When a hold was last taken back (RFC 3339, UTC).
+    wanted_head INTEGER CHECK (wanted_head >= 0) -- The round that the head moves to at the next safe point.
+) STRICT;
+INSERT INTO control_with_decisions SELECT run_id, held_by, hold_reason, released_at, wanted_head FROM control;
+DROP TABLE control;
+ALTER TABLE control_with_decisions RENAME TO control;
+"""
+
 MIGRATIONS: tuple[Migration, ...] = (
-    Migration(1, "the first schema", _TABLES + _TRIGGERS + _VIEWS),
+    Migration(1, "the first schema", _TABLES + _append_only(_FIRST_APPEND_ONLY) + _VIEWS),
     Migration(2, "control", _CONTROL),
-    Migration(3, "test results", _TEST_RESULTS),
+    Migration(3, "decisions", _TEST_RESULTS + _PROBES + _append_only(_PROBE_TABLES) + _HOLDS),
 )

@@ -56,7 +56,7 @@ class Control:
     """What has been asked of a run and stands until it is carried out or taken back."""
 
     run_id: str
-    held_by: Literal["user", "failure"] | None = None
+    held_by: Literal["user", "failure", "decision"] | None = None
     hold_reason: str | None = None
     released_at: str | None = None
     wanted_head: int | None = None  # the round that the head is to move to at the next safe point
@@ -254,6 +254,38 @@ class GradedVerdict(Verdict):
 
     split: str
     difficulty: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Texts by the base on which checkpoints are compared. `id` is a hash of all that asks for them.
+
+    Each sequence: `prompt_id`, `text`, `prompt_token_ids`, `token_ids`. `sha256` covers every other field except
+    `created_at`.
+    """
+
+    id: str
+    run_id: str
+    checkpoint: str
+    decode_settings_id: str
+    tokenizer_sha256: str
+    sequences: list[Json]
+    created_at: str = ""  # filled in by the corpus
+    sha256: str = ""  # likewise
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """One checkpoint on one probe; `records` holds an object per sequence, in the probe's order."""
+
+    id: str
+    probe_id: str
+    run_id: str
+    round: int  # of the checkpoint; 0 is the base
+    checkpoint: str
+    records: list[Json]
+    created_at: str = ""  # filled in by the corpus
+    sha256: str = ""  # likewise
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ canonical JSON where a value is hashed (keys sorted, no spaces, UTF-8). A NUL or
 as U+241B (␛) and four hex digits, and that symbol itself as `␛241b`.
 """
 _COLUMN = re.compile(
-    r"^\s+(?P<name>[a-z][a-z0-9_]*) (?P<type>TEXT|INTEGER|REAL)\b(?P<rest>.*?),? -- (?P<words>.+)$", re.DOTALL
+    r"^\s+(?P<name>[a-z][a-z0-9_]*) (?P<type>TEXT|INTEGER|REAL|BLOB)\b(?P<rest>.*?),? -- (?P<words>.+)$", re.DOTALL
 )
 _HEAD = re.compile(r"^CREATE (?:TABLE|VIEW) \w+ (?:\(|AS) -- (?P<words>.+)$", re.MULTILINE)
 

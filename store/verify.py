@@ -23,6 +23,7 @@ from store.errors import DamagedCheckpoint, StoreError
 from store.evaluations import verdicts_sha256
 from store.failpoints import reach
 from store.ledger import Ledger, decision_sha256, selections_sha256
+from store.probes import probe_sha256
 from store.records import STAGES, Completion, DecodeSettings, Event, Prompt, Run
 
 HIGH_WATER = "high_water.json"
@@ -76,6 +77,7 @@ def verify_store(db: Database, run_dir: Path) -> Verification:
             ("prompt", _addresses(db, result.checked)),
             ("completion", _completions(db, result.checked)),
             ("evaluation", _evaluations(db, result.checked)),
+            ("probe", _probes(db, result.checked)),
             ("round", _rounds(db, result.checked)),
             ("checkpoint", _checkpoints(db, run_dir, result.checked)),
         ):
@@ -184,6 +186,20 @@ def _evaluations(db: Database, checked: Counter[str]) -> Iterator[str]:
         yield f"evaluation {row['evaluation_id']}, {row['task_id']}: the verdict is on another evaluation's completion"
 
 
+def _probes(db: Database, checked: Counter[str]) -> Iterator[str]:
+    corpus = Corpus(db)
+    for run in _runs(db):
+        for probe in corpus.probes(run.id):
+            checked["probes"] += 1
+            if probe.sha256 != probe_sha256(probe):
+                yield f"probe {probe.id}: was altered (SHA-256)"
+        for result_id in corpus.probe_result_ids(run.id):  # one at a time: each may hold megabytes
+            checked["probe results"] += 1
+            result = corpus.probe_result(result_id)
+            if result is None or result.sha256 != probe_sha256(result):
+                yield f"probe result {result_id}: was altered (SHA-256)"
+
+
 @dataclass(slots=True)
 class _Story:
     """What the events of one run say that the other tables must say too. Round 0 stands for the run itself."""
@@ -229,6 +245,8 @@ class _Story:
             case "evaluation_finished":
                 self.hashes[0][f"evaluation {data['evaluation']}"] = sha256_of(data["metrics"])
                 self.hashes[0][f"verdicts of evaluation {data['evaluation']}"] = data["verdicts_sha256"]
+            case "probe_stored" | "probe_result_stored":
+                self.hashes[0][f"{event.kind.removesuffix('_stored').replace('_', ' ')} {data['id']}"] = data["sha256"]
 
 
 def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
@@ -247,6 +265,7 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
             if evaluation.metrics is not None:
                 found[f"evaluation {evaluation.id}"] = sha256_of(evaluation.metrics)
                 found[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(corpus.verdicts(evaluation.id))
+        found |= {f"{kind} {row['id']}": row["sha256"] for kind, row in corpus.probe_hashes(run.id)}
         yield from _differences(f"run {run.name}", story.hashes[0], found)
         rounds = ledger.rounds(run.id)
         counted = Counter(round.state for round in rounds)

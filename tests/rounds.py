@@ -91,7 +91,8 @@ PLACES = {
     "begin_attempt": (ledger.Ledger, "begin_attempt"), "finish_stage": (ledger.Ledger, "finish_stage"),
     "decide": (ledger.Ledger, "decide"), "add_completions": (corpus.Corpus, "add_completions"),
     "add_verdicts": (corpus.Corpus, "add_verdicts"), "begin_evaluation": (corpus.Corpus, "begin_evaluation"),
-    "finish_evaluation": (corpus.Corpus, "finish_evaluation"), "commit_directory": (training, "commit_directory"),
+    "finish_evaluation": (corpus.Corpus, "finish_evaluation"), "add_probe": (corpus.Corpus, "add_probe"),
+    "add_probe_result": (corpus.Corpus, "add_probe_result"), "commit_directory": (training, "commit_directory"),
     "rename": (os, "rename"), "between_stages": (None, None),
 }
 calls = 0
@@ -122,6 +123,8 @@ def wrap(place, owner, name):
             acknowledge("completion", [row.id for row in rows])
         if name == "add_verdicts":
             acknowledge("verdict", [row.completion_id for row in rows])
+        if name in ("add_probe", "add_probe_result"):
+            acknowledge(name.removeprefix("add_").replace("_", " "), [args[1].id])
         maybe(place, "after")
         return result
     setattr(owner, name, wrapped)
@@ -191,14 +194,14 @@ def dump(run_dir: Path) -> dict[str, Any]:
     """All that a run leaves, without times, durations, attempts, arrival order and absolute paths.
 
     Compared are: rounds and their states, stage inputs and outputs, the run's head and counters, prompts, every
-    completion with text, token ids, seeds and hashes, selections, verdicts, figures, decisions with evidence, and
-    checkpoints by the hash of their weights.
+    completion with text, token ids, seeds and hashes, selections, verdicts, figures, probes and their results,
+    decisions with evidence, and checkpoints by the hash of their weights.
     """
     db = open_database(run_dir / "loop.db", read_only=True)
     without = {"created_at", "started_at", "finished_at", "decided_at", "duration_s", "arrival", "path", "detail"}
     tables = (
         "runs", "rounds", "stages", "prompts", "completions", "selections", "suites", "problems", "evaluations",
-        "verdicts", "decisions", "checkpoints",
+        "verdicts", "decisions", "checkpoints", "probes", "probe_results",
     )  # fmt: skip
     found: dict[str, Any] = {}
     for table in tables:

@@ -119,7 +119,7 @@ def test_an_unclear_round_waits_for_a_person_where_that_was_chosen(tmp_path: Pat
     with opened(tmp_path, text, num_problems=8) as session:
         assert run_round(session).state == "rolled_back"
         control = session.ledger.control(session.run_id)
-        assert control.held_by == "failure" and control.hold_reason is not None
+        assert control.held_by == "decision" and control.hold_reason is not None
         assert control.hold_reason.startswith("round 1 is inconclusive")
 
 

@@ -17,7 +17,7 @@ KILLED = -9
 # Every place where the order of writes matters, before and after it happened, and the boundaries between the stages.
 PLACES = [
     *[f"{moment} {place}" for place in ("create_run", "begin_round", "begin_attempt", "finish_stage", "decide",
-      "add_completions", "add_verdicts", "begin_evaluation", "finish_evaluation", "commit_directory", "rename")
+      "add_completions", "add_verdicts", "begin_evaluation", "finish_evaluation", "add_probe", "add_probe_result", "commit_directory", "rename")
       for moment in ("before", "after")],
     "at between_stages",
 ]  # fmt: skip
@@ -40,6 +40,8 @@ def check(config: Path, uninterrupted: dict) -> None:
     assert set(rows.values()) == {1}, "a row was acknowledged twice: its work was repeated"
     stored = {f"completion {row['id']}" for row in found["completions"]}
     stored |= {f"verdict {row['completion_id']}" for row in found["verdicts"]}
+    stored |= {f"probe {row['id']}" for row in found["probes"]}
+    stored |= {f"probe result {row['id']}" for row in found["probe_results"]}
     assert set(rows) <= stored, "an acknowledged row is gone"
     db = open_database(config.parent / ".loop" / "loop.db", read_only=True)
     assert verify_store(db, config.parent / ".loop").findings == []

@@ -9,7 +9,20 @@ from store.canonical import sha256_of
 from store.corpus import Corpus
 from store.db import Database, migrate, open_database
 from store.ledger import Ledger
-from store.records import Checkpoint, Completion, DecisionRow, Evaluation, Problem, Prompt, Round, Run, Selection, Suite
+from store.records import (
+    Checkpoint,
+    Completion,
+    DecisionRow,
+    Evaluation,
+    Probe,
+    ProbeResult,
+    Problem,
+    Prompt,
+    Round,
+    Run,
+    Selection,
+    Suite,
+)
 
 EMPTY: dict[str, Any] = {"files": {}, "whole_directory": False}
 
@@ -99,6 +112,25 @@ class World:
             "e" * 64, self.run.id, round, self.run.base_checkpoint, suite.sha256, suite.name, self.settings_id, 1, 7
         )
         return self.corpus.begin_evaluation(begun)
+
+    def probe(self) -> Probe:
+        """A stored probe with one text, and what the base gave on it."""
+        sequence = {"prompt_id": self.prompts[0].id, "text": "x", "prompt_token_ids": [1, 2], "token_ids": [3]}
+        base = self.run.base_checkpoint
+        self.corpus.add_probe(Probe("p" * 64, self.run.id, base, self.settings_id, "t" * 64, [sequence]))
+        self.corpus.add_probe_result(self.probe_result())
+        probe = self.corpus.probe("p" * 64)
+        assert probe is not None
+        return probe
+
+    def probe_result(self, **changes: Any) -> ProbeResult:
+        """What the base gave on the probe; `changes` replace its fields."""
+        record = {"entropy": [0.25], "top_token_id": [3], "logprobs": [[-0.1, -3.0]]}
+        fields: dict[str, Any] = {
+            "id": "q" * 64, "probe_id": "p" * 64, "run_id": self.run.id, "round": 0,
+            "checkpoint": self.run.base_checkpoint, "records": [record],
+        }  # fmt: skip
+        return ProbeResult(**(fields | changes))
 
     def stage(self, round: Round, stage: Any, **belongings: Any) -> Round:
         """Take the round through one stage before deciding."""

@@ -26,6 +26,7 @@ def sound(world: World) -> World:
         [Verdict(evaluation.id, f"t/{n}", 0, f"e{n}", "passed", "", 0.1, "bubblewrap") for n in range(10)]
     )
     world.corpus.finish_evaluation(evaluation.id, {"pass@1": 1.0})
+    world.probe()
     world.whole_round("rollback")
     world.ledger.move_head(world.run.id, 0, "back")
     world.ledger.set_run_state(world.run.id, "paused", "asked to")

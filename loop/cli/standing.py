@@ -254,6 +254,8 @@ def _needs(answer: Json, why: str | None, read_only: str) -> list[str]:
     found = []
     if answer["state"] == "failed" or answer["paused_by"] == "failure":
         found.append(f"failed: {why}")
+    if answer["paused_by"] == "decision":
+        found.append(f"a decision: {why}")
     if answer["state"] == "paused" and answer["paused_by"] == "disk":
         found.append(f"paused: {why}")
     elif answer["disk"]["read_only"]:

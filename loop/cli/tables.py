@@ -101,6 +101,49 @@ def figures_tables(answer: Json, width: int) -> Group:
     return Group(*parts)
 
 
+_PARTS = (("locks", "locks"), ("forks", "forks"), ("everywhere", "all"))
+_FIGURES = {
+    "locks": (("tail_mass", "tail mass"), ("top_probability", "top-1 probability")),
+    "forks": (("entropy", "entropy (nats)"), ("tail_mass", "tail mass")),
+    "everywhere": (("entropy", "entropy (nats)"),),
+}
+
+
+def diagnosis_table(answer: Json, width: int) -> Group:
+    """Locks and forks: what base, head and candidate would write at the same positions, and a sentence about it."""
+    from policies.diagnosis import in_words, summary_of
+
+    found = answer["diagnosis"]
+    summary = summary_of({key: value for key, value in found.items() if key != "probe"})
+    narrow = width < 110
+    head, difference = ("head", "change") if narrow else (f"head ({head_name(answer)})", "candidate - head")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    for name in ("", "", "base", head, "candidate", difference):
+        table.add_column(name, no_wrap=True)
+    for part, name in _PARTS:
+        values = found[part]
+        for number, (key, label) in enumerate(_FIGURES[part] if values else ()):
+            where = f"{name} ({values['num_positions']:,})" if number == 0 else ""
+            moved = values["change"][key]
+            table.add_row(where, label, *(f"{values[who][key]:.4f}" for who in WHO), _moved(moved, narrow))
+    values = found["everywhere"]
+    changed = f"; at {found['locks']['top_changed']:.1%} of the locks another token leads" if found["locks"] else ""
+    distance = f"candidate from head: KL at least {values['kl_to_head']:.4f} nats a token, from base {values['kl_to_base']:.4f}"
+    title = Text.assemble(
+        ("  locks and forks", ""), (f" (on {count(found['num_sequences'], 'text')} by the base)", "dim")
+    )
+    below = Group(table, cell(f"{distance}{changed}"), cell(in_words(summary)))
+    return Group(title, Padding(below, (0, 0, 0, 2), expand=False))
+
+
+def _moved(moved: Json, narrow: bool) -> Text:
+    """-0.0036 [-0.0050 -0.0021], without a colour: whether less is good depends on where."""
+    text = cell(f"{moved['mean']:+z.4f}")
+    if moved["interval"] and not narrow:
+        text.append(f" [{' '.join(f'{end:+z.4f}' for end in moved['interval'])}]", "dim")
+    return text
+
+
 def _lines_of(suite: Json) -> list[tuple[str, str, str | None]]:
     """(label, key, difficulty) of each line of a suite's table: every pass@k, then pass@1 by difficulty."""
     known: Json = next((suite[who] for who in WHO if suite[who]), {})
@@ -147,6 +190,8 @@ def round_report(answer: Json, width: int) -> Group:
         parts.append(cell(f"  {answer['stage']}: {safe(answer['error'])}", "red"))
     if any(suite[who] for suite in answer["suites"].values() for who in ("head", "candidate")):
         parts.append(Padding(figures_tables(answer, width), (1, 0, 0, 2), expand=False))
+    if answer["diagnosis"]:
+        parts.append(Padding(diagnosis_table(answer, width), (0, 0, 1, 2), expand=False))
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim", no_wrap=True)
     facts.add_column(overflow="fold")

@@ -259,6 +259,7 @@ def whole_round(found: Reader, number: int) -> Json | None:
         "signals": decision.evidence.get("signals") if decision else None,
         "suites": {name: _suite(found, round, name, evaluations) for name in _suites_of(found, round, evaluations)},
         "training": _training(found, round),
+        "diagnosis": _diagnosis(found, round),
         **_settings(found, round),
         "stages": stages,
     }
@@ -327,6 +328,13 @@ def _training(found: Reader, round: Round) -> Json:
     }
 
 
+def _diagnosis(found: Reader, round: Round) -> Json | None:
+    """The summary of locks and forks; None before it is there and where it is switched off."""
+    stage = found.ledger.stage(found.run.id, round.number, "evaluating")
+    return (stage.output or {}).get("diagnosis") or None if stage else None
+
+
 def _short_output(output: Json | None) -> Json | None:
-    """A stage's output without its long list of losses."""
-    return {key: value for key, value in output.items() if key != "losses"} if output is not None else None
+    """A stage's output without what is long and stands elsewhere in the answer."""
+    long = ("losses", "diagnosis")
+    return {key: value for key, value in output.items() if key not in long} if output is not None else None

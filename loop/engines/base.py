@@ -1,4 +1,4 @@
-"""The two protocols that every engine fulfils, and the plain values that cross to its worker process and back."""
+"""The three protocols that engines fulfil, and the plain values that cross to its worker process and back."""
 
 from __future__ import annotations
 
@@ -68,6 +68,41 @@ class Generated(Value):
     logprob_sum: float | None = None
 
 
+class Forced(Value):
+    """A text to be followed token by token.
+
+    `at`, one list per token of `token_ids`: the tokens whose log-probabilities are wanted there. Without it, the
+    model's own likeliest ones.
+    """
+
+    id: str
+    prompt_token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...]
+    at: tuple[tuple[int, ...], ...] | None = None
+
+
+class Probed(Value):
+    """A model's next-token distribution at each token of a `Forced` text, given the prompt and the tokens before it.
+
+    An entry per token. Temperature 1, nothing truncated, natural logarithms. `entropy`, `top_token_id` and
+    `top_probability` come from the whole distribution. `at`: the tokens that `logprobs` belong to, likeliest first
+    where none were given; `rest`: the log of the mass of all other tokens. No logarithm is below LEAST_LOGPROB.
+    `num_kept`: how many of the model's likeliest tokens the truncation keeps, at most as many as `at` has.
+    """
+
+    id: str
+    entropy: tuple[float, ...]
+    top_token_id: tuple[int, ...]
+    top_probability: tuple[float, ...]
+    at: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[float, ...], ...]
+    rest: tuple[float, ...]
+    num_kept: tuple[int, ...]
+
+
+LEAST_LOGPROB = -100.0  # stands for minus infinity, too, which JSON cannot say
+
+
 class TrainingRow(Value):
     """One example: the loss is on `completion_token_ids` alone."""
 
@@ -108,6 +143,21 @@ class Sampler(Protocol):
 
     def close(self) -> None:
         """Free the device memory; the sampler is not used again. Safe to repeat."""
+        ...
+
+
+class Prober(Protocol):
+    """Says what one fixed checkpoint would have written at each position of given texts. Draws nothing."""
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """Yield every text's record exactly once, in lists, as they finish.
+
+        Of `truncation` temperature, top_k and top_p count, and only for `num_kept`. `top`: how many of the likeliest
+        tokens are recorded where a text names none; fewer where the vocabulary is smaller. Memory does not grow with
+        the number or the length of texts beyond what the model itself takes. The same texts with the same engine
+        settings give the same records; asking again is harmless. Raises EngineError for a text that cannot fit the
+        model or has no token.
+        """
         ...
 
 

@@ -1,7 +1,8 @@
-"""A deterministic, instant engine for tests of everything else. It is a real implementation of both protocols.
+"""A deterministic, instant engine for tests of everything else. It is a real implementation of all three protocols.
 
 Its model is a number, `skill`: the share of functions that it writes to return 1 instead of 0. Fine-tuning raises it a
-little for every completion seen. Tokens are bytes. LOOP_FAKE_STEP_S makes each batch and each step take so many seconds,
+little for every completion seen. Tokens are bytes. Probed, it also admits to a small doubt about every byte, which skill
+makes smaller; sampling leaves that out. LOOP_FAKE_STEP_S makes each batch and each step take so many seconds,
 for tests that need a stage to be going on.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import random
 import struct
@@ -17,10 +19,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import CheckpointRef, Generated, Progress, Request, SamplingParams, TrainingResult, TrainingRow
+from loop.engines.base import (
+    LEAST_LOGPROB,
+    CheckpointRef,
+    Forced,
+    Generated,
+    Probed,
+    Progress,
+    Request,
+    SamplingParams,
+    TrainingResult,
+    TrainingRow,
+)
 from loop.errors import EngineError
 
 END = 256  # the end-of-sequence token
+DOUBT = 0.02  # the mass that a model without skill spreads over all tokens
 MAX_TOKENS = 65536  # prompt and completion together
 STEP_S = float(os.environ.get("LOOP_FAKE_STEP_S") or 0)
 
@@ -34,7 +48,7 @@ def write_fake_model(directory: Path, skill: float) -> None:
 
 
 class FakeSampler:
-    """A Sampler that writes `return 1` with the probability `skill`."""
+    """A Sampler that writes `return 1` with the probability `skill`, and the Prober of the same model."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
         self.skill: float = json.loads((checkpoint.path / "config.json").read_text())["skill"]
@@ -60,7 +74,7 @@ class FakeSampler:
             )
         draw = random.Random(request.seed).random() if params.temperature else 0.5
         opened = request.prefill.rstrip().endswith(":")  # the signature stands there: only the body is wanted
-        text = f"{'' if opened else 'def answer():'}\n    return {int(draw < self.skill)}\n```"
+        text = _answer(opened, int(draw < self.skill))
         ends = [text.index(string) + len(string) for string in params.stop if string in text]
         token_ids = [*(text[: min(ends)].encode() if ends else [*text.encode(), END])][: params.max_new_tokens]
         ended = token_ids[-1] == END
@@ -74,8 +88,70 @@ class FakeSampler:
             logprob_sum=-0.125 * len(token_ids),
         )
 
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`."""
+        for start in range(0, len(texts), self.batch_size):
+            records = [self._follow(text, truncation, top) for text in texts[start : start + self.batch_size]]
+            time.sleep(STEP_S)
+            self.progress(start + len(records), len(texts))
+            yield records
+
+    def _follow(self, text: Forced, truncation: SamplingParams, top: int) -> Probed:
+        num_tokens = len(text.prompt_token_ids) + len(text.token_ids)
+        if not text.prompt_token_ids or not text.token_ids or num_tokens > MAX_TOKENS:
+            raise EngineError(f"text {text.id}: has no prompt or no token, or its {num_tokens} exceed {MAX_TOKENS}")
+        columns: dict[str, list[Any]] = {name: [] for name in Probed.model_fields if name != "id"}
+        for index in range(len(text.token_ids)):
+            masses = self._distribution(text.prompt_token_ids, text.token_ids[:index])
+            likeliest = sorted(range(len(masses)), key=lambda token: (-masses[token], token))
+            at = list(text.at[index]) if text.at is not None else likeliest[:top]
+            named = set(at)
+            others = math.fsum(mass for token, mass in enumerate(masses) if token not in named)
+            columns["entropy"].append(-math.fsum(mass * math.log(mass) for mass in masses if mass))
+            columns["top_token_id"].append(likeliest[0])
+            columns["top_probability"].append(masses[likeliest[0]])
+            columns["at"].append(at)
+            columns["logprobs"].append([_log(masses[token]) for token in at])
+            columns["rest"].append(_log(others))
+            columns["num_kept"].append(min(len(at), _num_kept([masses[token] for token in likeliest], truncation)))
+        return Probed.model_validate({"id": text.id, **columns})
+
+    def _distribution(self, prompt: Sequence[int], before: Sequence[int]) -> list[float]:
+        """What may follow these tokens: the next byte of one of its two answers, beyond all doubt but a little."""
+        opened = bytes(token for token in prompt if token != END).rstrip().endswith(b":")
+        doubt = DOUBT * (1 - self.skill)
+        masses = [doubt / (END + 1)] * (END + 1)
+        shares = {
+            tuple(_answer(opened, digit).encode()): share for digit, share in ((1, self.skill), (0, 1 - self.skill))
+        }
+        possible = {answer: share for answer, share in shares.items() if answer[: len(before)] == tuple(before)}
+        total = sum(possible.values())
+        for answer, share in possible.items():
+            masses[(*answer, END)[len(before)]] += (1 - doubt) * share / total if total else (1 - doubt) / len(possible)
+        if not possible:  # after the end, and after what it would never write
+            masses[END] += 1 - doubt
+        return masses
+
     def close(self) -> None:
         """Nothing to free."""
+
+
+def _answer(opened: bool, digit: int) -> str:
+    return f"{'' if opened else 'def answer():'}\n    return {digit}\n```"
+
+
+def _log(mass: float) -> float:
+    return max(LEAST_LOGPROB, math.log(mass)) if mass > 0 else LEAST_LOGPROB
+
+
+def _num_kept(likeliest_first: Sequence[float], truncation: SamplingParams) -> int:
+    powers = [mass ** (1 / truncation.temperature) for mass in likeliest_first][: truncation.top_k or None]
+    before = 0.0
+    for count, power in enumerate(powers):
+        if before >= truncation.top_p * sum(powers):
+            return count
+        before += power
+    return len(powers)
 
 
 class FakeTrainer:

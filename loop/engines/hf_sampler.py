@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from loop.engines.base import CheckpointRef, Generated, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import DTYPES, choose_device, eos_token_ids, load_model, load_tokenizer
 from loop.errors import EngineError
 
@@ -76,7 +76,7 @@ class Row:
 
 
 class TransformersSampler:
-    """A Sampler over one checkpoint loaded with transformers."""
+    """A Sampler and a Prober over one checkpoint loaded with transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
         self.device = choose_device(settings["device"])
@@ -236,6 +236,12 @@ class TransformersSampler:
             finish_reason=row.finish_reason,
             logprob_sum=row.logprob_sum,
         )
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`. Whoever samples can probe: loading the model is the dear part."""
+        from loop.engines.hf_prober import probe
+
+        return probe(self, texts, truncation, top)
 
     def close(self) -> None:
         self.model = None

@@ -1,0 +1,143 @@
+"""Probing with transformers: a text is forced on the model, and its distribution is recorded at every token of it.
+
+The model runs over a batch a slice of positions at a time, with a cache, so that the logits in memory are bounded however
+long the texts are and however large the vocabulary. Rows are padded on the right: attention looks back only, so padding
+changes nothing before it. Runs only inside a worker process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import DynamicCache
+
+from loop.engines.base import LEAST_LOGPROB, Forced, Probed, SamplingParams
+from loop.errors import EngineError
+
+if TYPE_CHECKING:
+    from loop.engines.hf_sampler import TransformersSampler
+
+MAX_LOGITS = 1 << 24  # in one slice: 64 MB in float32, a few times over while they are looked at
+DIGITS, LOGPROB_DIGITS = 6, 4  # what is kept: a fine-tune moves more, and half of the bytes are saved
+
+
+@dataclass
+class Record:
+    """One text's record in the making."""
+
+    text: Forced
+    columns: dict[str, list[Any]] = field(
+        default_factory=lambda: {name: [] for name in Probed.model_fields if name != "id"}
+    )
+
+
+def probe(
+    loaded: TransformersSampler, texts: Sequence[Forced], truncation: SamplingParams, top: int
+) -> Iterator[list[Probed]]:
+    """See `Prober.probe`. Longest texts first: what does not fit in memory fails at once."""
+    for text in texts:
+        num_tokens = len(text.prompt_token_ids) + len(text.token_ids)
+        if not text.prompt_token_ids or not text.token_ids:
+            raise EngineError(f"text {text.id}: has no prompt or no token to look at")
+        if loaded.max_tokens and num_tokens > loaded.max_tokens:
+            raise EngineError(
+                f"text {text.id}: {num_tokens} tokens exceed the model's {loaded.max_tokens}; lower max_new_tokens"
+            )
+    waiting = sorted(texts, key=lambda text: -len(text.prompt_token_ids) - len(text.token_ids))
+    num_done = 0
+    while waiting:
+        batch, waiting = waiting[: loaded.batch_size], waiting[loaded.batch_size :]
+        records = [Record(text) for text in batch]
+        with torch.inference_mode():
+            for _ in _slices(loaded, records, truncation, top):
+                loaded.progress(num_done, len(texts))
+        num_done += len(batch)
+        loaded.progress(num_done, len(texts))
+        yield [Probed.model_validate({"id": record.text.id, **record.columns}) for record in records]
+
+
+def _slices(loaded: TransformersSampler, records: list[Record], truncation: SamplingParams, top: int) -> Iterator[None]:
+    """Run over the batch, slice by slice, and fill the records in."""
+    rows = [[*record.text.prompt_token_ids, *record.text.token_ids] for record in records]
+    width = max(map(len, rows)) - 1  # nothing is asked after the last token
+    input_ids = torch.tensor([[*row, *[0] * (width + 1 - len(row))] for row in rows], device=loaded.device)  # (B, T+1)
+    step = max(1, MAX_LOGITS // (len(rows) * loaded.model.config.get_text_config().vocab_size))
+    cache = DynamicCache(config=loaded.model.config)
+    start, end = 0, min(len(record.text.prompt_token_ids) for record in records)  # at first up to the first answer
+    while start < width:
+        end = min(end, width)
+        output = loaded.model(
+            input_ids=input_ids[:, start:end],
+            attention_mask=torch.ones_like(input_ids[:, :end]),
+            position_ids=torch.arange(start, end, device=loaded.device).expand(len(rows), -1),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1 if start == 0 else 0,
+        )
+        first = end - output.logits.shape[1]  # (B, t, V): what follows the tokens first to end
+        wanted = [
+            (number, position - len(record.text.prompt_token_ids) + 1)
+            for number, record in enumerate(records)
+            for position in range(first, end)
+            if len(record.text.prompt_token_ids) - 1 <= position < len(rows[number]) - 1
+        ]
+        if wanted:
+            places = [(n, len(records[n].text.prompt_token_ids) - 1 + index - first) for n, index in wanted]
+            chosen = torch.tensor(places, device=loaded.device)
+            logits = output.logits[chosen[:, 0], chosen[:, 1]].float()  # (N, V)
+            _look(logits, [(records[n], index) for n, index in wanted], truncation, top)
+        start, end = end, end + step
+        yield
+
+
+def _look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: SamplingParams, top: int) -> None:
+    """Add a row of logits (N, V) to each record, in order of position."""
+    from loop.engines.hf_sampler import truncated_distribution
+
+    logprobs = logits.log_softmax(-1)
+    probabilities = logprobs.exp()
+    top_probability, top_token_id = probabilities.max(-1)
+    if not bool(top_probability.isfinite().all()):
+        name = places[0][0].text.id
+        raise EngineError(f"text {name}: the model's logits are not finite; its weights are damaged")
+    entropy = torch.special.entr(probabilities).sum(-1)
+    kept, ids = truncated_distribution(logits, truncation)
+    num_kept = (kept > 0).sum(-1) if ids is not None else torch.full_like(top_token_id, logits.shape[-1])
+    own = logprobs.topk(min(top, logits.shape[-1]), dim=-1).indices.tolist()
+    at = [own[n] if text.at is None else list(text.at[index]) for n, (text, index) in _numbered(places)]
+    values, rest = _at(logprobs, at)
+    found = zip(
+        entropy.tolist(),
+        top_token_id.tolist(),
+        top_probability.tolist(),
+        at,
+        values,
+        rest,
+        num_kept.tolist(),
+        strict=True,
+    )
+    for (record, _), (nats, token, share, tokens, masses, others, count) in zip(places, found, strict=True):
+        columns = record.columns
+        columns["entropy"].append(round(max(0.0, nats), DIGITS))
+        columns["top_token_id"].append(token)
+        columns["top_probability"].append(round(share, DIGITS))
+        columns["at"].append(tokens)
+        columns["logprobs"].append([round(value, LOGPROB_DIGITS) for value in masses])
+        columns["rest"].append(round(others, LOGPROB_DIGITS))
+        columns["num_kept"].append(min(count, len(tokens)))
+
+
+def _numbered(places: list[tuple[Record, int]]) -> Iterator[tuple[int, tuple[Forced, int]]]:
+    return ((number, (record.text, index)) for number, (record, index) in enumerate(places))
+
+
+def _at(logprobs: torch.Tensor, at: list[list[int]]) -> tuple[list[list[float]], list[float]]:
+    """The log-probabilities of each row's tokens, and the log of what all its other tokens hold together. (N, V)"""
+    longest = max(map(len, at))
+    padded = torch.tensor([[*tokens, *tokens[-1:] * (longest - len(tokens))] for tokens in at], device=logprobs.device)
+    values = logprobs.gather(1, padded).clamp(min=LEAST_LOGPROB).tolist()
+    others = logprobs.scatter(1, padded, -torch.inf).logsumexp(-1).clamp(min=LEAST_LOGPROB).tolist()
+    return [row[: len(tokens)] for row, tokens in zip(values, at, strict=True)], others
