@@ -22,7 +22,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from loop.config import Config, Decide, Diagnosis, KeyPath, Suite, naming_mistakes
+from loop.config import Config, Decide, KeyPath, Suite, naming_mistakes
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of
 from loop.prompts.sources import load_prompts, load_tests, source_kind
@@ -606,15 +606,15 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     A table that this version no longer understands stays as it is: then that is where the difference lies.
     """
     whole = dict(settings)
-    for name, field in Config.model_fields.items():
-        if (name,) in _NOT_LINEAGE or (name not in settings and field.is_required()):
+    for name, described in Config.model_fields.items():
+        if (name,) in _NOT_LINEAGE or (name not in settings and described.is_required()):
             continue
-        table: TypeAdapter[Any] = TypeAdapter(field.annotation)
+        table: TypeAdapter[Any] = TypeAdapter(described.annotation or object)
         with contextlib.suppress(ValueError):
             if name in settings:
                 value = table.validate_json(json.dumps(settings[name]))
             else:
-                value = field.get_default(call_default_factory=True, validated_data={})
+                value = described.get_default(call_default_factory=True, validated_data={})
             whole[name] = table.dump_python(value, mode="json")
             if isinstance(value, Decide):
                 whole[name]["gates"] = [gate.model_dump(mode="json") for gate in value.policy().gates]

@@ -115,7 +115,7 @@ class Ledger:
         rows = query(self.db, "SELECT * FROM control WHERE run_id = ?", (run_id,))
         return unpack(Control, rows[0]) if rows else Control(run_id)
 
-    def hold_run(self, run_id: str, by: Literal["user", "failure"], reason: str) -> bool:
+    def hold_run(self, run_id: str, by: Literal["user", "failure", "decision"], reason: str) -> bool:
         """Pause the run until it is released; False, and nothing changes, if it is held already."""
         with transaction(self.db):
             before = self.control(run_id)
