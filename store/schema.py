@@ -18,7 +18,7 @@ as U+241B (␛) and four hex digits, and that symbol itself as `␛241b`.
 _COLUMN = re.compile(
     r"^\s+(?P<name>[a-z][a-z0-9_]*) (?P<type>TEXT|INTEGER|REAL|BLOB)\b(?P<rest>.*?),? -- (?P<words>.+)$", re.DOTALL
 )
-_HEAD = re.compile(r"^CREATE (?:TABLE|VIEW) "?\w+"? (?:\(|AS) -- (?P<words>.+)$", re.MULTILINE)
+_HEAD = re.compile(r"^CREATE (?:TABLE|VIEW) \S+ (?:\(|AS) -- (?P<words>.+)$", re.MULTILINE)
 
 
 def schema_markdown() -> str:
