@@ -114,6 +114,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
     from loop.heartbeat import Beating
     from loop.hooks import hooks_of
     from loop.metrics import metrics_of
+    from loop.power import too_coarse
     from loop.schedule import Schedule
     from loop.sd_notify import Notifier
     from loop.service import Service
@@ -153,6 +154,8 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         )
         watch.on_pulse = service.pulse
         log.line("info", "started")
+        if (coarse := too_coarse(session)) is not None:
+            watch.note(coarse)
         notifier.ready()
         try:
             ending = service.run()

@@ -222,6 +222,20 @@ class Ledger:
         )
         return [row["kind"] for row in query(self.db, sql, (run_id,))] == ["run_released"]
 
+    def last_event_of(self, run_id: str, kind: str) -> Event | None:
+        """The newest event of one kind; None if there is none. It may read the whole history: not for every second."""
+        sql = "SELECT * FROM events WHERE run_id = ? AND kind = ? ORDER BY seq DESC LIMIT 1"
+        rows = query(self.db, sql, (run_id, kind))
+        return unpack(Event, rows[0]) if rows else None
+
+    def append_news(self, run_id: str, kind: str, round: int | None = None, **data: Any) -> Event:
+        """Append to the history unless the newest event of that kind says the same; that event."""
+        with transaction(self.db):
+            last = self.last_event_of(run_id, kind)
+            if last is not None and (last.round, sha256_of(last.data)) == (round, sha256_of(data)):
+                return last
+            return self._event(run_id, kind, round, **data)
+
     def last_event(self) -> Event | None:
         """The newest event; its seq and hash are a high-water mark for the whole store."""
         return events.last_event(self.db)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loop.cli.call import Call, print_json, shared_options, the_call
-from loop.cli.text import safe
+from loop.cli.text import count, safe
 from loop.errors import LoopError
 
 if TYPE_CHECKING:
@@ -31,9 +32,26 @@ def decide_command(file: str) -> None:
     if the_call().json:
         print_json(decision.model_dump(mode="json"))
         return
-    click.echo(decision.verdict + (f", then {decision.action}" if decision.action != decision.verdict else ""))
+    then = f", then {decision.action}" if decision.action != decision.verdict else ""
+    click.echo(f"{decision.verdict}{then}{': ' + need_in_words(decision.need) if decision.need else ''}")
     for gate in decision.gates:
         click.echo(f"  {gate.verdict}: {safe(gate.type)}: {safe(gate.reason)}")
+
+
+def need_in_words(need: Mapping[str, Any]) -> str:
+    """What an action lacks, or how it is meant."""
+    match need:
+        case {"split": split, "num_problems": number}:
+            return f"asks for {count(number, 'more problem', 'more problems')} of {safe(split)}"
+        case {"split": split}:
+            return f"asks for the split {safe(split)}"
+        case {"suites": suites}:
+            return f"asks for {', '.join(map(safe, suites))}"
+        case {"head": round}:
+            return f"the head goes back to {f'round {round}' if round else 'the base'}"
+        case {"not_inferior_by": margin}:
+            return f"no gain is shown, but a loss of more than {margin:g} is ruled out"
+    return ", ".join(f"{safe(key)} {safe(value)}" for key, value in need.items())
 
 
 def _configured(call: Call) -> Decide:

@@ -40,6 +40,10 @@ COMMANDS = {
     "service": ("service", "Print a systemd unit."),
     "grade": ("grade", "Grade completions without a store or a model."),
     "decide": ("decide", "Apply the configured policies to evidence in a file."),
+    "replay": ("replay", "Decide every recorded round again, and under other policies."),
+    "aa": ("measure", "Measure one checkpoint twice: what an evaluation can see."),
+    "sweep": ("measure", "Measure at several temperatures: what is decoding, what is training."),
+    "final": ("measure", "Open the final split, once."),
 }
 
 

@@ -27,6 +27,7 @@ def run_command(rounds: int | None) -> None:
     from loop.control import Wake
     from loop.errors import LoopError
     from loop.heartbeat import Beating
+    from loop.power import too_coarse
     from loop.service import Service
     from loop.session import open_session
     from loop.stopping import Stop
@@ -44,6 +45,8 @@ def run_command(rounds: int | None) -> None:
 
             if session.ledger.release_run(session.run_id):
                 watch.note("the run was paused; it goes on now")
+            if (coarse := too_coarse(session)) is not None:
+                watch.note(coarse)
             before = session.run.num_kept + session.run.num_rolled_back
             service = Service(session, stop, Foreground(beating, wake, after_round), more=rounds)
             watch.on_pulse = service.pulse

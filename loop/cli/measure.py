@@ -1,0 +1,278 @@
+"""`loopctl aa`, `loopctl sweep` and `loopctl final`: measurements beside the rounds, under the run's lock."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import decoding_words, interval, rate, safe, signed, warn
+from loop.errors import LoopError
+from store.records import Json
+
+if TYPE_CHECKING:
+    from loop.configfile import LoadedConfig
+    from loop.session import Session
+
+GOES_ON = "interrupted; the same command goes on where it was"
+
+
+def _which(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+    """Each is head, base or a round's number."""
+    for name in (value,) if isinstance(value, str) else value:
+        if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
+            raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
+    return value
+
+
+def _temperatures(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
+    """Numbers with commas between them."""
+    if value is None:
+        return None
+    try:
+        found = tuple(float(part) for part in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers, such as 0.2,0.6,1.0") from None
+    for temperature in found:
+        if not 0.0 < temperature <= 10.0:
+            raise click.BadParameter(f"{temperature:g} is not above 0 and at most 10")
+    return found
+
+
+@click.command("aa")
+@click.option(
+    "--of", "name", metavar="head|base|ROUND", callback=_which, default="head", help="Which checkpoint; default: head."
+)
+@shared_options
+def aa_command(name: str) -> None:
+    """Measure one checkpoint twice: the noise of the evaluation that decides, the gain that it can see, what more it takes."""
+    from loop.measuring import aa, checkpoint_named, may_aa
+
+    loaded = _loaded(name)
+    may_aa(loaded.config.suite(loaded.config.decide.suite))
+    with _opened(loaded) as session:
+        answer = aa(session, checkpoint_named(session.ledger, session.run, name))
+    if the_call().json:
+        print_json(answer)
+        return
+    _print_aa(answer)
+
+
+@click.command("sweep")
+@click.option(
+    "--of",
+    "names",
+    metavar="head|base|ROUND",
+    callback=_which,
+    multiple=True,
+    help="Rounds beside the base; may be repeated. Default: head.",
+)
+@click.option(
+    "--temperatures",
+    metavar="T,T,...",
+    callback=_temperatures,
+    help="Default: 0.2,0.4,0.6,0.8,1.0,1.2; the run's own is always there.",
+)
+@click.option("--split", type=click.Choice(["select", "confirm", "final"]), help="Default: the one that decides.")
+@shared_options
+def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None, split: str | None) -> None:
+    """Measure the base and rounds at several temperatures: which part of a gain is decoding, and which is training."""
+    from loop.measuring import TEMPERATURES, checkpoint_named, may_sweep, sweep
+
+    names = names or ("head",)
+    loaded = _loaded(*names)
+    decide = loaded.config.decide
+    split = split or decide.split
+    may_sweep(loaded.config.suite(decide.suite), split)
+    with _opened(loaded) as session:
+        rows = [checkpoint_named(session.ledger, session.run, name) for name in names]
+        answer = sweep(session, rows, temperatures or TEMPERATURES, split)
+    if the_call().json:
+        print_json(answer)
+        return
+    _print_sweep(answer)
+
+
+@click.command("final")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@shared_options
+def final_command(yes: bool) -> None:
+    """Open the final split, once: the gain of the head over the base on problems that nobody has looked at."""
+    from loop.cli.view import reader
+    from loop.measuring import final, final_result, may_be_final, may_open_final
+
+    loaded = _loaded()
+    decide = loaded.config.decide
+    may_open_final(loaded.config.suite(decide.suite), decide.split, decide.confirm)
+    with reader(loaded.run_dir) as found:
+        event, run = final_result(found.ledger, found.run.id), found.run
+        begun = event is not None or may_be_final(found.ledger, run) == "begun"
+    if event is None:
+        if not begun and not yes:
+            _ask()
+        with _opened(loaded) as session:
+            event, run = final(session), session.run
+    answer = {"opened_at": event.at, **event.data}
+    if the_call().json:
+        print_json(answer)
+    else:
+        _print_final(answer)
+    if answer["head"]["checkpoint"] != run.head_checkpoint:
+        raise LoopError(
+            f"the final split was opened at {event.at} on {_name(answer['head']['round'])}; the head is {_name(run.head_round)} "
+            "now, and it will not be opened again: begin another run with other problems"
+        )
+
+
+def _ask() -> None:
+    try:
+        sure = click.confirm("the final split can be opened once; open it now?", err=True)
+    except click.Abort:  # nobody is there to answer
+        raise click.UsageError("the final split can be opened once; give --yes to open it now") from None
+    if not sure:
+        raise LoopError("not opened")
+
+
+def _loaded(*names: str) -> LoadedConfig:
+    """loop.toml; LoopError where a round is asked for and there is no run: `head` and `base` can be had without one."""
+    from loop.session import DATABASE
+
+    loaded = the_call().load()
+    if not {*names} <= {"head", "base"} and not (loaded.run_dir / DATABASE).exists():
+        raise LoopError(f"no run in {loaded.run_dir} yet; start one with `loopctl run`")
+    return loaded
+
+
+@contextlib.contextmanager
+def _opened(loaded: LoadedConfig) -> Iterator[Session]:
+    """The run, held as `loopctl run` holds it; a signal leaves what is stored, and the same command goes on from there."""
+    from loop.cli.progress import onlooker
+    from loop.heartbeat import Beating
+    from loop.session import open_session
+    from loop.stopping import Interrupted, Stop
+
+    try:
+        with Stop(at_once=True).listening(), onlooker() as watch:
+            watch.beating = Beating(loaded.run_dir)
+            with open_session(loaded, watch) as session:
+                yield session
+                watch.end_part()
+    except Interrupted as signal:
+        warn(GOES_ON)
+        raise click.exceptions.Exit(signal.exit_code) from None
+
+
+# In words
+
+
+def _name(round: int) -> str:
+    return f"round {round}" if round else "the base"
+
+
+def _title(answer: Json) -> str:
+    words = ", ".join([answer["split"], decoding_words(answer["decoding"])])
+    return f"{safe(answer['suite'])} ({words}), {answer['num_problems']:,} problems x {answer['num_samples']} samples"
+
+
+def _print_aa(answer: Json) -> None:
+    noise = answer["noise"]
+    first, second = noise["rates"]
+    lines = [
+        ("noise", f"{answer['metric']} {rate(first)} and {rate(second)}: difference {signed(noise['difference'])} "
+                  f"{interval(noise['interval'], sign=True)}, standard deviation of a problem's difference {noise['sd']:.3f}"),
+    ]  # fmt: skip
+    for look in answer["looks"]:
+        least = look["min_gain"] + look["smallest_detectable_gain"]
+        verdict = "is seen" if look["sees_target"] else f"would mostly be missed; {look['remedy']}"
+        lines.append(
+            ("sees", f"on {look['split']} ({look['num_problems']:,} problems, level {look['level']:.3g}) a gain of {least:.3f} "
+                     f"with {look['power']:.0%} power; target_gain {look['target_gain']:g} {verdict}")
+        )  # fmt: skip
+    if answer["sizes"]:
+        columns = sorted({row["num_samples"] for row in answer["sizes"]})
+        lines.append(
+            ("sizes", f"the gain that is seen on {answer['looks'][-1]['split']}, by problems and samples of each")
+        )
+        lines.append(("", f"  {'':>10}" + "".join(f"{f'x {number}':>8}" for number in columns)))
+        for number in sorted({row["num_problems"] for row in answer["sizes"]}):
+            gains = (r["smallest_detectable_gain"] for r in answer["sizes"] if r["num_problems"] == number)
+            lines.append(("", f"  {number:>10,}" + "".join(f"{gain:>8.3f}" for gain in gains)))
+    lines.append(("limits", f"{toml(answer['collapse'])},"))
+    lines.append(
+        (
+            "",
+            "  for decide.gates: the limits of collapse, each wider where it left less than 4 standard deviations of this noise",
+        )
+    )
+    click.echo(f"{_name(answer['round'])} twice on {_title(answer)}")
+    for label, text in lines:
+        click.echo(f"{label:<8}{text}")
+
+
+def toml(value: object) -> str:
+    """A value of loop.toml in one line."""
+    match value:
+        case dict():
+            return "{ " + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + " }"
+        case list():
+            return "[" + ", ".join(map(toml, value)) + "]"
+        case str():
+            from json import dumps
+
+            return dumps(value)
+    return repr(value)
+
+
+def _print_sweep(answer: Json) -> None:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from loop.cli.tables import cell, console, show
+
+    own = answer["T_eval"]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    table.add_column("T", justify="right")
+    for one in answer["checkpoints"]:
+        table.add_column(_name(one["round"]))
+    for index, temperature in enumerate(answer["temperatures"]):
+        row = [one["figures"][index] for one in answer["checkpoints"]]
+        best = ["  best" if one["best_temperature"] == temperature else "" for one in answer["checkpoints"]]
+        figures = (
+            cell(f"{rate(one['pass@1'])} {interval(one['pass@1_interval'])}{mark}")
+            for one, mark in zip(row, best, strict=True)
+        )
+        table.add_row(f"{'T_eval ' if temperature == own else ''}{_temperature(temperature)}", *figures)
+    out = console()
+    click.echo(f"pass@1 on {_title(answer)}")
+    show(out, table)
+    decoding = answer["decoding_gain"]
+    click.echo(
+        f"decoding: the base at {_temperature(decoding['temperature'])} against the base at T_eval: {_change(decoding)}"
+    )
+    for one in answer["training_gains"]:
+        click.echo(
+            f"training: {_name(one['round'])} at {_temperature(one['temperature'])} against the base at "
+            f"{_temperature(one['base_temperature'])}: {_change(one)}"
+        )
+    if not answer["training_gains"]:
+        click.echo("training: nothing to compare: only the base was measured")
+    click.echo(f"note: {answer['note']}")
+
+
+def _temperature(value: float) -> str:
+    return f"T {value:g}" if value else "greedy"
+
+
+def _change(gain: Json) -> str:
+    return f"{signed(gain['gain'])} {interval(gain['interval'], sign=True)}"
+
+
+def _print_final(answer: Json) -> None:
+    base, head = answer["base"], answer["head"]
+    click.echo(f"the final split, opened at {answer['opened_at']} on {_name(head['round'])}: {_title(answer)}")
+    for label, one in (("base", base), (_name(head["round"]), head)):
+        click.echo(f"  {label:<10} pass@1 {rate(one['pass@1'])} {interval(one['pass@1_interval'])}")
+    click.echo(f"  {'gain':<10}        {_change(answer)}, a two-sided 95% interval over problems")

@@ -1,0 +1,144 @@
+"""Recorded rounds decided again: under the policy stored with each, which must say the same, and under another one.
+
+A pure function of what the ledger holds. Where other policies change how many looks were fruitless, that is carried along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from policies.decision import Decision
+from policies.evidence import BadEvidence, read_evidence
+from policies.policy import BadPolicy, Policy, build_policy
+from store.canonical import canonical_json
+from store.records import DecisionRow, Json
+
+Said = Decision | str  # a decision, or why there is none
+HYPOTHETICAL = "each round is decided on the evidence that it had; after another verdict the rounds that follow would have begun elsewhere"
+
+
+def replay(decisions: Sequence[DecisionRow], policy: Policy) -> Json:
+    """A row per round, and a summary. `identical` and `changed` are None where there is nothing to compare."""
+    rows: list[Json] = []
+    fruitless: dict[str, int] = {}
+    for row in decisions:
+        stored = _again(row.evidence, _policy_of(row))
+        evidence = row.evidence | {"fruitless_looks": fruitless}
+        now = _again(evidence, policy)
+        if isinstance(now, Decision):
+            fruitless = policy.fruitless_after(evidence, now.verdict)
+        difference = None if isinstance(stored, str) else _difference(row, stored)
+        rows.append(
+            {
+                "round": row.round,
+                "recorded": {"verdict": row.verdict, "action": row.action},
+                "stored": _as_json(stored)
+                | {"identical": None if isinstance(stored, str) else difference is None, "difference": difference},
+                "replayed": _as_json(now)
+                | {
+                    "changed": None if isinstance(now, str) else (now.verdict, now.action) != (row.verdict, row.action),
+                    "change": _change(row, now),
+                },
+            }
+        )
+    return {"rounds": rows, "summary": _summary(rows)}
+
+
+def _policy_of(row: DecisionRow) -> Policy | str:
+    """The policy stored with a decision, or why this version cannot build it."""
+    known = {"split", "confirm", "unclear", "margin", "gates"}
+    if more := sorted(row.policy.keys() - known):
+        return f"its policy has {', '.join(more)}, which this version does not know"
+    if missing := sorted({"split", "gates"} - row.policy.keys()):
+        return f"its policy has no {', '.join(missing)}: it was stored by another version"
+    try:
+        return build_policy(**row.policy)
+    except (BadPolicy, TypeError) as error:
+        return f"this version cannot build its policy: {error}"
+
+
+def _again(evidence: Json, policy: Policy | str) -> Said:
+    if isinstance(policy, str):
+        return policy
+    try:
+        return policy.decide(read_evidence(evidence))
+    except BadEvidence as error:
+        return f"it cannot be decided on the evidence that is stored: {error}"
+
+
+def _as_json(said: Said) -> Json:
+    if isinstance(said, str):
+        return {"verdict": None, "action": None, "need": None, "reasons": [], "problem": said}
+    return {
+        "verdict": said.verdict,
+        "action": said.action,
+        "need": said.need,
+        "reasons": list(said.reasons),
+        "problem": None,
+    }
+
+
+def _difference(row: DecisionRow, now: Decision) -> str | None:
+    """In what a decision differs from the recorded one, to the last bit; None if in nothing."""
+    found = [
+        f"{what} {after}, was {before}"
+        for what, after, before in (("verdict", now.verdict, row.verdict), ("action", now.action, row.action))
+        if after != before
+    ]
+    gates = [gate.model_dump(mode="json") for gate in now.gates]
+    if len(gates) != len(row.gates):
+        found.append(f"{len(gates)} gates, were {len(row.gates)}")
+    for gate, before in zip(gates, row.gates, strict=False):
+        if canonical_json(gate) != canonical_json(before):
+            found.append(f"{gate['type']}: {', '.join(_parts(gate, before))}")
+    return "; ".join(found) or None
+
+
+def _parts(gate: Json, before: Json) -> list[str]:
+    """What is different in one gate's result."""
+    found = [
+        f"{key} {gate.get(key)}, was {before.get(key)}"
+        for key in ("type", "verdict")
+        if gate.get(key) != before.get(key)
+    ]
+    now, then = gate["figures"], before.get("figures") or {}
+    keys = [key for key in {**then, **now} if key not in now or key not in then or _bits(now[key]) != _bits(then[key])]
+    found += [f"{key} {now.get(key)}, was {then.get(key)}" for key in keys]
+    return found or ["its words"]
+
+
+def _bits(value: Any) -> str:
+    return canonical_json(value)
+
+
+def _change(row: DecisionRow, now: Said) -> str:
+    """What another policy would have done, beside what was done; in words."""
+    if isinstance(now, str):
+        return now
+    if (now.verdict, now.action) == (row.verdict, row.action):
+        return "the same"
+    blamed = {"keep": "pass", "rollback": "fail"}.get(now.verdict, "inconclusive")
+    reasons = [f"{gate.type}: {gate.reason}" for gate in now.gates if gate.verdict == blamed]
+    words = {
+        "keep": "would be kept",
+        "rollback": "would be rolled back" if now.verdict == "rollback" else "would be inconclusive, and rolled back",
+        "pause": "would be inconclusive, and wait for a person",
+        "confirm": "would go on to the split that confirms, which was not opened",
+        "sample_more": "would be measured further",
+    }[now.action]
+    return "; ".join([words, *reasons[:1]])
+
+
+def _summary(rows: Sequence[Json]) -> Json:
+    stored = [row["stored"]["identical"] for row in rows]
+    replayed = [row["replayed"]["changed"] for row in rows]
+    return {
+        "num_rounds": len(rows),
+        "num_identical": stored.count(True),
+        "num_different": stored.count(False),
+        "num_unreadable": stored.count(None),
+        "num_changed": replayed.count(True),
+        "num_undecided": replayed.count(None),
+        "note": HYPOTHETICAL,
+    }
