@@ -15,7 +15,7 @@ Nothing here draws, samples or remembers; which problems come next is the caller
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,7 +28,7 @@ EXPECTED_SPREAD = 0.04
 NUM_IMAGINED = 10
 
 _MOST_WEALTH = 1e300  # more is not needed, and the product must not overflow
-_NUM_HALVINGS = 40
+_NUM_HALVINGS = 32
 
 
 def drawing_order(round: int, task_ids: Sequence[str], clusters: Mapping[str, str] | None = None) -> list[str]:
@@ -103,7 +103,7 @@ def look(
     level: float,
     min_gain: float = 0.0,
     miss: float = 0.1,
-    final: float = 0.5,
+    final: float = 0.8,
     complete: bool = True,
     shares: Sequence[Number] | None = None,
 ) -> Look:
@@ -132,8 +132,8 @@ def look(
     mirrored = [-value for value in values]
     bets = _bets(values, weights, target_gain - min_gain)
     early = level * (1 - final)
-    against_gain = _wealth(values, weights, bets, min_gain)
-    against_none = _wealth(mirrored, weights, bets, -target_gain)
+    against_gain = list(_wealth(values, weights, bets, min_gain))
+    against_none = list(_wealth(mirrored, weights, bets, -target_gain))
 
     verdict: Literal["gain", "no_gain", "unclear"] = "unclear"
     num_used, p_value, floor = len(values), None, -1.0
@@ -213,17 +213,18 @@ def _bets(values: list[float], weights: list[float], gap: float) -> list[float]:
     return bets
 
 
-def _wealth(values: list[float], weights: list[float], bets: list[float], mean: float) -> list[float]:
+def _wealth(values: list[float], weights: list[float], bets: list[float], mean: float) -> Iterator[float]:
     """What a gambler against "the mean is at most `mean`" owns after each unit; never 0 or less.
 
     A bet is cut where a loss of 1 + mean would cost more than MOST_AT_RISK; cut like this, wealth falls with `mean`.
     """
     most = MOST_AT_RISK / (1 + mean) if mean > -1 else float("inf")
-    owned, course = 1.0, []
+    owned = 1.0
     for value, weight, bet in zip(values, weights, bets, strict=True):
-        owned = min(_MOST_WEALTH, owned * (1 + min(bet, most) * (value - mean * weight)))
-        course.append(owned)
-    return course
+        owned *= 1 + (bet if bet < most else most) * (value - mean * weight)
+        if owned > _MOST_WEALTH:
+            owned = _MOST_WEALTH
+        yield owned
 
 
 def _reaches(course: list[float], level: float) -> int:
@@ -232,10 +233,10 @@ def _reaches(course: list[float], level: float) -> int:
 
 
 def _lower(values: list[float], weights: list[float], bets: list[float], level: float) -> float:
-    """The largest mean that is ruled out at `level`, to 2^-39; -1 if none is."""
+    """The largest mean that is ruled out at `level`, to 2^-31; -1 if none is."""
 
     def ruled_out(mean: float) -> bool:
-        return _reaches(_wealth(values, weights, bets, mean), level) <= len(values)
+        return any(owned * level >= 1 for owned in _wealth(values, weights, bets, mean))
 
     if not ruled_out(-1.0):
         return -1.0
