@@ -233,8 +233,11 @@ def _null_runs(
     """Keeps of each run by each rule. Heads stay as they are after a keep; the first keep is what counts."""
     head = world.log_odds(num_runs, num_problems)
     baselines = ("higher, head refreshed", "higher, head cached", "paired test at .05", "McNemar at .05, 1 sample")
-    kept = {name: numpy.zeros(num_runs, dtype=numpy.int64) for name in (*baselines, *(rule.name for rule in RULES))}
-    fruitless = {rule.name: numpy.zeros(num_runs, dtype=numpy.int64) for rule in RULES}
+    once_measured = {f"{rule.name}, head once": rule for rule in (FIXED_1, SEQUENTIAL_1, SEQUENTIAL_2)}
+    rules = {rule.name: rule for rule in RULES} | once_measured
+    kept = {name: numpy.zeros(num_runs, dtype=numpy.int64) for name in (*baselines, *rules)}
+    fruitless = {name: numpy.zeros(num_runs, dtype=numpy.int64) for name in rules}
+    first_head = world.correct(head, num_samples)  # as in the loop: a head's answers serve all its candidates
     cached = world.correct(head, num_samples).sum(axis=1)
     wins_needed = _mcnemar_wins(num_problems)
     for _ in range(num_rounds):
@@ -249,10 +252,11 @@ def _null_runs(
         once = world.scores(candidate, head, 1)
         wins, losses = (once > 0).sum(axis=1), (once < 0).sum(axis=1)
         kept[baselines[3]] += wins >= wins_needed[wins + losses]
-        for rule in RULES:
-            keep, looked, _ = rule.decide(scores, num_samples, fruitless[rule.name])
-            kept[rule.name] += keep
-            fruitless[rule.name] += looked & ~keep
+        for name, rule in rules.items():
+            seen = correct - first_head if name in once_measured else scores
+            keep, looked, _ = rule.decide(seen, num_samples, fruitless[name])
+            kept[name] += keep
+            fruitless[name] += looked & ~keep
     return kept
 
 

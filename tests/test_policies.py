@@ -92,8 +92,8 @@ def test_verdicts(problems: list[tuple[Outcomes, Outcomes]], gate: dict[str, flo
             evidence(*[BETTER] * 7, *[WORSE] * 8, *[SAME] * 225),
             {},
             "pass@1 on first-steps (select, T 1): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
-            "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 80% upper "
-            "bound +0.009",
+            "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 90% upper "
+            "bound +0.017",
         ),
         (
             evidence(*[BETTER] * 5, *[SAME] * 5, decoding={"greedy": True}),
@@ -333,7 +333,7 @@ def test_gates_are_built_from_tables() -> None:
         (
             [{"type": "improvement"}, {"type": "improvement", "min_gian": 0.1}],
             (1, "min_gian"),
-            "unknown key; the keys of 'improvement' are type, metric, min_gain, target_gain, power, alpha, budget, screen",
+            "unknown key; the keys of 'improvement' are type, metric, min_gain, target_gain, miss, power, alpha, budget, screen",
         ),
         (
             [{"type": "improvement", "min_gain": "0.1"}],

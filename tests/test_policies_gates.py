@@ -197,6 +197,7 @@ def test_collapse_limits_are_set_ignored_and_never_guessed() -> None:
     with pytest.raises(BadEvidence, match="entropy is not measured"):
         decide(seen, gate | {"limits": {"entropy": {"min_of_head": 0.5}}})
     assert "nothing is measured; not measured: entropy" in decide(evidence(select=split(SAME)), gate).gates[0].reason
+    assert decide(seen, gate | {"ignore": ["code_rate"]}).gates[0].verdict == "pass"
     with pytest.raises(ValueError, match="sets no limit"):
         decide(seen, gate | {"limits": {"code_rate": {}}})
 

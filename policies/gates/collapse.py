@@ -54,7 +54,9 @@ class Collapse(Gate):
         default_factory=dict,
         description="By signal; replaces its default. `loopctl aa` prints limits learned from noise.",
     )
-    ignore: tuple[str, ...] = Field(default=(), description="Signals whose default limits do not count.")
+    ignore: tuple[str, ...] = Field(
+        default=(), strict=False, description="Signals whose default limits do not count."
+    )  # not strict: TOML and JSON have lists
 
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Figures: each signal's value, its head's and its base's. A default whose signal is not measured is passed over."""

@@ -39,8 +39,14 @@ class Improvement(Gate):
     target_gain: float = Field(
         default=0.03, gt=-1.0, lt=1.0, description="A gain worth finding: a look gives up once it is unlikely."
     )
+    miss: float = Field(
+        default=0.1, gt=0.0, lt=0.5, description="The chance that a gain of target_gain is given up too early."
+    )
     power: float = Field(
-        default=0.8, ge=0.5, lt=1.0, description="The chance that a gain of target_gain is not given up."
+        default=0.8,
+        ge=0.5,
+        lt=1.0,
+        description="Of the smallest detectable gain, which is reported and decides nothing.",
     )
     alpha: Share = Field(default=0.05, description="The chance that the whole run ever keeps what is no better.")
     budget: Literal["run", "round"] = Field(
@@ -48,7 +54,7 @@ class Improvement(Gate):
         description='"round" allows alpha to each round by itself: over many rounds something slips through.',
     )
     screen: Share = Field(
-        default=0.2,
+        default=0.25,
         description="With a confirm split: the share of worthless candidates that select lets through to it.",
     )
 
@@ -72,7 +78,7 @@ class Improvement(Gate):
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Compare candidate and head on the look's split.
 
-        Figures: `lower` is a one-sided bound at 1 - `level`, `upper` one at `power`; `num_samples` is the fewest of any
+        Figures: `lower` is a one-sided bound at 1 - `level`, `upper` one at 1 - miss; `num_samples` is the fewest of any
         problem; `p_value` of "no gain" where all problems were judged at once, `e_gain` and `e_none` where they came in parts.
         """
         there, level = evidence.split(look.split), self.level(evidence, look)
@@ -120,11 +126,11 @@ class Improvement(Gate):
         return GateResult(type=self.type, verdict=verdict, reason=reason, figures=figures)
 
     def _at_once(self, pair: Paired, level: float) -> Found:
-        """The sign-flip test, and a bound at `power` that says whether a gain of target_gain is still likely."""
+        """The sign-flip test, and a bound at 1 - miss that says whether a gain of target_gain is still likely."""
         units, gain = pair.units, mean(pair.ours) - mean(pair.theirs)
         p_value = sign_flip_p_value(units.differences, self.min_gain, units.shares)
         below = paired_gain(pair.differences, 1 - level)
-        above = paired_gain(pair.differences, max(self.power, 0.5001))
+        above = paired_gain(pair.differences, 1 - self.miss)
         passed = gain > 0 and p_value <= level
         lower = max(below.lower, self.min_gain + BARELY) if p_value <= level else min(below.lower, self.min_gain)
         verdict: Literal["gain", "no_gain", "unclear"] = (
@@ -140,7 +146,7 @@ class Improvement(Gate):
             min_gain=self.min_gain,
             target_gain=self.target_gain,
             level=level,
-            miss=1 - self.power,
+            miss=self.miss,
             complete=complete,
             shares=units.shares,
         )
@@ -157,7 +163,7 @@ class Improvement(Gate):
         if look.screening:
             ends = {
                 "gain": "promising: another split has the last word",
-                "no_gain": f"a gain of {self.target_gain:g} is unlikely: {percent(self.power)} upper bound {signed(found.upper)}",
+                "no_gain": f"a gain of {self.target_gain:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}",
                 "unclear": "not yet clear",
             }
             return ends[found.verdict]
@@ -165,7 +171,5 @@ class Improvement(Gate):
         if found.verdict == "gain":
             return f"it may be wrong with a chance of {percent(level)}{stake}"
         if found.verdict == "no_gain":
-            return (
-                f"a gain of {self.target_gain:g} is unlikely: {percent(self.power)} upper bound {signed(found.upper)}"
-            )
+            return f"a gain of {self.target_gain:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}"
         return f"a gain under {detectable:.3f} could not have been seen with {percent(self.power)} power{stake and f', at {percent(level)}{stake}'}"
