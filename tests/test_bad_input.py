@@ -209,7 +209,7 @@ def test_a_disk_without_room_for_a_checkpoint(here: Path, call: Loopctl, monkeyp
         said = call("run")
     line = said.err.splitlines()[-1] + "\n"
     one_line(
-        Said(said.code, said.out, line), 1, f"disk short: 0 MB free at {here}/.loop", "; make room, or set run_dir "
+        Said(said.code, said.out, line), 1, f"disk short: 0 MB free at {here}/.loop", "; make room and run it again"
     )
     begun(here)
 
