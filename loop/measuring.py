@@ -196,7 +196,7 @@ def _sight(look: Sight, variance: float) -> Json:
         "level": look.level,
         "power": look.gate.power,
         "min_gain": look.gate.min_gain,
-        "target_gain": look.gate.target_gain,
+        "target_gain": look.gate.target,
         "num_problems": look.num_problems,
         "num_samples": look.num_samples,
         "smallest_detectable_gain": detects,

@@ -29,7 +29,7 @@ class Sight:
     @property
     def wanted(self) -> float:
         """The gain over `min_gain` that is asked for."""
-        return self.gate.target_gain - self.gate.min_gain
+        return self.gate.target - self.gate.min_gain
 
     def detects(self, variance: float, num_problems: int | None = None, num_samples: int | None = None) -> float:
         """The gain over `min_gain` that it finds, with other sizes if given."""
@@ -117,7 +117,7 @@ def too_coarse(session: Session) -> str | None:
     }[whence]
     return (
         f"the evaluation ({where}{worst.num_problems} problems x {worst.num_samples} samples) detects a gain of "
-        f"{gate.min_gain + gain:.3f} with {percent(gate.power)} power{source}; target_gain is {gate.target_gain:g}: "
+        f"{gate.min_gain + gain:.3f} with {percent(gate.power)} power{source}; target_gain is {gate.target:g}: "
         f"a gain of that size would mostly be missed; {remedy(worst, variance)}"
     )
 

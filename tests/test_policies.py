@@ -345,7 +345,11 @@ def test_gates_are_built_from_tables() -> None:
         ([{"type": "improvement", "min_gain": 8}], (0, "min_gain"), "input should be less than 1, got 8"),
         ([{"type": "improvement", "alpha": 5}], (0, "alpha"), "input should be less than 1, got 5"),
         ([{"type": "improvement", "metric": "pass@0"}], (0, "metric"), "string should match pattern"),
-        ([{"type": "improvement", "min_gain": 0.1}], (0,), "target_gain 0.03 is not above min_gain 0.1"),
+        (
+            [{"type": "improvement", "min_gain": 0.1, "target_gain": 0.03}],
+            (0,),
+            "target_gain 0.03 is not above min_gain 0.1",
+        ),
         ([{"type": "improvement", "power": 1.0}], (0, "power"), "input should be less than 1, got 1.0"),
     ],
 )

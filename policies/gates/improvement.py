@@ -36,8 +36,11 @@ class Improvement(Gate):
         default="pass@1", description='What is compared: "pass@1" (the mean of all samples) or pass@k.'
     )
     min_gain: float = Field(default=0.0, gt=-1.0, lt=1.0, description="What is to be shown: a gain of more than this.")
-    target_gain: float = Field(
-        default=0.03, gt=-1.0, lt=1.0, description="A gain worth finding: a look gives up once it is unlikely."
+    target_gain: float | None = Field(
+        default=None,
+        gt=-1.0,
+        lt=1.0,
+        description="A gain worth finding; left out, 0.03 above min_gain or 0. A look gives up once it is unlikely.",
     )
     miss: float = Field(
         default=0.1, gt=0.0, lt=0.5, description="The chance that a gain of target_gain is given up too early."
@@ -60,7 +63,7 @@ class Improvement(Gate):
 
     @model_validator(mode="after")
     def _target_above(self) -> Improvement:
-        if self.target_gain <= self.min_gain:
+        if self.target_gain is not None and self.target_gain <= self.min_gain:
             raise ValueError(f"target_gain {self.target_gain:g} is not above min_gain {self.min_gain:g}")
         return self
 
@@ -68,6 +71,11 @@ class Improvement(Gate):
     def screens(self) -> bool:
         """See `Gate.screens`."""
         return True
+
+    @property
+    def target(self) -> float:
+        """The gain worth finding."""
+        return min(0.999, max(0.0, self.min_gain) + 0.03) if self.target_gain is None else self.target_gain
 
     def level(self, evidence: Evidence, look: Look) -> float:
         """The error that this look is allowed: `screen` where another split has the last word, else from the budget."""
@@ -96,7 +104,7 @@ class Improvement(Gate):
             "upper": found.upper,
             "level": level,
             "min_gain": self.min_gain,
-            "target_gain": self.target_gain,
+            "target_gain": self.target,
             **found.figures,
             "num_problems": len(pair.problems),
             "num_samples": min(num_samples),
@@ -134,7 +142,7 @@ class Improvement(Gate):
         passed = gain > 0 and p_value <= level
         lower = max(below.lower, self.min_gain + BARELY) if p_value <= level else min(below.lower, self.min_gain)
         verdict: Literal["gain", "no_gain", "unclear"] = (
-            "gain" if passed else "no_gain" if above.upper < self.target_gain else "unclear"
+            "gain" if passed else "no_gain" if above.upper < self.target else "unclear"
         )
         return Found(verdict, gain, min(lower, gain), max(above.upper, gain), {"p_value": p_value})
 
@@ -144,7 +152,7 @@ class Improvement(Gate):
         seen = sequential_look(
             units.differences,
             min_gain=self.min_gain,
-            target_gain=self.target_gain,
+            target_gain=self.target,
             level=level,
             miss=self.miss,
             complete=complete,
@@ -163,7 +171,7 @@ class Improvement(Gate):
         if look.screening:
             ends = {
                 "gain": "promising: another split has the last word",
-                "no_gain": f"a gain of {self.target_gain:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}",
+                "no_gain": f"a gain of {self.target:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}",
                 "unclear": "not yet clear",
             }
             return ends[found.verdict]
@@ -171,5 +179,5 @@ class Improvement(Gate):
         if found.verdict == "gain":
             return f"it may be wrong with a chance of {percent(level)}{stake}"
         if found.verdict == "no_gain":
-            return f"a gain of {self.target_gain:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}"
+            return f"a gain of {self.target:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}"
         return f"a gain under {detectable:.3f} could not have been seen with {percent(self.power)} power{stake and f', at {percent(level)}{stake}'}"
