@@ -16,6 +16,7 @@ import test_round_commits
 from powercut_runs import Recording, after_each_promise, all_broken, out_of_order, record_run
 from rounds import KEEPING, write_run
 
+import loop.comparing
 import loop.evaluation
 import loop.round
 import store.ledger
@@ -159,7 +160,7 @@ def test_the_store_after_every_commit_catches(
     mutant: Callable[..., Round], symptom: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Ledger.decide
-    monkeypatch.setattr(Ledger, "decide", lambda self, round, decision: mutant(self, round, decision, real))
+    monkeypatch.setattr(Ledger, "decide", lambda self, round, decision, **more: mutant(self, round, decision, real))
     with pytest.raises(AssertionError, match=symptom):
         test_round_commits.test_the_store_is_sound_after_every_commit(tmp_path)
 
@@ -179,7 +180,7 @@ def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     def outcomes_of(verdicts: Iterable[GradedVerdict]) -> dict[str, list[int]]:
         return {task_id: results * 2 for task_id, results in real(verdicts).items()}
 
-    monkeypatch.setattr(loop.round, "outcomes_of", outcomes_of)
+    monkeypatch.setattr(loop.comparing, "outcomes_of", outcomes_of)
 
 
 class Quiet(test_round_commits.Quiet):
