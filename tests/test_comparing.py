@@ -141,7 +141,13 @@ def test_the_best_round_is_measured_beside_head_and_candidate(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "place", ["after add_verdicts", "after add_completions", "after finish_evaluation", "after begin_evaluation"]
+    "place",
+    [
+        "after add_verdicts",
+        pytest.param("after add_completions", marks=pytest.mark.slow),
+        "after finish_evaluation",
+        pytest.param("after begin_evaluation", marks=pytest.mark.slow),
+    ],
 )
 @pytest.mark.parametrize("count", [2, pytest.param(7, marks=pytest.mark.slow)])
 def test_a_kill_in_the_middle_of_the_parts_changes_nothing(tmp_path: Path, place: str, count: int) -> None:

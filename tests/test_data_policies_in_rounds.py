@@ -86,7 +86,9 @@ def num_rows(session: Session, number: int) -> int:
     return int(stage.input["num_rows"])
 
 
-@pytest.mark.parametrize("config", [KEEPING, ROLLED_BACK], ids=["kept", "rolled back"])
+@pytest.mark.parametrize(
+    "config", [KEEPING, pytest.param(ROLLED_BACK, marks=pytest.mark.slow)], ids=["kept", "rolled back"]
+)
 @pytest.mark.parametrize(
     ("data", "expected"),
     [

@@ -109,6 +109,7 @@ def test_two_rounds_leave_everything_that_a_round_is_made_of(uninterrupted: dict
     assert all(len(found["losses"]) == found["num_steps"] == 6 and max(found["losses"]) < 6 for found in trained)
 
 
+@pytest.mark.slow
 def test_the_same_seeds_twice_give_the_same_ledger(uninterrupted: dict, model: Path, tmp_path: Path) -> None:
     """Compared: everything that `rounds.dump` keeps, so token ids, log-probabilities, weights, verdicts and figures."""
     again = run(write(tmp_path, model))
@@ -137,7 +138,7 @@ def test_killed_inside_real_stages(uninterrupted: dict, model: Path, tmp_path: P
     assert processes_of(config) == []
 
 
-@pytest.mark.parametrize("merge", [True, False])
+@pytest.mark.parametrize("merge", [pytest.param(True, marks=pytest.mark.slow), False])
 def test_a_round_with_lora(merge: bool, model: Path, tmp_path: Path) -> None:
     """Merged weights are a full checkpoint; an adapter is kept over its named base, and both can be sampled from."""
     lora = f'[training]\nmethod = "lora"\nlora = {{ rank = 4, merge = {str(merge).lower()} }}'
