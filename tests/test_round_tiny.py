@@ -123,6 +123,7 @@ def test_another_seed_gives_other_completions(uninterrupted: dict, model: Path, 
     assert texts != {row["text"] for row in uninterrupted["completions"] if row["evaluation_id"] is None}
 
 
+@pytest.mark.slow
 def test_killed_inside_real_stages(uninterrupted: dict, model: Path, tmp_path: Path) -> None:
     """In the middle of sampling, of training and of evaluating, one after the other in the same run."""
     config = write(tmp_path, model)
