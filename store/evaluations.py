@@ -94,7 +94,9 @@ class Evaluations:
         sql = (
             "SELECT r.number AS round, r.state, json_extract(e.metrics, '$.\"pass@1\"') AS rate FROM rounds AS r "
             "CROSS JOIN evaluations AS e ON e.run_id = r.run_id AND e.checkpoint = r.candidate_checkpoint "
-            "AND e.round = r.number AND e.suite_name = ? AND e.split = ? AND e.metrics IS NOT NULL "
+            "AND e.suite_name = ? AND e.split = ? AND e.metrics IS NOT NULL "
+            "AND e.rowid = (SELECT min(f.rowid) FROM evaluations AS f WHERE f.run_id = e.run_id "
+            "AND f.checkpoint = e.checkpoint AND f.suite_name = e.suite_name AND f.split = e.split) "
             "WHERE r.run_id = ? AND r.state IN ('kept', 'rolled_back') ORDER BY r.number DESC LIMIT ?"
         )
         return query(self.db, sql, (suite_name, split, run_id, num_rounds))[::-1]

@@ -101,7 +101,7 @@ def best_round(ledger: Ledger, run: Run, suite_name: str) -> int:
         "SELECT e.checkpoint, json_extract(e.metrics, '$.\"pass@1\"') AS rate FROM evaluations AS e "
         "WHERE e.run_id = ? AND e.suite_name = ? AND e.split = ? AND e.metrics IS NOT NULL ORDER BY e.rowid"
     )  # the last one counts: that of a head, which its selection has not flattered
-    split = run.config["decide"]["split"]
+    split = run.config.get("decide", {}).get("split", "all")
     rates = {row["checkpoint"]: row["rate"] for row in query(ledger.db, sql, (run.id, suite_name, split))}
     sql = (
         "SELECT number, candidate_checkpoint AS sha256 FROM rounds WHERE run_id = ? AND state = 'kept' ORDER BY number"
