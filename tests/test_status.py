@@ -509,7 +509,7 @@ def test_watch_in_a_pipe_prints_news_only(finished: Path) -> None:
     with alive(finished) as beating:
         beating.say("idle", "waiting for it")
         lines = _until(process, "next")
-        assert lines[0] == "\n" and "idle   waiting for it" in lines[1] and len(lines) < 10
+        assert lines[0] == "\n" and "idle   waiting for it" in lines[1] and len(lines) < 14
     lines = _until(process, "next")
     assert "waiting for it" not in "".join(lines), "it goes on when the process has ended"
     out, err = _interrupted(process)
