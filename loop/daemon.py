@@ -140,7 +140,6 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         log.keep(loaded.run_dir / "logs")
         metrics = stack.enter_context(metrics_of(config.watching))
         hooks = stack.enter_context(hooks_of(config.watching, log.line, loaded.base_dir))
-        stack.enter_context(commanded(loaded, stop, wake))
         around = Background(
             beating, wake, after_round, session=session, notifier=notifier, hooks=hooks, metrics=metrics, say=log.line
         )
@@ -153,6 +152,8 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
             stops=config.schedule.stop,
         )
         watch.on_pulse = service.pulse
+        if not service.is_over():  # whoever answers is taken for one that has begun to work
+            stack.enter_context(commanded(loaded, stop, wake))
         log.line("info", "started")
         if (coarse := too_coarse(session)) is not None:
             watch.note(coarse)

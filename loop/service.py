@@ -192,6 +192,10 @@ class Service:
 
     # What ends it, and what stands in the way
 
+    def is_over(self) -> bool:
+        """Whether there is nothing to do, as things stand now."""
+        return self._ending() is not None
+
     def _goal(self, more: int | None) -> int | None:
         run, rounds = self.session.run, self.session.loaded.config.rounds
         goal = num_decided(run) + more if more is not None else rounds or None
