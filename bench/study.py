@@ -1,0 +1,408 @@
+"""A study of many rounds: data policies with and without gates, on a tiny model that is trained on the spot.
+
+`python bench/study.py [--out DIR] [--quick] [--jobs N]`. Every run is `loopctl run` in a directory of its own: killed, it
+goes on where it was; finished, it is not repeated. Figures come from a suite that decides nothing. See
+docs/studies/multi-round-tiny.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.study_model import Recipe, make_world  # noqa: E402
+from policies.statistics import mean_interval, paired_gain  # noqa: E402
+from store.corpus import Corpus  # noqa: E402
+from store.db import open_database  # noqa: E402
+from store.ledger import Ledger  # noqa: E402
+
+TRUNCATED = "temperature = 1.1\ntop_k = 20\ntop_p = 0.9"
+FIXED_POINT = "temperature = 1.0\ntop_p = 0.999999"  # loop.toml refuses 1.0 without truncation: this is as good as none
+NUM_SAMPLES = 4  # per held-out problem
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One way of running rounds."""
+
+    name: str
+    data: str
+    gated: bool
+    sampling: str = TRUNCATED
+
+
+ARMS = (
+    Arm("replace, gated", '{ type = "replace" }', True),
+    Arm("accumulate, gated", '{ type = "accumulate" }', True),
+    Arm("mix, gated", '{ type = "mix", earlier = 0.25, base = 0.25 }', True),
+    Arm("replace, ungated", '{ type = "replace" }', False),
+    Arm("accumulate, ungated", '{ type = "accumulate" }', False),
+    Arm("mix, ungated", '{ type = "mix", earlier = 0.25, base = 0.25 }', False),
+    Arm("T 1 untruncated, ungated", '{ type = "replace" }', False, FIXED_POINT),
+    Arm("T 1 untruncated, gated", '{ type = "replace" }', True, FIXED_POINT),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How large a study is."""
+
+    recipe: Recipe
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...] = (1, 2, 3)
+    rounds: int = 4
+    per_round: int = 1024
+    num_steps: int = 32
+
+
+FULL = Size(Recipe(), ARMS)
+QUICK = Size(
+    Recipe(num_steps=120, num_decide=40, num_held_out=20, num_prompts=128, hidden_size=64, num_layers=2),
+    (ARMS[0], ARMS[6]), (1,), 2, per_round=64, num_steps=4,
+)  # fmt: skip
+
+CONFIG = """name = "study"
+seed = {seed}
+rounds = {rounds}
+
+[model]
+source = "{world}/model"
+chat_template = false
+
+[prompts]
+source = "{world}/prompts.jsonl"
+per_round = {per_round}
+
+[sampling]
+{sampling}
+max_new_tokens = 48
+stop = ["\\n```"]
+
+[collect]
+data = {data}
+
+[training]
+num_steps = {num_steps}  # the same for all arms, however many rows they have
+batch_size = 32
+micro_batch_size = 32
+learning_rate = 5e-4
+min_learning_rate = 5e-5
+warmup_steps = 2
+gradient_checkpointing = false
+
+[decide]
+suite = "decide"
+{decide}
+
+[diagnosis]
+num_prompts = 16
+max_new_tokens = 48
+
+[[suites]]
+name = "decide"
+source = "{world}/decide.jsonl"
+temperature = 1.0
+max_new_tokens = 48
+{suite}
+
+[[suites]]  # decides nothing: all figures of the study come from it
+name = "held-out"
+source = "{world}/held-out.jsonl"
+temperature = 1.0
+num_samples = {num_samples}
+pass_at = [1, {num_samples}]
+max_new_tokens = 48
+
+[grading]
+num_workers = 1
+
+[engine]
+device = "cpu"
+dtype = "float32"
+num_threads = 1
+batch_size = 256
+"""
+GATED = ('confirm = "confirm"', "num_samples = 2\npass_at = [1, 2]\nsplits = { select = 0.7, confirm = 0.3 }")
+# Every candidate is kept: it would have to lose nearly every problem. A few problems are enough to find that out.
+UNGATED = ('gates = [{ type = "no_regression", margin = 0.99, unclear = "pass" }]', "limit = 12")
+
+
+# Running
+
+
+def configuration(where: Path, world: Path, arm: Arm, seed: int, size: Size) -> Path:
+    """Write a run's loop.toml, unless it is there; its path."""
+    directory = where / "runs" / f"{arm.name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    directory.mkdir(parents=True, exist_ok=True)
+    decide, suite = GATED if arm.gated else UNGATED
+    path = directory / "loop.toml"
+    path.write_text(
+        CONFIG.format(
+            seed=seed, rounds=size.rounds, world=world.resolve(), per_round=size.per_round, sampling=arm.sampling,
+            data=arm.data, num_steps=size.num_steps, decide=decide, suite=suite, num_samples=NUM_SAMPLES,
+        )
+    )  # fmt: skip
+    return path
+
+
+def run(config: Path, rounds: int, say: Callable[[str], None]) -> None:
+    """`loopctl run`, unless it is finished. SystemExit if it fails."""
+    name = config.parent.name
+    if num_decided(config) >= rounds:
+        return
+    started = time.monotonic()
+    more = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+    command = [sys.executable, "-m", "loop.cli.main", "run", "--config", str(config)]
+    with (config.parent / "output.txt").open("a") as output:
+        done = subprocess.run(command, env=os.environ | more, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode or num_decided(config) < rounds:
+        raise SystemExit(f"{name}: loopctl ended with {done.returncode}; see {config.parent / 'output.txt'}")
+    say(f"{name}: {time.monotonic() - started:.0f} s")
+
+
+def num_decided(config: Path) -> int:
+    """How many rounds of a run are decided; 0 if it has not begun."""
+    store = config.parent / ".loop" / "loop.db"
+    if not store.exists():
+        return 0
+    with contextlib.closing(open_database(store, read_only=True)) as db:
+        found = Ledger(db).run()
+        return found.num_kept + found.num_rolled_back if found else 0
+
+
+# Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The head after a round (round 0: the base), on the held-out suite."""
+
+    kept: bool
+    rates: dict[str, Fraction]  # by problem
+    spread: float
+    distinct: float
+    length: float
+
+
+def heads(config: Path) -> list[Head]:
+    """The heads of a finished run, the base first."""
+    with contextlib.closing(open_database(config.parent / ".loop" / "loop.db", read_only=True)) as db:
+        ledger, corpus = Ledger(db), Corpus(db)
+        run = ledger.run()
+        assert run is not None
+        measured = {one.checkpoint: one for one in corpus.evaluations(run.id) if one.suite_name == "held-out"}
+        current, found = run.base_checkpoint, []
+        for state, candidate in [
+            ("kept", current),
+            *((r.state, r.candidate_checkpoint) for r in ledger.rounds(run.id)),
+        ]:
+            kept = state == "kept"
+            current = candidate if kept and candidate else current
+            one = measured[current]
+            assert one.metrics is not None
+            rates = {
+                task: Fraction(round(rate * NUM_SAMPLES), NUM_SAMPLES)
+                for task, rate in corpus.pass_rates(one.id).items()
+            }
+            figures = one.metrics
+            spread = figures[f"pass@{NUM_SAMPLES}"] - figures["pass@1"]
+            found.append(Head(kept, rates, spread, figures["distinct_rate"], figures["mean_tokens"]))
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An arm after a round: the mean over its seeds."""
+
+    arm: str
+    round: int
+    rate: float
+    rate_interval: tuple[float, float]
+    change: float
+    change_interval: tuple[float, float]
+    change_range: tuple[float, float]  # the lowest and the highest seed
+    num_kept: int
+    num_seeds: int
+    spread: float
+    distinct: float
+    length: float
+
+
+def over_seeds(per_seed: Sequence[dict[str, Fraction]]) -> dict[str, Fraction]:
+    """Each problem's mean over the seeds."""
+    return {task: sum((rates[task] for rates in per_seed), Fraction()) / len(per_seed) for task in per_seed[0]}
+
+
+def differences(ours: Sequence[Head], theirs: Sequence[Head]) -> list[Fraction]:
+    """Ours less theirs by problem, the mean over the seeds."""
+    mine, others = over_seeds([one.rates for one in ours]), over_seeds([one.rates for one in theirs])
+    return [mine[task] - others[task] for task in mine]
+
+
+def interval(values: Sequence[Fraction]) -> tuple[float, float]:
+    """Two-sided, 95%, over problems."""
+    found = paired_gain(values, 0.975)
+    return found.lower, found.upper
+
+
+def lines_of(arm: str, runs: Sequence[Sequence[Head]]) -> list[Line]:
+    """A line per round of an arm; `runs` holds the heads of each seed."""
+    found = []
+    for number in range(len(runs[0])):
+        now, base = [run[number] for run in runs], [run[0] for run in runs]
+        rates = [float(rate) for rate in over_seeds([one.rates for one in now]).values()]
+        moved = differences(now, base)
+        by_seed = [float(fmean(differences([one], [its]))) for one, its in zip(now, base, strict=True)]
+        found.append(
+            Line(
+                arm=arm, round=number, rate=fmean(rates), rate_interval=mean_interval(rates),
+                change=float(fmean(moved)), change_interval=interval(moved) if number else (0.0, 0.0),
+                change_range=(min(by_seed), max(by_seed)), num_kept=sum(one.kept for one in now), num_seeds=len(now),
+                spread=fmean(one.spread for one in now), distinct=fmean(one.distinct for one in now),
+                length=fmean(one.length for one in now),
+            )
+        )  # fmt: skip
+    return found
+
+
+# Showing
+
+COLUMNS = ("arm", "round", "pass@1 [95%]", "change over base [95%]", "seeds", "kept", f"pass@{NUM_SAMPLES} - pass@1",
+           "distinct", "tokens")  # fmt: skip
+
+
+def cells(line: Line) -> tuple[str, ...]:
+    """A line of the table."""
+    rate = f"{line.rate:.3f} [{line.rate_interval[0]:.3f} {line.rate_interval[1]:.3f}]"
+    change = f"{line.change:+.3f} [{line.change_interval[0]:+.3f} {line.change_interval[1]:+.3f}]"
+    seeds = f"{line.change_range[0]:+.3f} to {line.change_range[1]:+.3f}"
+    kept = f"{line.num_kept} of {line.num_seeds}"
+    if not line.round:
+        change = seeds = kept = "-"
+    figures = (f"{line.spread:.3f}", f"{line.distinct:.3f}", f"{line.length:.1f}")
+    return (line.arm, str(line.round or "base"), rate, change, seeds, kept, *figures)
+
+
+def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in plain text."""
+    widths = [max(len(row[n]) for row in [header, *rows]) for n in range(len(header))]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
+        for row in [header, *rows]
+    )
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The same table in markdown."""
+    return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows])
+
+
+def comparisons(last: dict[str, list[Head]]) -> list[tuple[str, ...]]:
+    """Pairs of arms after the last round, where they differ in one thing."""
+    pairs = [
+        ("accumulate, ungated", "replace, ungated"), ("mix, ungated", "replace, ungated"),
+        ("replace, gated", "replace, ungated"), ("accumulate, gated", "accumulate, ungated"), ("mix, gated", "mix, ungated"),
+        ("replace, ungated", "T 1 untruncated, ungated"),
+    ]  # fmt: skip
+    rows = []
+    for ours, theirs in pairs:
+        if ours in last and theirs in last:
+            moved = differences(last[ours], last[theirs])
+            low, high = interval(moved)
+            rows.append((ours, theirs, f"{float(fmean(moved)):+.3f} [{low:+.3f} {high:+.3f}]"))
+    return rows
+
+
+def draw(lines: Sequence[Line], where: Path) -> None:
+    """Two figures, as SVG that is the same for the same lines."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams |= {"svg.hashsalt": "study", "svg.fonttype": "none", "font.size": 9}
+    arms = list(dict.fromkeys(line.arm for line in lines))
+    colours = {"replace": "tab:blue", "accumulate": "tab:orange", "mix": "tab:green", "T 1 untruncated": "tab:grey"}
+    for name, words in (("pass-at-1", "pass@1 at T 1, 95% over problems"), ("diversity", "")):
+        figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=name == "pass-at-1")
+        for side, (axis, kind) in enumerate(zip(axes, ("gated", "ungated"), strict=True)):
+            for arm in arms:
+                mine = [line for line in lines if line.arm == arm]
+                policy, gated = arm.rsplit(", ", 1)
+                colour, numbers = colours[policy], [line.round for line in mine]
+                if name == "pass-at-1" and gated == kind:
+                    rates = [line.rate for line in mine]
+                    spans = [[abs(line.rate - line.rate_interval[n]) for line in mine] for n in (0, 1)]
+                    places = [number + 0.06 * list(colours).index(policy) for number in numbers]
+                    axis.errorbar(places, rates, yerr=spans, marker="o", ms=3, capsize=2, color=colour, label=policy)
+                elif name == "diversity":
+                    values = [(line.distinct, line.spread)[side] for line in mine]
+                    style = "-" if gated == "ungated" else "--"
+                    axis.plot(numbers, values, style, marker="o", ms=3, color=colour, label=arm)
+            axis.set_xlabel("round (0: base)")
+            axis.set_xticks(sorted({line.round for line in lines}))
+            titles = {"pass-at-1": kind, "diversity": ("distinct answers", f"pass@{NUM_SAMPLES} - pass@1")[side]}
+            axis.set_title(titles[name])
+            axis.grid(alpha=0.3)
+        axes[0].set_ylabel(words)
+        axes[1].legend(fontsize=7)
+        figure.tight_layout()
+        figure.savefig(where / f"{name}.svg", metadata={"Date": None})
+        pyplot.close(figure)
+
+
+def report(where: Path, found: dict[str, list[list[Head]]]) -> str:
+    """Write table.txt, table.md and the figures; the plain text."""
+    lines = [line for arm, runs in found.items() for line in lines_of(arm, runs)]
+    pairs = comparisons({arm: [run[-1] for run in runs] for arm, runs in found.items()})
+    tables = [(COLUMNS, [cells(line) for line in lines])]
+    if pairs:
+        tables.append((("after the last round", "less", "difference [95%]"), pairs))
+    text = "\n".join(plain(*table) for table in tables)
+    (where / "table.txt").write_text(text)
+    (where / "table.md").write_text("\n".join(markdown(*table) for table in tables))
+    draw(lines, where)
+    return text
+
+
+def main() -> None:
+    """Train the base, run what is not finished, report."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "study")
+    parser.add_argument("--quick", action="store_true", help="a minute or two, to see that it works; shows nothing")
+    parser.add_argument("--jobs", type=int, default=2, help="runs side by side, a thread each")
+    options = parser.parse_args()
+    started = time.monotonic()
+
+    def say(text: str) -> None:
+        print(f"{time.monotonic() - started:6.0f} s  {text}", flush=True)
+
+    size = QUICK if options.quick else FULL
+    where = options.out / "quick" if options.quick else options.out
+    world = make_world(where, size.recipe, say)
+    configs = {
+        (arm.name, seed): configuration(where, world, arm, seed, size) for seed in size.seeds for arm in size.arms
+    }
+    with ThreadPoolExecutor(options.jobs) as pool:
+        for done in [pool.submit(run, config, size.rounds, say) for config in configs.values()]:
+            done.result()
+    found = {arm.name: [heads(configs[arm.name, seed]) for seed in size.seeds] for arm in size.arms}
+    print("\n" + report(where, found))
+    say(f"table.txt, table.md, pass-at-1.svg and diversity.svg are in {where}")
+
+
+if __name__ == "__main__":
+    main()
