@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import os
 import subprocess
 import sys
@@ -52,7 +53,6 @@ ARMS = (
     Arm("accumulate, ungated", '{ type = "accumulate" }', False),
     Arm("mix, ungated", '{ type = "mix", earlier = 0.25, base = 0.25 }', False),
     Arm("T 1 untruncated, ungated", '{ type = "replace" }', False, FIXED_POINT),
-    Arm("T 1 untruncated, gated", '{ type = "replace" }', True, FIXED_POINT),
 )
 
 
@@ -144,17 +144,16 @@ UNGATED = ('gates = [{ type = "no_regression", margin = 0.99, unclear = "pass" }
 
 
 def configuration(where: Path, world: Path, arm: Arm, seed: int, size: Size) -> Path:
-    """Write a run's loop.toml, unless it is there; its path."""
-    directory = where / "runs" / f"{arm.name.replace(', ', '-').replace(' ', '-')}-{seed}"
-    directory.mkdir(parents=True, exist_ok=True)
+    """Write a run's loop.toml into a directory that is named by it; its path. Other settings make another run."""
     decide, suite = GATED if arm.gated else UNGATED
-    path = directory / "loop.toml"
-    path.write_text(
-        CONFIG.format(
-            seed=seed, rounds=size.rounds, world=world.resolve(), per_round=size.per_round, sampling=arm.sampling,
-            data=arm.data, num_steps=size.num_steps, decide=decide, suite=suite, num_samples=NUM_SAMPLES,
-        )
+    text = CONFIG.format(
+        seed=seed, rounds=size.rounds, world=world.resolve(), per_round=size.per_round, sampling=arm.sampling,
+        data=arm.data, num_steps=size.num_steps, decide=decide, suite=suite, num_samples=NUM_SAMPLES,
     )  # fmt: skip
+    name = f"{arm.name.replace(', ', '-').replace(' ', '-')}-{seed}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    path = where / "runs" / name / "loop.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
     return path
 
 
