@@ -64,8 +64,8 @@ class Size:
     arms: tuple[Arm, ...]
     seeds: tuple[int, ...] = (1, 2, 3)
     rounds: int = 4
-    per_round: int = 1024
-    num_steps: int = 32
+    per_round: int = 512
+    num_steps: int = 16
 
 
 FULL = Size(Recipe(), ARMS)
