@@ -32,27 +32,35 @@ from store.ledger import Ledger  # noqa: E402
 
 TRUNCATED = "temperature = 1.1\ntop_k = 20\ntop_p = 0.9"
 FIXED_POINT = "temperature = 1.0\ntop_p = 0.999999"  # loop.toml refuses 1.0 without truncation: this is as good as none
+REPLACE, ACCUMULATE = '{ type = "replace" }', '{ type = "accumulate" }'
+MIX = '{ type = "mix", earlier = 0.25, base = 0.25 }'
 NUM_SAMPLES = 4  # per held-out problem
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of running rounds."""
+    """One way of running rounds. `gates` is a key of GATES."""
 
-    name: str
-    data: str
-    gated: bool
+    policy: str
+    gates: str
+    data: str = REPLACE
     sampling: str = TRUNCATED
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return f"{self.policy}, {self.gates}"
 
 
 ARMS = (
-    Arm("replace, gated", '{ type = "replace" }', True),
-    Arm("accumulate, gated", '{ type = "accumulate" }', True),
-    Arm("mix, gated", '{ type = "mix", earlier = 0.25, base = 0.25 }', True),
-    Arm("replace, ungated", '{ type = "replace" }', False),
-    Arm("accumulate, ungated", '{ type = "accumulate" }', False),
-    Arm("mix, ungated", '{ type = "mix", earlier = 0.25, base = 0.25 }', False),
-    Arm("T 1 untruncated, ungated", '{ type = "replace" }', False, FIXED_POINT),
+    Arm("replace", "gated"),
+    Arm("accumulate", "gated", ACCUMULATE),
+    Arm("mix", "gated", MIX),
+    Arm("replace", "improvement alone"),
+    Arm("replace", "ungated"),
+    Arm("accumulate", "ungated", ACCUMULATE),
+    Arm("mix", "ungated", MIX),
+    Arm("T 1 untruncated", "ungated", sampling=FIXED_POINT),
 )
 
 
@@ -71,7 +79,7 @@ class Size:
 FULL = Size(Recipe(), ARMS)
 QUICK = Size(
     Recipe(num_steps=120, num_decide=40, num_held_out=20, num_prompts=128, hidden_size=64, num_layers=2),
-    (ARMS[0], ARMS[6]), (1,), 2, per_round=64, num_steps=4,
+    (ARMS[0], ARMS[-1]), (1,), 2, per_round=64, num_steps=4,
 )  # fmt: skip
 
 CONFIG = """name = "study"
@@ -135,9 +143,14 @@ dtype = "float32"
 num_threads = 1
 batch_size = 256
 """
-GATED = ('confirm = "confirm"', "num_samples = 2\npass_at = [1, 2]\nsplits = { select = 0.7, confirm = 0.3 }")
-# Every candidate is kept: it would have to lose nearly every problem. A few problems are enough to find that out.
-UNGATED = ('gates = [{ type = "no_regression", margin = 0.99, unclear = "pass" }]', "limit = 12")
+CONFIRMED = 'confirm = "confirm"'
+SPLIT = "num_samples = 2\npass_at = [1, 2]\nsplits = { select = 0.7, confirm = 0.3 }"
+GATES = {  # what goes into [decide], and into its suite
+    "gated": (CONFIRMED, SPLIT),  # the default gates: improvement and collapse
+    "improvement alone": (CONFIRMED + '\ngates = [{ type = "improvement" }]', SPLIT),
+    # Every candidate is kept: it would have to lose nearly every problem. A few problems are enough to find that out.
+    "ungated": ('gates = [{ type = "no_regression", margin = 0.99, unclear = "pass" }]', "limit = 12"),
+}
 
 
 # Running
@@ -145,7 +158,7 @@ UNGATED = ('gates = [{ type = "no_regression", margin = 0.99, unclear = "pass" }
 
 def configuration(where: Path, world: Path, arm: Arm, seed: int, size: Size) -> Path:
     """Write a run's loop.toml into a directory that is named by it; its path. Other settings make another run."""
-    decide, suite = GATED if arm.gated else UNGATED
+    decide, suite = GATES[arm.gates]
     text = CONFIG.format(
         seed=seed, rounds=size.rounds, world=world.resolve(), per_round=size.per_round, sampling=arm.sampling,
         data=arm.data, num_steps=size.num_steps, decide=decide, suite=suite, num_samples=NUM_SAMPLES,
@@ -222,6 +235,18 @@ def heads(config: Path) -> list[Head]:
         return found
 
 
+def decisions(config: Path) -> list[tuple[str, set[str]]]:
+    """Each round's verdict, and the gates that did not let it pass."""
+    with contextlib.closing(open_database(config.parent / ".loop" / "loop.db", read_only=True)) as db:
+        ledger = Ledger(db)
+        run = ledger.run()
+        assert run is not None
+        return [
+            (row.verdict, {gate["type"] for gate in row.gates if gate["verdict"] != "pass"})
+            for row in ledger.decisions(run.id)
+        ]
+
+
 @dataclass(frozen=True, slots=True)
 class Line:
     """An arm after a round: the mean over its seeds."""
@@ -233,6 +258,7 @@ class Line:
     change: float
     change_interval: tuple[float, float]
     change_range: tuple[float, float]  # the lowest and the highest seed
+    moved: bool  # whether any seed has left the base
     num_kept: int
     num_seeds: int
     spread: float
@@ -268,8 +294,8 @@ def lines_of(arm: str, runs: Sequence[Sequence[Head]]) -> list[Line]:
         found.append(
             Line(
                 arm=arm, round=number, rate=fmean(rates), rate_interval=mean_interval(rates),
-                change=float(fmean(moved)), change_interval=interval(moved) if number else (0.0, 0.0),
-                change_range=(min(by_seed), max(by_seed)), num_kept=sum(one.kept for one in now), num_seeds=len(now),
+                change=float(fmean(moved)), change_interval=interval(moved),
+                change_range=(min(by_seed), max(by_seed)), moved=any(one.kept for run in runs for one in run[1 : number + 1]), num_kept=sum(one.kept for one in now), num_seeds=len(now),
                 spread=fmean(one.spread for one in now), distinct=fmean(one.distinct for one in now),
                 length=fmean(one.length for one in now),
             )
@@ -289,8 +315,9 @@ def cells(line: Line) -> tuple[str, ...]:
     change = f"{line.change:+.3f} [{line.change_interval[0]:+.3f} {line.change_interval[1]:+.3f}]"
     seeds = f"{line.change_range[0]:+.3f} to {line.change_range[1]:+.3f}"
     kept = f"{line.num_kept} of {line.num_seeds}"
-    if not line.round:
-        change = seeds = kept = "-"
+    if not line.moved:
+        change, seeds = ("still the base", "") if line.round else ("", "")
+    kept = kept if line.round else ""
     figures = (f"{line.spread:.3f}", f"{line.distinct:.3f}", f"{line.length:.1f}")
     return (line.arm, str(line.round or "base"), rate, change, seeds, kept, *figures)
 
@@ -313,7 +340,8 @@ def comparisons(last: dict[str, list[Head]]) -> list[tuple[str, ...]]:
     """Pairs of arms after the last round, where they differ in one thing."""
     pairs = [
         ("accumulate, ungated", "replace, ungated"), ("mix, ungated", "replace, ungated"),
-        ("replace, gated", "replace, ungated"), ("accumulate, gated", "accumulate, ungated"), ("mix, gated", "mix, ungated"),
+        ("replace, gated", "replace, ungated"), ("replace, improvement alone", "replace, ungated"),
+        ("accumulate, gated", "accumulate, ungated"), ("mix, gated", "mix, ungated"),
         ("replace, ungated", "T 1 untruncated, ungated"),
     ]  # fmt: skip
     rows = []
@@ -325,6 +353,16 @@ def comparisons(last: dict[str, list[Head]]) -> list[tuple[str, ...]]:
     return rows
 
 
+def refusals(arm: str, found: Sequence[tuple[str, set[str]]]) -> tuple[str, ...]:
+    """A line of the table of decisions."""
+    refused = [gates for verdict, gates in found if verdict != "keep"]
+    counts = [
+        sum(gates == wanted for gates in refused)
+        for wanted in ({"improvement"}, {"collapse"}, {"improvement", "collapse"})
+    ]
+    return (arm, *map(str, (len(found), len(found) - len(refused), *counts)))
+
+
 def draw(lines: Sequence[Line], where: Path) -> None:
     """Two figures, as SVG that is the same for the same lines."""
     import matplotlib
@@ -333,43 +371,47 @@ def draw(lines: Sequence[Line], where: Path) -> None:
     from matplotlib import pyplot
 
     pyplot.rcParams |= {"svg.hashsalt": "study", "svg.fonttype": "none", "font.size": 9}
-    arms = list(dict.fromkeys(line.arm for line in lines))
     colours = {"replace": "tab:blue", "accumulate": "tab:orange", "mix": "tab:green", "T 1 untruncated": "tab:grey"}
+    styles = {"gated": "--", "improvement alone": ":", "ungated": "-"}
+    sides = {"gated": 0, "improvement alone": 0, "ungated": 1}
     for name, words in (("pass-at-1", "pass@1 at T 1, 95% over problems"), ("diversity", "")):
         figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=name == "pass-at-1")
-        for side, (axis, kind) in enumerate(zip(axes, ("gated", "ungated"), strict=True)):
-            for arm in arms:
-                mine = [line for line in lines if line.arm == arm]
-                policy, gated = arm.rsplit(", ", 1)
-                colour, numbers = colours[policy], [line.round for line in mine]
-                if name == "pass-at-1" and gated == kind:
-                    rates = [line.rate for line in mine]
-                    spans = [[abs(line.rate - line.rate_interval[n]) for line in mine] for n in (0, 1)]
-                    places = [number + 0.06 * list(colours).index(policy) for number in numbers]
-                    axis.errorbar(places, rates, yerr=spans, marker="o", ms=3, capsize=2, color=colour, label=policy)
-                elif name == "diversity":
-                    values = [(line.distinct, line.spread)[side] for line in mine]
-                    style = "-" if gated == "ungated" else "--"
-                    axis.plot(numbers, values, style, marker="o", ms=3, color=colour, label=arm)
+        for number, arm in enumerate(dict.fromkeys(line.arm for line in lines)):
+            mine = [line for line in lines if line.arm == arm]
+            policy, gates = arm.rsplit(", ", 1)
+            look = {"color": colours[policy], "linestyle": styles[gates], "marker": "o", "ms": 3, "label": arm}
+            rounds = [line.round + 0.03 * number for line in mine]  # beside each other, so that all can be seen
+            if name == "pass-at-1":
+                spans = [[abs(line.rate - line.rate_interval[n]) for line in mine] for n in (0, 1)]
+                axes[sides[gates]].errorbar(rounds, [line.rate for line in mine], yerr=spans, capsize=2, **look)
+            else:
+                axes[0].plot(rounds, [line.distinct for line in mine], **look)
+                axes[1].plot(rounds, [line.spread for line in mine], **look)
+        titles = ("gated", "ungated") if name == "pass-at-1" else ("distinct answers", f"pass@{NUM_SAMPLES} - pass@1")
+        for axis, title in zip(axes, titles, strict=True):
+            axis.set_title(title)
             axis.set_xlabel("round (0: base)")
             axis.set_xticks(sorted({line.round for line in lines}))
-            titles = {"pass-at-1": kind, "diversity": ("distinct answers", f"pass@{NUM_SAMPLES} - pass@1")[side]}
-            axis.set_title(titles[name])
             axis.grid(alpha=0.3)
         axes[0].set_ylabel(words)
-        axes[1].legend(fontsize=7)
+        for axis in axes if name == "pass-at-1" else axes[1:]:
+            axis.legend(fontsize=7)
         figure.tight_layout()
         figure.savefig(where / f"{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
 
 
-def report(where: Path, found: dict[str, list[list[Head]]]) -> str:
+def report(where: Path, found: dict[str, list[list[Head]]], decided: dict[str, list[tuple[str, set[str]]]]) -> str:
     """Write table.txt, table.md and the figures; the plain text."""
     lines = [line for arm, runs in found.items() for line in lines_of(arm, runs)]
     pairs = comparisons({arm: [run[-1] for run in runs] for arm, runs in found.items()})
-    tables = [(COLUMNS, [cells(line) for line in lines])]
-    if pairs:
-        tables.append((("after the last round", "less", "difference [95%]"), pairs))
+    refused = [refusals(arm, rounds) for arm, rounds in decided.items() if not arm.endswith("ungated")]
+    tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
+        (COLUMNS, [cells(line) for line in lines]),
+        (("after the last round", "less", "difference [95%]"), pairs),
+        (("arm", "rounds", "kept", "no improvement shown", "collapse alone", "both"), refused),
+    ]
+    tables = [table for table in tables if table[1]]
     text = "\n".join(plain(*table) for table in tables)
     (where / "table.txt").write_text(text)
     (where / "table.md").write_text("\n".join(markdown(*table) for table in tables))
@@ -399,7 +441,10 @@ def main() -> None:
         for done in [pool.submit(run, config, size.rounds, say) for config in configs.values()]:
             done.result()
     found = {arm.name: [heads(configs[arm.name, seed]) for seed in size.seeds] for arm in size.arms}
-    print("\n" + report(where, found))
+    decided = {
+        arm.name: [one for seed in size.seeds for one in decisions(configs[arm.name, seed])] for arm in size.arms
+    }
+    print("\n" + report(where, found, decided))
     say(f"table.txt, table.md, pass-at-1.svg and diversity.svg are in {where}")
 
 

@@ -57,6 +57,12 @@ def test_tables_hold_the_same_in_text_and_markdown() -> None:
         assert cell in text and f"| {cell} |" in marks
 
 
+def test_a_refusal_is_counted_once_under_the_gates_that_said_no() -> None:
+    both = {"improvement", "collapse"}
+    found = [("keep", set()), ("rollback", {"collapse"}), ("inconclusive", {"improvement"}), ("rollback", both)]
+    assert study.refusals("arm", found) == ("arm", "4", "1", "1", "1", "1")
+
+
 @pytest.mark.slow
 def test_the_whole_study_in_a_small_size_and_nothing_is_repeated(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
