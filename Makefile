@@ -37,7 +37,7 @@ bench: setup
 	$(PY) bench/status.py
 	$(PY) bench/daemon.py
 
-# Many rounds on a tiny model, 24 runs. It may be killed: what is finished is not done again.
+# Many rounds on a tiny model: 24 runs, about 40 minutes on two cores. It may be killed: what is finished is not done again.
 study: setup
 	$(PY) bench/study.py
 

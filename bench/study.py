@@ -235,16 +235,29 @@ def heads(config: Path) -> list[Head]:
         return found
 
 
-def decisions(config: Path) -> list[tuple[str, set[str]]]:
-    """Each round's verdict, and the gates that did not let it pass."""
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """What became of a round's candidate."""
+
+    kept: bool
+    refused_by: frozenset[str]  # the gates that did not let it pass
+    change: float  # held-out pass@1, candidate less head: no gate saw it
+
+
+def decisions(config: Path) -> list[Decided]:
+    """The rounds of a run."""
     with contextlib.closing(open_database(config.parent / ".loop" / "loop.db", read_only=True)) as db:
-        ledger = Ledger(db)
+        ledger, corpus = Ledger(db), Corpus(db)
         run = ledger.run()
         assert run is not None
-        return [
-            (row.verdict, {gate["type"] for gate in row.gates if gate["verdict"] != "pass"})
-            for row in ledger.decisions(run.id)
-        ]
+        rates = {e.checkpoint: e.metrics["pass@1"] for e in corpus.evaluations(run.id)
+                 if e.suite_name == "held-out" and e.metrics}  # fmt: skip
+        found = []
+        for row, round_ in zip(ledger.decisions(run.id), ledger.rounds(run.id), strict=True):
+            refused_by = frozenset(gate["type"] for gate in row.gates if gate["verdict"] != "pass")
+            change = rates[str(round_.candidate_checkpoint)] - rates[round_.parent_checkpoint]
+            found.append(Decided(row.verdict == "keep", refused_by, change))
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -349,18 +362,25 @@ def comparisons(last: dict[str, list[Head]]) -> list[tuple[str, ...]]:
         if ours in last and theirs in last:
             moved = differences(last[ours], last[theirs])
             low, high = interval(moved)
-            rows.append((ours, theirs, f"{float(fmean(moved)):+.3f} [{low:+.3f} {high:+.3f}]"))
+            by_seed = [float(fmean(differences([a], [b]))) for a, b in zip(last[ours], last[theirs], strict=True)]
+            change, seeds = f"{float(fmean(moved)):+.3f} [{low:+.3f} {high:+.3f}]", (min(by_seed), max(by_seed))
+            rows.append((ours, theirs, change, f"{seeds[0]:+.3f} to {seeds[1]:+.3f}"))
     return rows
 
 
-def refusals(arm: str, found: Sequence[tuple[str, set[str]]]) -> tuple[str, ...]:
-    """A line of the table of decisions."""
-    refused = [gates for verdict, gates in found if verdict != "keep"]
-    counts = [
-        sum(gates == wanted for gates in refused)
-        for wanted in ({"improvement"}, {"collapse"}, {"improvement", "collapse"})
-    ]
-    return (arm, *map(str, (len(found), len(found) - len(refused), *counts)))
+def refusals(arm: str, found: Sequence[Decided]) -> tuple[str, ...]:
+    """A line of the table of decisions: each group's size, and the mean, lowest and highest of its held-out changes."""
+    groups = ([one for one in found if one.kept],
+              [one for one in found if not one.kept and "improvement" in one.refused_by],
+              [one for one in found if not one.kept and one.refused_by == {"collapse"}])  # fmt: skip
+
+    def shown(group: Sequence[Decided]) -> str:
+        changes = [one.change for one in group]
+        if not changes:
+            return "0"
+        return f"{len(group)}: {fmean(changes):+.3f} ({min(changes):+.3f} to {max(changes):+.3f})"
+
+    return (arm, str(len(found)), *map(shown, groups))
 
 
 def draw(lines: Sequence[Line], where: Path) -> None:
@@ -375,12 +395,12 @@ def draw(lines: Sequence[Line], where: Path) -> None:
     styles = {"gated": "--", "improvement alone": ":", "ungated": "-"}
     sides = {"gated": 0, "improvement alone": 0, "ungated": 1}
     for name, words in (("pass-at-1", "pass@1 at T 1, 95% over problems"), ("diversity", "")):
-        figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=name == "pass-at-1")
+        figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=name == "pass-at-1", layout="constrained")
         for number, arm in enumerate(dict.fromkeys(line.arm for line in lines)):
             mine = [line for line in lines if line.arm == arm]
             policy, gates = arm.rsplit(", ", 1)
             look = {"color": colours[policy], "linestyle": styles[gates], "marker": "o", "ms": 3, "label": arm}
-            rounds = [line.round + 0.03 * number for line in mine]  # beside each other, so that all can be seen
+            rounds = [line.round + 0.03 * (number % 4) for line in mine]  # beside each other, so that all can be seen
             if name == "pass-at-1":
                 spans = [[abs(line.rate - line.rate_interval[n]) for line in mine] for n in (0, 1)]
                 axes[sides[gates]].errorbar(rounds, [line.rate for line in mine], yerr=spans, capsize=2, **look)
@@ -394,22 +414,24 @@ def draw(lines: Sequence[Line], where: Path) -> None:
             axis.set_xticks(sorted({line.round for line in lines}))
             axis.grid(alpha=0.3)
         axes[0].set_ylabel(words)
-        for axis in axes if name == "pass-at-1" else axes[1:]:
-            axis.legend(fontsize=7)
-        figure.tight_layout()
+        if name == "pass-at-1":
+            for axis in axes:
+                axis.legend(fontsize=7)
+        else:
+            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
         figure.savefig(where / f"{name}.svg", metadata={"Date": None})
         pyplot.close(figure)
 
 
-def report(where: Path, found: dict[str, list[list[Head]]], decided: dict[str, list[tuple[str, set[str]]]]) -> str:
+def report(where: Path, found: dict[str, list[list[Head]]], decided: dict[str, list[Decided]]) -> str:
     """Write table.txt, table.md and the figures; the plain text."""
     lines = [line for arm, runs in found.items() for line in lines_of(arm, runs)]
     pairs = comparisons({arm: [run[-1] for run in runs] for arm, runs in found.items()})
     refused = [refusals(arm, rounds) for arm, rounds in decided.items() if not arm.endswith("ungated")]
     tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
         (COLUMNS, [cells(line) for line in lines]),
-        (("after the last round", "less", "difference [95%]"), pairs),
-        (("arm", "rounds", "kept", "no improvement shown", "collapse alone", "both"), refused),
+        (("after the last round", "less", "difference [95%]", "seeds"), pairs),
+        (("arm", "rounds", "kept: held-out change", "no improvement shown", "refused by collapse alone"), refused),
     ]
     tables = [table for table in tables if table[1]]
     text = "\n".join(plain(*table) for table in tables)

@@ -57,10 +57,17 @@ def test_tables_hold_the_same_in_text_and_markdown() -> None:
         assert cell in text and f"| {cell} |" in marks
 
 
-def test_a_refusal_is_counted_once_under_the_gates_that_said_no() -> None:
-    both = {"improvement", "collapse"}
-    found = [("keep", set()), ("rollback", {"collapse"}), ("inconclusive", {"improvement"}), ("rollback", both)]
-    assert study.refusals("arm", found) == ("arm", "4", "1", "1", "1", "1")
+def test_a_round_is_counted_once_kept_or_under_the_gate_that_said_no() -> None:
+    improvement, collapse = frozenset({"improvement"}), frozenset({"collapse"})
+    found = [
+        study.Decided(True, frozenset(), 0.1),
+        study.Decided(False, collapse, 0.04),
+        study.Decided(False, collapse, -0.02),
+        study.Decided(False, improvement | collapse, 0.0),
+    ]
+    row = study.refusals("arm", found)
+    assert row[:3] == ("arm", "4", "1: +0.100 (+0.100 to +0.100)")
+    assert row[3:] == ("1: +0.000 (+0.000 to +0.000)", "2: +0.010 (-0.020 to +0.040)")
 
 
 @pytest.mark.slow
