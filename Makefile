@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all kills soak bench lint clean
+.PHONY: setup demo test test-all kills soak bench study lint clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ soak: setup
 bench: setup
 	$(PY) bench/status.py
 	$(PY) bench/daemon.py
+
+# Many rounds on a tiny model: 24 runs, about 40 minutes on two cores. It may be killed: what is finished is not done again.
+study: setup
+	$(PY) bench/study.py
 
 lint: setup
 	$(VENV)/bin/ruff check .
