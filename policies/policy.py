@@ -5,6 +5,7 @@ It judges one candidate on complete evidence. Which checkpoint moves where is th
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -188,7 +189,7 @@ def _build_gate(table: Mapping[str, Any], where: Path) -> Gate:
         raise BadPolicy((*where, "type"), f"{shown(gate_type)} is not the name of a gate; known types: {known}")
     found = BUILT_IN.get(gate_type) or _from_entry_point(gate_type, (*where, "type"))
     try:
-        return found.model_validate(dict(table))
+        return found.model_validate_json(json.dumps(dict(table)))  # a list of loop.toml, or of a store, may be a tuple
     except ValidationError as error:
         path, problem = first_mistake(error)
         if problem == "unknown key":

@@ -306,3 +306,15 @@ def test_all_gates_replay_to_the_bit_in_any_order(seed: int, size: int, looks: i
         draw.shuffle(there["problems"])
     assert policy.decide(read_evidence(again)).model_dump_json() == decision.model_dump_json()
     assert all(gate.reason and "\n" not in gate.reason for gate in decision.gates)
+
+
+def test_a_policy_is_built_again_from_what_is_stored_of_it() -> None:
+    gates = [
+        {"type": "improvement", "min_gain": 0},
+        {"type": "collapse", "ignore": ["spread"], "limits": {"code_rate": {"max_fall": 0.2}}},
+        {"type": "no_regression", "suite": "canary"},
+        {"type": "best_so_far"},
+    ]
+    policy = build_policy(gates, "select", "confirm", "pause", 0.02)
+    stored = json.loads(json.dumps(policy.as_json()))
+    assert build_policy(**stored) == policy
