@@ -54,9 +54,7 @@ class Collapse(Gate):
         default_factory=dict,
         description="By signal; replaces its default. `loopctl aa` prints limits learned from noise.",
     )
-    ignore: tuple[str, ...] = Field(
-        default=(), strict=False, description="Signals whose default limits do not count."
-    )  # not strict: TOML and JSON have lists
+    ignore: tuple[str, ...] = Field(default=(), description="Signals whose default limits do not count.")
 
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Figures: each signal's value, its head's and its base's. A default whose signal is not measured is passed over."""
