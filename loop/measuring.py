@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from statistics import stdev
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 from loop.config import Suite as SuiteConfig
@@ -238,7 +238,8 @@ def _signals_by_task(session: Session, suite: Yardstick, seen: Seen) -> dict[str
     for one in session.corpus.completions(session.run_id, evaluation_id=seen.evaluation.id):
         row = (one.num_tokens, one.finish_reason == "length", one.id not in no_code, one.text)
         tokens.setdefault(suite.graded_as[one.prompt_id].task_id, []).append(row)
-    ks = sorted({1, *suite.config.pass_at})
+    most = max(suite.config.pass_at)
+    left = 1 - sum(map(fmean, seen.outcomes.values())) / len(seen.outcomes)  # what the first sample leaves to be won
     found = {}
     for task_id, rows in tokens.items():
         num = len(rows)
@@ -248,10 +249,10 @@ def _signals_by_task(session: Session, suite: Yardstick, seen: Seen) -> dict[str
             "code_rate": sum(row[2] for row in rows) / num,
             "distinct_solution_rate": len({row[3] for row in rows}) / num,
         }
-        if len(ks) > 1:
+        if most > 1 and left:
             outcomes = seen.outcomes[task_id]
-            low, high = (pass_at_k(len(outcomes), sum(outcomes), k) for k in (ks[0], ks[-1]))
-            found[task_id]["spread"] = high - low
+            gained = pass_at_k(len(outcomes), sum(outcomes), most) - fmean(outcomes)
+            found[task_id]["spread"] = gained / left
     return found
 
 

@@ -15,8 +15,10 @@ from test_service import Quiet
 from loop.configfile import load_config
 from loop.round import run_round
 from loop.session import Session, open_session
+from loop.stages.evaluating import figures
 from policies.evidence import read_evidence
 from policies.policy import Policy, build_policy
+from store.records import GradedVerdict
 from store.verify import verify_store
 
 SPLITS = "splits = { select = 0.6, confirm = 0.4 }\ntemperature = 0.9"
@@ -163,3 +165,23 @@ def test_the_policy_that_is_stored_is_the_one_that_was_asked_for(tmp_path: Path)
     with opened(tmp_path, config(f'confirm = "confirm"\ngates = [{SURE}]')) as session:
         assert isinstance(session.policy, Policy)
         assert json.loads(json.dumps(session.policy.as_json()))["confirm"] == "confirm"
+
+
+def test_the_spread_of_a_strong_model_is_no_smaller_than_that_of_a_weak_one() -> None:
+    """A share of what is left to be won: half of it is half of it, at pass@1 .5 as at .95."""
+
+    def spread(num_solved: int, num_mixed: int, num_problems: int) -> Any:
+        verdicts = [
+            GradedVerdict("e", f"t{task}", index, f"{task}-{index}", verdict, "", 0.0, "none", "select", None)
+            for task in range(num_problems)
+            for index, verdict in enumerate(
+                ("passed", "passed" if task < num_solved else "failed")
+                if task < num_solved + num_mixed
+                else ("failed", "failed")
+            )
+        ]
+        return figures(verdicts, (), (1, 2))["spread"]
+
+    weak, strong = spread(0, 10, 10), spread(18, 2, 20)
+    assert weak == pytest.approx(1.0) and strong == pytest.approx(1.0)
+    assert spread(5, 0, 10) == 0.0 and spread(10, 0, 10) is None

@@ -11,10 +11,10 @@ from store.records import Json, Problem
 
 _SIGNALS = {
     "mean_tokens": "mean_length",
-    "mean_duration_s": "mean_duration_s",
     "truncation_rate": "truncation_rate",
     "code_rate": "code_rate",
     "distinct_rate": "distinct_solution_rate",
+    "spread": "spread",
 }
 
 
@@ -75,9 +75,6 @@ def evidence(
     signals: dict[str, dict[str, float]] = {}
     for who, found in figures.items():
         signals[who] = {name: found[key] for key, name in _SIGNALS.items() if found.get(key) is not None}
-        ks = sorted(int(key.removeprefix("pass@")) for key in found if key.removeprefix("pass@").isdigit())
-        if len(ks) > 1:
-            signals[who]["spread"] = found[f"pass@{ks[-1]}"] - found[f"pass@{ks[0]}"]
         signals[who] |= more_signals.get(who, {})
     if losses:
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)

@@ -142,6 +142,9 @@ def figures(verdicts: Sequence[GradedVerdict], completions: Iterable[Completion]
     found: Json = {"num_problems": len(outcomes), "num_completions": len(verdicts)}
     found |= {f"pass@{k}": mean_pass_at_k(list(outcomes.values()), k) for k in sorted({1, *pass_at})}
     found["pass@1_interval"] = [low, high]
+    first, most = found["pass@1"], found[f"pass@{max(pass_at)}"]
+    # What further samples win of what the first one leaves: it need not shrink as pass@1 rises.
+    found["spread"] = (most - first) / (1 - first) if max(pass_at) > 1 and first < 1 else None
     levels = {verdict.task_id: verdict.difficulty for verdict in verdicts}
     found["by_difficulty"] = {
         level: {

@@ -45,8 +45,9 @@ DEFAULTS: dict[str, Limit] = {
 class Collapse(Gate):
     """Fails if a signal of the candidate has moved too far from the head's or the base's.
 
-    Signals: entropy (mean of the next token's, nats), distinct_solution_rate, spread (pass@k - pass@1), mean_length (tokens),
-    truncation_rate, code_rate, loss_gap (held-out minus training loss, nats), fork_entropy.
+    Signals: entropy (mean of the next token's, nats), distinct_solution_rate, spread ((pass@k - pass@1) / (1 - pass@1):
+    what further samples win of what the first leaves; the difference alone must shrink as pass@1 rises), mean_length
+    (tokens), truncation_rate, code_rate, loss_gap (held-out minus training loss, nats; not measured yet), fork_entropy.
     """
 
     type: Literal["collapse"] = "collapse"

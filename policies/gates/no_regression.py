@@ -32,7 +32,7 @@ class NoRegression(Gate):
     )
     signal: str | None = Field(
         default=None,
-        description="A signal instead of a suite, such as mean_length or mean_duration_s: it must not rise.",
+        description="A signal instead of a suite, such as mean_length: it must not rise.",
     )
     max_rise: float = Field(default=0.25, gt=0.0, description="By what share of the head's value a signal may rise.")
 
