@@ -68,7 +68,10 @@ def test_what_holds_for_every_selection(
             for number in wanted
             for one in collect([row for round, row in rows if round == number], {}, rule, number, number == 1)
         ]
-        lookup = lambda ids: {id: texts[id] for id in ids}  # noqa: E731
+
+        def lookup(ids: Any) -> Any:
+            return {id: texts[id] for id in ids}
+
         return collected, choose(policy, collected, verdicts, lookup, "run", 3, 99)
 
     collected, found = chosen(rows)
