@@ -109,7 +109,8 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
                 raise StoreError(f"{path}: this file system does not support SQLite's WAL; use a local disk")
             conn.execute("PRAGMA synchronous = FULL")
             conn.execute(f"PRAGMA journal_size_limit = {JOURNAL_LIMIT_BYTES}")
-            migrate(db, pending)
+            if pending:
+                migrate(db, pending)
             return db
         except BaseException:
             conn.close()
@@ -117,9 +118,9 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
 
 
 def migrate(db: Database, migrations: Iterable[Migration] = MIGRATIONS) -> None:
-    """Apply migrations in order, each together with its record in one transaction."""
-    for migration in migrations:
-        with transaction(db):
+    """Apply migrations in order with their records, all in one transaction: nobody ever reads a store in between."""
+    with transaction(db):
+        for migration in migrations:
             for statement in _statements(migration.sql):
                 db.conn.execute(statement)
             db.conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")

@@ -16,7 +16,7 @@ APPEND_ONLY = (*_FIRST_APPEND_ONLY, *_PROBE_TABLES)
 
 
 class Migration(NamedTuple):
-    """One step from one schema to the next. All its statements and the record of it are one transaction."""
+    """One step from one schema to the next. All that a store lacks are applied in one transaction."""
 
     number: int
     name: str

@@ -47,6 +47,22 @@ def test_the_schema_document_is_up_to_date() -> None:
     assert (ROOT / "docs/schema.md").read_text(encoding="utf-8") == schema_markdown(), "run python -m store.schema"
 
 
+def test_a_reader_sees_no_migration_or_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`loopctl status` beside a daemon that is just making its store."""
+    path, seen = tmp_path / "loop.db", set[str]()
+
+    def look(name: str) -> None:
+        try:
+            open_database(path, read_only=True).close()
+            seen.add("all")
+        except NoStore:
+            seen.add("none")
+
+    monkeypatch.setattr(store.db, "reach", look)
+    open_database(path).close()
+    assert seen == {"none", "all"}
+
+
 def test_a_migration_and_its_record_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "loop.db"
     db = open_database(path)
