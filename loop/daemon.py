@@ -89,7 +89,7 @@ def loopd(config: str | None, quiet: bool) -> None:
     log, wake = Log(quiet=quiet), Wake()
     stop = Stop(at_once=False, wake=wake.wake)
     try:
-        with stop.listening():
+        with stop.listening(to_the_end=True):
             loaded = Call(config=config).load()
             stop.grace_s = loaded.config.daemon.stop_grace_s
             log.run = loaded.config.name

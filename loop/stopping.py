@@ -61,12 +61,15 @@ class Stop:
             self._raise()
 
     @contextlib.contextmanager
-    def listening(self) -> Iterator[None]:
-        """Within the block SIGINT, SIGTERM and SIGHUP are ours; SIGHUP unless it is ignored (nohup)."""
+    def listening(self, *, to_the_end: bool = False) -> Iterator[None]:
+        """Within the block SIGINT, SIGTERM and SIGHUP are ours; SIGHUP unless it is ignored (nohup).
+
+        `to_the_end`: the process ends with the block, and a signal that comes after it is too late to change how.
+        """
         hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         before = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM, *hangup)}
         try:
             yield
         finally:
             for signum, handler in before.items():
-                signal.signal(signum, handler)
+                signal.signal(signum, signal.SIG_IGN if to_the_end else handler)

@@ -44,6 +44,8 @@ greedy = true
 limit = 4
 [decide]
 suite = "ones"
+[diagnosis]
+num_prompts = 2
 [engine]
 sampler = "fake"
 trainer = "fake"

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -135,6 +136,15 @@ def test_a_second_signal_stops_loopd_at_once(tmp_path: Path, monkeypatch: pytest
     said = interrupted(tmp_path, signal.SIGTERM, signal.SIGTERM, module="loop.daemon")
     assert said.code == 0
     assert call("status", "--json").json["round"]["stage"] == "evaluating"
+
+
+def test_a_signal_to_a_process_that_is_ending_changes_nothing() -> None:
+    code = (
+        "import os, signal\nfrom loop.stopping import Stop\n"
+        "with Stop(at_once=False).listening(to_the_end=True): pass\n"
+        "os.kill(os.getpid(), signal.SIGTERM)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], env=environment()).returncode == 0
 
 
 def test_loopd_says_what_is_wrong(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_the_best_round_is_measured_beside_head_and_candidate(tmp_path: Path) ->
     [
         "after add_verdicts",
         pytest.param("after add_completions", marks=pytest.mark.slow),
-        "after finish_evaluation",
+        pytest.param("after finish_evaluation", marks=pytest.mark.slow),
         pytest.param("after begin_evaluation", marks=pytest.mark.slow),
     ],
 )

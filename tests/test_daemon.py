@@ -94,7 +94,7 @@ def test_kill_9_leaves_no_orphan_and_the_next_one_goes_on(daemon: Daemon) -> Non
 
 @steady
 def test_a_second_daemon_is_refused_and_harms_nothing(daemon: Daemon) -> None:
-    first = daemon.spawn(step_s=0.05)
+    first = daemon.spawn(step_s=0.3)
     daemon.in_stage("sampling")
     second = daemon.spawn()
     assert second.wait(HANG_S) == 75

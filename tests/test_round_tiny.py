@@ -117,6 +117,7 @@ def test_the_same_seeds_twice_give_the_same_ledger(uninterrupted: dict, model: P
         assert again[table] == rows, table
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_completions(uninterrupted: dict, model: Path, tmp_path: Path) -> None:
     other = run(write(tmp_path, model, CONFIG.replace("seed = 5", "seed = 6").replace("rounds = 2", "rounds = 1")))
     texts = {row["text"] for row in other["completions"] if row["evaluation_id"] is None}
@@ -139,7 +140,8 @@ def test_killed_inside_real_stages(uninterrupted: dict, model: Path, tmp_path: P
     assert processes_of(config) == []
 
 
-@pytest.mark.parametrize("merge", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.slow
+@pytest.mark.parametrize("merge", [True, False])
 def test_a_round_with_lora(merge: bool, model: Path, tmp_path: Path) -> None:
     """Merged weights are a full checkpoint; an adapter is kept over its named base, and both can be sampled from."""
     lora = f'[training]\nmethod = "lora"\nlora = {{ rank = 4, merge = {str(merge).lower()} }}'
