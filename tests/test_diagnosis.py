@@ -21,7 +21,15 @@ from policies.diagnosis import in_words
 from store.records import Round
 
 __all__ = ["call"]
-FORKS = "\n[diagnosis]\nfork_above_nats = 0.6\n"  # the fake model has no more than two ways to go
+
+
+def probing(lines: str, config: str = CONFIG) -> str:
+    """The configuration with these lines, and nothing else, under [diagnosis]."""
+    return config.replace("[diagnosis]\nnum_prompts = 2\n", f"[diagnosis]\n{lines}\n")
+
+
+# The fake model has no more than two ways to go.
+FORKS = probing("fork_above_nats = 0.6", KEEPING)
 
 
 class Calls(Quiet):
@@ -43,7 +51,7 @@ def summaries(session: Session) -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[str]]:
     """A run of two kept rounds: its configuration, the summaries, and what its watch was told."""
-    config = write_run(tmp_path_factory.mktemp("whole"), KEEPING + FORKS)
+    config = write_run(tmp_path_factory.mktemp("whole"), FORKS)
     watch = Calls()
     with open_session(load_config(config), watch) as session:
         assert [run_round(session).state for _ in range(2)] == ["kept", "kept"]
@@ -100,7 +108,7 @@ def test_the_decision_sees_the_signals(whole: tuple[Path, list[Any], list[str]])
 def test_a_gate_can_look_at_them(tmp_path: Path) -> None:
     """The collapse gate sees the spread at forks before the round is decided, and takes back what lost a little of it."""
     gates = '{ type = "improvement", min_gain = -0.9 }, { type = "collapse", limits = { fork_entropy = { min_of_head = 0.99 } } }'
-    config = KEEPING.replace('{ type = "improvement", min_gain = -0.9 }', gates) + FORKS
+    config = FORKS.replace('{ type = "improvement", min_gain = -0.9 }', gates)
     assert gates in config
     with open_session(load_config(write_run(tmp_path, config)), Calls()) as session:
         assert run_round(session).state == "rolled_back"
@@ -133,7 +141,7 @@ def test_what_is_stored_are_the_bases_own_words(whole: tuple[Path, list[Any], li
 
 
 def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
-    config = write_run(tmp_path, CONFIG + "\n[diagnosis]\nnum_prompts = 0\n")
+    config = write_run(tmp_path, probing("num_prompts = 0"))
     watch = Calls()
     with open_session(load_config(config), watch) as session:
         round: Round = run_round(session)
@@ -151,7 +159,7 @@ def test_no_forks_are_no_mistake(tmp_path: Path) -> None:
 
 def test_a_kill_in_the_middle_measures_nothing_twice(tmp_path: Path, whole: tuple[Path, list[Any], list[str]]) -> None:
     """After each of the four writes, one after the other in the same run: the driver notes each row when it is stored."""
-    config = write_run(tmp_path, KEEPING + FORKS)
+    config = write_run(tmp_path, FORKS)
     for place in ("after add_probe", "after add_probe_result", "before add_probe_result", "after add_probe_result"):
         assert drive(config, place) == -9, (tmp_path / "stderr").read_text()
     assert drive(config) == 0, (tmp_path / "stderr").read_text()
@@ -164,11 +172,11 @@ def test_a_kill_in_the_middle_measures_nothing_twice(tmp_path: Path, whole: tupl
 
 
 def test_a_run_that_is_older_than_the_diagnosis_goes_on(tmp_path: Path) -> None:
-    loaded = load_config(write_run(tmp_path, CONFIG))
+    loaded = load_config(write_run(tmp_path, probing("num_prompts = 32")))
     old = resolved(loaded.config)
     del old["diagnosis"]
     assert differences(old, resolved(loaded.config)) == []
-    off = load_config(write_run(tmp_path / "off", CONFIG + "\n[diagnosis]\nnum_prompts = 0\n"))
+    off = load_config(write_run(tmp_path / "off", probing("num_prompts = 0")))
     assert differences(old, resolved(off.config)) == ["diagnosis.num_prompts is 0 here and 32 in the run directory"]
     assert config_sha256(off.config) != config_sha256(loaded.config)
 
@@ -212,5 +220,5 @@ def test_a_round_shows_its_table(
 )
 def test_what_cannot_be_is_refused_in_one_line(tmp_path: Path, lines: str, message: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        load_config(write_run(tmp_path, CONFIG + f"\n[diagnosis]\n{lines}\n"))
+        load_config(write_run(tmp_path, probing(lines)))
     assert f"diagnosis.{message}" in str(caught.value) and "\n" not in str(caught.value)
