@@ -1,44 +1,32 @@
-"""Grades solutions: each in a sandboxed interpreter of its own, several at a time, verdicts in the order of the jobs.
+"""Grades solutions: each in a sandboxed process of its own, several at a time, verdicts in the order of the jobs.
 
-HumanEval and MBPP tests are code and run beside the solution, so `passed` needs a random word that the runner says after
-the last test; a value that claims to equal everything, or a program that walks frames to the word, can still forge it.
-LiveCodeBench answers are compared here, out of reach.
+A solution never shares a process with its tests or their answers: it is asked for plain values (`values.py`), and a process
+of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` runs; a program that is there twice is run once.
 """
 
 from __future__ import annotations
 
-import contextlib
-import json
+import builtins
+import hashlib
 import os
 import re
-import secrets
 import threading
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from decimal import Decimal, InvalidOperation
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
+from loop.grading import judge
 from loop.grading.problems import Problem, livecodebench_tests
-from loop.grading.sandbox import Running, Sandbox, TimedOut, TooMuchSaid
+from loop.grading.sandbox import JudgeEnded, Running, Sandbox, TimedOut, TooMuchMemory, Warm
 
 Word = Literal["passed", "failed", "timeout", "error", "no_code", "harness_error"]
 
 MAX_DETAIL = 300
 NUM_ATTEMPTS = 3
-
-_SAID = {"passed", "failed", "timeout", "error", "done"}
-# LiveCodeBench runs every solution after these lines.
-_STARS = ["string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"]
-_STARS += ["itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"]
-_PREAMBLE = "\n".join(
-    [f"from {name} import *" for name in _STARS]
-    + [f"import {name}" for name in _STARS[:-2]]
-    + ["sys.setrecursionlimit(50000)", ""]
-)
 
 
 class Job(NamedTuple):
@@ -63,8 +51,9 @@ class Verdict(BaseModel):
 class Grader:
     """Grades at one sandbox level; making one finds out that the sandbox works (ConfigError where it does not).
 
-    `timeout_s` is the wall time of one solution with all its tests, counted from when its interpreter is ready;
-    `memory_bytes` is its address space. Without `num_workers` one solution per core runs at a time.
+    `timeout_s` is the wall time of one solution with all its tests, counted from when its process is ready;
+    `memory_bytes` is the address space of each of its processes and the memory of all of them together. Without
+    `num_workers` one solution per core runs at a time.
     """
 
     def __init__(
@@ -83,16 +72,20 @@ class Grader:
     def grade(self, jobs: Iterable[Job]) -> Iterator[tuple[Hashable, Verdict]]:
         """Yield a verdict per job, in the jobs' order, as soon as it is known.
 
-        Jobs are taken a few at a time, so memory does not grow with their number. A harness error that stays after
-        repeats is given as such: the caller's stage has failed, and nothing is known about the solution. Whoever stops
-        early (an exception, a closed generator) leaves no program running.
+        Jobs are taken a few at a time, so memory does not grow with their number, but for a hash of each program. A harness
+        error that stays after repeats is given as such: the caller's stage has failed, and nothing is known about the
+        solution. Whoever stops early (an exception, a closed generator) leaves no program running.
         """
         waiting: deque[tuple[Hashable, Future[Verdict]]] = deque()
-        live = _Live()
-        pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
+        same: dict[bytes, Future[Verdict]] = {}
+        pools = _Pool(self._sandbox)
+        threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
             for job in jobs:
-                waiting.append((job.key, pool.submit(self.grade_one, job.problem, job.code, live)))
+                twin = _identity(job)
+                if twin not in same:
+                    same[twin] = threads.submit(self._graded, job.problem, job.code, pools)
+                waiting.append((job.key, same[twin]))
                 while waiting and (waiting[0][1].done() or len(waiting) >= 4 * self.num_workers):
                     key, future = waiting.popleft()
                     yield key, future.result()
@@ -100,11 +93,16 @@ class Grader:
                 key, future = waiting.popleft()
                 yield key, future.result()
         finally:
-            live.stop()
-            pool.shutdown(wait=True, cancel_futures=True)
+            pools.stop()
+            threads.shutdown(wait=True, cancel_futures=True)
+            pools.close()
 
-    def grade_one(self, problem: Problem, code: str | None, live: _Live | None = None) -> Verdict:
+    def grade_one(self, problem: Problem, code: str | None) -> Verdict:
         """The verdict on one solution. Never raises, whatever the solution does."""
+        ((_, verdict),) = self.grade([Job(None, problem, code)])
+        return verdict
+
+    def _graded(self, problem: Problem, code: str | None, pool: _Pool) -> Verdict:
         word: Word = "harness_error"
         detail, duration_s = "grading was stopped", 0.0
         if code is None or not code.strip():
@@ -112,163 +110,139 @@ class Grader:
         else:
             for _ in range(NUM_ATTEMPTS):
                 try:
-                    word, detail, duration_s = self._run(problem, code, live or _Live())
+                    word, detail, duration_s = self._run(problem, code, pool)
                     break
+                except (
+                    JudgeEnded
+                ) as error:  # again and again beside a sandbox that is well: values that no test can bear
+                    word, detail = "error", str(error)
                 except (HarnessError, OSError) as error:
-                    detail = str(error)
+                    word, detail = "harness_error", str(error)
         return Verdict(verdict=word, detail=_printable(detail), duration_s=round(duration_s, 6), sandbox=self.level)
 
-    def _run(self, problem: Problem, code: str, live: _Live) -> tuple[Word, str, float]:
-        nonce = secrets.token_hex(16)
-        job, expected = _job(problem, code, nonce)
-        max_bytes = 100_000 + sum(100_000 + 50 * len(answer) for answer in expected)  # as JSON, and wrong ones as well
-        with self._sandbox.start(job, self.timeout_s, self.memory_bytes) as running, live.holding(running):
-            try:
-                word, detail = _judge(running, expected, job["kind"], nonce, max_bytes)
-            except TimedOut:
-                word, detail = "timeout", f"not finished after {self.timeout_s:g} s"
-            except TooMuchSaid:
-                word, detail = "error", "the program said too much"
-            return word, detail, running.elapsed_s()
+    def _run(self, problem: Problem, code: str, pool: _Pool) -> tuple[Word, str, float]:
+        job = _job(problem, code)
+        warm = pool.take()
+        try:
+            with warm.run(job, self.timeout_s, self.memory_bytes) as running:
+                word, detail = self._judged(running)
+                duration_s = running.elapsed_s()
+                running.ended()
+        except BaseException:
+            pool.drop(warm)
+            raise
+        pool.give(warm)
+        return word, detail, duration_s
+
+    def _judged(self, running: Running) -> tuple[Word, str]:
+        try:
+            said = running.verdict()
+        except TimedOut:
+            return "timeout", f"not finished after {self.timeout_s:g} s"
+        except TooMuchMemory:
+            return "error", f"used more than {self.memory_bytes >> 20} MiB of memory"
+        if not said["ended"]:
+            return said["verdict"], said["detail"]
+        end = running.ended(wait=True).get("solution")
+        if end is not None and (end.status == -24 or (end.status == -9 and end.cpu_s >= self.timeout_s)):
+            return "timeout", "used up its CPU time"
+        if end is not None and end.status is not None and end.status < 0:
+            return "error", f"killed by signal {-end.status} before the last test was done"
+        return "error", said["detail"]
 
 
-class _Live:
-    """What one call of `grade` has running, so that it can be ended at once."""
+class _Pool:
+    """The warm sandboxes of one call of `grade`, which can all be ended at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
         self._lock = threading.Lock()
-        self._running: set[Running] = set()
+        self._free: list[Warm] = []
+        self._busy: set[Warm] = set()
         self._stopped = False
 
-    @contextlib.contextmanager
-    def holding(self, running: Running) -> Iterator[None]:
+    def take(self) -> Warm:
         with self._lock:
             if self._stopped:
                 raise HarnessError("grading was stopped")
-            self._running.add(running)
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._running.discard(running)
+            if self._free:
+                warm = self._free.pop()
+                self._busy.add(warm)
+                return warm
+        warm = self._sandbox.warm()
+        with self._lock:
+            if not self._stopped:
+                self._busy.add(warm)
+                return warm
+        warm.close()
+        raise HarnessError("grading was stopped")
+
+    def give(self, warm: Warm) -> None:
+        with self._lock:
+            self._busy.discard(warm)
+            self._free.append(warm)
+
+    def drop(self, warm: Warm) -> None:
+        with self._lock:
+            self._busy.discard(warm)
+        warm.close()
 
     def stop(self) -> None:
         with self._lock:
             self._stopped = True
-            for running in self._running:
-                running.kill()
+            for warm in self._busy:
+                warm.kill()
+
+    def close(self) -> None:
+        for warm in self._free:
+            warm.close()
 
 
-def _job(problem: Problem, code: str, nonce: str) -> tuple[dict[str, Any], list[str]]:
-    """What the runner is told, and the answers that it is not told (LiveCodeBench)."""
-    # a lone surrogate cannot be part of a program, but must not end the harness either
-    job: dict[str, Any] = {"code": code.encode("utf-8", "replace").decode(), "imports": "", "nonce": nonce}
+def _identity(job: Job) -> bytes:
+    """Jobs with the same one get the same verdict."""
+    code = "" if job.code is None else job.code
+    return hashlib.sha256(f"{id(job.problem)} {job.problem.task_id!r} {code}".encode("utf-8", "surrogatepass")).digest()
+
+
+def _job(problem: Problem, code: str) -> dict[str, Any]:
+    """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests."""
     payload = problem.payload
+    # a lone surrogate cannot be part of a program, but must not end the harness either
+    job: dict[str, Any] = {"code": code.encode("utf-8", "replace").decode(), "imports": ""}
     if problem.kind == "humaneval":
-        check = f"{payload['test']}\n\ncheck({problem.entry_point})\n"
-        return {**job, "kind": "tests", "tests": [("check", check)]}, []
+        return {
+            **job,
+            "kind": "humaneval",
+            "prompt": problem.prompt_code,
+            "entry_point": problem.entry_point,
+            "test": payload["test"],
+        }
     if problem.kind == "mbpp":
         if not payload["tests"]:
             raise HarnessError(f"problem {problem.task_id} has no tests")
         steps = [(f"test {number}", test) for number, test in enumerate(payload["tests"], start=1)]
         if payload["setup"]:  # builds what the tests use, and may need what the solution defines
             steps.insert(0, ("setup", payload["setup"]))
-        return {**job, "kind": "tests", "imports": "\n".join(payload["imports"]), "tests": steps}, []
+        imports = "\n".join(payload["imports"])
+        return {**job, "kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
     try:
         tests = livecodebench_tests(problem)
     except ValueError as error:
         raise HarnessError(f"problem {problem.task_id}: {error}") from None
     if not tests:
         raise HarnessError(f"problem {problem.task_id} has no tests")
-    expected = [test["output"] for test in tests]
-    job |= {"imports": _PREAMBLE, "inputs": [test["input"] for test in tests]}
+    job |= {"imports": judge.PREAMBLE, "tests": [(test["input"], test["output"]) for test in tests]}
     if tests[0]["testtype"] == "functional":
-        return {**job, "kind": "functional", "func_name": problem.entry_point}, expected
-    # rounded up, so that a program learns little about its answers from where it is cut off
-    max_outputs = [1 << max(13, (2 * len(answer)).bit_length()) for answer in expected]
-    return {**job, "kind": "stdin", "max_outputs": max_outputs}, expected
+        return {**job, "kind": "functional", "func_name": problem.entry_point}
+    return {**job, "kind": "stdin"}
 
 
-def _judge(running: Running, expected: list[str], kind: str, nonce: str, max_bytes: int) -> tuple[Word, str]:
-    """Read what the runner says until it decides."""
-    num_right = 0
-    for line in running.lines(max_bytes):
-        verb, _, rest = line.partition(" ")
-        word, _, text = rest.partition(" ")
-        if verb == "verdict" and word in _SAID:
-            if word == "passed":
-                right = not expected and secrets.compare_digest(text.encode(), nonce.encode())
-                return ("passed", "") if right else ("error", "the program spoke in the harness's name")
-            if word == "done":
-                break
-            return word, text  # type: ignore[return-value]
-        if verb == "result" and word == str(num_right) and num_right < len(expected):
-            reason = _difference(text, expected[num_right], kind)
-            if reason:
-                return "failed", f"test {num_right + 1}: {reason}"
-            num_right += 1
-            continue
-        return "error", "the program spoke in the harness's name"
-    if expected and num_right == len(expected):
-        return "passed", ""
-    if running.status == -24:
-        return "timeout", "used up its CPU time"
-    if running.status is not None and running.status < 0:
-        return "error", f"killed by signal {-running.status} before the last test was done"
-    return "error", "ended before the last test was done"
-
-
-def _difference(said: str, expected: str, kind: str) -> str:
-    """Why a LiveCodeBench answer is wrong, or "" when it is right."""
-    try:
-        value = json.loads(said)
-        if kind == "stdin":
-            return "" if same_output(str(value), expected) else "wrong answer"
-        answer = json.loads(expected)
-        value = _restored(value)
-        value = list(value) if isinstance(value, tuple) else value  # as LiveCodeBench does, at the top only
-        return "" if type(value) is not _Other and bool(value == answer) else "wrong answer"
-    except (ValueError, TypeError, RecursionError):
-        return "wrong answer"
-
-
-class _Other:
-    """A value of a type that no answer in JSON has; equal to nothing."""
-
-
-def _restored(value: Any) -> Any:
-    """The value that the runner described: tuples apart from lists, other types equal to nothing."""
-    if isinstance(value, list):
-        return [_restored(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    if isinstance(value.get("tuple"), list):
-        return tuple(_restored(item) for item in value["tuple"])
-    if isinstance(value.get("dict"), list):
-        return {_restored(key): _restored(item) for key, item in value["dict"]}
-    return _Other()
-
-
-def same_output(output: str, expected: str) -> bool:
-    """LiveCodeBench's comparison: line by line, blanks at the ends ignored, decimals equal when both lines are numbers."""
-    lines, wanted = _stripped(output), _stripped(expected)
-    return len(lines) == len(wanted) and all(
-        line == other or _same_decimals(line, other) for line, other in zip(lines, wanted, strict=True)
-    )
-
-
-def _stripped(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().split("\n")]
-
-
-def _same_decimals(line: str, other: str) -> bool:
-    words, wanted = line.split(), other.split()
-    if len(words) != len(wanted) or max(map(len, words + wanted), default=0) > 4000:
-        return False
-    try:
-        return all(Decimal(word) == Decimal(target) for word, target in zip(words, wanted, strict=True))
-    except InvalidOperation:
-        return False
+def _shadowing(problem: Problem) -> list[str]:
+    """The builtins that the tested function may hide: its own name, or, where that is not known, what the tests call."""
+    if problem.entry_point:
+        return [problem.entry_point]
+    called = set(re.findall(r"(?<![.\w])([A-Za-z_]\w*)\s*\(", problem.payload["tests"][0]))
+    return sorted(called) if all(hasattr(builtins, name) for name in called) else []
 
 
 def _printable(text: str) -> str:

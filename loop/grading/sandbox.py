@@ -1,7 +1,8 @@
 """Runs programs that a model wrote, shut in by bubblewrap: no network, no host file but a read-only Python, nothing left.
 
 Level "none" is a plain subprocess with resource limits, for machines that one can lose; it is never chosen by itself.
-What a program is told and how its answer is judged is `grader.py`; what runs inside is `runner.py`.
+Starting bubblewrap and Python takes longer than most programs, so a sandbox is kept warm: `cell.py` runs inside and forks a
+process with namespaces of its own for each solution, and another for its tests (`judge.py`).
 """
 
 from __future__ import annotations
@@ -18,17 +19,19 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
+import psutil
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError, HarnessError
+from loop.grading import values
 
 Level = Literal["bubblewrap", "none"]
 
@@ -38,6 +41,8 @@ MAX_PROCESSES = 64
 MAX_OPEN_FILES = 256
 START_TIMEOUT_S = 60.0
 """A loaded machine may take long to start a process; that is no fault of the program."""
+END_TIMEOUT_S = 30.0
+MEMORY_CHECK_S = 0.25
 
 _FIRST_UID, _NUM_UIDS = 61184, 4000
 _INSTALL = (
@@ -51,14 +56,26 @@ _ALLOW = (
 _REPAIR = "repair the Python installation"
 _SIZE_HERE = "\0size"
 _TRIVIAL = {
-    "kind": "tests",
+    "kind": "mbpp",
     "imports": "",
-    "code": "import hashlib",
-    "tests": [("test 1", "assert len(hashlib.sha256(b'').hexdigest()) == 64")],
-    "nonce": "trivial",
+    "code": "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())",
+    "shadowing": [],
+    "steps": [("test 1", "assert size(b'') == 64")],
 }
+_INSIDE = ("values", "judge", "seccomp", "cell")
 _PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
-_BOOT = "import marshal, sys; exec(marshal.load(sys.stdin.buffer))"
+# The first message on standard input, which is a socket, holds the modules that run inside.
+_BOOT = """
+import marshal, socket, sys
+control = socket.socket(fileno=0)
+for name in ("loop", "loop.grading"):
+    sys.modules[name] = type(sys)(name)
+for name, code in marshal.loads(control.recv(1 << 20)):
+    module = sys.modules["loop.grading." + name] = type(sys)("loop.grading." + name)
+    setattr(sys.modules["loop.grading"], name, module)
+    exec(code, module.__dict__)
+module.serve(control)
+"""
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 # Reports the standard library and every shared library that Python and its modules load, as the loader names them.
@@ -98,27 +115,44 @@ class TimedOut(Exception):
     """The program did not end in time and was killed."""
 
 
-class TooMuchSaid(Exception):
-    """The program flooded the private pipe and was killed."""
+class TooMuchMemory(Exception):
+    """The program's processes together held more memory than allowed, and were killed."""
+
+
+class JudgeEnded(Exception):
+    """The tests' process has ended without a verdict, though the sandbox is well."""
+
+
+class Ended(NamedTuple):
+    """How a process of a job ended: its exit status, negative for a signal, or None if it was killed at the end."""
+
+    status: int | None
+    cpu_s: float
 
 
 class _Mode(NamedTuple):
-    """One way of calling bubblewrap; `own_uid` gives each solution a user of its own, so that its processes are counted."""
+    """One way of calling bubblewrap. `own_uid` gives each process of a job a user of its own, so that what it starts is
+    counted; `nested` leaves the warm interpreter, and it alone, the right to make namespaces.
+    """
 
     words: str
     flags: tuple[str, ...]
     own_uid: bool
+    nested: bool
 
 
+_USERS = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
+_SPACES = ("--cap-add", "CAP_SYS_ADMIN")
+_IN_A_NAMESPACE = (
+    _Mode("a user namespace", ("--unshare-user", *_SPACES), False, True),
+    _Mode("a user namespace and a sandbox for each solution", ("--unshare-user", "--disable-userns"), False, False),
+    _Mode("a user namespace and a sandbox for each solution", ("--unshare-user",), False, False),
+)
 _MODES_AS_ROOT = (
-    _Mode("a user of its own per solution", ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"), True),
-    _Mode("a user namespace; processes are not counted for root", ("--unshare-user", "--disable-userns"), False),
-    _Mode("a user namespace; processes are not counted for root", ("--unshare-user",), False),
+    _Mode("a user of its own per solution", (*_USERS, *_SPACES), True, True),
+    *(mode._replace(words=f"{mode.words}; processes are not counted for root") for mode in _IN_A_NAMESPACE),
 )
-_MODES_AS_USER = (
-    _Mode("a user namespace", ("--unshare-user", "--disable-userns"), False),
-    _Mode("a user namespace", ("--unshare-user",), False),
-)
+_MODES_AS_USER = _IN_A_NAMESPACE
 
 
 def find_bwrap() -> str | None:
@@ -145,19 +179,24 @@ def check_sandbox(level: str) -> SandboxReport:
 
 
 class Sandbox:
-    """A way of running that was seen to work. Thread-safe; each `start` is a new process with nothing of the one before.
+    """A way of running that was seen to work. Thread-safe; each `warm` is a sandbox of its own.
 
     `python` is the interpreter inside; by default the one that this process runs on, without its virtual environment.
     """
 
-    def __init__(self, level: str, words: str, command: tuple[str, ...], own_uid: bool) -> None:
+    def __init__(self, level: str, words: str, command: tuple[str, ...], own_uid: bool, nested: bool) -> None:
         self.level = level
         self.words = words
+        self.own_uid = own_uid
+        self.nested = nested
         self._command = command
-        self._own_uid = own_uid
-        text = (importlib.resources.files("loop.grading") / "runner.py").read_text(encoding="utf-8")
-        same = command[-1] == _own_python()  # then it need not compile the runner each time, which saves some 3 ms
-        self._runner = marshal.dumps(compile(text, "<runner>", "exec") if same else text)
+        same = command[-1] == _own_python()  # then it need not compile
+        texts = {
+            name: (importlib.resources.files("loop.grading") / f"{name}.py").read_text("utf-8") for name in _INSIDE
+        }
+        self._programs = marshal.dumps(
+            [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts.items()]
+        )
         self._next_uid = itertools.count(os.getpid() * 31)
 
     @classmethod
@@ -165,7 +204,8 @@ class Sandbox:
         """Find out how this machine can do it. Raises ConfigError with the remedy when it cannot."""
         python = python or _own_python()
         if level == "none":
-            return _first_that_works([cls(level, "none: programs run with your rights", (python,), False)], _REPAIR)
+            plain = cls(level, "none: programs run with your rights", (python,), own_uid=False, nested=False)
+            return _first_that_works([plain], _REPAIR)
         if level != "bubblewrap":
             raise ConfigError(f'grading.sandbox: {level!r} is no level; "bubblewrap" or "none"')
         bwrap = find_bwrap()
@@ -176,80 +216,144 @@ class Sandbox:
         view = _python_view(python)
         modes = _MODES_AS_ROOT if os.geteuid() == 0 else _MODES_AS_USER
         candidates = [
-            cls(level, f"{bwrap}, {mode.words}", _bwrap_command(bwrap, mode, view, python), mode.own_uid)
+            cls(level, f"{bwrap}, {mode.words}", _bwrap_command(bwrap, mode, view, python), mode.own_uid, mode.nested)
             for mode in modes
         ]
         return _first_that_works(candidates, _ALLOW)
 
-    def start(self, job: dict[str, Any], timeout_s: float, memory_bytes: int) -> Running:
-        """Start the runner on a job. Raises HarnessError when that fails, through no fault of the program."""
-        directory = "/tmp" if self.level != "none" else tempfile.mkdtemp(prefix="loop-grade-")
-        uid = _FIRST_UID + next(self._next_uid) % _NUM_UIDS if self._own_uid else 0
-        size = sum(len(text) for text in job.get("inputs", ())) + len(job["code"])
+    def warm(self) -> Warm:
+        """Start one. Raises HarnessError where that fails."""
+        return Warm(self)
+
+    def interpreter(self, directory: str, job_bytes: int = 0) -> Interpreter:
+        """A process inside that forks others when told."""
+        size = ("--size", str(DISK_BYTES + 4 * job_bytes))
+        command = [word for part in self._command for word in (size if part == _SIZE_HERE else (part,))]
+        return Interpreter([*command, *_PYTHON_FLAGS, "-c", _BOOT], self._programs, self.level, directory)
+
+    def order(self, role: str, job_bytes: int, timeout_s: float, memory_bytes: int, directory: str) -> dict[str, Any]:
+        """What a process of a job is told about its bounds."""
         limits = {
-            "RLIMIT_AS": memory_bytes + 8 * size,  # the job itself is not the program's memory
+            "RLIMIT_AS": memory_bytes + 8 * job_bytes,  # the job itself is not the program's memory
             "RLIMIT_CPU": math.ceil(timeout_s) + 1,
-            "RLIMIT_FSIZE": DISK_BYTES + size,
+            "RLIMIT_FSIZE": DISK_BYTES + job_bytes,
             "RLIMIT_STACK": STACK_BYTES,
             "RLIMIT_NOFILE": MAX_OPEN_FILES,
             "RLIMIT_NPROC": MAX_PROCESSES,
             "RLIMIT_CORE": 0,
         }
-        if self.level == "none" or not (self._own_uid or _counts_per_namespace()):
+        if self.level == "none" or not (self.own_uid or _counts_per_namespace()):
             del limits["RLIMIT_NPROC"]  # would count all the user's processes on the machine
-        job = {**job, "directory": directory, "uid": uid, "limits": limits}
-        size_words = ("--size", str(DISK_BYTES + 4 * size))
-        command = [word for part in self._command for word in (size_words if part == _SIZE_HERE else (part,))]
-        return Running(
-            [*command, *_PYTHON_FLAGS, "-c", _BOOT], self._runner + marshal.dumps(job), timeout_s, self.level, directory
-        )
+        uid = _FIRST_UID + next(self._next_uid) % _NUM_UIDS if self.own_uid else 0
+        disk = DISK_BYTES + 4 * job_bytes
+        return {
+            "do": "start",
+            "role": role,
+            "nested": self.nested,
+            "filter": self.level != "none",
+            "uid": uid,
+            "disk": disk,
+            "limits": limits,
+            "directory": directory,
+        }
 
 
 def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
     reasons = []
     for sandbox in candidates:
         try:
-            with sandbox.start(_TRIVIAL, timeout_s=START_TIMEOUT_S, memory_bytes=1 << 30) as running:
-                said = list(running.lines(10_000))
-            if said == ["verdict passed trivial"]:
+            with sandbox.warm() as warm, warm.run(_TRIVIAL, START_TIMEOUT_S, 1 << 30) as running:
+                said = running.verdict()
+            if said.get("verdict") == "passed":
                 return sandbox
-            reasons.append(f"a trivial program did not pass ({' '.join(said)[:200]})")
+            reasons.append(f"a trivial program did not pass ({said.get('detail')})")
         except HarnessError as error:
             reasons.append(str(error))
-        except (TimedOut, TooMuchSaid):
+        except (TimedOut, TooMuchMemory):
             reasons.append("a trivial program did not end")
     raise ConfigError(f"grading.sandbox: {reasons[0]}; {remedy}")
 
 
-class Running:
-    """One program on its way: a context manager at whose end every process of it is gone."""
+class Warm:
+    """A sandbox with its warm interpreter: one job at a time, nothing of one left for the next. A context manager.
 
-    def __init__(self, command: list[str], job: bytes, timeout_s: float, level: str, directory: str) -> None:
-        self._level, self._directory = level, directory
-        self.status: int | None = None
-        self._pipe, write_end = os.pipe()
+    Where the kernel gives no namespaces inside namespaces, each solution gets a bubblewrap of its own.
+    """
+
+    def __init__(self, sandbox: Sandbox) -> None:
+        self._sandbox = sandbox
+        self._apart = sandbox.level != "none" and not sandbox.nested
+        self._directory = tempfile.mkdtemp(prefix="loop-grade-") if sandbox.level == "none" else "/tmp"
+        self._closed = False
         try:
-            with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else _memory_file() as given:
-                given.write(job)
-                given.seek(0)
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=given,
-                    stdout=subprocess.DEVNULL,
-                    stderr=write_end,
-                    env=_ENVIRONMENT if level == "none" else {},
-                    cwd=directory if level == "none" else "/",
-                    start_new_session=True,
-                )
-        except OSError as error:
-            os.close(self._pipe)
+            self._judge = sandbox.interpreter(self._directory)
+        except BaseException:
             self._remove_directory()
-            raise HarnessError(f"the sandbox could not start: {error.strerror}") from None
-        finally:
-            os.close(write_end)
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def run(self, job: dict[str, Any], timeout_s: float, memory_bytes: int) -> Running:
+        """Begin a job. `timeout_s` is wall time from when the solution's process is shut in and ready."""
+        given = marshal.dumps(job)
+        directory = self._directory
+        if self._sandbox.level == "none":
+            directory = tempfile.mkdtemp(dir=directory)
+        solution = self._sandbox.interpreter(directory, len(given)) if self._apart else self._judge
+        orders = [
+            self._sandbox.order(role, len(given), timeout_s, memory_bytes, directory) for role in ("judge", "solution")
+        ]
+        return Running(self._judge, solution, orders, given, timeout_s, memory_bytes)
+
+    def kill(self) -> None:
+        """End it now; may be called from another thread."""
+        self._judge.kill()
+
+    def close(self) -> None:
+        """Kill whatever is left and wait until it is gone. Safe to repeat."""
+        self._judge.close()
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
+        if self._sandbox.level == "none":
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+
+class Running:
+    """One job on its way: a context manager at whose end its processes are gone."""
+
+    def __init__(
+        self,
+        judge: Interpreter,
+        solution: Interpreter,
+        orders: list[dict[str, Any]],
+        given: bytes,
+        timeout_s: float,
+        memory_bytes: int,
+    ) -> None:
+        self._judge, self._solution = judge, solution
+        self._memory_bytes = memory_bytes + 8 * len(given)
+        self._ended: dict[str, Ended] | None = None
+        self._socket, theirs = socket.socketpair()
+        one, other = socket.socketpair()
         self._deadline = time.monotonic() + START_TIMEOUT_S
         try:
-            self._wait_until_ready()
+            with theirs, one, other:
+                judge.order(orders[0], [one, theirs])
+                solution.order(orders[1], [other])
+            self._send(len(given).to_bytes(8, "little") + given)
+            if "ready" not in self._receive():
+                raise HarnessError("the sandbox could not start a solution")
+        except EOFError:
+            self.close()
+            raise HarnessError(f"the sandbox could not start a solution: {judge.words()}") from None
+        except TimedOut:
+            self.close()
+            raise HarnessError(f"the sandbox did not start within {START_TIMEOUT_S:g} s") from None
         except BaseException:
             self.close()
             raise
@@ -262,85 +366,165 @@ class Running:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def lines(self, max_bytes: int) -> Iterator[str]:
-        """What the runner says, line by line, until it ends; then `status` is the exit status, negative for a signal.
-
-        Raises TimedOut and TooMuchSaid.
-        """
-        total, parts = 0, list[bytes]()
-        chunk = self._rest or self._read()
-        while chunk:
-            total += len(chunk)
-            if total > max_bytes:
-                raise TooMuchSaid
-            *whole, tail = chunk.split(b"\n")
-            for line in whole:
-                yield b"".join([*parts, line]).decode("utf-8", "replace")
-                parts = []
-            parts.append(tail)
-            chunk = self._read()
-        self.status = self._end()
+    def verdict(self) -> dict[str, Any]:
+        """What the judge says. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError when there is no telling."""
+        try:
+            return self._receive()
+        except EOFError:
+            self.ended()  # raises HarnessError where the sandbox has ended
+            raise JudgeEnded("the tests' process did not survive the program's values") from None
 
     def elapsed_s(self) -> float:
-        """How long ago its interpreter was ready."""
+        """How long ago the solution's process was ready."""
         return time.monotonic() - self._started
 
+    def ended(self, wait: bool = False) -> dict[str, Ended]:
+        """End both processes; how they had ended. With `wait`, the solution's is about to."""
+        if self._ended is None:
+            ends = self._judge.end(wait)
+            if self._solution is not self._judge:
+                ends |= self._solution.end(wait)
+            self._ended = ends
+        return self._ended
+
     def close(self) -> None:
-        """Kill whatever is left and wait until it is gone. Safe to repeat."""
-        if self._pipe < 0:
-            return
-        self.kill()
-        self._process.wait()
-        if self._level != "none":  # the last process inside holds the pipe open
-            self._deadline = time.monotonic() + 5.0
-            with contextlib.suppress(TimedOut):
-                while self._read():
-                    pass
-        os.close(self._pipe)
-        self._pipe = -1
-        self._remove_directory()
-
-    def _wait_until_ready(self) -> None:
-        said = b""
-        while not (said.startswith(b"ready\n") or b"\nready\n" in said):
+        """Safe to repeat."""
+        self._socket.close()
+        if self._ended is None:
+            self._ended = {}
             try:
-                chunk = self._read()
-            except TimedOut:
-                raise HarnessError(f"the sandbox did not start within {START_TIMEOUT_S:g} s") from None
-            if not chunk or len(said) > 100_000:  # until the runner is ready, only bwrap and Python speak here
-                text = " ".join(said.decode("utf-8", "replace").replace(";", ",").split())
-                raise HarnessError(f"the sandbox could not start: {text[-300:] or 'it said nothing'}")
-            said += chunk
-        self._rest = said.partition(b"ready\n")[2]  # a chunk that the runner said at once
+                self._judge.end(False)
+            except HarnessError:
+                self._judge.kill()
+        if self._solution is not self._judge:
+            self._solution.close()
 
-    def _read(self) -> bytes:
-        """The next bytes, b"" when every writer is gone. What is there already is read however late it is: this process
-        may have been stopped, which is not the program's fault.
+    def _send(self, given: bytes) -> None:
+        self._socket.settimeout(START_TIMEOUT_S)
+        try:
+            self._socket.sendall(given)
+        except OSError:
+            raise HarnessError("the sandbox did not take the job") from None
+        finally:
+            self._socket.settimeout(None)
+
+    def _receive(self) -> dict[str, Any]:
+        try:
+            said = values.receive(self._read)
+        except (values.Closed, values.NotPlain, OSError):
+            raise EOFError from None
+        if not isinstance(said, dict) or "broken" in said:
+            raise HarnessError(
+                str(said.get("broken")) if isinstance(said, dict) else "the tests' process speaks nonsense"
+            )
+        return said
+
+    def _read(self, size: int) -> bytes:
+        """The next bytes. What is there already is read however late it is: this process may have been stopped, which is
+        not the program's fault.
         """
         poll = select.poll()
-        poll.register(self._pipe, select.POLLIN)
-        if not poll.poll(max(0.0, self._deadline - time.monotonic()) * 1000):
-            raise TimedOut
-        return os.read(self._pipe, 65536)
+        poll.register(self._socket, select.POLLIN)
+        while True:
+            left = max(0.0, self._deadline - time.monotonic())
+            if poll.poll(min(left, MEMORY_CHECK_S) * 1000):
+                return self._socket.recv(size)
+            if left <= MEMORY_CHECK_S:
+                raise TimedOut
+            if _tree_bytes(self._solution.pid) > self._memory_bytes:
+                raise TooMuchMemory
 
-    def _end(self) -> int:
+
+def _tree_bytes(pid: int) -> int:
+    """The memory of all processes below this one. Shared pages are shared out; what is gone meanwhile counts nothing."""
+    total = 0
+    try:
+        below = psutil.Process(pid).children(recursive=True)
+    except psutil.Error:
+        return 0
+    for process in below:
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+            total += int(text.partition("\nPss:")[2].split(maxsplit=1)[0]) << 10
+    return total
+
+
+class Interpreter:
+    """A process in a sandbox that forks others when told; it never runs a solution itself."""
+
+    def __init__(self, command: list[str], programs: bytes, level: str, directory: str) -> None:
+        self._level = level
+        self._errors = _memory_file()
+        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            status = self._process.wait(timeout=max(0.0, self._deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            raise TimedOut from None
-        if self._level != "none" and status < 0:
-            raise HarnessError(f"the sandbox was killed by signal {-status} from outside")
-        return 128 - status if 128 < status <= 192 else status
+            with theirs:
+                self._process = subprocess.Popen(
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=subprocess.DEVNULL,
+                    stderr=self._errors,
+                    env=_ENVIRONMENT if level == "none" else {},
+                    cwd=directory if level == "none" else "/",
+                    start_new_session=True,
+                )
+        except OSError as error:
+            self._control.close()
+            self._errors.close()
+            raise HarnessError(f"the sandbox could not start: {error.strerror}") from None
+        self.pid = self._process.pid
+        self._control.settimeout(START_TIMEOUT_S)
+        try:
+            self._control.send(programs)
+            said = self._control.recv(100)
+        except OSError:
+            said = b""
+        if said != b"ready":
+            words = self.words()
+            self.close()
+            raise HarnessError(f"the sandbox could not start: {words}")
+        self._control.settimeout(END_TIMEOUT_S)
+
+    def order(self, order: dict[str, Any], sockets: list[socket.socket]) -> None:
+        """Have a process started that holds these sockets."""
+        try:
+            socket.send_fds(self._control, [json.dumps(order).encode()], [one.fileno() for one in sockets])
+        except OSError:
+            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
+
+    def end(self, wait: bool) -> dict[str, Ended]:
+        """End what it had started."""
+        try:
+            self._control.send(json.dumps({"do": "end", "wait": wait}).encode())
+            said = self._control.recv(1 << 16)
+            return {role: Ended(**end) for role, end in json.loads(said).items()}
+        except (OSError, ValueError):
+            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
+
+    def words(self) -> str:
+        """The last that bwrap or Python said."""
+        size = os.fstat(self._errors.fileno()).st_size
+        text = os.pread(self._errors.fileno(), 4000, max(0, size - 4000)).decode("utf-8", "replace")
+        return " ".join(text.replace(";", ",").split())[-300:] or "it said nothing"
 
     def kill(self) -> None:
         """End it now; may be called from another thread."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._process.poll() is None or self._level == "none":
-                os.killpg(self._process.pid, signal.SIGKILL)
+                os.killpg(self.pid, signal.SIGKILL)
 
-    def _remove_directory(self) -> None:
-        if self._level == "none":
-            shutil.rmtree(self._directory, ignore_errors=True)
+    def close(self) -> None:
+        """Kill it with all that it started, and wait until it is gone. Safe to repeat."""
+        if self._control.fileno() < 0:
+            return
+        self.kill()
+        self._process.wait()
+        if self._level != "none":  # the last process inside holds the control socket open
+            self._control.settimeout(5.0)
+            with contextlib.suppress(OSError):
+                while self._control.recv(1 << 16):
+                    pass
+        self._control.close()
+        self._errors.close()
 
 
 def _bwrap_command(bwrap: str, mode: _Mode, view: tuple[str, ...], python: str) -> tuple[str, ...]:
@@ -423,4 +607,4 @@ def _counts_per_namespace() -> bool:
 
 
 def _memory_file() -> Any:
-    return os.fdopen(os.memfd_create("job"), "w+b")
+    return os.fdopen(os.memfd_create("errors"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()

@@ -1,0 +1,377 @@
+"""What runs inside the sandbox: a warm interpreter that forks one process for each solution and one for its tests.
+
+The first, `serve`, keeps the right to make namespaces and never runs anything but this file. It learns nothing of a job: the
+test's process (`loop.grading.judge`) has a socket of its own to the grader, and hands the program to the solution's process
+(`solve`), which is a fork of one that has never held an answer. Each of the two is the first process of a PID namespace
+with a mount, IPC and network namespace of its own and an empty /tmp, has given up every right, and is gone, with all that
+it started, when the kernel ends its first process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import time
+
+from loop.grading import judge, seccomp
+from loop.grading.values import Closed, Decoder, Encoder, receive, send
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import CodeType
+    from typing import Any
+
+    Order = dict[str, Any]
+
+MAX_DETAIL = 300
+LINK, HOST = 3, 4
+
+_NEWNS, _NEWUTS, _NEWIPC, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
+_CLEAR_AMBIENT = (47, 4, 0, 0, 0)
+_CAPABILITIES_3 = 0x20080522
+
+# What programs import most: ready in memory, it costs them nothing.
+_WARM = (
+    "abc bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq io"
+)
+_WARM += (
+    " itertools math operator queue re statistics string struct textwrap threading time traceback typing unicodedata"
+)
+
+
+def serve(control: socket.socket) -> None:
+    """Fork what is ordered, end it when told, until the grader hangs up. Never returns."""
+    for name in _WARM.split():
+        __import__(name)
+    libc = ctypes.CDLL(None, use_errno=True)
+    here = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
+    running: dict[str, int] = {}
+    gc.collect()
+    gc.freeze()  # a collection in a fork would copy every page
+    control.send(b"ready")
+    while True:
+        message, handles, _, _ = socket.recv_fds(control, 1 << 16, 2)
+        if not message:
+            os._exit(0)
+        order = json.loads(message)
+        if order["do"] == "end":
+            ends = {role: _end(pid, order["wait"] and role == "solution") for role, pid in running.items()}
+            control.send(json.dumps(ends).encode())
+            running.clear()
+            continue
+        if order["nested"]:
+            _must(libc.unshare(_NEWPID), "unshare")  # for the next child
+        pid = os.fork()
+        if pid == 0:
+            _child(control, here, handles, order, libc)
+        running[order["role"]] = pid
+        for handle in handles:
+            os.close(handle)
+        if order["nested"]:
+            _must(libc.setns(here, _NEWPID), "setns")  # and no further one
+
+
+def _end(pid: int, wait: bool) -> dict[str, Any]:
+    """Kill it and all that it started; how it ended before that, if it had, and its CPU time in seconds.
+
+    With `wait` it has closed its sockets, so it is ending, and is given a moment for it.
+    """
+    patience = time.monotonic() + (2.0 if wait else 0.0)
+    ended, status, used = os.wait4(pid, os.WNOHANG)
+    while not ended and time.monotonic() < patience:
+        time.sleep(0.001)
+        ended, status, used = os.wait4(pid, os.WNOHANG)
+    for kill in (os.killpg, os.kill):
+        try:
+            kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue
+    if not ended:
+        _, status, used = os.wait4(pid, 0)
+    return {"status": os.waitstatus_to_exitcode(status) if ended else None, "cpu_s": used.ru_utime + used.ru_stime}
+
+
+def _must(result: int, what: str) -> None:
+    if result:
+        raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
+
+
+def _child(control: socket.socket, here: int, handles: list[int], order: Order, libc: Any) -> None:
+    """One of the two processes of a job, with nothing open but its own sockets. Never returns."""
+    try:
+        os.setsid()
+        control.detach()
+        for number, handle in enumerate(handles):
+            os.dup2(handle, 64 + number)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for number in range(3):
+            os.dup2(nothing, number)
+        for number in range(len(handles)):
+            os.dup2(64 + number, LINK + number, inheritable=False)
+        os.closerange(LINK + len(handles), 256)
+        _enter(order, libc)
+        random.seed(0)  # a fork seeds it anew, and programs that draw are to do the same each time
+    except BaseException as error:  # before anything foreign was run: no fault of the program
+        send(_writer(HOST if order["role"] == "judge" else LINK), {"broken": f"{type(error).__name__}: {error}"})
+        os._exit(1)
+    try:
+        if order["role"] == "solution":
+            solve()
+        else:
+            judge.main()
+    finally:
+        os._exit(1)
+
+
+def _enter(order: Order, libc: Any) -> None:
+    """Shut this process in, and give up every right."""
+    if order["nested"]:
+        _must(libc.unshare(_NEWNS | _NEWIPC | _NEWUTS | _NEWNET), "unshare")
+        options = f"size={order['disk']},nr_inodes=20000,mode=1777".encode()
+        _must(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 6, options), "mount")  # 6: no devices, no set-user-ID
+    if order["uid"]:  # root's processes are not counted against RLIMIT_NPROC: become nobody in particular
+        os.setgroups([])
+        os.setgid(order["uid"])
+        os.setuid(order["uid"])
+    libc.prctl(*_CLEAR_AMBIENT)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
+    _must(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    for name, value in order["limits"].items():
+        which = getattr(resource, name, None)
+        if which is None:
+            continue
+        hard = resource.getrlimit(which)[1]
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        # at the end of its CPU time a program gets SIGXCPU, which tells this end from others; a second later it is killed
+        resource.setrlimit(which, (value, value + 1 if name == "RLIMIT_CPU" and value != hard else value))
+    os.chdir(order["directory"])
+    if order["role"] == "solution" and order["filter"]:
+        seccomp.install(libc)
+
+
+def _writer(handle: int) -> Callable[[Any], int]:
+    write = os.write
+    return lambda part: write(handle, part)
+
+
+# the solution's process
+
+
+def solve() -> None:
+    """Do what the tests' process asks: load the program, call what it defines. Never returns."""
+    read, leave = os.read, os._exit
+    link = Link(lambda size: read(LINK, size), _writer(LINK))
+    try:
+        send(link.write, {"ready": True})
+        while True:
+            send(link.write, link.answer(receive(link.read)))
+    except (Closed, OSError):
+        leave(0)
+
+
+class Link:
+    """The program's side of the questions. What a program does to it only changes which values are said to be its own."""
+
+    def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:
+        self.read, self.write = read, write
+        self._space: dict[str, Any] = {}
+        self._objects: list[Any] = []
+        self._numbers: dict[int, int] = {}
+        self._program: tuple[CodeType, str] | None = None
+        # bound now: a program may replace what these names stand for
+        self._get, self._set, self._iter, self._next = getattr, setattr, iter, next
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        """One answer: a value, or what was raised, with what became of the arguments."""
+        given = Decoder(question.get("containers", ()), lambda rest: self._objects[rest[0]])
+        try:
+            value = getattr(self, "_" + question["do"])(question, given)
+            reply = {"value": value}
+        except BaseException as error:
+            reply = {"raised": described(error)}
+        encoder = Encoder(self._other)
+        if "value" in reply:
+            reply["value"] = encoder.item(reply["value"])
+        changed = [
+            [number, encoder.item(thing)[0]]
+            for number, thing in enumerate(given.objects)
+            if isinstance(thing, (list, dict, set, bytearray))
+        ]
+        return {**reply, "containers": encoder.containers, "given": changed}
+
+    def _other(self, value: Any) -> Any:
+        number = self._numbers.get(id(value))
+        if number is None:
+            number = self._numbers[id(value)] = len(self._objects)
+            self._objects.append(value)
+        return ["o", number, type(value).__name__[:80]]
+
+    def _load(self, question: dict[str, Any], _: Decoder) -> None:
+        code = question["code"].encode("utf-8", "replace").decode()  # a lone surrogate cannot be part of a program
+        if question["kind"] == "stdin":
+            self._program = compile(code, "<solution>", "exec", dont_inherit=True), question["imports"]
+            return
+        self._space = _fresh_module("solution")
+        exec(question["imports"], self._space)
+        exec(compile(code, "<solution>", "exec", dont_inherit=True), self._space)
+
+    def _name(self, question: dict[str, Any], _: Decoder) -> tuple[Any, ...]:
+        """What a global name of the program stands for."""
+        name = question["name"]
+        if name not in self._space:
+            return ("missing",)
+        value = self._space[name]
+        return ("module", value.__name__) if isinstance(value, type(sys)) else ("value", value)
+
+    def _entry(self, question: dict[str, Any], _: Decoder) -> Any:
+        """LiveCodeBench: a method of one Solution, or a function."""
+        name = question["name"]
+        if hasattr(self._space.get("Solution"), name):
+            return self._get(self._space["Solution"](), name)
+        return self._space.get(name)
+
+    def _call(self, question: dict[str, Any], given: Decoder) -> Any:
+        function = self._objects[question["object"]]
+        arguments = [given.value(item) for item in question["args"]]
+        return function(*arguments, **{name: given.value(item) for name, item in question["names"].items()})
+
+    def _attribute(self, question: dict[str, Any], _: Decoder) -> Any:
+        return self._get(self._objects[question["object"]], question["name"])
+
+    def _assign(self, question: dict[str, Any], given: Decoder) -> None:
+        self._set(self._objects[question["object"]], question["name"], given.value(question["value"]))
+
+    def _iterate(self, question: dict[str, Any], _: Decoder) -> Any:
+        return self._iter(self._objects[question["object"]])
+
+    def _proceed(self, question: dict[str, Any], _: Decoder) -> list[Any]:
+        """At most `most` further values of an iterator; a shorter list is the end."""
+        iterator, found = self._objects[question["object"]], []
+        for _number in range(question["most"]):
+            try:
+                found.append(self._next(iterator))
+            except StopIteration:
+                break
+        return found
+
+    def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
+        assert self._program is not None
+        return run_program(*self._program, question["input"], question["max_output"])
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An exception by its type and arguments. A solution's exceptions may themselves raise or lie."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == "<solution>":
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    if line is None and isinstance(error, SyntaxError) and error.filename == "<solution>":
+        line = error.lineno
+    known = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    try:
+        text = error.msg if isinstance(error, SyntaxError) else str(error)
+        text = "".join(character if character.isprintable() else " " for character in str(text)[:MAX_DETAIL])
+    except BaseException:
+        text = "an exception that cannot be shown"
+    arguments = [part if isinstance(part, (str, int, float, type(None))) else None for part in error.args[:8]]
+    return {
+        "kind": type(error).__name__[:80],
+        "builtin": known[0],
+        "text": text,
+        "line": line,
+        "args": [part[:MAX_DETAIL] if isinstance(part, str) else part for part in arguments],
+    }
+
+
+def _fresh_module(name: str) -> dict[str, Any]:
+    module = type(sys)(name)
+    sys.modules[name] = module
+    return module.__dict__
+
+
+# programs that read standard input
+
+
+def run_program(code: CodeType, imports: str, text: str, max_output: int) -> dict[str, Any]:
+    """Fork a process that runs it on this input; what it wrote, or what went wrong. All that it started is gone after."""
+    given, shown, told = (os.path.join(os.getcwd(), name) for name in (".stdin", ".stdout", ".error"))
+    for path, content in ((given, text), (shown, ""), (told, "")):
+        if os.path.lexists(path):
+            os.unlink(path)
+        with open(path, "x", encoding="utf-8", newline="", errors="surrogatepass") as file:
+            file.write(content)
+    child = os.fork()
+    if child == 0:
+        _program(code, imports, given, shown, told)
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if os.getpid() == 1:
+        _empty_namespace()
+    with open(told, encoding="utf-8", errors="replace") as file:
+        error = file.read(2 * MAX_DETAIL)
+    if status == -signal.SIGXCPU:
+        return {"timeout": True}
+    if error or status < 0:
+        return {"error": error or f"killed by signal {-status}"}
+    with open(shown, encoding="utf-8", errors="replace", newline="") as file:
+        output = file.read(max_output + 1)
+    return {"too_much": True} if len(output) > max_output else {"output": output}
+
+
+def _empty_namespace() -> None:
+    """Kill what a program left running, so that the next test begins alone."""
+    try:
+        os.kill(-1, signal.SIGKILL)
+        while True:
+            os.waitpid(-1, 0)
+    except (ProcessLookupError, ChildProcessError):
+        pass
+
+
+def _program(code: CodeType, imports: str, given: str, shown: str, told: str) -> None:
+    """The child: a program with its own standard streams. Never returns."""
+    os.closerange(3, 256)
+    os.dup2(os.open(given, os.O_RDONLY), 0)
+    os.dup2(os.open(shown, os.O_WRONLY | os.O_APPEND), 1)
+    os.closerange(3, 256)
+    random.seed(0)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
+    sys.argv = ["solution.py"]
+    space = _fresh_module("__main__")
+    leave, error = os._exit, None
+    try:
+        exec(imports, space)
+        exec(code, space)
+        _wait_for_threads()
+    except SystemExit:
+        pass
+    except BaseException as raised:
+        error = raised
+    try:
+        sys.stdout.flush()
+    except BaseException as raised:
+        error = error or raised
+    if error is not None:
+        with open(told, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(judge.in_words(described(error)))
+    leave(0)
+
+
+def _wait_for_threads() -> None:
+    threading = sys.modules.get("threading")
+    if threading is None:
+        return
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and not thread.daemon:
+            thread.join()

@@ -1,0 +1,242 @@
+"""Plain values between two processes that do not trust each other: what one sends, the other rebuilds from built-in types.
+
+A value is one *item* of JSON beside a table of *containers*. None, True, False, floats, texts and whole numbers of up to 64
+bits are themselves; `["i", hex]`, `["c", real, imaginary]`, `["u", hex]` (a text with surrogates), `["b", hex]`, `["r",
+start, stop, step]`, `["T", name]` (a built-in type) and `["e"]` (Ellipsis) are the other scalars; `["o", number, type]` is an
+object that stays where it is; `[n]` is container n. A container is `[kind, contents]`: l list, t tuple, s set, z frozenset, d dict (keys and values in
+turn), B bytearray (hex). One that is met twice is sent once, so that it is one at the other end too; it may hold itself.
+
+Both sides of the sandbox use this file, so it imports next to nothing, and its names are bound before a solution runs.
+"""
+
+from __future__ import annotations
+
+import builtins
+import json
+import struct
+
+TYPE_CHECKING = False  # importing `typing` would double the time to start
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Any
+
+MAX_FRAME_BYTES = 64 << 20
+
+_dumps, _loads = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode, json.loads
+_length = struct.Struct("<I")
+_IN_PLACE = {"l": list, "s": set, "d": dict, "B": bytearray}
+_SCALARS = (type(None), bool, int, float, str)
+_BUILT_IN = {name: value for name, value in vars(builtins).items() if type(value) is type}
+_NAMES = {value: name for name, value in _BUILT_IN.items()}
+
+
+class NotPlain(Exception):
+    """A value that does not go across, or a message that describes none."""
+
+
+class Closed(Exception):
+    """The other side has gone."""
+
+
+def send(write: Callable[[Any], int], message: Any) -> None:
+    """One message of JSON, its length in front. Raises OSError when the other side has gone, NotPlain if it is too long."""
+    text = _dumps(message).encode("ascii")
+    if len(text) > MAX_FRAME_BYTES:
+        raise NotPlain(f"a value of {len(text) >> 20} MiB is too big")
+    rest = memoryview(_length.pack(len(text)) + text)
+    while rest:
+        rest = rest[write(rest) :]
+
+
+def receive(read: Callable[[int], bytes]) -> Any:
+    """The next message. Raises Closed at the end, NotPlain for what is none."""
+    (size,) = _length.unpack(_exactly(read, 4))
+    if size > MAX_FRAME_BYTES:
+        raise NotPlain("a message that is too long")
+    text = _exactly(read, size)
+    try:
+        return _loads(text)
+    except (ValueError, RecursionError):
+        raise NotPlain("a message that is not JSON") from None
+
+
+def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    parts = []
+    while size:
+        part = read(min(size, 1 << 20))
+        if not part:
+            raise Closed
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+class Encoder:
+    """Items of several values that share one table. `other` gives the item of an object that is not plain, or raises."""
+
+    def __init__(self, other: Callable[[Any], Any]) -> None:
+        self.containers: list[Any] = []
+        self.met: list[Any] = []  # the objects of the table, which also keeps their id() theirs
+        self._numbers: dict[int, int] = {}
+        self._waiting: list[tuple[list[Any], Iterable[Any]]] = []
+        self._other = other
+
+    def item(self, value: Any) -> Any:
+        """Subclasses count as the built-in type that they extend; their own methods are not asked."""
+        found = self._item(value)
+        while self._waiting:  # not by recursion: a value may be nested deeper than any stack
+            contents, parts = self._waiting.pop()
+            contents.extend(map(self._item, parts))
+        return found
+
+    def number(self, container: Any) -> int | None:
+        """Its number if it was met."""
+        return self._numbers.get(id(container))
+
+    def _item(self, value: Any) -> Any:
+        kind = type(value)
+        if value is None or kind is bool:
+            return value
+        if kind is float:
+            return value
+        if isinstance(value, int):
+            value = int.__add__(value, 0)
+            return value if -(1 << 63) <= value < 1 << 64 else ["i", hex(value)]
+        if isinstance(value, float):
+            return float.__add__(value, 0.0)
+        if isinstance(value, str):
+            text = str.__str__(value)
+            try:
+                str.encode(text)
+            except UnicodeEncodeError:  # JSON would make one character of two surrogates
+                return ["u", str.encode(text, "utf-8", "surrogatepass").hex()]
+            return text
+        if isinstance(value, (list, tuple, dict, set, frozenset, bytearray)):
+            return [self._container(value)]
+        if isinstance(value, complex):
+            value = complex.__add__(value, 0)
+            return ["c", value.real, value.imag]
+        if isinstance(value, bytes):
+            return ["b", bytes.hex(value)]
+        if kind is range:
+            return ["r", *map(self._item, (value.start, value.stop, value.step))]
+        if kind is type and value in _NAMES:
+            return ["T", _NAMES[value]]
+        return ["e"] if value is ... else self._other(value)
+
+    def _container(self, value: Any) -> int:
+        number = self._numbers.get(id(value))
+        if number is not None:
+            return number
+        number = self._numbers[id(value)] = len(self.containers)
+        self.met.append(value)
+        contents: list[Any] = []
+        if isinstance(value, bytearray):
+            self.containers.append(["B", bytearray.hex(value)])
+            return number
+        if isinstance(value, list):
+            kind, parts = "l", list.__getitem__(value, slice(None))
+        elif isinstance(value, tuple):
+            kind, parts = "t", list(tuple.__iter__(value))
+        elif isinstance(value, dict):
+            kind, parts = "d", [part for pair in dict.items(value) for part in pair]
+        elif isinstance(value, set):
+            kind, parts = "s", list(set.__iter__(value))
+        else:
+            kind, parts = "z", list(frozenset.__iter__(value))
+        self.containers.append([kind, contents])
+        self._waiting.append((contents, parts))
+        return number
+
+
+class Decoder:
+    """Rebuilds what an Encoder described, with nothing but exact built-in types; raises NotPlain for any other message.
+
+    `known` gives containers that are already there: lists, dicts, sets and bytearrays get the new contents in place.
+    `other` makes what stands for an object that stayed at the other side.
+    """
+
+    def __init__(self, containers: Any, other: Callable[[Any], Any], known: Mapping[int, Any] | None = None) -> None:
+        self._other = other
+        try:
+            self._build([(kind, contents) for kind, contents in containers], known or {})
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
+            raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
+
+    def value(self, item: Any) -> Any:
+        """The value of one item."""
+        try:
+            return self._value(item)
+        except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+            raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
+
+    def _build(self, containers: list[tuple[str, Any]], known: Mapping[int, Any]) -> None:
+        self.objects: list[Any] = [_MISSING] * len(containers)
+        for number, (kind, _) in enumerate(containers):
+            if kind in _IN_PLACE:
+                there = known.get(number)
+                self.objects[number] = there if type(there) is _IN_PLACE[kind] else _IN_PLACE[kind]()
+        for number in range(len(containers)):
+            self._build_fixed(number, containers)
+        for (kind, contents), made in zip(containers, self.objects, strict=True):
+            if kind == "l":
+                made[:] = map(self._value, contents)
+            elif kind == "B":
+                made[:] = bytes.fromhex(contents)
+            elif kind == "s":
+                new = set(map(self._value, contents))
+                made.clear()
+                made.update(new)
+            elif kind == "d":
+                parts = list(map(self._value, contents))
+                pairs = dict(zip(parts[::2], parts[1::2], strict=True))
+                made.clear()
+                made.update(pairs)
+
+    def _build_fixed(self, number: int, containers: list[tuple[str, Any]]) -> None:
+        """A tuple or a frozenset, after those that it holds."""
+        stack, begun = [number], set[int]()
+        while stack:
+            number = stack[-1]
+            if self.objects[number] is not _MISSING:
+                stack.pop()
+                continue
+            kind, contents = containers[number]
+            inner = [item[0] for item in contents if type(item) is list and len(item) == 1 and type(item[0]) is int]
+            missing = [child for child in inner if self.objects[child] is _MISSING]
+            if missing:
+                if number in begun:
+                    raise ValueError("a tuple in itself")
+                begun.add(number)
+                stack += missing
+                continue
+            self.objects[number] = {"t": tuple, "z": frozenset}[kind](map(self._value, contents))
+
+    def _value(self, item: Any) -> Any:
+        if type(item) in _SCALARS:
+            return item
+        head, *rest = item
+        if type(head) is int:
+            if rest or head < 0 or self.objects[head] is _MISSING:
+                raise ValueError(head)
+            return self.objects[head]
+        if head == "i":
+            return int(rest[0], 16)
+        if head == "c":
+            return complex(*map(float, rest))
+        if head == "u":
+            return bytes.fromhex(rest[0]).decode("utf-8", "surrogatepass")
+        if head == "b":
+            return bytes.fromhex(rest[0])
+        if head == "r":
+            return range(*map(self._value, rest))
+        if head == "e":
+            return ...
+        if head == "T":
+            return _BUILT_IN[rest[0]]
+        if head == "o":
+            return self._other(rest)
+        raise ValueError(head)
+
+
+_MISSING = object()
