@@ -20,7 +20,7 @@ import pytest
 from loop.errors import ConfigError, HarnessError
 from loop.grading import sandbox as sandbox_module
 from loop.grading.extract import extract_code
-from loop.grading.grader import Grader, Job
+from loop.grading.grader import Grader, Job, Outcome
 from loop.grading.judge import same_output
 from loop.grading.problems import Problem, load_suite
 from loop.grading.sandbox import Sandbox, check_sandbox, find_bwrap
@@ -355,6 +355,42 @@ def test_a_timeout_is_not_a_wrong_answer() -> None:
     verdict = Grader(timeout_s=0.4, num_workers=1).grade_one(F, "while True: pass")
     assert (verdict.verdict, verdict.detail) == ("timeout", "not finished after 0.4 s")
     assert 0.3 < verdict.duration_s < 3
+
+
+class Scripted(Grader):
+    """Runs take as long as the script says; the program named "reference" takes a second."""
+
+    def __init__(self, *runs: tuple[str, float, float]) -> None:
+        super().__init__(timeout_s=10.0, num_workers=1)
+        self.runs = [Outcome(word, "", wall, cpu) for word, wall, cpu in runs]  # type: ignore[arg-type]
+
+    def _run(self, problem: Problem, code: str, pool: Any, limit_s: float) -> Outcome:
+        if code == "reference":
+            return Outcome("passed", "", 1.0, 1.0)
+        outcome = self.runs.pop(0)
+        return outcome._replace(word="timeout") if outcome.duration_s > 1.25 * limit_s else outcome
+
+
+@pytest.mark.parametrize(
+    ("runs", "reference", "verdict"),
+    [
+        ([("passed", 1.0, 1.0)], None, "passed"),
+        ([("passed", 12.6, 12.5)], None, "timeout"),  # it never ends: once is enough
+        ([("timeout", 12.5, 0.1), ("passed", 1.0, 1.0)], None, "passed"),  # the machine had no time for it
+        ([("timeout", 12.5, 0.1), ("timeout", 12.5, 0.1)], None, "timeout"),  # it sleeps
+        ([("passed", 11.0, 11.0), ("passed", 8.0, 8.0), ("passed", 9.0, 9.0)], None, "passed"),  # the median
+        ([("passed", 9.0, 9.0), ("passed", 11.0, 11.0), ("passed", 12.0, 12.0)], None, "timeout"),
+        ([("failed", 9.0, 9.0), ("failed", 9.0, 9.0), ("failed", 9.0, 9.0)], None, "failed"),
+        ([("passed", 12.6, 12.5), ("passed", 12.6, 12.6)], "reference", "passed"),  # 20 times a second
+    ],
+)
+def test_a_verdict_near_the_limit_is_repeated(
+    runs: list[tuple[str, float, float]], reference: str | None, verdict: str
+) -> None:
+    grader = Scripted(*runs)
+    problem = F.model_copy(update={"reference": reference})
+    assert grader.grade_one(problem, "x").verdict == verdict
+    assert grader.runs == []
 
 
 def test_a_problem_without_tests_is_a_harness_error(grader: Grader) -> None:

@@ -220,7 +220,7 @@ ATTACKS_ON_FUNCTIONAL = {
     "a tuple in a list": ("def f(x): return [(2,)]", "failed"),
     "text": ("def f(x): return '[2]'", "failed"),
     "itself": ("def f(x):\n    y = []\n    y.append(y)\n    return y", "failed"),
-    "a flood": ("def f(x): return 'x' * 10**8", "error"),
+    "a flood": ("def f(x): return 'x' * 10**8", "error timeout"),
     "a description of a tuple": ("def f(x): return {'tuple': [2]}", "failed"),
     "exit": ("import os\ndef f(x): os._exit(0)", "error"),
     "say done": (

@@ -21,7 +21,7 @@ import sys
 import time
 
 from loop.grading import judge, seccomp
-from loop.grading.values import Closed, Decoder, Encoder, receive, send
+from loop.grading.values import Closed, Decoder, Encoder, NotPlain, receive, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -172,7 +172,10 @@ def solve() -> None:
     try:
         send(link.write, {"ready": True})
         while True:
-            send(link.write, link.answer(receive(link.read)))
+            try:
+                send(link.write, link.answer(receive(link.read)))
+            except NotPlain as error:  # too big
+                send(link.write, {"raised": described(error), "containers": [], "given": []})
     except (Closed, OSError):
         leave(0)
 
