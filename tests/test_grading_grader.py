@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from loop.errors import ConfigError, HarnessError
+from loop.grading import grader as grader_module
 from loop.grading import sandbox as sandbox_module
 from loop.grading.extract import extract_code
 from loop.grading.grader import Grader, Job, Outcome
@@ -69,6 +70,21 @@ def test_all_first_steps_references_pass(grader: Grader) -> None:
     problems = load_suite("first-steps").problems
     jobs = (Job(p.task_id, p, extract_code(answers[p.task_id], p, prefilled_fence=True)) for p in problems)
     assert [(key, verdict.detail) for key, verdict in grader.grade(jobs) if verdict.verdict != "passed"] == []
+
+
+@pytest.mark.parametrize("source", ["humaneval", "first-steps"])
+def test_references_are_whole_programs(grader: Grader, source: str) -> None:
+    problems = load_suite(source, limit=20).problems
+    verdicts = list(grader.grade(Job(problem.task_id, problem, problem.reference) for problem in problems))
+    assert [key for key, verdict in verdicts if verdict.verdict != "passed"] == []
+
+
+def test_nothing_of_a_reference_is_sent_with_a_job() -> None:
+    for source in ("humaneval", "first-steps"):
+        for problem in load_suite(source).problems:
+            job = grader_module._job(problem, "x = 1")
+            assert problem.reference and problem.reference not in job.values()
+            assert job == grader_module._job(problem.model_copy(update={"reference": None}), "x = 1")
 
 
 # --- verdicts and their words

@@ -228,6 +228,26 @@ def test_the_hash_covers_content_and_nothing_else(tmp_path: Path) -> None:
     assert first.identity != first.sha256
 
 
+def test_a_reference_is_kept_and_no_hash_covers_it(tmp_path: Path) -> None:
+    solved = {**HUMANEVAL, "canonical_solution": "    return a + b\n"}
+    suite = load_suite(write(tmp_path / "a.jsonl", solved, MBPP, LIVECODEBENCH, HUMANEVAL | {"task_id": "T/1"}))
+    assert [problem.reference for problem in suite.problems] == [
+        "def add(a, b):\n    return a + b\n",
+        MBPP["code"],
+        None,
+        None,
+    ]
+    assert not any("return a + b" in text for p in suite.problems for text in (p.statement, p.prompt_code))
+    unsolved = load_suite(write(tmp_path / "b.jsonl", HUMANEVAL, {**MBPP, "code": None, "entry_point": "add"})).sha256
+    assert load_suite(write(tmp_path / "c.jsonl", solved, {**MBPP, "entry_point": "add"})).sha256 == unsolved
+
+
+def test_the_shipped_suites_keep_their_identity() -> None:
+    """A run that was begun goes on only with the same: never change these."""
+    assert load_suite("first-steps").sha256[:12] == "60adb6023b72"
+    assert load_suite("humaneval").sha256[:12] == "b5b1b0cd5a71"
+
+
 def test_limit_is_stable_and_keeps_the_order(tmp_path: Path) -> None:
     rows = [{**MBPP, "task_id": number} for number in range(100)]
     some = [problem.task_id for problem in load_suite(write(tmp_path / "a.jsonl", *rows[:50]), limit=20).problems]

@@ -44,7 +44,8 @@ class Problem(BaseModel):
     """One problem, ready to be asked and graded.
 
     `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
-    signature, LiveCodeBench's starter code) or "". `payload` holds what the grader needs and is plain JSON.
+    signature, LiveCodeBench's starter code) or "". `payload` holds what the grader needs and is plain JSON. `reference` is
+    a whole program that solves it, where the file has one; no hash covers it, and no model or solution is shown it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -56,6 +57,7 @@ class Problem(BaseModel):
     difficulty: str | None = None
     kind: Kind
     payload: dict[str, Any]
+    reference: str | None = None
 
 
 class Suite(BaseModel):
@@ -256,6 +258,7 @@ def _humaneval(row: dict[str, Any], where: str) -> Problem:
         difficulty=_difficulty(row, where),
         kind="humaneval",
         payload={"test": test},
+        reference=_reference(row, "canonical_solution", before=prompt),
     )
 
 
@@ -290,6 +293,7 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
             "setup": _text(row, "test_setup_code", where) if row.get("test_setup_code") else "",
             "imports": _texts(row, "test_imports", where) if row.get("test_imports") else [],
         },
+        reference=_reference(row, "code"),
     )
 
 
@@ -426,10 +430,17 @@ def _difficulty(row: dict[str, Any], where: str) -> str | None:
     return value
 
 
+def _reference(row: dict[str, Any], key: str, before: str = "") -> str | None:
+    value = row.get(key)
+    return before + value if isinstance(value, str) and value.strip() else None
+
+
 def _content_hash(problems: list[Problem]) -> str:
+    """Covers what is asked and how it is graded, and nothing that was added to a Problem for other ends."""
     digest = hashlib.sha256()
     for problem in problems:
-        digest.update(hashlib.sha256(json.dumps(problem.model_dump(), sort_keys=True).encode()).digest())
+        content = problem.model_dump(exclude={"reference"})
+        digest.update(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest())
     return digest.hexdigest()
 
 
