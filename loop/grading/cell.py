@@ -1,10 +1,10 @@
-"""What runs inside the sandbox: a warm interpreter that forks one process for each solution and one for its tests.
+"""What runs inside the sandbox: a warm interpreter that forks a process for each solution, and one for the tests.
 
 The first, `serve`, keeps the right to make namespaces and never runs anything but this file. It learns nothing of a job: the
 tests' process (`loop.grading.judge`) has a socket of its own to the grader, and hands the program to the solution's process
-(`solve`), which is a fork of one that has never held an answer. That is new for each solution, the first process of a PID namespace, with an empty
-/tmp and no rights; when it is ended, the kernel ends all that it started. Network, System V memory and the like, which would
-otherwise need namespaces too, are refused by `loop.grading.seccomp`.
+(`solve`), which is a fork of one that has never held an answer. That is new for each solution: the first process of a PID
+namespace, with an empty /tmp and no rights; when it is ended, the kernel ends all that it started. Network, System V memory
+and the like, which would otherwise need namespaces too, are refused by `loop.grading.seccomp`.
 """
 
 from __future__ import annotations
@@ -78,21 +78,26 @@ def serve(control: socket.socket) -> None:
 
 
 class _Tmp:
-    """The solutions' /tmp. Nobody else writes there, and one that a solution has changed is replaced by a new one."""
+    """The solutions' /tmp. Nobody else writes there, and one that a solution has touched is replaced by a new one."""
 
     def __init__(self, libc: Any) -> None:
         self._libc = libc
-        self._seen: tuple[int, int] | None = None
+        self._seen: tuple[Any, ...] = ()
 
     def empty(self, size: int) -> None:
         """Make it empty, with room for so many bytes."""
-        if self._seen == (size, os.stat("/tmp").st_ctime_ns):  # a change time cannot be set back
+        if self._seen == (size, *self._state()):
             return
-        if self._seen is not None:
+        if self._seen:
             _must(self._libc.umount2(b"/tmp", _DETACH), "umount")
         options = f"size={size},nr_inodes=20000,mode=1777".encode()
         _must(self._libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _NO_DEVICES_OR_SETUID, options), "mount")
-        self._seen = (size, os.stat("/tmp").st_ctime_ns)
+        self._seen = (size, *self._state())
+
+    def _state(self) -> tuple[Any, ...]:
+        """A change time cannot be set back, but may stand still for some milliseconds: hence the rest."""
+        found = os.stat("/tmp")
+        return found.st_ctime_ns, found.st_mode, os.listdir("/tmp"), os.listxattr("/tmp")
 
 
 def _end(pid: int, wait: bool) -> dict[str, Any]:

@@ -30,6 +30,7 @@ NUM_ATTEMPTS = 3
 NEAR, STRETCH = 0.75, 1.25
 """From this share of its time limit on, a program is run again before a verdict stands; so long it may run at all."""
 REFERENCE_TIMEOUT_S = 60.0
+NUM_REMEMBERED = 1024
 
 
 class Job(NamedTuple):
@@ -87,12 +88,12 @@ class Grader:
     def grade(self, jobs: Iterable[Job]) -> Iterator[tuple[Hashable, Verdict]]:
         """Yield a verdict per job, in the jobs' order, as soon as it is known.
 
-        Jobs are taken a few at a time, so memory does not grow with their number, but for a hash of each program. A harness
-        error that stays after repeats is given as such: the caller's stage has failed, and nothing is known about the
-        solution. Whoever stops early (an exception, a closed generator) leaves no program running.
+        Jobs are taken a few at a time, so memory does not grow with their number. A harness error that stays after repeats
+        is given as such: the caller's stage has failed, and nothing is known about the solution. Whoever stops early (an
+        exception, a closed generator) leaves no program running.
         """
         waiting: deque[tuple[Hashable, Future[Verdict]]] = deque()
-        same: dict[bytes, Future[Verdict]] = {}
+        same: dict[bytes, Future[Verdict]] = {}  # of late: samples of a problem follow each other
         pools = _Pool(self._sandbox)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
@@ -100,6 +101,8 @@ class Grader:
                 twin = _identity(job)
                 if twin not in same:
                     same[twin] = threads.submit(self._graded, job.problem, job.code, pools)
+                    if len(same) > NUM_REMEMBERED:
+                        del same[next(iter(same))]
                 waiting.append((job.key, same[twin]))
                 while waiting and (waiting[0][1].done() or len(waiting) >= 4 * self.num_workers):
                     key, future = waiting.popleft()

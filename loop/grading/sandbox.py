@@ -270,8 +270,8 @@ def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
             reasons.append(f"a trivial program did not pass ({said.get('detail')})")
         except HarnessError as error:
             reasons.append(str(error))
-        except (TimedOut, TooMuchMemory):
-            reasons.append("a trivial program did not end")
+        except (TimedOut, TooMuchMemory, JudgeEnded):
+            reasons.append("a trivial program did not end well")
     raise ConfigError(f"grading.sandbox: {reasons[0]}; {remedy}")
 
 
@@ -323,7 +323,8 @@ class Warm:
         """A new tests' process."""
         self.end_tests()
         self._tests, theirs = socket.socketpair()
-        order = self._sandbox.order("judge", len(tests), 0.0, memory_bytes, self._directory)
+        directory = self._directory if self._sandbox.level == "none" else "/"
+        order = self._sandbox.order("judge", len(tests), 0.0, memory_bytes, directory)
         del order["limits"]["RLIMIT_CPU"]  # it serves many solutions, and each of them has its time
         with theirs:
             self._interpreter.order(order, theirs)
