@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading import judge
+from loop.grading.plus import inputs_of, oracle_of
 from loop.grading.problems import Problem, livecodebench_tests
 from loop.grading.sandbox import JudgeEnded, Running, Sandbox, TimedOut, TooMuchMemory, Warm
 
@@ -146,7 +147,9 @@ class Grader:
             outcome = sorted(again, key=lambda one: one.duration_s)[1]
         if outcome.word != "timeout" and outcome.duration_s <= limit_s:
             return outcome
-        return outcome._replace(word="timeout", detail=outcome.detail if outcome.word == "timeout" else _too_late(limit_s))
+        return outcome._replace(
+            word="timeout", detail=outcome.detail if outcome.word == "timeout" else _too_late(limit_s)
+        )
 
     def _limit_for(self, problem: Problem, pool: _Pool) -> float:
         """`timeout_s`, or `timeout_factor` times what the reference solution takes here and now. Measured once."""
@@ -283,6 +286,13 @@ def _job(problem: Problem, code: str) -> dict[str, Any]:
             steps.insert(0, ("setup", payload["setup"]))
         imports = "\n".join(payload["imports"])
         return {**job, "kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
+    if problem.kind == "plus":
+        inputs = inputs_of(problem.task_id, payload)
+        if not any(inputs.values()):
+            raise HarnessError(f"problem {problem.task_id} has no tests")
+        answered = {"program": payload["program"], "inputs": inputs, "atol": payload["atol"]}
+        oracle = oracle_of(problem.task_id, problem.entry_point)
+        return {**job, "kind": "plus", "entry_point": problem.entry_point, "oracle": oracle, **answered}
     try:
         tests = livecodebench_tests(problem)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Problem suites: HumanEval, MBPP, LiveCodeBench and the shipped first steps, read from the field's own files.
+"""Problem suites: HumanEval, MBPP, their plus forms, LiveCodeBench and the shipped first steps, in the field's own formats.
 
 Formats are told apart by their keys. Everything wrong with a file is a ConfigError of one line with the place and the
 remedy, found here and not in the middle of a run. Nothing in a file is executed or unpickled.
@@ -22,13 +22,14 @@ from pydantic import BaseModel, ConfigDict
 from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
 from loop.grading.packed import unpack_tests
+from loop.grading.plus import inputs_of
 
-Kind = Literal["humaneval", "mbpp", "livecodebench"]
+Kind = Literal["humaneval", "mbpp", "plus", "livecodebench"]
 SPLIT_ORDER = ("select", "confirm", "final")
 
 _FORMATS = (
-    "HumanEval (task_id, prompt, entry_point, test), MBPP (task_id, text or prompt, test_list) or "
-    "LiveCodeBench (question_id, question_content, public_test_cases or private_test_cases)"
+    "HumanEval (task_id, prompt, entry_point, test), MBPP (task_id, text or prompt, test_list), HumanEval+ or MBPP+ "
+    "(task_id, prompt, entry_point, canonical_solution, base_input) or LiveCodeBench (question_id, question_content, public_test_cases or private_test_cases)"
 )
 
 
@@ -234,6 +235,8 @@ def _object(row: Any, place: str, line: int) -> dict[str, Any]:
 def problem_of(row: dict[str, Any], where: str) -> Problem:
     if "question_id" in row or "question_content" in row:
         return _livecodebench(row, where)
+    if "base_input" in row:
+        return _plus(row, where)
     if "test_list" in row:
         return _mbpp(row, where)
     if "entry_point" in row or "test" in row:
@@ -246,6 +249,7 @@ def _humaneval(row: dict[str, Any], where: str) -> Problem:
     _need(row, ("task_id", "prompt", "entry_point", "test"), "HumanEval", where)
     prompt, test = _text(row, "prompt", where), _text(row, "test", where)
     entry_point = _identifier(row, "entry_point", where)
+    _refuse_numpy(test, where)
     if not re.search(r"\bdef\s+check\s*\(", test):
         raise ConfigError(f"{where}: test defines no check(candidate); HumanEval calls it with {entry_point}")
     if not re.search(r"\bassert|\braise\b|\.assert", test):
@@ -268,6 +272,8 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
         raise ConfigError(f"{where}: lacks the key text (or prompt) of an MBPP problem; add the statement")
     _need(row, ("task_id", "test_list"), "MBPP", where)
     tests = _texts(row, "test_list", where)
+    if isinstance(row.get("test"), str):
+        _refuse_numpy(row["test"], where)
     if not tests:
         raise UntestedProblem(f"{where}: test_list is empty, so anything would pass; add tests")
     for number, test in enumerate(tests, start=1):
@@ -295,6 +301,46 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
         },
         reference=_reference(row, "code"),
     )
+
+
+def _plus(row: dict[str, Any], where: str) -> Problem:
+    _need(row, ("task_id", "prompt", "entry_point", "canonical_solution", "base_input"), "HumanEval+ or MBPP+", where)
+    prompt, entry_point = _text(row, "prompt", where), _identifier(row, "entry_point", where)
+    base, more = row["base_input"], row.get("plus_input") or []  # MBPP+ has {} for none
+    for key, inputs in (("base_input", base), ("plus_input", more)):
+        if not isinstance(inputs, list) or not all(isinstance(arguments, list) for arguments in inputs):
+            raise ConfigError(f"{where}: {key} is not a list of lists; write the arguments of each call as a list")
+    if not base + more:
+        raise UntestedProblem(f"{where}: has neither base_input nor plus_input, so anything would pass; add inputs")
+    atol = row.get("atol") or 0
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
+        raise ConfigError(f"{where}: atol is {_shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
+    program = prompt + _text(row, "canonical_solution", where)
+    begun = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
+    problem = Problem(
+        task_id=_task_id(row, "task_id", where),
+        statement="Complete the following Python function." if begun else "Write the function that is described here.",
+        prompt_code=prompt,
+        entry_point=entry_point,
+        difficulty=_difficulty(row, where),
+        kind="plus",
+        payload={"program": program, "base": json.dumps(base), "plus": json.dumps(more), "atol": atol},
+        reference=program,
+    )
+    try:
+        inputs_of(problem.task_id, problem.payload)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}; fetch the file again") from None
+    return problem
+
+
+def _refuse_numpy(test: str, where: str) -> None:
+    """The plus suites' other form holds its tests as code that computes with numpy, which no sandbox has."""
+    if re.search(r"^\s*(?:import|from)\s+numpy\b", test, re.MULTILINE):
+        raise ConfigError(
+            f"{where}: test imports numpy, which tests do not have; for HumanEval+ and MBPP+ take EvalPlus' own files "
+            "(HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz), which have base_input and plus_input"
+        )
 
 
 def _livecodebench(row: dict[str, Any], where: str) -> Problem:
