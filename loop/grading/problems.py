@@ -46,7 +46,8 @@ class Problem(BaseModel):
 
     `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
     signature, LiveCodeBench's starter code) or "". `payload` holds what the grader needs and is plain JSON. `reference` is
-    a whole program that solves it, where the file has one; no hash covers it, and no model or solution is shown it.
+    a whole program that solves it, where the file has one; no model or solution is shown it. `date` is when the problem
+    was published, as the file has it. No hash covers these two.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -59,6 +60,11 @@ class Problem(BaseModel):
     kind: Kind
     payload: dict[str, Any]
     reference: str | None = None
+    date: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What is asked and how it is graded, for hashes: fields that came later are left out, so that they stay."""
+        return self.model_dump(exclude={"reference", "date"})
 
 
 class Suite(BaseModel):
@@ -260,6 +266,7 @@ def _humaneval(row: dict[str, Any], where: str) -> Problem:
         prompt_code=prompt,
         entry_point=entry_point,
         difficulty=_difficulty(row, where),
+        date=_date(row),
         kind="humaneval",
         payload={"test": test},
         reference=_reference(row, "canonical_solution", before=prompt),
@@ -293,6 +300,7 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
         prompt_code=signature,
         entry_point=entry_point,
         difficulty=_difficulty(row, where),
+        date=_date(row),
         kind="mbpp",
         payload={
             "tests": tests,
@@ -323,6 +331,7 @@ def _plus(row: dict[str, Any], where: str) -> Problem:
         prompt_code=prompt,
         entry_point=entry_point,
         difficulty=_difficulty(row, where),
+        date=_date(row),
         kind="plus",
         payload={"program": program, "base": json.dumps(base), "plus": json.dumps(more), "atol": atol},
         reference=program,
@@ -371,6 +380,7 @@ def _livecodebench(row: dict[str, Any], where: str) -> Problem:
         prompt_code=starter,
         entry_point=func_name if tests[0]["testtype"] == "functional" else None,
         difficulty=_difficulty(row, where),
+        date=_date(row),
         kind="livecodebench",
         payload={"public": public, "private": private},
     )
@@ -476,17 +486,20 @@ def _difficulty(row: dict[str, Any], where: str) -> str | None:
     return value
 
 
+def _date(row: dict[str, Any]) -> str | None:
+    value = row.get("date", row.get("contest_date"))
+    return value if isinstance(value, str) and value.strip() else None
+
+
 def _reference(row: dict[str, Any], key: str, before: str = "") -> str | None:
     value = row.get(key)
     return before + value if isinstance(value, str) and value.strip() else None
 
 
 def _content_hash(problems: list[Problem]) -> str:
-    """Covers what is asked and how it is graded, and nothing that was added to a Problem for other ends."""
     digest = hashlib.sha256()
     for problem in problems:
-        content = problem.model_dump(exclude={"reference"})
-        digest.update(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest())
+        digest.update(hashlib.sha256(json.dumps(problem.content(), sort_keys=True).encode()).digest())
     return digest.hexdigest()
 
 
