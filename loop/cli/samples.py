@@ -34,8 +34,12 @@ def samples_command(
     from loop.cli.view import reader
 
     with reader(the_call().place().run_dir) as found:
-        if suite is not None and suite not in found.suites:
-            raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(found.suites)}")
+        if suite is not None:
+            known = list(
+                dict.fromkeys([*found.suites, *(one.suite_name for one in found.corpus.evaluations(found.run.id))])
+            )
+            if suite not in known:
+                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(known)}")
         completions = found.corpus.search(
             run_id=found.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
         )
@@ -84,7 +88,7 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
     for name, sha256 in {(one.suite_name, one.suite_sha256) for one in evaluations}:
         loaded = the_call().load()
         for suite in loaded.config.suites:
-            if suite.name == name:
+            if suite.name == name.partition("@")[0]:  # measurements beside the rounds add to its name
                 suite_problems = load_suite(suite.source, suite.limit, loaded.base_dir)
                 row, _, prompts = yardstick(suite_problems, suite, loaded.config)
                 if row.sha256 == sha256:
