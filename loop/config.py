@@ -276,6 +276,9 @@ class Grading(Section):
         "bubblewrap", description='"none" runs model-written code with your rights: only on a machine you can lose.'
     )
     timeout_s: PositiveFloat = Field(10.0, description="Wall time for one solution with all its tests.")
+    timeout_factor: PositiveFloat = Field(
+        20.0, description="So many times the problem's reference solution's time, where that is more than timeout_s."
+    )
     memory_bytes: PositiveInt = Field(1 << 30, description="Address space of a solution.")
     num_workers: PositiveInt | None = Field(None, description="Solutions graded at a time; default: one per core.")
 

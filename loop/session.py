@@ -240,7 +240,11 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
     tests = load_tests(config.prompts, config.model, loaded.base_dir) if config.wants_tests else {}
     suites = [_yardstick(loaded, suite) for suite in config.suites]
     grader = Grader(
-        config.grading.sandbox, config.grading.timeout_s, config.grading.memory_bytes, config.grading.num_workers
+        config.grading.sandbox,
+        config.grading.timeout_s,
+        config.grading.memory_bytes,
+        config.grading.num_workers,
+        config.grading.timeout_factor,
     )
     with locked(loaded.run_dir):
         _may_write(loaded.run_dir)

@@ -79,12 +79,12 @@ def test_references_are_whole_programs(grader: Grader, source: str) -> None:
     assert [key for key, verdict in verdicts if verdict.verdict != "passed"] == []
 
 
-def test_nothing_of_a_reference_is_sent_with_a_job() -> None:
+def test_nothing_of_a_reference_is_sent() -> None:
     for source in ("humaneval", "first-steps"):
         for problem in load_suite(source).problems:
-            job = grader_module._job(problem, "x = 1")
+            job = grader_module._tests(problem)
             assert problem.reference and problem.reference not in job.values()
-            assert job == grader_module._job(problem.model_copy(update={"reference": None}), "x = 1")
+            assert job == grader_module._tests(problem.model_copy(update={"reference": None}))
 
 
 # --- verdicts and their words
@@ -443,7 +443,7 @@ def test_a_sandbox_that_is_killed_from_outside_is_never_a_wrong_answer(monkeypat
     verdict_of = sandbox_module.Running.verdict
 
     def killed(self: Any) -> dict[str, Any]:
-        self._judge.kill()
+        self._host.kill()
         return verdict_of(self)
 
     monkeypatch.setattr(sandbox_module.Running, "verdict", killed)
@@ -485,8 +485,12 @@ def test_bwrap_that_may_not_make_namespaces(monkeypatch: pytest.MonkeyPatch, tmp
     assert "allow user namespaces" in report.remedy and "\n" not in report.remedy
 
 
+def start(warm: Any, timeout_s: float) -> Any:
+    return warm.run(None, sandbox_module._TRIVIAL.copy, sandbox_module._CODE, timeout_s, 1 << 30)
+
+
 def test_a_program_that_ended_while_nobody_listened_is_not_out_of_time() -> None:
-    with Sandbox.open("bubblewrap").warm() as warm, warm.run(sandbox_module._TRIVIAL, 0.3, 1 << 30) as running:
+    with Sandbox.open("bubblewrap").warm() as warm, start(warm, timeout_s=0.3) as running:
         time.sleep(1.0)  # as if this process had been stopped
         assert running.verdict()["verdict"] == "passed"
 

@@ -127,7 +127,7 @@ def _grader(call: Call) -> Grader:
     grading = Grading()
     if call.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"):
         grading = call.load().config.grading
-    return Grader(grading.sandbox, grading.timeout_s, grading.memory_bytes, grading.num_workers)
+    return Grader(grading.sandbox, grading.timeout_s, grading.memory_bytes, grading.num_workers, grading.timeout_factor)
 
 
 def _problems(file: str) -> dict[str, Problem | str]:

@@ -1,10 +1,10 @@
 """What runs inside the sandbox: a warm interpreter that forks one process for each solution and one for its tests.
 
 The first, `serve`, keeps the right to make namespaces and never runs anything but this file. It learns nothing of a job: the
-test's process (`loop.grading.judge`) has a socket of its own to the grader, and hands the program to the solution's process
-(`solve`), which is a fork of one that has never held an answer. Each of the two is the first process of a PID namespace
-with a mount, IPC and network namespace of its own and an empty /tmp, has given up every right, and is gone, with all that
-it started, when the kernel ends its first process.
+tests' process (`loop.grading.judge`) has a socket of its own to the grader, and hands the program to the solution's process
+(`solve`), which is a fork of one that has never held an answer. That is new for each solution, the first process of a PID namespace, with an empty
+/tmp and no rights; when it is ended, the kernel ends all that it started. Network, System V memory and the like, which would
+otherwise need namespaces too, are refused by `loop.grading.seccomp`.
 """
 
 from __future__ import annotations
@@ -32,19 +32,15 @@ if TYPE_CHECKING:
     Order = dict[str, Any]
 
 MAX_DETAIL = 300
-LINK, HOST = 3, 4
+SOCKET = 3
 
-_NEWNS, _NEWUTS, _NEWIPC, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
+_NEWIPC, _NEWPID, _NEWNET = 0x8000000, 0x20000000, 0x40000000
+_DETACH, _NO_DEVICES_OR_SETUID = 2, 6
 _CLEAR_AMBIENT = (47, 4, 0, 0, 0)
 _CAPABILITIES_3 = 0x20080522
 
-# What programs import most: ready in memory, it costs them nothing.
-_WARM = (
-    "abc bisect calendar cmath collections copy dataclasses datetime decimal enum fractions functools hashlib heapq io"
-)
-_WARM += (
-    " itertools math operator queue re statistics string struct textwrap threading time traceback typing unicodedata"
-)
+# What programs import most: ready in memory, it costs them nothing. Every library that is loaded makes each fork slower.
+_WARM = "bisect collections copy datetime enum functools heapq io itertools math operator re statistics string threading typing"
 
 
 def serve(control: socket.socket) -> None:
@@ -54,29 +50,49 @@ def serve(control: socket.socket) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
     running: dict[str, int] = {}
+    tmp = _Tmp(libc)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
     control.send(b"ready")
     while True:
-        message, handles, _, _ = socket.recv_fds(control, 1 << 16, 2)
+        message, handles, _, _ = socket.recv_fds(control, 1 << 16, 1)
         if not message:
             os._exit(0)
         order = json.loads(message)
         if order["do"] == "end":
-            ends = {role: _end(pid, order["wait"] and role == "solution") for role, pid in running.items()}
-            control.send(json.dumps(ends).encode())
-            running.clear()
+            role = order["role"]
+            end = _end(running.pop(role), order["wait"]) if role in running else None
+            control.send(json.dumps(end).encode())
             continue
-        if order["nested"]:
+        apart = order["nested"] and order["role"] == "solution"
+        if apart:
+            tmp.empty(order["disk"])
             _must(libc.unshare(_NEWPID), "unshare")  # for the next child
         pid = os.fork()
         if pid == 0:
-            _child(control, here, handles, order, libc)
+            _child(control, handles[0], order, libc)
         running[order["role"]] = pid
-        for handle in handles:
-            os.close(handle)
-        if order["nested"]:
+        os.close(handles[0])
+        if apart:
             _must(libc.setns(here, _NEWPID), "setns")  # and no further one
+
+
+class _Tmp:
+    """The solutions' /tmp. Nobody else writes there, and one that a solution has changed is replaced by a new one."""
+
+    def __init__(self, libc: Any) -> None:
+        self._libc = libc
+        self._seen: tuple[int, int] | None = None
+
+    def empty(self, size: int) -> None:
+        """Make it empty, with room for so many bytes."""
+        if self._seen == (size, os.stat("/tmp").st_ctime_ns):  # a change time cannot be set back
+            return
+        if self._seen is not None:
+            _must(self._libc.umount2(b"/tmp", _DETACH), "umount")
+        options = f"size={size},nr_inodes=20000,mode=1777".encode()
+        _must(self._libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _NO_DEVICES_OR_SETUID, options), "mount")
+        self._seen = (size, os.stat("/tmp").st_ctime_ns)
 
 
 def _end(pid: int, wait: bool) -> dict[str, Any]:
@@ -104,39 +120,35 @@ def _must(result: int, what: str) -> None:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
-def _child(control: socket.socket, here: int, handles: list[int], order: Order, libc: Any) -> None:
-    """One of the two processes of a job, with nothing open but its own sockets. Never returns."""
+def _child(control: socket.socket, handle: int, order: Order, libc: Any) -> None:
+    """One of the two processes of a job, with nothing open but its own socket. Never returns."""
     try:
         os.setsid()
         control.detach()
-        for number, handle in enumerate(handles):
-            os.dup2(handle, 64 + number)
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
             os.dup2(nothing, number)
-        for number in range(len(handles)):
-            os.dup2(64 + number, LINK + number, inheritable=False)
-        os.closerange(LINK + len(handles), 256)
+        os.dup2(handle, 64)
+        os.dup2(64, SOCKET, inheritable=False)
+        os.closerange(SOCKET + 1, 256)
         _enter(order, libc)
         random.seed(0)  # a fork seeds it anew, and programs that draw are to do the same each time
     except BaseException as error:  # before anything foreign was run: no fault of the program
-        send(_writer(HOST if order["role"] == "judge" else LINK), {"broken": f"{type(error).__name__}: {error}"})
+        send(_write, {"broken": f"{type(error).__name__}: {error}"})
         os._exit(1)
     try:
         if order["role"] == "solution":
             solve()
         else:
-            judge.main()
+            judge.main(SOCKET)
     finally:
         os._exit(1)
 
 
 def _enter(order: Order, libc: Any) -> None:
     """Shut this process in, and give up every right."""
-    if order["nested"]:
-        _must(libc.unshare(_NEWNS | _NEWIPC | _NEWUTS | _NEWNET), "unshare")
-        options = f"size={order['disk']},nr_inodes=20000,mode=1777".encode()
-        _must(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 6, options), "mount")  # 6: no devices, no set-user-ID
+    if order["nested"] and not seccomp.KNOWN:
+        _must(libc.unshare(_NEWIPC | _NEWNET), "unshare")
     if order["uid"]:  # root's processes are not counted against RLIMIT_NPROC: become nobody in particular
         os.setgroups([])
         os.setgid(order["uid"])
@@ -157,9 +169,12 @@ def _enter(order: Order, libc: Any) -> None:
         seccomp.install(libc)
 
 
-def _writer(handle: int) -> Callable[[Any], int]:
-    write = os.write
-    return lambda part: write(handle, part)
+def _read(size: int, read: Callable[[int, int], bytes] = os.read) -> bytes:
+    return read(SOCKET, size)
+
+
+def _write(part: Any, write: Callable[[int, Any], int] = os.write) -> int:
+    return write(SOCKET, part)
 
 
 # the solution's process
@@ -167,15 +182,14 @@ def _writer(handle: int) -> Callable[[Any], int]:
 
 def solve() -> None:
     """Do what the tests' process asks: load the program, call what it defines. Never returns."""
-    read, leave = os.read, os._exit
-    link = Link(lambda size: read(LINK, size), _writer(LINK))
+    leave, link = os._exit, Link()
     try:
-        send(link.write, {"ready": True})
+        send(_write, {"ready": True})
         while True:
             try:
-                send(link.write, link.answer(receive(link.read)))
+                send(_write, link.answer(receive(_read)))
             except NotPlain as error:  # too big
-                send(link.write, {"raised": described(error), "containers": [], "given": []})
+                send(_write, {"raised": described(error), "containers": [], "given": []})
     except (Closed, OSError):
         leave(0)
 
@@ -183,8 +197,7 @@ def solve() -> None:
 class Link:
     """The program's side of the questions. What a program does to it only changes which values are said to be its own."""
 
-    def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:
-        self.read, self.write = read, write
+    def __init__(self) -> None:
         self._space: dict[str, Any] = {}
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}

@@ -177,19 +177,19 @@ class Grader:
         raise HarnessError(str(failure))
 
     def _run(self, problem: Problem, code: str, pool: _Pool, limit_s: float) -> Outcome:
-        job = _job(problem, code)
-        warm = pool.take()
+        warm = pool.take(problem)
+        # a lone surrogate cannot be part of a program, but must not end the harness either
+        code = code.encode("utf-8", "replace").decode()
+        at_most_s = STRETCH * limit_s  # to tell a program that is a little late from one that never ends
         try:
-            # longer than the limit, to tell a program that is a little late from one that never ends
-            with warm.run(job, STRETCH * limit_s, self.memory_bytes) as running:
+            with warm.run(problem, lambda: _tests(problem), code, at_most_s, self.memory_bytes) as running:
                 word, detail = self._judged(running, limit_s)
-                duration_s = running.elapsed_s()
-                solution = running.ended().get("solution")
+                outcome = Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
         except BaseException:
             pool.drop(warm)
             raise
         pool.give(warm)
-        return Outcome(word, detail, duration_s, solution.cpu_s if solution else 0.0)
+        return outcome
 
     def _judged(self, running: Running, limit_s: float) -> tuple[Word, str]:
         try:
@@ -200,10 +200,10 @@ class Grader:
             return "error", f"used more than {self.memory_bytes >> 20} MiB of memory"
         if not said["ended"]:
             return said["verdict"], said["detail"]
-        end = running.ended(wait=True).get("solution")
-        if end is not None and (end.status == -24 or (end.status == -9 and end.cpu_s >= limit_s)):
+        end = running.ended(wait=True)
+        if end.status == -24 or (end.status == -9 and end.cpu_s >= limit_s):
             return "timeout", "used up its CPU time"
-        if end is not None and end.status is not None and end.status < 0:
+        if end.status is not None and end.status < 0:
             return "error", f"killed by signal {-end.status} before the last test was done"
         return "error", said["detail"]
 
@@ -222,12 +222,14 @@ class _Pool:
         self._busy: set[Warm] = set()
         self._stopped = False
 
-    def take(self) -> Warm:
+    def take(self, problem: Problem) -> Warm:
+        """One that is free, if there is one; rather one that knows the problem."""
         with self._lock:
             if self._stopped:
                 raise HarnessError("grading was stopped")
             if self._free:
-                warm = self._free.pop()
+                warm = next((warm for warm in self._free if warm.problem is problem), self._free[0])
+                self._free.remove(warm)
                 self._busy.add(warm)
                 return warm
         warm = self._sandbox.warm()
@@ -265,19 +267,12 @@ def _identity(job: Job) -> bytes:
     return hashlib.sha256(f"{id(job.problem)} {job.problem.task_id!r} {code}".encode("utf-8", "surrogatepass")).digest()
 
 
-def _job(problem: Problem, code: str) -> dict[str, Any]:
+def _tests(problem: Problem) -> dict[str, Any]:
     """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests."""
     payload = problem.payload
-    # a lone surrogate cannot be part of a program, but must not end the harness either
-    job: dict[str, Any] = {"code": code.encode("utf-8", "replace").decode(), "imports": ""}
     if problem.kind == "humaneval":
-        return {
-            **job,
-            "kind": "humaneval",
-            "prompt": problem.prompt_code,
-            "entry_point": problem.entry_point,
-            "test": payload["test"],
-        }
+        names = {"prompt": problem.prompt_code, "entry_point": problem.entry_point, "test": payload["test"]}
+        return {"kind": "humaneval", "imports": "", **names}
     if problem.kind == "mbpp":
         if not payload["tests"]:
             raise HarnessError(f"problem {problem.task_id} has no tests")
@@ -285,24 +280,24 @@ def _job(problem: Problem, code: str) -> dict[str, Any]:
         if payload["setup"]:  # builds what the tests use, and may need what the solution defines
             steps.insert(0, ("setup", payload["setup"]))
         imports = "\n".join(payload["imports"])
-        return {**job, "kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
+        return {"kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
     if problem.kind == "plus":
         inputs = inputs_of(problem.task_id, payload)
         if not any(inputs.values()):
             raise HarnessError(f"problem {problem.task_id} has no tests")
-        answered = {"program": payload["program"], "inputs": inputs, "atol": payload["atol"]}
         oracle = oracle_of(problem.task_id, problem.entry_point)
-        return {**job, "kind": "plus", "entry_point": problem.entry_point, "oracle": oracle, **answered}
+        calls = {"entry_point": problem.entry_point, "inputs": inputs, "atol": payload["atol"], "oracle": oracle}
+        return {"kind": "plus", "imports": "", "program": payload["program"], **calls}
     try:
         tests = livecodebench_tests(problem)
     except ValueError as error:
         raise HarnessError(f"problem {problem.task_id}: {error}") from None
     if not tests:
         raise HarnessError(f"problem {problem.task_id} has no tests")
-    job |= {"imports": judge.PREAMBLE, "tests": [(test["input"], test["output"]) for test in tests]}
+    pairs = [(test["input"], test["output"]) for test in tests]
     if tests[0]["testtype"] == "functional":
-        return {**job, "kind": "functional", "func_name": problem.entry_point}
-    return {**job, "kind": "stdin"}
+        return {"kind": "functional", "imports": judge.PREAMBLE, "tests": pairs, "func_name": problem.entry_point}
+    return {"kind": "stdin", "imports": judge.PREAMBLE, "tests": pairs}
 
 
 def _shadowing(problem: Problem) -> list[str]:

@@ -1,4 +1,4 @@
-"""The tests of one problem, in a process of their own: they run unchanged, and what they call is asked of the solution.
+"""The tests of one problem, in a process of their own: they run unchanged, and what they call is asked of a solution.
 
 A solution gives back plain values (`loop.grading.values`) and nothing else. An object of any other type is a `Handle` here: it
 can be passed back, called, and asked for attributes and elements, and is true; but it cannot be compared, hashed or shown,
@@ -8,11 +8,13 @@ because its own answer would count. Whatever breaks once, counts to the end: tes
 from __future__ import annotations
 
 import builtins
+import functools
 import importlib
 import json
 import marshal
 import math
 import os
+import socket
 import sys
 from decimal import Decimal, InvalidOperation
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-LINK, HOST = 3, 4
 # LiveCodeBench runs every solution after these lines.
 _STARS = ["string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"]
 _STARS += ["itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"]
@@ -38,6 +39,10 @@ class SuiteAtFault(Exception):
     """What the suite brings itself does not run; nothing is known of the solution."""
 
 
+class NotReady(Exception):
+    """The solution's process could not be shut in."""
+
+
 class Gone(BaseException):
     """The solution's process has ended, or speaks nonsense."""
 
@@ -46,33 +51,30 @@ class NoPlainValue(Exception):
     """A test did something with a value that is not plain."""
 
 
-def main() -> None:
-    """Judge the one job that the grader sends. Never returns."""
-
-    def write(part: Any) -> int:
-        return os.write(HOST, part)
-
-    job = marshal.loads(_all_of(HOST))
-    solution = Solution(lambda size: os.read(LINK, size), lambda part: os.write(LINK, part))
-    try:
-        solution.begin()
-    except Gone as gone:
-        send(write, {"broken": str(gone)})
-        os._exit(0)
-    try:
-        prepare(job)
-        send(write, {"ready": True})
-        send(write, judge(job, solution))
-    except SuiteAtFault as error:
-        send(write, {"broken": str(error)})
-    os._exit(0)
+def main(host: int) -> None:
+    """Judge solutions of the problem that the grader sends first, each over a socket of its own. Never returns."""
+    grader = socket.socket(fileno=host)
+    problem = marshal.loads(_exactly(grader, int.from_bytes(_exactly(grader, 8), "little")))
+    while True:
+        size, handles, _, _ = socket.recv_fds(grader, 8, 1)
+        if not size:
+            os._exit(0)
+        with socket.socket(fileno=handles[0]) as link:
+            code = _exactly(grader, int.from_bytes(size, "little")).decode()
+            solution = Solution(link.recv, link.send)
+            try:
+                solution.begin()
+                prepare(problem)
+                send(grader.send, {"ready": True})
+                send(grader.send, judge({**problem, "code": code}, solution))
+            except (SuiteAtFault, NotReady) as error:
+                send(grader.send, {"broken": str(error)})
 
 
-def _all_of(handle: int) -> bytes:
-    size = int.from_bytes(os.read(handle, 8), "little")
+def _exactly(grader: socket.socket, size: int) -> bytes:
     parts = []
     while size:
-        part = os.read(handle, min(size, 1 << 20))
+        part = grader.recv(min(size, 1 << 20))
         if not part:
             os._exit(0)  # the grader has gone
         parts.append(part)
@@ -81,14 +83,14 @@ def _all_of(handle: int) -> bytes:
 
 
 def prepare(job: dict[str, Any]) -> None:
-    """What the suite's own program answers, before the solution's time begins. Raises SuiteAtFault."""
-    if job["kind"] != "plus":
+    """What the suite's own program answers, once and before a solution's time begins. Raises SuiteAtFault."""
+    if job["kind"] != "plus" or "answers" in job:
         return
     space = type(sys)("canonical").__dict__
     _own(job["program"], space)
-    job["answers"] = {}
+    found: dict[str, list[Any]] = {}
     for part, inputs in job["inputs"].items():
-        job["answers"][part] = answers = []
+        found[part] = answers = []
         for number, arguments in enumerate(inputs, start=1):
             try:
                 value = space[job["entry_point"]](*_copied(arguments))
@@ -96,6 +98,7 @@ def prepare(job: dict[str, Any]) -> None:
             except Exception as error:
                 text = f"{type(error).__name__}: {error}"
                 raise SuiteAtFault(f"the canonical solution fails on {part} input {number}: {text}") from None
+    job["answers"] = found
 
 
 def _copied(arguments: Any) -> Any:
@@ -165,13 +168,13 @@ class Solution:
         self._said: dict[str, Any] = {}
 
     def begin(self) -> None:
-        """Wait until the process is shut in; nothing foreign has run there yet. Raises Gone with the reason."""
+        """Wait until the process is shut in; nothing foreign has run there yet. Raises NotReady."""
         try:
             said = receive(self._read)
         except (Closed, OSError, NotPlain):
-            raise Gone("the solution's process could not start") from None
+            raise NotReady("the solution's process could not start") from None
         if said != {"ready": True}:
-            raise Gone(str(said.get("broken", said) if isinstance(said, dict) else said))
+            raise NotReady(str(said.get("broken", said) if isinstance(said, dict) else said))
 
     def ask(self, question: dict[str, Any], encoder: Encoder | None = None) -> Any:
         """The value of the answer. Raises what the solution raised, and Gone when it cannot answer any more."""
@@ -354,7 +357,7 @@ def _run_humaneval(job: dict[str, Any], solution: Solution, place: _Place) -> tu
         space[job["entry_point"]] = solution.global_named(job["entry_point"])
     except KeyError:
         return "error", f"the program defines no {job['entry_point']}"
-    exec(compile(job["test"], "<check>", "exec", dont_inherit=True), space)
+    exec(_compiled(job["test"], "<check>"), space)
     space["check"](space[job["entry_point"]])
     return "passed", ""
 
@@ -367,6 +370,12 @@ def _own(code: Any, space: dict[str, Any]) -> None:
         raise SuiteAtFault(f"the suite's own code fails: {type(error).__name__}: {error}") from None
 
 
+@functools.cache
+def _compiled(text: str, name: str) -> Any:
+    return compile(text, name, "exec", dont_inherit=True)
+
+
+@functools.cache
 def _compiled_prompt(prompt: str) -> Any:
     """The prompt as a module; where its last function still lacks a body, with one."""
     last = [line for line in prompt.split("\n") if line.strip()][-1:]
@@ -391,7 +400,7 @@ def _run_mbpp(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[s
             continue
     for step, text in job["steps"]:
         place.words = step
-        exec(compile(text, f"<{step}>", "exec", dont_inherit=True), space)
+        exec(_compiled(text, f"<{step}>"), space)
     return "passed", ""
 
 

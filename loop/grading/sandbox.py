@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self
 
@@ -58,10 +59,10 @@ _SIZE_HERE = "\0size"
 _TRIVIAL = {
     "kind": "mbpp",
     "imports": "",
-    "code": "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())",
     "shadowing": [],
     "steps": [("test 1", "assert size(b'') == 64")],
 }
+_CODE = "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())"
 _INSIDE = ("values", "judge", "seccomp", "cell")
 _PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
 # The first message on standard input, which is a socket, holds the modules that run inside.
@@ -245,7 +246,7 @@ class Sandbox:
         if self.level == "none" or not (self.own_uid or _counts_per_namespace()):
             del limits["RLIMIT_NPROC"]  # would count all the user's processes on the machine
         uid = _FIRST_UID + next(self._next_uid) % _NUM_UIDS if self.own_uid else 0
-        disk = DISK_BYTES + 4 * job_bytes
+        disk = DISK_BYTES + 4 * (job_bytes >> 20 << 20)  # the same for most jobs, so that /tmp need not be made anew
         return {
             "do": "start",
             "role": role,
@@ -262,7 +263,7 @@ def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
     reasons = []
     for sandbox in candidates:
         try:
-            with sandbox.warm() as warm, warm.run(_TRIVIAL, START_TIMEOUT_S, 1 << 30) as running:
+            with sandbox.warm() as warm, warm.run(None, _TRIVIAL.copy, _CODE, START_TIMEOUT_S, 1 << 30) as running:
                 said = running.verdict()
             if said.get("verdict") == "passed":
                 return sandbox
@@ -275,18 +276,21 @@ def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
 
 
 class Warm:
-    """A sandbox with its warm interpreter: one job at a time, nothing of one left for the next. A context manager.
+    """A sandbox with its warm interpreter: one job at a time, nothing of a solution left for the next. A context manager.
 
-    Where the kernel gives no namespaces inside namespaces, each solution gets a bubblewrap of its own.
+    The tests' process stays for the next solution of the same problem. Where the kernel gives no namespaces inside
+    namespaces, each solution gets a bubblewrap of its own.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._apart = sandbox.level != "none" and not sandbox.nested
         self._directory = tempfile.mkdtemp(prefix="loop-grade-") if sandbox.level == "none" else "/tmp"
-        self._closed = False
+        self.problem: object = None  # whose tests' process there is
+        self._tests: socket.socket | None = None
+        self._size = 0
         try:
-            self._judge = sandbox.interpreter(self._directory)
+            self._interpreter = sandbox.interpreter(self._directory)
         except BaseException:
             self._remove_directory()
             raise
@@ -297,25 +301,61 @@ class Warm:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def run(self, job: dict[str, Any], timeout_s: float, memory_bytes: int) -> Running:
-        """Begin a job. `timeout_s` is wall time from when the solution's process is shut in and ready."""
-        given = marshal.dumps(job)
+    def run(
+        self, problem: object, tests: Callable[[], dict[str, Any]], code: str, timeout_s: float, memory_bytes: int
+    ) -> Running:
+        """Begin on a solution. `tests` gives what `judge.py` wants to know of the problem, if that is not known there yet.
+
+        `timeout_s` is wall time from when the solution's process is shut in and ready.
+        """
+        if self._tests is None or self.problem is not problem:
+            self._begin(problem, marshal.dumps(tests()), memory_bytes)
+        assert self._tests is not None
         directory = self._directory
         if self._sandbox.level == "none":
             directory = tempfile.mkdtemp(dir=directory)
-        solution = self._sandbox.interpreter(directory, len(given)) if self._apart else self._judge
-        orders = [
-            self._sandbox.order(role, len(given), timeout_s, memory_bytes, directory) for role in ("judge", "solution")
-        ]
-        return Running(self._judge, solution, orders, given, timeout_s, memory_bytes)
+        program = code.encode()
+        order = self._sandbox.order("solution", self._size + len(program), timeout_s, memory_bytes, directory)
+        host = self._sandbox.interpreter(directory, self._size) if self._apart else self._interpreter
+        return Running(self, self._tests, host, order, program, timeout_s, memory_bytes + 8 * self._size)
+
+    def _begin(self, problem: object, tests: bytes, memory_bytes: int) -> None:
+        """A new tests' process."""
+        self.end_tests()
+        self._tests, theirs = socket.socketpair()
+        order = self._sandbox.order("judge", len(tests), 0.0, memory_bytes, self._directory)
+        del order["limits"]["RLIMIT_CPU"]  # it serves many solutions, and each of them has its time
+        with theirs:
+            self._interpreter.order(order, theirs)
+        self._tests.settimeout(START_TIMEOUT_S)
+        try:
+            self._tests.sendall(len(tests).to_bytes(8, "little") + tests)
+        except OSError:
+            raise HarnessError(f"the sandbox did not take the tests ({self._interpreter.words()})") from None
+        self.problem, self._size = problem, len(tests)
+
+    def end_tests(self) -> None:
+        """End the tests' process, if there is one: it may be in the middle of something."""
+        if self._tests is not None:
+            self._tests.close()
+            self._tests = None
+            self._interpreter.end("judge")
+
+    def release(self, host: Interpreter) -> None:
+        """Done with a solution that ran in this interpreter."""
+        if host is not self._interpreter:
+            host.close()
 
     def kill(self) -> None:
         """End it now; may be called from another thread."""
-        self._judge.kill()
+        self._interpreter.kill()
 
     def close(self) -> None:
         """Kill whatever is left and wait until it is gone. Safe to repeat."""
-        self._judge.close()
+        if self._tests is not None:
+            self._tests.close()
+            self._tests = None
+        self._interpreter.close()
         self._remove_directory()
 
     def _remove_directory(self) -> None:
@@ -324,33 +364,34 @@ class Warm:
 
 
 class Running:
-    """One job on its way: a context manager at whose end its processes are gone."""
+    """One solution on its way: a context manager at whose end its process is gone, with all that it started."""
 
     def __init__(
         self,
-        judge: Interpreter,
-        solution: Interpreter,
-        orders: list[dict[str, Any]],
-        given: bytes,
+        warm: Warm,
+        tests: socket.socket,
+        host: Interpreter,
+        order: dict[str, Any],
+        program: bytes,
         timeout_s: float,
         memory_bytes: int,
     ) -> None:
-        self._judge, self._solution = judge, solution
-        self._memory_bytes = memory_bytes + 8 * len(given)
-        self._ended: dict[str, Ended] | None = None
-        self._socket, theirs = socket.socketpair()
-        one, other = socket.socketpair()
+        self._warm, self._tests, self._host = warm, tests, host
+        self._memory_bytes = memory_bytes
+        self._ended: Ended | None = None
+        self._judged = False
         self._deadline = time.monotonic() + START_TIMEOUT_S
         try:
-            with theirs, one, other:
-                judge.order(orders[0], [one, theirs])
-                solution.order(orders[1], [other])
-            self._send(len(given).to_bytes(8, "little") + given)
+            one, other = socket.socketpair()
+            with one, other:
+                host.order(order, other)
+                socket.send_fds(tests, [len(program).to_bytes(8, "little")], [one.fileno()])
+            tests.sendall(program)
             if "ready" not in self._receive():
                 raise HarnessError("the sandbox could not start a solution")
-        except EOFError:
+        except (EOFError, OSError):
             self.close()
-            raise HarnessError(f"the sandbox could not start a solution: {judge.words()}") from None
+            raise HarnessError(f"the sandbox could not start a solution: {host.words()}") from None
         except TimedOut:
             self.close()
             raise HarnessError(f"the sandbox did not start within {START_TIMEOUT_S:g} s") from None
@@ -367,46 +408,32 @@ class Running:
         self.close()
 
     def verdict(self) -> dict[str, Any]:
-        """What the judge says. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError when there is no telling."""
+        """What the tests say. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError when there is no telling."""
         try:
-            return self._receive()
+            said = self._receive()
         except EOFError:
             self.ended()  # raises HarnessError where the sandbox has ended
             raise JudgeEnded("the tests' process did not survive the program's values") from None
+        self._judged = True
+        return said
 
     def elapsed_s(self) -> float:
         """How long ago the solution's process was ready."""
         return time.monotonic() - self._started
 
-    def ended(self, wait: bool = False) -> dict[str, Ended]:
-        """End both processes; how they had ended. With `wait`, the solution's is about to."""
+    def ended(self, wait: bool = False) -> Ended:
+        """End the solution's process; how it had ended. With `wait`, it is about to."""
         if self._ended is None:
-            ends = self._judge.end(wait)
-            if self._solution is not self._judge:
-                ends |= self._solution.end(wait)
-            self._ended = ends
+            self._ended = self._host.end("solution", wait)
         return self._ended
 
     def close(self) -> None:
         """Safe to repeat."""
-        self._socket.close()
-        if self._ended is None:
-            self._ended = {}
-            try:
-                self._judge.end(False)
-            except HarnessError:
-                self._judge.kill()
-        if self._solution is not self._judge:
-            self._solution.close()
-
-    def _send(self, given: bytes) -> None:
-        self._socket.settimeout(START_TIMEOUT_S)
-        try:
-            self._socket.sendall(given)
-        except OSError:
-            raise HarnessError("the sandbox did not take the job") from None
-        finally:
-            self._socket.settimeout(None)
+        with contextlib.suppress(HarnessError):
+            self.ended()
+            if not self._judged:
+                self._warm.end_tests()
+        self._warm.release(self._host)
 
     def _receive(self) -> dict[str, Any]:
         try:
@@ -424,14 +451,14 @@ class Running:
         not the program's fault.
         """
         poll = select.poll()
-        poll.register(self._socket, select.POLLIN)
+        poll.register(self._tests, select.POLLIN)
         while True:
             left = max(0.0, self._deadline - time.monotonic())
             if poll.poll(min(left, MEMORY_CHECK_S) * 1000):
-                return self._socket.recv(size)
+                return self._tests.recv(size)
             if left <= MEMORY_CHECK_S:
                 raise TimedOut
-            if _tree_bytes(self._solution.pid) > self._memory_bytes:
+            if _tree_bytes(self._host.pid) > self._memory_bytes:
                 raise TooMuchMemory
 
 
@@ -484,20 +511,19 @@ class Interpreter:
             raise HarnessError(f"the sandbox could not start: {words}")
         self._control.settimeout(END_TIMEOUT_S)
 
-    def order(self, order: dict[str, Any], sockets: list[socket.socket]) -> None:
-        """Have a process started that holds these sockets."""
+    def order(self, order: dict[str, Any], theirs: socket.socket) -> None:
+        """Have a process started that holds this socket."""
         try:
-            socket.send_fds(self._control, [json.dumps(order).encode()], [one.fileno() for one in sockets])
+            socket.send_fds(self._control, [json.dumps(order).encode()], [theirs.fileno()])
         except OSError:
             raise HarnessError(f"the sandbox has ended ({self.words()})") from None
 
-    def end(self, wait: bool) -> dict[str, Ended]:
-        """End what it had started."""
+    def end(self, role: str, wait: bool = False) -> Ended:
+        """End a process that it had started. With `wait` it is about to end by itself."""
         try:
-            self._control.send(json.dumps({"do": "end", "wait": wait}).encode())
-            said = self._control.recv(1 << 16)
-            return {role: Ended(**end) for role, end in json.loads(said).items()}
-        except (OSError, ValueError):
+            self._control.send(json.dumps({"do": "end", "role": role, "wait": wait}).encode())
+            return Ended(**json.loads(self._control.recv(1 << 16)))
+        except (OSError, ValueError, TypeError):
             raise HarnessError(f"the sandbox has ended ({self.words()})") from None
 
     def words(self) -> str:

