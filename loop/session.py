@@ -283,7 +283,7 @@ def _inputs(prompts: list[Prompt], tests: dict[str, GradingProblem], suites: lis
         "suites": {suite.config.name: suite.row.sha256 for suite in suites},
     }
     if tests:
-        found["tests"] = sha256_of({prompt_id: problem.model_dump(mode="json") for prompt_id, problem in tests.items()})
+        found["tests"] = sha256_of({prompt_id: problem.content() for prompt_id, problem in tests.items()})
     return found
 
 

@@ -146,11 +146,13 @@ class Corpus(Evaluations, Probes):
         text: str | None = None,
         round: int | None = None,
         prompt_id: str | None = None,
+        suite: str | None = None,
         limit: int = 20,
     ) -> list[Completion]:
         """Completions of a run's training corpus, newest first: those with `text` in them (case ignored for ASCII).
 
-        Without `run_id` the newest run's. `prompt_id` is a prompt's id or name. Nothing in `text` has a special meaning.
+        With `suite` the answers to a suite's problems instead. Without `run_id` the newest run's. `prompt_id` is a
+        prompt's id or name. Nothing in `text` has a special meaning.
         """
         pattern = None if text is None else "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
         plus = "+" if round is None else ""  # keeps SQLite to the order of arrival, instead of sorting a whole run
@@ -162,9 +164,13 @@ class Corpus(Evaluations, Probes):
         }
         if run_id is None:
             run_id = scalar(self.db, "SELECT id FROM runs ORDER BY rowid DESC LIMIT 1")
-        given = {"run_id": run_id, "round": round, "prompt_id": prompt_id, "pattern": pattern}
+        given = {"run_id": run_id, "round": round, "prompt_id": prompt_id, "pattern": pattern, "suite": suite}
+        of_suite = "evaluation_id IN (SELECT id FROM evaluations WHERE run_id = :run_id AND suite_name = :suite)"
         where = " AND ".join(
-            ["evaluation_id IS NULL", *(sql for name, sql in conditions.items() if given[name] is not None)]
+            [
+                "evaluation_id IS NULL" if suite is None else of_suite,
+                *(sql for name, sql in conditions.items() if given[name] is not None),
+            ]
         )
         sql = f"SELECT * FROM completions WHERE {where} ORDER BY arrival DESC LIMIT :limit"
         return list(_completions(query(self.db, sql, {**given, "limit": limit})))
@@ -204,6 +210,17 @@ class Corpus(Evaluations, Probes):
             "WHERE c.evaluation_id IS NULL AND c.run_id = ? AND c.round = ?"
         )
         return {row["completion_id"]: row["verdict"] for row in query(self.db, sql, (run_id, round))}
+
+    def outcomes(self, completion_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
+        """Verdict and detail of completions that were graded, on a suite's problems or on their prompts' tests."""
+        sql = (
+            "WITH wanted AS (SELECT value AS id FROM json_each(?)) "
+            "SELECT t.completion_id, t.verdict, t.detail FROM wanted AS w JOIN test_results AS t ON t.completion_id = w.id "
+            "UNION ALL SELECT v.completion_id, v.verdict, v.detail FROM wanted AS w JOIN completions AS c ON c.id = w.id "
+            "JOIN verdicts AS v ON v.evaluation_id = c.evaluation_id AND v.completion_id = c.id"
+        )
+        rows = query(self.db, sql, (json.dumps(list(completion_ids)),))
+        return {row["completion_id"]: (row["verdict"], row["detail"]) for row in rows}
 
     def _known(self, ids: list[str]) -> dict[str, str]:
         sql = "SELECT id, sha256 FROM completions WHERE id IN (SELECT value FROM json_each(?))"

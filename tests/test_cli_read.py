@@ -7,15 +7,17 @@ import sqlite3
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-from test_cli_support import Loopctl, call, environment, finished, finished_run, process, write_configuration
+from test_cli_support import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
 
 from loop.session import locked
 from store.db import open_database
 from store.ledger import Ledger
 
 __all__ = ["call", "finished"]
+TESTED = '[collect]\ndata = { type = "accumulate", passed_tests = true }\n'
 Number = int | float
 
 
@@ -193,6 +195,55 @@ def test_samples(finished: Path, call: Loopctl) -> None:
     assert call("samples", "--search", "no such words", "--json").json == []
     assert "return" in call("samples", "--search", "RETURN", "--limit", "1").out
     assert call("samples", "--limit", "0").code == 2
+
+
+def test_samples_show_the_code_that_was_graded(finished: Path, call: Loopctl) -> None:
+    plain = call("samples", "--suite", "ones", "--limit", "1000", "--json").json
+    answer = call("samples", "--suite", "ones", "--limit", "1000", "--show-code", "--json").json
+    assert len(answer) > 24 and "code" not in plain[0]
+    assert [{key: value for key, value in sample.items() if key != "code"} for sample in answer] == plain
+    for sample in answer:
+        name = sample["prompt"]["name"].replace("/", "_").replace("ones", "one")
+        assert sample["verdict"] in ("passed", "failed", "error", "no_code") and sample["used"] is None
+        assert (sample["code"] is None) == (sample["verdict"] == "no_code")
+        if sample["verdict"] == "passed":
+            space: dict[str, Any] = {}
+            exec(sample["code"], space)
+            assert space[name]() == 1
+    passed = next(sample for sample in answer if sample["verdict"] == "passed")
+    text = call("samples", "--suite", "ones", "--prompt", passed["prompt"]["name"], "--show-code").out
+    assert "the program in it: passed" in text and "not selected yet" not in text
+    assert call("samples", "--suite", "none").err == "no suite is called 'none'; the run has ones, greedy\n"
+
+
+def test_samples_without_a_problem_show_what_extraction_gives(finished: Path, call: Loopctl) -> None:
+    (sample,) = call("samples", "--limit", "1", "--show-code", "--json").json
+    assert sample["code"].startswith(sample["prompt"]["prefill"].removeprefix("```python\n"))
+    assert sample["code"].endswith(sample["text"].partition("```")[0].rstrip("\n")) and sample["verdict"] is None
+    assert "the program in it: not graded" in call("samples", "--limit", "1", "--show-code").out
+
+
+def test_samples_of_prompts_that_have_tests(tmp_path: Path) -> None:
+    config = CONFIG.replace("per_round = 16", 'source = "tested.jsonl"').replace("[training]", f"{TESTED}[training]")
+    write_configuration(tmp_path, config)
+    rows = [
+        {"statement": f"Return one, {n}.", "signature": f"def own_{n}():", "test_list": [f"assert own_{n}() == 1"]}
+        for n in range(8)
+    ]
+    (tmp_path / "tested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert process(tmp_path, "run", "--rounds", "1").code == 0
+    shown = process(tmp_path, "samples", "--show-code", "--json").json
+    assert len(shown) == 8
+    for sample in shown:
+        assert (sample["verdict"] == "passed") == ("return 1" in sample["code"])
+
+
+def test_samples_of_a_suite_that_has_changed(finished: Path, call: Loopctl) -> None:
+    lines = Path("ones.jsonl").read_text().replace("== 1", "== 2", 1)
+    Path("ones.jsonl").write_text(lines)
+    said = call("samples", "--suite", "ones", "--show-code")
+    assert said.code == 1 and "suite ones: is not what these answers were graded on" in said.err
+    assert call("samples", "--suite", "ones").code == 0
 
 
 def test_export_jsonl(finished: Path, call: Loopctl) -> None:

@@ -35,6 +35,10 @@ def test_a_hostile_completion_in_samples(finished: Path, call: Loopctl) -> None:
     db.close()
     said = call("samples", "--limit", "1")
     assert SHOWN in "".join(line.strip() for line in said.out.splitlines()) and not DANGEROUS & set(said.out)
+    said = call("samples", "--limit", "1", "--show-code")
+    assert "the program in it" in said.out and not DANGEROUS & set(said.out)
+    said = call("samples", "--limit", "1", "--show-code", "--json")
+    assert said.json[0]["code"].endswith(HOSTILE.replace("\r", "\n")) and said.out.isascii()
     said = call("samples", "--limit", "1", "--json")
     assert said.json[0]["text"] == HOSTILE and said.out.isascii()
     assert call("corpus", "export", "--format", "jsonl", "out.jsonl").code == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from loop.adapting import settings_of
 from loop.cli.view import reader, whole_round
 from loop.configfile import check_inputs, config_sha256, differences, load_config, resolved
 from loop.errors import ConfigError
-from loop.grading.grader import Verdict
+from loop.grading.grader import Job, Verdict
 from loop.grading.problems import Problem
 from loop.round import frozen_input, run_round
 from loop.selection import past_rounds
@@ -59,17 +59,23 @@ graded: list[str] = []  # the prompts whose tests were run
 def running(directory: Path, config: str) -> Iterator[Session]:
     """A run that has not begun a round."""
     with open_session(load_config(write_run(directory, config)), Quiet()) as session:
-        run_it = session.grader.grade_one
+        grade, run_it = session.grader.grade, session.grader._graded
 
-        def grade_one(problem: Problem, code: str | None, live: Any = None) -> Verdict:
+        def counted(jobs: Iterable[Job]) -> Iterator[Job]:
+            for job in jobs:
+                if not job.problem.task_id.startswith("ones/"):
+                    graded.append(job.problem.task_id)
+                yield job
+
+        def glance(problem: Problem, code: str | None, pool: Any) -> Verdict:
             """The suite by a glance at the code, which is quick; the tests of prompts for real."""
             if not problem.task_id.startswith("ones/"):
-                graded.append(problem.task_id)
-                return run_it(problem, code, live)
+                return run_it(problem, code, pool)
             word = "passed" if "return 1" in (code or "") else "failed"
             return Verdict.model_validate({"verdict": word, "detail": "", "duration_s": 0.0, "sandbox": "none"})
 
-        session.grader.grade_one = grade_one  # type: ignore[method-assign]
+        session.grader.grade = lambda jobs: grade(counted(jobs))  # type: ignore[method-assign]
+        session.grader._graded = glance  # type: ignore[method-assign]
         yield session
         found = verify_store(session.ledger.db, session.loaded.run_dir).findings
         assert found == []

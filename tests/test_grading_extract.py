@@ -42,6 +42,11 @@ PROGRAMS = {
     "whole after prose": "Here is the solution to the task:\n\n" + WHOLE + "\nIt returns a list. Hope this helps!",
     "the prompt again": PROMPT + BODY,
     "the prompt's last part again": PROMPT[PROMPT.index("def") :] + BODY,
+    "the prompt again, in a fence": f"Sure:\n```python\n{PROMPT}{BODY}```\nThat is it.",
+    "the prompt again, in an unclosed fence": f"```python\n{PROMPT}{BODY}",
+    "the prompt again, between prose": f"Here it is.\n\n{PROMPT}{BODY}\nIt returns a list.",
+    "whole, with a main block": WHOLE + "\n\nif __name__ == '__main__':\n    print(twice(3))\n",
+    "as few-shot MBPP has it": f"[BEGIN]\n{WHOLE}[DONE]\n",
     "whole with an import": "import math\n\n" + WHOLE,
     "a lambda": "twice = lambda x: [x, x]\n",
     "a class as the entry point": "class twice(list):\n    def __init__(self, x):\n        super().__init__([x, x])\n",
@@ -59,6 +64,9 @@ PROGRAMS = {
     "CRLF": f"```python\n{WHOLE}```\n".replace("\n", "\r\n"),
     # thoughts
     "thoughts": f"<think>\nMaybe\n```python\ndef twice(x): return 1\n```\n</think>\n\n```python\n{WHOLE}```",
+    "thoughts with an open fence in them": f"<think>\n```python\ndef twice(x): return 1\n</think>\n{WHOLE}",
+    "thoughts between two answers": f"```python\ndef twice(x): return 1\n```\n<think>No.</think>\n```python\n{WHOLE}```",
+    "thoughts that never end, after the answer": f"```python\n{WHOLE}```\n<think>Or rather\n```python\ntwice = 1\n```",
     "thoughts that the template opened": f"Perhaps def twice(x): return 3\n</think>\n{WHOLE}",
 }
 
@@ -140,6 +148,10 @@ def test_nothing_after_a_prefilled_fence() -> None:
         "n = int(input())\nprint(2 * n)\n",
         "Read it:\n\n```python\nn = int(input())\nprint(2 * n)\n```",
         "So\nn = int(input())\nprint(2 * n)\nDone.",
+        "```python\nprint(1)\n```\nNo:\n```python\nn = int(input())\nprint(2 * n)\n```\nThat is all.",
+        "Unclosed:\n```python\nn = int(input())\nprint(2 * n)\n",
+        "<think>print(3)</think>\nn = int(input())\nprint(2 * n)\n",
+        "```python\nn = int(input())\nprint(2 * n)\n```\nIt prints\n```text\n4\n```\n",
     ],
 )
 def test_a_program_that_reads_stdin(completion: str) -> None:
@@ -154,6 +166,13 @@ def test_a_program_that_reads_stdin(completion: str) -> None:
     [
         "```python\nclass Solution:\n    def twice(self, x):\n        return 2 * x\n```",
         "class Solution:\n    def twice(self, x):\n        return 2 * x\n\nThat is all.",
+        "```python\nclass Solution:\n    def twice(self, x):\n        return 2 * x\n",
+        "```python\nclass Solution:\n    def twice(self, x): return 0\n```\nNo:\n```python\nfrom typing import List\n\n\n"
+        "class Helper:\n    two = 2\n\n\nclass Solution:\n    def twice(self, x):\n        return Helper.two * x\n```\nDone.",
+        "<think>class Solution: pass</think>So:\n\nclass Solution:\n    def twice(self, x):\n        return 2 * x\n\n\n"
+        "print(Solution().twice(1))",
+        STARTER + "return 2 * x\n",
+        f"```python\n{STARTER}return 2 * x\n```",
         "return 2 * x",
         "        return 2 * x\n",
         "```python\n        y = x\n        return x + y\n```",
@@ -164,6 +183,19 @@ def test_a_method_under_starter_code(completion: str) -> None:
     space: dict[str, object] = {}
     exec(code or "", space)
     assert space["Solution"]().twice(4) == 8  # type: ignore[operator]
+
+
+def test_answers_to_the_plus_suites() -> None:
+    humaneval = HUMANEVAL.model_copy(update={"kind": "plus"})
+    for completion in PROGRAMS.values():
+        assert extract_code(completion, humaneval, False) == extract_code(completion, HUMANEVAL, False)
+    prompt = '"""\nWrite a function that gives x twice.\nassert twice(1) == [1, 1]\n"""\n'
+    mbpp = HUMANEVAL.model_copy(update={"kind": "plus", "prompt_code": prompt})
+    for name, completion in PROGRAMS.items():
+        if "body" not in name and "block" not in name and name != "tabs":
+            assert works(extract_code(completion, mbpp, prefilled_fence=False))
+    assert works(extract_code(prompt + WHOLE + "```\nDone.", mbpp, prefilled_fence=True))
+    assert works(extract_code(f"```python\n{prompt}{WHOLE}```", mbpp, prefilled_fence=False))
 
 
 def test_helpers_of_the_prompt_go_with_a_whole_program() -> None:

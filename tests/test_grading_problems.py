@@ -242,9 +242,25 @@ def test_a_reference_is_kept_and_no_hash_covers_it(tmp_path: Path) -> None:
     assert load_suite(write(tmp_path / "c.jsonl", solved, {**MBPP, "entry_point": "add"})).sha256 == unsolved
 
 
+def test_dates_are_kept_and_no_hash_covers_them(tmp_path: Path) -> None:
+    dated = load_suite(
+        write(
+            tmp_path / "a.jsonl",
+            {**LIVECODEBENCH, "contest_date": "2023-08-21T00:00:00"},
+            {**MBPP, "date": "2025-01-31"},
+        )
+    )
+    assert [problem.date for problem in dated.problems] == ["2023-08-21T00:00:00", "2025-01-31"]
+    undated = load_suite(write(tmp_path / "b.jsonl", {**LIVECODEBENCH, "contest_date": 7}, MBPP))
+    assert [problem.date for problem in undated.problems] == [None, None] and undated.sha256 == dated.sha256
+
+
 def test_the_shipped_suites_keep_their_identity() -> None:
     """A run that was begun goes on only with the same: never change these."""
     assert load_suite("first-steps").sha256[:12] == "60adb6023b72"
+    problem = load_suite("first-steps").problems[0]
+    hashed = {"task_id", "statement", "prompt_code", "entry_point", "difficulty", "kind", "payload"}
+    assert problem.content().keys() == hashed  # the prompts' own tests are hashed by these, too
     assert load_suite("humaneval").sha256[:12] == "b5b1b0cd5a71"
 
 

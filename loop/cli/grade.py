@@ -26,7 +26,13 @@ KS = (1, 5, 10, 100)
 
 
 @click.command("grade")
-@click.option("--problems", "problems_file", required=True, metavar="FILE", help="HumanEval, MBPP or LiveCodeBench.")
+@click.option(
+    "--problems",
+    "problems_file",
+    required=True,
+    metavar="FILE",
+    help="HumanEval, MBPP, their plus forms or LiveCodeBench.",
+)
 @click.option(
     "--completions", "completions_file", required=True, metavar="FILE", help='{"task_id", "completion"} lines.'
 )
@@ -47,6 +53,9 @@ def grade_command(context: click.Context, problems_file: str, completions_file: 
         if verdict.verdict != "harness_error":
             outcomes[task_id].append(int(verdict.verdict == "passed"))
         line = {"task_id": task_id, "index": index, **verdict.model_dump(include={"verdict", "detail", "duration_s"})}
+        if not isinstance(problem := problems[task_id], str):
+            known = {"difficulty": problem.difficulty, "date": problem.date}
+            line |= {key: value for key, value in known.items() if value is not None}
         if the_call().json:
             click.echo(json.dumps(line))
         else:

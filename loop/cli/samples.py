@@ -1,4 +1,4 @@
-"""`loopctl samples`: reads the corpus. What a model wrote is shown, never obeyed."""
+"""`loopctl samples`: reads the corpus. What a model wrote is shown, never obeyed; code is shown as it is graded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import click
 
 from loop.cli.call import print_json, shared_options, the_call
 from loop.cli.text import count, decoding_words, safe
+from loop.errors import LoopError
 from store.records import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from loop.cli.view import Reader
+    from loop.grading.problems import Problem
     from store.records import Completion, Selection
 
 
@@ -21,15 +23,31 @@ if TYPE_CHECKING:
 @click.option("--round", "number", type=click.IntRange(min=1), metavar="N", help="Of this round; default: of all.")
 @click.option("--prompt", metavar="ID", help="To this prompt: its id or its name.")
 @click.option("--search", metavar="TEXT", help="With this text in them (case ignored for ASCII).")
+@click.option("--suite", metavar="NAME", help="Answers to this suite's problems instead, with their verdicts.")
+@click.option("--show-code", is_flag=True, help="Also the program that was taken out of each, as it is graded.")
 @click.option("--limit", type=click.IntRange(min=1), default=10, metavar="K", show_default=True, help="The newest K.")
 @shared_options
-def samples_command(number: int | None, prompt: str | None, search: str | None, limit: int) -> None:
+def samples_command(
+    number: int | None, prompt: str | None, search: str | None, suite: str | None, show_code: bool, limit: int
+) -> None:
     """Completions that the model was trained on, or that were left out and why, newest first."""
     from loop.cli.view import reader
 
     with reader(the_call().place().run_dir) as found:
-        completions = found.corpus.search(run_id=found.run.id, round=number, prompt_id=prompt, text=search, limit=limit)
+        if suite is not None:
+            known = list(
+                dict.fromkeys([*found.suites, *(one.suite_name for one in found.corpus.evaluations(found.run.id))])
+            )
+            if suite not in known:
+                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(known)}")
+        completions = found.corpus.search(
+            run_id=found.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
+        )
         answer = samples(found, completions)
+        if show_code:
+            problems = _problems(found, completions)
+            for sample, completion in zip(answer, completions, strict=True):
+                sample["code"] = _code(found, completion, problems)
     if the_call().json:
         print_json(answer)
         return
@@ -51,10 +69,56 @@ def samples(found: Reader, completions: list[Completion]) -> list[Json]:
         for selection in found.corpus.selections(found.run.id, number):
             if selection.completion_id in wanted:
                 selected[selection.completion_id] = selection
-    return [_sample(found, completion, selected.get(completion.id)) for completion in completions]
+    outcomes = found.corpus.outcomes(wanted)
+    return [
+        _sample(found, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
+        for completion in completions
+    ]
 
 
-def _sample(found: Reader, completion: Completion, selection: Selection | None) -> Json:
+def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem]:
+    """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
+    from loop.grading.problems import load_suite
+    from loop.prompts.sources import load_tests
+    from loop.stages.evaluating import yardstick
+
+    problems: dict[str, Problem] = {}
+    of_suites = {completion.evaluation_id for completion in completions if completion.evaluation_id}
+    evaluations = [one for one in found.corpus.evaluations(found.run.id) if one.id in of_suites]
+    for name, sha256 in {(one.suite_name, one.suite_sha256) for one in evaluations}:
+        loaded = the_call().load()
+        for suite in loaded.config.suites:
+            if suite.name == name.partition("@")[0]:  # measurements beside the rounds add to its name
+                suite_problems = load_suite(suite.source, suite.limit, loaded.base_dir)
+                row, _, prompts = yardstick(suite_problems, suite, loaded.config)
+                if row.sha256 == sha256:
+                    problems |= {asked.id: known for asked, known in zip(prompts, suite_problems.problems, strict=True)}
+                    break
+        else:
+            raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")
+    if found.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
+        loaded = the_call().load()
+        problems |= load_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir)
+    return problems
+
+
+def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
+    """The program in an answer. Where nothing is known but what was asked: what every problem's rules would find."""
+    from loop.grading.extract import extract_code
+    from loop.grading.problems import Problem
+    from loop.prompts.templates import answer
+
+    asked = found.corpus.prompt(completion.prompt_id)
+    opened = asked.content.get("opening", "") if asked else ""
+    problem = problems.get(completion.prompt_id)
+    if problem is None:
+        problem = Problem(task_id=completion.prompt_id, statement="", kind="mbpp", payload={})
+    return extract_code(answer(opened, completion.text), problem, prefilled_fence=bool(opened))
+
+
+def _sample(
+    found: Reader, completion: Completion, selection: Selection | None, verdict: str | None, detail: str | None
+) -> Json:
     prompt = found.corpus.prompt(completion.prompt_id)
     settings = found.corpus.decode_settings(completion.decode_settings_id)
     logprob, num_tokens = completion.logprob_sum, completion.num_tokens
@@ -77,6 +141,8 @@ def _sample(found: Reader, completion: Completion, selection: Selection | None) 
         "mean_token_logprob": logprob / num_tokens if logprob is not None and num_tokens else None,
         "used": selection.used if selection else None,
         "left_out": selection.reason if selection else None,
+        "verdict": verdict,
+        "detail": detail,
         "checkpoint": completion.checkpoint,
         "decoding": settings.settings if settings else None,
         "seed": completion.seed,
@@ -97,17 +163,29 @@ def _lines(sample: Json) -> RenderableType:
     facts = [count(sample["num_tokens"], "token"), f"ended by {sample['finish_reason']}"]
     if sample["mean_token_logprob"] is not None:
         facts.append(f"log-probability {sample['mean_token_logprob']:.3f} per token")
-    used = {True: "used", False: f"left out: {sample['left_out']}", None: "not selected yet"}[sample["used"]]
+    became = [{True: "used", False: f"left out: {sample['left_out']}", None: "not selected yet"}[sample["used"]]]
+    if sample["verdict"]:
+        graded = sample["verdict"] + (f" ({sample['detail']})" if sample["detail"] else "")
+        became = [*became[: sample["used"] is not None], graded]
     lineage = (
         f"checkpoint {sample['checkpoint'][:12]}, {decoding_words(sample['decoding'])}, seed {sample['seed']}, "
         f"{sample['created_at']}"
     )
     whole = cell("").append(safe(prompt["prefill"] or "", lines=True), "dim").append(safe(sample["text"], lines=True))
+    taken: list[RenderableType] = []
+    if sample.get("code", "") is None:
+        taken = [cell("  no code was found in it", "dim")]
+    elif "code" in sample:
+        taken = [
+            cell(f"  the program in it: {safe(sample['verdict'] or 'not graded')}", "dim"),
+            Padding(cell(safe(sample["code"].rstrip("\n"), lines=True)), (0, 0, 0, 4), expand=False),
+        ]
     return Group(
         head,
         Padding(cell(safe(prompt["statement"] or "", lines=True), "italic"), (0, 0, 0, 2), expand=False),
         Padding(whole, (0, 0, 0, 4), expand=False),
-        cell(f"  {safe(', '.join(facts))}; {safe(used)}", "dim"),
+        cell(f"  {safe(', '.join(facts))}; {safe('; '.join(became))}", "dim"),
         cell(f"  {safe(lineage)}", "dim"),
+        *taken,
         cell(""),
     )

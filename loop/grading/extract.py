@@ -153,8 +153,8 @@ def _defines(code: str, entry_point: str | None) -> bool:
 
 
 def _before_entry_point(problem: Problem, program: str) -> str:
-    """HumanEval: the prompt's imports and helper functions, which a whole program often leaves out."""
-    if problem.kind != "humaneval":
+    """HumanEval and HumanEval+: the prompt's imports and helper functions, which a whole program often leaves out."""
+    if problem.kind not in ("humaneval", "plus"):
         return ""
     found = re.search(rf"^{_DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
     before = problem.prompt_code[: found.start()].strip() if found else ""

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading import judge
+from loop.grading.plus import inputs_of, oracle_of
 from loop.grading.problems import Problem, livecodebench_tests
 from loop.grading.sandbox import JudgeEnded, Running, Sandbox, TimedOut, TooMuchMemory, Warm
 
@@ -283,6 +284,13 @@ def _tests(problem: Problem) -> dict[str, Any]:
             steps.insert(0, ("setup", payload["setup"]))
         imports = "\n".join(payload["imports"])
         return {"kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
+    if problem.kind == "plus":
+        inputs = inputs_of(problem.task_id, payload)
+        if not any(inputs.values()):
+            raise HarnessError(f"problem {problem.task_id} has no tests")
+        oracle = oracle_of(problem.task_id, problem.entry_point)
+        calls = {"entry_point": problem.entry_point, "inputs": inputs, "atol": payload["atol"], "oracle": oracle}
+        return {"kind": "plus", "imports": "", "program": payload["program"], **calls}
     try:
         tests = livecodebench_tests(problem)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Problem suites: HumanEval, MBPP, LiveCodeBench and the shipped first steps, read from the field's own files.
+"""Problem suites: HumanEval, MBPP, their plus forms, LiveCodeBench and the shipped first steps, in the field's own formats.
 
 Formats are told apart by their keys. Everything wrong with a file is a ConfigError of one line with the place and the
 remedy, found here and not in the middle of a run. Nothing in a file is executed or unpickled.
@@ -22,13 +22,14 @@ from pydantic import BaseModel, ConfigDict
 from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
 from loop.grading.packed import unpack_tests
+from loop.grading.plus import inputs_of
 
-Kind = Literal["humaneval", "mbpp", "livecodebench"]
+Kind = Literal["humaneval", "mbpp", "plus", "livecodebench"]
 SPLIT_ORDER = ("select", "confirm", "final")
 
 _FORMATS = (
-    "HumanEval (task_id, prompt, entry_point, test), MBPP (task_id, text or prompt, test_list) or "
-    "LiveCodeBench (question_id, question_content, public_test_cases or private_test_cases)"
+    "HumanEval (task_id, prompt, entry_point, test), MBPP (task_id, text or prompt, test_list), HumanEval+ or MBPP+ "
+    "(task_id, prompt, entry_point, canonical_solution, base_input) or LiveCodeBench (question_id, question_content, public_test_cases or private_test_cases)"
 )
 
 
@@ -45,7 +46,8 @@ class Problem(BaseModel):
 
     `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
     signature, LiveCodeBench's starter code) or "". `payload` holds what the grader needs and is plain JSON. `reference` is
-    a whole program that solves it, where the file has one; no hash covers it, and no model or solution is shown it.
+    a whole program that solves it, where the file has one; no model or solution is shown it. `date` is when the problem
+    was published, as the file has it. No hash covers these two.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -58,6 +60,11 @@ class Problem(BaseModel):
     kind: Kind
     payload: dict[str, Any]
     reference: str | None = None
+    date: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What is asked and how it is graded, for hashes: fields that came later are left out, so that they stay."""
+        return self.model_dump(exclude={"reference", "date"})
 
 
 class Suite(BaseModel):
@@ -234,6 +241,8 @@ def _object(row: Any, place: str, line: int) -> dict[str, Any]:
 def problem_of(row: dict[str, Any], where: str) -> Problem:
     if "question_id" in row or "question_content" in row:
         return _livecodebench(row, where)
+    if "base_input" in row:
+        return _plus(row, where)
     if "test_list" in row:
         return _mbpp(row, where)
     if "entry_point" in row or "test" in row:
@@ -246,6 +255,7 @@ def _humaneval(row: dict[str, Any], where: str) -> Problem:
     _need(row, ("task_id", "prompt", "entry_point", "test"), "HumanEval", where)
     prompt, test = _text(row, "prompt", where), _text(row, "test", where)
     entry_point = _identifier(row, "entry_point", where)
+    _refuse_numpy(test, where)
     if not re.search(r"\bdef\s+check\s*\(", test):
         raise ConfigError(f"{where}: test defines no check(candidate); HumanEval calls it with {entry_point}")
     if not re.search(r"\bassert|\braise\b|\.assert", test):
@@ -256,6 +266,7 @@ def _humaneval(row: dict[str, Any], where: str) -> Problem:
         prompt_code=prompt,
         entry_point=entry_point,
         difficulty=_difficulty(row, where),
+        date=_date(row),
         kind="humaneval",
         payload={"test": test},
         reference=_reference(row, "canonical_solution", before=prompt),
@@ -268,6 +279,8 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
         raise ConfigError(f"{where}: lacks the key text (or prompt) of an MBPP problem; add the statement")
     _need(row, ("task_id", "test_list"), "MBPP", where)
     tests = _texts(row, "test_list", where)
+    if isinstance(row.get("test"), str):
+        _refuse_numpy(row["test"], where)
     if not tests:
         raise UntestedProblem(f"{where}: test_list is empty, so anything would pass; add tests")
     for number, test in enumerate(tests, start=1):
@@ -287,6 +300,7 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
         prompt_code=signature,
         entry_point=entry_point,
         difficulty=_difficulty(row, where),
+        date=_date(row),
         kind="mbpp",
         payload={
             "tests": tests,
@@ -295,6 +309,47 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
         },
         reference=_reference(row, "code"),
     )
+
+
+def _plus(row: dict[str, Any], where: str) -> Problem:
+    _need(row, ("task_id", "prompt", "entry_point", "canonical_solution", "base_input"), "HumanEval+ or MBPP+", where)
+    prompt, entry_point = _text(row, "prompt", where), _identifier(row, "entry_point", where)
+    base, more = row["base_input"], row.get("plus_input") or []  # MBPP+ has {} for none
+    for key, inputs in (("base_input", base), ("plus_input", more)):
+        if not isinstance(inputs, list) or not all(isinstance(arguments, list) for arguments in inputs):
+            raise ConfigError(f"{where}: {key} is not a list of lists; write the arguments of each call as a list")
+    if not base + more:
+        raise UntestedProblem(f"{where}: has neither base_input nor plus_input, so anything would pass; add inputs")
+    atol = row.get("atol") or 0
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
+        raise ConfigError(f"{where}: atol is {_shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
+    program = prompt + _text(row, "canonical_solution", where)
+    begun = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
+    problem = Problem(
+        task_id=_task_id(row, "task_id", where),
+        statement="Complete the following Python function." if begun else "Write the function that is described here.",
+        prompt_code=prompt,
+        entry_point=entry_point,
+        difficulty=_difficulty(row, where),
+        date=_date(row),
+        kind="plus",
+        payload={"program": program, "base": json.dumps(base), "plus": json.dumps(more), "atol": atol},
+        reference=program,
+    )
+    try:
+        inputs_of(problem.task_id, problem.payload)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}; fetch the file again") from None
+    return problem
+
+
+def _refuse_numpy(test: str, where: str) -> None:
+    """The plus suites' other form holds its tests as code that computes with numpy, which no sandbox has."""
+    if re.search(r"^\s*(?:import|from)\s+numpy\b", test, re.MULTILINE):
+        raise ConfigError(
+            f"{where}: test imports numpy, which tests do not have; for HumanEval+ and MBPP+ take EvalPlus' own files "
+            "(HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz), which have base_input and plus_input"
+        )
 
 
 def _livecodebench(row: dict[str, Any], where: str) -> Problem:
@@ -325,6 +380,7 @@ def _livecodebench(row: dict[str, Any], where: str) -> Problem:
         prompt_code=starter,
         entry_point=func_name if tests[0]["testtype"] == "functional" else None,
         difficulty=_difficulty(row, where),
+        date=_date(row),
         kind="livecodebench",
         payload={"public": public, "private": private},
     )
@@ -430,17 +486,20 @@ def _difficulty(row: dict[str, Any], where: str) -> str | None:
     return value
 
 
+def _date(row: dict[str, Any]) -> str | None:
+    value = row.get("date", row.get("contest_date"))
+    return value if isinstance(value, str) and value.strip() else None
+
+
 def _reference(row: dict[str, Any], key: str, before: str = "") -> str | None:
     value = row.get(key)
     return before + value if isinstance(value, str) and value.strip() else None
 
 
 def _content_hash(problems: list[Problem]) -> str:
-    """Covers what is asked and how it is graded, and nothing that was added to a Problem for other ends."""
     digest = hashlib.sha256()
     for problem in problems:
-        content = problem.model_dump(exclude={"reference"})
-        digest.update(hashlib.sha256(json.dumps(content, sort_keys=True).encode()).digest())
+        digest.update(hashlib.sha256(json.dumps(problem.content(), sort_keys=True).encode()).digest())
     return digest.hexdigest()
 
 

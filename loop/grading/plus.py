@@ -1,0 +1,89 @@
+"""HumanEval+ and MBPP+ as EvalPlus publishes them: inputs instead of tests, and a canonical solution that has the answers.
+
+JSON has neither tuples nor sets nor complex numbers, so MBPP+ says by task which lists stand for them. A few problems have
+more than one right answer; their oracles go by the function's name. The comparison itself is in `judge.py`.
+Facts: evalplus 0.3.1, `data/mbpp.py`, `eval/__init__.py`, `eval/_special_oracle.py` (Apache-2.0).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+PARTS = ("base", "plus")
+
+# What an oracle's name means: judge.py.
+_HUMANEVAL_ORACLES = {"find_zero": "root"}
+_MBPP_ORACLES = {
+    "are_equivalent": "anything",
+    "sum_div": "or_zero",
+    "surface_Area": "surface_area",
+    "digit_distance_nums": "digit_distance",
+    **dict.fromkeys(("check_str", "text_match_three", "text_starta_endb"), "not_none"),
+    **dict.fromkeys(
+        ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum"), "set"
+    ),
+    **dict.fromkeys(("intersection_array", "find_dissimilar", "Diff"), "set"),
+}
+
+
+def oracle_of(task_id: str, entry_point: str | None) -> str:
+    """The name of the problem's own oracle, or "" where its answers are compared."""
+    oracles = {"HumanEval": _HUMANEVAL_ORACLES, "Mbpp": _MBPP_ORACLES}.get(task_id.partition("/")[0], {})
+    return oracles.get(entry_point or "", "")
+
+
+def inputs_of(task_id: str, payload: dict[str, Any]) -> dict[str, list[list[Any]]]:
+    """The arguments of each call, by part. Raises ValueError with the place where they cannot be what they should be."""
+    restored = _restorer(task_id)
+    found: dict[str, list[list[Any]]] = {}
+    for part in PARTS:
+        found[part] = []
+        for number, arguments in enumerate(json.loads(payload[part]), start=1):
+            try:
+                found[part].append(list(restored(arguments)))
+            except (TypeError, ValueError, IndexError, AttributeError):
+                raise ValueError(f"{part}_input {number} is not what {task_id} takes") from None
+    return found
+
+
+def _restorer(task_id: str) -> Callable[[list[Any]], Any]:
+    suite, _, number = task_id.partition("/")
+    return _RESTORERS.get(int(number), list) if suite == "Mbpp" and number.isdecimal() else list
+
+
+def _tuples(values: Any) -> list[Any]:
+    return [tuple(value) for value in values]
+
+
+def _deep(value: Any) -> Any:
+    return tuple(map(_deep, value)) if isinstance(value, list) else value
+
+
+def _inner(values: Any) -> tuple[Any, ...]:
+    return tuple(tuple(value) if isinstance(value, list) else value for value in values)
+
+
+def _sets(values: Any) -> list[Any]:
+    return [set(value) if isinstance(value, list) and value else {} for value in values]
+
+
+_RESTORERS: dict[int, Callable[[list[Any]], Any]] = {
+    **dict.fromkeys((2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630), _tuples),
+    **dict.fromkeys((726, 740, 744, 809), _tuples),
+    **dict.fromkeys(
+        (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780), lambda given: list(map(_tuples, given))
+    ),
+    **dict.fromkeys((75, 413, 444, 753), lambda given: [_tuples(given[0]), given[1]]),
+    **dict.fromkeys((106, 750), lambda given: [given[0], tuple(given[1])]),
+    **dict.fromkeys((250, 405, 446, 617, 720, 763, 808), lambda given: [tuple(given[0]), given[1]]),
+    **dict.fromkeys((259, 401, 445), lambda given: [tuple(_tuples(value)) for value in given]),
+    **dict.fromkeys((580, 615, 791), _deep),
+    115: lambda given: [_sets(given[0])],
+    124: lambda given: [float(given[0]), complex(given[1])],
+    252: lambda given: [complex(given[0])],
+    278: lambda given: [_inner(given[0])],
+    307: lambda given: [tuple(given[0]), given[1], given[2]],
+    722: lambda given: [{key: tuple(value) for key, value in given[0].items()}, *given[1:]],
+}

@@ -1,0 +1,313 @@
+"""HumanEval+ and MBPP+: made-up problems in their formats. The right answer passes by each oracle, a wrong one by none."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loop.errors import ConfigError
+from loop.grading.extract import extract_code
+from loop.grading.grader import Grader, Job
+from loop.grading.judge import _is_right
+from loop.grading.plus import inputs_of
+from loop.grading.problems import Problem, load_suite, problem_of
+
+HALVES = {
+    "task_id": "HumanEval/900",
+    "prompt": 'from typing import List\n\n\ndef halves(xs: List[int]) -> List[float]:\n    """Half of each.\n    """\n',
+    "entry_point": "halves",
+    "canonical_solution": "\n    return [x / 2 for x in xs]\n\n",
+    "test": "def check(candidate):\n    assert candidate([2]) == [1.0]\n",
+    "contract": "\n    assert all(type(x) == int for x in xs) # $_CONTRACT_$\n",
+    "base_input": [[[1, 2, 3]], [[]]],
+    "plus_input": [[[-7]], [[10, 11]]],
+    "atol": 0,
+}
+SHARED = {
+    "task_id": "Mbpp/2",
+    "prompt": '"""\nWrite a function to find the shared elements of two tuples.\nassert set(similar_elements((3, 4), (5, 4))) == {4}\n"""\n',
+    "entry_point": "similar_elements",
+    "canonical_solution": "\ndef similar_elements(one, other):\n  return tuple(set(one) & set(other))\n",
+    "base_input": [[[3, 4, 5, 6], [5, 7, 4, 10]]],
+    "plus_input": [[[], []], [["a", 1], [1, "a", True]]],
+    "atol": 0,
+    "contract": "\n  assert isinstance(one, tuple) # $_CONTRACT_$\n",
+    "assertion": "\nassert set(similar_elements((3, 4), (5, 4))) == {4}\n",
+}
+
+
+@pytest.fixture(scope="module")
+def grader() -> Grader:
+    return Grader(timeout_s=10.0, num_workers=2)
+
+
+def plus(row: dict[str, Any], **changes: Any) -> Problem:
+    return problem_of({**row, **changes}, "here")
+
+
+def mbpp(entry_point: str, code: str, *inputs: Any, task_id: str = "Mbpp/1", **more: Any) -> Problem:
+    row = {"task_id": task_id, "prompt": f'"""\nWrite {entry_point}.\n"""\n', "entry_point": entry_point}
+    return plus({**row, "canonical_solution": f"\n{code}\n", "base_input": list(inputs), "plus_input": {}, **more})
+
+
+def test_both_suites_load_from_their_files(tmp_path: Path) -> None:
+    file = tmp_path / "plus.jsonl.gz"
+    file.write_bytes(gzip.compress("".join(json.dumps(row) + "\n" for row in (HALVES, SHARED)).encode()))
+    halves, shared = load_suite(str(file)).problems
+    assert halves.kind == shared.kind == "plus"
+    assert halves.statement == "Complete the following Python function." and halves.prompt_code == HALVES["prompt"]
+    assert shared.prompt_code == SHARED["prompt"] and "return" not in shared.statement + shared.prompt_code
+    assert halves.reference == str(HALVES["prompt"]) + str(HALVES["canonical_solution"])
+
+
+def test_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    for change, message in [
+        ({"base_input": 3}, "base_input is not a list of lists; write the arguments of each call as a list"),
+        ({"plus_input": [3]}, "plus_input is not a list of lists"),
+        ({"base_input": [], "plus_input": {}}, "has neither base_input nor plus_input"),
+        ({"atol": "x"}, 'atol is "x"; expected the absolute tolerance'),
+        ({"canonical_solution": " "}, "canonical_solution is blank"),
+        ({"entry_point": "a b"}, 'entry_point is "a b"'),
+        ({"task_id": "Mbpp/252"}, "base_input 1 is not what Mbpp/252 takes; fetch the file again"),
+    ]:
+        with pytest.raises(ConfigError) as caught:
+            plus(HALVES, **change)
+        assert str(caught.value).startswith(f"here: {message}")
+    with pytest.raises(ConfigError, match="lacks canonical_solution"):
+        plus({"task_id": "a", "prompt": "b", "entry_point": "c", "base_input": []})
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {
+            **HALVES,
+            "base_input": None,
+            "test": "import numpy as np\n\ndef check(candidate):\n    assert np.allclose(1, 1)\n",
+        },
+        {
+            "task_id": 2,
+            "prompt": "x",
+            "test_list": ["assert f()"],
+            "test": "import numpy as np\nfrom math import inf\n",
+        },
+    ],
+)
+def test_tests_that_need_numpy_are_refused_with_the_remedy(row: dict[str, Any]) -> None:
+    row = {key: value for key, value in row.items() if value is not None and key != "plus_input"}
+    with pytest.raises(ConfigError, match=r"^here: test imports numpy, .* take EvalPlus' own files \(HumanEvalPlus"):
+        plus(row)
+
+
+PROGRAMS: list[tuple[Problem, str, str, str]] = [
+    (plus(HALVES), "def halves(xs): return [x / 2 for x in xs]", "passed", ""),
+    (plus(HALVES), "def halves(xs): return [x * 0.5 + 1e-9 for x in xs]", "passed", ""),
+    (plus(HALVES), "def halves(xs): return [x / 2 + 2e-6 for x in xs]", "failed", "base test 1: wrong answer"),
+    (plus(HALVES), "def halves(xs): return tuple(x / 2 for x in xs)", "failed", "base test 1: wrong answer"),
+    (plus(HALVES), "def halves(xs): return [abs(x) / 2 for x in xs]", "failed", "plus test 1: wrong answer"),
+    (plus(HALVES), "def halves(xs): return (x / 2 for x in xs)", "failed", "base test 1: wrong answer"),
+    (plus(HALVES), "def halves(xs): return [x / (x + 7) for x in xs]", "failed", "base test 1: wrong answer"),
+    (
+        plus(HALVES),
+        "def halves(xs): return [x / 2 for x in xs] if -7 not in xs else 1 / 0",
+        "error",
+        "plus test 1: line 1: ZeroDivisionError: division by zero",
+    ),
+    (plus(HALVES), "def other(xs): return []", "error", "the program defines no halves"),
+    (plus(HALVES), "halves = 3", "error", "base test 1: TypeError: 'int' object is not callable"),
+    # what a solution does to its arguments is nobody's business but its own
+    (
+        plus(HALVES),
+        "def halves(xs):\n    found = [x / 2 for x in xs]\n    xs.clear()\n    return found",
+        "passed",
+        "",
+    ),
+    (plus(SHARED), "def similar_elements(a, b): return sorted(set(a) & set(b), key=str)", "passed", ""),
+    (plus(SHARED), "def similar_elements(a, b): return (x for x in a if x in b)", "passed", ""),
+    (plus(SHARED), "def similar_elements(a, b): return a + b", "failed", "base test 1: wrong answer"),
+    (plus(SHARED), "def similar_elements(a, b): return None", "failed", "base test 1: wrong answer"),
+    (plus(SHARED), "def similar_elements(a, b): return [[x] for x in a]", "failed", "base test 1: wrong answer"),
+    (
+        plus(SHARED),
+        "class A:\n    __eq__ = lambda *_: True\n    __hash__ = lambda s: 4\ndef similar_elements(a, b): return [A(), A()]",
+        "failed",
+        "base test 1: a value of type A is not plain data",
+    ),
+    (plus(SHARED, task_id="own/2"), "def similar_elements(a, b): return list(set(a) & set(b))", "failed", ""),
+]
+ROOT = {
+    "task_id": "HumanEval/32",
+    "prompt": 'def find_zero(xs: list):\n    """A root."""\n',
+    "entry_point": "find_zero",
+    "canonical_solution": "    return -xs[0] / xs[1]\n",
+    "base_input": [[[1, 2]]],
+    "plus_input": [[[-6, 1]], [[-4, 0, 1]]],
+    "atol": 0.0001,
+}
+_AWAY = {**ROOT, "plus_input": [[[-6, 1]]]}
+PROGRAMS += [
+    (plus(_AWAY), "def find_zero(xs): return -xs[0] / xs[1] + 1e-5", "passed", ""),
+    (plus(_AWAY), "def find_zero(xs): return -xs[0] / xs[1] + 1e-3", "failed", "base test 1: wrong answer"),
+    (plus(_AWAY), "def find_zero(xs): return -xs[0] / xs[1] if xs[0] > 0 else 6", "passed", ""),
+    (plus(_AWAY), "def find_zero(xs):\n    xs[:] = [0]\n    return 1.0", "failed", "base test 1: wrong answer"),
+    (plus(_AWAY), "def find_zero(xs): return 'x'", "failed", "base test 1: wrong answer"),
+    (plus(_AWAY), "def find_zero(xs): return float('nan')", "failed", "base test 1: wrong answer"),
+    (
+        plus(ROOT, canonical_solution="    return 2.0\n"),
+        "def find_zero(xs): return {1: -0.5, -6: 6, -4: -2}[xs[0]]",  # another root than the canonical solution's
+        "passed",
+        "",
+    ),
+    (mbpp("are_equivalent", "def are_equivalent(a, b): return a == b", [1, 2]), "def are_equivalent(a, b): return 7", "passed", ""),
+    (mbpp("are_equivalent", "def are_equivalent(a, b): return a == b", [1, 2]), "def are_equivalent(a, b): 1 / 0", "error", ""),
+    (mbpp("sum_div", "def sum_div(n): return 1", [6]), "def sum_div(n): return 0", "passed", ""),
+    (mbpp("sum_div", "def sum_div(n): return 1", [6]), "def sum_div(n): return 2", "failed", ""),
+    (mbpp("surface_Area", "def surface_Area(b, h): return 33", [3, 4]), "def surface_Area(b, h): return 33", "passed", ""),
+    (mbpp("surface_Area", "def surface_Area(b, h): return 33", [3, 4]), "def surface_Area(b, h): return 34", "failed", ""),
+    (mbpp("surface_Area", "def surface_Area(b, h): return 33", [3, 4]), "def surface_Area(b, h): return 35", "passed", ""),
+    (mbpp("digit_distance_nums", "def digit_distance_nums(a, b): return 9", [1, 23]), "def digit_distance_nums(a, b): return 4", "passed", ""),
+    (mbpp("digit_distance_nums", "def digit_distance_nums(a, b): return 9", [1, 23]), "def digit_distance_nums(a, b): return 5", "failed", ""),
+]  # fmt: skip
+CHECK_STR = mbpp("check_str", "import re\ndef check_str(s): return re.match('[aeiou]', s)", ["apple"], ["xyz"])
+PROGRAMS += [
+    (CHECK_STR, "def check_str(s): return s[0] in 'aeiou'", "passed", ""),
+    (CHECK_STR, "import re\ndef check_str(s): return re.search('^[aeiou]', s)", "passed", ""),
+    (CHECK_STR, "def check_str(s): return 'Valid' if s[0] in 'aeiou' else 'Invalid'", "failed", "base test 2: wrong answer"),
+    (CHECK_STR, "def check_str(s): return object()", "failed", "base test 2: wrong answer"),
+    # a float among the answers makes all that follow inexact, in its part only
+    (mbpp("f", "def f(n): return [0.5, 10 ** 9][n]", [0], [1]), "def f(n): return [0.5, 10 ** 9 + 1][n]", "passed", ""),
+    (mbpp("f", "def f(n): return [0.5, 10 ** 9][n]", [1], [0]), "def f(n): return [0.5, 10 ** 9 + 1][n]", "failed", ""),
+    (
+        mbpp("f", "def f(n): return [0.5, 10 ** 9][n]", [0], plus_input=[[1]]),
+        "def f(n): return [0.5, 10 ** 9 + 1][n]",
+        "failed",
+        "plus test 1: wrong answer",
+    ),
+    (
+        mbpp("f", "def f(z): return abs(z)", ["3+4j"], task_id="Mbpp/252"),
+        "def f(z): return abs(z) if type(z) is complex else None",
+        "passed",
+        "",
+    ),
+    (mbpp("f", "def f(x): return len(x)", [[[1], []]], task_id="Mbpp/115"), "def f(x): return sum(type(y) is set for y in x) + 1", "passed", ""),
+    # two that would be found out only by who sees the answers
+    (
+        plus(HALVES),
+        "import sys\ndef halves(xs):\n    frame = sys._getframe()\n    while frame:\n"
+        "        for value in list(frame.f_locals.values()) + list(frame.f_globals.values()):\n"
+        "            if 'canonical' in str(value) or 'x / 2' in str(value): return [x / 2 for x in xs]\n"
+        "        frame = frame.f_back",
+        "failed",
+        "",
+    ),
+    (plus(HALVES), "class A:\n    __eq__ = lambda *_: True\ndef halves(xs): return A()", "failed", "base test 1: wrong answer"),
+]  # fmt: skip
+
+
+def test_verdicts_of_each_oracle(grader: Grader) -> None:
+    verdicts = dict(grader.grade(Job(number, row[0], row[1]) for number, row in enumerate(PROGRAMS)))
+    wrong = [
+        (PROGRAMS[number][1], verdict.verdict, verdict.detail)
+        for number, verdict in verdicts.items()
+        if verdict.verdict != PROGRAMS[number][2] or (PROGRAMS[number][3] and verdict.detail != PROGRAMS[number][3])
+    ]
+    assert wrong == []
+
+
+def test_canonical_solutions_pass_and_trouble_with_them_is_the_suites(grader: Grader) -> None:
+    for problem in (plus(HALVES), plus(SHARED), CHECK_STR, plus(_AWAY)):
+        assert grader.grade_one(problem, problem.reference).verdict == "passed"
+    for code, words in [
+        ("\n    return 1 / 0\n", "fails on base input 1: ZeroDivisionError"),
+        ("\n    return (x for x in xs)\n", "fails on base input 1: NoPlainValue"),
+        ("\n    return [\n", "the suite's own code fails: SyntaxError"),
+    ]:
+        verdict = grader.grade_one(plus(HALVES, canonical_solution=code), "def halves(xs): return []")
+        assert verdict.verdict == "harness_error" and words in verdict.detail
+
+
+@pytest.mark.parametrize(
+    ("value", "wanted", "atol", "right"),
+    [
+        (1.0 + 0.9e-6, 1.0, 1e-6, True),
+        (1.0 + 1.2e-6, 1.0, 1e-6, False),
+        (1e9 + 90, 1e9, 1e-6, True),  # rtol 1e-7
+        (1e9 + 110, 1e9, 1e-6, False),
+        (1e9 + 90, 1e9, 0, False),
+        (1, 1.0, 0, True),  # equal
+        (2, 2.0 + 1e-9, 1e-6, False),  # close, but of another type
+        (True, 1, 1e-6, True),
+        ((1.0,), [1.0], 1e-6, False),
+        ([(1.0 + 1e-9,)], [[1.0]], 1e-6, True),  # types count on the outside only
+        ([1.0, 2.0], [1.0], 1e-6, False),
+        ([[1.0], [2.0]], [[1.0, 1.0], [2.0, 2.0]], 1e-6, False),
+        ([[1.0 + 1e-9], [1.0, 2.0]], [[1.0], [1.0, 2.0]], 1e-6, False),  # no array
+        (["a", 1.0 + 1e-9], ["a", 1.0], 1e-6, False),
+        ({"a": 1.0 + 1e-9}, {"a": 1.0}, 1e-6, False),
+        (float("inf"), float("inf"), 1e-6, True),
+        (1.0, float("inf"), 1e-6, False),
+        (float("nan"), float("nan"), 1e-6, False),
+        (1j, 1j + 1e-9, 1e-6, True),
+        (10**30 + 1, 10**30, 1e-6, False),
+        (None, None, 0, True),
+    ],
+)
+def test_tolerance_at_its_edges(value: Any, wanted: Any, atol: float, right: bool) -> None:
+    assert _is_right("", value, wanted, [], atol) is right
+
+
+INPUTS = [
+    (2, [[1, 2], [3]], [(1, 2), (3,)]),
+    (63, [[[1, 2], [3, 4]]], [[(1, 2), (3, 4)]]),
+    (75, [[[1], [2]], 3], [[(1,), (2,)], 3]),
+    (106, [[1], [2]], [[1], (2,)]),
+    (115, [[[1, 1], []]], [[{1}, {}]]),
+    (124, ["0", "1+2j"], [0.0, 1 + 2j]),
+    (250, [[1], 2], [(1,), 2]),
+    (252, ["(1+2j)"], [1 + 2j]),
+    (259, [[[1], [2]], [[3]]], [((1,), (2,)), ((3,),)]),
+    (278, [[1, [2]]], [(1, (2,))]),
+    (307, [[1], 2, 3], [(1,), 2, 3]),
+    (580, [[1, [2, [3]]]], [(1, (2, (3,)))]),
+    (722, [{"a": [1, 2]}, 3], [{"a": (1, 2)}, 3]),
+    (3, [[1], [[2]]], [[1], [[2]]]),
+]
+
+
+@pytest.mark.parametrize(("number", "written", "given"), INPUTS)
+def test_inputs_that_json_cannot_say(number: int, written: Any, given: Any) -> None:
+    payload = {"base": json.dumps([written]), "plus": "[]"}
+    assert inputs_of(f"Mbpp/{number}", payload)["base"] == [given]
+    assert inputs_of(f"HumanEval/{number}", payload)["base"] == [written]
+
+
+def test_all_of_humaneval_in_the_plus_format(grader: Grader) -> None:
+    """Their inputs, found by running their own tests, and their own solutions."""
+    problems = []
+    for problem in load_suite("humaneval").problems[::3]:
+        calls: list[Any] = []
+        space: dict[str, Any] = {}
+        assert problem.reference and problem.entry_point
+        exec(problem.reference, space)
+        function = space[problem.entry_point]
+        exec(problem.payload["test"], space)
+        space["check"](lambda *given, calls=calls, function=function: (calls.append(given), function(*given))[1])
+        solution = problem.reference.removeprefix(problem.prompt_code)
+        row = {"task_id": problem.task_id, "prompt": problem.prompt_code, "entry_point": problem.entry_point}
+        problems.append(
+            plus({**row, "canonical_solution": solution, "base_input": json.loads(json.dumps(calls[:200]))})
+        )
+    jobs = [Job((p.task_id, "right"), p, extract_code(str(p.reference), p, False)) for p in problems]
+    jobs += [Job((p.task_id, "stub"), p, p.prompt_code + "    pass\n") for p in problems]
+    wrong = [key for key, verdict in grader.grade(jobs) if (verdict.verdict == "passed") is (key[1] == "stub")]
+    assert wrong == []
+
+
+def test_a_thousand_calls_take_no_time(grader: Grader) -> None:
+    problem = plus(HALVES, plus_input=[[list(range(number % 50))] for number in range(1000)])
+    verdict = grader.grade_one(problem, str(problem.reference))
+    assert verdict.verdict == "passed" and verdict.duration_s < 3.0
