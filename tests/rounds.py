@@ -45,7 +45,7 @@ limit = 4
 [decide]
 suite = "ones"
 [diagnosis]
-num_prompts = 2
+num_prompts = 0
 [engine]
 sampler = "fake"
 trainer = "fake"

@@ -25,7 +25,7 @@ __all__ = ["call"]
 
 def probing(lines: str, config: str = CONFIG) -> str:
     """The configuration with these lines, and nothing else, under [diagnosis]."""
-    return config.replace("[diagnosis]\nnum_prompts = 2\n", f"[diagnosis]\n{lines}\n")
+    return config.replace("[diagnosis]\nnum_prompts = 0\n", f"[diagnosis]\n{lines}\n")
 
 
 # The fake model has no more than two ways to go.

@@ -1,4 +1,4 @@
-"""The problem files that docs/suites.md shows are ones: they load, the right answers pass, and wrong ones do not."""
+"""The problem files that docs/problem-files.md shows are ones: they load, the right answers pass, and wrong ones do not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loop.grading.extract import extract_code
 from loop.grading.grader import Grader, Job
 from loop.grading.problems import livecodebench_tests, load_suite
 
-PAGE = (Path(__file__).parent.parent / "docs" / "suites.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parent.parent / "docs" / "problem-files.md").read_text(encoding="utf-8")
 ROWS = [json.loads(line) for block in re.findall(r"```jsonl\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
 RIGHT = {"abc_a": "input()\nprint(sum(map(int, input().split())))", "3001": "        return max(xs)"}
 WRONG = {"abc_a": "print(3)", "3001": "        return xs[0]"}

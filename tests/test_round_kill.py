@@ -15,20 +15,32 @@ from store.verify import verify_store
 KILLED = -9
 
 # Every place where the order of writes matters, before and after it happened, and the boundaries between the stages.
-PLACES = [
-    *[f"{moment} {place}" for place in ("create_run", "begin_round", "begin_attempt", "finish_stage", "decide",
-      "add_completions", "add_verdicts", "begin_evaluation", "finish_evaluation", "add_probe", "add_probe_result", "commit_directory", "rename")
-      for moment in ("before", "after")],
-    "at between_stages",
-]  # fmt: skip
+NAMES = ("create_run", "begin_round", "begin_attempt", "finish_stage", "decide", "add_completions", "add_verdicts",
+         "begin_evaluation", "finish_evaluation", "add_probe", "add_probe_result", "commit_directory", "rename")  # fmt: skip
+PLACES = [f"{moment} {place}" for place in NAMES for moment in ("before", "after")] + ["at between_stages"]
+# Before a place is after the one before it, but for these.
+FAST = {place for place in PLACES if not place.startswith("before")} | {"before decide", "before rename"}
+PROBING = KEEPING.replace("num_prompts = 0", "num_prompts = 2")
+
+
+def finished(directory: Path, text: str) -> dict:
+    config = write_run(directory, text)
+    assert drive(config) == 0, (config.parent / "stderr").read_text()
+    found = dump(config.parent / ".loop")
+    assert [row["state"] for row in found["rounds"]] == ["kept", "kept"], "the kills are to hit a head that moves"
+    return found
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    config = write_run(tmp_path_factory.mktemp("uninterrupted"), KEEPING)
-    assert drive(config) == 0, (config.parent / "stderr").read_text()
-    found = dump(config.parent / ".loop")
-    assert [row["state"] for row in found["rounds"]] == ["kept", "kept"], "the kills are to hit a head that moves"
+    return finished(tmp_path_factory.mktemp("uninterrupted"), KEEPING)
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The same with locks and forks."""
+    found = finished(tmp_path_factory.mktemp("probed"), PROBING)
+    assert found["probe_results"]
     return found
 
 
@@ -50,9 +62,12 @@ def check(config: Path, uninterrupted: dict) -> None:
     assert not list((config.parent / ".loop" / "checkpoints").glob("tmp-*"))
 
 
-@pytest.mark.parametrize("place", PLACES)
-def test_killed_at_a_named_place(place: str, tmp_path: Path, uninterrupted: dict) -> None:
-    config = write_run(tmp_path, KEEPING)
+@pytest.mark.parametrize(
+    "place", [place if place in FAST else pytest.param(place, marks=pytest.mark.slow) for place in PLACES]
+)
+def test_killed_at_a_named_place(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    probing = "probe" in place
+    config = write_run(tmp_path, PROBING if probing else KEEPING)
     killed = 0
     for count in (1, 2):  # the first time that it comes by, and in the process after that the second time
         code = drive(config, place, count)
@@ -60,7 +75,7 @@ def test_killed_at_a_named_place(place: str, tmp_path: Path, uninterrupted: dict
         killed += code == KILLED
     assert killed >= 1, f"{place} was never reached"
     assert drive(config) == 0, (tmp_path / "stderr").read_text()
-    check(config, uninterrupted)
+    check(config, request.getfixturevalue("probed" if probing else "uninterrupted"))
 
 
 @pytest.mark.parametrize("boundary", range(1, 9))
