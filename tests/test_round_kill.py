@@ -86,15 +86,17 @@ def test_killed_at_each_stage_boundary(boundary: int, tmp_path: Path, uninterrup
     check(config, uninterrupted)
 
 
-@pytest.mark.parametrize("chain", [0, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 3, 4))])
-def test_killed_at_random_moments(chain: int, tmp_path: Path, uninterrupted: dict) -> None:
-    """Ten kills each, fifty in all with `make test-all`; a run that gets to its end between two kills is begun again elsewhere."""
+@pytest.mark.parametrize(
+    ("chain", "num_kills"), [(0, 5), *(pytest.param(n, 10, marks=pytest.mark.slow) for n in range(1, 6))]
+)
+def test_killed_at_random_moments(chain: int, num_kills: int, tmp_path: Path, uninterrupted: dict) -> None:
+    """Fifty-five kills in all with `make test-all`; a run that ends between two kills is begun again elsewhere."""
     draw = random.Random(chain)
     killed = number = 0
-    while killed < 10:
+    while killed < num_kills:
         number += 1
         config = write_run(tmp_path / str(number), KEEPING)
-        while killed < 10:
+        while killed < num_kills:
             code = drive(config, kill_after_s=draw.uniform(0.2, 2.5))
             assert code in (0, KILLED), (config.parent / "stderr").read_text()
             killed += code == KILLED
