@@ -16,6 +16,7 @@ import os
 import random
 import resource
 import signal
+import site
 import socket
 import sys
 import time
@@ -35,6 +36,8 @@ MAX_DETAIL = 300
 LINK, HOST = 3, 4
 
 _NEWNS, _NEWUTS, _NEWIPC, _NEWPID, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x20000000, 0x40000000
+_REMOUNT_READ_ONLY = 0x1021  # of this mount, not of what is mounted; the other flags have to stay
+_SAME_FLAGS, _RELATIME = 0xC0E, (0x1000, 0x200000)  # as statvfs and mount have them
 _CLEAR_AMBIENT = (47, 4, 0, 0, 0)
 _CAPABILITIES_3 = 0x20080522
 
@@ -51,9 +54,12 @@ def serve(control: socket.socket) -> None:
     """Fork what is ordered, end it when told, until the grader hangs up. Never returns."""
     for name in _WARM.split():
         __import__(name)
+    site.setquit()  # `exit` and `quit`, which are not there without site-packages
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
     running: dict[str, int] = {}
+    # as the first process of a namespace it gets, from those within, no signal but what it has a handler for
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
     control.send(b"ready")
@@ -89,12 +95,12 @@ def _end(pid: int, wait: bool) -> dict[str, Any]:
     while not ended and time.monotonic() < patience:
         time.sleep(0.001)
         ended, status, used = os.wait4(pid, os.WNOHANG)
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    if not ended:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has none yet, or has ended
+        pass
+    if not ended:  # else its number may be another's
+        os.kill(pid, signal.SIGKILL)
         _, status, used = os.wait4(pid, 0)
     return {"status": os.waitstatus_to_exitcode(status) if ended else None, "cpu_s": used.ru_utime + used.ru_stime}
 
@@ -108,6 +114,7 @@ def _child(control: socket.socket, here: int, handles: list[int], order: Order, 
     """One of the two processes of a job, with nothing open but its own sockets. Never returns."""
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         control.detach()
         for number, handle in enumerate(handles):
             os.dup2(handle, 64 + number)
@@ -124,7 +131,7 @@ def _child(control: socket.socket, here: int, handles: list[int], order: Order, 
         os._exit(1)
     try:
         if order["role"] == "solution":
-            solve()
+            solve(order["shut_in"])
         else:
             judge.main()
     finally:
@@ -137,6 +144,7 @@ def _enter(order: Order, libc: Any) -> None:
         _must(libc.unshare(_NEWNS | _NEWIPC | _NEWUTS | _NEWNET), "unshare")
         options = f"size={order['disk']},nr_inodes=20000,mode=1777".encode()
         _must(libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 6, options), "mount")  # 6: no devices, no set-user-ID
+        _keep_devices(libc)
     if order["uid"]:  # root's processes are not counted against RLIMIT_NPROC: become nobody in particular
         os.setgroups([])
         os.setgid(order["uid"])
@@ -153,8 +161,19 @@ def _enter(order: Order, libc: Any) -> None:
         # at the end of its CPU time a program gets SIGXCPU, which tells this end from others; a second later it is killed
         resource.setrlimit(which, (value, value + 1 if name == "RLIMIT_CPU" and value != hard else value))
     os.chdir(order["directory"])
-    if order["role"] == "solution" and order["filter"]:
+    if order["role"] == "solution" and order["shut_in"]:
         seccomp.install(libc)
+
+
+def _keep_devices(libc: Any) -> None:
+    """The devices are the host's: they are read and written, but their modes and dates must not change.
+
+    bubblewrap cannot do this: what it mounts read-only holds no devices. Where the kernel refuses, they stay as they are.
+    """
+    for name in (b"/dev/null", b"/dev/zero", b"/dev/urandom"):
+        had = os.statvfs(name).f_flag
+        flags = _REMOUNT_READ_ONLY | had & _SAME_FLAGS | (had & _RELATIME[0] and _RELATIME[1])
+        libc.mount(None, name, None, flags, None)
 
 
 def _writer(handle: int) -> Callable[[Any], int]:
@@ -165,10 +184,10 @@ def _writer(handle: int) -> Callable[[Any], int]:
 # the solution's process
 
 
-def solve() -> None:
+def solve(shut_in: bool) -> None:
     """Do what the tests' process asks: load the program, call what it defines. Never returns."""
     read, leave = os.read, os._exit
-    link = Link(lambda size: read(LINK, size), _writer(LINK))
+    link = Link(lambda size: read(LINK, size), _writer(LINK), shut_in)
     try:
         send(link.write, {"ready": True})
         while True:
@@ -180,8 +199,8 @@ def solve() -> None:
 class Link:
     """The program's side of the questions. What a program does to it only changes which values are said to be its own."""
 
-    def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:
-        self.read, self.write = read, write
+    def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int], shut_in: bool) -> None:
+        self.read, self.write, self._shut_in = read, write, shut_in
         self._space: dict[str, Any] = {}
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
@@ -264,7 +283,7 @@ class Link:
 
     def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
         assert self._program is not None
-        return run_program(*self._program, question["input"], question["max_output"])
+        return run_program(*self._program, question["input"], question["max_output"], self._shut_in)
 
 
 def described(error: BaseException) -> dict[str, Any]:
@@ -301,8 +320,10 @@ def _fresh_module(name: str) -> dict[str, Any]:
 # programs that read standard input
 
 
-def run_program(code: CodeType, imports: str, text: str, max_output: int) -> dict[str, Any]:
-    """Fork a process that runs it on this input; what it wrote, or what went wrong. All that it started is gone after."""
+def run_program(code: CodeType, imports: str, text: str, max_output: int, shut_in: bool) -> dict[str, Any]:
+    """Fork a process that runs it on this input; what it wrote, or what went wrong. Where this process is shut in with no
+    other but the warm one, all that the program started is gone after.
+    """
     given, shown, told = (os.path.join(os.getcwd(), name) for name in (".stdin", ".stdout", ".error"))
     for path, content in ((given, text), (shown, ""), (told, "")):
         if os.path.lexists(path):
@@ -311,9 +332,12 @@ def run_program(code: CodeType, imports: str, text: str, max_output: int) -> dic
             file.write(content)
     child = os.fork()
     if child == 0:
-        _program(code, imports, given, shown, told)
+        try:
+            _program(code, imports, given, shown, told)
+        finally:  # it could not even say what went wrong
+            os.kill(os.getpid(), signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if os.getpid() == 1:
+    if shut_in:
         _empty_namespace()
     with open(told, encoding="utf-8", errors="replace") as file:
         error = file.read(2 * MAX_DETAIL)

@@ -78,10 +78,12 @@ class Grader:
         """
         waiting: deque[tuple[Hashable, Future[Verdict]]] = deque()
         same: dict[bytes, Future[Verdict]] = {}
+        problems: dict[int, Problem] = {}  # held, so that no other gets the id() of one that is gone
         pools = _Pool(self._sandbox)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
             for job in jobs:
+                problems[id(job.problem)] = job.problem
                 twin = _identity(job)
                 if twin not in same:
                     same[twin] = threads.submit(self._graded, job.problem, job.code, pools)

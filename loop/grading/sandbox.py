@@ -240,7 +240,7 @@ class Sandbox:
             "RLIMIT_STACK": STACK_BYTES,
             "RLIMIT_NOFILE": MAX_OPEN_FILES,
             "RLIMIT_NPROC": MAX_PROCESSES,
-            "RLIMIT_CORE": 0,
+            "RLIMIT_CORE": 1,  # 0 would still hand a core to a program that the host's core_pattern names
         }
         if self.level == "none" or not (self.own_uid or _counts_per_namespace()):
             del limits["RLIMIT_NPROC"]  # would count all the user's processes on the machine
@@ -250,7 +250,7 @@ class Sandbox:
             "do": "start",
             "role": role,
             "nested": self.nested,
-            "filter": self.level != "none",
+            "shut_in": self.level != "none",
             "uid": uid,
             "disk": disk,
             "limits": limits,
@@ -532,7 +532,9 @@ def _bwrap_command(bwrap: str, mode: _Mode, view: tuple[str, ...], python: str) 
     command = [
         *("/bin/sh", "-c", '{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$0" "$@"'),  # first to go
         *(bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--hostname", "sandbox"),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL", *mode.flags),
+        *(() if mode.nested else ("--as-pid-1",)),  # a program beside the first process cannot end or stop it
         *("--perms", "1777", _SIZE_HERE, "--tmpfs", "/tmp", *view),
         *(
             "--perms",

@@ -1,7 +1,8 @@
 """Takes away the system calls that no solution needs and that most escapes from sandboxes begin with.
 
-The filter is classic BPF as in seccomp(2): the calls named here fail with EPERM, `clone` only where it asks for a new namespace;
-`clone3`, whose arguments a filter cannot see, does not exist, whereupon the C library uses `clone`.
+The filter is classic BPF as in seccomp(2): the calls named here fail with EPERM, `clone` only where it asks for a new namespace,
+`socket` only for what is none of the machine itself; `clone3`, whose arguments a filter cannot see, does not exist, whereupon
+the C library uses `clone`. Memory that belongs to no process cannot be had, since it is the processes' that is counted.
 """
 
 from __future__ import annotations
@@ -45,8 +46,15 @@ REFUSED = {
     "init_module": (175, 105),
     "finit_module": (313, 273),
     "open_by_handle_at": (304, 265),
+    "syslog": (103, 116),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
+    "shmget": (29, 194),
+    "msgget": (68, 186),
+    "semget": (64, 190),
 }
-_CLONE, _CLONE3 = (56, 220), (435, 435)
+_CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
+_FAMILIES = (1, 2, 10, 16)  # UNIX, INET, INET6, NETLINK: those that a network namespace holds
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _NEW_NAMESPACES = 0x7E020000
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
@@ -63,6 +71,9 @@ def _program() -> bytes:
     for numbers in REFUSED.values():
         steps += [(_EQUAL, 0, 1, numbers[column]), (_RETURN, 0, 0, _ERRNO | 1)]
     steps += [(_EQUAL, 0, 1, _CLONE3[column]), (_RETURN, 0, 0, _ERRNO | 38)]
+    families = [(_EQUAL, len(_FAMILIES) - n, 0, family) for n, family in enumerate(_FAMILIES)]
+    families = [(_LOAD, 0, 0, 16), *families, (_RETURN, 0, 0, _ERRNO | 1), (_RETURN, 0, 0, _ALLOW)]
+    steps += [(_EQUAL, 0, len(families), _SOCKET[column]), *families]
     steps += [(_EQUAL, 0, 3, _CLONE[column]), (_LOAD, 0, 0, 16), (_ANY_BIT, 0, 1, _NEW_NAMESPACES)]
     steps += [(_RETURN, 0, 0, _ERRNO | 1), (_RETURN, 0, 0, _ALLOW)]
     return b"".join(struct.pack("<HBBI", *step) for step in steps)
