@@ -7,7 +7,6 @@ import importlib.metadata
 import importlib.resources
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -16,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from odd_programs import FUNCTIONS, PROGRAMS, TESTED
+from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
 from loop.errors import ConfigError, HarnessError
 from loop.grading import grader as grader_module
@@ -169,103 +170,25 @@ def test_humaneval_names_the_line_of_its_test(grader: Grader) -> None:
 
 # --- odd but right
 
-ON_TESTS = {
-    "threads": (
-        "import threading\ndef f(x):\n    out = []\n    ts = [threading.Thread(target=out.append, args=(1,)) for _ in range(20)]\n"
-        "    [t.start() for t in ts]; [t.join() for t in ts]\n    return x + out[0]"
-    ),
-    "a daemon thread": "import threading, time\nthreading.Thread(target=time.sleep, args=(9,), daemon=True).start()\ndef f(x): return x + 1",
-    "an executor": (
-        "from concurrent.futures import ThreadPoolExecutor\ndef f(x):\n"
-        "    with ThreadPoolExecutor(8) as pool: return list(pool.map(lambda y: y + 1, [x]))[0]"
-    ),
-    "recursion": (
-        "import sys\nsys.setrecursionlimit(10**6)\ndef g(n): return 0 if n == 0 else 1 + g(n - 1)\n"
-        "def f(x): return x + g(50000) // 50000"
-    ),
-    "globals": "count = 0\ndef f(x):\n    global count\n    count += 1\n    return x + (1 if count else 0)",
-    "noise": "import sys\nprint('x' * 10**6)\nsys.stderr.write('y' * 10**6)\ndef f(x): print(x); return x + 1",
-    "temporary files": (
-        "import tempfile\ndef f(x):\n    with tempfile.NamedTemporaryFile('w+') as t:\n"
-        "        t.write(str(x + 1)); t.seek(0); return int(t.read())"
-    ),
-    "data classes": (
-        "from __future__ import annotations\nfrom dataclasses import dataclass\nfrom typing import NamedTuple\n"
-        "@dataclass\nclass A:\n    x: int\nclass B(NamedTuple):\n    y: int\ndef f(x): return A(x).x + B(1).y"
-    ),
-    "pickle": "import pickle\nclass A: pass\ndef f(x):\n    a = A(); a.x = x + 1\n    return pickle.loads(pickle.dumps(a)).x",
-    "asyncio": "import asyncio\nasync def g(x): return x + 1\ndef f(x): return asyncio.run(g(x))",
-    "fork": (
-        "import os\ndef f(x):\n    r, w = os.pipe()\n    if os.fork() == 0:\n        os.write(w, b'1'); os._exit(0)\n"
-        "    os.wait()\n    return x + int(os.read(r, 1))"
-    ),
-    "multiprocessing": (
-        "import multiprocessing\ndef g(x): return x + 1\ndef f(x):\n"
-        "    with multiprocessing.get_context('fork').Pool(2) as pool: return pool.map(g, [x])[0]"
-    ),
-    "the standard library": (
-        "import bz2, ctypes, decimal, hashlib, heapq, lzma, random, re, sqlite3, ssl, statistics, unicodedata, uuid, zlib\n"
-        "import xml.etree.ElementTree, zoneinfo, email, csv, datetime, fractions\ndef f(x): return x + 1"
-    ),
-    "a main block": "def f(x): return x + 1\nif __name__ == '__main__':\n    f(int(input()))",
-    "exit at the end of main only": "def f(x): return x + 1\ndef main(): raise SystemExit",
-    "a signal": "import signal\nsignal.alarm(9)\ndef f(x): return x + 1",
-    "sys.settrace": "import sys\nsys.settrace(lambda *a: None)\ndef f(x): return x + 1",
-    "memory": "x = bytearray(300 << 20)\ndef f(x): return x + 1",
-    "unicode": "größe = 1\ndef f(x): return x + größe  # \u2028 ✓",
-    "tabs and CRLF": "def f(x):\r\n\treturn x + 1\r\n",
-}
-
 
 def test_odd_but_right_functions(grader: Grader) -> None:
-    verdicts = dict(grader.grade(Job(name, F, code) for name, code in ON_TESTS.items()))
+    verdicts = dict(grader.grade(Job(name, F, code) for name, code in FUNCTIONS.items()))
     assert {name: verdict.detail for name, verdict in verdicts.items() if verdict.verdict != "passed"} == {}
 
 
 SUM = live_problem(("2\n1 2\n", "3\n"), ("3\n4 5 6\n", "15\n"), ("1\n-7", "-7"))
-ON_STDIN = {
-    "input": "n = int(input())\nprint(sum(map(int, input().split())))",
-    "sys.stdin.readline": "import sys\nsys.stdin.readline()\nprint(sum(map(int, sys.stdin.readline().split())))",
-    "for line in sys.stdin": "import sys\nlines = [l for l in sys.stdin]\nprint(sum(map(int, lines[1].split())))",
-    "sys.stdin.read": "import sys\nd = sys.stdin.read().split()\nprint(sum(map(int, d[1:])))",
-    "stdin by its star import": "readline = stdin.readline\nreadline()\nprint(sum(map(int, readline().split())))",
-    "sys.stdin.buffer": "import sys\nr = sys.stdin.buffer.readline\nr()\nprint(sum(map(int, r().split())))",
-    "buffer.read": "import sys\nd = sys.stdin.buffer.read().split()\nprint(sum(map(int, d[1:])))",
-    "open(0)": "d = open(0).read().split()\nprint(sum(map(int, d[1:])))",
-    "open('/dev/stdin')": "d = open('/dev/stdin').read().split()\nprint(sum(map(int, d[1:])))",
-    "os.read": "import os\nd = os.read(0, 10**6).split()\nprint(sum(map(int, d[1:])))",
-    "fileinput": "import fileinput\nd = ' '.join(fileinput.input()).split()\nprint(sum(map(int, d[1:])))",
-    "seek": "import sys\nsys.stdin.read(); sys.stdin.seek(0)\ninput()\nprint(sum(map(int, input().split())))",
-    "until the end": (
-        "d = []\ntry:\n    while True: d += input().split()\nexcept EOFError: pass\nprint(sum(map(int, d[1:])))"
-    ),
-    "os.write": "import os\ninput()\nos.write(1, str(sum(map(int, input().split()))).encode())",
-    "sys.stdout.buffer": "import sys\ninput()\nsys.stdout.buffer.write(b'%d' % sum(map(int, input().split())))",
-    "redirected print": (
-        "import io, sys\nout = sys.stdout\nsys.stdout = io.StringIO()\ninput()\nprint(sum(map(int, input().split())))\n"
-        "out.write(sys.stdout.getvalue())\nsys.stdout = out"
-    ),
-    "a module's global": "total = 0\ndef main():\n    global total\n    input()\n    for x in input().split(): total += int(x)\nmain()\nprint(total)",
-    "main block": "def main():\n    input()\n    print(sum(map(int, input().split())))\nif __name__ == '__main__':\n    main()",
-    "sys.exit after the answer": "import sys\ninput()\nprint(sum(map(int, input().split())))\nsys.exit()",
-    "exit(0)": "input()\nprint(sum(map(int, input().split())))\nexit(0)",
-    "os._exit": "import os\ninput()\nprint(sum(map(int, input().split())), flush=True)\nos._exit(0)",
-    "noise on stderr": "import sys\ninput()\nprint(sum(map(int, input().split())))\nsys.stderr.write('debug\\n' * 10**5)",
-    "a thread with a big stack": (
-        "import sys, threading\nsys.setrecursionlimit(10**7)\nthreading.stack_size(1 << 26)\ndef g(n): return 0 if n == 0 else g(n - 1)\n"
-        "def main():\n    input(); g(50000); print(sum(map(int, input().split())))\nt = threading.Thread(target=main)\nt.start()"
-    ),
-    "recursion": "def g(n): return 0 if n == 0 else g(n - 1)\ninput()\ng(40000)\nprint(sum(map(int, input().split())))",
-    "an import that LiveCodeBench has": "input()\nprint(reduce(lambda a, b: a + b, [int(x) for x in input().split()]))",
-    "blanks": "input()\nprint('  ', sum(map(int, input().split())), '  \\n\\n')",
-    "a decimal": "input()\nprint(f'{sum(map(int, input().split())):.3f}')",
-    "state does not stay": "import builtins\nassert not hasattr(builtins, 'x')\nbuiltins.x = 1\ninput()\nprint(sum(map(int, input().split())))",
-}
 
 
 def test_odd_but_right_programs(grader: Grader) -> None:
-    verdicts = dict(grader.grade(Job(name, SUM, code) for name, code in ON_STDIN.items()))
+    verdicts = dict(grader.grade(Job(name, SUM, code) for name, code in PROGRAMS.items()))
     assert {name: verdict.detail for name, verdict in verdicts.items() if verdict.verdict != "passed"} == {}
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_odd_but_right_programs_with_tests_of_their_own(grader: Grader, name: str) -> None:
+    code, *tests = TESTED[name]
+    assert_verdict = grader.grade_one(assert_problem(*tests), code)
+    assert assert_verdict.verdict == "passed", assert_verdict.detail
 
 
 VALUES = [
@@ -514,36 +437,23 @@ def test_level_none_runs_and_cleans_up(tmp_path: Path, monkeypatch: pytest.Monke
     verdicts = [verdict for _, verdict in grader.grade(Job(None, F, code) for code in codes)]
     assert [verdict.verdict for verdict in verdicts] == ["passed", "error", "failed"]
     assert {verdict.sandbox for verdict in verdicts} == {"none"}
-    assert grader.grade_one(SUM, ON_STDIN["input"]).verdict == "passed"
+    assert grader.grade_one(SUM, PROGRAMS["input"]).verdict == "passed"
     assert list(tmp_path.iterdir()) == []
 
 
-def readable_python() -> str | None:
-    """A Python that a user without rights may run."""
-    if os.geteuid() != 0 or shutil.which("setpriv") is None or find_bwrap() is None:
-        return None
-    for python in (sandbox_module._own_python(), "/usr/bin/python3"):
-        python = os.path.realpath(python)
-        code = f"import sys; open({python!r}); open({find_bwrap()!r}); sys.exit(sys.version_info < (3, 11))"
-        command = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", python, "-c", code]
-        if os.path.exists(python) and subprocess.run(command, stderr=subprocess.DEVNULL, check=False).returncode == 0:
-            return python
-    return None
-
-
 @pytest.mark.skipif(readable_python() is None, reason="needs root, setpriv and a Python that everyone may run")
-def test_it_works_as_a_user_without_rights() -> None:
-    python, bwrap = readable_python(), find_bwrap()
-    assert python and bwrap
-    view = sandbox_module._python_view(python)
-    drop = (str(shutil.which("setpriv")), "--reuid=65534", "--regid=65534", "--clear-groups")
-    for mode in sandbox_module._MODES_AS_USER:
-        command = (*drop, *sandbox_module._bwrap_command(bwrap, mode, view, python))
-        grader = Grader(num_workers=1)
-        grader._sandbox = Sandbox("bubblewrap", "", command, own_uid=False, nested=mode.nested)
-        assert grader.grade_one(F, "import os\nassert os.getuid() == 65534\ndef f(x): return x + 1").verdict == "passed"
-        assert grader.grade_one(F, "import os\nwhile True: os.fork()").verdict in ("error", "timeout")
-        assert grader.grade_one(SUM, ON_STDIN["input"]).verdict == "passed"
+@pytest.mark.parametrize("mode", MODES_AS_USER, ids=["nested", "apart", "apart on old kernels"])
+def test_it_works_as_a_user_without_rights(mode: Any) -> None:
+    grader = Grader(num_workers=1)
+    grader._sandbox = as_user(mode)
+    assert grader.grade_one(F, "import os\nassert os.getuid() == 65534\ndef f(x): return x + 1").verdict == "passed"
+    assert grader.grade_one(F, "import os\nwhile True: os.fork()").verdict in ("error", "timeout")
+    assert grader.grade_one(SUM, PROGRAMS["input"]).verdict == "passed"
+
+
+def test_a_problem_is_known_by_itself_and_not_by_where_it_lay_in_memory(grader: Grader) -> None:
+    jobs = (Job(n, assert_problem(f"assert f() == {n}"), "def f(): return 30") for n in range(60))
+    assert [key for key, verdict in grader.grade(jobs) if verdict.verdict == "passed"] == [30]
 
 
 def test_the_parent_stays_light() -> None:

@@ -1,249 +1,76 @@
-"""Programs that cheat or attack: none passes, none outlives its run, and a correct one after each still passes.
+"""Programs that cheat or attack: none passes, none outlives its run, and a right program after each still passes.
 
-They run in the sandbox and nowhere else. Most succeed exactly when their attack does, so that a pass is a breach.
+They are in `hostile_programs.py`. Two run at a time, so that siblings can try to meet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hostile_programs import CALLS, CLASSES, GIVEN, PROBLEMS, SECRET, SWEEP, WORD, Program, right
+from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
 from loop.grading import sandbox
-from loop.grading.grader import Grader, Job, Verdict
+from loop.grading.grader import Grader, Job
 from loop.grading.problems import Problem
 
-PROBLEM = Problem(
-    task_id="p", statement="", kind="mbpp", payload={"tests": ["assert f(1) == 2"], "setup": "", "imports": []}
-)
-STDIN = Problem(
-    task_id="s",
-    statement="",
-    kind="livecodebench",
-    payload={
-        "public": [{"input": f"{n}\n", "output": f"{n + 1}\n", "testtype": "stdin"} for n in (1, 2)],
-        "private": "",
-    },
-)
-FUNCTIONAL = Problem(
-    task_id="l",
-    statement="",
-    entry_point="f",
-    kind="livecodebench",
-    payload={"public": [{"input": "1", "output": "[2]", "testtype": "functional"}], "private": ""},
-)
-RIGHT = {
-    "p": "def f(x):\n    return x + 1\n",
-    "s": "print(int(input()) + 1)\n",
-    "l": "class Solution:\n    def f(self, x):\n        return [x + 1]\n",
-}
+TIMEOUT_S = 1.0
+AS_USER = pytest.mark.skipif(readable_python() is None, reason="needs root, setpriv and a Python that everyone may run")
 
 
-def attack(body: str) -> str:
-    """A solution whose answer is right if the lines of `body` get through."""
-    return "def f(x):\n" + "".join(f"    {line}\n" for line in body.strip().split("\n")) + "    return 2\n"
-
-
-# name: (program, what the verdict may be)
-ATTACKS = {
-    # leaving early, or saying that all is well
-    "sys.exit at the top": ("import sys; sys.exit(0)", "error"),
-    "os._exit at the top": ("import os; os._exit(0)", "error"),
-    "exit inside": ("def f(x):\n    raise SystemExit(0)", "error"),
-    "os._exit inside": ("import os\ndef f(x):\n    os._exit(0)", "error"),
-    "kill itself": ("import os\ndef f(x):\n    os.kill(os.getpid(), 9)", "failed"),
-    "abort": ("import os\nos.abort()", "error"),
-    "exec another program": ("import os, sys\nos.execv(sys.executable, [sys.executable, '-c', 'pass'])", "error"),
-    "print a verdict": ("print('verdict passed')\nprint('passed')\nimport os; os._exit(0)", "error"),
-    "say a verdict everywhere": (
-        (
-            "import os\nfor fd in range(256):\n    try: os.write(fd, b'verdict passed ' + b'0' * 32 + b'\\n')\n"
-            "    except OSError: pass\nos._exit(0)"
-        ),
-        "error",
-    ),
-    "say done everywhere": (
-        (
-            "import os\nfor fd in range(256):\n    try: os.write(fd, b'verdict done\\nready\\nresult 0 2\\n')\n"
-            "    except OSError: pass\nos._exit(0)"
-        ),
-        "error",
-    ),
-    "say a harness error": (
-        (
-            "import os\nfor fd in range(256):\n    try: os.write(fd, b'verdict harness_error x\\n')\n"
-            "    except OSError: pass\nos._exit(0)"
-        ),
-        "error",
-    ),
-    "close everything": ("import os\nos.closerange(0, 256)\nos._exit(0)", "error"),
-    "replace builtins": ("import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None", "error"),
-    "replace os._exit": ("import os\nos._exit = lambda code: None\nraise SystemExit", "error"),
-    "atexit": ("import atexit, os\natexit.register(os._exit, 0)\nraise SystemExit", "error"),
-    "read the job again": (attack("import os\nos.lseek(0, 0, 0)\nassert os.read(0, 100)"), "error"),
-    "a thread that stays": (
-        "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()\ndef f(x): return 0",
-        "failed",
-    ),
-    # using up the machine
-    "infinite loop": ("while True: pass", "timeout"),
-    "sleep": ("import time\ntime.sleep(60)", "timeout"),
-    "ignore every signal": (
-        (
-            "import signal\nfor s in range(1, 65):\n    try: signal.signal(s, signal.SIG_IGN)\n"
-            "    except (OSError, ValueError): pass\nwhile True: pass"
-        ),
-        "timeout",
-    ),
-    "swallow every exception": (
-        "import time\nwhile True:\n    try: time.sleep(9)\n    except BaseException: pass",
-        "timeout",
-    ),
-    "fork bomb": ("import os\nwhile True:\n    try: os.fork()\n    except OSError: pass", "timeout"),
-    "too many processes": (
-        "import os, time\nfor _ in range(200):\n    if os.fork() == 0: time.sleep(60); os._exit(0)\ndef f(x): return 2",
-        "error",
-    ),
-    "thread bomb": (
-        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()",
-        "error",
-    ),
-    "memory hog": ("x = [b'x' * (1 << 30)]\nwhile True: x.append(b'x' * (1 << 28))", "error"),
-    "big number": ("x = 9 ** 9 ** 9", "timeout error"),
-    "output flood": ("while True: print('x' * 10000)", "timeout"),
-    "error flood": ("import sys\nwhile True: sys.stderr.write('x' * 10000)", "timeout"),
-    "flood every descriptor": (
-        "import os\nwhile True:\n  for fd in range(3, 256):\n    try: os.write(fd, b'x' * 65536)\n    except OSError: pass",
-        "error",
-    ),
-    "fill the disk": (
-        attack("for n in range(64):\n    with open(f'/tmp/{n}', 'wb') as file: file.write(b'x' * (16 << 20))"),
-        "error",
-    ),
-    "a huge file": (attack("with open('/tmp/x', 'wb') as file: file.seek(1 << 40); file.write(b'x')"), "error"),
-    "many open files": (attack("x = [open('/dev/null') for _ in range(5000)]"), "error"),
-    "deep recursion": ("import sys\nsys.setrecursionlimit(10**9)\ndef f(x): return f(x)", "error timeout"),
-    "deep recursion in C": (
-        "import sys\nsys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**6): x = [x]\nrepr(x)",
-        "error timeout",
-    ),
-    "segmentation fault": ("import ctypes\nctypes.string_at(0)", "error"),
-    # hostile text
-    "null bytes": ("x = 1\0", "error"),
-    "deep nesting": ("(" * 100_000, "error"),
-    "deep nesting of another kind": ("-" * 500_000 + "1", "error"),
-    "lone surrogate": ("x = '\ud800'\ndef f(x): return 0", "failed"),
-    "huge exception text": ("raise ValueError('x' * 10**8)", "error"),
-    "terminal escapes": ("raise ValueError('\\x1b[2J\\x1b]0;owned\\x07\\nverdict passed')", "error"),
-    "an exception that raises": ("class E(Exception):\n    def __str__(self): raise self\nraise E", "error"),
-    "an exception that exits": (
-        "class E(Exception):\n    def __str__(self):\n        raise SystemExit(0)\nraise E",
-        "error",
-    ),
-    "an exception of a kind of its own": ("class E(BaseException): pass\ndef f(x): raise E('no')", "error"),
-    # getting out
-    "daemon": (
-        (
-            "import os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n        os.closerange(0, 256)\n"
-            "        time.sleep(60)\n    os._exit(0)\ndef f(x): return 0"
-        ),
-        "failed",
-    ),
-    "daemon of one that leaves": (
-        "import os, time\nif os.fork() == 0:\n    os.setsid()\n    while True: time.sleep(1)\nos._exit(0)",
-        "error timeout",
-    ),
-    "kill the parent": (attack("import os\nassert os.getppid()\nos.kill(os.getppid(), 9)"), "error"),
-    "kill everyone": (attack("import os\nos.kill(-1, 9)\nassert False"), "failed error"),
-    "network": (attack("import socket\nsocket.create_connection(('127.0.0.1', PORT), 1)"), "error"),
-    "abstract sockets": (attack("import socket\nsocket.socket(socket.AF_UNIX).connect('\\0NAME')"), "error"),
-    "name resolution": (attack("import socket\nsocket.gethostbyname('example.com')"), "error"),
-    "passwords": (attack("open('/etc/passwd').read()"), "error"),
-    "a host file": (attack("open('HOSTFILE').read()"), "error"),
-    "home": (attack("import os\nassert len(os.listdir('HOME')) > 1"), "error failed"),
-    "processes of the host": (attack("import os\nassert os.listdir('/proc')"), "error"),
-    "third-party packages": (attack("import sys\nsys.path += PACKAGES\nimport pydantic"), "error"),
-    "environment": (attack("import os\nassert any('LOOP' in name for name in os.environ)"), "error"),
-    "write to the host": (attack("open('HOSTFILE', 'a').write('x')"), "error"),
-    "write to Python": (attack("import os\nopen(os.__file__, 'a').write('x')"), "error"),
-    "write beside Python": (attack("import os\nopen(os.path.dirname(os.__file__) + '/site-packages/x', 'w')"), "error"),
-    "write at the root": (attack("open('/x', 'w')"), "error"),
-    "write to devices": (attack("open('/dev/x', 'w')"), "error"),
-    "become root": (attack("import os\nassert os.setuid(0) is None and os.getuid() == 0\nos.chroot('/')"), "error"),
-    "mount": (
-        attack("import ctypes\nassert ctypes.CDLL(None).mount(b'none', b'/tmp', b'tmpfs', 0, None) == 0"),
-        "error",
-    ),
-    "raise its limits": (
-        attack("import resource\nresource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)"),
-        "error",
-    ),
-    "leave a file for the next": ("open('/tmp/left', 'w').write('x')\ndef f(x): return 0", "failed"),
-    "find a file of the one before": (attack("open('/tmp/left')"), "error"),
-}
-ATTACKS_ON_STDIN = {
-    "nothing": ("pass", "failed"),
-    "exit": ("import os; os._exit(0)", "failed"),
-    "answer the first only": ("print(2)", "failed"),
-    "say the results": (
-        (
-            'import os\nfor fd in range(3, 256):\n    try: os.write(fd, b\'result 0 "2"\\nresult 1 "3"\\nverdict done\\n\')\n'
-            "    except OSError: pass"
-        ),
-        "failed",
-    ),
-    "flood": ("while True: print('x' * 10000)", "failed"),
-    "too much": ("print(2)\nprint('x' * 100_000)", "failed"),
-    "right, then killed": ("import os\nprint(int(input()) + 1, flush=True)\nos.kill(os.getpid(), 11)", "error"),
-    "right, then raises": ("print(int(input()) + 1, flush=True)\nraise ValueError", "error"),
-    "replace its input by a pipe": ("import os\nos.remove('/tmp/.stdout'); os.mkfifo('/tmp/.stdout')", "timeout"),
-    "replace its output by a folder": ("import os\nos.remove('/tmp/.stdout'); os.mkdir('/tmp/.stdout')", "error"),
-    "loop": ("while True: pass", "timeout"),
-    "invalid output": ("import os\nos.write(1, b'\\xff\\xfe')", "failed"),
-}
-ATTACKS_ON_FUNCTIONAL = {
-    "equal to everything": ("class E:\n    __eq__ = lambda s, o: True\ndef f(x): return E()", "failed"),
-    "a list equal to everything": ("class E(list):\n    __eq__ = lambda s, o: True\ndef f(x): return E([0])", "failed"),
-    "a number equal to everything": (
-        "class E(int):\n    __eq__ = lambda s, o: True\ndef f(x): return [E(1)]",
-        "failed",
-    ),
-    "a set": ("def f(x): return {2}", "failed"),
-    "a tuple in a list": ("def f(x): return [(2,)]", "failed"),
-    "text": ("def f(x): return '[2]'", "failed"),
-    "itself": ("def f(x):\n    y = []\n    y.append(y)\n    return y", "failed"),
-    "a flood": ("def f(x): return 'x' * 10**8", "error timeout"),
-    "a description of a tuple": ("def f(x): return {'tuple': [2]}", "failed"),
-    "exit": ("import os\ndef f(x): os._exit(0)", "error"),
-    "say done": (
-        "import os\nfor fd in range(3, 256):\n    try: os.write(fd, b'verdict done\\n')\n    except OSError: pass",
-        "error",
-    ),
-    "no such function": ("def g(x): return [2]", "error"),
-}
+@pytest.fixture(scope="module", autouse=True)
+def mark() -> Iterator[str]:
+    """A word in the environment of everything that these tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sandbox._ENVIRONMENT, "MARK", WORD)
+        patch.setenv("LOOP_SECRET", "x")
+        yield WORD
 
 
 @pytest.fixture(scope="module")
-def mark() -> Iterator[str]:
-    """A word in the environment of everything that these tests start."""
-    word = uuid.uuid4().hex
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sandbox._ENVIRONMENT, "MARK", word)
-        patch.setenv("LOOP_SECRET", "x")
-        yield word
+def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """What stands in the programs for places of this machine, each there to be reached."""
+    folder = tmp_path_factory.mktemp("places")
+    host_file = folder / "secret.txt"
+    host_file.write_text("x")
+    host_file.chmod(0o666)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+        for name in (f"\0{WORD}", str(folder / "socket")):
+            one = stack.enter_context(socket.socket(socket.AF_UNIX))
+            one.bind(name)
+            one.listen()
+        yield {
+            **CALLS,
+            "PORT": str(server.getsockname()[1]),
+            "HOSTNAME": socket.gethostname(),
+            "NAME": WORD,
+            "SOCKET": str(folder / "socket"),
+            "HOSTFILE": str(host_file),
+            "HOME": os.path.expanduser("~"),
+            "PACKAGES": repr([str(Path(pytest.__file__).parents[1])]),
+        }
+    assert host_file.read_text() == "x"
 
 
 @pytest.fixture(scope="module")
 def grader(mark: str) -> Grader:
-    return Grader(timeout_s=1.5, memory_bytes=512 << 20, num_workers=2)
+    return Grader(timeout_s=TIMEOUT_S, memory_bytes=512 << 20, num_workers=2)
+
+
+def user_grader(mode: sandbox._Mode) -> Grader:
+    grader = Grader(timeout_s=TIMEOUT_S, memory_bytes=512 << 20, num_workers=2)
+    grader._sandbox = as_user(mode)
+    return grader
 
 
 def num_survivors(mark: str) -> int:
@@ -255,63 +82,95 @@ def num_survivors(mark: str) -> int:
     return found
 
 
-def grade(grader: Grader, problem: Problem, attacks: dict[str, tuple[str, str]], **words: str) -> dict[str, Verdict]:
-    """Each attack, and after each a right program."""
-    jobs = []
-    for name, (code, _) in attacks.items():
-        for word, value in words.items():
-            code = code.replace(word, value)
-        jobs += [Job(name, problem, code), Job(None, problem, RIGHT[problem.task_id])]
-    verdicts = {}
-    for key, verdict in grader.grade(jobs):
-        if key is None:
-            assert verdict.verdict == "passed", f"a right program after {name!r}: {verdict}"
-        else:
-            name = str(key)
-            verdicts[name] = verdict
-    return verdicts
-
-
-def check(verdicts: dict[str, Verdict], attacks: dict[str, tuple[str, str]], mark: str) -> None:
-    wrong = {
-        name: verdicts[name] for name, (_, allowed) in attacks.items() if verdicts[name].verdict not in allowed.split()
-    }
-    assert not wrong, "\n".join(f"{name}: {verdict!r}" for name, verdict in wrong.items())
-    for verdict in verdicts.values():
-        assert verdict.detail and verdict.detail.isprintable() and len(verdict.detail) <= 300
-    deadline = time.monotonic() + 5
+def no_survivors(mark: str) -> bool:
+    deadline = time.monotonic() + 10
     while num_survivors(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert num_survivors(mark) == 0
+    return num_survivors(mark) == 0
 
 
-def test_attacks_on_tests(grader: Grader, mark: str, tmp_path: Path) -> None:
-    host_file = tmp_path / "secret.txt"
-    host_file.write_text("x")
-    host_file.chmod(0o666)
-    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket(socket.AF_UNIX) as abstract:
-        abstract.bind(f"\0{mark}")
-        abstract.listen()
-        verdicts = grade(
-            grader,
-            PROBLEM,
-            ATTACKS,
-            PORT=str(server.getsockname()[1]),
-            NAME=mark,
-            HOSTFILE=str(host_file),
-            HOME=os.path.expanduser("~"),
-            PACKAGES=repr([str(Path(pytest.__file__).parents[1])]),
-        )
-    check(verdicts, ATTACKS, mark)
-    assert host_file.read_text() == "x"
+def written(program: Program, on: str, words: dict[str, str]) -> str:
+    code = program.code.replace("ON_LIVE", str(on == "live"))
+    for word, value in words.items():
+        code = code.replace(word, value)
+    assert SECRET not in code
+    return code
 
 
-def test_attacks_on_standard_input(grader: Grader, mark: str) -> None:
-    check(grade(grader, STDIN, ATTACKS_ON_STDIN), ATTACKS_ON_STDIN, mark)
+def check(
+    grader: Grader, programs: dict[str, Program], words: dict[str, str], most: int = 99, strict: bool = True
+) -> None:
+    """Each on at most `most` of its problems, by turns; after each a right program. Fails with all that went wrong."""
+    jobs = []
+    for number, (name, program) in enumerate(programs.items()):
+        problems = program.on.split()
+        first = number * most % len(problems)
+        for on in itertools.islice(itertools.cycle(problems), first, first + min(most, len(problems))):
+            jobs.append(Job((name, on, program.may_be), PROBLEMS[on], written(program, on, words)))
+        jobs.append(Job((name, on, ""), PROBLEMS[on], f"{right(PROBLEMS[on])}\n# {number}: the same twice is run once"))
+    wrong = []
+    for key, verdict in grader.grade(jobs):
+        name, on, may_be = key  # type: ignore[misc]
+        if not may_be:
+            good = verdict.verdict == "passed"
+        elif strict:
+            good = verdict.verdict in may_be.split()
+        else:
+            good = verdict.verdict in ("failed", "error", "timeout")
+        if not (good and len(verdict.detail) <= 300 and (verdict.detail or not may_be)):
+            wrong.append(f"{name} on {on}: {'right, but ' if not may_be else ''}{verdict.verdict}: {verdict.detail}")
+    assert not wrong, "\n".join(wrong)
+    assert no_survivors(WORD)
 
 
-def test_attacks_on_functions(grader: Grader, mark: str) -> None:
-    check(grade(grader, FUNCTIONAL, ATTACKS_ON_FUNCTIONAL), ATTACKS_ON_FUNCTIONAL, mark)
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_hostile_program_passes(grader: Grader, words: dict[str, str], name: str) -> None:
+    check(grader, CLASSES[name], words, most=1 if name == "messages" else 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in CLASSES if any(" " in p.on for p in CLASSES[name].values())])
+def test_no_hostile_program_passes_any_test(grader: Grader, words: dict[str, str], name: str) -> None:
+    check(grader, CLASSES[name], words)
+
+
+def sample(every: int) -> dict[str, Program]:
+    """Some of every class, few that only end by the clock."""
+    quick = {name: [n for n, p in programs.items() if p.may_be != "timeout"] for name, programs in CLASSES.items()}
+    return {name: CLASSES[kind][name] for kind, names in quick.items() for name in names[::every]}
+
+
+@AS_USER
+@pytest.mark.parametrize(("number", "every"), [(0, 8), (1, 40)])
+def test_a_sample_as_a_user_without_rights(words: dict[str, str], number: int, every: int) -> None:
+    check(user_grader(MODES_AS_USER[number]), sample(every), words, most=1, strict=False)
+
+
+@AS_USER
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_hostile_program_passes_as_a_user_without_rights(words: dict[str, str], name: str) -> None:
+    check(user_grader(MODES_AS_USER[0]), CLASSES[name], words, most=2, strict=False)
+
+
+@AS_USER
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CLASSES)
+def test_no_hostile_program_passes_in_a_sandbox_of_its_own(words: dict[str, str], name: str) -> None:
+    programs = {key: program for key, program in CLASSES[name].items() if key != "date a device"}
+    check(user_grader(MODES_AS_USER[1]), programs, words, most=1, strict=False)
+
+
+def test_the_search_of_memory_finds_what_is_there(grader: Grader) -> None:
+    code = SWEEP + "def f(x):\n    del x\n    return (sweep(rb'given-[0-9a-f]{32}') or [b''])[0].decode()"
+    problem = Problem(
+        task_id="given",
+        statement="",
+        kind="mbpp",
+        payload={"tests": [f"assert f({GIVEN!r}) == {GIVEN!r}"], "setup": "", "imports": []},
+    )
+    verdict = Grader(timeout_s=10.0, num_workers=1).grade_one(problem, code)
+    assert verdict.verdict == "passed", verdict
 
 
 def test_nothing_outlives_a_killed_parent(mark: str) -> None:
@@ -319,30 +178,13 @@ def test_nothing_outlives_a_killed_parent(mark: str) -> None:
         "from loop.grading import sandbox\nfrom loop.grading.grader import Grader\n"
         f"sandbox._ENVIRONMENT['MARK'] = {mark + 'child'!r}\n"
         "from loop.grading.problems import Problem\n"
-        f"problem = Problem.model_validate_json({PROBLEM.model_dump_json()!r})\n"
-        "Grader(timeout_s=60).grade_one(problem, 'import os\\nos.fork()\\nos.setsid()\\nwhile True: os.getppid()')\n"
+        f"problem = Problem.model_validate_json({PROBLEMS['function'].model_dump_json()!r})\n"
+        "Grader(timeout_s=60).grade_one(problem, 'import os\\nos.fork() or os.setsid()\\nwhile True: os.getppid()')\n"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as parent:
         deadline = time.monotonic() + 30
         while num_survivors(mark + "child") < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
+        assert num_survivors(mark + "child") >= 2
         parent.kill()
-    deadline = time.monotonic() + 10
-    while num_survivors(mark + "child") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert num_survivors(mark + "child") == 0
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        "class E:\n    __eq__ = lambda s, o: True\ndef f(x): return E()",
-        (
-            "import sys, os\ndef f(x):\n    frame = sys._getframe()\n    while 'nonce' not in frame.f_locals: frame = frame.f_back\n"
-            "    for fd in range(3, 256):\n        try: os.write(fd, f\"verdict passed {frame.f_locals['nonce']}\\n\".encode())\n"
-            "        except OSError: pass\n    os._exit(0)"
-        ),
-    ],
-)
-def test_forgeries_do_not_pass(grader: Grader, code: str) -> None:
-    assert grader.grade_one(PROBLEM, code).verdict != "passed"
+    assert no_survivors(mark + "child")

@@ -16,6 +16,7 @@ import os
 import random
 import resource
 import signal
+import site
 import socket
 import sys
 import time
@@ -36,6 +37,8 @@ SOCKET = 3
 
 _NEWIPC, _NEWPID, _NEWNET = 0x8000000, 0x20000000, 0x40000000
 _DETACH, _NO_DEVICES_OR_SETUID = 2, 6
+_REMOUNT_READ_ONLY = 0x1021  # of this mount, not of what is mounted; the other flags have to stay
+_SAME_FLAGS, _RELATIME = 0xC0E, (0x1000, 0x200000)  # as statvfs and mount have them
 _CLEAR_AMBIENT = (47, 4, 0, 0, 0)
 _CAPABILITIES_3 = 0x20080522
 
@@ -47,10 +50,13 @@ def serve(control: socket.socket) -> None:
     """Fork what is ordered, end it when told, until the grader hangs up. Never returns."""
     for name in _WARM.split():
         __import__(name)
+    site.setquit()  # `exit` and `quit`, which are not there without site-packages
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
     running: dict[str, int] = {}
     tmp = _Tmp(libc)
+    # as the first process of a namespace it gets, from those within, no signal but what it has a handler for
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
     control.send(b"ready")
@@ -88,7 +94,9 @@ class _Tmp:
         """Make it empty, with room for so many bytes."""
         if self._seen == (size, *self._state()):
             return
-        if self._seen:
+        if not self._seen:
+            _keep_devices(self._libc)
+        else:
             _must(self._libc.umount2(b"/tmp", _DETACH), "umount")
         options = f"size={size},nr_inodes=20000,mode=1777".encode()
         _must(self._libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _NO_DEVICES_OR_SETUID, options), "mount")
@@ -110,12 +118,12 @@ def _end(pid: int, wait: bool) -> dict[str, Any]:
     while not ended and time.monotonic() < patience:
         time.sleep(0.001)
         ended, status, used = os.wait4(pid, os.WNOHANG)
-    for kill in (os.killpg, os.kill):
-        try:
-            kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            continue
-    if not ended:
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has none yet, or has ended
+        pass
+    if not ended:  # else its number may be another's
+        os.kill(pid, signal.SIGKILL)
         _, status, used = os.wait4(pid, 0)
     return {"status": os.waitstatus_to_exitcode(status) if ended else None, "cpu_s": used.ru_utime + used.ru_stime}
 
@@ -129,6 +137,7 @@ def _child(control: socket.socket, handle: int, order: Order, libc: Any) -> None
     """One of the two processes of a job, with nothing open but its own socket. Never returns."""
     try:
         os.setsid()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         control.detach()
         nothing = os.open(os.devnull, os.O_RDWR)
         for number in range(3):
@@ -143,7 +152,7 @@ def _child(control: socket.socket, handle: int, order: Order, libc: Any) -> None
         os._exit(1)
     try:
         if order["role"] == "solution":
-            solve()
+            solve(order["shut_in"])
         else:
             judge.main(SOCKET)
     finally:
@@ -170,8 +179,19 @@ def _enter(order: Order, libc: Any) -> None:
         # at the end of its CPU time a program gets SIGXCPU, which tells this end from others; a second later it is killed
         resource.setrlimit(which, (value, value + 1 if name == "RLIMIT_CPU" and value != hard else value))
     os.chdir(order["directory"])
-    if order["role"] == "solution" and order["filter"]:
+    if order["role"] == "solution" and order["shut_in"]:
         seccomp.install(libc)
+
+
+def _keep_devices(libc: Any) -> None:
+    """The devices are the host's: they are read and written, but their modes and dates must not change.
+
+    bubblewrap cannot do this: what it mounts read-only holds no devices. Where the kernel refuses, they stay as they are.
+    """
+    for name in (b"/dev/null", b"/dev/zero", b"/dev/urandom"):
+        had = os.statvfs(name).f_flag
+        flags = _REMOUNT_READ_ONLY | had & _SAME_FLAGS | (had & _RELATIME[0] and _RELATIME[1])
+        libc.mount(None, name, None, flags, None)
 
 
 def _read(size: int, read: Callable[[int, int], bytes] = os.read) -> bytes:
@@ -185,9 +205,9 @@ def _write(part: Any, write: Callable[[int, Any], int] = os.write) -> int:
 # the solution's process
 
 
-def solve() -> None:
+def solve(shut_in: bool) -> None:
     """Do what the tests' process asks: load the program, call what it defines. Never returns."""
-    leave, link = os._exit, Link()
+    leave, link = os._exit, Link(shut_in)
     try:
         send(_write, {"ready": True})
         while True:
@@ -202,7 +222,8 @@ def solve() -> None:
 class Link:
     """The program's side of the questions. What a program does to it only changes which values are said to be its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, shut_in: bool) -> None:
+        self._shut_in = shut_in
         self._space: dict[str, Any] = {}
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
@@ -285,7 +306,7 @@ class Link:
 
     def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
         assert self._program is not None
-        return run_program(*self._program, question["input"], question["max_output"])
+        return run_program(*self._program, question["input"], question["max_output"], self._shut_in)
 
 
 def described(error: BaseException) -> dict[str, Any]:
@@ -322,8 +343,10 @@ def _fresh_module(name: str) -> dict[str, Any]:
 # programs that read standard input
 
 
-def run_program(code: CodeType, imports: str, text: str, max_output: int) -> dict[str, Any]:
-    """Fork a process that runs it on this input; what it wrote, or what went wrong. All that it started is gone after."""
+def run_program(code: CodeType, imports: str, text: str, max_output: int, shut_in: bool) -> dict[str, Any]:
+    """Fork a process that runs it on this input; what it wrote, or what went wrong. Where this process is shut in with no
+    other but the warm one, all that the program started is gone after.
+    """
     given, shown, told = (os.path.join(os.getcwd(), name) for name in (".stdin", ".stdout", ".error"))
     for path, content in ((given, text), (shown, ""), (told, "")):
         if os.path.lexists(path):
@@ -332,9 +355,12 @@ def run_program(code: CodeType, imports: str, text: str, max_output: int) -> dic
             file.write(content)
     child = os.fork()
     if child == 0:
-        _program(code, imports, given, shown, told)
+        try:
+            _program(code, imports, given, shown, told)
+        finally:  # it could not even say what went wrong
+            os.kill(os.getpid(), signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if os.getpid() == 1:
+    if shut_in:
         _empty_namespace()
     with open(told, encoding="utf-8", errors="replace") as file:
         error = file.read(2 * MAX_DETAIL)

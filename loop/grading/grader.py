@@ -94,17 +94,17 @@ class Grader:
         exception, a closed generator) leaves no program running.
         """
         waiting: deque[tuple[Hashable, Future[Verdict]]] = deque()
-        same: dict[bytes, Future[Verdict]] = {}  # of late: samples of a problem follow each other
+        same: dict[bytes, tuple[Problem, Future[Verdict]]] = {}  # of late: samples of a problem follow each other
         pools = _Pool(self._sandbox)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
             for job in jobs:
                 twin = _identity(job)
-                if twin not in same:
-                    same[twin] = threads.submit(self._graded, job.problem, job.code, pools)
-                    if len(same) > NUM_REMEMBERED:
-                        del same[next(iter(same))]
-                waiting.append((job.key, same[twin]))
+                if twin not in same:  # with the problem, so that no other gets the id() of one that is gone
+                    same[twin] = job.problem, threads.submit(self._graded, job.problem, job.code, pools)
+                waiting.append((job.key, same[twin][1]))
+                if len(same) > NUM_REMEMBERED:
+                    del same[next(iter(same))]
                 while waiting and (waiting[0][1].done() or len(waiting) >= 4 * self.num_workers):
                     key, future = waiting.popleft()
                     yield key, future.result()

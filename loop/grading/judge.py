@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
+MAX_WORDS = 300
 # LiveCodeBench runs every solution after these lines.
 _STARS = ["string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"]
 _STARS += ["itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"]
@@ -192,11 +193,11 @@ class Solution:
             raise Gone from None
         try:
             known = {there: encoder.met[here] for here, there in reply["given"] if type(here) is type(there) is int}
-            decoder = Decoder(reply["containers"], lambda rest: Handle(self, int(rest[0]), str(rest[1])), known)
+            decoder = Decoder(reply["containers"], self._handle, known)
             if "raised" not in reply:
                 return decoder.value(reply["value"])
             raised = self._exception(reply["raised"])
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError):
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, MemoryError):
             self.trouble = "the program spoke in the harness's name"
             raise Gone from None
         except NotPlain as error:
@@ -205,14 +206,19 @@ class Solution:
         self.last_raised = raised
         raise raised
 
+    def _handle(self, said: list[Any]) -> Handle:
+        return Handle(self, int(said[0]), str(said[1])[:MAX_WORDS])
+
     def _exception(self, said: dict[str, Any]) -> BaseException:
         """The built-in exception that the solution's is, or extends."""
         kind = getattr(builtins, str(said["builtin"]), None)
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             kind = Exception
-        self._said = {"kind": str(said["kind"]), "text": str(said["text"]), "line": said["line"]}
-        if type(said["line"]) is not int:
-            self._said["line"] = None
+        if issubclass(kind, (StopIteration, StopAsyncIteration)):  # would end a loop of the tests in silence
+            kind = RuntimeError
+        self._said = {"kind": str(said["kind"])[:MAX_WORDS], "text": str(said["text"])[:MAX_WORDS], "line": None}
+        if type(said["line"]) is int and 0 < said["line"] < 1 << 31:
+            self._said["line"] = said["line"]
         try:
             return kind(*said["args"])
         except Exception:
@@ -227,7 +233,7 @@ class Solution:
             text = error.msg if isinstance(error, SyntaxError) else str(error)
         except Exception:
             text = ""
-        return kind + (f": {text[:300]}" if text.strip() else "")
+        return kind + (f": {text[:MAX_WORDS]}" if text.strip() else "")
 
     def load(self, job: dict[str, Any]) -> None:
         """Run the program, but for its functions."""
@@ -239,9 +245,10 @@ class Solution:
         if kind == "missing":
             raise KeyError(name)
         if kind == "module":  # by another name than its own: `import numpy as np` would be one
-            if str(rest[0]).partition(".")[0] not in sys.stdlib_module_names:
+            known = str(rest[0]).partition(".")[0] in sys.stdlib_module_names and sys.modules.get(str(rest[0]))
+            if not known:  # nor is one imported because a program says so: some run when they are
                 raise KeyError(name)
-            return importlib.import_module(str(rest[0]))
+            return known
         return rest[0]
 
 
@@ -291,10 +298,10 @@ class Handle:
         return found[0]
 
     def __len__(self) -> int:
-        return int(_ask(self, {"do": "attribute", "name": "__len__"})())
+        return int(_method(self, "__len__")())
 
     def __getitem__(self, key: Any) -> Any:
-        return _ask(self, {"do": "attribute", "name": "__getitem__"})(key)
+        return _method(self, "__getitem__")(key)
 
     def _refuse(self, *_: Any) -> Any:
         solution, kind = object.__getattribute__(self, "_solution"), object.__getattribute__(self, "_kind")
@@ -311,6 +318,13 @@ class Handle:
 def _ask(handle: Handle, question: dict[str, Any], encoder: Encoder | None = None) -> Any:
     number = object.__getattribute__(handle, "_number")
     return object.__getattribute__(handle, "_solution").ask({**question, "object": number}, encoder)
+
+
+def _method(handle: Handle, name: str) -> Any:
+    try:
+        return _ask(handle, {"do": "attribute", "name": name})
+    except AttributeError:  # TypeError is what `list` expects of what has no length
+        raise TypeError(f"a value of type {object.__getattribute__(handle, '_kind')} has no {name}") from None
 
 
 def _elements(iterator: Any) -> Iterator[Any]:

@@ -241,7 +241,7 @@ class Sandbox:
             "RLIMIT_STACK": STACK_BYTES,
             "RLIMIT_NOFILE": MAX_OPEN_FILES,
             "RLIMIT_NPROC": MAX_PROCESSES,
-            "RLIMIT_CORE": 0,
+            "RLIMIT_CORE": 1,  # 0 would still hand a core to a program that the host's core_pattern names
         }
         if self.level == "none" or not (self.own_uid or _counts_per_namespace()):
             del limits["RLIMIT_NPROC"]  # would count all the user's processes on the machine
@@ -251,7 +251,7 @@ class Sandbox:
             "do": "start",
             "role": role,
             "nested": self.nested,
-            "filter": self.level != "none",
+            "shut_in": self.level != "none",
             "uid": uid,
             "disk": disk,
             "limits": limits,
@@ -381,6 +381,7 @@ class Running:
         self._memory_bytes = memory_bytes
         self._ended: Ended | None = None
         self._judged = False
+        self._said_at = 0.0
         self._deadline = time.monotonic() + START_TIMEOUT_S
         try:
             one, other = socket.socketpair()
@@ -412,6 +413,7 @@ class Running:
         """What the tests say. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError when there is no telling."""
         try:
             said = self._receive()
+            self._said_at = time.monotonic()
         except EOFError:
             self.ended()  # raises HarnessError where the sandbox has ended
             raise JudgeEnded("the tests' process did not survive the program's values") from None
@@ -419,8 +421,8 @@ class Running:
         return said
 
     def elapsed_s(self) -> float:
-        """How long ago the solution's process was ready."""
-        return time.monotonic() - self._started
+        """From when the solution's process was ready to the verdict, or to now."""
+        return (self._said_at or time.monotonic()) - self._started
 
     def ended(self, wait: bool = False) -> Ended:
         """End the solution's process; how it had ended. With `wait`, it is about to."""
@@ -559,7 +561,9 @@ def _bwrap_command(bwrap: str, mode: _Mode, view: tuple[str, ...], python: str) 
     command = [
         *("/bin/sh", "-c", '{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$0" "$@"'),  # first to go
         *(bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--hostname", "sandbox"),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL", *mode.flags),
+        *(() if mode.nested else ("--as-pid-1",)),  # a program beside the first process cannot end or stop it
         *("--perms", "1777", _SIZE_HERE, "--tmpfs", "/tmp", *view),
         *(
             "--perms",

@@ -2,7 +2,8 @@
 
 The filter is classic BPF as in seccomp(2): the calls named here fail with EPERM, `clone` only where it asks for a new namespace,
 `socket` for any family but AF_UNIX; `clone3`, whose arguments a filter cannot see, does not exist, whereupon the C library
-uses `clone`. What would outlive a process, such as System V memory, is refused, so that nothing is left for the next one.
+uses `clone`. What would outlive a process, such as System V memory, is refused, so that nothing is left for the next one, and
+so is memory that belongs to no process, since it is the processes' that is counted.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ REFUSED = {
     "init_module": (175, 105),
     "finit_module": (313, 273),
     "open_by_handle_at": (304, 265),
+    "syslog": (103, 116),
+    "memfd_create": (319, 279),
+    "memfd_secret": (447, 447),
 }
 _CLONE, _CLONE3, _SOCKET = (56, 220), (435, 435), (41, 198)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}

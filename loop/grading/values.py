@@ -26,7 +26,8 @@ _dumps, _loads = json.JSONEncoder(separators=(",", ":"), check_circular=False).e
 _length = struct.Struct("<I")
 _IN_PLACE = {"l": list, "s": set, "d": dict, "B": bytearray}
 _SCALARS = (type(None), bool, int, float, str)
-_BUILT_IN = {name: value for name, value in vars(builtins).items() if type(value) is type}
+_MALFORMED = (TypeError, ValueError, LookupError, OverflowError, RecursionError, MemoryError)
+_BUILT_IN = {name: value for name, value in vars(builtins).items() if type(value) is type and name[0] != "_"}
 _NAMES = {value: name for name, value in _BUILT_IN.items()}
 
 
@@ -58,6 +59,8 @@ def receive(read: Callable[[int], bytes]) -> Any:
         return _loads(text)
     except (ValueError, RecursionError):
         raise NotPlain("a message that is not JSON") from None
+    except MemoryError:
+        raise NotPlain("a message that is too big when unpacked") from None
 
 
 def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
@@ -100,10 +103,10 @@ class Encoder:
         if kind is float:
             return value
         if isinstance(value, int):
-            value = int.__add__(value, 0)
+            value = int.__pos__(value)
             return value if -(1 << 63) <= value < 1 << 64 else ["i", hex(value)]
         if isinstance(value, float):
-            return float.__add__(value, 0.0)
+            return float.__pos__(value)
         if isinstance(value, str):
             text = str.__str__(value)
             try:
@@ -114,7 +117,7 @@ class Encoder:
         if isinstance(value, (list, tuple, dict, set, frozenset, bytearray)):
             return [self._container(value)]
         if isinstance(value, complex):
-            value = complex.__add__(value, 0)
+            value = complex.__pos__(value)
             return ["c", value.real, value.imag]
         if isinstance(value, bytes):
             return ["b", bytes.hex(value)]
@@ -160,14 +163,14 @@ class Decoder:
         self._other = other
         try:
             self._build([(kind, contents) for kind, contents in containers], known or {})
-        except (TypeError, ValueError, IndexError, KeyError, OverflowError, RecursionError) as error:
+        except _MALFORMED as error:
             raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
 
     def value(self, item: Any) -> Any:
         """The value of one item."""
         try:
             return self._value(item)
-        except (TypeError, ValueError, IndexError, KeyError, OverflowError) as error:
+        except _MALFORMED as error:
             raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
 
     def _build(self, containers: list[tuple[str, Any]], known: Mapping[int, Any]) -> None:
