@@ -363,7 +363,7 @@ SEARCHES = {
     ),
     "the judge's module": _search(
         "import sys, gc\njudge = sys.modules['loop.grading.judge']\n"
-        "return found([vars(judge), [vars(s) for s in gc.get_objects() if type(s) is judge.Solution]])"
+        "return found([vars(judge), [vars(s) for s in gc.get_objects() if type(s) is sys.modules['loop.grading.remote'].Solution]])"
     ),
     "on standard input": Program(
         SWEEP + "hits = sweep(rb'expected-[0-9a-f]{32}')\nprint(hits and hits[0].decode())",

@@ -21,9 +21,10 @@ from sandbox_modes import MODES_AS_USER, as_user, readable_python
 from loop.errors import ConfigError, HarnessError
 from loop.grading import grader as grader_module
 from loop.grading import sandbox as sandbox_module
+from loop.grading import warm as warm_module
+from loop.grading.compare import same_output
 from loop.grading.extract import extract_code
 from loop.grading.grader import Grader, Job, Outcome
-from loop.grading.judge import same_output
 from loop.grading.problems import Problem, load_suite
 from loop.grading.sandbox import Sandbox, check_sandbox, find_bwrap
 
@@ -363,13 +364,13 @@ def test_a_sandbox_that_breaks_is_never_a_wrong_answer(command: tuple[str, ...])
 
 def test_a_sandbox_that_is_killed_from_outside_is_never_a_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     grader = Grader(num_workers=1)
-    verdict_of = sandbox_module.Running.verdict
+    verdict_of = warm_module.Running.verdict
 
     def killed(self: Any) -> dict[str, Any]:
         self._host.kill()
         return verdict_of(self)
 
-    monkeypatch.setattr(sandbox_module.Running, "verdict", killed)
+    monkeypatch.setattr(warm_module.Running, "verdict", killed)
     verdict = grader.grade_one(F, "import time; time.sleep(5)")
     assert verdict.verdict == "harness_error" and verdict.detail.startswith("the sandbox has ended")
 

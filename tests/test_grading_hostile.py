@@ -19,7 +19,7 @@ import pytest
 from hostile_programs import CALLS, CLASSES, GIVEN, PROBLEMS, SECRET, SWEEP, WORD, Program, right
 from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
-from loop.grading import sandbox
+from loop.grading import sandbox, warm
 from loop.grading.grader import Grader, Job
 from loop.grading.problems import Problem
 
@@ -31,7 +31,7 @@ AS_USER = pytest.mark.skipif(readable_python() is None, reason="needs root, setp
 def mark() -> Iterator[str]:
     """A word in the environment of everything that these tests start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sandbox._ENVIRONMENT, "MARK", WORD)
+        patch.setitem(warm.ENVIRONMENT, "MARK", WORD)
         patch.setenv("LOOP_SECRET", "x")
         yield WORD
 
@@ -175,8 +175,8 @@ def test_the_search_of_memory_finds_what_is_there(grader: Grader) -> None:
 
 def test_nothing_outlives_a_killed_parent(mark: str) -> None:
     program = (
-        "from loop.grading import sandbox\nfrom loop.grading.grader import Grader\n"
-        f"sandbox._ENVIRONMENT['MARK'] = {mark + 'child'!r}\n"
+        "from loop.grading import warm\nfrom loop.grading.grader import Grader\n"
+        f"warm.ENVIRONMENT['MARK'] = {mark + 'child'!r}\n"
         "from loop.grading.problems import Problem\n"
         f"problem = Problem.model_validate_json({PROBLEMS['function'].model_dump_json()!r})\n"
         "Grader(timeout_s=60).grade_one(problem, 'import os\\nos.fork() or os.setsid()\\nwhile True: os.getppid()')\n"

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from loop.errors import ConfigError
+from loop.grading.compare import is_right
 from loop.grading.extract import extract_code
 from loop.grading.grader import Grader, Job
-from loop.grading.judge import _is_right
 from loop.grading.plus import inputs_of
 from loop.grading.problems import Problem, load_suite, problem_of
 
@@ -257,7 +257,7 @@ def test_canonical_solutions_pass_and_trouble_with_them_is_the_suites(grader: Gr
     ],
 )
 def test_tolerance_at_its_edges(value: Any, wanted: Any, atol: float, right: bool) -> None:
-    assert _is_right("", value, wanted, [], atol) is right
+    assert is_right("", value, wanted, [], atol) is right
 
 
 INPUTS = [

@@ -21,7 +21,7 @@ import socket
 import sys
 import time
 
-from loop.grading import judge, seccomp
+from loop.grading import judge, remote, seccomp
 from loop.grading.values import Closed, Decoder, Encoder, NotPlain, receive, send
 
 TYPE_CHECKING = False
@@ -411,7 +411,7 @@ def _program(code: CodeType, imports: str, given: str, shown: str, told: str) ->
         error = error or raised
     if error is not None:
         with open(told, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(judge.in_words(described(error)))
+            file.write(remote.in_words(described(error)))
     leave(0)
 
 

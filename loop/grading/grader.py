@@ -22,7 +22,8 @@ from loop.errors import HarnessError
 from loop.grading import judge
 from loop.grading.plus import inputs_of, oracle_of
 from loop.grading.problems import Problem, livecodebench_tests
-from loop.grading.sandbox import JudgeEnded, Running, Sandbox, TimedOut, TooMuchMemory, Warm
+from loop.grading.sandbox import Sandbox
+from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
 
 Word = Literal["passed", "failed", "timeout", "error", "no_code", "harness_error"]
 

@@ -16,23 +16,16 @@ import json
 import marshal
 import math
 import os
-import select
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self
+from typing import Any, Literal, NamedTuple
 
-import psutil
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError, HarnessError
-from loop.grading import values
+from loop.grading.warm import ENVIRONMENT, START_TIMEOUT_S, Interpreter, JudgeEnded, TimedOut, TooMuchMemory, Warm
 
 Level = Literal["bubblewrap", "none"]
 
@@ -40,10 +33,6 @@ DISK_BYTES = 64 << 20
 STACK_BYTES = 64 << 20
 MAX_PROCESSES = 64
 MAX_OPEN_FILES = 256
-START_TIMEOUT_S = 60.0
-"""A loaded machine may take long to start a process; that is no fault of the program."""
-END_TIMEOUT_S = 30.0
-MEMORY_CHECK_S = 0.25
 
 _FIRST_UID, _NUM_UIDS = 61184, 4000
 _INSTALL = (
@@ -63,7 +52,7 @@ _TRIVIAL = {
     "steps": [("test 1", "assert size(b'') == 64")],
 }
 _CODE = "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())"
-_INSIDE = ("values", "judge", "seccomp", "cell")
+_INSIDE = ("values", "remote", "compare", "judge", "seccomp", "cell")
 _PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
 # The first message on standard input, which is a socket, holds the modules that run inside.
 _BOOT = """
@@ -77,7 +66,6 @@ for name, code in marshal.loads(control.recv(1 << 20)):
     exec(code, module.__dict__)
 module.serve(control)
 """
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "TZ": "UTC"}
 
 # Reports the standard library and every shared library that Python and its modules load, as the loader names them.
 _PROBE = """
@@ -110,25 +98,6 @@ class SandboxReport(BaseModel):
     ok: bool
     detail: str
     remedy: str = ""
-
-
-class TimedOut(Exception):
-    """The program did not end in time and was killed."""
-
-
-class TooMuchMemory(Exception):
-    """The program's processes together held more memory than allowed, and were killed."""
-
-
-class JudgeEnded(Exception):
-    """The tests' process has ended without a verdict, though the sandbox is well."""
-
-
-class Ended(NamedTuple):
-    """How a process of a job ended: its exit status, negative for a signal, or None if it was killed at the end."""
-
-    status: int | None
-    cpu_s: float
 
 
 class _Mode(NamedTuple):
@@ -275,289 +244,8 @@ def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
     raise ConfigError(f"grading.sandbox: {reasons[0]}; {remedy}")
 
 
-class Warm:
-    """A sandbox with its warm interpreter: one job at a time, nothing of a solution left for the next. A context manager.
-
-    The tests' process stays for the next solution of the same problem. Where the kernel gives no namespaces inside
-    namespaces, each solution gets a bubblewrap of its own.
-    """
-
-    def __init__(self, sandbox: Sandbox) -> None:
-        self._sandbox = sandbox
-        self._apart = sandbox.level != "none" and not sandbox.nested
-        self._directory = tempfile.mkdtemp(prefix="loop-grade-") if sandbox.level == "none" else "/tmp"
-        self.problem: object = None  # whose tests' process there is
-        self._tests: socket.socket | None = None
-        self._size = 0
-        try:
-            self._interpreter = sandbox.interpreter(self._directory)
-        except BaseException:
-            self._remove_directory()
-            raise
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def run(
-        self, problem: object, tests: Callable[[], dict[str, Any]], code: str, timeout_s: float, memory_bytes: int
-    ) -> Running:
-        """Begin on a solution. `tests` gives what `judge.py` wants to know of the problem, if that is not known there yet.
-
-        `timeout_s` is wall time from when the solution's process is shut in and ready.
-        """
-        if self._tests is None or self.problem is not problem:
-            self._begin(problem, marshal.dumps(tests()), memory_bytes)
-        assert self._tests is not None
-        directory = self._directory
-        if self._sandbox.level == "none":
-            directory = tempfile.mkdtemp(dir=directory)
-        program = code.encode()
-        order = self._sandbox.order("solution", self._size + len(program), timeout_s, memory_bytes, directory)
-        host = self._sandbox.interpreter(directory, self._size) if self._apart else self._interpreter
-        return Running(self, self._tests, host, order, program, timeout_s, memory_bytes + 8 * self._size)
-
-    def _begin(self, problem: object, tests: bytes, memory_bytes: int) -> None:
-        """A new tests' process."""
-        self.end_tests()
-        self._tests, theirs = socket.socketpair()
-        directory = self._directory if self._sandbox.level == "none" else "/"
-        order = self._sandbox.order("judge", len(tests), 0.0, memory_bytes, directory)
-        del order["limits"]["RLIMIT_CPU"]  # it serves many solutions, and each of them has its time
-        with theirs:
-            self._interpreter.order(order, theirs)
-        self._tests.settimeout(START_TIMEOUT_S)
-        try:
-            self._tests.sendall(len(tests).to_bytes(8, "little") + tests)
-        except OSError:
-            raise HarnessError(f"the sandbox did not take the tests ({self._interpreter.words()})") from None
-        self.problem, self._size = problem, len(tests)
-
-    def end_tests(self) -> None:
-        """End the tests' process, if there is one: it may be in the middle of something."""
-        if self._tests is not None:
-            self._tests.close()
-            self._tests = None
-            self._interpreter.end("judge")
-
-    def release(self, host: Interpreter) -> None:
-        """Done with a solution that ran in this interpreter."""
-        if host is not self._interpreter:
-            host.close()
-
-    def kill(self) -> None:
-        """End it now; may be called from another thread."""
-        self._interpreter.kill()
-
-    def close(self) -> None:
-        """Kill whatever is left and wait until it is gone. Safe to repeat."""
-        if self._tests is not None:
-            self._tests.close()
-            self._tests = None
-        self._interpreter.close()
-        self._remove_directory()
-
-    def _remove_directory(self) -> None:
-        if self._sandbox.level == "none":
-            shutil.rmtree(self._directory, ignore_errors=True)
-
-
-class Running:
-    """One solution on its way: a context manager at whose end its process is gone, with all that it started."""
-
-    def __init__(
-        self,
-        warm: Warm,
-        tests: socket.socket,
-        host: Interpreter,
-        order: dict[str, Any],
-        program: bytes,
-        timeout_s: float,
-        memory_bytes: int,
-    ) -> None:
-        self._warm, self._tests, self._host = warm, tests, host
-        self._memory_bytes = memory_bytes
-        self._ended: Ended | None = None
-        self._judged = False
-        self._said_at = 0.0
-        self._deadline = time.monotonic() + START_TIMEOUT_S
-        try:
-            one, other = socket.socketpair()
-            with one, other:
-                host.order(order, other)
-                socket.send_fds(tests, [len(program).to_bytes(8, "little")], [one.fileno()])
-            tests.sendall(program)
-            if "ready" not in self._receive():
-                raise HarnessError("the sandbox could not start a solution")
-        except (EOFError, OSError):
-            self.close()
-            raise HarnessError(f"the sandbox could not start a solution: {host.words()}") from None
-        except TimedOut:
-            self.close()
-            raise HarnessError(f"the sandbox did not start within {START_TIMEOUT_S:g} s") from None
-        except BaseException:
-            self.close()
-            raise
-        self._started = time.monotonic()
-        self._deadline = self._started + timeout_s
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def verdict(self) -> dict[str, Any]:
-        """What the tests say. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError when there is no telling."""
-        try:
-            said = self._receive()
-            self._said_at = time.monotonic()
-        except EOFError:
-            self.ended()  # raises HarnessError where the sandbox has ended
-            raise JudgeEnded("the tests' process did not survive the program's values") from None
-        self._judged = True
-        return said
-
-    def elapsed_s(self) -> float:
-        """From when the solution's process was ready to the verdict, or to now."""
-        return (self._said_at or time.monotonic()) - self._started
-
-    def ended(self, wait: bool = False) -> Ended:
-        """End the solution's process; how it had ended. With `wait`, it is about to."""
-        if self._ended is None:
-            self._ended = self._host.end("solution", wait)
-        return self._ended
-
-    def close(self) -> None:
-        """Safe to repeat."""
-        with contextlib.suppress(HarnessError):
-            self.ended()
-            if not self._judged:
-                self._warm.end_tests()
-        self._warm.release(self._host)
-
-    def _receive(self) -> dict[str, Any]:
-        try:
-            said = values.receive(self._read)
-        except (values.Closed, values.NotPlain, OSError):
-            raise EOFError from None
-        if not isinstance(said, dict) or "broken" in said:
-            raise HarnessError(
-                str(said.get("broken")) if isinstance(said, dict) else "the tests' process speaks nonsense"
-            )
-        return said
-
-    def _read(self, size: int) -> bytes:
-        """The next bytes. What is there already is read however late it is: this process may have been stopped, which is
-        not the program's fault.
-        """
-        poll = select.poll()
-        poll.register(self._tests, select.POLLIN)
-        while True:
-            left = max(0.0, self._deadline - time.monotonic())
-            if poll.poll(min(left, MEMORY_CHECK_S) * 1000):
-                return self._tests.recv(size)
-            if left <= MEMORY_CHECK_S:
-                raise TimedOut
-            if _tree_bytes(self._host.pid) > self._memory_bytes:
-                raise TooMuchMemory
-
-
-def _tree_bytes(pid: int) -> int:
-    """The memory of all processes below this one. Shared pages are shared out; what is gone meanwhile counts nothing."""
-    total = 0
-    try:
-        below = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return 0
-    for process in below:
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            total += int(text.partition("\nPss:")[2].split(maxsplit=1)[0]) << 10
-    return total
-
-
-class Interpreter:
-    """A process in a sandbox that forks others when told; it never runs a solution itself."""
-
-    def __init__(self, command: list[str], programs: bytes, level: str, directory: str) -> None:
-        self._level = level
-        self._errors = _memory_file()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._errors,
-                    env=_ENVIRONMENT if level == "none" else {},
-                    cwd=directory if level == "none" else "/",
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self._control.close()
-            self._errors.close()
-            raise HarnessError(f"the sandbox could not start: {error.strerror}") from None
-        self.pid = self._process.pid
-        self._control.settimeout(START_TIMEOUT_S)
-        try:
-            self._control.send(programs)
-            said = self._control.recv(100)
-        except OSError:
-            said = b""
-        if said != b"ready":
-            words = self.words()
-            self.close()
-            raise HarnessError(f"the sandbox could not start: {words}")
-        self._control.settimeout(END_TIMEOUT_S)
-
-    def order(self, order: dict[str, Any], theirs: socket.socket) -> None:
-        """Have a process started that holds this socket."""
-        try:
-            socket.send_fds(self._control, [json.dumps(order).encode()], [theirs.fileno()])
-        except OSError:
-            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
-
-    def end(self, role: str, wait: bool = False) -> Ended:
-        """End a process that it had started. With `wait` it is about to end by itself."""
-        try:
-            self._control.send(json.dumps({"do": "end", "role": role, "wait": wait}).encode())
-            return Ended(**json.loads(self._control.recv(1 << 16)))
-        except (OSError, ValueError, TypeError):
-            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
-
-    def words(self) -> str:
-        """The last that bwrap or Python said."""
-        size = os.fstat(self._errors.fileno()).st_size
-        text = os.pread(self._errors.fileno(), 4000, max(0, size - 4000)).decode("utf-8", "replace")
-        return " ".join(text.replace(";", ",").split())[-300:] or "it said nothing"
-
-    def kill(self) -> None:
-        """End it now; may be called from another thread."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._process.poll() is None or self._level == "none":
-                os.killpg(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Kill it with all that it started, and wait until it is gone. Safe to repeat."""
-        if self._control.fileno() < 0:
-            return
-        self.kill()
-        self._process.wait()
-        if self._level != "none":  # the last process inside holds the control socket open
-            self._control.settimeout(5.0)
-            with contextlib.suppress(OSError):
-                while self._control.recv(1 << 16):
-                    pass
-        self._control.close()
-        self._errors.close()
-
-
 def _bwrap_command(bwrap: str, mode: _Mode, view: tuple[str, ...], python: str) -> tuple[str, ...]:
-    environment = {**_ENVIRONMENT, "HOME": "/tmp", "TMPDIR": "/tmp"}
+    environment = {**ENVIRONMENT, "HOME": "/tmp", "TMPDIR": "/tmp"}
     command = [
         *("/bin/sh", "-c", '{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$0" "$@"'),  # first to go
         *(bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
@@ -635,7 +323,3 @@ def _counts_per_namespace() -> bool:
         return (int(release[0]), int(release[1])) >= (5, 14)
     except (ValueError, IndexError):
         return False
-
-
-def _memory_file() -> Any:
-    return os.fdopen(os.memfd_create("errors"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()
