@@ -6,16 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loop.stages.evaluating import SIGNALS
 from policies.evidence import Evidence, read_evidence
 from store.records import Json, Problem
-
-_SIGNALS = {
-    "mean_tokens": "mean_length",
-    "truncation_rate": "truncation_rate",
-    "code_rate": "code_rate",
-    "distinct_rate": "distinct_solution_rate",
-    "spread": "spread",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +49,13 @@ class Opened:
         return found
 
 
+def signals_of(figures: Json) -> dict[str, float]:
+    """What a decision sees of an evaluation's figures beside outcomes, by the names that gates know: NAME, NAME_error."""
+    named = {"pass@1": "pass@1", "num_completions": "num_samples", **SIGNALS}
+    found = {name: figures[key] for key, name in named.items() if figures.get(key) is not None}
+    return found | {f"{name}_error": error for name, error in figures.get("errors", {}).items()}
+
+
 def evidence(
     round: int,
     rounds_so_far: int,
@@ -74,8 +74,7 @@ def evidence(
     """
     signals: dict[str, dict[str, float]] = {}
     for who, found in figures.items():
-        signals[who] = {name: found[key] for key, name in _SIGNALS.items() if found.get(key) is not None}
-        signals[who] |= more_signals.get(who, {})
+        signals[who] = signals_of(found) | more_signals.get(who, {})
     if losses:
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)
     seen: Json = {
