@@ -479,7 +479,7 @@ def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, An
         mistakes.append((("decide", "split"), problem))
     confirm = decide.get("confirm")
     if isinstance(splits, Mapping) and isinstance(confirm, str) and not splits.get(confirm):
-        example = "{ select = 0.6, confirm = 0.4 }"
+        example = "{ select = 0.2, confirm = 0.8 }"
         problem = f"{confirm!r} has no share of the problems of suite {chosen!r}; set its splits, as in {example}"
         mistakes.append((("decide", "confirm"), problem))
     return mistakes

@@ -52,8 +52,8 @@ def _policy_of(row: DecisionRow) -> Policy | str:
         return f"its policy has {', '.join(more)}, which this version does not know"
     if missing := sorted({"split", "gates"} - row.policy.keys()):
         return f"its policy has no {', '.join(missing)}: it was stored by another version"
-    gates = [{"defaults": 1} | gate if gate.get("type") == "collapse" else gate for gate in row.policy["gates"]]
     try:
+        gates = [{"defaults": 1} | gate if gate["type"] == "collapse" else gate for gate in row.policy["gates"]]
         return build_policy(**row.policy | {"gates": gates})
     except (BadPolicy, TypeError) as error:
         return f"this version cannot build its policy: {error}"

@@ -115,15 +115,15 @@ class Collapse(Gate):
                     raise BadEvidence(f"signals: {name} is not measured, and a collapse gate has a limit for it")
                 missing.append(name)
                 continue
+            figures[name] = ours
+            figures |= {f"{name}_{who}": value for who, value in (("head", head), ("base", base)) if value is not None}
             if name not in self.limits and name in counted and sides[0].get("num_samples", FEWEST) < FEWEST:
                 too_few.append(name)
                 continue
-            figures[name] = ours
-            figures |= {f"{name}_{who}": value for who, value in (("head", head), ("base", base)) if value is not None}
             broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, *sides)]
         if broken:
             return GateResult(type=self.type, verdict="fail", reason="; ".join(broken), figures=figures)
-        measured = [name for name in self.in_force if name in figures]
+        measured = [name for name in self.in_force if name in figures and name not in too_few]
         reason = (
             f"within limits: {', '.join(f'{name} {figures[name]:.3g}' for name in measured) or 'nothing is measured'}"
         )
