@@ -22,7 +22,9 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from bench import study
 from bench.decisions import CHURN, share, table
+from bench.study_model import Recipe, make_world
 from loop.stages.deciding import signals_of
 from loop.stages.evaluating import figures
 from policies.evidence import read_evidence
@@ -309,6 +311,30 @@ def of_study(where: Path) -> None:
     table("rounds of the study that the default gate refuses on their samples", header, list(rows.values()))
 
 
+def of_planted(where: Path) -> None:
+    """A tiny real model, trained for long on nothing but its likeliest answers: what the gate says in each round."""
+    size = study.Size(Recipe(), (), seeds=(1,), rounds=2, num_steps=96)
+    world = make_world(where, size.recipe, print)
+    rows = []
+    for name, sampling in (
+        ("as in the study", study.TRUNCATED),
+        ("its likeliest answer", "temperature = 1.0\ntop_k = 1"),
+    ):
+        for seed in size.seeds:
+            config = study.configuration(where, world, study.Arm(name, "collapse alone", sampling=sampling), seed, size)
+            study.run(config, size.rounds, print)
+            with contextlib.closing(open_database(config.parent / ".loop" / "loop.db", read_only=True)) as db:
+                for row in Ledger(db).decisions(Ledger(db).run().id):  # type: ignore[union-attr]
+                    ours, head = (row.evidence["signals"][who] for who in ("candidate", "head"))
+                    pairs = [
+                        f"{head[key]:.3f} -> {ours[key]:.3f}" for key in ("pass@1", "spread", "distinct_correct_rate")
+                    ]
+                    why = row.gates[0]["reason"] if row.verdict != "keep" else ""
+                    rows.append([name, str(seed), str(row.round), *pairs, row.verdict, why])
+    header = ["trained on", "seed", "round", "pass@1", "spread", "distinct right", "verdict", "because"]
+    table(f"a tiny model after {size.num_steps} steps a round, under the default gate", header, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=2000)
@@ -316,7 +342,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a tenth of the runs: figures are rough")
     parser.add_argument("--study", type=Path, help="a directory that bench/study.py has filled: its rounds instead")
+    parser.add_argument(
+        "--plant", type=Path, help="a directory for runs of a tiny real model, some made to collapse, instead"
+    )
     asked = parser.parse_args()
+    if asked.plant:
+        of_planted(asked.plant)
+        return
     if asked.study:
         of_study(asked.study)
         return

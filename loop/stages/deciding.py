@@ -74,7 +74,7 @@ def evidence(
     """
     signals: dict[str, dict[str, float]] = {}
     for who, found in figures.items():
-        signals[who] = signals_of(found) | more_signals.get(who, {})
+        signals[who] = {**signals_of(found), **more_signals.get(who, {})}
     if losses:
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)
     seen: Json = {
