@@ -15,11 +15,12 @@ from test_service import Quiet
 from loop.configfile import load_config
 from loop.round import run_round
 from loop.session import Session, open_session
-from loop.stages.deciding import signals_of
+from loop.stages.deciding import Measured, Opened, signals_of
+from loop.stages.deciding import evidence as gathered
 from loop.stages.evaluating import SIGNALS, figures
-from policies.evidence import read_evidence
+from policies.evidence import Evidence, read_evidence
 from policies.policy import Policy, build_policy
-from store.records import Completion, GradedVerdict
+from store.records import Completion, GradedVerdict, Json, Problem
 from store.verify import verify_store
 
 SPLITS = "splits = { select = 0.6, confirm = 0.4 }\ntemperature = 0.9"
@@ -209,3 +210,20 @@ def test_diversity_is_counted_among_right_answers_too_and_comes_with_its_error()
     seen = signals_of(found)
     assert (seen["pass@1"], seen["num_samples"], seen["spread"]) == pytest.approx((0.5, 12, 1 / 3))
     assert seen["distinct_correct_rate_error"] == found["errors"]["distinct_correct_rate"]
+
+
+def test_losses_are_signals_and_learning_by_heart_is_refused() -> None:
+    same = {"select": Opened("s", {}, [Problem("s", "t", 0, "select", None, "p", {}, "x")], 1, 1,
+                             {who: Measured({"t": [1]}, {}) for who in ("candidate", "head")})}  # fmt: skip
+
+    def seen(training: Json) -> Evidence:
+        measured: dict[str, Json] = {"candidate": {}, "head": {}, "base": {}}
+        return gathered(1, 0, same, draw=0, figures=measured, training=training, fruitless_looks={}, best_round=None, more_signals={})  # fmt: skip
+
+    assert seen({"losses": [0.4, 0.2]}).signals["candidate"] == {"train_loss": pytest.approx(0.3)}
+    report = {"losses": [0.4, 0.2], "held_out_loss": 0.75, "train_loss": 0.2}
+    assert seen(report).signals["candidate"] == {"train_loss": 0.2, "held_out_loss": 0.75, "loss_gap": 0.55}
+    gate = build_policy([{"type": "collapse"}], "select")
+    (found,) = gate.decide(seen(report)).gates
+    assert found.verdict == "fail" and found.reason == "loss_gap 0.55 is more than 0.5 above 0"
+    assert gate.decide(seen(report | {"held_out_loss": 0.6})).verdict == "keep"

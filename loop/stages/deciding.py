@@ -63,20 +63,24 @@ def evidence(
     *,
     draw: int,
     figures: Mapping[str, Json],
-    losses: Sequence[float],
+    training: Json,
     fruitless_looks: Mapping[str, int],
     best_round: int | None,
     more_signals: Mapping[str, Mapping[str, float]],
 ) -> Evidence:
     """What the policy sees of a round. BadEvidence if it is not sound.
 
-    `figures`: "candidate", "head" and "base" -> the figures of their evaluations on the first split.
+    `training`: the trainer's report of the candidate. `figures`: "candidate", "head" and "base" -> the figures of their evaluations on the first split.
     """
     signals: dict[str, dict[str, float]] = {}
     for who, found in figures.items():
         signals[who] = {**signals_of(found), **more_signals.get(who, {})}
-    if losses:
+    if losses := training.get("losses"):
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)
+    if (held_out := training.get("held_out_loss")) is not None:
+        gap = held_out - training["train_loss"]
+        signals["candidate"] |= {"train_loss": training["train_loss"], "held_out_loss": held_out, "loss_gap": gap}
+        signals.setdefault("base", {})["loss_gap"] = 0.0  # it was trained on none of these rows
     seen: Json = {
         "round": round,
         "rounds_so_far": rounds_so_far,

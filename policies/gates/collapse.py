@@ -20,7 +20,7 @@ from policies.gates.base import Gate, Look
 NOISE = 1.25
 """A signal is beyond a limit if it is so by more than this many standard errors.
 
-The errors are those of other problems, about twice those of a comparison on the same ones.
+Errors are over problems, as if the other side had answered other ones; as it answers the same, they are larger than need be.
 """
 FEWEST = 150
 """Below so many samples in all, errors are too rough to be trusted, and default limits are not asked about what is counted."""
@@ -83,7 +83,7 @@ class Collapse(Gate):
     Signals: entropy (mean of the next token's, nats), distinct_solution_rate (different answers to a problem as a share of
     all), distinct_correct_rate (different right ones as a share of all), spread ((pass@k - pass@1) / (1 - pass@1): what
     further samples win of what the first leaves), mean_length (tokens), truncation_rate, code_rate, loss_gap (held-out minus
-    training loss, nats; not measured yet). What samples are counted for comes with its standard error, and NOISE of them
+    training loss of the final weights, nats; 0 for the base). What samples are counted for comes with its standard error, and NOISE of them
     are allowed for. Other signals, such as fork_entropy, only where `limits` names them.
     """
 
