@@ -27,11 +27,13 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from policies.budget import level as budget_level
+from policies.gates import Improvement
+from policies.gates.improvement import FINAL, SCREEN_FINAL
 from policies.sequential import EXPECTED_SPREAD, MOST_AT_RISK, NUM_IMAGINED
 from policies.statistics import NUM_DRAWS, mean_interval, sign_flip_p_value
 
 ALPHA = 0.05
-TARGET = 0.03
+TARGET = 0.03  # both as the gate has them
 CHURN = 0.85
 Floats = NDArray[numpy.float64]
 Bools = NDArray[numpy.bool_]
@@ -142,7 +144,8 @@ def looks(scores: Ints, num_samples: int, levels: Floats, plan: Plan) -> tuple[B
     """For each run: does the look say gain, and how many problems were evaluated (whole parts)?"""
     num_runs, num_problems = scores.shape
     if plan.final == 1.0 and plan.parts == 1:
-        return sign_flips_reach(scores, num_samples, levels), numpy.full(num_runs, num_problems)
+        found = sign_flips_reach(scores, num_samples, levels) & (scores.sum(axis=1) > 0)
+        return found, numpy.full(num_runs, num_problems)
     gain, none = gamblers_reach(scores / num_samples, TARGET, levels * (1 - plan.final), plan.miss)
     found, used = gain < none, numpy.minimum(numpy.minimum(gain, none), num_problems)
     open_still = numpy.flatnonzero(numpy.minimum(gain, none) > num_problems)
@@ -157,22 +160,20 @@ class Rule:
     """A way to decide: on one split at the budget's level, or by a screen that opens a confirmation."""
 
     name: str
-    confirm: Plan
-    select: Plan | None = None
-    select_share: float = 0.0
-    screen: float = 0.0
+    plan: Plan
+    screen: Plan | None = None  # how select is looked at, if there are two splits
 
     def decide(self, scores: Ints, num_samples: int, fruitless: Ints) -> tuple[Bools, Bools, Ints]:
         """(keep, budget look taken, problems evaluated) for each run, given its number of fruitless looks."""
         levels = ALPHA / ((fruitless + 1.0) * (fruitless + 2.0))
-        if self.select is None:
-            keep, used = looks(scores, num_samples, levels, self.confirm)
+        if self.screen is None:
+            keep, used = looks(scores, num_samples, levels, self.plan)
             return keep, numpy.ones(len(keep), dtype=bool), used
-        at = round(self.select_share * scores.shape[1])
-        opened, used = looks(scores[:, :at], num_samples, numpy.full(len(scores), self.screen), self.select)
+        at = round(SHARE * scores.shape[1])
+        opened, used = looks(scores[:, :at], num_samples, numpy.full(len(scores), SCREEN), self.screen)
         keep = numpy.zeros_like(opened)
         if opened.any():
-            found, more = looks(scores[opened, at:], num_samples, levels[opened], self.confirm)
+            found, more = looks(scores[opened, at:], num_samples, levels[opened], self.plan)
             keep[opened] = found
             used = used.copy()
             used[opened] += more
@@ -180,14 +181,13 @@ class Rule:
 
 
 PARTS = 6
-SCREEN, SHARE = 0.25, 0.25
-SEQUENTIAL = Plan(miss=0.1, final=0.8, parts=PARTS)
-SELECT = Plan(miss=0.1, final=0.9, parts=PARTS)
-CONFIRM = Plan(miss=0.05, final=0.8, parts=PARTS)
+GATE = Improvement()
+SCREEN, SHARE = GATE.screen, 0.2  # the share of the problems that select has
+SEQUENTIAL = Plan(GATE.miss, FINAL, PARTS)
 FIXED_1 = Rule("fixed, one split", ALL_AT_ONCE)
-FIXED_2 = Rule("fixed, select then confirm", ALL_AT_ONCE, ALL_AT_ONCE, SHARE, SCREEN)
+FIXED_2 = Rule("fixed, select then confirm", ALL_AT_ONCE, ALL_AT_ONCE)
 SEQUENTIAL_1 = Rule("sequential, one split", SEQUENTIAL)
-SEQUENTIAL_2 = Rule("sequential, select then confirm", CONFIRM, SELECT, SHARE, SCREEN)
+SEQUENTIAL_2 = Rule("sequential, select then confirm", SEQUENTIAL, Plan(GATE.miss, SCREEN_FINAL, PARTS))
 RULES = (FIXED_1, FIXED_2, SEQUENTIAL_1, SEQUENTIAL_2)
 
 
@@ -509,10 +509,10 @@ def main() -> None:
         ("1", lambda world: worthless_keeps(world, num_runs, 50, (131, 374, 1000))),
         ("2", lambda world: power(world, num_runs)),
         ("3", lambda world: completions(world, num_runs)),
-        ("3 over runs", lambda world: completions_of_runs(world, max(20, num_runs // 5), 30)),
+        ("3 over runs", lambda world: completions_of_runs(world, num_runs, 30)),
         ("4", lambda world: damage(world, num_runs)),
         ("5", lambda world: coverage(world, num_runs)),
-        ("6", lambda world: slide(world, max(100, num_runs // 4))),
+        ("6", lambda world: slide(world, num_runs)),
     ]
     for name, experiment in experiments:
         if asked.only and name[0] not in asked.only:

@@ -149,6 +149,7 @@ GATES = {  # what goes into [decide], and into its suite
     "gated": (CONFIRMED, SPLIT),  # the default gates: improvement and collapse
     "improvement alone": (CONFIRMED + '\ngates = [{ type = "improvement" }]', SPLIT),
     # Every candidate is kept: it would have to lose nearly every problem. A few problems are enough to find that out.
+    "collapse alone": ('gates = [{ type = "collapse" }]', "num_samples = 4\npass_at = [1, 4]"),
     "ungated": ('gates = [{ type = "no_regression", margin = 0.99, unclear = "pass" }]', "limit = 12"),
 }
 

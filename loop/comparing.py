@@ -137,7 +137,7 @@ class Comparison:
             opened,
             draw=self.head_round,
             figures=figures,
-            losses=candidate.origin["training"]["losses"] if candidate else [],
+            training=candidate.origin["training"] if candidate else {},
             fruitless_looks=policy.fruitless_after(before.evidence, before.verdict) if before else {},
             best_round=self.best_round,
             more_signals=signals(self.diagnosis),

@@ -138,6 +138,11 @@ class Training(Section):
     adam_beta2: float = Field(0.95, ge=0.0, lt=1.0, description="AdamW's second beta.")
     max_grad_norm: PositiveFloat = Field(1.0, description="Gradients are clipped to this norm.")
     max_tokens: PositiveInt = Field(65536, description="Prompt plus completion are cut here.")
+    held_out: int = Field(
+        16,
+        ge=0,
+        description="Completions left out, at most one in 20: a loss on them that is much higher says it learned by heart.",
+    )
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations: less memory, about a third more time."
     )
@@ -482,7 +487,7 @@ def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, An
         mistakes.append((("decide", "split"), problem))
     confirm = decide.get("confirm")
     if isinstance(splits, Mapping) and isinstance(confirm, str) and not splits.get(confirm):
-        example = "{ select = 0.6, confirm = 0.4 }"
+        example = "{ select = 0.2, confirm = 0.8 }"
         problem = f"{confirm!r} has no share of the problems of suite {chosen!r}; set its splits, as in {example}"
         mistakes.append((("decide", "confirm"), problem))
     return mistakes

@@ -29,7 +29,7 @@ from loop.prompts.sources import load_prompts, load_tests, source_kind
 from loop.toml_lines import key_lines, line_of
 from policies.data import build_data
 from policies.mistakes import dotted
-from policies.policy import BadPolicy, build_policy
+from policies.policy import BadPolicy, as_stored, build_policy
 from policies.schedule import build_stops
 from store.canonical import sha256_of
 
@@ -137,6 +137,19 @@ def resolved(config: Config) -> dict[str, Any]:
 def config_sha256(config: Config) -> str:
     """The hash of what defines the run: all but run_dir, rounds, schedule, engine and the rest of `_NOT_LINEAGE`."""
     return sha256_of(_lineage(resolved(config)))
+
+
+def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration for a run that began with these resolved settings: what a gate's table leaves out is as it was then.
+
+    Defaults of gates change between versions; the figure that a run decides on does not change in it.
+    """
+    stored = [as_stored(gate) for gate in settings["decide"]["gates"]]
+    gates = config.decide.gates
+    if [gate["type"] for gate in gates] != [gate["type"] for gate in stored]:
+        return config  # another run, which `differences` says
+    merged = tuple(before | gate for before, gate in zip(stored, gates, strict=True))
+    return config.model_copy(update={"decide": config.decide.model_copy(update={"gates": merged})})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -606,13 +619,15 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     A table that this version no longer understands stays as it is: then that is where the difference lies.
     """
     whole = dict(settings)
+    if isinstance(gates := whole.get("decide", {}).get("gates"), list):
+        whole["decide"] = whole["decide"] | {"gates": [as_stored(gate) for gate in gates]}
     for name, described in Config.model_fields.items():
         if (name,) in _NOT_LINEAGE or (name not in settings and described.is_required()):
             continue
         table: TypeAdapter[Any] = TypeAdapter(described.annotation or object)
         with contextlib.suppress(ValueError):
             if name in settings:
-                value = table.validate_json(json.dumps(settings[name]))
+                value = table.validate_json(json.dumps(whole[name]))
             else:
                 value = described.get_default(call_default_factory=True, validated_data={})
             whole[name] = table.dump_python(value, mode="json")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from statistics import fmean, stdev
+from statistics import stdev
 from typing import Any, Literal
 
 from loop.config import Suite as SuiteConfig
@@ -17,10 +17,9 @@ from loop.errors import ConfigError, LoopError, UsageError
 from loop.evaluation import Part, decoding_dict, evaluate
 from loop.power import AA_MEASURED, Sight, remedy, sights
 from loop.session import Session, Yardstick
-from loop.stages.evaluating import outcomes_of
+from loop.stages.evaluating import outcomes_of, signals_by_problem
 from loop.stages.sampling import seed_of
 from policies.gates import Collapse
-from policies.gates.collapse import DEFAULTS
 from policies.noise import ROOM, SignalNoise, roomy_limits, signal_noise, variance_between, variance_within
 from policies.statistics import paired_gain, pass_at_k
 from store.ledger import Ledger
@@ -233,41 +232,18 @@ def _signals(
 
 def _signals_by_task(session: Session, suite: Yardstick, seen: Seen) -> dict[str, dict[str, float]]:
     """Each problem's part of a signal: the signal is the mean over problems."""
-    no_code = {v.completion_id for v in session.corpus.verdicts(seen.evaluation.id) if v.verdict == "no_code"}
-    tokens: dict[str, list[tuple[int, bool, bool, str]]] = {}
-    for one in session.corpus.completions(session.run_id, evaluation_id=seen.evaluation.id):
-        row = (one.num_tokens, one.finish_reason == "length", one.id not in no_code, one.text)
-        tokens.setdefault(suite.graded_as[one.prompt_id].task_id, []).append(row)
-    most = max(suite.config.pass_at)
-    left = 1 - sum(map(fmean, seen.outcomes.values())) / len(seen.outcomes)  # what the first sample leaves to be won
-    found = {}
-    for task_id, rows in tokens.items():
-        num = len(rows)
-        found[task_id] = {
-            "mean_length": sum(row[0] for row in rows) / num,
-            "truncation_rate": sum(row[1] for row in rows) / num,
-            "code_rate": sum(row[2] for row in rows) / num,
-            "distinct_solution_rate": len({row[3] for row in rows}) / num,
-        }
-        if most > 1 and left:
-            outcomes = seen.outcomes[task_id]
-            gained = pass_at_k(len(outcomes), sum(outcomes), most) - fmean(outcomes)
-            found[task_id]["spread"] = gained / left
-    return found
+    id = seen.evaluation.id
+    completions = session.corpus.completions(session.run_id, evaluation_id=id)
+    return signals_by_problem(session.corpus.verdicts(id), completions, max(suite.config.pass_at))
 
 
 def _collapse(session: Session, signals: Mapping[str, SignalNoise]) -> Json:
     """A collapse gate whose limits noise does not reach, as a table of loop.toml."""
     gate = next((gate for gate in session.policy.gates if isinstance(gate, Collapse)), Collapse())
-    now = {
-        name: limit
-        for name, limit in (DEFAULTS | gate.limits).items()
-        if name in gate.limits or name not in gate.ignore
-    }
-    limits = gate.limits | roomy_limits(now, signals, ROOM)
+    limits = gate.limits | roomy_limits(gate.in_force, signals, ROOM)
     table: Json = {
         "type": gate.type,
-        "limits": {name: one.model_dump(exclude_none=True) for name, one in limits.items()},
+        "limits": {name: one.model_dump(exclude_none=True, exclude_defaults=True) for name, one in limits.items()},
     }
     return table | ({"ignore": list(gate.ignore)} if gate.ignore else {})  # fmt: skip
 

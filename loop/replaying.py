@@ -10,7 +10,7 @@ from typing import Any
 
 from policies.decision import Decision
 from policies.evidence import BadEvidence, read_evidence
-from policies.policy import BadPolicy, Policy, build_policy
+from policies.policy import BadPolicy, Policy, as_stored, build_policy
 from store.canonical import canonical_json
 from store.records import DecisionRow, Json
 
@@ -53,7 +53,10 @@ def _policy_of(row: DecisionRow) -> Policy | str:
     if missing := sorted({"split", "gates"} - row.policy.keys()):
         return f"its policy has no {', '.join(missing)}: it was stored by another version"
     try:
-        return build_policy(**row.policy)
+        gates = [
+            gate if "confidence" in gate else as_stored(gate) for gate in row.policy["gates"]
+        ]  # its words were others
+        return build_policy(**row.policy | {"gates": gates})
     except (BadPolicy, TypeError) as error:
         return f"this version cannot build its policy: {error}"
 

@@ -10,12 +10,12 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from loop.config import Suite as SuiteConfig
-from loop.configfile import LoadedConfig, check_inputs, config_sha256, differences, resolved
+from loop.configfile import LoadedConfig, as_begun, check_inputs, config_sha256, differences, resolved
 from loop.device_memory import used_bytes, wait_until_free
 from loop.engines.base import CheckpointRef, Prober, Sampler, Trainer
 from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
@@ -253,8 +253,10 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         engines = Engines(loaded, watch)
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
+            if begun := ledger.run():
+                loaded = replace(loaded, config=as_begun(loaded.config, begun.config))
             run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse)
-            policy = config.decide.policy()
+            policy = loaded.config.decide.policy()
             yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch, tests)
         finally:
             engines.close()

@@ -102,7 +102,7 @@ def roomy_limits(limits: Mapping[str, Limit], noise: Mapping[str, SignalNoise], 
         there = noise[name]
         share = room * there.sd / abs(there.value) if there.value else 0.0
         wider: dict[str, float] = {}
-        for key, value in limit.model_dump(exclude_none=True).items():
+        for key, value in limit.given().items():
             match key.partition("_")[0], key:
                 case "min", _:
                     wider[key] = min(value, max(0.0, _down(1 - share)))
@@ -110,7 +110,7 @@ def roomy_limits(limits: Mapping[str, Limit], noise: Mapping[str, SignalNoise], 
                     wider[key] = max(value, _up(room * there.sd))
                 case _:
                     wider[key] = max(value, _up(1 + share))
-        found[name] = Limit(**wider)
+        found[name] = limit.model_copy(update=wider)
     return found
 
 

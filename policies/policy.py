@@ -180,6 +180,16 @@ def build_policy(
     return Policy(built, split, confirm, unclear, margin)
 
 
+def as_stored(gate: Mapping[str, Any]) -> dict[str, Any]:
+    """A gate that an earlier version stored, as this one understands it, with the meaning that it had then."""
+    found = dict(gate)
+    if found.get("type") == "collapse":
+        found.setdefault("defaults", 1)
+    if found.get("type") == "improvement" and isinstance(found.get("confidence"), float):
+        found |= {"budget": "round", "alpha": round(1 - found.pop("confidence"), 12)}
+    return found
+
+
 def _build_gate(table: Mapping[str, Any], where: Path) -> Gate:
     known = ", ".join(BUILT_IN)
     if "type" not in table:

@@ -112,7 +112,7 @@ def test_aa(finished: Path, call: Loopctl) -> None:
     assert sizes.keys() == {(m, n) for m in (12, 24, 48) for n in (2, 4, 8)}
     assert sizes[12, 2] == look["smallest_detectable_gain"] >= sizes[12, 4] >= sizes[48, 8]
     assert answer["signals"].keys() == {
-        "mean_length", "truncation_rate", "code_rate", "distinct_solution_rate", "spread",
+        "mean_length", "truncation_rate", "code_rate", "distinct_solution_rate", "distinct_correct_rate", "spread",
     }  # fmt: skip
     build_policy([{"type": "improvement"}, answer["collapse"]], "select")
     (event,) = events(finished, "aa_measured")

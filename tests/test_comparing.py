@@ -15,10 +15,12 @@ from test_service import Quiet
 from loop.configfile import load_config
 from loop.round import run_round
 from loop.session import Session, open_session
-from loop.stages.evaluating import figures
-from policies.evidence import read_evidence
+from loop.stages.deciding import Measured, Opened, signals_of
+from loop.stages.deciding import evidence as gathered
+from loop.stages.evaluating import SIGNALS, figures
+from policies.evidence import Evidence, read_evidence
 from policies.policy import Policy, build_policy
-from store.records import GradedVerdict
+from store.records import Completion, GradedVerdict, Json, Problem
 from store.verify import verify_store
 
 SPLITS = "splits = { select = 0.6, confirm = 0.4 }\ntemperature = 0.9"
@@ -167,21 +169,61 @@ def test_the_policy_that_is_stored_is_the_one_that_was_asked_for(tmp_path: Path)
         assert json.loads(json.dumps(session.policy.as_json()))["confirm"] == "confirm"
 
 
+def said(*answers: list[tuple[str, Any]]) -> tuple[list[GradedVerdict], list[Completion]]:
+    """Verdicts and completions of problems; an answer is its text and its verdict."""
+    verdicts, completions = [], []
+    for task, each in enumerate(answers):
+        for index, (text, verdict) in enumerate(each):
+            id = f"{task}-{index}"
+            verdicts.append(GradedVerdict("e", f"t{task}", index, id, verdict, "", 0.0, "none", "select", None))
+            completions.append(
+                Completion(
+                    id=id, run_id="r", round=1, checkpoint="c", evaluation_id="e", prompt_id=f"p{task}",
+                    sample_index=index, decode_settings_id="d", seed=1, text=text, token_ids=(), prompt_token_ids=(),
+                    num_tokens=len(text), num_prompt_tokens=0, finish_reason="eos", logprob_sum=None, tokenizer_sha256="t",
+                )
+            )  # fmt: skip
+    return verdicts, completions
+
+
 def test_the_spread_of_a_strong_model_is_no_smaller_than_that_of_a_weak_one() -> None:
     """A share of what is left to be won: half of it is half of it, at pass@1 .5 as at .95."""
 
     def spread(num_solved: int, num_mixed: int, num_problems: int) -> Any:
-        verdicts = [
-            GradedVerdict("e", f"t{task}", index, f"{task}-{index}", verdict, "", 0.0, "none", "select", None)
-            for task in range(num_problems)
-            for index, verdict in enumerate(
-                ("passed", "passed" if task < num_solved else "failed")
-                if task < num_solved + num_mixed
-                else ("failed", "failed")
-            )
-        ]
-        return figures(verdicts, (), (1, 2))["spread"]
+        solved, failed = ("a", "passed"), ("a", "failed")
+        num_failed = num_problems - num_solved - num_mixed
+        answers = [[solved, solved]] * num_solved + [[solved, failed]] * num_mixed + [[failed, failed]] * num_failed
+        return figures(*said(*answers), (1, 2))["spread"]
 
     weak, strong = spread(0, 10, 10), spread(18, 2, 20)
     assert weak == pytest.approx(1.0) and strong == pytest.approx(1.0)
     assert spread(5, 0, 10) == 0.0 and spread(10, 0, 10) is None
+
+
+def test_diversity_is_counted_among_right_answers_too_and_comes_with_its_error() -> None:
+    right, other, wrong = ("a", "passed"), ("bb", "passed"), ("cccc", "failed")
+    found = figures(*said([right, other, wrong, wrong], [right, right, right, right], [wrong] * 4), (1, 4))
+    assert (found["distinct_rate"], found["distinct_correct_rate"]) == pytest.approx((5 / 12, 3 / 12))
+    assert found["mean_tokens"] == pytest.approx((11 + 4 + 16) / 12)
+    assert found["errors"]["distinct_correct_rate"] == pytest.approx(0.25 / 3**0.5)
+    assert found["errors"].keys() == {*SIGNALS.values()}
+    seen = signals_of(found)
+    assert (seen["pass@1"], seen["num_samples"], seen["spread"]) == pytest.approx((0.5, 12, 1 / 3))
+    assert seen["distinct_correct_rate_error"] == found["errors"]["distinct_correct_rate"]
+
+
+def test_losses_are_signals_and_learning_by_heart_is_refused() -> None:
+    same = {"select": Opened("s", {}, [Problem("s", "t", 0, "select", None, "p", {}, "x")], 1, 1,
+                             {who: Measured({"t": [1]}, {}) for who in ("candidate", "head")})}  # fmt: skip
+
+    def seen(training: Json) -> Evidence:
+        measured: dict[str, Json] = {"candidate": {}, "head": {}, "base": {}}
+        return gathered(1, 0, same, draw=0, figures=measured, training=training, fruitless_looks={}, best_round=None, more_signals={})  # fmt: skip
+
+    assert seen({"losses": [0.4, 0.2]}).signals["candidate"] == {"train_loss": pytest.approx(0.3)}
+    report = {"losses": [0.4, 0.2], "held_out_loss": 0.75, "train_loss": 0.2}
+    assert seen(report).signals["candidate"] == {"train_loss": 0.2, "held_out_loss": 0.75, "loss_gap": 0.55}
+    gate = build_policy([{"type": "collapse"}], "select")
+    (found,) = gate.decide(seen(report)).gates
+    assert found.verdict == "fail" and found.reason == "loss_gap 0.55 is more than 0.5 above 0"
+    assert gate.decide(seen(report | {"held_out_loss": 0.6})).verdict == "keep"

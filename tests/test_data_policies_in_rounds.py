@@ -17,16 +17,18 @@ from rounds import CONFIG, KEEPING, drive, dump, write_run
 
 from loop.adapting import settings_of
 from loop.cli.view import reader, whole_round
-from loop.configfile import check_inputs, config_sha256, differences, load_config, resolved
+from loop.configfile import as_begun, check_inputs, config_sha256, differences, load_config, resolved
 from loop.errors import ConfigError
 from loop.grading.grader import Job, Verdict
 from loop.grading.problems import Problem
+from loop.replaying import replay
 from loop.round import frozen_input, run_round
 from loop.selection import past_rounds
 from loop.session import Session, open_session
 from loop.stages.sampling import Lineage, plan, seed_of
 from policies.adaptation import Adaptable
 from policies.data import Accumulate
+from policies.gates import Collapse, Improvement
 from store.db import open_database
 from store.ledger import Ledger
 from store.records import Prompt, Round
@@ -353,16 +355,51 @@ def test_a_run_without_the_new_keys_is_the_same_run() -> None:
     assert resolved(config)["collect"]["data"]["type"] == "replace"
 
 
-def test_a_run_that_an_older_version_began_differs_in_nothing_that_came_later(tmp_path: Path) -> None:
-    with tarfile.open(Path(__file__).parent / "golden" / "schema-2.tar.gz") as archive:
+@pytest.mark.parametrize("golden", ["schema-1", "schema-2"])
+def test_a_run_that_an_older_version_began_decides_as_it_did(golden: str, tmp_path: Path) -> None:
+    """Its gates knew a confidence for each round and no budget of the run; what loop.toml sets is still compared."""
+    with tarfile.open(Path(__file__).parent / "golden" / f"{golden}.tar.gz") as archive:
         archive.extractall(tmp_path, filter="data")
     db = open_database(tmp_path / ".loop" / "loop.db")
     run = Ledger(db).run()
     assert run is not None and "after_rollback" not in run.config and "data" not in run.config["collect"]
     settings = {key: value for key, value in run.config.items() if key != "inputs"}
-    found = differences(settings, resolved(load_config(tmp_path / "loop.toml").config))
-    assert [line for line in found if not line.startswith("decide.gates[")] == []  # what a gate asks may have changed
+    config = load_config(tmp_path / "loop.toml").config
+    (gate,) = as_begun(config, settings).decide.policy().gates
+    assert isinstance(gate, Improvement) and (gate.budget, gate.alpha, gate.min_gain) == ("round", 0.05, -0.9)
+    assert differences(settings, resolved(as_begun(config, settings))) == []
+    text = (tmp_path / "loop.toml").read_text().replace("min_gain = -0.9", 'min_gain = -0.9, budget = "run"')
+    (tmp_path / "loop.toml").write_text(text)
+    changed = as_begun(load_config(tmp_path / "loop.toml").config, settings)
+    assert differences(settings, resolved(changed)) == [
+        'decide.gates[0].budget is "run" here and "round" in the run directory'
+    ]
     db.close()
+
+
+def test_a_run_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).parent / "golden" / "schema-2.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "loop.toml"
+    path.write_text(path.read_text().replace("rounds = 2", "rounds = 3"))
+    with open_session(load_config(path), Quiet()) as session:
+        assert run_round(session).state == "kept"
+        decisions = session.ledger.decisions(session.run_id)
+        assert decisions[-1].policy["gates"][0]["budget"] == "round"
+        again = replay(decisions, session.policy)
+        assert [row["stored"]["identical"] for row in again["rounds"]] == [None, None, True]
+        assert "cannot build its policy" in again["rounds"][0]["stored"]["problem"]
+        assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
+
+
+def test_a_run_keeps_the_limits_of_collapse_that_it_began_with() -> None:
+    config = load_config(Path(__file__).parent.parent / "loop.toml").config
+    old = json.loads(json.dumps(resolved(config)))
+    del old["decide"]["gates"][1]["defaults"]  # as before there were others
+    gate = as_begun(config, old).decide.policy().gates[1]
+    assert isinstance(gate, Collapse) and gate.defaults == 1 and "fork_entropy" in gate.in_force
+    assert differences(old, resolved(as_begun(config, old))) == []
+    assert as_begun(config, resolved(config)).decide.policy() == config.decide.policy()
 
 
 def test_a_round_that_an_older_version_began_goes_on_as_it_was(tmp_path: Path) -> None:

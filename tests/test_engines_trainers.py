@@ -291,6 +291,72 @@ def test_the_first_loss_is_the_cross_entropy_per_completion_token(
     assert result.losses[0] == pytest.approx(total / count, abs=1e-4)
 
 
+def many_rows(num_rows: int) -> list[TrainingRow]:
+    return [
+        TrainingRow(prompt_token_ids=row.prompt_token_ids, completion_token_ids=(*row.completion_token_ids[:-1], index))
+        for index in range(20, 20 + num_rows)
+        for row in [some_rows()[index % 10]]
+    ]
+
+
+@pytest.mark.parametrize(("name", "num_left_out"), [("fake", 3), ("trl", 3), ("trl", 2)])
+def test_some_rows_are_held_out(
+    name: str, num_left_out: int, recorded: Any, trainers: Callable[[str], Trainer], tiny: CheckpointRef,
+    fake: CheckpointRef, tmp_path: Path,
+) -> None:  # fmt: skip
+    """By a hash, so that the same ones are, wherever they stand; their loss is that of the final weights."""
+    rows, parent = many_rows(num_left_out * 20 + 5), fake if name == "fake" else tiny
+    settings = training(num_epochs=1, held_out=num_left_out if num_left_out == 2 else 16)
+    result = fit(trainers(name), parent, settings, tmp_path / "one", rows)
+    assert (result.num_held_out, result.num_rows) == (num_left_out, len(rows) - num_left_out)
+    again = fit(trainers(name), parent, settings, tmp_path / "two", rows[::-1])
+    assert result.held_out_loss == pytest.approx(again.held_out_loss, rel=0.2)  # another order trains other weights
+    none = fit(trainers(name), parent, training(held_out=0), tmp_path / "three", rows)
+    assert (none.num_held_out, none.num_rows, none.held_out_loss, none.train_loss) == (0, len(rows), None, None)
+    if name == "fake":
+        return
+    every = {(*row.prompt_token_ids, *row.completion_token_ids) for row in rows}
+    size = result.num_rows
+    seen: list[tuple[int, ...]] = []
+    for batch in recorded.batches:
+        for ids, mask in zip(batch["input_ids"].tolist(), batch["attention_mask"].tolist(), strict=True):
+            seen.append(tuple(ids[: sum(mask)]))
+    left_out = every - set(seen[:size])
+    assert len(left_out) == num_left_out and left_out == every - set(seen[size : 2 * size])
+
+    import torch
+
+    from loop.engines.hf_models import load_model
+
+    model = load_model(CheckpointRef(sha256="", path=tmp_path / "one"), torch.float32, torch.device("cpu")).eval()
+    total, count = 0.0, 0
+    for row in rows:
+        ids = [*row.prompt_token_ids, *row.completion_token_ids]
+        if tuple(ids) in left_out:
+            with torch.no_grad():
+                logprobs = model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            for position in range(len(row.prompt_token_ids), len(ids)):
+                total -= float(logprobs[position - 1, ids[position]])
+                count += 1
+    assert result.held_out_loss == pytest.approx(
+        total / count, rel=0.02
+    )  # weights are written in the parent's precision
+
+
+def test_learning_by_heart_shows_in_what_was_held_out(
+    trainers: Callable[[str], Trainer], tiny: CheckpointRef, tmp_path: Path
+) -> None:
+    rows = [
+        TrainingRow(
+            prompt_token_ids=(9, 10 + index), completion_token_ids=(30 + index * 7 % 50, 30 + index * 11 % 50, EOS)
+        )
+        for index in range(20)
+    ]
+    result = fit(trainers("trl"), tiny, training(num_epochs=60, learning_rate=1e-2), tmp_path / "out", rows)
+    assert result.held_out_loss is not None and result.train_loss is not None
+    assert result.held_out_loss - result.train_loss > 0.5
+
+
 # ---- how it trains -------------------------------------------------------------------------------------------------
 
 

@@ -92,8 +92,8 @@ def test_verdicts(problems: list[tuple[Outcomes, Outcomes]], gate: dict[str, flo
             evidence(*[BETTER] * 7, *[WORSE] * 8, *[SAME] * 225),
             {},
             "pass@1 on first-steps (select, T 1): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
-            "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 90% upper "
-            "bound +0.017",
+            "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 95% upper "
+            "bound +0.024",
         ),
         (
             evidence(*[BETTER] * 5, *[SAME] * 5, decoding={"greedy": True}),

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from policies.budget import level
-from policies.decision import Decision
+from policies.decision import Decision, GateResult
 from policies.evidence import BadEvidence, read_evidence
 from policies.gates import Improvement, Look
 from policies.policy import build_policy, next_part
@@ -172,21 +172,64 @@ def test_no_regression_at_each_difficulty_and_of_a_signal() -> None:
 def test_collapse_sees_a_narrow_model_whose_score_rises() -> None:
     before = {"distinct_solution_rate": 0.8, "spread": 0.2, "entropy": 0.6, "mean_length": 100, "code_rate": 0.9}
     fine = before | {"distinct_solution_rate": 0.7, "spread": 0.17}
-    narrow = before | {"distinct_solution_rate": 0.5, "spread": 0.1}
+    narrow = before | {"distinct_solution_rate": 0.5, "spread": 0.11}
     up = split(*[UP] * 20)
     gates = ({"type": "improvement"}, {"type": "collapse"})
     healthy = decide(evidence(select=up, signals={"candidate": fine, "head": before, "base": before}), *gates)
-    assert (
-        healthy.action == "keep" and "not measured: truncation_rate, loss_gap, fork_entropy" in healthy.gates[1].reason
-    )
+    assert healthy.action == "keep"
+    assert "not measured: distinct_correct_rate, truncation_rate" in healthy.gates[1].reason
     found = decide(evidence(select=up, signals={"candidate": narrow, "head": before, "base": before}), *gates)
     assert found.action == "rollback"
     assert found.gates[1].reason == (
-        "distinct_solution_rate 0.5 is under 0.75 of the head's 0.8; spread 0.1 is under 0.6 of the head's 0.2"
+        "distinct_solution_rate 0.5 is under 0.8 of the head's 0.8; distinct_solution_rate 0.5 is under 0.75 of the base's 0.8; "
+        "spread 0.11 is under 0.6 of the head's 0.2"
     )
-    slow = {name: value * 0.78 for name, value in narrow.items()}  # in small steps: the base remembers
+    slow = {name: value * 0.85 for name, value in narrow.items()}  # in small steps: the base remembers
     sunk = decide(evidence(select=up, signals={"candidate": slow, "head": narrow, "base": before}), *gates)
-    assert sunk.action == "rollback" and "of the base's 0.8" in sunk.gates[1].reason
+    assert sunk.action == "rollback" and "spread 0.0935 is under 0.5 of the base's 0.2" in sunk.gates[1].reason
+
+
+def collapse(candidate: dict[str, float], other: dict[str, float], who: str, **keys: object) -> GateResult:
+    seen = evidence(select=split(SAME), signals={"candidate": candidate, who: other})
+    return decide(seen, {"type": "collapse"} | keys).gates[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "who", "theirs", "limit"),
+    [
+        ("entropy", "head", 0.5, 0.65), ("entropy", "base", 0.5, 0.6),
+        ("distinct_solution_rate", "head", 0.5, 0.8), ("distinct_solution_rate", "base", 0.5, 0.75),
+        ("distinct_correct_rate", "head", 0.5, 0.9), ("distinct_correct_rate", "base", 0.5, 0.8),
+        ("spread", "head", 0.5, 0.6), ("spread", "base", 0.5, 0.5),
+        ("mean_length", "head", 80.0, 0.7), ("mean_length", "base", 80.0, 0.5),
+    ],
+)  # fmt: skip
+def test_each_default_limit_is_where_it_is_said_to_be(name: str, who: str, theirs: float, limit: float) -> None:
+    assert collapse({name: theirs * (limit + 0.01)}, {name: theirs}, who).verdict == "pass"
+    assert collapse({name: theirs * (limit - 0.01)}, {name: theirs}, who).verdict == "fail"
+
+
+def test_collapse_allows_for_noise() -> None:
+    ours, theirs = {"spread": 0.28, "spread_error": 0.02}, {"spread": 0.5, "spread_error": 0.02}
+    assert collapse(ours, theirs, "head").verdict == "pass"  # .28 + 1.25 hypot(.02, .6 * .02) is above .3
+    assert collapse(ours | {"spread": 0.26}, theirs, "head").verdict == "fail"
+    few = collapse({"spread": 0.0, "spread_error": 0.0, "num_samples": 149}, theirs, "head")
+    assert few.verdict == "pass" and "on too few samples to be judged: spread" in few.reason
+    assert collapse({"spread": 0.0, "spread_error": 0.0, "num_samples": 150}, theirs, "head").verdict == "fail"
+    asked = collapse({"spread": 0.0, "num_samples": 4}, theirs, "head", limits={"spread": {"min_of_head": 0.5}})
+    assert asked.verdict == "fail"  # whoever sets a limit means it
+
+
+def test_what_fewer_wrong_answers_explain_is_no_collapse() -> None:
+    """A tiny model that lost two thirds of its wrong answers lost two thirds of its entropy with them."""
+    base = {"entropy": 0.103, "distinct_solution_rate": 0.567, "pass@1": 0.702}
+    sharp = {"entropy": 0.034, "distinct_solution_rate": 0.31, "pass@1": 0.907}
+    assert collapse(sharp, base, "base").verdict == "pass"
+    found = collapse(sharp | {"pass@1": 0.75}, base, "base")
+    assert found.reason.startswith(
+        "entropy 0.034 is under 0.6 of the base's 0.103, with 0.84 of its wrong answers left; "
+    )
+    assert collapse(sharp, base, "base", defaults=1).verdict == "fail"
 
 
 def test_collapse_limits_are_set_ignored_and_never_guessed() -> None:

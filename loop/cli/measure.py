@@ -219,7 +219,7 @@ def toml(value: object) -> str:
             return "{ " + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + " }"
         case list():
             return "[" + ", ".join(map(toml, value)) + "]"
-        case str():
+        case str() | bool():
             from json import dumps
 
             return dumps(value)

@@ -228,6 +228,8 @@ def _training_words(training: Json) -> str:
         words += f" (left out: {reasons})"
     if training["mean_loss"] is not None:  # of one step it says little: each sees other completions
         words += f"; mean loss {training['mean_loss']:.3f} over {count(training['num_steps'], 'step')}"
+    if training["held_out_loss"] is not None:
+        words += f"; then {training['train_loss']:.3f}, and {training['held_out_loss']:.3f} on {training['num_held_out']} held out"
     return words
 
 

@@ -325,6 +325,9 @@ def _training(found: Reader, round: Round) -> Json:
         "mean_loss": sum(losses) / len(losses) if losses else None,
         "loss_first": losses[0] if losses else None,
         "loss_last": losses[-1] if losses else None,
+        "num_held_out": output.get("num_held_out", 0),
+        "held_out_loss": output.get("held_out_loss"),
+        "train_loss": output.get("train_loss"),
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -110,13 +111,30 @@ class TrainingRow(Value):
     completion_token_ids: tuple[int, ...]
 
 
+def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int]:
+    """Which rows a fine-tune leaves out, by a hash of its seed and their tokens: the same wherever they stand.
+
+    As many as settings["held_out"] says, but at most one in 20. Settings of older versions have none.
+    """
+    num = min(settings.get("held_out", 0), len(rows) // 20)
+    hashes = [hashlib.sha256(f"{settings['seed']} {list(row)}".encode()).digest() for row in rows]
+    return set(sorted(range(len(rows)), key=lambda index: (hashes[index], index))[:num])
+
+
 class TrainingResult(Value):
-    """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats."""
+    """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats.
+
+    `held_out_loss` and `train_loss` are those of the final weights, on the rows that were held out and on as many of those
+    that were trained on; None where none was held out. The other counts are of what was trained on.
+    """
 
     num_steps: int
     num_rows: int
     num_completion_tokens: int
     losses: tuple[float, ...]
+    num_held_out: int = 0
+    held_out_loss: float | None = None
+    train_loss: float | None = None
     adapter: bool = False
     extra: dict[str, Any] = {}
 
@@ -167,7 +185,7 @@ class Trainer(Protocol):
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """Train on `rows_file` (one TrainingRow as JSON a line) and write weights, config and tokenizer into `out_dir`.
 
-        `settings` is the [training] table plus `seed`. `out_dir` exists and is empty. Nothing else is written; the
+        `settings` is the [training] table plus `seed`. What `held_out` picks is not trained on. `out_dir` exists and is empty. Nothing else is written; the
         caller makes the directory durable. Same rows, parent, settings and machine give the same weights on a CPU.
         Raises EngineError when the loss is not finite.
         """

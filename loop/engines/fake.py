@@ -30,6 +30,7 @@ from loop.engines.base import (
     SamplingParams,
     TrainingResult,
     TrainingRow,
+    held_out,
 )
 from loop.errors import EngineError
 
@@ -165,6 +166,8 @@ class FakeTrainer:
         rows = [TrainingRow.model_validate_json(line) for line in rows_file.read_text().splitlines()]
         if not rows:
             raise EngineError("there is no completion to train on")
+        left_out = held_out([row.completion_token_ids for row in rows], settings)
+        rows = [row for index, row in enumerate(rows) if index not in left_out]
         num_steps = settings["num_steps"] or -(-len(rows) // settings["batch_size"]) * (settings["num_epochs"] or 1)
         for step in range(num_steps):
             time.sleep(STEP_S)
@@ -176,6 +179,9 @@ class FakeTrainer:
             num_rows=len(rows),
             num_completion_tokens=sum(len(row.completion_token_ids) for row in rows),
             losses=tuple(1.0 / (step + 1) for step in range(num_steps)),
+            num_held_out=len(left_out),
+            held_out_loss=1.0 / num_steps if left_out else None,
+            train_loss=1.0 / (num_steps + 1) if left_out else None,
         )
 
     def close(self) -> None:

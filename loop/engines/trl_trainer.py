@@ -19,15 +19,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from loop.engines.base import CheckpointRef, Progress, TrainingResult, TrainingRow
+from loop.engines.base import CheckpointRef, Progress, TrainingResult, TrainingRow, held_out
 from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
 from loop.errors import EngineError
 
+Columns = dict[str, list[list[int]]]
 
-def read_rows(rows_file: Path, max_tokens: int) -> tuple[Dataset, int]:
-    """The rows as input_ids and labels (-100 on the prompt), cut at `max_tokens`; and the number of trained tokens."""
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
-    num_trained = 0
+
+def read_rows(rows_file: Path, settings: dict[str, Any]) -> tuple[Columns, Columns]:
+    """The rows to train on, and those held out: input_ids and labels (-100 on the prompt), cut at max_tokens."""
+    columns: Columns = {"input_ids": [], "labels": []}
+    max_tokens = settings["max_tokens"]
     with rows_file.open(encoding="utf-8") as lines:
         for line in lines:
             row = TrainingRow.model_validate_json(line)
@@ -36,10 +38,27 @@ def read_rows(rows_file: Path, max_tokens: int) -> tuple[Dataset, int]:
             if completion:
                 columns["input_ids"].append(prompt + completion)
                 columns["labels"].append([-100] * len(prompt) + completion)
-                num_trained += len(completion)
-    if not num_trained:
+    if not columns["labels"]:
         raise EngineError(f"no completion fits into training.max_tokens = {max_tokens}; raise it")
-    return Dataset.from_dict(columns), num_trained
+    left_out = held_out(columns["input_ids"], settings)
+    trained, held = (
+        {name: [row for index, row in enumerate(rows) if (index in left_out) == out] for name, rows in columns.items()}
+        for out in (False, True)
+    )
+    return trained, held
+
+
+def mean_loss(model: Any, rows: Columns) -> float:
+    """Per completion token, in nats; one row at a time, so that padding plays no part."""
+    model.eval()
+    total, count = 0.0, 0
+    for input_ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
+        num = sum(label != -100 for label in labels[1:])
+        tensors = (torch.tensor([each], device=model.device) for each in (input_ids, labels))
+        with torch.no_grad():
+            total += num * float(model(**dict(zip(("input_ids", "labels"), tensors, strict=True))).loss)
+        count += num
+    return total / count
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
@@ -70,7 +89,7 @@ class TrlTrainer:
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`. An adapter parent goes on being trained; a full one gets a fresh adapter for LoRA."""
-        dataset, num_trained = read_rows(rows_file, settings["max_tokens"])
+        rows, left_out = read_rows(rows_file, settings)
         tokenizer, _ = load_tokenizer(parent)
         base = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
         model = load_model(base, "auto", self.device)
@@ -97,7 +116,7 @@ class TrlTrainer:
             trainer = SFTTrainer(
                 model=model,
                 args=self._arguments(settings, Path(scratch)),
-                train_dataset=dataset,
+                train_dataset=Dataset.from_dict(rows),
                 processing_class=tokenizer,
                 callbacks=[report],
             )
@@ -105,6 +124,11 @@ class TrlTrainer:
         trained = trainer.accelerator.unwrap_model(trainer.model)
         if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
             raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
+        held: dict[str, float] = {}
+        if num_held_out := len(left_out["labels"]):
+            every = len(rows["labels"]) // num_held_out  # all along the list: with earlier rounds in it they come first
+            seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
+            held = {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
         adapter = isinstance(trained, PeftModel) and not lora["merge"]
         if isinstance(trained, PeftModel) and not adapter:
             trained = trained.merge_and_unload()
@@ -116,9 +140,11 @@ class TrlTrainer:
         load_tokenizer(parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
         return TrainingResult(
             num_steps=trainer.state.global_step,
-            num_rows=len(dataset),
-            num_completion_tokens=num_trained,
+            num_rows=len(rows["labels"]),
+            num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
             losses=tuple(report.losses),
+            num_held_out=num_held_out,
+            **held,
             adapter=adapter,
         )
 

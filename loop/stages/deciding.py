@@ -6,16 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from loop.stages.evaluating import SIGNALS
 from policies.evidence import Evidence, read_evidence
 from store.records import Json, Problem
-
-_SIGNALS = {
-    "mean_tokens": "mean_length",
-    "truncation_rate": "truncation_rate",
-    "code_rate": "code_rate",
-    "distinct_rate": "distinct_solution_rate",
-    "spread": "spread",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +49,13 @@ class Opened:
         return found
 
 
+def signals_of(figures: Json) -> dict[str, float]:
+    """What a decision sees of an evaluation's figures beside outcomes, by the names that gates know: NAME, NAME_error."""
+    named = {"pass@1": "pass@1", "num_completions": "num_samples", **SIGNALS}
+    found = {name: figures[key] for key, name in named.items() if figures.get(key) is not None}
+    return found | {f"{name}_error": error for name, error in figures.get("errors", {}).items()}
+
+
 def evidence(
     round: int,
     rounds_so_far: int,
@@ -63,21 +63,24 @@ def evidence(
     *,
     draw: int,
     figures: Mapping[str, Json],
-    losses: Sequence[float],
+    training: Json,
     fruitless_looks: Mapping[str, int],
     best_round: int | None,
     more_signals: Mapping[str, Mapping[str, float]],
 ) -> Evidence:
     """What the policy sees of a round. BadEvidence if it is not sound.
 
-    `figures`: "candidate", "head" and "base" -> the figures of their evaluations on the first split.
+    `training`: the trainer's report of the candidate. `figures`: "candidate", "head" and "base" -> the figures of their evaluations on the first split.
     """
     signals: dict[str, dict[str, float]] = {}
     for who, found in figures.items():
-        signals[who] = {name: found[key] for key, name in _SIGNALS.items() if found.get(key) is not None}
-        signals[who] |= more_signals.get(who, {})
-    if losses:
+        signals[who] = {**signals_of(found), **more_signals.get(who, {})}
+    if losses := training.get("losses"):
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)
+    if (held_out := training.get("held_out_loss")) is not None:
+        gap = held_out - training["train_loss"]
+        signals["candidate"] |= {"train_loss": training["train_loss"], "held_out_loss": held_out, "loss_gap": gap}
+        signals.setdefault("base", {})["loss_gap"] = 0.0  # it was trained on none of these rows
     seen: Json = {
         "round": round,
         "rounds_so_far": rounds_so_far,

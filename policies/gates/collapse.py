@@ -1,7 +1,14 @@
-"""The gate against collapse: has the model become narrow, while its score may still rise?"""
+"""The gate against collapse: has the model become narrow, while its score may still rise?
+
+Sharpening narrows a model, too, and is the gain: wrong answers go, and take their diversity with them. Collapse is the loss
+of what is right: other right answers, and problems that some sample used to solve. So diversity is counted among right
+answers, the spread by what is left to be won, and the rest allows for what fewer wrong answers explain.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -9,6 +16,14 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from policies.decision import Figure, GateResult
 from policies.evidence import BadEvidence, Evidence
 from policies.gates.base import Gate, Look
+
+NOISE = 1.25
+"""A signal is beyond a limit if it is so by more than this many standard errors.
+
+Errors are over problems, as if the other side had answered other ones; as it answers the same, they are larger than need be.
+"""
+FEWEST = 150
+"""Below so many samples in all, errors are too rough to be trusted, and default limits are not asked about what is counted."""
 
 
 class Limit(BaseModel):
@@ -22,22 +37,42 @@ class Limit(BaseModel):
     max_of_base: float | None = Field(default=None, ge=0.0, description="At most this share of the base's value.")
     max_fall: float | None = Field(default=None, ge=0.0, description="At most this much below the lower of the two.")
     max_rise: float | None = Field(default=None, ge=0.0, description="At most this much above the higher of the two.")
+    less_wrong: bool = Field(
+        default=False,
+        description="For min_of: the other's value counts only by the share of its wrong answers that is left.",
+    )
 
     @model_validator(mode="after")
     def _any(self) -> Limit:
-        if all(getattr(self, name) is None for name in Limit.model_fields):
-            raise ValueError(f"sets no limit; give one of {', '.join(Limit.model_fields)}")
+        if not self.given():
+            known = [name for name in Limit.model_fields if name != "less_wrong"]
+            raise ValueError(f"sets no limit; give one of {', '.join(known)}")
         return self
 
+    def given(self) -> dict[str, float]:
+        """The limits that are set, by name."""
+        return self.model_dump(exclude_none=True, exclude={"less_wrong"})
 
+
+FORM = {
+    "truncation_rate": Limit(max_rise=0.15),
+    "code_rate": Limit(max_fall=0.1),
+    "loss_gap": Limit(max_rise=0.5),
+}
 DEFAULTS: dict[str, Limit] = {
+    "entropy": Limit(min_of_head=0.65, min_of_base=0.6, less_wrong=True),
+    "distinct_solution_rate": Limit(min_of_head=0.8, min_of_base=0.75, less_wrong=True),
+    "distinct_correct_rate": Limit(min_of_head=0.9, min_of_base=0.8),
+    "spread": Limit(min_of_head=0.6, min_of_base=0.5),
+    "mean_length": Limit(min_of_head=0.7, max_of_head=1.6, min_of_base=0.5, max_of_base=2.5),
+    **FORM,
+}
+FIRST_DEFAULTS: dict[str, Limit] = {  # of decisions that are stored without `defaults`, so that replay says the same
     "entropy": Limit(min_of_head=0.6, min_of_base=0.35),
     "distinct_solution_rate": Limit(min_of_head=0.75, min_of_base=0.5),
     "spread": Limit(min_of_head=0.6, min_of_base=0.4),
     "mean_length": Limit(min_of_head=0.6, max_of_head=1.6, min_of_base=0.4, max_of_base=2.5),
-    "truncation_rate": Limit(max_rise=0.15),
-    "code_rate": Limit(max_fall=0.1),
-    "loss_gap": Limit(max_rise=0.5),
+    **FORM,
     "fork_entropy": Limit(min_of_head=0.6, min_of_base=0.35),
 }
 
@@ -45,9 +80,11 @@ DEFAULTS: dict[str, Limit] = {
 class Collapse(Gate):
     """Fails if a signal of the candidate has moved too far from the head's or the base's.
 
-    Signals: entropy (mean of the next token's, nats), distinct_solution_rate, spread ((pass@k - pass@1) / (1 - pass@1):
-    what further samples win of what the first leaves; the difference alone must shrink as pass@1 rises), mean_length
-    (tokens), truncation_rate, code_rate, loss_gap (held-out minus training loss, nats; not measured yet), fork_entropy.
+    Signals: entropy (mean of the next token's, nats), distinct_solution_rate (different answers to a problem as a share of
+    all), distinct_correct_rate (different right ones as a share of all), spread ((pass@k - pass@1) / (1 - pass@1): what
+    further samples win of what the first leaves), mean_length (tokens), truncation_rate, code_rate, loss_gap (held-out minus
+    training loss of the final weights, nats; 0 for the base). What samples are counted for comes with its standard error, and NOISE of them
+    are allowed for. Other signals, such as fork_entropy, only where `limits` names them.
     """
 
     type: Literal["collapse"] = "collapse"
@@ -56,14 +93,23 @@ class Collapse(Gate):
         description="By signal; replaces its default. `loopctl aa` prints limits learned from noise.",
     )
     ignore: tuple[str, ...] = Field(default=(), description="Signals whose default limits do not count.")
+    defaults: Literal[1, 2] = Field(
+        default=2, description="Which default limits: 1 are those before right answers counted."
+    )
+
+    @property
+    def in_force(self) -> dict[str, Limit]:
+        """The limits that count, by signal."""
+        defaults = DEFAULTS if self.defaults == 2 else FIRST_DEFAULTS
+        return {name: limit for name, limit in defaults.items() if name not in self.ignore} | self.limits
 
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Figures: each signal's value, its head's and its base's. A default whose signal is not measured is passed over."""
-        broken, figures, missing = [], dict[str, Figure](), []
-        for name, limit in {**DEFAULTS, **self.limits}.items():
-            if name in self.ignore and name not in self.limits:
-                continue
-            ours, head, base = (evidence.signals.get(who, {}).get(name) for who in ("candidate", "head", "base"))
+        broken, figures, missing, too_few = [], dict[str, Figure](), [], []
+        sides = [_known(evidence.signals.get(who, {})) for who in ("candidate", "head", "base")]
+        counted = {name for name, limit in self.in_force.items() if limit.less_wrong or f"{name}_error" in sides[0]}
+        for name, limit in self.in_force.items():
+            ours, head, base = (side.get(name) for side in sides)
             if ours is None or (head is None and base is None):
                 if name in self.limits:
                     raise BadEvidence(f"signals: {name} is not measured, and a collapse gate has a limit for it")
@@ -71,34 +117,56 @@ class Collapse(Gate):
                 continue
             figures[name] = ours
             figures |= {f"{name}_{who}": value for who, value in (("head", head), ("base", base)) if value is not None}
-            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(limit, ours, head, base)]
+            if name not in self.limits and name in counted and sides[0].get("num_samples", FEWEST) < FEWEST:
+                too_few.append(name)
+                continue
+            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, *sides)]
         if broken:
             return GateResult(type=self.type, verdict="fail", reason="; ".join(broken), figures=figures)
-        measured = [name for name in {**DEFAULTS, **self.limits} if name in figures]
+        measured = [name for name in self.in_force if name in figures and name not in too_few]
         reason = (
             f"within limits: {', '.join(f'{name} {figures[name]:.3g}' for name in measured) or 'nothing is measured'}"
         )
         if missing:
             reason += f"; not measured: {', '.join(missing)}"
+        if too_few:
+            reason += f"; on too few samples to be judged: {', '.join(too_few)}"
         return GateResult(type=self.type, verdict="pass", reason=reason, figures=figures)
 
 
-def _beyond(limit: Limit, ours: float, head: float | None, base: float | None) -> list[str]:
-    """Each way in which a value is beyond its limit, in words."""
+def _known(signals: Mapping[str, float | None]) -> dict[str, float]:
+    return {name: value for name, value in signals.items() if value is not None}
+
+
+def _beyond(
+    name: str, limit: Limit, candidate: Mapping[str, float], head: Mapping[str, float], base: Mapping[str, float]
+) -> list[str]:
+    """Each way in which a signal is beyond its limit by more than noise, in words."""
+    ours, error = candidate[name], f"{name}_error"
+    others = [(who, side) for who, side in (("head", head), ("base", base)) if name in side]
     found = []
-    for who, theirs, least, most in (
-        ("head", head, limit.min_of_head, limit.max_of_head),
-        ("base", base, limit.min_of_base, limit.max_of_base),
-    ):
-        if theirs is None:
-            continue
-        if least is not None and ours < least * theirs:
-            found.append(f"under {least:g} of the {who}'s {theirs:.3g}")
-        if most is not None and ours > most * theirs:
+
+    def room(side: Mapping[str, float], share: float) -> float:
+        return NOISE * math.hypot(candidate.get(error, 0.0), share * side.get(error, 0.0))
+
+    for who, side in others:
+        least, most = getattr(limit, f"min_of_{who}"), getattr(limit, f"max_of_{who}")
+        theirs, left = side[name], _wrong_left(candidate, side) if limit.less_wrong else 1.0
+        but = f", with {left:.2g} of its wrong answers left" if left < 1 else ""
+        if least is not None and ours + room(side, least * left) < least * left * theirs:
+            found.append(f"under {least:g} of the {who}'s {theirs:.3g}{but}")
+        if most is not None and ours - room(side, most) > most * theirs:
             found.append(f"over {most:g} of the {who}'s {theirs:.3g}")
-    known = [theirs for theirs in (head, base) if theirs is not None]
-    if limit.max_fall is not None and ours < min(known) - limit.max_fall:
-        found.append(f"more than {limit.max_fall:g} below {min(known):.3g}")
-    if limit.max_rise is not None and ours > max(known) + limit.max_rise:
-        found.append(f"more than {limit.max_rise:g} above {max(known):.3g}")
+    _, low = min(others, key=lambda other: other[1][name])
+    _, high = max(others, key=lambda other: other[1][name])
+    if limit.max_fall is not None and ours + room(low, 1.0) < low[name] - limit.max_fall:
+        found.append(f"more than {limit.max_fall:g} below {low[name]:.3g}")
+    if limit.max_rise is not None and ours - room(high, 1.0) > high[name] + limit.max_rise:
+        found.append(f"more than {limit.max_rise:g} above {high[name]:.3g}")
     return found
+
+
+def _wrong_left(candidate: Mapping[str, float], other: Mapping[str, float]) -> float:
+    """Which share of the other's wrong answers the candidate still gives; 1 where that is not known, or more."""
+    ours, theirs = candidate.get("pass@1"), other.get("pass@1")
+    return 1.0 if ours is None or theirs is None or ours <= theirs else (1 - ours) / (1 - theirs)

@@ -14,6 +14,10 @@ from policies.gates.base import Gate, Look, Metric, Paired, Share, compared, mea
 from policies.sequential import look as sequential_look
 from policies.statistics import paired_gain, sign_flip_p_value, smallest_detectable_gain
 
+FINAL = 0.8
+"""Of a look in parts: the share of its level that is kept for all problems together."""
+SCREEN_FINAL = 0.99
+"""The same where it only screens: nothing is gained by letting a candidate through early."""
 BARELY = 1e-9  # a bound above the limit of which no more is known
 
 
@@ -43,7 +47,7 @@ class Improvement(Gate):
         description="A gain worth finding; left out, 0.03 above min_gain or 0. A look gives up once it is unlikely.",
     )
     miss: float = Field(
-        default=0.1, gt=0.0, lt=0.5, description="The chance that a gain of target_gain is given up too early."
+        default=0.05, gt=0.0, lt=0.5, description="The chance that a gain of target_gain is given up too early."
     )
     power: float = Field(
         default=0.8,
@@ -56,8 +60,10 @@ class Improvement(Gate):
         default="run",
         description='"round" allows alpha to each round by itself: over many rounds something slips through.',
     )
-    screen: Share = Field(
-        default=0.25,
+    screen: float = Field(
+        default=0.45,
+        gt=0.0,
+        lt=0.5,
         description="With a confirm split: the share of worthless candidates that select lets through to it.",
     )
 
@@ -91,7 +97,7 @@ class Improvement(Gate):
         """
         there, level = evidence.split(look.split), self.level(evidence, look)
         pair = paired(evidence, look.split, self.metric)
-        found = self._in_parts(pair, level, there.complete) if there.sequential else self._at_once(pair, level)
+        found = self._in_parts(pair, level, there.complete, look) if there.sequential else self._at_once(pair, level)
         differences = pair.differences
         num_samples = [len(problem.candidate) for problem in pair.problems]
         detectable = smallest_detectable_gain(differences, level, self.power)
@@ -146,7 +152,7 @@ class Improvement(Gate):
         )
         return Found(verdict, gain, min(lower, gain), max(above.upper, gain), {"p_value": p_value})
 
-    def _in_parts(self, pair: Paired, level: float, complete: bool) -> Found:
+    def _in_parts(self, pair: Paired, level: float, complete: bool, look: Look) -> Found:
         """A test that may end with any part, and that holds a share of the level back for all problems together."""
         units = pair.units
         seen = sequential_look(
@@ -155,6 +161,7 @@ class Improvement(Gate):
             target_gain=self.target,
             level=level,
             miss=self.miss,
+            final=SCREEN_FINAL if look.screening else FINAL,
             complete=complete,
             shares=units.shares,
         )
