@@ -36,6 +36,7 @@ soak: setup
 bench: setup
 	$(PY) bench/status.py
 	$(PY) bench/daemon.py
+	$(PY) bench/grading.py
 
 # Many rounds on a tiny model: 24 runs, about 40 minutes on two cores. It may be killed: what is finished is not done again.
 study: setup
