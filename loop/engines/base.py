@@ -117,6 +117,8 @@ def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int
     As many as settings["held_out"] says, but at most one in 20. Settings of older versions have none.
     """
     num = min(settings.get("held_out", 0), len(rows) // 20)
+    if not num:
+        return set()
     hashes = [hashlib.sha256(f"{settings['seed']} {list(row)}".encode()).digest() for row in rows]
     return set(sorted(range(len(rows)), key=lambda index: (hashes[index], index))[:num])
 
