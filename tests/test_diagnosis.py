@@ -150,7 +150,7 @@ def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
 
 
 def test_no_forks_are_no_mistake(tmp_path: Path) -> None:
-    with open_session(load_config(write_run(tmp_path, KEEPING)), Calls()) as session:
+    with open_session(load_config(write_run(tmp_path, probing("num_prompts = 2", KEEPING))), Calls()) as session:
         assert run_round(session).state == "kept"
         (found,) = summaries(session)
         assert found["forks"] is None and found["locks"]["num_positions"] > 0
