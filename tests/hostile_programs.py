@@ -1102,7 +1102,8 @@ STDIN = {
         "invalid output": ("import os\nos.write(1, b'\\xff\\xfe')", "failed"),
         "kill the one that asks": ("import os\nos.kill(os.getppid(), 9)\nos.kill(1, 9)", "failed error"),
         "write for the next test": (
-            "import os, time\nif os.fork() == 0:\n    while True: open('/tmp/.stdout', 'w').write('3'); time.sleep(0.001)\nprint(2)",
+            "import os, time\nmain = os.getpid()\nif os.fork() == 0:\n    while os.getppid() == main: time.sleep(0.001)\n"
+            "    while True: time.sleep(0.03); open('/tmp/.stdout', 'w').write('3')\nprint(2)",
             "failed",
         ),
         "keep its output open": (

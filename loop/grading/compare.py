@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from decimal import Decimal, InvalidOperation
 
 from loop.grading.remote import holds_handles
 
@@ -25,6 +24,8 @@ def _stripped(text: str) -> list[str]:
 
 
 def _same_decimals(line: str, other: str) -> bool:
+    from decimal import Decimal, InvalidOperation  # here: each library that is loaded makes each fork slower
+
     words, wanted = line.split(), other.split()
     if len(words) != len(wanted) or max(map(len, words + wanted), default=0) > 4000:
         return False
