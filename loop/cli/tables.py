@@ -220,7 +220,9 @@ def _verdict(answer: Json) -> Text:
 
 def _training_words(training: Json) -> str:
     total = training["num_used"] + training["num_left_out"]
-    words = f"saw {training['num_used']:,} of {count(total, 'completion')}"
+    words = f"saw {training['num_used'] - training['num_held_out']:,} of {count(total, 'completion')}"
+    if training["num_held_out"]:
+        words += f", {training['num_held_out']:,} held out"
     if training["num_earlier"]:
         words += f", {training['num_earlier']:,} of them from earlier rounds"
     if training["left_out"]:
@@ -229,7 +231,7 @@ def _training_words(training: Json) -> str:
     if training["mean_loss"] is not None:  # of one step it says little: each sees other completions
         words += f"; mean loss {training['mean_loss']:.3f} over {count(training['num_steps'], 'step')}"
     if training["held_out_loss"] is not None:
-        words += f"; then {training['train_loss']:.3f}, and {training['held_out_loss']:.3f} on {training['num_held_out']} held out"
+        words += f"; then {training['train_loss']:.3f}, and {training['held_out_loss']:.3f} on those held out"
     return words
 
 

@@ -187,8 +187,9 @@ class Trainer(Protocol):
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """Train on `rows_file` (one TrainingRow as JSON a line) and write weights, config and tokenizer into `out_dir`.
 
-        `settings` is the [training] table plus `seed`. What `held_out` picks is not trained on. `out_dir` exists and is empty. Nothing else is written; the
-        caller makes the directory durable. Same rows, parent, settings and machine give the same weights on a CPU.
+        `settings` is the [training] table plus `seed`. What `held_out` picks is not trained on. `out_dir` exists and is
+        empty. Nothing else is written; the caller makes the directory durable. Same rows, parent, settings and machine
+        give the same weights on a CPU.
         Raises EngineError when the loss is not finite.
         """
         ...
