@@ -153,7 +153,8 @@ def test_the_best_round_is_measured_beside_head_and_candidate(tmp_path: Path) ->
         pytest.param("after begin_evaluation", marks=pytest.mark.slow),
     ],
 )
-@pytest.mark.parametrize("count", [2, pytest.param(7, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, 7])
 def test_a_kill_in_the_middle_of_the_parts_changes_nothing(tmp_path: Path, place: str, count: int) -> None:
     text = config(f'confirm = "confirm"\nlooks = 4\ngates = [{SURE}]', steps=12).replace("rounds = 3", "rounds = 2")
     quiet, killed = write_run(tmp_path / "quiet", text, 40), write_run(tmp_path / "killed", text, 40)
