@@ -224,6 +224,7 @@ class _Pool:
         self._lock = threading.Lock()
         self._free: list[Warm] = []
         self._busy: set[Warm] = set()
+        self._num_on = dict.fromkeys(sorted(os.sched_getaffinity(0)), 0)  # sandboxes by core
         self._stopped = False
 
     def take(self, problem: Problem) -> Warm:
@@ -236,7 +237,13 @@ class _Pool:
                 self._free.remove(warm)
                 self._busy.add(warm)
                 return warm
-        warm = self._sandbox.warm()
+            core = min(self._num_on, key=self._num_on.__getitem__)
+            self._num_on[core] += 1
+        try:
+            warm = self._sandbox.warm(core)
+        except BaseException:
+            self._left(core)
+            raise
         with self._lock:
             if not self._stopped:
                 self._busy.add(warm)
@@ -252,7 +259,12 @@ class _Pool:
     def drop(self, warm: Warm) -> None:
         with self._lock:
             self._busy.discard(warm)
+        self._left(warm.core)
         warm.close()
+
+    def _left(self, core: int) -> None:
+        with self._lock:
+            self._num_on[core] -= 1
 
     def stop(self) -> None:
         with self._lock:

@@ -54,17 +54,18 @@ _TRIVIAL = {
 _CODE = "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())"
 _INSIDE = ("values", "remote", "compare", "judge", "seccomp", "cell")
 _PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
-# The first message on standard input, which is a socket, holds the modules that run inside.
+# The first messages on standard input, which is a socket, hold the core to run on and the modules that run inside.
 _BOOT = """
 import marshal, socket, sys
 control = socket.socket(fileno=0)
 for name in ("loop", "loop.grading"):
     sys.modules[name] = type(sys)(name)
-for name, code in marshal.loads(control.recv(1 << 20)):
+core, programs = control.recv(8), control.recv(1 << 20)
+for name, code in marshal.loads(programs):
     module = sys.modules["loop.grading." + name] = type(sys)("loop.grading." + name)
     setattr(sys.modules["loop.grading"], name, module)
     exec(code, module.__dict__)
-module.serve(control)
+module.serve(control, int.from_bytes(core, "little"))
 """
 
 # Reports the standard library and every shared library that Python and its modules load, as the loader names them.
@@ -191,15 +192,18 @@ class Sandbox:
         ]
         return _first_that_works(candidates, _ALLOW)
 
-    def warm(self) -> Warm:
-        """Start one. Raises HarnessError where that fails."""
-        return Warm(self)
+    def warm(self, core: int | None = None) -> Warm:
+        """Start one, whose processes stay on one core: they wait for each other, and it is the faster for it.
 
-    def interpreter(self, directory: str, job_bytes: int = 0) -> Interpreter:
+        Raises HarnessError where that fails.
+        """
+        return Warm(self, min(os.sched_getaffinity(0)) if core is None else core)
+
+    def interpreter(self, core: int, directory: str, job_bytes: int = 0) -> Interpreter:
         """A process inside that forks others when told."""
         size = ("--size", str(DISK_BYTES + 4 * job_bytes))
         command = [word for part in self._command for word in (size if part == _SIZE_HERE else (part,))]
-        return Interpreter([*command, *_PYTHON_FLAGS, "-c", _BOOT], self._programs, self.level, directory)
+        return Interpreter([*command, *_PYTHON_FLAGS, "-c", _BOOT], core, self._programs, self.level, directory)
 
     def order(self, role: str, job_bytes: int, timeout_s: float, memory_bytes: int, directory: str) -> dict[str, Any]:
         """What a process of a job is told about its bounds."""

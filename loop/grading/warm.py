@@ -58,15 +58,16 @@ class Warm:
     namespaces, each solution gets a bubblewrap of its own.
     """
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, core: int) -> None:
         self._sandbox = sandbox
+        self.core = core
         self._apart = sandbox.level != "none" and not sandbox.nested
         self._directory = tempfile.mkdtemp(prefix="loop-grade-") if sandbox.level == "none" else "/tmp"
         self.problem: object = None  # whose tests' process there is
         self._tests: socket.socket | None = None
         self._size = 0
         try:
-            self._interpreter = sandbox.interpreter(self._directory)
+            self._interpreter = sandbox.interpreter(core, self._directory)
         except BaseException:
             self._remove_directory()
             raise
@@ -92,7 +93,7 @@ class Warm:
             directory = tempfile.mkdtemp(dir=directory)
         program = code.encode()
         order = self._sandbox.order("solution", self._size + len(program), timeout_s, memory_bytes, directory)
-        host = self._sandbox.interpreter(directory, self._size) if self._apart else self._interpreter
+        host = self._sandbox.interpreter(self.core, directory, self._size) if self._apart else self._interpreter
         return Running(self, self._tests, host, order, program, timeout_s, memory_bytes + 8 * self._size)
 
     def _begin(self, problem: object, tests: bytes, memory_bytes: int) -> None:
@@ -258,7 +259,7 @@ def _tree_bytes(pid: int) -> int:
 class Interpreter:
     """A process in a sandbox that forks others when told; it never runs a solution itself."""
 
-    def __init__(self, command: list[str], programs: bytes, level: str, directory: str) -> None:
+    def __init__(self, command: list[str], core: int, programs: bytes, level: str, directory: str) -> None:
         self._level = level
         self._errors = _memory_file()
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -280,6 +281,7 @@ class Interpreter:
         self.pid = self._process.pid
         self._control.settimeout(START_TIMEOUT_S)
         try:
+            self._control.send(core.to_bytes(8, "little"))
             self._control.send(programs)
             said = self._control.recv(100)
         except OSError:
