@@ -144,7 +144,7 @@ def references(sources: list[str], num_workers: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repeats", type=int, default=10, help="programs for each of the 164 problems")
+    parser.add_argument("--repeats", type=int, default=20, help="programs for each of the 164 problems")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--many", type=int, metavar="N", help="only this many in a row")
