@@ -324,7 +324,10 @@ def of_planted(where: Path) -> None:
             config = study.configuration(where, world, study.Arm(name, "collapse alone", sampling=sampling), seed, size)
             study.run(config, size.rounds, print)
             with contextlib.closing(open_database(config.parent / ".loop" / "loop.db", read_only=True)) as db:
-                for row in Ledger(db).decisions(Ledger(db).run().id):  # type: ignore[union-attr]
+                ledger = Ledger(db)
+                stored = ledger.run()
+                assert stored is not None
+                for row in ledger.decisions(stored.id):
                     ours, head = (row.evidence["signals"][who] for who in ("candidate", "head"))
                     pairs = [
                         f"{head[key]:.3f} -> {ours[key]:.3f}" for key in ("pass@1", "spread", "distinct_correct_rate")

@@ -333,6 +333,12 @@ def test_a_verdict_near_the_limit_is_repeated(
     assert grader.runs == []
 
 
+def test_a_limit_is_a_problems_own_and_not_that_of_another_with_its_id() -> None:
+    grader = Scripted(("passed", 12.6, 12.5), ("passed", 12.6, 12.6), ("passed", 12.6, 12.5))
+    slow = F.model_copy(update={"reference": "reference"})
+    assert [grader.grade_one(problem, "x").verdict for problem in (slow, F)] == ["passed", "timeout"]
+
+
 def test_a_problem_without_tests_is_a_harness_error(grader: Grader) -> None:
     for problem in (assert_problem(), live_problem()):
         verdict = grader.grade_one(problem, "def f(x): return 2")
@@ -439,6 +445,11 @@ def test_level_none_runs_and_cleans_up(tmp_path: Path, monkeypatch: pytest.Monke
     assert [verdict.verdict for verdict in verdicts] == ["passed", "error", "failed"]
     assert {verdict.sandbox for verdict in verdicts} == {"none"}
     assert grader.grade_one(SUM, PROGRAMS["input"]).verdict == "passed"
+    assert list(tmp_path.iterdir()) == []
+    graded = grader.grade(Job(number, F, f"def f(x): return x + 1  # {number}") for number in range(40))
+    for number, _ in graded:
+        if number == 30:  # what a solution left is gone with it, not only in the end
+            assert len(list(tmp_path.glob("*/*"))) <= 4
     assert list(tmp_path.iterdir()) == []
 
 

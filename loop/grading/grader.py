@@ -85,7 +85,7 @@ class Grader:
         self.num_workers = num_workers or len(os.sched_getaffinity(0))
         self.timeout_factor = timeout_factor
         self._sandbox = Sandbox.open(level)
-        self._limits: dict[str, float] = {}
+        self._limits: dict[tuple[str, str | None], float] = {}  # by id and reference: suites may use an id alike
 
     def grade(self, jobs: Iterable[Job]) -> Iterator[tuple[Hashable, Verdict]]:
         """Yield a verdict per job, in the jobs' order, as soon as it is known.
@@ -138,7 +138,7 @@ class Grader:
 
     def _decided(self, problem: Problem, code: str, pool: _Pool) -> Outcome:
         """An outcome that another day would give too: what comes near the limit is run again before it stands."""
-        limit_s = self._limits.get(problem.task_id, self.timeout_s)
+        limit_s = self._limits.get((problem.task_id, problem.reference), self.timeout_s)
         outcome = self._tried(problem, code, pool, limit_s)
         if outcome.duration_s <= NEAR * limit_s:
             return outcome
@@ -157,15 +157,15 @@ class Grader:
 
     def _limit_for(self, problem: Problem, pool: _Pool) -> float:
         """`timeout_s`, or `timeout_factor` times what the reference solution takes here and now. Measured once."""
-        known = self._limits.get(problem.task_id)
-        if known is not None:
-            return known
+        which = problem.task_id, problem.reference
+        if which in self._limits:
+            return self._limits[which]
         limit_s = self.timeout_s
         if problem.reference is not None:
             reference = self._tried(problem, problem.reference, pool, REFERENCE_TIMEOUT_S)
             if reference.word == "passed":
                 limit_s = max(limit_s, self.timeout_factor * reference.duration_s)
-        self._limits[problem.task_id] = limit_s
+        self._limits[which] = limit_s
         return limit_s
 
     def _tried(self, problem: Problem, code: str, pool: _Pool, limit_s: float) -> Outcome:
@@ -224,7 +224,9 @@ class _Pool:
         self._lock = threading.Lock()
         self._free: list[Warm] = []
         self._busy: set[Warm] = set()
-        self._num_on = dict.fromkeys(sorted(os.sched_getaffinity(0)), 0)  # sandboxes by core
+        cores = sorted(os.sched_getaffinity(0))
+        first = os.getpid() % len(cores)  # two runs on one machine need not begin with the same one
+        self._num_on = dict.fromkeys(cores[first:] + cores[:first], 0)  # sandboxes by core
         self._stopped = False
 
     def take(self, problem: Problem) -> Warm:

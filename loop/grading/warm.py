@@ -119,10 +119,12 @@ class Warm:
             self._tests = None
             self._interpreter.end("judge")
 
-    def release(self, host: Interpreter) -> None:
-        """Done with a solution that ran in this interpreter."""
+    def release(self, host: Interpreter, directory: str) -> None:
+        """Done with a solution that ran in this interpreter and directory."""
         if host is not self._interpreter:
             host.close()
+        if self._sandbox.level == "none":
+            shutil.rmtree(directory, ignore_errors=True)
 
     def kill(self) -> None:
         """End it now; may be called from another thread."""
@@ -156,6 +158,7 @@ class Running:
     ) -> None:
         self._warm, self._tests, self._host = warm, tests, host
         self._memory_bytes = memory_bytes
+        self._directory = order["directory"]
         self._ended: Ended | None = None
         self._judged = False
         self._said_at = 0.0
@@ -213,7 +216,7 @@ class Running:
             self.ended()
             if not self._judged:
                 self._warm.end_tests()
-        self._warm.release(self._host)
+        self._warm.release(self._host, self._directory)
 
     def _receive(self) -> dict[str, Any]:
         try:
