@@ -95,6 +95,9 @@ class Child:
                 checkpoint = CheckpointRef.model_validate(command["checkpoint"])
                 self.engine = build_sampler(checkpoint, command["settings"], self.progress)
                 return {"tokenizer_sha256": self.engine.tokenizer_sha256}
+            case "change_weights":
+                changed = self.engine.change(CheckpointRef.model_validate(command["checkpoint"]))
+                return {"changed": changed, "tokenizer_sha256": self.engine.tokenizer_sha256}
             case "load_trainer":
                 self.engine = build_trainer(command["settings"], self.progress)
                 return {}
@@ -135,6 +138,10 @@ def build_sampler(checkpoint: CheckpointRef, settings: dict[str, Any], progress:
 
         return FakeSampler(checkpoint, settings, progress)
     prepare_torch(settings)
+    if settings["sampler"] == "vllm":
+        from loop.engines.vllm_sampler import VllmSampler
+
+        return VllmSampler(checkpoint, settings, progress)
     from loop.engines.hf_sampler import TransformersSampler
 
     return TransformersSampler(checkpoint, settings, progress)

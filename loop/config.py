@@ -291,13 +291,19 @@ class Grading(Section):
 class Engine(Section):
     """What runs the model. Results do not depend on it beyond floating-point noise; time and memory do."""
 
-    sampler: Literal["transformers", "fake"] = Field("transformers", description="What generates completions.")
+    sampler: Literal["auto", "transformers", "vllm", "fake"] = Field(
+        "auto", description='What generates completions; "auto" takes vLLM where it is installed and starts.'
+    )
     trainer: Literal["trl", "fake"] = Field("trl", description="What fine-tunes.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto" takes a GPU where there is one.')
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="Weights while sampling; auto: bfloat16 on a GPU, float32 on a CPU."
     )
     batch_size: PositiveInt = Field(32, description="Completions generated together.")
+    kv_cache_bytes: PositiveInt | None = Field(
+        None, description="vLLM's KV cache; default: 2 GiB on a CPU, what is free up to 90% on a GPU."
+    )
+    gpus_per_engine: PositiveInt = Field(1, description="GPUs that vLLM splits the model over (tensor parallelism).")
     num_threads: PositiveInt | None = Field(None, description="CPU threads of the model; default: one per core.")
     max_attempts: PositiveInt = Field(3, description="A stage that fails so often fails the round.")
     retry_wait_s: float = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")

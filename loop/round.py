@@ -69,7 +69,7 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     rows = session.corpus.training_rows(round.run_id, round.number)
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
     settings = inputs["settings"] | now.model_dump(include={"micro_batch_size", "gradient_checkpointing"})
-    trained = train(rows, parent, settings, session.engines.trainer(), final_dir)
+    trained = train(rows, parent, settings, session.engines.trainer(parent), final_dir)
     report = trained.result.model_dump(mode="json")
     parent_row = session.ledger.checkpoint(round.parent_checkpoint)
     assert parent_row is not None

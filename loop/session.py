@@ -12,12 +12,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from loop.config import Suite as SuiteConfig
 from loop.configfile import LoadedConfig, as_begun, check_inputs, config_sha256, differences, resolved
-from loop.device_memory import used_bytes, wait_until_free
-from loop.engines.base import CheckpointRef, Prober, Sampler, Trainer
+from loop.engines.base import CheckpointRef, Prober, Sampler
 from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
 from loop.grading.grader import Grader
 from loop.grading.problems import Problem as GradingProblem
@@ -25,7 +24,8 @@ from loop.grading.problems import load_suite
 from loop.models import base_model
 from loop.prompts.sources import load_prompts, load_tests
 from loop.stages.evaluating import yardstick
-from loop.worker import RemoteSampler, RemoteTrainer, Worker
+from loop.worker import RemoteSampler
+from loop.workers import Engines, Watch
 from policies.policy import Policy
 from store.canonical import sha256_of
 from store.checkpoints import (
@@ -57,22 +57,6 @@ class LostWeights(LoopError):
         self.checkpoint = checkpoint
 
 
-class Watch(Protocol):
-    """Whoever looks on: a terminal, a log, a test. Nothing that it does changes the run."""
-
-    def stage(self, round: int, stage: str, what: str) -> None:
-        """A stage, or a part of one, begins."""
-
-    def progress(self, done: int, total: int) -> None:
-        """The part goes on: completions, steps or solutions."""
-
-    def note(self, text: str) -> None:
-        """Something that the user should know."""
-
-    def pulse(self) -> None:
-        """Called about once a second while an engine works. What it raises ends the engine."""
-
-
 @dataclass(frozen=True, slots=True)
 class Yardstick:
     """One suite of the configuration, as it is asked and as it is graded."""
@@ -82,68 +66,6 @@ class Yardstick:
     problems: list[Problem]
     graded_as: dict[str, GradingProblem]  # by prompt id
     prompts: dict[str, Prompt]  # by prompt id, in the suite's order
-
-
-class Engines:
-    """At most one worker at a time. A sampler stays up until other weights, or a trainer, are asked for."""
-
-    def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
-        self.settings = loaded.config.engine.model_dump(mode="json")
-        self.logs = loaded.run_dir / "logs"
-        self.watch = watch
-        self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
-        self._up: tuple[str, RemoteSampler | RemoteTrainer] | None = None
-        self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
-
-    def serving(self, sha256: str) -> RemoteSampler | None:
-        """The sampler that is up with these weights, if one is."""
-        match self._up:
-            case (served, RemoteSampler() as sampler) if served == sha256 and not sampler.worker.ended:
-                return sampler
-        return None
-
-    def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler:
-        """A new sampler with these weights."""
-        worker = self._start("load_sampler", checkpoint=checkpoint.model_dump(mode="json"))
-        sampler = RemoteSampler(worker)
-        self._up = (checkpoint.sha256, sampler)
-        return sampler
-
-    def trainer(self) -> Trainer:
-        """A trainer."""
-        trainer = RemoteTrainer(self._start("load_trainer"))
-        self._up = ("", trainer)
-        return trainer
-
-    def _start(self, op: str, **more: Any) -> Worker:
-        self.close()
-        self._wait_for_memory()
-        role = op.removeprefix("load_")
-        return Worker(
-            {"op": op, "settings": self.settings, **more},
-            log_file=self.logs / f"{role}.log",
-            stall_timeout_s=self.settings["stall_timeout_s"],
-            progress=self.watch.progress,
-            pulse=self.pulse,
-            tag=role,
-        )
-
-    def _wait_for_memory(self) -> None:
-        """Until what the last worker held on a GPU is free, as far as it gets free; then take the measure anew."""
-        if self.settings["device"] == "cpu":
-            return
-        for device, held_bytes in wait_until_free(self._memory_before, self.pulse).items():
-            self.watch.note(
-                f"GPU {device}: {held_bytes / 1e9:.1f} GB more are in use than before the last worker, which has ended; "
-                f"if the next one finds no room, nvidia-smi shows which process holds them: end it"
-            )
-        self._memory_before = used_bytes()
-
-    def close(self) -> None:
-        """End the worker, if one is up. Safe to repeat."""
-        up, self._up = self._up, None
-        if up:
-            up[1].close()
 
 
 @dataclass(slots=True)

@@ -356,6 +356,14 @@ class RemoteSampler:
             case _:
                 raise worker.broken("it did not name its tokenizer", FOREIGN)
 
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """See `Sampler.change`."""
+        match self.worker.call({"op": "change_weights", "checkpoint": checkpoint.model_dump(mode="json")}):
+            case {"changed": bool(changed), "tokenizer_sha256": str(sha256)}:
+                self.tokenizer_sha256 = sha256
+                return changed
+        raise self.worker.broken("it did not say whether it serves other weights", FOREIGN)
+
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
         message = {

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from loop import device_memory
-from loop.config import Engine
+from loop.config import Engine, Training
 from loop.device_memory import used_bytes, wait_until_free
 from loop.engines.base import CheckpointRef
 from loop.engines.fake import write_fake_model
@@ -200,7 +200,11 @@ def begin(tmp_path: Path, watch: Listener) -> Iterator[Callable[..., Engines]]:
 
     def begin(device: str = "cuda", watch: Any = watch) -> Engines:
         settings = Engine(sampler="fake", trainer="fake", device=device)
-        made.append(Engines(SimpleNamespace(config=SimpleNamespace(engine=settings), run_dir=tmp_path), watch))
+        made.append(
+            Engines(
+                SimpleNamespace(config=SimpleNamespace(engine=settings, training=Training()), run_dir=tmp_path), watch
+            )
+        )
         return made[-1]
 
     yield begin
@@ -227,7 +231,7 @@ def test_the_next_worker_starts_when_the_memory_of_the_last_is_free(
             driver.used[0] = 5 * GB
 
     driver.on_ask = ask
-    engines.trainer()
+    engines.trainer(checkpoint)
     assert driver.num_asked == 4  # held twice, then free; and what is in use before the trainer starts
     assert watch.notes == []
 
@@ -239,11 +243,11 @@ def test_memory_that_is_never_freed_is_noted_once_and_the_run_goes_on(
     checkpoint: CheckpointRef,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loop.session.wait_until_free", lambda before, pulse: wait_until_free(before, pulse, 0.1))
+    monkeypatch.setattr("loop.workers.wait_until_free", lambda before, pulse: wait_until_free(before, pulse, 0.1))
     engines = begin()
     engines.sampler(checkpoint)
     driver.used[0] = 70 * GB
-    engines.trainer()
+    engines.trainer(checkpoint)
     assert len(watch.notes) == 1 and watch.notes[0].startswith("GPU 0: 65.0 GB more are in use than before")
     assert "nvidia-smi" in watch.notes[0]
     engines.sampler(checkpoint)
@@ -270,7 +274,7 @@ def test_a_pulse_that_raises_ends_the_waiting(
     driver.used[0] = 70 * GB
     watch.raises_at = watch.num_beats + 3
     with pytest.raises(Enough):
-        engines.trainer()
+        engines.trainer(checkpoint)
     assert engines.serving(checkpoint.sha256) is None
 
 
@@ -279,7 +283,7 @@ def test_a_run_on_the_cpu_does_not_look_at_gpus(
 ) -> None:
     engines = begin(device="cpu")
     engines.sampler(checkpoint)
-    engines.trainer()
+    engines.trainer(checkpoint)
     assert driver.num_asked == 0
 
 

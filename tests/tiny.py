@@ -25,18 +25,25 @@ FUNCTIONS = [
 
 
 def make_tiny_model(
-    path: Path, *, pad_is_eos: bool = True, bfloat16: bool = False, seed: int = 0, trained: bool = True
+    path: Path,
+    *,
+    pad_is_eos: bool = True,
+    bfloat16: bool = False,
+    seed: int = 0,
+    trained: bool = True,
+    head_size: int = 12,
 ) -> Path:
     """Write a Hugging Face directory (safetensors, tokenizer with a ChatML template) into `path` and return it.
 
     The end-of-sequence token is `<|im_end|>`; it pads too, or `<|pad|>` does. The same arguments give the same bytes.
+    vLLM's attention wants a head_size of 32 or more.
     """
     import torch
     from transformers import GenerationConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer(pad_is_eos)
-    model = LlamaForCausalLM(_config(tokenizer))
-    model.load_state_dict(_weights(seed, trained))
+    model = LlamaForCausalLM(_config(tokenizer, head_size))
+    model.load_state_dict(_weights(seed, trained, head_size))
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, bos_token_id=None
     )
@@ -73,13 +80,13 @@ def make_tokenizer(pad_is_eos: bool = True) -> Any:
     )
 
 
-def _config(tokenizer: Any) -> Any:
+def _config(tokenizer: Any, head_size: int) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
         vocab_size=400,
-        hidden_size=48,
-        intermediate_size=96,
+        hidden_size=4 * head_size,
+        intermediate_size=8 * head_size,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -92,7 +99,7 @@ def _config(tokenizer: Any) -> Any:
 
 
 @functools.cache
-def _weights(seed: int, trained: bool) -> dict[str, Any]:
+def _weights(seed: int, trained: bool, head_size: int) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM
 
@@ -102,7 +109,7 @@ def _weights(seed: int, trained: bool) -> dict[str, Any]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tokenizer = make_tokenizer()
-            model = LlamaForCausalLM(_config(tokenizer))
+            model = LlamaForCausalLM(_config(tokenizer, head_size))
             if trained:
                 _train(model, tokenizer)
     finally:

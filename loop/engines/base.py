@@ -145,7 +145,7 @@ Progress = Callable[[int, int], None]  # (done, total), called as often as there
 
 
 class Sampler(Protocol):
-    """Generates from one fixed checkpoint."""
+    """Generates from one fixed checkpoint, until it is given another."""
 
     @property
     def tokenizer_sha256(self) -> str:
@@ -159,6 +159,10 @@ class Sampler(Protocol):
         that is lost when the worker dies; whatever is left is asked for again, and asking again is harmless. Memory
         does not grow with the number of requests. Raises EngineError for a request that can never fit the model.
         """
+        ...
+
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """Serve another checkpoint from now on. False where that cannot be shown: the sampler is of no use then."""
         ...
 
     def close(self) -> None:

@@ -52,10 +52,15 @@ class FakeSampler:
     """A Sampler that writes `return 1` with the probability `skill`, and the Prober of the same model."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
-        self.skill: float = json.loads((checkpoint.path / "config.json").read_text())["skill"]
+        self.change(checkpoint)
         self.batch_size: int = settings["batch_size"]
         self.progress = progress
         self.tokenizer_sha256 = hashlib.sha256(b"fake: one token per byte").hexdigest()
+
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """See `Sampler.change`."""
+        self.skill: float = json.loads((checkpoint.path / "config.json").read_text())["skill"]
+        return True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""

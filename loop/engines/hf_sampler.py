@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import DTYPES, choose_device, eos_token_ids, load_model, load_tokenizer
+from loop.engines.prompting import check_fits, prompt_token_ids
 from loop.errors import EngineError
 
 TOP_P_SHORTCUT = 1024  # the most likely tokens that are sorted first; rarely does a nucleus need more
@@ -81,37 +82,25 @@ class TransformersSampler:
     def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
         self.device = choose_device(settings["device"])
         name = settings["dtype"]
-        dtype = DTYPES[name] if name != "auto" else DTYPES["bfloat16" if self.device.type == "cuda" else "float32"]
-        self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
-        self.model = load_model(checkpoint, dtype, self.device).eval()
-        self.eos = eos_token_ids(self.model, self.tokenizer)
+        self.dtype = DTYPES[name] if name != "auto" else DTYPES["bfloat16" if self.device.type == "cuda" else "float32"]
         self.batch_size: int = settings["batch_size"]
         self.progress = progress
-        self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        self.change(checkpoint)
 
-    def prompt_token_ids(self, request: Request) -> list[int]:
-        """The chat template's text with the assistant's turn opened by the prefill; or the bare prefill."""
-        if not request.messages:
-            return list(self.tokenizer(request.prefill)["input_ids"])
-        if self.tokenizer.chat_template is None:
-            raise EngineError("this model has no chat template; set model.chat_template = false")
-        text = self.tokenizer.apply_chat_template(
-            [dict(message) for message in request.messages], tokenize=False, add_generation_prompt=True
-        )
-        return list(self.tokenizer(text + request.prefill, add_special_tokens=False)["input_ids"])
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """See `Sampler.change`."""
+        self.model: Any = None  # gone before the next one is loaded
+        self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
+        self.model = load_model(checkpoint, self.dtype, self.device).eval()
+        self.eos = eos_token_ids(self.model, self.tokenizer)
+        self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
+        return True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`. Longest prompts first: what does not fit in memory fails at once."""
-        rows = [Row(request, self.prompt_token_ids(request)) for request in requests]
+        rows = [Row(request, prompt_token_ids(self.tokenizer, request)) for request in requests]
         for row in rows:
-            needed = len(row.prompt_token_ids) + params.max_new_tokens
-            if not row.prompt_token_ids:
-                raise EngineError(f"request {row.request.id}: the prompt is empty")
-            if self.max_tokens and needed > self.max_tokens:
-                raise EngineError(
-                    f"a prompt that begins {row.request.beginning!r}: {len(row.prompt_token_ids)} prompt tokens and max_new_tokens "
-                    f"{params.max_new_tokens} exceed the model's {self.max_tokens}; lower max_new_tokens or shorten the prompt"
-                )
+            check_fits(row.request, row.prompt_token_ids, params, self.max_tokens)
         rows.sort(key=lambda row: -len(row.prompt_token_ids))
         while rows:
             batch, rows = rows[: self.batch_size], rows[self.batch_size :]

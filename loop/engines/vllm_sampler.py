@@ -1,0 +1,203 @@
+"""Sampling with vLLM, on a GPU or a CPU. Runs only inside a worker process; imports vLLM only when one is built.
+
+The engine is fed so many requests that it never waits for one, and no more. Before it serves a checkpoint,
+`weights_proof` shows that it does; the same proof is what allows other weights to be loaded into a running engine.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.hf_models import check_adapter, choose_device, load_tokenizer
+from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
+from loop.errors import EngineError
+
+CPU_CACHE_BYTES = 2 << 30
+QUEUE = 2  # requests inside the engine, in batches: one that is computed and one that waits
+
+
+class VllmSampler:
+    """A Sampler over one vLLM engine, and a Prober that takes transformers for it."""
+
+    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+        self.settings = settings
+        self.progress = progress
+        self.batch_size: int = settings["batch_size"]
+        self.on_gpu = choose_device(settings["device"]).type == "cuda"
+        self.dtype = settings["dtype"] if settings["dtype"] != "auto" else ("bfloat16" if self.on_gpu else "float32")
+        self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
+        self.num_requests = 0
+        self.num_adapters = 0
+        proof = reference(checkpoint, self.dtype)  # before the engine takes its memory
+        self._take(checkpoint, proof)
+        self.engine = self._start(checkpoint)
+        self.max_tokens: int = self.engine.model_config.max_model_len
+        check(proof, self._served(proof), f"vLLM with {checkpoint.path}", self.dtype)
+
+    def _take(self, checkpoint: CheckpointRef, proof: Proof) -> None:
+        """What is known of a checkpoint without the engine."""
+        self.checkpoint, self.proof = checkpoint, proof
+        self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
+        self.adapter = self._adapter(checkpoint)
+
+    def _start(self, checkpoint: CheckpointRef) -> Any:
+        os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+        more: dict[str, Any] = {}
+        if not self.on_gpu:
+            # One process: there is no core for a second one. Per-request seeds end the engine where a prompt is
+            # prefilled in chunks. Without compilation it starts in a tenth of the time and runs a tenth slower.
+            os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(self.settings["num_threads"]))
+            more = {"enable_chunked_prefill": False, "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
+        if self.settings.get("kv_cache_bytes"):
+            more["kv_cache_memory_bytes"] = self.settings["kv_cache_bytes"]
+        if rank := self.settings.get("lora_rank"):
+            more |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length()), "max_loras": 1}
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.v1.engine.llm_engine import LLMEngine
+
+        arguments = EngineArgs(
+            model=str(checkpoint.base_path or checkpoint.path),
+            tokenizer=str(checkpoint.path),
+            dtype=self.dtype,
+            max_model_len=-1,  # the model's, or as much as the cache holds
+            max_num_seqs=self.batch_size,
+            tensor_parallel_size=self.settings.get("gpus_per_engine") or 1,
+            worker_extension_cls="loop.engines.vllm_weights.Repack",
+            disable_log_stats=True,
+            **more,
+        )
+        return LLMEngine.from_engine_args(arguments)
+
+    def _adapter(self, checkpoint: CheckpointRef) -> Any:
+        if checkpoint.base_path is None:
+            return None
+        check_adapter(checkpoint.path)
+        from vllm.lora.request import LoRARequest
+
+        self.num_adapters += 1
+        return LoRARequest(checkpoint.sha256, self.num_adapters, str(checkpoint.path))
+
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """See `Sampler.change`. An adapter over the base that is loaded needs no loading of weights."""
+        self._end_prober()
+        before = self.checkpoint
+        if (checkpoint.base_path or checkpoint.path) != (before.base_path or before.path):
+            if self.settings.get("lora_rank"):
+                return False  # whatever vLLM wraps for adapters is not reloaded
+            old, new = self.proof, reference(checkpoint, self.dtype)
+            if not tells_apart(old, new, self.dtype):
+                return False
+            self.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint.path)})
+            if not self.on_gpu:
+                self.engine.collective_rpc("repack_shared_weights")
+        else:
+            new = reference(checkpoint, self.dtype)
+        self.engine.reset_prefix_cache()
+        self._take(checkpoint, new)
+        return serves(new, self._served(new), self.dtype)
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+        """See `Sampler.generate`."""
+        self._end_prober()
+        prompts = {request.id: prompt_token_ids(self.tokenizer, request) for request in requests}
+        for request in requests:
+            check_fits(request, prompts[request.id], params, self.max_tokens)
+        waiting, inside, num_done = deque(requests), dict[str, Request](), 0
+        while waiting or inside:
+            while waiting and len(inside) < QUEUE * self.batch_size:
+                request = waiting.popleft()
+                inside[self._ask(prompts[request.id], self._params(request, params))] = request
+            finished = []
+            for output in self.engine.step():
+                if output.finished:
+                    request = inside.pop(output.request_id)
+                    finished.append(self._finished(request, prompts.pop(request.id), output.outputs[0]))
+            num_done += len(finished)
+            self.progress(num_done, len(requests))
+            if finished:
+                yield finished
+
+    def _ask(self, prompt: Sequence[int], params: Any) -> str:
+        self.num_requests += 1
+        id = str(self.num_requests)
+        self.engine.add_request(id, {"prompt_token_ids": list(prompt)}, params, lora_request=self.adapter)
+        return id
+
+    def _params(self, request: Request, params: SamplingParams) -> Any:
+        from vllm import SamplingParams as VllmParams
+        from vllm.sampling_params import RequestOutputKind
+
+        return VllmParams(
+            temperature=params.temperature,
+            top_k=params.top_k,
+            top_p=params.top_p,
+            repetition_penalty=params.repetition_penalty,
+            max_tokens=params.max_new_tokens,
+            seed=request.seed % 2**63,
+            stop=list(params.stop),
+            include_stop_str_in_output=True,
+            stop_token_ids=sorted(self.proof.eos),
+            detokenize=bool(params.stop),
+            logprobs=0,  # of the token that was drawn
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _finished(self, request: Request, prompt: Sequence[int], output: Any) -> Generated:
+        reason = output.finish_reason
+        if reason == "stop":
+            reason = "stop" if isinstance(output.stop_reason, str) else "eos"
+        if reason not in ("eos", "stop", "length"):
+            raise EngineError(f"request {request.id}: vLLM ended it with {reason!r}")
+        return Generated(
+            id=request.id,
+            text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            token_ids=tuple(output.token_ids),
+            prompt_token_ids=tuple(prompt),
+            finish_reason=reason,
+            logprob_sum=output.cumulative_logprob,
+        )
+
+    def _served(self, proof: Proof) -> list[float]:
+        """The engine's own log-probabilities of the probe text."""
+        from vllm import SamplingParams as VllmParams
+
+        asked = self._ask(proof.token_ids, VllmParams(temperature=0.0, max_tokens=1, prompt_logprobs=0))
+        while True:
+            for output in self.engine.step():
+                if output.request_id == asked and output.finished:
+                    pairs = zip(proof.token_ids[1:], output.prompt_logprobs[1:], strict=True)
+                    return [said[token].logprob for token, said in pairs]
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`. vLLM does not give whole distributions: the same weights under transformers do."""
+        import torch
+
+        from loop.engines.hf_sampler import TransformersSampler
+
+        if self.prober is None:
+            device = "cpu"
+            if self.on_gpu:
+                size = sum(path.stat().st_size for path in self.checkpoint.path.glob("*.safetensors"))
+                device = "cuda" if torch.cuda.mem_get_info()[0] > 3 * size else "cpu"
+            self.prober = TransformersSampler(self.checkpoint, self.settings | {"device": device}, self.progress)
+        yield from self.prober.probe(texts, truncation, top)
+
+    def _end_prober(self) -> None:
+        if self.prober is not None:
+            self.prober.close()
+            self.prober = None
+
+    def close(self) -> None:
+        """The end of the process frees what the engine holds: nothing less was seen to."""
+
+
+def cores(num_threads: int | None) -> str:
+    """The cores that vLLM's threads are bound to, as it wants them written: "0,1"."""
+    allowed = sorted(os.sched_getaffinity(0))
+    return ",".join(map(str, allowed[: num_threads or len(allowed)]))
