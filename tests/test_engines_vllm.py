@@ -5,9 +5,12 @@ Runs where vLLM is installed (`make test-vllm`); each engine takes ten seconds o
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it")
@@ -31,7 +34,8 @@ from test_engines_samplers import (  # noqa: F401  (the contract: they run over 
 )
 from tiny import make_tiny_model
 
-from loop.engines.base import CheckpointRef, Sampler
+from loop.engines.base import CheckpointRef, Generated, Sampler
+from loop.errors import EngineError
 from loop.worker import RemoteSampler, Worker
 
 Start = Callable[..., RemoteSampler]
@@ -71,3 +75,179 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def pair(models: dict[str, CheckpointRef], start: Start) -> tuple[Sampler, Sampler]:
     return start(models["one"]), start(models["one"], batch_size=7)
+
+
+# ---- the proof, and what changes weights ---------------------------------------------------------------------------
+
+
+def forced(model_path: Path, generated: Generated) -> float:
+    """The completion's log-probability under transformers."""
+    from transformers import AutoModelForCausalLM
+
+    return float(teacher_forced(AutoModelForCausalLM.from_pretrained(model_path), generated).sum())
+
+
+def test_other_weights_are_served_in_place_and_proved(models: dict[str, CheckpointRef], start: Start) -> None:
+    """To and fro: each time what is drawn is what a fresh engine would draw, with the new weights' log-probabilities."""
+    sampler = start(models["one"])
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(8)]
+    before = ask(sampler, requests, HOT)
+    pid = sampler.worker.process.pid
+    for name in ("other", "one", "other"):
+        assert sampler.change(models[name])
+        found = ask(sampler, requests, HOT)
+        assert (found == before) == (name == "one")
+        for one in found.values():
+            assert one.logprob_sum == pytest.approx(forced(models[name].path, one), abs=1e-3)
+    assert sampler.worker.process.pid == pid
+    sampler.close()
+
+
+def test_weights_that_cannot_be_told_apart_are_not_changed_in_place(
+    models: dict[str, CheckpointRef], start: Start, tmp_path: Path
+) -> None:
+    """The proof would pass for the old ones too: that is none."""
+    import safetensors.torch
+
+    shutil.copytree(models["one"].path, tmp_path / "near")
+    tensors = safetensors.torch.load_file(tmp_path / "near" / "model.safetensors")
+    tensors["model.norm.weight"] += 1e-6
+    safetensors.torch.save_file(tensors, tmp_path / "near" / "model.safetensors", metadata={"format": "pt"})
+    sampler = start(models["one"])
+    assert not sampler.change(CheckpointRef(sha256="near", path=tmp_path / "near"))
+    sampler.close()
+
+
+@pytest.mark.parametrize("broken", ["reload_weights", "repack_shared_weights"])
+def test_a_change_that_is_reported_but_not_made_is_noticed(
+    models: dict[str, CheckpointRef], broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is what vLLM itself leaves out on a CPU."""
+    from loop.engines.vllm_sampler import VllmSampler
+    from loop.engines.weights_proof import reference
+
+    served: dict[str, Any] = {}
+
+    class Engine:
+        """An engine over one or more models, of which it serves whatever it was really told to."""
+
+        def collective_rpc(self, method: str, kwargs: Any = None) -> None:
+            served[method] = True
+
+        def reset_prefix_cache(self) -> None:
+            pass
+
+    old, new = (reference(models[name], "float32") for name in ("one", "other"))
+    sampler = object.__new__(VllmSampler)
+    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = {}, "float32", False, None
+    sampler.engine, sampler.num_adapters = Engine(), 0
+    sampler._take(models["one"], old)
+    done = {"reload_weights", "repack_shared_weights"} - {broken}
+    mixed = [(a + b) / 2 for a, b in zip(old.logprobs, new.logprobs, strict=True)]
+    says = {"reload_weights": old.logprobs, "repack_shared_weights": mixed}[broken]
+    monkeypatch.setattr(sampler, "_served", lambda proof: new.logprobs if not done else says)
+    assert not sampler.change(models["other"])
+    assert served.keys() == {"reload_weights", "repack_shared_weights"}
+
+
+def test_an_adapter_is_served_over_the_resident_base(
+    models: dict[str, CheckpointRef], start: Start, tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapters = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        base = AutoModelForCausalLM.from_pretrained(models["one"].path)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        path = tmp_path / f"adapter-{number}"
+        model.save_pretrained(path)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(models["one"].path / name, path)
+        adapters.append(CheckpointRef(sha256=f"adapter-{number}", path=path, base_path=models["one"].path))
+    sampler = start(models["one"], lora_rank=4)
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(4)]
+    seen = [ask(sampler, requests, HOT)]
+    for checkpoint in (*adapters, models["one"]):
+        assert sampler.change(checkpoint)
+        seen.append(ask(sampler, requests, HOT))
+    assert seen[0] == seen[3] and seen[0] != seen[1] != seen[2]
+    assert not sampler.change(models["other"]), "an engine made for adapters is started again for other weights"
+    sampler.close()
+
+
+def test_a_prober_is_there_while_vllm_serves(models: dict[str, CheckpointRef], start: Start) -> None:
+    from loop.engines.base import Forced
+
+    sampler = start(models["one"])
+    one = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
+    text = Forced(id="t", prompt_token_ids=one.prompt_token_ids, token_ids=one.token_ids)
+    (record,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
+    assert record.top_token_id == one.token_ids, "greedy: each token was the likeliest"
+    assert ask(sampler, [chat("r", seed=1)], GREEDY)["r"] == one
+    assert sampler.change(models["other"])
+    (after,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
+    assert after.entropy != record.entropy
+    sampler.close()
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+
+
+def engine_of(sampler: RemoteSampler) -> psutil.Process:
+    """The engine's process, below that of its guard."""
+    return psutil.Process(sampler.worker.process.pid).children()[0]
+
+
+def test_a_killed_engine_loses_only_what_was_unfinished(models: dict[str, CheckpointRef], start: Start) -> None:
+    sampler = start(models["one"])
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(40)]
+    whole = ask(sampler, requests, HOT)
+    kept: dict[str, Generated] = {}
+    with pytest.raises(EngineError, match="sampler: it was killed"):
+        for batch in sampler.generate(requests, HOT):
+            kept |= {one.id: one for one in batch}
+            if len(kept) >= 8:
+                engine_of(sampler).kill()
+    assert 8 <= len(kept) < 40
+    again = start(models["one"])
+    assert kept | ask(again, [one for one in requests if one.id not in kept], HOT) == whole
+    again.close()
+
+
+def test_a_hung_engine_is_ended(models: dict[str, CheckpointRef], start: Start) -> None:
+    sampler = start(models["one"])
+    sampler.worker.heartbeat_timeout_s = 3.0
+    with pytest.raises(EngineError, match="nothing was heard from it"):
+        for _ in sampler.generate([chat(f"r{i}", seed=i, task=i) for i in range(600)], HOT):
+            engine_of(sampler).suspend()
+    assert sampler.worker.process.poll() is not None
+
+
+def test_no_memory_for_the_cache_is_said_in_one_line(models: dict[str, CheckpointRef], start: Start) -> None:
+    with pytest.raises(EngineError) as refused:
+        start(models["one"], kv_cache_bytes=1 << 50)
+    assert "\n" not in str(refused.value)
+    assert "memory" in str(refused.value) and "engine.kv_cache_bytes" in str(refused.value)
+
+
+@pytest.mark.slow
+def test_ten_starts_leave_nothing(models: dict[str, CheckpointRef], start: Start) -> None:
+    """Processes, shared memory and files in /tmp are as before; so is this process's memory, but for a few MB."""
+    us = psutil.Process()
+    names = lambda: {path.name for place in ("/dev/shm", "/tmp") for path in Path(place).iterdir()}  # noqa: E731
+    rss = []
+    for number in range(10):
+        before = names()
+        sampler = start(models["one"])
+        ask(sampler, [chat(f"r{i}", seed=i) for i in range(4)], HOT)
+        sampler.close()
+        assert not us.children(recursive=True), f"start {number} left processes"
+        assert not (left := names() - before), f"start {number} left {left}"
+        rss.append(us.memory_info().rss)
+    assert rss[-1] < rss[1] + 5e6

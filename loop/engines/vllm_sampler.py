@@ -7,6 +7,7 @@ The engine is fed so many requests that it never waits for one, and no more. Bef
 from __future__ import annotations
 
 import os
+import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -72,7 +73,16 @@ class VllmSampler:
             disable_log_stats=True,
             **more,
         )
-        return LLMEngine.from_engine_args(arguments)
+        try:
+            return LLMEngine.from_engine_args(arguments)
+        except Exception as error:  # whatever vLLM and torch raise
+            traceback.print_exc()
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise EngineError(
+                f"vLLM cannot start with {checkpoint.path}: {reason[:400]}; if it is memory, lower "
+                'engine.kv_cache_bytes or engine.batch_size; engine.sampler = "transformers" does without vLLM; '
+                "sampler.log says more"
+            ) from None
 
     def _adapter(self, checkpoint: CheckpointRef) -> Any:
         if checkpoint.base_path is None:
