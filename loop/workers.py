@@ -147,7 +147,12 @@ class Engines:
             for _, index in shares[number]
             if index in self._memory_before and index not in others
         }
-        num_threads = self.settings["num_threads"] or max(1, len(os.sched_getaffinity(0)) // len(shares))
+        cores = sorted(os.sched_getaffinity(0))
+        num_threads = self.settings["num_threads"] or max(1, len(cores) // len(shares))
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {}
+        own_cores = cores[number * num_threads : (number + 1) * num_threads]
+        if not names and own_cores:  # else all would be bound to the first ones
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own_cores))
 
         def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
             wait_until_free(before, pulse)  # of what the one before held that died
@@ -158,7 +163,7 @@ class Engines:
                     f"sampler-{number + 1}",
                     lambda done, total: None,
                     pulse,
-                    {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {},
+                    environment,
                 )
             )
 

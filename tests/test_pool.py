@@ -359,6 +359,18 @@ def test_each_engine_sees_its_own_devices(
         ]
 
 
+def test_engines_on_a_cpu_are_bound_to_cores_of_their_own(
+    engines: Callable[..., Engines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 4, 5, 7})
+    several = engines(device="cpu", num_engines=2)
+    seen_by(several, tmp_path)
+    pool = several._sampler
+    assert isinstance(pool, Pool)
+    environments = [psutil.Process(engine_of(member.sampler.worker)).environ() for member in pool._members]  # type: ignore[union-attr]
+    assert [environment["VLLM_CPU_OMP_THREADS_BIND"] for environment in environments] == ["1,2", "4,5"]
+
+
 def test_more_engines_than_devices_are_refused(driver: Driver, engines: Callable[..., Engines], tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match="num_engines = 3 needs 6 GPUs .*but 4 are visible"):
         seen_by(engines(num_engines=3, gpus_per_engine=2), tmp_path)
