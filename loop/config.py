@@ -304,6 +304,9 @@ class Engine(Section):
         None, description="vLLM's KV cache; default: 2 GiB on a CPU, what is free up to 90% on a GPU."
     )
     gpus_per_engine: PositiveInt = Field(1, description="GPUs that vLLM splits the model over (tensor parallelism).")
+    num_engines: PositiveInt | None = Field(
+        None, description="Engines that share the sampling; default: as many as the visible GPUs are enough for, or 1."
+    )
     num_threads: PositiveInt | None = Field(None, description="CPU threads of the model; default: one per core.")
     max_attempts: PositiveInt = Field(3, description="A stage that fails so often fails the round.")
     retry_wait_s: float = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")

@@ -26,38 +26,49 @@ def used_bytes() -> dict[int, int]:
     CUDA_VISIBLE_DEVICES is respected: indices in the order of the PCI bus, or UUIDs, of MIG slices too; as with CUDA, an
     entry that names no device ends the list. Slices of one device are added up.
     """
+    used: dict[int, int] = {}
+    for nvml, _, index, device in _devices():
+        with contextlib.suppress(nvml.NVMLError):  # not every device can say
+            used[index] = used.get(index, 0) + int(nvml.nvmlDeviceGetMemoryInfo(device).used)
+    return used
+
+
+def visible_devices() -> list[tuple[str, int]]:
+    """Each device that a worker may use: its name for CUDA_VISIBLE_DEVICES, and NVML's index of it or of its parent."""
+    return [(name, index) for _, name, index, _ in _devices()]
+
+
+def _devices() -> Iterator[tuple[Any, str, int, Any]]:
+    """NVML, and each visible device's name, index and what NVML knows it by. To be read to its end."""
     if not any(path.exists() for path in DRIVER_FILES):
-        return {}
+        return
     try:
         import pynvml
     except ImportError:
-        return {}
+        return
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return {}
-    used: dict[int, int] = {}
+        return
     try:
-        for index, device in _visible(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES")):
-            with contextlib.suppress(pynvml.NVMLError):  # not every device can say
-                used[index] = used.get(index, 0) + int(pynvml.nvmlDeviceGetMemoryInfo(device).used)
+        for name, index, device in _visible(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES")):
+            yield pynvml, name, index, device
     except pynvml.NVMLError:
         pass
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
-    return used
 
 
-def _visible(nvml: Any, names: str | None) -> Iterator[tuple[int, Any]]:
+def _visible(nvml: Any, names: str | None) -> Iterator[tuple[str, int, Any]]:
     devices = [nvml.nvmlDeviceGetHandleByIndex(index) for index in range(nvml.nvmlDeviceGetCount())]
     if names is None:
-        yield from enumerate(devices)
+        yield from ((str(index), index, device) for index, device in enumerate(devices))
         return
     for name in (part.strip() for part in names.split(",")):
         if name.startswith("MIG-"):
             part = nvml.nvmlDeviceGetHandleByUUID(name)
-            yield nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)), part
+            yield name, nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)), part
             continue
         if name.startswith("GPU-"):  # may be abbreviated
             found = [i for i, device in enumerate(devices) if _uuid(nvml, device).startswith(name)]
@@ -65,7 +76,7 @@ def _visible(nvml: Any, names: str | None) -> Iterator[tuple[int, Any]]:
             found = [int(name)] if name.isdecimal() and int(name) < len(devices) else []
         if len(found) != 1:
             return
-        yield found[0], devices[found[0]]
+        yield name, found[0], devices[found[0]]
 
 
 def _uuid(nvml: Any, device: Any) -> str:

@@ -22,6 +22,7 @@ from loop.grading.grader import Grader
 from loop.grading.problems import Problem as GradingProblem
 from loop.grading.problems import load_suite
 from loop.models import base_model
+from loop.pool import Pool
 from loop.prompts.sources import load_prompts, load_tests
 from loop.stages.evaluating import yardstick
 from loop.worker import RemoteSampler
@@ -109,7 +110,7 @@ class Session:
         """A prober with these weights: the worker that samples from them."""
         return self._serving(sha256)
 
-    def _serving(self, sha256: str) -> RemoteSampler:
+    def _serving(self, sha256: str) -> RemoteSampler | Pool:
         return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
 
     def weights(self, sha256: str) -> CheckpointRef:

@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +70,7 @@ class Worker:
         tag: str = "worker",
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         command: Sequence[str] = COMMAND,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.tag = tag
         self.progress = progress
@@ -82,9 +83,10 @@ class Worker:
         self._call = 0
         self._busy = self._ended = False
         self._waited_s, self._looked_at = 0.0, time.monotonic()
-        environment = (
+        whole_environment = (
             {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.device_memory
             | os.environ
+            | dict(environment or {})
             | {
                 guard.TREE: self.token,
                 guard.PARENT: str(os.getpid()),
@@ -108,7 +110,7 @@ class Worker:
                     stderr=log,
                     bufsize=0,
                     start_new_session=True,
-                    env=environment,
+                    env=whole_environment,
                 )
         except OSError as error:
             raise EngineError(
@@ -198,7 +200,7 @@ class Worker:
         return EngineError(f"{self.tag}: {reason}{remedy}; see {self.log_file}")
 
     def _less_memory(self) -> str:
-        return LESS_MEMORY.get(self.tag) or " or ".join(LESS_MEMORY.values())
+        return LESS_MEMORY.get(self.tag.partition("-")[0]) or " or ".join(LESS_MEMORY.values())
 
     def _clock(self) -> float:
         """Seconds of waiting. Those in which this process was stopped or busy elsewhere are not the worker's fault."""
@@ -355,6 +357,11 @@ class RemoteSampler:
                 self.tokenizer_sha256 = sha256
             case _:
                 raise worker.broken("it did not name its tokenizer", FOREIGN)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended; it takes no more calls then."""
+        return self.worker.ended
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`."""

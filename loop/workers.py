@@ -2,21 +2,24 @@
 
 On a GPU one engine at a time has the memory: the sampler leaves when training begins, and what it held is waited for. On
 a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that is up
-is given other weights in place of a start, where it can show that it serves them.
+is given other weights in place of a start, where it can show that it serves them. With several GPUs the sampler is
+several engines (`loop.pool`).
 """
 
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import psutil
 
 from loop.configfile import LoadedConfig
-from loop.device_memory import used_bytes, wait_until_free
-from loop.engines.base import CheckpointRef
-from loop.errors import EngineError
+from loop.device_memory import used_bytes, visible_devices, wait_until_free
+from loop.engines.base import CheckpointRef, Progress
+from loop.errors import ConfigError, EngineError
+from loop.pool import Pool, Pulse, Start
 from loop.worker import RemoteSampler, RemoteTrainer, Worker
 
 TRAINING_BYTES = 16  # memory of a fine-tune by the byte of its checkpoint: weights, gradients, two moments, activations
@@ -52,7 +55,7 @@ def best_sampler(device: str) -> tuple[str, str]:
 
 
 class Engines:
-    """At most one sampler and one trainer, each in a worker of its own."""
+    """At most one sampler and one trainer, each in a worker of its own; the sampler in several where there are GPUs."""
 
     def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
         self.settings = loaded.config.engine.model_dump(mode="json")
@@ -65,23 +68,23 @@ class Engines:
         self.chosen: str | None = None  # why this sampler, where nobody has named one; said when it is up
         if self.settings["sampler"] == "auto":
             self.settings["sampler"], self.chosen = best_sampler(self.settings["device"])
-        self._sampler: RemoteSampler | None = None
+        self._sampler: RemoteSampler | Pool | None = None
         self._serves: CheckpointRef | None = None
         self._trainer: RemoteTrainer | None = None
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
 
-    def serving(self, sha256: str) -> RemoteSampler | None:
+    def serving(self, sha256: str) -> RemoteSampler | Pool | None:
         """The sampler that is up with these weights, if one is."""
-        if self._serves and self._serves.sha256 == sha256 and self._sampler and not self._sampler.worker.ended:
+        if self._serves and self._serves.sha256 == sha256 and self._sampler and not self._sampler.ended:
             return self._sampler
         return None
 
-    def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler:
+    def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         """A sampler with these weights: the one that is up, given them, or a new one."""
         if not self._may_share(checkpoint):
             self._end_trainer()
         before, self._serves = self._serves, None
-        if before and self._sampler and not self._sampler.worker.ended:
+        if before and self._sampler and not self._sampler.ended:
             if self._sampler.change(checkpoint):
                 self._serves = checkpoint
                 return self._sampler
@@ -93,24 +96,88 @@ class Engines:
         self._serves = checkpoint
         return self._sampler
 
-    def _start_sampler(self, checkpoint: CheckpointRef) -> RemoteSampler:
-        init = {"op": "load_sampler", "checkpoint": checkpoint.model_dump(mode="json")}
+    def _start_sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         why, self.chosen = self.chosen, None
         if why is None or self.settings["sampler"] == "transformers":
-            return RemoteSampler(self._start(init))
+            return self._start_engines(checkpoint)
         try:
-            return RemoteSampler(self._start(init))
+            return self._start_engines(checkpoint)
         except EngineError as failed:
             self.settings["sampler"] = "transformers"
             self.watch.note(f"vLLM was chosen since {why}, but {failed}; transformers samples in its place")
-            return RemoteSampler(self._start(init))
+            return self._start_engines(checkpoint)
+
+    def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
+        """One engine with all that is visible, or several with a share each."""
+        shares = self._shares()
+        self._wait_for_memory()
+        if len(shares) == 1:
+            return RemoteSampler(
+                self._worker(_load(checkpoint), self.settings, "sampler", self.watch.progress, self.pulse)
+            )
+        return Pool(
+            [self._start_of(number, shares) for number in range(len(shares))],
+            checkpoint,
+            batch_size=self.settings["batch_size"],
+            progress=self.watch.progress,
+            pulse=self.pulse,
+            note=self.watch.note,
+        )
+
+    def _shares(self) -> list[list[tuple[str, int]]]:
+        """The GPUs of each engine; none where there is no GPU. A single engine is left to find its own."""
+        num, per_engine = self.settings["num_engines"], self.settings["gpus_per_engine"]
+        devices = visible_devices() if num != 1 and self.settings["device"] != "cpu" else []
+        if not devices and self.settings["device"] != "cuda":
+            return [[]] * (num or 1)
+        num = num or max(1, len(devices) // per_engine)
+        if num > 1 and num * per_engine > len(devices):
+            raise ConfigError(
+                f"engine.num_engines = {num} needs {num * per_engine} GPUs (engine.gpus_per_engine = {per_engine}), but "
+                f"{len(devices)} are visible; lower it, or leave it out"
+            )
+        return [devices[per_engine * index : per_engine * (index + 1)] for index in range(num)]
+
+    def _start_of(self, number: int, shares: list[list[tuple[str, int]]]) -> Start:
+        """How one of several engines is started, and started again. Called in a thread of its own."""
+        names = [name for name, _ in shares[number]]
+        others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}  # of MIG slices
+        before = {
+            index: self._memory_before[index]
+            for _, index in shares[number]
+            if index in self._memory_before and index not in others
+        }
+        cores = sorted(os.sched_getaffinity(0))
+        num_threads = self.settings["num_threads"] or max(1, len(cores) // len(shares))
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {}
+        own_cores = cores[number * num_threads : (number + 1) * num_threads]
+        if not names and own_cores:  # else all would be bound to the first ones
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own_cores))
+
+        def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
+            wait_until_free(before, pulse)  # of what the one before held that died
+            return RemoteSampler(
+                self._worker(
+                    _load(checkpoint),
+                    self.settings | {"num_threads": num_threads},
+                    f"sampler-{number + 1}",
+                    lambda done, total: None,
+                    pulse,
+                    environment,
+                )
+            )
+
+        return start
 
     def trainer(self, parent: CheckpointRef) -> RemoteTrainer:
         """A trainer; `parent` says how large what it trains is."""
         if not self._may_share(parent):
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:
-            self._trainer = RemoteTrainer(self._start({"op": "load_trainer"}))
+            self._wait_for_memory()
+            self._trainer = RemoteTrainer(
+                self._worker({"op": "load_trainer"}, self.settings, "trainer", self.watch.progress, self.pulse)
+            )
         return self._trainer
 
     def _may_share(self, checkpoint: CheckpointRef) -> bool:
@@ -124,16 +191,23 @@ class Engines:
             return bool(psutil.virtual_memory().available > TRAINING_BYTES * size + SPARE_BYTES)
         return True
 
-    def _start(self, init: dict[str, Any]) -> Worker:
-        self._wait_for_memory()
-        role = init["op"].removeprefix("load_")
+    def _worker(
+        self,
+        init: dict[str, Any],
+        settings: dict[str, Any],
+        tag: str,
+        progress: Progress,
+        pulse: Pulse,
+        environment: dict[str, str] | None = None,
+    ) -> Worker:
         return Worker(
-            init | {"settings": self.settings},
-            log_file=self.logs / f"{role}.log",
-            stall_timeout_s=self.settings["stall_timeout_s"],
-            progress=self.watch.progress,
-            pulse=self.pulse,
-            tag=role,
+            init | {"settings": settings},
+            log_file=self.logs / f"{tag}.log",
+            stall_timeout_s=settings["stall_timeout_s"],
+            progress=progress,
+            pulse=pulse,
+            tag=tag,
+            environment=environment or {},
         )
 
     def _wait_for_memory(self) -> None:
@@ -163,3 +237,7 @@ class Engines:
             self._end_sampler()
         finally:
             self._end_trainer()
+
+
+def _load(checkpoint: CheckpointRef) -> dict[str, Any]:
+    return {"op": "load_sampler", "checkpoint": checkpoint.model_dump(mode="json")}

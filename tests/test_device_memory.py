@@ -199,7 +199,7 @@ def begin(tmp_path: Path, watch: Listener) -> Iterator[Callable[..., Engines]]:
     made: list[Engines] = []
 
     def begin(device: str = "cuda", watch: Any = watch) -> Engines:
-        settings = Engine(sampler="fake", trainer="fake", device=device)
+        settings = Engine(sampler="fake", trainer="fake", device=device, num_engines=1)
         made.append(
             Engines(
                 SimpleNamespace(config=SimpleNamespace(engine=settings, training=Training()), run_dir=tmp_path), watch

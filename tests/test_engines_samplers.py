@@ -15,6 +15,7 @@ from tiny import END, FUNCTIONS, make_tiny_model
 from loop.engines.base import CheckpointRef, Generated, Request, Sampler, SamplingParams
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import EngineError
+from loop.pool import Pool, Start
 from loop.prompts.templates import ask as ask_for
 from loop.worker import RemoteSampler, Worker
 
@@ -75,7 +76,15 @@ def remote(checkpoint: CheckpointRef, kind: str, log_file: Path, **changed: Any)
     return RemoteSampler(Worker(init, log_file=log_file, stall_timeout_s=60, progress=no_progress, tag="sampler"))
 
 
-@pytest.fixture(scope="module", params=["fake", "fake remote", "transformers", "transformers remote"])
+def pool_of(checkpoint: CheckpointRef, logs: Path) -> Pool:
+    def start_of(number: int) -> Start:
+        return lambda checkpoint, pulse: remote(checkpoint, "fake", logs / f"sampler-{number}.log")
+
+    starts = [start_of(number) for number in (1, 2)]
+    return Pool(starts, checkpoint, batch_size=4, progress=no_progress, pulse=lambda: None, note=pytest.fail)
+
+
+@pytest.fixture(scope="module", params=["fake", "fake remote", "pool of fakes", "transformers", "transformers remote"])
 def pair(
     request: pytest.FixtureRequest, fake: CheckpointRef, tiny: CheckpointRef, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[Sampler, Sampler]]:
@@ -84,11 +93,12 @@ def pair(
     samplers: dict[str, Any] = {
         "fake": lambda: FakeSampler(fake, SETTINGS, no_progress),
         "fake remote": lambda: remote(fake, "fake", log),
+        "pool of fakes": lambda: pool_of(fake, log.parent),
         "transformers": lambda: in_process(tiny),
         "transformers remote": lambda: remote(tiny, "transformers", log),
     }
     sampler = samplers[request.param]()
-    if request.param.startswith("fake"):
+    if "fake" in request.param:
         yield sampler, FakeSampler(fake, SETTINGS | {"batch_size": 7}, no_progress)
     else:
         yield sampler, in_process(tiny, batch_size=7)
