@@ -21,7 +21,7 @@ NUM_POSITIONS = 256  # whose logits are held at a time
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
-class SummedCrossEntropy(torch.autograd.Function):
+class SummedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     """The sum over (N, D) hidden states of the cross-entropy of labels (N,) under an output layer (V, D).
 
     Never holds more than NUM_POSITIONS x V logits: their gradient is taken at once, and scaled in the backward pass.
