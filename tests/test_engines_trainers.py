@@ -212,10 +212,10 @@ def test_remote_and_in_process_agree_to_the_bit(
 
 @pytest.fixture
 def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """SFTTrainer with its batches kept, and the trainer itself."""
+    """The trainer with its batches kept, and the trainer itself."""
     from loop.engines import trl_trainer
 
-    class Recorded(trl_trainer.SFTTrainer):  # type: ignore[misc, name-defined]
+    class Recorded(trl_trainer.StepTrainer):  # type: ignore[misc, name-defined]
         batches: list[dict[str, Any]] = []  # noqa: RUF012
         last: Any = None
 
@@ -224,7 +224,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
             type(self).last = self
             return super().compute_loss(model, inputs, *arguments, **more)
 
-    monkeypatch.setattr(trl_trainer, "SFTTrainer", Recorded)
+    monkeypatch.setattr(trl_trainer, "StepTrainer", Recorded)
     return Recorded
 
 

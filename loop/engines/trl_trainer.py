@@ -17,10 +17,11 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from loop.engines.base import CheckpointRef, Progress, TrainingResult, TrainingRow, held_out
 from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
+from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
 
 Columns = dict[str, list[list[int]]]
@@ -113,8 +114,9 @@ class TrlTrainer:
             )
         report = Report(self.progress)
         with tempfile.TemporaryDirectory() as scratch:
-            trainer = SFTTrainer(
+            trainer = StepTrainer(
                 model=model,
+                budget=settings["micro_batch_size"] * max(map(len, rows["input_ids"])),
                 args=self._arguments(settings, Path(scratch)),
                 train_dataset=Dataset.from_dict(rows),
                 processing_class=tokenizer,
@@ -150,15 +152,14 @@ class TrlTrainer:
 
     def _arguments(self, settings: dict[str, Any], scratch: Path) -> SFTConfig:
         on_gpu = self.device.type == "cuda"
-        micro = settings["micro_batch_size"]
         peak = settings["learning_rate"]
         arguments = SFTConfig(
             output_dir=str(scratch),
             seed=settings["seed"] % 2**32,
             num_train_epochs=settings["num_epochs"] or 1,
             max_steps=settings["num_steps"] or -1,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=settings["batch_size"] // micro,
+            per_device_train_batch_size=settings["batch_size"],  # StepTrainer cuts it into forward passes
+            gradient_accumulation_steps=1,
             learning_rate=peak,
             lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr": settings["min_learning_rate"]},
