@@ -1,4 +1,4 @@
-"""Sampling with transformers: left-padded batches of similar length, rows dropped from the batch as they finish.
+"""Sampling with transformers: a running batch, in which new rows take the places of those that finished.
 
 Each row draws from its own seeded stream (one uniform number per token, inverted through the truncated distribution),
 so a completion does not depend on who shares its batch, beyond floating-point noise. Runs only inside a worker process.
@@ -6,6 +6,7 @@ so a completion does not depend on who shares its batch, beyond floating-point n
 
 from __future__ import annotations
 
+import copy
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,13 @@ import torch
 from transformers import DynamicCache
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.hf_cache import Batch, Places, room_for, use_grouped_attention
 from loop.engines.hf_models import DTYPES, choose_device, eos_token_ids, load_model, load_tokenizer
 from loop.engines.prompting import check_fits, prompt_token_ids
 from loop.errors import EngineError
 
 TOP_P_SHORTCUT = 1024  # the most likely tokens that are sorted first; rarely does a nucleus need more
+REFILL_SHARE = 8  # new rows come in when one place in so many is free: fewer prefills, each of several prompts
 
 
 def truncated_distribution(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -92,7 +95,9 @@ class TransformersSampler:
         self.model: Any = None  # gone before the next one is loaded
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, self.dtype, self.device).eval()
+        use_grouped_attention(self.model)
         self.eos = eos_token_ids(self.model, self.tokenizer)
+        self.texts: dict[int, str] = {}  # of single tokens
         self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return True
 
@@ -101,70 +106,110 @@ class TransformersSampler:
         rows = [Row(request, prompt_token_ids(self.tokenizer, request)) for request in requests]
         for row in rows:
             check_fits(row.request, row.prompt_token_ids, params, self.max_tokens)
-        rows.sort(key=lambda row: -len(row.prompt_token_ids))
-        while rows:
-            batch, rows = rows[: self.batch_size], rows[self.batch_size :]
+        first: dict[tuple[int, ...], int] = {}
+        for row in rows:
+            first.setdefault(tuple(row.prompt_token_ids), len(first))
+        rows.sort(key=lambda row: (-len(row.prompt_token_ids), first[tuple(row.prompt_token_ids)]))
+        common = list(rows[0].prompt_token_ids[: shared_beginning(list(first))]) if len(first) > 1 else []
+        rows.reverse()
+        yield from self._run(rows, params, common)
+
+    def _run(self, waiting: list[Row], params: SamplingParams, common: list[int]) -> Iterator[list[Generated]]:
+        """Run over all rows, the last of `waiting` first; yields those that finished whenever new ones come in."""
+        if not waiting:
+            return
+        num_total, num_done = len(waiting), 0
+        num_places = min(self.batch_size, num_total)
+        width = len(waiting[-1].prompt_token_ids) + params.max_new_tokens
+        room: Places | Batch | None = None
+        active: list[Row] = []
+        done: list[Generated] = []
+        draws: list[random.Random] = []
+        seen: torch.Tensor | None = None
+        beginning: DynamicCache | None = None
+        tokens = torch.zeros(0, dtype=torch.long, device=self.device)
+        while waiting or active:
+            num_free = num_places - len(active)
+            refill = bool(waiting) and (
+                not active or (room is not None and room.can_refill and num_free * REFILL_SHARE >= num_places)
+            )
+            if refill and done:
+                yield done
+                done = []
             with torch.inference_mode():
-                self._run_batch(batch, params, len(requests) - len(rows) - len(batch), len(requests))
-            yield [self._finished(row) for row in batch]
+                logits = None
+                if active:
+                    assert room is not None
+                    if seen is not None:
+                        seen.scatter_(1, tokens[:, None], True)
+                    logits = self._forward(tokens[:, None], *room.inputs())
+                    room.advance()
+                if refill:
+                    new = [waiting.pop() for _ in range(min(num_free, len(waiting)))]
+                    if common and beginning is None:
+                        beginning = self._begin(common)
+                    more, cache, mask, index = self._prefill(new, common, beginning)
+                    if room is None:
+                        room = room_for(cache, num_places, width)
+                    room.put(cache, mask, index)
+                    del cache
+                    logits = more if logits is None else torch.cat([logits, more])
+                    active += new
+                    draws += [random.Random(row.request.seed) for row in new]
+                    if params.repetition_penalty != 1.0:
+                        fresh = torch.zeros_like(more, dtype=torch.bool)
+                        for i, row in enumerate(new):
+                            fresh[i, row.prompt_token_ids] = True
+                        seen = fresh if seen is None else torch.cat([seen, fresh])
+                assert logits is not None and room is not None
+                tokens, logprobs = self._choose(logits, [stream.random() for stream in draws], params, seen)
+                for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
+                    self._append(row, token, logprob, params)
+                new = []
+                kept = [i for i, row in enumerate(active) if row.finish_reason is None]
+                if len(kept) < len(active):
+                    done += [self._finished(row) for row in active if row.finish_reason is not None]
+                    num_done += len(active) - len(kept)
+                    order = room.keep(kept)
+                    active, draws = [active[i] for i in order], [draws[i] for i in order]
+                    tokens = tokens[order]
+                    seen = seen[order] if seen is not None else None
+            self.progress(num_done, num_total)
+        yield done
 
-    def _run_batch(self, batch: list[Row], params: SamplingParams, num_before: int, num_total: int) -> None:
-        logits, cache, mask, positions = self._prefill(batch)
-        seen = None
-        if params.repetition_penalty != 1.0:
-            seen = torch.zeros_like(logits, dtype=torch.bool)
-            for i, row in enumerate(batch):
-                seen[i, row.prompt_token_ids] = True
-        active = list(batch)
-        draws = {row.request.id: random.Random(row.request.seed) for row in batch}
-        while True:
-            uniforms = [draws[row.request.id].random() for row in active]
-            tokens, logprobs = self._choose(logits, uniforms, params, seen)
-            for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
-                self._append(row, token, logprob, params)
-            self.progress(num_before + sum(row.finish_reason is not None for row in batch), num_total)
-            kept = [i for i, row in enumerate(active) if row.finish_reason is None]
-            if not kept:
-                return
-            if len(kept) < len(active):
-                active = [active[i] for i in kept]
-                index = torch.tensor(kept, device=self.device)
-                cache.batch_select_indices(index)
-                tokens, mask, positions = tokens[index], mask[index], positions[index]
-                seen = seen[index] if seen is not None else None
-            if seen is not None:
-                seen.scatter_(1, tokens[:, None], True)
-            mask = torch.cat([mask, mask.new_ones(len(active), 1)], dim=1)
-            positions = positions + 1
-            logits = self._forward(tokens[:, None], cache, mask, positions)
-
-    def _prefill(self, batch: list[Row]) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
-        """The logits after each prompt (B, V), the cache, its mask (B, T) and the last positions (B, 1).
-
-        Each distinct prompt is computed once, and what all begin with (the chat template's part) once for all of them.
-        """
-        prompts = list(dict.fromkeys(tuple(row.prompt_token_ids) for row in batch))
-        common = shared_beginning(prompts) if len(prompts) > 1 else 0
-        width = max(map(len, prompts)) - common
-        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos, default=0)
-        padding = [width + common - len(prompt) for prompt in prompts]
-        input_ids = self._tensor([[pad] * n + [*prompt[common:]] for n, prompt in zip(padding, prompts, strict=True)])
-        mask = self._tensor([[1] * common + [0] * n + [1] * (width - n) for n in padding])
-        positions = mask.cumsum(-1) - 1
+    def _begin(self, common: list[int]) -> DynamicCache:
+        """What all prompts of a call begin with, computed once."""
         cache = DynamicCache(config=self.model.config)
-        if common:
-            first = self._tensor([prompts[0][:common]])
-            self._forward(first, cache, torch.ones_like(first), torch.arange(common, device=self.device)[None])
+        ids = self._tensor([common])
+        self._forward(ids, cache, torch.ones_like(ids), torch.arange(len(common), device=self.device)[None])
+        return cache
+
+    def _prefill(
+        self, rows: list[Row], common: list[int], beginning: DynamicCache | None
+    ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
+        """The logits after each row's prompt (n, V); the cache and mask (B, T) of the distinct prompts; each row's (n,).
+
+        Each distinct prompt is computed once, after `beginning`, which holds the `common` tokens.
+        """
+        prompts = list(dict.fromkeys(tuple(row.prompt_token_ids) for row in rows))
+        start = len(common)
+        width = max(map(len, prompts)) - start
+        pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos, default=0)
+        padding = [width + start - len(prompt) for prompt in prompts]
+        input_ids = self._tensor([[pad] * n + [*prompt[start:]] for n, prompt in zip(padding, prompts, strict=True)])
+        mask = self._tensor([[1] * start + [0] * n + [1] * (width - n) for n in padding])
+        positions = (mask.cumsum(-1) - 1)[:, start:].clamp(min=0)
+        cache = DynamicCache(config=self.model.config)
+        if beginning is not None:
+            cache = copy.deepcopy(beginning)
             cache.batch_repeat_interleave(len(prompts))
-        logits = self._forward(input_ids, cache, mask, positions[:, common:].clamp(min=0))
+        logits = self._forward(input_ids, cache, mask, positions)
         number = {prompt: i for i, prompt in enumerate(prompts)}
-        index = self._tensor([number[tuple(row.prompt_token_ids)] for row in batch])
-        if len(prompts) < len(batch):
-            cache.batch_select_indices(index)
-        return logits[index], cache, mask[index], positions[index, -1:]
+        index = self._tensor([number[tuple(row.prompt_token_ids)] for row in rows])
+        return logits[index], cache, mask, index
 
     def _forward(
-        self, input_ids: torch.Tensor, cache: DynamicCache, mask: torch.Tensor, positions: torch.Tensor
+        self, input_ids: torch.Tensor, cache: Any, mask: torch.Tensor, positions: torch.Tensor
     ) -> torch.Tensor:
         """The next token's logits in float32. (B, t), cache, (B, T), (B, t) -> (B, V)."""
         output = self.model(
@@ -212,6 +257,12 @@ class TransformersSampler:
             row.finish_reason = "length"
 
     def _stopped(self, row: Row, stop: tuple[str, ...]) -> bool:
+        last = row.token_ids[-1]
+        if last not in self.texts:
+            self.texts[last] = self.tokenizer.decode([last], skip_special_tokens=True)
+        text = self.texts[last]  # by itself a token may lack its blanks, and be part of a character
+        if text and "\ufffd" not in text and not any(string[-1] in text or string[-1].isspace() for string in stop):
+            return False
         longest = max(len(string.encode()) for string in stop)  # a token stands for a byte or more
         tail = self.tokenizer.decode(row.token_ids[-longest - 1 :], skip_special_tokens=True)
         return any(string in tail for string in stop)

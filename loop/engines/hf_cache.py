@@ -1,0 +1,156 @@
+"""Where the rows of a running batch keep their keys and values, and attention over them without copies.
+
+`Places` is for models whose layers all look back over everything: a place per row, filled from the left, so that a row
+can leave and another come while the rest go on. `Batch` is for all other kinds of cache (sliding windows, states):
+rows can leave it, but none can come before it is empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+GROUPED = "grouped_sdpa"
+
+
+def grouped_attention(
+    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **named: Any
+) -> tuple[torch.Tensor, Any]:
+    """transformers' sdpa; for one new token, the query heads that share a key head stand as positions of it.
+
+    So nothing is copied for each query head: on a CPU that copy costs more than the attention. (B, H, t, d) -> (B, t, H, d).
+    """
+    num_rows, num_heads, width, size = query.shape
+    groups = num_heads // key.shape[1]
+    plain = attention_mask is None or attention_mask.shape[1] == 1
+    if width > 1 or groups == 1 or not plain or named.get("dropout") or named.get("position_bias") is not None:
+        output, weights = sdpa_attention_forward(module, query, key, value, attention_mask, **named)
+        return output, weights
+    output = torch.nn.functional.scaled_dot_product_attention(
+        query.reshape(num_rows, key.shape[1], groups, size), key, value, attention_mask, scale=named.get("scaling")
+    )
+    return output.reshape(num_rows, 1, num_heads, value.shape[-1]), None
+
+
+def use_grouped_attention(model: Any) -> None:
+    """Let a model that attends through transformers' sdpa do so without copies."""
+    if model.config._attn_implementation == "sdpa":
+        AttentionInterface.register(GROUPED, grouped_attention)
+        AttentionMaskInterface.register(GROUPED, sdpa_mask)
+        model.set_attn_implementation(GROUPED)
+
+
+class PlacesLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values, (B, H, T, d), of which the first rows and columns are in use."""
+
+    def __init__(self, places: Places, like: DynamicLayer, num_places: int, width: int) -> None:
+        super().__init__()
+        self.places = places
+        self.keys, self.values = (
+            old.new_zeros(num_places, old.shape[1], width, old.shape[3]) for old in (like.keys, like.values)
+        )
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
+        """Each row's new token goes where the row ends. (n, H, 1, d) twice -> (n, H, width, d) twice."""
+        rows, columns, width = self.places.rows, self.places.lengths, self.places.width
+        self.keys[rows, :, columns] = key_states[:, :, 0]
+        self.values[rows, :, columns] = value_states[:, :, 0]
+        return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
+
+    def get_seq_length(self) -> int:
+        """As if all rows were as long as the longest; the attention mask says how long each is."""
+        return self.places.width - 1
+
+
+class Places:
+    """Room for `num_places` rows of `width` tokens; rows in use are the first ones."""
+
+    can_refill = True
+
+    def __init__(self, like: DynamicCache, num_places: int, width: int) -> None:
+        self.device = like.layers[0].keys.device
+        self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)  # (n,): tokens of each row
+        self.cache = Cache(layers=[PlacesLayer(self, layer, num_places, width) for layer in like.layers])
+        self.columns = torch.arange(width, device=self.device)
+        self._count()
+
+    def _count(self) -> None:
+        self.rows = torch.arange(len(self.lengths), device=self.device)
+        self.width = int(self.lengths.max()) + 1 if len(self.lengths) else 1
+
+    def put(self, cache: DynamicCache, mask: torch.Tensor, index: torch.Tensor) -> None:
+        """New rows behind those in use: row i is row index[i] of the left-padded `cache` with its `mask` (B, T)."""
+        for number in index.tolist():
+            real = mask[number].bool()
+            place, length = len(self.lengths), int(real.sum())
+            for layer, new in zip(self.cache.layers, cache.layers, strict=True):
+                layer.keys[place, :, :length] = new.keys[number][:, real]
+                layer.values[place, :, :length] = new.values[number][:, real]
+            self.lengths = torch.cat([self.lengths, self.lengths.new_tensor([length])])
+        self._count()
+
+    def keep(self, kept: Sequence[int]) -> list[int]:
+        """Let go of all other rows; the last ones move into the gaps. The order of the rows that are left."""
+        gaps = sorted(set(range(len(kept))) - set(kept))
+        moved = dict(zip(gaps, reversed(kept), strict=False))
+        for gap, last in moved.items():
+            length = int(self.lengths[last])
+            for layer in self.cache.layers:
+                layer.keys[gap, :, :length] = layer.keys[last, :, :length]
+                layer.values[gap, :, :length] = layer.values[last, :, :length]
+        order = [moved.get(place, place) for place in range(len(kept))]
+        self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.device)]
+        self._count()
+        return order
+
+    def inputs(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """The cache, its mask (n, width) and the positions (n, 1) for one new token of each row."""
+        mask = (self.columns[: self.width] <= self.lengths[:, None]).long()
+        return self.cache, mask, self.lengths[:, None]
+
+    def advance(self) -> None:
+        """Each row has one token more."""
+        self.lengths = self.lengths + 1
+        self.width += 1
+
+
+class Batch:
+    """Rows that began together, in the cache that transformers made for them."""
+
+    can_refill = False
+
+    def put(self, cache: DynamicCache, mask: torch.Tensor, index: torch.Tensor) -> None:
+        """See `Places.put`; only while no row is here."""
+        cache.batch_select_indices(index)
+        self.cache, self.mask = cache, mask[index]
+        self.positions = self.mask.sum(-1, keepdim=True) - 1
+
+    def keep(self, kept: Sequence[int]) -> list[int]:
+        """See `Places.keep`."""
+        index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
+        if len(kept):
+            self.cache.batch_select_indices(index)
+        self.mask, self.positions = self.mask[index], self.positions[index]
+        return list(kept)
+
+    def inputs(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """See `Places.inputs`."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.positions = self.positions + 1
+        return self.cache, self.mask, self.positions
+
+    def advance(self) -> None:
+        """See `Places.advance`; `inputs` did it."""
+
+
+def room_for(like: DynamicCache, num_places: int, width: int) -> Places | Batch:
+    """`Places` where every layer of a prefilled cache is an ordinary one, else a `Batch`."""
+    ordinary = all(type(layer) is DynamicLayer for layer in like.layers)
+    return Places(like, num_places, width) if ordinary else Batch()
