@@ -197,9 +197,9 @@ def insert(db: Database, table: str, records: Iterable[Any], *, clause: str = ""
     if not records:
         return 0
     names = [name for name, _ in _codecs(type(records[0]))]
-    sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join(':' + name for name in names)}) {clause}"
+    sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) {clause}"
     with _translated(db):
-        return db.conn.executemany(sql, (_bound(pack(record)) for record in records)).rowcount
+        return db.conn.executemany(sql, (_bound(list(pack(record).values())) for record in records)).rowcount
 
 
 def pack(record: Any) -> Row:
