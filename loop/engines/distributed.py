@@ -2,7 +2,7 @@
 
 `DistributedTrainer` starts the group and waits; `python -m loop.engines.distributed JOB` is one rank of it. They talk
 through small files in a scratch directory, which cannot hang. Whatever is started descends from the worker's guard and
-inherits its token, so it ends with the worker. Weights, gradients and optimizer state are sharded (FSDP 2), or
+inherits its token, so it ends with the worker. On GPUs weights, gradients and optimizer state are sharded (FSDP 2), or
 as a DeepSpeed file says.
 """
 
@@ -165,7 +165,7 @@ def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult:
             yield from range(num_rows, num_rows + num_fill)
 
         def __len__(self) -> int:
-            return num_rows + num_fill
+            return int(num_rows + num_fill)
 
     class GroupTrainer(SFTTrainer):  # type: ignore[misc]
         def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -184,7 +184,9 @@ def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult:
         num_processes,
         {"deepspeed": job["engine"]["deepspeed"]}
         if job["engine"].get("deepspeed")
-        else {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2}},
+        else {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2}}
+        if on_gpu
+        else {},
     )
     trainer = GroupTrainer(
         model=model,
@@ -194,7 +196,7 @@ def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult:
         callbacks=[report],
     )
     trainer.train()
-    if not (job["engine"].get("deepspeed") or trainer.is_fsdp_enabled):
+    if on_gpu and not (job["engine"].get("deepspeed") or trainer.is_fsdp_enabled):
         raise EngineError("accelerate did not shard the model; unset ACCELERATE_* in the environment")
     state = trainer.accelerator.get_state_dict(trainer.model)
     result = TrainingResult(num_steps=0, num_rows=0, num_completion_tokens=0, losses=())
