@@ -154,6 +154,11 @@ def build_trainer(settings: dict[str, Any], progress: Progress) -> Any:
 
         return FakeTrainer(settings, progress)
     prepare_torch(settings)
+    num_processes = settings.get("num_training_processes", 1)
+    if num_processes > 1:
+        from loop.engines.distributed import DistributedTrainer
+
+        return DistributedTrainer(settings, progress, num_processes)
     from loop.engines.trl_trainer import TrlTrainer
 
     return TrlTrainer(settings, progress)

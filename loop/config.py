@@ -308,6 +308,13 @@ class Engine(Section):
         None, description="Engines that share the sampling; default: as many as the visible GPUs are enough for, or 1."
     )
     num_threads: PositiveInt | None = Field(None, description="CPU threads of the model; default: one per core.")
+    num_training_processes: PositiveInt = Field(
+        1,
+        description="Processes that fine-tune together: one per GPU to be used; training.batch_size stays what it is.",
+    )
+    deepspeed: str | None = Field(
+        None, description="A DeepSpeed configuration file, instead of FSDP, for more than one training process."
+    )
     max_attempts: PositiveInt = Field(3, description="A stage that fails so often fails the round.")
     retry_wait_s: float = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")
     stall_timeout_s: PositiveFloat = Field(
@@ -457,6 +464,24 @@ class Config(Section):
         if changes.length_factor < 1.0 and training.num_steps is None and training.num_epochs in (None, 1):
             problem = "a single epoch cannot be made shorter; give training.num_steps, or leave this out"
             mistakes.append((("after_rollback", "length_factor"), problem))
+        _refuse(mistakes)
+        return self
+
+    @model_validator(mode="after")
+    def _training_processes(self) -> Config:
+        num, training = self.engine.num_training_processes, self.training
+        mistakes: list[Mistake] = []
+        if num > 1 and training.batch_size % (training.micro_batch_size * num):
+            problem = (
+                f"{num} times training.micro_batch_size {training.micro_batch_size} does not divide "
+                f"training.batch_size {training.batch_size}; lower one of them"
+            )
+            mistakes.append((("engine", "num_training_processes"), problem))
+        if num > 1 and training.method == "lora":
+            problem = 'LoRA is trained by one process; set 1, or training.method = "full"'
+            mistakes.append((("engine", "num_training_processes"), problem))
+        if num == 1 and self.engine.deepspeed is not None:
+            mistakes.append((("engine", "deepspeed"), "has no meaning for one training process; remove it"))
         _refuse(mistakes)
         return self
 

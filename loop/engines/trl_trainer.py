@@ -81,6 +81,48 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.losses.append(float(loss))
 
 
+def write_trained(
+    trained: Any,
+    parent: CheckpointRef,
+    settings: dict[str, Any],
+    rows: Columns,
+    left_out: Columns,
+    out_dir: Path,
+    saved_dtype: Any,
+    config: Any,
+    generation_config: Any,
+    *,
+    num_steps: int,
+    losses: list[float],
+) -> TrainingResult:
+    """Check, measure and write the trained weights, in the parent's precision."""
+    if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
+        raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
+    held: dict[str, float] = {}
+    if num_held_out := len(left_out["labels"]):
+        every = len(rows["labels"]) // num_held_out  # all along the list: with earlier rounds in it they come first
+        seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
+        held = {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
+    adapter = isinstance(trained, PeftModel) and not settings["lora"]["merge"]
+    if isinstance(trained, PeftModel) and not adapter:
+        trained = trained.merge_and_unload()
+    if not adapter:
+        trained = trained.to(saved_dtype)
+        trained.config, trained.generation_config = config, generation_config  # the trainer had changed them
+    trained.save_pretrained(out_dir)
+    (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
+    load_tokenizer(parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
+    return TrainingResult(
+        num_steps=num_steps,
+        num_rows=len(rows["labels"]),
+        num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
+        losses=tuple(losses),
+        num_held_out=num_held_out,
+        **held,
+        adapter=adapter,
+    )
+
+
 class TrlTrainer:
     """A Trainer over TRL."""
 
@@ -117,49 +159,34 @@ class TrlTrainer:
             trainer = StepTrainer(
                 model=model,
                 budget=settings["micro_batch_size"] * max(map(len, rows["input_ids"])),
-                args=self._arguments(settings, Path(scratch)),
+                args=self.arguments(settings, Path(scratch)),
                 train_dataset=Dataset.from_dict(rows),
                 processing_class=tokenizer,
                 callbacks=[report],
             )
             trainer.train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
-        if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
-            raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
-        held: dict[str, float] = {}
-        if num_held_out := len(left_out["labels"]):
-            every = len(rows["labels"]) // num_held_out  # all along the list: with earlier rounds in it they come first
-            seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
-            held = {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
-        adapter = isinstance(trained, PeftModel) and not lora["merge"]
-        if isinstance(trained, PeftModel) and not adapter:
-            trained = trained.merge_and_unload()
-        if not adapter:
-            trained = trained.to(saved_dtype)
-            trained.config, trained.generation_config = config, generation_config  # the trainer had changed them
-        trained.save_pretrained(out_dir)
-        (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        load_tokenizer(parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
-        return TrainingResult(
-            num_steps=trainer.state.global_step,
-            num_rows=len(rows["labels"]),
-            num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
-            losses=tuple(report.losses),
-            num_held_out=num_held_out,
-            **held,
-            adapter=adapter,
-        )
+        return write_trained(
+            trained, parent, settings, rows, left_out, out_dir, saved_dtype, config, generation_config,
+            num_steps=trainer.state.global_step, losses=report.losses,
+        )  # fmt: skip
 
-    def _arguments(self, settings: dict[str, Any], scratch: Path) -> SFTConfig:
+    def arguments(self, settings: dict[str, Any], scratch: Path, num_processes: int = 1, **more: Any) -> SFTConfig:
+        """`more`: how the model is spread over the processes."""
         on_gpu = self.device.type == "cuda"
         peak = settings["learning_rate"]
+        if num_processes == 1:
+            # StepTrainer cuts a step into forward passes.
+            more = {"per_device_train_batch_size": settings["batch_size"], "gradient_accumulation_steps": 1}
+        else:
+            micro = settings["micro_batch_size"]
+            more["per_device_train_batch_size"] = micro
+            more["gradient_accumulation_steps"] = settings["batch_size"] // (micro * num_processes)
         arguments = SFTConfig(
             output_dir=str(scratch),
             seed=settings["seed"] % 2**32,
             num_train_epochs=settings["num_epochs"] or 1,
             max_steps=settings["num_steps"] or -1,
-            per_device_train_batch_size=settings["batch_size"],  # StepTrainer cuts it into forward passes
-            gradient_accumulation_steps=1,
             learning_rate=peak,
             lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr": settings["min_learning_rate"]},
@@ -180,8 +207,9 @@ class TrlTrainer:
             disable_tqdm=True,
             dataloader_num_workers=0,
             dataloader_pin_memory=False,
+            **more,
         )
-        if on_gpu:
+        if on_gpu and num_processes == 1:
             arguments._n_gpu = (
                 1  # else several GPUs would be used through DataParallel, with larger batches than asked for
             )
