@@ -126,7 +126,7 @@ def test_asking_again_measures_nothing_and_says_the_same(whole: tuple[Path, list
         round = session.ledger.round(session.run_id, 2)
         assert round is not None
         assert json.loads(json.dumps(diagnose(session, round))) == expected[1]
-        assert not watch.parts and session.engines._up is None
+        assert not watch.parts and session.engines._sampler is None
 
 
 def test_what_is_stored_are_the_bases_own_words(whole: tuple[Path, list[Any], list[str]]) -> None:
