@@ -35,6 +35,7 @@ from store.checkpoints import (
     manifest_sha256,
     manifest_size_bytes,
     quarantine,
+    stamps,
     sweep_temporaries,
     verify,
 )
@@ -86,6 +87,7 @@ class Session:
     tests: dict[str, GradingProblem] = field(default_factory=dict)  # of prompts, by prompt id, if a data policy asks
     guide: Callable[[Round | None], None] = field(default=lambda round: None)
     wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
+    verified: dict[str, Any] = field(default_factory=dict)  # the stamps of checkpoints when they were read whole
 
     def safe_point(self, round: Round | None = None) -> None:
         """Everything so far is stored. What the guide raises here leaves a round that can be resumed.
@@ -114,12 +116,18 @@ class Session:
         return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
 
     def weights(self, sha256: str) -> CheckpointRef:
-        """A checkpoint, every byte of it verified. A damaged one is set aside, and the error says what to do."""
+        """A checkpoint, every byte of it verified, again whenever its files were touched since.
+
+        A damaged one is set aside, and the error says what to do.
+        """
         row = self.ledger.checkpoint(sha256)
         assert row is not None, sha256
         path = self.loaded.run_dir / row.path  # an absolute path stays as it is
         try:
-            verify(path, row.manifest)
+            stamped = stamps(path, row.manifest)
+            if not stamped or self.verified.get(sha256) != stamped:  # nobody has written to it since it was read
+                verify(path, row.manifest)
+                self.verified[sha256] = stamped
         except DamagedCheckpoint as damage:
             if not row.round:
                 raise LoopError(f"the base model has changed since the run began: {damage}; restore it") from None

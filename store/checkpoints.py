@@ -17,6 +17,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from store.canonical import canonical_json, sha256_of
@@ -73,14 +74,19 @@ def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
 
 
 def write_manifest(directory: Path) -> Json:
-    """Fsync all that is in the directory, describe it in MANIFEST.json and fsync that; the manifest."""
+    """Fsync all that is in the directory, describe it in MANIFEST.json and fsync that; the manifest.
+
+    A file is hashed while the disk writes it.
+    """
     (directory / MANIFEST).unlink(missing_ok=True)
     files = {}
-    for path in _plain_files(directory, StoreError):
-        if path.suffix.lower() in PICKLES:
-            raise UnsafeWeights(f"{path}: can run code when it is loaded; write safetensors")
-        _fsync(path)
-        files[path.relative_to(directory).as_posix()] = _measure(path)
+    with ThreadPoolExecutor(1) as disk:
+        for path in _plain_files(directory, StoreError):
+            if path.suffix.lower() in PICKLES:
+                raise UnsafeWeights(f"{path}: can run code when it is loaded; write safetensors")
+            synced = disk.submit(_fsync, path)
+            files[path.relative_to(directory).as_posix()] = _measure(path)
+            synced.result()
     for path in sorted(directory.rglob("*"), reverse=True):
         if path.is_dir():
             _fsync(path)
@@ -128,6 +134,17 @@ def verify(directory: Path, manifest: Json) -> None:
             name = path.relative_to(directory).as_posix()
             if name not in manifest["files"] and name != MANIFEST:
                 raise DamagedCheckpoint(f"{path}: the file is not in the manifest")
+
+
+def stamps(directory: Path, manifest: Json) -> dict[str, tuple[int, ...]]:
+    """What changes when anybody writes to a file of the manifest, or puts another in its place. Empty if one is missing."""
+    try:
+        found = {name: (directory / name).stat() for name in (*manifest["files"], ".")}
+    except OSError:
+        return {}
+    return {
+        name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in found.items()
+    }
 
 
 def committed(directory: Path) -> Json | None:

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,9 +23,11 @@ from store.checkpoints import (
     quarantine,
     read_manifest,
     remove_directory,
+    stamps,
     sweep_temporaries,
     temporary_directory,
     verify,
+    write_manifest,
 )
 from store.errors import DamagedCheckpoint, StoreError, UnsafeWeights
 
@@ -198,3 +201,29 @@ def test_the_order_of_a_commit_as_the_kernel_sees_it(tmp_path: Path) -> None:
         ("rename", "/tmp"),
         ("fsync", ""),
     ]
+
+
+@pytest.mark.parametrize("how", ["written", "replaced", "removed", "added"])
+def test_stamps_change_with_every_touch(tmp_path: Path, how: str) -> None:
+    """Bytes of the same length, an old modification time: what was read whole before is read again all the same."""
+    directory = tmp_path / "weights"
+    directory.mkdir()
+    (directory / "model.safetensors").write_bytes(b"12345678")
+    manifest = write_manifest(directory)
+    before, times = stamps(directory, manifest), (directory / "model.safetensors").stat()
+    assert before and before == stamps(directory, manifest)
+    time.sleep(0.02)  # the clock of the file system
+    target = directory / "model.safetensors"
+    match how:
+        case "written":
+            target.write_bytes(b"12345679")
+        case "replaced":
+            (tmp_path / "other").write_bytes(b"12345679")
+            (tmp_path / "other").replace(target)
+        case "removed":
+            target.unlink()
+        case _:
+            (directory / "more.json").write_text("{}")
+    if target.exists():
+        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert stamps(directory, manifest) != before
