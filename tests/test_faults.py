@@ -83,7 +83,7 @@ def fault(daemon: Daemon, preload: Path, tmp_path: Path) -> Callable[[str, int],
 def test_a_disk_that_takes_nothing_pauses_it_and_it_goes_on_by_itself(
     daemon: Daemon, fault: Callable[[str, int], None], number: int, stage: str
 ) -> None:
-    process = daemon.spawn(step_s=0.1)
+    process = daemon.spawn(step_s=0.4)
     daemon.in_stage(stage)
     fault("disk", number)
     wanted = f"paused nothing can be written to {daemon.run_dir}" if number == errno.EROFS else "paused no room: "
