@@ -39,6 +39,7 @@ from tiny import make_tiny_model
 
 from loop.engines.base import CheckpointRef, Forced, Sampler, SamplingParams
 from loop.errors import EngineError
+from loop.worker import RemoteSampler
 
 Body = dict[str, Any]
 KEY = "sk-very-secret"
@@ -518,6 +519,7 @@ def test_engines_keep_one_sampler_whatever_devices_there_are(
     engines = Engines(load(GOOD + text + f"server_command = {words}"), Watcher())  # type: ignore[arg-type]
     try:
         sampler = engines.sampler(models["one"])
+        assert isinstance(sampler, RemoteSampler), "one asks the server, not one for each device"
         before = ask(sampler, [chat("r", seed=1)], GREEDY)
         assert engines.sampler(models["other"]) is sampler, "the weights change in place"
         assert ask(sampler, [chat("r", seed=1)], GREEDY) != before
