@@ -142,6 +142,10 @@ def build_sampler(checkpoint: CheckpointRef, settings: dict[str, Any], progress:
         from loop.engines.vllm_sampler import VllmSampler
 
         return VllmSampler(checkpoint, settings, progress)
+    if settings["sampler"] == "server":
+        from loop.engines.server_sampler import ServerSampler
+
+        return ServerSampler(checkpoint, settings, progress)
     from loop.engines.hf_sampler import TransformersSampler
 
     return TransformersSampler(checkpoint, settings, progress)

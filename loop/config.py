@@ -291,8 +291,17 @@ class Grading(Section):
 class Engine(Section):
     """What runs the model. Results do not depend on it beyond floating-point noise; time and memory do."""
 
-    sampler: Literal["auto", "transformers", "vllm", "fake"] = Field(
-        "auto", description='What generates completions; "auto" takes vLLM where it is installed and starts.'
+    sampler: Literal["auto", "transformers", "vllm", "server", "fake"] = Field(
+        "auto",
+        description='What generates completions; "auto" takes vLLM where it is installed and starts, "server" asks '
+        "one elsewhere.",
+    )
+    server_url: str | None = Field(
+        None, description='For "server": where `vllm serve` answers, "http://HOST:PORT/v1"; a key is in OPENAI_API_KEY.'
+    )
+    server_command: tuple[str, ...] = Field(
+        (),
+        description='For "server": a command that makes it serve the checkpoint {path}, as ["./reload.sh", "{path}"].',
     )
     trainer: Literal["trl", "fake"] = Field("trl", description="What fine-tunes.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto" takes a GPU where there is one.')
@@ -320,6 +329,53 @@ class Engine(Section):
     stall_timeout_s: PositiveFloat = Field(
         600.0, description="A worker without progress for so long is ended and its stage tried again."
     )
+
+    @field_validator("server_url")
+    @classmethod
+    def _server_url(cls, url: str | None) -> str | None:
+        try:
+            parts = urlsplit("http://localhost" if url is None else url)
+            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            whole = False
+        if (
+            not whole
+            or "@" in parts.netloc
+            or set(url or "") & set("?#")
+            or not (url or "-").isprintable()
+            or " " in (url or "")
+        ):
+            # Not what was given: it may hold a password.
+            raise ValueError(
+                'is not the address of a server; give one such as "http://gpu-host:8000/v1", a key in OPENAI_API_KEY'
+            )
+        return url
+
+    @field_validator("server_command")
+    @classmethod
+    def _server_command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        if (command and not command[0].strip()) or any("\0" in word for word in command):
+            raise ValueError('is no command; give it and its arguments, as in ["./reload.sh", "{path}"]')
+        return command
+
+    @model_validator(mode="after")
+    def _server(self) -> Engine:
+        mistakes: list[Mistake] = []
+        if self.sampler == "server":
+            if self.server_url is None:
+                problem = '"server" needs server_url, where it answers; give it, as in "http://gpu-host:8000/v1"'
+                mistakes.append((("sampler",), problem))
+            if self.num_engines is not None:
+                problem = "has no meaning for a server, which has its own; remove it"
+                mistakes.append((("num_engines",), problem))
+        else:
+            for key in ("server_url", "server_command"):
+                if getattr(self, key):
+                    mistakes.append(
+                        ((key,), f'has no meaning for sampler {self.sampler!r}; remove it, or set "server"')
+                    )
+        _refuse(mistakes)
+        return self
 
 
 class Schedule(Section):
@@ -465,6 +521,13 @@ class Config(Section):
             problem = "a single epoch cannot be made shorter; give training.num_steps, or leave this out"
             mistakes.append((("after_rollback", "length_factor"), problem))
         _refuse(mistakes)
+        return self
+
+    @model_validator(mode="after")
+    def _whole_weights(self) -> Config:
+        if self.engine.sampler == "server" and self.training.method == "lora" and not self.training.lora.merge:
+            problem = 'a server (engine.sampler = "server") takes whole weights only; set merge = true'
+            _refuse([(("training", "lora", "merge"), problem)])
         return self
 
     @model_validator(mode="after")

@@ -129,6 +129,8 @@ class Engines:
 
     def _shares(self) -> list[list[tuple[str, int]]]:
         """The GPUs of each engine; none where there is no GPU. A single engine is left to find its own."""
+        if self.settings["sampler"] == "server":  # it has its own, however many
+            return [[]]
         num, per_engine = self.settings["num_engines"], self.settings["gpus_per_engine"]
         devices = visible_devices() if num != 1 and self.settings["device"] != "cpu" else []
         if not devices and self.settings["device"] != "cuda":

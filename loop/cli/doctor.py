@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loop.configfile import LoadedConfig
 
 TORCH_TIMEOUT_S = 120.0
+SERVER_TIMEOUT_S = 3.0
 LITTLE_MEMORY_BYTES = 6 << 30  # a full fine-tune of a model of 135M parameters takes as much
 LITTLE_DISK_BYTES = 2 << 30
 _ENGINES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -76,6 +77,8 @@ def examine(call: Call, deep: bool = False) -> Iterator[Line]:
     if loaded:
         yield from _run_directory(loaded.run_dir)
     yield from _engines(loaded)
+    if loaded and loaded.config.engine.sampler == "server":
+        yield _server(loaded.config.engine.server_url or "")
     yield _devices(loaded)
     yield _sandbox(loaded)
     if deep and loaded and not any(line.verdict == "fail" for line in trouble):
@@ -194,6 +197,17 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
 
         name, why = best_sampler(loaded.config.engine.device)
         yield Line("sampler", "ok", f"{name}: {why}")
+
+
+def _server(url: str) -> Line:
+    try:
+        from loop.engines.server_http import first_model
+
+        return Line("server", "ok", f"{url} serves {first_model(url, SERVER_TIMEOUT_S)[:200]}")
+    except ImportError:
+        return Line("server", "fail", "httpx2 is missing", "install the project again")
+    except LoopError as error:
+        return Line("server", "fail", str(error), "start `vllm serve DIR` there, or correct engine.server_url")
 
 
 def _version(name: str) -> str | None:

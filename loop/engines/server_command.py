@@ -1,0 +1,43 @@
+"""The user's command that makes a server serve a checkpoint: without a shell, in bounded time, its end told in one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+
+from loop.errors import EngineError
+
+LOOK_S = 0.5
+OUTPUT_BYTES = 4096  # the end of the output that is looked at
+
+
+def run_command(words: Sequence[str], time_left: Callable[[], bool], shown: Callable[[str], str]) -> None:
+    """Run it until it ends. EngineError with its exit code and last line where it fails; ended when no time is left.
+
+    `time_left` is asked about twice a second; `shown` makes a stranger's text fit for a message. What the command leaves
+    running ends with this worker.
+    """
+    with tempfile.TemporaryFile() as output:  # no pipe: what it leaves running would hold it open
+        try:
+            process = subprocess.Popen(
+                words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+        except (OSError, ValueError) as error:
+            raise EngineError(f"engine.server_command: cannot be run: {shown(str(error))}") from None
+        how = ""
+        while not how:
+            try:
+                how = f"ended with exit code {process.wait(LOOK_S)}"
+            except subprocess.TimeoutExpired:
+                if not time_left():
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    how = "took longer than engine.stall_timeout_s and was ended"
+        if process.returncode:
+            output.seek(max(0, output.seek(0, os.SEEK_END) - OUTPUT_BYTES))
+            lines = output.read().decode(errors="replace").strip().splitlines()
+            last = shown(lines[-1]) if lines else "none"
+            raise EngineError(f"engine.server_command: {shown(words[0])} {how}; its last line: {last}")

@@ -1,0 +1,235 @@
+"""Sampling with a server elsewhere, as `vllm serve DIR` starts one. Runs only inside a worker process.
+
+The server holds the weights; here are only tokenizer and prompts. As many requests are under way as `vllm_sampler` keeps in
+its engine. Before it samples from a checkpoint, `weights_proof` shows that the server serves it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Awaitable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.hf_models import load_tokenizer
+from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.server_command import LOOK_S, run_command
+from loop.engines.server_http import Choice, ModelCard, Server, Unavailable
+from loop.engines.weights_proof import Proof, check, reference, tells_apart
+from loop.errors import EngineError
+
+QUEUE = 2  # requests at the server, in batches
+PATIENCE = 0.9  # of the time without progress after which this worker would be ended: the better message comes first
+
+Result = TypeVar("Result")
+
+
+class ServerSampler:
+    """A Sampler over a server, and a Prober that takes transformers for it."""
+
+    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+        self.settings = settings
+        self.progress = progress
+        self.batch_size: int = settings["batch_size"]
+        self.dtype = settings["dtype"] if settings["dtype"] != "auto" else "bfloat16"  # what servers take by themselves
+        self.limit_s: float = settings["stall_timeout_s"]
+        self.patience_s = PATIENCE * self.limit_s
+        self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
+        self.proof: Proof | None = None
+        self.said: list[float] = []  # by the server, of the probe text
+        self.server = Server(settings["server_url"])
+        self.loop = asyncio.new_event_loop()
+        try:
+            self.change(checkpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """See `Sampler.change`. True, or an EngineError: to start again would change nothing about the server."""
+        self._end_prober()
+        before, self.proof = self.proof, None
+        proof = reference(checkpoint, self.dtype)
+        self.model = self._ready(checkpoint)
+        said = self._served(proof)
+        where, remedy = f"{self.server.url} with {checkpoint.path}", f"`vllm serve {checkpoint.path}`"
+        try:
+            check(proof, said, where, self.dtype)
+        except EngineError as wrong:
+            raise EngineError(f"{wrong} in {self.dtype}; serve that directory: {remedy}") from None
+        # So near to the weights before that the proof would pass for them, too.
+        near = before and before.logprobs != proof.logprobs and not tells_apart(before, proof, self.dtype)
+        if near and (said == self.said or not self.settings.get("server_command")):
+            raise EngineError(f"{where}: may still serve the weights before, which are as near; {remedy} there anew")
+        self.checkpoint, self.proof, self.said = checkpoint, proof, said
+        self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
+        self.num_tokens, longest = _limits(checkpoint)
+        self.max_tokens = self.model.max_model_len or longest
+        return True
+
+    # ---- the server gets the weights -------------------------------------------------------------------------------
+
+    def _ready(self, checkpoint: CheckpointRef) -> ModelCard:
+        """What is served, after the command where there is one."""
+        command, began = self.settings.get("server_command"), time.monotonic()
+
+        def time_left(since: float) -> bool:
+            """Whether there is; and progress, for who would end a worker that makes none."""
+            now, total = time.monotonic(), int(2 * self.limit_s) + 1  # for the command, and for the server
+            self.progress(min(int(now - began), total), total)
+            return now - since < self.limit_s
+
+        if command:
+            words = [word.replace("{path}", str(checkpoint.path)) for word in command]
+            run_command(words, lambda: time_left(began), self.server.shown)
+        ended = time.monotonic()
+        while True:
+            try:
+                return self._answer(self.server.models()).data[0]
+            except Unavailable as error:
+                if not command or not time_left(ended):
+                    raise EngineError(f"{error}; start it there: `vllm serve {checkpoint.path}`") from None
+                time.sleep(LOOK_S)
+
+    def _served(self, proof: Proof) -> list[float]:
+        """The server's own log-probabilities of the probe text."""
+        body = self._body(proof.token_ids, SamplingParams(temperature=0.0, max_new_tokens=1), 0)
+        choice = self._answer(self.server.complete(body | {"prompt_logprobs": 0}))
+        try:
+            pairs = zip(proof.token_ids, choice.prompt_logprobs or (), strict=True)
+            return [(at or {})[str(token)].logprob for token, at in list(pairs)[1:]]
+        except (KeyError, ValueError):
+            raise self.server.refusal("/completions", "prompt_logprobs are not those of the prompt") from None
+
+    def _answer(self, asked: Awaitable[Result]) -> Result:
+        try:
+            return self.loop.run_until_complete(asyncio.wait_for(asked, self.patience_s))
+        except TimeoutError:
+            raise Unavailable(f"{self.server.url}: no answer within {self.patience_s:g} s") from None
+
+    # ---- completions -----------------------------------------------------------------------------------------------
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+        """See `Sampler.generate`."""
+        self._end_prober()
+        prompts = {request.id: prompt_token_ids(self.tokenizer, request) for request in requests}
+        for request in requests:
+            check_fits(request, prompts[request.id], params, self.max_tokens)
+        waiting, num_done = deque(requests), 0
+        inside: set[asyncio.Task[Generated]] = set()
+        try:
+            while waiting or inside:
+                while waiting and len(inside) < QUEUE * self.batch_size:
+                    request = waiting.popleft()
+                    inside.add(self.loop.create_task(self._completion(request, prompts.pop(request.id), params)))
+                done, inside = self.loop.run_until_complete(
+                    asyncio.wait(inside, timeout=self.patience_s, return_when=asyncio.FIRST_COMPLETED)
+                )
+                if not done:
+                    what = f"no completion came for {self.patience_s:g} s; if it is only slow, raise "
+                    raise self.server.refusal("/completions", what + "engine.stall_timeout_s")
+                failed = [task for task in done if task.exception()]
+                finished = [task.result() for task in done if not task.exception()]
+                num_done += len(finished)
+                self.progress(num_done, len(requests))
+                if finished:
+                    yield finished
+                for task in failed:
+                    task.result()
+        finally:  # the server drops what nobody waits for
+            for task in inside:
+                task.cancel()
+            if inside:
+                self.loop.run_until_complete(asyncio.gather(*inside, return_exceptions=True))
+
+    def _body(self, prompt: Sequence[int], params: SamplingParams, seed: int) -> dict[str, Any]:
+        """What is asked. Nothing that draws is left out: the server would take the model's own default for it."""
+        return {
+            "model": self.model.id,
+            "prompt": list(prompt),
+            "max_tokens": params.max_new_tokens,
+            "temperature": params.temperature,
+            "top_k": params.top_k,
+            "top_p": params.top_p,
+            "min_p": 0.0,
+            "repetition_penalty": params.repetition_penalty,
+            "presence_penalty": 0.0,
+            "frequency_penalty": 0.0,
+            "seed": seed % 2**63,
+            "stop": list(params.stop),
+            "include_stop_str_in_output": True,
+            "stop_token_ids": sorted(self.proof.eos) if self.proof else [],
+            "skip_special_tokens": True,
+            "logprobs": 0,  # of the token that was drawn
+            "return_token_ids": True,
+            "return_tokens_as_token_ids": True,  # a short name of each, whatever its text
+        }
+
+    async def _completion(self, request: Request, prompt: list[int], params: SamplingParams) -> Generated:
+        choice = await self.server.complete(self._body(prompt, params, request.seed))
+        if wrong := self._wrong(choice, prompt, params):
+            raise self.server.refusal("/completions", f"request {self.server.shown(request.id)}: {wrong}")
+        stopped = "stop" if isinstance(choice.stop_reason, str) else "eos"
+        return Generated(
+            id=request.id,
+            text=self.tokenizer.decode(choice.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+            token_ids=tuple(choice.token_ids),
+            prompt_token_ids=tuple(prompt),
+            finish_reason="length" if choice.finish_reason == "length" else stopped,
+            logprob_sum=sum(choice.logprobs.token_logprobs),
+        )
+
+    def _wrong(self, choice: Choice, prompt: list[int], params: SamplingParams) -> str:
+        """Why this cannot be the answer; "" where it can."""
+        assert self.proof
+        drawn, logprobs = choice.token_ids, choice.logprobs.token_logprobs
+        if choice.prompt_token_ids != prompt:
+            return "prompt_token_ids are not those that were sent"
+        if not 0 < len(drawn) <= params.max_new_tokens:
+            return f"it has {len(drawn)} tokens, and at most {params.max_new_tokens} were asked for"
+        if not all(0 <= token < self.num_tokens for token in drawn):
+            return f"token_ids are outside the vocabulary of {self.num_tokens}"
+        if len(logprobs) != len(drawn) or not all(-1e5 < one < 0.01 for one in logprobs):
+            return "token_logprobs are not a log-probability by token"
+        if choice.finish_reason == "length":
+            short = (
+                f"it ended after {len(drawn)} of {params.max_new_tokens} tokens; `--generation-config vllm` may help"
+            )
+            return short if len(drawn) < params.max_new_tokens else ""
+        known = (
+            choice.stop_reason in params.stop if isinstance(choice.stop_reason, str) else drawn[-1] in self.proof.eos
+        )
+        return "" if known else "it was stopped by nothing that ends a completion of this checkpoint"
+
+    # ---- distributions ---------------------------------------------------------------------------------------------
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`. The server does not give whole distributions: the same weights here, on the CPU, do."""
+        from loop.engines.hf_sampler import TransformersSampler
+
+        if self.prober is None:
+            self.prober = TransformersSampler(self.checkpoint, self.settings | {"device": "cpu"}, self.progress)
+        yield from self.prober.probe(texts, truncation, top)
+
+    def _end_prober(self) -> None:
+        if self.prober is not None:
+            self.prober.close()
+            self.prober = None
+
+    def close(self) -> None:
+        """Let go of prober and connections. Safe to repeat."""
+        self._end_prober()
+        if not self.loop.is_closed():
+            self.loop.run_until_complete(self.server.close())
+            self.loop.close()
+
+
+def _limits(checkpoint: CheckpointRef) -> tuple[int, int | None]:
+    """The size of the vocabulary, and the most tokens of a text where the model has a limit."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.base_path or checkpoint.path, local_files_only=True)
+    text = config.get_text_config()
+    return text.vocab_size, getattr(text, "max_position_embeddings", None)
