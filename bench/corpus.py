@@ -127,7 +127,8 @@ def _growth(where: Path, small: Path, equal: Path, large: Path, num_pairs: int, 
     return {
         "appending": appending,
         "status": _ratio(num_pairs, lambda: _status(small), lambda: _status(large)),
-        "selecting": _ratio(num_pairs, lambda: _selecting(equal), lambda: _selecting(large)),
+        "reading_a_round": _ratio(num_pairs, lambda: _reading(equal), lambda: _reading(large)),
+        "reading_by_id": _ratio(num_pairs, lambda: _reading(equal, by_id=True), lambda: _reading(large, by_id=True)),
     }
 
 
@@ -145,17 +146,24 @@ def _status(config: Path) -> float:
     return time.perf_counter() - begun
 
 
-def _selecting(config: Path) -> float:
-    """A round's ids, and its completions by id."""
+def _reading(config: Path, by_id: bool = False) -> float:
+    """The last round's texts in order of arrival, as collecting reads them; or one by one by id, as removing repeats does.
+
+    Ids are hashes: each lies on a page of its own in the index, of which a large store's does not fit into the cache.
+    """
     db = open_database(_database(config.parent), read_only=True)
     corpus, ledger = Corpus(db), Ledger(db)
     run = ledger.run()
     assert run is not None
     last = ledger.rounds(run.id)[-1].number
     begun = time.perf_counter()
-    ids = sorted(corpus.existing_ids(run.id, last))
-    for start in range(0, len(ids), 500):
-        corpus.texts_of(ids[start : start + 500])
+    if by_id:
+        ids = sorted(corpus.existing_ids(run.id, last))
+        for start in range(0, len(ids), 500):
+            corpus.texts_of(ids[start : start + 500])
+    else:
+        for _ in corpus.texts(run.id, last):
+            pass
     seconds = time.perf_counter() - begun
     db.close()
     return seconds

@@ -6,12 +6,13 @@ the head: a checkpoint that was kept because it scored well is measured afresh o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from loop.session import Session, Yardstick
 from loop.stages.evaluating import decoding_in_words, figures, grade, params_of
-from loop.stages.sampling import Lineage, plan, sample, seed_of
+from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
 from store.canonical import sha256_of
 from store.records import Completion, Evaluation, Json, Problem
 
@@ -74,7 +75,7 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
     if not wanted <= done:
         session.watch.stage(number, "evaluating", label)
         sampler = session.sampler(checkpoint)
-        for batch in sample(planned, done, lineage, params, sampler):
+        for batch in gathered(sample(planned, done, lineage, params, sampler), time.monotonic):
             corpus.add_completions(batch)
             session.safe_point()
     graded = corpus.graded_ids(evaluation.id) & wanted

@@ -7,6 +7,7 @@ round to the next stage. Whatever line the power goes out after, running the rou
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 
 from loop.adapting import refuse_a_repetition, settings_of
@@ -16,7 +17,7 @@ from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
 from loop.prompts.sources import prompts_of_round
 from loop.selection import select
 from loop.session import CHECKPOINTS, LostWeights, Session
-from loop.stages.sampling import Lineage, plan, sample, seed_of
+from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
 from loop.stages.training import rows_sha256, train
 from policies.data import build_data
 from policies.evidence import BadEvidence
@@ -47,8 +48,9 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
     done = session.corpus.existing_ids(round.run_id, round.number)
     if num_missing := sum(item.id not in done for item in planned):
         session.watch.stage(round.number, "sampling", f"{num_missing} completions")
+        params = SamplingParams.model_validate(inputs["decoding"])
         sampler = session.sampler(round.parent_checkpoint)
-        for batch in sample(planned, done, lineage, SamplingParams.model_validate(inputs["decoding"]), sampler):
+        for batch in gathered(sample(planned, done, lineage, params, sampler), time.monotonic):
             session.corpus.add_completions(batch)
             session.safe_point()
     policy = build_data(inputs["data"], ("data",)) if "data" in inputs else config.collect.data  # older stores lack it

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from json import encoder
 from typing import Any
 
 _MARK = "\u241b"
 _UNSAFE = re.compile("[\0\u241b\ud800-\udfff]")
 _ESCAPED = re.compile("\u241b([0-9a-f]{4})")
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+quoted = encoder.encode_basestring  # a string as canonical JSON
 
 
 def canonical_json(value: Any) -> str:

@@ -171,13 +171,13 @@ def snapshot(db: Database) -> Iterator[None]:
 def execute(db: Database, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
     """Run one statement inside the caller's transaction; the number of rows that it changed."""
     with _translated(db):
-        return db.execute(sql, _bound(parameters)).rowcount
+        return db.execute(sql, _parameters(parameters)).rowcount
 
 
 def query(db: Database, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
     """The rows of a bounded SELECT, by column name, with text as it was before it was stored."""
     with _translated(db):
-        cursor = db.execute(sql, _bound(parameters))
+        cursor = db.execute(sql, _parameters(parameters))
         names = [column[0] for column in cursor.description]
         return [
             {name: unescape(value) if isinstance(value, str) else value for name, value in zip(names, row, strict=True)}
@@ -197,9 +197,21 @@ def insert(db: Database, table: str, records: Iterable[Any], *, clause: str = ""
     if not records:
         return 0
     names = [name for name, _ in _codecs(type(records[0]))]
+    return insert_rows(db, table, names, [bound(pack(record).values()) for record in records], clause=clause)
+
+
+def insert_rows(
+    db: Database, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]], *, clause: str = ""
+) -> int:
+    """The same for rows that are `bound` columns already, in the order of `names`."""
     sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) {clause}"
     with _translated(db):
-        return db.conn.executemany(sql, (_bound(list(pack(record).values())) for record in records)).rowcount
+        return db.conn.executemany(sql, rows).rowcount
+
+
+def bound(values: Iterable[Any]) -> list[Any]:
+    """Values as SQLite takes them: text escaped."""
+    return [escape(value) if isinstance(value, str) else value for value in values]
 
 
 def pack(record: Any) -> Row:
@@ -263,10 +275,10 @@ def _codecs(kind: type[Any]) -> tuple[tuple[str, str], ...]:
     return _CODECS[kind]
 
 
-def _bound(parameters: Sequence[Any] | Mapping[str, Any]) -> Sequence[Any] | dict[str, Any]:
-    if isinstance(parameters, Mapping):
-        return {name: escape(value) if isinstance(value, str) else value for name, value in parameters.items()}
-    return [escape(value) if isinstance(value, str) else value for value in parameters]
+def _parameters(given: Sequence[Any] | Mapping[str, Any]) -> list[Any] | dict[str, Any]:
+    if isinstance(given, Mapping):
+        return dict(zip(given, bound(given.values()), strict=True))
+    return bound(given)
 
 
 def _pending(conn: sqlite3.Connection, path: Path) -> list[Migration]:

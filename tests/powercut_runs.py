@@ -37,8 +37,10 @@ from pathlib import Path
 import powercut_replay
 from loop import round as rounds, session as sessions
 from loop.configfile import load_config
-from loop.stages import training
+from loop.stages import sampling, training
 from store import corpus, ledger
+
+sampling.STORED_AT_ONCE = 1  # cuts are to come between the lists of one stage
 
 def say(**said):
     powercut_replay.mark(json.dumps(said))

@@ -85,7 +85,7 @@ from pathlib import Path
 from loop import round as rounds, session as sessions
 from loop.configfile import load_config
 from store import checkpoints, corpus, ledger
-from loop.stages import training
+from loop.stages import sampling, training
 
 config, where, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 PLACES = {
@@ -97,6 +97,7 @@ PLACES = {
     "add_probe_result": (corpus.Corpus, "add_probe_result"), "commit_directory": (training, "commit_directory"),
     "rename": (os, "rename"), "between_stages": (None, None),
 }
+sampling.STORED_AT_ONCE = 1  # kills are to come between the lists of one stage
 calls = 0
 
 def kill():

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from loop.engines.base import Generated, Request, Sampler, SamplingParams
 from store.canonical import sha256_of
 from store.records import Completion, Prompt
 
 SLICE = 2048  # completions that are asked for at a time
+STORED_AT_ONCE = 64  # completions of one transaction, where an engine gives them faster than that
+STORED_EVERY_S = 0.5
+
+T = TypeVar("T")
 
 
 def seed_of(*address: str | int) -> int:
@@ -57,7 +62,7 @@ def plan(lineage: Lineage, prompts: Sequence[Prompt], num_samples: int, seed: in
 def sample(
     planned: Sequence[Planned], done: Collection[str], lineage: Lineage, params: SamplingParams, sampler: Sampler
 ) -> Iterator[list[Completion]]:
-    """Generate what is planned and not done; yields lists as they finish, each to be stored before the next is asked for.
+    """Generate what is planned and not done; yields lists as they finish, to be `gathered` and stored.
 
     The plan is asked for in slices that do not depend on what is done, so that memory stays flat and a resumed stage
     forms the same batches.
@@ -75,6 +80,31 @@ def sample(
         ]
         for batch in sampler.generate(requests, params) if requests else ():
             yield [_completion(wanted[item.id], item, lineage, sampler.tokenizer_sha256) for item in batch]
+
+
+def gathered(batches: Iterable[list[T]], clock: Callable[[], float]) -> Iterator[list[T]]:
+    """The same rows in the same order in fewer lists: an engine may give rows one by one, and each transaction is a sync.
+
+    A list is handed on once it has STORED_AT_ONCE rows, or STORED_EVERY_S after the one before it by `clock` (seconds).
+    What is left is handed on at the end, and before an error of the source goes on. Time is looked at only when rows come:
+    a kill loses what has come since the last list (fewer than STORED_AT_ONCE rows, all of them within STORED_EVERY_S of
+    it), and the resumed stage makes it again.
+    """
+    waiting: list[T] = []
+    before = clock()
+    try:
+        for batch in batches:
+            waiting += batch
+            if len(waiting) >= STORED_AT_ONCE or clock() - before >= STORED_EVERY_S:
+                ready, waiting = waiting, []
+                yield ready
+                before = clock()
+    except BaseException:  # a signal too; for who stops listening nothing is waiting
+        if waiting:
+            yield waiting
+        raise
+    if waiting:
+        yield waiting
 
 
 def _completion(item: Planned, generated: Generated, lineage: Lineage, tokenizer_sha256: str) -> Completion:
