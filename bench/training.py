@@ -1,0 +1,138 @@
+"""How fast fine-tuning is beside plain SFTTrainer: `python bench/training.py [--rows N] [--pairs K]`.
+
+Both train the same ragged rows (input_ids and labels) in float32 on the CPU, in the same random order, with 16 rows an
+optimizer step. Plain SFTTrainer takes 8 a pass, twice, with its own padding and its own loss; all else it is given is
+what ours is given. Each runs in a process of its own, in turn: only the ratio of a pair means something. The time is
+that of the steps, without imports and loading; the memory is the peak of the whole process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from loop.config import Training  # noqa: E402
+from loop.models import CONVERSION, cache_directory  # noqa: E402
+
+BATCH_SIZE, MICRO_BATCH_SIZE = 16, 8
+PROMPT_LENGTHS, COMPLETION_LENGTHS = (60, 160), (16, 256)  # tokens
+
+
+def rows_of(count: int) -> dict[str, list[list[int]]]:
+    """Random tokens; prompts of uniform length, completions mostly short: the lengths are uniform cubed."""
+    stream = random.Random(0)
+    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    low, high = COMPLETION_LENGTHS
+    for _ in range(count):
+        prompt = [stream.randrange(1000, 40000) for _ in range(stream.randint(*PROMPT_LENGTHS))]
+        completion = [stream.randrange(1000, 40000) for _ in range(low + round((high - low) * stream.random() ** 3))]
+        columns["input_ids"].append(prompt + completion)
+        columns["labels"].append([-100] * len(prompt) + completion)
+    return columns
+
+
+def train(who: str, num_rows: int, checkpointing: bool) -> dict[str, Any]:
+    """One epoch by "plain" or "ours" in this process: seconds, peak memory in bytes, the loss of each step."""
+    import torch
+    from datasets import Dataset
+    from trl import SFTTrainer
+
+    from loop.engines.base import CheckpointRef
+    from loop.engines.hf_models import load_model, load_tokenizer
+    from loop.engines.step_trainer import StepTrainer
+    from loop.engines.trl_trainer import TrlTrainer
+
+    torch.set_num_threads(2)
+    table = {"batch_size": BATCH_SIZE, "micro_batch_size": MICRO_BATCH_SIZE, "num_epochs": 1,
+             "gradient_checkpointing": checkpointing}  # fmt: skip
+    settings = Training.model_validate(table).model_dump(mode="json") | {"seed": 0}
+    checkpoint = CheckpointRef(sha256="", path=cache_directory() / "models" / CONVERSION)
+    rows = rows_of(num_rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        arguments = TrlTrainer({"device": "cpu"}, lambda done, total: None).arguments(settings, Path(scratch))
+        given: dict[str, Any] = {
+            "model": load_model(checkpoint, torch.float32, torch.device("cpu")),
+            "args": arguments,
+            "train_dataset": Dataset.from_dict(rows),
+            "processing_class": load_tokenizer(checkpoint)[0],
+        }
+        if who == "plain":
+            arguments.per_device_train_batch_size = MICRO_BATCH_SIZE
+            arguments.gradient_accumulation_steps = BATCH_SIZE // MICRO_BATCH_SIZE
+            trainer = SFTTrainer(**given)
+        else:
+            trainer = StepTrainer(budget=MICRO_BATCH_SIZE * max(map(len, rows["input_ids"])), **given)
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "losses": [entry["loss"] for entry in trainer.state.log_history if "loss" in entry],
+    }
+
+
+def figures(num_rows: int = 32, pairs: int = 3, checkpointing: bool = True) -> dict[str, Any]:
+    """Medians over the pairs: rows per second and peak memory, ours over plain; the largest relative gap of a loss."""
+    found: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}
+    for pair in range(pairs):
+        for who in ("plain", "ours") if pair % 2 == 0 else ("ours", "plain"):
+            command = [sys.executable, __file__, "--one", who, "--rows", str(num_rows)]
+            command += [] if checkpointing else ["--no-checkpointing"]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            found[who].append(json.loads(output.splitlines()[-1]))
+    both = list(zip(found["plain"], found["ours"], strict=True))
+    speeds = [plain["seconds"] / ours["seconds"] for plain, ours in both]
+    memory = [ours["peak_bytes"] / plain["peak_bytes"] for plain, ours in both]
+    gaps = [
+        abs(one / other - 1) for plain, ours in both for one, other in zip(ours["losses"], plain["losses"], strict=True)
+    ]
+    return {
+        "num_rows": num_rows,
+        "pairs": pairs,
+        "gradient_checkpointing": checkpointing,
+        "num_steps": len(both[0][0]["losses"]),
+        "speed_ratio": round(statistics.median(speeds), 2),
+        "speed_ratios": [round(ratio, 2) for ratio in speeds],
+        "memory_ratio": round(statistics.median(memory), 3),
+        "plain_peak_gib": round(statistics.median(plain["peak_bytes"] for plain, _ in both) / 2**30, 2),
+        "ours_peak_gib": round(statistics.median(ours["peak_bytes"] for _, ours in both) / 2**30, 2),
+        "largest_loss_gap": max(gaps),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--rows", type=int, default=32)
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument(
+        "--no-checkpointing", action="store_true", help="keep the activations, where memory is no matter"
+    )
+    parser.add_argument("--one", choices=["plain", "ours"], help=argparse.SUPPRESS)  # a process of figures()
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(train(options.one, options.rows, not options.no_checkpointing)))
+        return
+    found = figures(options.rows, options.pairs, not options.no_checkpointing)
+    print(
+        f"rows per second, ours over plain: {found['speed_ratio']} (pairs: {', '.join(map(str, found['speed_ratios']))}; "
+        f"to reach: 1.3)\npeak memory, ours over plain: {found['memory_ratio']} ({found['ours_peak_gib']} and "
+        f"{found['plain_peak_gib']} GiB; at most 1.0)\nlargest relative difference of a step's loss: "
+        f"{found['largest_loss_gap']:.1e} over {found['num_steps']} steps"
+    )
+
+
+if __name__ == "__main__":
+    main()
