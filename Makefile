@@ -46,8 +46,10 @@ kills: setup
 soak: setup
 	PYTHONPATH=.:tests $(PY) tests/soak.py --minutes 20
 
-# The first time it makes stores of a million completions in build/bench: some minutes and 2.5 GB.
+# An hour or so, on a machine that does nothing else. The first time it makes stores of a million completions in build/bench:
+# some minutes and 3.5 GB. With `make test-vllm` done before, vLLM is measured too.
 bench: setup
+	$(PY) bench/table.py
 	$(PY) bench/status.py
 	$(PY) bench/daemon.py
 	$(PY) bench/grading.py
