@@ -1,7 +1,7 @@
 """Three whole rounds beside the hand-written script (`bench/script.py`): same engine, same settings, same machine.
 
 `python bench/rounds.py [--engine vllm|transformers] [--pairs K] [--rounds N]`. SmolLM2-135M, two CPU cores or a GPU: 64
-completions and a fine-tune on them, then head and candidate on 60 HumanEval problems. The diagnosis, for which the script
+completions and a fine-tune on them, then head and candidate on 30 HumanEval problems. The diagnosis, for which the script
 has nothing, is off. Also: what the loop adds to a round beside its stages, and beside what its engines and grading take.
 """
 
@@ -28,7 +28,7 @@ from loop.models import base_model  # noqa: E402
 from loop.prompts.sources import load_prompts, prompts_of_round  # noqa: E402
 from loop.session import _yardstick  # noqa: E402
 
-PER_ROUND, NUM_PROBLEMS, BATCH = 64, 60, 64
+PER_ROUND, NUM_PROBLEMS, BATCH = 64, 30, 64
 CONFIG = """
 name = "bench"
 rounds = {rounds}

@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -83,28 +85,41 @@ def child(who: str, num_requests: int, compiled: bool) -> None:
         print(json.dumps([tokens, time.perf_counter() - started]), file=answers)
 
 
+def awake(pid: int, wanted: bool) -> None:
+    """Let a process and all below it run, or stop them: an idle vLLM worker waits in a loop that takes a whole core."""
+    tree = psutil.Process(pid)
+    for process in (tree, *tree.children(recursive=True)):
+        process.resume() if wanted else process.suspend()
+
+
 def measure(num_requests: int = 96, pairs: int = 3, compiled: bool = False) -> dict[str, Any]:
     """Tokens a second of both, medians, and the median ratio of a pair."""
     more = ["--compiled"] if compiled else []
-    up = {
-        who: subprocess.Popen(
-            [sys.executable, __file__, "--one", who, "--requests", str(num_requests), *more],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1,
+    up: dict[str, Any] = {}
+
+    def start(who: str) -> subprocess.Popen[str]:
+        command = [sys.executable, __file__, "--one", who, "--requests", str(num_requests), *more]
+        return subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
         )
-        for who in ("raw", "ours")
-    }  # fmt: skip
-    rates: dict[str, list[float]] = {who: [] for who in up}
+
+    rates: dict[str, list[float]] = {"raw": [], "ours": []}
     try:
-        for who in up:
-            assert up[who].stdout.readline().strip() == "ready", f"{who} did not start"  # type: ignore[union-attr]
+        for who in rates:
+            up[who] = start(who)
+            assert up[who].stdout.readline().strip() == "ready", f"{who} did not start"
+            awake(up[who].pid, False)
         for pair in range(pairs):
             for who in ("raw", "ours") if pair % 2 == 0 else ("ours", "raw"):
-                up[who].stdin.write("\n")  # type: ignore[union-attr]
-                tokens, spent_s = json.loads(up[who].stdout.readline())  # type: ignore[union-attr]
+                awake(up[who].pid, True)
+                up[who].stdin.write("\n")
+                tokens, spent_s = json.loads(up[who].stdout.readline())
                 rates[who].append(tokens / spent_s)
+                awake(up[who].pid, False)
     finally:
         for process in up.values():
-            process.stdin.close()  # type: ignore[union-attr]
+            awake(process.pid, True)
+            process.stdin.close()
             process.wait()
     ratios = [one / other for one, other in zip(rates["ours"], rates["raw"], strict=True)]
     return {"raw": median(rates["raw"]), "ours": median(rates["ours"]), "ratio": median(ratios), "ratios": ratios}
