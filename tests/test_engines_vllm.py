@@ -118,6 +118,21 @@ def test_weights_that_cannot_be_told_apart_are_not_changed_in_place(
     sampler.close()
 
 
+def test_a_model_that_vllm_cannot_reload_is_left_to_a_new_engine(models: dict[str, CheckpointRef]) -> None:
+    from loop.engines.vllm_sampler import VllmSampler
+    from loop.engines.weights_proof import reference
+
+    class Engine:
+        def collective_rpc(self, method: str, kwargs: Any = None) -> None:
+            raise NotImplementedError(f"{method} is not there for this model")
+
+    sampler = object.__new__(VllmSampler)
+    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = {}, "float32", False, None
+    sampler.engine, sampler.num_adapters = Engine(), 0
+    sampler._take(models["one"], reference(models["one"], "float32"))
+    assert not sampler.change(models["other"])
+
+
 @pytest.mark.parametrize("broken", ["reload_weights", "repack_shared_weights"])
 def test_a_change_that_is_reported_but_not_made_is_noticed(
     models: dict[str, CheckpointRef], broken: str, monkeypatch: pytest.MonkeyPatch

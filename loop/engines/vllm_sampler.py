@@ -103,9 +103,13 @@ class VllmSampler:
             old, new = self.proof, reference(checkpoint, self.dtype)
             if not tells_apart(old, new, self.dtype):
                 return False
-            self.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint.path)})
-            if not self.on_gpu:
-                self.engine.collective_rpc("repack_shared_weights")
+            try:
+                self.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint.path)})
+                if not self.on_gpu:
+                    self.engine.collective_rpc("repack_shared_weights")
+            except Exception:  # vLLM cannot reload every model; a new engine can load it
+                traceback.print_exc()
+                return False
         else:
             new = reference(checkpoint, self.dtype)
         self.engine.reset_prefix_cache()
