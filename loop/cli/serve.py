@@ -1,0 +1,42 @@
+"""`loopctl serve`: the report as a page that updates itself while rounds run."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.errors import UsageError
+
+SHORTEST_TOKEN = 16
+
+
+@click.command("serve")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; any other needs a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any that is free.")
+@click.option(
+    "--token", envvar="LOOP_SERVE_TOKEN", metavar="TOKEN", help="What others must know; made up where one is needed."
+)
+@shared_options
+def serve_command(host: str, port: int, token: str | None) -> None:
+    """The report as a page that updates itself while rounds run, until Ctrl-C. It only reads."""
+    from loop.report import page
+    from loop.serve.live import Live
+    from loop.serve.server import address, is_for_this_machine_only, listen, new_token, serve
+    from loop.serve.sources import RunSource
+
+    if token is not None and len(token.strip()) < SHORTEST_TOKEN:
+        raise UsageError(f"--token: is shorter than {SHORTEST_TOKEN} characters; leave it out, and one is made")
+    source = RunSource(the_call().load(), the_call().place().rounds)
+    listener = listen(host, port)
+    if token is None and not is_for_this_machine_only(listener):
+        token = new_token()
+    token = token and token.strip()
+    url = address(host, listener.getsockname()[1], token)
+    if the_call().json:
+        print_json({"url": url})
+    else:
+        click.echo(f"{url}   (Ctrl-C ends it)")
+    sys.stdout.flush()
+    serve(Live(source, page.body, lambda facts: page.render(facts, live=True)), listener, host, token)

@@ -1,0 +1,71 @@
+"""What is shown: a run. Read from the store and the run directory, whether or not a process holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from loop.configfile import LoadedConfig
+from loop.heartbeat import holder, read_heartbeat
+from store.db import open_database
+from store.errors import StoreError
+from store.ledger import Ledger
+from store.records import Json
+
+
+class Mark(NamedTuple):
+    """How far something is. `history` changes when something has happened, `pulse` also while something goes on."""
+
+    history: tuple[Any, ...]
+    pulse: tuple[Any, ...]
+
+
+class Source(Protocol):
+    """All methods are called in threads, one at a time each. They may raise StoreError and LoopError."""
+
+    def mark(self) -> Mark:
+        """How far it is: a cheap look, which never raises."""
+
+    def facts(self) -> Json:
+        """All that the page shows."""
+
+    def status(self) -> Json:
+        """In short."""
+
+
+def mark(run_dir: Path) -> Mark:
+    """How far a run is: its last event, and the news of its heartbeat. About a millisecond."""
+    try:
+        db = open_database(run_dir / "loop.db", read_only=True)
+        try:
+            last = Ledger(db).last_event()
+            history: tuple[Any, ...] = (last.seq, last.sha256) if last else (0,)
+        finally:
+            db.close()
+    except (StoreError, OSError) as error:
+        history = (type(error).__name__, str(error))
+    beat = read_heartbeat(run_dir)
+    news = (beat.state, beat.reason, beat.round, beat.stage, beat.part, beat.done, beat.next_due_at) if beat else ()
+    return Mark((*history, holder(run_dir)), news)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSource:
+    """The run of a loop.toml. `planned`: as `loop.cli.standing.status` takes it."""
+
+    loaded: LoadedConfig
+    planned: int | None = None
+
+    def mark(self) -> Mark:
+        return mark(self.loaded.run_dir)
+
+    def facts(self) -> Json:
+        from loop.report.facts import run_facts
+
+        return run_facts(self.loaded)
+
+    def status(self) -> Json:
+        from loop.cli.standing import status
+
+        return status(self.loaded.run_dir, self.loaded.config.name, self.planned)
