@@ -331,11 +331,10 @@ DROP TABLE control;
 ALTER TABLE control_with_decisions RENAME TO control;
 """
 
-# Every run of three characters: code is looked for by pieces of identifiers and by punctuation, which an index of words
-# loses. It is filled after the completions are (store/search.py), and can be made anew from them at any time.
+# It is filled after the completions are (store/search.py has the reasons), and can be made anew from them at any time.
 _FULL_TEXT = """
 CREATE VIRTUAL TABLE completions_fts -- The full-text index over completions.text; rowid is arrival. It follows some way behind.
-USING fts5(text, content="completions", content_rowid="arrival", tokenize="trigram");
+USING fts5(text, content="completions", content_rowid="arrival", tokenize="unicode61");
 """
 
 MIGRATIONS: tuple[Migration, ...] = (

@@ -1,8 +1,9 @@
 """Finding completions by their text: the full-text index, and the search that uses it where that changes no answer.
 
-The index holds every run of three characters (FTS5's trigram tokenizer), as code is looked for by pieces of identifiers and
-by punctuation, which an index of words does not have. It keeps no text of its own. Storing a completion does not touch it:
-it is caught up afterwards, and what it does not have yet is found by reading.
+The index holds words (FTS5's unicode61), which an underscore ends, too: `is_prime` is found by "is_prime" and by "prime". An
+index of all runs of three characters finds brackets as well, but takes 2.6 times the space of the texts instead of 0.4
+times, and nine times as long. It keeps no text of its own. Storing a completion does not touch it: it is caught up
+afterwards, and what it does not have yet is found by reading.
 """
 
 from __future__ import annotations
@@ -17,10 +18,9 @@ from store.records import Completion
 if TYPE_CHECKING:
     from store.db import Database
 
-ROWS_AT_ONCE = 1000  # of one transaction: some tenths of a second for texts of 1 kB
-MOST_AT_ONCE = 50_000  # of one call: an older store is caught up piece by piece
-SHORTEST = 3  # characters that the index can look up
-LONGEST = 64  # characters that it is asked for; the texts that it names are read anyway
+ROWS_AT_ONCE = 2000  # of one transaction: about a tenth of a second for texts of 1 kB
+MOST_AT_ONCE = 100_000  # of one call: an older store is caught up piece by piece
+_WHOLE_WORD = re.compile("(?<=[^A-Za-z0-9])[A-Za-z0-9]+(?=[^A-Za-z0-9])")
 
 
 class Searching:
@@ -79,19 +79,19 @@ class Searching:
                 *(sql for name, sql in conditions.items() if given[name] is not None),
             ]
         )
-        if text is None or len(text) < SHORTEST or round is not None or prompt_id is not None:
+        words = None if text is None or round is not None or prompt_id is not None else _phrase(text)
+        if words is None:
             sql = f"SELECT c.* FROM completions AS c WHERE {where} ORDER BY c.arrival DESC LIMIT :limit"
             return list(_completions(query(self.db, sql, {**given, "limit": limit})))
-        given["indexed"] = self._last_indexed()
+        given |= {"words": words, "indexed": self._last_indexed()}
         sql = (
             f"SELECT c.* FROM completions AS c WHERE c.arrival > :indexed AND {where} "
             "ORDER BY c.arrival DESC LIMIT :limit"
         )
         found = query(self.db, sql, {**given, "limit": limit})
-        given["phrase"] = '"' + text[:LONGEST].replace('"', '""') + '"'
-        sql = (  # a superset of the matches, as the index knows more of upper and lower case than LIKE does
+        sql = (
             "SELECT c.* FROM completions_fts AS f CROSS JOIN completions AS c ON c.arrival = f.rowid "
-            f"WHERE f.completions_fts MATCH :phrase AND f.rowid <= :indexed AND {where} "
+            f"WHERE f.completions_fts MATCH :words AND f.rowid <= :indexed AND {where} "
             "ORDER BY f.rowid DESC LIMIT :limit"
         )
         if len(found) < limit:
@@ -101,6 +101,16 @@ class Searching:
     def _last_indexed(self) -> int:
         """The arrival that the index reaches: it follows the order of arrival, as it is caught up in it."""
         return int(scalar(self.db, "SELECT coalesce(max(id), 0) FROM completions_fts_docsize"))
+
+
+def _phrase(text: str) -> str | None:
+    """What the index can be asked for to find every text with `text` in it, and some more; None if nothing.
+
+    The first and the last word may be parts of longer ones. Other scripts are left alone: what is a letter depends on
+    the version of Unicode.
+    """
+    words = _WHOLE_WORD.findall(text) if text.isascii() and "\0" not in text else []
+    return f'"{" ".join(words)}"' if words else None
 
 
 def _completions(rows: Iterable[Row]) -> Iterator[Completion]:

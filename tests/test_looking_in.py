@@ -90,18 +90,18 @@ def test_every_query_answers(finished: Path) -> None:
     said = dict(zip([one.name for one in queries()], browse(finished / ".loop" / "loop.db",
         *(f"/loop/{one.name}.json" for one in queries())), strict=True))  # fmt: skip
     found = {name: rows(answer) for name, answer in said.items()}
-    assert [row["round"] for row in found["rounds"]] == [2, 1]
-    for row in found["rounds"]:
+    assert [row["round"] for row in found["outcomes"]] == [2, 1]
+    for row in found["outcomes"]:
         assert row["state"] in ("kept", "rolled_back") and 0 <= row["candidate_pass_at_1"] <= 1 and row["minutes"] >= 0
         assert 0 <= row["head_pass_at_1"] <= 1
     assert {row["round"] for row in found["reasons"]} == {1, 2} and all(row["reason"] for row in found["reasons"])
-    assert {(row["suite"], row["checkpoint_of_round"]) for row in found["figures"]} >= {("ones", 0), ("ones", 2)}
+    assert {(row["suite"], row["checkpoint_of_round"]) for row in found["figures"]} >= {("ones", 0), ("ones", 1)}
     for row in found["figures"]:
         assert row["lower"] <= row["pass_at_1"] <= row["upper"] and "temperature" in row["settings"]
     assert len(found["gained_and_lost"]) == 12 and all(
         row["change"] == round(row["candidate"] - row["base"], 3) for row in found["gained_and_lost"]
     )
-    assert {row["checkpoint_of_round"] for row in found["a_problem"]} >= {0, 2}
+    assert {row["checkpoint_of_round"] for row in found["a_problem"]} >= {0, 1}
     assert all("return" in row["text"] and "⟨" in row["found"] for row in found["search"]) and found["search"]
     assert [(row["round"], row["completions"]) for row in found["variety"]] == [(2, 16), (1, 16)]
     assert sum(row["times"] for row in found["repeated"]) == 16
@@ -130,14 +130,14 @@ def test_queries_with_a_question_and_without_datasette(finished: Path) -> None:
 def test_pages_facets_search_and_what_is_hidden(finished: Path) -> None:
     store = finished / ".loop" / "loop.db"
     home, corpus, found, tables, completions = browse(
-        store, "/loop", "/loop/corpus", "/loop/corpus.json?_search=RETUR&_shape=objects", "/loop.json",
+        store, "/loop", "/loop/corpus", "/loop/corpus.json?_search=RETURN&_shape=objects", "/loop.json",
         "/loop/completions.json?_shape=objects&_facet=round",
     )  # fmt: skip
     for one in queries():
         assert html.escape(one.title) in home
     hidden = {table["name"] for table in tables["tables"] if table["hidden"]}
     assert hidden >= {"completions_fts", "completions_fts_data", "schema_migrations", "probe_results"}
-    assert {"corpus", "round_results", "evaluation_results"} <= set(tables["views"]), tables["views"]
+    assert {"corpus", "round_results", "evaluation_results"} <= {view["name"] for view in tables["views"]}
     assert 'name="_search"' in corpus and "finish_reason" in corpus and "left_out_because" in corpus
     assert "the fine-tune saw it" in corpus
     assert found["filtered_table_rows_count"] > 0 and all("return" in row["text"] for row in found["rows"])
@@ -154,13 +154,13 @@ def test_what_models_wrote_is_shown_as_text(finished: Path) -> None:
     arrival = scalar(open_database(store, read_only=True), "SELECT max(arrival) FROM completions")
     for page in browse(
         store, "/loop/corpus", "/loop/completions", f"/loop/completions/{arrival}", "/loop/search?text=alert(1)",
-        "/loop/repeated", "/loop/corpus?_search=" + "%3Cscript%3Ealert(1)", "/loop/search?text=%3Cimg%20src%3Dx%20onerror",
+        "/loop/repeated", "/loop/corpus?_search=" + "%3Cscript%3Ealert(1)", "/loop/search?text=%3Cimg%20src%3Dx%20onerror%3D",
     ):  # fmt: skip
         assert "<script>alert" not in page and "<img src=x" not in page and "</textarea><img" not in page
         assert "&lt;script&gt;alert(1)" in page or "alert" not in page
     (found,) = browse(store, "/loop/completions.json?_shape=objects&_search=onerror%3Dalert")
     assert [row["id"] for row in found["rows"]] == [hostile.id]
-    (found,) = browse(store, "/loop/search.json?text=%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E%20%22quo")
+    (found,) = browse(store, "/loop/search.json?text=%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E%20%22quoted")
     assert len(rows(found)) == 1 and "⟨" in rows(found)[0]["found"]
 
 

@@ -207,15 +207,14 @@ def test_a_round_in_another_process_is_followed_to_its_end(tmp_path: Path) -> No
     config = write_configuration(tmp_path)
     with serving(tmp_path) as served:
         waiting = served.ask("/")
-        assert waiting.status == 503 and "no run here yet" in waiting.body and "refresh" in waiting.body
-        assert served.ask("/body").status == 503 and served.ask("/healthz").status == 200
+        assert waiting.status == 200 and "start one with" in waiting.body and "round 1" not in waiting.body
         assert json.loads(served.ask("/status.json").body)["state"] == "stopped"
         running = subprocess.Popen(
             command("run", "--rounds", "2"), cwd=tmp_path, env=environment(LOOP_FAKE_STEP_S="0.02"),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            wait_for(lambda: served.ask("/").status == 200)
+            wait_for(lambda: "round 1" in served.ask("/body").body)
             seen = set()
             while running.poll() is None:
                 status = json.loads(served.ask("/status.json").body)
@@ -240,7 +239,9 @@ def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path
     with tarfile.open(golden) as archive:
         archive.extractall(tmp_path, filter="data")
     with serving(tmp_path) as served:
-        assert served.ask("/").status == 503 and "lacks migration" in served.ask("/body").body
+        waiting = served.ask("/")
+        assert waiting.status == 503 and "refresh" in waiting.body
+        assert "lacks migration" in served.ask("/body").body
         assert "lacks migration" in json.loads(served.ask("/status.json").body)["error"]
         open_database(tmp_path / ".loop" / "loop.db").close()
         wait_for(lambda: served.ask("/").status == 200)
@@ -327,7 +328,7 @@ class Made:
 
 
 def live(source: Made) -> Live:
-    return Live(source, lambda facts: f"body {facts}", lambda facts: f"page {facts}")
+    return Live(source, {"body": lambda facts: f"body {facts}", "page": lambda facts: f"page {facts}"})
 
 
 def test_a_page_is_made_once_for_all_who_look() -> None:
@@ -335,17 +336,17 @@ def test_a_page_is_made_once_for_all_who_look() -> None:
 
     async def look() -> None:
         shown = live(source)
-        answers = await asyncio.gather(*(shown.html(whole=bool(n % 2)) for n in range(50)))
+        answers = await asyncio.gather(*(shown.html(["page", "body"][n % 2]) for n in range(50)))
         assert set(answers) == {b"body 0.0 ?", b"page 0.0 ?"} and source.num_facts == 1
-        await shown.html(whole=True)
+        await shown.html("page")
         assert source.num_facts == 1
         source.history = 1
         await asyncio.sleep(0.2)
-        assert await shown.html(whole=False) == b"body 1.0 ?" and source.num_facts == 2
+        assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
         source.pulse = 1  # a moment after something happened: not worth a page of its own yet
-        assert await shown.html(whole=False) == b"body 1.0 ?" and source.num_facts == 2
+        assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
         shown._changed_at -= 60
-        assert await shown.html(whole=False) == b"body 1.1 ?" and source.num_facts == 3
+        assert await shown.html("body") == b"body 1.1 ?" and source.num_facts == 3
 
     asyncio.run(look())
 
@@ -388,13 +389,13 @@ def test_what_cannot_be_shown_is_said_and_looked_at_again() -> None:
     async def look() -> None:
         shown = live(source)
         with pytest.raises(CannotShow, match="no run here yet"):
-            await shown.html(whole=True)
+            await shown.html("page")
         source.error, source.history = None, 1
         shown._changed_at -= 60
-        assert (await shown.html(whole=True)).startswith(b"page 1.0")
+        assert (await shown.html("page")).startswith(b"page 1.0")
         source.error, source.history = ValueError("a mistake"), 2
         shown._changed_at -= 60
         with pytest.raises(ValueError, match="a mistake"):
-            await shown.html(whole=True)
+            await shown.html("page")
 
     asyncio.run(look())

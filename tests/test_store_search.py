@@ -54,7 +54,7 @@ def test_what_is_found_does_not_depend_on_the_index(texts: list[str], other: str
         assert [world.corpus.search(text=text) for text in wanted] == before
 
 
-def test_the_index_is_used_and_reaches_further_than_limit() -> None:
+def test_the_index_is_used_and_reaches_as_far_as_limit() -> None:
     world = World()
     world.ledger.begin_round(world.run.id)
     texts = [f"value = {n % 7}; call_{n}()" for n in range(40)]
@@ -64,16 +64,32 @@ def test_the_index_is_used_and_reaches_further_than_limit() -> None:
         found = world.corpus.search(text="= 3;", limit=limit)
         assert [c.text for c in found] == [text for text in texts[::-1] if "= 3;" in text][:limit]
     execute(world.db, "INSERT INTO completions_fts (completions_fts) VALUES ('delete-all')")
-    assert world.corpus.search(text="= 3;") != [], "what is not in the index is read"
+    assert len(world.corpus.search(text="= 3;")) == 6, "what is not in the index is read"
     assert indexed(world) == 40 == scalar(world.db, "SELECT count(*) FROM completions_fts_docsize") and not indexed(
         world
     )
-    execute(
-        world.db, "DELETE FROM completions_fts_data WHERE id > 10"
-    )  # a broken index is not asked where it need not be
-    assert len(world.corpus.search(text="= 3;", round=1)) == 6 == len(world.corpus.search(text="= ", limit=6))
+    execute(world.db, "DELETE FROM completions_fts_data WHERE id > 10")  # a broken index is asked only where it helps
+    assert len(world.corpus.search(text="= 3;", round=1)) == 6 == len(world.corpus.search(text="= 3"))
     with pytest.raises(StoreError, match="damaged"):
         world.corpus.search(text="= 3;")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("def is_prime(", '"is prime"'),
+        ("is_prime", None),
+        (" prime ", '"prime"'),
+        ("for i in range", '"i in"'),
+        ("a_b", None),
+        ('x = "OR" AND', '"OR"'),
+        ("", None),
+        ("(é)", None),
+        ("a\0b c", None),
+    ],
+)
+def test_the_words_that_must_be_there(text: str, words: str | None) -> None:
+    assert store.search._phrase(text) == words
 
 
 def test_the_index_comes_in_pieces_that_are_transactions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +132,7 @@ def test_a_round_leaves_its_texts_in_the_index(tmp_path: Path) -> None:
         assert counts[0]["n"] == counts[1]["n"] > 10
         (found, *_) = session.corpus.search(text=next(session.corpus.completions(session.run_id, 1)).text[:9])
         assert found.round == 1
-        assert session.corpus.search(text="def one_1", suite="ones") != []
+        assert session.corpus.search(text="    return ", suite="ones") != []
         assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
 
 
@@ -140,7 +156,20 @@ def test_an_index_that_cannot_be_written_stops_no_round(
 
 
 def test_samples_search_is_the_same_with_the_index(finished: Path, call: Loopctl) -> None:
-    wanted = ["return", "RETURN", "retur", "e", "def ", "(", "no such thing", '"', "%"]
+    wanted = [
+        "return",
+        "RETURN",
+        "retur",
+        "e",
+        "def ",
+        " return",
+        "    return 1",
+        "def one_1(",
+        "(",
+        "no such thing",
+        '"',
+        "%",
+    ]
     with_index = [call("samples", "--search", text, "--limit", "99", "--json").json for text in wanted]
     with sqlite3.connect(finished / ".loop" / "loop.db") as conn:
         assert conn.execute("SELECT count(*) FROM completions_fts_docsize").fetchone()[0] > 32

@@ -28,7 +28,7 @@ def serve_command(host: str, port: int, token: str | None) -> None:
 
     if token is not None and len(token.strip()) < SHORTEST_TOKEN:
         raise UsageError(f"--token: is shorter than {SHORTEST_TOKEN} characters; leave it out, and one is made")
-    source = RunSource(the_call().load(), the_call().place().rounds)
+    source = RunSource(the_call().place())
     listener = listen(host, port)
     if token is None and not is_for_this_machine_only(listener):
         token = new_token()
@@ -39,4 +39,5 @@ def serve_command(host: str, port: int, token: str | None) -> None:
     else:
         click.echo(f"{url}   (Ctrl-C ends it)")
     sys.stdout.flush()
-    serve(Live(source, page.body, lambda facts: page.render(facts, live=True)), listener, host, token)
+    forms = {"page": lambda facts: page.render(facts, live=True), "body": page.body}
+    serve(Live(source, forms), listener, host, token, page.content_security_policy(live=True))

@@ -14,23 +14,23 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from loop.errors import LoopError
-from loop.serve.guard import Guard
+from loop.serve.guard import EMBEDDED, Guard
 from loop.serve.live import CannotShow, Live, complain, in_thread, in_words, waiting_page
 from store.errors import StoreError
 
 
-def application(live: Live, meant: Callable[[str], bool], token: str | None, port: int) -> ASGIApp:
-    """The whole server. `meant` says which Host headers are its own."""
+def application(live: Live, meant: Callable[[str], bool], token: str | None, port: int, policy: str) -> ASGIApp:
+    """The whole server. `meant` says which Host headers are its own, `policy` what the page may do."""
 
     async def page(request: Request) -> Response:
         try:
-            return HTMLResponse(await live.html(whole=True))
+            return HTMLResponse(await live.html("page"), headers={"Content-Security-Policy": f"{policy}; {EMBEDDED}"})
         except CannotShow as why:
             return HTMLResponse(waiting_page(str(why)), 503)
 
     async def body(request: Request) -> Response:
         try:
-            return HTMLResponse(await live.html(whole=False))
+            return HTMLResponse(await live.html("body"))
         except CannotShow as why:
             return PlainTextResponse(f"{why}\n", 503)
 

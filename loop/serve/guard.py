@@ -27,8 +27,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-# What a page may do besides is in the page itself. A browser holds it to both.
-POLICY = "frame-ancestors 'none'; base-uri 'none'; form-action 'none'; object-src 'none'"
+EMBEDDED = "frame-ancestors 'none'"
+CLOSED = f"default-src 'none'; base-uri 'none'; form-action 'none'; {EMBEDDED}"  # for all but the page
 WITHOUT_TOKEN = "a token is needed: open the address that `loopctl serve` printed, or send Authorization: Bearer TOKEN"
 
 
@@ -82,7 +82,7 @@ class Guard:
                 headers = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     headers[name] = value
-                headers["Content-Security-Policy"] = POLICY
+                headers.setdefault("Content-Security-Policy", CLOSED)
             await send(message)
 
         answer = self._refusal(Request(scope)) or self.app

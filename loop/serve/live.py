@@ -10,13 +10,14 @@ import asyncio
 import html
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
 from loop.cli.text import safe, warn
 from loop.errors import LoopError
 from loop.serve.sources import Mark, Source
 from store.errors import NoStore, StoreError
+from store.records import Json
 
 LOOK_EVERY_S = 0.5
 PULSE_EVERY_S = 2.0  # while something goes on, and nothing has happened, a new page is made at most so often
@@ -60,12 +61,11 @@ async def in_thread(work: Callable[[], T]) -> T:
 class Live:
     """One source for any number of readers. Everything but the work in threads happens in one event loop."""
 
-    def __init__(self, source: Source, body: Callable[[object], str], page: Callable[[object], str]) -> None:
-        """`body` and `page` make HTML of the source's facts."""
-        self.source, self._body, self._page = source, body, page
+    def __init__(self, source: Source, forms: Mapping[str, Callable[[Json], str]]) -> None:
+        """`forms` make HTML of the source's facts, each under its name."""
+        self.source, self.forms = source, forms
         self.version = 0
         self.num_listeners = 0
-        self.num_made = 0  # for tests
         self._mark: Mark | None = None
         self._changed_at = 0.0  # monotonic, when the version last changed
         self._took_s = 0.0
@@ -73,7 +73,8 @@ class Live:
         self._closed = False
         self._making = asyncio.Lock()
         self._looking = asyncio.Lock()
-        self._made: tuple[int, dict[str, bytes]] | None = None  # of which version
+        self._facts: tuple[int, Json] | None = None  # of which version
+        self._made: dict[str, bytes] = {}  # of these facts
 
     async def look(self) -> None:
         """See whether there is something new, and tell those who listen."""
@@ -99,28 +100,24 @@ class Live:
                 await self.look()
             await asyncio.sleep(LOOK_EVERY_S)
 
-    async def html(self, whole: bool) -> bytes:
-        """The page, or its changing part, as of now. CannotShow if there is none."""
+    async def html(self, form: str) -> bytes:
+        """This form of what is known now. CannotShow if nothing is; what else the source raises is a mistake of ours."""
         await self.look()
         async with self._making:
-            version = self.version
-            if self._made is None or self._made[0] != version:
-                begun = time.monotonic()
-                self._made = (version, await in_thread(self._make))
-                self._took_s = time.monotonic() - begun
-                self.num_made += 1
-            made = self._made[1]
-            if "why" in made:
-                self._made = None  # the next one looks again
-                raise CannotShow(made["why"].decode())
-        return made["page" if whole else "body"]
-
-    def _make(self) -> dict[str, bytes]:
-        try:
-            facts = self.source.facts()
-            return {"page": _utf8(self._page(facts)), "body": _utf8(self._body(facts))}
-        except (LoopError, StoreError, OSError) as error:
-            return {"why": _utf8(in_words(error))}
+            begun = time.monotonic()
+            if self._facts is None or self._facts[0] != self.version:
+                version, self._made = self.version, {}
+                try:
+                    self._facts = (version, await in_thread(self.source.facts))
+                except (LoopError, StoreError, OSError) as error:
+                    self._facts = None
+                    raise CannotShow(in_words(error)) from error
+                self._took_s = 0.0
+            if form not in self._made:
+                facts = self._facts[1]
+                self._made[form] = (await in_thread(lambda: self.forms[form](facts))).encode(errors="replace")
+                self._took_s += time.monotonic() - begun
+            return self._made[form]
 
     async def events(self) -> AsyncIterator[str]:
         """Server-sent events: one at once, one for each change, comments in between. Ends when it is closed."""
@@ -160,10 +157,6 @@ def waiting_page(why: str) -> str:
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         f"<title>loopctl serve</title></head>\n<body><main><p>{html.escape(why)}</p></main></body></html>\n"
     )
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode(errors="replace")
 
 
 def complain(error: BaseException) -> None:

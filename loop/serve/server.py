@@ -71,11 +71,11 @@ class _Server(uvicorn.Server):
         self.on_exit()
 
 
-def serve(live: Live, listener: socket.socket, host: str, token: str | None) -> None:
+def serve(live: Live, listener: socket.socket, host: str, token: str | None, policy: str) -> None:
     """Answer until a signal comes: SIGINT and SIGTERM end it at once, whoever is still looking."""
     port = int(listener.getsockname()[1])
     config = uvicorn.Config(
-        application(live, names(host, port), token, port),
+        application(live, names(host, port), token, port, policy),
         http="h11",
         ws="none",
         lifespan="on",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-from loop.configfile import LoadedConfig
+from loop.cli.call import Place
 from loop.heartbeat import holder, read_heartbeat
 from store.db import open_database
 from store.errors import StoreError
@@ -52,20 +52,19 @@ def mark(run_dir: Path) -> Mark:
 
 @dataclass(frozen=True, slots=True)
 class RunSource:
-    """The run of a loop.toml. `planned`: as `loop.cli.standing.status` takes it."""
+    """The run of a loop.toml."""
 
-    loaded: LoadedConfig
-    planned: int | None = None
+    place: Place
 
     def mark(self) -> Mark:
-        return mark(self.loaded.run_dir)
+        return mark(self.place.run_dir)
 
     def facts(self) -> Json:
         from loop.report.facts import run_facts
 
-        return run_facts(self.loaded)
+        return run_facts(self.place)
 
     def status(self) -> Json:
         from loop.cli.standing import status
 
-        return status(self.loaded.run_dir, self.loaded.config.name, self.planned)
+        return status(self.place.run_dir, self.place.name, self.place.rounds)
