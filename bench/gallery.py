@@ -70,7 +70,7 @@ def screenshots(page: Path, out: Path) -> None:
                 continue
             if place:
                 tab.evaluate("id => document.querySelector(id).scrollIntoView()", place)
-            tab.wait_for_function("document.querySelectorAll('.panel:not(.drawn)').length === 0")
+            tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
             tab.wait_for_timeout(200)
             tab.screenshot(path=str(out / f"{name}.png"))
             print(out / f"{name}.png")

@@ -128,15 +128,18 @@ def _answers(
 ) -> dict[str, list[list[int | str | None]]]:
     """Answers by problem until there is no room: the first sample of each, then the second of each, and so on."""
     answers: dict[str, list[list[int | str | None]]] = {}
-    columns = {one.id: column for column, one in measured}
+    columns: dict[str, list[int]] = {}  # rounds that made the same weights have one evaluation
+    for column, one in measured:
+        columns.setdefault(one.id, []).append(column)
     for sample in range(max(one.num_samples for _, one in measured)):
         for problem in problems:
             if texts.num_bytes > until:
                 return answers
             for id, row in found.corpus.answers(columns, problem.task_id, sample).items():
                 detail = texts.place(row["detail"], MOST_LETTERS_OF_DETAIL) if row["detail"] else None
-                answers.setdefault(problem.task_id, []).append(
-                    [columns[id], sample, texts.place(row["text"]), row["verdict"], detail, row["num_tokens"], row["finish_reason"]]
+                answers.setdefault(problem.task_id, []).extend(
+                    [column, sample, texts.place(row["text"]), row["verdict"], detail, row["num_tokens"], row["finish_reason"]]
+                    for column in columns[id]
                 )  # fmt: skip
     return answers
 

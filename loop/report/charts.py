@@ -73,7 +73,9 @@ def paper(figure: Figure) -> Json:
         whole = themed(figure.panels[0], width=WIDTH, height=HEIGHT, ink=ink, font=font)
     else:
         sized = [{"width": PANEL_WIDTH, "height": PANEL_HEIGHT, **panel} for panel in figure.panels]
-        whole = themed({"concat": sized, "columns": 2, "spacing": 30}, width=0, height=0, ink=ink, font=font)
+        apart = {"color": "independent", "shape": "independent", "x": "independent", "y": "independent"}
+        many = {"concat": sized, "columns": 2, "spacing": 30, "resolve": {"scale": apart, "legend": apart}}
+        whole = themed(many, width=0, height=0, ink=ink, font=font)
     return whole | {"title": title, "background": "white", "padding": 12}
 
 
@@ -84,14 +86,16 @@ def _folded(text: str, width: int = 110) -> list[str]:
 
 
 def _rounds(num: int) -> Json:
-    axis = {"tickMinStep": 1, "format": "d", "grid": False}
-    scale = {"domain": [0, max(1, num)], "nice": False, "padding": 10}
+    num = max(1, num)
+    every = next(step for step in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, num) if num / step <= 20)
+    axis = {"values": list(range(0, num + 1, every)), "format": "d", "grid": False}
+    scale = {"domain": [0, num + 0.5 if num > 1 else 1.25], "nice": False, "padding": 8}
     return {"field": "round", "type": "quantitative", "title": "round", "axis": axis, "scale": scale}
 
 
 def _y(title: str, name: str = "value", form: str | None = None, zero: bool = False) -> Json:
     axis: Json = {"format": form} if form else {}
-    return {"field": name, "type": "quantitative", "title": title, "scale": {"zero": zero}, "axis": {"tickCount": 6, **axis}}  # fmt: skip
+    return {"field": name, "type": "quantitative", "title": title, "scale": {"zero": zero, "padding": 6}, "axis": {"tickCount": 6, **axis}}  # fmt: skip
 
 
 def _outcome_words(row: Json) -> str:
@@ -114,6 +118,7 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
     if base is not None:
         head.insert(0, {"round": 0, "who": "head", "value": base})
     num = max([point["round"] for point in points], default=1)
+    head += [{**one, "round": one["round"] + (0.5 if num > 1 else 0.25)} for one in head[-1:]]  # it goes on
     many = num > 60
     colours = {"head": BLUE, **OUTCOMES}
     colour = _coloured({"head", *(point["who"] for point in values)}, colours)
@@ -561,15 +566,14 @@ def _loss(facts: Json) -> Figure | None:
               "scale": {"domain": names, "range": [BLUE, GREEN, ORANGE][: len(names)]}}  # fmt: skip
     x, y = _rounds(num), _y("loss (nats a token)", form=".3~f")
     x = {**x, "scale": {**x["scale"], "domain": [0.5, num + 0.5]}}
-    panel: Json = {
-        "layer": [
+    marks: list[Json] = [
             {"data": {"values": curve}, "mark": {"type": "line", "strokeWidth": 1.3},
              "encoding": {"x": x, "y": y, "color": colour, "detail": {"field": "of"}}},
             {"data": {"values": after}, "mark": {"type": "point", "filled": True, "size": 50, "opacity": 1},
              "encoding": {"x": x, "y": y, "color": colour,
                           "tooltip": [{"field": "round"}, {"field": "who"}, {"field": "value", "format": ".4f"}]}},
-        ]
-    }  # fmt: skip
+    ]  # fmt: skip
+    panel: Json = {"layer": marks if after else marks[:1]}
     rows = []
     for row in facts["rounds"]:
         seen = row["training"]

@@ -6,6 +6,7 @@ Texts are as the model wrote them; who draws them makes them safe.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,7 @@ def run_facts(loaded: LoadedConfig | Place) -> Json:
             return _facts(found, place)
     except NoStore:
         status = no_run(place.run_dir, place.name)
-        return _frame(status, place) | {"rounds": [], "suites": []}
+        return _frame(status, place) | {"created_at": None, "rounds": [], "suites": []}
 
 
 def _frame(status: Json, place: Place) -> Json:
@@ -47,7 +48,11 @@ def _frame(status: Json, place: Place) -> Json:
         "as_of": status["as_of"],
         "status": status,
         "doing": doing(status),
-        "words": [[label, words] for label, words in labelled(status, place.every) if words and label != "trend"],
+        "words": [
+            [label, re.sub(" {3,}", " · ", words)]  # columns of a terminal
+            for label, words in labelled(status, place.every)
+            if words and label != "trend"
+        ],
     }
 
 
@@ -74,7 +79,7 @@ def _facts(found: Reader, place: Place) -> Json:
         "losses": _losses(found, whole),
         "amounts": _amounts(found, rounds),
         "browser": browser(found, whole, evaluations),
-        "lineage": [_checkpoint(row, run.head_checkpoint) for row in ledger.checkpoints(run.id)],
+        "lineage": [_checkpoint(row, run.head_checkpoint, whole) for row in ledger.checkpoints(run.id)],
     }
 
 
@@ -156,10 +161,11 @@ def _amounts(found: Reader, rounds: Sequence[Json]) -> list[Json]:
     return amounts
 
 
-def _checkpoint(row: Checkpoint, head: str) -> Json:
+def _checkpoint(row: Checkpoint, head: str, rounds: Sequence[Round]) -> Json:
     return {
         "checkpoint": row.sha256,
         "round": row.round,
+        "made_in": [round.number for round in rounds if round.candidate_checkpoint == row.sha256],
         "kind": row.kind,
         "parent": row.parent,
         "base": row.base,
