@@ -20,7 +20,13 @@ SHORTEST_TOKEN = 16
 )
 @shared_options
 def serve_command(host: str, port: int, token: str | None) -> None:
-    """The report as a page that updates itself while rounds run, until Ctrl-C. It only reads."""
+    """The report as a page that updates itself while rounds run. It only reads; Ctrl-C ends it.
+
+    \b
+    Examples:
+      loopctl serve --port 0     # until Ctrl-C
+      loopctl serve --port 0 --host 0.0.0.0     # for others, with a token; until Ctrl-C
+    """
     from loop.report import page
     from loop.serve.live import Live
     from loop.serve.server import address, is_for_this_machine_only, listen, new_token, serve
