@@ -218,7 +218,8 @@ def report(experiment: Experiment, where: Path) -> str:
     ]
     tables = [table for table in tables if table[1]]
     text = "\n".join(plain(*table) for table in tables) + f"\n{facts['correction']}\n"
-    where.mkdir(parents=True, exist_ok=True)
+    if where != STUDIES:
+        (where / f"{NAME}-table.txt").write_text(text)
     (where / f"{NAME}-table.md").write_text(
         "\n".join(markdown(*table) for table in tables) + f"\n{facts['correction']}\n"
     )

@@ -506,3 +506,14 @@ def test_events_of_one_kind_in_one_round(tmp_path: Path) -> None:
         ledger: Ledger = session.ledger
         assert len(ledger.events_of(session.run_id, "round_begun")) == 2
         assert [event.round for event in ledger.events_of(session.run_id, "round_begun", 2)] == [2]
+
+
+def test_the_experiment_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "your-first-experiment.md").read_text()
+    text = page.split("```toml\n", 1)[1].split("```", 1)[0]
+    path = write_experiment(tmp_path, text)
+    assert "4 arms x 2 seeds = 8 runs" in loopctl("run", path, "--dry-run")
+    said = loopctl("run", path, "--jobs", "2")
+    assert "hot-1.5/seed-2: done" in said and "hot-1.3" in said
+    assert [arm["name"] for arm in facts_of(path)["arms"]] == ["replace", "mix", "hot-1.3", "hot-1.5"]
+    sound(path)

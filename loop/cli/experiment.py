@@ -61,7 +61,7 @@ def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
     from loop.errors import LoopError
     from loop.experiments.facts import experiment_facts
     from loop.experiments.running import Supervisor, machine_for
-    from loop.stopping import Interrupted, Stop
+    from loop.stopping import Stop
 
     experiment = _load(file, whole=True)
     machine = machine_for(experiment, jobs)
@@ -80,7 +80,7 @@ def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
         _show(facts)
     if outcome.interrupted:
         warn(f"stopped; `loopctl experiment run {safe(file)}` goes on where it was")
-        raise click.exceptions.Exit(Interrupted(stop._signum).exit_code)
+        raise click.exceptions.Exit(stop.exit_code)
     if outcome.failed:
         raise LoopError(_failures(outcome, file))
 
@@ -97,8 +97,8 @@ def start_command(file: Path, jobs: int | None) -> None:
       loopctl experiment start temperatures.toml
     """
     from loop.errors import LoopError
+    from loop.cli.service import found_again
     from loop.experiments.file import LOGS
-    from loop.experiments.running import _environment
     from loop.heartbeat import holder
 
     experiment = _load(file, whole=True)
@@ -113,7 +113,7 @@ def start_command(file: Path, jobs: int | None) -> None:
         begins = output.tell()
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/",
-            env=_environment(),
+            env=found_again(),
         )  # fmt: skip
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:

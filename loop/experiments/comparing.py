@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 from statistics import fmean
 from typing import Any
 
@@ -57,8 +58,14 @@ def mean_difference(ours: Sequence[Rates], theirs: Sequence[Rates]) -> float | N
 
 def interval(values: Sequence[Fraction], num_comparisons: int = 1) -> list[float]:
     """Two-sided, for the mean over problems; as many of them hold together at 95% (Bonferroni)."""
+    return list(_interval(tuple(values), num_comparisons))
+
+
+@lru_cache(maxsize=10_000)
+def _interval(values: tuple[Fraction, ...], num_comparisons: int) -> tuple[float, float]:
+    """Remembered, because arms have rounds in common, and a page that shows them asks again and again."""
     found = paired_gain(values, 1 - (1 - CONFIDENCE) / 2 / num_comparisons)
-    return [found.lower, found.upper]
+    return found.lower, found.upper
 
 
 def lines_of(arm: str, runs: HeadsBySeed, seeds: Sequence[int]) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from loop.cli.service import found_again
 from loop.device_memory import visible_devices
 from loop.errors import LockedError, LoopError
 from loop.experiments.facts import FAILURE
@@ -218,7 +219,7 @@ class Supervisor:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C is for us, and we tell it
                 cwd="/",
-                env=_environment() | self.machine.environment(child.slot),
+                env=found_again() | self.machine.environment(child.slot),
                 preexec_fn=die_with_us,
             )
         if not child.num_deaths:
@@ -371,12 +372,6 @@ def _release(run: ExperimentRun) -> bool:
     except (LoopError, StoreError):
         pass  # its own process says what is wrong
     return True
-
-
-def _environment() -> dict[str, str]:
-    """The packages are found again from "/"."""
-    root = str(Path(__file__).resolve().parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
 
 
 def _errors(run: ExperimentRun) -> Path:
