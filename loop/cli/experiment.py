@@ -96,8 +96,8 @@ def start_command(file: Path, jobs: int | None) -> None:
     Examples:
       loopctl experiment start temperatures.toml
     """
-    from loop.errors import LoopError
     from loop.cli.service import found_again
+    from loop.errors import LoopError
     from loop.experiments.file import LOGS
     from loop.heartbeat import holder
 
