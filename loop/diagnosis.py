@@ -108,6 +108,7 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
 def _shared_probe(session: Session, round: Round) -> Probe:
     base, what = session.run.base_checkpoint, "the texts of locks and forks"
     with turn(session, round.number, "evaluating", what, base, texts=_inputs(session)) as ours:
+        session.corpus.add_decode_settings(_drawn(session).model_dump(mode="json"))
         if not ours.take_probe(_probe_id(session)):
             _write_probe(session, round)
             ours.done(probe=_probe_id(session))

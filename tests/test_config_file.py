@@ -117,7 +117,7 @@ TABLE = [
     ("top_p = 0.8", "greedy = true", ["6: sampling.greedy: unknown key here; it is a key of [[suites]]"]),
     ("top_p = 0.8", "zzz = 1",
      ["6: sampling.zzz: unknown key; [sampling] has temperature, top_k, top_p, repetition_penalty, max_new_tokens, "
-      "stop, num_samples"]),
+      "stop, num_samples, control"]),
     ("top_p = 0.8", 'stop = "```"', ['6: sampling.stop: "```" is text; give a list of texts in quotes']),
     ("top_p = 0.8", 'stop = [\n  "a",\n  3,\n]', ["8: sampling.stop[1]: 3 is not text; give text in quotes"]),
     ("num_steps = 4", "num_steps = 4\nnum_epochs = 1\nmicro_batch_size = 5\nlearning_rate = 1e-7",

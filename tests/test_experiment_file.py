@@ -103,7 +103,8 @@ BAD: list[tuple[str, list[str]]] = [
     (HEAD.replace("[1, 2]", "[1, 1]") + ARM,
      ["experiment.toml:3: seeds: 1 is given twice; each seed makes a run of its own"]),
     (HEAD.replace("[1, 2]", "[-1]") + ARM, ["experiment.toml:3: seeds: -1 is no seed; give whole numbers from 0 on"]),
-    (HEAD + 'config = "no.toml"\n' + ARM, ["no.toml: no such file; run `loopctl init` or give --config FILE"]),
+    (HEAD + 'config = "no.toml"\n' + ARM,
+     ["experiment.toml:4: config: no.toml: no such file; name a loop.toml (`loopctl init` writes one)"]),
     (HEAD + "[[arms]]\n", ["experiment.toml:4: arms[0]: has no name; give one"]),
     (HEAD + '[[arms]]\nname = "a/b"\n',
      ["experiment.toml:5: arms[0].name: \"a/b\" is not a name; use letters, digits, '.', '_' and '-', beginning with "
@@ -154,7 +155,7 @@ def test_a_mistake_is_one_line_with_its_place_and_remedy(tmp_path: Path, text: s
 def test_a_mistake_in_the_base_is_said_once_and_stands_in_the_base(tmp_path: Path) -> None:
     base = BASE.replace("top_k = 20", "top_k = -1")
     assert mistakes(tmp_path, POLICIES, base) == [
-        "loop.toml:10: sampling.top_k: -1 is too small; give a whole number of at least 0"
+        "loop.toml:11: sampling.top_k: -1 is too small; give a whole number of at least 0"
     ]
     arms = HEAD + ARM + "sampling.top_k = 5\n"
     assert experiment(tmp_path / "given", arms, base).runs[0].config.sampling.top_k == 5

@@ -239,10 +239,9 @@ def _show(facts: Json) -> None:
     show(out, table)
     if not facts["lines"]:
         return
-    decoding = decoding_words(facts["decoding"])
-    show(
-        out, cell(""), cell(f"pass@1 of the head on {facts['suite']} ({decoding}), change over the base, 95% intervals")
-    )
+    what = f"pass@1 of the head on {facts['suite']} ({decoding_words(facts['decoding'])})"
+    show(out, cell(""))
+    show(out, cell(f"{safe(what)}, change over the base, 95% intervals"))
     show(out, _lines(facts))
     if facts["comparisons"]:
         show(out, cell(""))

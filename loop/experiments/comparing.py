@@ -99,8 +99,8 @@ def lines_of(arm: str, runs: HeadsBySeed, seeds: Sequence[int]) -> list[dict[str
             "num_moved": sum(any(one.kept for one in runs[seed][1 : number + 1]) for seed in there),
         }
         for name in ("distinct_rate", "mean_tokens", "spread"):
-            values = [one.figures.get(name) for one in now]
-            line[name] = fmean(values) if all(value is not None for value in values) else None  # type: ignore[type-var]
+            values = [one.figures[name] for one in now if one.figures.get(name) is not None]
+            line[name] = fmean(values) if len(values) == len(now) else None
         lines.append(line)
     return lines
 

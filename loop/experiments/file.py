@@ -148,6 +148,8 @@ def load_experiment(path: Path) -> Experiment:
 
     What the configurations name, prompts and suites and models, is left to `check_experiment`.
     """
+    if not os.path.lexists(path):
+        raise ConfigError(f"{path}: no such file; name the file of an experiment (docs/your-first-experiment.md)")
     tables, text, lines, place = read_toml(path)
     mistakes = model_mistakes(Description, tables, text)
     for key, problem in mistakes.items():
@@ -160,12 +162,14 @@ def load_experiment(path: Path) -> Experiment:
     described = Description.model_validate_json(text)
     path = Path(os.path.abspath(path))
     base_path = path.parent / Path(described.config).expanduser()
-    base, _, base_lines, base_place = read_toml(base_path)
 
     def raise_for(found: Sequence[tuple[KeyPath, str]]) -> None:
         if found:
             raise ConfigError("\n".join(_sorted((place, line_of(lines, key), key, said) for key, said in found)))
 
+    if not os.path.lexists(base_path):
+        raise_for([(("config",), f"{described.config}: no such file; name a loop.toml (`loopctl init` writes one)")])
+    base, _, base_lines, base_place = read_toml(base_path)
     arms = list(_arms(described, base, raise_for))
     raise_for(list(_name_mistakes(arms)))
     directory = Path(os.path.abspath(path.parent / Path(described.directory or described.name).expanduser()))
@@ -229,12 +233,12 @@ def check_experiment(experiment: Experiment) -> None:
                 found[_placed(arm, key, problem, base, *files)] = None
         for run in runs:
             if changed := _changed(run, experiment.base_dir):
-                key: KeyPath = ("arms", arm.index)
                 problem = (
                     f"{run.directory} belongs to another configuration: {'; '.join(changed)}; change it back, give the "
                     "arm another name, or set another directory"
                 )
-                found[experiment.place, line_of(experiment.lines, key), key, problem] = None
+                place: KeyPath = ("arms", arm.index)
+                found[experiment.place, line_of(experiment.lines, place), place, problem] = None
     if found:
         raise ConfigError("\n".join(_sorted(found)))
 
@@ -306,21 +310,21 @@ def _arms(described: Description, base: Mapping[str, Any], raise_for: Any) -> It
             num *= len(values)
         if num > MOST_ARMS:
             raise_for([(where, f"is a grid of {num} arms; stay at or below {MOST_ARMS}")])
-        for values in itertools.product(*(values for _, values in axes)):
+        for picked in itertools.product(*(whole for _, whole in axes)):
             chosen = json.loads(json.dumps(overrides, default=str)) if axes else overrides
-            for (key, _), value in zip(axes, values, strict=True):
+            for (key, _), value in zip(axes, picked, strict=True):
                 table_of_key = chosen
                 for part in key[:-1]:
                     table_of_key = table_of_key[part]
                 table_of_key[key[-1]] = value
-            labels = [_label(value, whole) for value, (_, whole) in zip(values, axes, strict=True)]
+            labels = [_label(value, whole) for value, (_, whole) in zip(picked, axes, strict=True)]
             yield Arm("-".join([str(name), *labels]), chosen, index)
 
 
-def _axes(overrides: Mapping[str, Any]) -> Iterator[tuple[KeyPath, list[Any]]]:
+def _axes(overrides: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
     """The lists that stand where loop.toml takes none: each is the values of a grid."""
 
-    def walk(table: Mapping[str, Any], key: KeyPath) -> Iterator[tuple[KeyPath, list[Any]]]:
+    def walk(table: Mapping[str, Any], key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
         for name, value in table.items():
             path = (*key, name)
             if isinstance(value, Mapping):

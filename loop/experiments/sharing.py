@@ -92,27 +92,27 @@ class Turn:
         """The texts that checkpoints are compared on."""
         if self.entry is None:
             return False
+        theirs_id: str = self.entry["probe"]
         with self._source() as source:
-            theirs = next(self._read(lambda: [source.probe(self.entry["probe"])]), None) if source else None
+            theirs = next(self._read(lambda: [source.probe(theirs_id)]), None) if source else None
             if theirs is not None and theirs.sha256 == probe_sha256(theirs):
                 with transaction(self.session.ledger.db):
                     self.session.corpus.add_probe(replace(theirs, id=probe_id, run_id=self.session.run_id))
-                    self._say(probe=self.entry["probe"])
+                    self._say(probe=theirs_id)
         return self.session.corpus.probe(probe_id) is not None
 
     def take_probe_result(self, result_id: str, probe_id: str, round: int) -> bool:
         """What a checkpoint gave on them."""
         if self.entry is None:
             return False
+        theirs_id: str = self.entry["probe_result"]
         with self._source() as source:
-            theirs = (
-                next(self._read(lambda: [source.probe_result(self.entry["probe_result"])]), None) if source else None
-            )
+            theirs = next(self._read(lambda: [source.probe_result(theirs_id)]), None) if source else None
             if theirs is not None and theirs.sha256 == probe_sha256(theirs):
                 ours = replace(theirs, id=result_id, probe_id=probe_id, run_id=self.session.run_id, round=round)
                 with transaction(self.session.ledger.db):
                     self.session.corpus.add_probe_result(ours)
-                    self._say(probe_result=self.entry["probe_result"])
+                    self._say(probe_result=theirs_id)
         return self.session.corpus.has_probe_result(result_id)
 
     def say(self) -> None:
@@ -236,7 +236,8 @@ class Turn:
 
     def _origin(self, **where: object) -> Json:
         assert self.entry is not None
-        named = {key: self.entry[key] for key in ("ran_in", "run_dir", "run_id", "round")}
+        named = {key: self.entry[key] for key in ("ran_in", "run_dir")}
+        named |= {"of_run": self.entry["run_id"], "of_round": self.entry["round"]}
         more = {"evaluation": self.entry["evaluation"]} if "evaluation" in self.entry else {}
         return {"key": self.key, "what": self.what, **named, **more, **where}
 
