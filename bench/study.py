@@ -176,7 +176,7 @@ def draw(lines: Sequence[Line], k: str, where: Path) -> None:
             rounds = [line["round"] + 0.03 * (number % 4) for line in mine]  # beside each other, so that all are seen
             if name == "pass-at-1":
                 spans = [[abs(line["pass@1"] - line["pass@1_interval"][n]) for line in mine] for n in (0, 1)]
-                axes[not gated].errorbar(rounds, [line["pass@1"] for line in mine], yerr=spans, capsize=2, **look)
+                axes[int(not gated)].errorbar(rounds, [line["pass@1"] for line in mine], yerr=spans, capsize=2, **look)
             else:
                 axes[0].plot(rounds, [line["distinct_rate"] for line in mine], **look)
                 axes[1].plot(rounds, [line["pass@k"][k] - line["pass@1"] for line in mine], **look)
