@@ -99,11 +99,15 @@ def start_command(file: Path, jobs: int | None) -> None:
     from loop.cli.service import found_again
     from loop.errors import LoopError
     from loop.experiments.file import LOGS
+    from loop.experiments.running import standing_of
     from loop.heartbeat import holder
 
     experiment = _load(file, whole=True)
     if (pid := holder(experiment.directory)) is not None:
         _tell(pid, f"already running (process {pid})", False)
+        return
+    if all(standing_of(run).decided >= experiment.rounds for run in experiment.runs):
+        _tell(0, "all of it is done already; `loopctl experiment status` shows it", False)
         return
     log = experiment.directory / LOGS / LOG
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -118,10 +122,10 @@ def start_command(file: Path, jobs: int | None) -> None:
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if (code := process.poll()) is not None:
-            said = log.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
             if code == 0:
-                _tell(process.pid, "all of it is done already; `loopctl experiment status` shows it", False)
+                _tell(process.pid, "it is done; `loopctl experiment status` shows it", True)
                 return
+            said = log.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
             error = LoopError(f"it did not start: {said[-1] if said else f'exit code {code}'}; see {log}")
             error.exit_code = code if code > 0 else 1
             raise error
