@@ -67,7 +67,9 @@ def figures(num_completions: int) -> dict[str, Any]:
                 text = f"# {n}\n{texts[n % len(texts)]}"
                 tokens = tuple((n * 7919 + k * 104_729) % 49_152 for k in range(int(len(text) / CHARACTERS_PER_TOKEN)))
                 id = f"{n:064x}"
-                rows.append(replace(template, id=id, sample_index=n, text=text, token_ids=tokens, created_at="", sha256=""))
+                rows.append(
+                    replace(template, id=id, sample_index=n, text=text, token_ids=tokens, created_at="", sha256="")
+                )
                 num_bytes += len(text.encode())
             corpus.add_completions(rows)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -17,7 +17,9 @@ from store.records import Json
 from store.schema import described
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "looking-in.md"
-_QUERY = re.compile(r"^## (?P<title>[^\n]+) \((?P<name>\w+)\)\n\n(?P<words>.+?)\n\n```sql\n(?P<sql>.+?)\n```$", re.M | re.S)
+_QUERY = re.compile(
+    r"^## (?P<title>[^\n]+) \((?P<name>\w+)\)\n\n(?P<words>.+?)\n\n```sql\n(?P<sql>.+?)\n```$", re.M | re.S
+)
 
 # What a page of rows begins with, and what is counted beside it. What is not named is shown as it comes.
 TABLES: dict[str, Json] = {

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from experiments import loopctl, write_experiment
 from test_cli_support import Loopctl, call, command, environment, finished, finished_run, write_configuration
 
 from loop.serve.guard import names
@@ -31,6 +32,7 @@ from store.ledger import Ledger
 
 __all__ = ["call", "finished"]
 WAIT_S = 20.0
+CHROMIUM = shutil.which("chromium")
 
 
 class Served:
@@ -44,7 +46,7 @@ class Served:
         assert self.process.stdout and self.process.stderr
         self.line = self.process.stdout.readline()
         assert self.line, self.process.stderr.read()
-        self.url = self.line.split()[0]
+        self.url = json.loads(self.line)["url"] if "--json" in arguments else self.line.split()[0]
         self.port = urlsplit(self.url).port or 0
 
     def ask(self, path: str = "/", method: str = "GET", host: str | None = None, **headers: str) -> Any:
@@ -115,7 +117,7 @@ def test_the_page_and_what_belongs_to_it(served: Served) -> None:
     assert re.fullmatch(r"http://127\.0\.0\.1:\d+/   \(Ctrl-C ends it\)\n", served.line)
     page, body = served.ask("/"), served.ask("/body")
     assert page.status == body.status == 200 and page.getheader("Content-Type") == "text/html; charset=utf-8"
-    assert "<html" in page.body and "/events" in page.body and "small" in body.body and "<html" not in body.body
+    assert "<html" in page.body and "EventSource" in page.body and "small" in body.body and "<html" not in body.body
     status = json.loads(served.ask("/status.json").body)
     assert status["run"] == "small" and status["rounds"]["planned"] == 2 and status["pid"] is None
     assert served.ask("/healthz").body == "ok\n"
@@ -234,6 +236,50 @@ def test_a_round_in_another_process_is_followed_to_its_end(tmp_path: Path) -> No
         assert json.loads(served.ask("/status.json").body)["last_decision"]["round"] == 2
 
 
+def test_an_experiment_is_shown_from_before_it_begins(tmp_path: Path) -> None:
+    arms = 'name = "arms"\nrounds = 1\nseeds = [1]\n[[arms]]\nname = "plain"\n[[arms]]\nname = "other"\ntraining.num_steps = 2\n'
+    path = write_experiment(tmp_path, arms)
+    with serving(tmp_path, "--experiment", str(path)) as served:
+        assert served.ask("/").status == 200 and "plain" in served.ask("/body").body
+        stream = served.listen()
+        loopctl("run", path)
+        until(stream, b"data:")
+        stream.close()
+        wait_for(lambda: "2 of 2 runs done" in served.ask("/body").body)
+        assert [run["state"] for run in json.loads(served.ask("/status.json").body)["runs"]] == ["done", "done"]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; `make browser` installs it")
+def test_a_browser_follows_a_run_by_itself(tmp_path: Path) -> None:
+    """From before the first round to the decision of the last, without a click."""
+    from playwright.sync_api import sync_playwright
+
+    write_configuration(tmp_path)
+    complaints: list[str] = []
+    asked: set[str] = set()
+    with serving(tmp_path) as served, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        tab = browser.new_page()
+        tab.set_default_timeout(1000 * 3 * WAIT_S)
+        tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.on("request", lambda request: asked.add(request.url))
+        tab.goto(served.url)
+        assert tab.locator(".round").count() == 0
+        running = subprocess.Popen(
+            command("run"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            tab.locator("#round-2 .gates").wait_for(state="attached")
+            assert running.wait(WAIT_S) == 0
+        finally:
+            running.kill()
+        tab.locator(".panel svg").first.wait_for()
+        browser.close()
+    assert complaints == []
+    assert asked == {served.url, f"{served.url}events", f"{served.url}body"}
+
+
 def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path) -> None:
     golden = sorted((Path(__file__).parent / "golden").glob("schema-*.tar.gz"))[-1]
     with tarfile.open(golden) as archive:
@@ -269,7 +315,7 @@ def test_any_other_address_needs_the_token(finished: Path) -> None:
 
 def test_a_token_of_ones_own(finished: Path) -> None:
     with serving(finished, "--json", LOOP_SERVE_TOKEN="correct horse battery") as served:
-        assert json.loads(served.line)["url"].endswith("?token=correct%20horse%20battery")
+        assert served.url.endswith("?token=correct%20horse%20battery")
         assert served.ask("/").status == 401
         assert served.ask("/?token=correct%20horse%20battery").status == 303
         assert served.ask("/", Authorization="Bearer correct horse battery").status == 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import click
 
@@ -18,8 +19,11 @@ SHORTEST_TOKEN = 16
 @click.option(
     "--token", envvar="LOOP_SERVE_TOKEN", metavar="TOKEN", help="What others must know; made up where one is needed."
 )
+@click.option(
+    "--experiment", "file", type=click.Path(path_type=Path), metavar="FILE", help="This experiment, not a run."
+)
 @shared_options
-def serve_command(host: str, port: int, token: str | None) -> None:
+def serve_command(host: str, port: int, token: str | None, file: Path | None) -> None:
     """The report as a page that updates itself while rounds run. It only reads; Ctrl-C ends it.
 
     \b
@@ -30,11 +34,17 @@ def serve_command(host: str, port: int, token: str | None) -> None:
     from loop.report import page
     from loop.serve.live import Live
     from loop.serve.server import address, is_for_this_machine_only, listen, new_token, serve
-    from loop.serve.sources import RunSource
+    from loop.serve.sources import ExperimentSource, RunSource, Source
 
     if token is not None and len(token.strip()) < SHORTEST_TOKEN:
         raise UsageError(f"--token: is shorter than {SHORTEST_TOKEN} characters; leave it out, and one is made")
-    source = RunSource(the_call().place())
+    source: Source
+    if file is None:
+        source = RunSource(the_call().place())
+    else:
+        from loop.experiments.file import load_experiment
+
+        source = ExperimentSource(load_experiment(file))
     listener = listen(host, port)
     if token is None and not is_for_this_machine_only(listener):
         token = new_token()

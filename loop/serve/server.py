@@ -64,7 +64,7 @@ def address(host: str, port: int, token: str | None) -> str:
 
 
 class _Server(uvicorn.Server):
-    on_exit: Callable[[], None]
+    on_exit: Callable[[], object]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)

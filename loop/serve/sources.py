@@ -1,10 +1,10 @@
-"""What is shown: a run. Read from the store and the run directory, whether or not a process holds them."""
+"""What is shown: a run, or an experiment. Read from the store and the run directory, whether or not a process holds them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from loop.cli.call import Place
 from loop.heartbeat import holder, read_heartbeat
@@ -12,6 +12,9 @@ from store.db import open_database
 from store.errors import StoreError
 from store.ledger import Ledger
 from store.records import Json
+
+if TYPE_CHECKING:
+    from loop.experiments.file import Experiment
 
 
 class Mark(NamedTuple):
@@ -68,3 +71,26 @@ class RunSource:
         from loop.cli.standing import status
 
         return status(self.place.run_dir, self.place.name, self.place.rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSource:
+    """All runs of an experiment, beside each other."""
+
+    experiment: Experiment
+
+    def mark(self) -> Mark:
+        marks = [mark(run.run_dir) for run in self.experiment.runs]
+        history = (holder(self.experiment.directory), *(one.history for one in marks))
+        return Mark(history, tuple(one.pulse for one in marks))
+
+    def facts(self) -> Json:
+        from loop.cli.main import version
+        from loop.experiments.facts import experiment_facts
+
+        return experiment_facts(self.experiment) | {"kind": "experiment", "version": version()}
+
+    def status(self) -> Json:
+        from loop.experiments.facts import experiment_facts
+
+        return experiment_facts(self.experiment)
