@@ -99,7 +99,7 @@ def _y(title: str, name: str = "value", form: str | None = None, zero: bool = Fa
 
 
 def _outcome_words(row: Json) -> str:
-    return {"rolled_back": "rolled back"}.get(row["outcome"], row["outcome"])
+    return str(row["outcome"]).replace("_", " ")
 
 
 def _coloured(names: Iterable[str], colours: dict[str, str]) -> Json:

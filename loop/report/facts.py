@@ -16,6 +16,7 @@ from loop.cli.status import doing, labelled
 from loop.cli.text import decoding_words
 from loop.cli.view import Evaluations, Reader, all_of, figures_of, reader
 from loop.report.browser import browser
+from loop.report.gains import paired
 from store.errors import NoStore
 from store.records import Checkpoint, Json, Round
 
@@ -32,6 +33,7 @@ def run_facts(loaded: LoadedConfig | Place) -> Json:
         place = Place(place.path, place.run_dir, place.config.name, place.config.rounds)
     try:
         with reader(place.run_dir) as found:
+            found.paired = paired
             return _facts(found, place)
     except NoStore:
         status = no_run(place.run_dir, place.name)
