@@ -2,10 +2,12 @@
 
 import copy
 import functools
+import http.server
 import json
 import re
 import shutil
 import sqlite3
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -459,3 +461,60 @@ def test_a_page_of_many_rounds_reads_each_thing_once(monkeypatch: pytest.MonkeyP
         "FROM rounds WHERE run_id = ? ORDER BY number",
     ):
         assert sum(sql in one for one in asked) <= 3, sql
+
+
+@needs_a_browser
+def test_a_live_page_takes_in_what_is_new(chromium: Any) -> None:
+    """What is open stays open, the scroll stays, and when the server is gone the page says so."""
+    facts = copy.deepcopy(run_of_the_tests())
+    news = threading.Event()
+    gone = threading.Event()
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind = "text/event-stream" if self.path == "/events" else "text/html; charset=utf-8"
+            self.send_response(503 if gone.is_set() else 200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            if self.path == "/events":
+                news.wait(20)
+                self.wfile.write(b"data: 1\n\n")
+                self.wfile.flush()
+                gone.wait(20)
+            else:
+                self.wfile.write((render(facts, live=True) if self.path == "/" else body(facts)).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        complaints: list[str] = []
+        tab = chromium.new_page()
+        tab.set_default_timeout(20_000)
+        tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        tab.goto(f"http://127.0.0.1:{server.server_port}/")
+        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+        tab.click(".rounds a[href='#round-1']")
+        tab.fill("#browser input", "ones/7")
+        tab.click(".list button")
+        tab.evaluate("scrollTo(0, 900)")
+        place = tab.evaluate("scrollY")
+        assert place > 0 and not tab.locator("#connection").is_visible()
+        facts["name"] = "renamed <b>meanwhile</b>"
+        news.set()
+        tab.locator("h1", has_text="renamed <b>meanwhile</b>").wait_for()
+        assert tab.locator("#round-1 .gates").is_visible()
+        assert tab.inner_text(".reader h3") == "ones/7" and tab.input_value("#browser input") == "ones/7"
+        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+        assert abs(tab.evaluate("scrollY") - place) < 3
+        assert complaints == []
+        gone.set()
+        tab.locator("#connection").wait_for(state="visible")
+        tab.close()
+    finally:
+        news.set()
+        gone.set()
+        server.shutdown()
+        server.server_close()
