@@ -169,7 +169,7 @@ def paired_gain(
     alpha = 1 - confidence
     exact = [Fraction(difference) for difference in differences]
     scale = math.lcm(*(value.denominator for value in exact))
-    scores = sorted(int(value * scale) for value in exact)  # whole numbers: sums are exact, ties stay ties
+    scores = sorted(_scaled(value, scale) for value in exact)  # whole numbers: sums are exact, ties stay ties
     gain = sum(scores) / (len(scores) * scale)
     num_equal = scores.count(0)
 
@@ -215,9 +215,11 @@ def sign_flip_p_value(
     if len(weights) != len(differences):
         raise ValueError(f"{len(weights)} shares for {len(differences)} differences")
     limit = _fraction(delta)
-    shifted = [_fraction(difference) - limit * weight for difference, weight in zip(differences, weights, strict=True)]
+    shifted = [_fraction(difference) for difference in differences]
+    if limit:
+        shifted = [value - limit * weight for value, weight in zip(shifted, weights, strict=True)]
     scale = min(FINEST, math.lcm(*(value.denominator for value in shifted)))
-    scores = [_rounded(value * scale) for value in shifted]
+    scores = [_scaled(value, scale) for value in shifted]
     return _share_of_subsets([abs(score) for score in scores], -sum(score for score in scores if score < 0))
 
 
@@ -229,6 +231,12 @@ def _fraction(number: Number) -> Fraction:
         if abs(simple - exact) < Fraction(1, 10**12):
             return simple
     return exact
+
+
+def _scaled(value: Fraction, scale: int) -> int:
+    """The value times the scale, rounded where it is not whole."""
+    times, rest = divmod(scale, value.denominator)
+    return _rounded(value * scale) if rest else value.numerator * times
 
 
 def _rounded(value: Fraction) -> int:

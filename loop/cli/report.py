@@ -27,7 +27,6 @@ def report_command(file: str | None) -> None:
 
     \b
     Examples:
-      loopctl report
       loopctl report -o run.html
     """
     from loop.cli.view import reader

@@ -13,6 +13,7 @@ from typing import Any
 from policies.statistics import NUM_DRAWS, PairedGain, paired_gain, subset_draws, subset_means
 
 
+@functools.lru_cache(maxsize=512)
 def paired(differences: tuple[Fraction, ...]) -> PairedGain:
     """A gain with its two-sided 95% interval."""
     return paired_gain(differences, 0.975, fast_subset_means)
