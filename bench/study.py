@@ -45,7 +45,7 @@ def write_experiment(where: Path, world: Path, base: Tables, experiment: Tables)
     """The study's experiment in another directory, with these keys changed; its file. `world` lies in that directory."""
     tables = tomllib.loads((STUDIES / f"{NAME}-base.toml").read_text().replace(WORLD, world.name))
     for name, value in base.items():
-        tables[name] = {**tables[name], **value} if isinstance(value, dict) else value
+        tables[name] = {**tables.get(name, {}), **value} if isinstance(value, dict) else value
     (where / "loop.toml").write_text(toml_text(tables))
     tables = tomllib.loads((STUDIES / f"{NAME}.toml").read_text())
     tables |= {"config": "loop.toml", "directory": "runs", **experiment}
