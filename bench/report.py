@@ -32,9 +32,11 @@ from bench.stores import (  # noqa: E402
     _weights,
     write_configuration,
 )
+from loop.stages.sampling import Lineage, completion_id  # noqa: E402
 from policies.diagnosis import Change, Level, Part, Summary  # noqa: E402
 from store.records import Evaluation, Round  # noqa: E402
 
+SAMPLING = {"temperature": 1.2, "top_k": 20, "top_p": 1.0}  # as the stores have it
 NUM_SAMPLES = 4
 NUM_STEPS = 64
 CANARY = '[[suites]]\nname = "canary"\nsource = "suite.jsonl"\ngreedy = true\n'
@@ -60,12 +62,13 @@ class _Whole(_Filling):
         first = (number - 1) * self.num_completions // self.num_rounds
         last = number * self.num_completions // self.num_rounds
         self._complete(round, first, last)
-        attempt = ledger.begin_attempt(round, "sampling", {"prompt_ids": self.prompt_ids, "adapted": None})
+        inputs = {"prompt_ids": self.prompt_ids, "decoding": SAMPLING, "adapted": None}
+        attempt = ledger.begin_attempt(round, "sampling", inputs)
         num = last - first
         self.db.conn.executemany(
             "INSERT INTO selections (run_id, round, completion_id, position, used, reason) VALUES (?, ?, ?, ?, ?, ?)",
             (
-                (run_id, number, _hash("corpus", n), n - first, int(n % 10 > 0), None if n % 10 else f"repeats another ({n})")
+                (run_id, number, self._corpus_id(round, n - first), n - first, int(n % 10 > 0), None if n % 10 else f"repeats another ({n})")
                 for n in range(first, last)
             ),
         )  # fmt: skip
@@ -155,7 +158,7 @@ class _Whole(_Filling):
             for n in range(first, last):
                 place = n - first
                 prompt_id = self.prompt_ids[place % NUM_PROBLEMS]
-                yield self._row(_hash("corpus", n), round.number, None, round.parent_checkpoint, prompt_id,
+                yield self._row(self._corpus_id(round, place), round.number, None, round.parent_checkpoint, prompt_id,
                                 place // NUM_PROBLEMS, self.sampling)  # fmt: skip
 
         self.db.conn.executemany(_COMPLETION, rows())
@@ -163,6 +166,10 @@ class _Whole(_Filling):
             "UPDATE runs SET num_completions = num_completions + ?, completion_bytes = completion_bytes + 300 * ? WHERE id = ?",
             (last - first, last - first, self.run.id),
         )
+
+    def _corpus_id(self, round: Round, place: int) -> str:
+        lineage = Lineage(self.run.id, round.number, round.parent_checkpoint, None, self.sampling)
+        return completion_id(lineage, self.prompt_ids[place % NUM_PROBLEMS], place // NUM_PROBLEMS)
 
 
 def whole_store(where: Path, num_completions: int, num_rounds: int) -> Path:

@@ -1,9 +1,9 @@
 """A study of many rounds: data policies with and without gates, and two controls, on a tiny model that is trained on the spot.
 
 `python bench/study.py [--quick] [--out DIR] [--jobs N]` makes the world, runs the experiment of
-docs/studies/multi-round-tiny.toml with `loopctl experiment run`, and writes tables and figures beside that file (`--quick`:
-into DIR, in a size that shows nothing). It may be killed; what is finished is not repeated. See
-docs/studies/multi-round-tiny.md.
+docs/studies/multi-round-tiny.toml with `loopctl experiment run`, and writes the figures beside that file and the tables into
+docs/studies/multi-round-tiny.md (`--quick`: into DIR, in a size that shows nothing). It may be killed; what is finished is not
+repeated.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ from loop.experiments.toml_text import toml_text  # noqa: E402
 STUDIES = ROOT / "docs" / "studies"
 NAME = "multi-round-tiny"
 WORLD = "../../build/study/world"  # as the study's own base configuration names it
+TABLES = ("<!-- tables: written by bench/study.py -->", "<!-- end of tables -->")
 QUICK = Recipe(num_steps=120, num_decide=40, num_held_out=20, num_prompts=128, hidden_size=64, num_layers=2)
 Tables = dict[str, Any]
 Line = Mapping[str, Any]
@@ -44,7 +45,7 @@ def write_experiment(where: Path, world: Path, base: Tables, experiment: Tables)
     """The study's experiment in another directory, with these keys changed; its file. `world` lies in that directory."""
     tables = tomllib.loads((STUDIES / f"{NAME}-base.toml").read_text().replace(WORLD, world.name))
     for name, value in base.items():
-        tables[name] = {**tables[name], **value} if isinstance(value, dict) else value
+        tables[name] = {**tables.get(name, {}), **value} if isinstance(value, dict) else value
     (where / "loop.toml").write_text(toml_text(tables))
     tables = tomllib.loads((STUDIES / f"{NAME}.toml").read_text())
     tables |= {"config": "loop.toml", "directory": "runs", **experiment}
@@ -218,11 +219,15 @@ def report(experiment: Experiment, where: Path) -> str:
     ]
     tables = [table for table in tables if table[1]]
     text = "\n".join(plain(*table) for table in tables) + f"\n{facts['correction']}\n"
+    marks = "\n".join(markdown(*table) for table in tables) + f"\n{facts['correction']}.\n"
+    page = where / f"{NAME}.md"
+    before, after = ("", "")
+    if where == STUDIES:
+        before, _, rest = page.read_text().partition(TABLES[0])
+        before, after = before + TABLES[0] + "\n\n", "\n" + TABLES[1] + rest.partition(TABLES[1])[2]
+    page.write_text(before + marks + after)
     if where != STUDIES:
-        (where / f"{NAME}-table.txt").write_text(text)
-    (where / f"{NAME}-table.md").write_text(
-        "\n".join(markdown(*table) for table in tables) + f"\n{facts['correction']}\n"
-    )
+        (where / f"{NAME}.txt").write_text(text)
     draw(facts["lines"], k, where)
     return text
 
@@ -250,7 +255,7 @@ def main() -> None:
     run(path, options.jobs)
     shown = where if options.quick else STUDIES
     print(report(load_experiment(path), shown))
-    say(f"{NAME}-table.md, pass-at-1.svg and diversity.svg are in {shown}")
+    say(f"{NAME}.md, pass-at-1.svg and diversity.svg are in {shown}")
 
 
 if __name__ == "__main__":

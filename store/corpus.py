@@ -207,19 +207,18 @@ class Corpus(Evaluations, Probes, Searching):
         )
         return query(self.db, sql, (run_id,))
 
-    def written(self, run_id: str, prompt_id: str, sample_index: int) -> list[Row]:
-        """One sample of a prompt in each round's training corpus, in order, and what became of it.
+    def written(self, completion_ids: Iterable[str]) -> dict[str, Row]:
+        """What became of completions of the training corpus in their own round, by id.
 
-        `round`, `text`, `num_tokens`, `finish_reason`, `used`, `reason`, and `verdict` and `detail` of its prompt's tests.
+        `text`, `num_tokens`, `finish_reason`, `used`, `reason`, and `verdict` and `detail` of the prompt's tests.
         """
         sql = (
-            "SELECT c.round, c.text, c.num_tokens, c.finish_reason, s.used, s.reason, t.verdict, t.detail "
-            "FROM completions AS c LEFT JOIN selections AS s "
-            "ON s.run_id = c.run_id AND s.round = c.round AND s.completion_id = c.id "
-            "LEFT JOIN test_results AS t ON t.completion_id = c.id WHERE c.evaluation_id IS NULL AND c.prompt_id = ? "
-            "AND c.run_id = ? AND c.sample_index = ? ORDER BY c.round, c.arrival"
+            "SELECT c.id, c.text, c.num_tokens, c.finish_reason, s.used, s.reason, t.verdict, t.detail "
+            "FROM json_each(?) AS wanted CROSS JOIN completions AS c ON c.id = wanted.value "
+            "LEFT JOIN selections AS s ON s.run_id = c.run_id AND s.round = c.round AND s.completion_id = c.id "
+            "LEFT JOIN test_results AS t ON t.completion_id = c.id WHERE c.evaluation_id IS NULL"
         )
-        return query(self.db, sql, (prompt_id, run_id, sample_index))
+        return {row["id"]: row for row in query(self.db, sql, (json.dumps(list(completion_ids)),))}
 
     def add_test_results(self, batch: Iterable[CompletionVerdict]) -> int:
         """Store how completions did on their prompts' tests; how many are new. The first result of each stands."""

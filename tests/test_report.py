@@ -2,10 +2,12 @@
 
 import copy
 import functools
+import http.server
 import json
 import re
 import shutil
 import sqlite3
+import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
 from pathlib import Path
@@ -46,7 +48,7 @@ def experiment() -> dict[str, Any]:
             change = slope * number
             lines.append(
                 {"arm": arm, "round": number, "num_seeds": 3, "pass@1": 0.4 + change, "pass@1_interval": [0.36 + change, 0.44 + change],
-                 "pass@k": {"pass@1": 0.4 + change, "pass@4": 0.6}, "change": change, "change_interval": [change - 0.01, change + 0.01],
+                 "pass@k": {"1": 0.4 + change, "4": 0.6}, "change": change, "change_interval": [change - 0.01, change + 0.01],
                  "change_by_seed": [change] * 3, "num_kept": number / 2, "distinct_rate": 0.8 - change, "mean_tokens": 40.0, "spread": 0.3}
             )  # fmt: skip
     words = "mix beats replace at round 4 by 4.0pp, 95% interval 0.4 to 7.6"
@@ -64,8 +66,8 @@ def experiment() -> dict[str, Any]:
         "suite": "ones", "decoding": {"temperature": 0.7, "top_p": 0.95}, "lines": lines, "comparisons": [compared | {"words": words}],
         "num_comparisons": 1, "correction": "One comparison; nothing to correct.",
         "runs": [{"arm": arm, "seed": seed, "state": "idle", "rounds_done": 4, "rounds": 4, "run_dir": f"data/{arm}/seed-{seed}",
-                  "error": None, "spent_s": {"sampling": 3.0, "training": 60.0}} for arm in ARMS for seed in (1, 2, 3)],
-        "shared": [{"stage": "sampling", "round": 1, "ran_in": {"arm": "replace", "seed": 1}, "used_by": [{"arm": "mix", "seed": 1}]}],
+                  "error": None, "reason": None, "spent_s": {"sampling": 3.0, "training": 60.0}} for arm in ARMS for seed in (1, 2, 3)],
+        "state": "done", "shared": [{"stage": "sampling", "what": "512 completions", "round": 1, "ran_in": {"arm": "replace", "seed": 1}, "used_by": [{"arm": "mix", "seed": 1}]}],
     }  # fmt: skip
 
 
@@ -127,10 +129,10 @@ def test_the_selection_is_bounded_and_always_the_same(monkeypatch: pytest.Monkey
     from loop.report import browser
 
     directory = finished_run()[0]
-    monkeypatch.setattr(browser, "MOST_BYTES", 2000)
+    monkeypatch.setattr(browser, "MOST_BYTES", 1500)
     one = facts_of(directory)["browser"]
     assert one == facts_of(directory)["browser"]
-    assert one["num_bytes"] < 2000 + 4 * 1000, "a little more than allowed: a prompt is whole"
+    assert one["num_bytes"] < 1500 + 4 * 1000, "a little more than allowed: a prompt is whole"
     ones = one["groups"][0]
     assert 0 < ones["num_shown"] < ones["num_answers"] and len(ones["prompts"]) == 12, "counts are there for all"
     assert f"{ones['num_shown']} of {ones['num_answers']} answers" in body(facts_of(directory))
@@ -228,9 +230,11 @@ class Shown:
         self.tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
 
     def check(self, path: Path) -> None:
+        wide = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 "
+        wide += "&& !e.closest('.scroll, nav, .list')).map(e => e.outerHTML.slice(0, 200)).slice(0, 5)"
         assert self.complaints == []
         assert [url for url in self.requests if not url.startswith("data:")] == [path.as_uri()]
-        assert self.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), "it scrolls sideways"
+        assert self.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), self.tab.evaluate(wide)
         self.tab.close()
 
 
@@ -457,3 +461,60 @@ def test_a_page_of_many_rounds_reads_each_thing_once(monkeypatch: pytest.MonkeyP
         "FROM rounds WHERE run_id = ? ORDER BY number",
     ):
         assert sum(sql in one for one in asked) <= 3, sql
+
+
+@needs_a_browser
+def test_a_live_page_takes_in_what_is_new(chromium: Any) -> None:
+    """What is open stays open, the scroll stays, and when the server is gone the page says so."""
+    facts = copy.deepcopy(run_of_the_tests())
+    news = threading.Event()
+    gone = threading.Event()
+
+    class Server(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            kind = "text/event-stream" if self.path == "/events" else "text/html; charset=utf-8"
+            self.send_response(503 if gone.is_set() else 200)
+            self.send_header("Content-Type", kind)
+            self.end_headers()
+            if self.path == "/events":
+                news.wait(20)
+                self.wfile.write(b"data: 1\n\n")
+                self.wfile.flush()
+                gone.wait(20)
+            else:
+                self.wfile.write((render(facts, live=True) if self.path == "/" else body(facts)).encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        complaints: list[str] = []
+        tab = chromium.new_page()
+        tab.set_default_timeout(20_000)
+        tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
+        tab.goto(f"http://127.0.0.1:{server.server_port}/")
+        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+        tab.click(".rounds a[href='#round-1']")
+        tab.fill("#browser input", "ones/7")
+        tab.click(".list button")
+        tab.evaluate("scrollTo(0, 900)")
+        place = tab.evaluate("scrollY")
+        assert place > 0 and not tab.locator("#connection").is_visible()
+        facts["name"] = "renamed <b>meanwhile</b>"
+        news.set()
+        tab.locator("h1", has_text="renamed <b>meanwhile</b>").wait_for()
+        assert tab.locator("#round-1 .gates").is_visible()
+        assert tab.inner_text(".reader h3") == "ones/7" and tab.input_value("#browser input") == "ones/7"
+        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+        assert abs(tab.evaluate("scrollY") - place) < 3
+        assert complaints == []
+        gone.set()
+        tab.locator("#connection").wait_for(state="visible")
+        tab.close()
+    finally:
+        news.set()
+        gone.set()
+        server.shutdown()
+        server.server_close()

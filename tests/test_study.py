@@ -97,7 +97,7 @@ def test_the_whole_study_in_a_small_size_and_nothing_is_repeated(tmp_path: Path)
         return done.stdout
 
     first = once()
-    table = (tmp_path / "quick" / "multi-round-tiny-table.txt").read_text()
+    table = (tmp_path / "quick" / "multi-round-tiny.txt").read_text()
     assert table in first and "t1-control" in table and "gated-replace" in table
     assert (tmp_path / "quick" / "pass-at-1.svg").read_text().startswith("<?xml")
     again = once()

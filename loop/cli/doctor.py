@@ -58,7 +58,6 @@ def doctor_command(context: click.Context, deep: bool) -> None:
     \b
     Examples:
       loopctl doctor
-      loopctl doctor --json
     """
     lines = []
     for line in examine(the_call(), deep):

@@ -46,7 +46,6 @@ def grade_command(context: click.Context, problems_file: str, completions_file: 
     \b
     Examples:
       loopctl grade --problems problems.jsonl --completions completions.jsonl
-      loopctl grade --problems problems.jsonl --completions completions.jsonl --json
     """
     problems = _problems(problems_file)
     rows = _completions(completions_file, problems)  # all of them first: a mistake in the last line costs no hour

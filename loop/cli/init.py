@@ -20,7 +20,6 @@ def init_command(directory: Path) -> None:
     \b
     Examples:
       loopctl init my-run
-      loopctl init my-run --json
     """
     import importlib.resources
 

@@ -65,7 +65,6 @@ def restart_command(now: bool) -> None:
     \b
     Examples:
       loopctl restart
-      loopctl restart --now
     """
     loaded = the_call().load()
     _stop(loaded, now)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,14 @@ class Evaluations:
         return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
 
 
+@functools.lru_cache(maxsize=16)
+def paired(differences: tuple[Fraction, ...]) -> PairedGain:
+    """Remembered, because `loopctl watch` asks for the same one every second."""
+    from policies.statistics import paired_gain
+
+    return paired_gain(differences, 0.975)
+
+
 @dataclass(slots=True)
 class Reader:
     """An open store and the run in it."""
@@ -61,12 +70,14 @@ class Reader:
     corpus: Corpus
     run: Run
     run_dir: Path
-    _rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    paired: Callable[[tuple[Fraction, ...]], PairedGain] = field(default=paired)
+    _rates: dict[str, dict[str, Fraction]] = field(default_factory=dict)
 
-    def pass_rates(self, evaluation: Evaluation) -> dict[str, float]:
+    def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
         """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""
         if evaluation.id not in self._rates:
-            self._rates[evaluation.id] = self.corpus.pass_rates(evaluation.id)
+            counts = self.corpus.counts(evaluation.id)
+            self._rates[evaluation.id] = {task_id: Fraction(passed, num) for task_id, (passed, num) in counts.items()}
         return self._rates[evaluation.id]
 
     def evaluations(self) -> Evaluations:
@@ -132,21 +143,13 @@ def gain(found: Reader, ours: Evaluation | None, theirs: Evaluation | None) -> J
     common = sorted(one.keys() & other.keys())
     if not common:
         return None
-    paired = _paired(tuple(one[task_id] - other[task_id] for task_id in common))
+    paired = found.paired(tuple(one[task_id] - other[task_id] for task_id in common))
     return {
         "gain": paired.gain,
         "interval": [paired.lower, paired.upper],
         "num_improved": paired.num_improved,
         "num_worsened": paired.num_worsened,
     }
-
-
-@functools.lru_cache(maxsize=16)
-def _paired(differences: tuple[float, ...]) -> PairedGain:
-    """Remembered, because `loopctl watch` asks for the same one every second."""
-    from policies.statistics import paired_gain
-
-    return paired_gain(differences, 0.975)
 
 
 def duration_of(found: Reader, round: Round) -> dict[str, float]:

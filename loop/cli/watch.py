@@ -46,7 +46,7 @@ class Face(Protocol):
 def watch_command(context: click.Context, interval_s: float) -> None:
     """Status, live, until Ctrl-C. In a pipe: a block when something changed; with --json: a line at every look.
 
-    It keeps watching when the process ends. Exit code: that of `loopctl status` at the end.
+    It keeps watching when the process ends. Exit code: that of `loopctl status` at the end, 0 or 3.
 
     \b
     Examples:

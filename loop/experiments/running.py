@@ -219,7 +219,7 @@ class Supervisor:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C is for us, and we tell it
                 cwd="/",
-                env=found_again() | self.machine.environment(child.slot),
+                env=_environment() | self.machine.environment(child.slot),
                 preexec_fn=die_with_us,
             )
         if not child.num_deaths:
@@ -372,6 +372,12 @@ def _release(run: ExperimentRun) -> bool:
     except (LoopError, StoreError):
         pass  # its own process says what is wrong
     return True
+
+
+def _environment() -> dict[str, str]:
+    """Ours, without what a service manager has told us alone."""
+    ours = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
+    return {name: value for name, value in found_again().items() if name not in ours}
 
 
 def _errors(run: ExperimentRun) -> Path:

@@ -7,13 +7,14 @@ whose outcome changed most, then of the others, then further samples in the same
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
 from loop.cli.view import Evaluations, Reader
-from store.records import Evaluation, Json, Problem, Round
+from loop.stages.sampling import Lineage, completion_id
+from store.canonical import sha256_of
+from store.records import Evaluation, Json, Problem, Prompt, Round
 
 MOST_BYTES = 1_500_000  # of texts
 SHARE_OF_TRAINING = 0.2
@@ -23,6 +24,9 @@ MOST_LETTERS = 6000  # of one text
 MOST_LETTERS_OF_DETAIL = 300
 MOST_TRAINING_PROMPTS = 200
 MOST_TRAINING_SAMPLES = 2  # of a prompt in a round
+BYTES_OF_AN_ANSWER = 40  # beside its text
+
+Answer = list[int | str | None]
 
 
 @dataclass(slots=True)
@@ -49,7 +53,7 @@ def browser(found: Reader, rounds: Sequence[Round], evaluations: Evaluations) ->
     A prompt has `counts`: [column, passed, samples], and `answers`: [column, sample, text, outcome, detail, tokens, ended].
     """
     texts = _Texts()
-    groups = []
+    groups: list[Json] = []
     for name in found.suites:
         share = SHARE_OF_OTHER_SUITES / max(1, len(found.suites) - 1)
         room = 1 - SHARE_OF_TRAINING - (SHARE_OF_OTHER_SUITES if len(found.suites) > 1 else 0)
@@ -81,12 +85,12 @@ def _measured(
         ids = [id for (who, suite), id in evaluations.named(round).items()
                if who == "candidate" and (suite == name or suite.startswith(f"{name}/"))]  # fmt: skip
         for id in ids:
-            if one := evaluations.by_id.get(id):
-                splits.setdefault(one.split, []).append((column, one))
+            if found_one := evaluations.by_id.get(id):
+                splits.setdefault(found_one.split, []).append((column, found_one))
     if not any(column for kept in splits.values() for column, _ in kept):  # a store that does not name them
         for column, round in enumerate(rounds, 1):
-            if one := evaluations.newest.get((round.candidate_checkpoint or "", name)):
-                splits.setdefault(one.split, []).append((column, one))
+            if newest := evaluations.newest.get((round.candidate_checkpoint or "", name)):
+                splits.setdefault(newest.split, []).append((column, newest))
     return splits
 
 
@@ -108,7 +112,17 @@ def _suite(
             "num_prompts": len(problems),
             "num_answers": sum(num for rows in counts.values() for _, _, num in rows),
             "num_shown": sum(map(len, answers.values())),
-            "prompts": [_prompt(found, one, counts[one.task_id], answers.get(one.task_id, []), texts) for one in shown],
+            "prompts": [
+                _entry(
+                    one.task_id,
+                    one.difficulty,
+                    found.corpus.prompt(one.prompt_id) if one.task_id in answers else None,
+                    counts[one.task_id],
+                    answers.get(one.task_id, []),
+                    texts,
+                )
+                for one in shown
+            ],
         }
 
 
@@ -125,9 +139,9 @@ def _by_change(problems: Iterable[Problem], counts: dict[str, list[list[int]]]) 
 
 def _answers(
     found: Reader, problems: Sequence[Problem], measured: list[tuple[int, Evaluation]], texts: _Texts, until: float
-) -> dict[str, list[list[int | str | None]]]:
+) -> dict[str, list[Answer]]:
     """Answers by problem until there is no room: the first sample of each, then the second of each, and so on."""
-    answers: dict[str, list[list[int | str | None]]] = {}
+    answers: dict[str, list[Answer]] = {}
     columns: dict[str, list[int]] = {}  # rounds that made the same weights have one evaluation
     for column, one in measured:
         columns.setdefault(one.id, []).append(column)
@@ -137,60 +151,43 @@ def _answers(
                 return answers
             for id, row in found.corpus.answers(columns, problem.task_id, sample).items():
                 detail = texts.place(row["detail"], MOST_LETTERS_OF_DETAIL) if row["detail"] else None
-                answers.setdefault(problem.task_id, []).extend(
-                    [column, sample, texts.place(row["text"]), row["verdict"], detail, row["num_tokens"], row["finish_reason"]]
-                    for column in columns[id]
-                )  # fmt: skip
+                known = [texts.place(row["text"]), row["verdict"], detail, row["num_tokens"], row["finish_reason"]]
+                answers.setdefault(problem.task_id, []).extend([column, sample, *known] for column in columns[id])
+                texts.num_bytes += BYTES_OF_AN_ANSWER * len(columns[id])
     return answers
-
-
-def _prompt(
-    found: Reader, problem: Problem, counts: list[list[int]], answers: list[list[int | str | None]], texts: _Texts
-) -> Json:
-    asked = found.corpus.prompt(problem.prompt_id) if answers else None
-    return {
-        "name": problem.task_id,
-        "difficulty": problem.difficulty,
-        "statement": texts.place(asked.statement) if asked else None,
-        "prefill": texts.place(asked.content.get("prefill") or "") if asked else None,
-        "counts": counts,
-        "answers": sorted(answers, key=lambda answer: (answer[0], answer[1])),
-    }
 
 
 def _training(found: Reader, rounds: Sequence[Round], texts: _Texts, room: float) -> Json | None:
     """Prompts of the training corpus, those first that were asked in most rounds."""
-    asked: Counter[str] = Counter()
-    for round in rounds:
+    asked: dict[str, list[tuple[int, Lineage]]] = {}
+    for column, round in enumerate(rounds, 1):
         stage = found.ledger.stage(found.run.id, round.number, "sampling")
-        asked.update(set(stage.input.get("prompt_ids", [])) if stage else ())
-    columns = {round.number: column for column, round in enumerate(rounds, 1)}
+        inputs = stage.input if stage else {}
+        if "decoding" in inputs:
+            settings = sha256_of(inputs["decoding"])
+            lineage = Lineage(found.run.id, round.number, round.parent_checkpoint, None, settings)
+            for id in dict.fromkeys(inputs["prompt_ids"]):
+                asked.setdefault(id, []).append((column, lineage))
     until, prompts, num_shown = texts.num_bytes + room, [], 0
-    for id in sorted(asked, key=lambda id: (-asked[id], id))[:MOST_TRAINING_PROMPTS]:
+    for id in sorted(asked, key=lambda id: (-len(asked[id]), id))[:MOST_TRAINING_PROMPTS]:
         if texts.num_bytes > until:
             break
-        answers: list[list[int | str | None]] = []
-        for sample in range(MOST_TRAINING_SAMPLES):
-            for row in found.corpus.written(found.run.id, id, sample):
-                outcome = {1: "used", 0: f"left out: {row['reason']}", None: "not selected yet"}[row["used"]]
-                words = f"{outcome}; {row['verdict']}" if row["verdict"] else outcome
-                answers.append(
-                    [columns[row["round"]], sample, texts.place(row["text"]), words, None, row["num_tokens"], row["finish_reason"]]
-                )  # fmt: skip
+        ids = {
+            completion_id(lineage, id, sample): (column, sample)
+            for column, lineage in asked[id]
+            for sample in range(MOST_TRAINING_SAMPLES)
+        }
+        answers: list[Answer] = []
+        for one, row in found.corpus.written(ids).items():
+            outcome = {1: "used", 0: f"left out: {row['reason']}", None: "not selected yet"}[row["used"]]
+            words = f"{outcome}; {row['verdict']}" if row["verdict"] else outcome
+            answers.append([*ids[one], texts.place(row["text"]), words, None, row["num_tokens"], row["finish_reason"]])
         prompt = found.corpus.prompt(id)
         if prompt is None or not answers:
             continue
+        texts.num_bytes += BYTES_OF_AN_ANSWER * len(answers)
         num_shown += len(answers)
-        prompts.append(
-            {
-                "name": prompt.name,
-                "difficulty": None,
-                "statement": texts.place(prompt.statement),
-                "prefill": texts.place(prompt.content.get("prefill") or ""),
-                "counts": [],
-                "answers": sorted(answers, key=lambda answer: (answer[0], answer[1])),
-            }
-        )
+        prompts.append(_entry(prompt.name, None, prompt, [], answers, texts))
     if not prompts:
         return None
     return {
@@ -201,4 +198,22 @@ def _training(found: Reader, rounds: Sequence[Round], texts: _Texts, room: float
         "num_answers": found.run.num_completions,
         "num_shown": num_shown,
         "prompts": prompts,
+    }
+
+
+def _entry(
+    name: str,
+    difficulty: str | None,
+    asked: Prompt | None,
+    counts: list[list[int]],
+    answers: list[Answer],
+    texts: _Texts,
+) -> Json:
+    return {
+        "name": name,
+        "difficulty": difficulty,
+        "statement": texts.place(asked.statement) if asked else None,
+        "prefill": texts.place(asked.content.get("prefill") or "") if asked else None,
+        "counts": counts,
+        "answers": sorted(answers, key=lambda answer: (answer[0], answer[1])),
     }

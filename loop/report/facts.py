@@ -16,11 +16,13 @@ from loop.cli.status import doing, labelled
 from loop.cli.text import decoding_words
 from loop.cli.view import Evaluations, Reader, all_of, figures_of, reader
 from loop.report.browser import browser
+from loop.report.gains import paired
 from store.errors import NoStore
 from store.records import Checkpoint, Json, Round
 
 if TYPE_CHECKING:
     from loop.configfile import LoadedConfig
+    from loop.experiments.file import Experiment
 
 MOST_LOSSES = 4000  # points of the training curve; more are averaged over neighbours
 
@@ -32,10 +34,19 @@ def run_facts(loaded: LoadedConfig | Place) -> Json:
         place = Place(place.path, place.run_dir, place.config.name, place.config.rounds)
     try:
         with reader(place.run_dir) as found:
+            found.paired = paired
             return _facts(found, place)
     except NoStore:
         status = no_run(place.run_dir, place.name)
         return _frame(status, place) | {"created_at": None, "rounds": [], "suites": []}
+
+
+def facts_of_experiment(experiment: Experiment) -> Json:
+    """The facts of an experiment's page; see `loop.experiments.facts`."""
+    from loop.cli.main import version
+    from loop.experiments.facts import experiment_facts
+
+    return {"kind": "experiment", "version": version(), **experiment_facts(experiment)}
 
 
 def _frame(status: Json, place: Place) -> Json:

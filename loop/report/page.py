@@ -64,15 +64,15 @@ def as_json(value: Any) -> str:
 def render(facts: Json, *, live: bool = False) -> str:
     """The whole page. `live`: it asks /events for news and /body for what takes the place of its <main>."""
     scripts, styles = _scripts(), _styles()
-    return _template("report.html.j2").render(
+    page: str = _template("report.html.j2").render(
         title=visible(str(facts["name"] or "no run")),
         live=live,
         policy=content_security_policy(live=live),
         scripts=[_markup(script) for script in scripts],
         styles=_markup(styles),
         main=_markup(body(facts)),
-        facts=facts,
     )
+    return page
 
 
 def body(facts: Json) -> str:
@@ -85,7 +85,7 @@ def body(facts: Json) -> str:
         for name, figure in figures.items()
     }  # fmt: skip
     template = _template("experiment.html.j2" if facts["kind"] == "experiment" else "run.html.j2")
-    return template.render(
+    inside: str = template.render(
         facts=facts,
         figures=figures,
         specifications=_markup(as_json(drawn)),
@@ -93,6 +93,7 @@ def body(facts: Json) -> str:
         configuration=json.dumps(facts.get("config"), indent=2, ensure_ascii=False),
         yardstick=charts.measured_on,
     )
+    return inside
 
 
 def content_security_policy(*, live: bool = False) -> str:
@@ -119,7 +120,7 @@ def _scripts() -> tuple[str, str]:
     """vega, vega-lite and vega-embed, and ours."""
     import vl_convert
 
-    return _inline(vl_convert.javascript_bundle()), _inline(_resource("report.js"))
+    return _inline(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")), _inline(_resource("report.js"))
 
 
 @functools.cache

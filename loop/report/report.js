@@ -61,9 +61,10 @@
   // The browser of completions
 
   const share = ([, passed, num]) => `${passed}/${num}`;
-  const mark = (words) => {
-    const name = words.split(/[ ;:]/)[0];
-    return make("span", { class: `mark ${name}` }, words.replace("no_code", "no code"));
+  const mark = (words) => { // "passed", or "left out: why"
+    const [outcome, ...why] = words.split(": ");
+    const name = make("span", { class: `mark ${outcome.split(/[ ;]/)[0]}` }, outcome.replace("no_code", "no code"));
+    return why.length ? make("span", {}, name, " ", make("bdi", {}, why.join(": "))) : name;
   };
   const browse = () => {
     const where = document.getElementById("browser");
