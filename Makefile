@@ -54,7 +54,8 @@ bench: setup
 	$(PY) bench/daemon.py
 	$(PY) bench/grading.py
 
-# Many rounds on a tiny model: 24 runs, about 40 minutes on two cores. It may be killed: what is finished is not done again.
+# Many rounds on a tiny model: 24 runs of six rounds, about 40 minutes on two cores, then tables and figures in docs/studies. It
+# may be killed: what is finished is not done again.
 study: setup
 	$(PY) bench/study.py
 

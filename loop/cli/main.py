@@ -44,6 +44,7 @@ COMMANDS = {
     "aa": ("measure", "Measure one checkpoint twice: what an evaluation can see."),
     "sweep": ("measure", "Measure at several temperatures: what is decoding, what is training."),
     "final": ("measure", "Open the final split, once."),
+    "experiment": ("experiment", "Run rounds under different settings and seeds, and compare them."),
 }
 
 

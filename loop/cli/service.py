@@ -94,7 +94,7 @@ def _start(loaded: LoadedConfig) -> Started:
             stderr=err,
             start_new_session=True,
             cwd="/",
-            env=_environment(),
+            env=found_again(),
         )
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
@@ -111,8 +111,8 @@ def _start(loaded: LoadedConfig) -> Started:
     return Started(process.pid, f"started (process {process.pid}); it is still preparing: `loopctl status`", True)
 
 
-def _environment() -> dict[str, str]:
-    """The packages are found again from "/", where the daemon's working directory is in nobody's way."""
+def found_again() -> dict[str, str]:
+    """The environment in which the packages are found again from "/", where a working directory is in nobody's way."""
     import os
 
     root = str(Path(__file__).resolve().parents[2])
