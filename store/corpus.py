@@ -223,6 +223,39 @@ class Corpus(Evaluations, Probes):
             yield from (unpack(Selection, row) for row in rows)
             after = (rows[-1]["position"], rows[-1]["completion_id"])
 
+    def selection_counts(self, run_id: str, round: int) -> list[Row]:
+        """How many completions a round's fine-tune saw and left out: `used`, `reason` and `num`, most first.
+
+        A reason comes without the particulars in parentheses at its end.
+        """
+        sql = (
+            "SELECT used, CASE WHEN used THEN NULL WHEN reason LIKE '% (%)' THEN substr(reason, 1, instr(reason, ' (') - 1) "
+            "ELSE reason END AS reason, count(*) AS num FROM selections WHERE run_id = ? AND round = ? "
+            "GROUP BY 1, 2 ORDER BY num DESC, 2"
+        )
+        return query(self.db, sql, (run_id, round))
+
+    def corpus_totals(self, run_id: str) -> list[Row]:
+        """Of each round's training corpus: `round`, `num`, `num_tokens` and `num_truncated` (ended by length)."""
+        sql = (
+            "SELECT round, count(*) AS num, sum(num_tokens) AS num_tokens, sum(finish_reason = 'length') AS num_truncated "
+            "FROM completions WHERE evaluation_id IS NULL AND run_id = ? GROUP BY round ORDER BY round"
+        )
+        return query(self.db, sql, (run_id,))
+
+    def written(self, completion_ids: Iterable[str]) -> dict[str, Row]:
+        """What became of completions of the training corpus in their own round, by id.
+
+        `text`, `num_tokens`, `finish_reason`, `used`, `reason`, and `verdict` and `detail` of the prompt's tests.
+        """
+        sql = (
+            "SELECT c.id, c.text, c.num_tokens, c.finish_reason, s.used, s.reason, t.verdict, t.detail "
+            "FROM json_each(?) AS wanted CROSS JOIN completions AS c ON c.id = wanted.value "
+            "LEFT JOIN selections AS s ON s.run_id = c.run_id AND s.round = c.round AND s.completion_id = c.id "
+            "LEFT JOIN test_results AS t ON t.completion_id = c.id WHERE c.evaluation_id IS NULL"
+        )
+        return {row["id"]: row for row in query(self.db, sql, (json.dumps(list(completion_ids)),))}
+
     def add_test_results(self, batch: Iterable[CompletionVerdict]) -> int:
         """Store how completions did on their prompts' tests; how many are new. The first result of each stands."""
         with transaction(self.db):

@@ -30,6 +30,8 @@ COMMANDS = {
     "rounds": ("rounds", "A row per round."),
     "round": ("rounds", "All of one round."),
     "samples": ("samples", "Read the corpus."),
+    "report": ("report", "The run as one page that opens without a network."),
+    "plot": ("report", "One figure of the report as SVG or PNG."),
     "corpus": ("corpus", "Take the corpus elsewhere."),
     "verify": ("verify", "Check every hash, sequence and manifest."),
     "rollback": ("control", "Move the head to an earlier round."),
