@@ -35,6 +35,7 @@ def run_round(session: Session) -> Round:
     while round.state in STAGES:
         session.safe_point(round)
         round = attempt(session, round, STAGES[round.state])
+        session.index_texts()
     return round
 
 

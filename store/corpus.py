@@ -1,14 +1,13 @@
 """Prompts and completions: append-only, with lineage; what was sampled and what training saw.
 
 Batches are stored all or nothing, and storing one again is harmless. Reads come in pages, so that memory stays flat and
-no read holds a writer up. What measures is elsewhere: suites and evaluations in evaluations.py, probes in probes.py;
-`Corpus` has all of it.
+no read holds a writer up. What measures is elsewhere: suites and evaluations in evaluations.py, probes in probes.py; so is
+finding by text, in search.py. `Corpus` has all of it.
 """
 
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
@@ -17,11 +16,12 @@ from math import isfinite
 from typing import Any
 
 from store.canonical import compact_json, escape, quoted, sha256_of, sha256_of_text
-from store.db import Row, bound, execute, insert, insert_rows, query, scalar, transaction, unpack
+from store.db import Row, bound, execute, insert, insert_rows, query, transaction, unpack
 from store.errors import Conflict
 from store.evaluations import Evaluations
 from store.probes import Probes
 from store.records import Completion, CompletionText, CompletionVerdict, DecodeSettings, Json, Prompt, Selection
+from store.search import Searching
 
 PAGE = 500  # rows held in memory by a streaming read
 _COLUMNS = [field.name for field in fields(Completion)]
@@ -55,7 +55,7 @@ def num_bytes(text: str) -> int:
     return len(escape(text).encode())
 
 
-class Corpus(Evaluations, Probes):
+class Corpus(Evaluations, Probes, Searching):
     """The corpus over one open store."""
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:
@@ -163,42 +163,6 @@ class Corpus(Evaluations, Probes):
         """One completion by its id."""
         rows = query(self.db, "SELECT * FROM completions WHERE id = ?", (completion_id,))
         return unpack(Completion, rows[0]) if rows else None
-
-    def search(
-        self,
-        *,
-        run_id: str | None = None,
-        text: str | None = None,
-        round: int | None = None,
-        prompt_id: str | None = None,
-        suite: str | None = None,
-        limit: int = 20,
-    ) -> list[Completion]:
-        """Completions of a run's training corpus, newest first: those with `text` in them (case ignored for ASCII).
-
-        With `suite` the answers to a suite's problems instead. Without `run_id` the newest run's. `prompt_id` is a
-        prompt's id or name. Nothing in `text` has a special meaning.
-        """
-        pattern = None if text is None else "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
-        plus = "+" if round is None else ""  # keeps SQLite to the order of arrival, instead of sorting a whole run
-        conditions = {
-            "run_id": f"{plus}run_id = :run_id",
-            "round": "round = :round",
-            "prompt_id": "prompt_id IN (SELECT id FROM prompts WHERE id = :prompt_id OR name = :prompt_id)",
-            "pattern": "text LIKE :pattern ESCAPE '\\'",
-        }
-        if run_id is None:
-            run_id = scalar(self.db, "SELECT id FROM runs ORDER BY rowid DESC LIMIT 1")
-        given = {"run_id": run_id, "round": round, "prompt_id": prompt_id, "pattern": pattern, "suite": suite}
-        of_suite = "evaluation_id IN (SELECT id FROM evaluations WHERE run_id = :run_id AND suite_name = :suite)"
-        where = " AND ".join(
-            [
-                "evaluation_id IS NULL" if suite is None else of_suite,
-                *(sql for name, sql in conditions.items() if given[name] is not None),
-            ]
-        )
-        sql = f"SELECT * FROM completions WHERE {where} ORDER BY arrival DESC LIMIT :limit"
-        return list(_completions(query(self.db, sql, {**given, "limit": limit})))
 
     def training_rows(self, run_id: str, round: int) -> Iterator[Completion]:
         """What a round's fine-tune sees, in order: the completions whose selection is `used`."""

@@ -24,6 +24,7 @@ COMMANDS = {
     "restart": ("service", "Stop it and start it again."),
     "status": ("status", "Say what is happening, what was decided and why, and whether anything needs you."),
     "watch": ("watch", "Status, live."),
+    "serve": ("serve", "The report as a page that updates itself."),
     "logs": ("logs", "What the daemon wrote down."),
     "pause": ("control", "Let nothing more begin; survives a restart."),
     "resume": ("control", "Go on after a pause or a failure."),
