@@ -31,6 +31,8 @@ COMMANDS = {
     "round": ("rounds", "All of one round."),
     "samples": ("samples", "Read the corpus."),
     "corpus": ("corpus", "Take the corpus elsewhere."),
+    "export": ("export", "Take a checkpoint elsewhere: a model directory with its card."),
+    "track": ("track", "Send the rounds to experiment trackers."),
     "verify": ("verify", "Check every hash, sequence and manifest."),
     "rollback": ("control", "Move the head to an earlier round."),
     "pin": ("control", "Keep a round's checkpoint."),
