@@ -65,8 +65,10 @@ def place(directory: str, *, again: bool = False) -> Path:
     """Where to export to. LoopError for what is there already; `again`: files may be, to be compared later."""
     path = Path(os.path.realpath(directory))
     try:
-        if path.exists() and not path.is_dir():
-            raise LoopError(f"{directory}: is a file; name a directory")
+        there = next(one for one in (path, *path.parents) if one.exists())
+        if not there.is_dir():
+            what = "is a file" if there == path else f"{there} is a file"
+            raise LoopError(f"{directory}: {what}; name another directory")
         if path.is_dir() and not again and any(path.iterdir()):
             raise LoopError(f"{directory}: is not empty; name another directory, or empty this one")
     except OSError as error:

@@ -109,7 +109,7 @@ def hub_server() -> Iterator[Hub]:
                 case ["preupload", "main"]:
                     return 200, {"files": [self.mode(repository, one) for one in json.loads(body)["files"]]}
                 case ["commit", "main"]:
-                    return self.commit(repository, body)
+                    return self.commit("/".join(parts[:2]), repository, body)
             return 404, {"error": "not here"}
 
         def create(self, wanted: Any) -> tuple[int, Any]:
@@ -131,7 +131,7 @@ def hub_server() -> Iterator[Hub]:
             oid = repository.oid(wanted["path"])
             return {"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
 
-        def commit(self, repository: Repository, body: bytes) -> tuple[int, Any]:
+        def commit(self, name: str, repository: Repository, body: bytes) -> tuple[int, Any]:
             files = dict(repository.files)
             for line in body.splitlines():
                 entry = json.loads(line)
@@ -145,7 +145,7 @@ def hub_server() -> Iterator[Hub]:
             oid = hashlib.sha1(body).hexdigest()
             repository.files = files
             repository.commits.append(oid)
-            return 200, {"commitUrl": f"{hub.url}/commit/{oid}", "commitOid": oid, "pullRequestUrl": None}
+            return 200, {"commitUrl": f"{hub.url}/{name}/commit/{oid}", "commitOid": oid, "pullRequestUrl": None}
 
         def answer(self, status: int, value: Any, message: str = "") -> None:
             content = json.dumps(value).encode()

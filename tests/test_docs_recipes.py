@@ -11,7 +11,7 @@ from loop.configfile import check_inputs, load_config
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs/recipes.md").read_text()
-BLOCKS = re.findall(r"```toml\n(.*?)```", TEXT, re.DOTALL)
+BLOCKS = re.findall(r"```toml\n(.*?\n)```\n", TEXT, re.DOTALL)
 
 # parameters (billions), layers, hidden size, feed-forward size in use, vocabulary, key-value heads times their size
 MODELS = {

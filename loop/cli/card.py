@@ -33,20 +33,24 @@ PROMPT_LENGTH = 1500
 # What is known
 
 
-def facts_of(found: Reader, row: Checkpoint, base_dir: Path) -> Json:
-    """All that the card says, from one moment of the store. `base_dir`: where relative paths of the configuration begin."""
+def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Json:
+    """All that the card says, from one moment of the store.
+
+    `number`: the round; equal weights of two rounds are one checkpoint. `base_dir`: where relative paths of the configuration
+    begin.
+    """
     from loop.cli.view import decision_of, rows, whole_round
     from loop.measuring import final_result
 
     run, ledger = found.run, found.ledger
     base = ledger.checkpoint(run.base_checkpoint)
     assert base is not None
-    answer = whole_round(found, row.round) if row.round else _of_the_base(found)
+    answer = whole_round(found, number) if number else _of_the_base(found)
     assert answer is not None
     by_number = {one["round"]: one for one in rows(found)}
-    decision = ledger.decision(run.id, row.round) if row.round else None
+    decision = ledger.decision(run.id, number) if number else None
     opened = final_result(ledger, run.id)
-    final = opened.data if opened and opened.data["head"]["checkpoint"] == row.sha256 and row.round else None
+    final = opened.data if opened and opened.data["head"]["checkpoint"] == row.sha256 and number else None
     return {
         "run": run.name,
         "run_id": run.id,
@@ -54,7 +58,7 @@ def facts_of(found: Reader, row: Checkpoint, base_dir: Path) -> Json:
         "config_sha256": run.config_sha256,
         "seed": run.seed,
         "rounds": {"kept": run.num_kept, "rolled_back": run.num_rolled_back, "failed": run.num_failed},
-        "round": row.round,
+        "round": number,
         "is_head": row.sha256 == run.head_checkpoint,
         "checkpoint": row.sha256,
         "kind": row.kind,
@@ -62,7 +66,7 @@ def facts_of(found: Reader, row: Checkpoint, base_dir: Path) -> Json:
         "state": answer["state"],
         "decision": decision_of(decision),
         "detectable": _detectable(decision.gates if decision else []),
-        "lineage": [by_number[number] for number in lineage(found, row)],
+        "lineage": [by_number[one] for one in lineage(found, number)],
         "suites": answer["suites"],
         "training": answer["training"],
         "settings": answer["settings"],
@@ -70,20 +74,19 @@ def facts_of(found: Reader, row: Checkpoint, base_dir: Path) -> Json:
         "final": final,
         "sandboxes": _sandboxes(found, row),
         "example": _example(found),
-        "decoding": decoding_of(run.config),
+        "decoding": answer["suites"][found.decider]["decoding"] or decoding_of(run.config),
         "data_set": _data_set(run.config["prompts"]["source"], base_dir),
     }
 
 
-def lineage(found: Reader, row: Checkpoint) -> list[int]:
-    """The rounds that lie between the base and a checkpoint, itself included, oldest first."""
+def lineage(found: Reader, number: int) -> list[int]:
+    """The rounds that lie between the base and a round's weights, itself included, oldest first."""
     numbers: list[int] = []
-    while row.round:
-        numbers.append(row.round)
-        parent = found.ledger.checkpoint(row.parent) if row.parent else None
-        if parent is None:
-            break
-        row = parent
+    while number:
+        numbers.append(number)
+        round = found.ledger.round(found.run.id, number)
+        parent = found.ledger.checkpoint(round.parent_checkpoint) if round else None
+        number = parent.round if parent else 0
     return numbers[::-1]
 
 
@@ -261,14 +264,23 @@ def _results(facts: Json) -> list[Any]:
                     dataset_type=DATA_SETS.get(source, safe(Path(source).name)),
                     dataset_name=safe(name),
                     dataset_config=f"{safe(name)}: {decoding}",
-                    dataset_split=suite["split"],
+                    dataset_split=_safe(suite["split"]),
                     metric_type=metric,
                     metric_name=f"{metric} ({decoding})",
                     metric_value=measured[metric],
-                    metric_args=args,
+                    metric_args=_safe(args),
                 )
             )
     return found
+
+
+def _safe(value: Any) -> Any:
+    """The same with all its texts made safe."""
+    if isinstance(value, dict):
+        return {key: _safe(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_safe(entry) for entry in value]
+    return safe(value) if isinstance(value, str) else value
 
 
 def _metrics(figures: Json) -> list[str]:
@@ -421,7 +433,7 @@ def _making(facts: Json) -> list[str]:
         lines += [
             f"- prompts: {words(prompts['source'])}, {per_round}, {count(settings['sampling']['num_samples'], 'completion')} each",
             f"- sampling (T\\_train): {_decoding(settings['sampling'])}",
-            f"- data policy: {words(_flat(settings['collect']['data']))}; stubs under {count(settings['collect']['min_lines'], 'line')} "
+            f"- data policy: {words(_policy(settings['collect']['data']))}; stubs under {count(settings['collect']['min_lines'], 'line')} "
             f"and the shortest {settings['collect']['drop_shortest']:.0%} left out; nothing was judged or executed"
             + (
                 ", but the policy asks for passed tests"
@@ -464,12 +476,12 @@ def _making(facts: Json) -> list[str]:
     return made
 
 
-def _flat(value: Json) -> str:
-    return ", ".join(
-        f"{key} {entry}" if key != "type" else str(entry)
-        for key, entry in value.items()
-        if entry not in (None, False, [], ())
-    )
+def _policy(table: Json) -> str:
+    """A data policy in a line: its type, and what in it is not the default."""
+    from policies.data import build_data
+
+    chosen = build_data(table, ("data",)).model_dump(mode="json", exclude_defaults=True)
+    return ", ".join([str(table["type"]), *(f"{key} {value}" for key, value in chosen.items() if key != "type")])
 
 
 def _loss(value: float | None) -> str:

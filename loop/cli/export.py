@@ -67,7 +67,7 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
         warn("interrupted; nothing was written")
         raise click.exceptions.Exit(130) from None
     pushed = _push(done, repo, private, facts) if repo is not None else None
-    _say(done, source, merge, pushed)
+    _say(done, source, facts["round"], merge, pushed)
 
 
 def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
@@ -78,13 +78,13 @@ def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
 
     with reader(run_dir) as found:
         row = checkpoint_named(found.ledger, found.run, which)
-        facts = facts_of(found, row, base_dir)
+        number = {"head": found.run.head_round, "base": 0}[which] if not which.isdigit() else int(which)
+        facts = facts_of(found, row, number, base_dir)
         return _source(found, row, facts), facts
 
 
 def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
     from loop.exporting import Source, licences_in
-    from loop.measuring import in_words
 
     ledger, known = found.ledger, facts["base"]
     first = ledger.checkpoint(found.run.base_checkpoint)
@@ -95,7 +95,7 @@ def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
     return Source(
         row,
         found.run_dir / row.path,
-        in_words(row),
+        f"round {facts['round']}" if facts["round"] else "the base",
         licences=licences_in(found.run_dir / first.path, first.manifest),
         base=base,
         **origin,
@@ -117,11 +117,11 @@ def _push(done: Exported, repo: str, private: bool, facts: Json) -> Json:
         raise
 
 
-def _say(done: Exported, source: Source, merged: bool, pushed: Json | None) -> None:
+def _say(done: Exported, source: Source, number: int, merged: bool, pushed: Json | None) -> None:
     if the_call().json:
         answer: dict[str, Any] = {
             "path": str(done.path),
-            "round": source.row.round,
+            "round": number,
             "checkpoint": source.row.sha256,
             "kind": "full" if source.base is None or merged else "adapter",
             "files": done.files,
