@@ -31,6 +31,8 @@ QUIET = {
     "WANDB_DISABLE_GIT": "true",
     "WANDB_DISABLE_CODE": "true",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # else it wants a database, hence SQLAlchemy
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
     "DO_NOT_TRACK": "true",
     "GRADIO_ANALYTICS_ENABLED": "False",
     "HF_HUB_DISABLE_TELEMETRY": "1",
@@ -148,22 +150,43 @@ def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 class Trackio:
-    """Trackio's own database on this machine."""
+    """Trackio's own database on this machine, or the Space or server that its variables name.
+
+    It knows a run by its name, so the id is a part of that; and it warns where others raise, so what it kept is looked at.
+    """
 
     def __init__(self, run: About, directory: Path) -> None:
         os.environ.setdefault("TRACKIO_DIR", str(directory))
         import trackio
 
-        self.trackio, self.about = trackio, run
+        self.logged: set[int] = set()
+        self.run = trackio.init(
+            project=run.project,
+            name=f"{run.name}-{run.id[:8]}",
+            config=run.config,
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
 
     def known(self) -> set[int]:
-        raise NotImplementedError
+        """All up to the last step that it has; rounds come in order."""
+        return set(range(self.run._next_step))
 
     def log(self, round: int, figures: Figures) -> None:
-        raise NotImplementedError
+        self.run.log(figures, step=round)
+        self.logged.add(round)
 
     def close(self) -> None:
-        raise NotImplementedError
+        from trackio.sqlite_storage import SQLiteStorage
+
+        self.run.finish()
+        if not self.run._is_local or not self.logged:
+            return
+        kept = {entry["step"] for entry in SQLiteStorage.get_logs(self.run.project, self.run.name, run_id=self.run.id)}
+        if lost := sorted(self.logged - kept):
+            raise LoopError(f"round {lost[0]} was logged but is not in its database ({os.environ['TRACKIO_DIR']})")
 
 
 class Wandb:
@@ -185,7 +208,9 @@ class Wandb:
             dir=str(directory),
             mode=mode,
             resume="allow" if self.online else None,
-            settings=wandb.Settings(console="off", silent=True, x_disable_stats=True, x_disable_meta=True),
+            settings=wandb.Settings(
+                console="off", silent=True, x_disable_stats=True, x_disable_meta=True, x_save_requirements=False
+            ),
         )
 
     def known(self) -> set[int]:
@@ -220,7 +245,7 @@ class Mlflow:
             return
         made = self.client.create_run(number, run_name=run.name, tags={self.RUN: run.id})
         self.id = made.info.run_id
-        settings = [Param(name, str(value)[:500]) for name, value in flattened(run.config)]
+        settings = [Param(name, _in_a_line(value)) for name, value in flattened(run.config)]
         for start in range(0, len(settings), 100):
             self.client.log_batch(self.id, params=settings[start : start + 100])
 
@@ -242,6 +267,11 @@ class Mlflow:
 
     def close(self) -> None:
         self.client.set_terminated(self.id)
+
+
+def _in_a_line(value: Any) -> str:
+    text = str(value)
+    return (text if text.isprintable() else json.dumps(text))[:500]
 
 
 TRACKERS: dict[str, type[Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflow": Mlflow}

@@ -66,7 +66,12 @@ def test_the_papers_table_is_that_of_the_recipes() -> None:
         config = load_config(ROOT / "recipes" / row[1].strip("`")).config
         top_k = "none" if config.sampling.top_k == 0 else str(config.sampling.top_k)
         steps = f"{config.training.num_steps:,} ({config.training.warmup_steps})"
-        told = [f"{config.sampling.temperature:g}", top_k, f"{config.sampling.top_p:.2g}", f"{config.suites[0].temperature:g}"]
+        told = [
+            f"{config.sampling.temperature:g}",
+            top_k,
+            f"{config.sampling.top_p:.2g}",
+            f"{config.suites[0].temperature:g}",
+        ]
         assert [f"{float(row[2]):g}", row[3], f"{float(row[4]):.2g}", f"{float(row[5]):g}", row[6]] == [*told, steps]
 
 

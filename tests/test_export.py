@@ -313,8 +313,8 @@ def test_nothing_foreign_becomes_markup(facts: dict[str, Any], hostile: str) -> 
     for token in [each for outer in tokens for each in (outer, *(outer.children or []))]:
         if token.type in ("html_block", "html_inline"):
             assert token.content.strip() in ("<details><summary>The whole configuration</summary>", "</details>")
-        assert (
-            token.type not in ("image", "code_inline") or (token.type == "code_inline" and hostile not in token.content)
+        assert token.type not in ("image", "code_inline") or (
+            token.type == "code_inline" and hostile not in token.content
         )
         if token.type == "link_open":
             assert token.attrs["href"] == PAPER
