@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -196,7 +196,7 @@ class Wandb:
         import wandb
 
         self.about, self.directory = run, directory
-        mode = os.environ.get("WANDB_MODE") or "offline"
+        mode: Any = os.environ.get("WANDB_MODE") or "offline"
         self.online = mode not in ("offline", "dryrun", "disabled")
         self.before = set(directory.glob("wandb/offline-run-*")) if not self.online else set()
         directory.mkdir(parents=True, exist_ok=True)
@@ -274,7 +274,7 @@ def _in_a_line(value: Any) -> str:
     return (text if text.isprintable() else json.dumps(text))[:500]
 
 
-TRACKERS: dict[str, type[Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflow": Mlflow}
+TRACKERS: dict[str, Callable[[About, Path], Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflow": Mlflow}
 
 
 def bring_up_to_date(name: str, run_dir: Path, project: str, *, anew: bool = False) -> int:
