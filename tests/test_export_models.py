@@ -136,6 +136,7 @@ def test_a_full_checkpoint(place: Path, call: Loopctl) -> None:
     assert str(place) not in card, "no path of this machine"
 
 
+@pytest.mark.slow
 def test_an_adapter_and_the_same_merged(place: Path, call: Loopctl) -> None:
     import torch
     from peft import PeftModel
@@ -167,6 +168,7 @@ def test_an_adapter_and_the_same_merged(place: Path, call: Loopctl) -> None:
     assert torch.allclose(whole, over, atol=1e-4) and not torch.allclose(whole, plain, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_a_damaged_base_is_found_before_it_is_merged(place: Path, call: Loopctl) -> None:
     record(place, "adapter", adapter(place))
     with (place / "model/model.safetensors").open("r+b") as file:

@@ -106,7 +106,6 @@ def test_without_a_network(finished: Path, hub: Hub) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
     failed(push(hub, HF_ENDPOINT=nobody), f"{nobody} cannot be reached")
-    assert push(hub).code == 0, "the directory stayed, and is pushed as it is"
 
 
 def test_offline(finished: Path, hub: Hub) -> None:
@@ -131,8 +130,9 @@ def test_the_hub_refuses(finished: Path, hub: Hub, where: str, status: int, code
     said = push(hub)
     failed(said, words, code=code)
     assert "\x1b" not in said.err
-    hub.answers.clear()
-    assert push(hub).code == 0 and hub.repositories[REPO].files
+    if status == 409:
+        hub.answers.clear()
+        assert push(hub).code == 0 and hub.repositories[REPO].files
 
 
 def test_a_directory_with_other_files_is_not_pushed(finished: Path, hub: Hub) -> None:

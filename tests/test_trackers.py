@@ -180,11 +180,10 @@ def test_tokens_are_counted_where_they_were_drawn(finished: Path) -> None:
 
 @ALL
 def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
-    """Without a network; a second time, and with a round more; every round is there once."""
-    directory = finished / ".loop/trackers" / name
+    """All of it, with the decoding settings, where there is no network; and nothing lands beside the run directory."""
     done = track(name, finished, offline=True)
     assert done.returncode == 0, done.stderr
-    found, config = read_back(name, directory)
+    found, config = read_back(name, finished / ".loop/trackers" / name)
     assert found == expected(finished / ".loop") and len(found) == 2
     if name == "mlflow":
         assert (config["decoding.suite"], config["decoding.temperature"], config["decoding.top_p"]) == (
@@ -195,11 +194,6 @@ def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
     else:
         decoding = config["decoding"]
         assert (decoding["suite"], decoding["temperature"], decoding["top_p"]) == ("ones", 0.9, 0.95)
-    assert process(finished, "run", "--rounds", "1").code == 0
-    for _ in range(2):
-        assert track(name, finished).returncode == 0
-    found, _ = read_back(name, directory)
-    assert found == expected(finished / ".loop") and len(found) == 3
     assert not [path for path in finished.iterdir() if path.name in ("wandb", "mlruns", "trackio", "mlflow.db")]
 
 
@@ -216,8 +210,10 @@ tracking.main()
 """
 
 
+@pytest.mark.slow
 @ALL
 def test_killed_and_started_again_it_doubles_nothing(name: str, finished: Path) -> None:
+    """And a round more is a round more, however often it is told."""
     assert track(name, finished, code=KILLED).returncode == 9
     assert not (finished / ".loop/trackers" / name / "told.json").exists()
     done = track(name, finished)
@@ -225,6 +221,11 @@ def test_killed_and_started_again_it_doubles_nothing(name: str, finished: Path) 
     if name == "wandb":  # what the killed one left is a run of its own, which is removed with the next
         assert len(list((finished / ".loop/trackers/wandb/wandb").glob("offline-run-*"))) == 1
     assert read_back(name, finished / ".loop/trackers" / name)[0] == expected(finished / ".loop")
+    assert process(finished, "run", "--rounds", "1").code == 0
+    for _ in range(2):
+        assert track(name, finished).returncode == 0
+    found, _ = read_back(name, finished / ".loop/trackers" / name)
+    assert found == expected(finished / ".loop") and len(found) == 3
 
 
 def test_another_beginning_of_a_run_is_another_run(finished: Path, tmp_path: Path) -> None:
@@ -359,6 +360,7 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
     assert call("config", "check").err == ""
 
 
+@pytest.mark.slow
 @needs("mlflow")
 def test_a_run_that_is_over_is_sent_afterwards(finished: Path, call: Loopctl) -> None:
     assert call("track").code == 1
