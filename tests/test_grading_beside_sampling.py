@@ -110,6 +110,13 @@ def test_a_stop_at_any_safe_point_loses_and_repeats_nothing(
     monkeypatch.setattr(
         Corpus, "add_completions", lambda corpus, batch: stored.extend(one.id for one in batch) or add(corpus, batch)
     )
+    graded: list[str] = []
+    verdicts = Corpus.add_verdicts
+    monkeypatch.setattr(
+        Corpus,
+        "add_verdicts",
+        lambda corpus, batch: graded.extend(one.completion_id for one in batch) or verdicts(corpus, batch),
+    )
     left = where
 
     def stops(session: Session) -> None:
@@ -126,3 +133,4 @@ def test_a_stop_at_any_safe_point_loses_and_repeats_nothing(
     one_round(tmp_path / "broken")
     assert dump(tmp_path / "whole" / ".loop") == dump(tmp_path / "broken" / ".loop")
     assert len(stored) == len(set(stored)), "what was stored is not sampled again"
+    assert len(graded) == len(set(graded)) == 80, "what was stored is not graded again"

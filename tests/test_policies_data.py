@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import Any
 
@@ -109,6 +110,13 @@ def test_a_pool_has_its_size_and_another_seed_draws_others() -> None:
     counts = [sum(id in chosen for chosen in draws) for id in (one.id for one in corpus(20, 20, 20))]
     assert max(counts) < 20 and min(counts) > 0  # 8.3 on average; no place in the corpus is preferred
     assert drawn(data("pool", size=100), corpus(3, 3), 2, 0) == {one.id for one in corpus(3, 3)}
+
+
+@pytest.mark.parametrize("size", [1, 7, 2000, 9999])
+def test_a_draw_takes_those_of_the_smallest_hash(size: int) -> None:
+    candidates = corpus(4000, 4000, 10)
+    expected = sorted(candidates, key=lambda one: hashlib.sha256(f"5 {one.id}".encode()).digest())[:size]
+    assert drawn(data("pool", size=size), candidates, 3, 5) == {one.id for one in expected}
 
 
 POLICIES = st.one_of(
