@@ -13,7 +13,7 @@ from test_store_support import World, weights
 
 from store.checkpoints import commit_directory, hash_directory, manifest_sha256, temporary_directory
 from store.db import open_database, query
-from store.records import Checkpoint, CollectedPart, Verdict
+from store.records import Checkpoint, Verdict
 from store.verify import verify_store, write_high_water
 
 
@@ -28,7 +28,7 @@ def sound(world: World) -> World:
     world.corpus.finish_evaluation(evaluation.id, {"pass@1": 1.0})
     world.probe()
     world.whole_round("rollback")
-    world.corpus.add_collected([CollectedPart(world.run.id, 1, {"version": 1}, 7, b"x" * 96, {"empty": 2})])
+    world.collected()
     world.ledger.move_head(world.run.id, 0, "back")
     world.ledger.set_run_state(world.run.id, "paused", "asked to")
     world.ledger.pause_round(world.ledger.begin_round(world.run.id))
