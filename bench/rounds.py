@@ -226,7 +226,8 @@ def prepare(rounds: int, directory: Path) -> tuple[Path, list[Path], Path]:
     for id, prompt in yardstick.prompts.items():
         problem = yardstick.graded_as[id]
         opened = prompt.content["opening"].removeprefix("```python\n")
-        lines.append(row(prompt.content, suite, ["\n```"], problem=problem.payload, opening=opened))
+        asked = problem.payload | {"task_id": problem.task_id, "entry_point": problem.entry_point}
+        lines.append(row(prompt.content, suite, ["\n```"], problem=asked, opening=opened))
     problems.write_text("".join(lines))
     return model, files, problems
 
@@ -242,6 +243,7 @@ def measure(engine: str, rounds: int, pairs: int) -> dict[str, Any]:
             for directory in here:
                 directory.mkdir()
             found = ours(engine, rounds, here[0])
+            print(f"ours: {found['wall_s']:.0f} s", file=sys.stderr, flush=True)
             found["script_s"] = script(engine, rounds, here[1], model, prompts, problems)
             found["ratio"] = found["wall_s"] / found["script_s"]
             found["added"] = 1 - found["stages"] / found["rounds"]

@@ -198,4 +198,4 @@ def serve() -> None:
 
 def main() -> None:
     """The program of a worker: the engine, guarded."""
-    guard(serve)
+    guard(serve, own_tmp=True)
