@@ -356,6 +356,5 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "the first schema", _TABLES + _append_only(_FIRST_APPEND_ONLY) + _VIEWS),
     Migration(2, "control", _CONTROL),
     Migration(3, "decisions", _TEST_RESULTS + _PROBES + _append_only(_PROBE_TABLES) + _HOLDS),
-    Migration(4, "full text", _FULL_TEXT),
-    Migration(5, "collected", _COLLECTED + _append_only(_COLLECTED_TABLES)),
+    Migration(4, "full text, collected", _FULL_TEXT + _COLLECTED + _append_only(_COLLECTED_TABLES)),
 )
