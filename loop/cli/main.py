@@ -34,6 +34,8 @@ COMMANDS = {
     "report": ("report", "The run as one page that opens without a network."),
     "plot": ("report", "One figure of the report as SVG or PNG."),
     "corpus": ("corpus", "Take the corpus elsewhere."),
+    "export": ("export", "Take a checkpoint elsewhere: a model directory with its card."),
+    "track": ("track", "Send the rounds to experiment trackers."),
     "verify": ("verify", "Check every hash, sequence and manifest."),
     "rollback": ("control", "Move the head to an earlier round."),
     "pin": ("control", "Keep a round's checkpoint."),
