@@ -1,7 +1,7 @@
 """The corpus at scale: durable appends beside raw SQLite, what a late round's selection takes, and growth to a million rows.
 
-`selecting` has its peak memory and two times: `seconds` until every selection has been gone through, and
-`storing_seconds` for storing them. `describing_seconds`: what the first selection in an older store takes more, once.
+`selecting`: `seconds` (and of the CPU, which a busy machine changes less) until every selection has been gone through, with the
+peak memory until then, and `storing_seconds` for storing them. `describing_seconds`: what the first selection in an older store takes more, once.
 
     python -m bench.corpus [--directory DIR] [--num NUM] [--pairs N]
 
@@ -229,11 +229,12 @@ def _selecting(corpus: Corpus, run_id: str, last: int, policy: AnyData) -> dict[
     begun = time.perf_counter()
     for one in past:
         earlier_of(session, one)
-    described = time.perf_counter()
+    described, cpu_s = time.perf_counter(), time.process_time()
     own, earlier = collected_of(session, last, False), [earlier_of(session, one) for one in past]
     chosen = choose(policy, own, earlier, corpus.test_verdicts, corpus.texts_at, run_id, last, 7)
     num_rows = sum(one.used for one in chosen.selections)
-    selected = time.perf_counter()
+    selected, cpu_s = time.perf_counter(), time.process_time() - cpu_s
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     names = [field.name for field in fields(Selection)]
     with contextlib.suppress(_Undone), transaction(corpus.db):
         rows = ((s.run_id, s.round, s.completion_id, s.position, s.used, s.reason) for s in chosen.selections)
@@ -243,6 +244,8 @@ def _selecting(corpus: Corpus, run_id: str, last: int, policy: AnyData) -> dict[
     return {
         "num_rows": num_rows,
         "seconds": round(selected - described, 2),
+        "cpu_seconds": round(cpu_s, 2),
+        "selecting_peak_mib": round(peak_mib),
         "storing_seconds": round(stored - selected, 2),
         "describing_seconds": round(described - begun, 2),
     }
