@@ -135,7 +135,9 @@ def _growth(where: Path, small: Path, equal: Path, large: Path, num_pairs: int, 
         "appending": appending,
         "status": _ratio(num_pairs, lambda: _status(small), lambda: _status(large)),
         "reading_a_round": _ratio(num_pairs, lambda: _reading(equal), lambda: _reading(large)),
-        "reading_by_id": _ratio(num_pairs, lambda: _reading(equal, by_id=True), lambda: _reading(large, by_id=True)),
+        "reading_scattered_rows": _ratio(
+            num_pairs, lambda: _reading(equal, scattered=True), lambda: _reading(large, scattered=True)
+        ),
     }
 
 
@@ -153,7 +155,7 @@ def _status(config: Path) -> float:
     return time.perf_counter() - begun
 
 
-def _reading(config: Path, by_id: bool = False) -> float:
+def _reading(config: Path, scattered: bool = False) -> float:
     """The last round's texts in order of arrival, as collecting reads them; or those of 500 at a time, drawn at random from
     it, as removing near repeats does.
     """
@@ -162,13 +164,13 @@ def _reading(config: Path, by_id: bool = False) -> float:
     run = ledger.run()
     assert run is not None
     last = ledger.rounds(run.id)[-1].number
-    arrivals = [one.arrival for one in corpus.texts(run.id, last)] if by_id else []
+    arrivals = [one.arrival for one in corpus.texts(run.id, last)] if scattered else []
     random.Random(0).shuffle(arrivals)
     db.close()
     db = open_database(_database(config.parent), read_only=True)  # with nothing in its cache
     corpus = Corpus(db)
     begun = time.perf_counter()
-    if by_id:
+    if scattered:
         for start in range(0, len(arrivals), 500):
             corpus.texts_at(arrivals[start : start + 500])
     else:
