@@ -131,6 +131,11 @@ class Child:
                 from loop.engines.hf_models import fetch_hub_model
 
                 return fetch_hub_model(command["name"], command["revision"])
+            case "merge_adapter":
+                prepare_torch({"num_threads": None})
+                from loop.engines.hf_models import write_merged
+
+                return write_merged(CheckpointRef.model_validate(command["checkpoint"]), Path(command["target"]))
             case other:
                 raise EngineError(f"unknown command {other!r}")
 

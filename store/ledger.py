@@ -265,6 +265,11 @@ class Ledger:
         rows = query(self.db, sql, (run_id, kind))
         return unpack(Event, rows[0]) if rows else None
 
+    def events_of(self, run_id: str, kind: str, round: int | None = None) -> list[Event]:
+        """All events of one kind, or those of one round, oldest first. It reads the whole history: not for every second."""
+        sql = "SELECT * FROM events WHERE run_id = ? AND kind = ? AND (? IS NULL OR round = ?) ORDER BY seq"
+        return [unpack(Event, row) for row in query(self.db, sql, (run_id, kind, round, round))]
+
     def append_news(self, run_id: str, kind: str, round: int | None = None, **data: Any) -> Event:
         """Append to the history unless the newest event of that kind says the same; that event."""
         with transaction(self.db):

@@ -14,6 +14,7 @@ _FIRST_APPEND_ONLY = (
 _PROBE_TABLES = ("probes", "probe_results")
 _COLLECTED_TABLES = ("collected",)
 APPEND_ONLY = (*_FIRST_APPEND_ONLY, *_PROBE_TABLES, *_COLLECTED_TABLES)
+FULL_TEXT = "completions_fts"  # with tables of its own behind it, whose names begin so
 
 
 class Migration(NamedTuple):
@@ -331,6 +332,12 @@ DROP TABLE control;
 ALTER TABLE control_with_decisions RENAME TO control;
 """
 
+# It is filled after the completions are (store/search.py has the reasons), and can be made anew from them at any time.
+_FULL_TEXT = """
+CREATE VIRTUAL TABLE completions_fts -- The full-text index over completions.text; rowid is arrival. It follows some way behind.
+USING fts5(text, content="completions", content_rowid="arrival", tokenize="unicode61");
+"""
+
 _COLLECTED = """
 CREATE TABLE collected ( -- What of a round that has been sampled later rounds may train on, so that they need not read it again.
     run_id TEXT NOT NULL, -- The run.
@@ -349,5 +356,5 @@ MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "the first schema", _TABLES + _append_only(_FIRST_APPEND_ONLY) + _VIEWS),
     Migration(2, "control", _CONTROL),
     Migration(3, "decisions", _TEST_RESULTS + _PROBES + _append_only(_PROBE_TABLES) + _HOLDS),
-    Migration(4, "collected", _COLLECTED + _append_only(_COLLECTED_TABLES)),
+    Migration(4, "full text, collected", _FULL_TEXT + _COLLECTED + _append_only(_COLLECTED_TABLES)),
 )

@@ -271,3 +271,26 @@ def test_ten_starts_leave_nothing(
         assert not (left := names() - before), f"start {number} left {left}"
         rss.append(us.memory_info().rss)
     assert rss[-1] < rss[1] + 5e6
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_is_served_with_its_weights_and_its_decoding_settings(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_export_models import record
+    from vllm.config import ModelConfig
+
+    from loop.cli.main import loopctl, run
+
+    make_tiny_model(tmp_path / "model", head_size=32)
+    record(tmp_path, "full", lambda target: make_tiny_model(target, head_size=32, seed=1))
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", "1", "out"], loopctl, "loopctl") == 0, capsys.readouterr()
+    sampler = start(CheckpointRef(sha256="exported", path=tmp_path / "out"))
+    for one in ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(8)], HOT).values():
+        assert one.logprob_sum == pytest.approx(forced(tmp_path / ".loop/checkpoints/round-0001", one), abs=1e-3)
+    sampler.close()
+    taken = ModelConfig(model=str(tmp_path / "out")).get_diff_sampling_param()
+    assert taken == {"temperature": 0.8, "top_k": 0, "top_p": 0.9, "max_tokens": 16}

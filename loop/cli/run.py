@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="This many more, instead of up to `rounds`.")
 @shared_options
 def run_command(rounds: int | None) -> None:
-    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed."""
+    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed.
+
+    \b
+    Examples:
+      loopctl run
+      loopctl run --rounds 1
+    """
     from loop.cli.progress import onlooker
     from loop.control import Wake
     from loop.errors import LoopError
@@ -32,13 +38,22 @@ def run_command(rounds: int | None) -> None:
     from loop.session import open_session
     from loop.stopping import Stop
     from loop.surroundings import Foreground, commanded
+    from loop.trackers import trackers_of
     from store.records import DecisionRow
 
     loaded, wake = the_call().load(), Wake()
     stop = Stop(at_once=True, wake=wake.wake)
     with stop.listening(), onlooker() as watch:
         watch.beating = beating = Beating(loaded.run_dir)
-        with open_session(loaded, watch) as session, commanded(loaded, stop, wake):
+
+        def say(_level: str, text: str) -> None:
+            watch.note(text)
+
+        with (
+            open_session(loaded, watch) as session,
+            trackers_of(loaded.config.watching, loaded.config.name, loaded.run_dir, say) as trackers,
+            commanded(loaded, stop, wake),
+        ):
 
             def after_round(round: Round, _decision: DecisionRow | None) -> None:
                 _print_round(session, round, watch)
@@ -48,7 +63,7 @@ def run_command(rounds: int | None) -> None:
             if (coarse := too_coarse(session)) is not None:
                 watch.note(coarse)
             before = session.run.num_kept + session.run.num_rolled_back
-            service = Service(session, stop, Foreground(beating, wake, after_round), more=rounds)
+            service = Service(session, stop, Foreground(beating, wake, after_round, trackers), more=rounds)
             watch.on_pulse = service.pulse
             ending = service.run()
             if (last := ending.failed) is not None:
