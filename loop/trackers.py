@@ -23,7 +23,7 @@ from loop.hooks import end_guarded, start_guarded
 PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
 EXTRA = "pip install 'ssd-loop[trackers]'"
 TIMEOUT_S = 300.0  # for one tracker to take all rounds that it lacks
-END_S = 30.0  # for all of them, when the run ends by itself
+END_S = 15.0  # for all of them, when the run ends
 LOOK_S = 0.1
 ERROR_LENGTH = 300
 ROOT = Path(__file__).resolve().parents[1]
