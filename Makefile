@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo test test-all test-vllm kills soak bench study lint clean
+.PHONY: setup demo browser test test-all test-vllm kills soak bench study gallery lint clean
 
 setup: $(STAMP)
 
@@ -17,6 +17,12 @@ $(STAMP): pyproject.toml
 
 demo: setup
 	$(VENV)/bin/loopctl run --config loop.toml
+
+# A browser for the tests that click through the report; without it they are left out.
+browser:
+	command -v chromium >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get update -qq && apt-get install -qq -y --no-install-recommends chromium; } || \
+	  echo "no chromium: the tests of the report in a browser are left out"
 
 test: lint
 	$(PY) -m pytest -n 2 -m "not slow"
@@ -53,10 +59,16 @@ bench: setup
 	$(PY) bench/status.py
 	$(PY) bench/daemon.py
 	$(PY) bench/grading.py
+	$(PY) bench/report.py
 
-# Many rounds on a tiny model: 24 runs, about 40 minutes on two cores. It may be killed: what is finished is not done again.
+# Many rounds on a tiny model: 24 runs of six rounds, about 40 minutes on two cores, then tables and figures in docs/studies. It
+# may be killed: what is finished is not done again.
 study: setup
 	$(PY) bench/study.py
+
+# The pictures of docs/gallery.md, from finished runs: make gallery RUNS="my-run/loop.toml other/loop.toml"
+gallery: setup
+	$(PY) bench/gallery.py docs/gallery $(RUNS)
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench import study
 from bench.decisions import CHURN, share, table
 from bench.study_model import Recipe, make_world
+from loop.experiments.file import load_experiment
 from loop.stages.deciding import signals_of
 from loop.stages.evaluating import figures
 from policies.evidence import read_evidence
@@ -273,8 +274,8 @@ def of_study(where: Path) -> None:
     policy = build_policy(GATE, "select")
     rows: dict[str, list[str]] = {}
     totals: dict[str, Counter[str]] = {}
-    for config in sorted((where / "runs").glob("*/loop.toml")):
-        arm = config.parent.name.rsplit("-", 2)[0]
+    for config in sorted((where / "runs").glob("*/*/loop.toml")):
+        arm = config.parent.parent.name
         counts = totals.setdefault(arm, Counter())
         with contextlib.closing(open_database(config.parent / ".loop" / "loop.db", read_only=True)) as db:
             ledger, corpus = Ledger(db), Corpus(db)
@@ -313,16 +314,18 @@ def of_study(where: Path) -> None:
 
 def of_planted(where: Path) -> None:
     """A tiny real model, trained for long on nothing but its likeliest answers: what the gate says in each round."""
-    size = study.Size(Recipe(), (), seeds=(1,), rounds=2, num_steps=96)
-    world = make_world(where, size.recipe, print)
+    num_steps, world = 96, make_world(where, Recipe(), print)
+    base = {"decide": {"suite": "decide", "gates": GATE}, "training": {"num_steps": num_steps}}
+    suites = {"decide": {"limit": 300, "num_samples": 4, "pass_at": [1, 4]}}
+    likeliest = {"temperature": 1.0, "top_k": 1, "top_p": 1.0}
+    arms = {"as in the study": {"name": "study"}, "its likeliest answer": {"name": "likeliest", "sampling": likeliest}}
+    few = {"rounds": 2, "seeds": [1], "compare": [], "arms": [arm | {"suites": suites} for arm in arms.values()]}
+    path = study.write_experiment(where, world, base, few)
+    study.run(path)
     rows = []
-    for name, sampling in (
-        ("as in the study", study.TRUNCATED),
-        ("its likeliest answer", "temperature = 1.0\ntop_k = 1"),
-    ):
-        for seed in size.seeds:
-            config = study.configuration(where, world, study.Arm(name, "collapse alone", sampling=sampling), seed, size)
-            study.run(config, size.rounds, print)
+    for name, arm in arms.items():
+        for run in load_experiment(path).of_arm(str(arm["name"])):
+            seed, config = run.seed, run.path
             with contextlib.closing(open_database(config.parent / ".loop" / "loop.db", read_only=True)) as db:
                 ledger = Ledger(db)
                 stored = ledger.run()
@@ -335,7 +338,7 @@ def of_planted(where: Path) -> None:
                     why = row.gates[0]["reason"] if row.verdict != "keep" else ""
                     rows.append([name, str(seed), str(row.round), *pairs, row.verdict, why])
     header = ["trained on", "seed", "round", "pass@1", "spread", "distinct right", "verdict", "because"]
-    table(f"a tiny model after {size.num_steps} steps a round, under the default gate", header, rows)
+    table(f"a tiny model after {num_steps} steps a round, under the default gate", header, rows)
 
 
 def main() -> None:

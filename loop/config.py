@@ -89,13 +89,14 @@ class Sampling(Decoding):
     """How the training data is sampled from the frozen head (T_train and its truncation)."""
 
     num_samples: PositiveInt = Field(1, description="Completions per prompt; the paper takes one.")
+    control: bool = Field(False, description="Allow temperature 1 without truncation, as an experiment's control.")
 
     @model_validator(mode="after")
     def _not_a_fixed_point(self) -> Sampling:
-        if self.temperature == 1.0 and not self.truncates and self.repetition_penalty == 1.0:
+        if self.temperature == 1.0 and not self.truncates and self.repetition_penalty == 1.0 and not self.control:
             problem = (
                 "1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient of training on "
-                "its samples is zero; set temperature above 1, or top_k or top_p"
+                "its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"
             )
             _refuse([(("temperature",), problem)])
         return self
@@ -517,7 +518,8 @@ class Config(Section):
         changes, training = self.after_rollback, self.training
         mistakes: list[Mistake] = []
         for index, temperature in enumerate(changes.temperatures):
-            if temperature == 1.0 and not self.sampling.truncates and self.sampling.repetition_penalty == 1.0:
+            fixed = temperature == 1.0 and not self.sampling.truncates and self.sampling.repetition_penalty == 1.0
+            if fixed and not self.sampling.control:
                 problem = "1 without top_k, top_p or repetition_penalty in [sampling] is a fixed point; give another"
                 mistakes.append((("after_rollback", "temperatures", index), problem))
         floor = changes.learning_rate_floor

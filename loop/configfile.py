@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from loop.config import Config, Decide, KeyPath, Suite, naming_mistakes
 from loop.errors import ConfigError, PermissionDenied
@@ -87,9 +87,8 @@ def find_config(explicit: str | None) -> Path:
 
 def load_config(path: Path) -> LoadedConfig:
     """Read and validate a loop.toml. ConfigError with a line per mistake; PermissionDenied if it cannot be read."""
-    place = _clean(str(path))
-    tables, text, lines = _parse(_read(path, place), place)
-    mistakes = _mistakes(tables, text)
+    tables, text, lines, place = read_toml(path)
+    mistakes = config_mistakes(tables, text)
     if mistakes:
         ordered = sorted(mistakes.items(), key=lambda item: (line_of(lines, item[0]), dotted(item[0])))
         raise ConfigError("\n".join(_line(place, line_of(lines, key), key, problem) for key, problem in ordered))
@@ -104,18 +103,19 @@ def check_inputs(loaded: LoadedConfig) -> list[str]:
 
     Hub models and hub data sets are judged by the shape of their name alone.
     """
-    config = loaded.config
-    lines = [loaded.at(key, problem) for key, problem in _model_mistakes(config, loaded.base_dir)]
-    lines += [loaded.at(key, problem) for key, problem in _prompt_mistakes(config, loaded.base_dir)]
+    return [loaded.at(key, problem) for key, problem in input_mistakes(loaded.config, loaded.base_dir, loaded.run_dir)]
+
+
+def input_mistakes(config: Config, base_dir: Path, run_dir: Path) -> Iterator[tuple[KeyPath, str]]:
+    """See `check_inputs`: each mistake and the key that it belongs to."""
+    yield from _model_mistakes(config, base_dir)
+    yield from _prompt_mistakes(config, base_dir)
     for index, suite in enumerate(config.suites):
-        for name, problem in _suite_mistakes(suite, config, loaded.base_dir):
-            lines.append(
-                loaded.at(("decide", name) if name in ("split", "confirm") else ("suites", index, name), problem)
-            )
-    there = next(path for path in (loaded.run_dir, *loaded.run_dir.parents) if os.path.lexists(path))
+        for name, problem in _suite_mistakes(suite, config, base_dir):
+            yield ("decide", name) if name in ("split", "confirm") else ("suites", index, name), problem
+    there = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
     if there.exists() and not there.is_dir():
-        lines.append(loaded.at(("run_dir",), f"{_clean(str(there))} is a file; name a directory"))
-    return lines
+        yield ("run_dir",), f"{_clean(str(there))} is a file; name a directory"
 
 
 def model_directory(source: str, base_dir: Path) -> Path | None:
@@ -165,6 +165,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 # Reading the file
 
 
+def read_toml(path: Path) -> tuple[dict[str, Any], str, dict[KeyPath, int], str]:
+    """A TOML file: its tables, the same as JSON, the line of each key, and what messages call the file.
+
+    ConfigError in one line if it is not there or not TOML; PermissionDenied if it cannot be read.
+    """
+    place = _clean(str(path))
+    return *_parse(_read(path, place), place), place
+
+
 def _read(path: Path, place: str) -> str:
     try:
         content = path.read_bytes()
@@ -212,15 +221,15 @@ def _toml_remedy(reason: str) -> str:
 # Mistakes in the file itself
 
 
-def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
-    """Every mistake by its key, the first one of each key."""
+def model_mistakes(model: type[BaseModel], tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
+    """What pydantic finds wrong with a file, in our words: every mistake by its key, the first one of each key."""
     found: dict[KeyPath, str] = {}
     for key, value in _leaves(tables):
         if isinstance(value, datetime.date | datetime.time):
             found[key] = f"{value} is a date or time; no key takes one (text stands in quotes)"
-    schema = _Schema()
+    schema = _Schema(model)
     try:
-        Config.model_validate_json(text)
+        model.model_validate_json(text)
     except ValidationError as error:
         for details in error.errors(include_url=False):
             if details["loc"][:2] == ("schedule", "stop") and len(details["loc"]) > 2:
@@ -229,6 +238,18 @@ def _mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
                 continue  # see _data_mistakes
             for key, problem in _explain(dict(details), tables, schema):
                 found.setdefault(key, problem)
+    return found
+
+
+def takes_a_list(key: KeyPath) -> bool:
+    """Whether what stands at this key of loop.toml may be a list."""
+    node = _Schema(Config).at(key)
+    return "array" in [node.get("type"), *(option.get("type") for option in node.get("anyOf", []))]
+
+
+def config_mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
+    """Every mistake in the tables of a loop.toml by its key, the first one of each key; `text`: the same as JSON."""
+    found = model_mistakes(Config, tables, text)
     suites, decide = tables.get("suites"), tables.get("decide")
     if isinstance(suites, list) and isinstance(decide, dict):  # a mistake elsewhere keeps Config from looking at these
         wrong_splits = any("splits" in key for key in found)
@@ -379,8 +400,8 @@ def _in_file(location: tuple[Any, ...], tables: Any) -> tuple[KeyPath, Any]:
 class _Schema:
     """What the pydantic models say about a key, in words. Built from their JSON schema, so that they say it once."""
 
-    def __init__(self) -> None:
-        self.root = Config.model_json_schema()
+    def __init__(self, model: type[BaseModel]) -> None:
+        self.root = model.model_json_schema()
 
     def at(self, key: KeyPath) -> dict[str, Any]:
         """The schema of a key, its description included; {} where anything goes."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from loop.engines.base import Forced, Probed, Request, SamplingParams
 from loop.evaluation import of_split
+from loop.experiments.sharing import turn
 from loop.session import Session, Yardstick
 from loop.stages.evaluating import params_of
 from loop.stages.sampling import seed_of
@@ -69,7 +70,7 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
     base = session.run.base_checkpoint
     if checkpoint != base:
         measure(session, round, base)  # says which tokens are followed
-    probe = corpus.probe(_probe_id(session)) or _write_probe(session, round)
+    probe = corpus.probe(_probe_id(session)) or _shared_probe(session, round)
     at: list[Any] = [None] * len(probe.sequences)
     if checkpoint != base:
         at = [record["at"] for record in _result(session, base).records]
@@ -80,24 +81,52 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
     row = session.ledger.checkpoint(checkpoint)
     assert row is not None, checkpoint
     who = f"round {row.round}" if row.round else "the base"
-    session.watch.stage(round.number, "evaluating", f"locks and forks of {who} ({len(texts)} texts)")
-    prober = session.prober(checkpoint)
-    records: dict[int, Json] = {}
-    for start in range(0, len(texts), TEXTS_AT_ONCE):
-        batch = texts[start : start + TEXTS_AT_ONCE]
-        for probed in prober.probe(batch, _truncation(session), settings.top):
-            records |= {int(one.id): _record(one, checkpoint == base) for one in probed}
-    corpus.add_probe_result(
-        ProbeResult(
-            id=result_id,
-            probe_id=probe.id,
-            run_id=round.run_id,
-            round=row.round,
-            checkpoint=checkpoint,
-            records=[records[index] for index in range(len(texts))],
-        )
-    )
+    what = f"locks and forks of {who}"
+    with turn(session, round.number, "evaluating", what, checkpoint, probe=_inputs(session)) as ours:
+        if not ours.take_probe_result(result_id, probe.id, row.round):
+            session.watch.stage(round.number, "evaluating", f"{what} ({len(texts)} texts)")
+            prober = session.prober(checkpoint)
+            records: dict[int, Json] = {}
+            for start in range(0, len(texts), TEXTS_AT_ONCE):
+                batch = texts[start : start + TEXTS_AT_ONCE]
+                for probed in prober.probe(batch, _truncation(session), settings.top):
+                    records |= {int(one.id): _record(one, checkpoint == base) for one in probed}
+            corpus.add_probe_result(
+                ProbeResult(
+                    id=result_id,
+                    probe_id=probe.id,
+                    run_id=round.run_id,
+                    round=row.round,
+                    checkpoint=checkpoint,
+                    records=[records[index] for index in range(len(texts))],
+                )
+            )
+            ours.done(probe_result=result_id)
     session.safe_point()
+
+
+def _shared_probe(session: Session, round: Round) -> Probe:
+    base, what = session.run.base_checkpoint, "the texts of locks and forks"
+    with turn(session, round.number, "evaluating", what, base, texts=_inputs(session)) as ours:
+        session.corpus.add_decode_settings(_drawn(session).model_dump(mode="json"))
+        if not ours.take_probe(_probe_id(session)):
+            _write_probe(session, round)
+            ours.done(probe=_probe_id(session))
+    probe = session.corpus.probe(_probe_id(session))
+    assert probe is not None
+    return probe
+
+
+def _inputs(session: Session) -> Json:
+    """All that the texts depend on, and `top`, which what is recorded of them does too."""
+    return {
+        "base": session.run.base_checkpoint,
+        "prompt_ids": [prompt.id for prompt in _prompts(session)],
+        "drawn": _drawn(session).model_dump(mode="json"),
+        "truncation": _truncation(session).model_dump(mode="json"),
+        "seed": session.loaded.config.seed,
+        "top": session.loaded.config.diagnosis.top,
+    }
 
 
 def _write_probe(session: Session, round: Round) -> Probe:

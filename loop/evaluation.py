@@ -10,13 +10,15 @@ import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from loop.experiments.sharing import Turn, turn
 from loop.session import Session, Yardstick
 from loop.stages.evaluating import decoding_in_words, figures, grade, params_of
-from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
+from loop.stages.sampling import Lineage, Planned, gathered, plan, sample, seed_of
 from store.canonical import sha256_of
-from store.records import Completion, Evaluation, Json, Problem
+from store.records import Completion, Evaluation, Json, Problem, Verdict
 
 NUM_VERDICTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most graded twice after a kill
+NUM_AHEAD = 512  # completions that may wait for their verdicts before sampling, where it goes on beside, waits for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,34 +68,88 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
     prompts = [suite.prompts[problem.prompt_id] for problem in part.problems]
     lineage = Lineage(session.run_id, evaluation.round, checkpoint, evaluation.id, settings)
     planned = plan(lineage, prompts, suite.config.num_samples, part.seed)
-    wanted = {item.id for item in planned}
-    done = corpus.evaluation_completion_ids(evaluation.id)
-    corpus.reopen_evaluation(evaluation.id)
     label = f"{who} on {suite.config.name} ({decoding_in_words(suite.config)})"
     if part.split not in ("all", session.policy.split):
         label = f"{who} on {suite.config.name} ({part.split}, {decoding_in_words(suite.config)})"
-    if not wanted <= done:
+    corpus.reopen_evaluation(evaluation.id)
+    row = session.ledger.checkpoint(checkpoint)
+    whose = f"round {row.round}" if row and row.round else "the base"
+    what = label.replace(who, whose, 1)
+    with turn(session, number, "evaluating", what, checkpoint, **_inputs(session, suite, part)) as ours:
+        return _evaluate(session, number, suite, planned, lineage, label, ours)
+
+
+def _evaluate(
+    session: Session,
+    number: int,
+    suite: Yardstick,
+    planned: Sequence[Planned],
+    lineage: Lineage,
+    label: str,
+    ours: Turn,
+) -> Evaluation:
+    assert lineage.evaluation_id is not None
+    corpus, params, evaluation_id = session.corpus, params_of(suite.config), lineage.evaluation_id
+    ours.take_answers(planned, lineage)
+    wanted = {item.id for item in planned}
+    done = corpus.evaluation_completion_ids(evaluation_id)
+    graded = corpus.graded_ids(evaluation_id) & wanted
+    num_graded, sampling = len(graded), False
+
+    def sampled() -> Iterator[Completion]:
+        """What is missing, each stored when it is given."""
+        if wanted <= done:
+            return
         session.watch.stage(number, "evaluating", label)
-        sampler = session.sampler(checkpoint)
+        sampler = session.sampler(lineage.checkpoint)
         for batch in gathered(sample(planned, done, lineage, params, sampler), time.monotonic):
             corpus.add_completions(batch)
             session.safe_point()
-    graded = corpus.graded_ids(evaluation.id) & wanted
-    session.watch.stage(number, "grading", label)
-    waiting, num_graded = [], len(graded)
-    ungraded = (c for c in completions_of(session, evaluation.id, wanted) if c.id not in graded)
-    for verdict in grade(ungraded, suite.graded_as, suite.prompts, evaluation.id, session.grader):
+            yield from batch
+
+    def ungraded() -> Iterator[Completion]:
+        nonlocal sampling
+        given: set[str] = set()
+        for completion in sampled():
+            if session.engines.spares_the_cpu:
+                sampling = True
+                given.add(completion.id)
+                yield completion
+        sampling = False
+        session.watch.stage(number, "grading", label)
+        left = wanted - graded - given
+        yield from (c for c in completions_of(session, evaluation_id, wanted) if c.id in left)
+
+    waiting: list[Verdict] = []
+    for verdict in grade(ungraded(), suite.graded_as, suite.prompts, evaluation_id, session.grader, NUM_AHEAD):
         waiting.append(verdict)
         num_graded += 1
         if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(wanted):
             corpus.add_verdicts(waiting)
             waiting = []
             session.safe_point()
-        session.watch.progress(num_graded, len(wanted))
-    verdicts = [verdict for verdict in corpus.verdicts(evaluation.id) if verdict.completion_id in wanted]
+        if not sampling:
+            session.watch.progress(num_graded, len(wanted))
+    verdicts = [verdict for verdict in corpus.verdicts(evaluation_id) if verdict.completion_id in wanted]
     assert len(verdicts) == len(wanted), f"{len(verdicts)} verdicts for {len(wanted)} completions"
-    measured = figures(verdicts, completions_of(session, evaluation.id, wanted), suite.config.pass_at)
-    return corpus.finish_evaluation(evaluation.id, measured)
+    measured = figures(verdicts, completions_of(session, evaluation_id, wanted), suite.config.pass_at)
+    finished = corpus.finish_evaluation(evaluation_id, measured)
+    ours.done(evaluation=evaluation_id)
+    return finished
+
+
+def _inputs(session: Session, suite: Yardstick, part: Part) -> Json:
+    """What the answers and their verdicts depend on beside the checkpoint."""
+    grading = session.loaded.config.grading.model_dump(mode="json", exclude={"num_workers"})
+    return {
+        "suite": suite.row.sha256,
+        "split": part.split,
+        "problems": [problem.task_id for problem in part.problems],
+        "decoding": params_of(suite.config).model_dump(mode="json"),
+        "num_samples": suite.config.num_samples,
+        "seed": part.seed,
+        "grading": grading,
+    }
 
 
 def completions_of(session: Session, evaluation_id: str, wanted: Collection[str]) -> Iterator[Completion]:

@@ -14,14 +14,16 @@ from loop.adapting import refuse_a_repetition, settings_of
 from loop.comparing import Comparison
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
+from loop.experiments.sharing import Turn, taken_in, turn
 from loop.prompts.sources import prompts_of_round
 from loop.selection import select
 from loop.session import CHECKPOINTS, LostWeights, Session
 from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
-from loop.stages.training import rows_sha256, train
+from loop.stages.training import Trained, rows_sha256, train
 from policies.data import build_data
 from policies.evidence import BadEvidence
 from store.checkpoints import manifest_sha256, manifest_size_bytes, sweep_temporaries
+from store.db import transaction
 from store.errors import StoreError
 from store.garbage import best_round
 from store.records import Checkpoint, DecisionRow, Json, Round, StageName
@@ -33,6 +35,7 @@ def run_round(session: Session) -> Round:
     while round.state in STAGES:
         session.safe_point(round)
         round = attempt(session, round, STAGES[round.state])
+        session.index_texts()
     return round
 
 
@@ -45,19 +48,27 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
     settings = session.corpus.add_decode_settings(inputs["decoding"])
     lineage = Lineage(round.run_id, round.number, round.parent_checkpoint, None, settings)
     planned = plan(lineage, prompts, config.sampling.num_samples, config.seed)
-    done = session.corpus.existing_ids(round.run_id, round.number)
-    if num_missing := sum(item.id not in done for item in planned):
-        session.watch.stage(round.number, "sampling", f"{num_missing} completions")
-        params = SamplingParams.model_validate(inputs["decoding"])
-        sampler = session.sampler(round.parent_checkpoint)
-        for batch in gathered(sample(planned, done, lineage, params, sampler), time.monotonic):
-            session.corpus.add_completions(batch)
-            session.safe_point()
+    made_from = {key: inputs[key] for key in ("prompt_ids", "decoding")} | {"seed": [config.seed, round.number]}
+    made_from |= {"num_samples": config.sampling.num_samples}
+    what = f"{len(planned)} completions"
+    with turn(session, round.number, "sampling", what, round.parent_checkpoint, **made_from) as ours:
+        ours.take_answers(planned, lineage)
+        done = session.corpus.existing_ids(round.run_id, round.number)
+        if num_missing := sum(item.id not in done for item in planned):
+            session.watch.stage(round.number, "sampling", f"{num_missing} completions")
+            params = SamplingParams.model_validate(inputs["decoding"])
+            sampler = session.sampler(round.parent_checkpoint)
+            for batch in gathered(sample(planned, done, lineage, params, sampler), time.monotonic):
+                session.corpus.add_completions(batch)
+                session.safe_point()
+        ours.done()
     policy = build_data(inputs["data"], ("data",)) if "data" in inputs else config.collect.data  # older stores lack it
     chosen = select(session, round, policy)
-    output: Json = {"num_completions": len(planned), "num_used": sum(one.used for one in chosen.selections)}
+    output: Json = {"num_completions": len(planned), "num_used": chosen.num_used}
     if chosen.num_earlier or chosen.earlier_left_out:
         output |= {"num_earlier": chosen.num_earlier, "earlier_left_out": chosen.earlier_left_out}
+    if taken := taken_in(session, round.number, "sampling"):
+        output["shared"] = taken
     return session.ledger.finish_stage(
         round, "sampling", number, output, next_state="training", selections=chosen.selections
     )
@@ -68,34 +79,56 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     session.watch.stage(round.number, "training", f"{inputs['num_rows']} completions")
     parent = session.weights(round.parent_checkpoint)
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
-    rows = session.corpus.training_rows(round.run_id, round.number)
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
     settings = inputs["settings"] | now.model_dump(include={"micro_batch_size", "gradient_checkpointing"})
-    trained = train(rows, parent, settings, session.engines.trainer(parent), final_dir)
-    report = trained.result.model_dump(mode="json")
     parent_row = session.ledger.checkpoint(round.parent_checkpoint)
     assert parent_row is not None
+    made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}
+    what = f"{inputs['num_rows']} completions"
+    with turn(session, round.number, "training", what, round.parent_checkpoint, **made_from) as ours:
+        trained = ours.take_weights(final_dir)
+        if trained is None:
+            rows = session.corpus.training_rows(round.run_id, round.number)
+            trained = train(rows, parent, settings, session.engines.trainer(parent), final_dir)
+        return _trained(session, round, number, trained, parent_row, ours)
+
+
+def _trained(
+    session: Session, round: Round, number: int, trained: Trained, parent_row: Checkpoint, ours: Turn
+) -> Round:
+    """The candidate's row, and the round at the next stage; with that, in one transaction, where it was taken from."""
+    path = str(trained.path.relative_to(session.loaded.run_dir))
+    report = trained.result.model_dump(mode="json")
     candidate = Checkpoint(
         sha256=manifest_sha256(trained.manifest),
         run_id=round.run_id,
         round=round.number,
         kind="adapter" if trained.result.adapter else "full",
-        path=str(final_dir.relative_to(session.loaded.run_dir)),
+        path=path,
         parent=round.parent_checkpoint,
         base=(parent_row.base or parent_row.sha256) if trained.result.adapter else None,
         size_bytes=manifest_size_bytes(trained.manifest),
         manifest=trained.manifest,
         origin={"training": report},
     )
-    output = {"checkpoint": candidate.sha256, **report}
-    return session.ledger.finish_stage(round, "training", number, output, next_state="evaluating", candidate=candidate)
+    output = {"checkpoint": candidate.sha256, **report} | ({"shared": [ours.took]} if ours.took else {})
+    with transaction(session.ledger.db) if ours.took else contextlib.nullcontext():
+        ours.say()
+        finished = session.ledger.finish_stage(
+            round, "training", number, output, next_state="evaluating", candidate=candidate
+        )
+    ours.made_weights(trained.path, checkpoint=candidate.sha256, path=path, manifest=trained.manifest, report=report)
+    return finished
 
 
 def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Round:
     """Head and candidate: same problems, same decoding settings, same seeds, until it is clear which one is better."""
     comparison = comparison_of(session, round, inputs)
     comparison.run()
-    return session.ledger.finish_stage(round, "evaluating", number, comparison.as_output(), next_state="deciding")
+    output = comparison.as_output()
+    if taken := taken_in(session, round.number, "evaluating"):
+        output["shared"] = taken
+    return session.ledger.finish_stage(round, "evaluating", number, output, next_state="deciding")
 
 
 def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round:
@@ -248,7 +281,7 @@ def frozen_input(session: Session, round: Round, stage: StageName) -> Json:
     match stage:
         case "sampling":
             chosen = prompts_of_round(session.prompts, config.prompts.per_round, config.seed, round.number)
-            decoding = config.sampling.model_dump(mode="json", exclude={"num_samples"})
+            decoding = config.sampling.model_dump(mode="json", exclude={"num_samples", "control"})
             decoding |= {"temperature": used.temperature}
             inputs = {"checkpoint": round.parent_checkpoint, "prompt_ids": [p.id for p in chosen], "decoding": decoding}
             return inputs | {"data": used.data.model_dump(mode="json"), "adapted": why_adapted}

@@ -18,6 +18,7 @@ from loop.config import Suite as SuiteConfig
 from loop.configfile import LoadedConfig, as_begun, check_inputs, config_sha256, differences, resolved
 from loop.engines.base import CheckpointRef, Prober, Sampler
 from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
+from loop.experiments.registry import Registry, registry_of
 from loop.grading.grader import Grader
 from loop.grading.problems import Problem as GradingProblem
 from loop.grading.problems import load_suite
@@ -88,6 +89,7 @@ class Session:
     guide: Callable[[Round | None], None] = field(default=lambda round: None)
     wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
     verified: dict[str, Any] = field(default_factory=dict)  # the stamps of checkpoints when they were read whole
+    shared: Registry | None = None  # what other runs of its experiment have done, if it belongs to one
 
     def safe_point(self, round: Round | None = None) -> None:
         """Everything so far is stored. What the guide raises here leaves a round that can be resumed.
@@ -96,6 +98,14 @@ class Session:
         """
         reach("round.safe_point")
         self.guide(round)
+
+    def index_texts(self) -> None:
+        """Let what was written be found by its text. A round does not fail because that cannot be done."""
+        try:
+            for _ in self.corpus.index_texts():
+                self.engines.pulse()
+        except StoreError as error:
+            self.watch.note(f"the full-text index could not be brought up to date: {error}")
 
     @property
     def run(self) -> Run:
@@ -188,7 +198,10 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
                 loaded = replace(loaded, config=as_begun(loaded.config, begun.config))
             run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse)
             policy = loaded.config.decide.policy()
-            yield Session(loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch, tests)
+            shared = registry_of(loaded.run_dir)
+            yield Session(
+                loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch, tests, shared=shared
+            )
         finally:
             engines.close()
             with contextlib.suppress(StoreError, OSError):  # what went wrong before matters more

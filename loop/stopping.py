@@ -32,6 +32,11 @@ class Stop:
         self._deadline: float | None = None  # monotonic; set by the first signal
         self._raised = False
 
+    @property
+    def exit_code(self) -> int:
+        """Of a process that a signal has ended."""
+        return 128 + self._signum
+
     def ask(self) -> None:
         """End at the next safe point, however long that takes. From any thread."""
         self.asked = True

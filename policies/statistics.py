@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist, fmean, stdev
@@ -124,7 +124,23 @@ class PairedGain:
     num_equal: int
 
 
-def paired_gain(differences: Sequence[Number], confidence: float = 0.95) -> PairedGain:
+SubsetMeans = Callable[[list[int], int], Sequence[float]]
+"""From sorted scores and their scale: the sorted means of their non-empty subsets, as `subset_means` gives them."""
+
+
+def subset_means(scores: list[int], scale: int) -> list[float]:
+    """The means of the subsets behind the bounds of `paired_gain`, sorted."""
+    return sorted(total / (count * scale) for total, count in _subset_sums(scores))
+
+
+def subset_draws(num_scores: int) -> bytes:
+    """The random subsets of so many scores: NUM_DRAWS / 2 rows of whole bytes, a bit for each score, the low bits first."""
+    return hashlib.shake_128(b"subsets of %d" % num_scores).digest(-(-num_scores // 8) * (NUM_DRAWS // 2))
+
+
+def paired_gain(
+    differences: Sequence[Number], confidence: float = 0.95, means_of: SubsetMeans = subset_means
+) -> PairedGain:
     """The mean of per-problem differences of success rates, its bounds, and the one-sided p-value of "no gain".
 
     The sign-flip test of a gain delta flips the signs of a subset S of the d_i - delta; the flipped sum reaches the
@@ -141,6 +157,8 @@ def paired_gain(differences: Sequence[Number], confidence: float = 0.95) -> Pair
     of no width if none differs. Then two imagined problems, one won and one lost outright, join each subset at random
     (the idea of Agresti and Coull's interval), and the wider of the two bounds counts. Where enough problems differ,
     and all by the same amount, the test sees no spread and both bounds are that amount.
+
+    `means_of`: gives the same numbers in another way, for who has very many comparisons.
     """
     if not differences:
         raise ValueError("a paired comparison of no problems")
@@ -151,17 +169,15 @@ def paired_gain(differences: Sequence[Number], confidence: float = 0.95) -> Pair
     alpha = 1 - confidence
     exact = [Fraction(difference) for difference in differences]
     scale = math.lcm(*(value.denominator for value in exact))
-    scores = sorted(int(value * scale) for value in exact)  # whole numbers: sums are exact, ties stay ties
+    scores = sorted(_scaled(value, scale) for value in exact)  # whole numbers: sums are exact, ties stay ties
     gain = sum(scores) / (len(scores) * scale)
     num_equal = scores.count(0)
 
-    subsets = list(_subset_sums(scores))
-    means = sorted(total / (count * scale) for total, count in subsets)
-    lower, upper = _bounds(means, alpha)
+    lower, upper = _bounds(means_of(scores, scale), alpha)
     if len(scores) - num_equal < _fewest_discordant(alpha):
         wide = sorted(
             (total + won_and_lost * scale) / ((count + joined) * scale)
-            for total, count in subsets
+            for total, count in _subset_sums(scores)
             for won_and_lost, joined in ((0, 0), (1, 1), (-1, 1), (0, 2))
         )
         lower, upper = min(lower, _bounds(wide, alpha)[0]), max(upper, _bounds(wide, alpha)[1])
@@ -199,9 +215,11 @@ def sign_flip_p_value(
     if len(weights) != len(differences):
         raise ValueError(f"{len(weights)} shares for {len(differences)} differences")
     limit = _fraction(delta)
-    shifted = [_fraction(difference) - limit * weight for difference, weight in zip(differences, weights, strict=True)]
+    shifted = [_fraction(difference) for difference in differences]
+    if limit:
+        shifted = [value - limit * weight for value, weight in zip(shifted, weights, strict=True)]
     scale = min(FINEST, math.lcm(*(value.denominator for value in shifted)))
-    scores = [_rounded(value * scale) for value in shifted]
+    scores = [_scaled(value, scale) for value in shifted]
     return _share_of_subsets([abs(score) for score in scores], -sum(score for score in scores if score < 0))
 
 
@@ -213,6 +231,12 @@ def _fraction(number: Number) -> Fraction:
         if abs(simple - exact) < Fraction(1, 10**12):
             return simple
     return exact
+
+
+def _scaled(value: Fraction, scale: int) -> int:
+    """The value times the scale, rounded where it is not whole."""
+    times, rest = divmod(scale, value.denominator)
+    return _rounded(value * scale) if rest else value.numerator * times
 
 
 def _rounded(value: Fraction) -> int:
@@ -275,7 +299,7 @@ def _fewest_discordant(alpha: float) -> int:
     return fewest
 
 
-def _bounds(means: list[float], alpha: float) -> tuple[float, float]:
+def _bounds(means: Sequence[float], alpha: float) -> tuple[float, float]:
     """The ends of all delta that the sign-flip test does not reject, from the sorted means of non-empty subsets."""
     rank = math.floor(alpha * (len(means) + 1) + 1e-9)
     return (means[rank - 1], means[-rank]) if rank else (-1.0, 1.0)
@@ -301,7 +325,7 @@ def _subset_sums(scores: list[int]) -> Iterator[tuple[int, int]]:
         yield from sums[1:]
         return
     width = -(-num_scores // 8)
-    draws = hashlib.shake_128(b"subsets of %d" % num_scores).digest(width * (NUM_DRAWS // 2))
+    draws = subset_draws(num_scores)
     pack = 1 << num_scores.bit_length()
     for ordered in (scores, scores[::-1]):
         tables = [_byte_sums(ordered[start : start + 8], pack) for start in range(0, num_scores, 8)]

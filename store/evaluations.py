@@ -5,6 +5,7 @@ It stores what was measured and computes no figure.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -150,6 +151,24 @@ class Evaluations:
             "WHERE v.evaluation_id = ? ORDER BY p.position, v.task_id, v.sample_index"
         )
         return [unpack(GradedVerdict, row) for row in query(self.db, sql, (evaluation_id,))]
+
+    def answers(self, evaluation_ids: Iterable[str], task_id: str, sample_index: int) -> dict[str, Row]:
+        """One sample of one problem by evaluation: `verdict`, `detail`, `text`, `num_tokens` and `finish_reason`."""
+        sql = (
+            "SELECT v.evaluation_id, v.verdict, v.detail, c.text, c.num_tokens, c.finish_reason "
+            "FROM json_each(?) AS wanted CROSS JOIN verdicts AS v ON v.evaluation_id = wanted.value AND v.task_id = ? "
+            "AND v.sample_index = ? JOIN completions AS c ON c.id = v.completion_id"
+        )
+        rows = query(self.db, sql, (json.dumps(list(evaluation_ids)), task_id, sample_index))
+        return {row["evaluation_id"]: row for row in rows}
+
+    def counts(self, evaluation_id: str) -> dict[str, tuple[int, int]]:
+        """How many of an evaluation's samples passed, and how many there are, by problem."""
+        sql = (
+            "SELECT task_id, sum(verdict = 'passed') AS num_passed, count(*) AS num FROM verdicts "
+            "WHERE evaluation_id = ? GROUP BY task_id"
+        )
+        return {row["task_id"]: (row["num_passed"], row["num"]) for row in query(self.db, sql, (evaluation_id,))}
 
     def finish_evaluation(self, evaluation_id: str, metrics: Json) -> Evaluation:
         """Store the figures, once; StaleState if they are in already."""

@@ -108,16 +108,16 @@ TABLE = [
      ["5: sampling.temperature: nan is not a finite number; give a number above 0 and at most 10"]),
     ("temperature = 1.2\ntop_p = 0.8", "temperature = 1",
      ["5: sampling.temperature: 1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient "
-      "of training on its samples is zero; set temperature above 1, or top_k or top_p"]),
+      "of training on its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"]),
     ("temperature = 1.2\ntop_p = 0.8", "",
      ["4: sampling.temperature: 1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient "
-      "of training on its samples is zero; set temperature above 1, or top_k or top_p"]),
+      "of training on its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"]),
     ("top_p = 0.8", "top_p = 2", ["6: sampling.top_p: 2 is not between 0 and 1; give a number above 0 and at most 1"]),
     ("top_p = 0.8", "topp = 0.8", ["6: sampling.topp: unknown key; the closest is top_p"]),
     ("top_p = 0.8", "greedy = true", ["6: sampling.greedy: unknown key here; it is a key of [[suites]]"]),
     ("top_p = 0.8", "zzz = 1",
      ["6: sampling.zzz: unknown key; [sampling] has temperature, top_k, top_p, repetition_penalty, max_new_tokens, "
-      "stop, num_samples"]),
+      "stop, num_samples, control"]),
     ("top_p = 0.8", 'stop = "```"', ['6: sampling.stop: "```" is text; give a list of texts in quotes']),
     ("top_p = 0.8", 'stop = [\n  "a",\n  3,\n]', ["8: sampling.stop[1]: 3 is not text; give text in quotes"]),
     ("num_steps = 4", "num_steps = 4\nnum_epochs = 1\nmicro_batch_size = 5\nlearning_rate = 1e-7",

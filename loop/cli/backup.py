@@ -14,7 +14,12 @@ from loop.cli.text import safe, size
 @click.argument("file", type=click.Path(path_type=Path))
 @shared_options
 def backup_command(file: Path) -> None:
-    """Copy the store, as of now, into a new FILE. Checkpoints are not in it."""
+    """Copy the store, as of now, into a new FILE. Checkpoints are not in it.
+
+    \b
+    Examples:
+      loopctl backup loop-today.db
+    """
     from store.db import backup, open_database
 
     place = the_call().place()

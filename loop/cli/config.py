@@ -20,14 +20,25 @@ _LINE = re.compile(r"(?P<file>.*?):(?P<line>\d+): (?:(?P<key>[^\s:]+): )?(?P<mes
 @click.group("config")
 @shared_options
 def config_command() -> None:
-    """Look at loop.toml."""
+    """Look at loop.toml.
+
+    \b
+    Examples:
+      loopctl config check
+    """
 
 
 @config_command.command("check")
 @shared_options
 @click.pass_context
 def check_command(context: click.Context) -> None:
-    """Validate loop.toml and what it names, without loading a model: a line for each mistake, then exit code 78."""
+    """Validate loop.toml and what it names, without loading a model: a line for each mistake, then exit code 78.
+
+    \b
+    Examples:
+      loopctl config check
+      loopctl config check --config loop.toml --json
+    """
     from loop.configfile import check_inputs, resolved
 
     try:

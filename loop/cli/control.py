@@ -50,14 +50,24 @@ def _tell(answer: Json) -> None:
 @click.command("pause")
 @shared_options
 def pause_command() -> None:
-    """Let nothing more begin: what is going on is left at its next safe point. Survives a restart."""
+    """Let nothing more begin: what is going on is left at its next safe point. Survives a restart.
+
+    \b
+    Examples:
+      loopctl pause
+    """
     _tell(carry_out("pause"))
 
 
 @click.command("resume")
 @shared_options
 def resume_command() -> None:
-    """Go on after a pause, by hand or because a stage failed."""
+    """Go on after a pause, by hand or because a stage failed.
+
+    \b
+    Examples:
+      loopctl resume
+    """
     _tell(carry_out("resume"))
 
 
@@ -66,7 +76,14 @@ def resume_command() -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
 @shared_options
 def rollback_command(to: str, dry_run: bool) -> None:
-    """Move the head: the next round starts from there. Nothing is deleted."""
+    """Move the head: the next round starts from there. Nothing is deleted.
+
+    \b
+    Examples:
+      loopctl rollback --to best --dry-run
+      loopctl rollback --to 1
+      loopctl rollback --to base
+    """
     _tell(carry_out("rollback", to=to, dry_run=dry_run))
 
 
@@ -74,7 +91,12 @@ def rollback_command(to: str, dry_run: bool) -> None:
 @click.argument("number", metavar="ROUND", type=click.IntRange(min=1))
 @shared_options
 def pin_command(number: int) -> None:
-    """Keep a round's checkpoint, whatever [storage] says."""
+    """Keep a round's checkpoint, whatever [storage] says.
+
+    \b
+    Examples:
+      loopctl pin 1
+    """
     _tell(carry_out("pin", round=number))
 
 
@@ -82,7 +104,12 @@ def pin_command(number: int) -> None:
 @click.argument("number", metavar="ROUND", type=click.IntRange(min=1))
 @shared_options
 def unpin_command(number: int) -> None:
-    """Let [storage] decide on a round's checkpoint again."""
+    """Let [storage] decide on a round's checkpoint again.
+
+    \b
+    Examples:
+      loopctl unpin 1
+    """
     _tell(carry_out("unpin", round=number))
 
 
@@ -90,7 +117,13 @@ def unpin_command(number: int) -> None:
 @click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why the rest stays.")
 @shared_options
 def gc_command(dry_run: bool) -> None:
-    """Remove the checkpoints that [storage] does not keep, and damaged copies."""
+    """Remove the checkpoints that [storage] does not keep, and damaged copies.
+
+    \b
+    Examples:
+      loopctl gc --dry-run
+      loopctl gc
+    """
     answer = carry_out("gc", dry_run=dry_run)
     _tell(answer)
     if the_call().json:

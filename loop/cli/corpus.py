@@ -6,20 +6,18 @@ model (`prefill`) and what it wrote. Lone surrogates, which no other tool reads,
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.files import opened
 from loop.cli.text import count, safe, warn
 from loop.errors import LoopError, UsageError
 from store.records import Json
@@ -48,7 +46,12 @@ _NUMBERS = ("temperature", "top_p", "repetition_penalty", "logprob_sum")
 @click.group("corpus")
 @shared_options
 def corpus_command() -> None:
-    """Take the corpus elsewhere."""
+    """Take the corpus elsewhere.
+
+    \b
+    Examples:
+      loopctl corpus export --format jsonl corpus.jsonl
+    """
 
 
 @corpus_command.command("export")
@@ -56,12 +59,18 @@ def corpus_command() -> None:
 @click.argument("file", metavar="FILE")
 @shared_options
 def export_command(form: str, file: str) -> None:
-    """Write every completion of the training corpus to FILE ("-": standard output), with its messages and lineage."""
+    """Write every completion of the training corpus to FILE ("-": standard output), with its messages and lineage.
+
+    \b
+    Examples:
+      loopctl corpus export --format parquet corpus.parquet
+      loopctl corpus export --format jsonl - | head -1
+    """
     from loop.cli.view import reader
 
     if file == "-" and form == "parquet" and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal; name a file")
-    with reader(the_call().place().run_dir) as found, _opened(file) as out:
+    with reader(the_call().place().run_dir) as found, opened(file) as out:
         num_rows = (_write_jsonl if form == "jsonl" else _write_parquet)(conversations(found), out)
     if file == "-":
         return
@@ -121,34 +130,6 @@ def _turn(role: str, content: str) -> Json:
 
 def _whole(text: str) -> str:
     return re.sub("[\ud800-\udfff]", "\ufffd", text)
-
-
-@contextlib.contextmanager
-def _opened(file: str) -> Iterator[IO[bytes]]:
-    """The file, which appears whole or not at all; an older one stays until then."""
-    if file == "-":
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    path = Path(file)
-    if path.is_dir():
-        raise LoopError(f"{file}: is a directory; name a file")
-    if not path.parent.is_dir():
-        raise LoopError(f"{path.parent}: no such directory; make it first")
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as out:
-            yield out
-            out.flush()
-            os.fsync(out.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(partial, 0o666 & ~mask)
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
 
 
 def _write_jsonl(rows: Iterator[Json], out: IO[bytes]) -> int:

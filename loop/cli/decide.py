@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 @click.option("--evidence", "file", required=True, metavar="FILE", help='A JSON object; "-": standard input.')
 @shared_options
 def decide_command(file: str) -> None:
-    """Apply the configured policies to the evidence in FILE; without a loop.toml, the policy that it has by default."""
+    """Apply the configured policies to the evidence in FILE; without a loop.toml, the policy that it has by default.
+
+    \b
+    Examples:
+      loopctl decide --evidence evidence.json
+      loopctl decide --evidence - --json < evidence.json
+    """
     from policies.evidence import BadEvidence, read_evidence
 
     policy = _configured(the_call()).policy()

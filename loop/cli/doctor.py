@@ -53,7 +53,12 @@ class Line:
 @shared_options
 @click.pass_context
 def doctor_command(context: click.Context, deep: bool) -> None:
-    """What this machine can do: a line each, ok, warn or fail, with the remedy. Exit code 1 if anything fails."""
+    """What this machine can do: a line each, ok, warn or fail, with the remedy. Exit code 1 if anything fails.
+
+    \b
+    Examples:
+      loopctl doctor
+    """
     lines = []
     for line in examine(the_call(), deep):
         lines.append(line)

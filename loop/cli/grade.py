@@ -42,6 +42,10 @@ def grade_command(context: click.Context, problems_file: str, completions_file: 
     """Grade completions: a line each in the order of FILE, then pass@k. Exit code 1 if one could not be graded.
 
     A [grading] table of the configuration is followed; none is needed.
+
+    \b
+    Examples:
+      loopctl grade --problems problems.jsonl --completions completions.jsonl
     """
     problems = _problems(problems_file)
     rows = _completions(completions_file, problems)  # all of them first: a mistake in the last line costs no hour

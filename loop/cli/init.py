@@ -15,7 +15,12 @@ from loop.errors import LoopError
 @click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @shared_options
 def init_command(directory: Path) -> None:
-    """Write a commented loop.toml into DIR (default: here). An existing one is never overwritten."""
+    """Write a commented loop.toml into DIR (default: here). An existing one is never overwritten.
+
+    \b
+    Examples:
+      loopctl init my-run
+    """
     import importlib.resources
 
     content = (importlib.resources.files("loop.cli") / "loop.toml").read_bytes()

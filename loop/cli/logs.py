@@ -42,6 +42,11 @@ def logs_command(context: click.Context, follow: bool, lines: int) -> None:
     """The daemon's log: time (UTC), level if it is not info, round and stage, message. With --json the lines as they are.
 
     Exit code 3 if there is no log yet; with -f it is waited for.
+
+    \b
+    Examples:
+      loopctl logs
+      loopctl logs --follow          # until Ctrl-C
     """
     directory = the_call().place().run_dir / "logs"
     there = (directory / LOG_FILE).exists() or (directory / f"{LOG_FILE}.1").exists()

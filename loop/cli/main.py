@@ -24,12 +24,15 @@ COMMANDS = {
     "restart": ("service", "Stop it and start it again."),
     "status": ("status", "Say what is happening, what was decided and why, and whether anything needs you."),
     "watch": ("watch", "Status, live."),
+    "serve": ("serve", "The report as a page that updates itself."),
     "logs": ("logs", "What the daemon wrote down."),
     "pause": ("control", "Let nothing more begin; survives a restart."),
     "resume": ("control", "Go on after a pause or a failure."),
     "rounds": ("rounds", "A row per round."),
     "round": ("rounds", "All of one round."),
     "samples": ("samples", "Read the corpus."),
+    "report": ("report", "The run as one page that opens without a network."),
+    "plot": ("report", "One figure of the report as SVG or PNG."),
     "corpus": ("corpus", "Take the corpus elsewhere."),
     "export": ("export", "Take a checkpoint elsewhere: a model directory with its card."),
     "track": ("track", "Send the rounds to experiment trackers."),
@@ -46,6 +49,7 @@ COMMANDS = {
     "aa": ("measure", "Measure one checkpoint twice: what an evaluation can see."),
     "sweep": ("measure", "Measure at several temperatures: what is decoding, what is training."),
     "final": ("measure", "Open the final split, once."),
+    "experiment": ("experiment", "Run rounds under different settings and seeds, and compare them."),
 }
 
 

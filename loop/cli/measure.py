@@ -48,7 +48,12 @@ def _temperatures(_context: click.Context, _parameter: click.Parameter, value: s
 )
 @shared_options
 def aa_command(name: str) -> None:
-    """Measure one checkpoint twice: the noise of the evaluation that decides, the gain that it can see, what more it takes."""
+    """Measure one checkpoint twice: the noise of the evaluation that decides, the gain that it can see, what more it takes.
+
+    \b
+    Examples:
+      loopctl aa --of base
+    """
     from loop.measuring import aa, checkpoint_named, may_aa
 
     loaded = _loaded(name)
@@ -79,7 +84,12 @@ def aa_command(name: str) -> None:
 @click.option("--split", type=click.Choice(["select", "confirm", "final"]), help="Default: the one that decides.")
 @shared_options
 def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None, split: str | None) -> None:
-    """Measure the base and rounds at several temperatures: which part of a gain is decoding, and which is training."""
+    """Measure the base and rounds at several temperatures: which part of a gain is decoding, and which is training.
+
+    \b
+    Examples:
+      loopctl sweep --of head --temperatures 0.6,0.9
+    """
     from loop.measuring import TEMPERATURES, checkpoint_named, may_sweep, sweep
 
     names = names or ("head",)
@@ -100,7 +110,12 @@ def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @shared_options
 def final_command(yes: bool) -> None:
-    """Open the final split, once: the gain of the head over the base on problems that nobody has looked at."""
+    """Open the final split, once: the gain of the head over the base on problems that nobody has looked at.
+
+    \b
+    Examples:
+      loopctl final --yes
+    """
     from loop.cli.view import reader
     from loop.measuring import final, final_result, may_be_final, may_open_final
 
@@ -159,6 +174,7 @@ def _opened(loaded: LoadedConfig) -> Iterator[Session]:
             watch.beating = Beating(loaded.run_dir)
             with open_session(loaded, watch) as session:
                 yield session
+                session.index_texts()
                 watch.end_part()
     except Interrupted as signal:
         warn(GOES_ON)

@@ -13,7 +13,13 @@ from store.records import Json
 @click.command("replay")
 @shared_options
 def replay_command() -> None:
-    """Decide every recorded round again: under the policy stored with it, and under that of the configuration at hand."""
+    """Decide every recorded round again: under the policy stored with it, and under that of the configuration at hand.
+
+    \b
+    Examples:
+      loopctl replay
+      loopctl replay --config stricter.toml
+    """
     from loop.cli.view import reader
     from loop.replaying import replay
 

@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 @click.command("rounds")
 @shared_options
 def rounds_command() -> None:
-    """A row per round: its decision, the figure that decides, the other suites, the time."""
+    """A row per round: its decision, the figure that decides, the other suites, the time.
+
+    \b
+    Examples:
+      loopctl rounds
+      loopctl rounds --json
+    """
     from loop.cli.view import base_row, reader, rows
 
     with reader(the_call().place().run_dir) as found:
@@ -45,7 +51,13 @@ def print_rounds(answer: list[Json], base: Json, head: int) -> None:
 @click.argument("number", metavar="N", type=click.IntRange(min=1))
 @shared_options
 def round_command(number: int) -> None:
-    """All of round N: stages, times, settings, figures with intervals, the decision and each reason."""
+    """All of round N: stages, times, settings, figures with intervals, the decision and each reason.
+
+    \b
+    Examples:
+      loopctl round 1
+      loopctl round 1 --json
+    """
     from loop.cli.view import reader, whole_round
 
     with reader(the_call().place().run_dir) as found:

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="This many more, instead of up to `rounds`.")
 @shared_options
 def run_command(rounds: int | None) -> None:
-    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed."""
+    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed.
+
+    \b
+    Examples:
+      loopctl run
+      loopctl run --rounds 1
+    """
     from loop.cli.progress import onlooker
     from loop.control import Wake
     from loop.errors import LoopError

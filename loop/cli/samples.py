@@ -30,7 +30,13 @@ if TYPE_CHECKING:
 def samples_command(
     number: int | None, prompt: str | None, search: str | None, suite: str | None, show_code: bool, limit: int
 ) -> None:
-    """Completions that the model was trained on, or that were left out and why, newest first."""
+    """Completions that the model was trained on, or that were left out and why, newest first.
+
+    \b
+    Examples:
+      loopctl samples --round 1 --limit 3
+      loopctl samples --search return --show-code
+    """
     from loop.cli.view import reader
 
     with reader(the_call().place().run_dir) as found:

@@ -33,7 +33,12 @@ class Started(NamedTuple):
 @click.command("start")
 @shared_options
 def start_command() -> None:
-    """Start the daemon in the background. It goes on where the run was left."""
+    """Start the daemon in the background. It goes on where the run was left.
+
+    \b
+    Examples:
+      loopctl start
+    """
     _tell(_start(the_call().load()))
 
 
@@ -41,7 +46,13 @@ def start_command() -> None:
 @click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
 @shared_options
 def stop_command(now: bool) -> None:
-    """Stop the daemon at its next safe point, and wait for that."""
+    """Stop the daemon at its next safe point, and wait for that.
+
+    \b
+    Examples:
+      loopctl stop
+      loopctl stop --now
+    """
     _tell(_stop(the_call().load(), now))
 
 
@@ -49,7 +60,12 @@ def stop_command(now: bool) -> None:
 @click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
 @shared_options
 def restart_command(now: bool) -> None:
-    """Stop the daemon at its next safe point and start it again, with loop.toml as it is now."""
+    """Stop the daemon at its next safe point and start it again, with loop.toml as it is now.
+
+    \b
+    Examples:
+      loopctl restart
+    """
     loaded = the_call().load()
     _stop(loaded, now)
     _tell(_start(loaded))
@@ -58,7 +74,13 @@ def restart_command(now: bool) -> None:
 @click.command("service")
 @shared_options
 def service_command() -> None:
-    """Print a systemd unit for this configuration."""
+    """Print a systemd unit for this configuration.
+
+    \b
+    Examples:
+      loopctl service
+      loopctl service > loopd.service
+    """
     loaded = the_call().load()
     unit = unit_of(loaded)
     if the_call().json:
@@ -94,7 +116,7 @@ def _start(loaded: LoadedConfig) -> Started:
             stderr=err,
             start_new_session=True,
             cwd="/",
-            env=_environment(),
+            env=found_again(),
         )
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
@@ -111,8 +133,8 @@ def _start(loaded: LoadedConfig) -> Started:
     return Started(process.pid, f"started (process {process.pid}); it is still preparing: `loopctl status`", True)
 
 
-def _environment() -> dict[str, str]:
-    """The packages are found again from "/", where the daemon's working directory is in nobody's way."""
+def found_again() -> dict[str, str]:
+    """The environment in which the packages are found again from "/", where a working directory is in nobody's way."""
     import os
 
     root = str(Path(__file__).resolve().parents[2])

@@ -43,12 +43,13 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Json:
     """
     try:
         with reader(run_dir) as found:
-            return _status(found, found.run.config["rounds"] if planned is None else planned)
+            return status_of(found, planned)
     except NoStore:
-        return _no_run(run_dir, name)
+        return no_run(run_dir, name)
 
 
-def _no_run(run_dir: Path, name: str) -> Json:
+def no_run(run_dir: Path, name: str) -> Json:
+    """`status` where nothing was run yet."""
     pid, now = holder(run_dir), time.time()
     beat = _own(read_heartbeat(run_dir), pid)
     return {
@@ -71,8 +72,10 @@ def _no_run(run_dir: Path, name: str) -> Json:
     }
 
 
-def _status(found: Reader, planned: int) -> Json:
+def status_of(found: Reader, planned: int | None = None) -> Json:
+    """`status` of a store that is open already."""
     run, now = found.run, time.time()
+    planned = run.config["rounds"] if planned is None else planned
     pid, beat = holder(found.run_dir), read_heartbeat(found.run_dir)
     mine = _own(beat, pid)
     control = found.ledger.control(run.id)

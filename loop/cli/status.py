@@ -47,6 +47,12 @@ def status_command(context: click.Context, check: bool) -> None:
     """What is happening, what was decided and why, and whether anything needs you.
 
     Exit code: 0 running, waiting or paused, 3 not running, 4 unknown; with --check, 1 for what needs you.
+
+    \b
+    Examples:
+      loopctl status
+      loopctl status --json
+      loopctl status --check || echo 'look into it'
     """
     from loop.cli.standing import status
     from store.errors import StoreError, StoreTooNew
@@ -79,19 +85,22 @@ def exit_code(answer: Json, check: bool = False) -> int:
 def drawn(answer: Json, paper: Paper, every: str | None = None) -> Iterator[str]:
     """The lines for people. `every`: the schedule, as loop.toml has it."""
     yield _title(answer, paper)
+    yield from paper.labelled(labelled(answer, every))
+
+
+def labelled(answer: Json, every: str | None = None) -> list[tuple[str, str]]:
+    """What is said below the title, by label; a text may be empty. None of it before the first run."""
     if answer["head"] is None:
-        return
-    yield from paper.labelled(
-        [
-            ("head", _head(answer)),
-            ("last", _last(answer)),
-            ("trend", _trend(answer)),
-            ("corpus", _corpus(answer)),
-            ("error", _error(answer)),
-            ("needs you", _needs_you(answer)),
-            ("next", _next(answer, every)),
-        ]
-    )
+        return []
+    return [
+        ("head", _head(answer)),
+        ("last", _last(answer)),
+        ("trend", _trend(answer)),
+        ("corpus", _corpus(answer)),
+        ("error", _error(answer)),
+        ("needs you", _needs_you(answer)),
+        ("next", _next(answer, every)),
+    ]
 
 
 def _title(answer: Json, paper: Paper) -> str:
@@ -99,10 +108,15 @@ def _title(answer: Json, paper: Paper) -> str:
     parts = [
         f"{paper.styled_as('●' if answer['pid'] else '○', style)} {paper.styled_as(safe(answer['run'] or 'no run'), 'bold')}",
         paper.styled_as(safe(state), style),
-        *(safe(part) for part in (answer["reason"], _now(answer["round"])) if part),
+        *doing(answer),
         paper.styled_as(f"as of {clock(answer['as_of'])}", "dim"),
     ]
     return "   ".join(parts)
+
+
+def doing(answer: Json) -> list[str]:
+    """Why it is in its state, and the round that is open with how far it is."""
+    return [safe(part) for part in (answer["reason"], _now(answer["round"])) if part]
 
 
 def _now(round: Json | None) -> str:

@@ -204,6 +204,8 @@ def round_report(answer: Json, width: int) -> Group:
         facts.add_row("adapted", cell(safe(answer["adapted"])))
     if answer["training"]["num_used"] or answer["training"]["num_left_out"]:
         facts.add_row("training", cell(_training_words(answer["training"])))
+    for line in _shared_words(answer):
+        facts.add_row("shared", cell(line))
     if answer["stages"]:
         facts.add_row("times", cell(_times(answer)))
     parts.append(Padding(facts, (0, 0, 1, 2)))
@@ -233,6 +235,17 @@ def _training_words(training: Json) -> str:
     if training["held_out_loss"] is not None:
         words += f"; then {training['train_loss']:.3f}, and {training['held_out_loss']:.3f} on those held out"
     return words
+
+
+def _shared_words(answer: Json) -> list[str]:
+    """What was taken from other runs of an experiment, a line for each of them."""
+    taken: dict[str, list[str]] = {}
+    for stage in answer["stages"]:
+        for one in (stage["output"] or {}).get("shared", []):
+            who = f"{safe(one['ran_in']['arm'])}/seed-{one['ran_in']['seed']}"
+            prefix = "" if stage["stage"] == "evaluating" else f"{stage['stage']} "
+            taken.setdefault(who, []).append(f"{prefix}{safe(one['what'])}")
+    return [f"taken from {who}: {', '.join(what)}" for who, what in taken.items()]
 
 
 def _times(answer: Json) -> str:

@@ -12,7 +12,12 @@ from loop.cli.text import safe
 @shared_options
 @click.pass_context
 def verify_command(context: click.Context) -> None:
-    """Check every hash, sequence and manifest of the run; exit code 1 if anything is not as it was written."""
+    """Check every hash, sequence and manifest of the run; exit code 1 if anything is not as it was written.
+
+    \b
+    Examples:
+      loopctl verify
+    """
     from dataclasses import asdict
 
     from loop.cli.view import reader

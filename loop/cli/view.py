@@ -8,10 +8,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,11 +35,14 @@ class Evaluations:
     ledger: Ledger
     by_id: dict[str, Evaluation]
     newest: dict[tuple[str, str], Evaluation]
+    _named: dict[int, dict[tuple[str, str], str]] = field(default_factory=dict)
 
     def named(self, round: Round) -> dict[tuple[str, str], str]:
         """What a round was decided on: ids by "head" or "candidate" and suite, or "suite/split" but for the first split."""
+        if round.number in self._named:
+            return self._named[round.number]
         stage = self.ledger.stage(round.run_id, round.number, "evaluating")
-        found = {}
+        found = self._named[round.number] = {}
         for name, id in (stage.output["evaluations"] if stage and stage.output else {}).items():
             who, suite = name.split("/", 1)
             found[who, suite.removesuffix("/all").removesuffix("/select")] = id
@@ -52,6 +54,14 @@ class Evaluations:
         return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
 
 
+@functools.lru_cache(maxsize=16)
+def paired(differences: tuple[Fraction, ...]) -> PairedGain:
+    """Remembered, because `loopctl watch` asks for the same one every second."""
+    from policies.statistics import paired_gain
+
+    return paired_gain(differences, 0.975)
+
+
 @dataclass(slots=True)
 class Reader:
     """An open store and the run in it."""
@@ -60,6 +70,15 @@ class Reader:
     corpus: Corpus
     run: Run
     run_dir: Path
+    paired: Callable[[tuple[Fraction, ...]], PairedGain] = field(default=paired)
+    _rates: dict[str, dict[str, Fraction]] = field(default_factory=dict)
+
+    def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
+        """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""
+        if evaluation.id not in self._rates:
+            counts = self.corpus.counts(evaluation.id)
+            self._rates[evaluation.id] = {task_id: Fraction(passed, num) for task_id, (passed, num) in counts.items()}
+        return self._rates[evaluation.id]
 
     def evaluations(self) -> Evaluations:
         """All that are finished. Of a suite in parts only the one that is looked at in every round."""
@@ -120,25 +139,17 @@ def gain(found: Reader, ours: Evaluation | None, theirs: Evaluation | None) -> J
         return None
     if ours.id == theirs.id:
         return {"gain": 0.0, "interval": [0.0, 0.0], "num_improved": 0, "num_worsened": 0}
-    one, other = found.corpus.pass_rates(ours.id), found.corpus.pass_rates(theirs.id)
+    one, other = found.pass_rates(ours), found.pass_rates(theirs)
     common = sorted(one.keys() & other.keys())
     if not common:
         return None
-    paired = _paired(tuple(one[task_id] - other[task_id] for task_id in common))
+    paired = found.paired(tuple(one[task_id] - other[task_id] for task_id in common))
     return {
         "gain": paired.gain,
         "interval": [paired.lower, paired.upper],
         "num_improved": paired.num_improved,
         "num_worsened": paired.num_worsened,
     }
-
-
-@functools.lru_cache(maxsize=16)
-def _paired(differences: tuple[float, ...]) -> PairedGain:
-    """Remembered, because `loopctl watch` asks for the same one every second."""
-    from policies.statistics import paired_gain
-
-    return paired_gain(differences, 0.975)
 
 
 def duration_of(found: Reader, round: Round) -> dict[str, float]:
@@ -226,12 +237,15 @@ def base_row(found: Reader) -> Json:
 
 def whole_round(found: Reader, number: int) -> Json | None:
     """All of one round; None if there is none."""
-    run, ledger = found.run, found.ledger
-    round = ledger.round(run.id, number)
+    round = found.ledger.round(found.run.id, number)
     if round is None:
         return None
-    evaluations = found.evaluations()
-    decision = ledger.decision(run.id, number)
+    return all_of(found, round, found.ledger.decision(found.run.id, number), found.evaluations())
+
+
+def all_of(found: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> Json:
+    """`whole_round` of a round that was read already, with what was read for all rounds at once."""
+    run, ledger, number = found.run, found.ledger, round.number
     took = duration_of(found, round)
     stages = []
     for stage in ledger.stages(run.id, number):
@@ -305,21 +319,18 @@ def _suite(found: Reader, round: Round, name: str, evaluations: Evaluations) -> 
 
 def _training(found: Reader, round: Round) -> Json:
     """What training saw, and how its loss went."""
-    used, left_out = 0, Counter[str]()
-    for selection in found.corpus.selections(found.run.id, round.number):
-        used += selection.used
-        if not selection.used:
-            left_out[re.sub(r" \(.*\)$", "", selection.reason or "no reason given")] += 1
+    counts = found.corpus.selection_counts(found.run.id, round.number)
+    left_out = {row["reason"] or "no reason given": row["num"] for row in counts if not row["used"]}
     sampling = found.ledger.stage(found.run.id, round.number, "sampling")
     sampled = sampling.output if sampling and sampling.output else {}
     stage = found.ledger.stage(found.run.id, round.number, "training")
     output = stage.output if stage and stage.output else {}
     losses = output.get("losses") or []
     return {
-        "num_used": used,
+        "num_used": sum(row["num"] for row in counts if row["used"]),
         "num_earlier": sampled.get("num_earlier", 0),
         "num_left_out": sum(left_out.values()),
-        "left_out": dict(left_out.most_common()),
+        "left_out": left_out,
         "num_steps": output.get("num_steps"),
         "num_completion_tokens": output.get("num_completion_tokens"),
         "mean_loss": sum(losses) / len(losses) if losses else None,

@@ -46,7 +46,12 @@ class Face(Protocol):
 def watch_command(context: click.Context, interval_s: float) -> None:
     """Status, live, until Ctrl-C. In a pipe: a block when something changed; with --json: a line at every look.
 
-    It keeps watching when the process ends. Exit code: that of `loopctl status` at the end.
+    It keeps watching when the process ends. Exit code: that of `loopctl status` at the end, 0 or 3.
+
+    \b
+    Examples:
+      loopctl watch                  # until Ctrl-C
+      loopctl watch --interval 5     # until Ctrl-C
     """
     place = the_call().place()
     code = UNKNOWN

@@ -43,13 +43,18 @@ class Planned:
     seed: int
 
 
+def completion_id(lineage: Lineage, prompt_id: str, sample_index: int) -> str:
+    """Where a completion belongs, as one hash."""
+    place = [lineage.evaluation_id] if lineage.evaluation_id else [lineage.run_id, lineage.round]
+    return sha256_of([*place, lineage.checkpoint, prompt_id, sample_index, lineage.decode_settings_id])
+
+
 def plan(lineage: Lineage, prompts: Sequence[Prompt], num_samples: int, seed: int) -> list[Planned]:
     """Every completion of a stage. The seeds of an evaluation do not depend on the checkpoint: comparisons are paired."""
-    place = [lineage.evaluation_id] if lineage.evaluation_id else [lineage.run_id, lineage.round]
     draw = ["evaluation"] if lineage.evaluation_id else ["sampling", lineage.round]
     return [
         Planned(
-            sha256_of([*place, lineage.checkpoint, prompt.id, index, lineage.decode_settings_id]),
+            completion_id(lineage, prompt.id, index),
             prompt,
             index,
             seed_of(seed, *draw, prompt.id, index),

@@ -1,0 +1,96 @@
+"""The pictures of docs/gallery.md: figures by `loopctl plot`, and screenshots of the report in light, dark and on a phone.
+
+    python bench/gallery.py OUT_DIR [loop.toml ...] [--experiment FILE ...]
+
+A run's pictures go to OUT_DIR/NAME/. The pictures are small: SVG figures, and PNG screenshots of one screen.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+FIGURES = {"run": ("pass1", "change", "signals", "mind", "training", "time"), "experiment": ("change", "pass1", "comparisons", "signals")}  # fmt: skip
+SCREENS: tuple[tuple[str, dict[str, Any], str], ...] = (
+    ("light", {"viewport": {"width": 1180, "height": 820}}, ""),
+    ("dark", {"viewport": {"width": 1180, "height": 820}, "color_scheme": "dark"}, "#progress"),
+    ("completions", {"viewport": {"width": 1180, "height": 820}}, "#completions"),
+    ("phone", {"viewport": {"width": 390, "height": 760}, "is_mobile": True, "has_touch": True}, ""),
+)
+
+
+def loopctl(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run it to its end."""
+    command = [sys.executable, "-m", "loop.cli.main", *arguments]
+    return subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, env=_environment())
+
+
+def _environment() -> dict[str, str]:
+    import os
+
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+def pictures(out: Path, kind: str, where: list[str], report: list[str]) -> None:
+    """All pictures of one run or experiment. A figure for which nothing was measured is left out, and said."""
+    out.mkdir(parents=True, exist_ok=True)
+    for figure in FIGURES[kind]:
+        done = loopctl("plot", *where, "--figure", figure, "-o", str(out / f"{figure}.svg"))
+        print(done.stdout.strip() or f"{figure}: {done.stderr.strip()}")
+    with tempfile.TemporaryDirectory() as directory:
+        page = Path(directory) / "report.html"
+        done = loopctl(*report, "-o", str(page))
+        if done.returncode:
+            sys.exit(done.stderr)
+        screenshots(page, out)
+
+
+def screenshots(page: Path, out: Path) -> None:
+    """The page as it is seen; nothing where there is no browser."""
+    program = shutil.which("chromium")
+    if program is None:
+        print("no chromium: no screenshots")
+        return
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        for name, options, place in SCREENS:
+            context = chromium.new_context(**options)
+            tab = context.new_page()
+            tab.goto(page.as_uri())
+            if place and tab.locator(place).count() == 0:
+                continue
+            if place:
+                tab.evaluate("id => document.querySelector(id).scrollIntoView()", place)
+            tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+            tab.wait_for_timeout(200)
+            tab.screenshot(path=str(out / f"{name}.png"))
+            print(out / f"{name}.png")
+            context.close()
+        chromium.close()
+
+
+def main() -> None:
+    """Make them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("runs", nargs="*", metavar="loop.toml")
+    parser.add_argument("--experiment", action="append", default=[], metavar="FILE")
+    options = parser.parse_args()
+    for config in options.runs:
+        said = json.loads(loopctl("status", "--json", "--config", config).stdout)
+        pictures(options.out / said["run"], "run", ["--config", config], ["report", "--config", config])
+    for file in options.experiment:
+        pictures(options.out / Path(file).stem, "experiment", ["--experiment", file], ["experiment", "report", file])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""`loopctl report` and `loopctl plot`: the run as a page that opens without a network, and its figures for a paper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.files import opened
+from loop.cli.text import safe
+from loop.errors import UsageError
+
+if TYPE_CHECKING:
+    from loop.report.charts import Figure
+    from store.records import Json
+
+SCALE = 2.0  # of a PNG: pixels for each unit of the drawing
+
+
+@click.command("report")
+@click.option("-o", "file", metavar="FILE.html", help="Default: report.html in the run directory.")
+@shared_options
+def report_command(file: str | None) -> None:
+    """Write the run as one page that opens from disk without a network, and print where it is.
+
+    \b
+    Examples:
+      loopctl report -o run.html
+    """
+    from loop.cli.view import reader
+    from loop.report.facts import run_facts
+
+    place = the_call().place()
+    with reader(place.run_dir):  # says what is wrong if nothing was run
+        facts = run_facts(place)
+    tell(write_page(facts, Path(file) if file else place.run_dir / "report.html"))
+
+
+@click.command("plot")
+@click.option("-o", "file", required=True, metavar="FILE", help="Ends in .svg or .png.")
+@click.option("--figure", "name", metavar="NAME", help="Default: pass1, or change for an experiment.")
+@click.option("--experiment", metavar="FILE", help="Of this experiment instead of the run.")
+@shared_options
+def plot_command(file: str, name: str | None, experiment: str | None) -> None:
+    """Draw one figure of the report as SVG or PNG. An unknown NAME lists those that there are.
+
+    \b
+    Examples:
+      loopctl plot -o pass1.svg
+      loopctl plot -o training.png --figure training
+    """
+    from loop.cli.view import reader
+    from loop.report.charts import figures
+
+    path = Path(file)
+    if path.suffix.lower() not in (".svg", ".png"):
+        raise UsageError(f"{safe(file)}: is neither .svg nor .png; name the file so")
+    if experiment is not None:
+        facts = facts_of_experiment(experiment)
+    else:
+        from loop.report.facts import run_facts
+
+        place = the_call().place()
+        with reader(place.run_dir):
+            facts = run_facts(place)
+    there = {figure.name: figure for figure in figures(facts)}
+    name = name or ("change" if experiment is not None else "pass1")
+    if name not in there:
+        raise UsageError(f"no figure {name!r}; there are {', '.join(there) or 'none yet'}")
+    content = drawn(there[name], path.suffix.lower())
+    with opened(path) as out:
+        out.write(content)
+    if the_call().json:
+        print_json({"path": str(path.absolute()), "figure": name, "bytes": len(content)})
+    else:
+        click.echo(safe(path))
+
+
+def drawn(figure: Figure, suffix: str) -> bytes:
+    """A figure as the content of a .svg or .png file."""
+    import vl_convert
+
+    from loop.report.charts import paper
+    from loop.report.page import made_visible
+
+    specification = made_visible(paper(figure))
+    if suffix == ".png":
+        return bytes(vl_convert.vegalite_to_png(specification, scale=SCALE))
+    return str(vl_convert.vegalite_to_svg(specification)).encode()
+
+
+def facts_of_experiment(file: str) -> Json:
+    """The facts of the experiment that a file describes."""
+    raise NotImplementedError(file)
+
+
+def write_page(facts: Json, path: Path) -> Json:
+    """The facts as a page in a file; where it is and its size."""
+    from loop.report.page import render
+
+    content = render(facts).encode()
+    with opened(path) as out:
+        out.write(content)
+    return {"path": str(path.absolute()), "bytes": len(content)}
+
+
+def tell(answer: Json) -> None:
+    """Where the page is."""
+    if the_call().json:
+        print_json(answer)
+    else:
+        click.echo(safe(answer["path"]))

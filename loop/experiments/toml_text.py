@@ -1,0 +1,50 @@
+"""Tables as TOML: what `tomllib` reads back as the same tables. Without comments; for files that the program writes."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+_BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def toml_text(tables: Mapping[str, Any]) -> str:
+    """A TOML document. Values are strings, numbers, booleans, lists and tables; TypeError for anything else."""
+    lines = [f"{_key(name)} = {_value(value)}" for name, value in tables.items() if not _has_header(value)]
+    for name, value in tables.items():
+        for table in [value] if isinstance(value, Mapping) else value if _has_header(value) else []:
+            header = f"[{_key(name)}]" if isinstance(value, Mapping) else f"[[{_key(name)}]]"
+            lines += ["", header, *(f"{_key(key)} = {_value(entry)}" for key, entry in table.items())]
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _has_header(value: Any) -> bool:
+    """Whether a value of the top level gets [headers] of its own."""
+    tables = isinstance(value, Sequence) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
+    return isinstance(value, Mapping) or tables
+
+
+def _key(name: str) -> str:
+    return name if _BARE.fullmatch(name) else _string(name)
+
+
+def _string(text: str) -> str:
+    """JSON's escapes are TOML's, but for DEL, which TOML wants escaped."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)  # inf and nan are written so in TOML, too
+    if isinstance(value, str):
+        return _string(value)
+    if isinstance(value, Mapping):
+        entries = ", ".join(f"{_key(name)} = {_value(entry)}" for name, entry in value.items())
+        return f"{{ {entries} }}" if entries else "{}"
+    if isinstance(value, Sequence):
+        return f"[{', '.join(map(_value, value))}]"
+    raise TypeError(f"TOML has no {type(value).__name__}")

@@ -1,0 +1,184 @@
+"""Facts as one page that opens from disk without a network: script, styles, figures and texts are all in it.
+
+Texts from models, problem files and configurations are hostile. They reach the page by jinja's escaping, or as JSON in
+which nothing can end a script and which report.js shows as text. Characters that do not show as themselves are made
+visible before that. The page's policy (Content-Security-Policy) lets nothing run but the scripts that it names by hash.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import importlib.resources
+import json
+import re
+import unicodedata
+from typing import Any
+
+from loop.cli import text as words
+from loop.report import charts
+from store.records import Json
+
+# What moves, hides or reorders other characters, and what has no form of its own.
+_ODD = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u2028-\u202e"
+    "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+_NAMED = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # what reorders text
+
+
+def visible(text: str) -> str:
+    """The text with control, bidirectional and invisible characters shown: ␀, [RIGHT-TO-LEFT OVERRIDE], [U+200B]."""
+    return _ODD.sub(lambda found: _shown(found[0]), text) if not text.isascii() or not text.isprintable() else text
+
+
+def _shown(character: str) -> str:
+    code = ord(character)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "␡"
+    if character in _NAMED:
+        return f"[{unicodedata.name(character)}]"
+    return f"[U+{code:04X}]"
+
+
+def made_visible(value: Any) -> Any:
+    """The same JSON with every text in it `visible`, keys too."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, dict):
+        return {visible(key) if isinstance(key, str) else key: made_visible(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [made_visible(entry) for entry in value]
+    return value
+
+
+def as_json(value: Any) -> str:
+    """JSON for inside a script element: nothing in it can end the element, begin another, or end a line."""
+    plain = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def render(facts: Json, *, live: bool = False) -> str:
+    """The whole page. `live`: it asks /events for news and /body for what takes the place of its <main>."""
+    scripts, styles = _scripts(), _styles()
+    page: str = _template("report.html.j2").render(
+        title=visible(str(facts["name"] or "no run")),
+        live=live,
+        policy=content_security_policy(live=live),
+        scripts=[_markup(script) for script in scripts],
+        styles=_markup(styles),
+        main=_markup(body(facts)),
+    )
+    return page
+
+
+def body(facts: Json) -> str:
+    """What is inside the page's <main>."""
+    facts = made_visible(facts)
+    figures = {figure.name: figure for figure in charts.figures(facts)}
+    drawn = {
+        name: [charts.themed(panel, width="container", height=260 if len(figure.panels) == 1 else 190)
+               for panel in figure.panels]
+        for name, figure in figures.items()
+    }  # fmt: skip
+    template = _template("experiment.html.j2" if facts["kind"] == "experiment" else "run.html.j2")
+    inside: str = template.render(
+        facts=facts,
+        figures=figures,
+        specifications=_markup(as_json(drawn)),
+        texts=_markup(as_json(facts.get("browser"))),
+        configuration=json.dumps(facts.get("config"), indent=2, ensure_ascii=False),
+        yardstick=charts.measured_on,
+    )
+    return inside
+
+
+def content_security_policy(*, live: bool = False) -> str:
+    """What the page may do: run its own scripts, use its own styles; when live, ask where it came from."""
+    scripts = " ".join(_hash(script) for script in _scripts())
+    parts = [
+        "default-src 'none'",
+        f"script-src {scripts}",
+        f"style-src {_hash(_styles())}",
+        "img-src data:",
+        "base-uri 'none'",
+        "form-action 'none'",
+        *(["connect-src 'self'"] if live else []),
+    ]
+    return "; ".join(parts)
+
+
+def _hash(content: str) -> str:
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"
+
+
+@functools.cache
+def _scripts() -> tuple[str, str]:
+    """vega, vega-lite and vega-embed, and ours."""
+    import vl_convert
+
+    return _inline(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")), _inline(_resource("report.js"))
+
+
+@functools.cache
+def _styles() -> str:
+    return _resource("report.css")
+
+
+def _inline(script: str) -> str:
+    """A script that does not end the element that it stands in. In strings and patterns, \\/ is / and \\! is !."""
+    return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE).replace("<!--", r"<\!--")
+
+
+def _resource(name: str) -> str:
+    return (importlib.resources.files("loop.report") / name).read_text(encoding="utf-8")
+
+
+def _markup(text: str) -> Any:
+    from markupsafe import Markup
+
+    return Markup(text)
+
+
+@functools.cache
+def _template(name: str) -> Any:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("loop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )  # fmt: skip
+    environment.filters |= {
+        "rate": words.rate,
+        "signed": words.signed,
+        "interval": words.interval,
+        "duration": words.duration,
+        "size": words.size,
+        "count": words.count,
+        "decoding": words.decoding_words,
+        "number": lambda value: "-" if value is None else f"{value:,}",
+        "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),
+        "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
+        "short": lambda sha256: (sha256 or "-")[:12],
+        "plain": _plain,
+    }
+    environment.globals |= {"diagnosis_words": _diagnosis_words}
+    return environment.get_template(name)
+
+
+def _plain(value: Any) -> str:
+    """A setting in a line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} = {_plain(entry)}" for key, entry in value.items()) or "-"
+    if isinstance(value, list):
+        return ", ".join(map(_plain, value)) or "-"
+    return "-" if value is None else {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)  # fmt: skip
+
+
+def _diagnosis_words(found: Json) -> str:
+    """A sentence about locks and forks."""
+    from policies.diagnosis import in_words, summary_of
+
+    return in_words(summary_of({key: value for key, value in found.items() if key != "probe"}))
