@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from loop.cli.text import duration, interval, rate, signed
+from loop.cli.text import count, decoding_words, duration, interval, rate, signed
 from store.records import STAGES, Json
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched from there
@@ -659,16 +658,8 @@ def _arms(facts: Json) -> list[str]:
 
 
 def _yardstick(facts: Json) -> str:
-    decoding = facts.get("decoding")
-    words = decoding if isinstance(decoding, str) else _decoding(decoding)
-    seeds = len(facts["seeds"])
-    return f"{facts['suite']}{f', {words}' if words else ''}, {seeds} {'seed' if seeds == 1 else 'seeds'} an arm"
-
-
-def _decoding(settings: Any) -> str:
-    from loop.cli.text import decoding_words
-
-    return decoding_words(settings)
+    words = decoding_words(facts["decoding"])
+    return f"{facts['suite']}{f', {words}' if words else ''}, {count(len(facts['seeds']), 'seed')} an arm"
 
 
 def _with_ends(points: Sequence[Json], sign: bool) -> tuple[list[str], list[list[str]]]:
@@ -706,13 +697,12 @@ def _arms_pass1(facts: Json) -> Figure | None:
 
 
 def _arms_pass_at_k(facts: Json) -> Figure | None:
-    keys = sorted({key for line in facts["lines"] for key in line.get("pass@k") or {} if key != "pass@1"},
-                  key=lambda key: int(key.removeprefix("pass@")))  # fmt: skip
+    keys = sorted({int(k) for line in facts["lines"] for k in line["pass@k"]} - {1})
     panels, table = [], []
-    for key in keys:
+    for k in keys:
+        key = f"pass@{k}"
         points = [
-            {"round": line["round"], "who": line["arm"], "value": (line.get("pass@k") or {}).get(key)}
-            for line in facts["lines"]
+            {"round": line["round"], "who": line["arm"], "value": line["pass@k"].get(str(k))} for line in facts["lines"]
         ]
         if _any(points):
             panels.append({"title": key, **lines(points, key, form=".3~f", order=_arms(facts))})
@@ -728,7 +718,7 @@ def _arms_signals(facts: Json) -> Figure | None:
         ("distinct_rate", "different answers (share)", ".3~f"),
         ("spread", "spread", ".3~f"),
         ("mean_tokens", "mean length (tokens)", "~s"),
-        ("num_kept", "rounds kept, mean over seeds", ".3~f"),
+        ("num_kept", "seeds that kept this round", "d"),
     ):
         points = [{"round": line["round"], "who": line["arm"], "value": line.get(key)} for line in facts["lines"]]
         if _any(points):
@@ -749,7 +739,7 @@ def _comparisons(facts: Json) -> Figure | None:
     if not points:
         return None
     rows = [[p["label"], signed(p["value"]), _ends(p["low"], p["high"], True), p["clear"]] for p in points]
-    about = f"{_yardstick(facts)}. Paired by problem and seed. {facts.get('correction') or ''}"
+    about = f"{_yardstick(facts)}. Paired by problem and seed. {facts['correction']}"
     return Figure(
         "comparisons", "Arms compared", about, [forest(points, "difference in pass@1")],
         ["arms", "difference", "interval", ""], rows,
