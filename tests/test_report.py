@@ -384,7 +384,7 @@ def test_an_experiment(chromium: Any, tmp_path: Path) -> None:
         "mix beats replace at round 4 by 4.0pp",
         "3 arms",
         "replace, seed 1",
-        "collect.data = type = mix",
+        'collect.data.type = "mix"',
     ):
         assert words in text, words
     shown.check(path)
