@@ -1,5 +1,8 @@
 """The corpus at scale: durable appends beside raw SQLite, what a late round's selection takes, and growth to a million rows.
 
+`selecting` has its peak memory and two times: `seconds` until every selection has been gone through, and
+`storing_seconds` for storing them. `describing_seconds`: what the first selection in an older store takes more, once.
+
     python -m bench.corpus [--directory DIR] [--num NUM] [--pairs N]
 
 Figures come in interleaved pairs: on a busy machine only their ratios mean anything. Stores are made once and kept.
@@ -8,9 +11,11 @@ Figures come in interleaved pairs: on a busy machine only their ratios mean anyt
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
+import random
 import resource
 import shutil
 import statistics
@@ -19,19 +24,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from bench.stores import store
 from loop.config import Collect
-from loop.stages.collecting import choose, collect
+from loop.selection import collected_of, earlier_of
+from loop.stages.collecting import choose
 from loop.stages.training import rows_sha256
-from policies.data import Accumulate, AnyData, Mix, Replace
+from policies.data import Accumulate, AnyData, Mix, PastRound, Replace
 from store.corpus import Corpus
-from store.db import execute, open_database, pack, query, transaction
+from store.db import execute, insert_rows, open_database, pack, query, transaction
 from store.ledger import Ledger
-from store.records import Completion, Run
+from store.records import Completion, Run, Selection
 
 PER_ROUND = 10_000  # completions of a round in the large stores
 TEXT = "def add(first, second):\n    total = first + second\n    return total\n"
@@ -147,20 +154,23 @@ def _status(config: Path) -> float:
 
 
 def _reading(config: Path, by_id: bool = False) -> float:
-    """The last round's texts in order of arrival, as collecting reads them; or one by one by id, as removing repeats does.
-
-    Ids are hashes: each lies on a page of its own in the index, of which a large store's does not fit into the cache.
+    """The last round's texts in order of arrival, as collecting reads them; or those of 500 at a time, drawn at random from
+    it, as removing near repeats does.
     """
     db = open_database(_database(config.parent), read_only=True)
     corpus, ledger = Corpus(db), Ledger(db)
     run = ledger.run()
     assert run is not None
     last = ledger.rounds(run.id)[-1].number
+    arrivals = [one.arrival for one in corpus.texts(run.id, last)] if by_id else []
+    random.Random(0).shuffle(arrivals)
+    db.close()
+    db = open_database(_database(config.parent), read_only=True)  # with nothing in its cache
+    corpus = Corpus(db)
     begun = time.perf_counter()
     if by_id:
-        ids = sorted(corpus.existing_ids(run.id, last))
-        for start in range(0, len(ids), 500):
-            corpus.texts_of(ids[start : start + 500])
+        for start in range(0, len(arrivals), 500):
+            corpus.texts_at(arrivals[start : start + 500])
     else:
         for _ in corpus.texts(run.id, last):
             pass
@@ -180,46 +190,62 @@ def _apart(config: Path, what: str) -> dict[str, Any]:
 
 def _one(what: str, config: Path) -> dict[str, Any]:
     """A selection as `loop.selection.select` makes it for the last round, or the reading of what training gets."""
-    directory = Path(tempfile.mkdtemp(dir=config.parent.parent)) if what == "training" else None
-    try:
-        path = _database(config.parent)
-        if directory:
-            path = Path(shutil.copy(path, directory))
-        db = open_database(path, read_only=directory is None)
-        corpus, ledger = Corpus(db), Ledger(db)
-        run = ledger.run()
-        assert run is not None
-        rounds = [round.number for round in ledger.rounds(run.id)]
-        last = rounds[-1]
-        if directory:
-            with transaction(db):
-                execute(
-                    db,
-                    "INSERT INTO selections (run_id, round, position, completion_id, used) SELECT run_id, round, arrival, id, 1 "
-                    "FROM completions WHERE run_id = ? AND round = ? AND evaluation_id IS NULL",
-                    (run.id, last),
-                )
-        openings = {row["id"]: "" for row in query(db, "SELECT id FROM prompts")}
-        begun = time.perf_counter()
-        if what == "training":
-            num_rows, _ = rows_sha256(corpus.training_rows(run.id, last))
-        else:
-            policy = POLICIES[what]
-            earlier = [] if what == "replace" else rounds[:-1]
-            collected = [
-                item
-                for number in [*earlier, last]
-                for item in collect(corpus.texts(run.id, number), openings, Collect(), number, number == 1)
-            ]
-            chosen = choose(policy, collected, {}, corpus.texts_of, run.id, last, 7)
-            num_rows = sum(one.used for one in chosen.selections)
-        seconds = time.perf_counter() - begun
-        db.close()
-    finally:
-        if directory:
-            shutil.rmtree(directory)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"num_rows": num_rows, "seconds": round(seconds, 2), "peak_mib": round(peak)}
+    found: dict[str, Any] = {}
+    db = open_database(_database(config.parent))
+    corpus, ledger = Corpus(db), Ledger(db)
+    run = ledger.run()
+    assert run is not None
+    last = ledger.rounds(run.id)[-1].number
+    if what == "training":
+        with contextlib.suppress(_Undone), transaction(db):
+            execute(
+                db,
+                "INSERT INTO selections (run_id, round, position, completion_id, used) SELECT run_id, round, arrival, id, 1 "
+                "FROM completions WHERE run_id = ? AND round = ? AND evaluation_id IS NULL",
+                (run.id, last),
+            )
+            begun = time.perf_counter()
+            found["num_rows"], _ = rows_sha256(corpus.training_rows(run.id, last))
+            found["seconds"] = round(time.perf_counter() - begun, 2)
+            raise _Undone
+    else:
+        found |= _selecting(corpus, run.id, last, POLICIES[what])
+    db.close()
+    return found | {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+
+
+class _Undone(Exception):
+    pass
+
+
+def _selecting(corpus: Corpus, run_id: str, last: int, policy: AnyData) -> dict[str, Any]:
+    prompts = [
+        SimpleNamespace(id=row["id"], content={"opening": ""}) for row in query(corpus.db, "SELECT id FROM prompts")
+    ]
+    loaded = SimpleNamespace(config=SimpleNamespace(collect=Collect()))
+    session: Any = SimpleNamespace(corpus=corpus, run_id=run_id, prompts=prompts, loaded=loaded)
+    wanted = policy.wanted([PastRound(number, True, number == 1) for number in range(1, last)])
+    past = [PastRound(number, True, number == 1) for number in wanted]
+    begun = time.perf_counter()
+    for one in past:
+        earlier_of(session, one)
+    described = time.perf_counter()
+    own, earlier = collected_of(session, last, False), [earlier_of(session, one) for one in past]
+    chosen = choose(policy, own, earlier, corpus.test_verdicts, corpus.texts_at, run_id, last, 7)
+    num_rows = sum(one.used for one in chosen.selections)
+    selected = time.perf_counter()
+    names = [field.name for field in fields(Selection)]
+    with contextlib.suppress(_Undone), transaction(corpus.db):
+        rows = ((s.run_id, s.round, s.completion_id, s.position, s.used, s.reason) for s in chosen.selections)
+        insert_rows(corpus.db, "selections", names, rows)
+        stored = time.perf_counter()
+        raise _Undone
+    return {
+        "num_rows": num_rows,
+        "seconds": round(selected - described, 2),
+        "storing_seconds": round(stored - selected, 2),
+        "describing_seconds": round(described - begun, 2),
+    }
 
 
 def main() -> None:

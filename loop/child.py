@@ -5,6 +5,9 @@ It never touches the store; what it sends is plain values. The daemon's side is 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import os
 import threading
 import time
@@ -118,6 +121,7 @@ class Child:
                 result = self.engine.fit(
                     Path(command["rows_file"]), parent, command["settings"], Path(command["out_dir"])
                 )
+                give_back_memory()
                 return result.model_dump(mode="json")
             case "convert_smollm2":
                 from loop.engines.hf_models import convert_smollm2
@@ -127,6 +131,11 @@ class Child:
                 from loop.engines.hf_models import fetch_hub_model
 
                 return fetch_hub_model(command["name"], command["revision"])
+            case "merge_adapter":
+                prepare_torch({"num_threads": None})
+                from loop.engines.hf_models import write_merged
+
+                return write_merged(CheckpointRef.model_validate(command["checkpoint"]), Path(command["target"]))
             case other:
                 raise EngineError(f"unknown command {other!r}")
 
@@ -168,6 +177,13 @@ def build_trainer(settings: dict[str, Any], progress: Progress) -> Any:
     return TrlTrainer(settings, progress)
 
 
+def give_back_memory() -> None:
+    """What a fine-tune leaves is garbage in cycles, which may wait for long, and then free memory that malloc keeps."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library knows no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def prepare_torch(settings: dict[str, Any]) -> None:
     """One thread per core that this process may use, unless the configuration says otherwise. And no network."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on disk by now
@@ -187,4 +203,4 @@ def serve() -> None:
 
 def main() -> None:
     """The program of a worker: the engine, guarded."""
-    guard(serve)
+    guard(serve, own_tmp=True)

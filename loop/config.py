@@ -435,6 +435,13 @@ class Watching(Section):
     webhook: str | None = Field(None, exclude=True, repr=False, description="A URL that gets the same by POST.")
     timeout_s: PositiveFloat = Field(30.0, description="A command or a request that takes longer is given up.")
     prometheus_port: int | None = Field(None, ge=1, le=65535, description="Metrics on 127.0.0.1, if given.")
+    trackers: tuple[Literal["trackio", "wandb", "mlflow"], ...] = Field(
+        (),
+        description="Experiment trackers that get each round's figures; on this machine only, unless told otherwise.",
+    )
+    project: str | None = Field(
+        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="What trackers call it; default: the run's name."
+    )
 
     @field_validator("command")
     @classmethod

@@ -120,6 +120,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
     from loop.service import Service
     from loop.session import open_session
     from loop.surroundings import Background, commanded
+    from loop.trackers import trackers_of
 
     notifier, watch, config = Notifier(), Onlooker(log), loaded.config
     watch.beating = beating = Beating(loaded.run_dir)
@@ -140,8 +141,17 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         log.keep(loaded.run_dir / "logs")
         metrics = stack.enter_context(metrics_of(config.watching))
         hooks = stack.enter_context(hooks_of(config.watching, log.line, loaded.base_dir))
+        trackers = stack.enter_context(trackers_of(config.watching, config.name, loaded.run_dir, log.line))
         around = Background(
-            beating, wake, after_round, session=session, notifier=notifier, hooks=hooks, metrics=metrics, say=log.line
+            beating,
+            wake,
+            after_round,
+            session=session,
+            notifier=notifier,
+            hooks=hooks,
+            metrics=metrics,
+            trackers=trackers,
+            say=log.line,
         )
         created = datetime.fromisoformat(session.run.created_at)
         service = Service(

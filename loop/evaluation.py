@@ -15,9 +15,10 @@ from loop.session import Session, Yardstick
 from loop.stages.evaluating import decoding_in_words, figures, grade, params_of
 from loop.stages.sampling import Lineage, Planned, gathered, plan, sample, seed_of
 from store.canonical import sha256_of
-from store.records import Completion, Evaluation, Json, Problem
+from store.records import Completion, Evaluation, Json, Problem, Verdict
 
 NUM_VERDICTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most graded twice after a kill
+NUM_AHEAD = 512  # completions that may wait for their verdicts before sampling, where it goes on beside, waits for them
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,24 +93,43 @@ def _evaluate(
     ours.take_answers(planned, lineage)
     wanted = {item.id for item in planned}
     done = corpus.evaluation_completion_ids(evaluation_id)
-    if not wanted <= done:
+    graded = corpus.graded_ids(evaluation_id) & wanted
+    num_graded, sampling = len(graded), False
+
+    def sampled() -> Iterator[Completion]:
+        """What is missing, each stored when it is given."""
+        if wanted <= done:
+            return
         session.watch.stage(number, "evaluating", label)
         sampler = session.sampler(lineage.checkpoint)
         for batch in gathered(sample(planned, done, lineage, params, sampler), time.monotonic):
             corpus.add_completions(batch)
             session.safe_point()
-    graded = corpus.graded_ids(evaluation_id) & wanted
-    session.watch.stage(number, "grading", label)
-    waiting, num_graded = [], len(graded)
-    ungraded = (c for c in completions_of(session, evaluation_id, wanted) if c.id not in graded)
-    for verdict in grade(ungraded, suite.graded_as, suite.prompts, evaluation_id, session.grader):
+            yield from batch
+
+    def ungraded() -> Iterator[Completion]:
+        nonlocal sampling
+        given: set[str] = set()
+        for completion in sampled():
+            if session.engines.spares_the_cpu:
+                sampling = True
+                given.add(completion.id)
+                yield completion
+        sampling = False
+        session.watch.stage(number, "grading", label)
+        left = wanted - graded - given
+        yield from (c for c in completions_of(session, evaluation_id, wanted) if c.id in left)
+
+    waiting: list[Verdict] = []
+    for verdict in grade(ungraded(), suite.graded_as, suite.prompts, evaluation_id, session.grader, NUM_AHEAD):
         waiting.append(verdict)
         num_graded += 1
         if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(wanted):
             corpus.add_verdicts(waiting)
             waiting = []
             session.safe_point()
-        session.watch.progress(num_graded, len(wanted))
+        if not sampling:
+            session.watch.progress(num_graded, len(wanted))
     verdicts = [verdict for verdict in corpus.verdicts(evaluation_id) if verdict.completion_id in wanted]
     assert len(verdicts) == len(wanted), f"{len(verdicts)} verdicts for {len(wanted)} completions"
     measured = figures(verdicts, completions_of(session, evaluation_id, wanted), suite.config.pass_at)

@@ -15,8 +15,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -74,8 +76,11 @@ def _lives(process: psutil.Process) -> bool:
 # ---- in the worker ---------------------------------------------------------------------------------------------------
 
 
-def guard(work: Callable[[], None]) -> None:
-    """Run `work` in a child process and end all that descends from it when it ends or nobody wants it."""
+def guard(work: Callable[[], None], *, own_tmp: bool = False) -> None:
+    """Run `work` in a child process and end all that descends from it when it ends or nobody wants it.
+
+    `own_tmp`: its temporary files lie in a directory of their own and go with it, since what is killed cannot clear up.
+    """
     watched = {signal.SIGTERM, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
     prctl(PR_SET_CHILD_SUBREAPER, 1)
@@ -83,6 +88,7 @@ def guard(work: Callable[[], None]) -> None:
     if str(os.getppid()) != os.environ.get(PARENT):
         return  # the parent was gone before it could be watched
     myself = os.getpid()
+    scratch = _own_tmp() if own_tmp else None
     engine = os.fork()
     if engine == 0:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -95,7 +101,21 @@ def guard(work: Callable[[], None]) -> None:
     os.close(1)
     status = _wait_for(engine, watched)
     _end_descendants()
+    if scratch:
+        shutil.rmtree(scratch, ignore_errors=True)
     os._exit(0 if status is None else 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
+
+
+def _own_tmp() -> str | None:
+    """A new directory, which TMPDIR names from now on; None where none can be made. What torch compiled stays for the next."""
+    try:
+        scratch = tempfile.mkdtemp(prefix="ssd-loop-")
+    except OSError:
+        return None
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(scratch).with_name(f"torchinductor_{os.getuid()}")))
+    os.environ["TMPDIR"] = scratch
+    tempfile.tempdir = None  # it is looked up again
+    return scratch
 
 
 def offer_to_the_oom_killer() -> None:

@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -129,19 +129,13 @@ class Hooks:
     def _command(self, body: bytes) -> None:
         if not self.settings.command:
             return
-        name, token = self.settings.command[0], secrets.token_hex(16)
+        name = self.settings.command[0]
         stdin = os.memfd_create("event")  # whether, and how much of it, the command reads is its own business
         try:
             os.write(stdin, body)
             os.lseek(stdin, 0, os.SEEK_SET)
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *self.settings.command],
-                stdin=stdin,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-                cwd=self.directory,
-                env=os.environ | {guard.TREE: token, guard.PARENT: str(os.getpid())},
+            process, token = start_guarded(
+                self.settings.command, stdin=stdin, stderr=subprocess.DEVNULL, cwd=self.directory
             )
         finally:
             os.close(stdin)
@@ -154,7 +148,7 @@ class Hooks:
         try:
             in_time = self._wait(ended)
         finally:
-            _end(process, token)
+            end_guarded(process, token)
         if not in_time:
             self.say("warning", f"watching.command: {name} took too long and was ended")
         elif code := process.returncode:
@@ -188,7 +182,22 @@ class Hooks:
             self.say("warning", f"watching.webhook: {host}: {problem}")
 
 
-def _end(process: subprocess.Popen[bytes], token: str) -> None:
+def start_guarded(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None, **how: Any
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a command below a guard, and what `end_guarded` needs to end it. `how`: stdin, stderr and cwd of it."""
+    token = secrets.token_hex(16)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *command],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | dict(environment or {}) | {guard.TREE: token, guard.PARENT: str(os.getpid())},
+        **how,
+    )
+    return process, token
+
+
+def end_guarded(process: subprocess.Popen[bytes], token: str) -> None:
     """Nothing of the command is left afterwards, even if its guard was killed."""
     if process.poll() is None:
         process.terminate()

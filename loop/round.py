@@ -35,6 +35,7 @@ def run_round(session: Session) -> Round:
     while round.state in STAGES:
         session.safe_point(round)
         round = attempt(session, round, STAGES[round.state])
+        session.index_texts()
     return round
 
 
@@ -63,7 +64,7 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
         ours.done()
     policy = build_data(inputs["data"], ("data",)) if "data" in inputs else config.collect.data  # older stores lack it
     chosen = select(session, round, policy)
-    output: Json = {"num_completions": len(planned), "num_used": sum(one.used for one in chosen.selections)}
+    output: Json = {"num_completions": len(planned), "num_used": chosen.num_used}
     if chosen.num_earlier or chosen.earlier_left_out:
         output |= {"num_earlier": chosen.num_earlier, "earlier_left_out": chosen.earlier_left_out}
     if taken := taken_in(session, round.number, "sampling"):

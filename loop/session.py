@@ -99,6 +99,14 @@ class Session:
         reach("round.safe_point")
         self.guide(round)
 
+    def index_texts(self) -> None:
+        """Let what was written be found by its text. A round does not fail because that cannot be done."""
+        try:
+            for _ in self.corpus.index_texts():
+                self.engines.pulse()
+        except StoreError as error:
+            self.watch.note(f"the full-text index could not be brought up to date: {error}")
+
     @property
     def run(self) -> Run:
         """The run as the ledger has it now."""

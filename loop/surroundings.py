@@ -1,4 +1,4 @@
-"""What is around a service: the heartbeat, the control socket, and for the daemon the service manager, hooks and metrics."""
+"""What is around a service: the heartbeat, the control socket, and trackers, for the daemon the service manager, hooks and metrics."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from loop.hooks import Hooks
     from loop.metrics import Metrics, Snapshot
     from loop.sd_notify import Notifier
+    from loop.trackers import Trackers
 
 METRICS_S = 5.0  # between two looks into the store for them
 
@@ -31,8 +32,14 @@ METRICS_S = 5.0  # between two looks into the store for them
 class Foreground:
     """Surroundings of `loopctl run`, and the part that the daemon has in common with it."""
 
-    def __init__(self, beating: Beating, wake: Wake, after_round: Callable[[Round, DecisionRow | None], None]) -> None:
-        self.beating, self.wake, self.after_round = beating, wake, after_round
+    def __init__(
+        self,
+        beating: Beating,
+        wake: Wake,
+        after_round: Callable[[Round, DecisionRow | None], None],
+        trackers: Trackers | None = None,
+    ) -> None:
+        self.beating, self.wake, self.after_round, self.trackers = beating, wake, after_round, trackers
 
     def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
         """See `loop.service.Surroundings`."""
@@ -45,6 +52,8 @@ class Foreground:
     def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
         """See `loop.service.Surroundings`."""
         self.after_round(round, decision)
+        if self.trackers and decision:
+            self.trackers.look()
 
     def wait(self, seconds: float) -> None:
         """See `loop.service.Surroundings`."""
@@ -64,9 +73,10 @@ class Background(Foreground):
         notifier: Notifier,
         hooks: Hooks | None,
         metrics: Metrics | None,
+        trackers: Trackers | None,
         say: Callable[[str, str], None],
     ) -> None:
-        super().__init__(beating, wake, after_round)
+        super().__init__(beating, wake, after_round, trackers)
         self.session, self.notifier, self.hooks, self.metrics, self.say = session, notifier, hooks, metrics, say
         self._measured = 0.0
 

@@ -79,6 +79,11 @@ class Engines:
             return self._sampler
         return None
 
+    @property
+    def spares_the_cpu(self) -> bool:
+        """Whether the sampler that is up works on a GPU, or is a server elsewhere."""
+        return self.settings["sampler"] == "server" or bool(self._memory_before)
+
     def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         """A sampler with these weights: the one that is up, given them, or a new one."""
         if not self._may_share(checkpoint):

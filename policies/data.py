@@ -12,6 +12,7 @@ import hashlib
 import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import filterfalse
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
@@ -33,7 +34,7 @@ class PastRound:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A completion that may be trained on, without its text: a million of them fit into memory."""
+    """A completion that may be trained on, without its text."""
 
     id: str
     round: int
@@ -41,6 +42,15 @@ class Candidate:
     sample_index: int
     num_tokens: int
     from_base: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Usable:
+    """What of one round may be used. `ids` can be gone through again and again, and need not be in memory."""
+
+    round: int
+    from_base: bool
+    ids: Collection[str]
 
 
 class _Data(BaseModel):
@@ -72,9 +82,12 @@ class _Data(BaseModel):
         """The earlier rounds whose completions come into question."""
         return []
 
-    def draw(self, usable: Sequence[Candidate], round: int, seed: int) -> set[str]:
-        """The ids that are used, whatever the order of `usable`. The same seed draws the same."""
-        return {candidate.id for candidate in usable}
+    def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
+        """The ids that are used, of each of `usable`; the same object where that is all of them.
+
+        The order of rounds and of ids does not matter. The same seed draws the same.
+        """
+        return [one.ids for one in usable]
 
     def not_drawn(self) -> str:
         """Why a usable completion was not drawn."""
@@ -136,14 +149,20 @@ class Mix(_WithEarlier):
         """See `_Data.wanted`."""
         return super().wanted([one for one in past if self.earlier or one.from_base])
 
-    def draw(self, usable: Sequence[Candidate], round: int, seed: int) -> set[str]:
+    def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
         """See `_Data.draw`."""
-        chosen = {candidate.id for candidate in usable if candidate.round == round}
-        num_rows = len(chosen) / (1.0 - self.earlier - self.base)
+        num_fresh = sum(len(one.ids) for one in usable if one.round == round)
+        num_rows = num_fresh / (1.0 - self.earlier - self.base)
+        drawn: dict[int, set[str]] = {at: set() for at, one in enumerate(usable) if one.round != round}
         for share, only_base in ((self.base, True), (self.earlier, False)):
-            left = (one for one in usable if one.id not in chosen and (one.from_base or not only_base))
-            chosen |= _sample(left, int(share * num_rows + 1e-9), seed)
-        return chosen
+            left = {
+                at: filterfalse(chosen.__contains__, usable[at].ids)
+                for at, chosen in drawn.items()
+                if usable[at].from_base or not only_base
+            }
+            for at, id in _sample(left, int(share * num_rows + 1e-9), seed):
+                drawn[at].add(id)
+        return [drawn.get(at, one.ids) for at, one in enumerate(usable)]
 
 
 class Pool(_WithEarlier):
@@ -152,9 +171,12 @@ class Pool(_WithEarlier):
     type: Literal["pool"] = "pool"
     size: PositiveInt = Field(description="How many completions training sees.")
 
-    def draw(self, usable: Sequence[Candidate], round: int, seed: int) -> set[str]:
+    def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
         """See `_Data.draw`."""
-        return _sample(usable, self.size, seed)
+        drawn: list[set[str]] = [set() for _ in usable]
+        for at, id in _sample({at: one.ids for at, one in enumerate(usable)}, self.size, seed):
+            drawn[at].add(id)
+        return list(drawn)
 
     def not_drawn(self) -> str:
         """See `_Data.not_drawn`."""
@@ -241,7 +263,23 @@ def _similar(one: frozenset[str], other: frozenset[str], least: float) -> bool:
     return similarity(one, other) >= least
 
 
-def _sample(candidates: Iterable[Candidate], size: int, seed: int) -> set[str]:
-    """By hash and not by a random generator: any order of the same candidates gives the same sample."""
-    places = ((hashlib.sha256(f"{seed} {one.id}".encode()).digest(), one.id) for one in candidates)
-    return {id for _, id in heapq.nsmallest(size, places)}
+def _sample(ids: Mapping[int, Iterable[str]], size: int, seed: int) -> list[tuple[int, str]]:
+    """So many of all the ids, each with its key. By hash and not by a random generator: their order does not matter.
+
+    Memory is that of what is drawn.
+    """
+    if not size:
+        return []
+    seeded = hashlib.sha256(f"{seed} ".encode()).copy
+    smallest: list[tuple[bytes, str, int]] = []
+    largest = b"\xff" * 32  # of those that may be drawn
+    for key, some in ids.items():
+        for id in some:
+            digest = seeded()
+            digest.update(id.encode())
+            if (place := digest.digest()) <= largest:
+                smallest.append((place, id, key))
+                if len(smallest) > 2 * size + 1000:
+                    smallest = heapq.nsmallest(size, smallest)
+                    largest = smallest[-1][0]
+    return [(key, id) for _, id, key in heapq.nsmallest(size, smallest)]

@@ -1,27 +1,37 @@
 """Prompts and completions: append-only, with lineage; what was sampled and what training saw.
 
 Batches are stored all or nothing, and storing one again is harmless. Reads come in pages, so that memory stays flat and
-no read holds a writer up. What measures is elsewhere: suites and evaluations in evaluations.py, probes in probes.py;
-`Corpus` has all of it.
+no read holds a writer up. What measures is elsewhere: suites and evaluations in evaluations.py, probes in probes.py; so is
+finding by text, in search.py. `Corpus` has all of it.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cache
 from math import isfinite
 from typing import Any
 
-from store.canonical import compact_json, escape, quoted, sha256_of, sha256_of_text
+from store.canonical import canonical_json, compact_json, escape, quoted, sha256_of, sha256_of_text
 from store.db import Row, bound, execute, insert, insert_rows, query, scalar, transaction, unpack
 from store.errors import Conflict
 from store.evaluations import Evaluations
 from store.probes import Probes
-from store.records import Completion, CompletionText, CompletionVerdict, DecodeSettings, Json, Prompt, Selection
+from store.records import (
+    CollectedPart,
+    Completion,
+    CompletionText,
+    CompletionVerdict,
+    DecodeSettings,
+    Json,
+    Prompt,
+    Selection,
+)
+from store.search import Searching
 
 PAGE = 500  # rows held in memory by a streaming read
 _COLUMNS = [field.name for field in fields(Completion)]
@@ -50,12 +60,18 @@ def _covered(c: Completion, prompt_token_ids: str, token_ids: str) -> str:
     )
 
 
+def collected_sha256(part: CollectedPart) -> str:
+    """The SHA-256 of every field but `sha256`."""
+    entries = hashlib.sha256(part.entries).hexdigest()
+    return sha256_of([part.run_id, part.round, part.rule, part.part, entries, part.left_out])
+
+
 def num_bytes(text: str) -> int:
     """The size of a text as it is stored."""
     return len(escape(text).encode())
 
 
-class Corpus(Evaluations, Probes):
+class Corpus(Evaluations, Probes, Searching):
     """The corpus over one open store."""
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:
@@ -154,51 +170,33 @@ class Corpus(Evaluations, Probes):
             yield from (unpack(CompletionText, row) for row in rows)
             after = rows[-1]["arrival"]
 
-    def texts_of(self, completion_ids: Iterable[str]) -> dict[str, str]:
-        """Texts by completion id; as many as are asked for are held in memory."""
-        sql = "SELECT id, text FROM completions WHERE id IN (SELECT value FROM json_each(?))"
-        return {row["id"]: row["text"] for row in query(self.db, sql, (json.dumps(list(completion_ids)),))}
+    def texts_at(self, arrivals: Iterable[int]) -> dict[int, str]:
+        """Texts by order of arrival, which finds them where they lie; as many as are asked for are held in memory."""
+        sql = "SELECT arrival, text FROM completions WHERE arrival IN (SELECT value FROM json_each(?))"
+        return {row["arrival"]: row["text"] for row in query(self.db, sql, (json.dumps(list(arrivals)),))}
+
+    def add_collected(self, parts: Iterable[CollectedPart]) -> None:
+        """Store what later rounds need to know of a round, all or nothing; what is known stays."""
+        stored = [replace(part, sha256=collected_sha256(part)) for part in parts]
+        with transaction(self.db):
+            insert(self.db, "collected", stored, clause="ON CONFLICT DO NOTHING")
+
+    def collected(self, run_id: str, round: int, rule: Json) -> list[tuple[int, Json]]:
+        """The parts of a round in order, each as the size of its entries and what it left out; none if none is stored."""
+        sql = "SELECT length(entries) AS size, left_out FROM collected WHERE (run_id, round, rule) = (?, ?, ?) ORDER BY part"
+        rows = query(self.db, sql, (run_id, round, canonical_json(rule)))
+        return [(row["size"], json.loads(row["left_out"])) for row in rows]
+
+    def collected_entries(self, run_id: str, round: int, rule: Json, part: int) -> bytes:
+        """The entries of one part that is stored."""
+        sql = "SELECT entries FROM collected WHERE (run_id, round, rule, part) = (?, ?, ?, ?)"
+        found: bytes = scalar(self.db, sql, (run_id, round, canonical_json(rule), part))
+        return found
 
     def completion(self, completion_id: str) -> Completion | None:
         """One completion by its id."""
         rows = query(self.db, "SELECT * FROM completions WHERE id = ?", (completion_id,))
         return unpack(Completion, rows[0]) if rows else None
-
-    def search(
-        self,
-        *,
-        run_id: str | None = None,
-        text: str | None = None,
-        round: int | None = None,
-        prompt_id: str | None = None,
-        suite: str | None = None,
-        limit: int = 20,
-    ) -> list[Completion]:
-        """Completions of a run's training corpus, newest first: those with `text` in them (case ignored for ASCII).
-
-        With `suite` the answers to a suite's problems instead. Without `run_id` the newest run's. `prompt_id` is a
-        prompt's id or name. Nothing in `text` has a special meaning.
-        """
-        pattern = None if text is None else "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
-        plus = "+" if round is None else ""  # keeps SQLite to the order of arrival, instead of sorting a whole run
-        conditions = {
-            "run_id": f"{plus}run_id = :run_id",
-            "round": "round = :round",
-            "prompt_id": "prompt_id IN (SELECT id FROM prompts WHERE id = :prompt_id OR name = :prompt_id)",
-            "pattern": "text LIKE :pattern ESCAPE '\\'",
-        }
-        if run_id is None:
-            run_id = scalar(self.db, "SELECT id FROM runs ORDER BY rowid DESC LIMIT 1")
-        given = {"run_id": run_id, "round": round, "prompt_id": prompt_id, "pattern": pattern, "suite": suite}
-        of_suite = "evaluation_id IN (SELECT id FROM evaluations WHERE run_id = :run_id AND suite_name = :suite)"
-        where = " AND ".join(
-            [
-                "evaluation_id IS NULL" if suite is None else of_suite,
-                *(sql for name, sql in conditions.items() if given[name] is not None),
-            ]
-        )
-        sql = f"SELECT * FROM completions WHERE {where} ORDER BY arrival DESC LIMIT :limit"
-        return list(_completions(query(self.db, sql, {**given, "limit": limit})))
 
     def training_rows(self, run_id: str, round: int) -> Iterator[Completion]:
         """What a round's fine-tune sees, in order: the completions whose selection is `used`."""
@@ -261,13 +259,11 @@ class Corpus(Evaluations, Probes):
         with transaction(self.db):
             return insert(self.db, "test_results", batch, clause="ON CONFLICT (completion_id) DO NOTHING")
 
-    def test_verdicts(self, run_id: str, round: int) -> dict[str, str]:
-        """What is known so far of a round's completions: "passed" or how not, by completion id."""
-        sql = (
-            "SELECT t.completion_id, t.verdict FROM completions AS c JOIN test_results AS t ON t.completion_id = c.id "
-            "WHERE c.evaluation_id IS NULL AND c.run_id = ? AND c.round = ?"
-        )
-        return {row["completion_id"]: row["verdict"] for row in query(self.db, sql, (run_id, round))}
+    def test_verdicts(self, completion_ids: Iterable[str]) -> dict[str, str]:
+        """What is known so far of these completions: "passed" or how not, by completion id."""
+        sql = "SELECT completion_id, verdict FROM test_results WHERE completion_id IN (SELECT value FROM json_each(?))"
+        rows = query(self.db, sql, (json.dumps(list(completion_ids)),))
+        return {row["completion_id"]: row["verdict"] for row in rows}
 
     def outcomes(self, completion_ids: Iterable[str]) -> dict[str, tuple[str, str]]:
         """Verdict and detail of completions that were graded, on a suite's problems or on their prompts' tests."""

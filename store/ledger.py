@@ -7,14 +7,15 @@ and weights are elsewhere (corpus.py, checkpoints.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, fields, replace
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Literal
 
 from store import events
-from store.canonical import canonical_json, sha256_of
-from store.db import execute, insert, query, transaction, unpack, utc_now
+from store.canonical import canonical_json, quoted, sha256_of
+from store.db import bound, execute, insert, insert_rows, query, transaction, unpack, utc_now
 from store.errors import FrozenInput, StaleState, StoreError
 from store.records import (
     STAGES,
@@ -38,6 +39,7 @@ from store.records import (
 if TYPE_CHECKING:
     from store.db import Database
 
+_SELECTION = [field.name for field in fields(Selection)]
 _STAGE = (
     "SELECT *, (SELECT coalesce(max(attempt), 0) FROM attempts AS a WHERE a.run_id = s.run_id AND a.round = s.round "
     "AND a.stage = s.name) AS num_attempts FROM stages AS s WHERE run_id = ? AND round = ?"
@@ -58,10 +60,45 @@ def decision_sha256(decision: DecisionRow) -> str:
     return sha256_of(asdict(decision))
 
 
-def selections_sha256(selections: Sequence[Selection]) -> str:
-    """What the end of sampling says of its selections, in order of position, then id."""
-    rows = sorted([s.position, s.completion_id, s.used, s.reason] for s in selections)
-    return sha256_of(rows)
+def _row(selection: Selection, round: Round) -> list[Any]:
+    """The columns of a selection of this round."""
+    s = selection
+    if (s.run_id, s.round) != (round.run_id, round.number):
+        raise ValueError(f"a selection belongs to another round than {round.number}")
+    return bound((s.run_id, s.round, s.completion_id, s.position, s.used, s.reason))
+
+
+class _Hashed(Iterable[Selection]):
+    """Selections in their order, each of them covered by the hash once it has gone by."""
+
+    def __init__(self, selections: Iterable[Selection]) -> None:
+        self.selections = selections
+        self.sha256 = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Selection]:
+        separator, before = "[", None
+        for s in self.selections:
+            place = s.position, s.completion_id
+            if before is not None and place <= before:
+                raise ValueError(f"selection {s.completion_id} is out of order at position {s.position}")
+            reason = "null" if s.reason is None else quoted(s.reason)
+            used = "true" if s.used else "false"
+            row = f"{separator}[{s.position},{quoted(s.completion_id)},{used},{reason}]"
+            self.sha256.update(row.encode("utf-8", "surrogatepass"))
+            separator, before = ",", place
+            yield s
+        self.sha256.update(b"[]" if before is None else b"]")
+
+
+def selections_sha256(selections: Iterable[Selection]) -> str:
+    """What the end of sampling says of its selections: the hash of the canonical JSON of [position, id, used, reason].
+
+    They must come in order of position, then id: ValueError.
+    """
+    hashed = _Hashed(selections)
+    for _ in hashed:
+        pass
+    return hashed.sha256.hexdigest()
 
 
 class Ledger:
@@ -350,11 +387,12 @@ class Ledger:
         *,
         next_state: RoundState,
         candidate: Checkpoint | None = None,
-        selections: Sequence[Selection] | None = None,
+        selections: Iterable[Selection] | None = None,
     ) -> Round:
         """Store a stage's output and move the round to the stage after it, with what belongs to that moment.
 
-        `selections` come with the end of sampling and `candidate` with the end of training, and with nothing else.
+        `selections` (in order of position) come with the end of sampling and `candidate` with the end of training, and
+        with nothing else.
         Finishing twice is StaleState, even with the same output: after a restart the round's state says that the stage
         is done, so a second finish is a second writer or a mistake. Deciding ends with `decide`.
         """
@@ -369,10 +407,9 @@ class Ledger:
             self._end_stage(round, stage, output, at)
             particulars: Json = {"attempt": attempt, "output_sha256": sha256_of(output)}
             if selections is not None:
-                if any((s.run_id, s.round) != (round.run_id, round.number) for s in selections):
-                    raise ValueError(f"a selection belongs to another round than {round.number}")
-                insert(self.db, "selections", selections)
-                particulars["selections_sha256"] = selections_sha256(selections)
+                hashed = _Hashed(selections)
+                insert_rows(self.db, "selections", _SELECTION, (_row(selection, round) for selection in hashed))
+                particulars["selections_sha256"] = hashed.sha256.hexdigest()
             if candidate is not None:
                 self.add_checkpoint(candidate)
                 execute(

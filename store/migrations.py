@@ -12,7 +12,9 @@ _FIRST_APPEND_ONLY = (
     "events", "prompts", "decode_settings", "completions", "selections", "suites", "problems", "decisions",
 )  # fmt: skip
 _PROBE_TABLES = ("probes", "probe_results")
-APPEND_ONLY = (*_FIRST_APPEND_ONLY, *_PROBE_TABLES)
+_COLLECTED_TABLES = ("collected",)
+APPEND_ONLY = (*_FIRST_APPEND_ONLY, *_PROBE_TABLES, *_COLLECTED_TABLES)
+FULL_TEXT = "completions_fts"  # with tables of its own behind it, whose names begin so
 
 
 class Migration(NamedTuple):
@@ -330,8 +332,29 @@ DROP TABLE control;
 ALTER TABLE control_with_decisions RENAME TO control;
 """
 
+# It is filled after the completions are (store/search.py has the reasons), and can be made anew from them at any time.
+_FULL_TEXT = """
+CREATE VIRTUAL TABLE completions_fts -- The full-text index over completions.text; rowid is arrival. It follows some way behind.
+USING fts5(text, content="completions", content_rowid="arrival", tokenize="unicode61");
+"""
+
+_COLLECTED = """
+CREATE TABLE collected ( -- What of a round that has been sampled later rounds may train on, so that they need not read it again.
+    run_id TEXT NOT NULL, -- The run.
+    round INTEGER NOT NULL, -- The round.
+    rule TEXT NOT NULL CHECK (json_valid(rule)), -- By which rule the others were left out, as JSON.
+    part INTEGER NOT NULL CHECK (part BETWEEN 0 AND 15), -- The first hexadecimal digit of the ids of its prompts.
+    left_out TEXT NOT NULL CHECK (json_valid(left_out)), -- Reason and number of the others, as JSON.
+    sha256 TEXT NOT NULL, -- Hash of all other columns.
+    entries BLOB NOT NULL, -- 96 bytes per completion; loop/stages/packed.py says which.
+    PRIMARY KEY (run_id, round, rule, part),
+    FOREIGN KEY (run_id, round) REFERENCES rounds (run_id, number)
+) STRICT;
+"""
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "the first schema", _TABLES + _append_only(_FIRST_APPEND_ONLY) + _VIEWS),
     Migration(2, "control", _CONTROL),
     Migration(3, "decisions", _TEST_RESULTS + _PROBES + _append_only(_PROBE_TABLES) + _HOLDS),
+    Migration(4, "full text, collected", _FULL_TEXT + _COLLECTED + _append_only(_COLLECTED_TABLES)),
 )

@@ -162,6 +162,20 @@ class CompletionText:
     sample_index: int
     num_tokens: int
     text: str
+    arrival: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class CollectedPart:
+    """A part of what later rounds need to know of a round. `sha256` covers every other field."""
+
+    run_id: str
+    round: int
+    rule: Json
+    part: int
+    entries: bytes
+    left_out: Json
+    sha256: str = ""  # filled in by the corpus
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
 
 from store.db import Database, migrate
-from store.migrations import APPEND_ONLY
+from store.migrations import APPEND_ONLY, FULL_TEXT
 
 _OPENING = """# The store
 
@@ -18,28 +20,54 @@ as U+241B (␛) and four hex digits, and that symbol itself as `␛241b`.
 _COLUMN = re.compile(
     r"^\s+(?P<name>[a-z][a-z0-9_]*) (?P<type>TEXT|INTEGER|REAL|BLOB)\b(?P<rest>.*?),? -- (?P<words>.+)$", re.DOTALL
 )
-_HEAD = re.compile(r"^CREATE (?:TABLE|VIEW) \S+ (?:\(|AS) -- (?P<words>.+)$", re.MULTILINE)
+_HEAD = re.compile(r"^CREATE (?:TABLE|VIEW|VIRTUAL TABLE) \S+ (?:\(|AS)? ?-- (?P<words>.+)$", re.MULTILINE)
+
+
+class Column(NamedTuple):
+    """A column in words. `type` says "or NULL" where it may be."""
+
+    name: str
+    type: str
+    words: str
+
+
+class Described(NamedTuple):
+    """A table or view in words, from the comments in SQLite's own schema. Of a view the columns have none."""
+
+    name: str
+    kind: Literal["table", "view", "index"]
+    words: str
+    columns: list[Column]
+
+
+def described() -> Iterator[Described]:
+    """All that the newest schema has, in order. An "index" is the full-text one, which is a table to SQLite."""
+    db = Database(memory=True)
+    migrate(db)
+    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_schema WHERE type IN ('table', 'view')"):
+        if name.startswith(("sqlite_", f"{FULL_TEXT}_")):
+            continue
+        head = _HEAD.search(sql)
+        assert head, f"{name}: says nothing of itself"
+        if name == FULL_TEXT:
+            kind = "index"
+        columns = {row[1] for row in db.execute(f"PRAGMA table_info({name})")}
+        yield Described(name, kind, head["words"], list(_columns(name, sql, columns)) if kind == "table" else [])
 
 
 def schema_markdown() -> str:
     """docs/schema.md, whole."""
-    db = Database(memory=True)
-    migrate(db)
     parts = [_OPENING]
-    for kind, name, sql in db.execute("SELECT type, name, sql FROM sqlite_schema WHERE type IN ('table', 'view')"):
-        if name.startswith("sqlite_"):
-            continue
-        head = _HEAD.search(sql)
-        assert head, f"{name}: says nothing of itself"
-        note = " Rows are never changed or deleted." if name in APPEND_ONLY else ""
-        parts.append(f"## {name}{' (view)' * (kind == 'view')}\n\n{head['words']}{note}\n")
-        if kind == "table":
-            parts.append(_columns(name, sql, {row[1] for row in db.execute(f"PRAGMA table_info({name})")}))
+    for one in described():
+        note = " Rows are never changed or deleted." if one.name in APPEND_ONLY else ""
+        parts.append(f"## {one.name}{' (view)' * (one.kind == 'view')}\n\n{one.words}{note}\n")
+        if one.columns:
+            rows = [f"| `{column.name}` | {column.type} | {column.words} |" for column in one.columns]
+            parts.append("\n".join(["| column | type | |", "|---|---|---|", *rows]) + "\n")
     return "\n".join(parts)
 
 
-def _columns(table: str, sql: str, expected: set[str]) -> str:
-    lines = ["| column | type | |", "|---|---|---|"]
+def _columns(table: str, sql: str, expected: set[str]) -> Iterator[Column]:
     definition = ""
     for line in sql.splitlines()[1:]:
         definition += line + "\n"
@@ -51,10 +79,9 @@ def _columns(table: str, sql: str, expected: set[str]) -> str:
         required = "" if "NOT NULL" in column["rest"] or "PRIMARY KEY" in column["rest"] else " or NULL"
         target = re.search(r"REFERENCES (\w+)", column["rest"])
         words = column["words"] + (f" → `{target[1]}`" if target else "")
-        lines.append(f"| `{column['name']}` | {column['type'].lower()}{required} | {words} |")
+        yield Column(column["name"], f"{column['type'].lower()}{required}", words)
         definition = ""
     assert not expected, f"{table}: {sorted(expected)} have no comment"
-    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":

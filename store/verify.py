@@ -17,14 +17,14 @@ from pathlib import Path
 from store import events
 from store.canonical import sha256_of
 from store.checkpoints import manifest_sha256, verify
-from store.corpus import Corpus, completion_sha256, num_bytes
+from store.corpus import Corpus, collected_sha256, completion_sha256, num_bytes
 from store.db import Database, Row, query, scalar, snapshot, unpack
 from store.errors import DamagedCheckpoint, StoreError
 from store.evaluations import verdicts_sha256
 from store.failpoints import reach
 from store.ledger import Ledger, decision_sha256, selections_sha256
 from store.probes import probe_sha256
-from store.records import STAGES, Completion, DecodeSettings, Event, Prompt, Run
+from store.records import STAGES, CollectedPart, Completion, DecodeSettings, Event, Prompt, Run
 
 HIGH_WATER = "high_water.json"
 MOST_FINDINGS = 50  # of one kind; the rest is counted
@@ -78,6 +78,7 @@ def verify_store(db: Database, run_dir: Path) -> Verification:
             ("completion", _completions(db, result.checked)),
             ("evaluation", _evaluations(db, result.checked)),
             ("probe", _probes(db, result.checked)),
+            ("collected", _collected(db, result.checked)),
             ("round", _rounds(db, result.checked)),
             ("checkpoint", _checkpoints(db, run_dir, result.checked)),
         ):
@@ -200,6 +201,14 @@ def _probes(db: Database, checked: Counter[str]) -> Iterator[str]:
                 yield f"probe result {result_id}: was altered (SHA-256)"
 
 
+def _collected(db: Database, checked: Counter[str]) -> Iterator[str]:
+    for row in _pages(db, "collected"):
+        part = unpack(CollectedPart, row)
+        checked["collected parts"] += 1
+        if part.sha256 != collected_sha256(part):
+            yield f"round {part.round}: what was collected of it was altered (SHA-256 of part {part.part})"
+
+
 @dataclass(slots=True)
 class _Story:
     """What the events of one run say that the other tables must say too. Round 0 stands for the run itself."""
@@ -282,7 +291,7 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
                 if stage.output is not None and stage.name != "deciding":  # that one repeats the decision
                     found[f"{stage.name} output"] = sha256_of(stage.output)
             if "selections" in expected:
-                found["selections"] = selections_sha256(list(corpus.selections(run.id, round.number)))
+                found["selections"] = selections_sha256(corpus.selections(run.id, round.number))
             if decision := ledger.decision(run.id, round.number):
                 checked["decisions"] += 1
                 found["decision"] = decision_sha256(decision)

@@ -34,6 +34,12 @@ name = "strict"
 decide.gates = [{ type = "improvement", min_gain = 0.9 }]
 """
 
+THREE = POLICIES.replace("""[[arms]]
+name = "mix"
+[arms.collect]
+data = { type = "mix", earlier = 0.25 }
+""", "")  # fmt: skip
+
 
 def write_experiment(directory: Path, text: str = POLICIES, base: str = BASE) -> Path:
     """An experiment's file beside its base configuration; its path."""

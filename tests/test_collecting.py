@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import heapq
 import random
+from collections import Counter, defaultdict
 from typing import Any
 
 import pytest
@@ -10,9 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loop.config import Collect
-from loop.stages.collecting import choose, collect
-from policies.data import build_data, repeats, why_not
-from store.records import CompletionText
+from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, parts_of
+from loop.stages.packed import ENTRY, PARTS, Packed
+from policies.data import AnyData, Candidate, Mix, Pool, build_data, repeats, why_not
+from store.canonical import sha256_of
+from store.records import CompletionText, Selection
 
 TEXTS = [
     "",
@@ -46,6 +51,65 @@ COMPLETIONS = st.lists(
 VERDICTS = st.sampled_from([None, "passed", "failed", "timeout"])
 
 
+def earlier_round(collected: list[Collected], number: int, from_base: bool) -> Earlier:
+    """An earlier round as it is stored."""
+    parts = parts_of(collected)
+    left_out: Counter[str] = Counter()
+    for part in parts:
+        left_out.update(part.left_out)
+    num = sum(len(part.entries) for part in parts) // ENTRY.size
+    return Earlier(Packed(number, from_base, num, lambda part: parts[part].entries), left_out)
+
+
+def chosen_in_memory(
+    policy: AnyData, collected: list[Collected], verdicts: dict[str, str], texts: dict[str, str], round: int, seed: int
+) -> tuple[list[Selection], dict[str, int]]:
+    """What `choose` means, with everything in memory at once: the selections, and why earlier ones are left out."""
+    left_out = {one.candidate.id: one.why for one in collected if one.why is not None}
+    for one in collected:
+        id = one.candidate.id
+        if id not in left_out and (why := why_not(policy, one.candidate, verdicts.get(id))):
+            left_out[id] = why
+    groups = defaultdict(list)
+    for one in collected:
+        if one.candidate.id not in left_out:
+            groups[one.candidate.prompt_id].append(one.candidate)
+    for group in groups.values():
+        for id, original in repeats(policy, group, texts).items():
+            left_out[id] = (
+                f"repeats another completion of its prompt (round {original.round}, sample {original.sample_index})"
+            )
+    usable = [one.candidate for one in collected if one.candidate.id not in left_out]
+    drawn = drawn_in_memory(policy, usable, round, seed)
+    left_out |= {one.id: policy.not_drawn() for one in usable if one.id not in drawn}
+    candidates = sorted(
+        (one.candidate for one in collected), key=lambda c: (c.prompt_id, c.sample_index, c.round, c.id)
+    )
+    selections = [
+        Selection("run", round, one.id, position, one.id in drawn, left_out.get(one.id))
+        for position, one in enumerate(one for one in candidates if one.round == round or one.id in drawn)
+    ]
+    others = [one.id for one in candidates if one.round != round and one.id not in drawn]
+    return selections, dict(Counter(left_out[id].partition(" (")[0] for id in others))
+
+
+def drawn_in_memory(policy: AnyData, usable: list[Candidate], round: int, seed: int) -> set[str]:
+    def sample(candidates: list[Candidate], size: int) -> set[str]:
+        places = ((hashlib.sha256(f"{seed} {one.id}".encode()).digest(), one.id) for one in candidates)
+        return {id for _, id in heapq.nsmallest(size, places)}
+
+    if isinstance(policy, Pool):
+        return sample(usable, policy.size)
+    if isinstance(policy, Mix):
+        chosen = {one.id for one in usable if one.round == round}
+        num_rows = len(chosen) / (1.0 - policy.earlier - policy.base)
+        for share, only_base in ((policy.base, True), (policy.earlier, False)):
+            left = [one for one in usable if one.id not in chosen and (one.from_base or not only_base)]
+            chosen |= sample(left, int(share * num_rows + 1e-9))
+        return chosen
+    return {one.id for one in usable}
+
+
 @given(TYPES, OPTIONS, COMPLETIONS, st.integers(0, 2), st.sampled_from([0.0, 0.3]), st.randoms(), st.data())
 @settings(max_examples=300, deadline=None)
 def test_what_holds_for_every_selection(
@@ -55,46 +119,72 @@ def test_what_holds_for_every_selection(
     policy = build_data(type | options, ("collect", "data"))
     rule = Collect(min_lines=min_lines, drop_shortest=shortest)
     rows = [
-        (round, CompletionText(f"id{n}", prompt, n, num_tokens, text))
+        (round, CompletionText(sha256_of(n), sha256_of(prompt), n % 5, num_tokens, text, n))
         for n, (round, prompt, text, num_tokens) in enumerate(given_rows)
     ]
     verdicts = {row.id: word for _, row in rows if (word := data.draw(VERDICTS)) is not None}
     texts = {row.id: row.text for _, row in rows}
+    wanted = [1, 2] if policy.type != "replace" else []
 
-    def chosen(rows: list[tuple[int, CompletionText]]) -> Any:
-        wanted = [1, 2, 3] if policy.type != "replace" else [3]
-        collected = [
-            one
-            for number in wanted
-            for one in collect([row for round, row in rows if round == number], {}, rule, number, number == 1)
-        ]
+    def chosen(rows: list[tuple[int, CompletionText]]) -> tuple[list[Collected], Chosen]:
+        def collected(number: int) -> list[Collected]:
+            return collect([row for round, row in rows if round == number], {}, rule, number, number == 1)
 
-        def lookup(ids: Any) -> Any:
-            return {id: texts[id] for id in ids}
-
-        return collected, choose(policy, collected, verdicts, lookup, "run", 3, 99)
+        own, earlier = collected(3), {number: collected(number) for number in wanted}
+        found = choose(
+            policy,
+            own,
+            [earlier_round(each, number, number == 1) for number, each in earlier.items()],
+            lambda ids: {id: verdicts[id] for id in ids if id in verdicts},
+            lambda arrivals: {row.arrival: row.text for _, row in rows if row.arrival in arrivals},
+            "run",
+            3,
+            99,
+        )
+        return [one for each in (*earlier.values(), own) for one in each], found
 
     collected, found = chosen(rows)
+    selections = list(found.selections)
+    expected = chosen_in_memory(policy, collected, verdicts, texts, 3, 99)
+    assert (selections, found.earlier_left_out) == expected
+    assert list(found.selections) == selections, "they can be gone through again"
     shuffled = rows[:]
     shuffle.shuffle(shuffled)
-    assert chosen(shuffled)[1] == found
+    assert list(chosen(shuffled)[1].selections) == selections
 
-    never = {candidate.id: why for candidate, why in collected if why is not None}
-    candidates = {candidate.id: candidate for candidate, _ in collected}
-    used = {one.completion_id for one in found.selections if one.used}
+    never = {one.candidate.id: one.why for one in collected if one.why is not None}
+    candidates = {one.candidate.id: one.candidate for one in collected}
+    used = {one.completion_id for one in selections if one.used}
     fresh = {row.id for round, row in rows if round == 3}
-    assert fresh <= {one.completion_id for one in found.selections}, "every fresh completion has its line"
-    assert len({one.completion_id for one in found.selections}) == len(found.selections)
-    assert [one.position for one in found.selections] == list(range(len(found.selections)))
+    assert fresh <= {one.completion_id for one in selections}, "every fresh completion has its line"
+    assert len({one.completion_id for one in selections}) == len(selections)
+    assert [one.position for one in selections] == list(range(len(selections)))
     assert not used & never.keys(), "what collecting leaves out is never used"
     assert all(why_not(policy, candidates[id], verdicts.get(id)) is None for id in used)
-    assert repeats(policy, [one for one in candidates.values() if one.id in used and one.prompt_id == "p"], texts) == {}
-    for one in found.selections:
+    of_p = [one for one in candidates.values() if one.id in used and one.prompt_id == sha256_of("p")]
+    assert repeats(policy, of_p, texts) == {}
+    for one in selections:
         assert one.used == (one.reason is None) and (one.used or one.completion_id in fresh)
         if one.completion_id in never:
             assert one.reason == never[one.completion_id]
-    assert found.num_earlier == len(used - fresh)
+    assert (found.num_used, found.num_earlier) == (len(used), len(used - fresh))
     assert sum(found.earlier_left_out.values()) == len(candidates.keys() - fresh - used)
+
+
+def test_the_parts_of_a_round_hold_its_usable_completions_in_order() -> None:
+    rows = [CompletionText(sha256_of(n), sha256_of(n // 3), n % 3, n % 7, "a\nb\n", n + 2**40) for n in range(200)]
+    collected = collect(rows, {}, Collect(), 4, True)
+    packed = earlier_round(collected, 4, True).usable
+    found = [one for part in range(PARTS) for _, one in packed.described(part)]
+    usable = [one for one in collected if one.why is None]
+    assert [tuple(one) for one in found] == [(one.candidate, one.arrival, one.text) for one in usable]
+    assert list(packed.ids) == [one.candidate.id for one in usable] and len(packed) == len(packed.ids) == len(usable)
+    packed.keep_only({one.candidate.id for one in usable[:50]})
+    packed.keep_only({one.candidate.id for one in usable[40:]})
+    assert list(packed.ids) == [one.candidate.id for one in usable[40:50]] and len(packed) == 10
+    at, first = next((at, one) for part in range(PARTS) for at, one in packed.described(part))
+    packed.drop(int(first.candidate.prompt_id[0], 16), at)
+    assert list(packed.ids) == [one.candidate.id for one in usable[41:50]] and len(packed) == 9
 
 
 @pytest.mark.parametrize(
@@ -110,13 +200,14 @@ def test_what_holds_for_every_selection(
     ],
 )
 def test_what_no_training_sees(text: str, num_tokens: int, opening: str, why: str | None) -> None:
-    [(candidate, found)] = collect([CompletionText("id", "p", 0, num_tokens, text)], {"p": opening}, Collect(), 1)
-    assert found == why and (candidate.round, candidate.num_tokens) == (1, num_tokens)
+    rows = [CompletionText("a1", "b2", 0, num_tokens, text)]
+    [one] = collect(rows, {"b2": opening}, Collect(), 1)
+    assert one.why == why and (one.candidate.round, one.candidate.num_tokens) == (1, num_tokens)
 
 
 def test_the_shortest_share() -> None:
-    rows = [CompletionText(f"id{n}", f"p{n}", 0, n + 1, "a\nb\n") for n in range(10)]
+    rows = [CompletionText(f"0{n}", f"1{n}", 0, n + 1, "a\nb\n") for n in range(10)]
     found = collect(rows, {}, Collect(drop_shortest=0.25), 1)
-    assert {candidate.id: why for candidate, why in found if why} == {
-        "id0": "among the shortest 25% (1 tokens)", "id1": "among the shortest 25% (2 tokens)"
+    assert {one.candidate.id: one.why for one in found if one.why} == {
+        "00": "among the shortest 25% (1 tokens)", "01": "among the shortest 25% (2 tokens)"
     }  # fmt: skip

@@ -77,7 +77,7 @@ def running(directory: Path, config: str) -> Iterator[Session]:
             word = "passed" if "return 1" in (code or "") else "failed"
             return Verdict.model_validate({"verdict": word, "detail": "", "duration_s": 0.0, "sandbox": "none"})
 
-        session.grader.grade = lambda jobs: grade(counted(jobs))  # type: ignore[method-assign]
+        session.grader.grade = lambda jobs, ahead=None: grade(counted(jobs), ahead)  # type: ignore[method-assign]
         session.grader._graded = glance  # type: ignore[method-assign]
         yield session
         found = verify_store(session.ledger.db, session.loaded.run_dir).findings
@@ -393,6 +393,29 @@ def test_a_run_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
         again = replay(decisions, session.policy)
         assert [row["stored"]["identical"] for row in again["rounds"]] == [None, None, True]
         assert "cannot build its policy" in again["rounds"][0]["stored"]["problem"]
+        assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
+
+
+def test_a_store_that_lacks_what_was_collected_is_given_it(tmp_path: Path) -> None:
+    """Its rounds are read once more, by the first who asks; what is chosen does not depend on that."""
+    with tarfile.open(Path(__file__).parent / "golden" / "schema-3.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "loop.toml"
+    path.write_text(path.read_text().replace("rounds = 2", "rounds = 4"))
+    with sqlite3.connect(tmp_path / ".loop" / "loop.db") as store:  # where the base lay when it was recorded
+        store.execute("UPDATE checkpoints SET path = ? WHERE round = 0", (str(tmp_path / ".loop" / "fake-model"),))
+    store.close()
+    with open_session(load_config(path), Quiet()) as session:
+        read: list[int] = []
+        texts = session.corpus.texts
+        session.corpus.texts = lambda run, round: read.append(round) or texts(run, round)  # type: ignore[method-assign]
+        for number, expected in ((3, [3, 1, 2]), (4, [4, 3])):
+            read.clear()
+            assert run_round(session).state in ("kept", "rolled_back")
+            assert read == expected
+            rows = list(session.corpus.training_rows(session.run_id, number))
+            assert {row.round for row in rows} == set(range(1, number + 1))
+            assert len({(row.prompt_id, row.text) for row in rows}) == len(rows)
         assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from tiny import FUNCTIONS, make_tiny_model, make_tokenizer
 
@@ -536,3 +538,26 @@ def test_a_pickled_adapter_is_refused(trainers: Callable[[str], Trainer], tiny: 
         sample(adapter)
     with pytest.raises(EngineError, match=r"holds no adapter_model\.safetensors"):
         fit(trainers("trl"), adapter, training("lora"), tmp_path / "out")
+
+
+@pytest.mark.slow
+def test_a_trainer_that_stays_up_does_not_grow(trainers: Callable[[str], Trainer], tmp_path: Path) -> None:
+    """After each of twenty fits less is left than one checkpoint takes, where a fit takes four times that and more."""
+    path = make_tiny_model(tmp_path / "model", head_size=256, trained=False)
+    size_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    trainer: Any = trainers("trl remote")
+    fit(trainer, CheckpointRef(sha256="", path=path), training(num_steps=1), tmp_path / "first")
+
+    def rss_bytes() -> int:
+        guard = psutil.Process(trainer.worker.process.pid)
+        return max(process.memory_info().rss for process in [guard, *guard.children(recursive=True)])
+
+    before = rss_bytes()
+    for number in range(20):
+        out_dir = tmp_path / f"fit-{number}"
+        fit(trainer, CheckpointRef(sha256="", path=path), training(num_steps=1), out_dir)
+        shutil.rmtree(out_dir)
+        assert abs(rss_bytes() - before) < size_bytes, number
+    small = make_tiny_model(tmp_path / "small", trained=False)
+    fit(trainer, CheckpointRef(sha256="", path=small), training(num_steps=1), tmp_path / "small-fit")
+    assert before - rss_bytes() < size_bytes, "the first fit left something behind"

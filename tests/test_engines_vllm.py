@@ -252,17 +252,45 @@ def test_no_memory_for_the_cache_is_said_in_one_line(models: dict[str, Checkpoin
 
 
 @pytest.mark.slow
-def test_ten_starts_leave_nothing(models: dict[str, CheckpointRef], start: Start) -> None:
-    """Processes, shared memory and files in /tmp are as before; so is this process's memory, but for a few MB."""
+def test_ten_starts_leave_nothing(
+    models: dict[str, CheckpointRef], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes, shared memory and temporary files are as before; so is this process's memory, but for a few MB."""
     us = psutil.Process()
-    names = lambda: {path.name for place in ("/dev/shm", "/tmp") for path in Path(place).iterdir()}  # noqa: E731
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # others may write to /tmp meanwhile
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # a cache, which stays
+    (tmp_path / "compiled").mkdir()
+    names = lambda: {path.name for place in (Path("/dev/shm"), tmp_path) for path in place.iterdir()}  # noqa: E731
     rss = []
     for number in range(10):
-        before = names()
+        before, others = names(), set(us.children(recursive=True))  # the engine that the other tests share
         sampler = start(models["one"])
         ask(sampler, [chat(f"r{i}", seed=i) for i in range(4)], HOT)
         sampler.close()
-        assert not us.children(recursive=True), f"start {number} left processes"
+        assert not (left := set(us.children(recursive=True)) - others), f"start {number} left processes: {left}"
         assert not (left := names() - before), f"start {number} left {left}"
         rss.append(us.memory_info().rss)
     assert rss[-1] < rss[1] + 5e6
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_is_served_with_its_weights_and_its_decoding_settings(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from test_export_models import record
+    from vllm.config import ModelConfig
+
+    from loop.cli.main import loopctl, run
+
+    make_tiny_model(tmp_path / "model", head_size=32)
+    record(tmp_path, "full", lambda target: make_tiny_model(target, head_size=32, seed=1))
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", "1", "out"], loopctl, "loopctl") == 0, capsys.readouterr()
+    sampler = start(CheckpointRef(sha256="exported", path=tmp_path / "out"))
+    for one in ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(8)], HOT).values():
+        assert one.logprob_sum == pytest.approx(forced(tmp_path / ".loop/checkpoints/round-0001", one), abs=1e-3)
+    sampler.close()
+    taken = ModelConfig(model=str(tmp_path / "out")).get_diff_sampling_param()
+    assert taken == {"temperature": 0.8, "top_k": 0, "top_p": 0.9, "max_tokens": 16}

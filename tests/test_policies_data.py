@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from typing import Any
 
@@ -13,6 +14,7 @@ from policies.data import (
     Candidate,
     Mix,
     PastRound,
+    Usable,
     build_data,
     by_age,
     repeats,
@@ -42,6 +44,18 @@ def corpus(*sizes: int) -> list[Candidate]:
         for number, size in enumerate(sizes, start=1)
         for index in range(size)
     ]
+
+
+def drawn(policy: Any, candidates: list[Candidate], round: int, seed: int) -> set[str]:
+    """What a policy draws of these completions."""
+    by_round: dict[int, list[Candidate]] = {}
+    for one in candidates:
+        by_round.setdefault(one.round, []).append(one)
+    usable = [Usable(number, of[0].from_base, [one.id for one in of]) for number, of in by_round.items()]
+    chosen = policy.draw(usable, round, seed)
+    assert len(chosen) == len(usable)
+    assert all(set(ids) <= set(one.ids) and len(ids) == len(set(ids)) for ids, one in zip(chosen, usable, strict=True))
+    return {id for ids in chosen for id in ids}
 
 
 @pytest.mark.parametrize(
@@ -85,17 +99,24 @@ def test_which_earlier_rounds_come_into_question(policy: Any, wanted: list[int])
     ],
 )
 def test_how_many_of_each_round(policy: Any, sizes: tuple[int, ...], num_by_round: list[int]) -> None:
-    chosen = policy.draw(corpus(*sizes), 3, seed=7)
+    chosen = drawn(policy, corpus(*sizes), 3, seed=7)
     assert [sum(id.startswith(f"{number}-") for id in chosen) for number in (1, 2, 3)] == num_by_round
 
 
 def test_a_pool_has_its_size_and_another_seed_draws_others() -> None:
     pool = data("pool", size=10)
-    draws = [pool.draw(corpus(20, 20, 20), 3, seed) for seed in range(50)]
+    draws = [drawn(pool, corpus(20, 20, 20), 3, seed) for seed in range(50)]
     assert {len(chosen) for chosen in draws} == {10} and len({frozenset(chosen) for chosen in draws}) == 50
     counts = [sum(id in chosen for chosen in draws) for id in (one.id for one in corpus(20, 20, 20))]
     assert max(counts) < 20 and min(counts) > 0  # 8.3 on average; no place in the corpus is preferred
-    assert data("pool", size=100).draw(corpus(3, 3), 2, 0) == {one.id for one in corpus(3, 3)}
+    assert drawn(data("pool", size=100), corpus(3, 3), 2, 0) == {one.id for one in corpus(3, 3)}
+
+
+@pytest.mark.parametrize("size", [1, 7, 2000, 9999])
+def test_a_draw_takes_those_of_the_smallest_hash(size: int) -> None:
+    candidates = corpus(4000, 4000, 10)
+    expected = sorted(candidates, key=lambda one: hashlib.sha256(f"5 {one.id}".encode()).digest())[:size]
+    assert drawn(data("pool", size=size), candidates, 3, 5) == {one.id for one in expected}
 
 
 POLICIES = st.one_of(
@@ -114,11 +135,11 @@ def test_what_holds_for_every_draw(policy: Any, sizes: list[int], seed: int, shu
     wanted = {*policy.wanted(past), newest}
     assert wanted <= set(range(1, newest + 1))
     usable = [one for one in corpus(*sizes) if one.round in wanted]
-    chosen = policy.draw(usable, newest, seed)
+    chosen = drawn(policy, usable, newest, seed)
     assert chosen <= {one.id for one in usable}
     shuffled = usable[:]
     shuffle.shuffle(shuffled)
-    assert policy.draw(shuffled, newest, seed) == chosen
+    assert drawn(policy, shuffled, newest, seed) == chosen
     if policy.type in ("replace", "accumulate", "window"):
         assert chosen == {one.id for one in usable}
     if policy.type == "pool":

@@ -14,9 +14,9 @@ from test_store_support import World, prompt
 
 from store.canonical import canonical_json, escape, sha256_of, unescape
 from store.corpus import Corpus, completion_sha256, num_bytes
-from store.db import bound, open_database, pack, scalar
+from store.db import bound, execute, open_database, pack, scalar
 from store.errors import Conflict, StaleState, StoreError
-from store.records import Completion, CompletionText, CompletionVerdict, Prompt, Suite, Verdict
+from store.records import CollectedPart, Completion, CompletionText, CompletionVerdict, Prompt, Suite, Verdict
 
 ANY_TEXT = st.text(st.characters(exclude_categories=[]) | st.sampled_from("\0\u241b\ud800\udfff'\"%_\\"))
 ANY_JSON = st.recursive(
@@ -274,15 +274,31 @@ def test_bare_texts_and_how_completions_do_on_their_prompts_tests() -> None:
     run = world.run.id
     rows = list(world.corpus.completions(run, 1))
     assert list(world.corpus.texts(run, 1)) == [
-        CompletionText(row.id, row.prompt_id, row.sample_index, row.num_tokens, row.text) for row in rows
+        CompletionText(row.id, row.prompt_id, row.sample_index, row.num_tokens, row.text, arrival)
+        for arrival, row in enumerate(rows, start=1)
     ]
-    assert list(world.corpus.texts(run, 2)) == [] and world.corpus.texts_of([]) == {}
-    assert world.corpus.texts_of([rows[1].id, "unknown"]) == {rows[1].id: rows[1].text}
+    assert list(world.corpus.texts(run, 2)) == [] and world.corpus.texts_at([]) == {}
+    assert world.corpus.texts_at([2, 99]) == {2: rows[1].text}
     passed = CompletionVerdict(rows[0].id, "passed", "", 0.1, "bubblewrap")
     failed = CompletionVerdict(rows[2].id, "timeout", "not finished after 5 s", 5.0, "bubblewrap")
     assert world.corpus.add_test_results([passed, failed]) == 2
     assert world.corpus.add_test_results([dataclasses.replace(passed, verdict="failed")]) == 0, "the first stands"
-    assert world.corpus.test_verdicts(run, 1) == {rows[0].id: "passed", rows[2].id: "timeout"}
-    assert world.corpus.test_verdicts(run, 2) == {}
+    ids = [row.id for row in rows]
+    assert world.corpus.test_verdicts([*ids, "unknown"]) == {rows[0].id: "passed", rows[2].id: "timeout"}
+    assert world.corpus.test_verdicts(ids[1:2]) == {}
     with pytest.raises(StoreError):
         world.corpus.add_test_results([dataclasses.replace(passed, completion_id="unknown")])
+
+
+def test_what_was_collected_of_a_round_is_stored_once() -> None:
+    world = World()
+    world.whole_round()
+    run, rule = world.run.id, {"version": 1}
+    parts = [CollectedPart(run, 1, rule, part, bytes([part]) * 96 * part, {"empty": part}) for part in range(16)]
+    world.corpus.add_collected(parts)
+    world.corpus.add_collected([dataclasses.replace(parts[3], entries=b"")])
+    assert world.corpus.collected(run, 1, rule) == [(96 * part, {"empty": part}) for part in range(16)]
+    assert world.corpus.collected(run, 1, {"version": 2}) == world.corpus.collected(run, 2, rule) == []
+    assert world.corpus.collected_entries(run, 1, rule, 3) == parts[3].entries
+    with pytest.raises(StoreError, match="append-only"):
+        execute(world.db, "UPDATE collected SET entries = x'00'")

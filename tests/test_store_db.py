@@ -227,6 +227,7 @@ def test_what_is_append_only_stays(table: str, statement: str) -> None:
     world.whole_round()
     world.suite()
     world.probe()
+    world.collected()
     column = query(world.db, f"PRAGMA table_info({table})")[0]["name"]
     with pytest.raises(StoreError, match="append-only|without gaps"):
         execute(world.db, statement.format(table, column))

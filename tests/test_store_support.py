@@ -11,6 +11,7 @@ from store.db import Database, migrate, open_database
 from store.ledger import Ledger
 from store.records import (
     Checkpoint,
+    CollectedPart,
     Completion,
     DecisionRow,
     Evaluation,
@@ -131,6 +132,10 @@ class World:
             "checkpoint": self.run.base_checkpoint, "records": [record],
         }  # fmt: skip
         return ProbeResult(**(fields | changes))
+
+    def collected(self) -> None:
+        """A part of what was collected of round 1."""
+        self.corpus.add_collected([CollectedPart(self.run.id, 1, {"version": 1}, 7, b"x" * 96, {"empty": 2})])
 
     def stage(self, round: Round, stage: Any, **belongings: Any) -> Round:
         """Take the round through one stage before deciding."""

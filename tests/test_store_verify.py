@@ -28,6 +28,7 @@ def sound(world: World) -> World:
     world.corpus.finish_evaluation(evaluation.id, {"pass@1": 1.0})
     world.probe()
     world.whole_round("rollback")
+    world.collected()
     world.ledger.move_head(world.run.id, 0, "back")
     world.ledger.set_run_state(world.run.id, "paused", "asked to")
     world.ledger.pause_round(world.ledger.begin_round(world.run.id))
@@ -102,6 +103,9 @@ def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> 
                 for c in ("config", "state", "reason", "head_round", "head_checkpoint", "num_completions")
             ]
             + [("runs", c, None) for c in ("completion_bytes", "num_kept", "num_rolled_back", "num_failed")]
+            + [("collected", c, None) for c in ("run_id", "round", "part", "sha256")]
+            + [("collected", "entries", "x'00'")]
+            + [("collected", c, f"json_set({c}, '$.x', 1)") for c in ("rule", "left_out")]
             + [("evaluations", "metrics", "json('{}')"), ("checkpoints", "manifest", "json_set(manifest, '$.x', 1)")]
         )
     )

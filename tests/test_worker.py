@@ -650,3 +650,23 @@ def test_a_worker_that_floods_its_log_cannot_fill_the_disk(
     with pytest.raises(Enough):
         list(RemoteSampler(worker).generate(requests(1), PARAMS))
     assert worker.log_file.stat().st_size <= 1 << 20
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_temporary_files_go_with_the_worker(tmp_path: Path, end: str) -> None:
+    program = f"""
+import os, tempfile
+from loop.guard import guard
+
+def work():
+    made = tempfile.mkdtemp()
+    assert made.startswith({str(tmp_path)!r} + "/ssd-loop-")
+    open({str(tmp_path / "made")!r}, "w").write(made)
+    {end}
+
+guard(work, own_tmp=True)
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), guard.PARENT: str(os.getpid())}
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd=TESTS.parent, timeout=60, check=False)
+    made = Path((tmp_path / "made").read_text())
+    assert not made.exists() and [path.name for path in tmp_path.iterdir()] == ["made"]

@@ -53,9 +53,14 @@ def check_command(context: click.Context) -> None:
             for line in mistakes:
                 warn(safe(line))
         context.exit(error.exit_code)
+    from loop.trackers import missing_in_words
+
+    trackers = missing_in_words(loaded.config.watching.trackers)
     if the_call().json:
-        print_json({"ok": True, "config": resolved(loaded.config)})
+        print_json({"ok": True, "config": resolved(loaded.config), "warnings": [trackers] if trackers else []})
         return
+    if trackers:
+        warn(safe(trackers))
     click.echo(f"{loaded.place}: ok")
     for line in _summary(loaded):
         click.echo(f"  {safe(line)}")

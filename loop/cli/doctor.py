@@ -84,6 +84,8 @@ def examine(call: Call, deep: bool = False) -> Iterator[Line]:
     yield from _engines(loaded)
     if loaded and loaded.config.engine.sampler == "server":
         yield _server(loaded.config.engine.server_url or "")
+    if loaded and loaded.config.watching.trackers:
+        yield _trackers(loaded.config.watching.trackers)
     yield _devices(loaded)
     yield _sandbox(loaded)
     if deep and loaded and not any(line.verdict == "fail" for line in trouble):
@@ -202,6 +204,14 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
 
         name, why = best_sampler(loaded.config.engine.device)
         yield Line("sampler", "ok", f"{name}: {why}")
+
+
+def _trackers(names: tuple[str, ...]) -> Line:
+    from loop.trackers import EXTRA, missing
+
+    if lacking := missing(names):
+        return Line("trackers", "warn", f"{', '.join(lacking)} missing: nothing is sent there", EXTRA)
+    return Line("trackers", "ok", ", ".join(names))
 
 
 def _server(url: str) -> Line:

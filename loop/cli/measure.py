@@ -174,6 +174,7 @@ def _opened(loaded: LoadedConfig) -> Iterator[Session]:
             watch.beating = Beating(loaded.run_dir)
             with open_session(loaded, watch) as session:
                 yield session
+                session.index_texts()
                 watch.end_part()
     except Interrupted as signal:
         warn(GOES_ON)

@@ -38,13 +38,22 @@ def run_command(rounds: int | None) -> None:
     from loop.session import open_session
     from loop.stopping import Stop
     from loop.surroundings import Foreground, commanded
+    from loop.trackers import trackers_of
     from store.records import DecisionRow
 
     loaded, wake = the_call().load(), Wake()
     stop = Stop(at_once=True, wake=wake.wake)
     with stop.listening(), onlooker() as watch:
         watch.beating = beating = Beating(loaded.run_dir)
-        with open_session(loaded, watch) as session, commanded(loaded, stop, wake):
+
+        def say(_level: str, text: str) -> None:
+            watch.note(text)
+
+        with (
+            open_session(loaded, watch) as session,
+            trackers_of(loaded.config.watching, loaded.config.name, loaded.run_dir, say) as trackers,
+            commanded(loaded, stop, wake),
+        ):
 
             def after_round(round: Round, _decision: DecisionRow | None) -> None:
                 _print_round(session, round, watch)
@@ -54,7 +63,7 @@ def run_command(rounds: int | None) -> None:
             if (coarse := too_coarse(session)) is not None:
                 watch.note(coarse)
             before = session.run.num_kept + session.run.num_rolled_back
-            service = Service(session, stop, Foreground(beating, wake, after_round), more=rounds)
+            service = Service(session, stop, Foreground(beating, wake, after_round, trackers), more=rounds)
             watch.on_pulse = service.pulse
             ending = service.run()
             if (last := ending.failed) is not None:

@@ -54,6 +54,12 @@ def _from_pretrained(directory: Path, dtype: torch.dtype | str) -> Any:
     return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, use_safetensors=True, local_files_only=True)
 
 
+def write_merged(checkpoint: CheckpointRef, target: Path) -> None:
+    """An adapter merged into its base, as a model directory with the tokenizer, in the base's own precision."""
+    load_model(checkpoint, "auto", torch.device("cpu")).save_pretrained(target)
+    load_tokenizer(checkpoint)[0].save_pretrained(target)
+
+
 def check_adapter(directory: Path) -> None:
     """EngineError for an adapter without safetensors; peft would load a pickle in its place."""
     if not (directory / "adapter_model.safetensors").is_file():
@@ -145,7 +151,7 @@ def fetch_hub_model(name: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
     try:
         return str(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except LocalEntryNotFoundError:

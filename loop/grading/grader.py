@@ -87,13 +87,15 @@ class Grader:
         self._sandbox = Sandbox.open(level)
         self._limits: dict[tuple[str, str | None], float] = {}  # by id and reference: suites may use an id alike
 
-    def grade(self, jobs: Iterable[Job]) -> Iterator[tuple[Hashable, Verdict]]:
+    def grade(self, jobs: Iterable[Job], ahead: int | None = None) -> Iterator[tuple[Hashable, Verdict]]:
         """Yield a verdict per job, in the jobs' order, as soon as it is known.
 
-        Jobs are taken a few at a time, so memory does not grow with their number. A harness error that stays after repeats
+        Jobs are taken a few at a time, so memory does not grow with their number: `ahead` before the oldest has its verdict,
+        four per worker if it is not said. While `jobs` is waited for, programs go on. A harness error that stays after repeats
         is given as such: the caller's stage has failed, and nothing is known about the solution. Whoever stops early (an
         exception, a closed generator) leaves no program running.
         """
+        ahead = ahead or 4 * self.num_workers
         waiting: deque[tuple[Hashable, Future[Verdict]]] = deque()
         same: dict[bytes, tuple[Problem, Future[Verdict]]] = {}  # of late: samples of a problem follow each other
         pools = _Pool(self._sandbox)
@@ -106,7 +108,7 @@ class Grader:
                 waiting.append((job.key, same[twin][1]))
                 if len(same) > NUM_REMEMBERED:
                     del same[next(iter(same))]
-                while waiting and (waiting[0][1].done() or len(waiting) >= 4 * self.num_workers):
+                while waiting and (waiting[0][1].done() or len(waiting) >= ahead):
                     key, future = waiting.popleft()
                     yield key, future.result()
             while waiting:

@@ -4,24 +4,38 @@ policy of the round leaves out.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from loop.config import Collect
 from loop.prompts.templates import answer
-from policies.data import AnyData, Candidate, repeats, why_not
+from loop.stages.packed import PARTS, Described, Packed, id_at, pack, part_of, place
+from policies.data import AnyData, Candidate, Usable, repeats, why_not
 from store.records import CompletionText, Selection
 
-Collected = tuple[Candidate, str | None]  # a completion, and why no training ever sees it
+
+class Collected(NamedTuple):
+    """A completion, and why no training ever sees it. See `Described` for the rest."""
+
+    candidate: Candidate
+    why: str | None
+    arrival: int
+    text: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What training sees. `selections` holds all of the round's own completions, and the earlier ones that are used."""
+    """What training sees. `selections` has all of the round's own completions, and the earlier ones that are used.
 
-    selections: list[Selection]
+    They come in order of position, and can be gone through again and again; they need not be in memory.
+    """
+
+    selections: Iterable[Selection]
+    num_used: int
     num_earlier: int
     earlier_left_out: dict[str, int]  # reason -> completions; one by one they would outgrow the corpus
 
@@ -38,80 +52,172 @@ def collect(
     `openings`: prompt id -> the text that opened its answers; a line that it holds counts as a line of the answer.
     """
     found = [
-        (Candidate(one.id, round, sys.intern(one.prompt_id), one.sample_index, one.num_tokens, from_base),
-         _why_never(one, openings, settings))
+        Collected(
+            Candidate(one.id, round, sys.intern(one.prompt_id), one.sample_index, one.num_tokens, from_base),
+            _why_never(one, openings, settings),
+            one.arrival,
+            hashlib.sha256(one.text.encode("utf-8", "surrogatepass")).digest()[:16],
+        )
         for one in completions
-    ]  # fmt: skip
-    found.sort(key=lambda one: _place(one[0]))
-    usable = sorted((candidate.num_tokens, candidate.id) for candidate, why in found if why is None)
+    ]
+    found.sort(key=lambda one: place(one.candidate))
+    usable = sorted((one.candidate.num_tokens, one.candidate.id) for one in found if one.why is None)
     shortest = {id for _, id in usable[: int(settings.drop_shortest * len(usable))]}
     return [
-        (candidate, f"among the shortest {settings.drop_shortest:.0%} ({candidate.num_tokens} tokens)")
-        if candidate.id in shortest
-        else (candidate, why)
-        for candidate, why in found
+        one._replace(why=f"among the shortest {settings.drop_shortest:.0%} ({one.candidate.num_tokens} tokens)")
+        if one.candidate.id in shortest
+        else one
+        for one in found
     ]
+
+
+class Part(NamedTuple):
+    """A part of a round (see `packed`): its usable completions packed, and reason -> how many are left out."""
+
+    entries: bytes
+    left_out: dict[str, int]
+
+
+def parts_of(collected: Iterable[Collected]) -> list[Part]:
+    """What later rounds need to know of a round that is `collect`ed, in PARTS parts."""
+    entries, left_out = [bytearray() for _ in range(PARTS)], [Counter[str]() for _ in range(PARTS)]
+    for candidate, why, arrival, text in collected:
+        part = part_of(candidate.prompt_id)
+        if why is None:
+            entries[part] += pack(Described(candidate, arrival, text))
+        else:
+            left_out[part][_in_short(why)] += 1
+    return [Part(bytes(packed), dict(counted)) for packed, counted in zip(entries, left_out, strict=True)]
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """An earlier round: its usable completions, and reason -> how many of it no training ever sees."""
+
+    usable: Packed
+    left_out: Mapping[str, int]
+
+    @property
+    def num_completions(self) -> int:
+        """How many it has, the left-out ones included."""
+        return len(self.usable) + sum(self.left_out.values())
 
 
 def choose(
     policy: AnyData,
-    collected: Sequence[Collected],
-    verdicts: Mapping[str, str],
-    texts_of: Callable[[list[str]], Mapping[str, str]],
+    own: Sequence[Collected],
+    earlier: Sequence[Earlier],
+    verdicts_of: Callable[[list[str]], Mapping[str, str]],
+    texts_of: Callable[[list[int]], Mapping[int, str]],
     run_id: str,
     round: int,
     seed: int,
 ) -> Chosen:
-    """Apply a data policy to the round's own completions and to those of the earlier rounds that it wants.
+    """Apply a data policy to the round's `own` completions and to those of the earlier rounds that it wants.
 
-    `verdicts`: completion id -> how it did on its prompt's tests. `texts_of` is asked for one prompt's texts at a time.
+    `verdicts_of` is asked by id how completions did on their prompts' tests, and `texts_of` by arrival for one prompt's
+    texts at a time. Memory is that of the round's own, of one part of the earlier ones, and of what a draw chooses.
     """
-    left_out = {candidate.id: why for candidate, why in collected if why is not None}
-    for candidate, _ in collected:
-        if candidate.id not in left_out and (why := why_not(policy, candidate, verdicts.get(candidate.id))):
-            left_out[candidate.id] = why
-    usable = [candidate for candidate, _ in collected if candidate.id not in left_out]
+    left_out = {one.candidate.id: one.why for one in own if one.why is not None}
+    counted: Counter[str] = Counter()
+    for one in earlier:
+        counted.update(one.left_out)
+    parts = [part.entries for part in parts_of(own)]
+    from_base = any(one.candidate.from_base for one in own)
+    fresh = Packed(round, from_base, len(own) - len(left_out), parts.__getitem__)
+    rounds = [*(one.usable for one in earlier), fresh]
+
+    def leave_out(packed: Packed, part: int, at: int, id: str, why: str) -> None:
+        packed.drop(part, at)
+        if packed is fresh:
+            left_out[id] = why
+        else:
+            counted[_in_short(why)] += 1
+
+    if policy.passed_tests or policy.min_tokens or policy.max_tokens is not None:
+        for packed in rounds:
+            for part in range(PARTS):
+                ids = list(packed.ids_of(part)) if policy.passed_tests else []
+                verdicts = verdicts_of(ids) if ids else {}
+                for at, (candidate, _, _) in packed.described(part):
+                    if why := why_not(policy, candidate, verdicts.get(candidate.id)):
+                        leave_out(packed, part, at, candidate.id, why)
     if policy.dedup != "none":
-        left_out |= _repeats(policy, usable, texts_of)
-        usable = [candidate for candidate in usable if candidate.id not in left_out]
-    drawn = policy.draw(usable, round, seed)
-    not_drawn = policy.not_drawn()
-    left_out |= {candidate.id: not_drawn for candidate in usable if candidate.id not in drawn}
-    rows = sorted((one for one, _ in collected if one.round == round or one.id in drawn), key=_place)
+        for part in range(PARTS):
+            for group in _by_prompt(rounds, part):
+                for packed, at, id, original in _repeats(policy, group, texts_of):
+                    why = f"repeats another completion of its prompt (round {original.round}, sample {original.sample_index})"
+                    leave_out(packed, part, at, id, why)
+    usable = [Usable(packed.round, packed.from_base, packed.ids) for packed in rounds]
+    for packed, before, drawn in zip(rounds, usable, policy.draw(usable, round, seed), strict=True):
+        if drawn is before.ids:
+            continue
+        if packed is fresh:
+            left_out |= {id: policy.not_drawn() for id in packed.ids if id not in drawn}
+        elif num := len(packed) - len(drawn):
+            counted[_in_short(policy.not_drawn())] += num
+        packed.keep_only(drawn)
     return Chosen(
-        selections=[
-            Selection(run_id, round, one.id, position, one.id in drawn, left_out.get(one.id))
-            for position, one in enumerate(rows)
-        ],
-        num_earlier=sum(one.round != round for one in rows),
-        earlier_left_out=dict(
-            Counter(
-                left_out[one.id].partition(" (")[0]
-                for one, _ in collected
-                if one.round != round and one.id not in drawn
-            )
-        ),
+        selections=_InOrder(own, rounds[:-1], left_out, run_id, round),
+        num_used=sum(map(len, rounds)),
+        num_earlier=sum(map(len, rounds[:-1])),
+        earlier_left_out=dict(counted),
     )
 
 
-def _place(candidate: Candidate) -> tuple[str, int, int, str]:
-    return candidate.prompt_id, candidate.sample_index, candidate.round, candidate.id
+class _InOrder(Iterable[Selection]):
+    def __init__(
+        self, own: Sequence[Collected], earlier: Sequence[Packed], left_out: dict[str, str], run_id: str, round: int
+    ) -> None:
+        self.own, self.earlier, self.left_out, self.run_id, self.round = own, earlier, left_out, run_id, round
+
+    def __iter__(self) -> Iterator[Selection]:
+        own: list[list[bytes]] = [[] for _ in range(PARTS)]
+        for candidate, *_ in self.own:
+            own[part_of(candidate.prompt_id)].append(place(candidate))
+        position = 0
+        for part in range(PARTS):
+            places = own[part]
+            for packed in self.earlier:
+                places += packed.places(part)
+            places.sort()
+            for id in map(id_at, places):
+                why = self.left_out.get(id)
+                yield Selection(self.run_id, self.round, id, position, why is None, why)
+                position += 1
+
+
+_Group = list[tuple[Packed, int, Described]]
+
+
+def _by_prompt(rounds: Sequence[Packed], part: int) -> Iterable[_Group]:
+    groups: dict[str, _Group] = defaultdict(list)
+    for packed in rounds:
+        for at, described in packed.described(part):
+            groups[sys.intern(described.candidate.prompt_id)].append((packed, at, described))
+    return groups.values()
 
 
 def _repeats(
-    policy: AnyData, usable: Iterable[Candidate], texts_of: Callable[[list[str]], Mapping[str, str]]
-) -> dict[str, str]:
-    by_prompt: dict[str, list[Candidate]] = defaultdict(list)
-    for candidate in usable:
-        by_prompt[candidate.prompt_id].append(candidate)
-    found: dict[str, str] = {}
-    for group in by_prompt.values():
-        if len(group) > 1:
-            for id, original in repeats(policy, group, texts_of([one.id for one in group])).items():
-                found[id] = (
-                    f"repeats another completion of its prompt (round {original.round}, sample {original.sample_index})"
-                )
-    return found
+    policy: AnyData, group: _Group, texts_of: Callable[[list[int]], Mapping[int, str]]
+) -> Iterator[tuple[Packed, int, str, Candidate]]:
+    """Which of one prompt's completions repeat another, and which other."""
+    if len(group) == 1:
+        return
+    if policy.dedup == "exact":
+        texts = {one.candidate.id: one.text.hex() for _, _, one in group}
+    else:
+        known = texts_of([one.arrival for _, _, one in group])
+        texts = {one.candidate.id: known[one.arrival] for _, _, one in group}
+    found = repeats(policy, [one.candidate for _, _, one in group], texts)
+    for packed, at, one in group:
+        if original := found.get(one.candidate.id):
+            yield packed, at, one.candidate.id, original
+
+
+def _in_short(why: str) -> str:
+    """A reason without what is particular to one completion."""
+    return why.partition(" (")[0]
 
 
 def _why_never(completion: CompletionText, openings: Mapping[str, str], settings: Collect) -> str | None:

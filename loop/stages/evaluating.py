@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
+from typing import cast
 
 from loop.config import Config, PromptFormat
 from loop.config import Suite as SuiteConfig
@@ -104,8 +105,9 @@ def grade(
     asked: dict[str, Prompt],
     evaluation_id: str,
     grader: Grader,
+    ahead: int | None = None,
 ) -> Iterator[Verdict]:
-    """A verdict per completion, in order. `problems` and `asked` go by prompt id.
+    """A verdict per completion, in order. `problems` and `asked` go by prompt id; `ahead` as the grader has it.
 
     HarnessError when grading itself is broken: nothing is known about the solution then, so nothing is said about it.
     """
@@ -115,11 +117,11 @@ def grade(
             problem = problems[completion.prompt_id]
             opened = asked[completion.prompt_id].content["opening"]
             text = answer(opened, completion.text)
-            yield Job(completion, problem, extract_code(text, problem, prefilled_fence=bool(opened)))
+            which = completion.id, completion.sample_index, problem.task_id  # without its tokens: many may wait
+            yield Job(which, problem, extract_code(text, problem, prefilled_fence=bool(opened)))
 
-    for completion, outcome in grader.grade(jobs()):
-        assert isinstance(completion, Completion)
-        task_id = problems[completion.prompt_id].task_id
+    for which, outcome in grader.grade(jobs(), ahead):
+        completion_id, sample_index, task_id = cast("tuple[str, int, str]", which)
         if outcome.verdict == "harness_error":
             raise HarnessError(
                 f"grading {task_id} failed: {outcome.detail}; `loopctl doctor` says what the sandbox lacks"
@@ -127,8 +129,8 @@ def grade(
         yield Verdict(
             evaluation_id,
             task_id,
-            completion.sample_index,
-            completion.id,
+            sample_index,
+            completion_id,
             outcome.verdict,
             outcome.detail,
             outcome.duration_s,

@@ -1,0 +1,111 @@
+"""The full-text index: what it adds to a store, how fast it is made, and what a search takes with and without it.
+
+    python -m bench.search [--num NUM]
+
+Texts are functions of Python's standard library, each with a number in it, as a store holds code of its kind.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import json
+import os
+import statistics
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from bench.stores import store
+from store.corpus import Corpus
+from store.db import open_database
+from store.ledger import Ledger
+
+CHARACTERS_PER_TOKEN = 3.5  # of code in SmolLM2's tokenizer, about
+BATCH = 1000
+SEARCHES = ("def test_it(", " return None\n", "for i in range(", "[::-1]", "no_such_name_here")
+
+
+def functions() -> list[str]:
+    """Functions between 200 and 2,500 characters long."""
+    found = []
+    for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
+        if "site-packages" in path.parts:
+            continue
+        try:
+            source = path.read_text(encoding="utf-8")
+            lines = source.splitlines(keepends=True)
+            nodes = list(ast.walk(ast.parse(source)))
+        except (SyntaxError, ValueError, OSError):
+            continue
+        segments = (
+            "".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes if isinstance(node, ast.FunctionDef)
+        )
+        found += [text for text in segments if 200 < len(text) < 2500]
+        if len(found) > 20_000:
+            break
+    return found
+
+
+def figures(num_completions: int) -> dict[str, Any]:
+    """All figures by name."""
+    texts = functions()
+    with tempfile.TemporaryDirectory() as scratch:
+        path = next(store(Path(scratch), 1000, 1).parent.rglob("loop.db"))
+        db = open_database(path)
+        corpus, run = Corpus(db), Ledger(db).run()
+        assert run is not None
+        template = next(corpus.completions(run.id, 1))
+        num_bytes = 0
+        for first in range(0, num_completions, BATCH):
+            rows = []
+            for n in range(first, first + BATCH):
+                text = f"# {n}\n{texts[n % len(texts)]}"
+                tokens = tuple((n * 7919 + k * 104_729) % 49_152 for k in range(int(len(text) / CHARACTERS_PER_TOKEN)))
+                id = f"{n:064x}"
+                rows.append(
+                    replace(template, id=id, sample_index=n, text=text, token_ids=tokens, created_at="", sha256="")
+                )
+                num_bytes += len(text.encode())
+            corpus.add_completions(rows)
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        before = os.path.getsize(path)
+        without = {text: _search(corpus, text) for text in SEARCHES}
+        begun, cpu = time.perf_counter(), time.process_time()
+        num_indexed = sum(corpus.index_texts(10**9))
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        grown = os.path.getsize(path) - before
+        found = {
+            "num_completions": num_indexed,
+            "mean_text_bytes": round(num_bytes / num_completions),
+            "store_bytes": before,
+            "index_bytes": grown,
+            "index_to_store": round(grown / before, 3),
+            "index_to_texts": round(grown / num_bytes, 3),
+            "rows_per_s": round(num_indexed / seconds),
+            "cpu_s_per_100_000": round(cpu / num_indexed * 100_000, 1),
+            "search_s": {text: [without[text], _search(corpus, text)] for text in SEARCHES},
+        }
+        db.close()
+    return found
+
+
+def _search(corpus: Corpus, text: str) -> float:
+    return round(statistics.median(_seconds(lambda: corpus.search(text=text, limit=10)) for _ in range(3)), 4)
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    work()
+    return time.perf_counter() - begun
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--num", type=int, default=100_000)
+    print(json.dumps(figures(parser.parse_args().num), indent=2))

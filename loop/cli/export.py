@@ -1,0 +1,141 @@
+"""`loopctl export`: a checkpoint as a Hugging Face model directory with a card made from the ledger, pushed if that is asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import count, safe, size, warn
+from loop.errors import LoopError, UsageError
+from store.records import Json
+
+if TYPE_CHECKING:
+    from loop.cli.view import Reader
+    from loop.exporting import Exported, Source
+    from store.records import Checkpoint
+
+
+def _which(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    if value not in ("head", "base") and not (value.isascii() and value.isdigit() and int(value)):
+        raise click.BadParameter(f"{value!r} is neither head nor base nor a round's number")
+    return value
+
+
+@click.command("export", epilog="Example: loopctl export head exported/my-model --push me/my-model --private")
+@click.argument("which", metavar="ROUND|head|base", callback=_which)
+@click.argument("directory", metavar="DIR")
+@click.option("--merge", is_flag=True, help="Write an adapter as whole weights, merged into its base.")
+@click.option(
+    "--push", "repo", metavar="OWNER/NAME", help="Also commit it to a repository on the hub (HF_ENDPOINT, HF_TOKEN)."
+)
+@click.option("--private", is_flag=True, help="With --push: only where the repository is, or is made, private.")
+@shared_options
+def export_command(which: str, directory: str, merge: bool, repo: str | None, private: bool) -> None:
+    """Write a checkpoint as a Hugging Face model directory: weights, tokenizer, decoding settings, a model card with figures.
+
+    DIR must be new or empty. With --push the same command may be repeated: what is there already stays as it is.
+    """
+    from loop import exporting
+
+    if private and repo is None:
+        raise UsageError("--private: says how to push; give --push OWNER/NAME, too")
+    if repo is not None:
+        from loop.hub import check_push
+
+        check_push(repo)
+    target = exporting.place(directory, again=repo is not None)
+    place = the_call().place()
+    source, facts = _read(place.run_dir, place.path.parent, which)
+    if source.base is None and merge:
+        merge = False  # whole weights already
+    from loop.cli.card import card
+
+    try:
+        done = exporting.export(
+            source,
+            target,
+            card=card(facts, merged=merge),
+            decoding=facts["decoding"],
+            merge=merge,
+            logs=place.run_dir / "logs",
+            again=repo is not None,
+        )
+    except KeyboardInterrupt:
+        warn("interrupted; nothing was written")
+        raise click.exceptions.Exit(130) from None
+    pushed = _push(done, repo, private, facts) if repo is not None else None
+    _say(done, source, facts["round"], merge, pushed)
+
+
+def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
+    """The checkpoint and all that is known of it. Nothing of the store is held open afterwards."""
+    from loop.cli.card import facts_of
+    from loop.cli.view import reader
+    from loop.measuring import checkpoint_named
+
+    with reader(run_dir) as found:
+        row = checkpoint_named(found.ledger, found.run, which)
+        number = {"head": found.run.head_round, "base": 0}[which] if not which.isdigit() else int(which)
+        facts = facts_of(found, row, number, base_dir)
+        return _source(found, row, facts), facts
+
+
+def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
+    from loop.exporting import Source, licences_in
+
+    ledger, known = found.ledger, facts["base"]
+    first = ledger.checkpoint(found.run.base_checkpoint)
+    assert first is not None
+    over = ledger.checkpoint(row.base) if row.base else None
+    origin = {"origin": known["on_hub"] if known["fetched"] else known["source"], "revision": known["revision"]}
+    base = Source(over, found.run_dir / over.path, "the base", **origin) if over else None
+    return Source(
+        row,
+        found.run_dir / row.path,
+        f"round {facts['round']}" if facts["round"] else "the base",
+        licences=licences_in(found.run_dir / first.path, first.manifest),
+        base=base,
+        **origin,
+    )
+
+
+def _push(done: Exported, repo: str, private: bool, facts: Json) -> Json:
+    from loop.hub import push
+
+    number = facts["round"]
+    message = f"{facts['run']}, {f'round {number}' if number else 'the base'} ({facts['checkpoint'][:12]})"
+    try:
+        return push(done.path, repo, private=private, message=message)
+    except KeyboardInterrupt:
+        warn(f"interrupted while pushing; {safe(done.path)} is whole, the same command tries again")
+        raise click.exceptions.Exit(130) from None
+    except LoopError:
+        warn(f"{safe(done.path)}: exported, but not pushed")
+        raise
+
+
+def _say(done: Exported, source: Source, number: int, merged: bool, pushed: Json | None) -> None:
+    if the_call().json:
+        answer: dict[str, Any] = {
+            "path": str(done.path),
+            "round": number,
+            "checkpoint": source.row.sha256,
+            "kind": "full" if source.base is None or merged else "adapter",
+            "files": done.files,
+            "size_bytes": done.size_bytes,
+            "sha256": done.sha256,
+            "pushed": pushed,
+        }
+        print_json(answer)
+        return
+    verb = "is there already" if done.was_there else "exported"
+    click.echo(
+        f"{safe(source.words)}: {verb}: {safe(done.path)} ({count(len(done.files), 'file')}, {size(done.size_bytes)})"
+    )
+    if pushed:
+        click.echo(
+            f"pushed to {safe(pushed['url'])}{' (private)' if pushed['private'] else ''}, commit {safe(pushed['commit'])[:12]}"
+        )

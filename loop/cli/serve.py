@@ -1,0 +1,59 @@
+"""`loopctl serve`: the report as a page that updates itself while rounds run."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.errors import UsageError
+
+SHORTEST_TOKEN = 16
+
+
+@click.command("serve")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; any other needs a token.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any that is free.")
+@click.option(
+    "--token", envvar="LOOP_SERVE_TOKEN", metavar="TOKEN", help="What others must know; made up where one is needed."
+)
+@click.option(
+    "--experiment", "file", type=click.Path(path_type=Path), metavar="FILE", help="This experiment, not a run."
+)
+@shared_options
+def serve_command(host: str, port: int, token: str | None, file: Path | None) -> None:
+    """The report as a page that updates itself while rounds run. It only reads; Ctrl-C ends it.
+
+    \b
+    Examples:
+      loopctl serve --port 0     # until Ctrl-C
+      loopctl serve --port 0 --host 0.0.0.0     # for others, with a token; until Ctrl-C
+    """
+    from loop.report import page
+    from loop.serve.live import Live
+    from loop.serve.server import address, is_for_this_machine_only, listen, new_token, serve
+    from loop.serve.sources import ExperimentSource, RunSource, Source
+
+    if token is not None and len(token.strip()) < SHORTEST_TOKEN:
+        raise UsageError(f"--token: is shorter than {SHORTEST_TOKEN} characters; leave it out, and one is made")
+    source: Source
+    if file is None:
+        source = RunSource(the_call().place())
+    else:
+        from loop.experiments.file import load_experiment
+
+        source = ExperimentSource(load_experiment(file))
+    listener = listen(host, port)
+    if token is None and not is_for_this_machine_only(listener):
+        token = new_token()
+    token = token and token.strip()
+    url = address(host, listener.getsockname()[1], token)
+    if the_call().json:
+        print_json({"url": url})
+    else:
+        click.echo(f"{url}   (Ctrl-C ends it)")
+    sys.stdout.flush()
+    forms = {"page": lambda facts: page.render(facts, live=True), "body": page.body}
+    serve(Live(source, forms), listener, host, token, page.content_security_policy(live=True))

@@ -1,0 +1,66 @@
+"""`loopctl track`: experiment trackers brought up to date with the run, in the foreground. Only reads, so it works beside a daemon."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import click
+
+from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.text import safe
+from loop.errors import LoopError
+
+if TYPE_CHECKING:
+    from store.records import Json
+
+
+def _project(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
+    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+        raise click.BadParameter(f"{value!r} is not a name; use letters, digits, '.', '_' and '-'")
+    return value
+
+
+@click.command("track", epilog="Example: loopctl track mlflow")
+@click.argument("names", metavar="[TRACKER]...", nargs=-1, type=click.Choice(["trackio", "wandb", "mlflow"]))
+@click.option("--project", metavar="NAME", callback=_project, help="Default: watching.project, then the run's name.")
+@shared_options
+def track_command(names: tuple[str, ...], project: str | None) -> None:
+    """Send the rounds that a tracker lacks: of a run that is over, or after something went wrong.
+
+    Without a name: those of watching.trackers. A tracker that has all rounds is left as it is.
+    """
+    from loop.trackers import EXTRA, environment, last_line, missing, tracking_command
+    from store.errors import NoStore
+
+    loaded = the_call().load()
+    names = tuple(dict.fromkeys(names or loaded.config.watching.trackers))
+    if not names:
+        raise LoopError("no tracker is named, and watching.trackers has none; give one: `loopctl track mlflow`")
+    if lacking := missing(names):
+        raise LoopError(f"{', '.join(lacking)}: not installed; {EXTRA}")
+    if not (loaded.run_dir / "loop.db").exists():
+        raise NoStore(f"{loaded.run_dir / 'loop.db'}: no such file")
+    project = project or loaded.config.watching.project or loaded.config.name
+    answer: list[Json] = []
+    for name in names:
+        log = loaded.run_dir / "logs" / f"tracker-{name}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("wb") as stderr:
+            done = subprocess.run(
+                tracking_command(name, loaded.run_dir, project, anew=True),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                cwd=loaded.run_dir,
+                env=os.environ | environment(),
+            )
+        if done.returncode:
+            raise LoopError(f"{name}: {last_line(log) or f'exit code {done.returncode}'}; {log} has all of it")
+        answer.append({"tracker": name, "project": project, "directory": str(loaded.run_dir / "trackers" / name)})
+        if not the_call().json:
+            click.echo(f"{name}: up to date: project {safe(project)}")
+    if the_call().json:
+        print_json(answer)

@@ -1,0 +1,117 @@
+"""Pushing a directory to a Hugging Face hub, through its own client: one line for whatever can go wrong.
+
+HF_ENDPOINT, HF_TOKEN and the token that `hf auth login` stored are respected. Pushing again what is there changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from loop.errors import LoopError, PermissionDenied, UsageError
+from store.records import Json
+
+CONNECT_TIMEOUT_S = 30.0
+# What an earlier push may have left of another model; nothing else that lies in the repository is touched.
+STALE = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]
+LOGIN = "set HF_TOKEN, or log in with `hf auth login`"
+
+
+def check_push(repo: str) -> None:
+    """What can be known before anything is written: UsageError for a name that is none, LoopError without a token."""
+    from huggingface_hub import constants, get_token
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        said = str(error).split(": '")[0].rstrip(".")
+        raise UsageError(f"--push {repo}: {said[:1].lower()}{said[1:]}; give owner/name") from None
+    if constants.HF_HUB_OFFLINE:
+        raise LoopError("--push: HF_HUB_OFFLINE is set; unset it, or push later with the same command")
+    if not get_token():
+        raise LoopError(f"--push: no token for {constants.ENDPOINT}; {LOGIN}")
+
+
+def push(directory: Path, repo: str, *, private: bool, message: str) -> Json:
+    """Make the repository if it is missing and commit what has changed; where it is now. LoopError if that fails."""
+    import httpx2
+    import huggingface_hub
+    from huggingface_hub import constants
+    from huggingface_hub.utils import disable_progress_bars, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+
+    def client() -> Any:
+        made = default_client_factory()
+        made.timeout = httpx2.Timeout(None, connect=CONNECT_TIMEOUT_S)
+        return made
+
+    endpoint = constants.ENDPOINT
+    disable_progress_bars()
+    huggingface_hub.utils.logging.set_verbosity_error()
+    set_client_factory(client)
+    try:
+        api = huggingface_hub.HfApi(library_name="ssd-loop")
+        made = api.create_repo(repo, private=True if private else None, exist_ok=True)
+        known = api.repo_info(made.repo_id)
+        if private and not known.private:
+            raise LoopError(f"--push {repo}: it exists and is public; make it private there, or give another name")
+        done = api.upload_folder(
+            repo_id=made.repo_id, folder_path=directory, commit_message=message, delete_patterns=STALE
+        )
+    except LoopError:
+        raise
+    except Exception as error:
+        raise _explained(error, repo, endpoint) from error
+    url = f"{endpoint}/{made.repo_id}"
+    return {"repo": made.repo_id, "url": url, "commit": done.oid, "private": bool(known.private)}
+
+
+def _explained(error: BaseException, repo: str, endpoint: str) -> LoopError:
+    """The error in one line, with what to do. What the server said is shortened and may be hostile: see `safe`."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    again = "the directory is whole; the same command tries again"
+    for cause in _causes(error):
+        if isinstance(cause, HfHubHTTPError) and cause.response is not None:
+            return _refused(cause.response.status_code, cause.server_message or "", repo, endpoint)
+        if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
+            said = _short(str(cause) or type(cause).__name__)
+            return LoopError(f"--push {repo}: {endpoint} cannot be reached ({said}); {again}")
+    return LoopError(f"--push {repo}: {_short(f'{type(error).__name__}: {error}')}; {again}")
+
+
+def _refused(status: int, said: str, repo: str, endpoint: str) -> LoopError:
+    because = f" ({_short(said)})" if said else ""
+    where = f"--push {repo}: {endpoint} answered {status}{because}"
+    match status:
+        case 401:
+            return PermissionDenied(f"{where}: the token is not accepted; {LOGIN}")
+        case 403:
+            return PermissionDenied(
+                f"{where}: this token may not write there; use one with write access, or another name"
+            )
+        case 404:
+            return LoopError(f"{where}: there is no such repository, owner or server; check the name and HF_ENDPOINT")
+        case 409 | 412:
+            return LoopError(f"{where}: somebody else is changing it; the same command tries again")
+        case 429:
+            return LoopError(f"{where}: too many requests; wait, then the same command tries again")
+        case 400 | 413 | 422:
+            return LoopError(f"{where}: it was not accepted as it is; correct that, then the same command tries again")
+    return LoopError(f"{where}; the directory is whole: the same command tries again")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 200 else line[:197] + "..."

@@ -1,0 +1,164 @@
+"""What is shown now, made once for all who look, and the news that there is something else.
+
+A look is cheap and comes every half second while somebody listens. A page is made only when the look says that something
+has changed, and then by the first who asks for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import TypeVar
+
+from loop.cli.text import safe, warn
+from loop.errors import LoopError
+from loop.serve.sources import Mark, Source
+from store.errors import NoStore, StoreError
+from store.records import Json
+
+LOOK_EVERY_S = 0.5
+PULSE_EVERY_S = 2.0  # while something goes on, and nothing has happened, a new page is made at most so often
+SHARE = 0.1  # of one core's time, at most, goes into those pages
+KEEP_ALIVE_S = 15.0
+T = TypeVar("T")
+
+
+class CannotShow(Exception):
+    """There is nothing to show now; in words why."""
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """What `work` returns or raises, from a thread that ends with the process, however long it takes."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[T] = loop.create_future()
+
+    def finish(result: T | None, error: BaseException | None) -> None:
+        if done.done():  # who asked is gone
+            return
+        if error is not None:
+            done.set_exception(error)
+        else:
+            done.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        result, failed = None, None
+        try:
+            result = work()
+        except BaseException as error:
+            failed = error
+        try:
+            loop.call_soon_threadsafe(finish, result, failed)
+        except RuntimeError:  # the loop is closed
+            pass
+
+    threading.Thread(target=run, name="serve", daemon=True).start()
+    return await done
+
+
+class Live:
+    """One source for any number of readers. Everything but the work in threads happens in one event loop."""
+
+    def __init__(self, source: Source, forms: Mapping[str, Callable[[Json], str]]) -> None:
+        """`forms` make HTML of the source's facts, each under its name."""
+        self.source, self.forms = source, forms
+        self.version = 0
+        self.num_listeners = 0
+        self._mark: Mark | None = None
+        self._changed_at = 0.0  # monotonic, when the version last changed
+        self._took_s = 0.0
+        self._news = asyncio.Condition()
+        self._closed = False
+        self._making = asyncio.Lock()
+        self._looking = asyncio.Lock()
+        self._facts: tuple[int, Json] | None = None  # of which version
+        self._made: dict[str, bytes] = {}  # of these facts
+
+    async def look(self) -> None:
+        """See whether there is something new, and tell those who listen."""
+        async with self._looking:
+            mark = await in_thread(self.source.mark)
+            before, now = self._mark, time.monotonic()
+            if before == mark:
+                return
+            wait = self._took_s  # so that a large store is not read without end
+            if before and before.history == mark.history:
+                wait = max(PULSE_EVERY_S, self._took_s / SHARE)
+            if before and now - self._changed_at < wait:
+                return
+            self._mark, self._changed_at = mark, now
+            self.version += 1
+        async with self._news:
+            self._news.notify_all()
+
+    async def watch(self) -> None:
+        """Look again and again while somebody listens; until it is cancelled."""
+        while True:
+            if self.num_listeners:
+                await self.look()
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def html(self, form: str) -> bytes:
+        """This form of what is known now. CannotShow if nothing is; what else the source raises is a mistake of ours."""
+        await self.look()
+        async with self._making:
+            begun = time.monotonic()
+            if self._facts is None or self._facts[0] != self.version:
+                version, self._made = self.version, {}
+                try:
+                    self._facts = (version, await in_thread(self.source.facts))
+                except (LoopError, StoreError, OSError) as error:
+                    self._facts = None
+                    raise CannotShow(in_words(error)) from error
+                self._took_s = 0.0
+            if form not in self._made:
+                facts = self._facts[1]
+                self._made[form] = (await in_thread(lambda: self.forms[form](facts))).encode(errors="replace")
+                self._took_s += time.monotonic() - begun
+            return self._made[form]
+
+    async def events(self) -> AsyncIterator[str]:
+        """Server-sent events: one at once, one for each change, comments in between. Ends when it is closed."""
+        self.num_listeners += 1
+        try:
+            seen = -1
+            while not self._closed:
+                if seen != self.version:
+                    seen = self.version
+                    yield f"id: {seen}\nretry: 1000\ndata: {seen}\n\n"
+                try:
+                    async with asyncio.timeout(KEEP_ALIVE_S), self._news:
+                        await self._news.wait_for(lambda: self._closed or self.version != seen)  # noqa: B023
+                except TimeoutError:
+                    yield ": still here\n\n"
+        finally:
+            self.num_listeners -= 1
+
+    async def close(self) -> None:
+        """End all streams."""
+        self._closed = True
+        async with self._news:
+            self._news.notify_all()
+
+
+def in_words(error: Exception) -> str:
+    """Why there is nothing to show, and what would help."""
+    if isinstance(error, NoStore):
+        return "no run here yet; start one with `loopctl run`"
+    return safe(str(error) or type(error).__name__)
+
+
+def waiting_page(why: str) -> str:
+    """What stands there while there is nothing to show. It looks again by itself."""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
+        '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
+        f"<title>loopctl serve</title></head>\n<body><main><p>{html.escape(why)}</p></main></body></html>\n"
+    )
+
+
+def complain(error: BaseException) -> None:
+    """A mistake of ours, on standard error."""
+    warn(safe(f"serve: {type(error).__name__}: {error}"))

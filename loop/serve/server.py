@@ -1,0 +1,104 @@
+"""The socket and the process: an address that can be had, uvicorn on it, and an end that is quick."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ipaddress
+import secrets
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+from urllib.parse import quote
+
+import uvicorn
+
+from loop.errors import LoopError, PermissionDenied, UsageError
+from loop.serve.app import application
+from loop.serve.guard import names
+from loop.serve.live import Live
+
+END_S = 1  # for answers that are under way when it ends
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; port 0 takes any that is free. Errors say what to do."""
+    try:
+        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except (OSError, UnicodeError):
+        raise UsageError(f"--host {host}: no such host; give an address of this machine, or leave it out") from None
+    family, kind, protocol, _, address = found[0]
+    listener = socket.socket(family, kind, protocol)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(128)
+        return listener
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise LoopError(f"port {port} of {host} is taken; choose another with --port, or 0 for any") from None
+        if error.errno == errno.EADDRNOTAVAIL:
+            raise UsageError(f"--host {host}: is no address of this machine; leave it out for 127.0.0.1") from None
+        if error.errno in (errno.EACCES, errno.EPERM):
+            raise PermissionDenied(f"port {port}: this user may not listen there; use one above 1023") from None
+        raise LoopError(f"{host}, port {port}: {error.strerror}; choose another") from None
+
+
+def is_for_this_machine_only(listener: socket.socket) -> bool:
+    """Whether nobody from elsewhere can reach it."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
+
+
+def new_token() -> str:
+    """One that nobody guesses."""
+    return secrets.token_urlsafe(24)
+
+
+def address(host: str, port: int, token: str | None) -> str:
+    """What to open in a browser."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = f"[{host}]" if ":" in host else host
+    return f"http://{host}:{port}/" + (f"?token={quote(token)}" if token else "")
+
+
+class _Server(uvicorn.Server):
+    on_exit: Callable[[], object]
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self.on_exit()
+
+
+def serve(live: Live, listener: socket.socket, host: str, token: str | None, policy: str) -> None:
+    """Answer until a signal comes: SIGINT and SIGTERM end it at once, whoever is still looking."""
+    port = int(listener.getsockname()[1])
+    config = uvicorn.Config(
+        application(live, names(host, port), token, port, policy),
+        http="h11",
+        ws="none",
+        lifespan="on",
+        loop="asyncio",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=END_S,
+    )
+    server = _Server(config)
+    before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done
+
+    async def run() -> None:
+        loop = asyncio.get_running_loop()
+        server.on_exit = lambda: loop.call_soon_threadsafe(lambda: asyncio.ensure_future(live.close()))
+        await server.serve(sockets=[listener])
+
+    try:
+        asyncio.run(run())
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        listener.close()

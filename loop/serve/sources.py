@@ -1,0 +1,96 @@
+"""What is shown: a run, or an experiment. Read from the store and the run directory, whether or not a process holds them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+from loop.cli.call import Place
+from loop.heartbeat import holder, read_heartbeat
+from store.db import open_database
+from store.errors import StoreError
+from store.ledger import Ledger
+from store.records import Json
+
+if TYPE_CHECKING:
+    from loop.experiments.file import Experiment
+
+
+class Mark(NamedTuple):
+    """How far something is. `history` changes when something has happened, `pulse` also while something goes on."""
+
+    history: tuple[Any, ...]
+    pulse: tuple[Any, ...]
+
+
+class Source(Protocol):
+    """All methods are called in threads, one at a time each. They may raise StoreError and LoopError."""
+
+    def mark(self) -> Mark:
+        """How far it is: a cheap look, which never raises."""
+
+    def facts(self) -> Json:
+        """All that the page shows."""
+
+    def status(self) -> Json:
+        """In short."""
+
+
+def mark(run_dir: Path) -> Mark:
+    """How far a run is: its last event, and the news of its heartbeat. About a millisecond."""
+    try:
+        db = open_database(run_dir / "loop.db", read_only=True)
+        try:
+            last = Ledger(db).last_event()
+            history: tuple[Any, ...] = (last.seq, last.sha256) if last else (0,)
+        finally:
+            db.close()
+    except (StoreError, OSError) as error:
+        history = (type(error).__name__, str(error))
+    beat = read_heartbeat(run_dir)
+    news = (beat.state, beat.reason, beat.round, beat.stage, beat.part, beat.done, beat.next_due_at) if beat else ()
+    return Mark((*history, holder(run_dir)), news)
+
+
+@dataclass(frozen=True, slots=True)
+class RunSource:
+    """The run of a loop.toml."""
+
+    place: Place
+
+    def mark(self) -> Mark:
+        return mark(self.place.run_dir)
+
+    def facts(self) -> Json:
+        from loop.report.facts import run_facts
+
+        return run_facts(self.place)
+
+    def status(self) -> Json:
+        from loop.cli.standing import status
+
+        return status(self.place.run_dir, self.place.name, self.place.rounds)
+
+
+@dataclass(frozen=True, slots=True)
+class ExperimentSource:
+    """All runs of an experiment, beside each other."""
+
+    experiment: Experiment
+
+    def mark(self) -> Mark:
+        marks = [mark(run.run_dir) for run in self.experiment.runs]
+        history = (holder(self.experiment.directory), *(one.history for one in marks))
+        return Mark(history, tuple(one.pulse for one in marks))
+
+    def facts(self) -> Json:
+        from loop.cli.main import version
+        from loop.experiments.facts import experiment_facts
+
+        return experiment_facts(self.experiment) | {"kind": "experiment", "version": version()}
+
+    def status(self) -> Json:
+        from loop.experiments.facts import experiment_facts
+
+        return experiment_facts(self.experiment)
