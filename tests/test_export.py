@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-from test_cli_support import Loopctl, call, finished, process, write_configuration
+from test_cli_support import Loopctl, call, finished, write_configuration
 
 from loop import exporting
 from loop.cli.card import PAPER, block, card, facts_of, public, toml_text, words
@@ -177,12 +177,6 @@ def test_the_model_libraries_stay_out(finished: Path) -> None:
     from test_cli_support import environment
 
     assert subprocess.run([sys.executable, "-c", words], env=environment(), check=False).returncode == 0
-
-
-def test_the_example_of_the_help(finished: Path) -> None:
-    text = process(finished, "export", "--help").out
-    example = re.search(r"Example: loopctl (export head .*?) --push", " ".join(text.split()))
-    assert example and process(finished, *example[1].split()).code == 0
 
 
 @pytest.mark.parametrize(
