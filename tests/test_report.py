@@ -4,9 +4,12 @@ import copy
 import functools
 import http.server
 import json
+import os
 import re
 import shutil
 import sqlite3
+import stat
+import subprocess
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ import pytest
 from test_cli_support import Loopctl, call, finished, finished_run, process, write_configuration
 
 from loop.cli.call import Place
+from loop.cli.files import opened
 from loop.report import charts
 from loop.report.facts import run_facts
 from loop.report.page import as_json, body, made_visible, render, visible
@@ -164,9 +168,22 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
         conn.execute(f'DROP TRIGGER "{trigger}"')
     for step in steps:
         conn.execute(step)
-        page = render(facts_of(directory))
-        assert "<h1>small" in page, step
+        facts = facts_of(directory)
+        assert "<h1>small" in render(facts), step
+        for figure in charts.figures(facts):
+            for panel in figure.panels:
+                for layer in panel.get("layer", [panel]):
+                    assert {**panel, **layer}["data"]["values"], f"{step}: {figure.name}: vega has no scale for nothing"
     conn.close()
+
+
+def test_amounts_begin_at_nothing() -> None:
+    """An axis of counts or distances does not go on below zero; one of changes does."""
+    panels = {figure.name: figure.panels for figure in charts.figures(run_of_the_tests())}
+    growth = panels["training"][1]["layer"][0]["encoding"]["y"]["scale"]
+    assert growth["domainMin"] == 0
+    points = [{"round": n, "who": "mix", "value": 0.1, "low": -0.1, "high": 0.3} for n in (1, 2)]
+    assert "domainMin" not in charts.lines(points, "change", zero=True)["layer"][0]["encoding"]["y"]["scale"]
 
 
 # The page
@@ -412,7 +429,20 @@ def test_report(finished: Path, call: Loopctl) -> None:
     answer = call("report", "-o", "there.html", "--json").json
     assert answer["path"] == str(finished / "there.html") and answer["bytes"] == Path("there.html").stat().st_size
     assert call("report", "-o", "no/such/there.html").code == 1
+    for more in ((), ("--json",)):
+        piped = process(finished, "report", "-o", "-", *more)
+        assert piped.code == 0 and piped.out.startswith("<!doctype html>") and piped.out.endswith("</html>")
     assert not list(Path(".").glob(".*partial"))
+
+
+def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
+    """`-o /dev/null` by root must not put a file in its place."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
+    with opened(tmp_path / "pipe") as out:
+        out.write(b"a page")
+    assert reader.communicate(timeout=20)[0] == b"a page"
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 
 
 def test_report_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import http.client
 import json
+import os
 import re
 import shutil
 import signal
@@ -308,12 +309,15 @@ def test_any_other_address_needs_the_token(finished: Path) -> None:
         moved = served.ask(f"/body?token={token}")
         assert moved.status == 303 and moved.getheader("Location") == "/body"
         cookie = moved.getheader("Set-Cookie")
-        assert "HttpOnly" in cookie and "samesite=strict" in cookie.lower()
+        assert "HttpOnly" in cookie and "samesite=lax" in cookie.lower()
         assert served.ask("/", Cookie=cookie.partition(";")[0]).status == 200
         assert served.ask("/status.json", Authorization=f"Bearer {token}").status == 200
         assert served.ask("/", host=f"192.168.1.5:{served.port}").status == 401, "reached by an address in digits"
         assert served.ask("/", host=f"evil.example:{served.port}", Authorization=f"Bearer {token}").status == 421
         assert served.ask(f"//evil.example/?token={token}").getheader("Location") == "/evil.example/"
+        for target in ("[", "x/healthz", "http://evil.example/healthz", "/healthz%3F/../body", "*"):
+            answer = raw(served, f"GET {target} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n")
+            assert answer.status == 401 and answer.getheader("X-Content-Type-Options") == "nosniff", target
 
 
 def test_a_token_of_ones_own(finished: Path) -> None:
@@ -328,10 +332,20 @@ def test_an_address_that_cannot_be_had(finished: Path, call: Loopctl) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         said = call("serve", "--port", str(other.getsockname()[1]))
     assert said.code == 1 and "is taken" in said.err and said.err.count("\n") == 1 and said.out == ""
-    for arguments in (("--host", "no.such.host.invalid"), ("--host", "192.0.2.1"), ("--token", "short"), ("--port", "-1"),
+    for arguments in (("--host", "no.such.host.invalid"), ("--host", "192.0.2.1"), ("--token", "short"), ("--token", "\u20ac" * 20),
+                      ("--token", "a line\nand another one"), ("--port", "-1"),
                       ("--host", "\u20ac" * 70), ("--host", "a..b")):  # fmt: skip
         said = call("serve", *arguments)
         assert said.code == 2 and said.err.count("\n") == 1 and said.out == "", arguments
+
+
+def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
+    directory = tmp_path / os.fsdecode(b"caf\xe9")
+    write_configuration(directory)
+    with serving(directory) as served:
+        answer = served.ask("/status.json")
+        assert answer.status == 200 and "caf\udce9" in json.loads(answer.body)["reason"]
+        assert served.ask("/").status == 200
 
 
 def test_names() -> None:

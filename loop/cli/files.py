@@ -15,7 +15,9 @@ from loop.errors import LoopError
 
 @contextlib.contextmanager
 def opened(file: str | Path) -> Iterator[IO[bytes]]:
-    """The file, which appears whole or not at all; an older one stays until then."""
+    """The file, which appears whole or not at all; an older one stays until then. What is no file (a device, a pipe) is
+    written into, and stays what it is.
+    """
     if str(file) == "-":
         yield sys.stdout.buffer
         sys.stdout.buffer.flush()
@@ -25,6 +27,10 @@ def opened(file: str | Path) -> Iterator[IO[bytes]]:
         raise LoopError(f"{file}: is a directory; name a file")
     if not path.parent.is_dir():
         raise LoopError(f"{path.parent}: no such directory; make it first")
+    if path.exists() and not path.is_file():
+        with path.open("wb") as out:
+            yield out
+        return
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as out:

@@ -109,11 +109,13 @@ def write_page(facts: Json, path: Path) -> Json:
     content = render(facts).encode()
     with opened(path) as out:
         out.write(content)
-    return {"path": str(path.absolute()), "bytes": len(content)}
+    return {"path": None if str(path) == "-" else str(path.absolute()), "bytes": len(content)}
 
 
 def tell(answer: Json) -> None:
-    """Where the page is."""
+    """Where the page is; nothing if it went to standard output."""
+    if answer["path"] is None:
+        return
     if the_call().json:
         print_json(answer)
     else:

@@ -146,6 +146,8 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
             "encoding": {"x": x, "y": y, "color": colour},
         }
     )
+    if not layers[-1]["data"]["values"]:  # vega warns of a layer without data
+        layers.pop()
     if any(point.get("low") is not None for point in values):
         layers.append(
             {
@@ -154,12 +156,13 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
                 "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
             }
         )
-    layers.append(
-        {
-            "mark": {"type": "point", "filled": True, "size": 28 if many else 60, "opacity": 1},
-            "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip},
-        }
-    )
+    if values:
+        layers.append(
+            {
+                "mark": {"type": "point", "filled": True, "size": 28 if many else 60, "opacity": 1},
+                "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip},
+            }
+        )
     return {"data": {"values": values}, "layer": layers}
 
 
@@ -214,6 +217,8 @@ def lines(
         {**point, "at": point["round"] + apart * (names.index(point["who"]) - (len(names) - 1) / 2)} for point in values
     ]
     x, y = {**_rounds(num), "field": "at"}, _y(title, form=form, zero=zero)
+    if zero and all(min(point["value"], point.get("low") or 0) >= 0 for point in values):
+        y["scale"]["domainMin"] = 0  # no room for what cannot be
     if apart:
         x["scale"] = {**x["scale"], "domain": [-0.3, num + 0.5]}
     scale = {"domain": names, "range": [SERIES[n % len(SERIES)] for n in range(len(names))]}
@@ -439,6 +444,8 @@ def _pass_at_k(facts: Json) -> Figure | None:
     if len(keys) < 2:
         return None
     points = _series(facts, suite["name"], [(key, key, None) for key in keys])
+    if not _any(points):
+        return None
     columns, rows = _table(points)
     about = f"{measured_on(suite)}. The head after each round; round 0 is the base."
     panel = lines(points, "share of problems", form=".3~f", order=keys, dots=len(facts["rounds"]) < 60)
@@ -459,6 +466,8 @@ def _difficulty(facts: Json) -> Figure | None:
         return None
     names = [(f"{level} ({part['num_problems']})", "pass@1", level) for level, part in levels.items()]
     points = _series(facts, suite["name"], names)
+    if not _any(points):
+        return None
     columns, rows = _table(points)
     about = f"{measured_on(suite)}. pass@1 of the head after each round, by difficulty (how many problems); round 0 is the base."
     panel = lines(points, "pass@1", form=".3~f", order=[name for name, _, _ in names], dots=len(facts["rounds"]) < 60)
@@ -546,9 +555,7 @@ def _mind(facts: Json) -> Figure | None:
         if found:
             far += [{"round": row["round"], "who": f"from the {who}", "value": found[f"kl_to_{who}"]} for who in ("head", "base")]  # fmt: skip
     if far:
-        panels.append(
-            {"title": "distance of the candidate (KL, nats a token)", **lines(far, "", form=".3~f", zero=True)}
-        )
+        panels.append({"title": "distance (KL, nats a token)", **lines(far, "", form=".3~f", zero=True)})
         table += [{**point, "who": f"KL {point['who']}"} for point in far]
     columns, rows = _table(table, lambda value: "-" if value is None else f"{value:.4f}")
     about = (
@@ -611,10 +618,11 @@ def _training(facts: Json) -> Figure | None:
     if not any(point["value"] for point in points + total):
         return None
     order = ["of this round", "of earlier rounds", "held out", "left out"]
-    panels = [
-        {"title": "what training saw, and what it did not", **bars(points, "completions", order)},
-        {"title": "growth of the corpus", **lines(total, "completions", form="~s", zero=True, dots=len(total) < 60)},
-    ]
+    panels = []
+    if any(point["value"] for point in points):
+        panels.append({"title": "what training saw, and what it did not", **bars(points, "completions", order)})
+    growth = lines(total, "completions", form="~s", zero=True, dots=len(total) < 60)
+    panels.append({"title": "growth of the corpus", **growth})
     columns, rows = _table(points + total, lambda value: "-" if value is None else f"{value:,}")
     about = "Completions by round. What is left out stays in the corpus, with the reason (under each round below)."
     return Figure("training", "What training saw", about, panels, columns, rows)

@@ -173,7 +173,7 @@
   // A link to a round opens it
 
   const follow = () => {
-    const target = location.hash.length > 1 ? document.getElementById(decodeURIComponent(location.hash.slice(1))) : null;
+    const target = document.getElementById(location.hash.slice(1));
     if (target instanceof HTMLDetailsElement) { target.open = true; target.scrollIntoView({ block: "start" }); }
   };
   window.addEventListener("hashchange", follow);

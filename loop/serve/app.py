@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncIterator, Callable
 
 from starlette.applications import Starlette
@@ -42,9 +43,11 @@ def application(live: Live, meant: Callable[[str], bool], token: str | None, por
 
     async def status(request: Request) -> Response:
         try:
-            return JSONResponse(await in_thread(live.source.status))
+            known = await in_thread(live.source.status)
         except (LoopError, StoreError, OSError) as error:
             return JSONResponse({"error": in_words(error)}, 503)
+        # not JSONResponse: a path can hold bytes that are no UTF-8
+        return Response(json.dumps(known), media_type="application/json")
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")

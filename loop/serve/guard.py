@@ -95,14 +95,16 @@ class Guard:
             return _plain(421, "not the name of this server; open it as it was printed, or start it with --host NAME")
         if request.method not in ("GET", "HEAD"):
             return _plain(405, "this page is for reading only", Allow="GET, HEAD")
-        if self.token is None or request.url.path == OPEN:
+        path: str = request.scope["path"]  # that of request.url can be none of ours: the target is what the client says
+        if self.token is None or path == OPEN:
             return None
-        if given := parse_qs(request.url.query).get("token"):
+        if given := parse_qs(request.scope["query_string"].decode("latin-1")).get("token"):
             if not self._is_token(given[0]):
                 return _plain(401, WITHOUT_TOKEN)
             # so that it does not stay in the address bar and the history
-            moved = RedirectResponse("/" + request.url.path.lstrip("/"), 303)
-            moved.set_cookie(self.cookie, self.token, httponly=True, samesite="strict")
+            moved = RedirectResponse("/" + path.lstrip("/"), 303)
+            # lax: a strict one is not sent on by the very browser that was led here by a link on another site
+            moved.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
             return moved
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")
         if self._is_token(request.cookies.get(self.cookie, "")) or (
