@@ -145,6 +145,26 @@ def test_the_selection_is_bounded_and_always_the_same(monkeypatch: pytest.Monkey
     assert max(moved) > 0, "those whose outcome changed come first"
 
 
+def test_long_texts_of_brackets_keep_to_their_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take six times their length in the page; and a prompt takes a text for each round."""
+    from loop.report import browser
+
+    directory = tmp_path / "run"
+    shutil.copytree(finished_run()[0], directory)
+    conn = sqlite3.connect(directory / ".loop" / "loop.db", isolation_level=None)
+    for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        conn.execute(f'DROP TRIGGER "{trigger}"')
+    conn.execute("UPDATE completions SET text = replace(hex(randomblob(4000)), '0', '<')")
+    conn.close()
+    monkeypatch.setattr(browser, "MOST_BYTES", 20_000)
+    found = facts_of(directory)["browser"]
+    ones, greedy, _ = found["groups"]
+    for group, room in ((ones, 20_000 * 0.6), (greedy, 20_000 * 0.2)):
+        shown = {answer[2] for prompt in group["prompts"] for answer in prompt["answers"]}
+        assert 0 < sum(len(found["texts"][place]) for place in shown) < 1.1 * room, "one prompt through the rounds"
+    assert found["num_bytes"] >= len(as_json(found["texts"])) - 3 * len(found["texts"])
+
+
 def test_before_the_first_run(tmp_path: Path) -> None:
     path = write_configuration(tmp_path)
     facts = run_facts(Place(path, tmp_path / ".loop", "small", 2))
@@ -348,6 +368,18 @@ def test_hostile_text_shows_as_text(chromium: Any, tmp_path: Path) -> None:
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b\x1b]", whole)
     assert tab.evaluate("window.broken") is None and tab.locator("img").count() == 0
     shown.check(path)
+
+
+@needs_a_browser
+def test_a_link_with_an_odd_fragment(chromium: Any, tmp_path: Path) -> None:
+    path = written(tmp_path, run_of_the_tests())
+    shown = Shown(chromium, path)
+    shown.tab.goto("about:blank")
+    shown.tab.goto(f"{path.as_uri()}#%zz")
+    assert shown.complaints == []
+    shown.tab.goto(f"{path.as_uri()}#round-2")
+    assert shown.tab.locator("#round-2[open]").count() == 1
+    shown.tab.close()
 
 
 @needs_a_browser

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from loop.cli.view import Evaluations, Reader
+from loop.report.page import as_json, visible
 from loop.stages.sampling import Lineage, completion_id
 from store.canonical import sha256_of
 from store.records import Evaluation, Json, Problem, Prompt, Round
@@ -20,7 +21,7 @@ MOST_BYTES = 1_500_000  # of texts
 SHARE_OF_TRAINING = 0.2
 SHARE_OF_OTHER_SUITES = 0.2
 MOST_CELLS = 200_000  # counts, over all problems and checkpoints
-MOST_LETTERS = 6000  # of one text
+MOST_LETTERS, LEAST_LETTERS = 6000, 400  # of one text, at most; and at least where there are very many rounds
 MOST_LETTERS_OF_DETAIL = 300
 MOST_TRAINING_PROMPTS = 200
 MOST_TRAINING_SAMPLES = 2  # of a prompt in a round
@@ -43,7 +44,9 @@ class _Texts:
         if text not in self.places:
             self.places[text] = len(self.texts)
             self.texts.append(text)
-            self.num_bytes += len(text.encode(errors="surrogatepass"))
+            self.num_bytes += len(
+                as_json(visible(text))
+            )  # a text of brackets or control characters takes six times its length
         return self.places[text]
 
 
@@ -145,13 +148,21 @@ def _answers(
     columns: dict[str, list[int]] = {}  # rounds that made the same weights have one evaluation
     for column, one in measured:
         columns.setdefault(one.id, []).append(column)
+    # a problem is followed through all rounds or not at all, so what it may take depends on how many there are
+    most = max(LEAST_LETTERS, min(MOST_LETTERS, int((until - texts.num_bytes) / len(columns))))
     for sample in range(max(one.num_samples for _, one in measured)):
         for problem in problems:
             if texts.num_bytes > until:
                 return answers
             for id, row in found.corpus.answers(columns, problem.task_id, sample).items():
                 detail = texts.place(row["detail"], MOST_LETTERS_OF_DETAIL) if row["detail"] else None
-                known = [texts.place(row["text"]), row["verdict"], detail, row["num_tokens"], row["finish_reason"]]
+                known = [
+                    texts.place(row["text"], most),
+                    row["verdict"],
+                    detail,
+                    row["num_tokens"],
+                    row["finish_reason"],
+                ]
                 answers.setdefault(problem.task_id, []).extend([column, sample, *known] for column in columns[id])
                 texts.num_bytes += BYTES_OF_AN_ANSWER * len(columns[id])
     return answers
