@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,19 @@ from rounds import environment
 
 from loop.configfile import load_config
 from loop.errors import LockedError
-from loop.experiments import running
+from loop.experiments import registry, running
 from loop.experiments.facts import experiment_facts
-from loop.experiments.file import Experiment, ExperimentRun, load_experiment
+from loop.experiments.file import Experiment, ExperimentRun, check_experiment, load_experiment
 from loop.experiments.planning import plan_of
 from loop.experiments.registry import MEMBERSHIP, registry_of
 from loop.experiments.running import Machine, Supervisor, machine_for, prepare
+from loop.experiments.sharing import Turn
 from loop.round import run_round
 from loop.session import Session, open_session
 from loop.stopping import Stop
 from loop.workers import Engines
+from store.corpus import Corpus
+from store.records import Probe
 
 
 class Quiet:
@@ -202,6 +207,72 @@ def test_a_damaged_shared_checkpoint_is_not_used(begun: Experiment, calls: Count
         with open_session(load_config(run.path), Quiet()) as session:
             candidate = session.ledger.rounds(session.run_id)[0].candidate_checkpoint
             session.weights(str(candidate))
+
+
+def test_a_run_directory_away_from_its_experiment_is_a_run_of_its_own(begun: Experiment, tmp_path: Path) -> None:
+    run = begun.runs[1]
+    assert registry_of(run.run_dir) is not None
+    shutil.copytree(run.directory, tmp_path / "away" / "copy")
+    moved = tmp_path / "away" / "copy" / ".loop"
+    assert registry_of(moved) is None
+    os.makedirs(moved / "../../../shared")  # somebody else's
+    assert registry_of(moved) is None
+
+
+def test_a_store_that_cannot_be_read_hides_no_other_run(begun: Experiment) -> None:
+    (begun.runs[0].run_dir / "loop.db").write_bytes(b"SQLite format 3\0" + b"rubbish" * 1000)
+    check_experiment(begun)
+    facts = experiment_facts(begun)
+    assert [run["state"] for run in facts["runs"]] == ["failed", "waiting", "waiting", "waiting"]
+    assert "not an SQLite database" in facts["runs"][0]["error"]
+
+
+def test_a_registry_that_cannot_be_written_fails_no_stage(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, value: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    shutil.rmtree(begun.directory / "shared")
+    prepare(begun, Machine(1))
+    monkeypatch.setattr(registry, "write_json", broken)
+    drive(begun.runs[1], 1, watch := Quiet())
+    assert any("training: other runs cannot be told" in note for note in watch.notes)
+
+
+def test_what_another_engine_had_to_do_is_not_offered_as_the_first_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, start = prepared(tmp_path), Engines.sampler
+
+    def falls_back(engines: Engines, checkpoint: Any) -> Any:
+        sampler = start(engines, checkpoint)
+        engines.settings["sampler"] = "transformers"
+        return sampler
+
+    monkeypatch.setattr(Engines, "sampler", falls_back)
+    drive(experiment.runs[0], 1)
+    offered = [json.loads(path.read_text())["stage"] for path in (experiment.directory / "shared").glob("*.json")]
+    assert "sampling" not in offered and {"training", "evaluating"} <= set(offered)
+
+
+def test_what_a_checkpoint_gave_on_other_texts_is_not_taken(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where engines do not draw the same twice, two runs that both wrote their texts have different ones."""
+    add = Corpus.add_probe
+
+    def shorter(corpus: Corpus, probe: Probe) -> None:
+        add(corpus, replace(probe, sequences=[one | {"token_ids": one["token_ids"][:-1]} for one in probe.sequences]))
+
+    monkeypatch.setattr(Turn, "take_probe", lambda turn, probe_id: False)
+    monkeypatch.setattr(Corpus, "add_probe", shorter)
+    run = begun.runs[1]
+    drive(run, 1)
+    with open_session(load_config(run.path), Quiet()) as session:
+        (probe,) = session.corpus.probes(session.run_id)
+        ids = session.corpus.probe_result_ids(session.run_id)
+        assert len(ids) == 2
+        for found in map(session.corpus.probe_result, ids):
+            assert found is not None
+            lengths = [len(record["entropy"]) for record in found.records]
+            assert lengths == [len(one["token_ids"]) for one in probe.sequences]
 
 
 def test_another_run_that_is_gone_or_broken_is_done_without(begun: Experiment) -> None:

@@ -88,12 +88,18 @@ class Registry:
 
 
 def registry_of(run_dir: Path) -> Registry | None:
-    """The registry that a run takes part in; None for a run that belongs to no experiment."""
+    """The registry that a run takes part in; None for a run that belongs to no experiment.
+
+    A run directory that was moved or copied away from its experiment is a run of its own: it writes to no place that lies
+    where the registry would be.
+    """
     entry = read_entry(run_dir / MEMBERSHIP)
     if entry is None:
         return None
     with contextlib.suppress(KeyError, TypeError, ValueError):
         shared = Path(os.path.normpath(run_dir / entry["shared"]))
+        if not shared.is_dir() or Path(os.path.normpath(shared / entry["run_dir"])) != run_dir:
+            return None
         return Registry(shared, run_dir, str(entry["arm"]), int(entry["seed"]), bool(entry["keeps_weights"]))
     return None
 

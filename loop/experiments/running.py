@@ -340,6 +340,7 @@ def prepare(experiment: Experiment, machine: Machine) -> None:
             "arm": run.arm,
             "seed": run.seed,
             "shared": os.path.relpath(experiment.directory / SHARED, run.run_dir),
+            "run_dir": os.path.relpath(run.run_dir, experiment.directory / SHARED),
             "keeps_weights": run.name in wanted,
         }
         if read_entry(run.run_dir / MEMBERSHIP) != membership:
