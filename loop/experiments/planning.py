@@ -29,12 +29,12 @@ SMOLLM2_PARAMETERS = 134_515_008
 PROMPT_TOKENS = 150
 CORE_FLOPS, GPU_FLOPS = 2e10, 1e14  # per second, of a core and of a GPU
 STEP_S = 0.005  # the least that a token of a batch, or a step of training, takes
-GRADING_S = 0.15  # a solution, on one worker
-START_S = 10.0  # engines that start, per round
+GRADING_S = 0.01  # a solution, on one worker
+START_S = 20.0  # of a run, for its engines to start
 ASSUMED = (
     f"no round is finished yet, so time is a guess: {CORE_FLOPS / 1e9:g} GFLOP/s per core or {GPU_FLOPS / 1e12:g} TFLOP/s per "
     f"GPU, 2 FLOP per parameter and sampled token, 6 per trained one, {PROMPT_TOKENS} tokens per prompt, completions as long "
-    f"as they may be, {GRADING_S:g} s per solution graded and {START_S:g} s per round for engines that start"
+    f"as they may be, {GRADING_S:g} s per solution graded and {START_S:g} s per run for engines that start; what is shared is not taken off"
 )
 
 
@@ -139,7 +139,7 @@ class _Size:
         training = config.training
         steps = training.num_steps or math.ceil(self.num_sampled / training.batch_size) * (training.num_epochs or 1)
         row = PROMPT_TOKENS + config.sampling.max_new_tokens
-        total = START_S + sampled(self.num_sampled, config.sampling.max_new_tokens)
+        total = sampled(self.num_sampled, config.sampling.max_new_tokens)
         total += steps * max(STEP_S, 6 * parameters * training.batch_size * row / flops)
         for suite, number in self.suites:
             total += sampled(number, suite.max_new_tokens)
@@ -175,7 +175,7 @@ def _time(
             seconds = sizes[arm].seconds(machine)
         if seconds is None:
             return None, f"the model {sizes[arm].config.model.source} is not on this disk, so its size is not known"
-        total += seconds * rounds
+        total += seconds * rounds + (0.0 if every else START_S)
     num = sum(one["rounds_done"] for one in found)
     return total / machine.jobs, f"the {num} rounds that are finished" if every else ASSUMED
 

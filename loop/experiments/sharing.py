@@ -61,7 +61,7 @@ class Turn:
 
     def take_answers(self, planned: Sequence[Planned], lineage: Lineage) -> None:
         """Completions that are missing, and for an evaluation the verdicts on those that are the same."""
-        if self.entry is None:
+        if self.entry is None or self._has_all(planned, lineage):
             return
         with self._source() as source:
             theirs = self._take_completions(source, planned, lineage) if source else {}
@@ -159,6 +159,12 @@ class Turn:
             yield from rows()
         except (StoreError, ValueError, TypeError, LookupError) as error:
             self._refuse(str(error))
+
+    def _has_all(self, planned: Sequence[Planned], lineage: Lineage) -> bool:
+        corpus, wanted = self.session.corpus, {item.id for item in planned}
+        if lineage.evaluation_id is None:
+            return wanted <= corpus.existing_ids(lineage.run_id, lineage.round)
+        return wanted <= corpus.graded_ids(lineage.evaluation_id)
 
     def _take_completions(
         self, source: Corpus, planned: Sequence[Planned], lineage: Lineage
