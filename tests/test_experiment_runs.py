@@ -378,6 +378,11 @@ def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> No
 
 def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path, undisturbed: Path) -> None:
     path = write_experiment(tmp_path, THREE)
+    process = supervise(path, LOOP_FAKE_STEP_S="0.3")
+    until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL and alone(path)
+    assert {run["rounds_done"] for run in facts_of(path)["runs"]} == {0}, "its runs stop when it is gone"
     process = supervise(path, LOOP_FAKE_STEP_S="0.03")
     until(lambda: "begins" in output_of(path))
     assert "holds this run" in loopctl("run", path, code=75)
