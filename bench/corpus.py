@@ -1,7 +1,7 @@
 """The corpus at scale: durable appends beside raw SQLite, what a late round's selection takes, and growth to a million rows.
 
-`selecting` has its peak memory and two times: `seconds` until every selection has been gone through, and
-`storing_seconds` for storing them. `describing_seconds`: what the first selection in an older store takes more, once.
+`selecting`: `seconds` (and of the CPU, which a busy machine changes less) until every selection has been gone through, with the
+peak memory until then, and `storing_seconds` for storing them. `describing_seconds`: what the first selection in an older store takes more, once.
 
     python -m bench.corpus [--directory DIR] [--num NUM] [--pairs N]
 
@@ -135,7 +135,9 @@ def _growth(where: Path, small: Path, equal: Path, large: Path, num_pairs: int, 
         "appending": appending,
         "status": _ratio(num_pairs, lambda: _status(small), lambda: _status(large)),
         "reading_a_round": _ratio(num_pairs, lambda: _reading(equal), lambda: _reading(large)),
-        "reading_by_id": _ratio(num_pairs, lambda: _reading(equal, by_id=True), lambda: _reading(large, by_id=True)),
+        "reading_scattered_rows": _ratio(
+            num_pairs, lambda: _reading(equal, scattered=True), lambda: _reading(large, scattered=True)
+        ),
     }
 
 
@@ -153,7 +155,7 @@ def _status(config: Path) -> float:
     return time.perf_counter() - begun
 
 
-def _reading(config: Path, by_id: bool = False) -> float:
+def _reading(config: Path, scattered: bool = False) -> float:
     """The last round's texts in order of arrival, as collecting reads them; or those of 500 at a time, drawn at random from
     it, as removing near repeats does.
     """
@@ -162,13 +164,13 @@ def _reading(config: Path, by_id: bool = False) -> float:
     run = ledger.run()
     assert run is not None
     last = ledger.rounds(run.id)[-1].number
-    arrivals = [one.arrival for one in corpus.texts(run.id, last)] if by_id else []
+    arrivals = [one.arrival for one in corpus.texts(run.id, last)] if scattered else []
     random.Random(0).shuffle(arrivals)
     db.close()
     db = open_database(_database(config.parent), read_only=True)  # with nothing in its cache
     corpus = Corpus(db)
     begun = time.perf_counter()
-    if by_id:
+    if scattered:
         for start in range(0, len(arrivals), 500):
             corpus.texts_at(arrivals[start : start + 500])
     else:
@@ -229,11 +231,12 @@ def _selecting(corpus: Corpus, run_id: str, last: int, policy: AnyData) -> dict[
     begun = time.perf_counter()
     for one in past:
         earlier_of(session, one)
-    described = time.perf_counter()
+    described, cpu_s = time.perf_counter(), time.process_time()
     own, earlier = collected_of(session, last, False), [earlier_of(session, one) for one in past]
     chosen = choose(policy, own, earlier, corpus.test_verdicts, corpus.texts_at, run_id, last, 7)
     num_rows = sum(one.used for one in chosen.selections)
-    selected = time.perf_counter()
+    selected, cpu_s = time.perf_counter(), time.process_time() - cpu_s
+    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     names = [field.name for field in fields(Selection)]
     with contextlib.suppress(_Undone), transaction(corpus.db):
         rows = ((s.run_id, s.round, s.completion_id, s.position, s.used, s.reason) for s in chosen.selections)
@@ -243,6 +246,8 @@ def _selecting(corpus: Corpus, run_id: str, last: int, policy: AnyData) -> dict[
     return {
         "num_rows": num_rows,
         "seconds": round(selected - described, 2),
+        "cpu_seconds": round(cpu_s, 2),
+        "selecting_peak_mib": round(peak_mib),
         "storing_seconds": round(stored - selected, 2),
         "describing_seconds": round(described - begun, 2),
     }

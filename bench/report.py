@@ -217,10 +217,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         page = Path(directory) / "report.html"
         command = ("-m", "loop.cli.main", "report", "--config", str(config), "-o", str(page))
-        made = [seconds(options.where, *command)[0] for _ in range(2)]
+        made = [seconds(options.where, *command) for _ in range(2)]
         opened = opening_s(page, options.runs)
         print(f"{options.completions:,} completions, {options.rounds:,} rounds")
-        print(f"  made in       {made[0]:.1f} s, again {made[1]:.1f} s")
+        print(f"  made in       {' and '.join(f'{wall:.1f} s ({cpu:.1f} s of CPU)' for wall, cpu in made)}")
         print(f"  size          {page.stat().st_size / 1e6:.2f} MB")
         print(f"  opens in      {statistics.median(opened):.2f} s (slowest of {options.runs}: {max(opened):.2f} s)")
 

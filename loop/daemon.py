@@ -141,7 +141,9 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         log.keep(loaded.run_dir / "logs")
         metrics = stack.enter_context(metrics_of(config.watching))
         hooks = stack.enter_context(hooks_of(config.watching, log.line, loaded.base_dir))
-        trackers = stack.enter_context(trackers_of(config.watching, config.name, loaded.run_dir, log.line))
+        trackers = stack.enter_context(
+            trackers_of(config.watching, config.name, loaded.run_dir, log.line, lambda: stop.asked)
+        )
         around = Background(
             beating,
             wake,

@@ -23,7 +23,8 @@ from loop.hooks import end_guarded, start_guarded
 PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
 EXTRA = "pip install 'ssd-loop[trackers]'"
 TIMEOUT_S = 300.0  # for one tracker to take all rounds that it lacks
-END_S = 30.0  # for all of them, when the run ends by itself
+END_S = 60.0  # for all of them, when the run ends by itself; when it is stopped, so long:
+STOP_S = 5.0
 LOOK_S = 0.1
 ERROR_LENGTH = 300
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,9 +151,16 @@ def last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def trackers_of(
-    settings: Watching, name: str, run_dir: Path, say: Callable[[str, str], None]
+    settings: Watching,
+    name: str,
+    run_dir: Path,
+    say: Callable[[str, str], None],
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Trackers | None]:
-    """The trackers of a configuration while the block lasts; None if it has none. What is missing is said once."""
+    """The trackers of a configuration while the block lasts; None if it has none. What is missing is said once.
+
+    `stopped`: whether somebody waits for the end.
+    """
     if words := missing_in_words(settings.trackers):
         say("warning", words)
     there = [tracker for tracker in dict.fromkeys(settings.trackers) if tracker not in missing(settings.trackers)]
@@ -161,9 +169,9 @@ def trackers_of(
         return
     trackers = Trackers(there, run_dir, settings.project or name, say)
     trackers.look()  # whatever was not told before the last end
-    ended_by_itself = False
+    patience_s = 0.0
     try:
         yield trackers
-        ended_by_itself = True
+        patience_s = STOP_S if stopped() else END_S
     finally:
-        trackers.close(END_S if ended_by_itself else 0.0)
+        trackers.close(patience_s)

@@ -91,7 +91,7 @@ class Searching:
         found = query(self.db, sql, {**given, "limit": limit})
         sql = (
             "SELECT c.* FROM completions_fts AS f CROSS JOIN completions AS c ON c.arrival = f.rowid "
-            f"WHERE f.completions_fts MATCH :words AND f.rowid <= :indexed AND {where} "
+            f"WHERE f.completions_fts MATCH :words AND {where} "
             "ORDER BY f.rowid DESC LIMIT :limit"
         )
         if len(found) < limit:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 import random
+import tracemalloc
 from collections import Counter, defaultdict
 from typing import Any
 
@@ -211,3 +212,18 @@ def test_the_shortest_share() -> None:
     assert {one.candidate.id: one.why for one in found if one.why} == {
         "00": "among the shortest 25% (1 tokens)", "01": "among the shortest 25% (2 tokens)"
     }  # fmt: skip
+
+
+def test_memory_is_that_of_a_part_and_of_what_is_drawn() -> None:
+    rows = [CompletionText(sha256_of(n), sha256_of(n % 200), n, 5, "a\nb\n", n) for n in range(20_000)]
+    earlier = [earlier_round(collect(rows[1000:], {}, Collect(), 1), 1, True)]
+    own = collect(rows[:1000], {}, Collect(), 2)
+    for table, most_bytes in (({"type": "accumulate"}, 1_000_000), ({"type": "mix", "earlier": 0.1}, 1_500_000)):
+        policy = build_data(table, ("collect", "data"))
+        tracemalloc.start()
+        chosen = choose(policy, own, earlier, lambda ids: {}, lambda arrivals: {}, "run", 2, 7)
+        num_used = sum(one.used for one in chosen.selections)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert num_used == chosen.num_used and num_used in (20_000, 1111)
+        assert peak_bytes < most_bytes, "the whole of it takes twice as much and more"

@@ -30,6 +30,13 @@ EVIDENCE = {
     "rounds_so_far": 0,
     "splits": {"select": {"suite": "ones", "problems": [{"task_id": "a", "candidate": [1], "head": [0]}]}},
 }
+EXPERIMENT = """name = "temperatures"
+rounds = 1
+seeds = [1]
+[[arms]]
+name = "temperature"
+sampling.temperature = [0.8, 1.2]
+"""
 GIVEN_UP_S = 60.0
 UP_S = 2.0  # until Ctrl-C is pressed
 
@@ -63,6 +70,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     said = process(directory, "run")
     assert said.code == 0, said.err
     (directory / "stricter.toml").write_text(path.read_text().replace("min_gain = -0.9", "min_gain = 0.05"))
+    (directory / "temperatures.toml").write_text(EXPERIMENT)
+    said = process(directory, "experiment", "run", "temperatures.toml")
+    assert said.code == 0, said.err
     shutil.copy(directory / "ones.jsonl", directory / "problems.jsonl")
     completion = {"task_id": "ones/0", "completion": "def one_0():\n    return 1\n"}
     (directory / "completions.jsonl").write_text(json.dumps(completion) + "\n")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from markdown_it import MarkdownIt
-from test_cli_support import Loopctl, call, finished, process, write_configuration
+from test_cli_support import Loopctl, call, finished, write_configuration
 
 from loop import exporting
 from loop.cli.card import PAPER, block, card, facts_of, public, toml_text, words
@@ -39,6 +39,15 @@ HOSTILE = [
     "---\nmodel: other\n---",
     "\x1b[31m red \u202e right to left \u200b \ud800",
     "- item\n1. item\n> quote\n# heading",
+    "- item",
+    "+ item",
+    "1. item",
+    "12) item",
+    "> quote",
+    "# heading",
+    "=== ---",
+    "&#60;b&#62; &lt;i&gt; &amp;",
+    "mailto:me@example.org xmpp:me@example.org",
 ]
 
 
@@ -168,12 +177,6 @@ def test_the_model_libraries_stay_out(finished: Path) -> None:
     from test_cli_support import environment
 
     assert subprocess.run([sys.executable, "-c", words], env=environment(), check=False).returncode == 0
-
-
-def test_the_example_of_the_help(finished: Path) -> None:
-    text = process(finished, "export", "--help").out
-    example = re.search(r"Example: loopctl (export head .*?) --push", " ".join(text.split()))
-    assert example and process(finished, *example[1].split()).code == 0
 
 
 @pytest.mark.parametrize(
@@ -323,6 +326,21 @@ def test_nothing_foreign_becomes_markup(facts: dict[str, Any], hostile: str) -> 
     for token in tokens:
         columns[token.type] = columns.get(token.type, 0) + 1
     assert (columns["th_open"], len([t for t in tokens if t.type == "fence"])) == (12, 4)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_foreign_text_is_shown_as_it_is(hostile: str) -> None:
+    from loop.cli.text import safe
+
+    (opened, inline, closed) = MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(words(hostile))
+    assert opened.type == "paragraph_open" and closed.type == "paragraph_close"
+    assert inline.children is not None and {token.type for token in inline.children} <= {"text", "text_special"}
+    assert "".join(token.content for token in inline.children) == " ".join(safe(hostile).split())
+
+
+def test_plain_text_stays_readable() -> None:
+    reason = "pass@1 on ones (select, T 0.9): 0.458 -> 0.500, gain +0.042 [-0.200 +0.250] is under 1%"
+    assert words(reason) == reason.replace("[", "\\[").replace("]", "\\]")
 
 
 def test_a_fence_is_longer_than_any_in_it() -> None:

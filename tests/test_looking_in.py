@@ -159,6 +159,10 @@ def test_what_models_wrote_is_shown_as_text(finished: Path) -> None:
         assert "&lt;script&gt;alert(1)" in page or "alert" not in page
     (found,) = browse(store, "/loop/completions.json?_shape=objects&_search=onerror%3Dalert")
     assert [row["id"] for row in found["rows"]] == [hostile.id]
+    (found,) = browse(store, "/loop/corpus.json?_shape=objects&_search=onerror+chartreuse+OR")
+    assert found["rows"] == []
+    (found,) = browse(store, "/loop/corpus.json?_shape=objects&_search=onerror+nul")
+    assert [row["id"] for row in found["rows"]] == [hostile.id]
     (found,) = browse(store, "/loop/search.json?text=%3Cimg%20src%3Dx%20onerror%3Dalert(2)%3E%20%22quoted")
     assert len(rows(found)) == 1 and "⟨" in rows(found)[0]["found"]
 
@@ -197,22 +201,23 @@ def test_it_may_be_open_while_a_daemon_writes(finished: Path) -> None:
     db.close()
 
 
-@pytest.mark.parametrize("form", ["json", "parquet"])
-def test_the_exported_corpus_opens_in_datasets(finished: Path, call: Loopctl, tmp_path: Path, form: str) -> None:
+def test_the_exported_corpus_opens_in_datasets(finished: Path, call: Loopctl, tmp_path: Path) -> None:
     more = store_hostile(finished / ".loop")
-    file = finished / f"corpus.{'jsonl' if form == 'json' else form}"
-    assert call("corpus", "export", "--format", file.suffix[1:], str(file)).code == 0
+    files = {"json": finished / "corpus.jsonl", "parquet": finished / "corpus.parquet"}
+    for file in files.values():
+        assert call("corpus", "export", "--format", file.suffix[1:], str(file)).code == 0
     code = (
         "import sys, json; from datasets import load_dataset\n"
-        "found = load_dataset(sys.argv[1], data_files=sys.argv[2], split='train', cache_dir=sys.argv[3])\n"
-        "print(json.dumps([dict(row) for row in found], default=str))"
+        "found = [load_dataset(form, data_files=file, split='train', cache_dir=sys.argv[1] + form)\n"
+        "         for form, file in json.loads(sys.argv[2]).items()]\n"
+        "print(json.dumps([[dict(row) for row in one] for one in found], default=str))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, form, str(file), str(tmp_path / "cache")],
+        [sys.executable, "-c", code, str(tmp_path / "cache"), json.dumps({k: str(file) for k, file in files.items()})],
         capture_output=True, text=True, env=environment(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path / "home")),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads(done.stdout)
+    by_json, found = json.loads(done.stdout)
     db = open_database(finished / ".loop" / "loop.db", read_only=True)
     stored = query(db, "SELECT * FROM completions WHERE evaluation_id IS NULL ORDER BY arrival")
     assert [row["id"] for row in found] == [row["id"] for row in stored] and len(found) == 33
@@ -234,3 +239,4 @@ def test_the_exported_corpus_opens_in_datasets(finished: Path, call: Loopctl, tm
             assert row[key] == completion[key], key
         assert row["used"] is (None if row["id"] == more.id else True)
     assert found[-1]["messages"][1]["content"].endswith(HOSTILE.replace("\ud83d", "\ufffd"))
+    assert [{key: row[key] for key in found[0]} for row in by_json] == found

@@ -48,7 +48,7 @@ def experiment() -> dict[str, Any]:
             change = slope * number
             lines.append(
                 {"arm": arm, "round": number, "num_seeds": 3, "pass@1": 0.4 + change, "pass@1_interval": [0.36 + change, 0.44 + change],
-                 "pass@k": {"pass@1": 0.4 + change, "pass@4": 0.6}, "change": change, "change_interval": [change - 0.01, change + 0.01],
+                 "pass@k": {"1": 0.4 + change, "4": 0.6}, "change": change, "change_interval": [change - 0.01, change + 0.01],
                  "change_by_seed": [change] * 3, "num_kept": number / 2, "distinct_rate": 0.8 - change, "mean_tokens": 40.0, "spread": 0.3}
             )  # fmt: skip
     words = "mix beats replace at round 4 by 4.0pp, 95% interval 0.4 to 7.6"
@@ -66,8 +66,8 @@ def experiment() -> dict[str, Any]:
         "suite": "ones", "decoding": {"temperature": 0.7, "top_p": 0.95}, "lines": lines, "comparisons": [compared | {"words": words}],
         "num_comparisons": 1, "correction": "One comparison; nothing to correct.",
         "runs": [{"arm": arm, "seed": seed, "state": "idle", "rounds_done": 4, "rounds": 4, "run_dir": f"data/{arm}/seed-{seed}",
-                  "error": None, "spent_s": {"sampling": 3.0, "training": 60.0}} for arm in ARMS for seed in (1, 2, 3)],
-        "shared": [{"stage": "sampling", "round": 1, "ran_in": {"arm": "replace", "seed": 1}, "used_by": [{"arm": "mix", "seed": 1}]}],
+                  "error": None, "reason": None, "spent_s": {"sampling": 3.0, "training": 60.0}} for arm in ARMS for seed in (1, 2, 3)],
+        "state": "done", "shared": [{"stage": "sampling", "what": "512 completions", "round": 1, "ran_in": {"arm": "replace", "seed": 1}, "used_by": [{"arm": "mix", "seed": 1}]}],
     }  # fmt: skip
 
 
@@ -384,7 +384,7 @@ def test_an_experiment(chromium: Any, tmp_path: Path) -> None:
         "mix beats replace at round 4 by 4.0pp",
         "3 arms",
         "replace, seed 1",
-        "collect.data = type = mix",
+        'collect.data.type = "mix"',
     ):
         assert words in text, words
     shown.check(path)

@@ -173,6 +173,8 @@ def test_what_every_answer_says_to_browsers(served: Served) -> None:
         assert answer.getheader("Referrer-Policy") == "no-referrer"
         assert answer.getheader("Cache-Control") == "no-store"
         assert "frame-ancestors 'none'" in answer.getheader("Content-Security-Policy")
+        policy = answer.getheader("Content-Security-Policy")
+        assert "default-src 'none'" in policy and "unsafe" not in policy and ("script-src" in policy) == (path == "/")
         assert answer.getheader("Server") is None
         assert not [name for name, _ in answer.getheaders() if name.lower().startswith("access-control")]
 
@@ -236,6 +238,7 @@ def test_a_round_in_another_process_is_followed_to_its_end(tmp_path: Path) -> No
         assert json.loads(served.ask("/status.json").body)["last_decision"]["round"] == 2
 
 
+@pytest.mark.slow
 def test_an_experiment_is_shown_from_before_it_begins(tmp_path: Path) -> None:
     arms = 'name = "arms"\nrounds = 1\nseeds = [1]\n[[arms]]\nname = "plain"\n[[arms]]\nname = "other"\ntraining.num_steps = 2\n'
     path = write_experiment(tmp_path, arms)
@@ -424,6 +427,17 @@ def test_news_reach_all_who_listen_and_nothing_stays() -> None:
         assert [item async for item in streams[2]] in ([], [news[0]])
         assert shown.num_listeners == 0
         watching.cancel()
+
+    asyncio.run(listen())
+
+
+def test_a_silent_stream_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loop.serve.live.KEEP_ALIVE_S", 0.02)
+
+    async def listen() -> None:
+        stream = live(Made()).events()
+        assert [(await anext(stream))[:3] for _ in range(3)] == ["id:", ": s", ": s"]
+        await stream.aclose()
 
     asyncio.run(listen())
 

@@ -177,3 +177,12 @@ def test_samples_search_is_the_same_with_the_index(finished: Path, call: Loopctl
     conn.close()
     assert [call("samples", "--search", text, "--limit", "99", "--json").json for text in wanted] == with_index
     assert with_index[0] == with_index[1] != []
+
+
+def test_doctor_says_that_full_text_search_is_missing(call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    import store.db
+
+    answers = {"sqlite_version": "3.40.1", "fts5": 0}
+    monkeypatch.setattr(store.db, "scalar", lambda db, sql: next(found for key, found in answers.items() if key in sql))
+    (line,) = [one for one in call("doctor", "--json").json["checks"] if one["name"] == "sqlite"]
+    assert line["verdict"] == "fail" and "FTS5" in line["detail"] and line["remedy"]

@@ -291,6 +291,18 @@ def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: py
     trackers.close()
 
 
+@pytest.mark.parametrize(("stopped", "told"), [(False, True), (True, False)])
+def test_a_run_that_ends_by_itself_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool, told: bool
+) -> None:
+    monkeypatch.setattr(trackers_module, "STOP_S", 0.1)
+    monkeypatch.setattr(trackers_module, "PACKAGES", {"mlflow": ("pytest",)})
+    telling(monkeypatch, "import time; time.sleep(1.5); open('told', 'w')")
+    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Lines(), lambda: stopped) as trackers:
+        assert trackers is not None
+    assert (tmp_path / "told").exists() == told
+
+
 def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('no\\x1b[31m server ' + 'x' * 1000)")
     said = Lines()

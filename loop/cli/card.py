@@ -65,7 +65,7 @@ def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Jso
         "base": _base(found, base),
         "state": answer["state"],
         "decision": decision_of(decision),
-        "detectable": _detectable(decision.gates if decision else []),
+        "detectable": _detectable(decision.gates if decision else [], run.config),
         "lineage": [by_number[one] for one in lineage(found, number)],
         "suites": answer["suites"],
         "training": answer["training"],
@@ -157,10 +157,11 @@ def _licence(readme: Path) -> str | None:
     return found if isinstance(found, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", found) else None
 
 
-def _detectable(gates: list[Json]) -> list[Json]:
+def _detectable(gates: list[Json], config: Json) -> list[Json]:
+    power = next((gate["power"] for gate in config["decide"]["gates"] if "power" in gate), 0.8)
     wanted = ("metric", "smallest_detectable_gain", "num_problems", "num_samples", "level")
     found = [gate["figures"] for gate in gates if "smallest_detectable_gain" in gate["figures"]]
-    return [{key: figures.get(key) for key in wanted} for figures in found]
+    return [{key: figures.get(key) for key in wanted} | {"power": power} for figures in found]
 
 
 def _sandboxes(found: Reader, row: Checkpoint) -> list[str]:
@@ -192,11 +193,16 @@ def card(facts: Json, *, merged: bool) -> str:
 
 
 def words(text: object) -> str:
-    """Foreign text inside a line: no character of it is markup, and none moves a cursor."""
+    """Foreign text inside a line: no character of it is markup, none makes a link, and none moves a cursor."""
     line = " ".join(safe(text).split())
-    return re.sub(
-        r"[<>&\"'@:]", lambda found: f"&#{ord(found[0])};", re.sub(r"([\\`*_{}\[\]()#+.!|~$=^-])", r"\\\1", line)
-    )
+    line = re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", line)
+    marks = r"[<&]|^>|:(?=//)|(?<=mailto):|@(?=[a-z])|(?<=www)\."
+    line = re.sub(marks, lambda found: _entities(found[0]), line, flags=re.IGNORECASE)
+    return re.sub(r"^(?:[-+=]|\d+(?=[.)]))", lambda found: _entities(found[0]), line)  # would begin a list or a heading
+
+
+def _entities(text: str) -> str:
+    return "".join(f"&#{ord(one)};" for one in text)
 
 
 def block(text: str, language: str = "") -> str:
@@ -388,7 +394,7 @@ def _figures(facts: Json) -> list[str]:
     for seen in facts["detectable"]:
         lines.append(
             f"**What could not have been seen**: a gain in {words(seen['metric'])} under {rate(seen['smallest_detectable_gain'])} "
-            f"on these {seen['num_problems']} problems with {count(seen['num_samples'] or 0, 'sample')} each, with 80% power "
+            f"on these {seen['num_problems']} problems with {count(seen['num_samples'] or 0, 'sample')} each, with {seen['power']:.0%} power "
             f"at level {seen['level']:.3g}."
             if seen["smallest_detectable_gain"] < 1
             else "**What could not have been seen**: with so few problems, no gain of any size is certain to be noticed."

@@ -64,7 +64,7 @@ def export_command(form: str, file: str) -> None:
     \b
     Examples:
       loopctl corpus export --format parquet corpus.parquet
-      loopctl corpus export --format jsonl - | head -1
+      loopctl corpus export --format jsonl - > corpus.jsonl
     """
     from loop.cli.view import reader
 

@@ -105,7 +105,12 @@ def _python() -> Line:
 def _sqlite() -> Line:
     from store.db import Database, scalar
 
-    version = str(scalar(Database(memory=True), "SELECT sqlite_version()"))
+    db = Database(memory=True)
+    version = str(scalar(db, "SELECT sqlite_version()"))
+    if not scalar(db, "SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'"):
+        return Line(
+            "sqlite", "fail", f"{version} without FTS5", "use a Python whose SQLite has it, such as python.org's"
+        )
     if (3, 7, 0) <= tuple(map(int, version.split(".")[:3])) <= (3, 51, 2):
         version += " (its WAL-reset race needs two writers; a run has one)"
     return Line("sqlite", "ok", version)

@@ -1,4 +1,4 @@
-"""`loopctl experiment run | start | status | stop`: rounds under different settings and seeds, side by side."""
+"""`loopctl experiment run | start | status | stop | report`: rounds under different settings and seeds, side by side."""
 
 from __future__ import annotations
 
@@ -177,6 +177,24 @@ def status_command(file: Path) -> None:
         print_json(facts)
         return
     _show(facts)
+
+
+@experiment_command.command("report")
+@file_argument
+@click.option("-o", "page", metavar="FILE.html", help="Default: report.html in the experiment's directory.")
+@shared_options
+def report_command(file: Path, page: str | None) -> None:
+    """Write the experiment as one page that opens from disk without a network, and print where it is.
+
+    \b
+    Examples:
+      loopctl experiment report temperatures.toml
+    """
+    from loop.cli.report import experiment_of, tell, write_page
+    from loop.report.facts import facts_of_experiment
+
+    experiment = experiment_of(file)
+    tell(write_page(facts_of_experiment(experiment), Path(page) if page else experiment.directory / "report.html"))
 
 
 def _load(file: Path, whole: bool = False) -> Experiment:

@@ -24,7 +24,7 @@ def _which(_context: click.Context, _parameter: click.Parameter, value: str) -> 
     return value
 
 
-@click.command("export", epilog="Example: loopctl export head exported/my-model --push me/my-model --private")
+@click.command("export")
 @click.argument("which", metavar="ROUND|head|base", callback=_which)
 @click.argument("directory", metavar="DIR")
 @click.option("--merge", is_flag=True, help="Write an adapter as whole weights, merged into its base.")
@@ -36,7 +36,13 @@ def _which(_context: click.Context, _parameter: click.Parameter, value: str) -> 
 def export_command(which: str, directory: str, merge: bool, repo: str | None, private: bool) -> None:
     """Write a checkpoint as a Hugging Face model directory: weights, tokenizer, decoding settings, a model card with figures.
 
-    DIR must be new or empty. With --push the same command may be repeated: what is there already stays as it is.
+    DIR must be new or empty. With --push the same command may be repeated: what is there already stays as it is,
+    as in `loopctl export head exported/my-model --push me/my-model --private`.
+
+    \b
+    Examples:
+      loopctl export head exported/my-model
+      loopctl export base exported/base
     """
     from loop import exporting
 

@@ -10,9 +10,10 @@ import click
 from loop.cli.call import print_json, shared_options, the_call
 from loop.cli.files import opened
 from loop.cli.text import safe
-from loop.errors import UsageError
+from loop.errors import LoopError, UsageError
 
 if TYPE_CHECKING:
+    from loop.experiments.file import Experiment
     from loop.report.charts import Figure
     from store.records import Json
 
@@ -50,18 +51,18 @@ def plot_command(file: str, name: str | None, experiment: str | None) -> None:
     Examples:
       loopctl plot -o pass1.svg
       loopctl plot -o training.png --figure training
+      loopctl plot -o arms.svg --experiment temperatures.toml
     """
     from loop.cli.view import reader
     from loop.report.charts import figures
+    from loop.report.facts import facts_of_experiment, run_facts
 
     path = Path(file)
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError(f"{safe(file)}: is neither .svg nor .png; name the file so")
     if experiment is not None:
-        facts = facts_of_experiment(experiment)
+        facts = facts_of_experiment(experiment_of(experiment))
     else:
-        from loop.report.facts import run_facts
-
         place = the_call().place()
         with reader(place.run_dir):
             facts = run_facts(place)
@@ -91,9 +92,14 @@ def drawn(figure: Figure, suffix: str) -> bytes:
     return str(vl_convert.vegalite_to_svg(specification)).encode()
 
 
-def facts_of_experiment(file: str) -> Json:
-    """The facts of the experiment that a file describes."""
-    raise NotImplementedError(file)
+def experiment_of(file: str | Path) -> Experiment:
+    """The experiment that a file describes; LoopError if nothing of it was run."""
+    from loop.experiments.file import load_experiment
+
+    experiment = load_experiment(Path(file))
+    if not experiment.directory.is_dir():
+        raise LoopError(f"{experiment.directory}: nothing was run yet; `loopctl experiment run {file}` begins it")
+    return experiment
 
 
 def write_page(facts: Json, path: Path) -> Json:

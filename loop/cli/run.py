@@ -51,7 +51,9 @@ def run_command(rounds: int | None) -> None:
 
         with (
             open_session(loaded, watch) as session,
-            trackers_of(loaded.config.watching, loaded.config.name, loaded.run_dir, say) as trackers,
+            trackers_of(
+                loaded.config.watching, loaded.config.name, loaded.run_dir, say, lambda: stop.asked
+            ) as trackers,
             commanded(loaded, stop, wake),
         ):
 

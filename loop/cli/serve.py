@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -29,8 +30,13 @@ def serve_command(host: str, port: int, token: str | None, file: Path | None) ->
     \b
     Examples:
       loopctl serve --port 0     # until Ctrl-C
-      loopctl serve --port 0 --host 0.0.0.0     # for others, with a token; until Ctrl-C
+      loopctl serve --port 0 --experiment temperatures.toml     # until Ctrl-C
     """
+    with contextlib.suppress(KeyboardInterrupt):  # also while it starts
+        _serve(host, port, token, file)
+
+
+def _serve(host: str, port: int, token: str | None, file: Path | None) -> None:
     from loop.report import page
     from loop.serve.live import Live
     from loop.serve.server import address, is_for_this_machine_only, listen, new_token, serve

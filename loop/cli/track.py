@@ -23,7 +23,7 @@ def _project(_context: click.Context, _parameter: click.Parameter, value: str | 
     return value
 
 
-@click.command("track", epilog="Example: loopctl track mlflow")
+@click.command("track")
 @click.argument("names", metavar="[TRACKER]...", nargs=-1, type=click.Choice(["trackio", "wandb", "mlflow"]))
 @click.option("--project", metavar="NAME", callback=_project, help="Default: watching.project, then the run's name.")
 @shared_options
@@ -31,6 +31,10 @@ def track_command(names: tuple[str, ...], project: str | None) -> None:
     """Send the rounds that a tracker lacks: of a run that is over, or after something went wrong.
 
     Without a name: those of watching.trackers. A tracker that has all rounds is left as it is.
+
+    \b
+    Examples:
+      loopctl track mlflow
     """
     from loop.trackers import EXTRA, environment, last_line, missing, tracking_command
     from store.errors import NoStore

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
-from loop.cli.text import duration, interval, rate, signed
+from loop.cli.text import count, decoding_words, duration, interval, rate, signed
 from store.records import STAGES, Json
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched from there
@@ -140,14 +139,6 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
                 "encoding": {"y": {**y, "field": "base"}},
             }
         )
-    if any(point.get("low") is not None for point in values):
-        layers.append(
-            {
-                "transform": [{"filter": "isValid(datum.low)"}],
-                "mark": {"type": "rule", "strokeWidth": 1 if many else 1.6, "opacity": 0.45 if many else 0.7},
-                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
-            }
-        )
     layers.append(
         {
             "data": {"values": [point for point in head if point["value"] is not None]},
@@ -155,6 +146,14 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
             "encoding": {"x": x, "y": y, "color": colour},
         }
     )
+    if any(point.get("low") is not None for point in values):
+        layers.append(
+            {
+                "transform": [{"filter": "isValid(datum.low)"}],
+                "mark": {"type": "rule", "strokeWidth": 1 if many else 2, "opacity": 0.45 if many else 0.8},
+                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
+            }
+        )
     layers.append(
         {
             "mark": {"type": "point", "filled": True, "size": 28 if many else 60, "opacity": 1},
@@ -193,38 +192,52 @@ def differences(points: Sequence[Json], title: str) -> Json:
 
 
 def lines(
-    points: Sequence[Json], title: str, *, form: str | None = None, zero: bool = False, step: bool = False,
-    order: Sequence[str] | None = None, x_title: str = "round", dots: bool = True,
-) -> Json:  # fmt: skip
-    """A line per series. A point has `round`, `who` and `value`, and `low` and `high` where there is a band."""
+    points: Sequence[Json],
+    title: str,
+    *,
+    form: str | None = None,
+    zero: bool = False,
+    order: Sequence[str] | None = None,
+    dots: bool = True,
+) -> Json:
+    """A line per series. A point has `round`, `who` and `value`, and `low` and `high` where there is an interval.
+
+    One series with intervals has a band; of several the intervals stand side by side, as bands would hide each other.
+    """
     values = [point for point in points if point["value"] is not None]
     names = list(order or dict.fromkeys(point["who"] for point in values))
     num = int(max([point["round"] for point in points], default=1))
-    x, y = {**_rounds(num), "title": x_title}, _y(title, form=form, zero=zero)
-    colour = {"field": "who", "type": "nominal", "title": None,
-              "scale": {"domain": names, "range": [SERIES[n % len(SERIES)] for n in range(len(names))]}}  # fmt: skip
-    tooltip = [
-        {"field": "who", "title": "of"},
-        {"field": "round"},
-        {"field": "value", "format": ".4~f", "title": title},
+    intervals = any(point.get("low") is not None for point in values)
+    band = intervals and (len(names) == 1 or num > 30)
+    apart = min(0.1, 0.5 / len(names)) if intervals and not band else 0.0
+    values = [
+        {**point, "at": point["round"] + apart * (names.index(point["who"]) - (len(names) - 1) / 2)} for point in values
     ]
-    banded = any(point.get("low") is not None for point in values)
-    if banded:
-        tooltip += [
-            {"field": "low", "title": "from", "format": ".4~f"},
-            {"field": "high", "title": "to", "format": ".4~f"},
-        ]
-    shape = "step-after" if step else "linear"
-    mark: Json = {"type": "line", "interpolate": shape, "strokeWidth": 2}
+    x, y = {**_rounds(num), "field": "at"}, _y(title, form=form, zero=zero)
+    if apart:
+        x["scale"] = {**x["scale"], "domain": [-0.3, num + 0.5]}
+    scale = {"domain": names, "range": [SERIES[n % len(SERIES)] for n in range(len(names))]}
+    colour = {"field": "who", "type": "nominal", "title": None, "scale": scale}
+    tooltip: list[Json] = [{"field": "who", "title": "of"}, {"field": "round"}]
+    tooltip += [{"field": "value", "format": ".4~f", "title": title or "value"}]
+    mark: Json = {"type": "line", "strokeWidth": 2}
     if dots:
         mark["point"] = {"filled": True, "size": 18 if num > 60 else 36}
-    band: Json = {
-        "transform": [{"filter": "isValid(datum.low)"}],
-        "mark": {"type": "area", "opacity": 0.14, "interpolate": shape},
-        "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
-    }
-    line = {"mark": mark, "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}}
-    return {"data": {"values": values}, "layer": [*([band] if banded else []), line]}
+    layers: list[Json] = [{"mark": mark, "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}}]
+    if intervals:
+        tooltip += [
+            {"field": name, "title": word, "format": ".4~f"} for name, word in (("low", "from"), ("high", "to"))
+        ]
+        shape = {"type": "area", "opacity": 0.14} if band else {"type": "rule", "strokeWidth": 1.4, "opacity": 0.55}
+        layers.insert(
+            0,
+            {
+                "transform": [{"filter": "isValid(datum.low)"}],
+                "mark": shape,
+                "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour},
+            },
+        )
+    return {"data": {"values": values}, "layer": layers}
 
 
 def bars(points: Sequence[Json], title: str, order: Sequence[str], form: str = "~s") -> Json:
@@ -659,16 +672,8 @@ def _arms(facts: Json) -> list[str]:
 
 
 def _yardstick(facts: Json) -> str:
-    decoding = facts.get("decoding")
-    words = decoding if isinstance(decoding, str) else _decoding(decoding)
-    seeds = len(facts["seeds"])
-    return f"{facts['suite']}{f', {words}' if words else ''}, {seeds} {'seed' if seeds == 1 else 'seeds'} an arm"
-
-
-def _decoding(settings: Any) -> str:
-    from loop.cli.text import decoding_words
-
-    return decoding_words(settings)
+    words = decoding_words(facts["decoding"])
+    return f"{facts['suite']}{f', {words}' if words else ''}, {count(len(facts['seeds']), 'seed')} an arm"
 
 
 def _with_ends(points: Sequence[Json], sign: bool) -> tuple[list[str], list[list[str]]]:
@@ -706,13 +711,12 @@ def _arms_pass1(facts: Json) -> Figure | None:
 
 
 def _arms_pass_at_k(facts: Json) -> Figure | None:
-    keys = sorted({key for line in facts["lines"] for key in line.get("pass@k") or {} if key != "pass@1"},
-                  key=lambda key: int(key.removeprefix("pass@")))  # fmt: skip
+    keys = sorted({int(k) for line in facts["lines"] for k in line["pass@k"]} - {1})
     panels, table = [], []
-    for key in keys:
+    for k in keys:
+        key = f"pass@{k}"
         points = [
-            {"round": line["round"], "who": line["arm"], "value": (line.get("pass@k") or {}).get(key)}
-            for line in facts["lines"]
+            {"round": line["round"], "who": line["arm"], "value": line["pass@k"].get(str(k))} for line in facts["lines"]
         ]
         if _any(points):
             panels.append({"title": key, **lines(points, key, form=".3~f", order=_arms(facts))})
@@ -728,7 +732,7 @@ def _arms_signals(facts: Json) -> Figure | None:
         ("distinct_rate", "different answers (share)", ".3~f"),
         ("spread", "spread", ".3~f"),
         ("mean_tokens", "mean length (tokens)", "~s"),
-        ("num_kept", "rounds kept, mean over seeds", ".3~f"),
+        ("num_kept", "seeds that kept this round", "d"),
     ):
         points = [{"round": line["round"], "who": line["arm"], "value": line.get(key)} for line in facts["lines"]]
         if _any(points):
@@ -749,7 +753,7 @@ def _comparisons(facts: Json) -> Figure | None:
     if not points:
         return None
     rows = [[p["label"], signed(p["value"]), _ends(p["low"], p["high"], True), p["clear"]] for p in points]
-    about = f"{_yardstick(facts)}. Paired by problem and seed. {facts.get('correction') or ''}"
+    about = f"{_yardstick(facts)}. Paired by problem and seed. {facts['correction']}"
     return Figure(
         "comparisons", "Arms compared", about, [forest(points, "difference in pass@1")],
         ["arms", "difference", "interval", ""], rows,

@@ -22,6 +22,7 @@ from store.records import Checkpoint, Json, Round
 
 if TYPE_CHECKING:
     from loop.configfile import LoadedConfig
+    from loop.experiments.file import Experiment
 
 MOST_LOSSES = 4000  # points of the training curve; more are averaged over neighbours
 
@@ -38,6 +39,14 @@ def run_facts(loaded: LoadedConfig | Place) -> Json:
     except NoStore:
         status = no_run(place.run_dir, place.name)
         return _frame(status, place) | {"created_at": None, "rounds": [], "suites": []}
+
+
+def facts_of_experiment(experiment: Experiment) -> Json:
+    """The facts of an experiment's page; see `loop.experiments.facts`."""
+    from loop.cli.main import version
+    from loop.experiments.facts import experiment_facts
+
+    return {"kind": "experiment", "version": version(), **experiment_facts(experiment)}
 
 
 def _frame(status: Json, place: Place) -> Json:

@@ -163,18 +163,27 @@ def _template(name: str) -> Any:
         "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
         "short": lambda sha256: (sha256 or "-")[:12],
         "plain": _plain,
+        "flat": _flat,
     }
     environment.globals |= {"diagnosis_words": _diagnosis_words}
     return environment.get_template(name)
 
 
 def _plain(value: Any) -> str:
-    """A setting in a line."""
+    """A setting as loop.toml would have it."""
     if isinstance(value, dict):
-        return ", ".join(f"{key} = {_plain(entry)}" for key, entry in value.items()) or "-"
+        return "{ " + ", ".join(f"{key} = {_plain(entry)}" for key, entry in value.items()) + " }"
     if isinstance(value, list):
-        return ", ".join(map(_plain, value)) or "-"
-    return "-" if value is None else {True: "yes", False: "no"}.get(value, str(value)) if isinstance(value, bool) else str(value)  # fmt: skip
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _flat(table: Json, *above: str) -> list[tuple[str, Any]]:
+    """Settings by their dotted names."""
+    found: list[tuple[str, Any]] = []
+    for key, value in table.items():
+        found += _flat(value, *above, key) if isinstance(value, dict) else [(".".join((*above, key)), value)]
+    return found
 
 
 def _diagnosis_words(found: Json) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import ipaddress
 import secrets
@@ -96,9 +97,8 @@ def serve(live: Live, listener: socket.socket, host: str, token: str | None, pol
         await server.serve(sockets=[listener])
 
     try:
-        asyncio.run(run())
-    except KeyboardInterrupt:
-        pass
+        with contextlib.suppress(KeyboardInterrupt):  # likewise
+            asyncio.run(run())
     finally:
         signal.signal(signal.SIGTERM, before)
         listener.close()

@@ -85,10 +85,9 @@ class ExperimentSource:
         return Mark(history, tuple(one.pulse for one in marks))
 
     def facts(self) -> Json:
-        from loop.cli.main import version
-        from loop.experiments.facts import experiment_facts
+        from loop.report.facts import facts_of_experiment
 
-        return experiment_facts(self.experiment) | {"kind": "experiment", "version": version()}
+        return facts_of_experiment(self.experiment)
 
     def status(self) -> Json:
         from loop.experiments.facts import experiment_facts

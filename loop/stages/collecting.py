@@ -177,7 +177,7 @@ class _InOrder(Iterable[Selection]):
             own[part_of(candidate.prompt_id)].append(place(candidate))
         position = 0
         for part in range(PARTS):
-            places = own[part]
+            places, own[part] = own[part], []  # of one part at a time
             for packed in self.earlier:
                 places += packed.places(part)
             places.sort()
