@@ -276,8 +276,18 @@ def test_weights_stay_for_others_until_all_are_past_that_round(begun: Experiment
         supervisor._prune()
         return len(list(shared.glob("*.weights")))
 
+    assert running.rounds_kept(begun) == {
+        "replace/seed-1": 2, "accumulate/seed-1": 1, "mix/seed-1": 1, "strict/seed-1": 2,
+    }  # fmt: skip
     assert after([2, 1, 0, 2]) == 1
     assert after([2, 1, 1, 2]) == 0
+
+
+def test_shared_weights_go_when_the_disk_gets_short(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(begun, Machine(1), lambda text: None, Stop(at_once=False))
+    monkeypatch.setattr(running.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, -1))  # type: ignore[attr-defined]
+    supervisor._prune()
+    assert not list((begun.directory / "shared").glob("*.weights"))
 
 
 def test_a_dry_run_says_how_much_there_is_and_what_is_shared(tmp_path: Path) -> None:
