@@ -132,7 +132,7 @@ class Turn:
     def made_weights(self, weights: Path, **where: object) -> None:
         """`done` for a checkpoint, which also stays where other runs find it when this one lets it go."""
         if self.key is not None and self.session.shared is not None and self.took is None:
-            self.session.shared.keep(self.key, weights)
+            self.session.shared.keep(self.key, self.number, weights)
             self.done(**where)
 
     # How it is taken
