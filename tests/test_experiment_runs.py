@@ -28,6 +28,7 @@ from loop.experiments.file import Experiment, ExperimentRun, load_experiment
 from loop.experiments.planning import plan_of
 from loop.experiments.registry import MEMBERSHIP, registry_of
 from loop.experiments.running import Machine, Supervisor, machine_for, prepare
+from loop.heartbeat import holder
 from loop.round import run_round
 from loop.session import Session, open_session
 from loop.stopping import Stop
@@ -394,7 +395,7 @@ def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path
     assert process.wait(60) == -signal.SIGKILL and alone(path)
     assert {run["rounds_done"] for run in facts_of(path)["runs"]} == {0}, "its runs stop when it is gone"
     process = supervise(path, LOOP_FAKE_STEP_S="0.03")
-    until(lambda: "begins" in output_of(path))
+    until(lambda: holder(path.parent / "policies") == process.pid)
     assert "holds this run" in loopctl("run", path, code=75)
     until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
     assert facts_of(path)["state"] == "running"
