@@ -31,6 +31,7 @@ from loop.experiments.planning import plan_of
 from loop.experiments.registry import MEMBERSHIP, registry_of
 from loop.experiments.running import Machine, Supervisor, machine_for, prepare
 from loop.experiments.sharing import Turn
+from loop.heartbeat import holder
 from loop.round import run_round
 from loop.session import Session, open_session
 from loop.stopping import Stop
@@ -347,8 +348,27 @@ def test_weights_stay_for_others_until_all_are_past_that_round(begun: Experiment
         supervisor._prune()
         return len(list(shared.glob("*.weights")))
 
+    assert running.rounds_kept(begun) == {
+        "replace/seed-1": 2, "accumulate/seed-1": 1, "mix/seed-1": 1, "strict/seed-1": 2,
+    }  # fmt: skip
     assert after([2, 1, 0, 2]) == 1
     assert after([2, 1, 1, 2]) == 0
+
+
+def test_shared_weights_go_when_the_disk_gets_short(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(begun, Machine(1), lambda text: None, Stop(at_once=False))
+    monkeypatch.setattr(running.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, -1))  # type: ignore[attr-defined]
+    supervisor._prune()
+    assert not list((begun.directory / "shared").glob("*.weights"))
+
+
+def test_an_arm_that_was_taken_out_of_the_file_is_in_nobodys_way(begun: Experiment) -> None:
+    text = begun.path.read_text()
+    begun.path.write_text(text.replace('[[arms]]\nname = "replace"\n', ""))
+    left = load_experiment(begun.path)
+    assert len(left.runs) == 3
+    Supervisor(left, Machine(1), lambda text: None, Stop(at_once=False))._prune()
+    assert not list((begun.directory / "shared").glob("*.weights"))
 
 
 def test_a_dry_run_says_how_much_there_is_and_what_is_shared(tmp_path: Path) -> None:
@@ -449,8 +469,13 @@ def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> No
 
 def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path, undisturbed: Path) -> None:
     path = write_experiment(tmp_path, THREE)
+    process = supervise(path, LOOP_FAKE_STEP_S="0.3")
+    until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL and alone(path)
+    assert {run["rounds_done"] for run in facts_of(path)["runs"]} == {0}, "its runs stop when it is gone"
     process = supervise(path, LOOP_FAKE_STEP_S="0.03")
-    until(lambda: "begins" in output_of(path))
+    until(lambda: holder(path.parent / "policies") == process.pid)
     assert "holds this run" in loopctl("run", path, code=75)
     until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
     assert facts_of(path)["state"] == "running"

@@ -4,12 +4,14 @@ import copy
 import functools
 import http.server
 import json
+import random
 import re
 import shutil
 import sqlite3
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from test_cli_support import Loopctl, call, finished, finished_run, process, wri
 from loop.cli.call import Place
 from loop.report import charts
 from loop.report.facts import run_facts
+from loop.report.gains import paired
 from loop.report.page import as_json, body, made_visible, render, visible
+from policies.statistics import paired_gain
 
 __all__ = ["call", "finished"]
 CHROMIUM = shutil.which("chromium")
@@ -167,6 +171,18 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
         page = render(facts_of(directory))
         assert "<h1>small" in page, step
     conn.close()
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 10])
+@pytest.mark.parametrize("num_problems", [1, 14, 15, 16, 64, 201])
+def test_fast_intervals_are_those_of_the_policies(num_problems: int, num_samples: int) -> None:
+    chance = random.Random(num_problems * num_samples)
+    for share in (0.0, 0.02, 0.5):  # of problems that differ
+        moved = tuple(
+            Fraction(chance.randint(-num_samples, num_samples), num_samples) if chance.random() < share else Fraction(0)
+            for _ in range(num_problems)
+        )
+        assert paired(moved) == paired_gain(moved, 0.975)
 
 
 # The page

@@ -142,7 +142,7 @@ class Turn:
         """`done` for a checkpoint, which also stays where other runs find it when this one lets it go."""
         if self.key is not None and self.session.shared is not None and self.took is None:
             self.done(**where)  # first: weights that no entry is about are let go
-            self.session.shared.keep(self.key, weights)
+            self.session.shared.keep(self.key, self.number, weights)
 
     # How it is taken
 
