@@ -86,7 +86,10 @@ def main() -> None:
     parser.add_argument("--experiment", action="append", default=[], metavar="FILE")
     options = parser.parse_args()
     for config in options.runs:
-        said = json.loads(loopctl("status", "--json", "--config", config).stdout)
+        done = loopctl("status", "--json", "--config", config)
+        if not done.stdout:
+            sys.exit(done.stderr.strip())
+        said = json.loads(done.stdout)
         pictures(options.out / said["run"], "run", ["--config", config], ["report", "--config", config])
     for file in options.experiment:
         pictures(options.out / Path(file).stem, "experiment", ["--experiment", file], ["experiment", "report", file])

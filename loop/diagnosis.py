@@ -82,7 +82,11 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
     assert row is not None, checkpoint
     who = f"round {row.round}" if row.round else "the base"
     what = f"locks and forks of {who}"
-    with turn(session, round.number, "evaluating", what, checkpoint, probe=_inputs(session)) as ours:
+    followed = [
+        (one["prompt_token_ids"], one["token_ids"], tokens) for one, tokens in zip(probe.sequences, at, strict=True)
+    ]
+    made_from = {"probe": _inputs(session), "texts": followed}  # what two runs have drawn may differ where engines do
+    with turn(session, round.number, "evaluating", what, checkpoint, **made_from) as ours:
         if not ours.take_probe_result(result_id, probe.id, row.round):
             session.watch.stage(round.number, "evaluating", f"{what} ({len(texts)} texts)")
             prober = session.prober(checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,20 @@ from rounds import environment
 
 from loop.configfile import load_config
 from loop.errors import LockedError
-from loop.experiments import running
+from loop.experiments import registry, running
 from loop.experiments.facts import experiment_facts
-from loop.experiments.file import Experiment, ExperimentRun, load_experiment
+from loop.experiments.file import Experiment, ExperimentRun, check_experiment, load_experiment
 from loop.experiments.planning import plan_of
 from loop.experiments.registry import MEMBERSHIP, registry_of
 from loop.experiments.running import Machine, Supervisor, machine_for, prepare
+from loop.experiments.sharing import Turn
+from loop.heartbeat import holder
 from loop.round import run_round
 from loop.session import Session, open_session
 from loop.stopping import Stop
 from loop.workers import Engines
+from store.corpus import Corpus
+from store.records import Probe
 
 
 class Quiet:
@@ -204,6 +210,72 @@ def test_a_damaged_shared_checkpoint_is_not_used(begun: Experiment, calls: Count
             session.weights(str(candidate))
 
 
+def test_a_run_directory_away_from_its_experiment_is_a_run_of_its_own(begun: Experiment, tmp_path: Path) -> None:
+    run = begun.runs[1]
+    assert registry_of(run.run_dir) is not None
+    shutil.copytree(run.directory, tmp_path / "away" / "copy")
+    moved = tmp_path / "away" / "copy" / ".loop"
+    assert registry_of(moved) is None
+    os.makedirs(moved / "../../../shared")  # somebody else's
+    assert registry_of(moved) is None
+
+
+def test_a_store_that_cannot_be_read_hides_no_other_run(begun: Experiment) -> None:
+    (begun.runs[0].run_dir / "loop.db").write_bytes(b"SQLite format 3\0" + b"rubbish" * 1000)
+    check_experiment(begun)
+    facts = experiment_facts(begun)
+    assert [run["state"] for run in facts["runs"]] == ["failed", "waiting", "waiting", "waiting"]
+    assert "not an SQLite database" in facts["runs"][0]["error"]
+
+
+def test_a_registry_that_cannot_be_written_fails_no_stage(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path, value: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    shutil.rmtree(begun.directory / "shared")
+    prepare(begun, Machine(1))
+    monkeypatch.setattr(registry, "write_json", broken)
+    drive(begun.runs[1], 1, watch := Quiet())
+    assert any("training: other runs cannot be told" in note for note in watch.notes)
+
+
+def test_what_another_engine_had_to_do_is_not_offered_as_the_first_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment, start = prepared(tmp_path), Engines.sampler
+
+    def falls_back(engines: Engines, checkpoint: Any) -> Any:
+        sampler = start(engines, checkpoint)
+        engines.settings["sampler"] = "transformers"
+        return sampler
+
+    monkeypatch.setattr(Engines, "sampler", falls_back)
+    drive(experiment.runs[0], 1)
+    offered = [json.loads(path.read_text())["stage"] for path in (experiment.directory / "shared").glob("*.json")]
+    assert "sampling" not in offered and {"training", "evaluating"} <= set(offered)
+
+
+def test_what_a_checkpoint_gave_on_other_texts_is_not_taken(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where engines do not draw the same twice, two runs that both wrote their texts have different ones."""
+    add = Corpus.add_probe
+
+    def shorter(corpus: Corpus, probe: Probe) -> None:
+        add(corpus, replace(probe, sequences=[one | {"token_ids": one["token_ids"][:-1]} for one in probe.sequences]))
+
+    monkeypatch.setattr(Turn, "take_probe", lambda turn, probe_id: False)
+    monkeypatch.setattr(Corpus, "add_probe", shorter)
+    run = begun.runs[1]
+    drive(run, 1)
+    with open_session(load_config(run.path), Quiet()) as session:
+        (probe,) = session.corpus.probes(session.run_id)
+        ids = session.corpus.probe_result_ids(session.run_id)
+        assert len(ids) == 2
+        for found in map(session.corpus.probe_result, ids):
+            assert found is not None
+            lengths = [len(record["entropy"]) for record in found.records]
+            assert lengths == [len(one["token_ids"]) for one in probe.sequences]
+
+
 def test_another_run_that_is_gone_or_broken_is_done_without(begun: Experiment) -> None:
     first, second, _, strict = begun.runs
     (first.run_dir / "loop.db").write_bytes(b"SQLite format 3\0" + b"rubbish" * 1000)
@@ -276,8 +348,27 @@ def test_weights_stay_for_others_until_all_are_past_that_round(begun: Experiment
         supervisor._prune()
         return len(list(shared.glob("*.weights")))
 
+    assert running.rounds_kept(begun) == {
+        "replace/seed-1": 2, "accumulate/seed-1": 1, "mix/seed-1": 1, "strict/seed-1": 2,
+    }  # fmt: skip
     assert after([2, 1, 0, 2]) == 1
     assert after([2, 1, 1, 2]) == 0
+
+
+def test_shared_weights_go_when_the_disk_gets_short(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
+    supervisor = Supervisor(begun, Machine(1), lambda text: None, Stop(at_once=False))
+    monkeypatch.setattr(running.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, -1))  # type: ignore[attr-defined]
+    supervisor._prune()
+    assert not list((begun.directory / "shared").glob("*.weights"))
+
+
+def test_an_arm_that_was_taken_out_of_the_file_is_in_nobodys_way(begun: Experiment) -> None:
+    text = begun.path.read_text()
+    begun.path.write_text(text.replace('[[arms]]\nname = "replace"\n', ""))
+    left = load_experiment(begun.path)
+    assert len(left.runs) == 3
+    Supervisor(left, Machine(1), lambda text: None, Stop(at_once=False))._prune()
+    assert not list((begun.directory / "shared").glob("*.weights"))
 
 
 def test_a_dry_run_says_how_much_there_is_and_what_is_shared(tmp_path: Path) -> None:
@@ -378,8 +469,13 @@ def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> No
 
 def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path, undisturbed: Path) -> None:
     path = write_experiment(tmp_path, THREE)
+    process = supervise(path, LOOP_FAKE_STEP_S="0.3")
+    until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL and alone(path)
+    assert {run["rounds_done"] for run in facts_of(path)["runs"]} == {0}, "its runs stop when it is gone"
     process = supervise(path, LOOP_FAKE_STEP_S="0.03")
-    until(lambda: "begins" in output_of(path))
+    until(lambda: holder(path.parent / "policies") == process.pid)
     assert "holds this run" in loopctl("run", path, code=75)
     until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
     assert facts_of(path)["state"] == "running"

@@ -5,6 +5,7 @@ import functools
 import http.server
 import json
 import os
+import random
 import re
 import shutil
 import sqlite3
@@ -13,6 +14,7 @@ import subprocess
 import threading
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,9 @@ from loop.cli.call import Place
 from loop.cli.files import opened
 from loop.report import charts
 from loop.report.facts import run_facts
+from loop.report.gains import paired
 from loop.report.page import as_json, body, made_visible, render, visible
+from policies.statistics import paired_gain
 
 __all__ = ["call", "finished"]
 CHROMIUM = shutil.which("chromium")
@@ -204,6 +208,18 @@ def test_amounts_begin_at_nothing() -> None:
     assert growth["domainMin"] == 0
     points = [{"round": n, "who": "mix", "value": 0.1, "low": -0.1, "high": 0.3} for n in (1, 2)]
     assert "domainMin" not in charts.lines(points, "change", zero=True)["layer"][0]["encoding"]["y"]["scale"]
+
+
+@pytest.mark.parametrize("num_samples", [1, 3, 10])
+@pytest.mark.parametrize("num_problems", [1, 14, 15, 16, 64, 201])
+def test_fast_intervals_are_those_of_the_policies(num_problems: int, num_samples: int) -> None:
+    chance = random.Random(num_problems * num_samples)
+    for share in (0.0, 0.02, 0.5):  # of problems that differ
+        moved = tuple(
+            Fraction(chance.randint(-num_samples, num_samples), num_samples) if chance.random() < share else Fraction(0)
+            for _ in range(num_problems)
+        )
+        assert paired(moved) == paired_gain(moved, 0.975)
 
 
 # The page

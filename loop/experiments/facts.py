@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from loop.experiments.sharing import EVENT
 from loop.heartbeat import holder, read_heartbeat
 from loop.stages.evaluating import params_of
 from store.db import utc_now
-from store.errors import NoStore
+from store.errors import NoStore, StoreError
 from store.records import Evaluation, Json, Round
 
 FAILURE = "failure.txt"  # beside a run's loop.toml: why it was given up, where its store cannot say
@@ -98,7 +99,7 @@ def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[Json, list[He
     }
     heads: list[Head] = []
     pid = holder(run.run_dir)
-    with contextlib.suppress(NoStore), reader(run.run_dir) as store:
+    with _as_far_as_readable(found), reader(run.run_dir) as store:
         rounds, now, control = store.ledger.rounds(store.run.id), store.run, store.ledger.control(store.run.id)
         done = now.num_kept + now.num_rolled_back
         spent: Counter[str] = Counter()
@@ -138,6 +139,17 @@ def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[Json, list[He
     return found, heads
 
 
+@contextlib.contextmanager
+def _as_far_as_readable(found: Json) -> Iterator[None]:
+    """A store that cannot be read is that run's failure, and hides no other run."""
+    try:
+        yield
+    except NoStore:
+        pass
+    except StoreError as error:
+        found |= {"state": "failed", "error": str(error)}
+
+
 def heads_of(store: Reader, run: ExperimentRun, suite: str) -> list[Head]:
     """The base and the head after each round that was decided, up to the first that is not measured on the suite yet."""
     evaluations = _evaluations(store, run, suite)
@@ -172,7 +184,7 @@ def _evaluations(store: Reader, run: ExperimentRun, suite: str) -> dict[str, Eva
 
 def _taken(run: ExperimentRun) -> list[Json]:
     """What a run took from others, as its events say it."""
-    with contextlib.suppress(NoStore), reader(run.run_dir) as store:
+    with contextlib.suppress(StoreError), reader(run.run_dir) as store:
         return [
             {"stage": event.stage, "round": event.round, **{key: event.data[key] for key in ("key", "what", "ran_in")}}
             for event in store.ledger.events_of(store.run.id, EVENT)

@@ -35,7 +35,7 @@ from loop.session import DATABASE
 from loop.toml_lines import line_of
 from policies.mistakes import dotted
 from store.db import open_database
-from store.errors import NoStore
+from store.errors import StoreError
 from store.ledger import Ledger
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -459,13 +459,15 @@ def _yardstick_mistakes(
 
 
 def _changed(run: ExperimentRun, base_dir: Path) -> list[str]:
-    """In what the run that lies in the directory is another than the file's."""
+    """In what the run that lies in the directory is another than the file's. Of a store that cannot be read, its own process says it."""
     try:
         db = open_database(run.run_dir / DATABASE, read_only=True)
-    except NoStore:
+    except StoreError:
         return []
     try:
         found = Ledger(db).run()
+    except StoreError:
+        return []
     finally:
         db.close()
     if found is None:

@@ -18,7 +18,7 @@ from loop.config import Config
 from loop.configfile import BUILT_IN_MODEL, model_directory
 from loop.experiments.facts import run_facts
 from loop.experiments.file import Experiment, ExperimentRun
-from loop.experiments.running import Machine, weights_wanted
+from loop.experiments.running import Machine, rounds_kept
 from loop.grading.problems import load_suite
 from loop.prompts.sources import load_prompts
 from loop.space import ROW_BYTES, TEXT_BYTES_PER_TOKEN
@@ -181,18 +181,16 @@ def _time(
 
 
 def _disk(experiment: Experiment, sizes: dict[str, _Size]) -> tuple[int | None, str]:
-    total, wanted = 0, weights_wanted(experiment)
+    total, shared = 0, rounds_kept(experiment)
     for run in experiment.runs:
         size = sizes[run.arm]
         if size.parameters is None:
             return None, "the model is not on this disk, so its size is not known"
         kept = min(experiment.rounds, run.config.storage.keep_last + 2)
-        total += size.text_bytes * experiment.rounds + 4 * size.parameters * kept
-    if wanted:
-        total += experiment.rounds * len(experiment.seeds) * max(4 * (size.parameters or 0) for size in sizes.values())
+        total += size.text_bytes * experiment.rounds + 4 * size.parameters * max(kept, shared[run.name])
     return total, (
         "at most: completions as long as they may be, weights in float32, of each run the newest (storage.keep_last), the head "
-        "and the best, and for as long as another arm may want them one of each round and seed"
+        "and the best, and where another arm may want them those of all rounds until it is past them"
     )
 
 

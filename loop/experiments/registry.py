@@ -31,7 +31,7 @@ class Registry:
     run_dir: Path
     arm: str
     seed: int
-    keeps_weights: bool  # checkpoints stay here, by hard links, until no other run can want them
+    keeps_rounds: int  # of so many rounds checkpoints stay here, by hard links, until no other run can want them
 
     @contextlib.contextmanager
     def turn(self, key: str, wait: Callable[[str], None]) -> Iterator[None]:
@@ -69,9 +69,9 @@ class Registry:
         }
         write_json(self.directory / f"{key}.json", entry)
 
-    def keep(self, key: str, weights: Path) -> None:
+    def keep(self, key: str, round: int, weights: Path) -> None:
         """Keep a committed checkpoint under a key. What cannot be linked is not kept: another run then trains itself."""
-        if not self.keeps_weights:
+        if round > self.keeps_rounds:
             return
         kept = self.directory / f"{key}{WEIGHTS}"
         with contextlib.suppress(OSError):
@@ -88,13 +88,19 @@ class Registry:
 
 
 def registry_of(run_dir: Path) -> Registry | None:
-    """The registry that a run takes part in; None for a run that belongs to no experiment."""
+    """The registry that a run takes part in; None for a run that belongs to no experiment.
+
+    A run directory that was moved or copied away from its experiment is a run of its own: it writes to no place that lies
+    where the registry would be.
+    """
     entry = read_entry(run_dir / MEMBERSHIP)
     if entry is None:
         return None
     with contextlib.suppress(KeyError, TypeError, ValueError):
         shared = Path(os.path.normpath(run_dir / entry["shared"]))
-        return Registry(shared, run_dir, str(entry["arm"]), int(entry["seed"]), bool(entry["keeps_weights"]))
+        if not shared.is_dir() or Path(os.path.normpath(shared / entry["run_dir"])) != run_dir:
+            return None
+        return Registry(shared, run_dir, str(entry["arm"]), int(entry["seed"]), int(entry["keeps_rounds"]))
     return None
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -138,6 +139,7 @@ class Supervisor:
         self.children = [Child(run) for run in experiment.runs]
         self.outcome = Outcome()
         self._looked = 0.0
+        self._partners = partners_of(experiment)
 
     def run(self) -> Outcome:
         """LockedError if somebody else runs it already."""
@@ -310,24 +312,25 @@ class Supervisor:
                 time.sleep(0.05)
 
     def _prune(self) -> None:
-        """Let the shared weights go that no run can want any more: all of their seed are past that round."""
-        shared = self.experiment.directory / SHARED
+        """Let the shared weights go that no run can want any more, and all of them when the disk gets short."""
+        shared, decided = self.experiment.directory / SHARED, {c.run.name: c.standing.decided for c in self.children}
+        reserve = 2 * max(run.config.storage.min_free_bytes for run in self.experiment.runs)
+        short = shutil.disk_usage(shared).free < reserve
         for weights in shared.glob(f"*{WEIGHTS}"):
             entry = read_entry(shared / f"{weights.name.removesuffix(WEIGHTS)}.json")
-            wanted = entry is not None and any(
-                child.run.seed == entry["ran_in"]["seed"]
-                and child.standing.decided < min(entry["round"], self.experiment.rounds)
-                for child in self.children
-            )
-            if not wanted:
-                remove_directory(weights)
+            if entry is not None and not short:
+                name, number = f"{entry['ran_in']['arm']}/seed-{entry['ran_in']['seed']}", entry["round"]
+                partners = self._partners.get(name, ([], []))  # none of an arm that the file has no more
+                if any(decided[other] < number for other in partners[number > 1]):
+                    continue
+            remove_directory(weights)
 
 
 def prepare(experiment: Experiment, machine: Machine) -> None:
     """Write what each run is started with: its loop.toml, and how it finds what others have done."""
     make_directory(experiment.directory / SHARED)
     make_directory(experiment.directory / LOGS)
-    wanted = weights_wanted(experiment)
+    kept = rounds_kept(experiment)
     for run in experiment.runs:
         make_directory(run.run_dir)
         text = run_text(run, experiment.base_dir, machine.num_threads)
@@ -340,20 +343,37 @@ def prepare(experiment: Experiment, machine: Machine) -> None:
             "arm": run.arm,
             "seed": run.seed,
             "shared": os.path.relpath(experiment.directory / SHARED, run.run_dir),
-            "keeps_weights": run.name in wanted,
+            "run_dir": os.path.relpath(run.run_dir, experiment.directory / SHARED),
+            "keeps_rounds": kept[run.name],
         }
         if read_entry(run.run_dir / MEMBERSHIP) != membership:
             write_json(run.run_dir / MEMBERSHIP, membership)
 
 
-def weights_wanted(experiment: Experiment) -> set[str]:
-    """The runs whose checkpoints another arm may turn out to share: same seed, and equal but for data policy and decision."""
-    groups: dict[str, list[str]] = {}
-    for run in experiment.runs:
-        include = {"model", "prompts", "sampling", "training", "engine"}
-        settings = [run.seed, run.config.model_dump(mode="json", include=include)]
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run.name)
-    return {name for names in groups.values() if len(names) > 1 for name in names}
+def partners_of(experiment: Experiment) -> dict[str, tuple[list[str], list[str]]]:
+    """By run: the others that may turn out to train the same in round 1, and those that may later.
+
+    Both have its seed and settings. Before there are earlier completions data policies hardly differ, afterwards they do.
+    """
+    found: dict[str, tuple[list[str], list[str]]] = {}
+    for place, more in enumerate((set[str](), {"collect", "after_rollback"})):
+        groups: dict[str, list[str]] = {}
+        for run in experiment.runs:
+            include = {"model", "prompts", "sampling", "training", "engine"} | more
+            settings = [run.seed, run.config.model_dump(mode="json", include=include)]
+            groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run.name)
+        for names in groups.values():
+            for name in names:
+                found.setdefault(name, ([], []))[place].extend(other for other in names if other != name)
+    return found
+
+
+def rounds_kept(experiment: Experiment) -> dict[str, int]:
+    """By run: of how many rounds, the first ones, its checkpoints stay for others."""
+    return {
+        name: experiment.rounds if later else 1 if first else 0
+        for name, (first, later) in partners_of(experiment).items()
+    }
 
 
 def _release(run: ExperimentRun) -> bool:

