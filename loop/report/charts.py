@@ -21,6 +21,7 @@ OUTCOMES = {"kept": GREEN, "rolled back": ORANGE, "inconclusive": PURPLE, "open"
 SHAPES = {"kept": "circle", "rolled back": "cross", "inconclusive": "diamond", "open": "square", "failed": "square"}
 WIDTH, HEIGHT = 640, 320  # of one panel on its own; of several side by side half as wide
 PANEL_WIDTH, PANEL_HEIGHT = 320, 200
+LEGEND_WIDTH = 150  # of one name in a legend
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,8 @@ def themed(panel: Json, *, width: int | str, height: int, ink: str = "currentCol
     soft = {"labelColor": ink, "titleColor": ink, "labelFont": font, "titleFont": font, "titleFontWeight": "normal"}
     axis = {"gridColor": ink, "gridOpacity": 0.13, "domainColor": ink, "domainOpacity": 0.4, "tickColor": ink}
     sized = {} if "hconcat" in panel or "concat" in panel else {"width": width, "height": height}
+    # A long legend goes on in a further line. On a page, whose width is known there alone, report.js says how many fit.
+    columns = None if width == "container" else max(1, (int(width) or PANEL_WIDTH) // LEGEND_WIDTH)
     return {
         "$schema": SCHEMA,
         "background": None,
@@ -54,7 +57,8 @@ def themed(panel: Json, *, width: int | str, height: int, ink: str = "currentCol
             "view": {"stroke": None},
             "font": font,
             "axis": {**soft, **axis, "tickOpacity": 0.4, "labelOpacity": 0.85, "labelFontSize": 11, "titleFontSize": 12},
-            "legend": {**soft, "orient": "top", "title": None, "labelFontSize": 12, "labelLimit": 320, "symbolOpacity": 1},
+            "legend": {**soft, "orient": "top", "title": None, "labelFontSize": 12, "labelLimit": 320, "symbolOpacity": 1,
+                       **({"columns": columns} if columns else {})},
             "title": {
                 "color": ink, "subtitleColor": ink, "font": font, "subtitleFont": font,
                 "anchor": "start", "fontSize": 14, "fontWeight": 600, "subtitleFontSize": 11,

@@ -6,6 +6,7 @@ Texts are as the model wrote them; who draws them makes them safe.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -46,7 +47,10 @@ def facts_of_experiment(experiment: Experiment) -> Json:
     from loop.cli.main import version
     from loop.experiments.facts import experiment_facts
 
-    return {"kind": "experiment", "version": version(), **experiment_facts(experiment)}
+    facts = experiment_facts(experiment)
+    for run in facts["runs"]:  # a page goes to others, whom this machine's directories tell nothing
+        run["run_dir"] = os.path.relpath(run["run_dir"], experiment.directory)
+    return {"kind": "experiment", "version": version(), **facts}
 
 
 def _frame(status: Json, place: Place) -> Json:

@@ -23,6 +23,7 @@
 
   // Figures: those in sight at once, the others when there is time, so that all are there when the page is printed
 
+  const LEGEND_WIDTH = 160; // of one name, in pixels
   let queue = [];
   let drawing = false;
   let watcher = null;
@@ -34,6 +35,7 @@
     if (!specification) return Promise.resolve();
     const options = {
       mode: "vega-lite", actions: false, renderer: "svg", ast: true, defaultStyle: false, tooltip: { disableDefaultStyle: true },
+      config: { legend: { columns: Math.max(1, Math.floor(panel.clientWidth / LEGEND_WIDTH)) } },
     };
     return vegaEmbed(panel, specification, options).then(
       () => panel.classList.add("drawn"),
