@@ -64,13 +64,18 @@ def quick_experiment(where: Path, world: Path) -> Path:
     return write_experiment(where, world, base, few)
 
 
-def run(path: Path, jobs: int | None = None) -> None:
-    """`loopctl experiment run`. SystemExit if it fails."""
-    command = [sys.executable, "-m", "loop.cli.main", "experiment", "run", str(path)]
-    command += ["--jobs", str(jobs)] if jobs else []
-    done = subprocess.run(command, env=environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}, check=False)
+def loopctl(*arguments: str) -> None:
+    """Run it to its end; what it prints goes to stderr. SystemExit if it fails."""
+    command = [sys.executable, "-m", "loop.cli.main", *arguments]
+    environment = environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
+    done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
     if done.returncode:
         raise SystemExit(done.returncode)
+
+
+def run(path: Path, jobs: int | None = None) -> None:
+    """`loopctl experiment run`."""
+    loopctl("experiment", "run", str(path), *(["--jobs", str(jobs)] if jobs else []))
 
 
 # Reading
@@ -159,43 +164,11 @@ def compared(one: Mapping[str, Any]) -> tuple[str, ...]:
     return (one["ours"], one["theirs"], str(one["round"]), change, seeds, one["words"])
 
 
-def draw(lines: Sequence[Line], k: str, where: Path) -> None:
-    """Two figures, as SVG that is the same for the same lines."""
-    import matplotlib
-
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    pyplot.rcParams |= {"svg.hashsalt": "study", "svg.fonttype": "none", "font.size": 9}
-    colours = {"replace": "tab:blue", "accumulate": "tab:orange", "mix": "tab:green", "control": "tab:grey"}
-    for name, words in (("pass-at-1", "pass@1, 95% over problems"), ("diversity", "")):
-        figure, axes = pyplot.subplots(1, 2, figsize=(9, 3.6), sharey=name == "pass-at-1", layout="constrained")
-        for number, arm in enumerate(dict.fromkeys(line["arm"] for line in lines)):
-            mine = [line for line in lines if line["arm"] == arm]
-            gated, colour = arm.startswith("gated"), colours.get(arm.rpartition("-")[2], "tab:red")
-            look = {"color": colour, "linestyle": "--" if gated else "-", "marker": "o", "ms": 3, "label": arm}
-            rounds = [line["round"] + 0.03 * (number % 4) for line in mine]  # beside each other, so that all are seen
-            if name == "pass-at-1":
-                spans = [[abs(line["pass@1"] - line["pass@1_interval"][n]) for line in mine] for n in (0, 1)]
-                axes[int(not gated)].errorbar(rounds, [line["pass@1"] for line in mine], yerr=spans, capsize=2, **look)
-            else:
-                axes[0].plot(rounds, [line["distinct_rate"] for line in mine], **look)
-                axes[1].plot(rounds, [line["pass@k"][k] - line["pass@1"] for line in mine], **look)
-        titles = ("gated", "ungated") if name == "pass-at-1" else ("distinct answers", f"pass@{k} - pass@1")
-        for axis, title in zip(axes, titles, strict=True):
-            axis.set_title(title)
-            axis.set_xlabel("round (0: base)")
-            axis.set_xticks(sorted({line["round"] for line in lines}))
-            axis.grid(alpha=0.3)
-        axes[0].set_ylabel(words)
-        if name == "pass-at-1":
-            for axis in axes:
-                if axis.get_legend_handles_labels()[0]:
-                    axis.legend(fontsize=7)
-        else:
-            figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right center", fontsize=7)
-        figure.savefig(where / f"{name}.svg", metadata={"Date": None})
-        pyplot.close(figure)
+def draw(path: Path, where: Path) -> None:
+    """The figures and the page, by the product itself."""
+    for figure, name in (("pass1", "pass-at-1"), ("signals", "diversity")):
+        loopctl("plot", "--experiment", str(path), "--figure", figure, "-o", str(where / f"{name}.svg"))
+    loopctl("experiment", "report", str(path), "-o", str(where / f"{NAME}.html"))
 
 
 def report(experiment: Experiment, where: Path) -> str:
@@ -228,7 +201,7 @@ def report(experiment: Experiment, where: Path) -> str:
     page.write_text(before + marks + after)
     if where != STUDIES:
         (where / f"{NAME}.txt").write_text(text)
-    draw(facts["lines"], k, where)
+    draw(experiment.path, where)
     return text
 
 
@@ -255,7 +228,7 @@ def main() -> None:
     run(path, options.jobs)
     shown = where if options.quick else STUDIES
     print(report(load_experiment(path), shown))
-    say(f"{NAME}.md, pass-at-1.svg and diversity.svg are in {shown}")
+    say(f"{NAME}.md and .html, pass-at-1.svg and diversity.svg are in {shown}")
 
 
 if __name__ == "__main__":
