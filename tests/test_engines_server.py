@@ -432,7 +432,7 @@ def test_what_is_finished_beside_a_fault_is_kept(served: StandIn, models: dict[s
     with pytest.raises(EngineError):
         for batch in sampler.generate([chat(f"r{i}", seed=i) for i in range(8)], HOT):
             found += batch
-    assert len(found) == 3
+    assert len(found) in (2, 3)  # two are asked at a time: the third may still have been on its way
     sampler.close()
 
 
