@@ -31,6 +31,7 @@ from transformers import StoppingCriteria, StopStringCriteria
 from loop.engines.base import CheckpointRef, Request, SamplingParams
 from loop.engines.hf_models import load_model
 from loop.engines.hf_sampler import Row, TransformersSampler
+from loop.engines.prompting import prompt_token_ids
 from loop.models import CONVERSION, cache_directory
 from loop.prompts.templates import FENCE, ask
 
@@ -89,7 +90,7 @@ def plain(
     pad = sampler.tokenizer.pad_token_id
     for start in range(0, len(requests), sampler.batch_size):
         batch = requests[start : start + sampler.batch_size]
-        prompts = [sampler.prompt_token_ids(request) for request in batch]
+        prompts = [prompt_token_ids(sampler.tokenizer, request) for request in batch]
         width = max(map(len, prompts))
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])

@@ -86,6 +86,7 @@ def store(where: Path, num_completions: int, num_rounds: int) -> Path:
         shutil.rmtree(partial, ignore_errors=True)
         _Filling(write_configuration(partial, num_rounds + 1), num_completions, num_rounds).fill()
         partial.rename(directory)
+    open_database(directory / ".loop" / "loop.db").close()  # what an older version made is carried forward
     return directory / "loop.toml"
 
 
