@@ -1,6 +1,6 @@
 """Three whole rounds beside the hand-written script (`bench/script.py`): same engine, same settings, same machine.
 
-`python bench/rounds.py [--engine vllm|transformers] [--pairs K] [--rounds N]`. SmolLM2-135M, two CPU cores or a GPU: 64
+`python bench/rounds.py [--engine vllm|transformers] [--pairs K] [--rounds N] [--small]`. SmolLM2-135M, two CPU cores or a GPU: 64
 completions and a fine-tune on them, then head and candidate on 30 HumanEval problems. The diagnosis, for which the script
 has nothing, is off. Also: what the loop adds to a round beside its stages, and beside what its engines and grading take.
 """
@@ -18,7 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +28,16 @@ from loop.models import base_model  # noqa: E402
 from loop.prompts.sources import load_prompts, prompts_of_round  # noqa: E402
 from loop.session import _yardstick  # noqa: E402
 
-PER_ROUND, NUM_PROBLEMS, BATCH = 64, 30, 64
+
+class Size(NamedTuple):
+    """Completions of a round, problems of an evaluation, and how many the engine takes at once."""
+
+    per_round: int = 64
+    num_problems: int = 30
+    batch: int = 64
+
+
+WHOLE, SMALL = Size(), Size(8, 2, 8)  # the small one in a minute, to see that it works
 CONFIG = """
 name = "bench"
 rounds = {rounds}
@@ -107,12 +116,10 @@ finally:
 """
 
 
-def ours(engine: str, rounds: int, directory: Path) -> dict[str, float]:
+def ours(engine: str, rounds: int, directory: Path, size: Size) -> dict[str, float]:
     """One run of the loop; seconds of wall time, inside engines, inside grading, and inside stages."""
     toml = directory / "loop.toml"
-    toml.write_text(
-        CONFIG.format(rounds=rounds, engine=engine, per_round=PER_ROUND, num_problems=NUM_PROBLEMS, batch=BATCH)
-    )
+    toml.write_text(CONFIG.format(rounds=rounds, engine=engine, **size._asdict()))
     started = time.perf_counter()
     done = subprocess.run(
         [sys.executable, "-c", TIMED, "run", "--json", "--config", str(toml)],
@@ -152,7 +159,9 @@ def seconds(at: str) -> float:
     return datetime.fromisoformat(at).timestamp()
 
 
-def script(engine: str, rounds: int, directory: Path, model: Path, prompts: list[Path], problems: Path) -> float:
+def script(
+    engine: str, rounds: int, directory: Path, model: Path, prompts: list[Path], problems: Path, size: Size
+) -> float:
     """Seconds of the same rounds by hand."""
     settings = directory / "training.json"
     settings.write_text(json.dumps(TRAINING))
@@ -163,8 +172,8 @@ def script(engine: str, rounds: int, directory: Path, model: Path, prompts: list
         asked.write_text(prompts[number - 1].read_text() + problems.read_text())
         step("generate", engine, head, asked, directory / f"out-{number}.jsonl")
         lines = (directory / f"out-{number}.jsonl").read_text().splitlines(keepends=True)
-        (directory / f"samples-{number}.jsonl").write_text("".join(lines[:PER_ROUND]))
-        (directory / f"head-{number}.jsonl").write_text("".join(lines[PER_ROUND:]))
+        (directory / f"samples-{number}.jsonl").write_text("".join(lines[: size.per_round]))
+        (directory / f"head-{number}.jsonl").write_text("".join(lines[size.per_round :]))
         candidate = directory / f"model-{number}"
         step("train", head, directory / f"samples-{number}.jsonl", candidate, settings)
         step("generate", engine, candidate, problems, directory / f"candidate-{number}.jsonl")
@@ -182,14 +191,12 @@ def step(*arguments: str | Path) -> str:
     return done.stdout.strip().splitlines()[-1] if done.stdout.strip() else ""
 
 
-def prepare(rounds: int, directory: Path) -> tuple[Path, list[Path], Path]:
+def prepare(rounds: int, directory: Path, size: Size) -> tuple[Path, list[Path], Path]:
     """The model, and what the script asks: the very prompts that ours asks, as text. Not timed."""
     from transformers import AutoTokenizer
 
     toml = directory / "loop.toml"
-    toml.write_text(
-        CONFIG.format(rounds=1, engine="transformers", per_round=PER_ROUND, num_problems=NUM_PROBLEMS, batch=BATCH)
-    )
+    toml.write_text(CONFIG.format(rounds=1, engine="transformers", **size._asdict()))
     loaded = load_config(toml)
     config = loaded.config
     model = base_model(config, loaded.base_dir, loaded.run_dir)
@@ -206,7 +213,7 @@ def prepare(rounds: int, directory: Path) -> tuple[Path, list[Path], Path]:
                     "decoding": given,
                     "stop": stop,
                     "dtype": "float32",
-                    "batch_size": BATCH,
+                    "batch_size": size.batch,
                 }
                 | more
             )
@@ -216,7 +223,7 @@ def prepare(rounds: int, directory: Path) -> tuple[Path, list[Path], Path]:
     found = load_prompts(config.prompts, config.model, loaded.base_dir)
     files = []
     for number in range(1, rounds + 1):
-        chosen = prompts_of_round(found, PER_ROUND, config.seed, number)
+        chosen = prompts_of_round(found, size.per_round, config.seed, number)
         files.append(directory / f"prompts-{number}.jsonl")
         files[-1].write_text("".join(row(one.content, config.sampling, list(config.sampling.stop)) for one in chosen))
     suite = config.suites[0]
@@ -232,19 +239,19 @@ def prepare(rounds: int, directory: Path) -> tuple[Path, list[Path], Path]:
     return model, files, problems
 
 
-def measure(engine: str, rounds: int, pairs: int) -> dict[str, Any]:
+def measure(engine: str, rounds: int, pairs: int, size: Size = WHOLE) -> dict[str, Any]:
     """Medians of pairs in turns: seconds of each, the ratio, and the loop's own share."""
     place = Path(tempfile.mkdtemp(prefix="rounds-"))
     try:
-        model, prompts, problems = prepare(rounds, place)
+        model, prompts, problems = prepare(rounds, place, size)
         rows = []
         for pair in range(pairs):
             here = [place / f"{who}-{pair}" for who in ("ours", "script")]
             for directory in here:
                 directory.mkdir()
-            found = ours(engine, rounds, here[0])
+            found = ours(engine, rounds, here[0], size)
             print(f"ours: {found['wall_s']:.0f} s", file=sys.stderr, flush=True)
-            found["script_s"] = script(engine, rounds, here[1], model, prompts, problems)
+            found["script_s"] = script(engine, rounds, here[1], model, prompts, problems, size)
             found["ratio"] = found["wall_s"] / found["script_s"]
             found["added"] = 1 - found["stages"] / found["rounds"]
             found["beside_engines_and_grading"] = 1 - (found["engines"] + found["grading"]) / found["rounds"]
@@ -262,8 +269,9 @@ def main() -> None:
     parser.add_argument("--engine", choices=("vllm", "transformers"), default="transformers")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--pairs", type=int, default=1)
+    parser.add_argument("--small", action="store_true", help="a minute, to see that it works; figures say nothing")
     asked = parser.parse_args()
-    found = measure(asked.engine, asked.rounds, asked.pairs)
+    found = measure(asked.engine, asked.rounds, asked.pairs, SMALL if asked.small else WHOLE)
     print(f"{asked.rounds} rounds, {asked.engine}, {asked.pairs} pairs, medians")
     print(
         f"ours {found['wall_s']:.0f} s, the script {found['script_s']:.0f} s, ratio {found['ratio']:.2f} (at most 0.80)"

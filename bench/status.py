@@ -1,11 +1,12 @@
 """How long a cold `loopctl status` takes, as a whole process, on small and large stores.
 
-`python bench/status.py [--where DIR] [--runs N]`. The stores take a few minutes and 2.5 GB the first time, and stay.
+`python bench/status.py [--where DIR] [--runs N] [--completions N]`. The stores take a few minutes and 2.5 GB the first time, and stay.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import statistics
 import subprocess
@@ -17,8 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.stores import store  # noqa: E402
-
-SIZES = ((1_000, 10), (1_000, 1_000), (1_000_000, 10), (1_000_000, 1_000))  # completions, rounds
 
 
 def seconds(where: Path, *command: str) -> tuple[float, float]:
@@ -39,9 +38,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--where", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--runs", type=int, default=21)
+    parser.add_argument("--completions", type=int, default=1_000_000, help="of the large stores")
     options = parser.parse_args()
     commands = {"python -c pass": ("-c", "pass")}
-    for completions, rounds in SIZES:
+    for completions, rounds in itertools.product((1_000, options.completions), (10, 1_000)):
         config = store(options.where, completions, rounds)
         name = f"loopctl status: {completions:,} completions, {rounds:,} rounds"
         commands[name] = ("-m", "loop.cli.main", "status", "--config", str(config))

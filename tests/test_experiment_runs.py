@@ -19,6 +19,7 @@ from typing import Any
 
 import psutil
 import pytest
+from browser import Shown, chromium, needs_a_browser
 from experiments import BASE, POLICIES, THREE, facts_of, loopctl, sound, tables_of, write_experiment
 from rounds import environment
 
@@ -38,6 +39,8 @@ from loop.stopping import Stop
 from loop.workers import Engines
 from store.corpus import Corpus
 from store.records import Probe
+
+__all__ = ["chromium"]
 
 
 class Quiet:
@@ -449,6 +452,22 @@ def test_one_command_runs_it_all_and_says_what_came_out(undisturbed: Path) -> No
     command = [sys.executable, "-m", "loop.cli.main", "round", "1", "--config", str(run.path)]
     shown = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
     assert "taken from" in shown and "/seed-1" in shown
+
+
+@needs_a_browser
+def test_its_page_shows_what_the_command_says(undisturbed: Path, tmp_path: Path, chromium: Any) -> None:
+    loopctl("report", undisturbed, "-o", str(tmp_path / "report.html"))
+    shown = Shown(chromium, tmp_path / "report.html")
+    words = shown.page.inner_text("main")
+    facts = facts_of(undisturbed)
+    for one in facts["comparisons"]:
+        assert one["words"] in words
+    assert facts["correction"] in words
+    assert shown.page.locator("#runs tbody tr").count() == len(facts["runs"])
+    assert shown.page.locator("#sharing tbody tr").count() == len(facts["shared"]) > 0
+    shown.page.locator("#numbers-pass1 summary").click()
+    assert shown.page.locator("#numbers-pass1 tbody tr").all_inner_texts()
+    shown.check()
 
 
 def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from browser import Shown, browser, needs_a_browser
 from test_cli_support import Loopctl, call, finished, finished_run, process, write_configuration
 
 from loop.cli.call import Place
@@ -30,8 +31,6 @@ from loop.report.page import as_json, body, made_visible, render, visible
 from policies.statistics import paired_gain
 
 __all__ = ["call", "finished"]
-CHROMIUM = shutil.which("chromium")
-needs_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; `make browser` installs it")
 HOSTILE = (
     "</script></pre><script>window.broken = 1</script><img src=x onerror='window.broken = 2'>"
     "<!-- <script> ]]> &lt;b&gt; {{ 7 * 7 }} \u202e desrever \u2066\u2069 \x1b[31mred\x1b[0m \u200b\u2028 \ud800 'quoted\""
@@ -258,37 +257,9 @@ def test_no_figure_without_its_decoding_settings() -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
-
-
-class Shown:
-    """A page in a tab: whatever it complains of or asks for is kept."""
-
-    def __init__(self, chromium: Any, path: Path, **options: Any) -> None:
-        self.complaints: list[str] = []
-        self.requests: list[str] = []
-        self.tab = chromium.new_page(**options)
-        self.tab.set_default_timeout(20_000)
-        self.tab.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
-        self.tab.on("pageerror", lambda error: self.complaints.append(str(error)))
-        self.tab.on("request", lambda request: self.requests.append(request.url))
-        self.tab.goto(path.as_uri())
-        self.tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
-
-    def check(self, path: Path) -> None:
-        wide = "[...document.querySelectorAll('main *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 "
-        wide += "&& !e.closest('.scroll, nav, .list')).map(e => e.outerHTML.slice(0, 200)).slice(0, 5)"
-        assert self.complaints == []
-        assert [url for url in self.requests if not url.startswith("data:")] == [path.as_uri()]
-        assert self.tab.evaluate("document.documentElement.scrollWidth <= innerWidth"), self.tab.evaluate(wide)
-        self.tab.close()
+    """One for all tests of this file: none of them runs an event loop of its own."""
+    with browser() as started:
+        yield started
 
 
 def written(tmp_path: Path, facts: dict[str, Any]) -> Path:
@@ -301,7 +272,7 @@ def written(tmp_path: Path, facts: dict[str, Any]) -> Path:
 def test_clicking_through_a_run(chromium: Any, tmp_path: Path) -> None:
     path = written(tmp_path, run_of_the_tests())
     shown = Shown(chromium, path)
-    tab = shown.tab
+    tab = shown.page
     assert tab.locator(".panel svg").count() == tab.locator(".panel").count() > 8
     assert not tab.locator("#round-2 .inside").is_visible()
     tab.click(".rounds a[href='#round-2']")
@@ -332,7 +303,7 @@ def test_clicking_through_a_run(chromium: Any, tmp_path: Path) -> None:
     assert "No such prompt" in tab.inner_text(".list")
     tab.hover("#figure-pass1 .panel path[aria-roledescription=point]")
     assert "candidate" in tab.inner_text("#vg-tooltip-element")
-    shown.check(path)
+    shown.check()
 
 
 @needs_a_browser
@@ -360,7 +331,7 @@ def test_hostile_text_shows_as_text(chromium: Any, tmp_path: Path) -> None:
     conn.close()
     path = written(tmp_path, facts_of(directory))
     shown = Shown(chromium, path)
-    tab = shown.tab
+    tab = shown.page
     for number in (1, 2):
         tab.evaluate(f"document.getElementById('round-{number}').open = true")
     for details in tab.locator("details").all():
@@ -383,19 +354,19 @@ def test_hostile_text_shows_as_text(chromium: Any, tmp_path: Path) -> None:
     assert "window.broken = 1" in tab.inner_text("h1") and "window.broken = 1" in tab.inner_text("#round-1 .gates")
     assert not re.search("[\u202a-\u202e\u2066-\u2069\u200b\x1b]", whole)
     assert tab.evaluate("window.broken") is None and tab.locator("img").count() == 0
-    shown.check(path)
+    shown.check()
 
 
 @needs_a_browser
 def test_a_link_with_an_odd_fragment(chromium: Any, tmp_path: Path) -> None:
     path = written(tmp_path, run_of_the_tests())
     shown = Shown(chromium, path)
-    shown.tab.goto("about:blank")
-    shown.tab.goto(f"{path.as_uri()}#%zz")
+    shown.page.goto("about:blank")
+    shown.page.goto(f"{path.as_uri()}#%zz")
     assert shown.complaints == []
-    shown.tab.goto(f"{path.as_uri()}#round-2")
-    assert shown.tab.locator("#round-2[open]").count() == 1
-    shown.tab.close()
+    shown.page.goto(f"{path.as_uri()}#round-2")
+    assert shown.page.locator("#round-2[open]").count() == 1
+    shown.page.close()
 
 
 @needs_a_browser
@@ -403,13 +374,13 @@ def test_a_link_with_an_odd_fragment(chromium: Any, tmp_path: Path) -> None:
 def test_light_and_dark(chromium: Any, tmp_path: Path, scheme: str) -> None:
     path = written(tmp_path, run_of_the_tests())
     shown = Shown(chromium, path, color_scheme=scheme)
-    ground, ink = shown.tab.evaluate(
+    ground, ink = shown.page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, "
         "getComputedStyle(document.querySelector('.panel svg .role-axis-label text')).fill]"
     )
     bright = [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in (ground, ink)]
     assert (bright[0] > 600 and bright[1] < 250) if scheme == "light" else (bright[0] < 150 and bright[1] > 500)
-    shown.check(path)
+    shown.check()
 
 
 @needs_a_browser
@@ -417,25 +388,25 @@ def test_light_and_dark(chromium: Any, tmp_path: Path, scheme: str) -> None:
 def test_on_a_phone(chromium: Any, tmp_path: Path, facts: Any) -> None:
     path = written(tmp_path, facts())
     shown = Shown(chromium, path, viewport={"width": 360, "height": 700}, is_mobile=True, has_touch=True)
-    for details in shown.tab.locator("details").all():
+    for details in shown.page.locator("details").all():
         details.evaluate("element => { element.open = true; }")
-    shown.check(path)
+    shown.check()
 
 
 @needs_a_browser
 def test_printed(chromium: Any, tmp_path: Path) -> None:
     path = written(tmp_path, run_of_the_tests())
     shown = Shown(chromium, path, color_scheme="dark")
-    printed = shown.tab.pdf(format="A4")
+    printed = shown.page.pdf(format="A4")
     assert printed.startswith(b"%PDF") and len(printed) > 20_000
-    shown.tab.emulate_media(media="print")
-    ground = shown.tab.evaluate("getComputedStyle(document.body).backgroundColor")
+    shown.page.emulate_media(media="print")
+    ground = shown.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(255, 255, 255)", "black on white, whatever the screen has"
-    shown.tab.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert shown.tab.locator("#numbers-pass1 table").is_visible()
-    assert not shown.tab.locator("nav").is_visible()
-    shown.tab.evaluate("dispatchEvent(new Event('afterprint'))")
-    shown.check(path)
+    shown.page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    assert shown.page.locator("#numbers-pass1 table").is_visible()
+    assert not shown.page.locator("nav").is_visible()
+    shown.page.evaluate("dispatchEvent(new Event('afterprint'))")
+    shown.check()
 
 
 @needs_a_browser
@@ -444,7 +415,7 @@ def test_an_experiment(chromium: Any, tmp_path: Path) -> None:
     facts["arms"].append({"name": HOSTILE, "overrides": {"x": HOSTILE}})
     path = written(tmp_path, facts)
     shown = Shown(chromium, path)
-    text = shown.tab.inner_text("main")
+    text = shown.page.inner_text("main")
     for words in (
         "mix beats replace at round 4 by 4.0pp",
         "3 arms",
@@ -452,7 +423,7 @@ def test_an_experiment(chromium: Any, tmp_path: Path) -> None:
         'collect.data.type = "mix"',
     ):
         assert words in text, words
-    shown.check(path)
+    shown.check()
 
 
 @needs_a_browser

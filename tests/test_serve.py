@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from browser import Tab, chromium, needs_a_browser
 from experiments import loopctl, write_experiment
 from test_cli_support import Loopctl, call, command, environment, finished, finished_run, write_configuration
 
@@ -31,9 +32,8 @@ from store.db import open_database
 from store.errors import NoStore
 from store.ledger import Ledger
 
-__all__ = ["call", "finished"]
+__all__ = ["call", "chromium", "finished"]
 WAIT_S = 20.0
-CHROMIUM = shutil.which("chromium")
 
 
 class Served:
@@ -253,35 +253,25 @@ def test_an_experiment_is_shown_from_before_it_begins(tmp_path: Path) -> None:
         assert [run["state"] for run in json.loads(served.ask("/status.json").body)["runs"]] == ["done", "done"]
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium; `make browser` installs it")
-def test_a_browser_follows_a_run_by_itself(tmp_path: Path) -> None:
+@needs_a_browser
+def test_a_browser_follows_a_run_by_itself(tmp_path: Path, chromium: Any) -> None:
     """From before the first round to the decision of the last, without a click."""
-    from playwright.sync_api import sync_playwright
-
     write_configuration(tmp_path)
-    complaints: list[str] = []
-    asked: set[str] = set()
-    with serving(tmp_path) as served, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        tab = browser.new_page()
-        tab.set_default_timeout(1000 * 3 * WAIT_S)
-        tab.on("console", lambda said: complaints.append(said.text) if said.type == "error" else None)
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("request", lambda request: asked.add(request.url))
-        tab.goto(served.url)
-        assert tab.locator(".round").count() == 0
+    with serving(tmp_path) as served:
+        tab = Tab(chromium, served.url, 3 * WAIT_S)
+        assert tab.page.locator(".round").count() == 0
         running = subprocess.Popen(
             command("run"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            tab.locator("#round-2 .gates").wait_for(state="attached")
+            tab.page.locator("#round-2 .gates").wait_for(state="attached")
             assert running.wait(WAIT_S) == 0
         finally:
             running.kill()
-        tab.locator(".panel svg").first.wait_for()
-        browser.close()
-    assert complaints == []
-    assert asked == {served.url, f"{served.url}events", f"{served.url}body"}
+        tab.page.locator(".panel svg").first.wait_for()
+        tab.page.close()
+    assert tab.complaints == []
+    assert set(tab.requests) == {served.url, f"{served.url}events", f"{served.url}body"}
 
 
 def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path) -> None:
