@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rounds import acknowledged, drive, dump, processes_of
@@ -124,6 +126,19 @@ def test_another_seed_gives_other_completions(uninterrupted: dict, model: Path, 
     assert texts != {row["text"] for row in uninterrupted["completions"] if row["evaluation_id"] is None}
 
 
+def _equal(one: Any, other: Any) -> bool:
+    """But for the last digits: after a kill other rows stand in a batch, and matrix products of another shape round otherwise."""
+    if isinstance(one, bytes):
+        one, other = (zlib.decompress(records).decode() for records in (one, other))
+    if isinstance(one, str) and one[:1] in ("{", "[") and one != other:
+        one, other = json.loads(one), json.loads(other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
+    if isinstance(one, list):
+        return len(one) == len(other) and all(map(_equal, one, other))
+    return bool(one == pytest.approx(other, abs=1e-4)) if isinstance(one, float) else bool(one == other)
+
+
 @pytest.mark.slow
 def test_killed_inside_real_stages(uninterrupted: dict, model: Path, tmp_path: Path) -> None:
     """In the middle of sampling, of training and of evaluating, one after the other in the same run."""
@@ -134,7 +149,9 @@ def test_killed_inside_real_stages(uninterrupted: dict, model: Path, tmp_path: P
     assert drive(config, kill_after_s=after_s) in (0, -9)
     found = run(config)
     for table, rows in uninterrupted.items():
-        assert found[table] == rows, table
+        hashed = "" if table == "checkpoints" else "sha256"  # of a row, so with its last digits
+        for one, other in zip(found[table], rows, strict=True):
+            assert _equal({**one, hashed: None}, {**other, hashed: None}), (table, one, other)
     rows = acknowledged(config)
     assert len(rows) == len(set(rows)), "acknowledged work was repeated"
     assert processes_of(config) == []
