@@ -5,11 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
-import types
-import typing
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import click
 import pytest
@@ -18,6 +15,7 @@ from pydantic import BaseModel
 from loop.cli.main import loopctl
 from loop.config import Config
 from loop.configfile import _NOT_LINEAGE
+from loop.keys import keys_markdown, tables_in
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -62,15 +60,6 @@ def test_links_lead_somewhere(page: Page) -> None:
     assert dead == []
 
 
-def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The pydantic models in an annotation."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    elif not isinstance(annotation, type) or isinstance(annotation, types.GenericAlias):
-        for inner in typing.get_args(annotation):
-            yield from tables_in(inner)
-
-
 def is_key(path: list[str], table: type[BaseModel] = Config) -> bool:
     """Whether loop.toml may have this key. What stands below a key that is no table of ours is not looked at."""
     field = table.model_fields.get(path[0])
@@ -85,6 +74,11 @@ def test_keys_exist(page: Page) -> None:
     named = re.compile(rf"(?<![\w./-])((?:{'|'.join(Config.model_fields)})(?:\.[a-z][\w-]*)+)(?![\w-])(?<!\.py)")
     keys = {key for code in page.code for key in named.findall(code) if not key.startswith("suites.")}
     assert [key for key in sorted(keys) if not is_key(key.split("."))] == []
+
+
+def test_every_key_is_described() -> None:
+    told = (ROOT / "docs/every-key.md").read_text(encoding="utf-8")
+    assert told == keys_markdown(), "run python -m loop.keys > docs/every-key.md"
 
 
 def test_a_key_that_is_not_there_is_noticed() -> None:
