@@ -76,5 +76,6 @@ lint: setup
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
+# What can be made again. Runs, .loop among them, are yours to remove.
 clean:
-	rm -rf $(VENV) $(VLLM) .loop build *.egg-info
+	rm -rf $(VENV) $(VLLM) build *.egg-info

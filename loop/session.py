@@ -50,6 +50,7 @@ from store.verify import write_high_water
 
 DATABASE = "loop.db"
 CHECKPOINTS = "checkpoints"
+OTHER_BASE = "the base model has changed since the run began"
 
 
 class LostWeights(LoopError):
@@ -140,7 +141,7 @@ class Session:
                 self.verified[sha256] = stamped
         except DamagedCheckpoint as damage:
             if not row.round:
-                raise LoopError(f"the base model has changed since the run began: {damage}; restore it") from None
+                raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
             self.ledger.set_checkpoint_state(sha256, "quarantined")
             aside = f" (set aside as {quarantine(path)})" if path.exists() else ""
             raise LostWeights(f"checkpoint of round {row.round} is damaged: {damage}{aside}", row) from None
@@ -249,10 +250,14 @@ def _run(
     if run is not None:
         _same_run(run, settings, inputs, loaded)
         base = ledger.checkpoint(run.base_checkpoint)
-        if (
-            base and not Path(base.path).exists()
-        ):  # a cache was cleared; other weights are found out when they are loaded
-            base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
+        if base and not Path(base.path).exists():  # a cache was cleared, or the run has been moved
+            directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
+            if str(directory) != base.path:
+                try:
+                    verify(directory, base.manifest)
+                except DamagedCheckpoint as damage:
+                    raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
+                ledger.move_checkpoint(base.sha256, str(directory))
         return run
     watch.stage(0, "preparing", loaded.config.model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)

@@ -581,6 +581,13 @@ class Ledger:
                 self._event(before.run_id, "checkpoint_state", before.round, sha256=sha256, state=state)
         return self._checkpoint(sha256)
 
+    def move_checkpoint(self, sha256: str, path: str) -> None:
+        """Say where weights lie now: the same ones, verified there by the caller."""
+        with transaction(self.db):
+            before = self._checkpoint(sha256)
+            execute(self.db, "UPDATE checkpoints SET path = ? WHERE sha256 = ?", (path, sha256))
+            self._event(before.run_id, "checkpoint_moved", before.round, sha256=sha256, path=path)
+
     def pin_checkpoint(self, sha256: str, pinned: bool = True) -> Checkpoint:
         """Keep a checkpoint from being collected, or no longer."""
         with transaction(self.db):

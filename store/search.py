@@ -1,7 +1,7 @@
 """Finding completions by their text: the full-text index, and the search that uses it where that changes no answer.
 
 The index holds words (FTS5's unicode61), which an underscore ends, too: `is_prime` is found by "is_prime" and by "prime". An
-index of all runs of three characters finds brackets as well, but takes 2.6 times the space of the texts instead of 0.4
+index of all runs of three characters finds brackets as well, but takes 2.6 times the space of the texts instead of 0.3
 times, and nine times as long. It keeps no text of its own. Storing a completion does not touch it: it is caught up
 afterwards, and what it does not have yet is found by reading.
 """

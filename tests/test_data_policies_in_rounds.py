@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -383,9 +382,6 @@ def test_a_run_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
         archive.extractall(tmp_path, filter="data")
     path = tmp_path / "loop.toml"
     path.write_text(path.read_text().replace("rounds = 2", "rounds = 3"))
-    with sqlite3.connect(tmp_path / ".loop" / "loop.db") as store:  # where the base lay when it was recorded
-        store.execute("UPDATE checkpoints SET path = ? WHERE round = 0", (str(tmp_path / ".loop" / "fake-model"),))
-    store.close()
     with open_session(load_config(path), Quiet()) as session:
         assert run_round(session).state == "kept"
         decisions = session.ledger.decisions(session.run_id)
@@ -402,9 +398,6 @@ def test_a_store_that_lacks_what_was_collected_is_given_it(tmp_path: Path) -> No
         archive.extractall(tmp_path, filter="data")
     path = tmp_path / "loop.toml"
     path.write_text(path.read_text().replace("rounds = 2", "rounds = 4"))
-    with sqlite3.connect(tmp_path / ".loop" / "loop.db") as store:  # where the base lay when it was recorded
-        store.execute("UPDATE checkpoints SET path = ? WHERE round = 0", (str(tmp_path / ".loop" / "fake-model"),))
-    store.close()
     with open_session(load_config(path), Quiet()) as session:
         read: list[int] = []
         texts = session.corpus.texts

@@ -215,7 +215,7 @@ def test_a_hub_data_set_without_the_hub(tmp_path: Path, monkeypatch: pytest.Monk
     assert message.startswith("microsoft/rStar-Coder: cannot be fetched (")
     assert message.endswith("); connect to the hub, or name a copy of the data set on disk")
     assert "\n" not in message
-    assert os.listdir(tmp_path / "loop" / "prompts") == []
+    assert os.listdir(tmp_path / "ssd-loop" / "prompts") == []
 
 
 def test_a_hub_data_set_is_fetched_once_for_each_way_of_asking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ import pytest
 from rounds import CONFIG, KEEPING, drive, dump, write_run
 
 from loop.configfile import load_config
-from loop.errors import ConfigError
+from loop.errors import ConfigError, LoopError
 from loop.round import run_round
 from loop.session import open_session
-from store.db import execute, open_database, transaction
+from store.db import backup, execute, open_database, transaction
 from store.ledger import Ledger
 from store.verify import verify_store
 
@@ -140,3 +140,54 @@ def test_the_high_water_mark_follows_a_killed_run(tmp_path: Path) -> None:
     last = Ledger(db).last_event()
     db.close()
     assert last is not None and f'"seq": {last.seq}' in (tmp_path / ".loop" / "high_water.json").read_text()
+
+
+def test_a_run_that_was_moved_goes_on(tmp_path: Path) -> None:
+    """With a base that lies in it, so that nothing is where it was."""
+    config = write_run(tmp_path / "here", ONE)
+    assert drive(config) == 0, said(config)
+    there = tmp_path / "there"
+    config.parent.rename(there)
+    (there / "loop.toml").write_text(CONFIG)
+    assert drive(there / "loop.toml") == 0, said(there / "loop.toml")
+    db = open_database(there / ".loop" / "loop.db", read_only=True)
+    assert verify_store(db, there / ".loop").findings == []
+    assert len(Ledger(db).decisions(Ledger(db).run().id)) == 2  # type: ignore[union-attr]
+    db.close()
+
+
+def test_a_run_that_was_moved_takes_no_other_base(tmp_path: Path) -> None:
+    config = write_run(tmp_path / "here", ONE)
+    assert drive(config) == 0, said(config)
+    there = tmp_path / "there"
+    config.parent.rename(there)
+    (there / "loop.toml").write_text(CONFIG)
+    damage(there / ".loop" / "fake-model")
+    with (
+        pytest.raises(
+            LoopError, match=r"base model has changed since the run began: .*there/\.loop/fake-model.*restore"
+        ),
+        open_session(load_config(there / "loop.toml"), Quiet()),
+    ):
+        pass
+
+
+def test_a_backup_is_put_back_after_a_kill(tmp_path: Path) -> None:
+    """As `loopctl backup` says: what SQLite left beside the other store goes first, or it would be played into this one."""
+    config, store = write_run(tmp_path, ONE), tmp_path / ".loop" / "loop.db"
+    assert drive(config) == 0, said(config)
+    db = open_database(store, read_only=True)
+    backup(db, tmp_path / "copy.db")
+    db.close()
+    (tmp_path / "loop.toml").write_text(CONFIG)
+    assert drive(config, "before decide") == -9
+    left = [path for path in (store.with_name("loop.db-wal"), store.with_name("loop.db-shm")) if path.exists()]
+    assert left and left[0].stat().st_size
+    for path in left:
+        path.unlink()
+    shutil.copy(tmp_path / "copy.db", store)
+    assert drive(config) == 0, said(config)
+    db = open_database(store, read_only=True)
+    assert verify_store(db, tmp_path / ".loop").findings == []
+    assert len(Ledger(db).decisions(Ledger(db).run().id)) == 2  # type: ignore[union-attr]
+    db.close()

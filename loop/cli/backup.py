@@ -16,6 +16,9 @@ from loop.cli.text import safe, size
 def backup_command(file: Path) -> None:
     """Copy the store, as of now, into a new FILE. Checkpoints are not in it.
 
+    To put it back, with no daemon running: remove loop.db-wal and loop.db-shm in the run directory, which belong to the
+    other store and would damage this one; then copy FILE there as loop.db.
+
     \b
     Examples:
       loopctl backup loop-today.db
@@ -32,6 +35,8 @@ def backup_command(file: Path) -> None:
     if the_call().json:
         print_json({"file": str(file), "bytes": num_bytes})
     else:
+        store = safe(place.run_dir / "loop.db")
         click.echo(
-            f"{safe(file)}: {size(num_bytes)}; put it back as {safe(place.run_dir / 'loop.db')} with no daemon running"
+            f"{safe(file)}: {size(num_bytes)}; to put it back, with no daemon running: "
+            f"remove {store}-wal and {store}-shm, then copy it to {store}"
         )

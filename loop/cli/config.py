@@ -20,7 +20,7 @@ _LINE = re.compile(r"(?P<file>.*?):(?P<line>\d+): (?:(?P<key>[^\s:]+): )?(?P<mes
 @click.group("config")
 @shared_options
 def config_command() -> None:
-    """Look at loop.toml.
+    """Check loop.toml.
 
     \b
     Examples:

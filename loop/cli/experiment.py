@@ -90,7 +90,7 @@ def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
 @jobs_option
 @shared_options
 def start_command(file: Path, jobs: int | None) -> None:
-    """The same in the background. It goes on where it was left.
+    """Run all arms and seeds of FILE in the background. It goes on where it was left.
 
     \b
     Examples:

@@ -31,7 +31,7 @@ KS = (1, 5, 10, 100)
     "problems_file",
     required=True,
     metavar="FILE",
-    help="HumanEval, MBPP, their plus forms or LiveCodeBench.",
+    help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own.",
 )
 @click.option(
     "--completions", "completions_file", required=True, metavar="FILE", help='{"task_id", "completion"} lines.'

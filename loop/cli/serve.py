@@ -15,7 +15,9 @@ SHORTEST_TOKEN = 16
 
 
 @click.command("serve")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where to listen; any other needs a token.")
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Where to listen; what other machines reach needs a token."
+)
 @click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any that is free.")
 @click.option(
     "--token", envvar="LOOP_SERVE_TOKEN", metavar="TOKEN", help="What others must know; made up where one is needed."

@@ -201,8 +201,8 @@ def unit_of(loaded: LoadedConfig) -> str:
     user = pwd.getpwuid(os.getuid()).pw_name
     cache = os.environ.get("XDG_CACHE_HOME")
     lines = [
-        "# As root: `loopctl service > /etc/systemd/system/loopd.service && systemctl enable --now loopd`.",
-        "# For yourself: remove User=, put default.target below, write ~/.config/systemd/user/loopd.service, and enable with --user.",
+        "# `loopctl service | sudo tee /etc/systemd/system/loopd.service`, then `sudo systemctl enable --now loopd`.",
+        "# Without root: remove User=, put default.target below, write ~/.config/systemd/user/loopd.service, enable with --user.",
         "[Unit]",
         f"Description=Self-distillation run {loaded.config.name}",
         "After=network.target",

@@ -12,11 +12,11 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 def toml_text(tables: Mapping[str, Any]) -> str:
     """A TOML document. Values are strings, numbers, booleans, lists and tables; TypeError for anything else."""
-    lines = [f"{_key(name)} = {_value(value)}" for name, value in tables.items() if not _has_header(value)]
+    lines = [f"{_key(name)} = {toml_value(value)}" for name, value in tables.items() if not _has_header(value)]
     for name, value in tables.items():
         for table in [value] if isinstance(value, Mapping) else value if _has_header(value) else []:
             header = f"[{_key(name)}]" if isinstance(value, Mapping) else f"[[{_key(name)}]]"
-            lines += ["", header, *(f"{_key(key)} = {_value(entry)}" for key, entry in table.items())]
+            lines += ["", header, *(f"{_key(key)} = {toml_value(entry)}" for key, entry in table.items())]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -35,7 +35,8 @@ def _string(text: str) -> str:
     return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
-def _value(value: Any) -> str:
+def toml_value(value: Any) -> str:
+    """One value as it stands behind a key."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):
@@ -43,8 +44,8 @@ def _value(value: Any) -> str:
     if isinstance(value, str):
         return _string(value)
     if isinstance(value, Mapping):
-        entries = ", ".join(f"{_key(name)} = {_value(entry)}" for name, entry in value.items())
+        entries = ", ".join(f"{_key(name)} = {toml_value(entry)}" for name, entry in value.items())
         return f"{{ {entries} }}" if entries else "{}"
     if isinstance(value, Sequence):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     raise TypeError(f"TOML has no {type(value).__name__}")

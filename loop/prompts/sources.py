@@ -146,8 +146,8 @@ def _shuffled(prompts: Sequence[Prompt], seed: int, number: int) -> list[Prompt]
 
 
 def default_cache_dir() -> Path:
-    """Where fetched data sets stay: XDG_CACHE_HOME or ~/.cache, under loop/prompts."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "loop" / "prompts"
+    """Where fetched data sets stay: XDG_CACHE_HOME or ~/.cache, under ssd-loop/prompts."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd-loop" / "prompts"
 
 
 # Rows to prompts
@@ -347,6 +347,7 @@ def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
         "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     child = subprocess.run(
         [sys.executable, "-P", "-m", "loop.prompts.hub", json.dumps(request), str(out)],

@@ -83,7 +83,7 @@ class Collapse(Gate):
     Signals: entropy (mean of the next token's, nats), distinct_solution_rate (different answers to a problem as a share of
     all), distinct_correct_rate (different right ones as a share of all), spread ((pass@k - pass@1) / (1 - pass@1): what
     further samples win of what the first leaves), mean_length (tokens), truncation_rate, code_rate, loss_gap (held-out minus
-    training loss of the final weights, nats; 0 for the base). What samples are counted for comes with its standard error, and NOISE of them
+    training loss of the final weights, nats; 0 for the base). What samples are counted for comes with its standard error, and 1.25 of them
     are allowed for. Other signals, such as fork_entropy, only where `limits` names them.
     """
 
