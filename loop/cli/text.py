@@ -38,6 +38,11 @@ def rate(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
 
 
+def number(value: int | None) -> str:
+    """3,584, or a dash."""
+    return "-" if value is None else f"{value:,}"
+
+
 def signed(value: float | None) -> str:
     """+0.031; what rounds to zero has no minus."""
     return "-" if value is None else f"{value:+z.3f}"
