@@ -32,12 +32,6 @@ class Comparison:
     diagnosis: Json = field(default_factory=dict)  # of locks and forks
 
     @property
-    def suite(self) -> Yardstick:
-        """The one that decides."""
-        name = self.session.loaded.config.decide.suite
-        return next(suite for suite in self.session.suites if suite.config.name == name)
-
-    @property
     def head_round(self) -> int:
         """Whose seeds and whose order of problems are used."""
         row = self.session.ledger.checkpoint(self.checkpoints["head"])
@@ -46,7 +40,9 @@ class Comparison:
 
     def drawn(self, split: str) -> list[Problem]:
         """All problems of a split in the order in which they are drawn."""
-        there = {problem.task_id: problem for problem in of_split(self.session, self.suite, split, 0).problems}
+        there = {
+            problem.task_id: problem for problem in of_split(self.session, self.session.decider, split, 0).problems
+        }
         return [there[task_id] for task_id in drawing_order(self.head_round, list(there))]
 
     def run(self) -> Decision:
@@ -67,7 +63,9 @@ class Comparison:
                 case "sample_more":
                     self.report(need["suites"])
                 case _:
-                    self.report([suite.config.name for suite in self.session.suites if suite is not self.suite])
+                    self.report(
+                        [suite.config.name for suite in self.session.suites if suite is not self.session.decider]
+                    )
                     return decision
 
     def report(self, names: object) -> None:
@@ -80,12 +78,12 @@ class Comparison:
 
     def _open(self, split: str, num_problems: int) -> None:
         self.opened[split] = num_problems
-        base = of_split(self.session, self.suite, split, self.head_round)
+        base = of_split(self.session, self.session.decider, split, self.head_round)
         part = Part(split, self.drawn(split)[:num_problems], base.seed)
         sides = [who for who in self.checkpoints if who != "best" or split == self.session.policy.split]
         engines = self.session.engines  # whoever is up already goes first: loading is the dear part
         for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):
-            self._evaluate(who, self.suite, part)
+            self._evaluate(who, self.session.decider, part)
             if who != "best":
                 measure(self.session, self.round, self.checkpoints[who])  # now, while its weights are loaded
 
@@ -116,11 +114,11 @@ class Comparison:
     def evidence(self) -> Evidence:
         """What the policy is to see by now."""
         session, policy = self.session, self.session.policy
-        name, looks = self.suite.config.name, session.loaded.config.decide.looks
+        name, looks = self.session.decider.config.name, session.loaded.config.decide.looks
         opened = {}
         for split, num_problems in self.opened.items():
             drawn = self.drawn(split)
-            opened[split] = self._opened(self.suite, split, drawn[:num_problems], len(drawn), looks)
+            opened[split] = self._opened(self.session.decider, split, drawn[:num_problems], len(drawn), looks)
         for suite in self.session.suites:
             if ("candidate", suite.config.name, "all") in self.done:
                 opened[suite.config.name] = self._opened(suite, "all", suite.problems, len(suite.problems), 1)
@@ -149,7 +147,8 @@ class Comparison:
         same = [
             one
             for one in self.session.corpus.evaluations(run.id, run.base_checkpoint)
-            if (one.suite_name, one.split) == (self.suite.config.name, self.session.policy.split) and one.metrics
+            if (one.suite_name, one.split) == (self.session.decider.config.name, self.session.policy.split)
+            and one.metrics
         ]
         return same[-1] if same else None
 

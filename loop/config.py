@@ -1,10 +1,11 @@
 """loop.toml as frozen pydantic models: every key, its default (here and nowhere else), its sentence and its limits.
 
-Reading the file and turning mistakes into one-line messages with a line number is `loop/configfile.py`.
+Reading the file is `loop/configfile.py`; mistakes become one-line messages in `loop/mistakes.py`.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, tzinfo
 from pathlib import Path
@@ -15,16 +16,21 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from pydantic_core import PydanticCustomError
 
 from loop.schedule import cron_fields, parse_interval, parse_until, parse_window, parse_zone
+from loop.toml_lines import KeyPath
 from policies.adaptation import AfterRollback
 from policies.data import Data, Replace
 from policies.policy import Policy, build_policy
 from policies.schedule import Stop
 
-KeyPath = tuple[str | int, ...]
 Mistake = tuple[KeyPath, str]  # the key, relative to the table that is checked, and what is wrong with it
 
 MAX_PROBE_NUMBERS = 1 << 20  # log-probabilities recorded of one checkpoint
 
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+NAME_WORDS = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
+HUB_NAME = re.compile(rf"{NAME.pattern}/[A-Za-z0-9._-]+")
+
+Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -39,6 +45,20 @@ def _refuse(mistakes: Sequence[Mistake]) -> None:
     if mistakes:
         text = "; ".join(problem for _, problem in mistakes)
         raise PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": list(mistakes)})
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _a_command(command: tuple[str, ...], example: str) -> tuple[str, ...]:
+    if (command and not command[0].strip()) or any("\0" in word for word in command):
+        raise ValueError(f"is no command; give it and its arguments, as in {example}")
+    return command
 
 
 class Decoding(Section):
@@ -170,7 +190,7 @@ Split = Literal["select", "confirm", "final"]
 class Suite(Decoding):
     """A set of problems with one fixed way of asking and decoding; the pair is the yardstick and never moves."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="What reports call it; unique.")
+    name: Name = Field(description="What reports call it; unique.")
     source: str = Field(description='"first-steps" or "humaneval" (shipped), or a file in one of the known formats.')
     limit: PositiveInt | None = Field(None, description="Use only so many problems, chosen by the hash of their id.")
     num_samples: PositiveInt = Field(1, description="Completions per problem.")
@@ -334,17 +354,8 @@ class Engine(Section):
     @field_validator("server_url")
     @classmethod
     def _server_url(cls, url: str | None) -> str | None:
-        try:
-            parts = urlsplit("http://localhost" if url is None else url)
-            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            whole = False
-        if (
-            not whole
-            or "@" in parts.netloc
-            or set(url or "") & set("?#")
-            or not (url or "-").isprintable()
-            or " " in (url or "")
+        if url is not None and not (
+            _is_web(url) and url.isprintable() and not set(url) & set(" ?#") and "@" not in urlsplit(url).netloc
         ):
             # Not what was given: it may hold a password.
             raise ValueError(
@@ -355,9 +366,7 @@ class Engine(Section):
     @field_validator("server_command")
     @classmethod
     def _server_command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
-        if (command and not command[0].strip()) or any("\0" in word for word in command):
-            raise ValueError('is no command; give it and its arguments, as in ["./reload.sh", "{path}"]')
-        return command
+        return _a_command(command, '["./reload.sh", "{path}"]')
 
     @model_validator(mode="after")
     def _server(self) -> Engine:
@@ -439,26 +448,17 @@ class Watching(Section):
         (),
         description="Experiment trackers that get each round's figures; on this machine only, unless told otherwise.",
     )
-    project: str | None = Field(
-        None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="What trackers call it; default: the run's name."
-    )
+    project: Name | None = Field(None, description="What trackers call it; default: the run's name.")
 
     @field_validator("command")
     @classmethod
     def _command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
-        if (command and not command[0].strip()) or any("\0" in word for word in command):
-            raise ValueError('is no command; give it and its arguments, as in ["notify-send", "loop"]')
-        return command
+        return _a_command(command, '["notify-send", "loop"]')
 
     @field_validator("webhook")
     @classmethod
     def _webhook(cls, webhook: str | None) -> str | None:
-        try:
-            parts = urlsplit("http://localhost" if webhook is None else webhook)
-            whole = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-        except ValueError:
-            whole = False
-        if not whole or any(letter <= " " or letter == "\x7f" for letter in webhook or ""):
+        if webhook is not None and (not _is_web(webhook) or any(one <= " " or one == "\x7f" for one in webhook)):
             raise ValueError('is no web address; give one such as "https://example.org/hook"')  # not what was given
         return webhook
 
@@ -488,7 +488,7 @@ class Daemon(Section):
 class Config(Section):
     """The whole of loop.toml."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", description="The run's name in every report.")
+    name: Name = Field(description="The run's name in every report.")
     run_dir: Path = Field(Path(".loop"), strict=False, description="Where everything of the run is kept.")
     seed: int = Field(1, ge=0, lt=2**63, description="Every random draw of the run derives from it.")
     rounds: int = Field(2, ge=0, description="How many rounds the run has in all; 0: without end.")

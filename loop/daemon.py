@@ -175,7 +175,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         finally:
             notifier.stopping()
         log.round = log.stage = None
-        done = f"all {config.rounds} rounds are done; raise rounds in {loaded.place} to go on"
+        done = f"all {config.rounds} rounds are done; raise rounds in {loaded.file.place} to go on"
         log.line("info", ending.reason or done)
 
 

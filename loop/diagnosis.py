@@ -15,7 +15,7 @@ from typing import Any
 from loop.engines.base import Forced, Probed, Request, SamplingParams
 from loop.evaluation import of_split
 from loop.experiments.sharing import turn
-from loop.session import Session, Yardstick
+from loop.session import Session
 from loop.stages.evaluating import params_of
 from loop.stages.sampling import seed_of
 from policies import diagnosis as arithmetic
@@ -172,20 +172,16 @@ def _write_probe(session: Session, round: Round) -> Probe:
 
 def _prompts(session: Session) -> list[Prompt]:
     """`num_prompts` of those that the suite that decides is asked with, chosen by hash; only of the split that is opened first."""
-    suite = _suite(session)
+    suite = session.decider
     prompts = [suite.prompts[one.prompt_id] for one in of_split(session, suite, session.policy.split, 0).problems]
     seed = session.loaded.config.seed
     chosen = sorted(prompts, key=lambda prompt: (seed_of(seed, "diagnosis", prompt.id), prompt.id))
     return chosen[: session.loaded.config.diagnosis.num_prompts]
 
 
-def _suite(session: Session) -> Yardstick:
-    return next(suite for suite in session.suites if suite.config.name == session.loaded.config.decide.suite)
-
-
 def _drawn(session: Session) -> SamplingParams:
     """How the texts are drawn: as training data is, ended as the suite's answers are."""
-    suite = params_of(_suite(session).config)
+    suite = params_of(session.decider.config)
     sampling = session.loaded.config.sampling
     return SamplingParams(
         temperature=sampling.temperature,

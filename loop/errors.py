@@ -1,8 +1,10 @@
-"""What can go wrong, by the exit code that it ends in (sysexits.h where that has one)."""
+"""What can go wrong, by the exit code that it ends in (sysexits.h where that has one), and foreign text in a message."""
 
 from __future__ import annotations
 
 import errno
+import json
+from typing import Any
 
 from store.errors import CannotWrite
 
@@ -63,3 +65,22 @@ def is_no_room(error: BaseException) -> bool:
             return True
         seen = seen.__cause__
     return False
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """The text with every character that does not print as itself shown as its escape; with `lines`, newlines stay.
+
+    That is control characters, bidirectional and other format characters, lone surrogates, odd spaces.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or (lines and character == "\n") else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def shown(value: Any) -> str:
+    """A value of a TOML file in one short line that is safe in a terminal."""
+    text = repr(value) if isinstance(value, float) else printable(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= 60 else text[:57] + "..."

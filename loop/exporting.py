@@ -6,18 +6,18 @@ code, no pickles, nothing hidden. Merging an adapter into its base needs torch, 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from loop.durable import fsync
 from loop.engines.base import CheckpointRef
 from loop.errors import LoopError, NoRoom
 from store.canonical import sha256_of
@@ -105,9 +105,9 @@ def export(
         files = listed(scratch)
         sha256 = sha256_of({entry["name"]: entry["sha256"] for entry in files})
         for path in [*scratch.rglob("*"), scratch]:
-            _fsync(path)
+            fsync(path)
         was_there = _put(scratch, directory, sha256, again)
-        _fsync(parent)
+        fsync(parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoRoom(f"{parent}: the disk is full; free some space, or export to another one") from error
@@ -282,17 +282,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def _fsync(path: Path) -> None:
-    with _opened(path) as descriptor:
-        os.fsync(descriptor)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)

@@ -13,7 +13,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from loop.config import Config
-from loop.experiments.toml_text import toml_value
+from loop.toml_text import toml_value
 from policies.data import Data, Replace
 from policies.gates.collapse import Limit
 from policies.policy import BUILT_IN

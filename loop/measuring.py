@@ -63,12 +63,6 @@ def in_words(row: Checkpoint) -> str:
     return f"round {row.round}" if row.round else "the base"
 
 
-def decider(session: Session) -> Yardstick:
-    """The suite that decides."""
-    name = session.loaded.config.decide.suite
-    return next(suite for suite in session.suites if suite.config.name == name)
-
-
 @dataclass(frozen=True, slots=True)
 class Seen:
     """One finished evaluation with each problem's outcomes, by task."""
@@ -152,7 +146,7 @@ def aa(session: Session, row: Checkpoint) -> Json:
 
     Recorded as an event, once for each result.
     """
-    suite, split = decider(session), session.policy.split
+    suite, split = session.decider, session.policy.split
     looks = sights(session)
     metric = looks[0].gate.metric if looks else "pass@1"
     k = int(metric.removeprefix("pass@"))
@@ -266,7 +260,7 @@ def sweep(session: Session, rows: Sequence[Checkpoint], temperatures: Sequence[f
     Which part of a gain is decoding, and which is training: base at its best against base at T_eval, and each round at
     its best against the base at its best.
     """
-    suite = decider(session)
+    suite = session.decider
     base = checkpoint_named(session.ledger, session.run, "base")
     own = 0.0 if suite.config.greedy else suite.config.temperature
     wanted = sorted({*temperatures, own})
@@ -342,7 +336,7 @@ def final(session: Session) -> Event:
 
     What was begun is finished with the head that it was begun with, whatever the head is by now.
     """
-    ledger, run, suite = session.ledger, session.run, decider(session)
+    ledger, run, suite = session.ledger, session.run, session.decider
     if (known := final_result(ledger, run.id)) is not None:
         return known
     _problems(suite, FINAL)

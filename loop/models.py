@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from loop.config import Config
-from loop.configfile import BUILT_IN_MODEL, FAKE_MODEL, model_directory
 from loop.engines.fake import write_fake_model
+from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, model_directory
 from loop.worker import Worker
 from store.checkpoints import sync_tree
 

@@ -15,16 +15,18 @@ from pathlib import Path
 from typing import Any
 
 from loop.config import Suite as SuiteConfig
-from loop.configfile import LoadedConfig, as_begun, check_inputs, config_sha256, differences, resolved
+from loop.configfile import LoadedConfig
 from loop.engines.base import CheckpointRef, Prober, Sampler
 from loop.errors import ConfigError, LockedError, LoopError, PermissionDenied
 from loop.experiments.registry import Registry, registry_of
 from loop.grading.grader import Grader
 from loop.grading.problems import Problem as GradingProblem
 from loop.grading.problems import load_suite
+from loop.inputs import check_inputs
 from loop.models import base_model
 from loop.pool import Pool
 from loop.prompts.sources import load_prompts, load_tests
+from loop.same_run import as_begun, config_sha256, differences, resolved
 from loop.stages.evaluating import yardstick
 from loop.worker import RemoteSampler
 from loop.workers import Engines, Watch
@@ -107,6 +109,12 @@ class Session:
                 self.engines.pulse()
         except StoreError as error:
             self.watch.note(f"the full-text index could not be brought up to date: {error}")
+
+    @property
+    def decider(self) -> Yardstick:
+        """The suite that decides."""
+        name = self.loaded.config.decide.suite
+        return next(suite for suite in self.suites if suite.config.name == name)
 
     @property
     def run(self) -> Run:

@@ -14,14 +14,15 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from loop.cli.card import decoding_of, public
+from loop.cli.card_facts import decoding_of, public
 from loop.cli.view import Reader, reader, whole_round
 from loop.errors import LoopError
+from loop.toml_file import leaves
 from store.canonical import sha256_of
 from store.records import Json
 
@@ -134,18 +135,6 @@ def _tokens(found: Reader, number: int, answer: Json) -> Json:
     }
 
 
-def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting by its dotted name."""
-    entries = (
-        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else None
-    )
-    if not entries:
-        yield prefix, value
-        return
-    for key, entry in entries:
-        yield from flattened(entry, f"{prefix}.{key}" if prefix else str(key))
-
-
 # The trackers
 
 
@@ -245,7 +234,9 @@ class Mlflow:
             return
         made = self.client.create_run(number, run_name=run.name, tags={self.RUN: run.id})
         self.id = made.info.run_id
-        settings = [Param(name, _in_a_line(value)) for name, value in flattened(run.config)]
+        settings = [
+            Param(".".join(map(str, key)), _in_a_line(value)) for key, value in leaves(run.config) if value != []
+        ]
         for start in range(0, len(settings), 100):
             self.client.log_batch(self.id, params=settings[start : start + 100])
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from loop.config import Config
-from loop.configfile import load_config, resolved
+from loop.configfile import load_config
 from loop.errors import ConfigError
+from loop.same_run import resolved
 from policies.data import Mix, Pool, Replace
 
 TEXT = """\

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from loop.config import Config
-from loop.configfile import LoadedConfig, config_sha256, differences, find_config, load_config, resolved
+from loop.configfile import LoadedConfig, find_config, load_config
 from loop.errors import ConfigError, PermissionDenied
+from loop.same_run import config_sha256, differences, resolved
 
 GOOD = """\
 name = "demo"

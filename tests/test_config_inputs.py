@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loop.configfile import check_inputs, load_config, model_directory
+from loop.configfile import load_config
+from loop.inputs import check_inputs, model_directory
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))

@@ -12,10 +12,11 @@ from rounds import CONFIG, KEEPING, drive, dump, write_run
 from test_cli_support import Loopctl, call
 from test_round_commits import Quiet
 
-from loop.configfile import config_sha256, differences, load_config, resolved
+from loop.configfile import load_config
 from loop.diagnosis import diagnose, signals, summary_of
 from loop.errors import ConfigError
 from loop.round import run_round
+from loop.same_run import config_sha256, differences, resolved
 from loop.session import Session, open_session
 from policies.diagnosis import in_words
 from store.records import Round

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from loop.configfile import check_inputs, load_config
+from loop.configfile import load_config
+from loop.inputs import check_inputs
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs/recipes.md").read_text()

@@ -16,13 +16,17 @@ from markdown_it import MarkdownIt
 from test_cli_support import Loopctl, call, finished, write_configuration
 
 from loop import exporting
-from loop.cli.card import PAPER, block, card, facts_of, public, toml_text, words
+from loop.cli.card import PAPER, card
+from loop.cli.card_facts import facts_of, public
+from loop.cli.markdown import block, words
 from loop.cli.text import decoding_words, interval, rate, signed
 from loop.cli.view import reader
-from loop.configfile import config_sha256, load_config
+from loop.configfile import load_config
 from loop.errors import NoRoom
 from loop.exporting import generation_config
 from loop.measuring import checkpoint_named
+from loop.same_run import config_sha256
+from loop.toml_text import toml_text
 
 __all__ = ["call", "finished"]
 HOSTILE = [
@@ -111,7 +115,7 @@ def test_damaged_weights_are_not_exported(finished: Path, call: Loopctl) -> None
     assert not Path("out").exists() and left_over(finished) == []
 
 
-@pytest.mark.parametrize("place", ["_copy", "_write_texts", "_fsync", "_put"])
+@pytest.mark.parametrize("place", ["_copy", "_write_texts", "fsync", "_put"])
 def test_ended_anywhere_it_leaves_nothing(
     finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch, place: str
 ) -> None:
@@ -136,8 +140,8 @@ def test_a_full_disk(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPa
 
 def test_it_is_on_disk_before_it_has_its_name(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
-    real_sync, real_rename = exporting._fsync, os.rename
-    monkeypatch.setattr(exporting, "_fsync", lambda path: (order.append(path.name), real_sync(path)))
+    real_sync, real_rename = exporting.fsync, os.rename
+    monkeypatch.setattr(exporting, "fsync", lambda path: (order.append(path.name), real_sync(path)))
     monkeypatch.setattr(os, "rename", lambda old, new: (order.append("rename"), real_rename(old, new)))
     call("export", "1", "out")
     before, after = order[: order.index("rename")], order[order.index("rename") + 1 :]
@@ -275,7 +279,7 @@ ROOT = Path(__file__).resolve().parents[1]
     "path", [ROOT / "loop.toml", *sorted((ROOT / "recipes").glob("*.toml"))], ids=lambda path: path.stem
 )
 def test_any_configuration_survives_being_written_out(path: Path, tmp_path: Path) -> None:
-    from loop.configfile import resolved
+    from loop.same_run import resolved
 
     config = load_config(path).config
     (tmp_path / "loop.toml").write_text(toml_text(public(resolved(config))))

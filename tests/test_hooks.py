@@ -23,9 +23,10 @@ import pytest
 
 from loop import hooks as hooks_module
 from loop.config import Watching
-from loop.configfile import load_config, resolved
+from loop.configfile import load_config
 from loop.errors import ConfigError
 from loop.hooks import MOST_WAITING, Hooks, hooks_of
+from loop.same_run import resolved
 
 ROOT = Path(__file__).resolve().parents[1]
 GUARD_S = 20.0  # a hang, not a measure

@@ -26,6 +26,7 @@ from loop.cli.call import Place
 from loop.cli.files import opened
 from loop.report import charts
 from loop.report.facts import run_facts
+from loop.report.figures import figures
 from loop.report.gains import paired
 from loop.report.page import as_json, body, made_visible, render, visible
 from policies.statistics import paired_gain
@@ -193,7 +194,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
         conn.execute(step)
         facts = facts_of(directory)
         assert "<h1>small" in render(facts), step
-        for figure in charts.figures(facts):
+        for figure in figures(facts):
             for panel in figure.panels:
                 for layer in panel.get("layer", [panel]):
                     assert {**panel, **layer}["data"]["values"], f"{step}: {figure.name}: vega has no scale for nothing"
@@ -202,7 +203,7 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
 
 def test_amounts_begin_at_nothing() -> None:
     """An axis of counts or distances does not go on below zero; one of changes does."""
-    panels = {figure.name: figure.panels for figure in charts.figures(run_of_the_tests())}
+    panels = {figure.name: figure.panels for figure in figures(run_of_the_tests())}
     growth = panels["training"][1]["layer"][0]["encoding"]["y"]["scale"]
     assert growth["domainMin"] == 0
     points = [{"round": n, "who": "mix", "value": 0.1, "low": -0.1, "high": 0.3} for n in (1, 2)]
@@ -241,16 +242,16 @@ def test_the_page_asks_for_nothing() -> None:
 def test_every_chart_has_its_table() -> None:
     for facts in (run_of_the_tests(), experiment()):
         page = body(facts)
-        figures = charts.figures(facts)
-        assert len(figures) >= 5
-        for figure in figures:
+        there = figures(facts)
+        assert len(there) >= 5
+        for figure in there:
             assert f'id="figure-{figure.name}"' in page
             assert figure.rows and all(len(row) == len(figure.columns) for row in figure.rows), figure.name
             assert figure.about and "None" not in figure.about
 
 
 def test_no_figure_without_its_decoding_settings() -> None:
-    for figure in charts.figures(run_of_the_tests()):
+    for figure in figures(run_of_the_tests()):
         if figure.name not in ("loss", "training", "time", "mind"):
             assert "T 0.9, top_p 0.95" in figure.about or "greedy" in figure.about, figure.name
 
@@ -490,7 +491,7 @@ def test_every_figure_can_be_drawn(finished: Path) -> None:
     from loop.cli.report import drawn
 
     for facts in (facts_of(finished), experiment()):
-        for figure in charts.figures(facts):
+        for figure in figures(facts):
             assert drawn(figure, ".svg").startswith(b"<svg"), figure.name
 
 

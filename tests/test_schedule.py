@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 
 from loop.config import Config
 from loop.config import Schedule as Settings
-from loop.configfile import config_sha256, differences, load_config, resolved
+from loop.configfile import load_config
 from loop.errors import ConfigError
+from loop.same_run import config_sha256, differences, resolved
 from loop.schedule import Schedule
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)

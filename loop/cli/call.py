@@ -98,6 +98,14 @@ def shared_options(command: F) -> F:
     return command
 
 
+def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+    """A click callback: one name or several, each of them head, base or a round's number."""
+    for name in (value,) if isinstance(value, str) else value:
+        if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
+            raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
+    return value
+
+
 def the_call() -> Call:
     """The options of the command that is running."""
     return click.get_current_context().find_root().ensure_object(Call)

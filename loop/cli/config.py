@@ -39,7 +39,8 @@ def check_command(context: click.Context) -> None:
       loopctl config check
       loopctl config check --config loop.toml --json
     """
-    from loop.configfile import check_inputs, resolved
+    from loop.inputs import check_inputs
+    from loop.same_run import resolved
 
     try:
         loaded = the_call().load()
@@ -61,7 +62,7 @@ def check_command(context: click.Context) -> None:
         return
     if trackers:
         warn(safe(trackers))
-    click.echo(f"{loaded.place}: ok")
+    click.echo(f"{loaded.file.place}: ok")
     for line in _summary(loaded):
         click.echo(f"  {safe(line)}")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loop.durable import fsync
 from loop.errors import LoopError
 from store.errors import StoreError
 
@@ -43,11 +44,7 @@ def _sync(loaded: LoadedConfig) -> str:
             file.flush()
             os.fsync(file.fileno())
         os.rename(directory, there)
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        fsync(Path(place))
     return "files and directories can be written, synced and renamed"
 
 

@@ -134,7 +134,7 @@ def _configuration(call: Call) -> tuple[LoadedConfig | None, list[Line]]:
         return None, [
             Line("loop.toml", "warn", "there is none here", "`loopctl init` writes one, or give --config FILE")
         ]
-    from loop.configfile import check_inputs
+    from loop.inputs import check_inputs
 
     try:
         loaded = call.load()
@@ -146,7 +146,7 @@ def _configuration(call: Call) -> tuple[LoadedConfig | None, list[Line]]:
     config = loaded.config
     sources = ", ".join([config.prompts.source, *dict.fromkeys(suite.source for suite in config.suites)])
     return loaded, [
-        Line("loop.toml", "ok", loaded.place),
+        Line("loop.toml", "ok", loaded.file.place),
         Line("model, data", "ok", f"{config.model.source}; {sources}"),
     ]
 

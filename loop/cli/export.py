@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import count, safe, size, warn
+from loop.cli.call import checkpoint_names, print_json, shared_options, the_call
+from loop.cli.text import count, round_name, safe, size, warn
 from loop.errors import LoopError, UsageError
 from store.records import Json
 
@@ -18,14 +18,8 @@ if TYPE_CHECKING:
     from store.records import Checkpoint
 
 
-def _which(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
-    if value not in ("head", "base") and not (value.isascii() and value.isdigit() and int(value)):
-        raise click.BadParameter(f"{value!r} is neither head nor base nor a round's number")
-    return value
-
-
 @click.command("export")
-@click.argument("which", metavar="ROUND|head|base", callback=_which)
+@click.argument("which", metavar="ROUND|head|base", callback=checkpoint_names)
 @click.argument("directory", metavar="DIR")
 @click.option("--merge", is_flag=True, help="Write an adapter as whole weights, merged into its base.")
 @click.option(
@@ -78,7 +72,7 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
 
 def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
     """The checkpoint and all that is known of it. Nothing of the store is held open afterwards."""
-    from loop.cli.card import facts_of
+    from loop.cli.card_facts import facts_of
     from loop.cli.view import reader
     from loop.measuring import checkpoint_named
 
@@ -101,7 +95,7 @@ def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
     return Source(
         row,
         found.run_dir / row.path,
-        f"round {facts['round']}" if facts["round"] else "the base",
+        round_name(facts["round"]),
         licences=licences_in(found.run_dir / first.path, first.manifest),
         base=base,
         **origin,
@@ -111,8 +105,7 @@ def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
 def _push(done: Exported, repo: str, private: bool, facts: Json) -> Json:
     from loop.hub import push
 
-    number = facts["round"]
-    message = f"{facts['run']}, {f'round {number}' if number else 'the base'} ({facts['checkpoint'][:12]})"
+    message = f"{facts['run']}, {round_name(facts['round'])} ({facts['checkpoint'][:12]})"
     try:
         return push(done.path, repo, private=private, message=message)
     except KeyboardInterrupt:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import decoding_words, interval, rate, safe, signed, warn
+from loop.cli.call import checkpoint_names, print_json, shared_options, the_call
+from loop.cli.text import decoding_words, interval, rate, round_name, safe, signed, warn
 from loop.errors import LoopError
 from store.records import Json
 
@@ -18,14 +18,6 @@ if TYPE_CHECKING:
     from loop.session import Session
 
 GOES_ON = "interrupted; the same command goes on where it was"
-
-
-def _which(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-    """Each is head, base or a round's number."""
-    for name in (value,) if isinstance(value, str) else value:
-        if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
-            raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
-    return value
 
 
 def _temperatures(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
@@ -44,7 +36,12 @@ def _temperatures(_context: click.Context, _parameter: click.Parameter, value: s
 
 @click.command("aa")
 @click.option(
-    "--of", "name", metavar="head|base|ROUND", callback=_which, default="head", help="Which checkpoint; default: head."
+    "--of",
+    "name",
+    metavar="head|base|ROUND",
+    callback=checkpoint_names,
+    default="head",
+    help="Which checkpoint; default: head.",
 )
 @shared_options
 def aa_command(name: str) -> None:
@@ -71,7 +68,7 @@ def aa_command(name: str) -> None:
     "--of",
     "names",
     metavar="head|base|ROUND",
-    callback=_which,
+    callback=checkpoint_names,
     multiple=True,
     help="Rounds beside the base; may be repeated. Default: head.",
 )
@@ -137,7 +134,7 @@ def final_command(yes: bool) -> None:
         _print_final(answer)
     if answer["head"]["checkpoint"] != run.head_checkpoint:
         raise LoopError(
-            f"the final split was opened at {event.at} on {_name(answer['head']['round'])}; the head is {_name(run.head_round)} "
+            f"the final split was opened at {event.at} on {round_name(answer['head']['round'])}; the head is {round_name(run.head_round)} "
             "now, and it will not be opened again: begin another run with other problems"
         )
 
@@ -184,10 +181,6 @@ def _opened(loaded: LoadedConfig) -> Iterator[Session]:
 # In words
 
 
-def _name(round: int) -> str:
-    return f"round {round}" if round else "the base"
-
-
 def _title(answer: Json) -> str:
     words = ", ".join([answer["split"], decoding_words(answer["decoding"])])
     return f"{safe(answer['suite'])} ({words}), {answer['num_problems']:,} problems x {answer['num_samples']} samples"
@@ -223,7 +216,7 @@ def _print_aa(answer: Json) -> None:
             "  for decide.gates: the limits of collapse, each wider where it left less than 4 standard deviations of this noise",
         )
     )
-    click.echo(f"{_name(answer['round'])} twice on {_title(answer)}")
+    click.echo(f"{round_name(answer['round'])} twice on {_title(answer)}")
     for label, text in lines:
         click.echo(f"{label:<8}{text}")
 
@@ -252,7 +245,7 @@ def _print_sweep(answer: Json) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("T", justify="right")
     for one in answer["checkpoints"]:
-        table.add_column(_name(one["round"]))
+        table.add_column(round_name(one["round"]))
     for index, temperature in enumerate(answer["temperatures"]):
         row = [one["figures"][index] for one in answer["checkpoints"]]
         best = ["  best" if one["best_temperature"] == temperature else "" for one in answer["checkpoints"]]
@@ -270,7 +263,7 @@ def _print_sweep(answer: Json) -> None:
     )
     for one in answer["training_gains"]:
         click.echo(
-            f"training: {_name(one['round'])} at {_temperature(one['temperature'])} against the base at "
+            f"training: {round_name(one['round'])} at {_temperature(one['temperature'])} against the base at "
             f"{_temperature(one['base_temperature'])}: {_change(one)}"
         )
     if not answer["training_gains"]:
@@ -288,7 +281,7 @@ def _change(gain: Json) -> str:
 
 def _print_final(answer: Json) -> None:
     base, head = answer["base"], answer["head"]
-    click.echo(f"the final split, opened at {answer['opened_at']} on {_name(head['round'])}: {_title(answer)}")
-    for label, one in (("base", base), (_name(head["round"]), head)):
+    click.echo(f"the final split, opened at {answer['opened_at']} on {round_name(head['round'])}: {_title(answer)}")
+    for label, one in (("base", base), (round_name(head["round"]), head)):
         click.echo(f"  {label:<10} pass@1 {rate(one['pass@1'])} {interval(one['pass@1_interval'])}")
     click.echo(f"  {'gain':<10}        {_change(answer)}, a two-sided 95% interval over problems")

@@ -54,8 +54,8 @@ def plot_command(file: str, name: str | None, experiment: str | None) -> None:
       loopctl plot -o arms.svg --experiment temperatures.toml
     """
     from loop.cli.view import reader
-    from loop.report.charts import figures
     from loop.report.facts import facts_of_experiment, run_facts
+    from loop.report.figures import figures
 
     path = Path(file)
     if path.suffix.lower() not in (".svg", ".png"):

@@ -97,9 +97,9 @@ def _tell(done: Started) -> None:
 
 
 def _start(loaded: LoadedConfig) -> Started:
-    from loop.configfile import check_inputs
     from loop.errors import ConfigError, LoopError
     from loop.heartbeat import holder
+    from loop.inputs import check_inputs
 
     if (pid := holder(loaded.run_dir)) is not None:
         return Started(pid, f"already running (process {pid})", False)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loop.cli.clock import as_rfc3339, seconds_between
+from loop.cli.text import round_name
 from loop.cli.view import Reader, decision_of, gain, reader
 from loop.heartbeat import Heartbeat, holder, read_heartbeat
 from store.errors import NoStore
@@ -83,7 +84,7 @@ def status_of(found: Reader, planned: int | None = None) -> Json:
     if state == "running" and control.held_by:
         reason = PAUSING
     elif state == "running" and control.wanted_head is not None:
-        reason = HEAD_MOVES.format(f"round {control.wanted_head}" if control.wanted_head else "the base")
+        reason = HEAD_MOVES.format(round_name(control.wanted_head))
     elif pid is None and control.held_by:
         reason = control.hold_reason
     read_only = _is_read_only(found.run_dir)

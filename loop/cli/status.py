@@ -11,7 +11,20 @@ import click
 from loop.cli.call import print_json, shared_options, the_call
 from loop.cli.clock import moment, seconds_between
 from loop.cli.lines import Paper
-from loop.cli.text import all_done, clock, count, decoding_words, duration, interval, rate, safe, signed, size, warn
+from loop.cli.text import (
+    all_done,
+    clock,
+    count,
+    decoding_words,
+    duration,
+    interval,
+    rate,
+    round_name,
+    safe,
+    signed,
+    size,
+    warn,
+)
 
 if TYPE_CHECKING:
     from store.records import Json
@@ -135,7 +148,7 @@ def _now(round: Json | None) -> str:
 
 def _head(answer: Json) -> str:
     head = answer["head"]
-    words = f"round {head['round']}" if head["round"] else "the base"
+    words = round_name(head["round"])
     if head["pass@1"] is None:
         return f"{words}   not measured yet"
     words += f"   pass@1 {rate(head['pass@1'])} {interval(head['pass@1_interval'])}"

@@ -11,20 +11,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from loop.cli.clock import moment
+from loop.errors import printable
 
 
 def safe(text: object, *, lines: bool = False) -> str:
-    """The text with every character that does not print as itself shown as its escape; with `lines`, newlines stay.
-
-    That is control characters, bidirectional and other format characters, lone surrogates, odd spaces.
-    """
-    text = str(text)
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or (lines and character == "\n") else ascii(character)[1:-1]
-        for character in text
-    )
+    """Whatever it is as text in which every character prints as itself; with `lines`, newlines stay."""
+    return printable(str(text), lines=lines)
 
 
 def clipped(text: object, length: int) -> str:
@@ -36,6 +28,11 @@ def clipped(text: object, length: int) -> str:
 def rate(value: float | None) -> str:
     """0.121, or a dash."""
     return "-" if value is None else f"{value:.3f}"
+
+
+def number(value: int | None) -> str:
+    """3,584, or a dash."""
+    return "-" if value is None else f"{value:,}"
 
 
 def signed(value: float | None) -> str:
@@ -78,6 +75,11 @@ def size(num_bytes: float | None) -> str:
 def count(number: int, noun: str, plural: str | None = None) -> str:
     """3,584 completions, 1 completion."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def round_name(number: int | None) -> str:
+    """round 3, or the base."""
+    return f"round {number}" if number else "the base"
 
 
 def all_done(planned: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -18,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def _project(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    if value is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", value):
+    from loop.config import NAME
+
+    if value is not None and not NAME.fullmatch(value):
         raise click.BadParameter(f"{value!r} is not a name; use letters, digits, '.', '_' and '-'")
     return value
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from loop.durable import fsync
 from loop.engines.base import CheckpointRef
 from loop.errors import ConfigError, EngineError
 
@@ -135,15 +136,6 @@ def _write_smollm2(gguf: Path, directory: Path) -> None:
     )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
-
-
-def fsync(path: Path) -> None:
-    """Make a file's content, or a directory's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def fetch_hub_model(name: str, revision: str | None) -> str:

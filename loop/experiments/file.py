@@ -9,7 +9,6 @@ from __future__ import annotations
 import itertools
 import json
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,41 +16,31 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, field_validator
 
-from loop.config import Config, KeyPath, Section
-from loop.configfile import (
-    config_mistakes,
-    differences,
-    input_mistakes,
-    model_directory,
-    model_mistakes,
-    read_toml,
-    resolved,
-    takes_a_list,
-)
+from loop.config import Config, Mistake, Name, Section
+from loop.configfile import config_mistakes
 from loop.errors import ConfigError
-from loop.experiments.toml_text import toml_text
+from loop.experiments.arms import Arm, arms_of, merged, placed
+from loop.inputs import input_mistakes, model_directory
+from loop.mistakes import model_mistakes
 from loop.prompts.sources import source_kind
+from loop.same_run import differences, resolved
 from loop.session import DATABASE
-from loop.toml_lines import line_of
-from policies.mistakes import dotted
+from loop.toml_file import Placed, TomlFile, in_lines, read_toml
+from loop.toml_text import toml_text
 from store.db import open_database
 from store.errors import StoreError
 from store.ledger import Ledger
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 SHARED = "shared"  # beside the arms, in the experiment's directory
 LOGS = "logs"
 CONFIG = "loop.toml"
-MOST_ARMS = 500
 _TAKEN = (SHARED, LOGS, "lock")
-_NOT_AN_ARMS = {"seed": "seeds", "rounds": "rounds", "run_dir": "directory"}  # keys of loop.toml and who has them here
-_NAME_WORDS = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
 
 
 class Description(Section):
     """The file as it stands."""
 
-    name: str = Field(pattern=f"^{NAME.pattern}$", description="What reports call the experiment.")
+    name: Name = Field(description="What reports call the experiment.")
     config: str = Field("loop.toml", description="The base configuration, relative to this file.")
     rounds: PositiveInt = Field(description="How many rounds each run has.")
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="A run of every arm for each.")
@@ -74,15 +63,6 @@ class Description(Section):
             if seeds.count(seed) > 1:
                 raise ValueError(f"{seed} is given twice; each seed makes a run of its own")
         return seeds
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """One way of running rounds. `overrides`: what it changes, as in the file, with one value of each grid."""
-
-    name: str
-    overrides: Mapping[str, Any]
-    index: int  # among the file's [[arms]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +97,6 @@ class Experiment:
 
     name: str
     path: Path
-    place: str  # what messages call the file
     directory: Path
     base_dir: Path  # of the base configuration
     rounds: int
@@ -127,9 +106,8 @@ class Experiment:
     arms: tuple[Arm, ...]
     runs: tuple[ExperimentRun, ...]
     pairs: tuple[tuple[str, str], ...]
-    lines: Mapping[KeyPath, int]
-    base_place: str
-    base_lines: Mapping[KeyPath, int]
+    file: TomlFile
+    base: TomlFile
 
     def run(self, arm: str, seed: int) -> ExperimentRun:
         """One of its runs; KeyError if there is none."""
@@ -150,53 +128,47 @@ def load_experiment(path: Path) -> Experiment:
     """
     if not os.path.lexists(path):
         raise ConfigError(f"{path}: no such file; name the file of an experiment (docs/your-first-experiment.md)")
-    tables, text, lines, place = read_toml(path)
-    mistakes = model_mistakes(Description, tables, text)
+    file = read_toml(path)
+    mistakes = model_mistakes(Description, file.tables, file.json)
     for key, problem in mistakes.items():
         if problem.startswith("unknown key") and isinstance(key[0], str) and key[0] in Config.model_fields:
             mistakes[key] = (
                 "unknown key; what all runs have stands in the base configuration, what one changes in an arm"
             )
-    if mistakes:
-        raise ConfigError("\n".join(_sorted((place, line_of(lines, key), key, said) for key, said in mistakes.items())))
-    described = Description.model_validate_json(text)
+    file.refuse(mistakes.items())
+    described = Description.model_validate_json(file.json)
     path = Path(os.path.abspath(path))
     base_path = path.parent / Path(described.config).expanduser()
-
-    def raise_for(found: Sequence[tuple[KeyPath, str]]) -> None:
-        if found:
-            raise ConfigError("\n".join(_sorted((place, line_of(lines, key), key, said) for key, said in found)))
-
     if not os.path.lexists(base_path):
-        raise_for([(("config",), f"{described.config}: no such file; name a loop.toml (`loopctl init` writes one)")])
-    base, _, base_lines, base_place = read_toml(base_path)
-    arms = list(_arms(described, base, raise_for))
-    raise_for(list(_name_mistakes(arms)))
+        file.refuse([(("config",), f"{described.config}: no such file; name a loop.toml (`loopctl init` writes one)")])
+    base = read_toml(base_path)
+    arms = list(arms_of(described.arms, file, base))
+    file.refuse(_name_mistakes(arms))
     directory = Path(os.path.abspath(path.parent / Path(described.directory or described.name).expanduser()))
     runs: list[ExperimentRun] = []
-    found: dict[tuple[str, int, KeyPath, str], None] = {}
+    found: dict[Placed, None] = {}
     for arm in arms:
         arm_runs = []
         for seed in described.seeds:
-            whole = _merged(base, arm.overrides) | {
+            whole = merged(base.tables, arm.overrides) | {
                 "name": f"{described.name}-{arm.name}-{seed}", "seed": seed, "rounds": described.rounds
             }  # fmt: skip
             whole.pop("run_dir", None)
             for key, problem in config_mistakes(whole, json.dumps(whole, default=str)).items():
                 if key != ("name",):
-                    found[_placed(arm, key, problem, base, (place, lines), (base_place, base_lines))] = None
+                    found[placed(arm, key, problem, file, base)] = None
             if found:
                 break
             config = Config.model_validate_json(json.dumps(whole))
             arm_runs.append(ExperimentRun(arm.name, seed, directory / arm.name / f"seed-{seed}", config, whole))
         runs += arm_runs
     if found:
-        raise ConfigError("\n".join(_sorted(found)))
+        raise ConfigError(in_lines(found))
     suite = described.suite or runs[0].config.decide.suite
-    raise_for(list(_yardstick_mistakes(suite, described.suite is not None, arms, runs)))
+    file.refuse(_yardstick_mistakes(suite, described.suite is not None, arms, runs))
     names = [arm.name for arm in arms]
     pairs = described.compare if described.compare is not None else tuple(itertools.combinations(reversed(names), 2))
-    raise_for(
+    file.refuse(
         [
             (("compare", index), f"{name!r} is no arm; there: {', '.join(names)}")
             for index, pair in enumerate(described.compare or ())
@@ -204,20 +176,19 @@ def load_experiment(path: Path) -> Experiment:
             if name not in names
         ]
     )
-    raise_for(
+    file.refuse(
         [(("compare", n), "is an arm and itself; name two") for n, pair in enumerate(pairs) if pair[0] == pair[1]]
     )
     return Experiment(
-        described.name, path, place, directory, base_path.parent, described.rounds, described.seeds, described.jobs,
-        suite, tuple(arms), tuple(runs), tuple(pairs), lines, base_place, base_lines,
+        described.name, path, directory, base_path.parent, described.rounds, described.seeds, described.jobs,
+        suite, tuple(arms), tuple(runs), tuple(pairs), file, base,
     )  # fmt: skip
 
 
 def check_experiment(experiment: Experiment) -> None:
     """What the arms' configurations name, and what runs there are already. ConfigError with a line per mistake."""
-    base, seen = read_toml(Path(experiment.base_place))[0], set[str]()
-    found: dict[tuple[str, int, KeyPath, str], None] = {}
-    files = ((experiment.place, experiment.lines), (experiment.base_place, experiment.base_lines))
+    seen = set[str]()
+    found: dict[Placed, None] = {}
     for arm in experiment.arms:
         runs = experiment.of_arm(arm.name)
         config = runs[0].config
@@ -230,17 +201,16 @@ def check_experiment(experiment: Experiment) -> None:
         if inputs not in seen:  # reading suites and prompts may cost seconds
             seen.add(inputs)
             for key, problem in input_mistakes(config, experiment.base_dir, runs[0].run_dir):
-                found[_placed(arm, key, problem, base, *files)] = None
+                found[placed(arm, key, problem, experiment.file, experiment.base)] = None
         for run in runs:
             if changed := _changed(run, experiment.base_dir):
                 problem = (
                     f"{run.directory} belongs to another configuration: {'; '.join(changed)}; change it back, give the "
                     "arm another name, or set another directory"
                 )
-                place: KeyPath = ("arms", arm.index)
-                found[experiment.place, line_of(experiment.lines, place), place, problem] = None
+                found[experiment.file.at(("arms", arm.index), problem)] = None
     if found:
-        raise ConfigError("\n".join(_sorted(found)))
+        raise ConfigError(in_lines(found))
 
 
 def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:
@@ -279,82 +249,17 @@ def run_text(run: ExperimentRun, base_dir: Path, num_threads: int | None = None)
         tables["grading"] = {"num_workers": num_threads} | tables.get("grading", {})
     return (
         f"# Written by `loopctl experiment`: arm {run.arm}, seed {run.seed}. It is written again at each start.\n\n"
-        + (toml_text(tables))
+        + toml_text(tables)
     )
 
 
-# Arms
+# Mistakes
 
 
-def _arms(described: Description, base: Mapping[str, Any], raise_for: Any) -> Iterator[Arm]:
-    for index, table in enumerate(described.arms):
-        name = table.get("name")
-        where: KeyPath = ("arms", index)
-        if "name" not in table:
-            raise_for([(where, "has no name; give one")])
-        if not isinstance(name, str) or not NAME.fullmatch(name):
-            raise_for([((*where, "name"), f"{json.dumps(name, default=str)} is not a name; use {_NAME_WORDS}")])
-        overrides = {key: value for key, value in table.items() if key != "name"}
-        raise_for(
-            [
-                ((*where, key), f"is not an arm's to change; it is the experiment's `{whose}`")
-                for key, whose in _NOT_AN_ARMS.items()
-                if key in overrides
-            ]
-        )
-        raise_for(list(_suite_name_mistakes(where, overrides, base)))
-        axes = list(_axes(overrides))
-        raise_for([((*where, *key), "is an empty list; give the values of the grid") for key, vs in axes if not vs])
-        num = 1
-        for _, values in axes:
-            num *= len(values)
-        if num > MOST_ARMS:
-            raise_for([(where, f"is a grid of {num} arms; stay at or below {MOST_ARMS}")])
-        for picked in itertools.product(*(whole for _, whole in axes)):
-            chosen = json.loads(json.dumps(overrides, default=str)) if axes else overrides
-            for (key, _), value in zip(axes, picked, strict=True):
-                table_of_key = chosen
-                for part in key[:-1]:
-                    table_of_key = table_of_key[part]
-                table_of_key[key[-1]] = value
-            labels = [_label(value, whole) for value, (_, whole) in zip(picked, axes, strict=True)]
-            yield Arm("-".join([str(name), *labels]), chosen, index)
-
-
-def _axes(overrides: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    """The lists that stand where loop.toml takes none: each is the values of a grid."""
-
-    def walk(table: Mapping[str, Any], key: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-        for name, value in table.items():
-            path = (*key, name)
-            if isinstance(value, Mapping):
-                yield from walk(value, path)
-            elif isinstance(value, list) and not takes_a_list(_in_config(path)):
-                yield path, value
-
-    yield from walk(overrides, ())
-
-
-def _in_config(key: KeyPath) -> KeyPath:
-    """Where the schema of loop.toml has a key of an arm: a suite is named there by its place."""
-    return ("suites", 0, *key[2:]) if key[0] == "suites" and len(key) > 1 else key
-
-
-def _label(value: Any, axis: Sequence[Any] = ()) -> str:
-    """A value of a grid as part of a name; a table with a type of its own among the others' by just that."""
-    if isinstance(value, Mapping):
-        types = [one.get("type") if isinstance(one, Mapping) else None for one in axis]
-        if types.count(value.get("type")) == 1 and "type" in value:
-            return _label(value["type"])
-        return "-".join(_label(entry) for _, entry in sorted(value.items(), key=lambda one: one[0] != "type")) or "none"
-    text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:40] or "none"
-
-
-def _name_mistakes(arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
+def _name_mistakes(arms: Sequence[Arm]) -> Iterator[Mistake]:
     known: set[str] = set()
     for arm in arms:
-        key: KeyPath = ("arms", arm.index, "name")
+        key = ("arms", arm.index, "name")
         if arm.name.lower() in _TAKEN:
             yield key, f"{arm.name!r} is the name of something else in the experiment's directory; choose another"
         if arm.name.lower() in known:
@@ -362,78 +267,9 @@ def _name_mistakes(arms: Sequence[Arm]) -> Iterator[tuple[KeyPath, str]]:
         known.add(arm.name.lower())
 
 
-def _suite_name_mistakes(
-    where: KeyPath, overrides: Mapping[str, Any], base: Mapping[str, Any]
-) -> Iterator[tuple[KeyPath, str]]:
-    suites, named = base.get("suites"), overrides.get("suites")
-    if not isinstance(named, Mapping) or not isinstance(suites, list):
-        return
-    there = [suite.get("name") for suite in suites if isinstance(suite, Mapping)]
-    for name, changes in named.items():
-        if name not in there:
-            yield (
-                (*where, "suites", name),
-                f"is no suite of the base configuration; there: {', '.join(map(str, there))}",
-            )
-        elif not isinstance(changes, Mapping):
-            yield (*where, "suites", name), "is not a table; give the keys of this suite that change"
-
-
-def _merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with the arm's keys. A table is merged key by key, one with a `type` is taken as it is."""
-    whole = dict(base)
-    for name, value in overrides.items():
-        old = base.get(name)
-        if isinstance(value, Mapping) and "type" not in value:
-            if isinstance(old, Mapping):
-                whole[name] = _merged(old, value)
-                continue
-            if isinstance(old, list) and name == "suites":
-                whole[name] = [_merged(suite, value.get(suite.get("name"), {})) for suite in old]
-                continue
-        whole[name] = value
-    return whole
-
-
-# Mistakes
-
-
-def _placed(
-    arm: Arm,
-    key: KeyPath,
-    problem: str,
-    base: Mapping[str, Any],
-    file: tuple[str, Mapping[KeyPath, int]],
-    base_file: tuple[str, Mapping[KeyPath, int]],
-) -> tuple[str, int, KeyPath, str]:
-    """Where a mistake in an arm's whole configuration stands: in the arm if it gives the key, else in the base's file."""
-    theirs: KeyPath = key
-    if len(key) > 1 and key[0] == "suites" and isinstance(arm.overrides.get("suites"), Mapping):
-        suites = base.get("suites", [])
-        name = suites[key[1]].get("name") if isinstance(key[1], int) and key[1] < len(suites) else key[1]
-        theirs = ("suites", str(name), *key[2:])
-    value: Any = arm.overrides
-    for part in theirs:
-        if isinstance(value, Mapping) and part in value:
-            value = value[part]
-        elif isinstance(value, Mapping) and "type" not in value:
-            place, lines = base_file
-            return place, line_of(lines, key), key, problem
-        else:
-            break
-    place, lines = file
-    mine: KeyPath = ("arms", arm.index, *theirs)
-    return place, line_of(lines, mine), mine, problem
-
-
-def _sorted(found: Any) -> list[str]:
-    ordered = sorted(found, key=lambda one: (one[0], one[1], dotted(one[2])))
-    return [f"{place}:{line}: {dotted(key)}: {problem}" for place, line, key, problem in ordered]
-
-
 def _yardstick_mistakes(
     name: str, given: bool, arms: Sequence[Arm], runs: Sequence[ExperimentRun]
-) -> Iterator[tuple[KeyPath, str]]:
+) -> Iterator[Mistake]:
     """Figures of arms can only be compared where all are measured alike."""
     first: tuple[str, dict[str, Any], Any] | None = None
     configs = {run.arm: run.config for run in runs}

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from loop.durable import fsync
 from store.checkpoints import make_directory, remove_directory, temporary_directory
 from store.records import Json
 
@@ -127,11 +128,7 @@ def write_json(path: Path, value: Json) -> None:
         with contextlib.suppress(OSError):
             os.unlink(partial)
         raise
-    parent = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    fsync(path.parent)
 
 
 def link_tree(source: Path, target: Path) -> None:

@@ -8,7 +8,6 @@ run is gone or damaged, that is all of it. Outside an experiment nothing here do
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,7 +22,7 @@ from loop.engines.base import TrainingResult
 from loop.experiments.registry import link_tree
 from loop.stages.sampling import Lineage, Planned
 from loop.stages.training import Trained
-from store.canonical import sha256_of
+from store.canonical import sha256_of, sha256_of_text
 from store.checkpoints import commit_directory, remove_directory, temporary_directory, verify
 from store.corpus import Corpus, completion_sha256
 from store.db import open_database, transaction
@@ -198,7 +197,7 @@ class Turn:
             if one.sha256 != completion_sha256(one) or (one.seed, one.checkpoint) != (item.seed, lineage.checkpoint):
                 self._refuse(f"completion {one.id} is not as it was written")
                 continue
-            theirs[item.id] = (_hash(one.text), one.id)
+            theirs[item.id] = (sha256_of_text(one.text), one.id)
             if item.id not in done:
                 batch.append(
                     replace(
@@ -233,7 +232,7 @@ class Turn:
         same = {
             theirs[one.id][1]: one.id
             for one in corpus.completions(self.session.run_id, evaluation_id=evaluation_id)
-            if one.id in theirs and one.id not in graded and theirs[one.id][0] == _hash(one.text)
+            if one.id in theirs and one.id not in graded and theirs[one.id][0] == sha256_of_text(one.text)
         }
         verdicts = [
             Verdict(
@@ -331,7 +330,3 @@ def versions() -> dict[str, str | None]:
 @cache
 def _has_gpu() -> bool:
     return bool(visible_devices())
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -20,8 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from loop.config import Model, Prompts
-from loop.errors import ConfigError, PermissionDenied
+from loop.config import HUB_NAME, Model, Prompts
+from loop.errors import ConfigError, PermissionDenied, printable
 from loop.grading.problems import Problem as TestedProblem
 from loop.grading.problems import UntestedProblem, problem_of
 from loop.prompts.templates import ask, content, opening
@@ -36,7 +36,6 @@ _TEST_KEYS = ("test_list", "test", "public_test_cases", "private_test_cases")
 # what a row needs beside its statement to be a problem with tests
 _PROBLEM_KEYS = (*_TEST_KEYS, "test_setup_code", "test_imports", "prompt", "entry_point", "code", "metadata")
 _MOST_BROKEN_LINES = 10
-_HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9._-]+")
 _SOURCES = 'give "starter", a .jsonl or .jsonl.gz file, a data set on disk, or owner/name of one on the hub'
 
 
@@ -51,7 +50,7 @@ def source_kind(source: str, base_dir: Path) -> SourceKind:
             return "local"
     except (OSError, ValueError, RuntimeError):
         pass
-    if _HUB_NAME.fullmatch(source) and not source.endswith((".parquet", ".json", ".csv", ".arrow")):
+    if HUB_NAME.fullmatch(source) and not source.endswith((".parquet", ".json", ".csv", ".arrow")):
         return "hub"
     raise ConfigError(f"{_shown(source)} is no source of prompts, and no such file or directory is there; {_SOURCES}")
 
@@ -262,7 +261,7 @@ _BROKEN = "\0broken"  # the key of a row that could not be read, with the reason
 
 
 def _rows_of_file(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    place = _clean(str(path))
+    place = printable(str(path))
     try:
         with path.open("rb") as raw:
             compressed = raw.read(2) == b"\x1f\x8b"
@@ -337,7 +336,7 @@ def _places(rows: Path, source: str) -> Iterator[tuple[str, str, dict[str, Any]]
     """The child's rows under the place that a user knows: the data set and the number of the row in it, from 1."""
     for _, _, row in _rows_of_file(rows):
         number = str(row.pop("row", "?"))
-        yield f"{_clean(source)}: row {number}", number, row
+        yield f"{printable(source)}: row {number}", number, row
 
 
 def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
@@ -361,8 +360,8 @@ def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
     if child.returncode == 0:
         return
     said = (child.stdout if child.returncode == ConfigError.exit_code else child.stderr).strip().splitlines()
-    reason = _clean(said[-1].strip()) if said else f"its reader ended with {child.returncode}; try again"
-    raise ConfigError(f"{_clean(source)}: {reason}")
+    reason = printable(said[-1].strip()) if said else f"its reader ended with {child.returncode}; try again"
+    raise ConfigError(f"{printable(source)}: {reason}")
 
 
 def _make_directory(directory: Path) -> None:
@@ -370,13 +369,9 @@ def _make_directory(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
-        raise PermissionDenied(f"{_clean(str(directory))}: {problem}") from None
+        raise PermissionDenied(f"{printable(str(directory))}: {problem}") from None
 
 
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=True, default=str)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _clean(text: str) -> str:
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

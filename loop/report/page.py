@@ -17,7 +17,9 @@ import unicodedata
 from typing import Any
 
 from loop.cli import text as words
-from loop.report import charts
+from loop.report.charts import themed
+from loop.report.figures import figures
+from loop.report.run_figures import measured_on
 from store.records import Json
 
 # What moves, hides or reorders other characters, and what has no form of its own.
@@ -78,20 +80,20 @@ def render(facts: Json, *, live: bool = False) -> str:
 def body(facts: Json) -> str:
     """What is inside the page's <main>."""
     facts = made_visible(facts)
-    figures = {figure.name: figure for figure in charts.figures(facts)}
+    there = {figure.name: figure for figure in figures(facts)}
     drawn = {
-        name: [charts.themed(panel, width="container", height=260 if len(figure.panels) == 1 else 190)
+        name: [themed(panel, width="container", height=260 if len(figure.panels) == 1 else 190)
                for panel in figure.panels]
-        for name, figure in figures.items()
+        for name, figure in there.items()
     }  # fmt: skip
     template = _template("experiment.html.j2" if facts["kind"] == "experiment" else "run.html.j2")
     inside: str = template.render(
         facts=facts,
-        figures=figures,
+        figures=there,
         specifications=_markup(as_json(drawn)),
         texts=_markup(as_json(facts.get("browser"))),
         configuration=json.dumps(facts.get("config"), indent=2, ensure_ascii=False),
-        yardstick=charts.measured_on,
+        yardstick=measured_on,
     )
     return inside
 
@@ -158,7 +160,7 @@ def _template(name: str) -> Any:
         "size": words.size,
         "count": words.count,
         "decoding": words.decoding_words,
-        "number": lambda value: "-" if value is None else f"{value:,}",
+        "number": words.number,
         "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),
         "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
         "short": lambda sha256: (sha256 or "-")[:12],

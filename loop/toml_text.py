@@ -11,12 +11,15 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def toml_text(tables: Mapping[str, Any]) -> str:
-    """A TOML document. Values are strings, numbers, booleans, lists and tables; TypeError for anything else."""
-    lines = [f"{_key(name)} = {toml_value(value)}" for name, value in tables.items() if not _has_header(value)]
+    """A TOML document. Values are strings, numbers, booleans, lists and tables; TypeError for anything else.
+
+    A key whose value is None is left out: what is not set does not stand in a file.
+    """
+    lines = _pairs({name: value for name, value in tables.items() if not _has_header(value)})
     for name, value in tables.items():
         for table in [value] if isinstance(value, Mapping) else value if _has_header(value) else []:
             header = f"[{_key(name)}]" if isinstance(value, Mapping) else f"[[{_key(name)}]]"
-            lines += ["", header, *(f"{_key(key)} = {toml_value(entry)}" for key, entry in table.items())]
+            lines += ["", header, *_pairs(table)]
     return "\n".join(lines).lstrip("\n") + "\n"
 
 
@@ -24,6 +27,10 @@ def _has_header(value: Any) -> bool:
     """Whether a value of the top level gets [headers] of its own."""
     tables = isinstance(value, Sequence) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
     return isinstance(value, Mapping) or tables
+
+
+def _pairs(table: Mapping[str, Any]) -> list[str]:
+    return [f"{_key(name)} = {toml_value(value)}" for name, value in table.items() if value is not None]
 
 
 def _key(name: str) -> str:
@@ -44,7 +51,7 @@ def toml_value(value: Any) -> str:
     if isinstance(value, str):
         return _string(value)
     if isinstance(value, Mapping):
-        entries = ", ".join(f"{_key(name)} = {toml_value(entry)}" for name, entry in value.items())
+        entries = ", ".join(_pairs(value))
         return f"{{ {entries} }}" if entries else "{}"
     if isinstance(value, Sequence):
         return f"[{', '.join(map(toml_value, value))}]"

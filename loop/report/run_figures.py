@@ -1,0 +1,349 @@
+"""The figures of a run, from its facts (facts.py): each with a sentence about what it shows, and its numbers as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from loop.cli.text import duration, interval, number, rate, signed
+from loop.report.charts import (
+    BLUE,
+    GREEN,
+    MANY_ROUNDS,
+    ORANGE,
+    Figure,
+    any_value,
+    bars,
+    by_round,
+    by_value,
+    differences,
+    dot,
+    ends,
+    lines,
+    named,
+    table,
+    trajectory,
+)
+from store.records import STAGES, Json
+
+# What the figures are of
+
+
+def measured_on(suite: Json) -> str:
+    """first-steps, split select: 41 problems x 4 samples, T 0.7, top_p 0.95"""
+    split = f", split {suite['split']}" if suite.get("split") not in (None, "all") else ""
+    num = f": {suite['num_problems']:,} problems" if suite.get("num_problems") else ""
+    times = f" x {suite['num_samples']:,} samples" if num and (suite.get("num_samples") or 1) > 1 else ""
+    words = f", {suite['decoding_words']}" if suite.get("decoding_words") else ""
+    return f"{suite['name']}{split}{num}{times}{words}"
+
+
+def _decider(facts: Json) -> Json:
+    """The yardstick that decides; {} before anything was run."""
+    return next((suite for suite in facts["suites"] if suite["decides"]), {})
+
+
+def _outcome(row: Json) -> str:
+    return str(row["outcome"]).replace("_", " ")
+
+
+def _points(facts: Json, name: str, key: str, level: str | None = None) -> list[Json]:
+    """A figure of the candidates on a suite, with the head after each round."""
+    points = []
+    for row in facts["rounds"]:
+        suite = row["suites"].get(name, {})
+        candidate, head = (_part(suite.get(who), level) for who in ("candidate", "head"))
+        low, high = candidate.get(f"{key}_interval") or [None, None]
+        after = (candidate if row["outcome"] == "kept" else head).get(key)
+        points.append({"round": row["round"], "who": _outcome(row), "value": candidate.get(key), "low": low, "high": high, "head": after})  # fmt: skip
+    return points
+
+
+def _part(figures: Json | None, level: str | None) -> Json:
+    if figures is None:
+        return {}
+    return figures if level is None else figures.get("by_difficulty", {}).get(level, {})
+
+
+def _base(facts: Json, name: str, key: str, level: str | None = None) -> float | None:
+    suite = next(one for one in facts["suites"] if one["name"] == name)
+    return _part(suite["base"], level).get(key)
+
+
+def _newest(facts: Json, suite: Json) -> Json:
+    """The last figures that there are of this suite; {} if there are none."""
+    found = [row["suites"].get(suite["name"], {}).get(who) for row in reversed(facts["rounds"]) for who in ("candidate", "head")]  # fmt: skip
+    return next((one for one in [*found, suite["base"]] if one), {})
+
+
+def _panel(facts: Json, suite: Json, key: str, title: str, axis: str, form: str) -> tuple[list[Json], list[Json]]:
+    """A titled panel of the candidates and what it adds to the table; both empty where nothing was measured."""
+    points, base = _points(facts, suite["name"], key), _base(facts, suite["name"], key)
+    if not any_value(points):
+        return [], []
+    of_table = [{"round": one["round"], "who": title, "value": one["value"]} for one in points]
+    return (
+        [{"title": title, **trajectory(points, base, axis, form)}],
+        [{"round": 0, "who": title, "value": base}, *of_table],
+    )
+
+
+def _heads(
+    facts: Json, suite: Json, keys: Sequence[tuple[str, str, str | None]], axis: str, name: str, title: str, about: str
+) -> Figure | None:
+    """The figure of the head after each round, a series for each (label, key, difficulty)."""
+    points = []
+    for label, key, level in keys:
+        points.append({"round": 0, "who": label, "value": _base(facts, suite["name"], key, level)})
+        found = _points(facts, suite["name"], key, level)
+        points += [{"round": one["round"], "who": label, "value": one["head"]} for one in found]
+    if not any_value(points):
+        return None
+    order = [label for label, _, _ in keys]
+    panel = lines(points, axis, form=".3~f", order=order, dots=len(facts["rounds"]) < MANY_ROUNDS)
+    return Figure(name, title, about, [panel], *table(points))
+
+
+# The figures
+
+
+def _pass1(facts: Json) -> Figure | None:
+    suite = _decider(facts)
+    if not suite:
+        return None
+    points, base = _points(facts, suite["name"], "pass@1"), _base(facts, suite["name"], "pass@1")
+    if not any_value(points) and base is None:
+        return None
+    rows = [["base", "", rate(base), interval(suite["base"]["pass@1_interval"]) if suite["base"] else "", rate(base)]]
+    rows += [[str(p["round"]), p["who"], rate(p["value"]), ends(p), rate(p["head"])] for p in points]
+    return Figure(
+        "pass1",
+        "pass@1 by round",
+        f"{measured_on(suite)}. Marks: each round's candidate with its 95% interval. Line: the head after the round. "
+        "Dashed: the base.",
+        [trajectory(points, base, "pass@1", ".3~f")],
+        ["round", "decision", "candidate", "95% interval", "head after it"],
+        rows,
+    )
+
+
+def _change(facts: Json) -> Figure | None:
+    if not facts["rounds"]:
+        return None
+    suite = _decider(facts)
+    panels, over = [], {}
+    for key, other in (("gain", "head"), ("gain_over_base", "base")):
+        points: list[Json] = []
+        for row in facts["rounds"]:
+            found = row["suites"].get(suite["name"], {}).get(key)
+            low, high = found["interval"] if found else (None, None)
+            value = found["gain"] if found else None
+            points.append({"round": row["round"], "who": _outcome(row), "value": value, "low": low, "high": high})
+        over[other] = points
+        if any_value(points):
+            panels.append(differences(points, f"candidate - {other}, pass@1"))
+    rows = [
+        [str(one["round"]), one["who"], signed(one["value"]), ends(one, sign=True), signed(two["value"]), ends(two, sign=True)]
+        for one, two in zip(over["head"], over["base"], strict=True)
+    ]  # fmt: skip
+    return Figure(
+        "change",
+        "What each round changed",
+        f"{measured_on(suite)}. Candidate less head, and less base, in pass@1 on the same problems, with 95% intervals of "
+        "the difference. The intervals are each round's own: the decisions also spend an error budget over the run.",
+        panels,
+        ["round", "decision", "over head", "95% interval", "over base", "95% interval"],
+        rows,
+    )
+
+
+def _pass_at_k(facts: Json) -> Figure | None:
+    suite = _decider(facts)
+    known = _newest(facts, suite) if suite else {}
+    numbers = sorted(int(key[5:]) for key in known if key.startswith("pass@") and key[5:].isdigit())
+    if len(numbers) < 2:
+        return None
+    keys = [(f"pass@{k}", f"pass@{k}", None) for k in numbers]
+    about = f"{measured_on(suite)}. The head after each round; round 0 is the base."
+    return _heads(facts, suite, keys, "share of problems", "passk", "pass@k by round", about)
+
+
+def _difficulty(facts: Json) -> Figure | None:
+    suite = _decider(facts)
+    levels = (_newest(facts, suite) if suite else {}).get("by_difficulty") or {}
+    if not levels:
+        return None
+    keys = [(f"{level} ({part['num_problems']})", "pass@1", level) for level, part in levels.items()]
+    about = f"{measured_on(suite)}. pass@1 of the head after each round, by difficulty (how many problems); round 0 is the base."
+    return _heads(facts, suite, keys, "pass@1", "difficulty", "By difficulty", about)
+
+
+def _canaries(facts: Json) -> Figure | None:
+    panels, of_table, words = [], [], []
+    for suite in facts["suites"]:
+        if not suite["decides"]:
+            panel, more = _panel(facts, suite, "pass@1", suite["name"], "pass@1", ".3~f")
+            panels += panel
+            of_table += more
+            words += [measured_on(suite)] if panel else []
+    about = f"Reported, never decided on by themselves: {'; '.join(words)}. Marks, line and dashes as above."
+    return Figure("canaries", "Canaries", about, panels, *table(of_table))
+
+
+_SIGNALS = (
+    ("distinct_correct_rate", "different right answers (share)", ".3~f"),
+    ("distinct_rate", "different answers (share)", ".3~f"),
+    ("spread", "spread", ".3~f"),
+    ("mean_tokens", "mean length (tokens)", "~s"),
+    ("truncation_rate", "cut off at the limit (share)", ".3~f"),
+    ("code_rate", "answers with code (share)", ".3~f"),
+)
+
+
+def _signals(facts: Json) -> Figure | None:
+    """Diversity and length."""
+    suite = _decider(facts)
+    if not suite:
+        return None
+    panels, of_table = [], []
+    for key, title, form in _SIGNALS:
+        panel, more = _panel(facts, suite, key, title, "", form)
+        panels += panel
+        of_table += more
+    about = (
+        f"{measured_on(suite)}. Sharpening narrows wrong answers; collapse is the loss of what is right. "
+        "Marks: candidates; line: the head after the round; dashed: the base."
+    )
+    return Figure("signals", "Signals of collapse", about, panels, *table(of_table))
+
+
+_MIND = (
+    ("locks", "tail_mass", "tail mass at locks", ".3~f"),
+    ("locks", "top_probability", "top-1 probability at locks", ".3~f"),
+    ("forks", "entropy", "entropy at forks (nats)", ".3~f"),
+    ("everywhere", "entropy", "entropy everywhere (nats)", ".3~f"),
+)
+
+
+def _mind(facts: Json) -> Figure | None:
+    panels, of_table = [], []
+    sequences = 0
+    for part, key, title, form in _MIND:
+        points, base = [], None
+        for row in facts["rounds"]:
+            found = (row["diagnosis"] or {}).get(part)
+            if not found:
+                continue
+            sequences = row["diagnosis"]["num_sequences"]
+            base = found["base"][key]
+            mine, head = found["candidate"][key], found["head"][key]
+            shift = (found["change"].get(key) or {}).get("interval") or [None, None]
+            low, high = (None if end is None else head + end for end in shift)
+            after = mine if row["outcome"] == "kept" else head
+            points.append({"round": row["round"], "who": _outcome(row), "value": mine, "low": low, "high": high, "head": after})  # fmt: skip
+            of_table.append({"round": row["round"], "who": f"{title}: before", "value": head})
+            of_table.append({"round": row["round"], "who": f"{title}: after", "value": mine})
+        if any_value(points):
+            panels.append({"title": title, **trajectory(points, base, "", form)})
+    far = []
+    for row in facts["rounds"]:
+        found = (row["diagnosis"] or {}).get("everywhere")
+        if found:
+            far += [{"round": row["round"], "who": f"from the {who}", "value": found[f"kl_to_{who}"]} for who in ("head", "base")]  # fmt: skip
+    if far:
+        panels.append({"title": "distance (KL, nats a token)", **lines(far, "", form=".3~f", zero=True)})
+        of_table += [{**point, "who": f"KL {point['who']}"} for point in far]
+    about = (
+        f"Candidate (mark, with a 95% interval of its change from the head) and head (line) at the same positions of {sequences} "
+        "texts by the base. Locks are where the base is nearly certain, forks where it has a real choice."
+    )
+    rows = table(of_table, lambda value: "-" if value is None else f"{value:.4f}")
+    return Figure("mind", "Locks and forks, before and after", about, panels, *rows)
+
+
+def _loss(facts: Json) -> Figure | None:
+    if not facts["rounds"] or not facts["losses"]:
+        return None
+    num = max(row["round"] for row in facts["rounds"])
+    curve = [
+        {"round": point["round"] - 0.45 + 0.9 * point["at"], "of": point["round"], "who": "each step", "value": point["loss"]}
+        for point in facts["losses"]
+    ]  # fmt: skip
+    after = []
+    for row in facts["rounds"]:
+        for key, name in (
+            ("train_loss", "after training, on what it saw"),
+            ("held_out_loss", "after training, held out"),
+        ):
+            if row["training"][key] is not None:
+                after.append({"round": row["round"], "who": name, "value": row["training"][key]})
+    names = ["each step", *dict.fromkeys(point["who"] for point in after)]
+    colour = named(names, [BLUE, GREEN, ORANGE][: len(names)])
+    x, y = by_round(num), by_value("loss (nats a token)", ".3~f")
+    x = {**x, "scale": {**x["scale"], "domain": [0.5, num + 0.5]}}
+    tooltip = [{"field": "round"}, {"field": "who"}, {"field": "value", "format": ".4f"}]
+    marks: list[Json] = [
+        {"data": {"values": curve}, "mark": {"type": "line", "strokeWidth": 1.3},
+         "encoding": {"x": x, "y": y, "color": colour, "detail": {"field": "of"}}},
+        {"data": {"values": after}, "mark": dot(50), "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}},
+    ]  # fmt: skip
+    rows = []
+    for row in facts["rounds"]:
+        seen = row["training"]
+        shown = (seen["loss_first"], seen["loss_last"], seen["mean_loss"], seen["train_loss"], seen["held_out_loss"])
+        rows.append([str(row["round"]), *(rate(value) for value in shown)])
+    columns = ["round", "first step", "last step", "mean", "after, on what it saw", "after, held out"]
+    about = "Cross-entropy on the completions, each round's steps side by side: it compares within a round, as each sees other texts."
+    return Figure("loss", "Training loss", about, [{"layer": marks if after else marks[:1]}], columns, rows)
+
+
+def _training(facts: Json) -> Figure | None:
+    points, total = [], []
+    num = 0
+    for row, amount in zip(facts["rounds"], facts["amounts"] if facts["rounds"] else [], strict=True):
+        seen = row["training"]
+        num += amount["num_completions"]
+        total.append({"round": row["round"], "who": "completions", "value": num})
+        fresh = seen["num_used"] - (seen["num_earlier"] or 0) - (seen["num_held_out"] or 0)
+        parts = {"of this round": fresh, "of earlier rounds": seen["num_earlier"], "held out": seen["num_held_out"],
+                 "left out": seen["num_left_out"]}  # fmt: skip
+        points += [{"round": row["round"], "who": name, "value": value or 0} for name, value in parts.items()]
+    if not any(point["value"] for point in points + total):
+        return None
+    order = ["of this round", "of earlier rounds", "held out", "left out"]
+    panels = []
+    if any(point["value"] for point in points):
+        panels.append({"title": "what training saw, and what it did not", **bars(points, "completions", order)})
+    growth = lines(total, "completions", form="~s", zero=True, dots=len(total) < MANY_ROUNDS)
+    panels.append({"title": "growth of the corpus", **growth})
+    about = "Completions by round. What is left out stays in the corpus, with the reason (under each round below)."
+    return Figure("training", "What training saw", about, panels, *table(points + total, number))
+
+
+def _time(facts: Json) -> Figure | None:
+    if not facts["rounds"]:
+        return None
+    seconds, tokens = (
+        [{"round": one["round"], "who": who, "value": value} for one in facts["amounts"] for who, value in one[key].items()]
+        for key in ("seconds", "tokens")
+    )  # fmt: skip
+    longest = max((sum(one["seconds"].values()) for one in facts["amounts"]), default=0)
+    size, unit = next(((size, unit) for size, unit in ((3600, "hours"), (60, "minutes")) if longest > 3 * size), (1, "seconds"))  # fmt: skip
+    scaled = [{**point, "value": point["value"] / size} for point in seconds]
+    panels = []
+    if any(point["value"] for point in seconds):
+        panels.append({"title": f"time by stage ({unit})", **bars(scaled, unit, STAGES, ",.3~f")})
+    if any(point["value"] for point in tokens):
+        order = ["sampled", "trained on", "evaluated"]
+        panels.append({"title": "tokens", **bars(tokens, "tokens", order)})
+    columns, rows = table(seconds, duration)
+    more, counts = table(tokens, number)
+    found = {row[0]: row[1:] for row in counts}
+    rows = [[*row, *found.get(row[0], [""] * (len(more) - 1))] for row in rows]
+    about = "Work that attempts took, failed ones included; tokens that the model wrote for training, was trained on, and wrote to be graded."
+    columns = [*columns, *(f"tokens {name}" for name in more[1:])]
+    return Figure("time", "Time and tokens", about, panels, columns, rows)
+
+
+FIGURES: tuple[Callable[[Json], Figure | None], ...] = (
+    _pass1, _change, _pass_at_k, _difficulty, _canaries, _signals, _mind, _loss, _training, _time,
+)  # fmt: skip
