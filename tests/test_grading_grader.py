@@ -111,6 +111,12 @@ VERDICTS = [
     (F, None, "no_code", "the answer holds no code"),
     (F, " \n", "no_code", "the answer holds no code"),
     (assert_problem("assert f(S) == {1}", setup="S = {1}"), "def f(x): return x", "passed", ""),
+    (  # as where setup, solution and tests run in one process
+        assert_problem("assert f(E) == 1", setup="from math import exp, log\nE = exp(1)"),
+        "def f(x): return log(x)",
+        "passed",
+        "",
+    ),
     (
         assert_problem("assert f(n) == 1", setup="n = Node(1)"),
         "class Node(int): pass\ndef f(x): return x",
