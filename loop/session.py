@@ -166,6 +166,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise LockedError(f"{run_dir}: process {holder} holds this run; wait for it or stop it first") from None
         os.pwrite(descriptor, words := f"{os.getpid():<20}\n".encode(), 0)  # in place, which needs no room
         os.ftruncate(descriptor, len(words))
+        _may_write(run_dir)
         yield
     finally:
         os.close(descriptor)
@@ -188,7 +189,6 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         config.grading.timeout_factor,
     )
     with locked(loaded.run_dir):
-        _may_write(loaded.run_dir)
         db = open_database(loaded.run_dir / DATABASE)
         ledger, corpus = Ledger(db), Corpus(db)
         engines = Engines(loaded, watch)

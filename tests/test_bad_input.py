@@ -349,8 +349,32 @@ def test_a_run_of_another_user(here: Path) -> None:
     assert unprivileged(here, "status", "--json").code == 3
     one_line(unprivileged(here, "pause"), 77, f"{run_dir}: permission denied; ")
     (run_dir / "lock").chmod(0o600)
+    store = run_dir / "loop.db"
+    store.chmod(0)
+    one_line(unprivileged(here, "pause"), 77, f"{store}: permission denied; ")
+    store.chmod(0o644)
     mode = run_dir.stat().st_mode
     run_dir.chmod(0)
     for name in ("status", "start", "stop", "run", "pause", "verify"):
         one_line(unprivileged(here, name), 77, f"{run_dir}", "permission denied; ")
     run_dir.chmod(mode)
+
+
+@may_be_refused
+def test_files_of_another_user(here: Path) -> None:
+    begun(here)
+    for name, arguments in (
+        ("p.jsonl", ("grade", "--problems", "p.jsonl", "--completions", "c.jsonl")),
+        ("c.jsonl", ("grade", "--problems", "ones.jsonl", "--completions", "c.jsonl")),
+        ("e.json", ("decide", "--evidence", "e.json")),
+        ("x.toml", ("experiment", "status", "x.toml")),
+    ):
+        (here / name).touch(0)
+        one_line(unprivileged(here, *arguments), 77, f"{name}: permission denied; ")
+    (here / "closed").mkdir(0o555)
+    for arguments in (
+        ("backup", "closed/copy.db"),
+        ("report", "-o", "closed/page.html"),
+        ("corpus", "export", "--format", "jsonl", "closed/corpus.jsonl"),
+    ):
+        one_line(unprivileged(here, *arguments), 77, "closed: permission denied; name a place")

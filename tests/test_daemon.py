@@ -252,12 +252,31 @@ def test_a_hook_hears_of_decisions_and_holds_up_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_configuration_that_was_broken_meanwhile(daemon: Daemon) -> None:
+    """What runs can be commanded whatever became of its file; nothing is stopped that could not be started again."""
+    daemon.spawn(step_s=0.05)
+    daemon.until(lambda status: status["state"] == "running")
+    good = daemon.config.read_text()
+    daemon.config.write_text(good + "\n[nonsense]\n")
+    assert "paus" in daemon.ctl("pause") and "goes on" in daemon.ctl("resume")
+    assert "nonsense: unknown" in daemon.ctl("restart", code=78)
+    daemon.config.write_text(good.replace("ones.jsonl", "none.jsonl"))
+    assert "none.jsonl: no such file" in daemon.ctl("restart", code=78)
+    assert daemon.status()["state"] == "running"
+    daemon.config.write_text(good + "\n[nonsense]\n")
+    assert "stopped\n" in daemon.ctl("stop", "--now")
+    assert "nonsense: unknown" in daemon.ctl("pause", code=78), "with nobody to ask it is needed"
+
+
 def test_backup_while_it_runs_is_a_whole_store(daemon: Daemon, tmp_path: Path) -> None:
     daemon.spawn(step_s=0.02)
     daemon.until(lambda s: s["rounds"]["kept"] >= 1)
     target = tmp_path / "copy.db"
     assert "copy.db" in daemon.ctl("backup", str(target))
     assert "already exists" in daemon.ctl("backup", str(target), code=1)
+    assert "is a directory; name a file" in daemon.ctl("backup", str(tmp_path), code=1)
+    assert "no such directory; make it first" in daemon.ctl("backup", str(tmp_path / "none" / "copy.db"), code=1)
+    assert "name a file" in daemon.ctl("backup", "-", code=2)
     db = open_database(target, read_only=True)
     kinds = {finding.kind for finding in verify_store(db, daemon.run_dir).findings}
     db.close()
