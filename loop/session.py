@@ -157,7 +157,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     except PermissionError:
         raise PermissionDenied(f"{run_dir}: permission denied; choose a run_dir that this user can write to") from None
     except OSError as error:
-        raise LoopError(f"{run_dir}: {error.strerror}; choose another run_dir or make room") from None
+        raise LoopError(f"{error.filename or run_dir}: {error.strerror}; choose another run_dir or make room") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -327,6 +327,9 @@ def test_a_run_dir_that_cannot_be_written(here: Path) -> None:
     one_line(run(), 77, f"{run_dir}: permission denied; choose a run_dir that this user can write to")
     here.chmod(0o755)
     assert not run_dir.exists()
+    (run_dir / "lock").mkdir(parents=True)
+    one_line(run(), 1, f"{run_dir / 'lock'}: Is a directory; ")
+    (run_dir / "lock").rmdir()
     begun(here)
     (run_dir / "checkpoints").mkdir()
     for name, mode in (("lock", 0), (".", 0o555), ("loop.db", 0o444), ("checkpoints", 0o555)):

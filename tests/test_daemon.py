@@ -31,6 +31,10 @@ def test_start_runs_all_rounds_and_stop_and_start_say_what_is(daemon: Daemon) ->
     assert daemon.ctl("stop") == "not running\n"
     assert "has nothing to do" in daemon.ctl("start")
     assert daemon.findings() == [] and daemon.alone() and not (daemon.run_dir / "control.sock").exists()
+    shutil.rmtree(daemon.run_dir / "checkpoints" / "round-0001")
+    for dry in ([], ["--dry-run"]):
+        assert "put it back, or choose another" in daemon.ctl("rollback", "--to", "1", *dry, code=1)
+    assert daemon.status()["head"]["round"] == 2
 
 
 @steady
@@ -251,7 +255,6 @@ def test_a_hook_hears_of_decisions_and_holds_up_nothing(tmp_path: Path) -> None:
     assert "and was ended" in daemon.journal()
 
 
-@pytest.mark.slow
 def test_a_configuration_that_was_broken_meanwhile(daemon: Daemon) -> None:
     """What runs can be commanded whatever became of its file; nothing is stopped that could not be started again."""
     daemon.spawn(step_s=0.05)
@@ -268,6 +271,7 @@ def test_a_configuration_that_was_broken_meanwhile(daemon: Daemon) -> None:
     assert "nonsense: unknown" in daemon.ctl("pause", code=78), "with nobody to ask it is needed"
 
 
+@pytest.mark.slow
 def test_backup_while_it_runs_is_a_whole_store(daemon: Daemon, tmp_path: Path) -> None:
     daemon.spawn(step_s=0.02)
     daemon.until(lambda s: s["rounds"]["kept"] >= 1)
