@@ -113,6 +113,7 @@ PROBLEMS = [
      "test": "def check(candidate):\n    assert candidate() == 1\n"},
     {"task_id": 7, "text": "Return 2.", "test_list": ["assert two() == 2"]},
     {"task_id": "empty", "text": "Nothing.", "test_list": []},
+    {"task_id": "h/1", "prompt": "def none():\n", "entry_point": "none", "test": ""},
 ]  # fmt: skip
 COMPLETIONS = [
     {"task_id": "h/0", "completion": "    return 1\n"},
@@ -156,11 +157,12 @@ def test_grade_reads_standard_input(tmp_path: Path) -> None:
 def test_grade_without_tests_is_not_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines("p.jsonl", PROBLEMS)  # type: ignore[arg-type]
-    write_lines("c.jsonl", [{"task_id": "empty", "completion": "x = 1"}, *COMPLETIONS[:1]])  # type: ignore[list-item]
+    untested = [{"task_id": task_id, "completion": "x = 1"} for task_id in ("empty", "h/1")]
+    write_lines("c.jsonl", [*untested, *COMPLETIONS[:1]])  # type: ignore[list-item]
     said = call("grade", "--problems", "p.jsonl", "--completions", "c.jsonl", "--json")
     assert said.code == 1
     verdicts = [json.loads(line).get("verdict") for line in said.out.splitlines()]
-    assert verdicts == ["harness_error", "passed", None]
+    assert verdicts == ["harness_error", "harness_error", "passed", None]
 
 
 def test_grade_refuses_what_it_does_not_understand(

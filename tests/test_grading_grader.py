@@ -359,6 +359,22 @@ def test_imports_of_a_suite_that_fail_are_a_harness_error(grader: Grader) -> Non
 
 
 @pytest.mark.parametrize(
+    "problem",
+    [
+        assert_problem("assert f()", setup="import ("),
+        assert_problem("assert f("),
+        Problem(
+            task_id="h", statement="", kind="humaneval", entry_point="f", prompt_code="def f():\n",
+            payload={"test": "def check(candidate):\n    assert candidate("},
+        ),
+    ],
+)  # fmt: skip
+def test_tests_that_are_not_python_are_a_harness_error(problem: Problem, grader: Grader) -> None:
+    verdict = grader.grade_one(problem, "def f(): return 1")
+    assert verdict.verdict == "harness_error" and "the suite's own code fails: " in verdict.detail
+
+
+@pytest.mark.parametrize(
     "command",
     [
         ("/bin/false",),
