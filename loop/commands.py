@@ -11,7 +11,7 @@ from typing import Any
 
 from loop.config import Config
 from loop.errors import LoopError, UsageError
-from store.checkpoints import verify
+from store.checkpoints import stamps, verify
 from store.errors import DamagedCheckpoint
 from store.garbage import best_round, collect, plan_collection, size_bytes
 from store.ledger import Ledger
@@ -168,9 +168,11 @@ class Commands:
 
     def _revive(self, row: Checkpoint, dry_run: bool) -> None:
         """Weights that were set aside or collected may have been put back; then they count again."""
-        if row.state == "present":
-            return
         path = self.run_dir / row.path
+        if row.state == "present":
+            if not stamps(path, row.manifest):
+                raise LoopError(f"{path}: a file of the checkpoint is missing; put it back, or choose another round")
+            return
         try:
             verify(path, row.manifest)
         except (DamagedCheckpoint, OSError):

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -137,15 +136,19 @@ def _decoded(content: bytes) -> Heartbeat | None:
 def holder(run_dir: Path) -> int | None:
     """The process that holds the run; None if none does.
 
-    The lock file names it. A name may be of yesterday, so the process must have that very file open.
+    The lock file names it. A name may be of yesterday, so the process must have that very file open. Who may not read the
+    file is told by the kernel. PermissionError where the directory may not even be searched.
     """
     path = run_dir / LOCK
     try:
-        pid = int(path.read_text(encoding="ascii"))
         inode = path.stat().st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        pid = int(path.read_text(encoding="ascii"))
         os.kill(pid, 0)
     except PermissionError:
-        pass  # another user's process: alive
+        return _flocked().get(inode)  # another user's file or process
     except (OSError, ValueError, OverflowError):
         return None
     opened = _opened(pid, inode)
@@ -167,12 +170,12 @@ def _opened(pid: int, inode: int) -> bool | None:
         return None
 
 
-def _flocked() -> Iterator[int]:
-    """The inodes that are locked, as far as the kernel tells."""
-    try:
+def _flocked() -> dict[int, int]:
+    """The inodes that are locked, and by which process, as far as the kernel tells."""
+    found = {}
+    with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             fields = line.split()
             if len(fields) >= 6 and fields[1] == "FLOCK":
-                yield int(fields[5].rpartition(":")[2])
-    except (OSError, ValueError):
-        return
+                found[int(fields[5].rpartition(":")[2])] = int(fields[4])
+    return found

@@ -166,7 +166,7 @@ def locked(run_dir: Path) -> Iterator[None]:
     except PermissionError:
         raise PermissionDenied(f"{run_dir}: permission denied; choose a run_dir that this user can write to") from None
     except OSError as error:
-        raise LoopError(f"{run_dir}: {error.strerror}; choose another run_dir or make room") from None
+        raise LoopError(f"{error.filename or run_dir}: {error.strerror}; choose another run_dir or make room") from None
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,6 +175,7 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise LockedError(f"{run_dir}: process {holder} holds this run; wait for it or stop it first") from None
         os.pwrite(descriptor, words := f"{os.getpid():<20}\n".encode(), 0)  # in place, which needs no room
         os.ftruncate(descriptor, len(words))
+        _may_write(run_dir)
         yield
     finally:
         os.close(descriptor)
@@ -197,7 +198,6 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
         config.grading.timeout_factor,
     )
     with locked(loaded.run_dir):
-        _may_write(loaded.run_dir)
         db = open_database(loaded.run_dir / DATABASE)
         ledger, corpus = Ledger(db), Corpus(db)
         engines = Engines(loaded, watch)

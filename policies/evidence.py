@@ -23,7 +23,7 @@ from policies.mistakes import dotted, first_mistake, shown
 Who = Literal["candidate", "head", "base", "best"]
 DISJOINT = ("select", "confirm", "final")
 
-Count = Annotated[int, Field(ge=0, strict=True)]
+Count = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]  # beyond it an error budget is lost in rounding
 Outcomes = tuple[Literal[0, 1], ...]
 Signal = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from store import events
 from store.canonical import sha256_of
-from store.checkpoints import manifest_sha256, verify
+from store.checkpoints import MANIFEST, manifest_sha256, read_manifest, verify
 from store.corpus import Corpus, collected_sha256, completion_sha256, num_bytes
 from store.db import Database, Row, query, scalar, snapshot, unpack
 from store.errors import DamagedCheckpoint, StoreError
@@ -314,8 +314,11 @@ def _checkpoints(db: Database, run_dir: Path, checked: Counter[str]) -> Iterator
             if manifest_sha256(checkpoint.manifest) != checkpoint.sha256:
                 yield f"checkpoint {checkpoint.sha256}: the manifest was altered (SHA-256)"
             elif checkpoint.state == "present":
+                directory = run_dir / checkpoint.path
                 try:
-                    verify(run_dir / checkpoint.path, checkpoint.manifest)
+                    verify(directory, checkpoint.manifest)
+                    if checkpoint.manifest["whole_directory"] and read_manifest(directory) != checkpoint.manifest:
+                        yield f"{directory / MANIFEST}: is another than the store's"
                 except DamagedCheckpoint as error:
                     yield str(error)
 

@@ -18,7 +18,7 @@ from test_cli_support import Loopctl, Said, call, command, environment, process,
 from test_round_commits import Quiet
 
 from loop.configfile import load_config
-from loop.session import open_session
+from loop.session import locked, open_session
 from store.db import execute, open_database
 from store.verify import verify_store
 
@@ -303,22 +303,33 @@ def test_a_newer_store_is_left_alone(here: Path, call: Loopctl) -> None:
 
 
 WITHOUT_PRIVILEGE = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"] if os.geteuid() == 0 else []
+may_be_refused = pytest.mark.skipif(
+    bool(WITHOUT_PRIVILEGE) and not shutil.which("setpriv"), reason="root may write everywhere"
+)
 
 
-@pytest.mark.skipif(bool(WITHOUT_PRIVILEGE) and not shutil.which("setpriv"), reason="root may write everywhere")
+def unprivileged(directory: Path, *arguments: str) -> Said:
+    """loopctl in a process to which permissions apply."""
+    line = [*WITHOUT_PRIVILEGE, *command(*arguments)]
+    done = subprocess.run(line, cwd=directory, env=environment(), capture_output=True, text=True)
+    return Said(done.returncode, done.stdout, done.stderr)
+
+
+@may_be_refused
 def test_a_run_dir_that_cannot_be_written(here: Path) -> None:
     change(here, ("[engine]", '[grading]\nsandbox = "none"\n\n[engine]'))
 
     def run() -> Said:
-        arguments = [*WITHOUT_PRIVILEGE, *command("run")]
-        done = subprocess.run(arguments, cwd=here, env=environment(), capture_output=True, text=True)
-        return Said(done.returncode, done.stdout, done.stderr)
+        return unprivileged(here, "run")
 
     run_dir = here / ".loop"
     here.chmod(0o555)
     one_line(run(), 77, f"{run_dir}: permission denied; choose a run_dir that this user can write to")
     here.chmod(0o755)
     assert not run_dir.exists()
+    (run_dir / "lock").mkdir(parents=True)
+    one_line(run(), 1, f"{run_dir / 'lock'}: Is a directory; ")
+    (run_dir / "lock").rmdir()
     begun(here)
     (run_dir / "checkpoints").mkdir()
     for name, mode in (("lock", 0), (".", 0o555), ("loop.db", 0o444), ("checkpoints", 0o555)):
@@ -327,3 +338,46 @@ def test_a_run_dir_that_cannot_be_written(here: Path) -> None:
         one_line(run(), 77, str(run_dir), "permission denied; ")
         (run_dir / name).chmod(before)
     begun(here)
+
+
+@may_be_refused
+def test_a_run_of_another_user(here: Path) -> None:
+    """The lock is its owner's alone; whoever may read the rest sees how the run stands."""
+    begun(here)
+    run_dir = here / ".loop"
+    with locked(run_dir):
+        (run_dir / "lock").chmod(0)
+        said = unprivileged(here, "status", "--json")
+        assert (said.code, said.json["pid"], said.err) == (0, os.getpid(), "")
+    assert unprivileged(here, "status", "--json").code == 3
+    one_line(unprivileged(here, "pause"), 77, f"{run_dir}: permission denied; ")
+    (run_dir / "lock").chmod(0o600)
+    store = run_dir / "loop.db"
+    store.chmod(0)
+    one_line(unprivileged(here, "pause"), 77, f"{store}: permission denied; ")
+    store.chmod(0o644)
+    mode = run_dir.stat().st_mode
+    run_dir.chmod(0)
+    for name in ("status", "start", "stop", "run", "pause", "verify"):
+        one_line(unprivileged(here, name), 77, f"{run_dir}", "permission denied; ")
+    run_dir.chmod(mode)
+
+
+@may_be_refused
+def test_files_of_another_user(here: Path) -> None:
+    begun(here)
+    for name, arguments in (
+        ("p.jsonl", ("grade", "--problems", "p.jsonl", "--completions", "c.jsonl")),
+        ("c.jsonl", ("grade", "--problems", "ones.jsonl", "--completions", "c.jsonl")),
+        ("e.json", ("decide", "--evidence", "e.json")),
+        ("x.toml", ("experiment", "status", "x.toml")),
+    ):
+        (here / name).touch(0)
+        one_line(unprivileged(here, *arguments), 77, f"{name}: permission denied; ")
+    (here / "closed").mkdir(0o555)
+    for arguments in (
+        ("backup", "closed/copy.db"),
+        ("report", "-o", "closed/page.html"),
+        ("corpus", "export", "--format", "jsonl", "closed/corpus.jsonl"),
+    ):
+        one_line(unprivileged(here, *arguments), 77, "closed: permission denied; name a place")

@@ -3,10 +3,11 @@
 import gzip
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
-from test_cli_support import CONFIG, Loopctl, call, process, write_configuration
+from test_cli_support import CONFIG, Loopctl, call, command, environment, process, write_configuration
 
 from loop.cli.main import COMMANDS
 
@@ -112,6 +113,7 @@ PROBLEMS = [
      "test": "def check(candidate):\n    assert candidate() == 1\n"},
     {"task_id": 7, "text": "Return 2.", "test_list": ["assert two() == 2"]},
     {"task_id": "empty", "text": "Nothing.", "test_list": []},
+    {"task_id": "h/1", "prompt": "def none():\n", "entry_point": "none", "test": ""},
 ]  # fmt: skip
 COMPLETIONS = [
     {"task_id": "h/0", "completion": "    return 1\n"},
@@ -144,14 +146,23 @@ def test_grade(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -
     assert "2 of 4 completions passed on 2 problems" in call(*arguments).out
 
 
+def test_grade_reads_standard_input(tmp_path: Path) -> None:
+    write_lines(str(tmp_path / "p.jsonl"), PROBLEMS)  # type: ignore[arg-type]
+    line = command("grade", "--problems", "p.jsonl", "--completions", "-", "--json")
+    given = json.dumps(COMPLETIONS[0]) + "\n"
+    done = subprocess.run(line, cwd=tmp_path, env=environment(), input=given, capture_output=True, text=True)
+    assert (done.returncode, json.loads(done.stdout.splitlines()[0])["verdict"], done.stderr) == (0, "passed", "")
+
+
 def test_grade_without_tests_is_not_graded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
     monkeypatch.chdir(tmp_path)
     write_lines("p.jsonl", PROBLEMS)  # type: ignore[arg-type]
-    write_lines("c.jsonl", [{"task_id": "empty", "completion": "x = 1"}, *COMPLETIONS[:1]])  # type: ignore[list-item]
+    untested = [{"task_id": task_id, "completion": "x = 1"} for task_id in ("empty", "h/1")]
+    write_lines("c.jsonl", [*untested, *COMPLETIONS[:1]])  # type: ignore[list-item]
     said = call("grade", "--problems", "p.jsonl", "--completions", "c.jsonl", "--json")
     assert said.code == 1
     verdicts = [json.loads(line).get("verdict") for line in said.out.splitlines()]
-    assert verdicts == ["harness_error", "passed", None]
+    assert verdicts == ["harness_error", "harness_error", "passed", None]
 
 
 def test_grade_refuses_what_it_does_not_understand(
@@ -168,6 +179,12 @@ def test_grade_refuses_what_it_does_not_understand(
         Path("c.jsonl").write_text(text)
         said = call("grade", "--problems", "p.jsonl", "--completions", "c.jsonl")
         assert said.code == 1 and words in said.err and said.err.count("\n") == 1
+    Path("c.jsonl").write_bytes(b'{"task_id": "h/0", "completion": "# \xe9"}')
+    assert "c.jsonl:1: is not UTF-8; save" in call("grade", "--problems", "p.jsonl", "--completions", "c.jsonl").err
+    said = call("grade", "--problems", "p.jsonl", "--completions", "none.jsonl")
+    assert (said.code, said.err) == (1, "none.jsonl: no such file or directory; check the name\n")
+    said = call("grade", "--problems", "p.jsonl", "--completions", ".")
+    assert (said.code, said.err) == (1, ".: is a directory; name a file\n")
     assert call("grade", "--problems", "none.jsonl", "--completions", "c.jsonl").code == 1
 
 
@@ -185,6 +202,11 @@ def test_decide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) 
     )
     config = write_configuration(tmp_path / "strict", strict)
     assert call("decide", "--evidence", "e.json", "--config", str(config), "--json").json["verdict"] == "rollback"
+    Path("e.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(evidence).encode())  # as Windows' editors save it
+    assert call("decide", "--evidence", "e.json", "--json").json == answer
+    Path("e.json").write_text(json.dumps(evidence | {"rounds_so_far": 10**8}))
+    said = call("decide", "--evidence", "e.json")
+    assert said.code == 1 and said.err.startswith("e.json: rounds_so_far: ") and said.err.count("\n") == 1
     Path("e.json").write_text('{"round": 1}')
     said = call("decide", "--evidence", "e.json")
     assert said.code == 1 and said.err.startswith("e.json: ")

@@ -1,5 +1,6 @@
 """The commands that read a run: keys and types of their JSON, exit codes, and what people see."""
 
+import io
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 from test_cli_support import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
 
+from loop.cli.tables import console
 from loop.session import locked
 from store.db import open_database
 from store.ledger import Ledger
@@ -98,8 +100,12 @@ def test_status_of_a_damaged_store_is_unknown(finished: Path, call: Loopctl) -> 
     for file in (finished / ".loop").glob("loop.db*"):
         file.unlink()
     (finished / ".loop" / "loop.db").write_text("this is no database, however long it may be" * 50)
-    assert call("status").code == 4
+    said = call("status")
+    assert said.code == 4 and "restore a backup" in said.err
     assert call("rounds").code == 1
+    said = call("verify", "--json")
+    assert said.code == 1 and not said.json["ok"] and "is not an SQLite database" in said.json["findings"][0]["message"]
+    assert call("verify").out.startswith("database: ")
 
 
 def test_status_does_not_need_the_rest_of_the_configuration(finished: Path, call: Loopctl) -> None:
@@ -314,6 +320,18 @@ def test_a_reader_that_goes_away(finished: Path) -> None:
         ["bash", "-c", line], cwd=finished, env=environment(), capture_output=True, text=True, timeout=60
     )
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):  # and not rich's own end
+        console(Gone()).print("a line")
+
+
+def test_a_terminal_without_a_width(finished: Path) -> None:
+    plain = process(finished, "rounds")
+    assert plain.out and process(finished, "rounds", COLUMNS="0").out == plain.out
 
 
 def test_copies_leave_the_original_alone() -> None:

@@ -198,6 +198,7 @@ def test_the_spread_of_a_strong_model_is_no_smaller_than_that_of_a_weak_one() ->
 
     weak, strong = spread(0, 10, 10), spread(18, 2, 20)
     assert weak == pytest.approx(1.0) and strong == pytest.approx(1.0)
+    assert all(0.0 <= spread(num_solved, 2, num) <= 1.0 for num in range(2, 40) for num_solved in range(num - 1))
     assert spread(5, 0, 10) == 0.0 and spread(10, 0, 10) is None
 
 

@@ -31,6 +31,10 @@ def test_start_runs_all_rounds_and_stop_and_start_say_what_is(daemon: Daemon) ->
     assert daemon.ctl("stop") == "not running\n"
     assert "has nothing to do" in daemon.ctl("start")
     assert daemon.findings() == [] and daemon.alone() and not (daemon.run_dir / "control.sock").exists()
+    shutil.rmtree(daemon.run_dir / "checkpoints" / "round-0001")
+    for dry in ([], ["--dry-run"]):
+        assert "put it back, or choose another" in daemon.ctl("rollback", "--to", "1", *dry, code=1)
+    assert daemon.status()["head"]["round"] == 2
 
 
 @steady
@@ -251,6 +255,22 @@ def test_a_hook_hears_of_decisions_and_holds_up_nothing(tmp_path: Path) -> None:
     assert "and was ended" in daemon.journal()
 
 
+def test_a_configuration_that_was_broken_meanwhile(daemon: Daemon) -> None:
+    """What runs can be commanded whatever became of its file; nothing is stopped that could not be started again."""
+    daemon.spawn(step_s=0.05)
+    daemon.until(lambda status: status["state"] == "running")
+    good = daemon.config.read_text()
+    daemon.config.write_text(good + "\n[nonsense]\n")
+    assert "paus" in daemon.ctl("pause") and "goes on" in daemon.ctl("resume")
+    assert "nonsense: unknown" in daemon.ctl("restart", code=78)
+    daemon.config.write_text(good.replace("ones.jsonl", "none.jsonl"))
+    assert "none.jsonl: no such file" in daemon.ctl("restart", code=78)
+    assert daemon.status()["state"] == "running"
+    daemon.config.write_text(good + "\n[nonsense]\n")
+    assert "stopped\n" in daemon.ctl("stop", "--now")
+    assert "nonsense: unknown" in daemon.ctl("pause", code=78), "with nobody to ask it is needed"
+
+
 @pytest.mark.slow
 def test_backup_while_it_runs_is_a_whole_store(daemon: Daemon, tmp_path: Path) -> None:
     daemon.spawn(step_s=0.02)
@@ -258,6 +278,9 @@ def test_backup_while_it_runs_is_a_whole_store(daemon: Daemon, tmp_path: Path) -
     target = tmp_path / "copy.db"
     assert "copy.db" in daemon.ctl("backup", str(target))
     assert "already exists" in daemon.ctl("backup", str(target), code=1)
+    assert "is a directory; name a file" in daemon.ctl("backup", str(tmp_path), code=1)
+    assert "no such directory; make it first" in daemon.ctl("backup", str(tmp_path / "none" / "copy.db"), code=1)
+    assert "name a file" in daemon.ctl("backup", "-", code=2)
     db = open_database(target, read_only=True)
     kinds = {finding.kind for finding in verify_store(db, daemon.run_dir).findings}
     db.close()

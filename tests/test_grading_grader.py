@@ -111,6 +111,12 @@ VERDICTS = [
     (F, None, "no_code", "the answer holds no code"),
     (F, " \n", "no_code", "the answer holds no code"),
     (assert_problem("assert f(S) == {1}", setup="S = {1}"), "def f(x): return x", "passed", ""),
+    (  # as where setup, solution and tests run in one process
+        assert_problem("assert f(E) == 1", setup="from math import exp, log\nE = exp(1)"),
+        "def f(x): return log(x)",
+        "passed",
+        "",
+    ),
     (
         assert_problem("assert f(n) == 1", setup="n = Node(1)"),
         "class Node(int): pass\ndef f(x): return x",
@@ -350,6 +356,22 @@ def test_imports_of_a_suite_that_fail_are_a_harness_error(grader: Grader) -> Non
         assert_problem("assert f()", imports=("import nothing_of_the_kind",)), "def f(): return 1"
     )
     assert verdict.verdict == "harness_error" and "nothing_of_the_kind" in verdict.detail
+
+
+@pytest.mark.parametrize(
+    "problem",
+    [
+        assert_problem("assert f()", setup="import ("),
+        assert_problem("assert f("),
+        Problem(
+            task_id="h", statement="", kind="humaneval", entry_point="f", prompt_code="def f():\n",
+            payload={"test": "def check(candidate):\n    assert candidate("},
+        ),
+    ],
+)  # fmt: skip
+def test_tests_that_are_not_python_are_a_harness_error(problem: Problem, grader: Grader) -> None:
+    verdict = grader.grade_one(problem, "def f(): return 1")
+    assert verdict.verdict == "harness_error" and "the suite's own code fails: " in verdict.detail
 
 
 @pytest.mark.parametrize(

@@ -157,6 +157,13 @@ def test_weights_are_read_where_they_should_be(tmp_path: Path) -> None:
         world.ledger.add_checkpoint(Checkpoint(sha256, world.run.id, 0, "full", path, None, None, 1, manifest))
     world.ledger.set_checkpoint_state(weights("base").sha256, "collected")
     assert verify_store(world.db, run_dir).findings == []
+    manifest_file = run_dir / "checkpoints/round-1/MANIFEST.json"
+    content = manifest_file.read_bytes()
+    for damage, words in ((b"x", "missing or unreadable"), (b'{"files":{},"whole_directory":true}', "is another")):
+        manifest_file.write_bytes(damage)
+        (finding,) = verify_store(world.db, run_dir).findings
+        assert str(manifest_file) in finding.message and words in finding.message
+    manifest_file.write_bytes(content)
     (base / "model.safetensors").write_text("bass")
     (run_dir / "checkpoints/round-1/model.safetensors").unlink()
     messages = [finding.message for finding in verify_store(world.db, run_dir).findings]

@@ -8,6 +8,7 @@ import click
 
 from loop.cli.call import print_json, shared_options, the_call
 from loop.cli.text import safe, size
+from loop.errors import UsageError
 
 
 @click.command("backup")
@@ -23,8 +24,12 @@ def backup_command(file: Path) -> None:
     Examples:
       loopctl backup loop-today.db
     """
+    from loop.cli.files import check_place
     from store.db import backup, open_database
 
+    if str(file) == "-":
+        raise UsageError("FILE is -: a store is not for standard output; name a file")
+    check_place(file)
     place = the_call().place()
     db = open_database(place.run_dir / "loop.db", read_only=True)
     try:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+ROUND = click.IntRange(min=1)
+ROUND.name = "round's number"  # in "'x' is not a valid ..."
+
 
 @dataclass(slots=True)
 class Call:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.call import ROUND, print_json, shared_options, the_call
 from loop.cli.text import safe, size
 
 Json = dict[str, Any]
@@ -19,9 +19,9 @@ def carry_out(command: str, **arguments: Any) -> Json:
     """Have it done by whoever holds the run; the answer."""
     from loop.control import NotRunning, ask
 
+    with contextlib.suppress(NotRunning):  # a daemon has its configuration, whatever was made of the file meanwhile
+        return ask(the_call().place().run_dir, command, **arguments)
     loaded = the_call().load()
-    with contextlib.suppress(NotRunning):
-        return ask(loaded.run_dir, command, **arguments)
     from loop.commands import Commands
     from loop.errors import LoopError
     from loop.session import DATABASE, locked
@@ -88,7 +88,7 @@ def rollback_command(to: str, dry_run: bool) -> None:
 
 
 @click.command("pin")
-@click.argument("number", metavar="ROUND", type=click.IntRange(min=1))
+@click.argument("number", metavar="ROUND", type=ROUND)
 @shared_options
 def pin_command(number: int) -> None:
     """Keep a round's checkpoint, whatever [storage] says.
@@ -101,7 +101,7 @@ def pin_command(number: int) -> None:
 
 
 @click.command("unpin")
-@click.argument("number", metavar="ROUND", type=click.IntRange(min=1))
+@click.argument("number", metavar="ROUND", type=ROUND)
 @shared_options
 def unpin_command(number: int) -> None:
     """Let [storage] decide on a round's checkpoint again.

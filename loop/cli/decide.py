@@ -71,4 +71,4 @@ def _configured(call: Call) -> Decide:
 def _read(file: str) -> bytes:
     with click.open_file(file, "rb") as opened:
         content: bytes = opened.read()
-    return content
+    return content.removeprefix(b"\xef\xbb\xbf")

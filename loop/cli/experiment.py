@@ -26,7 +26,7 @@ LOG = "experiment.log"  # in the experiment's logs/
 PATIENCE_S = 10.0  # so long `start` waits until it is under way
 LOOK_S = 0.05
 
-file_argument = click.argument("file", metavar="FILE", type=click.Path(path_type=Path))
+file_argument = click.argument("file", metavar="FILE", type=click.Path(path_type=Path, readable=False))
 jobs_option = click.option(
     "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs side by side; else as in FILE."
 )

@@ -10,7 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from loop.errors import LoopError
+from loop.errors import LoopError, PermissionDenied
+
+
+def check_place(path: Path) -> None:
+    """LoopError, PermissionDenied among them, if no file can be made there."""
+    if path.is_dir():
+        raise LoopError(f"{path}: is a directory; name a file")
+    if not path.parent.is_dir():
+        raise LoopError(f"{path.parent}: no such directory; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionDenied(f"{path.parent}: permission denied; name a place that this user can write to")
 
 
 @contextlib.contextmanager
@@ -23,14 +33,11 @@ def opened(file: str | Path) -> Iterator[IO[bytes]]:
         sys.stdout.buffer.flush()
         return
     path = Path(file)
-    if path.is_dir():
-        raise LoopError(f"{file}: is a directory; name a file")
-    if not path.parent.is_dir():
-        raise LoopError(f"{path.parent}: no such directory; make it first")
-    if path.exists() and not path.is_file():
+    if path.exists() and not path.is_file() and not path.is_dir():
         with path.open("wb") as out:
             yield out
         return
+    check_place(path)
     descriptor, partial = tempfile.mkstemp(prefix=f".{path.name[:100]}.", suffix=".partial", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as out:

@@ -8,14 +8,13 @@ import os
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from loop.cli.call import Call, shared_options, the_call
 from loop.cli.text import clipped, count, safe
-from loop.errors import ConfigError, LoopError
+from loop.errors import ConfigError, LoopError, PermissionDenied
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -34,7 +33,11 @@ KS = (1, 5, 10, 100)
     help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own.",
 )
 @click.option(
-    "--completions", "completions_file", required=True, metavar="FILE", help='{"task_id", "completion"} lines.'
+    "--completions",
+    "completions_file",
+    required=True,
+    metavar="FILE",
+    help='{"task_id", "completion"} lines; "-": standard input.',
 )
 @shared_options
 @click.pass_context
@@ -138,6 +141,8 @@ def _problems(file: str) -> dict[str, Problem | str]:
     """The problems by id; for one without tests, the words that say so: nothing can be known of its completions."""
     from loop.grading import problems as known
 
+    if os.path.exists(file) and not os.access(file, os.R_OK):
+        raise PermissionDenied(f"{file}: permission denied; make the file readable for this user")
     try:
         _, place, content = known.open_problems(file, None)
         found: dict[str, Problem | str] = {}
@@ -167,6 +172,8 @@ def _completions(file: str, problems: dict[str, Any]) -> list[tuple[str, str]]:
         where = f"{file}:{number}"
         try:
             row = json.loads(line)
+        except UnicodeDecodeError:
+            raise LoopError(f"{where}: is not UTF-8; save the file as UTF-8") from None
         except (ValueError, RecursionError):
             raise LoopError(f'{where}: is not JSON; give {{"task_id": ..., "completion": ...}}') from None
         if not isinstance(row, dict) or "task_id" not in row or not isinstance(row.get("completion"), str):
@@ -184,11 +191,10 @@ def _completions(file: str, problems: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _lines(file: str) -> list[bytes]:
     try:
-        content = Path(file).read_bytes()
+        with click.open_file(file, "rb") as opened:
+            content: bytes = opened.read()
         if content.startswith(b"\x1f\x8b"):
             content = gzip.decompress(content)
-    except FileNotFoundError:
-        raise LoopError(f"{file}: no such file") from None
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise LoopError(f"{file}: is not a whole gzip file ({error}); fetch it again") from None
     return content.removeprefix(b"\xef\xbb\xbf").split(b"\n")

@@ -159,6 +159,10 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 77, f"{_file(error)}permission denied; use a place that this user can read and write"
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return 1, f"{_file(error)}the disk is full; free some space and run it again: it goes on where it was"
+    if isinstance(error, FileNotFoundError):
+        return 1, f"{_file(error)}no such file or directory; check the name"
+    if isinstance(error, IsADirectoryError):
+        return 1, f"{_file(error)}is a directory; name a file"
     if isinstance(error, OSError):
         return 1, f"{_file(error)}{error.strerror or error}"
     return _explained_by_the_store(error)
@@ -185,7 +189,7 @@ def _usage(error: click.ClickException) -> str:
 
 
 def _file(error: OSError) -> str:
-    return f"{error.filename}: " if error.filename else ""
+    return f"{error.filename or repr('')}: " if error.filename is not None else ""
 
 
 def _quiet() -> int:

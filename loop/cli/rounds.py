@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.call import ROUND, print_json, shared_options, the_call
 from loop.cli.text import decoding_words, safe
 from loop.errors import LoopError
 from store.records import Json
@@ -48,7 +48,7 @@ def print_rounds(answer: list[Json], base: Json, head: int) -> None:
 
 
 @click.command("round")
-@click.argument("number", metavar="N", type=click.IntRange(min=1))
+@click.argument("number", metavar="N", type=ROUND)
 @shared_options
 def round_command(number: int) -> None:
     """All of round N: stages, times, settings, figures with intervals, the decision and each reason.

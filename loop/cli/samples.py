@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.call import ROUND, print_json, shared_options, the_call
 from loop.cli.text import count, decoding_words, safe
 from loop.errors import LoopError
 from store.records import Json
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("samples")
-@click.option("--round", "number", type=click.IntRange(min=1), metavar="N", help="Of this round; default: of all.")
+@click.option("--round", "number", type=ROUND, metavar="N", help="Of this round; default: of all.")
 @click.option("--prompt", metavar="ID", help="To this prompt: its id or its name.")
 @click.option("--search", metavar="TEXT", help="With this text in them (case ignored for ASCII).")
 @click.option("--suite", metavar="NAME", help="Answers to this suite's problems instead, with their verdicts.")

@@ -53,7 +53,7 @@ def stop_command(now: bool) -> None:
       loopctl stop
       loopctl stop --now
     """
-    _tell(_stop(the_call().load(), now))
+    _tell(_stop(the_call().place().run_dir, now))
 
 
 @click.command("restart")
@@ -67,7 +67,8 @@ def restart_command(now: bool) -> None:
       loopctl restart
     """
     loaded = the_call().load()
-    _stop(loaded, now)
+    _check(loaded)
+    _stop(loaded.run_dir, now)
     _tell(_start(loaded))
 
 
@@ -97,14 +98,12 @@ def _tell(done: Started) -> None:
 
 
 def _start(loaded: LoadedConfig) -> Started:
-    from loop.errors import ConfigError, LoopError
+    from loop.errors import LoopError
     from loop.heartbeat import holder
-    from loop.inputs import check_inputs
 
     if (pid := holder(loaded.run_dir)) is not None:
         return Started(pid, f"already running (process {pid})", False)
-    if mistakes := check_inputs(loaded):
-        raise ConfigError("\n".join(mistakes))
+    _check(loaded)
     words = loaded.run_dir / "logs" / "loopd.err"
     words.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "loop.daemon", "--quiet", "--config", str(loaded.path)]
@@ -133,6 +132,14 @@ def _start(loaded: LoadedConfig) -> Started:
     return Started(process.pid, f"started (process {process.pid}); it is still preparing: `loopctl status`", True)
 
 
+def _check(loaded: LoadedConfig) -> None:
+    from loop.errors import ConfigError
+    from loop.inputs import check_inputs
+
+    if mistakes := check_inputs(loaded):
+        raise ConfigError("\n".join(mistakes))
+
+
 def found_again() -> dict[str, str]:
     """The environment in which the packages are found again from "/", where a working directory is in nobody's way."""
     import os
@@ -152,17 +159,17 @@ def _answers(run_dir: Path) -> int | None:
     return None
 
 
-def _stop(loaded: LoadedConfig, now: bool) -> Started:
+def _stop(run_dir: Path, now: bool) -> Started:
     import signal
 
     from loop.control import NotRunning, ask
     from loop.heartbeat import holder
 
-    pid = holder(loaded.run_dir)
+    pid = holder(run_dir)
     if pid is None:
         return Started(0, "not running", False)
     try:
-        answer = ask(loaded.run_dir, "stop", now=now)
+        answer = ask(run_dir, "stop", now=now)
         click.echo(safe(answer["text"]), err=True)
     except NotRunning:  # it is preparing, or ending
         import os
@@ -170,11 +177,11 @@ def _stop(loaded: LoadedConfig, now: bool) -> Started:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGTERM)
     said = time.monotonic()
-    while holder(loaded.run_dir) == pid:
+    while holder(run_dir) == pid:
         time.sleep(LOOK_S)
         if time.monotonic() - said > QUIET_S:
             said = time.monotonic()
-            click.echo(f"{_doing(loaded.run_dir)}; `loopctl stop --now` interrupts it", err=True)
+            click.echo(f"{_doing(run_dir)}; `loopctl stop --now` interrupts it", err=True)
     return Started(pid, "stopped", True)
 
 

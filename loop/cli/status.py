@@ -67,6 +67,7 @@ def status_command(context: click.Context, check: bool) -> None:
       loopctl status --json
       loopctl status --check || echo 'look into it'
     """
+    from loop.cli.main import told
     from loop.cli.standing import status
     from store.errors import StoreError, StoreTooNew
 
@@ -76,7 +77,7 @@ def status_command(context: click.Context, check: bool) -> None:
     except StoreTooNew:
         raise
     except StoreError as error:
-        warn(safe(error))
+        told(error)
         context.exit(UNKNOWN)
     if the_call().json:
         print_json(answer)

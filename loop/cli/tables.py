@@ -5,7 +5,6 @@ Every text that is not our own goes through `safe`; nothing is read as rich's ma
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import IO
 
@@ -15,20 +14,25 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from loop.cli.lines import Paper
 from loop.cli.text import clipped, count, decoding_words, duration, interval, rate, safe, signed
 from store.records import Json
 
-PIPE_WIDTH = 160
 WHO = ("base", "head", "candidate")
 STATES = {"kept": "kept", "rolled_back": "rolled back", "failed": "failed", "paused": "paused"}
 STYLES = {"kept": "green", "rolled_back": "yellow", "failed": "red", "pass": "green", "fail": "yellow"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Nobody reads on: that ends as for every other command."""
+        raise BrokenPipeError
+
+
 def console(file: IO[str] | None = None) -> Console:
     """A console that takes text as it is; in a pipe wide enough that tables keep their lines."""
     file = file or sys.stdout
-    width = None if file.isatty() or os.environ.get("COLUMNS") else PIPE_WIDTH
-    return Console(file=file, width=width, highlight=False, markup=False, emoji=False)
+    return _Console(file=file, width=Paper(file).width, highlight=False, markup=False, emoji=False)
 
 
 def show(out: Console, *parts: RenderableType) -> None:

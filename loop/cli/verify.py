@@ -20,11 +20,18 @@ def verify_command(context: click.Context) -> None:
     """
     from dataclasses import asdict
 
+    from loop.cli.main import explained
     from loop.cli.view import reader
-    from store.verify import verify_store
+    from store.errors import NoStore, StoreError, StoreTooNew, StoreTooOld
+    from store.verify import Finding, Verification, verify_store
 
-    with reader(the_call().place().run_dir) as found:
-        result = verify_store(found.ledger.db, found.run_dir)
+    try:
+        with reader(the_call().place().run_dir) as found:
+            result = verify_store(found.ledger.db, found.run_dir)
+    except (NoStore, StoreTooNew, StoreTooOld):
+        raise
+    except StoreError as error:  # too damaged to be looked through
+        result = Verification([Finding("database", explained(error)[1])])
     if the_call().json:
         findings = [asdict(finding) for finding in result.findings]
         print_json({"ok": not findings, "findings": findings, "checked": dict(result.checked)})

@@ -126,7 +126,7 @@ def load_experiment(path: Path) -> Experiment:
 
     What the configurations name, prompts and suites and models, is left to `check_experiment`.
     """
-    if not os.path.lexists(path):
+    if not path.exists():
         raise ConfigError(f"{path}: no such file; name the file of an experiment (docs/your-first-experiment.md)")
     file = read_toml(path)
     mistakes = model_mistakes(Description, file.tables, file.json)

@@ -6,6 +6,7 @@ of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` r
 
 from __future__ import annotations
 
+import ast
 import builtins
 import hashlib
 import os
@@ -299,7 +300,7 @@ def _tests(problem: Problem) -> dict[str, Any]:
         steps = [(f"test {number}", test) for number, test in enumerate(payload["tests"], start=1)]
         if payload["setup"]:  # builds what the tests use, and may need what the solution defines
             steps.insert(0, ("setup", payload["setup"]))
-        imports = "\n".join(payload["imports"])
+        imports = "\n".join([*payload["imports"], *_imports_of(payload["setup"])])
         return {"kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
     if problem.kind == "plus":
         inputs = inputs_of(problem.task_id, payload)
@@ -318,6 +319,15 @@ def _tests(problem: Problem) -> dict[str, Any]:
     if tests[0]["testtype"] == "functional":
         return {"kind": "functional", "imports": judge.PREAMBLE, "tests": pairs, "func_name": problem.entry_point}
     return {"kind": "stdin", "imports": judge.PREAMBLE, "tests": pairs}
+
+
+def _imports_of(setup: str) -> list[str]:
+    """What the setup imports is there for the solution, too, as it is where both run in one process."""
+    try:
+        found = [node for node in ast.parse(setup).body if isinstance(node, ast.Import | ast.ImportFrom)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []  # the tests' process says it
+    return [ast.unparse(node) for node in found]
 
 
 def _shadowing(problem: Problem) -> list[str]:

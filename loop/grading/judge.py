@@ -187,7 +187,11 @@ def _own(code: Any, space: dict[str, Any]) -> None:
 
 @functools.cache
 def _compiled(text: str, name: str) -> Any:
-    return compile(text, name, "exec", dont_inherit=True)
+    """The suite's code. Where it is none, that is no solution's fault."""
+    try:
+        return compile(text, name, "exec", dont_inherit=True)
+    except Exception as error:
+        raise SuiteAtFault(f"the suite's own code fails: {name[1:-1]}: {type(error).__name__}: {error}") from None
 
 
 @functools.cache

@@ -253,7 +253,10 @@ def problem_of(row: dict[str, Any], where: str) -> Problem:
 
 def _humaneval(row: dict[str, Any], where: str) -> Problem:
     _need(row, ("task_id", "prompt", "entry_point", "test"), "HumanEval", where)
-    prompt, test = _text(row, "prompt", where), _text(row, "test", where)
+    prompt = _text(row, "prompt", where)
+    if row["test"] in ("", None):
+        raise UntestedProblem(f"{where}: test is blank, so anything would pass; add check(candidate) with assertions")
+    test = _text(row, "test", where)
     entry_point = _identifier(row, "entry_point", where)
     _refuse_numpy(test, where)
     if not re.search(r"\bdef\s+check\s*\(", test):

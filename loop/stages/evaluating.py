@@ -211,6 +211,8 @@ def figures(verdicts: Sequence[GradedVerdict], completions: Iterable[Completion]
     parts = list(signals_by_problem(verdicts, counted(), max(pass_at)).values())
     signals = {name: [part[name] for part in parts] for name in parts[0]}
     found |= {name: fmean(signals[signal]) if signal in signals else None for name, signal in SIGNALS.items()}
+    if found["spread"] is not None:
+        found["spread"] = min(max(found["spread"], 0.0), 1.0)  # which adding up shares may miss by a rounding
     found["errors"] = {name: stdev(each) / math.sqrt(len(each)) for name, each in signals.items() if len(each) > 1}
     found["mean_token_logprob"] = sum(logprobs) / num_tokens if logprobs and num_tokens else None
     return found
