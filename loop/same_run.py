@@ -18,7 +18,7 @@ from policies.policy import as_stored
 from store.canonical import sha256_of
 
 # How long a run goes on, where it is kept and what computes it. Anything else defines the run and may not change in it.
-NOT_LINEAGE: tuple[KeyPath, ...] = (
+MAY_CHANGE: tuple[KeyPath, ...] = (
     ("run_dir",),
     ("rounds",),
     ("engine",),
@@ -40,8 +40,8 @@ def resolved(config: Config) -> dict[str, Any]:
 
 
 def config_sha256(config: Config) -> str:
-    """The hash of what defines the run: all but run_dir, rounds, schedule, engine and the rest of `NOT_LINEAGE`."""
-    return sha256_of(_lineage(resolved(config)))
+    """The hash of what defines the run: all but run_dir, rounds, schedule, engine and the rest of `MAY_CHANGE`."""
+    return sha256_of(_defining(resolved(config)))
 
 
 def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
@@ -59,7 +59,7 @@ def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """In what two resolved configurations are different runs; `old` is the run directory's, `new` the one at hand."""
-    before, now = dict(leaves(_lineage(_completed(old)))), dict(leaves(_lineage(new)))
+    before, now = dict(leaves(_defining(_completed(old)))), dict(leaves(_defining(new)))
     return [
         f"{dotted(key)} is {_setting(now, key)} here and {_setting(before, key)} in the run directory"
         for key in [*now, *(key for key in before if key not in now)]
@@ -76,7 +76,7 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(gates := whole.get("decide", {}).get("gates"), list):
         whole["decide"] = whole["decide"] | {"gates": [as_stored(gate) for gate in gates]}
     for name, described in Config.model_fields.items():
-        if (name,) in NOT_LINEAGE or (name not in settings and described.is_required()):
+        if (name,) in MAY_CHANGE or (name not in settings and described.is_required()):
             continue
         table: TypeAdapter[Any] = TypeAdapter(described.annotation or object)
         with contextlib.suppress(ValueError):
@@ -90,9 +90,9 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _lineage(settings: Mapping[str, Any]) -> dict[str, Any]:
+def _defining(settings: Mapping[str, Any]) -> dict[str, Any]:
     copy: dict[str, Any] = json.loads(json.dumps(settings))
-    for path in NOT_LINEAGE:
+    for path in MAY_CHANGE:
         table = copy
         for part in path[:-1]:
             table = table.get(str(part), {})
