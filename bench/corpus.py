@@ -1,7 +1,8 @@
 """The corpus at scale: durable appends beside raw SQLite, what a late round's selection takes, and growth to a million rows.
 
 `selecting`: `seconds` (and of the CPU, which a busy machine changes less) until every selection has been gone through, with the
-peak memory until then, and `storing_seconds` for storing them. `describing_seconds`: what the first selection in an older store takes more, once.
+peak memory until then; `storing_seconds` and `stored_mib` for storing them, and `reading_seconds` for reading what training gets by
+them. `describing_seconds`: what the first selection in an older store takes more, once.
 
     python -m bench.corpus [--directory DIR] [--num NUM] [--pairs N]
 
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -36,9 +37,9 @@ from loop.stages.collecting import choose
 from loop.stages.training import rows_sha256
 from policies.data import Accumulate, AnyData, Mix, PastRound, Replace
 from store.corpus import Corpus
-from store.db import execute, insert_rows, open_database, pack, query, transaction
-from store.ledger import Ledger
-from store.records import Completion, Run, Selection
+from store.db import execute, open_database, pack, query, scalar, transaction
+from store.ledger import Ledger, store_selections
+from store.records import Completion, Run
 
 PER_ROUND = 10_000  # completions of a round in the large stores
 TEXT = "def add(first, second):\n    total = first + second\n    return total\n"
@@ -211,7 +212,7 @@ def _one(what: str, config: Path) -> dict[str, Any]:
             found["seconds"] = round(time.perf_counter() - begun, 2)
             raise _Undone
     else:
-        found |= _selecting(corpus, run.id, last, POLICIES[what])
+        found |= _selecting(corpus, ledger, run.id, last, POLICIES[what])
     db.close()
     return found | {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
 
@@ -220,7 +221,7 @@ class _Undone(Exception):
     pass
 
 
-def _selecting(corpus: Corpus, run_id: str, last: int, policy: AnyData) -> dict[str, Any]:
+def _selecting(corpus: Corpus, ledger: Ledger, run_id: str, last: int, policy: AnyData) -> dict[str, Any]:
     prompts = [
         SimpleNamespace(id=row["id"], content={"opening": ""}) for row in query(corpus.db, "SELECT id FROM prompts")
     ]
@@ -237,18 +238,25 @@ def _selecting(corpus: Corpus, run_id: str, last: int, policy: AnyData) -> dict[
     num_rows = sum(one.used for one in chosen.selections)
     selected, cpu_s = time.perf_counter(), time.process_time() - cpu_s
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    names = [field.name for field in fields(Selection)]
+    of, num_pages = ledger.round(run_id, last), scalar(corpus.db, "PRAGMA page_count")
+    assert of is not None and not scalar(corpus.db, "PRAGMA freelist_count")
     with contextlib.suppress(_Undone), transaction(corpus.db):
-        rows = ((s.run_id, s.round, s.completion_id, s.position, s.used, s.reason) for s in chosen.selections)
-        insert_rows(corpus.db, "selections", names, rows)
+        begun_storing = time.perf_counter()
+        store_selections(corpus.db, of, chosen.selections)
         stored = time.perf_counter()
+        num_pages = scalar(corpus.db, "PRAGMA page_count") - num_pages
+        begun_reading = time.perf_counter()
+        assert sum(1 for _ in corpus.training_rows(run_id, last)) == num_rows
+        read = time.perf_counter()
         raise _Undone
     return {
         "num_rows": num_rows,
         "seconds": round(selected - described, 2),
         "cpu_seconds": round(cpu_s, 2),
         "selecting_peak_mib": round(peak_mib),
-        "storing_seconds": round(stored - selected, 2),
+        "storing_seconds": round(stored - begun_storing, 2),
+        "stored_mib": round(num_pages * scalar(corpus.db, "PRAGMA page_size") / 2**20, 2),
+        "reading_seconds": round(read - begun_reading, 2),
         "describing_seconds": round(described - begun, 2),
     }
 

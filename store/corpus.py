@@ -13,12 +13,15 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
 from functools import cache
+from heapq import merge
+from itertools import islice
 from math import isfinite
+from operator import attrgetter, itemgetter
 from typing import Any
 
 from store.canonical import canonical_json, compact_json, escape, quoted, sha256_of, sha256_of_text
 from store.db import Row, bound, execute, insert, insert_rows, query, scalar, transaction, unpack
-from store.errors import Conflict
+from store.errors import Conflict, StoreError
 from store.evaluations import Evaluations
 from store.probes import Probes
 from store.records import (
@@ -35,6 +38,16 @@ from store.search import Searching
 
 PAGE = 500  # rows held in memory by a streaming read
 _COLUMNS = [field.name for field in fields(Completion)]
+
+# A page of a round's list after a place, and a page of the lines that hold the rest of it.
+_OWN = (
+    "s.run_id = :run_id AND s.round = :round AND (s.position, s.completion_id) > (:position, :id) "
+    f"ORDER BY s.position, s.completion_id LIMIT {PAGE}"
+)
+_LINES = (
+    "SELECT position, arrivals, '' AS id FROM earlier_selections WHERE run_id = :run_id AND round = :round "
+    f"AND position > :position ORDER BY position LIMIT {PAGE}"
+)
 
 
 def completion_sha256(completion: Completion) -> str:
@@ -202,24 +215,41 @@ class Corpus(Evaluations, Probes, Searching):
         """What a round's fine-tune sees, in order: the completions whose selection is `used`."""
         sql = (
             "SELECT c.*, s.position FROM selections AS s JOIN completions AS c ON c.id = s.completion_id "
-            "WHERE s.run_id = ? AND s.round = ? AND s.used AND (s.position, s.completion_id) > (?, ?) "
-            f"ORDER BY s.position, s.completion_id LIMIT {PAGE}"
+            f"WHERE s.used AND {_OWN}"
         )
-        after: tuple[int, str] = (-(2**63), "")
-        while rows := query(self.db, sql, (run_id, round, *after)):
-            yield from _completions(rows)
-            after = (rows[-1]["position"], rows[-1]["id"])
+        own, earlier = self._in_pages(run_id, round, sql), self._earlier(run_id, round, "*")
+        return _completions(merge(own, earlier, key=itemgetter("position", "id")))
 
     def selections(self, run_id: str, round: int) -> Iterator[Selection]:
         """A round's whole list, left-out completions with their reasons included, in order."""
-        sql = (
-            "SELECT * FROM selections WHERE run_id = ? AND round = ? AND (position, completion_id) > (?, ?) "
-            f"ORDER BY position, completion_id LIMIT {PAGE}"
+        earlier = (
+            Selection(run_id, round, row["id"], row["position"], True, None, row["arrival"])
+            for row in self._earlier(run_id, round, "arrival, id")
         )
-        after: tuple[int, str] = (-(2**63), "")
-        while rows := query(self.db, sql, (run_id, round, *after)):
-            yield from (unpack(Selection, row) for row in rows)
-            after = (rows[-1]["position"], rows[-1]["completion_id"])
+        return merge(self.own_selections(run_id, round), earlier, key=attrgetter("position", "completion_id"))
+
+    def own_selections(self, run_id: str, round: int) -> Iterator[Selection]:
+        """Of that list the round's own completions, which may be far fewer; of old rounds the whole list."""
+        sql = f"SELECT s.*, s.completion_id AS id, NULL AS arrival FROM selections AS s WHERE {_OWN}"
+        return (unpack(Selection, row) for row in self._in_pages(run_id, round, sql))
+
+    def _earlier(self, run_id: str, round: int, columns: str) -> Iterator[Row]:
+        """Columns of the completions that are listed by arrival, each with its position. StoreError if one is gone."""
+        lines = self._in_pages(run_id, round, _LINES)
+        places = (place for line in lines for place in enumerate(json.loads(line["arrivals"]), line["position"]))
+        sql = f"SELECT {columns} FROM completions WHERE arrival IN (SELECT value FROM json_each(?))"
+        while page := list(islice(places, PAGE)):
+            rows = {row["arrival"]: row for row in query(self.db, sql, (json.dumps([one for _, one in page]),))}
+            for position, arrival in page:
+                if arrival not in rows:  # no foreign key holds it
+                    raise StoreError(f"round {round} was to see the completion of arrival {arrival}, which is gone")
+                yield rows[arrival] | {"position": position}
+
+    def _in_pages(self, run_id: str, round: int, sql: str) -> Iterator[Row]:
+        given: dict[str, Any] = {"run_id": run_id, "round": round, "position": -(2**63), "id": ""}
+        while rows := query(self.db, sql, given):
+            yield from rows
+            given |= {"position": rows[-1]["position"], "id": rows[-1]["id"]}
 
     def selection_counts(self, run_id: str, round: int) -> list[Row]:
         """How many completions a round's fine-tune saw and left out: `used`, `reason` and `num`, most first.
@@ -227,11 +257,13 @@ class Corpus(Evaluations, Probes, Searching):
         A reason comes without the particulars in parentheses at its end.
         """
         sql = (
+            "SELECT used, reason, sum(num) AS num FROM ("
             "SELECT used, CASE WHEN used THEN NULL WHEN reason LIKE '% (%)' THEN substr(reason, 1, instr(reason, ' (') - 1) "
-            "ELSE reason END AS reason, count(*) AS num FROM selections WHERE run_id = ? AND round = ? "
-            "GROUP BY 1, 2 ORDER BY num DESC, 2"
+            "ELSE reason END AS reason, count(*) AS num FROM selections WHERE run_id = :run_id AND round = :round "
+            "GROUP BY 1, 2 UNION ALL SELECT 1, NULL, json_array_length(arrivals) FROM earlier_selections "
+            "WHERE run_id = :run_id AND round = :round) GROUP BY 1, 2 ORDER BY num DESC, 2"
         )
-        return query(self.db, sql, (run_id, round))
+        return query(self.db, sql, {"run_id": run_id, "round": round})
 
     def corpus_totals(self, run_id: str) -> list[Row]:
         """Of each round's training corpus: `round`, `num`, `num_tokens` and `num_truncated` (ended by length)."""

@@ -13,7 +13,8 @@ _FIRST_APPEND_ONLY = (
 )  # fmt: skip
 _PROBE_TABLES = ("probes", "probe_results")
 _COLLECTED_TABLES = ("collected",)
-APPEND_ONLY = (*_FIRST_APPEND_ONLY, *_PROBE_TABLES, *_COLLECTED_TABLES)
+_EARLIER_TABLES = ("earlier_selections",)
+APPEND_ONLY = (*_FIRST_APPEND_ONLY, *_PROBE_TABLES, *_COLLECTED_TABLES, *_EARLIER_TABLES)
 FULL_TEXT = "completions_fts"  # with tables of its own behind it, whose names begin so
 
 
@@ -352,9 +353,21 @@ CREATE TABLE collected ( -- What of a round that has been sampled later rounds m
 ) STRICT;
 """
 
+_EARLIER = """
+CREATE TABLE earlier_selections ( -- What a round's fine-tune saw of earlier rounds. Rounds by older versions have it in selections.
+    run_id TEXT NOT NULL, -- The run.
+    round INTEGER NOT NULL, -- The round whose fine-tune saw them.
+    position INTEGER NOT NULL, -- The first one's place in the round's list; the others have the places after it.
+    arrivals TEXT NOT NULL CHECK (json_valid(arrivals)), -- Their completions.arrival, in order, as JSON.
+    PRIMARY KEY (run_id, round, position),
+    FOREIGN KEY (run_id, round) REFERENCES rounds (run_id, number)
+) STRICT;
+"""
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "the first schema", _TABLES + _append_only(_FIRST_APPEND_ONLY) + _VIEWS),
     Migration(2, "control", _CONTROL),
     Migration(3, "decisions", _TEST_RESULTS + _PROBES + _append_only(_PROBE_TABLES) + _HOLDS),
     Migration(4, "full text, collected", _FULL_TEXT + _COLLECTED + _append_only(_COLLECTED_TABLES)),
+    Migration(5, "earlier selections", _EARLIER + _append_only(_EARLIER_TABLES)),
 )

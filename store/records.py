@@ -191,7 +191,7 @@ class CompletionVerdict:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Whether a round's fine-tune saw a completion, and if not, why."""
+    """Whether a round's fine-tune saw a completion, and if not, why. `arrival`: the completion's, if of an earlier round."""
 
     run_id: str
     round: int
@@ -199,6 +199,7 @@ class Selection:
     position: int
     used: bool
     reason: str | None
+    arrival: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

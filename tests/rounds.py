@@ -8,11 +8,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from store.corpus import Corpus
 from store.db import open_database, query
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -81,6 +83,7 @@ def write_run(directory: Path, config: str = CONFIG, num_problems: int = 10) -> 
 
 DRIVER = r"""
 import json, os, signal, sys
+from dataclasses import asdict
 from pathlib import Path
 from loop import round as rounds, session as sessions
 from loop.configfile import load_config
@@ -203,12 +206,16 @@ def dump(run_dir: Path) -> dict[str, Any]:
     db = open_database(run_dir / "loop.db", read_only=True)
     without = {"created_at", "started_at", "finished_at", "decided_at", "duration_s", "arrival", "path", "detail"}
     tables = (
-        "runs", "rounds", "stages", "prompts", "completions", "selections", "suites", "problems", "evaluations",
+        "runs", "rounds", "stages", "prompts", "completions", "suites", "problems", "evaluations",
         "verdicts", "decisions", "checkpoints", "probes", "probe_results",
     )  # fmt: skip
+    lists = (
+        Corpus(db).selections(row["run_id"], row["number"]) for row in query(db, "SELECT run_id, number FROM rounds")
+    )
+    contents = {table: query(db, f"SELECT * FROM {table}") for table in tables}
+    contents["selections"] = [asdict(one) for listed in lists for one in listed]
     found: dict[str, Any] = {}
-    for table in tables:
-        rows = query(db, f"SELECT * FROM {table}")
+    for table, rows in contents.items():
         plain = [{key: value for key, value in row.items() if key not in without} for row in rows]
         found[table] = sorted(plain, key=lambda row: json.dumps(row, sort_keys=True, default=str))
     db.close()

@@ -86,8 +86,9 @@ def chosen_in_memory(
     candidates = sorted(
         (one.candidate for one in collected), key=lambda c: (c.prompt_id, c.sample_index, c.round, c.id)
     )
+    arrivals = {one.candidate.id: one.arrival for one in collected if one.candidate.round != round}
     selections = [
-        Selection("run", round, one.id, position, one.id in drawn, left_out.get(one.id))
+        Selection("run", round, one.id, position, one.id in drawn, left_out.get(one.id), arrivals.get(one.id))
         for position, one in enumerate(one for one in candidates if one.round == round or one.id in drawn)
     ]
     others = [one.id for one in candidates if one.round != round and one.id not in drawn]
@@ -121,7 +122,7 @@ def test_what_holds_for_every_selection(
     rule = Collect(min_lines=min_lines, drop_shortest=shortest)
     rows = [
         (round, CompletionText(sha256_of(n), sha256_of(prompt), n % 5, num_tokens, text, n))
-        for n, (round, prompt, text, num_tokens) in enumerate(given_rows)
+        for n, (round, prompt, text, num_tokens) in enumerate(given_rows, start=1)
     ]
     verdicts = {row.id: word for _, row in rows if (word := data.draw(VERDICTS)) is not None}
     texts = {row.id: row.text for _, row in rows}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -31,7 +32,7 @@ from loop.stages.sampling import Lineage, plan, seed_of
 from policies.adaptation import Adaptable
 from policies.data import Accumulate
 from policies.gates import Collapse, Improvement
-from store.db import open_database
+from store.db import open_database, query
 from store.ledger import Ledger
 from store.records import Prompt, Round
 from store.verify import verify_store
@@ -125,6 +126,9 @@ def test_what_each_policy_trains_on(tmp_path: Path, config: str, data: str, expe
             output = session.ledger.stage(session.run_id, number, "sampling").output  # type: ignore[union-attr]
             assert output is not None and output["num_used"] == found.total()
             assert output.get("num_earlier", 0) == found.total() - found[number]
+            assert {one.completion_id for one in selections if one.arrival is None} == fresh
+            counts = session.corpus.selection_counts(session.run_id, number)
+            assert sum(row["num"] for row in counts if row["used"]) == found.total()
         if "mix" in data:  # rolled back: the base wrote round 2's as well, but no head since then did
             assert found[3] == 10 and found.total() == 13 and (config == ROLLED_BACK or found[2] == 0)
         if "pool" in data:
@@ -411,6 +415,26 @@ def test_a_store_that_lacks_what_was_collected_is_given_it(tmp_path: Path) -> No
             rows = list(session.corpus.training_rows(session.run_id, number))
             assert {row.round for row in rows} == set(range(1, number + 1))
             assert len({(row.prompt_id, row.text) for row in rows}) == len(rows)
+        assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
+
+
+def test_what_older_versions_listed_one_by_one_is_read_beside_what_comes_many_to_a_line(tmp_path: Path) -> None:
+    with tarfile.open(Path(__file__).parent / "golden" / "schema-4.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "loop.toml"
+    path.write_text(path.read_text().replace("rounds = 2", "rounds = 3"))
+    with sqlite3.connect(tmp_path / ".loop" / "loop.db") as store:
+        listed = store.execute("SELECT completion_id FROM selections WHERE round = 2 ORDER BY position").fetchall()
+    store.close()
+    with open_session(load_config(path), Quiet()) as session:
+        assert run_round(session).state in ("kept", "rolled_back")
+        assert [row.id for row in session.corpus.training_rows(session.run_id, 2)] == [id for (id,) in listed]
+        for number, num_lines in ((2, 0), (3, 20)):
+            assert rounds_of_rows(session, number) == dict.fromkeys(range(1, number + 1), 10)
+            lines = "SELECT arrivals FROM earlier_selections WHERE round = ?"
+            assert (
+                sum(len(json.loads(row["arrivals"])) for row in query(session.ledger.db, lines, (number,))) == num_lines
+            )
         assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
 
 

@@ -225,6 +225,7 @@ def test_a_full_disk_is_one_line_and_stores_nothing(tmp_path: Path) -> None:
 def test_what_is_append_only_stays(table: str, statement: str) -> None:
     world = World()
     world.whole_round()
+    world.whole_round(earlier=world.corpus.texts(world.run.id, 1))
     world.suite()
     world.probe()
     world.collected()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from store.records import (
     Checkpoint,
     CollectedPart,
     Completion,
+    CompletionText,
     DecisionRow,
     Evaluation,
     Probe,
@@ -158,14 +160,20 @@ class World:
             run.id, round.number, verdict, verdict, gates, {"type": "p"}, {"splits": {}}, run.head_checkpoint, after
         )
 
-    def whole_round(self, verdict: str = "keep", num_completions: int = 3) -> Round:
-        """One round from beginning to end, with completions and selections."""
+    def whole_round(
+        self, verdict: str = "keep", num_completions: int = 3, earlier: Iterable[CompletionText] = ()
+    ) -> Round:
+        """One round from beginning to end, with completions and selections; the `earlier` ones come last."""
         round = self.ledger.begin_round(self.run.id)
         batch = [self.completion(n, round.number, checkpoint=round.parent_checkpoint) for n in range(num_completions)]
         self.corpus.add_completions(batch)
         chosen = [
             Selection(self.run.id, round.number, c.id, position, position != 1, None if position != 1 else "too short")
             for position, c in enumerate(batch)
+        ]
+        chosen += [
+            Selection(self.run.id, round.number, one.id, position, True, None, one.arrival)
+            for position, one in enumerate(earlier, start=len(batch))
         ]
         round = self.stage(round, "sampling", selections=chosen)
         for stage in ("training", "evaluating"):

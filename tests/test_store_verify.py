@@ -16,6 +16,13 @@ from store.db import open_database, query
 from store.records import Checkpoint, Verdict
 from store.verify import verify_store, write_high_water
 
+ARRIVALS = (
+    "insert(arrivals, '$[#]', 1)",
+    "remove(arrivals, '$[0]')",
+    "set(arrivals, '$[1]', 3)",
+    "set(arrivals, '$[1]', 99)",
+)
+
 
 def sound(world: World) -> World:
     """Two rounds, an evaluation with verdicts, a failed and resumed stage, and no weights that would be looked for."""
@@ -27,7 +34,7 @@ def sound(world: World) -> World:
     )
     world.corpus.finish_evaluation(evaluation.id, {"pass@1": 1.0})
     world.probe()
-    world.whole_round("rollback")
+    world.whole_round("rollback", earlier=world.corpus.texts(world.run.id, 1))
     world.collected()
     world.ledger.move_head(world.run.id, 0, "back")
     world.ledger.set_run_state(world.run.id, "paused", "asked to")
@@ -96,6 +103,8 @@ def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> 
             + [("prompts", "content", "json_set(content, '$.x', 1)"), ("decode_settings", "settings", "json('{}')")]
             + [("decisions", c, None) for c in columns("decisions") if c not in ("run_id", "round")]
             + [("selections", c, None) for c in ("position", "used", "completion_id", "reason")]
+            + [("earlier_selections", c, None) for c in ("run_id", "round", "position")]
+            + [("earlier_selections", "arrivals", f"json_{c}") for c in ARRIVALS]
             + [("stages", "input", "json('{}')"), ("stages", "output", "json('{}')")]
             + [("rounds", "state", "CASE state WHEN 'kept' THEN 'failed' ELSE 'kept' END")]
             + [
@@ -130,7 +139,8 @@ def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> 
 
 
 @pytest.mark.parametrize(
-    "table", ["events", "completions", "selections", "decisions", "rounds", "stages", "runs", "prompts"]
+    "table",
+    ["events", "completions", "selections", "earlier_selections", "decisions", "rounds", "stages", "runs", "prompts"],
 )
 def test_a_lost_row_is_found(table: str) -> None:
     world = sound(World())

@@ -85,7 +85,9 @@ def conversations(found: Reader) -> Iterator[Json]:
     prompts: dict[str, Prompt | None] = {}
     decoding: dict[str, Json] = {}
     for round in found.ledger.rounds(found.run.id):
-        selected = {s.completion_id: (s.used, s.reason) for s in found.corpus.selections(found.run.id, round.number)}
+        selected = {
+            s.completion_id: (s.used, s.reason) for s in found.corpus.own_selections(found.run.id, round.number)
+        }
         for completion in found.corpus.completions(found.run.id, round.number):
             if completion.prompt_id not in prompts:
                 prompts[completion.prompt_id] = found.corpus.prompt(completion.prompt_id)

@@ -72,7 +72,7 @@ def samples(found: Reader, completions: list[Completion]) -> list[Json]:
     wanted = {completion.id for completion in completions}
     selected: dict[str, Selection] = {}
     for number in {completion.round for completion in completions}:
-        for selection in found.corpus.selections(found.run.id, number):
+        for selection in found.corpus.own_selections(found.run.id, number):
             if selection.completion_id in wanted:
                 selected[selection.completion_id] = selection
     outcomes = found.corpus.outcomes(wanted)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from loop.config import Collect
 from loop.prompts.templates import answer
-from loop.stages.packed import PARTS, Described, Packed, id_at, pack, part_of, place
+from loop.stages.packed import PARTS, Described, Packed, pack, part_of, place, placed
 from policies.data import AnyData, Candidate, Usable, repeats, why_not
 from store.records import CompletionText, Selection
 
@@ -181,9 +181,9 @@ class _InOrder(Iterable[Selection]):
             for packed in self.earlier:
                 places += packed.places(part)
             places.sort()
-            for id in map(id_at, places):
+            for id, arrival in placed(places):
                 why = self.left_out.get(id)
-                yield Selection(self.run_id, self.round, id, position, why is None, why)
+                yield Selection(self.run_id, self.round, id, position, why is None, why, arrival or None)
                 position += 1
 
 

@@ -16,7 +16,8 @@ from policies.data import Candidate
 
 PARTS = 16  # by the first hexadecimal digit of the prompt's id; of earlier rounds one part is in memory at a time
 ENTRY = struct.Struct(">32sI32sIQ16s")  # prompt, sample, id, number of tokens, arrival, beginning of the text's SHA-256
-_PLACE, _ID = 36, 68  # where the bytes of prompt and sample end, and those of the id
+_PLACE, _ID, _ARRIVAL = 36, 68, 80  # where the bytes of prompt and sample end, of the id, of the arrival
+_PLACED = struct.Struct(">40x32s4xQ")  # id and arrival in a place
 
 
 class Described(NamedTuple):
@@ -73,11 +74,11 @@ class Packed:
                 yield at, Described(candidate, arrival, text)
 
     def places(self, part: int) -> list[bytes]:
-        """The `place` of each of a part that stays."""
+        """The `place` of each of a part that stays, with number of tokens and arrival at its end."""
         entries, number = self._entries(part), self.round.to_bytes(4, "big")
         starts, kept = range(0, len(entries), ENTRY.size), self._kept[part]
         return [
-            entries[at : at + _PLACE] + number + entries[at + _PLACE : at + _ID]
+            entries[at : at + _PLACE] + number + entries[at + _PLACE : at + _ARRIVAL]
             for at in (starts if kept is None else compress(starts, kept))
         ]
 
@@ -118,15 +119,17 @@ class _Ids(Collection[str]):
 
 
 def place(candidate: Candidate) -> bytes:
-    """Sorts completions of several rounds: by prompt, sample, round and id."""
+    """Sorts completions of several rounds: by prompt, sample, round and id. It ends as those of `Packed.places` do, with 0."""
     return (
         bytes.fromhex(candidate.prompt_id)
         + candidate.sample_index.to_bytes(4, "big")
         + candidate.round.to_bytes(4, "big")
         + bytes.fromhex(candidate.id)
+        + bytes(_ARRIVAL - _ID)
     )
 
 
-def id_at(place: bytes) -> str:
-    """The id of the completion whose place it is."""
-    return place[40:].hex()
+def placed(places: Iterable[bytes]) -> Iterator[tuple[str, int]]:
+    """Id and arrival of the completions whose places they are; arrivals count from 1."""
+    for id, arrival in map(_PLACED.unpack, places):
+        yield id.hex(), arrival
