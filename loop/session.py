@@ -267,6 +267,11 @@ def _run(
                     raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
                 ledger.move_checkpoint(base.sha256, str(directory))
         return run
+    if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
+        raise LoopError(
+            f"{loaded.run_dir / DATABASE}: holds no run, but {CHECKPOINTS}/ beside it holds the weights of one; "
+            "put a backup back, or set another run_dir"
+        )
     watch.stage(0, "preparing", loaded.config.model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
     manifest = hash_directory(directory)

@@ -75,6 +75,21 @@ def test_another_configuration(finished: Path, call: Loopctl) -> None:
     assert said.code == 78 and "seed is 4 here and 3 in the run directory" in said.err
 
 
+@pytest.mark.parametrize("kind", ["gone", "empty"])
+def test_a_store_that_is_gone_is_not_begun_anew_over_its_checkpoints(finished: Path, call: Loopctl, kind: str) -> None:
+    weights = {path: path.read_bytes() for path in (finished / ".loop" / "checkpoints").rglob("*") if path.is_file()}
+    for path in (finished / ".loop").glob("loop.db*"):
+        path.unlink()
+    if kind == "empty":
+        (finished / ".loop" / "loop.db").touch()
+    said = call("run")
+    assert (
+        said.code == 1
+        and "holds no run, but checkpoints/ beside it holds the weights of one; put a backup back" in said.err
+    )
+    assert weights and all(path.read_bytes() == content for path, content in weights.items())
+
+
 def interrupted(directory: Path, *signals: signal.Signals, module: str = "loop.cli.main") -> Said:
     """Start a run, and send it signals once it is grading."""
     arguments = ["run"] if module == "loop.cli.main" else []
