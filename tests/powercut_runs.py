@@ -27,6 +27,7 @@ from store.ledger import Ledger
 from store.verify import verify_store
 
 RUN_DIR, CHECKPOINTS, MODEL = ".loop", ".loop/checkpoints", ".loop/fake-model"
+ACCUMULATE = '[collect]\ndata = { type = "accumulate" }\n'  # the second round then lists completions of the first, too
 THERE = (RUN_DIR, CHECKPOINTS, MODEL)  # a run directory in which a run was prepared long ago
 
 # Runs rounds and says in the log what was acknowledged: that call has returned, so it is a promise. argv: the configuration,
@@ -129,7 +130,7 @@ def record_run(
     """
     if reason := why_not():
         pytest.skip(reason)
-    config, log = write_run(place / "disk", KEEPING), place / "log"
+    config, log = write_run(place / "disk", KEEPING + ACCUMULATE), place / "log"
     for name in there:
         (config.parent / name).mkdir()
     if MODEL in there:
