@@ -71,7 +71,7 @@ def test_two_processes_train_as_one(tiny: CheckpointRef, tmp_path: Path) -> None
         assert (tensor.float() - weights[1][name].float()).abs().max() < 1e-3, name
 
 
-@pytest.mark.parametrize("whom", ["rank", "engine", "guard"])
+@pytest.mark.parametrize("whom", ["guard", *(pytest.param(one, marks=pytest.mark.slow) for one in ("rank", "engine"))])
 def test_a_killed_process_ends_them_all(whom: str, tiny: CheckpointRef, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", some_rows())
     (tmp_path / "out").mkdir()
