@@ -33,13 +33,25 @@ def used_bytes() -> dict[int, int]:
     return used
 
 
+def is_any_busy(names: str | None) -> bool:
+    """Whether one of the devices that CUDA_VISIBLE_DEVICES = `names` leaves (None: all) has computed within the last second."""
+    busy = False
+    for nvml, _, _, device in _devices(names):
+        with contextlib.suppress(nvml.NVMLError):  # slices cannot say
+            busy = busy or nvml.nvmlDeviceGetUtilizationRates(device).gpu > 0
+    return busy
+
+
 def visible_devices() -> list[tuple[str, int]]:
     """Each device that a worker may use: its name for CUDA_VISIBLE_DEVICES, and NVML's index of it or of its parent."""
     return [(name, index) for _, name, index, _ in _devices()]
 
 
-def _devices() -> Iterator[tuple[Any, str, int, Any]]:
-    """NVML, and each visible device's name, index and what NVML knows it by. To be read to its end."""
+def _devices(names: str | None = None) -> Iterator[tuple[Any, str, int, Any]]:
+    """NVML, and each visible device's name, index and what NVML knows it by. To be read to its end.
+
+    `names` are those of CUDA_VISIBLE_DEVICES; this process's own where it is None.
+    """
     if not any(path.exists() for path in DRIVER_FILES):
         return
     try:
@@ -51,7 +63,7 @@ def _devices() -> Iterator[tuple[Any, str, int, Any]]:
     except pynvml.NVMLError:
         return
     try:
-        for name, index, device in _visible(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES")):
+        for name, index, device in _visible(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES") if names is None else names):
             yield pynvml, name, index, device
     except pynvml.NVMLError:
         pass

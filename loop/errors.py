@@ -45,6 +45,10 @@ class EngineError(LoopError):
     """An engine or its worker process failed: the stage failed, nothing is known about the model."""
 
 
+class StalledError(EngineError):
+    """A worker made no progress for too long and was ended."""
+
+
 class HarnessError(LoopError):
     """Grading itself failed: the stage failed, nothing is known about the solutions."""
 

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from loop import guard
+from loop.device_memory import is_any_busy
 from loop.engines.base import (
     CheckpointRef,
     Forced,
@@ -33,10 +34,11 @@ from loop.engines.base import (
     SamplingParams,
     TrainingResult,
 )
-from loop.errors import ConfigError, EngineError
+from loop.errors import ConfigError, EngineError, StalledError
 from loop.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
+from loop.liveness import Patience, used_by
 
-HEARTBEAT_TIMEOUT_S = 120.0  # a live child is heard at least so often, even while it imports torch on a busy machine
+HEARTBEAT_TIMEOUT_S = 120.0  # a child that is not heard for so long, and does nothing meanwhile, was stopped
 LOOK_S = 1.0  # between two looks at everything else while a worker is waited for
 MAX_FRAMES_PER_S = 5000  # of up to 1,000 bytes, beside results; a worker sends eleven, a full pipe holds a thousand
 IDLE_REPORTS = 1000  # reports in a row that show nothing more done and are taken for progress all the same
@@ -45,6 +47,9 @@ OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
 COMMAND = (sys.executable, "-P", "-m", "loop.worker")
 ROOT = Path(__file__).resolve().parents[1]
+SPIN_COUNT = (
+    "1000"  # how often a thread of OpenMP looks for work before it sleeps: docs/engines.md has the measurements
+)
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
 FOREIGN = (
     "if the package was upgraded while the daemon ran, restart the daemon"  # what else could explain such messages
@@ -56,7 +61,8 @@ class Worker:
 
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
-    second while the worker is waited for; what it raises ends the worker, too.
+    second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
+    ended for want of progress.
     """
 
     def __init__(
@@ -67,6 +73,7 @@ class Worker:
         stall_timeout_s: float,
         progress: Progress,
         pulse: Callable[[], None] = lambda: None,
+        stalled: Callable[[], None] = lambda: None,
         tag: str = "worker",
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         command: Sequence[str] = COMMAND,
@@ -75,16 +82,16 @@ class Worker:
         self.tag = tag
         self.progress = progress
         self.pulse = pulse
-        self.stall_timeout_s = stall_timeout_s
-        self.heartbeat_timeout_s = heartbeat_timeout_s
+        self.stalled = stalled
         self.log_file = log_file
         self.token = secrets.token_hex(16)
         self._buffer = bytearray()
         self._call = 0
         self._busy = self._ended = False
-        self._waited_s, self._looked_at = 0.0, time.monotonic()
+        self._waited_s, self._looked_at_s = 0.0, time.monotonic()
         whole_environment = (
             {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.device_memory
+            | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
             | os.environ
             | dict(environment or {})
             | {
@@ -116,7 +123,12 @@ class Worker:
             raise EngineError(
                 f"{tag}: cannot be started: {error}; this user must be able to start it and to write {log_file}"
             ) from error
+        devices = whole_environment.get("CUDA_VISIBLE_DEVICES")
         try:
+            pid = self.process.pid
+            self.patience = Patience(
+                stall_timeout_s, heartbeat_timeout_s, self._clock, lambda: used_by(pid), lambda: is_any_busy(devices)
+            )
             self.info = self.call(init)
         except BaseException:
             self.end()
@@ -141,7 +153,8 @@ class Worker:
         Progress is a list of items, or a report of more done than ever in this call; of reports in a row that show no
         more, only `idle_reports`: a long completion is in the making, but it cannot be for ever.
 
-        Raises EngineError when the child dies, stalls or talks nonsense (it is ended then), and what it reports.
+        Raises EngineError when the child dies, stalls (StalledError) or talks nonsense (it is ended then), and what it
+        reports.
         """
         if self._busy:
             raise self.broken("the call before was given up half-way")
@@ -150,10 +163,10 @@ class Worker:
         self._call += 1
         most_done, num_idle, num_frames, second = -1, 0, 0, 0
         try:
+            self.patience.advanced()
             self._send(message | {"call": self._call})
-            advanced_s = self._clock()
             while True:
-                frame, num_bytes = self._receive(advanced_s + self.stall_timeout_s)
+                frame, num_bytes = self._receive()
                 self.pulse()
                 match frame:
                     case {"type": "heartbeat"}:
@@ -164,12 +177,13 @@ class Worker:
                         num_idle = 0 if done > most_done else num_idle + 1
                         most_done = max(done, most_done)
                         if num_idle <= idle_reports:
-                            advanced_s = self._clock()
+                            self.patience.advanced()
                         self.progress(done, total)
                     case {"type": "items", "items": [_, *_] as items}:
                         yield "items", items
                         items.clear()  # before the next ones are read
-                        num_idle, advanced_s = 0, self._clock()
+                        num_idle = 0
+                        self.patience.advanced()
                         continue
                     case {"type": "result", "value": value}:
                         self._busy = False
@@ -185,8 +199,7 @@ class Worker:
                 num_frames += 1 + num_bytes // 1000  # a large one counts as several
                 if num_frames > MAX_FRAMES_PER_S:
                     raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second", FOREIGN)
-                if self._clock() > advanced_s + self.stall_timeout_s:
-                    raise self._stalled()
+                self._check_patience()
         finally:
             if self._busy:
                 self.end()
@@ -205,77 +218,76 @@ class Worker:
     def _clock(self) -> float:
         """Seconds of waiting. Those in which this process was stopped or busy elsewhere are not the worker's fault."""
         now = time.monotonic()
-        self._waited_s += min(now - self._looked_at, 2 * LOOK_S)
-        self._looked_at = now
+        self._waited_s += min(now - self._looked_at_s, 2 * LOOK_S)
+        self._looked_at_s = now
         return self._waited_s
 
     def _send(self, message: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         descriptor = self.process.stdin.fileno()
         left = memoryview(encode_frame(message))
-        deadline = self._clock() + self.heartbeat_timeout_s
         while left:
-            wait = max(0.0, min(deadline - self._clock(), LOOK_S))
-            if select.select([], [descriptor], [], wait)[1]:
+            if select.select([], [descriptor], [], min(LOOK_S, self.patience.window_s))[1]:
                 try:
                     left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # so much never blocks
                 except OSError:
                     raise self._died() from None
+                self.patience.heard()
                 continue
-            self._look_around()
-            if self._clock() >= deadline:
-                raise self._silent(f"it read no command for {self.heartbeat_timeout_s:g} s")
+            self._look_around("it read no command")
 
     def _check_not_ended(self) -> None:
         if self._ended:
             raise EngineError(f"{self.tag}: it was ended; start another; see {self.log_file}")
 
-    def _receive(self, deadline_s: float) -> tuple[dict[str, Any], int]:
+    def _receive(self) -> tuple[dict[str, Any], int]:
         """The next message, and its size."""
         self._check_not_ended()
-        (length,) = struct.unpack(">I", self._read(4, deadline_s))
+        (length,) = struct.unpack(">I", self._read(4))
         if length > MAX_FRAME_BYTES:
             raise self.broken(f"it announced a message of {length} bytes", FOREIGN)
         try:
-            return decode_body(self._read(length, deadline_s)), length
+            return decode_body(self._read(length)), length
         except BadFrame as bad:
             raise self.broken(f"it sent a message that {bad}", FOREIGN) from None
 
-    def _read(self, count: int, deadline_s: float) -> bytes:
+    def _read(self, count: int) -> bytes:
         assert self.process.stdout is not None
         descriptor = self.process.stdout.fileno()
-        heard_s = self._clock()
         while len(self._buffer) < count:
-            wait = min(deadline_s - self._clock(), heard_s + self.heartbeat_timeout_s - self._clock(), LOOK_S)
-            if select.select([descriptor], [], [], max(0.0, wait))[0]:
+            if select.select([descriptor], [], [], min(LOOK_S, self.patience.window_s))[0]:
                 chunk = os.read(descriptor, 1 << 16)
                 if not chunk:
                     raise self._died()
                 self._buffer += chunk
-                heard_s = self._clock()
+                self.patience.heard()
             elif self.process.poll() is not None:  # dead, but somebody else holds its end of the pipe
                 raise self._died()
-            elif self._clock() >= heard_s + self.heartbeat_timeout_s:
-                raise self._silent(f"nothing was heard from it for {self.heartbeat_timeout_s:g} s")
-            if self._clock() >= deadline_s:
-                raise self._stalled()
             self._look_around()
         with memoryview(self._buffer) as view:
             head = bytes(view[:count])
         del self._buffer[:count]
         return head
 
-    def _look_around(self) -> None:
+    def _look_around(self, silence: str = "nothing was heard from it") -> None:
         cut_log(self.log_file)
         self.pulse()
+        self._check_patience(silence)
+
+    def _check_patience(self, silence: str = "nothing was heard from it") -> None:
+        """End a worker that waited too long for nothing."""
+        self.patience.look()
+        if why := self.patience.exhausted:
+            self.stalled()
+            self.end()
+            raise StalledError(
+                f"{self.tag}: {why} and was ended; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
+            )
+        if self.patience.is_silent:
+            raise self._silent(f"{silence} for {self.patience.silence_s:g} s")
 
     def _silent(self, why: str) -> EngineError:
         return self.broken(why, "something stopped it, or the machine has no time or memory for it")
-
-    def _stalled(self) -> EngineError:
-        return self.broken(
-            f"it made no progress for {self.stall_timeout_s:g} s", "if it is only slow, raise engine.stall_timeout_s"
-        )
 
     def broken(self, why: str, remedy: str = "start another") -> EngineError:
         """End a worker that cannot be trusted any more; the error to raise."""

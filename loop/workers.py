@@ -71,6 +71,7 @@ class Engines:
         self._sampler: RemoteSampler | Pool | None = None
         self._serves: CheckpointRef | None = None
         self._trainer: RemoteTrainer | None = None
+        self._more_patience = 1  # doubled when a worker was ended for want of progress: the machine may only be slow
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
 
     def serving(self, sha256: str) -> RemoteSampler | Pool | None:
@@ -210,15 +211,20 @@ class Engines:
         pulse: Pulse,
         environment: dict[str, str] | None = None,
     ) -> Worker:
+        limit_s = settings["stall_timeout_s"] * self._more_patience
         return Worker(
-            init | {"settings": settings},
+            init | {"settings": settings | {"stall_timeout_s": limit_s}},
             log_file=self.logs / f"{tag}.log",
-            stall_timeout_s=settings["stall_timeout_s"],
+            stall_timeout_s=limit_s,
             progress=progress,
             pulse=pulse,
+            stalled=self._be_more_patient,
             tag=tag,
             environment=environment or {},
         )
+
+    def _be_more_patient(self) -> None:
+        self._more_patience *= 2
 
     def _wait_for_memory(self) -> None:
         """Until what the last worker held on a GPU is free, as far as it gets free; then take the measure anew."""

@@ -29,6 +29,13 @@ def forever(*ignored: object) -> None:
         time.sleep(1)
 
 
+def spin_second(command: dict) -> object:
+    """Loads, then computes for ever while its heart beats."""
+    while not command["op"].startswith("load"):
+        pass
+    return {"tokenizer_sha256": ""}
+
+
 def write(content: bytes) -> None:
     os.write(1, content)
 
@@ -196,6 +203,7 @@ def unguarded() -> None:
 
 WAYS: dict[str, Callable[[], object]] = {
     "hang": lambda: child(hang_second),
+    "spin": lambda: child(spin_second),
     "hang-init": lambda: child(forever),
     "silent": forever,
     "garbage": lambda: (write(b"Traceback (most recent call last):\n" * 10), forever()),

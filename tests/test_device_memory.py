@@ -12,7 +12,7 @@ import pytest
 
 from loop import device_memory
 from loop.config import Engine, Training
-from loop.device_memory import used_bytes, wait_until_free
+from loop.device_memory import is_any_busy, used_bytes, wait_until_free
 from loop.engines.base import CheckpointRef
 from loop.engines.fake import write_fake_model
 from loop.errors import EngineError
@@ -34,6 +34,7 @@ class Driver(ModuleType):
         super().__init__("pynvml")
         self.used = [5 * GB, 6 * GB, 7 * GB, None]
         self.num_open = self.num_asked = 0
+        self.busy = {1: 40}  # percent, by index
         self.broken = ""
         self.on_ask: Callable[[], None] = lambda: None
 
@@ -73,6 +74,11 @@ class Driver(ModuleType):
 
     def nvmlDeviceGetUUID(self, device: Any) -> str:
         return f"GPU-{device.index}{device.index}-abcdef"
+
+    def nvmlDeviceGetUtilizationRates(self, device: Any) -> Any:
+        if not hasattr(device, "index"):
+            raise NVMLError("not supported")  # as for slices
+        return SimpleNamespace(gpu=self.busy.get(device.index, 0))
 
     def nvmlDeviceGetMemoryInfo(self, device: Any) -> Any:
         used = getattr(device, "used", None) or self.used[device.index]
@@ -121,9 +127,17 @@ def test_only_the_visible_devices_are_measured(
     assert used_bytes() == {device: gigabytes * GB for device, gigabytes in expected.items()}
 
 
+@pytest.mark.parametrize(
+    ("names", "busy"), [(None, True), ("0,2", False), ("2,1", True), ("MIG-a", False), ("", False)]
+)
+def test_a_device_that_computes_is_seen(driver: Driver, names: str | None, busy: bool) -> None:
+    assert is_any_busy(names) == busy
+
+
 @pytest.mark.parametrize("step", ["init", "count", "handle", "shutdown"])
 def test_a_driver_that_fails_is_never_raised(driver: Driver, step: str) -> None:
     driver.broken = step
+    assert is_any_busy(None) == (step == "shutdown")
     assert used_bytes() == ({0: 5 * GB, 1: 6 * GB, 2: 7 * GB} if step == "shutdown" else {})
 
 

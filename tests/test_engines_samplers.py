@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import END, FUNCTIONS, make_tiny_model
 
+from loop.engines import hf_sampler, precision
 from loop.engines.base import CheckpointRef, Generated, Request, Sampler, SamplingParams
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import EngineError
@@ -321,6 +322,38 @@ def test_new_rows_take_the_places_of_finished_ones(tiny: CheckpointRef) -> None:
     assert len(sizes) < sum(lengths) / 8 * 1.3 + max(lengths), "the batch is not kept full"
 
 
+def test_what_is_finished_is_handed_over_at_once(tiny: CheckpointRef) -> None:
+    """What was handed over is not lost when the worker ends; the rest of the batch is still in the making."""
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(4)]
+    lengths = {name: len(each.token_ids) for name, each in ask(in_process(tiny), requests, HOT).items()}
+    assert len(set(lengths.values())) > 1
+    first = next(in_process(tiny).generate(requests, HOT))
+    assert {lengths[each.id] for each in first} == {min(lengths.values())} and len(first) < 4
+
+
+def test_prompts_are_computed_in_slices_that_report(tiny: CheckpointRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The texts are the same; a prompt that several rows share is computed once, whatever slice it falls in."""
+    requests = [chat(f"r{i}", seed=i, task=i // 2) for i in range(8)]
+    whole = ask(in_process(tiny, batch_size=8), requests, HOT)
+    monkeypatch.setattr(hf_sampler, "PREFILL_TOKENS", 1)
+    sliced = in_process(tiny, batch_size=8)
+    reports: list[tuple[int, int]] = []
+    sizes: list[int] = []
+    prefill = sliced._prefill
+
+    def counted(rows: list[Any], *more: Any) -> Any:
+        sizes.append(len(rows))
+        assert len(reports) == len(sizes) - 1, "a report after each slice"
+        return prefill(rows, *more)
+
+    monkeypatch.setattr(sliced, "_prefill", counted)
+    sliced.progress = lambda done, total: reports.append((done, total))
+    assert {name: each.token_ids for name, each in ask(sliced, requests, HOT).items()} == {
+        name: each.token_ids for name, each in whole.items()
+    }
+    assert sizes == [2, 2, 2, 2]
+
+
 def test_a_sliding_window_is_sampled_without_places(tmp_path: Path) -> None:
     """A cache that forgets cannot hold rows side by side: such models run batch by batch, with the same completions."""
     import torch
@@ -352,14 +385,26 @@ def test_every_end_token_of_the_generation_config_ends(tmp_path: Path) -> None:
     assert ended.token_ids == free.token_ids[: free.token_ids.index(another) + 1]
 
 
-@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_precisions_on_a_cpu(tmp_path: Path, dtype: str) -> None:
-    """auto is float32 on a CPU, whatever the checkpoint's own is; bfloat16 works where it is asked for."""
+@pytest.mark.parametrize(
+    ("dtype", "flags", "expected"),
+    [
+        ("auto", "avx2 fma", "float32"),
+        ("auto", "avx2 avx512_bf16", "bfloat16"),
+        ("bfloat16", "avx2 fma", "bfloat16"),
+    ],
+)
+def test_precisions_on_a_cpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, flags: str, expected: str
+) -> None:
+    """auto is what the CPU can do, whatever the checkpoint's own is; bfloat16 works where it is asked for."""
     import torch
+
+    (tmp_path / "cpuinfo").write_text(f"processor : 0\nflags\t\t: fpu {flags}\n")
+    monkeypatch.setattr(precision, "CPU_FACTS", tmp_path / "cpuinfo")
 
     path = make_tiny_model(tmp_path / "model", bfloat16=True)
     sampler = in_process(CheckpointRef(sha256="", path=path), dtype=dtype)
-    assert sampler.model.dtype == (torch.float32 if dtype == "auto" else torch.bfloat16)
+    assert sampler.model.dtype == getattr(torch, expected)
     found = ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(8)], HOT)
     assert all(math.isfinite(generated.logprob_sum) for generated in found.values())
 

@@ -190,7 +190,10 @@ def test_a_daemon_that_was_stopped_says_so_and_loses_and_doubles_nothing(daemon:
     ("signum", "words"),
     [
         (signal.SIGKILL, "it was killed (out of memory?); lower training.micro_batch_size, or see "),
-        (signal.SIGSTOP, "it made no progress for 4 s and was ended; if it is only slow, raise engine.stall_timeout_s"),
+        (
+            signal.SIGSTOP,
+            "it made no progress for 4 s (it did nothing) and was ended; if it is only slow, raise engine.stall_timeout_s",
+        ),
     ],
 )
 def test_a_worker_that_is_killed_or_stopped_is_tried_again(daemon: Daemon, signum: signal.Signals, words: str) -> None:

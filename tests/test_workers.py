@@ -16,7 +16,7 @@ from loop import workers
 from loop.config import Engine, Training
 from loop.engines.base import CheckpointRef, Request, SamplingParams
 from loop.engines.fake import write_fake_model
-from loop.errors import EngineError
+from loop.errors import EngineError, StalledError
 from loop.worker import RemoteSampler
 from loop.workers import Engines, best_sampler
 
@@ -69,6 +69,27 @@ def written(engines: Engines, checkpoint: CheckpointRef) -> str:
 def pid(engines: Engines) -> int:
     assert isinstance(engines._sampler, RemoteSampler)
     return engines._sampler.worker.process.pid
+
+
+def test_a_limit_that_was_hit_is_doubled_for_the_next_worker(
+    begin: Callable[..., Engines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits: list[tuple[float, float]] = []
+
+    class Stalling:
+        def __init__(
+            self, init: dict[str, Any], *, stall_timeout_s: float, stalled: Callable[[], None], **_: Any
+        ) -> None:
+            limits.append((stall_timeout_s, init["settings"]["stall_timeout_s"]))
+            stalled()
+            raise StalledError("it made no progress")
+
+    monkeypatch.setattr(workers, "Worker", Stalling)
+    engines = begin(stall_timeout_s=7.0)
+    for _ in range(3):
+        with pytest.raises(StalledError):
+            engines.sampler(model(tmp_path, 0.5))
+    assert limits == [(7.0, 7.0), (14.0, 14.0), (28.0, 28.0)]
 
 
 def test_one_sampler_serves_one_checkpoint_after_the_other(begin: Callable[..., Engines], tmp_path: Path) -> None:

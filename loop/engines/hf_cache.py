@@ -152,5 +152,9 @@ class Batch:
 
 def room_for(like: DynamicCache, num_places: int, width: int) -> Places | Batch:
     """`Places` where every layer of a prefilled cache is an ordinary one, else a `Batch`."""
-    ordinary = all(type(layer) is DynamicLayer for layer in like.layers)
-    return Places(like, num_places, width) if ordinary else Batch()
+    return Places(like, num_places, width) if takes_rows_later(like) else Batch()
+
+
+def takes_rows_later(cache: DynamicCache) -> bool:
+    """Whether rows with such a cache may join others that are under way: every layer is an ordinary one."""
+    return all(type(layer) is DynamicLayer for layer in cache.layers)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from loop.durable import fsync
 from loop.engines.base import CheckpointRef
+from loop.engines.precision import auto_dtype
 from loop.errors import ConfigError, EngineError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -35,6 +36,11 @@ def choose_device(device: str) -> torch.device:
             'engine.device: "cuda" is asked for but torch sees no GPU; set engine.device = "auto" or "cpu"'
         )
     return torch.device(device)
+
+
+def choose_dtype(name: str, device: torch.device) -> str:
+    """The name of the precision that `engine.dtype` means on a device."""
+    return auto_dtype(device.type == "cuda")[0] if name == "auto" else name
 
 
 def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torch.device) -> Any:

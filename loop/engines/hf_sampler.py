@@ -17,12 +17,13 @@ import torch
 from transformers import DynamicCache
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
-from loop.engines.hf_cache import Batch, Places, room_for, use_grouped_attention
-from loop.engines.hf_models import DTYPES, choose_device, eos_token_ids, load_model, load_tokenizer
+from loop.engines.hf_cache import Batch, Places, room_for, takes_rows_later, use_grouped_attention
+from loop.engines.hf_models import DTYPES, choose_device, choose_dtype, eos_token_ids, load_model, load_tokenizer
 from loop.engines.prompting import check_fits, prompt_token_ids
 from loop.errors import EngineError
 
 TOP_P_SHORTCUT = 1024  # the most likely tokens that are sorted first; rarely does a nucleus need more
+PREFILL_TOKENS = 4096  # of padded prompts that are computed at once: a report comes after each, and memory is bounded
 REFILL_SHARE = 8  # new rows come in when one place in so many is free: fewer prefills, each of several prompts
 
 
@@ -84,8 +85,7 @@ class TransformersSampler:
 
     def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
         self.device = choose_device(settings["device"])
-        name = settings["dtype"]
-        self.dtype = DTYPES[name] if name != "auto" else DTYPES["bfloat16" if self.device.type == "cuda" else "float32"]
+        self.dtype = DTYPES[choose_dtype(settings["dtype"], self.device)]
         self.batch_size: int = settings["batch_size"]
         self.progress = progress
         self.change(checkpoint)
@@ -115,7 +115,7 @@ class TransformersSampler:
         yield from self._run(rows, params, common)
 
     def _run(self, waiting: list[Row], params: SamplingParams, common: list[int]) -> Iterator[list[Generated]]:
-        """Run over all rows, the last of `waiting` first; yields those that finished whenever new ones come in."""
+        """Run over all rows, the last of `waiting` first; yields those that finished after each token."""
         if not waiting:
             return
         num_total, num_done = len(waiting), 0
@@ -123,7 +123,6 @@ class TransformersSampler:
         width = len(waiting[-1].prompt_token_ids) + params.max_new_tokens
         room: Places | Batch | None = None
         active: list[Row] = []
-        done: list[Generated] = []
         draws: list[random.Random] = []
         seen: torch.Tensor | None = None
         beginning: DynamicCache | None = None
@@ -133,9 +132,7 @@ class TransformersSampler:
             refill = bool(waiting) and (
                 not active or (room is not None and room.can_refill and num_free * REFILL_SHARE >= num_places)
             )
-            if refill and done:
-                yield done
-                done = []
+            done: list[Generated] = []
             with torch.inference_mode():
                 logits = None
                 if active:
@@ -145,37 +142,58 @@ class TransformersSampler:
                     logits = self._forward(tokens[:, None], *room.inputs())
                     room.advance()
                 if refill:
-                    new = [waiting.pop() for _ in range(min(num_free, len(waiting)))]
                     if common and beginning is None:
                         beginning = self._begin(common)
-                    more, cache, mask, index = self._prefill(new, common, beginning)
-                    if room is None:
-                        room = room_for(cache, num_places, width)
-                    room.put(cache, mask, index)
-                    del cache
-                    logits = more if logits is None else torch.cat([logits, more])
-                    active += new
-                    draws += [random.Random(row.request.seed) for row in new]
-                    if params.repetition_penalty != 1.0:
-                        fresh = torch.zeros_like(more, dtype=torch.bool)
-                        for i, row in enumerate(new):
-                            fresh[i, row.prompt_token_ids] = True
-                        seen = fresh if seen is None else torch.cat([seen, fresh])
+                    incoming = [waiting.pop() for _ in range(min(num_free, len(waiting)))]
+                    for new in self._slices(incoming, len(common)):
+                        more, cache, mask, index = self._prefill(new, common, beginning)
+                        if room is None:
+                            room = room_for(cache, num_places, width)
+                        room.put(cache, mask, index)
+                        del cache
+                        logits = more if logits is None else torch.cat([logits, more])
+                        active += new
+                        draws += [random.Random(row.request.seed) for row in new]
+                        if params.repetition_penalty != 1.0:
+                            fresh = torch.zeros_like(more, dtype=torch.bool)
+                            for i, row in enumerate(new):
+                                fresh[i, row.prompt_token_ids] = True
+                            seen = fresh if seen is None else torch.cat([seen, fresh])
+                        self.progress(num_done, num_total)
                 assert logits is not None and room is not None
                 tokens, logprobs = self._choose(logits, [stream.random() for stream in draws], params, seen)
                 for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
                     self._append(row, token, logprob, params)
-                new = []
                 kept = [i for i, row in enumerate(active) if row.finish_reason is None]
                 if len(kept) < len(active):
-                    done += [self._finished(row) for row in active if row.finish_reason is not None]
+                    done = [self._finished(row) for row in active if row.finish_reason is not None]
                     num_done += len(active) - len(kept)
                     order = room.keep(kept)
                     active, draws = [active[i] for i in order], [draws[i] for i in order]
                     tokens = tokens[order]
                     seen = seen[order] if seen is not None else None
             self.progress(num_done, num_total)
-        yield done
+            if done:
+                yield done
+
+    def _slices(self, rows: list[Row], start: int) -> list[list[Row]]:
+        """Rows, longest first, in slices whose distinct prompts hold at most PREFILL_TOKENS beyond their `start` tokens.
+
+        A model whose rows must begin together gets them in one.
+        """
+        if not takes_rows_later(DynamicCache(config=self.model.config)):
+            return [rows]
+        slices: list[list[Row]] = []
+        prompts: set[tuple[int, ...]] = set()
+        width = 0
+        for row in rows:
+            prompt = tuple(row.prompt_token_ids)
+            if not slices or (prompt not in prompts and (len(prompts) + 1) * width > PREFILL_TOKENS):
+                slices.append([])
+                prompts, width = set(), len(prompt) - start  # no later prompt is longer
+            slices[-1].append(row)
+            prompts.add(prompt)
+        return slices
 
     def _begin(self, common: list[int]) -> DynamicCache:
         """What all prompts of a call begin with, computed once."""

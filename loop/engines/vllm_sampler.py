@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
-from loop.engines.hf_models import check_adapter, choose_device, load_tokenizer
+from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
 from loop.engines.prompting import check_fits, prompt_token_ids
 from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
 from loop.errors import EngineError
@@ -29,8 +29,9 @@ class VllmSampler:
         self.settings = settings
         self.progress = progress
         self.batch_size: int = settings["batch_size"]
-        self.on_gpu = choose_device(settings["device"]).type == "cuda"
-        self.dtype = settings["dtype"] if settings["dtype"] != "auto" else ("bfloat16" if self.on_gpu else "float32")
+        device = choose_device(settings["device"])
+        self.on_gpu = device.type == "cuda"
+        self.dtype = choose_dtype(settings["dtype"], device)
         self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
         self.num_requests = 0
         self.num_adapters = 0

@@ -1,0 +1,27 @@
+"""Which precision `engine.dtype = "auto"` stands for. Reads what the kernel says of the CPU; imports no torch.
+
+A CPU without instructions for bfloat16 emulates it, at a quarter of float32's speed or less, so the name of a precision
+can't be a default for every machine. The answer depends on the machine alone, never on how busy it is: a run that goes
+on after a kill goes on in the same precision.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+CPU_FACTS = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = ("amx_bf16", "avx512_bf16", "bf16")  # x86 with tiles or vectors; ARM
+
+
+def auto_dtype(on_gpu: bool) -> tuple[str, str]:
+    """The precision of weights while sampling, "bfloat16" or "float32", and why."""
+    if on_gpu:
+        return "bfloat16", "a GPU samples"
+    try:
+        lines = CPU_FACTS.read_text(errors="replace").splitlines()
+    except OSError:
+        return "float32", "this system does not say what its CPU can do"
+    flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
+    if found := [flag for flag in BFLOAT16_FLAGS if flag in flags]:
+        return "bfloat16", f"this CPU computes in bfloat16 ({found[0]})"
+    return "float32", "this CPU has no instructions for bfloat16 and would emulate it, at a quarter of the speed"

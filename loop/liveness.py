@@ -1,0 +1,116 @@
+"""Whether a worker that reports no progress is still at work.
+
+Three workers look alike from outside: one that does nothing (stopped, or waiting for what never comes), one that computes
+for ever without a result, and one that a busy machine rarely lets run. The kernel tells them apart: it counts for each
+thread how long it ran and how long it waited for a core. Seconds in which a worker neither ran nor wanted to count towards
+`limit_s`; seconds that it ran count towards BUSY_FACTOR times that. So a starved worker gets as much more time as it is
+starved, and a busy one still ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+BUSY_FACTOR = 4.0  # a worker that computes may go so many times as long without a report as one that does nothing
+MAX_WINDOW_S = 10.0  # between two looks at what it uses
+NUM_LOOKS = 4  # within a limit that is shorter than so many windows
+SIGN_OF_WORK = 0.01  # of one core, where the kernel does not count the waiting: such a worker may be starved
+
+
+class Used(NamedTuple):
+    """What a process tree has used so far, in seconds and bytes."""
+
+    ran_s: float  # of CPU time, all threads together
+    waited_s: float | None = 0.0  # for a core, all threads together; None where the kernel does not say
+    read_bytes: int = 0  # from a disk
+
+
+class Patience:
+    """Counts a worker's seconds without progress and without a sign of life.
+
+    `clock`: seconds. `used`: what the worker has used by now. `gpu_busy`: whether its GPUs compute now; asked only where
+    nothing else shows work.
+    """
+
+    def __init__(
+        self,
+        limit_s: float,
+        silence_s: float,
+        clock: Callable[[], float],
+        used: Callable[[], Used],
+        gpu_busy: Callable[[], bool],
+    ) -> None:
+        self.limit_s, self.silence_s = limit_s, silence_s
+        self.window_s = min(MAX_WINDOW_S, limit_s / NUM_LOOKS, silence_s / NUM_LOOKS)
+        self.clock, self.used, self.gpu_busy = clock, used, gpu_busy
+        self.idle_s = self.busy_s = self.silent_s = 0.0
+        self._looked_at_s, self._seen = clock(), used()
+
+    def heard(self) -> None:
+        """A sign of life: whatever was received."""
+        self.silent_s = 0.0
+
+    def advanced(self) -> None:
+        """More is done than before: all counting begins again."""
+        self.idle_s = self.busy_s = self.silent_s = 0.0
+        self._looked_at_s = self.clock()
+
+    def look(self) -> None:
+        """Count what has passed since the last look, if that is long enough to tell."""
+        now = self.clock()
+        passed_s = now - self._looked_at_s
+        if passed_s < self.window_s:
+            return
+        before, self._seen, self._looked_at_s = self._seen, self.used(), now
+        ran_s = min(passed_s, max(0.0, self._seen.ran_s - before.ran_s))
+        if self._seen.read_bytes > before.read_bytes:
+            ran_s = wanted_s = passed_s
+        elif self._seen.waited_s is None or before.waited_s is None:
+            wanted_s = passed_s if ran_s >= SIGN_OF_WORK * passed_s else 0.0
+        else:
+            wanted_s = min(passed_s, ran_s + max(0.0, self._seen.waited_s - before.waited_s))
+        if wanted_s < passed_s / 2 and self.gpu_busy():
+            ran_s = wanted_s = passed_s
+        self.busy_s += ran_s
+        self.idle_s += passed_s - wanted_s
+        self.silent_s += passed_s - wanted_s
+
+    @property
+    def is_silent(self) -> bool:
+        """Nothing was heard for too long from a worker that does nothing."""
+        return self.silent_s >= self.silence_s
+
+    @property
+    def exhausted(self) -> str | None:
+        """How long it made no progress, and what it did meanwhile, if that is too long."""
+        if self.idle_s >= self.limit_s:
+            return f"it made no progress for {self.limit_s:g} s (it did nothing)"
+        if self.busy_s >= BUSY_FACTOR * self.limit_s:
+            return f"it made no progress in {BUSY_FACTOR * self.limit_s:g} s of computing"
+        return None
+
+
+def used_by(pid: int) -> Used:
+    """What a process and all below it have used; those of them that have ended, too."""
+    ran_s, read_bytes = 0.0, 0
+    waited_s: float | None = None
+    try:
+        root = psutil.Process(pid)
+        processes = [root, *root.children(recursive=True)]
+    except psutil.Error:
+        processes = []
+    for process in processes:
+        with contextlib.suppress(
+            psutil.Error, AttributeError, OSError, ValueError
+        ):  # gone meanwhile, or not to be known
+            times = process.cpu_times()
+            ran_s += times.user + times.system + times.children_user + times.children_system
+            for facts in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+                waited_s = (waited_s or 0.0) + int(facts.read_text().split()[1]) / 1e9
+            read_bytes += process.io_counters().read_bytes
+    return Used(ran_s, waited_s, read_bytes)
