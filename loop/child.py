@@ -123,6 +123,11 @@ class Child:
                 )
                 give_back_memory()
                 return result.model_dump(mode="json")
+            case "measure_speed":
+                prepare_torch(command["settings"])
+                from loop.engines.speed import measured_flops
+
+                return {"flops": measured_flops()}
             case "convert_smollm2":
                 from loop.engines.hf_models import convert_smollm2
 

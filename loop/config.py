@@ -327,7 +327,8 @@ class Engine(Section):
     trainer: Literal["trl", "fake"] = Field("trl", description="What fine-tunes.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto" takes a GPU where there is one.')
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Weights while sampling; auto: bfloat16 on a GPU, float32 on a CPU."
+        "auto",
+        description="Weights while sampling; auto: bfloat16 on a GPU and on a CPU that computes in it, else float32.",
     )
     batch_size: PositiveInt = Field(32, description="Completions generated together.")
     kv_cache_bytes: PositiveInt | None = Field(
@@ -348,7 +349,9 @@ class Engine(Section):
     max_attempts: PositiveInt = Field(3, description="A stage that fails so often fails the round.")
     retry_wait_s: float = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")
     stall_timeout_s: PositiveFloat = Field(
-        600.0, description="A worker without progress for so long is ended and its stage tried again."
+        600.0,
+        description="A worker that does nothing for this long is ended and its stage tried again, with twice the limit; one that "
+        "computes without any report gets four times as long.",
     )
 
     @field_validator("server_url")

@@ -234,7 +234,7 @@ class Worker:
                     raise self._died() from None
                 self.patience.heard()
                 continue
-            self._look_around("it read no command")
+            self._look_around("it read no command for")
 
     def _check_not_ended(self) -> None:
         if self._ended:
@@ -269,12 +269,12 @@ class Worker:
         del self._buffer[:count]
         return head
 
-    def _look_around(self, silence: str = "nothing was heard from it") -> None:
+    def _look_around(self, silence: str = "nothing was heard from it for") -> None:
         cut_log(self.log_file)
         self.pulse()
         self._check_patience(silence)
 
-    def _check_patience(self, silence: str = "nothing was heard from it") -> None:
+    def _check_patience(self, silence: str = "nothing was heard from it for") -> None:
         """End a worker that waited too long for nothing."""
         self.patience.look()
         if why := self.patience.exhausted:
@@ -284,7 +284,7 @@ class Worker:
                 f"{self.tag}: {why} and was ended; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
             )
         if self.patience.is_silent:
-            raise self._silent(f"{silence} for {self.patience.silence_s:g} s")
+            raise self._silent(f"{silence} {self.patience.silence_s:g} s")
 
     def _silent(self, why: str) -> EngineError:
         return self.broken(why, "something stopped it, or the machine has no time or memory for it")

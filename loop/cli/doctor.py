@@ -209,6 +209,21 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
 
         name, why = best_sampler(loaded.config.engine.device)
         yield Line("sampler", "ok", f"{name}: {why}")
+    yield _precision(loaded)
+
+
+def _precision(loaded: LoadedConfig | None) -> Line:
+    """The precision of weights while sampling, and why; a CPU that has to emulate the one that is named is a warning."""
+    from loop.device_memory import used_bytes
+    from loop.engines.precision import auto_dtype
+
+    device, dtype = (loaded.config.engine.device, loaded.config.engine.dtype) if loaded else ("auto", "auto")
+    best, why = auto_dtype(on_gpu=device != "cpu" and bool(used_bytes()))
+    if dtype == "auto":
+        return Line("precision", "ok", f"{best}: {why}")
+    if (dtype, best) == ("bfloat16", "float32"):
+        return Line("precision", "warn", f"bfloat16, as engine.dtype says, but {why}", 'set engine.dtype = "auto"')
+    return Line("precision", "ok", f"{dtype}, as engine.dtype says")
 
 
 def _trackers(names: tuple[str, ...]) -> Line:

@@ -142,8 +142,9 @@ class Plain:
 
     def moved(self, part: Part) -> None:
         if time.monotonic() - self._last_line >= QUIET_S:
-            left = f", {duration(part.left_s)} left" if part.left_s is not None else ""
-            self._line(f"{part.name}: {part.done}/{part.total}, {part.rate}{left}")
+            left = f"{duration(part.left_s)} left" if part.left_s is not None else ""
+            known = ", ".join(filter(None, [f"{part.done}/{part.total}", part.rate, left]))
+            self._line(f"{part.name}: {known} after {duration(part.elapsed_s)}")
 
     def ended(self, part: Part) -> None:
         self._line(f"{part.name}: done in {duration(part.elapsed_s)}")

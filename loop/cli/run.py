@@ -14,6 +14,7 @@ from loop.cli.text import all_done, safe
 if TYPE_CHECKING:
     from loop.cli.progress import Onlooker
     from loop.cli.view import Reader
+    from loop.configfile import LoadedConfig
     from loop.session import Session
     from store.records import Round
 
@@ -49,6 +50,7 @@ def run_command(rounds: int | None) -> None:
         def say(_level: str, text: str) -> None:
             watch.note(text)
 
+        _say_what_comes(loaded, watch, rounds)
         with (
             open_session(loaded, watch) as session,
             trackers_of(
@@ -75,6 +77,29 @@ def run_command(rounds: int | None) -> None:
                 watch.note(all_done(loaded.config.rounds))
             with watch.aside():
                 _print_summary(session)
+
+
+def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> None:
+    """What a run that begins will do, and how long it may take here. One that continues has shown it."""
+    from loop import pace
+    from loop.cli.text import duration
+    from loop.errors import LoopError
+    from loop.session import DATABASE
+
+    num_rounds = more or loaded.config.rounds
+    if not num_rounds or (loaded.run_dir / DATABASE).exists():
+        return
+    try:
+        work = pace.work_of(loaded, num_rounds)
+        watch.note(pace.in_words(loaded, work))
+        num_parameters = pace.parameters_of(loaded)
+        flops = pace.measured_flops(loaded) if num_parameters else None
+    except LoopError:
+        return  # what is wrong is said when the run is opened
+    if num_parameters and flops:
+        likely_s = pace.seconds(work, num_parameters, flops)
+        speed = f"{flops / 1e9:,.0f} GFLOP/s were measured on this machine just now"
+        watch.note(f"that takes about {duration(likely_s)} ({speed}; a formula, right within a factor of two)")
 
 
 def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
