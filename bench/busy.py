@@ -2,7 +2,7 @@
 
 Beside 0, 1, 2 and 4 neighbours, processes that do nothing but spin, each variant's sampler draws the same requests and its
 trainer takes the same steps; the variants take turns. A variant is environment variables of the worker and keys of
-[engine]: "before" is two threads on two cores that wait for each other in a loop, in bfloat16, and "after" is what the
+[engine]: "before" is a thread for each core that waits for the others in a loop, in bfloat16, and "after" is what the
 workers do with the shipped loop.toml as it is now. The engines are those of the product: `loop.workers.Engines` starts them in
 workers of their own, on SmolLM2-135M. Every variant's workers stay up meanwhile, so a variant in which idle threads spin
 for ever (OMP_WAIT_POLICY=active) must be measured alone.
