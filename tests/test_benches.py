@@ -12,6 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS = {
+    "busy": "bench/busy.py --small --neighbours 0 1 --variants before dtype=float32,num_threads=1",
     "corpus": "-m bench.corpus --num 2000 --pairs 1 --batch 100 --directory PLACE",
     "search": "-m bench.search --num 500",
     "serve": "-m bench.serve --rounds 1",

@@ -2,17 +2,23 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from loop.config import Config
-from loop.configfile import LoadedConfig, find_config, load_config
+from loop.configfile import LoadedConfig, config_mistakes, find_config, load_config
 from loop.errors import ConfigError, PermissionDenied
+from loop.keys import tables_in
 from loop.same_run import config_sha256, differences, resolved
+from loop.toml_lines import KeyPath
+from policies.mistakes import dotted
 
 GOOD = """\
 name = "demo"
@@ -162,6 +168,14 @@ TABLE = [
     ("[decide]", "[grading]\nsandbox = true\n[promts]\n[decide]",
      ['15: grading.sandbox: true is unknown; give "bubblewrap" or "none"',
       "16: promts: unknown key; the closest is prompts"]),
+    ("num_steps = 4", "num_steps = 9_999_999_999",
+     ["8: training.num_steps: 9999999999 is out of all range; give a whole number of at least 1 and at most 2147483647"]),
+    ("[decide]", "[grading]\nmemory_bytes = 99_999_999_999_999_999\ntimeout_s = 99_999_999_999_999_999\n[decide]",
+     ["15: grading.memory_bytes: 99999999999999999 is out of all range; give a whole number of at least 1 and at most "
+      "9007199254740992",
+      "16: grading.timeout_s: 99999999999999999 is out of all range; give a number above 0 and at most 9007199254740992"]),
+    ('"improvement"', '"improvement", power = -99_999_999_999_999_999',
+     ["16: decide.gates[0].power: -99999999999999999 is out of all range; give a number of at least -9007199254740992"]),
 ]  # fmt: skip
 
 
@@ -170,6 +184,28 @@ def test_a_mistake_has_its_line(load: Load, old: str, new: str, expected: list[s
     assert old in GOOD
     lines = mistakes(load, GOOD.replace(old, new, 1))
     assert lines == [f"loop.toml:{line}" for line in expected]
+
+
+def numeric_keys(table: type[BaseModel] = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Where a number stands in loop.toml, by the models: every key that takes one, or the first of its list."""
+    for name, field in table.model_fields.items():
+        kind = str(field.annotation)
+        here: KeyPath = (*path, name, 0) if "uple[" in kind and name != "lora" else (*path, name)
+        below = list(tables_in(field.annotation))
+        for one in below:
+            yield from numeric_keys(one, here)
+        if not below and re.search(r"\b(int|float)\b", kind):
+            yield here
+
+
+@pytest.mark.parametrize("key", sorted(set(numeric_keys()), key=str), ids=dotted)
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400], ids=["above", "below", "far above"])
+def test_a_number_that_no_store_takes_is_refused_in_one_line(key: KeyPath, number: int) -> None:
+    value: Any = number
+    for part in reversed(key):
+        value = [value] if part == 0 else {part: value}
+    problem = config_mistakes(value, json.dumps(value))[key]
+    assert len(problem) < 200 and re.search(r"\d.*; give a ", problem), problem
 
 
 def test_all_mistakes_come_at_once_in_the_order_of_the_file(load: Load) -> None:
