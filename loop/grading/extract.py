@@ -154,13 +154,18 @@ def _defines(code: str, entry_point: str | None) -> bool:
 
 def _before_entry_point(problem: Problem, program: str) -> str:
     """HumanEval and HumanEval+: the prompt's imports and helper functions, which a whole program often leaves out."""
-    if problem.kind not in ("humaneval", "plus"):
-        return ""
-    found = re.search(rf"^{_DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
-    before = problem.prompt_code[: found.start()].strip() if found else ""
+    before = given_before(problem)
     if not before or before in program or "from __future__" in program:
         return ""
     return before + "\n\n\n"
+
+
+def given_before(problem: Problem) -> str:
+    """HumanEval and HumanEval+: what the prompt has before the function that is asked for, or ""."""
+    if problem.kind not in ("humaneval", "plus"):
+        return ""
+    found = re.search(rf"^{_DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
+    return problem.prompt_code[: found.start()].strip() if found else ""
 
 
 def _body_indent(prompt: str) -> str:

@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading import judge
+from loop.grading.extract import given_before
 from loop.grading.plus import inputs_of, oracle_of
-from loop.grading.problems import Problem, livecodebench_tests
+from loop.grading.problems import Problem, called_names, livecodebench_tests
 from loop.grading.sandbox import Sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
 
@@ -289,11 +290,15 @@ def _identity(job: Job) -> bytes:
 
 
 def _tests(problem: Problem) -> dict[str, Any]:
-    """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests."""
+    """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests.
+
+    `called` names what a solution has to define; `imports` run before it, and `before` is the beginning that it may have from
+    the prompt: neither counts as its own.
+    """
     payload = problem.payload
+    names = {"imports": "", "before": _offering(problem), "called": [problem.entry_point]}
     if problem.kind == "humaneval":
-        names = {"prompt": problem.prompt_code, "entry_point": problem.entry_point, "test": payload["test"]}
-        return {"kind": "humaneval", "imports": "", **names}
+        return {**names, "kind": "humaneval", "prompt": problem.prompt_code, "test": payload["test"]}
     if problem.kind == "mbpp":
         if not payload["tests"]:
             raise HarnessError(f"problem {problem.task_id} has no tests")
@@ -301,14 +306,14 @@ def _tests(problem: Problem) -> dict[str, Any]:
         if payload["setup"]:  # builds what the tests use, and may need what the solution defines
             steps.insert(0, ("setup", payload["setup"]))
         imports = "\n".join([*payload["imports"], *_imports_of(payload["setup"])])
-        return {"kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
+        return {**names, "kind": "mbpp", "imports": imports, "steps": steps, "called": _called(problem)}
     if problem.kind == "plus":
         inputs = inputs_of(problem.task_id, payload)
         if not any(inputs.values()):
             raise HarnessError(f"problem {problem.task_id} has no tests")
         oracle = oracle_of(problem.task_id, problem.entry_point)
-        calls = {"entry_point": problem.entry_point, "inputs": inputs, "atol": payload["atol"], "oracle": oracle}
-        return {"kind": "plus", "imports": "", "program": payload["program"], **calls}
+        calls = {"program": payload["program"], "inputs": inputs, "atol": payload["atol"], "oracle": oracle}
+        return {**names, "kind": "plus", **calls}
     try:
         tests = livecodebench_tests(problem)
     except ValueError as error:
@@ -316,9 +321,7 @@ def _tests(problem: Problem) -> dict[str, Any]:
     if not tests:
         raise HarnessError(f"problem {problem.task_id} has no tests")
     pairs = [(test["input"], test["output"]) for test in tests]
-    if tests[0]["testtype"] == "functional":
-        return {"kind": "functional", "imports": judge.PREAMBLE, "tests": pairs, "func_name": problem.entry_point}
-    return {"kind": "stdin", "imports": judge.PREAMBLE, "tests": pairs}
+    return {**names, "kind": tests[0]["testtype"], "imports": judge.PREAMBLE, "tests": pairs}
 
 
 def _imports_of(setup: str) -> list[str]:
@@ -330,11 +333,17 @@ def _imports_of(setup: str) -> list[str]:
     return [ast.unparse(node) for node in found]
 
 
-def _shadowing(problem: Problem) -> list[str]:
-    """The builtins that the tested function may hide: its own name, or, where that is not known, what the tests call."""
+def _offering(problem: Problem) -> str:
+    """What HumanEval's prompt has before its function, where that might bind the function's name, too."""
+    before = given_before(problem)
+    return before if re.search(rf"\b{problem.entry_point}\b|import\s*\*", before) else ""
+
+
+def _called(problem: Problem) -> list[str]:
+    """MBPP: the tested function, which may be named like a builtin; where its name is not known, the builtins that are called."""
     if problem.entry_point:
         return [problem.entry_point]
-    called = set(re.findall(r"(?<![.\w])([A-Za-z_]\w*)\s*\(", problem.payload["tests"][0]))
+    called = set(called_names(problem.payload["tests"][0]))
     return sorted(called) if all(hasattr(builtins, name) for name in called) else []
 
 
