@@ -25,7 +25,7 @@ from loop.grading import sandbox as sandbox_module
 from loop.grading import warm as warm_module
 from loop.grading.cell import Link
 from loop.grading.compare import same_output
-from loop.grading.extract import extract_code
+from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job, Outcome
 from loop.grading.judge import PREAMBLE
 from loop.grading.problems import Problem, load_suite, problem_of
@@ -439,6 +439,16 @@ def test_a_limit_is_a_problems_own_and_not_that_of_another_with_its_id() -> None
     grader = Scripted(("passed", 12.6, 12.5), ("passed", 12.6, 12.6), ("passed", 12.6, 12.5))
     slow = F.model_copy(update={"reference": "reference"})
     assert [grader.grade_one(problem, "x").verdict for problem in (slow, F)] == ["passed", "timeout"]
+
+
+def test_each_answer_without_code_has_its_reason(grader: Grader) -> None:
+    answers = ["I do not know.", "x" * 1_000_001, "x" * 1_234_567]
+    jobs = [Job(number, F, extract_code(text, F, False), why_none(text)) for number, text in enumerate(answers)]
+    assert [(verdict.verdict, verdict.detail) for _, verdict in grader.grade(jobs)] == [
+        ("no_code", "the answer holds no code"),
+        ("no_code", "the answer has 1,000,001 characters; one of more than 1,000,000 is not read"),
+        ("no_code", "the answer has 1,234,567 characters; one of more than 1,000,000 is not read"),
+    ]
 
 
 def test_a_problem_without_tests_is_a_harness_error(grader: Grader) -> None:

@@ -58,6 +58,13 @@ def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> st
     return _unfenced_program(text, problem)
 
 
+def why_none(completion: str) -> str:
+    """Why `extract_code` gives nothing for this answer, if it does: the detail of the verdict."""
+    if len(completion) > MAX_COMPLETION_CHARS:
+        return f"the answer has {len(completion):,} characters; one of more than {MAX_COMPLETION_CHARS:,} is not read"
+    return "the answer holds no code"
+
+
 def _without_thoughts(text: str) -> str:
     """Drop <think> blocks: one that never ended, and one that the chat template had opened, too."""
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL) if "</think>" in text else text

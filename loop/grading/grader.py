@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading import judge
-from loop.grading.extract import given_before
+from loop.grading.extract import given_before, why_none
 from loop.grading.plus import inputs_of, oracle_of
 from loop.grading.problems import Problem, called_names, livecodebench_tests
 from loop.grading.sandbox import Sandbox
@@ -38,11 +38,14 @@ NUM_REMEMBERED = 1024
 
 
 class Job(NamedTuple):
-    """One solution to grade: the whole program, or None where the answer held none. `key` comes back with the verdict."""
+    """One solution to grade: the whole program, or None where the answer held none, and `why`. `key` comes back with the
+    verdict.
+    """
 
     key: Hashable
     problem: Problem
     code: str | None
+    why: str = why_none("")
 
 
 class Outcome(NamedTuple):
@@ -98,7 +101,7 @@ class Grader:
         exception, a closed generator) leaves no program running.
         """
         ahead = ahead or 4 * self.num_workers
-        waiting: deque[tuple[Hashable, Future[Verdict]]] = deque()
+        waiting: deque[tuple[Job, Future[Verdict]]] = deque()
         same: dict[bytes, tuple[Problem, Future[Verdict]]] = {}  # of late: samples of a problem follow each other
         pools = _Pool(self._sandbox)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
@@ -107,15 +110,13 @@ class Grader:
                 twin = _identity(job)
                 if twin not in same:  # with the problem, so that no other gets the id() of one that is gone
                     same[twin] = job.problem, threads.submit(self._graded, job.problem, job.code, pools)
-                waiting.append((job.key, same[twin][1]))
+                waiting.append((job._replace(code=None), same[twin][1]))
                 if len(same) > NUM_REMEMBERED:
                     del same[next(iter(same))]
                 while waiting and (waiting[0][1].done() or len(waiting) >= ahead):
-                    key, future = waiting.popleft()
-                    yield key, future.result()
+                    yield _said(*waiting.popleft())
             while waiting:
-                key, future = waiting.popleft()
-                yield key, future.result()
+                yield _said(*waiting.popleft())
         finally:
             pools.stop()
             threads.shutdown(wait=True, cancel_futures=True)
@@ -127,7 +128,7 @@ class Grader:
         return verdict
 
     def _graded(self, problem: Problem, code: str | None, pool: _Pool) -> Verdict:
-        outcome = Outcome("no_code", "the answer holds no code", 0.0, 0.0)
+        outcome = Outcome("no_code", why_none(""), 0.0, 0.0)
         if code is not None and code.strip():
             try:
                 outcome = self._decided(problem, code, pool)
@@ -281,6 +282,11 @@ class _Pool:
     def close(self) -> None:
         for warm in self._free:
             warm.close()
+
+
+def _said(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
+    verdict = future.result()
+    return job.key, verdict.model_copy(update={"detail": job.why}) if verdict.verdict == "no_code" else verdict
 
 
 def _identity(job: Job) -> bytes:
