@@ -82,9 +82,12 @@ def prepare(job: dict[str, Any]) -> None:
             try:
                 value = space[job["called"][0]](*_copied(arguments))
                 answers.append(value is not None if job["oracle"] == "not_none" else _plain(value))
+            except MemoryError:
+                text = f"the canonical solution runs out of memory on {part} input {number}"
+                raise SuiteAtFault(f"{text}; raise grading.memory_bytes, or leave the problem out") from None
             except Exception as error:
-                text = f"{type(error).__name__}: {error}"
-                raise SuiteAtFault(f"the canonical solution fails on {part} input {number}: {text}") from None
+                text = f"the canonical solution fails on {part} input {number}: {type(error).__name__}: {error}"
+                raise SuiteAtFault(f"{text}; leave the problem out") from None
     job["answers"] = found
 
 
@@ -93,9 +96,10 @@ def _copied(arguments: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The value as it would be if a solution had given it."""
+    """The value as it would be if a solution had given it. Raises NotPlain where none could: it is too big."""
     encoder = Encoder(handed)
     item = encoder.item(value)
+    send(len, {"value": item, "containers": encoder.containers, "given": []})
     return Decoder(encoder.containers, handed).value(item)
 
 
