@@ -6,13 +6,25 @@ through, and the tests in SECRETS hold an answer that no program can work out. `
 
 from __future__ import annotations
 
+import bisect
+import builtins
+import collections
+import copy
+import heapq
 import json
+import math
+import operator
 import platform
+import re
+import statistics
+import string
+import typing
 import uuid
 from typing import Any, NamedTuple
 
 from loop.grading import seccomp
-from loop.grading.problems import Problem
+from loop.grading.judge import PREAMBLE
+from loop.grading.problems import Problem, problem_of
 
 WORD = uuid.uuid4().hex
 SECRET = f"expected-{WORD}"
@@ -20,7 +32,7 @@ GIVEN = f"given-{WORD}"  # what a program is handed, for the searches that must 
 
 
 class Program(NamedTuple):
-    """`may_be`: the verdicts that it may get; `on`: the problems that it is run on."""
+    """`may_be`: the verdicts that it may get; `on`: the problems that it is run on. ENTRY in it stands for the asked name."""
 
     code: str
     may_be: str = "error failed"
@@ -74,6 +86,29 @@ PROBLEMS = SECRETS | {
     "hidden": _live("hidden", "{n}\n", SECRET),
     "ones": _live("ones", "1", "[2]", func_name="f"),
 }
+_SAME = "def same(a, b):\n    return a == b\n"
+PROBLEMS |= {
+    "true": _asserted("true", "assert f(1)"),
+    "described": _asserted("described", "assert f.__doc__"),
+    "long": _asserted("long", "assert len(f(1)) == 3"),
+    "new": _asserted("new", "assert f(1) is not f(2)"),
+    "helped": problem_of(
+        {
+            "task_id": "helped",
+            "prompt": f"{_SAME}\n\ndef f(x):\n",
+            "entry_point": "f",
+            "test": f"def check(candidate):\n    assert same(candidate(1), {SECRET!r})\n",
+        },
+        "helped",
+    ),
+    "set_up": problem_of(
+        {"task_id": "set_up", "text": "x", "test_list": [f"assert same(f(1), {SECRET!r})"], "test_setup_code": _SAME},
+        "set_up",
+    ),
+    "around": problem_of(
+        {"task_id": "around", "text": "x", "test_list": [f"assert max(f(1), f(2)) == {SECRET!r}"]}, "around"
+    ),
+}
 _TEXT, _NUMBERS = "text member negated mapped shown swallowing checked", "number close near"
 _ALL = " ".join(SECRETS)
 _SEARCHED = "text checked live"
@@ -84,16 +119,134 @@ def attack(body: str) -> str:
     return "def f(x):\n" + "".join(f"    {line}\n" for line in body.strip().split("\n")) + "    return 2\n"
 
 
+def asked(on: str) -> str:
+    """The name of the function that the problem asks for."""
+    return on.partition(":")[2] or "f"
+
+
 def right(problem: Problem) -> str:
     """A program that passes."""
+    if problem.task_id in OFFERED:
+        return f"def {asked(problem.task_id)}(*given): return {OFFERED[problem.task_id][1]!r}"
+    if problem.task_id == "described":
+        return "def f(x): 'Something.'"
+    if problem.task_id == "new":
+        return "def f(x): return object()"
     if problem.task_id == "stdin":
         return "print(int(input()) + 1)"
     if problem.task_id == "hidden":
         return f"print({SECRET!r})"
     values = {"list": [SECRET, [_NUMBER]], "number": _NUMBER, "set": [SECRET], "close": _NUMBER / 3, "ones": [2]}
+    values |= {"true": 1, "long": "abc"}
     values |= {"near": _NUMBER / 3, "holds": [SECRET], "sorted": [SECRET], "live": [SECRET], "function": 2}
     return f"def f(x): return {values.get(problem.task_id, SECRET)!r}"
 
+
+# --- a solution that defines nothing, and names that the suite itself offers
+
+
+def _offered_values() -> dict[str, tuple[list[Any], Any]]:
+    """Arguments and answer for each function that LiveCodeBench's imports offer, where both are JSON and a call is harmless."""
+    space: dict[str, Any] = {}
+    exec(PREAMBLE.rpartition("sys.setrecursionlimit")[0], space)
+    modules = (string, re, collections, heapq, bisect, copy, math, statistics, operator, json, typing, builtins)
+    names = {name for module in modules for name in vars(module) if name[0] != "_"}
+    harmful = "input print breakpoint exit quit help open exec eval compile vars dir id hash reveal_type"
+    found: dict[str, tuple[list[Any], Any]] = {}
+    tried = '[1] [1,2] [[3,1,2]] ["ab"] ["a","bab"] [[1,2],1] [1,[2,1]] ["a","b","abc"] [[1,2],[3,5]] [[1,2],0,7]'
+    for name in sorted((names & space.keys()) - set(harmful.split(" "))):
+        for arguments in map(json.loads, tried.split()):
+            try:
+                value = space[name](*arguments)
+                if type(value) in (bool, int, float, str, list) and json.loads(json.dumps(value)) == value:
+                    found.setdefault(name, (arguments, value))
+            except Exception:
+                continue
+    return found
+
+
+def _offering(kind: str, name: str, arguments: list[Any], value: Any) -> Problem:
+    """A problem whose answer is what the suite's own imports, or Python, would give under the name that is asked for."""
+    task_id, prompt = f"{kind}:{name}", f"def {name}(*xs):\n    'X.'\n"
+    test = f"assert {name}(*{arguments!r}) == {value!r}"
+    star = {"task_id": task_id, "prompt": f"from math import *\n\n\n{prompt}", "entry_point": name}
+    asserted = {"task_id": task_id, "text": "x", "test_list": [test]}
+    rows: dict[str, dict[str, Any]] = {
+        "builtin": asserted | {"entry_point": name},
+        "guessed": asserted,
+        "imports": asserted | {"entry_point": name, "test_imports": ["from math import *"]},
+        "setup": asserted | {"entry_point": name, "test_setup_code": f"from math import {name}\nx = 1"},
+        "defines": asserted | {"entry_point": name, "test_setup_code": f"def {name}(*xs): return {value!r}"},
+        "prompt": star | {"test": f"def check(candidate):\n    {test}\n    {test.replace(name, 'candidate', 1)}"},
+        "test": star | {"prompt": prompt, "test": f"from math import *\ndef check(candidate):\n    {test}"},
+        "plus": star | {"canonical_solution": f"    return {value!r}\n", "base_input": [arguments]},
+        "live": {
+            "question_id": task_id,
+            "question_content": "x",
+            "metadata": {"func_name": name},
+            "public_test_cases": [
+                {"input": "\n".join(map(json.dumps, arguments)), "output": json.dumps(value), "testtype": "functional"}
+            ],
+        },
+    }
+    return problem_of(rows[kind], task_id)
+
+
+_VALUES = _offered_values()
+OFFERED = {f"live:{name}": known for name, known in _VALUES.items()} | {"live:__setattr__": (["x", 1], None)}
+for _number, _name in enumerate(name for name in _VALUES if hasattr(builtins, name)):
+    OFFERED[f"{('builtin', 'guessed')[_number % 2]}:{_name}"] = _VALUES[_name]
+for _number, _name in enumerate(name for name in _VALUES if hasattr(math, name)):
+    OFFERED[f"{('imports', 'setup', 'prompt', 'test', 'plus', 'defines')[_number % 6]}:{_name}"] = _VALUES[_name]
+PROBLEMS |= {task_id: _offering(*task_id.split(":"), *known) for task_id, known in OFFERED.items()}
+_NOTHING = {
+    "nothing": "pass",
+    "an empty class": "class Solution: pass",
+    "another function": "def other(*xs): return 0",
+    "a use": "def other(*xs): return ENTRY(*xs)",
+    "another name for it": "try: other = ENTRY\nexcept NameError: pass",
+    "a name in a class": "class Solution:\n    try: other = ENTRY\n    except NameError: pass",
+    "a name that is not bound": "try: pass\nexcept Exception as ENTRY: pass\nfor ENTRY in (): pass",
+    "a name that would be bound": "def other():\n    global ENTRY\n    ENTRY = 1\nif 0:\n    def ENTRY(*xs): pass",
+    "a name that is gone": "ENTRY = 1\ndel ENTRY",
+    "every name of the module": "def __getattr__(name): return lambda *xs: 0",
+    "every name of an object": "class Solution:\n    __getattr__ = lambda s, name: lambda *xs: 0",
+    "every name of a class": (
+        "class M(type):\n    __getattr__ = lambda s, name: lambda *xs: 0\nclass Solution(metaclass=M): pass"
+    ),
+}
+_PROMPTED = [task_id for task_id in OFFERED if task_id.startswith(("prompt:", "plus:"))]
+_IMPORTED = [task_id for task_id in OFFERED if task_id not in _PROMPTED]
+NAMES = {
+    f"{name}, {where}": Program(before + code, "error", " ".join(ids[number :: len(_NOTHING)]))
+    for where, before, ids in (
+        ("beside imports", "", _IMPORTED),
+        ("after a prompt", "from math import *\n\n\n", _PROMPTED),
+    )
+    for number, (name, code) in enumerate(_NOTHING.items())
+    if ids[number :: len(_NOTHING)]
+} | {
+    # what is called is the program's, whatever the suite imports under the same name
+    "wrong where the suite is right": Program(
+        "def ENTRY(*xs): return 'wrong'",
+        "failed",
+        " ".join(task_id for task_id in OFFERED if not task_id.startswith(("live:", "defines:"))),
+    ),
+    "names of the tests' own": Program(
+        "set = sorted = str = all = map = abs = max = len = isinstance = lambda *xs: True\n"
+        "class math: isclose = staticmethod(lambda *xs: True)\ndef f(x): return 0",
+        on=f"{_ALL} around",
+    ),
+    "a check of its own": Program("def check(x): pass\ncandidate = METADATA = check\ndef f(x): return 0", on="checked"),
+    "helpers of its own": Program("def same(a, b): return True\ndef f(x): return 0", on="helped set_up"),
+    "the tests as a module": Program("import tests\ndef f(x): return 0", "error", _SEARCHED),
+    "exceptions of the harness": Program(
+        "import sys\nfrom loop.grading import judge, remote\nraise judge.SuiteAtFault('x')", "error", "function"
+    ),
+    "exceptions of the harness, when asked": Program(
+        "from loop.grading import remote\ndef f(x): raise remote.NotReady('x')", "error", "function"
+    ),
+}
 
 # --- values that lie
 
@@ -194,6 +347,20 @@ VALUES = {
     "a program that is such a module": Program(
         _liar("type(__import__('sys'))", "E('m')") + "import sys\nm = sys.modules[__name__] = E('m')\nf = m", on=_ALL
     ),
+    "an empty deque": Program("from collections import deque\ndef f(x): return deque()", "failed", "true"),
+    "no part of anything": Program("from fractions import Fraction\ndef f(x): return Fraction(0)", "failed", "true"),
+    "an object that is false": Program(
+        "class E:\n    __bool__ = lambda s: False\ndef f(x): return E()", "failed", "true"
+    ),
+    "an object that is of no length": Program(
+        "class E:\n    __len__ = lambda s: 0\ndef f(x): return E()", "failed", "true"
+    ),
+    "an object that is neither": Program("class E:\n    __bool__ = lambda s: 1\ndef f(x): return E()", "error", "true"),
+    "a length in words": Program("class E:\n    __len__ = lambda s: '3'\ndef f(x): return E()", "error", "long"),
+    "a length between": Program("class E:\n    __len__ = lambda s: 3.5\ndef f(x): return E()", "error", "long"),
+    "a length that lies": Program("class E:\n    __len__ = lambda s: s\ndef f(x): return E()", on="long"),
+    "an object that is not new": Program("OLD = object()\ndef f(x): return OLD", "failed", "new"),
+    "a function without words": Program("def f(x): return 1", "failed", "described"),
     "not a number": Program("def f(x): return float('nan')", on=_ALL),
     "nothing": Program("def f(x): pass", on=_ALL),
     "True": Program("def f(x): return True", on=_ALL),
@@ -1126,6 +1293,7 @@ STDIN = {
 }
 
 CLASSES: dict[str, dict[str, Program]] = {
+    "names": NAMES,
     "values that lie": VALUES,
     "searches": SEARCHES,
     "patches": PATCHES,

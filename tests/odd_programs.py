@@ -352,3 +352,29 @@ TESTED: dict[str, tuple[str, ...]] = {
         "a = A()\nassert [a.up() for _ in range(3)] == [1, 2, 3] and a.x == 3",
     ),
 }
+
+# Each binds `add`, or uses what the suite offers under this name.
+ADD = {
+    "a method that uses the suite's": "class Solution:\n    def add(self, a, b): return add(a, b)",
+    "a function that uses the suite's others": "def add(a, b): return reduce(sub, [a, neg(b)]) + floor(pi) - 3",
+    "an assignment": "add = lambda a, b: a + b",
+    "an assignment of the suite's": "add = add",
+    "an import": "from operator import add",
+    "an import of everything": "from operator import *",
+    "an import under the name": "from math import fsum as add\nadd = partial(lambda f, *xs: f(xs), add)",
+    "an attribute of the class": "class Solution:\n    add = staticmethod(lambda a, b: a + b)",
+    "the suite's as an attribute of the class": "class Solution:\n    add = staticmethod(add)",
+    "a decorated function": "@lru_cache(maxsize=None)\ndef add(a, b): return a + b",
+    "a decorated method": "class Solution:\n    @cache\n    def add(self, a, b): return a + b",
+    "a class method": "class Solution:\n    @classmethod\n    def add(cls, a, b): return a + b",
+    "a method of a class above": "class Base:\n    def add(self, a, b): return a + b\nclass Solution(Base): pass",
+    "a class of another name": "class Other:\n    def add(self, a, b): return a + b\nSolution = Other",
+    "an object that is called": "class Add:\n    def __call__(self, a, b): return a + b\nadd = Add()",
+    "a partial function": "add = partial(lambda c, a, b: a + b + c, 0)",
+    "one that replaces itself": "def add(a, b):\n    global add\n    add = operator.add\n    return add(a, b)",
+    "a name in a dict": "globals()['add'] = operator.add",
+    "one that is executed": "exec('def add(a, b): return a + b')",
+    "one that is there in any case": "if True:\n    from operator import add",
+    "patched builtins beside it": "import builtins\nbuiltins.abs = None\nclass Solution:\n    def add(self, a, b): return add(a, b)",
+    "a class with words of its own": "class Solution:\n    __slots__ = ('add',)\n    def __init__(self): self.add = operator.add",
+}

@@ -15,17 +15,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from odd_programs import FUNCTIONS, PROGRAMS, TESTED
+from hostile_programs import PROBLEMS
+from odd_programs import ADD, FUNCTIONS, PROGRAMS, TESTED
 from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
 from loop.errors import ConfigError, HarnessError
 from loop.grading import grader as grader_module
 from loop.grading import sandbox as sandbox_module
 from loop.grading import warm as warm_module
+from loop.grading.cell import Link
 from loop.grading.compare import same_output
-from loop.grading.extract import extract_code
+from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job, Outcome
-from loop.grading.problems import Problem, load_suite
+from loop.grading.judge import PREAMBLE
+from loop.grading.problems import Problem, load_suite, problem_of
 from loop.grading.sandbox import Sandbox, check_sandbox, find_bwrap
 
 
@@ -198,6 +201,99 @@ def test_odd_but_right_programs_with_tests_of_their_own(grader: Grader, name: st
     assert assert_verdict.verdict == "passed", assert_verdict.detail
 
 
+def test_a_solution_may_be_named_like_what_the_suite_offers(grader: Grader) -> None:
+    verdicts = dict(grader.grade(Job(name, PROBLEMS["live:add"], code) for name, code in ADD.items()))
+    assert {name: verdict.detail for name, verdict in verdicts.items() if verdict.verdict != "passed"} == {}
+
+
+def test_no_name_of_livecodebenchs_imports_is_the_solutions() -> None:
+    imports = PREAMBLE.rpartition("sys.setrecursionlimit")[0]
+    space: dict[str, Any] = {}
+    exec(imports, space)
+    question = {"do": "load", "kind": "functional", "code": "class Solution: pass", "imports": imports, "before": ""}
+    for name in space.keys() - {"__builtins__"}:
+        link = Link(shut_in=False)
+        assert "raised" not in link.answer({**question, "called": [name]})
+        assert link.answer({"do": "entry", "name": name})["value"] is None, name
+    del sys.modules["solution"]
+
+
+def loaded(*tests: str, **more: Any) -> Problem:
+    return problem_of({"task_id": "p", "text": "x", "test_list": list(tests), **more}, "here")
+
+
+GCD = {"test_imports": ["from math import gcd"]}
+CHECKED = {"entry_point": "gcd", "test": "def check(candidate):\n    assert candidate(4, 6) == 2\n"}
+STAR = problem_of(
+    {
+        "task_id": "p",
+        "prompt": "from __future__ import annotations\nfrom math import *\n\n\ndef gcd(a: Unknown, b):\n    'X.'\n",
+        **CHECKED,
+    },
+    "here",
+)
+DECORATED = problem_of(
+    {
+        "task_id": "p",
+        "prompt": "from functools import *\nfrom math import *\n\n\n@cache\ndef gcd(a, b):\n    'X.'\n",
+        **CHECKED,
+    },
+    "here",
+)
+OFFERED_AND_RIGHT = [
+    (loaded("assert sum([1, 2]) == 7"), "def sum(xs): return 7"),
+    (loaded("assert not (sum([1, 2]) == 3)"), "def sum(xs): return 7"),
+    (loaded("assert max(f(1), f(2)) == 2"), "def f(x): return x"),
+    (loaded("assert gcd(f(4), 6) == 2", **GCD), "def f(x): return x"),
+    (loaded("assert gcd(4, 6) == 2", **GCD), "from math import gcd"),
+    (loaded("assert gcd(4, 6) == 7", test_setup_code="from math import gcd\nx = gcd(4, 6)"), "def gcd(a, b): return 7"),
+    (loaded("assert gcd(PAIR, 6) == 2", test_setup_code="from math import gcd"), "PAIR = 4"),
+    (loaded("assert gcd(4) == 2", test_setup_code="from math import gcd\ngcd = gcd"), "def gcd(a): return 2"),
+    (loaded("assert f(4) == 8", test_setup_code="g = f\ndef f(x): return 2 * g(x)"), "def f(x): return x"),
+    (loaded("assert twice(3) == f(3)", test_setup_code="def twice(x): return 2 * x"), "def f(x): return 2 * x"),
+    (loaded("assert len(s) == 0", test_setup_code="s = Stack()"), "class Stack:\n    def __len__(self): return 0"),
+    (loaded("assert LIMIT == 3", entry_point="LIMIT"), "LIMIT = 3"),
+    (loaded("assert LIMIT[0] == 3", "assert LIMIT[1] == 4"), "LIMIT = [3, 4]"),
+    (loaded("assert f(0).a is f(0) and f(1) is not f(0)"), "class A: pass\nx = A(); x.a = x\ndef f(n): return x if not n else A()"),
+    (loaded("assert not f(0) and f(1)"), "from fractions import Fraction as f"),
+    (loaded("assert f.__name__ == 'f' and f.__doc__ == 'X.'"), "def f(): 'X.'"),
+    (STAR, f"{STAR.prompt_code}    return floor(a / b + 2)\n"),
+    (STAR, "from math import gcd"),
+    (DECORATED, f"{DECORATED.prompt_code}    return 2\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(len(OFFERED_AND_RIGHT)))
+def test_what_a_suite_offers_stays_there(grader: Grader, number: int) -> None:
+    problem, code = OFFERED_AND_RIGHT[number]
+    verdict = grader.grade_one(problem, code)
+    assert verdict.verdict == "passed", verdict.detail
+
+
+def test_a_decorator_of_the_prompt_binds_nothing(grader: Grader) -> None:
+    verdict = grader.grade_one(DECORATED, DECORATED.prompt_code.replace("def gcd", "def other") + "    return 2")
+    assert (verdict.verdict, verdict.detail) == ("error", "the program defines no gcd")
+
+
+def test_lines_are_counted_from_the_programs_first(grader: Grader) -> None:
+    verdict = grader.grade_one(STAR, f"\n{STAR.prompt_code}    return 1 / 0\n")
+    assert verdict.detail == "test line 2: line 8: ZeroDivisionError: division by zero"
+
+
+def test_tests_that_use_nothing_of_a_solution_are_the_suites_fault(grader: Grader) -> None:
+    problem = loaded("assert f(1) == 2", test_setup_code="def f(x): return 2", entry_point="f")
+    verdict = grader.grade_one(problem, "def f(x): return 3")
+    assert verdict.verdict == "harness_error" and "the tests use nothing that a solution defines" in verdict.detail
+    verdict = grader.grade_one(problem, "def g(x): return 3")
+    assert (verdict.verdict, verdict.detail) == ("error", "the program defines no f")
+
+
+def test_what_tests_draw_does_not_depend_on_who_was_before() -> None:
+    problem = assert_problem("assert f(random.random()) == 0.8444218515250481", imports=("import random",))
+    jobs = [Job(number, problem, f"def f(x): return x  # {number}") for number in range(3)]
+    assert [verdict.verdict for _, verdict in Grader(num_workers=1).grade(jobs)] == ["passed"] * 3
+
+
 VALUES = [
     ("[2, 3]", "return [2, 3]", True),
     ("[2, 3]", "return (2, 3)", True),  # as LiveCodeBench: a tuple at the top only
@@ -343,6 +439,16 @@ def test_a_limit_is_a_problems_own_and_not_that_of_another_with_its_id() -> None
     grader = Scripted(("passed", 12.6, 12.5), ("passed", 12.6, 12.6), ("passed", 12.6, 12.5))
     slow = F.model_copy(update={"reference": "reference"})
     assert [grader.grade_one(problem, "x").verdict for problem in (slow, F)] == ["passed", "timeout"]
+
+
+def test_each_answer_without_code_has_its_reason(grader: Grader) -> None:
+    answers = ["I do not know.", "x" * 1_000_001, "x" * 1_234_567]
+    jobs = [Job(number, F, extract_code(text, F, False), why_none(text)) for number, text in enumerate(answers)]
+    assert [(verdict.verdict, verdict.detail) for _, verdict in grader.grade(jobs)] == [
+        ("no_code", "the answer holds no code"),
+        ("no_code", "the answer has 1,000,001 characters; one of more than 1,000,000 is not read"),
+        ("no_code", "the answer has 1,234,567 characters; one of more than 1,000,000 is not read"),
+    ]
 
 
 def test_a_problem_without_tests_is_a_harness_error(grader: Grader) -> None:

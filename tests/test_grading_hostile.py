@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hostile_programs import CALLS, CLASSES, GIVEN, PROBLEMS, SECRET, SWEEP, WORD, Program, right
+from hostile_programs import CALLS, CLASSES, GIVEN, PROBLEMS, SECRET, SWEEP, WORD, Program, asked, right
 from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
 from loop.grading import sandbox, warm
@@ -90,16 +90,14 @@ def no_survivors(mark: str) -> bool:
 
 
 def written(program: Program, on: str, words: dict[str, str]) -> str:
-    code = program.code.replace("ON_LIVE", str(on == "live"))
+    code = program.code.replace("ON_LIVE", str(on == "live")).replace("ENTRY", asked(on))
     for word, value in words.items():
         code = code.replace(word, value)
     assert SECRET not in code
     return code
 
 
-def check(
-    grader: Grader, programs: dict[str, Program], words: dict[str, str], most: int = 99, strict: bool = True
-) -> None:
+def check(grader: Grader, programs: dict[str, Program], words: dict[str, str], most: int, strict: bool = True) -> None:
     """Each on at most `most` of its problems, by turns; after each a right program. Fails with all that went wrong."""
     jobs = []
     for number, (name, program) in enumerate(programs.items()):
@@ -125,13 +123,13 @@ def check(
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_hostile_program_passes(grader: Grader, words: dict[str, str], name: str) -> None:
-    check(grader, CLASSES[name], words, most=1 if name in ("messages", "results") else 2)
+    check(grader, CLASSES[name], words, most={"messages": 1, "results": 1, "names": 999}.get(name, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CLASSES if any(" " in p.on for p in CLASSES[name].values())])
 def test_no_hostile_program_passes_any_test(grader: Grader, words: dict[str, str], name: str) -> None:
-    check(grader, CLASSES[name], words)
+    check(grader, CLASSES[name], words, most=999)
 
 
 def sample(every: int) -> dict[str, Program]:

@@ -231,6 +231,29 @@ def test_canonical_solutions_pass_and_trouble_with_them_is_the_suites(grader: Gr
 
 
 @pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (
+            "def f(n): return [bytearray(1 << 20) for _ in range(n)]",
+            "the canonical solution runs out of memory on base input 1; raise grading.",
+        ),
+        (
+            "def f(n): return bytearray(36_000 * n)",
+            "base input 1: NotPlain: a value of 68 MiB is too big; leave the problem",
+        ),
+        (
+            "import os, time\ndef f(n):\n    os.fork()\n    x = b'x' * (230 << 20)\n    time.sleep(n)",
+            "the problem by itself uses more than 400 MiB of memory; raise grading.memory_bytes, or leave the problem out",
+        ),
+    ],
+)
+def test_answers_that_are_too_big_are_the_suites_and_the_remedy_is_named(code: str, words: str) -> None:
+    problem = mbpp("f", code, [1000])
+    verdict = Grader(num_workers=1, memory_bytes=400 << 20).grade_one(problem, "def f(n): return []")
+    assert verdict.verdict == "harness_error" and words in verdict.detail, verdict
+
+
+@pytest.mark.parametrize(
     ("value", "wanted", "atol", "right"),
     [
         (1.0 + 0.9e-6, 1.0, 1e-6, True),

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from loop.errors import ConfigError
-from loop.grading.problems import livecodebench_tests, load_suite, split_of
+from loop.grading.problems import livecodebench_tests, load_suite, problem_of, split_of
 
 HUMANEVAL = {
     "task_id": "T/0",
@@ -151,6 +151,7 @@ BAD_ROWS = [
     ({**MBPP, "test_list": "assert f()"}, "test_list is not a list of strings"),
     ({**MBPP, "test_list": ["assert f()", " "]}, "test_list is not a list of strings"),
     ({**MBPP, "test_list": ["f()"]}, "test 1 of test_list asserts nothing"),
+    ({**MBPP, "test_list": ["assert set(sum([1])) == {1}"], "code": None}, "calls builtins only; add entry_point"),
     ({"question_id": "x"}, "lacks question_content"),
     ({**LIVECODEBENCH, "public_test_cases": "[]"}, "has neither public_test_cases nor private_test_cases"),
     ({**LIVECODEBENCH, "public_test_cases": "[1"}, "public_test_cases is a string that is not JSON"),
@@ -169,6 +170,25 @@ BAD_ROWS = [
         "functional test 1 is not JSON",
     ),
 ]
+
+
+@pytest.mark.parametrize(
+    ("test", "more", "name"),
+    [
+        ("assert max(f(1), f(2)) == 2", {}, "f"),
+        ("assert not (f(1) in (1, 2))", {}, "f"),
+        ("assert gcd(f(4), 6) == 2", {"test_imports": ["from math import gcd"]}, "f"),
+        ("assert twice(1) == f(1)", {"test_setup_code": "def twice(x): return 2 * x"}, "f"),
+        ("assert twice(1) == f(1)", {"code": "def twice(x): return 2 * x"}, "twice"),
+        ("assert gcd(4, 6) == 2", {"test_imports": ["from math import gcd"]}, "gcd"),
+        ("assert max(1, 2) == 2", {}, "max"),
+        ("assert sum([1, 2]) == 3", {}, None),  # no name that is not a builtin's: MBPP/126
+        ("assert set(total([1])) == {1}", {"entry_point": "set"}, "set"),
+        ("assert LIMIT == 3", {}, None),
+    ],
+)
+def test_the_tested_function(test: str, more: dict[str, Any], name: str | None) -> None:
+    assert problem_of({"task_id": 1, "text": "x", "test_list": [test], **more}, "here").entry_point == name
 
 
 @pytest.mark.parametrize(("row", "message"), BAD_ROWS)

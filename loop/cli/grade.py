@@ -96,7 +96,7 @@ def _graded(
     rows: list[tuple[str, str]], problems: dict[str, Problem | str], grader: Grader
 ) -> Iterator[tuple[str, int, Verdict]]:
     """A verdict per completion, in order; `index` counts the completions of one task from 0."""
-    from loop.grading.extract import extract_code
+    from loop.grading.extract import extract_code, why_none
     from loop.grading.grader import Job, Verdict
 
     seen: Counter[str] = Counter()
@@ -109,7 +109,7 @@ def _graded(
         for number, (task_id, text) in enumerate(rows):
             problem = problems[task_id]
             if not isinstance(problem, str):
-                yield Job(number, problem, extract_code(text, problem, prefilled_fence=False))
+                yield Job(number, problem, extract_code(text, problem, prefilled_fence=False), why_none(text))
 
     next_number = 0
 

@@ -8,7 +8,9 @@ and the like, which would otherwise need namespaces too, are refused by `loop.gr
 """
 
 from __future__ import annotations
+import __future__
 
+import builtins
 import ctypes
 import gc
 import io
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 MAX_DETAIL = 300
 SOCKET = 3
+_ANNOTATIONS = __future__.annotations.compiler_flag
 
 _NEWIPC, _NEWPID, _NEWNET = 0x8000000, 0x20000000, 0x40000000
 _DETACH, _NO_DEVICES_OR_SETUID = 2, 6
@@ -125,16 +128,10 @@ def _rehearse() -> None:
         return len(question)
 
     steps = [("test 1", "assert f([1, 2, 3], {'a': (1, 2.5)}) == ['0', '1', '2-01', '0', 'a']")]
-    common = {"code": _REHEARSED, "imports": ""}
+    common = {"code": _REHEARSED, "imports": "", "before": "", "called": ["f"]}
     jobs: list[dict[str, Any]] = [
-        {**common, "kind": "mbpp", "shadowing": [], "steps": steps},
-        {
-            **common,
-            "kind": "humaneval",
-            "prompt": _REHEARSED,
-            "entry_point": "f",
-            "test": "def check(f):\n " + steps[0][1],
-        },
+        {**common, "kind": "mbpp", "steps": steps},
+        {**common, "kind": "humaneval", "prompt": _REHEARSED, "test": "def check(f):\n " + steps[0][1]},
     ]
     for job in jobs * 20:  # until the interpreter has specialised what is done often
         said = judge.judge(job, remote.Solution(answers.read, ask))
@@ -323,7 +320,13 @@ class Link:
             return
         self._space = _fresh_module("solution")
         exec(question["imports"], self._space)
-        exec(compile(code, "<solution>", "exec", dont_inherit=True), self._space)
+        given, own = _parts(code, question["before"])
+        exec(given, self._space)
+        # what is called must be what the program binds: of the suite's names it finds these as it finds a builtin
+        offered = {name: self._space.pop(name) for name in question["called"] if name in self._space}
+        if offered:
+            self._space["__builtins__"] = {**vars(builtins), **offered}
+        exec(own, self._space)
 
     def _name(self, question: dict[str, Any], _: Decoder) -> tuple[Any, ...]:
         """What a global name of the program stands for."""
@@ -334,9 +337,9 @@ class Link:
         return ("module", value.__name__) if isinstance(value, type(sys)) else ("value", value)
 
     def _entry(self, question: dict[str, Any], _: Decoder) -> Any:
-        """LiveCodeBench: a method of one Solution, or a function."""
-        name = question["name"]
-        if hasattr(self._space.get("Solution"), name):
+        """LiveCodeBench: a method of one Solution, or a function. What every object has is none that the program wrote."""
+        name, solution = question["name"], self._space.get("Solution")
+        if any(name in kind.__dict__ for kind in getattr(solution, "__mro__", ()) if kind is not object):
             return self._get(self._space["Solution"](), name)
         return self._space.get(name)
 
@@ -350,6 +353,9 @@ class Link:
 
     def _assign(self, question: dict[str, Any], given: Decoder) -> None:
         self._set(self._objects[question["object"]], question["name"], given.value(question["value"]))
+
+    def _truth(self, question: dict[str, Any], _: Decoder) -> bool:
+        return bool(self._objects[question["object"]])
 
     def _iterate(self, question: dict[str, Any], _: Decoder) -> Any:
         return self._iter(self._objects[question["object"]])
@@ -367,6 +373,22 @@ class Link:
     def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
         assert self._program is not None
         return run_program(*self._program, question["input"], question["max_output"], self._shut_in)
+
+
+def _parts(code: str, before: str) -> tuple[CodeType, CodeType]:
+    """The program in two: what the suite put before it (`before` may be ""), and the rest with its lines as they were."""
+    whole = compile(code, "<solution>", "exec", dont_inherit=True)
+    end = len(code) - len(code.lstrip()) + len(before)
+    if not (before and code[:end].lstrip() == before and code[end : end + 1].isspace()):
+        end = 0
+    while end > 0:
+        try:
+            given = compile(code[:end], "<solution>", "exec", dont_inherit=True)
+            rest = "\n" * code.count("\n", 0, end) + code[end:]
+            return given, compile(rest, "<solution>", "exec", given.co_flags & _ANNOTATIONS, dont_inherit=True)
+        except SyntaxError:  # its last line, such as a decorator, belongs to what follows
+            end = code.rfind("\n", 0, end)
+    return compile("", "<solution>", "exec"), whole
 
 
 def described(error: BaseException) -> dict[str, Any]:

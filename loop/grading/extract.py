@@ -58,6 +58,13 @@ def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> st
     return _unfenced_program(text, problem)
 
 
+def why_none(completion: str) -> str:
+    """Why `extract_code` gives nothing for this answer, if it does: the detail of the verdict."""
+    if len(completion) > MAX_COMPLETION_CHARS:
+        return f"the answer has {len(completion):,} characters; one of more than {MAX_COMPLETION_CHARS:,} is not read"
+    return "the answer holds no code"
+
+
 def _without_thoughts(text: str) -> str:
     """Drop <think> blocks: one that never ended, and one that the chat template had opened, too."""
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL) if "</think>" in text else text
@@ -154,13 +161,18 @@ def _defines(code: str, entry_point: str | None) -> bool:
 
 def _before_entry_point(problem: Problem, program: str) -> str:
     """HumanEval and HumanEval+: the prompt's imports and helper functions, which a whole program often leaves out."""
-    if problem.kind not in ("humaneval", "plus"):
-        return ""
-    found = re.search(rf"^{_DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
-    before = problem.prompt_code[: found.start()].strip() if found else ""
+    before = given_before(problem)
     if not before or before in program or "from __future__" in program:
         return ""
     return before + "\n\n\n"
+
+
+def given_before(problem: Problem) -> str:
+    """HumanEval and HumanEval+: what the prompt has before the function that is asked for, or ""."""
+    if problem.kind not in ("humaneval", "plus"):
+        return ""
+    found = re.search(rf"^{_DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
+    return problem.prompt_code[: found.start()].strip() if found else ""
 
 
 def _body_indent(prompt: str) -> str:

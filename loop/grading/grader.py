@@ -21,8 +21,9 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading import judge
+from loop.grading.extract import given_before, why_none
 from loop.grading.plus import inputs_of, oracle_of
-from loop.grading.problems import Problem, livecodebench_tests
+from loop.grading.problems import Problem, called_names, livecodebench_tests
 from loop.grading.sandbox import Sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
 
@@ -37,11 +38,14 @@ NUM_REMEMBERED = 1024
 
 
 class Job(NamedTuple):
-    """One solution to grade: the whole program, or None where the answer held none. `key` comes back with the verdict."""
+    """One solution to grade: the whole program, or None where the answer held none, and `why`. `key` comes back with the
+    verdict.
+    """
 
     key: Hashable
     problem: Problem
     code: str | None
+    why: str = why_none("")
 
 
 class Outcome(NamedTuple):
@@ -97,7 +101,7 @@ class Grader:
         exception, a closed generator) leaves no program running.
         """
         ahead = ahead or 4 * self.num_workers
-        waiting: deque[tuple[Hashable, Future[Verdict]]] = deque()
+        waiting: deque[tuple[Job, Future[Verdict]]] = deque()
         same: dict[bytes, tuple[Problem, Future[Verdict]]] = {}  # of late: samples of a problem follow each other
         pools = _Pool(self._sandbox)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
@@ -106,15 +110,13 @@ class Grader:
                 twin = _identity(job)
                 if twin not in same:  # with the problem, so that no other gets the id() of one that is gone
                     same[twin] = job.problem, threads.submit(self._graded, job.problem, job.code, pools)
-                waiting.append((job.key, same[twin][1]))
+                waiting.append((job._replace(code=None), same[twin][1]))
                 if len(same) > NUM_REMEMBERED:
                     del same[next(iter(same))]
                 while waiting and (waiting[0][1].done() or len(waiting) >= ahead):
-                    key, future = waiting.popleft()
-                    yield key, future.result()
+                    yield _said(*waiting.popleft())
             while waiting:
-                key, future = waiting.popleft()
-                yield key, future.result()
+                yield _said(*waiting.popleft())
         finally:
             pools.stop()
             threads.shutdown(wait=True, cancel_futures=True)
@@ -126,7 +128,7 @@ class Grader:
         return verdict
 
     def _graded(self, problem: Problem, code: str | None, pool: _Pool) -> Verdict:
-        outcome = Outcome("no_code", "the answer holds no code", 0.0, 0.0)
+        outcome = Outcome("no_code", why_none(""), 0.0, 0.0)
         if code is not None and code.strip():
             try:
                 outcome = self._decided(problem, code, pool)
@@ -282,6 +284,11 @@ class _Pool:
             warm.close()
 
 
+def _said(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
+    verdict = future.result()
+    return job.key, verdict.model_copy(update={"detail": job.why}) if verdict.verdict == "no_code" else verdict
+
+
 def _identity(job: Job) -> bytes:
     """Jobs with the same one get the same verdict."""
     code = "" if job.code is None else job.code
@@ -289,11 +296,15 @@ def _identity(job: Job) -> bytes:
 
 
 def _tests(problem: Problem) -> dict[str, Any]:
-    """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests."""
+    """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests.
+
+    `called` names what a solution has to define; `imports` run before it, and `before` is the beginning that it may have from
+    the prompt: neither counts as its own.
+    """
     payload = problem.payload
+    names = {"imports": "", "before": _offering(problem), "called": [problem.entry_point]}
     if problem.kind == "humaneval":
-        names = {"prompt": problem.prompt_code, "entry_point": problem.entry_point, "test": payload["test"]}
-        return {"kind": "humaneval", "imports": "", **names}
+        return {**names, "kind": "humaneval", "prompt": problem.prompt_code, "test": payload["test"]}
     if problem.kind == "mbpp":
         if not payload["tests"]:
             raise HarnessError(f"problem {problem.task_id} has no tests")
@@ -301,14 +312,14 @@ def _tests(problem: Problem) -> dict[str, Any]:
         if payload["setup"]:  # builds what the tests use, and may need what the solution defines
             steps.insert(0, ("setup", payload["setup"]))
         imports = "\n".join([*payload["imports"], *_imports_of(payload["setup"])])
-        return {"kind": "mbpp", "imports": imports, "steps": steps, "shadowing": _shadowing(problem)}
+        return {**names, "kind": "mbpp", "imports": imports, "steps": steps, "called": _called(problem)}
     if problem.kind == "plus":
         inputs = inputs_of(problem.task_id, payload)
         if not any(inputs.values()):
             raise HarnessError(f"problem {problem.task_id} has no tests")
         oracle = oracle_of(problem.task_id, problem.entry_point)
-        calls = {"entry_point": problem.entry_point, "inputs": inputs, "atol": payload["atol"], "oracle": oracle}
-        return {"kind": "plus", "imports": "", "program": payload["program"], **calls}
+        calls = {"program": payload["program"], "inputs": inputs, "atol": payload["atol"], "oracle": oracle}
+        return {**names, "kind": "plus", **calls}
     try:
         tests = livecodebench_tests(problem)
     except ValueError as error:
@@ -316,9 +327,7 @@ def _tests(problem: Problem) -> dict[str, Any]:
     if not tests:
         raise HarnessError(f"problem {problem.task_id} has no tests")
     pairs = [(test["input"], test["output"]) for test in tests]
-    if tests[0]["testtype"] == "functional":
-        return {"kind": "functional", "imports": judge.PREAMBLE, "tests": pairs, "func_name": problem.entry_point}
-    return {"kind": "stdin", "imports": judge.PREAMBLE, "tests": pairs}
+    return {**names, "kind": tests[0]["testtype"], "imports": judge.PREAMBLE, "tests": pairs}
 
 
 def _imports_of(setup: str) -> list[str]:
@@ -330,11 +339,17 @@ def _imports_of(setup: str) -> list[str]:
     return [ast.unparse(node) for node in found]
 
 
-def _shadowing(problem: Problem) -> list[str]:
-    """The builtins that the tested function may hide: its own name, or, where that is not known, what the tests call."""
+def _offering(problem: Problem) -> str:
+    """What HumanEval's prompt has before its function, where that might bind the function's name, too."""
+    before = given_before(problem)
+    return before if re.search(rf"\b{problem.entry_point}\b|import\s*\*", before) else ""
+
+
+def _called(problem: Problem) -> list[str]:
+    """MBPP: the tested function, which may be named like a builtin; where its name is not known, the builtins that are called."""
     if problem.entry_point:
         return [problem.entry_point]
-    called = set(re.findall(r"(?<![.\w])([A-Za-z_]\w*)\s*\(", problem.payload["tests"][0]))
+    called = set(called_names(problem.payload["tests"][0]))
     return sorted(called) if all(hasattr(builtins, name) for name in called) else []
 
 

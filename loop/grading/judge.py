@@ -11,6 +11,7 @@ import importlib
 import json
 import marshal
 import os
+import random
 import socket
 import sys
 
@@ -46,6 +47,7 @@ def main(host: int) -> None:
             os._exit(0)
         with socket.socket(fileno=handles[0]) as link:
             code = _exactly(grader, int.from_bytes(size, "little")).decode()
+            random.seed(0)  # tests that draw are to draw the same for each solution
             solution = Solution(link.recv, link.send)
             try:
                 solution.begin()
@@ -78,11 +80,14 @@ def prepare(job: dict[str, Any]) -> None:
         found[part] = answers = []
         for number, arguments in enumerate(inputs, start=1):
             try:
-                value = space[job["entry_point"]](*_copied(arguments))
+                value = space[job["called"][0]](*_copied(arguments))
                 answers.append(value is not None if job["oracle"] == "not_none" else _plain(value))
+            except MemoryError:
+                text = f"the canonical solution runs out of memory on {part} input {number}"
+                raise SuiteAtFault(f"{text}; raise grading.memory_bytes, or leave the problem out") from None
             except Exception as error:
-                text = f"{type(error).__name__}: {error}"
-                raise SuiteAtFault(f"the canonical solution fails on {part} input {number}: {text}") from None
+                text = f"the canonical solution fails on {part} input {number}: {type(error).__name__}: {error}"
+                raise SuiteAtFault(f"{text}; leave the problem out") from None
     job["answers"] = found
 
 
@@ -91,9 +96,10 @@ def _copied(arguments: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The value as it would be if a solution had given it."""
+    """The value as it would be if a solution had given it. Raises NotPlain where none could: it is too big."""
     encoder = Encoder(handed)
     item = encoder.item(value)
+    send(len, {"value": item, "containers": encoder.containers, "given": []})
     return Decoder(encoder.containers, handed).value(item)
 
 
@@ -114,6 +120,8 @@ def judge(job: dict[str, Any], solution: Solution) -> dict[str, Any]:
         word, detail = "error", solution.trouble
     elif solution.misused and word == "passed":
         word, detail = "failed", solution.misused
+    elif word == "passed" and not solution.used:
+        raise SuiteAtFault("the tests use nothing that a solution defines: anything would pass; leave the problem out")
     return {"verdict": word, "detail": detail, "ended": solution.ended}
 
 
@@ -150,6 +158,7 @@ class _Names(dict):  # type: ignore[type-arg]
         # tests may use a module that they leave to the solution to import; then it is ours that they get
         ours = name in sys.stdlib_module_names
         value = self[name] = importlib.import_module(name) if ours else self._solution.global_named(name)
+        self._solution.used = self._solution.used or not ours
         return value
 
 
@@ -168,12 +177,14 @@ def _run_humaneval(job: dict[str, Any], solution: Solution, place: _Place) -> tu
     space = _space(solution)
     _own(_compiled_prompt(job["prompt"]), space)
     solution.load(job)
+    (name,) = job["called"]
     try:
-        space[job["entry_point"]] = solution.global_named(job["entry_point"])
+        candidate = space[name] = solution.global_named(name)
     except KeyError:
-        return "error", f"the program defines no {job['entry_point']}"
+        return "error", f"the program defines no {name}"
     exec(_compiled(job["test"], "<check>"), space)
-    space["check"](space[job["entry_point"]])
+    space[name] = candidate  # whatever the test imports under this name
+    space["check"](candidate)
     return "passed", ""
 
 
@@ -212,23 +223,32 @@ def _run_mbpp(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[s
     space = _space(solution)
     _own(job["imports"], space)
     solution.load(job)
-    for name in job["shadowing"]:  # a solution may be named like a builtin, and only then hides it
+    own: dict[str, Any] = {}
+    for name in job["called"]:  # a solution may be named like a builtin, and only then hides it
         try:
-            space[name] = solution.global_named(name)
+            own[name] = solution.global_named(name)
         except KeyError:
             continue
+    offered = {name: space[name] for name in own if name in space}
+    space.update(own)
+    solution.used = any(type(value) is not Handle for value in own.values())  # a constant is not asked again
     for step, text in job["steps"]:
         place.words = step
         exec(_compiled(text, f"<{step}>"), space)
+        if step == "setup":  # it has imported once more what was imported before
+            space.update({name: own[name] for name, value in offered.items() if space.get(name) is value})
+        elif job["called"] and not own and not solution.used:  # a builtin has answered, or the suite itself
+            return "error", f"the program defines no {' or '.join(job['called'])}"
     return "passed", ""
 
 
 def _run_functional(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
     """LiveCodeBench with a function."""
     solution.load(job)
-    function = solution.ask({"do": "entry", "name": job["func_name"]})
+    (name,) = job["called"]
+    function = solution.ask({"do": "entry", "name": name})
     if type(function) is not Handle:
-        return "error", f"the program defines no {job['func_name']}"
+        return "error", f"the program defines no {name}"
     for number, (text, expected) in enumerate(job["tests"], start=1):
         place.words = f"test {number}"
         value = function(*[json.loads(line) for line in text.split("\n")])
@@ -260,10 +280,11 @@ def _run_stdin(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[
 def _run_plus(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
     """EvalPlus: the values of all calls against those of the canonical solution."""
     solution.load(job)
+    (name,) = job["called"]
     try:
-        function = solution.global_named(job["entry_point"])
+        function = solution.global_named(name)
     except KeyError:
-        return "error", f"the program defines no {job['entry_point']}"
+        return "error", f"the program defines no {name}"
     for part, inputs in job["inputs"].items():
         atol = job["atol"]
         for number, (arguments, wanted) in enumerate(zip(inputs, job["answers"][part], strict=True), start=1):

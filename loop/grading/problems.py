@@ -6,11 +6,13 @@ remedy, found here and not in the middle of a run. Nothing in a file is executed
 
 from __future__ import annotations
 
+import builtins
 import gzip
 import hashlib
 import importlib.metadata
 import importlib.resources
 import json
+import keyword
 import re
 import zlib
 from collections.abc import Iterator, Mapping
@@ -291,10 +293,14 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
             raise ConfigError(f"{where}: test {number} of test_list asserts nothing; write it as an assert statement")
     statement = _text(row, statement_key, where)
     signature = _text(row, "signature", where) if row.get("signature") else ""
+    setup = _text(row, "test_setup_code", where) if row.get("test_setup_code") else ""
+    imports = _texts(row, "test_imports", where) if row.get("test_imports") else []
     if "entry_point" in row:
         entry_point: str | None = _identifier(row, "entry_point", where)
     else:
-        entry_point = _tested_function(tests, row.get("code"))
+        entry_point = _tested_function(tests[0], row.get("code"), "\n".join([setup, *imports]))
+        if entry_point is None and len(set(called_names(tests[0]))) > 1:
+            raise ConfigError(f"{where}: test 1 of test_list calls builtins only; add entry_point, the function's name")
     if not signature:  # MBPP's statements do not name the function: its tests are part of the question
         statement = statement.rstrip() + "\n\nYour code should pass these tests:\n" + "\n".join(tests)
     return Problem(
@@ -307,8 +313,8 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
         kind="mbpp",
         payload={
             "tests": tests,
-            "setup": _text(row, "test_setup_code", where) if row.get("test_setup_code") else "",
-            "imports": _texts(row, "test_imports", where) if row.get("test_imports") else [],
+            "setup": setup,
+            "imports": imports,
         },
         reference=_reference(row, "code"),
     )
@@ -435,14 +441,25 @@ def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
                 ) from None
 
 
-def _tested_function(tests: list[str], code: Any) -> str | None:
-    """The name that the first test calls: one that the reference solution defines, else the first that is no builtin."""
-    called = re.findall(r"(?<![.\w])([A-Za-z_]\w*)\s*\(", tests[0])
+def called_names(test: str) -> list[str]:
+    """The names that a test calls, in order."""
+    called = re.findall(r"(?<![.\w])([A-Za-z_]\w*)\s*\(", test)
+    return [name for name in called if not keyword.iskeyword(name)]
+
+
+def _tested_function(test: str, code: Any, preparation: str) -> str | None:
+    """The name that the test calls: one that the reference solution defines; else the first that is neither a builtin nor
+    named in what is done before; else the first that is no builtin; else one that is an unusual builtin.
+    """
+    called = called_names(test)
     if isinstance(code, str):
         defined = set(re.findall(r"^(?:async\s+)?(?:def|class)\s+([A-Za-z_]\w*)", code, re.MULTILINE))
         called = [name for name in called if name in defined] or called
-    builtin = {"assert", "set", "sorted", "list", "tuple", "dict", "len", "abs", "round", "sum", "str", "int", "not"}
-    return next((name for name in called if name not in builtin), None)
+    unknown = [name for name in called if not hasattr(builtins, name)]
+    prepared = set(re.findall(r"\w+", preparation))
+    usual = {"set", "sorted", "list", "tuple", "dict", "len", "abs", "round", "sum", "str", "int"}
+    unusual = [name for name in called if name not in usual]
+    return next(iter([name for name in unknown if name not in prepared] or unknown or unusual), None)
 
 
 def _need(row: dict[str, Any], keys: tuple[str, ...], form: str, where: str) -> None:

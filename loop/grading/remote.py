@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 MAX_WORDS = 300
+_DESCRIBING = {"__name__", "__qualname__", "__doc__", "__annotations__", "__dict__"}
 
 
 class NotReady(Exception):
@@ -33,14 +34,17 @@ class NoPlainValue(Exception):
 
 
 class Solution:
-    """Asks the solution's process. `trouble` says that it broke, `misused` that a value was used which is not plain."""
+    """Asks the solution's process. `trouble` says that it broke, `misused` that a value was used which is not plain,
+    `used` that the tests did something with what the program defines.
+    """
 
     def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:
         self._read, self._write = read, write
-        self.ended = False
+        self.ended = self.used = False
         self.trouble = self.misused = ""
         self.last_raised: BaseException | None = None
         self._said: dict[str, Any] = {}
+        self._handles: dict[int, Handle] = {}
 
     def begin(self) -> None:
         """Wait until the process is shut in; nothing foreign has run there yet. Raises NotReady."""
@@ -56,6 +60,7 @@ class Solution:
         encoder = encoder or Encoder(handed)
         if self.ended or self.trouble:
             raise Gone
+        self.used = self.used or question["do"] not in ("load", "name")
         try:
             send(self._write, {**question, "containers": encoder.containers})
             reply = receive(self._read)
@@ -81,7 +86,10 @@ class Solution:
         raise raised
 
     def _handle(self, said: list[Any]) -> Handle:
-        return Handle(self, int(said[0]), str(said[1])[:MAX_WORDS])
+        number = int(said[0])
+        if number not in self._handles:  # one object is one here, too
+            self._handles[number] = Handle(self, number, str(said[1])[:MAX_WORDS])
+        return self._handles[number]
 
     def _exception(self, said: dict[str, Any]) -> BaseException:
         """The built-in exception that the solution's is, or extends."""
@@ -111,7 +119,7 @@ class Solution:
 
     def load(self, job: dict[str, Any]) -> None:
         """Run the program, but for its functions."""
-        self.ask({"do": "load", "code": job["code"], "kind": job["kind"], "imports": job["imports"]})
+        self.ask({"do": "load", **{key: job[key] for key in ("kind", "code", "imports", "before", "called")}})
 
     def global_named(self, name: str) -> Any:
         """What the program calls so. Raises KeyError if nothing."""
@@ -148,7 +156,7 @@ class Handle:
             object.__setattr__(self, name, value)
 
     def __getattribute__(self, name: str) -> Any:
-        if name.startswith("__") and name.endswith("__"):
+        if name.startswith("__") and name.endswith("__") and name not in _DESCRIBING:
             return object.__getattribute__(self, name)
         return _ask(self, {"do": "attribute", "name": name})
 
@@ -172,7 +180,7 @@ class Handle:
         return found[0]
 
     def __len__(self) -> int:
-        return int(_method(self, "__len__")())
+        return _method(self, "__len__")()  # type: ignore[no-any-return]
 
     def __getitem__(self, key: Any) -> Any:
         return _method(self, "__getitem__")(key)
@@ -183,7 +191,7 @@ class Handle:
         raise NoPlainValue(solution.misused)
 
     def __bool__(self) -> bool:
-        return True  # as an object is, and as `True` would be: no object gets further with this than a plain value
+        return _ask(self, {"do": "truth"}) is True  # it could have answered with this value itself
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _refuse
     __hash__ = __int__ = __index__ = __float__ = __str__ = __repr__ = __format__ = _refuse

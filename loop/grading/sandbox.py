@@ -48,7 +48,8 @@ _SIZE_HERE = "\0size"
 _TRIVIAL = {
     "kind": "mbpp",
     "imports": "",
-    "shadowing": [],
+    "before": "",
+    "called": ["size"],
     "steps": [("test 1", "assert size(b'') == 64")],
 }
 _CODE = "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())"

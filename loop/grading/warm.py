@@ -176,7 +176,12 @@ class Running:
             raise HarnessError(f"the sandbox could not start a solution: {host.words()}") from None
         except TimedOut:
             self.close()
-            raise HarnessError(f"the sandbox did not start within {START_TIMEOUT_S:g} s") from None
+            text = f"neither sandbox nor problem were ready within {START_TIMEOUT_S:g} s"
+            raise HarnessError(f"{text}; if it is always this problem, leave it out") from None
+        except TooMuchMemory:
+            self.close()
+            text = f"the problem by itself uses more than {memory_bytes >> 20} MiB of memory"
+            raise HarnessError(f"{text}; raise grading.memory_bytes, or leave the problem out") from None
         except BaseException:
             self.close()
             raise

@@ -13,7 +13,7 @@ from loop.config import Suite as SuiteConfig
 from loop.engines.base import SamplingParams
 from loop.errors import HarnessError
 from loop.grading import problems as grading
-from loop.grading.extract import extract_code
+from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job
 from loop.prompts.templates import TEMPLATE_VERSION, answer, ask, content, opening
 from policies.statistics import mean_interval, mean_pass_at_k, pass_at_k
@@ -118,7 +118,7 @@ def grade(
             opened = asked[completion.prompt_id].content["opening"]
             text = answer(opened, completion.text)
             which = completion.id, completion.sample_index, problem.task_id  # without its tokens: many may wait
-            yield Job(which, problem, extract_code(text, problem, prefilled_fence=bool(opened)))
+            yield Job(which, problem, extract_code(text, problem, prefilled_fence=bool(opened)), why_none(text))
 
     for which, outcome in grader.grade(jobs(), ahead):
         completion_id, sample_index, task_id = cast("tuple[str, int, str]", which)
