@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,7 +12,8 @@ from typing import Any
 
 import psutil
 import pytest
-from rounds import KEEPING, ROOT, environment, write_run
+from rounds import KEEPING, environment, write_run
+from stages import Stages
 from waiting import HANG_S, wait_until
 
 from store.db import open_database
@@ -23,35 +23,6 @@ LONGER = KEEPING.replace("per_round = 10", "per_round = 60").replace("batch_size
 ROOMY = LONGER + "\n[storage]\nmin_free_bytes = 0\n"
 STEADY = ROOMY.replace("rounds = 2", "rounds = 0")
 
-# Put before everything else in the daemon and its workers: the fake engine stands still after the first step of the stage
-# that a file names. A stage that only takes long may be over on a slow machine before anybody has seen it.
-STANDS_STILL = """
-import os, sys, time
-from pathlib import Path
-if "loop.worker" in sys.orig_argv:
-    from loop.engines import fake
-
-    def stand_still(stage):
-        where = Path(os.environ["STANDS_STILL"])
-        while where.exists() and where.read_text() == stage:
-            where.with_suffix("." + stage).touch()
-            time.sleep(0.02)
-
-    def generate(self, requests, params, generate=fake.FakeSampler.generate):
-        for batch in generate(self, requests, params):
-            yield batch
-            stand_still("sampling" if params.temperature == 1.2 else "evaluating")  # as in rounds.CONFIG
-
-    def fit(self, *arguments, fit=fake.FakeTrainer.fit):
-        report = self.progress
-        self.progress = lambda done, total: (report(done, total), stand_still("training"))
-        try:
-            return fit(self, *arguments)
-        finally:
-            self.progress = report
-
-    fake.FakeSampler.generate, fake.FakeTrainer.fit = generate, fit
-"""
 # loopctl, which otherwise gives up waiting for a daemon after seconds.
 PATIENT = f"""
 from loop import control
@@ -69,29 +40,13 @@ class Daemon:
         self.config = write_run(directory, config)
         self.run_dir = directory / ".loop"
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.first = directory / "first"  # of the places where Python looks for modules
-        self.first.mkdir()
-        (self.first / "sitecustomize.py").write_text(STANDS_STILL)
-        self._stands_still = directory / "stands-still"
-        self.variables = {  # in the environment of the daemon, its workers and loopctl
-            "PYTHONPATH": f"{self.first}{os.pathsep}{ROOT}",
-            "STANDS_STILL": str(self._stands_still),
-        }
-
-    def stand_still(self, stage: str) -> None:
-        """From now on that stage does not get beyond its first step."""
-        partial = self._stands_still.with_suffix(".partial")
-        partial.write_text(stage)
-        partial.replace(self._stands_still)
-
-    def go_on(self) -> None:
-        """No stage stands still any more."""
-        self._stands_still.unlink()
+        self.stages = Stages(directory)
+        self.stand_still, self.go_on = self.stages.stand_still, self.stages.go_on
+        self.variables = dict(self.stages.variables)  # in the environment of the daemon, its workers and loopctl
 
     def spawn(self, **variables: str) -> subprocess.Popen[bytes]:
         """A daemon, as a service manager would start it; the one before is gone."""
-        for stage in ("sampling", "training", "evaluating"):
-            self._stands_still.with_suffix(f".{stage}").unlink(missing_ok=True)
+        self.stages.forget()
         env = environment() | self.variables | variables
         with (self.config.parent / "journal").open("ab") as journal:
             command = [sys.executable, "-P", "-m", "loop.daemon", "--config", str(self.config)]
@@ -139,7 +94,7 @@ class Daemon:
 
     def in_stage(self, stage: str) -> Any:
         """Wait until that stage stands still and the status says so; that status."""
-        wait_until(self._stands_still.with_suffix(f".{stage}").exists, lambda: self.journal()[-2000:])
+        self.stages.wait(stage)
         return self.until(lambda s: s["round"] and s["round"]["stage"] == stage and s["round"]["done"])
 
     def workers(self) -> list[psutil.Process]:
