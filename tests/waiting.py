@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,3 +17,21 @@ def wait_until(holds: Callable[[], Any], what: Callable[[], object] = lambda: "i
         assert time.monotonic() < deadline, what()
         time.sleep(0.02)
     return found
+
+
+def returns(call: Callable[[], Any]) -> None:
+    """It returns while all stands still that it might wait for."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(HANG_S)
+    assert not thread.is_alive(), "it waits"
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
