@@ -36,6 +36,7 @@ from test_engines_samplers import (  # noqa: F401  (the contract: they run over 
     test_what_can_never_fit_is_refused_by_name,
 )
 from tiny import make_tiny_model
+from waiting import HANG_S
 
 from loop.engines.base import CheckpointRef, Forced, Sampler, SamplingParams
 from loop.errors import EngineError
@@ -172,7 +173,7 @@ def served(shared: StandIn, models: dict[str, CheckpointRef], monkeypatch: pytes
 def start(checkpoint: CheckpointRef, url: str, **changed: Any) -> Any:
     from loop.engines.server_sampler import ServerSampler
 
-    settings = SETTINGS | {"stall_timeout_s": 30.0, "server_url": url, "server_command": ()} | changed
+    settings = SETTINGS | {"stall_timeout_s": HANG_S, "server_url": url, "server_command": ()} | changed
     return ServerSampler(checkpoint, settings, no_progress)
 
 
@@ -186,7 +187,7 @@ def pair(
     """The sampler, and transformers itself with the same weights."""
     if request.param == "remote":
         log = tmp_path_factory.mktemp("logs") / "sampler.log"
-        more = {"stall_timeout_s": 60.0, "server_url": shared.url, "server_command": []}
+        more = {"stall_timeout_s": HANG_S, "server_url": shared.url, "server_command": []}
         sampler: Any = remote(models["one"], "server", log, **more)
     else:
         sampler = start(models["one"], shared.url)

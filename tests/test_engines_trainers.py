@@ -12,6 +12,7 @@ from typing import Any
 import psutil
 import pytest
 from tiny import FUNCTIONS, make_tiny_model, make_tokenizer
+from waiting import HANG_S
 
 from loop.config import Training
 from loop.engines.base import CheckpointRef, Request, SamplingParams, Trainer, TrainingResult, TrainingRow
@@ -91,7 +92,7 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
             else:
                 init = {"op": "load_trainer", "settings": ENGINE | {"trainer": name.removesuffix(" remote")}}
                 log = tmp_path_factory.mktemp("logs") / "worker.log"
-                worker = Worker(init, log_file=log, stall_timeout_s=60, progress=no_progress, tag="trainer")
+                worker = Worker(init, log_file=log, stall_timeout_s=HANG_S, progress=no_progress, tag="trainer")
                 started[name] = RemoteTrainer(worker)
         return started[name]
 

@@ -33,6 +33,7 @@ from test_engines_samplers import (  # noqa: F401  (the contract: they run over 
     test_what_can_never_fit_is_refused_by_name,
 )
 from tiny import make_tiny_model
+from waiting import HANG_S
 
 from loop.engines.base import CheckpointRef, Generated, Sampler
 from loop.errors import EngineError
@@ -63,7 +64,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             "checkpoint": checkpoint.model_dump(mode="json"),
             "settings": SETTINGS | {"sampler": "vllm", "kv_cache_bytes": 64 << 20} | changed,
         }
-        worker = Worker(init, log_file=log, stall_timeout_s=300, progress=no_progress, tag="sampler")
+        worker = Worker(init, log_file=log, stall_timeout_s=HANG_S, progress=no_progress, tag="sampler")
         started.append(RemoteSampler(worker))
         return started[-1]
 

@@ -149,9 +149,7 @@ def test_a_reader_is_not_held_up_by_a_writer_nor_sees_half_of_it(tmp_path: Path)
     before = Ledger(reader).last_event()
     with transaction(world.db):
         world.ledger.append_event(world.run.id, "half")
-        started = time.monotonic()
-        assert Ledger(reader).last_event() == before
-        assert time.monotonic() - started < 1
+        assert Ledger(reader).last_event() == before  # who writes is this very thread: waiting for it would be for ever
     last = Ledger(reader).last_event()
     assert last and last.kind == "half"
 
