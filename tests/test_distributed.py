@@ -66,9 +66,13 @@ def test_two_processes_train_as_one(tiny: CheckpointRef, tmp_path: Path) -> None
     assert files[0] == files[1]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
+    before = load_file(tiny.path / "model.safetensors")
     for name, tensor in weights[0].items():
         assert tensor.dtype == weights[1][name].dtype
-        assert (tensor.float() - weights[1][name].float()).abs().max() < 1e-3, name
+        apart, moved = (tensor.float() - other[name].float() for other in (weights[1], before))
+        assert apart.norm() < 0.02 * moved.norm(), (
+            name
+        )  # one number may go astray: Adam makes much of a gradient near 0
 
 
 @pytest.mark.parametrize("whom", ["guard", *(pytest.param(one, marks=pytest.mark.slow) for one in ("rank", "engine"))])

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from test_store_support import World
+from waiting import HANG_S
 
 import store.db
 from store.corpus import Corpus
@@ -162,6 +163,7 @@ def test_reading_then_writing_waits_for_the_other_writer(tmp_path: Path) -> None
 
     def write(name: str) -> None:
         ledger = Ledger(open_database(path))
+        ledger.db.execute(f"PRAGMA busy_timeout = {1000 * HANG_S:.0f}")  # it waits, however long the disk takes
         run = ledger.run()
         assert run
         for _ in range(num_events):
@@ -286,6 +288,7 @@ import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 from pathlib import Path
 from test_store_support import World
+from waiting import HANG_S
 world = World(Path(sys.argv[1]))
 round = world.ledger.open_round(world.run.id) or world.ledger.begin_round(world.run.id)
 number = len(world.corpus.existing_ids(world.run.id, 1))
