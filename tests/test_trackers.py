@@ -303,6 +303,9 @@ def test_a_run_that_ends_by_itself_waits_for_them(
     monkeypatch.setattr(trackers_module, "STOP_S", 0.1)
     monkeypatch.setattr(trackers_module, "END_S", HANG_S)
     monkeypatch.setattr(trackers_module, "PACKAGES", {"mlflow": ("pytest",)})
+    patience_s: list[float] = []
+    close = Trackers.close
+    monkeypatch.setattr(Trackers, "close", lambda self, given_s: (patience_s.append(given_s), close(self, given_s)))
     telling(monkeypatch, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nopen('told', 'w')")
     with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Lines(), lambda: stopped) as trackers:
         assert trackers is not None
@@ -313,7 +316,7 @@ def test_a_run_that_ends_by_itself_waits_for_them(
 
         if not stopped:
             threading.Thread(target=let_it_end).start()
-    assert (tmp_path / "told").exists() == told
+    assert (tmp_path / "told").exists() == told and patience_s == [0.1 if stopped else HANG_S]
 
 
 def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
