@@ -116,8 +116,9 @@ class Control:
         *,
         prepare: Callable[[], None] = lambda: None,
         close: Callable[[], None] = lambda: None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.run_dir, self.answer, self.prepare, self.close = run_dir, answer, prepare, close
+        self.run_dir, self.answer, self.prepare, self.close, self.clock = run_dir, answer, prepare, close, clock
         self._ended = False
         self._refusal: BaseException | None = None
         self._clients: dict[socket.socket, _Client] = {}
@@ -149,7 +150,7 @@ class Control:
             selector.register(self._end, selectors.EVENT_READ)
             while not self._ended:
                 ready = selector.select(timeout=1.0 if self._clients else None)
-                selected = time.monotonic()
+                selected = self.clock()
                 for key, _ in ready:
                     if key.fileobj is self._listener:
                         self._accept(selector)
@@ -173,7 +174,7 @@ class Control:
         connection.setblocking(False)
         if len(self._clients) >= MOST_CLIENTS:
             self._drop(selector, min(self._clients, key=lambda known: self._clients[known].deadline))
-        client = self._clients[connection] = _Client()
+        client = self._clients[connection] = _Client(self.clock() + CLIENT_TIMEOUT_S)
         uid = _peer(connection)
         if uid not in (0, os.geteuid()):
             client.unsent = _line(_failed(PermissionDenied(f"user {uid} may not command this run; ask its owner")))
@@ -204,7 +205,7 @@ class Control:
         elif len(client.heard) > MAX_REQUEST_BYTES:
             client.unsent = _line(_failed(_too_long()))
         if client.unsent:
-            client.deadline = time.monotonic() + CLIENT_TIMEOUT_S
+            client.deadline = self.clock() + CLIENT_TIMEOUT_S
             selector.modify(connection, selectors.EVENT_WRITE)
         return not chunk
 
@@ -234,12 +235,12 @@ class Control:
 
 
 class _Client:
-    """A connection: what was heard so far, then what is still to be sent. `deadline` is monotonic."""
+    """A connection: what was heard so far, then what is still to be sent, by the `deadline`."""
 
-    def __init__(self) -> None:
+    def __init__(self, deadline: float) -> None:
         self.heard = bytearray()
         self.unsent = memoryview(b"")
-        self.deadline = time.monotonic() + CLIENT_TIMEOUT_S
+        self.deadline = deadline
 
 
 def _listen(run_dir: Path) -> socket.socket:

@@ -97,18 +97,21 @@ def _uuid(nvml: Any, device: Any) -> str:
 
 
 def wait_until_free(
-    before: dict[int, int], pulse: Callable[[], None], timeout_s: float = FREE_TIMEOUT_S
+    before: dict[int, int],
+    pulse: Callable[[], None],
+    timeout_s: float = FREE_TIMEOUT_S,
+    clock: Callable[[], float] = time.monotonic,
 ) -> dict[int, int]:
     """Wait until no more is in use than `before`, or about that. The bytes still held beyond it, by device.
 
     `pulse` is called while it waits; what it raises ends the waiting.
     """
-    deadline = time.monotonic() + timeout_s
+    deadline = clock() + timeout_s
     while before:
         used = used_bytes()
         held = {device: used[device] - was for device, was in before.items() if device in used}
         held = {device: more for device, more in held.items() if more > TOLERANCE_BYTES}
-        if not held or time.monotonic() >= deadline:
+        if not held or clock() >= deadline:
             return held
         pulse()
         time.sleep(POLL_S)

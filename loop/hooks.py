@@ -55,15 +55,21 @@ class Hooks:
     """One thread that tells one thing after another; the oldest is dropped when too many wait.
 
     `say(level, text)` is called for what goes wrong, from that thread or from the one that calls `tell`. `directory` is
-    where the command runs; by default where the daemon does.
+    where the command runs; by default where the daemon does. `clock` gives seconds.
     """
 
-    def __init__(self, settings: Watching, say: Callable[[str, str], None], directory: Path | None = None) -> None:
-        self.settings, self.say, self.directory = settings, say, directory
+    def __init__(
+        self,
+        settings: Watching,
+        say: Callable[[str, str], None],
+        directory: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings, self.say, self.directory, self.clock = settings, say, directory, clock
         self._waiting: deque[dict[str, Any]] = deque()
         self._news = threading.Condition()
         self._closing = False
-        self._give_up_at = float("inf")  # monotonic
+        self._give_up_at = float("inf")  # by the clock
         self._posting: threading.Thread | None = None
         # It lives as long as the daemon unless it is closed: a child's death signal comes when this thread ends.
         self._thread = threading.Thread(target=self._work, name="hooks", daemon=True)
@@ -93,14 +99,14 @@ class Hooks:
         """
         with self._news:
             self._closing = True
-            self._give_up_at = min(self._give_up_at, time.monotonic() + timeout_s)
+            self._give_up_at = min(self._give_up_at, self.clock() + timeout_s)
             self._news.notify()
         self._thread.join(timeout_s + 2 * guard.END_TIMEOUT_S)
 
     def _work(self) -> None:
         while (told := self._next()) is not None:
             for name, tell in (("command", self._command), ("webhook", self._webhook)):
-                if time.monotonic() >= self._give_up_at:
+                if self.clock() >= self._give_up_at:
                     break
                 try:
                     tell(json.dumps(told, default=str).encode())
@@ -111,7 +117,7 @@ class Hooks:
         with self._news:
             while not self._waiting and not self._closing:
                 self._news.wait()
-            if self._waiting and time.monotonic() < self._give_up_at:
+            if self._waiting and self.clock() < self._give_up_at:
                 return self._waiting.popleft()
             if self._waiting:
                 self.say("warning", f"watching: {len(self._waiting)} events were not told before the end")
@@ -120,9 +126,9 @@ class Hooks:
 
     def _wait(self, ended: Callable[[float], bool]) -> bool:
         """Look again and again, for watching.timeout_s or until it is to be given up; whether it ended by itself."""
-        deadline = time.monotonic() + self.settings.timeout_s
+        deadline = self.clock() + self.settings.timeout_s
         while not ended(LOOK_S):
-            if time.monotonic() >= min(deadline, self._give_up_at):
+            if self.clock() >= min(deadline, self._give_up_at):
                 return False
         return True
 

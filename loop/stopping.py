@@ -48,8 +48,11 @@ class Stop:
         os.kill(os.getpid(), signal.SIGTERM)
 
     def check(self) -> None:
-        """Raise Interrupted if an end at once was asked for, or the grace is over."""
-        if self._now or (self._deadline is not None and time.monotonic() > self._deadline):
+        """Raise Interrupted if an end at once was asked for, or the grace is over.
+
+        Also where it was raised before and got lost: what stores its rows first may have been left in another way.
+        """
+        if self._now or self._raised or (self._deadline is not None and time.monotonic() > self._deadline):
             self._raise()
 
     def _raise(self) -> None:

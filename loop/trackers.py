@@ -60,15 +60,22 @@ def tracking_command(name: str, run_dir: Path, project: str, *, anew: bool = Fal
 class Trackers:
     """One thread that brings one tracker after another up to date, whenever a round has ended since.
 
-    `say(level, text)` is called from it for what goes wrong.
+    `say(level, text)` is called from it for what goes wrong. `clock` gives seconds.
     """
 
-    def __init__(self, names: Sequence[str], run_dir: Path, project: str, say: Callable[[str, str], None]) -> None:
-        self.names, self.run_dir, self.project, self.say = names, run_dir, project, say
+    def __init__(
+        self,
+        names: Sequence[str],
+        run_dir: Path,
+        project: str,
+        say: Callable[[str, str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.names, self.run_dir, self.project, self.say, self.clock = names, run_dir, project, say, clock
         self._news = threading.Condition()
         self._behind = False
         self._closing = False
-        self._give_up_at = float("inf")  # monotonic
+        self._give_up_at = float("inf")  # by the clock
         # It lives as long as the process unless it is closed: a child's death signal comes when this thread ends.
         self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
         self._thread.start()
@@ -83,14 +90,14 @@ class Trackers:
         """Let what is being told be told for that long; the next start sends the rest. Safe to repeat."""
         with self._news:
             self._closing = True
-            self._give_up_at = min(self._give_up_at, time.monotonic() + timeout_s)
+            self._give_up_at = min(self._give_up_at, self.clock() + timeout_s)
             self._news.notify()
         self._thread.join()  # it ends by itself: whatever it waits for is given up by then
 
     def _work(self) -> None:
         while self._next():
             for name in self.names:
-                if time.monotonic() >= self._give_up_at:
+                if self.clock() >= self._give_up_at:
                     return
                 try:
                     self._tell(name)
@@ -115,9 +122,9 @@ class Trackers:
                 stderr=stderr,
                 cwd=self.run_dir,
             )
-        deadline = time.monotonic() + TIMEOUT_S
+        deadline = self.clock() + TIMEOUT_S
         try:
-            while process.poll() is None and time.monotonic() < min(deadline, self._give_up_at):
+            while process.poll() is None and self.clock() < min(deadline, self._give_up_at):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(LOOK_S)
             in_time = process.poll() is not None

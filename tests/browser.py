@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import HANG_S
 
 PROGRAM = shutil.which("chromium")
 needs_a_browser = pytest.mark.skipif(PROGRAM is None, reason="there is no chromium; `make browser` installs it")
@@ -20,7 +21,7 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"], timeout=1000 * HANG_S)
         yield started
         started.close()
 
@@ -34,12 +35,12 @@ def chromium() -> Iterator[Any]:
 class Tab:
     """A page in a tab of its own."""
 
-    def __init__(self, chromium: Any, url: str, timeout_s: float = 20.0, **options: Any) -> None:
+    def __init__(self, chromium: Any, url: str, **options: Any) -> None:
         self.complaints: list[str] = []
         self.requests: list[str] = []
         self.url = url
         self.page = chromium.new_page(**options)
-        self.page.set_default_timeout(1000 * timeout_s)
+        self.page.set_default_timeout(1000 * HANG_S)
         self.page.on(
             "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
         )

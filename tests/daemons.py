@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,24 @@ from typing import Any
 import psutil
 import pytest
 from rounds import KEEPING, environment, write_run
+from stages import Stages
+from waiting import HANG_S, wait_until
 
 from store.db import open_database
 from store.verify import verify_store
 
-HANG_S = 60.0
 LONGER = KEEPING.replace("per_round = 10", "per_round = 60").replace("batch_size = 8", "batch_size = 4")
 ROOMY = LONGER + "\n[storage]\nmin_free_bytes = 0\n"
 STEADY = ROOMY.replace("rounds = 2", "rounds = 0")
+
+# loopctl, which otherwise gives up waiting for a daemon after seconds.
+PATIENT = f"""
+from loop import control
+from loop.cli import main, service
+service.PATIENCE_S = {HANG_S}
+control.ask.__defaults__ = ({HANG_S},)
+main.main()
+"""
 
 
 class Daemon:
@@ -31,11 +40,14 @@ class Daemon:
         self.config = write_run(directory, config)
         self.run_dir = directory / ".loop"
         self.processes: list[subprocess.Popen[bytes]] = []
-        self.variables: dict[str, str] = {}  # in the environment of the daemon, its workers and loopctl
+        self.stages = Stages(directory)
+        self.stand_still, self.go_on = self.stages.stand_still, self.stages.go_on
+        self.variables = dict(self.stages.variables)  # in the environment of the daemon, its workers and loopctl
 
-    def spawn(self, step_s: float = 0.0, **variables: str) -> subprocess.Popen[bytes]:
-        """A daemon whose batches and steps take so long, as a service manager would start it."""
-        env = environment() | {"LOOP_FAKE_STEP_S": str(step_s)} | self.variables | variables
+    def spawn(self, **variables: str) -> subprocess.Popen[bytes]:
+        """A daemon, as a service manager would start it; the one before is gone."""
+        self.stages.forget()
+        env = environment() | self.variables | variables
         with (self.config.parent / "journal").open("ab") as journal:
             command = [sys.executable, "-P", "-m", "loop.daemon", "--config", str(self.config)]
             process = subprocess.Popen(command, env=env, stderr=journal, cwd="/", start_new_session=True)
@@ -49,7 +61,7 @@ class Daemon:
         return done.stdout + done.stderr
 
     def _loopctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-m", "loop.cli.main", *arguments, "--config", str(self.config)]
+        command = [sys.executable, "-P", "-c", PATIENT, *arguments, "--config", str(self.config)]
         env = environment() | self.variables
         return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S)
 
@@ -58,25 +70,31 @@ class Daemon:
 
     def says(self, wanted: str) -> str:
         """Wait until `loopctl status` says so to people; all that it says then."""
-        deadline = time.monotonic() + HANG_S
-        while True:
+        said = ""
+
+        def is_said() -> bool:
+            nonlocal said
             said = self._loopctl("status").stdout
-            if wanted in " ".join(said.split()):
-                return said
-            assert time.monotonic() < deadline, (wanted, said, self.journal()[-2000:])
-            time.sleep(0.02)
+            return wanted in " ".join(said.split())
+
+        wait_until(is_said, lambda: (wanted, said, self.journal()[-2000:]))
+        return said
 
     def until(self, holds: Callable[[Any], Any]) -> Any:
         """Wait until the status is so; that status."""
-        deadline = time.monotonic() + HANG_S
-        while True:
+        status: Any = None
+
+        def is_so() -> Any:
+            nonlocal status
             status = self.status()
-            if holds(status):
-                return status
-            assert time.monotonic() < deadline, status
-            time.sleep(0.05)
+            return holds(status)
+
+        wait_until(is_so, lambda: (status, self.journal()[-2000:]))
+        return status
 
     def in_stage(self, stage: str) -> Any:
+        """Wait until that stage stands still and the status says so; that status."""
+        self.stages.wait(stage)
         return self.until(lambda s: s["round"] and s["round"]["stage"] == stage and s["round"]["done"])
 
     def workers(self) -> list[psutil.Process]:
@@ -92,11 +110,8 @@ class Daemon:
         return found
 
     def alone(self) -> bool:
-        """Whether no worker is left, as soon as that is so."""
-        deadline = time.monotonic() + 15
-        while self.workers() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        return not self.workers()
+        """True as soon as no worker is left."""
+        return bool(wait_until(lambda: not self.workers(), lambda: f"left: {self.workers()}"))
 
     def finish(self) -> None:
         """Stop it, have it keep another round without delay, and find everything in order."""

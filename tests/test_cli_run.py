@@ -7,10 +7,10 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from stages import Stages
 from test_cli_support import (
     CONFIG,
     Loopctl,
@@ -23,13 +23,13 @@ from test_cli_support import (
     process,
     write_configuration,
 )
+from waiting import HANG_S, wait_until
 
 from loop.session import locked
 from store.db import open_database
 from store.ledger import Ledger
 
 __all__ = ["call", "finished"]
-SLOW = CONFIG.replace("num_samples = 2", "num_samples = 8")  # grading takes long enough to be interrupted
 
 
 def test_what_run_prints() -> None:
@@ -91,34 +91,32 @@ def test_a_store_that_is_gone_is_not_begun_anew_over_its_checkpoints(finished: P
 
 
 def interrupted(directory: Path, *signals: signal.Signals, module: str = "loop.cli.main") -> Said:
-    """Start a run, and send it signals once it is grading."""
-    arguments = ["run"] if module == "loop.cli.main" else []
+    """Start a run, and send it signals once it evaluates."""
+    arguments, stages = ["run"] if module == "loop.cli.main" else [], Stages(directory)
+    stages.stand_still("evaluating")
     running = subprocess.Popen(
         command(*arguments, module=module),
         cwd=directory,
-        env=environment(),
+        env=environment(**stages.variables),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    assert running.stderr is not None
-    lines = []
-    for line in running.stderr:
-        lines.append(line)
-        if "grading: " in line:
-            break
-    for signum in signals:
-        time.sleep(0.3)
+    stages.wait("evaluating")
+    for number, signum in enumerate(signals):
+        wait_until(lambda number=number: stages.num_heard() == number)
         running.send_signal(signum)
-    out, err = running.communicate(timeout=60)
-    return Said(running.returncode, out, "".join(lines) + err)
+    if len(signals) == 1:
+        stages.go_on()
+    out, err = running.communicate(timeout=HANG_S)
+    return Said(running.returncode, out, err)
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_goes_on(
     signum: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl
 ) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path, SLOW.replace("rounds = 2", "rounds = 1")).parent)
+    monkeypatch.chdir(write_configuration(tmp_path, CONFIG.replace("rounds = 2", "rounds = 1")).parent)
     said = interrupted(tmp_path, signum)
     assert said.code == 128 + signum
     assert "interrupted; `loopctl run` goes on where it was" in said.err and "Traceback" not in said.err
@@ -134,7 +132,7 @@ def test_an_interrupted_run_goes_on(
 
 
 def test_loopd_stops_at_a_safe_point(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path, SLOW).parent)
+    monkeypatch.chdir(write_configuration(tmp_path).parent)
     said = interrupted(tmp_path, signal.SIGTERM, module="loop.daemon")
     assert said.code == 0 and said.out == ""
     entries = [json.loads(line) for line in said.err.splitlines()]
@@ -147,7 +145,7 @@ def test_loopd_stops_at_a_safe_point(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_second_signal_stops_loopd_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path, SLOW).parent)
+    monkeypatch.chdir(write_configuration(tmp_path).parent)
     said = interrupted(tmp_path, signal.SIGTERM, signal.SIGTERM, module="loop.daemon")
     assert said.code == 0
     assert call("status", "--json").json["round"]["stage"] == "evaluating"

@@ -113,7 +113,7 @@ def drawn_in_memory(policy: AnyData, usable: list[Candidate], round: int, seed: 
 
 
 @given(TYPES, OPTIONS, COMPLETIONS, st.integers(0, 2), st.sampled_from([0.0, 0.3]), st.randoms(), st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_what_holds_for_every_selection(
     type: dict[str, Any], options: dict[str, Any], given_rows: Any, min_lines: int, shortest: float,
     shuffle: random.Random, data: st.DataObject,

@@ -121,7 +121,7 @@ def paths(value: Any, path: KeyPath = ()) -> set[KeyPath]:
     return {found for key, entry in entries for found in {(*path, key)} | paths(entry, (*path, key))}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(documents())
 def test_every_key_is_found_where_it_stands(document: Writer) -> None:
     assert paths(tomllib.loads(document.text)) == set(document.expected)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import psutil
 import pytest
 from test_engines_trainers import ENGINE, no_progress, some_rows, training, write_rows
 from tiny import make_tiny_model
+from waiting import HANG_S, wait_until
 
 from loop import guard
 from loop.engines.base import CheckpointRef
@@ -29,7 +29,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
 def start(tmp_path: Path, engine: dict[str, Any], progress: Any = no_progress, pulse: Any = lambda: None) -> Worker:
     message = {"op": "load_trainer", "settings": engine}
     return Worker(
-        message, log_file=tmp_path / "log", stall_timeout_s=300, progress=progress, pulse=pulse, tag="trainer"
+        message, log_file=tmp_path / "log", stall_timeout_s=HANG_S, progress=progress, pulse=pulse, tag="trainer"
     )
 
 
@@ -66,9 +66,13 @@ def test_two_processes_train_as_one(tiny: CheckpointRef, tmp_path: Path) -> None
     assert files[0] == files[1]
     weights = [load_file(tmp_path / name / "model.safetensors") for name in ("one", "two")]
     assert weights[0].keys() == weights[1].keys()
+    before = load_file(tiny.path / "model.safetensors")
     for name, tensor in weights[0].items():
         assert tensor.dtype == weights[1][name].dtype
-        assert (tensor.float() - weights[1][name].float()).abs().max() < 1e-3, name
+        apart, moved = (tensor.float() - other[name].float() for other in (weights[1], before))
+        assert apart.norm() < 0.02 * moved.norm(), (
+            name
+        )  # one number may go astray: Adam makes much of a gradient near 0
 
 
 @pytest.mark.parametrize("whom", ["guard", *(pytest.param(one, marks=pytest.mark.slow) for one in ("rank", "engine"))])
@@ -91,10 +95,8 @@ def test_a_killed_process_ends_them_all(whom: str, tiny: CheckpointRef, tmp_path
             settings = training(num_steps=100000, micro_batch_size=1)
             RemoteTrainer(worker).fit(rows, tiny, settings, tmp_path / "out")
         assert killed and "\n" not in str(raised.value)
-        deadline = time.monotonic() + 60
-        while ranks(worker.token) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert not ranks(worker.token) and not list((tmp_path / "out").iterdir())
+        wait_until(lambda: not ranks(worker.token))
+        assert not list((tmp_path / "out").iterdir())
     finally:
         worker.end()
 

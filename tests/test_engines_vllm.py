@@ -24,7 +24,6 @@ from test_engines_samplers import (  # noqa: F401  (the contract: they run over 
     no_progress,
     teacher_forced,
     test_a_completion_does_not_depend_on_its_batch,
-    test_a_stop_string_ends_a_completion,
     test_bare_text_and_no_requests,
     test_reasons_and_limits,
     test_same_requests_same_completions,
@@ -33,6 +32,7 @@ from test_engines_samplers import (  # noqa: F401  (the contract: they run over 
     test_what_can_never_fit_is_refused_by_name,
 )
 from tiny import make_tiny_model
+from waiting import HANG_S
 
 from loop.engines.base import CheckpointRef, Generated, Sampler
 from loop.errors import EngineError
@@ -63,7 +63,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
             "checkpoint": checkpoint.model_dump(mode="json"),
             "settings": SETTINGS | {"sampler": "vllm", "kv_cache_bytes": 64 << 20} | changed,
         }
-        worker = Worker(init, log_file=log, stall_timeout_s=300, progress=no_progress, tag="sampler")
+        worker = Worker(init, log_file=log, stall_timeout_s=HANG_S, progress=no_progress, tag="sampler")
         started.append(RemoteSampler(worker))
         return started[-1]
 
@@ -75,6 +75,28 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 @pytest.fixture(scope="module")
 def pair(models: dict[str, CheckpointRef], start: Start) -> tuple[Sampler, Sampler]:
     return start(models["one"]), start(models["one"], batch_size=7)
+
+
+def same(found: dict[str, Generated], wanted: dict[str, Generated]) -> bool:
+    """Whether these are the same completions; in another batch the last digits of their log-probabilities are others."""
+    return found.keys() == wanted.keys() and all(
+        one.token_ids == wanted[name].token_ids and abs(one.logprob_sum - wanted[name].logprob_sum) < 1e-3
+        for name, one in found.items()
+    )
+
+
+def test_a_stop_string_ends_a_completion(pair: tuple[Sampler, Sampler]) -> None:
+    """It is taken from what the model writes without it, which is not the same on every CPU."""
+    written = {task: ask(pair[0], [chat("r", seed=3, task=task)], GREEDY)["r"] for task in range(6)}
+    task, free = max(written.items(), key=lambda one: len(one[1].text))
+    starts = range(len(free.text) // 4, len(free.text) // 2)
+    stop = next(free.text[start : start + 2] for start in starts if free.text[start : start + 2].isascii())
+    params = GREEDY.model_copy(update={"stop": ("never seen", stop)})
+    stopped = ask(pair[0], [chat("r", seed=3, task=task)], params)["r"]
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+    assert stop in stopped.text and free.text.startswith(stopped.text)
+    assert len(stopped.text) < len(free.text)
 
 
 # ---- the proof, and what changes weights ---------------------------------------------------------------------------
@@ -96,7 +118,7 @@ def test_other_weights_are_served_in_place_and_proved(models: dict[str, Checkpoi
     for name in ("other", "one", "other"):
         assert sampler.change(models[name])
         found = ask(sampler, requests, HOT)
-        assert (found == before) == (name == "one")
+        assert same(found, before) == (name == "one")
         for one in found.values():
             assert one.logprob_sum == pytest.approx(forced(models[name].path, one), abs=1e-3)
     assert sampler.worker.process.pid == pid
@@ -191,7 +213,7 @@ def test_an_adapter_is_served_over_the_resident_base(
     for checkpoint in (*adapters, models["one"]):
         assert sampler.change(checkpoint)
         seen.append(ask(sampler, requests, HOT))
-    assert seen[0] == seen[3] and seen[0] != seen[1] != seen[2]
+    assert same(seen[0], seen[3]) and seen[0] != seen[1] != seen[2]
     assert not sampler.change(models["other"]), "an engine made for adapters is started again for other weights"
     sampler.close()
 
@@ -203,8 +225,9 @@ def test_a_prober_is_there_while_vllm_serves(models: dict[str, CheckpointRef], s
     one = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
     text = Forced(id="t", prompt_token_ids=one.prompt_token_ids, token_ids=one.token_ids)
     (record,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
-    assert record.top_token_id == one.token_ids, "greedy: each token was the likeliest"
-    assert ask(sampler, [chat("r", seed=1)], GREEDY)["r"] == one
+    for token, at, logprobs in zip(one.token_ids, record.at, record.logprobs, strict=True):
+        assert dict(zip(at, logprobs, strict=True))[token] > logprobs[0] - 1e-3, "greedy: each token was the likeliest"
+    assert same(ask(sampler, [chat("r", seed=1)], GREEDY), {"r": one})
     assert sampler.change(models["other"])
     (after,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
     assert after.entropy != record.entropy
@@ -221,17 +244,19 @@ def engine_of(sampler: RemoteSampler) -> psutil.Process:
 
 def test_a_killed_engine_loses_only_what_was_unfinished(models: dict[str, CheckpointRef], start: Start) -> None:
     sampler = start(models["one"])
-    requests = [chat(f"r{i}", seed=i, task=i) for i in range(40)]
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(600)]  # more than the pipe holds
     whole = ask(sampler, requests, HOT)
     kept: dict[str, Generated] = {}
+    killed = False
     with pytest.raises(EngineError, match="sampler: it was killed"):
         for batch in sampler.generate(requests, HOT):
             kept |= {one.id: one for one in batch}
-            if len(kept) >= 8:
+            if len(kept) >= 8 and not killed:
+                killed = True
                 engine_of(sampler).kill()
-    assert 8 <= len(kept) < 40
+    assert 8 <= len(kept) < 600
     again = start(models["one"])
-    assert kept | ask(again, [one for one in requests if one.id not in kept], HOT) == whole
+    assert same(kept | ask(again, [one for one in requests if one.id not in kept], HOT), whole)
     again.close()
 
 

@@ -3,17 +3,19 @@
 import json
 import os
 import re
+import select
 import shutil
 import signal
 import subprocess
 import sys
-import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 from test_cli_support import CONFIG, Loopctl, call, environment, process, write_configuration
+from waiting import HANG_S, wait_until
 
 from loop.cli.main import loopctl
 from loop.heartbeat import holder
@@ -37,8 +39,6 @@ seeds = [1]
 name = "temperature"
 sampling.temperature = [0.8, 1.2]
 """
-GIVEN_UP_S = 60.0
-UP_S = 2.0  # until Ctrl-C is pressed
 
 
 def commands(group: click.Group = loopctl, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -114,7 +114,7 @@ def test_every_example_runs(
 
 
 def in_a_shell(line: str, directory: Path) -> tuple[int, str]:
-    """Exit code and what stood on stderr. What runs until Ctrl-C is interrupted after a moment."""
+    """Exit code and what stood on stderr. What runs until Ctrl-C is interrupted once it is up."""
     tools = directory.parent / "tools"
     tools.mkdir()
     program = tools / "loopctl"
@@ -133,11 +133,28 @@ def in_a_shell(line: str, directory: Path) -> tuple[int, str]:
     )
     try:
         if for_ever:
-            time.sleep(UP_S)
+            wait_until_up(running)
             assert running.poll() is None, running.communicate()
             os.killpg(running.pid, signal.SIGINT)
-        _, err = running.communicate(timeout=GIVEN_UP_S)
+        _, err = running.communicate(timeout=HANG_S)
     finally:
         if running.poll() is None:
             os.killpg(running.pid, signal.SIGKILL)
     return running.returncode, err
+
+
+def wait_until_up(running: subprocess.Popen[str]) -> None:
+    """Until it has said something; what serves answers by then."""
+    assert running.stdout and running.stderr
+    ready, _, _ = select.select([running.stdout, running.stderr], [], [], HANG_S)
+    said = os.read(ready[0].fileno(), 1 << 16).decode()
+    if said.startswith("http://"):
+        wait_until(lambda: answers(f"{said.split()[0]}healthz"))
+
+
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=HANG_S) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False

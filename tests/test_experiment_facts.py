@@ -101,7 +101,7 @@ def test_words_never_say_minus_nought() -> None:
 RATES = st.lists(st.sampled_from([NONE, HALF, ONE]), min_size=8, max_size=8)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.tuples(RATES, RATES), min_size=1, max_size=3))
 def test_swapping_the_arms_swaps_the_signs(seeds: list[tuple[list[Fraction], list[Fraction]]]) -> None:
     ours = [{str(n): rate for n, rate in enumerate(mine)} for mine, _ in seeds]

@@ -184,7 +184,7 @@ VALUES = st.recursive(
 PLAIN = st.characters(exclude_categories=["Cs"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.text(PLAIN, min_size=1, max_size=8), VALUES, max_size=5))
 def test_what_is_written_as_toml_is_read_back(tables: dict[str, Any]) -> None:
     try:
@@ -194,7 +194,7 @@ def test_what_is_written_as_toml_is_read_back(tables: dict[str, Any]) -> None:
     assert tomllib.loads(toml_text(tables)) == tables
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(overrides=st.dictionaries(st.sampled_from(["sampling", "collect", "decide", "suites", "name", "odd"]), VALUES))
 def test_whatever_an_arm_changes_it_is_a_valid_run_or_a_line_with_a_place(
     tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]

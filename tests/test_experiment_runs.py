@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from dataclasses import replace
@@ -22,6 +23,8 @@ import pytest
 from browser import Shown, chromium, needs_a_browser
 from experiments import BASE, POLICIES, THREE, facts_of, loopctl, sound, tables_of, write_experiment
 from rounds import environment
+from stages import Stages
+from waiting import HANG_S, wait_until
 
 from loop.configfile import load_config
 from loop.errors import LockedError
@@ -487,35 +490,43 @@ def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> No
 
 
 def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path, undisturbed: Path) -> None:
-    path = write_experiment(tmp_path, THREE)
-    process = supervise(path, LOOP_FAKE_STEP_S="0.3")
-    until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
+    path, stages = write_experiment(tmp_path, THREE), Stages(tmp_path)
+
+    def goes_on_once_told() -> None:
+        num_heard = stages.num_heard()
+        threading.Thread(target=lambda: (wait_until(lambda: stages.num_heard() > num_heard), stages.go_on())).start()
+
+    stages.stand_still("training")
+    process = supervise(path, **stages.variables)
+    stages.wait("training")
+    assert any(run["round"] for run in facts_of(path)["runs"])
+    goes_on_once_told()
     process.kill()
-    assert process.wait(60) == -signal.SIGKILL and alone(path)
+    assert process.wait(HANG_S) == -signal.SIGKILL and alone(path)
     assert {run["rounds_done"] for run in facts_of(path)["runs"]} == {0}, "its runs stop when it is gone"
-    process = supervise(path, LOOP_FAKE_STEP_S="0.03")
-    until(lambda: holder(path.parent / "policies") == process.pid)
+    stages.forget()
+    stages.stand_still("training")
+    process = supervise(path, **stages.variables)
+    wait_until(lambda: holder(path.parent / "policies") == process.pid)
     assert "holds this run" in loopctl("run", path, code=75)
-    until(lambda: any(run["round"] for run in experiment_facts(load_experiment(path))["runs"]))
+    stages.wait("training")
     assert facts_of(path)["state"] == "running"
+    goes_on_once_told()
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 128 + signal.SIGINT and alone(path)
+    assert process.wait(HANG_S) == 128 + signal.SIGINT and alone(path)
     assert facts_of(path)["state"] == "stopped" and "goes on where it was" in output_of(path)
-    assert "started (process" in loopctl("start", path)
+    stages.forget()
+    stages.stand_still("evaluating")
+    assert "started (process" in loopctl("start", path, **stages.variables)
     assert "already running" in loopctl("start", path)
+    stages.wait("evaluating")
+    goes_on_once_told()
     assert loopctl("stop", path) == "stopped\n" and alone(path)
     assert loopctl("stop", path) == "not running\n"
     loopctl("run", path)
     assert "all of it is done already" in loopctl("start", path)
     assert tables_of(facts_of(path)) == tables_of(facts_of(undisturbed))
     sound(path)
-
-
-def until(holds: Any, patience_s: float = 60.0) -> None:
-    deadline = time.monotonic() + patience_s
-    while not holds():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.2)
 
 
 def family(path: Path) -> list[psutil.Process]:
@@ -531,10 +542,8 @@ def family(path: Path) -> list[psutil.Process]:
 
 
 def alone(path: Path) -> bool:
-    deadline = time.monotonic() + 30
-    while family(path) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    return not family(path)
+    """True as soon as nothing of it is left."""
+    return bool(wait_until(lambda: not family(path), lambda: f"left: {family(path)}"))
 
 
 def killed_again_and_again(path: Path, draw: random.Random, num_kills: int) -> Counter[str]:
@@ -571,9 +580,9 @@ def killed_again_and_again(path: Path, draw: random.Random, num_kills: int) -> C
             process.wait()
         elif process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(120)
+            process.wait(HANG_S)
     for _ in range(10):
-        if supervise(path).wait(300) == 0:
+        if supervise(path).wait(HANG_S) == 0:
             return killed
     raise AssertionError(output_of(path)[-3000:])
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
+from waiting import HANG_S, Clock, wait_until
 
 from loop import hooks as hooks_module
 from loop.config import Watching
@@ -29,7 +30,6 @@ from loop.hooks import MOST_WAITING, Hooks, hooks_of
 from loop.same_run import resolved
 
 ROOT = Path(__file__).resolve().parents[1]
-GUARD_S = 20.0  # a hang, not a measure
 
 
 class Said(list[str]):
@@ -46,7 +46,7 @@ def said() -> Said:
 
 
 def settings(**keys: Any) -> Watching:
-    return Watching(**{"timeout_s": GUARD_S} | keys)
+    return Watching(**{"timeout_s": HANG_S} | keys)
 
 
 def shell(words: str, *arguments: object) -> tuple[str, ...]:
@@ -54,19 +54,14 @@ def shell(words: str, *arguments: object) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def telling(watching: Watching, said: Said, directory: Path | None = None) -> Iterator[Hooks]:
-    hooks = Hooks(watching, said, directory)
+def telling(
+    watching: Watching, said: Said, directory: Path | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Hooks]:
+    hooks = Hooks(watching, said, directory, clock)
     try:
         yield hooks
     finally:
-        hooks.close(GUARD_S)
-
-
-def wait_until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + GUARD_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
+        hooks.close(HANG_S)
 
 
 def alive(pid: int) -> bool:
@@ -76,9 +71,14 @@ def alive(pid: int) -> bool:
         return False
 
 
-def pid_in(file: Path) -> int:
-    wait_until(lambda: file.exists() and file.read_text().endswith("\n"))
-    return int(file.read_text())
+def pid_in(file: Path, but: int = 0) -> int:
+    """The process that a file names, once it names one, and not that one."""
+
+    def found() -> int:
+        text = file.read_text() if file.exists() else ""
+        return int(text) if text.endswith("\n") and int(text) != but else 0
+
+    return int(wait_until(found))
 
 
 # ---- what is told ----------------------------------------------------------------------------------------------------
@@ -162,12 +162,15 @@ def test_a_directory_that_is_gone(tmp_path: Path, said: Said) -> None:
 
 def test_what_takes_too_long_is_ended_with_all_below_it(tmp_path: Path, said: Said) -> None:
     words = 'trap "" TERM; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
-    with telling(settings(command=shell(words, tmp_path), timeout_s=1.0), said) as hooks:
+    clock, pids = Clock(), [0, 0]
+    with telling(settings(command=shell(words, tmp_path)), said, clock=clock) as hooks:
         hooks.tell("pause", {})
         hooks.tell("decision", {})
-        pids = [pid_in(tmp_path / name) for name in ("below", "top")]
-        wait_until(lambda: said)
-        assert not any(map(alive, pids))
+        for number in (1, 2):
+            pids = [pid_in(tmp_path / name, but=pid) for name, pid in zip(("below", "top"), pids, strict=True)]
+            clock.now_s += HANG_S
+            wait_until(lambda number=number: len(said) == number)
+            assert not any(map(alive, pids))
     assert said == ["watching.command: sh took too long and was ended"] * 2
 
 
@@ -238,7 +241,11 @@ def test_the_thread_outlives_what_cannot_be_told(tmp_path: Path, said: Said) -> 
 # ---- the end ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_queued_at_the_end_has_a_little_time(tmp_path: Path, said: Said) -> None:
+def test_what_is_queued_at_the_end_has_a_little_time(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Hooks.close.__defaults__ == (hooks_module.END_S,) and hooks_module.END_S > 0
+    monkeypatch.setattr(Hooks.close, "__defaults__", (HANG_S,))
     with hooks_of(settings(command=shell('sleep 0.1; echo >> "$1"', tmp_path / "got")), said) as hooks:
         assert hooks is not None
         for _ in range(5):
@@ -285,7 +292,7 @@ class Receiver:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 receiver.got.append((self.command, self.path, dict(self.headers), json.loads(body or b"null")))
-                receiver.hold.wait(GUARD_S)
+                receiver.hold.wait(HANG_S)
                 with contextlib.suppress(OSError):
                     self.send_response(receiver.status)
                     for name, value in receiver.headers.items():
@@ -352,7 +359,7 @@ def test_one_that_does_not_answer_is_given_up(receiver: Receiver, said: Said) ->
 
 
 def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(said: Said) -> None:
-    over = threading.Event()
+    begun, over, clock = threading.Event(), threading.Event(), Clock()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def drip() -> None:
@@ -361,13 +368,17 @@ def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(said: Said) -> 
                 connection.sendall(b"HTTP/1.0 200 OK\r\nX: ")
                 while not over.wait(0.05):
                     connection.sendall(b"x")
+                    begun.set()
 
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with telling(settings(webhook=url, timeout_s=0.5), said) as hooks:
+        with telling(settings(webhook=url), said, clock=clock) as hooks:
             hooks.tell("pause", {})
             hooks.tell("pause", {})
+            assert begun.wait(HANG_S)
+            clock.now_s += HANG_S
+            wait_until(lambda: len(said) == 2)
         over.set()
         thread.join()
     assert said == [
@@ -445,4 +456,3 @@ def test_mistakes_are_found_before_anything_runs(tmp_path: Path, keys: str) -> N
 )
 def test_web_addresses(url: str) -> None:
     assert Watching(webhook=url).webhook == url
-    assert hooks_module.END_S > 0

@@ -205,7 +205,7 @@ outcomes = st.integers(1, 5).flatmap(
 
 
 @given(st.lists(outcomes, min_size=1, max_size=30), st.randoms(use_true_random=False))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_decisions_replay_to_the_bit(problems: list[tuple[Outcomes, Outcomes]], order: Any) -> None:
     given = evidence(*problems)
     read = read_evidence(given)

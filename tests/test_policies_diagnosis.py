@@ -125,7 +125,7 @@ def test_with_every_token_followed_the_bound_is_the_divergence() -> None:
     assert bounds == sorted(bounds) and bounds[-1] == pytest.approx(float(kl(p, q)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(data=st.data(), size=st.integers(1, 8))
 def test_a_divergence_is_never_negative(data: st.DataObject, size: int) -> None:
     """Also where rounding has left masses that do not sum to 1."""
@@ -136,7 +136,7 @@ def test_a_divergence_is_never_negative(data: st.DataObject, size: int) -> None:
     assert kl_divergence(p, p) == 0
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31))
 def test_equal_models_show_no_change(seed: int) -> None:
     world = World(seed, 4, drift=0.0)
@@ -149,7 +149,7 @@ def test_equal_models_show_no_change(seed: int) -> None:
                 assert change.mean == 0 and change.interval in (None, (0, 0))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 2**31), lock=st.floats(0.05, 1.0), more=st.floats(0.0, 1.5))
 def test_what_must_hold_whatever_the_numbers_are(seed: int, lock: float, more: float) -> None:
     world = World(seed, 5)

@@ -314,7 +314,7 @@ def test_a_problem_in_two_splits_is_refused() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(1, 60), st.sampled_from([1, 3]), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_all_gates_replay_to_the_bit_in_any_order(seed: int, size: int, looks: int, fruitless: int) -> None:
     draw = random.Random(seed)
 

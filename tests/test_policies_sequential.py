@@ -114,7 +114,6 @@ def numpy_wealth(differences: list[Fraction], mean: float, gap: float) -> numpy.
 
 
 @given(several, st.sampled_from([0.0, 0.01, -0.02]), st.sampled_from([0.02, 0.03, 0.1]))
-@settings(deadline=None)
 def test_e_values_are_the_largest_products(differences: list[Fraction], min_gain: float, target_gain: float) -> None:
     found = look(differences, min_gain=min_gain, target_gain=target_gain, level=0.05, complete=False)
     gap = target_gain - min_gain
@@ -165,7 +164,6 @@ def test_wealth_does_not_overflow() -> None:
 
 
 @given(several, st.integers(1, 40), st.sampled_from([0.01, 0.2]))
-@settings(deadline=None)
 def test_later_problems_cannot_change_a_verdict(differences: list[Fraction], num_first: int, at: float) -> None:
     first = look(differences[:num_first], target_gain=0.1, level=at, miss=0.2, complete=False)
     whole = look(differences, target_gain=0.1, level=at, miss=0.2, complete=False)
@@ -181,7 +179,6 @@ def test_later_problems_cannot_change_a_verdict(differences: list[Fraction], num
 
 
 @given(several, st.sampled_from([0.01, 0.2]), st.sampled_from([0.0, 0.5]))
-@settings(deadline=None)
 def test_verdicts_agree_with_bounds(differences: list[Fraction], at: float, final: float) -> None:
     found = look(differences, target_gain=0.1, level=at, miss=0.2, final=final, complete=False)
     assert -1 <= found.lower <= found.gain <= found.upper <= 1
@@ -197,7 +194,7 @@ def test_verdicts_agree_with_bounds(differences: list[Fraction], at: float, fina
 
 
 @given(several)
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_all_at_once_is_the_sign_flip_test(differences: list[Fraction]) -> None:
     found = look(differences, target_gain=0.1, level=0.05, miss=1e-9, final=1.0)
     p_value = sign_flip_p_value(differences)
@@ -274,7 +271,7 @@ def test_look_refuses(wrong: dict[str, object]) -> None:
 
 
 @given(several, st.integers(1, 40), st.sampled_from([0.01, 0.05, 0.2]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_bounds_only_narrow_and_hold_the_mean(differences: list[Fraction], num_first: int, at: float) -> None:
     lower, upper = confidence_sequence(differences, level=at)
     gain = float(sum(differences) / len(differences))
@@ -289,7 +286,7 @@ def test_bounds_only_narrow_and_hold_the_mean(differences: list[Fraction], num_f
 
 
 @given(several, st.sampled_from([0.01, 0.2]))
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 def test_what_is_outside_the_bounds_is_ruled_out_and_what_is_inside_is_not(
     differences: list[Fraction], at: float
 ) -> None:

@@ -120,7 +120,7 @@ def test_mean_interval_refuses(values: list[float]) -> None:
 
 
 @given(few)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_p_value_is_the_sign_flip_tests(differences: list[Fraction]) -> None:
     found = paired_gain(differences)
     assert found.p_value == brute_force_p_value(differences, Fraction(0))
@@ -128,7 +128,7 @@ def test_p_value_is_the_sign_flip_tests(differences: list[Fraction]) -> None:
 
 
 @given(st.lists(quarters, min_size=5, max_size=9), st.sampled_from([0.8, 0.9, 0.95]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_the_lower_bound_inverts_the_sign_flip_test(differences: list[Fraction], confidence: float) -> None:
     """Every gain below the bound is rejected, the bound itself is not. A bound that is off by one rank fails."""
     assume(num_changed(differences) >= 5)  # with fewer it is widened on purpose
@@ -139,7 +139,7 @@ def test_the_lower_bound_inverts_the_sign_flip_test(differences: list[Fraction],
 
 
 @given(some, st.sampled_from([0.6, 0.9, 0.95, 0.975]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounds_bracket_the_gain_and_mirror_when_the_two_are_swapped(
     differences: list[Fraction], confidence: float
 ) -> None:
@@ -153,7 +153,7 @@ def test_bounds_bracket_the_gain_and_mirror_when_the_two_are_swapped(
 
 
 @given(some, st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_better_results_never_look_worse(differences: list[Fraction], data: st.DataObject) -> None:
     raised = list(differences)
     index = data.draw(st.integers(0, len(raised) - 1))
@@ -169,7 +169,7 @@ def test_better_results_never_look_worse(differences: list[Fraction], data: st.D
 
 
 @given(some, st.randoms(use_true_random=False))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_the_order_of_the_problems_does_not_matter(differences: list[Fraction], order: random.Random) -> None:
     shuffled = list(differences)
     order.shuffle(shuffled)
@@ -212,7 +212,7 @@ def test_p_value_with_few_changes() -> None:
 
 
 @given(some, st.sampled_from([0.6, 0.9, 0.95, 0.975]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_bounds_and_p_value_agree_about_zero(differences: list[Fraction], confidence: float) -> None:
     found = paired_gain(differences, confidence)
     assert (found.lower > 0) == (found.p_value <= 1 - confidence)
@@ -239,7 +239,7 @@ tenths = st.integers(-10, 10).map(lambda score: Fraction(score, 10))
 
 
 @given(st.lists(tenths, min_size=1, max_size=10), st.sampled_from([Fraction(0), Fraction(1, 100), Fraction(-1, 5)]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_exact_p_value_is_the_share_of_flips(differences: list[Fraction], delta: Fraction) -> None:
     assert sign_flip_p_value(differences, delta) == brute_force_p_value(differences, delta)
     assert sign_flip_p_value([float(difference) for difference in differences], float(delta)) == sign_flip_p_value(

@@ -240,7 +240,7 @@ def prompt_set(count: int) -> list[Prompt]:
     return [Prompt(id=f"{number:03d}", source="s", name="n", statement="t", content={}) for number in range(count)]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 12), st.integers(1, 14), st.integers(0, 2**63 - 1), st.integers(1, 25))
 def test_prompts_are_dealt_out_in_turn(count: int, per_round: int, seed: int, num_rounds: int) -> None:
     prompts = prompt_set(count)

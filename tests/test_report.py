@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from browser import Shown, browser, needs_a_browser
 from test_cli_support import Loopctl, call, finished, finished_run, process, write_configuration
+from waiting import HANG_S
 
 from loop.cli.call import Place
 from loop.cli.files import opened
@@ -461,7 +462,7 @@ def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
     reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE)
     with opened(tmp_path / "pipe") as out:
         out.write(b"a page")
-    assert reader.communicate(timeout=20)[0] == b"a page"
+    assert reader.communicate(timeout=HANG_S)[0] == b"a page"
     assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 
 
@@ -527,10 +528,10 @@ def test_a_live_page_takes_in_what_is_new(chromium: Any) -> None:
             self.send_header("Content-Type", kind)
             self.end_headers()
             if self.path == "/events":
-                news.wait(20)
+                news.wait(HANG_S)
                 self.wfile.write(b"data: 1\n\n")
                 self.wfile.flush()
-                gone.wait(20)
+                gone.wait(HANG_S)
             else:
                 self.wfile.write((render(facts, live=True) if self.path == "/" else body(facts)).encode())
 
@@ -542,7 +543,7 @@ def test_a_live_page_takes_in_what_is_new(chromium: Any) -> None:
     try:
         complaints: list[str] = []
         tab = chromium.new_page()
-        tab.set_default_timeout(20_000)
+        tab.set_default_timeout(1000 * HANG_S)
         tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
         tab.goto(f"http://127.0.0.1:{server.server_port}/")
         tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")

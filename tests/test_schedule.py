@@ -270,7 +270,7 @@ def happenings(*kinds: str) -> st.SearchStrategy[list[tuple[int, str, int]]]:
 LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=5)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     expression=st.sampled_from(list(CRONS)),
     change=st.sampled_from(CHANGES),
@@ -304,7 +304,7 @@ def test_no_cron_time_is_lost_or_served_twice(
     assert len({bisect_left(starts, moment) for moment in past}) == len(starts)  # each served by one, each serving some
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     every=st.integers(20, 3000),
     tick=st.integers(3, 30),
@@ -415,7 +415,7 @@ def test_without_windows_and_with_all_of_them() -> None:
 DAY_SETS = {"": range(7), "weekends ": (5, 6), "weekdays ": range(5), "Sun ": (6,), "sat-mon ": (5, 6, 0)}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     change=st.sampled_from(CHANGES),
     windows=st.lists(

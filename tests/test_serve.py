@@ -14,7 +14,7 @@ import socket
 import subprocess
 import tarfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -23,7 +23,9 @@ import psutil
 import pytest
 from browser import Tab, chromium, needs_a_browser
 from experiments import loopctl, write_experiment
+from stages import Stages
 from test_cli_support import Loopctl, call, command, environment, finished, finished_run, write_configuration
+from waiting import HANG_S, Clock, wait_until
 
 from loop.serve.guard import names
 from loop.serve.live import CannotShow, Live
@@ -33,7 +35,6 @@ from store.errors import NoStore
 from store.ledger import Ledger
 
 __all__ = ["call", "chromium", "finished"]
-WAIT_S = 20.0
 
 
 class Served:
@@ -52,7 +53,7 @@ class Served:
 
     def ask(self, path: str = "/", method: str = "GET", host: str | None = None, **headers: str) -> Any:
         """The answer, with `.body`, its text."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         with contextlib.closing(connection):
             connection.putrequest(method, path, skip_host=True)
             connection.putheader("Host", host or f"127.0.0.1:{self.port}")
@@ -65,7 +66,7 @@ class Served:
 
     def listen(self) -> socket.socket:
         """A stream of events, open."""
-        stream = socket.create_connection(("127.0.0.1", self.port), timeout=WAIT_S)
+        stream = socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
         stream.sendall(f"GET /events HTTP/1.1\r\nHost: localhost:{self.port}\r\n\r\n".encode())
         assert b"text/event-stream" in until(stream, b"data:")
         return stream
@@ -74,7 +75,7 @@ class Served:
         if self.process.poll() is None:
             self.process.send_signal(signum)
         try:
-            return self.process.wait(WAIT_S)
+            return self.process.wait(HANG_S)
         finally:
             self.process.kill()
 
@@ -85,14 +86,6 @@ def until(stream: socket.socket, wanted: bytes) -> bytes:
         more = stream.recv(4096)
         assert more, found
         found += more
-    return found
-
-
-def wait_for(holds: Callable[[], Any]) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while not (found := holds()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
     return found
 
 
@@ -145,7 +138,7 @@ def test_foreign_names_are_refused(served: Served) -> None:
 
 
 def raw(served: Served, request: str) -> Any:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=WAIT_S) as connection:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=HANG_S) as connection:
         connection.sendall(request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n").encode())
         answer = http.client.HTTPResponse(connection)
         answer.begin()
@@ -183,8 +176,7 @@ def test_what_every_answer_says_to_browsers(served: Served) -> None:
 def test_who_goes_away_leaves_nothing_behind(served: Served) -> None:
     server = psutil.Process(served.process.pid)
     served.ask("/")
-    wait_for(lambda: not [thread for thread in server.connections() if thread.status == "ESTABLISHED"])
-    time.sleep(0.2)
+    wait_until(lambda: all(connection.status == "LISTEN" for connection in server.connections()))
     before = server.num_fds(), server.num_threads()
     streams = [served.listen() for _ in range(20)]
     assert server.num_fds() >= before[0] + 20
@@ -192,7 +184,7 @@ def test_who_goes_away_leaves_nothing_behind(served: Served) -> None:
         if number % 2:  # half of them by a reset
             stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         stream.close()
-    wait_for(lambda: server.num_fds() <= before[0] and server.num_threads() <= before[1])
+    wait_until(lambda: server.num_fds() <= before[0] and server.num_threads() <= before[1])
     assert served.ask("/healthz").status == 200
 
 
@@ -200,32 +192,33 @@ def test_who_goes_away_leaves_nothing_behind(served: Served) -> None:
 def test_it_ends_at_once_though_somebody_looks(finished: Path, signum: int) -> None:
     with serving(finished) as served:
         streams = [served.listen() for _ in range(3)]
-        begun = time.monotonic()
         assert served.end(signum) == 0
-        assert time.monotonic() - begun < WAIT_S / 2
         assert served.process.stderr and served.process.stderr.read() == ""
         for stream in streams:
             stream.close()
 
 
 def test_a_round_in_another_process_is_followed_to_its_end(tmp_path: Path) -> None:
-    config = write_configuration(tmp_path)
+    config, stages = write_configuration(tmp_path), Stages(tmp_path)
     with serving(tmp_path) as served:
         waiting = served.ask("/")
         assert waiting.status == 200 and "start one with" in waiting.body and "round 1" not in waiting.body
         assert json.loads(served.ask("/status.json").body)["state"] == "stopped"
+        stages.stand_still("sampling")
         running = subprocess.Popen(
-            command("run", "--rounds", "2"), cwd=tmp_path, env=environment(LOOP_FAKE_STEP_S="0.02"),
+            command("run", "--rounds", "2"), cwd=tmp_path, env=environment(**stages.variables),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
-            wait_for(lambda: "round 1" in served.ask("/body").body)
-            seen = set()
+            for stage in ("sampling", "evaluating"):
+                stages.stand_still(stage)
+                stages.wait(stage)
+                wait_until(lambda: "round 1" in served.ask("/body").body)
+                assert json.loads(served.ask("/status.json").body)["round"]["stage"] == stage
+            stages.go_on()
             while running.poll() is None:
-                status = json.loads(served.ask("/status.json").body)
-                seen.add(status["round"] and status["round"]["stage"])
                 assert served.ask("/body").status == 200
-            assert running.returncode == 0 and {"sampling", "evaluating"} <= seen
+            assert running.returncode == 0
         finally:
             running.kill()
         last = served.listen()
@@ -249,7 +242,7 @@ def test_an_experiment_is_shown_from_before_it_begins(tmp_path: Path) -> None:
         loopctl("run", path)
         until(stream, b"data:")
         stream.close()
-        wait_for(lambda: "2 of 2 runs done" in served.ask("/body").body)
+        wait_until(lambda: "2 of 2 runs done" in served.ask("/body").body)
         assert [run["state"] for run in json.loads(served.ask("/status.json").body)["runs"]] == ["done", "done"]
 
 
@@ -258,17 +251,17 @@ def test_a_browser_follows_a_run_by_itself(tmp_path: Path, chromium: Any) -> Non
     """From before the first round to the decision of the last, without a click."""
     write_configuration(tmp_path)
     with serving(tmp_path) as served:
-        tab = Tab(chromium, served.url, 3 * WAIT_S)
+        tab = Tab(chromium, served.url)
         assert tab.page.locator(".round").count() == 0
         running = subprocess.Popen(
             command("run"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            tab.page.locator("#round-2 .gates").wait_for(state="attached")
-            assert running.wait(WAIT_S) == 0
+            tab.page.locator("#round-2 .gates").wait_until(state="attached")
+            assert running.wait(HANG_S) == 0
         finally:
             running.kill()
-        tab.page.locator(".panel svg").first.wait_for()
+        tab.page.locator(".panel svg").first.wait_until()
         tab.page.close()
     assert tab.complaints == []
     assert set(tab.requests) == {served.url, f"{served.url}events", f"{served.url}body"}
@@ -284,7 +277,7 @@ def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path
         assert "lacks migration" in served.ask("/body").body
         assert "lacks migration" in json.loads(served.ask("/status.json").body)["error"]
         open_database(tmp_path / ".loop" / "loop.db").close()
-        wait_for(lambda: served.ask("/").status == 200)
+        wait_until(lambda: served.ask("/").status == 200)
 
 
 def test_any_other_address_needs_the_token(finished: Path) -> None:
@@ -365,13 +358,15 @@ class Made:
 
     def __init__(self) -> None:
         self.history, self.pulse, self.num_facts, self.error = 0, 0, 0, None
+        self.clock = Clock()
 
     def mark(self) -> Mark:
         return Mark((self.history,), (self.pulse,))
 
     def facts(self) -> Any:
         self.num_facts += 1
-        time.sleep(0.05)
+        time.sleep(0.05)  # for others to ask meanwhile
+        self.clock.now_s += 0.05
         if self.error:
             raise self.error
         return f"{self.history}.{self.pulse} \ud800"
@@ -381,7 +376,7 @@ class Made:
 
 
 def live(source: Made) -> Live:
-    return Live(source, {"body": lambda facts: f"body {facts}", "page": lambda facts: f"page {facts}"})
+    return Live(source, {"body": lambda facts: f"body {facts}", "page": lambda facts: f"page {facts}"}, source.clock)
 
 
 def test_a_page_is_made_once_for_all_who_look() -> None:
@@ -394,11 +389,11 @@ def test_a_page_is_made_once_for_all_who_look() -> None:
         await shown.html("page")
         assert source.num_facts == 1
         source.history = 1
-        await asyncio.sleep(0.2)
+        source.clock.now_s += 0.2
         assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
         source.pulse = 1  # a moment after something happened: not worth a page of its own yet
         assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
-        shown._changed_at -= 60
+        source.clock.now_s += 60
         assert await shown.html("body") == b"body 1.1 ?" and source.num_facts == 3
 
     asyncio.run(look())
@@ -409,17 +404,18 @@ def test_news_reach_all_who_listen_and_nothing_stays() -> None:
 
     async def listen() -> None:
         shown = live(source)
+        await shown.look()
         watching = asyncio.create_task(shown.watch())
         streams = [shown.events() for _ in range(3)]
         for stream in streams:
-            assert (await anext(stream)).startswith("id: 0\n")
+            assert (await anext(stream)).startswith("id: 1\n")
         assert shown.num_listeners == 3
         wanted = [asyncio.create_task(anext(stream)) for stream in streams]
-        wait = [task.done() for task in wanted]
-        await asyncio.sleep(0.7)  # the first look: it is now known how far it is
+        await shown.look()
+        assert not any(task.done() for task in wanted), "there is nothing new"
         source.history = 1
-        news = await asyncio.wait_for(asyncio.gather(*wanted), WAIT_S)
-        assert not any(wait) and len(set(news)) == 1 and "data:" in news[0]
+        news = await asyncio.wait_for(asyncio.gather(*wanted), HANG_S)
+        assert len(set(news)) == 1 and "data: 2" in news[0]
         await streams[0].aclose()
         left = asyncio.create_task(anext(streams[1]))
         await asyncio.sleep(0)
@@ -455,10 +451,10 @@ def test_what_cannot_be_shown_is_said_and_looked_at_again() -> None:
         with pytest.raises(CannotShow, match="no run here yet"):
             await shown.html("page")
         source.error, source.history = None, 1
-        shown._changed_at -= 60
+        source.clock.now_s += 60
         assert (await shown.html("page")).startswith(b"page 1.0")
         source.error, source.history = ValueError("a mistake"), 2
-        shown._changed_at -= 60
+        source.clock.now_s += 60
         with pytest.raises(ValueError, match="a mistake"):
             await shown.html("page")
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from test_cli_support import Loopctl, call, command, environment, finished
+from waiting import HANG_S, wait_until
 
 from loop.cli import standing
 from loop.cli.lines import cells, folded
@@ -145,8 +146,8 @@ def test_readers_see_whole_heartbeats(tmp_path: Path) -> None:
     writer.start()
     try:
         for _ in range(2000):
-            found = read_heartbeat(tmp_path)
-            assert found and found.stage == found.part and found.round == len(found.part)
+            found = wait_until(lambda: read_heartbeat(tmp_path))  # None where writes came in between, again and again
+            assert found.stage == found.part and found.round == len(found.part)
     finally:
         ended.set()
         writer.join()
@@ -193,7 +194,7 @@ def test_running(finished: Path, call: Loopctl) -> None:
         answer = call("status", "--json")
         assert answer.code == 0
         assert (answer.json["state"], answer.json["reason"], answer.json["paused_by"]) == ("running", None, None)
-        assert 0 <= answer.json["heartbeat_age_s"] < 5 and 0 <= answer.json["uptime_s"] < 5
+        assert 0 <= answer.json["heartbeat_age_s"] < HANG_S and 0 <= answer.json["uptime_s"] < HANG_S
         assert line(call("status").out, "next").startswith("at once (continuous) · 3 rounds to go        up ")
         set_rounds_to_none = (finished / "loop.toml").read_text().replace("rounds = 5\n", "rounds = 0\n")
         (finished / "loop.toml").write_text(set_rounds_to_none)
@@ -499,7 +500,7 @@ def _until(process: "subprocess.Popen[str]", words: str) -> list[str]:
 
 def _interrupted(process: "subprocess.Popen[str]") -> tuple[str, str]:
     process.send_signal(signal.SIGINT)
-    return process.communicate(timeout=20)
+    return process.communicate(timeout=HANG_S)
 
 
 def test_watch_in_a_pipe_prints_news_only(finished: Path) -> None:
@@ -508,9 +509,10 @@ def test_watch_in_a_pipe_prints_news_only(finished: Path) -> None:
     time.sleep(0.5)
     with alive(finished) as beating:
         beating.say("idle", "waiting for it")
-        lines = _until(process, "next")
-        assert lines[0] == "\n" and "idle   waiting for it" in lines[1]
-        assert sum(line.startswith("●") for line in lines) == 1, "one report, not one for each look"
+        lines = _until(process, "waiting for it")  # a report of the moment before may come first
+        assert lines[0] == lines[-2] == "\n" and "idle   waiting for it" in lines[-1]
+        _until(process, "next")
+        time.sleep(0.5)  # for some looks that give nothing new
     lines = _until(process, "next")
     assert "waiting for it" not in "".join(lines), "it goes on when the process has ended"
     out, err = _interrupted(process)
@@ -542,7 +544,7 @@ def test_watch_on_a_terminal_draws_in_place(finished: Path) -> None:
     while said.count(b"as of") < 3:
         said += os.read(parent, 1 << 16)
     process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=20) == 3
+    assert process.wait(timeout=HANG_S) == 3
     with contextlib.suppress(OSError):
         while more := os.read(parent, 1 << 16):
             said += more

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from test_store_support import World, prompt
 
@@ -55,7 +55,7 @@ def test_canonical_json_does_not_depend_on_order_or_key_type() -> None:
         canonical_json({"loss": float("nan")})
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(ANY_JSON, ANY_TEXT)
 def test_events_hold_any_value(value: Any, kind: str) -> None:
     world = World()
@@ -63,7 +63,7 @@ def test_events_hold_any_value(value: Any, kind: str) -> None:
     assert event.data == {"value": value} and world.ledger.last_event() == event
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60)
 @given(
     st.lists(
         st.fixed_dictionaries(

@@ -147,7 +147,7 @@ def test_damaged_copies_go_only_when_that_is_asked(tmp_path: Path) -> None:
     assert world.directories() == {"round-0001"}
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rounds=st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.booleans()), max_size=7),
     keep_last=st.integers(0, 3),

@@ -305,4 +305,4 @@ class Rounds(RuleBasedStateMachine):
 
 
 TestRounds = Rounds.TestCase
-TestRounds.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+TestRounds.settings = settings(max_examples=60, stateful_step_count=25)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rounds import CONFIG, KEEPING, write_run
 from test_cli_support import Loopctl, call, finished
@@ -35,7 +35,7 @@ def indexed(world: World) -> int:
     return sum(world.corpus.index_texts())
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150)
 @given(st.lists(TEXTS, min_size=1, max_size=6), TEXTS, st.data())
 @example(["K\u0130i\u0307", "x"], "k\u0130i", None)
 def test_what_is_found_does_not_depend_on_the_index(texts: list[str], other: str, data: Any) -> None:

@@ -91,7 +91,7 @@ def test_a_change_to_any_field_of_any_event_is_found(column: str) -> None:
         assert any(message.startswith("event") for message in found), event.seq
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.data())
 def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> None:
     world = sound(World())

@@ -8,14 +8,15 @@ import shutil
 import struct
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 from test_cli_support import Loopctl, call, environment, finished, process
+from waiting import HANG_S, Clock, returns, wait_until
 
 from loop import trackers as trackers_module
 from loop.cli.view import reader, whole_round
@@ -25,7 +26,6 @@ from loop.trackers import PACKAGES, Trackers, missing, missing_in_words, tracker
 from loop.tracking import about, figures_of
 
 __all__ = ["call", "finished"]
-GUARD_S = 120.0  # a hang, not a measure
 ROOT = Path(__file__).resolve().parents[1]
 Figures = dict[int, dict[str, float]]  # by round
 
@@ -57,7 +57,7 @@ def track(
         bwrap = find_bwrap()
         assert bwrap is not None
         command = [bwrap, "--unshare-net", "--dev-bind", "/", "/", *command]
-    return subprocess.run(command, env=environment(), cwd=directory, capture_output=True, text=True, timeout=GUARD_S)
+    return subprocess.run(command, env=environment(), cwd=directory, capture_output=True, text=True, timeout=HANG_S)
 
 
 # ---- reading back ----------------------------------------------------------------------------------------------------
@@ -249,13 +249,6 @@ class Lines(list[str]):
         self.append(text)
 
 
-def wait_until(condition: Callable[[], Any]) -> None:
-    deadline = time.monotonic() + GUARD_S
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-
-
 def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Have a program of ours in the place of the tracker's process."""
     command = [sys.executable, "-c", code]
@@ -265,28 +258,40 @@ def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 HANGS = "import os, sys, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)"
 
 
+def hanging(directory: Path, but: int = 0) -> int:
+    """The process that hangs there, and not that one, once it does."""
+
+    def found() -> int:
+        text = (directory / "pid").read_text() if (directory / "pid").exists() else ""
+        return int(text) if text.endswith("\n") and int(text) != but else 0
+
+    return int(wait_until(found))
+
+
 def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trackers_module, "TIMEOUT_S", 1.0)
     telling(monkeypatch, HANGS)
-    said = Lines()
-    trackers = Trackers(["wandb", "mlflow"], tmp_path, "p", said)
-    began = time.monotonic()
-    trackers.look()
-    assert time.monotonic() - began < 0.5, "nobody waits for it"
+    said, clock = Lines(), Clock()
+    trackers = Trackers(["wandb", "mlflow"], tmp_path, "p", said, clock)
+    returns(trackers.look)
+    first = hanging(tmp_path)
+    assert said == [] and psutil.pid_exists(first), "nobody waits for it"
+    clock.now_s += trackers_module.TIMEOUT_S
+    second = hanging(tmp_path, but=first)
+    clock.now_s += trackers_module.TIMEOUT_S
     wait_until(lambda: len(said) == 2)
-    trackers.close()
+    trackers.close(0.0)
     assert [line.split(" took")[0] for line in said] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
-    assert not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    assert not psutil.pid_exists(first) and not psutil.pid_exists(second)
 
 
 def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
     said = Lines()
-    trackers = Trackers(["wandb"], tmp_path, "p", said)
+    trackers = Trackers(["wandb"], tmp_path, "p", said, Clock())
     trackers.look()
-    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith("\n"))
-    trackers.close(0.0)
-    assert len(said) == 1 and not psutil.pid_exists(int((tmp_path / "pid").read_text()))
+    pid = hanging(tmp_path)
+    returns(lambda: trackers.close(0.0))
+    assert len(said) == 1 and not psutil.pid_exists(pid)
     trackers.look()
     trackers.close()
 
@@ -296,11 +301,22 @@ def test_a_run_that_ends_by_itself_waits_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool, told: bool
 ) -> None:
     monkeypatch.setattr(trackers_module, "STOP_S", 0.1)
+    monkeypatch.setattr(trackers_module, "END_S", HANG_S)
     monkeypatch.setattr(trackers_module, "PACKAGES", {"mlflow": ("pytest",)})
-    telling(monkeypatch, "import time; time.sleep(1.5); open('told', 'w')")
+    patience_s: list[float] = []
+    close = Trackers.close
+    monkeypatch.setattr(Trackers, "close", lambda self, given_s: (patience_s.append(given_s), close(self, given_s)))
+    telling(monkeypatch, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nopen('told', 'w')")
     with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Lines(), lambda: stopped) as trackers:
         assert trackers is not None
-    assert (tmp_path / "told").exists() == told
+
+        def let_it_end() -> None:
+            wait_until(lambda: trackers._closing)
+            (tmp_path / "go").touch()
+
+        if not stopped:
+            threading.Thread(target=let_it_end).start()
+    assert (tmp_path / "told").exists() == told and patience_s == [0.1 if stopped else HANG_S]
 
 
 def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +381,11 @@ def test_config_check_and_doctor_name_what_is_missing(
 def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
     """Rounds that were there before, and a new one: `loopctl run` and no more."""
     configured('"mlflow"', 'project = "shared"\n')
-    said = process(finished, "run", "--rounds", "1")
+    (finished / "sitecustomize.py").write_text(  # put before loopctl: mlflow takes its time to start on a busy machine
+        "import sys\nif 'loop.cli.main' in sys.orig_argv:\n"
+        f"    from loop import trackers\n    trackers.END_S = trackers.TIMEOUT_S = {HANG_S}\n"
+    )
+    said = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
     assert said.code == 0, said.err
     found, config = read_back("mlflow", finished / ".loop/trackers/mlflow", "shared")
     assert found == expected(finished / ".loop") and len(found) == 3 and config["name"] == "small"

@@ -61,13 +61,18 @@ async def in_thread(work: Callable[[], T]) -> T:
 class Live:
     """One source for any number of readers. Everything but the work in threads happens in one event loop."""
 
-    def __init__(self, source: Source, forms: Mapping[str, Callable[[Json], str]]) -> None:
-        """`forms` make HTML of the source's facts, each under its name."""
-        self.source, self.forms = source, forms
+    def __init__(
+        self,
+        source: Source,
+        forms: Mapping[str, Callable[[Json], str]],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`forms` make HTML of the source's facts, each under its name. `clock` gives seconds."""
+        self.source, self.forms, self.clock = source, forms, clock
         self.version = 0
         self.num_listeners = 0
         self._mark: Mark | None = None
-        self._changed_at = 0.0  # monotonic, when the version last changed
+        self._changed_at = 0.0  # by the clock, when the version last changed
         self._took_s = 0.0
         self._news = asyncio.Condition()
         self._closed = False
@@ -80,7 +85,7 @@ class Live:
         """See whether there is something new, and tell those who listen."""
         async with self._looking:
             mark = await in_thread(self.source.mark)
-            before, now = self._mark, time.monotonic()
+            before, now = self._mark, self.clock()
             if before == mark:
                 return
             wait = self._took_s  # so that a large store is not read without end
@@ -104,7 +109,7 @@ class Live:
         """This form of what is known now. CannotShow if nothing is; what else the source raises is a mistake of ours."""
         await self.look()
         async with self._making:
-            begun = time.monotonic()
+            begun = self.clock()
             if self._facts is None or self._facts[0] != self.version:
                 version, self._made = self.version, {}
                 try:
@@ -116,7 +121,7 @@ class Live:
             if form not in self._made:
                 facts = self._facts[1]
                 self._made[form] = (await in_thread(lambda: self.forms[form](facts))).encode(errors="replace")
-                self._took_s += time.monotonic() - begun
+                self._took_s += self.clock() - begun
             return self._made[form]
 
     async def events(self) -> AsyncIterator[str]:

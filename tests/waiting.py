@@ -1,0 +1,37 @@
+"""Waiting for what another thread or process does. Only a true hang reaches the limit, however slow or busy the machine is."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+HANG_S = 600.0
+
+
+def wait_until(holds: Callable[[], Any], what: Callable[[], object] = lambda: "it never came") -> Any:
+    """What `holds` returns as soon as that is true; if it never is, an AssertionError that says `what`."""
+    deadline = time.monotonic() + HANG_S
+    while not (found := holds()):
+        assert time.monotonic() < deadline, what()
+        time.sleep(0.02)
+    return found
+
+
+def returns(call: Callable[[], Any]) -> None:
+    """It returns while all stands still that it might wait for."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(HANG_S)
+    assert not thread.is_alive(), "it waits"
+
+
+class Clock:
+    """Seconds that pass only when a test says so."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
