@@ -72,7 +72,7 @@ def test_grading_goes_on_while_completions_come(
         batch = list(batch)
         if (evaluation_id := batch[0].evaluation_id) is not None:
             num_lists[evaluation_id] = num_lists.get(evaluation_id, 0) + 1
-            assert num_lists[evaluation_id] == 1 or said.wait(60), "nothing is graded while sampling goes on"
+            assert num_lists[evaluation_id] == 1 or said.wait(300), "nothing is graded while sampling goes on"
             said.clear()
         return add(corpus, batch)
 

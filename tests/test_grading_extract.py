@@ -234,7 +234,7 @@ def test_hostile_text_takes_no_time(number: int) -> None:
     for problem in (HUMANEVAL, METHOD):
         for prefilled in (False, True):
             extract_code(HOSTILE[number], problem, prefilled)
-    assert time.process_time() - start < 4.0
+    assert time.process_time() - start < 30.0  # a second at most; what is not linear would take hours
 
 
 @settings(max_examples=300, deadline=None)

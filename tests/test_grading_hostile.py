@@ -12,18 +12,21 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 
 import pytest
 from hostile_programs import CALLS, CLASSES, GIVEN, PROBLEMS, SECRET, SWEEP, WORD, Program, asked, right
 from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
-from loop.grading import sandbox, warm
-from loop.grading.grader import Grader, Job
+from loop.grading import warm
+from loop.grading.grader import Grader, Job, Verdict
 from loop.grading.problems import Problem
+from loop.grading.sandbox import Sandbox
 
 TIMEOUT_S = 1.0
+"""Of programs that may end by the clock; the others have all the time that a slow machine needs."""
+PATIENT_S = 300.0
 AS_USER = pytest.mark.skipif(readable_python() is None, reason="needs root, setpriv and a Python that everyone may run")
 
 
@@ -63,14 +66,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def grader(mark: str) -> Grader:
-    return Grader(timeout_s=TIMEOUT_S, memory_bytes=512 << 20, num_workers=2)
-
-
-def user_grader(mode: sandbox._Mode) -> Grader:
-    grader = Grader(timeout_s=TIMEOUT_S, memory_bytes=512 << 20, num_workers=2)
-    grader._sandbox = as_user(mode)
-    return grader
+def opened(mark: str) -> Sandbox:
+    return Sandbox.open("bubblewrap")
 
 
 def num_survivors(mark: str) -> int:
@@ -83,7 +80,7 @@ def num_survivors(mark: str) -> int:
 
 
 def no_survivors(mark: str) -> bool:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + PATIENT_S
     while num_survivors(mark) and time.monotonic() < deadline:
         time.sleep(0.05)
     return num_survivors(mark) == 0
@@ -97,17 +94,26 @@ def written(program: Program, on: str, words: dict[str, str]) -> str:
     return code
 
 
-def check(grader: Grader, programs: dict[str, Program], words: dict[str, str], most: int, strict: bool = True) -> None:
+def graded(opened: Sandbox, by_clock: bool, jobs: list[Job]) -> Iterator[tuple[Hashable, Verdict]]:
+    grader = Grader(timeout_s=TIMEOUT_S if by_clock else PATIENT_S, memory_bytes=512 << 20, num_workers=2)
+    grader._sandbox = opened
+    return grader.grade(jobs)
+
+
+def check(opened: Sandbox, programs: dict[str, Program], words: dict[str, str], most: int, strict: bool = True) -> None:
     """Each on at most `most` of its problems, by turns; after each a right program. Fails with all that went wrong."""
-    jobs = []
+    jobs: dict[bool, list[Job]] = {True: [], False: []}  # by whether the program may end by the clock
     for number, (name, program) in enumerate(programs.items()):
+        group = jobs[not strict or "timeout" in program.may_be]
         problems = program.on.split()
         first = number * most % len(problems)
         for on in itertools.islice(itertools.cycle(problems), first, first + min(most, len(problems))):
-            jobs.append(Job((name, on, program.may_be), PROBLEMS[on], written(program, on, words)))
-        jobs.append(Job((name, on, ""), PROBLEMS[on], f"{right(PROBLEMS[on])}\n# {number}: the same twice is run once"))
+            group.append(Job((name, on, program.may_be), PROBLEMS[on], written(program, on, words)))
+        group.append(
+            Job((name, on, ""), PROBLEMS[on], f"{right(PROBLEMS[on])}\n# {number}: the same twice is run once")
+        )
     wrong = []
-    for key, verdict in grader.grade(jobs):
+    for key, verdict in itertools.chain(*(graded(opened, by_clock, group) for by_clock, group in jobs.items())):
         name, on, may_be = key  # type: ignore[misc]
         if not may_be:
             good = verdict.verdict == "passed"
@@ -122,14 +128,14 @@ def check(grader: Grader, programs: dict[str, Program], words: dict[str, str], m
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_no_hostile_program_passes(grader: Grader, words: dict[str, str], name: str) -> None:
-    check(grader, CLASSES[name], words, most={"messages": 1, "results": 1, "names": 999}.get(name, 2))
+def test_no_hostile_program_passes(opened: Sandbox, words: dict[str, str], name: str) -> None:
+    check(opened, CLASSES[name], words, most={"messages": 1, "results": 1, "names": 999}.get(name, 2))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in CLASSES if any(" " in p.on for p in CLASSES[name].values())])
-def test_no_hostile_program_passes_any_test(grader: Grader, words: dict[str, str], name: str) -> None:
-    check(grader, CLASSES[name], words, most=999)
+def test_no_hostile_program_passes_any_test(opened: Sandbox, words: dict[str, str], name: str) -> None:
+    check(opened, CLASSES[name], words, most=999)
 
 
 def sample(every: int) -> dict[str, Program]:
@@ -140,7 +146,7 @@ def sample(every: int) -> dict[str, Program]:
 
 @AS_USER
 def test_a_sample_as_a_user_without_rights(words: dict[str, str]) -> None:
-    check(user_grader(MODES_AS_USER[0]), sample(8), words, most=1, strict=False)
+    check(as_user(MODES_AS_USER[0]), sample(8), words, most=1, strict=False)
 
 
 @AS_USER
@@ -148,14 +154,14 @@ def test_a_sample_in_a_sandbox_of_its_own(words: dict[str, str]) -> None:
     """There the warm interpreter is in the same namespace as the program, which could end or stop it."""
     names = ("kill the parent", "stop the parent", "interrupt the parent", "kill everyone", "stop everyone")
     programs = {name: CLASSES["staying"][name] for name in names}
-    check(user_grader(MODES_AS_USER[1]), programs | sample(60), words, most=1, strict=False)
+    check(as_user(MODES_AS_USER[1]), programs | sample(60), words, most=1, strict=False)
 
 
 @AS_USER
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_hostile_program_passes_as_a_user_without_rights(words: dict[str, str], name: str) -> None:
-    check(user_grader(MODES_AS_USER[0]), CLASSES[name], words, most=2, strict=False)
+    check(as_user(MODES_AS_USER[0]), CLASSES[name], words, most=2, strict=False)
 
 
 @AS_USER
@@ -163,10 +169,10 @@ def test_no_hostile_program_passes_as_a_user_without_rights(words: dict[str, str
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_hostile_program_passes_in_a_sandbox_of_its_own(words: dict[str, str], name: str) -> None:
     programs = {key: program for key, program in CLASSES[name].items() if key != "date a device"}
-    check(user_grader(MODES_AS_USER[1]), programs, words, most=1, strict=False)
+    check(as_user(MODES_AS_USER[1]), programs, words, most=1, strict=False)
 
 
-def test_the_search_of_memory_finds_what_is_there(grader: Grader) -> None:
+def test_the_search_of_memory_finds_what_is_there(mark: str) -> None:
     code = SWEEP + "def f(x):\n    del x\n    return (sweep(rb'given-[0-9a-f]{32}') or [b''])[0].decode()"
     problem = Problem(
         task_id="given",
@@ -174,7 +180,7 @@ def test_the_search_of_memory_finds_what_is_there(grader: Grader) -> None:
         kind="mbpp",
         payload={"tests": [f"assert f({GIVEN!r}) == {GIVEN!r}"], "setup": "", "imports": []},
     )
-    verdict = Grader(timeout_s=10.0, num_workers=1).grade_one(problem, code)
+    verdict = Grader(timeout_s=PATIENT_S, num_workers=1).grade_one(problem, code)
     assert verdict.verdict == "passed", verdict
 
 
@@ -184,10 +190,10 @@ def test_nothing_outlives_a_killed_parent(mark: str) -> None:
         f"warm.ENVIRONMENT['MARK'] = {mark + 'child'!r}\n"
         "from loop.grading.problems import Problem\n"
         f"problem = Problem.model_validate_json({PROBLEMS['function'].model_dump_json()!r})\n"
-        "Grader(timeout_s=60).grade_one(problem, 'import os\\nos.fork() or os.setsid()\\nwhile True: os.getppid()')\n"
+        "Grader(timeout_s=86400).grade_one(problem, 'import os\\nos.fork() or os.setsid()\\nwhile True: os.getppid()')\n"
     )
     with subprocess.Popen([sys.executable, "-c", program]) as parent:
-        deadline, num_running = time.monotonic() + 30, 0
+        deadline, num_running = time.monotonic() + PATIENT_S, 0
         while num_running < 4 and time.monotonic() < deadline:  # the warm one, the tests', the solution, its child
             time.sleep(0.05)
             num_running = num_survivors(mark + "child")

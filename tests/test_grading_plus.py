@@ -330,7 +330,14 @@ def test_all_of_humaneval_in_the_plus_format(grader: Grader) -> None:
     assert wrong == []
 
 
-def test_a_thousand_calls_take_no_time(grader: Grader) -> None:
+def test_a_thousand_calls_are_a_thousand_questions(grader: Grader) -> None:
+    """Those that load the program and name the function beside them."""
     problem = plus(HALVES, plus_input=[[list(range(number % 50))] for number in range(1000)])
-    verdict = grader.grade_one(problem, str(problem.reference))
-    assert verdict.verdict == "passed" and verdict.duration_s < 3.0
+    code = (
+        "import sys\ncell = sys.modules['loop.grading.cell']\nanswer, asked = cell.Link.answer, []\n"
+        "def counted(link, question):\n    asked.append(question['do'])\n    return answer(link, question)\n"
+        "cell.Link.answer = counted\n"
+        "def halves(xs):\n    assert len(asked) <= 1003, asked\n    return [x / 2 for x in xs]"
+    )
+    verdict = grader.grade_one(problem, code)
+    assert verdict.verdict == "passed", verdict.detail

@@ -29,7 +29,9 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "TZ"
 START_TIMEOUT_S = 60.0
 """A loaded machine may take long to start a process; that is no fault of the program."""
 END_TIMEOUT_S = 30.0
-MEMORY_CHECK_S = 0.25
+LOOK_S = 0.25
+MOST_WAITING = 8
+"""So many times its limit a program may wait for a core that others use."""
 
 
 class TimedOut(Exception):
@@ -161,8 +163,7 @@ class Running:
         self._directory = order["directory"]
         self._ended: Ended | None = None
         self._judged = False
-        self._said_at = 0.0
-        self._deadline = time.monotonic() + START_TIMEOUT_S
+        self._begin(START_TIMEOUT_S)
         try:
             one, other = socket.socketpair()
             with one, other:
@@ -185,8 +186,7 @@ class Running:
         except BaseException:
             self.close()
             raise
-        self._started = time.monotonic()
-        self._deadline = self._started + timeout_s
+        self._begin(timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -206,8 +206,8 @@ class Running:
         return said
 
     def elapsed_s(self) -> float:
-        """From when the solution's process was ready to the verdict, or to now."""
-        return (self._said_at or time.monotonic()) - self._started
+        """From when the solution's process was ready to the verdict, or to now, without what it waited for others."""
+        return (self._said_at or time.monotonic()) - self._started - self._waited_s
 
     def ended(self, wait: bool = False) -> Ended:
         """End the solution's process; how it had ended. With `wait`, it is about to."""
@@ -234,6 +234,11 @@ class Running:
             )
         return said
 
+    def _begin(self, timeout_s: float) -> None:
+        """So long from now on."""
+        self._started, self._said_at, self._timeout_s, self._waited_s = time.monotonic(), 0.0, timeout_s, 0.0
+        self._looked: tuple[float, Usage] | None = None
+
     def _read(self, size: int) -> bytes:
         """The next bytes. What is there already is read however late it is: this process may have been stopped, which is
         not the program's fault.
@@ -241,27 +246,52 @@ class Running:
         poll = select.poll()
         poll.register(self._tests, select.POLLIN)
         while True:
-            left = max(0.0, self._deadline - time.monotonic())
-            if poll.poll(min(left, MEMORY_CHECK_S) * 1000):
+            left = self._started + self._timeout_s + self._waited_s - time.monotonic()
+            if poll.poll(max(0.0, min(left, LOOK_S)) * 1000):
                 return self._tests.recv(size)
-            if left <= MEMORY_CHECK_S:
+            if left <= 0:
                 raise TimedOut
-            if _tree_bytes(self._host.pid) > self._memory_bytes:
+            if self._look() > self._memory_bytes:
                 raise TooMuchMemory
 
+    def _look(self) -> int:
+        """The memory that its processes hold. What they waited for a core that others had is not their time."""
+        now, usage = time.monotonic(), usage_below(self._host.pid)
+        if self._looked is not None:
+            before, then = self._looked
+            more_s = waited_s(now - before, then, usage)
+            self._waited_s = min(self._waited_s + more_s, MOST_WAITING * self._timeout_s)
+        self._looked = now, usage
+        return usage.num_bytes
 
-def _tree_bytes(pid: int) -> int:
-    """The memory of all processes below this one. Shared pages are shared out; what is gone meanwhile counts nothing."""
-    total = 0
-    try:
-        below = psutil.Process(pid).children(recursive=True)
-    except psutil.Error:
-        return 0
-    for process in below:
-        with contextlib.suppress(OSError, IndexError, ValueError):
-            text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
-            total += int(text.partition("\nPss:")[2].split(maxsplit=1)[0]) << 10
-    return total
+
+class Usage(NamedTuple):
+    """What processes hold, the CPU time that they have had, and how long each was ready to run and did not (by id)."""
+
+    num_bytes: int
+    cpu_s: float
+    ready_s: dict[int, float]
+
+
+def usage_below(pid: int) -> Usage:
+    """Of all processes below this one. Shared pages are shared out; what is gone meanwhile counts nothing."""
+    num_bytes, cpu_s, ready_s = 0, 0.0, {}
+    with contextlib.suppress(psutil.Error):
+        for process in psutil.Process(pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                cpu_s += sum(process.cpu_times()[:4])  # with that of its children that have ended
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                ready_s[process.pid] = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                text = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+                num_bytes += int(text.partition("\nPss:")[2].split(maxsplit=1)[0]) << 10
+    return Usage(num_bytes, cpu_s, ready_s)
+
+
+def waited_s(elapsed_s: float, before: Usage, after: Usage) -> float:
+    """How long processes that share a core waited between two looks for others that have it: not for each other."""
+    ready_s = sum(after.ready_s[pid] - before.ready_s[pid] for pid in before.ready_s.keys() & after.ready_s.keys())
+    return max(0.0, min(ready_s, elapsed_s - (after.cpu_s - before.cpu_s)))
 
 
 class Interpreter:
