@@ -3,7 +3,7 @@
 Beside 0, 1, 2 and 4 neighbours, processes that do nothing but spin, each variant's sampler draws the same requests and its
 trainer takes the same steps; the variants take turns. A variant is environment variables of the worker and keys of
 [engine]: "before" is a thread for each core that waits for the others in a loop, in bfloat16, and "after" is what the
-workers do with the shipped loop.toml as it is now. The engines are those of the product: `loop.workers.Engines` starts them in
+workers do with the shipped loop.toml as it is now. The engines are those of the product: `loop.workers.up.Engines` starts them in
 workers of their own, on SmolLM2-135M. Every variant's workers stay up meanwhile, so a variant in which idle threads spin
 for ever (OMP_WAIT_POLICY=active) must be measured alone.
 
@@ -31,11 +31,11 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from bench.sampling import requests_of  # noqa: E402
-from loop.configfile import load_config  # noqa: E402
+from loop.config.loading import load_config  # noqa: E402
+from loop.config.toml_text import toml_text  # noqa: E402
 from loop.engines.base import CheckpointRef, Request, SamplingParams, TrainingRow  # noqa: E402
-from loop.models import base_model  # noqa: E402
-from loop.toml_text import toml_text  # noqa: E402
-from loop.workers import Engines  # noqa: E402
+from loop.run.base_model import base_model  # noqa: E402
+from loop.workers.up import Engines  # noqa: E402
 
 
 class Variant(NamedTuple):

@@ -31,8 +31,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from bench.stores import store
-from loop.config import Collect
-from loop.selection import collected_of, earlier_of
+from loop.config.settings import Collect
+from loop.run.choosing import collected_of, earlier_of
 from loop.stages.collecting import choose
 from loop.stages.training import rows_sha256
 from policies.data import Accumulate, AnyData, Mix, PastRound, Replace
@@ -192,7 +192,7 @@ def _apart(config: Path, what: str) -> dict[str, Any]:
 
 
 def _one(what: str, config: Path) -> dict[str, Any]:
-    """A selection as `loop.selection.select` makes it for the last round, or the reading of what training gets."""
+    """A selection as `loop.run.choosing.select` makes it for the last round, or the reading of what training gets."""
     found: dict[str, Any] = {}
     db = open_database(_database(config.parent))
     corpus, ledger = Corpus(db), Ledger(db)

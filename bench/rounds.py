@@ -23,10 +23,10 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from loop.configfile import load_config  # noqa: E402
-from loop.models import base_model  # noqa: E402
+from loop.config.loading import load_config  # noqa: E402
 from loop.prompts.sources import load_prompts, prompts_of_round  # noqa: E402
-from loop.session import _yardstick  # noqa: E402
+from loop.run.base_model import base_model  # noqa: E402
+from loop.run.session import _yardstick  # noqa: E402
 
 
 class Size(NamedTuple):
@@ -78,7 +78,7 @@ TRAINING = {
 # Where our time goes, printed at the end of a run in a process of its own.
 TIMED = """
 import json, sys, time
-from loop import worker
+from loop.workers import worker
 from loop.grading import grader
 spent = {"engines": 0.0, "grading": 0.0}
 def timed(owner, name, key):

@@ -32,8 +32,8 @@ from loop.engines.base import CheckpointRef, Request, SamplingParams
 from loop.engines.hf_models import load_model
 from loop.engines.hf_sampler import Row, TransformersSampler
 from loop.engines.prompting import prompt_token_ids
-from loop.models import CONVERSION, cache_directory
 from loop.prompts.templates import FENCE, ask
+from loop.run.base_model import CONVERSION, cache_directory
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_NEW_TOKENS = 192

@@ -23,10 +23,10 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from loop.config import Model, Prompts  # noqa: E402
+from loop.config.settings import Model, Prompts  # noqa: E402
 from loop.engines.base import CheckpointRef, Request, SamplingParams  # noqa: E402
-from loop.models import CONVERSION, cache_directory  # noqa: E402
 from loop.prompts.sources import load_prompts  # noqa: E402
+from loop.run.base_model import CONVERSION, cache_directory  # noqa: E402
 
 MODEL = cache_directory() / "models" / CONVERSION
 BATCH = 32

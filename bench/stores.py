@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loop.configfile import load_config
-from loop.same_run import resolved
+from loop.config.loading import load_config
+from loop.config.same_run import resolved
 from store.canonical import sha256_of
 from store.corpus import Corpus
 from store.db import open_database, transaction

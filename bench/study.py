@@ -24,10 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from bench.study_model import Recipe, make_world  # noqa: E402
-from loop.cli.view import reader  # noqa: E402
+from loop.config.toml_text import toml_text  # noqa: E402
 from loop.experiments.facts import experiment_facts  # noqa: E402
 from loop.experiments.file import Experiment, ExperimentRun, load_experiment  # noqa: E402
-from loop.toml_text import toml_text  # noqa: E402
+from loop.reading.rounds import reader  # noqa: E402
 
 STUDIES = ROOT / "docs" / "studies"
 NAME = "multi-round-tiny"

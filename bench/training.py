@@ -23,8 +23,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from loop.config import Training  # noqa: E402
-from loop.models import CONVERSION, cache_directory  # noqa: E402
+from loop.config.settings import Training  # noqa: E402
+from loop.run.base_model import CONVERSION, cache_directory  # noqa: E402
 
 BATCH_SIZE, MICRO_BATCH_SIZE = 16, 8
 PROMPT_LENGTHS, COMPLETION_LENGTHS = (60, 160), (16, 256)  # tokens

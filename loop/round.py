@@ -10,14 +10,14 @@ import contextlib
 import time
 from collections.abc import Callable
 
-from loop.adapting import refuse_a_repetition, settings_of
-from loop.comparing import Comparison
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
-from loop.experiments.sharing import Turn, taken_in, turn
 from loop.prompts.sources import prompts_of_round
-from loop.selection import select
-from loop.session import CHECKPOINTS, LostWeights, Session
+from loop.run.adapting import refuse_a_repetition, settings_of
+from loop.run.choosing import select
+from loop.run.comparison import Comparison
+from loop.run.session import CHECKPOINTS, LostWeights, Session
+from loop.run.sharing import Turn, taken_in, turn
 from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
 from loop.stages.training import Trained, rows_sha256, train
 from policies.data import build_data

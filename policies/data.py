@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
+from policies.by_type import build
 from policies.mistakes import Path
-from policies.tables import build
 
 SHINGLE = 5  # characters
 

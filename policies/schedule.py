@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from policies.tables import build
+from policies.by_type import build
 
 
 class _Frozen(BaseModel):

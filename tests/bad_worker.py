@@ -11,10 +11,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from loop.child import Child
 from loop.engines.base import Generated
-from loop.frames import MAX_FRAME_BYTES, encode_frame
-from loop.guard import guard
+from loop.system.trees import guard
+from loop.workers.child import Child
+from loop.workers.frames import MAX_FRAME_BYTES, encode_frame
 
 
 def child(answer: Callable[[dict], object]) -> None:

@@ -25,7 +25,7 @@ STEADY = ROOMY.replace("rounds = 2", "rounds = 0")
 
 # loopctl, which otherwise gives up waiting for a daemon after seconds.
 PATIENT = f"""
-from loop import control
+from loop.daemon import control
 from loop.cli import main, service
 service.PATIENCE_S = {HANG_S}
 control.ask.__defaults__ = ({HANG_S},)
@@ -101,7 +101,7 @@ class Daemon:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             try:
-                if "loop.worker" in (process.info["cmdline"] or []) and any(
+                if "loop.workers.worker" in (process.info["cmdline"] or []) and any(
                     str(self.run_dir) in file.path for file in process.open_files()
                 ):
                     found.append(process)

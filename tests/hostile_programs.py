@@ -22,8 +22,8 @@ import typing
 import uuid
 from typing import Any, NamedTuple
 
-from loop.grading import seccomp
-from loop.grading.judge import PREAMBLE
+from loop.grading.inside import seccomp
+from loop.grading.inside.judge import PREAMBLE
 from loop.grading.problems import Problem, problem_of
 
 WORD = uuid.uuid4().hex
@@ -375,7 +375,7 @@ VALUES = {
     "is a coroutine": Program("async def f(x): return 1", on=_ALL),
     "is a module": Program("import os as f", on=_ALL),
     "is a module that runs": Program("import sys\nf = type(sys)('unittest.__main__')", on=_ALL),
-    "is a module that is none": Program("import sys\nf = type(sys)('loop.grading.judge')", on=_ALL),
+    "is a module that is none": Program("import sys\nf = type(sys)('loop.grading.inside.judge')", on=_ALL),
     "gives itself back": Program("def f(x): return f", on=_ALL),
     "patched str.__eq__": Program(
         "import ctypes, gc\nnames = gc.get_referents(str.__dict__)[0]\nnames['__eq__'] = lambda s, o: True\n"
@@ -526,13 +526,13 @@ SEARCHES = {
     "a receive that listens": _search(
         "return next(filter(None, HITS), None)",
         first=(
-            "import sys\nHITS = []\nvalues, cell = sys.modules['loop.grading.values'], sys.modules['loop.grading.cell']\nold = values.receive\n"
+            "import sys\nHITS = []\nvalues, cell = sys.modules['loop.grading.inside.values'], sys.modules['loop.grading.inside.cell']\nold = values.receive\n"
             "def receive(read):\n    said = old(read)\n    HITS.append(found(said))\n    return said\nvalues.receive = cell.receive = receive\n"
         ),
     ),
     "the judge's module": _search(
-        "import sys, gc\njudge = sys.modules['loop.grading.judge']\n"
-        "return found([vars(judge), [vars(s) for s in gc.get_objects() if type(s) is sys.modules['loop.grading.remote'].Solution]])"
+        "import sys, gc\njudge = sys.modules['loop.grading.inside.judge']\n"
+        "return found([vars(judge), [vars(s) for s in gc.get_objects() if type(s) is sys.modules['loop.grading.inside.remote'].Solution]])"
     ),
     "on standard input": Program(
         SWEEP + "hits = sweep(rb'expected-[0-9a-f]{32}')\nprint(hits and hits[0].decode())",
@@ -594,12 +594,12 @@ PATCHES = {
     ),
     "runs the server itself": _patched(f"{_LOOP}cell.serve(socket.socket(fileno=3))"),
     "the comparison of programs": Program(
-        "import sys\nsys.modules['loop.grading.judge'].same_output = lambda *a: True\nprint(0)",
+        "import sys\nsys.modules['loop.grading.inside.judge'].same_output = lambda *a: True\nprint(0)",
         "failed",
         "stdin hidden",
     ),
     "the runner of programs": Program(
-        "import sys\nsys.modules['loop.grading.cell'].run_program = lambda *a: {'output': 'x'}\nprint(0)",
+        "import sys\nsys.modules['loop.grading.inside.cell'].run_program = lambda *a: {'output': 'x'}\nprint(0)",
         "failed",
         "stdin",
     ),

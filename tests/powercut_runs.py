@@ -19,7 +19,7 @@ from powercut_replay import Chance, Disk, Record, library, read_log, record, tre
 from rounds import KEEPING, ROOT, drive, dump, environment, write_run
 
 from loop.engines.fake import write_fake_model
-from loop.models import FAKE_SKILL
+from loop.run.base_model import FAKE_SKILL
 from store.checkpoints import read_manifest, verify
 from store.db import Database, open_database, query
 from store.errors import DamagedCheckpoint, StoreError
@@ -36,8 +36,9 @@ DRIVER = r"""
 import json, os, sys
 from pathlib import Path
 import powercut_replay
-from loop import round as rounds, session as sessions
-from loop.configfile import load_config
+from loop import round as rounds
+from loop.run import session as sessions
+from loop.config.loading import load_config
 from loop.stages import sampling, training
 from store import corpus, ledger
 

@@ -86,8 +86,9 @@ DRIVER = r"""
 import json, os, signal, sys
 from dataclasses import asdict
 from pathlib import Path
-from loop import round as rounds, session as sessions
-from loop.configfile import load_config
+from loop import round as rounds
+from loop.run import session as sessions
+from loop.config.loading import load_config
 from store import checkpoints, corpus, ledger
 from loop.stages import sampling, training
 
@@ -188,7 +189,7 @@ def processes_of(config: Path) -> list[str]:
         left = []
         for process in psutil.process_iter(["cmdline", "pid"]):
             try:
-                if process.info["cmdline"] and "loop.worker" in process.info["cmdline"]:
+                if process.info["cmdline"] and "loop.workers.worker" in process.info["cmdline"]:
                     left += [str(process.pid) for file in process.open_files() if str(config.parent) in file.path]
             except psutil.Error:
                 continue

@@ -19,7 +19,7 @@ from pathlib import Path
 import psutil
 from rounds import KEEPING, environment, processes_of, write_run
 
-from loop.control import NotRunning, ask
+from loop.daemon.control import NotRunning, ask
 from loop.errors import LoopError
 from store.db import open_database
 from store.ledger import Ledger

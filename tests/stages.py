@@ -16,7 +16,7 @@ from waiting import wait_until
 BEFORE = """
 import os, sys, time
 from pathlib import Path
-if "loop.worker" in sys.orig_argv:
+if "loop.workers.worker" in sys.orig_argv:
     from loop.engines import fake
 
     def stand_still(stage):
@@ -40,7 +40,7 @@ if "loop.worker" in sys.orig_argv:
 
     fake.FakeSampler.generate, fake.FakeTrainer.fit = generate, fit
 if "loop.daemon" in sys.orig_argv:
-    from loop.stopping import Stop
+    from loop.system.signals import Stop
 
     def handle(self, signum, frame, handle=Stop._handle):
         with Path(os.environ["STANDS_STILL"]).with_suffix(".heard").open("a") as file:

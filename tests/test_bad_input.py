@@ -17,8 +17,8 @@ from rounds import dump
 from test_cli_support import Loopctl, Said, call, command, environment, process, write_configuration
 from test_round_commits import Quiet
 
-from loop.configfile import load_config
-from loop.session import locked, open_session
+from loop.config.loading import load_config
+from loop.run.session import locked, open_session
 from store.db import execute, open_database
 from store.verify import verify_store
 
@@ -50,7 +50,7 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     def started(*_: object, **__: object) -> None:
         raise AssertionError("a worker was started")
 
-    monkeypatch.setattr("loop.worker.Worker.__init__", started)
+    monkeypatch.setattr("loop.workers.worker.Worker.__init__", started)
 
 
 def change(directory: Path, *changes: tuple[str, str]) -> None:

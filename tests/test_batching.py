@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import make_tiny_model
 
-from loop.config import Training
+from loop.config.settings import Training
 from loop.engines.base import CheckpointRef
 from loop.engines.batching import micro_batches
 

@@ -79,7 +79,7 @@ def test_an_unexpected_error_is_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     def broken(*_: object) -> None:
         raise ZeroDivisionError("division\nby zero")
 
-    monkeypatch.setattr("loop.cli.standing.status", broken)
+    monkeypatch.setattr("loop.reading.standing.status", broken)
     said = call("status")
     assert said.code == 1 and said.err.count("\n") == 1 and "ZeroDivisionError: division by zero" in said.err
     monkeypatch.setenv("LOOP_TRACEBACK", "1")

@@ -23,7 +23,7 @@ from test_cli_support import (
     write_configuration,
 )
 
-from loop.session import locked
+from loop.run.session import locked
 from policies.policy import build_policy
 from store.db import open_database, query
 from store.ledger import Ledger
@@ -215,7 +215,7 @@ def test_another_process_holds_the_run(command: str, kept: Path) -> None:
 
 
 def test_mistakes(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loop.session.Engines.sampler", None)  # nothing is loaded
+    monkeypatch.setattr("loop.run.session.Engines.sampler", None)  # nothing is loaded
     for arguments, code, words in (
         (["aa", "--of", "last"], 2, "'last' is neither head nor base"),
         (["aa", "--of", "0"], 2, "'0' is neither"),

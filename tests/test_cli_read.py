@@ -13,7 +13,7 @@ import pytest
 from test_cli_support import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
 
 from loop.cli.tables import console
-from loop.session import locked
+from loop.run.session import locked
 from store.db import open_database
 from store.ledger import Ledger
 
@@ -118,7 +118,7 @@ def test_status_is_light(finished: Path) -> None:
     program = (
         "import sys\nfrom loop.cli.main import loopctl, run\ncode = run(['status', *sys.argv[1:]], loopctl, 'loopctl')\n"
         "heavy = ['torch', 'transformers', 'trl', 'datasets', 'numpy', 'pandas', 'pydantic', 'rich', 'sqlite_utils', "
-        "'importlib.metadata', 'loop.session', 'loop.round', 'loop.grading.grader']\n"
+        "'importlib.metadata', 'loop.run.session', 'loop.round', 'loop.grading.grader']\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
     )
     import subprocess

@@ -10,8 +10,8 @@ from test_cli_support import CONFIG, Loopctl, call, finished
 from test_policies_gates import UP, decide, evidence, sides, split
 
 from loop.cli.decide import need_in_words
-from loop.replaying import replay
-from loop.session import locked
+from loop.reading.replaying import replay
+from loop.run.session import locked
 from policies.policy import build_policy
 from store.records import DecisionRow
 

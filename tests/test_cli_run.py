@@ -25,7 +25,7 @@ from test_cli_support import (
 )
 from waiting import HANG_S, wait_until
 
-from loop.session import locked
+from loop.run.session import locked
 from store.db import open_database
 from store.ledger import Ledger
 
@@ -153,7 +153,7 @@ def test_a_second_signal_stops_loopd_at_once(tmp_path: Path, monkeypatch: pytest
 
 def test_a_signal_to_a_process_that_is_ending_changes_nothing() -> None:
     code = (
-        "import os, signal\nfrom loop.stopping import Stop\n"
+        "import os, signal\nfrom loop.system.signals import Stop\n"
         "with Stop(at_once=False).listening(to_the_end=True): pass\n"
         "os.kill(os.getpid(), signal.SIGTERM)\n"
     )
@@ -185,7 +185,7 @@ def test_a_full_disk(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPa
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "loop.db")
 
-    monkeypatch.setattr("loop.service.run_round", full)
+    monkeypatch.setattr("loop.daemon.service.run_round", full)
     said = call("run", "--rounds", "1")
     assert said.code == 1 and "No space left on device" in said.err and "make room and run it again" in said.err
 

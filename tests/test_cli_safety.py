@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from test_cli_support import Loopctl, call, finished
 
-from loop.cli.text import clipped, count, duration, safe, signed, size
+from loop.words import clipped, count, duration, safe, signed, size
 from store.corpus import Corpus
 from store.db import open_database
 from store.ledger import Ledger

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.config import Collect
+from loop.config.settings import Collect
 from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, parts_of
 from loop.stages.packed import ENTRY, PARTS, Packed
 from policies.data import AnyData, Candidate, Mix, Pool, build_data, repeats, why_not

@@ -12,9 +12,9 @@ import pytest
 from rounds import CONFIG, drive, dump, write_run
 from test_service import Quiet
 
-from loop.configfile import load_config
+from loop.config.loading import load_config
 from loop.round import run_round
-from loop.session import Session, open_session
+from loop.run.session import Session, open_session
 from loop.stages.deciding import Measured, Opened, signals_of
 from loop.stages.deciding import evidence as gathered
 from loop.stages.evaluating import SIGNALS, figures

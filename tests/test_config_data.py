@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from loop.config import Config
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.config.same_run import resolved
+from loop.config.settings import Config
 from loop.errors import ConfigError
-from loop.same_run import resolved
 from policies.data import Mix, Pool, Replace
 
 TEXT = """\

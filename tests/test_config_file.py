@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from loop.config import Config
-from loop.configfile import LoadedConfig, config_mistakes, find_config, load_config
+from loop.config.every_key import tables_in
+from loop.config.loading import LoadedConfig, config_mistakes, find_config, load_config
+from loop.config.same_run import config_sha256, differences, resolved
+from loop.config.settings import Config
+from loop.config.toml_lines import KeyPath
 from loop.errors import ConfigError, PermissionDenied
-from loop.keys import tables_in
-from loop.same_run import config_sha256, differences, resolved
-from loop.toml_lines import KeyPath
 from policies.mistakes import dotted
 
 GOOD = """\
@@ -331,7 +331,7 @@ def test_differences_in_words(load: Load) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     heavy = "{'torch', 'transformers', 'datasets', 'numpy'}"
-    code = f"import sys, loop.configfile; print(sorted({heavy} & set(sys.modules)))"
+    code = f"import sys, loop.config.loading; print(sorted({heavy} & set(sys.modules)))"
     root = Path(__file__).resolve().parent.parent
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loop.configfile import load_config
+from loop.config.loading import load_config
 from loop.inputs import check_inputs, model_directory
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -6,7 +6,7 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.toml_lines import KeyPath, key_lines, line_of
+from loop.config.toml_lines import KeyPath, key_lines, line_of
 
 BARE = ("a", "b", "top_p", "7", "x-y")
 QUOTED = {'"k#v"': "k#v", "'[t]'": "[t]", '"é\\u00e9"': "éé", '"="': "=", "''": ""}

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 from waiting import HANG_S, Clock, wait_until
 
-from loop import control
-from loop.control import SOCKET, Control, NotRunning, Wake, ask
+from loop.daemon import control
+from loop.daemon.control import SOCKET, Control, NotRunning, Wake, ask
 from loop.errors import LoopError, PermissionDenied, UsageError
 from store.errors import StaleState
 
@@ -406,7 +406,7 @@ def test_nobody_there(tmp_path: Path) -> None:
 
 
 def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
-    words = "import sys, time; from pathlib import Path; from loop.control import Control\n"
+    words = "import sys, time; from pathlib import Path; from loop.daemon.control import Control\n"
     words += "with Control(Path(sys.argv[1]), dict): print('up', flush=True); time.sleep(1000)"
     command = [sys.executable, "-c", words, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as daemon:
@@ -509,11 +509,11 @@ def test_a_daemon_that_drips(tmp_path: Path) -> None:
 
 
 def test_loopctl_does_not_wait_for_it() -> None:
-    words = "import sys, loop.control; print(*sys.modules)"
+    words = "import sys, loop.daemon.control; print(*sys.modules)"
     command = [sys.executable, "-c", words]
     told = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True).stdout
     heavy = {"pydantic", "click", "rich", "sqlite3", "sqlite_utils", "torch", "apscheduler", "psutil", "subprocess"}
-    assert "loop.control" in told.split() and not heavy & set(told.split())
+    assert "loop.daemon.control" in told.split() and not heavy & set(told.split())
 
 
 # ---- Wake ------------------------------------------------------------------------------------------------------------

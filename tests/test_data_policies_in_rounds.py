@@ -16,18 +16,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rounds import CONFIG, KEEPING, drive, dump, write_run
 
-from loop.adapting import settings_of
-from loop.cli.view import reader, whole_round
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.config.same_run import as_begun, config_sha256, differences, resolved
 from loop.errors import ConfigError
 from loop.grading.grader import Job, Verdict
 from loop.grading.problems import Problem
 from loop.inputs import check_inputs
-from loop.replaying import replay
+from loop.reading.replaying import replay
+from loop.reading.rounds import reader, whole_round
 from loop.round import frozen_input, run_round
-from loop.same_run import as_begun, config_sha256, differences, resolved
-from loop.selection import past_rounds
-from loop.session import Session, open_session
+from loop.run.adapting import settings_of
+from loop.run.choosing import past_rounds
+from loop.run.session import Session, open_session
 from loop.stages.sampling import Lineage, plan, seed_of
 from policies.adaptation import Adaptable
 from policies.data import Accumulate

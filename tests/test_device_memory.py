@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from loop import device_memory
-from loop.config import Engine, Training
-from loop.device_memory import is_any_busy, used_bytes, wait_until_free
+from loop.config.settings import Engine, Training
 from loop.engines.base import CheckpointRef
 from loop.engines.fake import write_fake_model
 from loop.errors import EngineError
-from loop.session import Engines
+from loop.run.session import Engines
+from loop.system import gpus as device_memory
+from loop.system.gpus import is_any_busy, used_bytes, wait_until_free
 
 GB = 1_000_000_000
 
@@ -258,7 +258,7 @@ def test_memory_that_is_never_freed_is_noted_once_and_the_run_goes_on(
     checkpoint: CheckpointRef,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("loop.workers.wait_until_free", lambda before, pulse: wait_until_free(before, pulse, 0.1))
+    monkeypatch.setattr("loop.workers.up.wait_until_free", lambda before, pulse: wait_until_free(before, pulse, 0.1))
     engines = begin()
     engines.sampler(checkpoint)
     driver.used[0] = 70 * GB

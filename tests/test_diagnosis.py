@@ -12,12 +12,12 @@ from rounds import CONFIG, KEEPING, drive, dump, write_run
 from test_cli_support import Loopctl, call
 from test_round_commits import Quiet
 
-from loop.configfile import load_config
-from loop.diagnosis import diagnose, signals, summary_of
+from loop.config.loading import load_config
+from loop.config.same_run import config_sha256, differences, resolved
 from loop.errors import ConfigError
 from loop.round import run_round
-from loop.same_run import config_sha256, differences, resolved
-from loop.session import Session, open_session
+from loop.run.diagnosing import diagnose, signals, summary_of
+from loop.run.session import Session, open_session
 from policies.diagnosis import in_words
 from store.records import Round
 
@@ -40,7 +40,7 @@ class Calls(Quiet):
         self.parts: list[str] = []
 
     def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
         self.parts.append(f"{round} {stage}: {what}")
 
 

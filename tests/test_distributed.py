@@ -13,10 +13,10 @@ from test_engines_trainers import ENGINE, no_progress, some_rows, training, writ
 from tiny import make_tiny_model
 from waiting import HANG_S, wait_until
 
-from loop import guard
 from loop.engines.base import CheckpointRef
 from loop.errors import EngineError
-from loop.worker import RemoteTrainer, Worker
+from loop.system import trees as guard
+from loop.workers.worker import RemoteTrainer, Worker
 
 TWO = ENGINE | {"trainer": "trl", "num_training_processes": 2}
 

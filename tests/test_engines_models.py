@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from loop import models
 from loop.cli.progress import Onlooker, Plain
 from loop.engines import hf_models
 from loop.errors import ConfigError
-from loop.heartbeat import Beating, read_heartbeat
+from loop.run import base_model as models
+from loop.system.heartbeat import Beating, read_heartbeat
 
 CONFIG = SimpleNamespace(model=SimpleNamespace(source="smollm2-135m", revision=None))
 

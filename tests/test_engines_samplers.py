@@ -16,9 +16,9 @@ from loop.engines import hf_sampler, precision
 from loop.engines.base import CheckpointRef, Generated, Request, Sampler, SamplingParams
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import EngineError
-from loop.pool import Pool, Start
 from loop.prompts.templates import ask as ask_for
-from loop.worker import RemoteSampler, Worker
+from loop.workers.pool import Pool, Start
+from loop.workers.worker import RemoteSampler, Worker
 
 SETTINGS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 4, "num_threads": 1}
 HOT = SamplingParams(temperature=1.2, top_k=20, top_p=0.95, max_new_tokens=32)

@@ -42,7 +42,7 @@ from waiting import HANG_S
 
 from loop.engines.base import CheckpointRef, Forced, Sampler, SamplingParams
 from loop.errors import EngineError
-from loop.worker import RemoteSampler
+from loop.workers.worker import RemoteSampler
 
 Body = dict[str, Any]
 KEY = "sk-very-secret"
@@ -521,9 +521,9 @@ class Watcher:
 def test_engines_keep_one_sampler_whatever_devices_there_are(
     served: StandIn, models: dict[str, CheckpointRef], load: Load, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
-    from loop.workers import Engines
+    from loop.workers.up import Engines
 
-    monkeypatch.setattr("loop.workers.visible_devices", lambda: [("0", 0), ("1", 1)])
+    monkeypatch.setattr("loop.workers.up.visible_devices", lambda: [("0", 0), ("1", 1)])
     text = f'[engine]\nsampler = "server"\nserver_url = "{served.url}"\ndtype = "float32"\nnum_threads = 1\n'
     words = json.dumps(reload_command(served))
     engines = Engines(load(GOOD + text + f"server_command = {words}"), Watcher())  # type: ignore[arg-type]

@@ -14,12 +14,12 @@ import pytest
 from tiny import FUNCTIONS, make_tiny_model, make_tokenizer
 from waiting import HANG_S
 
-from loop.config import Training
+from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, Request, SamplingParams, Trainer, TrainingResult, TrainingRow
 from loop.engines.fake import FakeSampler, FakeTrainer, write_fake_model
 from loop.errors import EngineError
 from loop.prompts.templates import ask
-from loop.worker import RemoteTrainer, Worker
+from loop.workers.worker import RemoteTrainer, Worker
 
 ENGINE: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 4, "num_threads": 1}
 EOS = 0  # <|im_end|> is the tiny tokenizer's first token

@@ -36,7 +36,7 @@ from waiting import HANG_S
 
 from loop.engines.base import CheckpointRef, Generated, Sampler
 from loop.errors import EngineError
-from loop.worker import RemoteSampler, Worker
+from loop.workers.worker import RemoteSampler, Worker
 
 Start = Callable[..., RemoteSampler]
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.experiments.comparing import (
+from loop.experiments.arithmetic import (
     Head,
     comparisons,
     correction_in_words,

@@ -12,10 +12,10 @@ from experiments import BASE, POLICIES, loopctl, write_experiment
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.config.toml_text import toml_text
 from loop.errors import ConfigError
 from loop.experiments.file import Experiment, check_experiment, configuration_of, load_experiment, run_text
-from loop.toml_text import toml_text
 
 HEAD = 'name = "e"\nrounds = 2\nseeds = [1, 2]\n'
 

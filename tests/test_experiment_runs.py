@@ -26,22 +26,23 @@ from rounds import environment
 from stages import Stages
 from waiting import HANG_S, wait_until
 
-from loop.configfile import load_config
+from loop.config.loading import load_config
 from loop.errors import LockedError
-from loop.experiments import registry, running
+from loop.experiments import running
 from loop.experiments.facts import experiment_facts
 from loop.experiments.file import Experiment, ExperimentRun, check_experiment, load_experiment
 from loop.experiments.planning import plan_of
-from loop.experiments.registry import MEMBERSHIP, registry_of
 from loop.experiments.running import Machine, Supervisor, machine_for, prepare
-from loop.experiments.sharing import Turn
-from loop.heartbeat import holder
 from loop.round import run_round
-from loop.session import Session, open_session
-from loop.stopping import Stop
-from loop.workers import Engines
+from loop.run.session import Session, open_session
+from loop.run.sharing import Turn
+from loop.system.heartbeat import holder
+from loop.system.signals import Stop
+from loop.workers.up import Engines
+from store import shared as registry
 from store.corpus import Corpus
 from store.records import Probe
+from store.shared import MEMBERSHIP, registry_of
 
 __all__ = ["chromium"]
 

@@ -15,18 +15,18 @@ import pytest
 from markdown_it import MarkdownIt
 from test_cli_support import Loopctl, call, finished, write_configuration
 
-from loop import exporting
-from loop.cli.card import PAPER, card
-from loop.cli.card_facts import facts_of, public
-from loop.cli.markdown import block, words
-from loop.cli.text import decoding_words, interval, rate, signed
-from loop.cli.view import reader
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.config.same_run import config_sha256
+from loop.config.toml_text import toml_text
 from loop.errors import NoRoom
-from loop.exporting import generation_config
-from loop.measuring import checkpoint_named
-from loop.same_run import config_sha256
-from loop.toml_text import toml_text
+from loop.publishing import exporting
+from loop.publishing.card import PAPER, card
+from loop.publishing.card_facts import facts_of, public
+from loop.publishing.exporting import generation_config
+from loop.publishing.markdown import block, words
+from loop.reading.rounds import reader
+from loop.run.measuring import checkpoint_named
+from loop.words import decoding_words, interval, rate, signed
 
 __all__ = ["call", "finished"]
 HOSTILE = [
@@ -279,7 +279,7 @@ ROOT = Path(__file__).resolve().parents[1]
     "path", [ROOT / "loop.toml", *sorted((ROOT / "recipes").glob("*.toml"))], ids=lambda path: path.stem
 )
 def test_any_configuration_survives_being_written_out(path: Path, tmp_path: Path) -> None:
-    from loop.same_run import resolved
+    from loop.config.same_run import resolved
 
     config = load_config(path).config
     (tmp_path / "loop.toml").write_text(toml_text(public(resolved(config))))
@@ -334,7 +334,7 @@ def test_nothing_foreign_becomes_markup(facts: dict[str, Any], hostile: str) -> 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_foreign_text_is_shown_as_it_is(hostile: str) -> None:
-    from loop.cli.text import safe
+    from loop.words import safe
 
     (opened, inline, closed) = MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(words(hostile))
     assert opened.type == "paragraph_open" and closed.type == "paragraph_close"

@@ -10,8 +10,8 @@ import pytest
 from test_cli_support import Loopctl, call
 from tiny import make_tiny_model
 
-from loop.configfile import load_config
-from loop.same_run import resolved
+from loop.config.loading import load_config
+from loop.config.same_run import resolved
 from store.checkpoints import commit_directory, hash_directory, manifest_sha256, manifest_size_bytes
 from store.db import open_database
 from store.ledger import Ledger

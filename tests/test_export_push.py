@@ -90,7 +90,7 @@ def test_a_token_that_is_not_accepted(finished: Path, hub: Hub) -> None:
 @pytest.mark.parametrize("repo", ["a/b/c", "me/", "me/x--y", "me/\x1b[31m", "me/x.git", "../x", "-x"])
 def test_a_bad_name(repo: str) -> None:
     from loop.errors import UsageError
-    from loop.hub import check_push
+    from loop.publishing.hub import check_push
 
     with pytest.raises(UsageError) as caught:
         check_push(repo)

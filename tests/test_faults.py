@@ -162,7 +162,7 @@ def test_what_a_lock_file_says_of_yesterday_is_in_nobodys_way(daemon: Daemon, co
 
 
 def test_a_full_disk_does_not_keep_a_process_from_the_lock(daemon: Daemon, fault: Callable[[str, int], None]) -> None:
-    code = "import sys; from pathlib import Path; from loop.session import locked\nwith locked(Path(sys.argv[1])): pass"
+    code = "import sys; from pathlib import Path; from loop.run.session import locked\nwith locked(Path(sys.argv[1])): pass"
     for number in (0, errno.ENOSPC):
         fault("disk", number)
         command = [sys.executable, "-P", "-c", code, str(daemon.run_dir)]
@@ -177,7 +177,7 @@ def test_a_full_disk_does_not_keep_a_process_from_the_lock(daemon: Daemon, fault
 SLEPT = """
 if "loop.daemon" in sys.orig_argv:
     from types import SimpleNamespace
-    from loop import worker
+    from loop.workers import worker
     right, slept = time.monotonic, Path({slept!r})
     worker.time = SimpleNamespace(monotonic=lambda: right() + (float(slept.read_text()) if slept.exists() else 0.0))
 """
@@ -237,7 +237,7 @@ def test_a_worker_that_is_killed_or_stopped_is_tried_again(daemon: Daemon, signu
 # Put before the worker's own code: its first fit goes wrong, the second stands still.
 WRONG_FIT = """
 import stat
-if "loop.worker" in sys.orig_argv:
+if "loop.workers.worker" in sys.orig_argv:
     right, here = fake.FakeTrainer.fit, Path({here!r})
     def wrong(self, *args):
         if (here / "pid").exists():

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from rounds import CONFIG, write_run
 from test_round_recovers import Quiet
 
-from loop.configfile import load_config
+from loop.config.loading import load_config
 from loop.engines.base import Generated, Request, SamplingParams
 from loop.errors import EngineError
 from loop.round import run_round
-from loop.session import open_session
+from loop.run.session import open_session
 from loop.stages.sampling import STORED_AT_ONCE, STORED_EVERY_S, gathered
 
 COMING = st.lists(
@@ -83,7 +83,7 @@ class Breaking:
 
 
 def test_what_came_before_an_engine_broke_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loop.session.Session.sampler", lambda self, sha256: Breaking())
+    monkeypatch.setattr("loop.run.session.Session.sampler", lambda self, sha256: Breaking())
     with open_session(load_config(write_run(tmp_path, CONFIG)), Quiet()) as session:
         round = run_round(session)
         assert round.state == "failed" and round.error == "the device is gone"

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from rounds import CONFIG, KEEPING, dump, write_run
 
-from loop import evaluation
-from loop.configfile import load_config
+from loop.config.loading import load_config
 from loop.grading.grader import Verdict
 from loop.round import run_round
-from loop.session import Session, open_session
-from loop.workers import Engines
+from loop.run import evaluation
+from loop.run.session import Session, open_session
+from loop.workers.up import Engines
 from store.corpus import Corpus
 from store.verify import verify_store
 

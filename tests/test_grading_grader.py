@@ -27,11 +27,11 @@ from loop.errors import ConfigError, HarnessError
 from loop.grading import grader as grader_module
 from loop.grading import sandbox as sandbox_module
 from loop.grading import warm as warm_module
-from loop.grading.cell import Link
-from loop.grading.compare import same_output
 from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job, Outcome
-from loop.grading.judge import PREAMBLE
+from loop.grading.inside.cell import Link
+from loop.grading.inside.compare import same_output
+from loop.grading.inside.judge import PREAMBLE
 from loop.grading.problems import Problem, load_suite, problem_of
 from loop.grading.sandbox import Sandbox, check_sandbox, find_bwrap
 from loop.grading.warm import Usage

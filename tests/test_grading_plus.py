@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from loop.errors import ConfigError
-from loop.grading.compare import is_right
 from loop.grading.extract import extract_code
+from loop.grading.formats.plus import inputs_of
 from loop.grading.grader import Grader, Job
-from loop.grading.plus import inputs_of
+from loop.grading.inside.compare import is_right
 from loop.grading.problems import Problem, load_suite, problem_of
 
 HALVES = {
@@ -334,7 +334,7 @@ def test_a_thousand_calls_are_a_thousand_questions(grader: Grader) -> None:
     """Those that load the program and name the function beside them."""
     problem = plus(HALVES, plus_input=[[list(range(number % 50))] for number in range(1000)])
     code = (
-        "import sys\ncell = sys.modules['loop.grading.cell']\nanswer, asked = cell.Link.answer, []\n"
+        "import sys\ncell = sys.modules['loop.grading.inside.cell']\nanswer, asked = cell.Link.answer, []\n"
         "def counted(link, question):\n    asked.append(question['do'])\n    return answer(link, question)\n"
         "cell.Link.answer = counted\n"
         "def halves(xs):\n    assert len(asked) <= 1003, asked\n    return [x / 2 for x in xs]"

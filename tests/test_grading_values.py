@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.grading.values import MAX_FRAME_BYTES, Closed, Decoder, Encoder, NotPlain, receive, send
+from loop.grading.inside.values import MAX_FRAME_BYTES, Closed, Decoder, Encoder, NotPlain, receive, send
 
 TYPES = [value for value in vars(builtins).values() if type(value) is type and not value.__name__.startswith("_")]
 SCALARS = (

@@ -22,12 +22,12 @@ import psutil
 import pytest
 from waiting import HANG_S, Clock, wait_until
 
-from loop import hooks as hooks_module
-from loop.config import Watching
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.config.same_run import resolved
+from loop.config.settings import Watching
 from loop.errors import ConfigError
-from loop.hooks import MOST_WAITING, Hooks, hooks_of
-from loop.same_run import resolved
+from loop.watching import hooks as hooks_module
+from loop.watching.hooks import MOST_WAITING, Hooks, hooks_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -197,8 +197,8 @@ def test_not_even_where_its_guard_is_killed(tmp_path: Path, said: Said) -> None:
 def test_nothing_outlives_the_daemon(tmp_path: Path, signum: signal.Signals) -> None:
     words = """
 import sys, time
-from loop.config import Watching
-from loop.hooks import Hooks
+from loop.config.settings import Watching
+from loop.watching.hooks import Hooks
 script = 'trap "" TERM HUP; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
 hooks = Hooks(Watching(command=("sh", "-c", script, "sh", sys.argv[1])), print)
 hooks.tell("pause", {})

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loop.liveness import BUSY_FACTOR, Patience, Used, used_by
+from loop.workers.liveness import BUSY_FACTOR, Patience, Used, used_by
 
 LIMIT_S, SILENCE_S = 600.0, 120.0
 

@@ -20,10 +20,10 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from waiting import HANG_S, wait_until
 
-from loop import metrics as metrics_module
-from loop.config import Watching
+from loop.config.settings import Watching
 from loop.errors import ConfigError
-from loop.metrics import MOST_CLIENTS, STATES, Metrics, Snapshot, metrics_of
+from loop.watching import metrics as metrics_module
+from loop.watching.metrics import MOST_CLIENTS, STATES, Metrics, Snapshot, metrics_of
 from store.records import STAGES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -232,8 +232,8 @@ def test_it_ends_with_its_block(endpoint: Endpoint) -> None:
 def test_the_client_is_imported_only_where_it_is_wanted() -> None:
     words = """
 import sys
-from loop.config import Watching
-from loop.metrics import metrics_of
+from loop.config.settings import Watching
+from loop.watching.metrics import metrics_of
 for port in (None, int(sys.argv[1])):
     with metrics_of(Watching(prometheus_port=port)) as metrics:
         print(metrics is None, "prometheus_client" in sys.modules, "http.server" in sys.modules)

@@ -16,12 +16,12 @@ import test_round_commits
 from powercut_runs import Recording, after_each_promise, all_broken, out_of_order, record_run
 from rounds import KEEPING, write_run
 
-import loop.comparing
-import loop.evaluation
 import loop.round
+import loop.run.comparison
+import loop.run.evaluation
 import store.ledger
-from loop.configfile import load_config
-from loop.session import open_session
+from loop.config.loading import load_config
+from loop.run.session import open_session
 from loop.stages import evaluating as stages
 from store.db import execute, insert, transaction
 from store.ledger import Ledger
@@ -171,7 +171,7 @@ def doubled_in_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     def figures(verdicts: list[GradedVerdict], *args: Any) -> Any:
         return real([*verdicts, *verdicts], *args)
 
-    monkeypatch.setattr(loop.evaluation, "figures", figures)
+    monkeypatch.setattr(loop.run.evaluation, "figures", figures)
 
 
 def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,14 +180,14 @@ def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
     def outcomes_of(verdicts: Iterable[GradedVerdict]) -> dict[str, list[int]]:
         return {task_id: results * 2 for task_id, results in real(verdicts).items()}
 
-    monkeypatch.setattr(loop.comparing, "outcomes_of", outcomes_of)
+    monkeypatch.setattr(loop.run.comparison, "outcomes_of", outcomes_of)
 
 
 class Quiet(test_round_commits.Quiet):
     """A watch that looks away."""
 
     def pulse(self) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
 
 
 def counted_again(directory: Path) -> None:

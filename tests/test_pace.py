@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from tiny import make_tiny_model
 
-from loop import pace
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.run import pace
 
 CONFIG = """
 name = "paced"

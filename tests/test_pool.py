@@ -16,13 +16,13 @@ import pytest
 from test_device_memory import GB, Driver, Listener, driver  # noqa: F401
 from test_worker import PARAMS, SETTINGS, alive, bad, engine_of, requests, tree
 
-from loop.config import Engine, Training
+from loop.config.settings import Engine, Training
 from loop.engines.base import CheckpointRef, Forced
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import ConfigError, EngineError
-from loop.pool import Pool, _Work
-from loop.worker import RemoteSampler, Worker
-from loop.workers import Engines
+from loop.workers.pool import Pool, _Work
+from loop.workers.up import Engines
+from loop.workers.worker import RemoteSampler, Worker
 
 SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
 

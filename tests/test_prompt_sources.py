@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.config import Model, Prompts
+from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError
 from loop.prompts import sources
 from loop.prompts.sources import load_prompts, load_tests, prompts_of_round

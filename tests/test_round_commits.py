@@ -11,9 +11,9 @@ import pytest
 from rounds import KEEPING, drive, dump, write_run
 from test_round_kill import KILLED, check
 
-from loop.configfile import load_config
+from loop.config.loading import load_config
 from loop.round import run_round
-from loop.session import open_session
+from loop.run.session import open_session
 from store.corpus import Corpus
 from store.db import open_database
 from store.ledger import Ledger
@@ -26,13 +26,13 @@ class Quiet:
     """A watch that looks away."""
 
     def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
 
     def progress(self, done: int, total: int) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
 
     def note(self, text: str) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
 
 
 @pytest.fixture(scope="module")

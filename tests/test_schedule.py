@@ -16,12 +16,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from loop.config import Config
-from loop.config import Schedule as Settings
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.config.same_run import config_sha256, differences, resolved
+from loop.config.settings import Config
+from loop.config.settings import Schedule as Settings
+from loop.daemon.schedule import Schedule
 from loop.errors import ConfigError
-from loop.same_run import config_sha256, differences, resolved
-from loop.schedule import Schedule
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from loop import sd_notify
-from loop.sd_notify import Notifier
+from loop.system import sd_notify
+from loop.system.sd_notify import Notifier
 
 VARIABLES = ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID")
 

@@ -27,9 +27,9 @@ from stages import Stages
 from test_cli_support import Loopctl, call, command, environment, finished, finished_run, write_configuration
 from waiting import HANG_S, Clock, wait_until
 
-from loop.serve.guard import names
 from loop.serve.live import CannotShow, Live
 from loop.serve.sources import Mark
+from loop.serve.who_may_ask import names
 from store.db import open_database
 from store.errors import NoStore
 from store.ledger import Ledger

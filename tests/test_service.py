@@ -13,13 +13,13 @@ from typing import Any
 import pytest
 from rounds import KEEPING, drive, dump, write_run
 
-from loop.commands import Commands
-from loop.configfile import load_config
+from loop.config.loading import load_config
+from loop.daemon.commands import Commands
+from loop.daemon.schedule import Schedule
+from loop.daemon.service import MOST_VANISHED, Ending, Service
 from loop.errors import EngineError, NoRoom
-from loop.schedule import Schedule
-from loop.service import MOST_VANISHED, Ending, Service
-from loop.session import Session, open_session
-from loop.stopping import Stop
+from loop.run.session import Session, open_session
+from loop.system.signals import Stop
 from store import failpoints
 from store.ledger import Ledger
 from store.records import DecisionRow, Round, RunState
@@ -220,7 +220,7 @@ def test_a_lack_of_room_pauses_before_a_stage_and_ends_by_itself(tmp_path: Path,
 @pytest.mark.parametrize("count", [pytest.param(n, marks=[pytest.mark.slow] if n % 3 else []) for n in range(1, 30)])
 def test_a_full_disk_at_any_write_loses_nothing(count: int, tmp_path: Path, monkeypatch: Any) -> None:
     with serving(tmp_path, rounds=1) as (service, around, session):
-        monkeypatch.setattr("loop.service.NO_ROOM_WAITS_S", (0.0,))
+        monkeypatch.setattr("loop.daemon.service.NO_ROOM_WAITS_S", (0.0,))
         monkeypatch.setattr(failpoints, "ARMED", {"store.commit": ("full", count, False)})
         failpoints._reached.clear()
         assert service.run().state == "idle"
@@ -247,7 +247,7 @@ def uninterrupted(directory: Path) -> dict[str, Any]:
 def test_in_the_foreground_a_lack_of_room_ends_it_with_a_remedy(tmp_path: Path, monkeypatch: Any) -> None:
     with serving(tmp_path) as (service, _, _session):
         service.schedule = None
-        monkeypatch.setattr("loop.service.run_round", _full)
+        monkeypatch.setattr("loop.daemon.service.run_round", _full)
         with pytest.raises(NoRoom, match="make room and run it again: it goes on where it was"):
             service.run()
 

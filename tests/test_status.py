@@ -18,10 +18,10 @@ import pytest
 from test_cli_support import Loopctl, call, command, environment, finished
 from waiting import HANG_S, wait_until
 
-from loop.cli import standing
-from loop.cli.lines import cells, folded
-from loop.heartbeat import HEARTBEAT, SIZE_BYTES, Beating, read_heartbeat
-from loop.session import locked
+from loop.cli.paper import cells, folded
+from loop.reading import standing
+from loop.run.session import locked
+from loop.system.heartbeat import HEARTBEAT, SIZE_BYTES, Beating, read_heartbeat
 from store.db import open_database, transaction
 from store.ledger import Ledger
 from store.records import Round, Run
@@ -58,7 +58,7 @@ def test_a_longer_file_of_before_is_cut(tmp_path: Path) -> None:
 
 def test_news_are_written_at_once_and_beats_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [100.0]
-    monkeypatch.setattr("loop.heartbeat.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("loop.system.heartbeat.time.monotonic", lambda: clock[0])
     beating = Beating(tmp_path)
 
     def written() -> Any:
@@ -87,7 +87,7 @@ def test_durations_outlive_a_clock_that_is_set(tmp_path: Path, monkeypatch: pyte
     beating, right = Beating(tmp_path), time.time
     beating.begin(1, "training", "16 completions")
     for leap in (-7200, 7200):
-        monkeypatch.setattr("loop.heartbeat.time.time", lambda leap=leap: right() + leap)
+        monkeypatch.setattr("loop.system.heartbeat.time.time", lambda leap=leap: right() + leap)
         beat = beating.now
         assert 0 <= beat.at - beat.part_started_at < 60 and 0 <= beat.at - beat.started_at < 60
 
@@ -102,7 +102,7 @@ def test_what_cannot_be_written_is_not(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: object) -> int:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("loop.heartbeat.os.pwrite", full)
+    monkeypatch.setattr("loop.system.heartbeat.os.pwrite", full)
     beating.say("paused")
     found = read_heartbeat(tmp_path / "not" / "there")
     assert found and found.state == "running", "the one before"
@@ -294,7 +294,7 @@ def test_what_was_asked_shows_before_it_is_done(finished: Path, call: Loopctl) -
 
 def test_a_process_that_hangs(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     with alive(finished) as beating:
-        monkeypatch.setattr("loop.heartbeat.time.time", lambda: 1000.0)
+        monkeypatch.setattr("loop.system.heartbeat.time.time", lambda: 1000.0)
         beating.say("running")
         monkeypatch.undo()
         monkeypatch.chdir(finished)
@@ -306,7 +306,7 @@ def test_a_process_that_hangs(finished: Path, call: Loopctl, monkeypatch: pytest
 
 def test_a_disk_that_is_nearly_full(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("status", "--check").code == 3
-    monkeypatch.setattr("loop.cli.standing._free_bytes", lambda _: 1_000_000)
+    monkeypatch.setattr("loop.reading.standing._free_bytes", lambda _: 1_000_000)
     said = call("status", "--check")
     assert said.code == 1 and "disk low: 1,000,000 bytes free" in said.err
     assert "disk low" in line(call("status").out, "needs you")

@@ -15,9 +15,9 @@ from test_data_policies_in_rounds import Quiet, running
 from test_store_support import World
 
 import store.search
-from loop.configfile import load_config
+from loop.config.loading import load_config
 from loop.round import run_round
-from loop.session import open_session
+from loop.run.session import open_session
 from store.corpus import Corpus
 from store.db import backup, execute, open_database, query, scalar
 from store.errors import CannotWrite, StoreError

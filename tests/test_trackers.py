@@ -18,12 +18,12 @@ import pytest
 from test_cli_support import Loopctl, call, environment, finished, process
 from waiting import HANG_S, Clock, returns, wait_until
 
-from loop import trackers as trackers_module
-from loop.cli.view import reader, whole_round
-from loop.config import Watching
+from loop.config.settings import Watching
 from loop.grading.sandbox import find_bwrap
-from loop.trackers import PACKAGES, Trackers, missing, missing_in_words, trackers_of, tracking_command
-from loop.tracking import about, figures_of
+from loop.reading.rounds import reader, whole_round
+from loop.watching import trackers as trackers_module
+from loop.watching.trackers import PACKAGES, Trackers, missing, missing_in_words, trackers_of, tracking_command
+from loop.watching.tracking import about, figures_of
 
 __all__ = ["call", "finished"]
 ROOT = Path(__file__).resolve().parents[1]
@@ -199,7 +199,7 @@ def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
 
 KILLED = """
 import os, sys
-from loop import tracking
+from loop.watching import tracking
 for kind in tracking.TRACKERS.values():
     def killed(self, round, figures, log=kind.log):
         if round == 2:
@@ -415,7 +415,7 @@ def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: P
 
 
 def test_nothing_is_imported_unless_it_is_configured() -> None:
-    words = "import sys, loop.daemon, loop.surroundings, loop.trackers, loop.cli.run, loop.cli.status, loop.cli.track; "
-    words += "print([name for name in ('wandb', 'mlflow', 'trackio', 'loop.tracking', 'huggingface_hub') if name in sys.modules])"
+    words = "import sys, loop.daemon.loopd, loop.daemon.surroundings, loop.watching.trackers, loop.cli.run, loop.cli.status, loop.cli.track; "
+    words += "print([name for name in ('wandb', 'mlflow', 'trackio', 'loop.watching.tracking', 'huggingface_hub') if name in sys.modules])"
     told = subprocess.run([sys.executable, "-c", words], env=environment(), capture_output=True, text=True, check=True)
     assert told.stdout == "[]\n"

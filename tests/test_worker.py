@@ -15,12 +15,13 @@ from typing import Any
 import psutil
 import pytest
 
-from loop import frames, guard
-from loop import worker as worker_module
 from loop.engines.base import CheckpointRef, Request, SamplingParams
 from loop.engines.fake import write_fake_model
 from loop.errors import ConfigError, EngineError, StalledError
-from loop.worker import RemoteSampler, RemoteTrainer, Worker
+from loop.system import trees as guard
+from loop.workers import frames
+from loop.workers import worker as worker_module
+from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 
 TESTS = Path(__file__).parent
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=100)
@@ -276,11 +277,11 @@ def test_ending_one_worker_leaves_the_other(start: Callable[..., Worker], tmp_pa
 
 @pytest.mark.parametrize("stopped", ["nobody", "the engine", "the guard"])
 def test_when_the_parent_is_killed_the_whole_tree_goes(tmp_path: Path, stopped: str) -> None:
-    """With a stopped guard the engine alone goes, and the rest when the guard is continued. See loop/guard.py."""
+    """With a stopped guard the engine alone goes, and the rest when the guard is continued. See loop/system/trees.py."""
     script = (
         "import sys, psutil\n"
         "from pathlib import Path\n"
-        "from loop.worker import Worker\n"
+        "from loop.workers.worker import Worker\n"
         "w = Worker({'op': 'load'}, log_file=Path(sys.argv[1]), stall_timeout_s=60, progress=lambda d, t: None,\n"
         "           command=sys.argv[2:])\n"
         "pids = [p.pid for p in psutil.Process().children(recursive=True)]\n"
@@ -414,11 +415,11 @@ FLOODS = (
 def test_the_parent_imports_no_torch_and_stays_small_whatever_comes(tmp_path: Path) -> None:
     """Hostile floods, and the largest batch that a real engine could answer with."""
     script = (
-        "import sys, loop.daemon, loop.session\n"
+        "import sys, loop.daemon.loopd, loop.run.session\n"
         "from pathlib import Path\n"
         "from loop.engines.base import Request, SamplingParams\n"
         "from loop.errors import EngineError\n"
-        "from loop.worker import RemoteSampler, Worker\n"
+        "from loop.workers.worker import RemoteSampler, Worker\n"
         "def peak():\n"
         "    lines = open('/proc/self/status').read().splitlines()\n"
         "    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM'))\n"
@@ -662,7 +663,7 @@ def test_a_worker_that_floods_its_log_cannot_fill_the_disk(
 def test_temporary_files_go_with_the_worker(tmp_path: Path, end: str) -> None:
     program = f"""
 import os, tempfile
-from loop.guard import guard
+from loop.system.trees import guard
 
 def work():
     made = tempfile.mkdtemp()

@@ -12,13 +12,13 @@ import psutil
 import pytest
 from tiny import make_tiny_model
 
-from loop import workers
-from loop.config import Engine, Training
+from loop.config.settings import Engine, Training
 from loop.engines.base import CheckpointRef, Request, SamplingParams
 from loop.engines.fake import write_fake_model
 from loop.errors import EngineError, StalledError
-from loop.worker import RemoteSampler
-from loop.workers import Engines, best_sampler
+from loop.workers import up as workers
+from loop.workers.up import Engines, best_sampler
+from loop.workers.worker import RemoteSampler
 
 PARAMS = SamplingParams(temperature=0.0, max_new_tokens=64)
 

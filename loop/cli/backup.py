@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import safe, size
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import UsageError
+from loop.words import safe, size
 
 
 @click.command("backup")
@@ -24,7 +24,7 @@ def backup_command(file: Path) -> None:
     Examples:
       loopctl backup loop-today.db
     """
-    from loop.cli.files import check_place
+    from loop.system.files import check_place
     from store.db import backup, open_database
 
     if str(file) == "-":

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import count, safe, warn
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import ConfigError
+from loop.words import count, safe, warn
 
 if TYPE_CHECKING:
-    from loop.configfile import LoadedConfig
+    from loop.config.loading import LoadedConfig
 
 _LINE = re.compile(r"(?P<file>.*?):(?P<line>\d+): (?:(?P<key>[^\s:]+): )?(?P<message>.*)")
 
@@ -39,8 +39,8 @@ def check_command(context: click.Context) -> None:
       loopctl config check
       loopctl config check --config loop.toml --json
     """
+    from loop.config.same_run import resolved
     from loop.inputs import check_inputs
-    from loop.same_run import resolved
 
     try:
         loaded = the_call().load()
@@ -54,7 +54,7 @@ def check_command(context: click.Context) -> None:
             for line in mistakes:
                 warn(safe(line))
         context.exit(error.exit_code)
-    from loop.trackers import missing_in_words
+    from loop.watching.trackers import missing_in_words
 
     trackers = missing_in_words(loaded.config.watching.trackers)
     if the_call().json:

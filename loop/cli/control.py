@@ -9,22 +9,22 @@ from typing import Any
 
 import click
 
-from loop.cli.call import ROUND, print_json, shared_options, the_call
-from loop.cli.text import safe, size
+from loop.cli.options import ROUND, print_json, shared_options, the_call
+from loop.words import safe, size
 
 Json = dict[str, Any]
 
 
 def carry_out(command: str, **arguments: Any) -> Json:
     """Have it done by whoever holds the run; the answer."""
-    from loop.control import NotRunning, ask
+    from loop.daemon.control import NotRunning, ask
 
     with contextlib.suppress(NotRunning):  # a daemon has its configuration, whatever was made of the file meanwhile
         return ask(the_call().place().run_dir, command, **arguments)
     loaded = the_call().load()
-    from loop.commands import Commands
+    from loop.daemon.commands import Commands
     from loop.errors import LoopError
-    from loop.session import DATABASE, locked
+    from loop.run.session import DATABASE, locked
     from store.db import open_database
     from store.ledger import Ledger
 

@@ -16,14 +16,14 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.files import opened
-from loop.cli.text import count, safe, warn
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import LoopError, UsageError
+from loop.system.files import opened
+from loop.words import count, safe, warn
 from store.records import Json
 
 if TYPE_CHECKING:
-    from loop.cli.view import Reader
+    from loop.reading.rounds import Reader
     from store.records import Completion, Prompt
 
 BATCH = 1000
@@ -66,7 +66,7 @@ def export_command(form: str, file: str) -> None:
       loopctl corpus export --format parquet corpus.parquet
       loopctl corpus export --format jsonl - > corpus.jsonl
     """
-    from loop.cli.view import reader
+    from loop.reading.rounds import reader
 
     if file == "-" and form == "parquet" and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal; name a file")

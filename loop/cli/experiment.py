@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import count, decoding_words, duration, interval, rate, safe, signed, size, warn
+from loop.cli.options import print_json, shared_options, the_call
+from loop.words import count, decoding_words, duration, interval, rate, safe, signed, size, warn
 
 if TYPE_CHECKING:
     from loop.experiments.file import Experiment
@@ -61,7 +61,7 @@ def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
     from loop.errors import LoopError
     from loop.experiments.facts import experiment_facts
     from loop.experiments.running import Supervisor, machine_for
-    from loop.stopping import Stop
+    from loop.system.signals import Stop
 
     experiment = _load(file, whole=True)
     machine = machine_for(experiment, jobs)
@@ -100,7 +100,7 @@ def start_command(file: Path, jobs: int | None) -> None:
     from loop.errors import LoopError
     from loop.experiments.file import LOGS
     from loop.experiments.running import standing_of
-    from loop.heartbeat import holder
+    from loop.system.heartbeat import holder
 
     experiment = _load(file, whole=True)
     if (pid := holder(experiment.directory)) is not None:
@@ -145,7 +145,7 @@ def stop_command(file: Path) -> None:
     Examples:
       loopctl experiment stop temperatures.toml
     """
-    from loop.heartbeat import holder
+    from loop.system.heartbeat import holder
 
     experiment = _load(file)
     pid = holder(experiment.directory)

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.call import checkpoint_names, print_json, shared_options, the_call
-from loop.cli.text import count, round_name, safe, size, warn
+from loop.cli.options import checkpoint_names, print_json, shared_options, the_call
 from loop.errors import LoopError, UsageError
+from loop.words import count, round_name, safe, size, warn
 from store.records import Json
 
 if TYPE_CHECKING:
-    from loop.cli.view import Reader
-    from loop.exporting import Exported, Source
+    from loop.publishing.exporting import Exported, Source
+    from loop.reading.rounds import Reader
     from store.records import Checkpoint
 
 
@@ -38,12 +38,12 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
       loopctl export head exported/my-model
       loopctl export base exported/base
     """
-    from loop import exporting
+    from loop.publishing import exporting
 
     if private and repo is None:
         raise UsageError("--private: says how to push; give --push OWNER/NAME, too")
     if repo is not None:
-        from loop.hub import check_push
+        from loop.publishing.hub import check_push
 
         check_push(repo)
     target = exporting.place(directory, again=repo is not None)
@@ -51,7 +51,7 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
     source, facts = _read(place.run_dir, place.path.parent, which)
     if source.base is None and merge:
         merge = False  # whole weights already
-    from loop.cli.card import card
+    from loop.publishing.card import card
 
     try:
         done = exporting.export(
@@ -72,9 +72,9 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
 
 def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
     """The checkpoint and all that is known of it. Nothing of the store is held open afterwards."""
-    from loop.cli.card_facts import facts_of
-    from loop.cli.view import reader
-    from loop.measuring import checkpoint_named
+    from loop.publishing.card_facts import facts_of
+    from loop.reading.rounds import reader
+    from loop.run.measuring import checkpoint_named
 
     with reader(run_dir) as found:
         row = checkpoint_named(found.ledger, found.run, which)
@@ -84,7 +84,7 @@ def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
 
 
 def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
-    from loop.exporting import Source, licences_in
+    from loop.publishing.exporting import Source, licences_in
 
     ledger, known = found.ledger, facts["base"]
     first = ledger.checkpoint(found.run.base_checkpoint)
@@ -103,7 +103,7 @@ def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
 
 
 def _push(done: Exported, repo: str, private: bool, facts: Json) -> Json:
-    from loop.hub import push
+    from loop.publishing.hub import push
 
     message = f"{facts['run']}, {round_name(facts['round'])} ({facts['checkpoint'][:12]})"
     try:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.call import Call, shared_options, the_call
-from loop.cli.text import clipped, count, safe
+from loop.cli.options import Call, shared_options, the_call
 from loop.errors import ConfigError, LoopError, PermissionDenied
+from loop.words import clipped, count, safe
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _graded(
 
 
 def _grader(call: Call) -> Grader:
-    from loop.config import Grading
+    from loop.config.settings import Grading
     from loop.grading.grader import Grader
 
     grading = Grading()

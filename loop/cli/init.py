@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import safe
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import safe
 
 
 @click.command("init")

@@ -18,8 +18,8 @@ from typing import IO, TYPE_CHECKING
 
 import click
 
-from loop.cli.call import shared_options, the_call
-from loop.cli.text import safe, warn
+from loop.cli.options import shared_options, the_call
+from loop.words import safe, warn
 
 if TYPE_CHECKING:
     from store.records import Json

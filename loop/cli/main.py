@@ -10,8 +10,8 @@ from typing import Any, NoReturn
 
 import click
 
-from loop.cli.call import Call, shared_options
-from loop.cli.text import safe, warn
+from loop.cli.options import Call, shared_options
+from loop.words import safe, warn
 
 # name -> module, what it does
 COMMANDS = {

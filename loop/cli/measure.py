@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import checkpoint_names, print_json, shared_options, the_call
-from loop.cli.text import decoding_words, interval, rate, round_name, safe, signed, warn
+from loop.cli.options import checkpoint_names, print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import decoding_words, interval, rate, round_name, safe, signed, warn
 from store.records import Json
 
 if TYPE_CHECKING:
-    from loop.configfile import LoadedConfig
-    from loop.session import Session
+    from loop.config.loading import LoadedConfig
+    from loop.run.session import Session
 
 GOES_ON = "interrupted; the same command goes on where it was"
 
@@ -51,7 +51,7 @@ def aa_command(name: str) -> None:
     Examples:
       loopctl aa --of base
     """
-    from loop.measuring import aa, checkpoint_named, may_aa
+    from loop.run.measuring import aa, checkpoint_named, may_aa
 
     loaded = _loaded(name)
     may_aa(loaded.config.suite(loaded.config.decide.suite))
@@ -87,7 +87,7 @@ def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None
     Examples:
       loopctl sweep --of head --temperatures 0.6,0.9
     """
-    from loop.measuring import TEMPERATURES, checkpoint_named, may_sweep, sweep
+    from loop.run.measuring import TEMPERATURES, checkpoint_named, may_sweep, sweep
 
     names = names or ("head",)
     loaded = _loaded(*names)
@@ -113,8 +113,8 @@ def final_command(yes: bool) -> None:
     Examples:
       loopctl final --yes
     """
-    from loop.cli.view import reader
-    from loop.measuring import final, final_result, may_be_final, may_open_final
+    from loop.reading.rounds import reader
+    from loop.run.measuring import final, final_result, may_be_final, may_open_final
 
     loaded = _loaded()
     decide = loaded.config.decide
@@ -150,7 +150,7 @@ def _ask() -> None:
 
 def _loaded(*names: str) -> LoadedConfig:
     """loop.toml; LoopError where a round is asked for and there is no run: `head` and `base` can be had without one."""
-    from loop.session import DATABASE
+    from loop.run.session import DATABASE
 
     loaded = the_call().load()
     if not {*names} <= {"head", "base"} and not (loaded.run_dir / DATABASE).exists():
@@ -162,9 +162,9 @@ def _loaded(*names: str) -> LoadedConfig:
 def _opened(loaded: LoadedConfig) -> Iterator[Session]:
     """The run, held as `loopctl run` holds it; a signal leaves what is stored, and the same command goes on from there."""
     from loop.cli.progress import onlooker
-    from loop.heartbeat import Beating
-    from loop.session import open_session
-    from loop.stopping import Interrupted, Stop
+    from loop.run.session import open_session
+    from loop.system.heartbeat import Beating
+    from loop.system.signals import Interrupted, Stop
 
     try:
         with Stop(at_once=True).listening(), onlooker() as watch:

@@ -1,6 +1,6 @@
 """Live progress on standard error: one moving line on a terminal, plain lines in a pipe.
 
-Both are a `loop.session.Watch`. Nothing that goes wrong here (a closed terminal, a full disk) ends the run.
+Both are a `loop.run.session.Watch`. Nothing that goes wrong here (a closed terminal, a full disk) ends the run.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from loop.cli.text import clock, duration, safe
+from loop.words import clock, duration, safe
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-    from loop.heartbeat import Beating
+    from loop.system.heartbeat import Beating
 
 UNITS = {"sampling": "completions", "evaluating": "completions", "training": "steps", "grading": "solutions"}
 QUIET_S = 30.0  # between two lines of progress in a pipe
@@ -84,13 +84,13 @@ class Onlooker:
         self.on_pulse: Callable[[], None] = lambda: None
 
     def pulse(self) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
         if self.beating:
             self.beating.beat()
         self.on_pulse()
 
     def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
         self.end_part()
         self.part = Part(round, stage, what)
         if self.beating:
@@ -99,7 +99,7 @@ class Onlooker:
             self.face.begun(self.part)
 
     def progress(self, done: int, total: int) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
         if self.beating:
             self.beating.progress(done, total)
         if self.part:
@@ -108,7 +108,7 @@ class Onlooker:
                 self.face.moved(self.part)
 
     def note(self, text: str) -> None:
-        """See `loop.session.Watch`."""
+        """See `loop.run.session.Watch`."""
         with contextlib.suppress(OSError):
             self.face.said(safe(text))
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import count, safe
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import count, safe
 from store.records import Json
 
 
@@ -20,8 +20,8 @@ def replay_command() -> None:
       loopctl replay
       loopctl replay --config stricter.toml
     """
-    from loop.cli.view import reader
-    from loop.replaying import replay
+    from loop.reading.replaying import replay
+    from loop.reading.rounds import reader
 
     loaded = the_call().load()
     with reader(loaded.run_dir) as found:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.files import opened
-from loop.cli.text import safe
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import LoopError, UsageError
+from loop.system.files import opened
+from loop.words import safe
 
 if TYPE_CHECKING:
     from loop.experiments.file import Experiment
@@ -30,7 +30,7 @@ def report_command(file: str | None) -> None:
     Examples:
       loopctl report -o run.html
     """
-    from loop.cli.view import reader
+    from loop.reading.rounds import reader
     from loop.report.facts import run_facts
 
     place = the_call().place()
@@ -53,7 +53,7 @@ def plot_command(file: str, name: str | None, experiment: str | None) -> None:
       loopctl plot -o training.png --figure training
       loopctl plot -o arms.svg --experiment temperatures.toml
     """
-    from loop.cli.view import reader
+    from loop.reading.rounds import reader
     from loop.report.facts import facts_of_experiment, run_facts
     from loop.report.figures import figures
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import ROUND, print_json, shared_options, the_call
-from loop.cli.text import decoding_words, safe
+from loop.cli.options import ROUND, print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import decoding_words, safe
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def rounds_command() -> None:
       loopctl rounds
       loopctl rounds --json
     """
-    from loop.cli.view import base_row, reader, rows
+    from loop.reading.rounds import base_row, reader, rows
 
     with reader(the_call().place().run_dir) as found:
         answer = rows(found)
@@ -58,7 +58,7 @@ def round_command(number: int) -> None:
       loopctl round 1
       loopctl round 1 --json
     """
-    from loop.cli.view import reader, whole_round
+    from loop.reading.rounds import reader, whole_round
 
     with reader(the_call().place().run_dir) as found:
         answer = whole_round(found, number)

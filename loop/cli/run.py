@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import all_done, safe
+from loop.cli.options import print_json, shared_options, the_call
+from loop.words import all_done, safe
 
 if TYPE_CHECKING:
     from loop.cli.progress import Onlooker
-    from loop.cli.view import Reader
-    from loop.configfile import LoadedConfig
-    from loop.session import Session
+    from loop.config.loading import LoadedConfig
+    from loop.reading.rounds import Reader
+    from loop.run.session import Session
     from store.records import Round
 
 
@@ -31,15 +31,15 @@ def run_command(rounds: int | None) -> None:
       loopctl run --rounds 1
     """
     from loop.cli.progress import onlooker
-    from loop.control import Wake
+    from loop.daemon.control import Wake
+    from loop.daemon.service import Service
+    from loop.daemon.surroundings import Foreground, commanded
     from loop.errors import LoopError
-    from loop.heartbeat import Beating
-    from loop.power import too_coarse
-    from loop.service import Service
-    from loop.session import open_session
-    from loop.stopping import Stop
-    from loop.surroundings import Foreground, commanded
-    from loop.trackers import trackers_of
+    from loop.run.power import too_coarse
+    from loop.run.session import open_session
+    from loop.system.heartbeat import Beating
+    from loop.system.signals import Stop
+    from loop.watching.trackers import trackers_of
     from store.records import DecisionRow
 
     loaded, wake = the_call().load(), Wake()
@@ -81,10 +81,10 @@ def run_command(rounds: int | None) -> None:
 
 def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> None:
     """What a run that begins will do, and how long it may take here. One that continues has shown it."""
-    from loop import pace
-    from loop.cli.text import duration
     from loop.errors import LoopError
-    from loop.session import DATABASE
+    from loop.run import pace
+    from loop.run.session import DATABASE
+    from loop.words import duration
 
     num_rounds = more or loaded.config.rounds
     if not num_rounds or (loaded.run_dir / DATABASE).exists():
@@ -105,7 +105,7 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
 def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
     """The round's table: on standard output, with --json on standard error."""
     from loop.cli.tables import console, round_report, show
-    from loop.cli.view import whole_round
+    from loop.reading.rounds import whole_round
 
     answer = whole_round(_reader(session), round.number)
     assert answer is not None
@@ -117,9 +117,9 @@ def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
 
 def _print_summary(session: Session) -> None:
     from loop.cli.rounds import print_rounds
-    from loop.cli.standing import status
     from loop.cli.tables import console
-    from loop.cli.view import base_row, rows
+    from loop.reading.rounds import base_row, rows
+    from loop.reading.standing import status
 
     found = _reader(session)
     answer, base = rows(found), base_row(found)
@@ -134,6 +134,6 @@ def _print_summary(session: Session) -> None:
 
 
 def _reader(session: Session) -> Reader:
-    from loop.cli.view import Reader
+    from loop.reading.rounds import Reader
 
     return Reader(session.ledger, session.corpus, session.run, session.loaded.run_dir)

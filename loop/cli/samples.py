@@ -6,16 +6,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import ROUND, print_json, shared_options, the_call
-from loop.cli.text import count, decoding_words, safe
+from loop.cli.options import ROUND, print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import count, decoding_words, safe
 from store.records import Json
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from loop.cli.view import Reader
     from loop.grading.problems import Problem
+    from loop.reading.rounds import Reader
     from store.records import Completion, Selection
 
 
@@ -37,7 +37,7 @@ def samples_command(
       loopctl samples --round 1 --limit 3
       loopctl samples --search return --show-code
     """
-    from loop.cli.view import reader
+    from loop.reading.rounds import reader
 
     with reader(the_call().place().run_dir) as found:
         if suite is not None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import UsageError
 
 SHORTEST_TOKEN = 16

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import safe
+from loop.cli.options import print_json, shared_options, the_call
+from loop.words import safe
 
 if TYPE_CHECKING:
-    from loop.configfile import LoadedConfig
+    from loop.config.loading import LoadedConfig
 
 PATIENCE_S = 8.0  # so long `start` waits for the daemon to answer; one that prepares a model answers later
 LOOK_S = 0.05
@@ -99,7 +99,7 @@ def _tell(done: Started) -> None:
 
 def _start(loaded: LoadedConfig) -> Started:
     from loop.errors import LoopError
-    from loop.heartbeat import holder
+    from loop.system.heartbeat import holder
 
     if (pid := holder(loaded.run_dir)) is not None:
         return Started(pid, f"already running (process {pid})", False)
@@ -150,7 +150,7 @@ def found_again() -> dict[str, str]:
 
 def _answers(run_dir: Path) -> int | None:
     """The process that answers on the control socket; None if none does."""
-    from loop.control import ask
+    from loop.daemon.control import ask
     from loop.errors import LoopError
 
     with contextlib.suppress(LoopError):
@@ -162,8 +162,8 @@ def _answers(run_dir: Path) -> int | None:
 def _stop(run_dir: Path, now: bool) -> Started:
     import signal
 
-    from loop.control import NotRunning, ask
-    from loop.heartbeat import holder
+    from loop.daemon.control import NotRunning, ask
+    from loop.system.heartbeat import holder
 
     pid = holder(run_dir)
     if pid is None:
@@ -186,7 +186,7 @@ def _stop(run_dir: Path, now: bool) -> Started:
 
 
 def _doing(run_dir: Path) -> str:
-    from loop.heartbeat import read_heartbeat
+    from loop.system.heartbeat import read_heartbeat
 
     beat = read_heartbeat(run_dir)
     if beat is None:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
 from loop.cli.clock import moment, seconds_between
-from loop.cli.lines import Paper
-from loop.cli.text import (
+from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.paper import Paper
+from loop.words import (
     all_done,
     clock,
     count,
@@ -68,7 +68,7 @@ def status_command(context: click.Context, check: bool) -> None:
       loopctl status --check || echo 'look into it'
     """
     from loop.cli.main import told
-    from loop.cli.standing import status
+    from loop.reading.standing import status
     from store.errors import StoreError, StoreTooNew
 
     place = the_call().place()

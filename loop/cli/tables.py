@@ -14,8 +14,8 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from loop.cli.lines import Paper
-from loop.cli.text import clipped, count, decoding_words, duration, interval, rate, safe, signed
+from loop.cli.paper import Paper
+from loop.words import clipped, count, decoding_words, duration, interval, rate, safe, signed
 from store.records import Json
 
 WHO = ("base", "head", "candidate")

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import safe
+from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.words import safe
 
 if TYPE_CHECKING:
     from store.records import Json
 
 
 def _project(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    from loop.config import NAME
+    from loop.config.settings import NAME
 
     if value is not None and not NAME.fullmatch(value):
         raise click.BadParameter(f"{value!r} is not a name; use letters, digits, '.', '_' and '-'")
@@ -37,7 +37,7 @@ def track_command(names: tuple[str, ...], project: str | None) -> None:
     Examples:
       loopctl track mlflow
     """
-    from loop.trackers import EXTRA, environment, last_line, missing, tracking_command
+    from loop.watching.trackers import EXTRA, environment, last_line, missing, tracking_command
     from store.errors import NoStore
 
     loaded = the_call().load()

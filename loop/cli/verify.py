@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from loop.cli.call import print_json, shared_options, the_call
-from loop.cli.text import safe
+from loop.cli.options import print_json, shared_options, the_call
+from loop.words import safe
 
 
 @click.command("verify")
@@ -21,7 +21,7 @@ def verify_command(context: click.Context) -> None:
     from dataclasses import asdict
 
     from loop.cli.main import explained
-    from loop.cli.view import reader
+    from loop.reading.rounds import reader
     from store.errors import NoStore, StoreError, StoreTooNew, StoreTooOld
     from store.verify import Finding, Verification, verify_store
 

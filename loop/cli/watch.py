@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from loop.cli.call import Place, shared_options, the_call
-from loop.cli.lines import Paper
+from loop.cli.options import Place, shared_options, the_call
+from loop.cli.paper import Paper
 from loop.cli.status import UNKNOWN, drawn, exit_code
-from loop.cli.text import safe, warn
+from loop.words import safe, warn
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -70,7 +70,7 @@ def watch_command(context: click.Context, interval_s: float) -> None:
 
 def _look(place: Place) -> Json | str:
     """How it stands; or in words why nobody can tell."""
-    from loop.cli.standing import status
+    from loop.reading.standing import status
     from store.errors import StoreError, StoreTooNew
 
     try:

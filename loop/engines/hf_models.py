@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from loop.durable import fsync
 from loop.engines.base import CheckpointRef
 from loop.engines.precision import auto_dtype
 from loop.errors import ConfigError, EngineError
+from store.durable import fsync
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loop.config import NAME, NAME_WORDS, Config, Mistake
-from loop.mistakes import takes_a_list
-from loop.toml_file import Placed, TomlFile
-from loop.toml_lines import KeyPath
+from loop.config.mistakes import takes_a_list
+from loop.config.settings import NAME, NAME_WORDS, Config, Mistake
+from loop.config.toml_file import Placed, TomlFile
+from loop.config.toml_lines import KeyPath
 
 MOST_ARMS = 500
 _NOT_AN_ARMS = {"seed": "seeds", "rounds": "rounds", "run_dir": "directory"}  # keys of loop.toml and who has them here

@@ -24,13 +24,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from loop.cli.view import Reader, duration_of, reader
-from loop.config import Suite
-from loop.experiments.comparing import Head, comparisons, correction_in_words, lines_of
+from loop.config.settings import Suite
+from loop.experiments.arithmetic import Head, comparisons, correction_in_words, lines_of
 from loop.experiments.file import Experiment, ExperimentRun, load_experiment
-from loop.experiments.sharing import EVENT
-from loop.heartbeat import holder, read_heartbeat
+from loop.reading.rounds import Reader, duration_of, reader
+from loop.run.sharing import EVENT
 from loop.stages.evaluating import params_of
+from loop.system.heartbeat import holder, read_heartbeat
 from store.db import utc_now
 from store.errors import NoStore, StoreError
 from store.records import Evaluation, Json, Round

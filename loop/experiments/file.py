@@ -16,17 +16,17 @@ from typing import Any
 
 from pydantic import Field, PositiveInt, field_validator
 
-from loop.config import Config, Mistake, Name, Section
-from loop.configfile import config_mistakes
+from loop.config.loading import config_mistakes
+from loop.config.mistakes import model_mistakes
+from loop.config.same_run import differences, resolved
+from loop.config.settings import Config, Mistake, Name, Section
+from loop.config.toml_file import Placed, TomlFile, in_lines, read_toml
+from loop.config.toml_text import toml_text
 from loop.errors import ConfigError
 from loop.experiments.arms import Arm, arms_of, merged, placed
 from loop.inputs import input_mistakes, model_directory
-from loop.mistakes import model_mistakes
 from loop.prompts.sources import source_kind
-from loop.same_run import differences, resolved
-from loop.session import DATABASE
-from loop.toml_file import Placed, TomlFile, in_lines, read_toml
-from loop.toml_text import toml_text
+from loop.run.session import DATABASE
 from store.db import open_database
 from store.errors import StoreError
 from store.ledger import Ledger

@@ -14,14 +14,14 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from loop.config import Config
+from loop.config.settings import Config
+from loop.daemon.space import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from loop.experiments.facts import run_facts
 from loop.experiments.file import Experiment, ExperimentRun
 from loop.experiments.running import Machine, rounds_kept
 from loop.grading.problems import load_suite
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
-from loop.space import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.canonical import sha256_of
 from store.records import Json
 

@@ -22,19 +22,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from loop.cli.service import found_again
-from loop.device_memory import visible_devices
 from loop.errors import LockedError, LoopError
 from loop.experiments.facts import FAILURE
 from loop.experiments.file import LOGS, SHARED, Experiment, ExperimentRun, run_text
-from loop.experiments.registry import MEMBERSHIP, WEIGHTS, read_entry, write_json
-from loop.guard import PR_SET_PDEATHSIG, prctl
-from loop.heartbeat import holder
-from loop.session import DATABASE, locked
-from loop.stopping import Stop
+from loop.run.session import DATABASE, locked
+from loop.system.gpus import visible_devices
+from loop.system.heartbeat import holder
+from loop.system.signals import Stop
+from loop.system.trees import PR_SET_PDEATHSIG, prctl
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
 from store.db import open_database
 from store.errors import StoreError
 from store.ledger import Ledger
+from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json
 
 TICK_S = 0.2
 LOOK_S = 1.0  # between two looks into the stores of the runs that go on

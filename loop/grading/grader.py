@@ -20,9 +20,9 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
-from loop.grading import judge
 from loop.grading.extract import given_before, why_none
-from loop.grading.plus import inputs_of, oracle_of
+from loop.grading.formats.plus import inputs_of, oracle_of
+from loop.grading.inside import judge
 from loop.grading.problems import Problem, called_names, livecodebench_tests
 from loop.grading.sandbox import Sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm

@@ -23,8 +23,8 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
-from loop.grading.packed import unpack_tests
-from loop.grading.plus import inputs_of
+from loop.grading.formats.livecodebench import unpack_tests
+from loop.grading.formats.plus import inputs_of
 
 Kind = Literal["humaneval", "mbpp", "plus", "livecodebench"]
 SPLIT_ORDER = ("select", "confirm", "final")

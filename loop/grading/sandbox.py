@@ -59,12 +59,12 @@ _PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
 _BOOT = """
 import marshal, socket, sys
 control = socket.socket(fileno=0)
-for name in ("loop", "loop.grading"):
+for name in ("loop", "loop.grading", "loop.grading.inside"):
     sys.modules[name] = type(sys)(name)
 core = control.recv(8)
 for name, code in marshal.loads(control.recv(1 << 20)):
-    module = sys.modules["loop.grading." + name] = type(sys)("loop.grading." + name)
-    setattr(sys.modules["loop.grading"], name, module)
+    module = sys.modules["loop.grading.inside." + name] = type(sys)("loop.grading.inside." + name)
+    setattr(sys.modules["loop.grading.inside"], name, module)
     exec(code, module.__dict__)
 module.serve(control, int.from_bytes(core, "little"))
 """
@@ -164,7 +164,8 @@ class Sandbox:
         self._command = command
         same = command[-1] == _own_python()  # then it need not compile
         texts = {
-            name: (importlib.resources.files("loop.grading") / f"{name}.py").read_text("utf-8") for name in _INSIDE
+            name: (importlib.resources.files("loop.grading.inside") / f"{name}.py").read_text("utf-8")
+            for name in _INSIDE
         }
         self._programs = marshal.dumps(
             [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts.items()]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import psutil
 
 from loop.errors import HarnessError
-from loop.grading import values
+from loop.grading.inside import values
 
 if TYPE_CHECKING:
     from loop.grading.sandbox import Sandbox

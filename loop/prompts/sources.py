@@ -1,7 +1,7 @@
 """Where the prompts of training come from, and which of them a round uses.
 
 A source is "starter" (shipped), a .jsonl or .jsonl.gz file, or a data set: a name on the hub, or files on disk.
-Data sets are read by `loop.prompts.hub` in a child process, so that the caller never imports the library for them.
+Data sets are read by `loop.prompts.data_set` in a child process, so that the caller never imports the library for them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from loop.config import HUB_NAME, Model, Prompts
+from loop.config.settings import HUB_NAME, Model, Prompts
 from loop.errors import ConfigError, PermissionDenied, printable
 from loop.grading.problems import Problem as TestedProblem
 from loop.grading.problems import UntestedProblem, problem_of
@@ -30,7 +30,7 @@ from store.records import Prompt
 
 SourceKind = Literal["starter", "file", "local", "hub"]
 
-_ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.hub writes other rows
+_ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.data_set writes other rows
 _NAME_KEYS = ("id", "task_id", "question_id", "name")
 _TEST_KEYS = ("test_list", "test", "public_test_cases", "private_test_cases")
 # what a row needs beside its statement to be a problem with tests
@@ -349,7 +349,7 @@ def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     child = subprocess.run(
-        [sys.executable, "-P", "-m", "loop.prompts.hub", json.dumps(request), str(out)],
+        [sys.executable, "-P", "-m", "loop.prompts.data_set", json.dumps(request), str(out)],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loop.cli.text import count, decoding_words, rate, signed
 from loop.report.charts import Figure, any_value, ends, forest, lines, table
+from loop.words import count, decoding_words, rate, signed
 from store.records import Json
 
 

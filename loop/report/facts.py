@@ -11,18 +11,18 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loop.cli.call import Place
-from loop.cli.standing import no_run, status_of
+from loop.cli.options import Place
 from loop.cli.status import doing, labelled
-from loop.cli.text import decoding_words
-from loop.cli.view import Evaluations, Reader, all_of, figures_of, reader
+from loop.reading.rounds import Evaluations, Reader, all_of, figures_of, reader
+from loop.reading.standing import no_run, status_of
 from loop.report.browser import browser
 from loop.report.gains import paired
+from loop.words import decoding_words
 from store.errors import NoStore
 from store.records import Checkpoint, Json, Round
 
 if TYPE_CHECKING:
-    from loop.configfile import LoadedConfig
+    from loop.config.loading import LoadedConfig
     from loop.experiments.file import Experiment
 
 MOST_LOSSES = 4000  # points of the training curve; more are averaged over neighbours

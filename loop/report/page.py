@@ -16,7 +16,7 @@ import re
 import unicodedata
 from typing import Any
 
-from loop.cli import text as words
+from loop import words
 from loop.report.charts import themed
 from loop.report.figures import figures
 from loop.report.run_figures import measured_on

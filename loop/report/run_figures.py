@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from loop.cli.text import duration, interval, number, rate, signed
 from loop.report.charts import (
     BLUE,
     GREEN,
@@ -23,6 +22,7 @@ from loop.report.charts import (
     table,
     trajectory,
 )
+from loop.words import duration, interval, number, rate, signed
 from store.records import STAGES, Json
 
 # What the figures are of

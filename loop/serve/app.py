@@ -15,8 +15,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from loop.errors import LoopError
-from loop.serve.guard import EMBEDDED, Guard
 from loop.serve.live import CannotShow, Live, complain, in_thread, in_words, waiting_page
+from loop.serve.who_may_ask import EMBEDDED, Guard
 from store.errors import StoreError
 
 

@@ -13,9 +13,9 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TypeVar
 
-from loop.cli.text import safe, warn
 from loop.errors import LoopError
 from loop.serve.sources import Mark, Source
+from loop.words import safe, warn
 from store.errors import NoStore, StoreError
 from store.records import Json
 

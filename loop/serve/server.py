@@ -17,8 +17,8 @@ import uvicorn
 
 from loop.errors import LoopError, PermissionDenied, UsageError
 from loop.serve.app import application
-from loop.serve.guard import names
 from loop.serve.live import Live
+from loop.serve.who_may_ask import names
 
 END_S = 1  # for answers that are under way when it ends
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from loop.cli.call import Place
-from loop.heartbeat import holder, read_heartbeat
+from loop.cli.options import Place
+from loop.system.heartbeat import holder, read_heartbeat
 from store.db import open_database
 from store.errors import StoreError
 from store.ledger import Ledger
@@ -68,7 +68,7 @@ class RunSource:
         return run_facts(self.place)
 
     def status(self) -> Json:
-        from loop.cli.standing import status
+        from loop.reading.standing import status
 
         return status(self.place.run_dir, self.place.name, self.place.rounds)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from loop.config import Collect
+from loop.config.settings import Collect
 from loop.prompts.templates import answer
 from loop.stages.packed import PARTS, Described, Packed, pack, part_of, place, placed
 from policies.data import AnyData, Candidate, Usable, repeats, why_not

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean, stdev
 from typing import cast
 
-from loop.config import Config, PromptFormat
-from loop.config import Suite as SuiteConfig
+from loop.config.settings import Config, PromptFormat
+from loop.config.settings import Suite as SuiteConfig
 from loop.engines.base import SamplingParams
 from loop.errors import HarnessError
 from loop.grading import problems as grading

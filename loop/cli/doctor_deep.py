@@ -1,0 +1,127 @@
+"""The slow half of `loopctl doctor`: what can only be known by doing it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loop.errors import LoopError
+from store.durable import fsync
+from store.errors import StoreError
+
+if TYPE_CHECKING:
+    from loop.config.loading import LoadedConfig
+
+
+def try_everything(loaded: LoadedConfig) -> Iterator[tuple[str, bool, str, str]]:
+    """Name, whether it works, in words, remedy. What the run needs is really done, beside the run."""
+    loaded.run_dir.mkdir(parents=True, exist_ok=True)
+    for name, attempt, remedy in (
+        ("sync", _sync, "set run_dir to a local disk"),
+        ("database", _database, "set run_dir to a local disk, not a network file system"),
+        ("socket", _socket, "set run_dir to a local disk"),
+        ("model", _model, "see logs/doctor.log in the run directory; `loopctl config check` checks what it names"),
+        ("store", _store, "`loopctl verify` lists all of it; restore a backup"),
+    ):
+        began = time.monotonic()
+        try:
+            words, works = attempt(loaded), True
+        except (OSError, LoopError, StoreError) as error:
+            words, works = " ".join(str(error).split()), False
+        yield name, works, f"{words} ({time.monotonic() - began:.1f} s)" if works else words, "" if works else remedy
+
+
+def _sync(loaded: LoadedConfig) -> str:
+    with tempfile.TemporaryDirectory(prefix="doctor-", dir=loaded.run_dir) as place:
+        directory, there = Path(place) / "tmp", Path(place) / "there"
+        directory.mkdir()
+        with (directory / "file").open("wb") as file:
+            file.write(bytes(1 << 20))
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(directory, there)
+        fsync(Path(place))
+    return "files and directories can be written, synced and renamed"
+
+
+def _database(loaded: LoadedConfig) -> str:
+    from store.db import open_database, scalar
+    from store.errors import StoreError
+
+    with tempfile.TemporaryDirectory(prefix="doctor-", dir=loaded.run_dir) as place:
+        try:
+            db = open_database(Path(place) / "loop.db")
+            reader = open_database(Path(place) / "loop.db", read_only=True)
+            number = scalar(reader, "SELECT max(number) FROM schema_migrations")
+            reader.close()
+            db.close()
+        except StoreError as error:
+            raise LoopError(str(error)) from None
+    return f"a store can be made and read beside its writer, schema {number}"
+
+
+def _socket(loaded: LoadedConfig) -> str:
+    from loop.daemon.control import Control, ask
+
+    with (
+        tempfile.TemporaryDirectory(prefix="doctor-", dir=loaded.run_dir) as place,
+        Control(Path(place), lambda request: request),
+    ):
+        ask(Path(place), "ping")
+    return "commands reach a daemon"
+
+
+def _model(loaded: LoadedConfig) -> str:
+    """The sampler starts with the base model, writes a few tokens, and is gone again."""
+    from loop.engines.base import CheckpointRef, Request, SamplingParams
+    from loop.run.base_model import base_model
+    from loop.workers.worker import RemoteSampler, Worker
+    from store.checkpoints import hash_directory, manifest_sha256
+
+    path = base_model(loaded.config, loaded.base_dir, loaded.run_dir)
+    checkpoint = CheckpointRef(sha256=manifest_sha256(hash_directory(path)), path=path)
+    nothing: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
+    worker = Worker(
+        {
+            "op": "load_sampler",
+            "settings": loaded.config.engine.model_dump(mode="json"),
+            "checkpoint": checkpoint.model_dump(mode="json"),
+        },
+        log_file=loaded.run_dir / "logs" / "doctor.log",
+        stall_timeout_s=loaded.config.engine.stall_timeout_s,
+        progress=nothing,
+        tag="doctor",
+    )
+    try:
+        request = Request(id="doctor", messages=({"role": "user", "content": "Add two numbers."},), prefill="", seed=1)
+        sampler = RemoteSampler(worker)
+        batches = list(sampler.generate([request], SamplingParams(temperature=1.0, max_new_tokens=4)))
+    finally:
+        worker.end()
+    return (
+        f"{loaded.config.model.source} wrote {len(batches[0][0].token_ids)} tokens with {loaded.config.engine.sampler}"
+    )
+
+
+def _store(loaded: LoadedConfig) -> str:
+    from store.db import open_database
+    from store.errors import NoStore, StoreError
+    from store.verify import verify_store
+
+    try:
+        db = open_database(loaded.run_dir / "loop.db", read_only=True)
+    except NoStore:
+        return "nothing has been run here yet"
+    except StoreError as error:
+        raise LoopError(str(error)) from None
+    try:
+        findings = verify_store(db, loaded.run_dir).findings
+    finally:
+        db.close()
+    if findings:
+        raise LoopError(f"{findings[0].message}{f' and {len(findings) - 1} more' if len(findings) > 1 else ''}")
+    return "every hash, sequence and manifest is as it was written"

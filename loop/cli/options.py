@@ -1,0 +1,120 @@
+"""What every command has in common: `--config` and `--json`, before and after the command, and where the run is.
+
+A command that only reads needs one key of loop.toml, `run_dir`, and takes it without checking the rest: it starts in half
+the time, and tells about a run while its configuration is being edited.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from loop.config.loading import LoadedConfig
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+ROUND = click.IntRange(min=1)
+ROUND.name = "round's number"  # in "'x' is not a valid ..."
+
+
+@dataclass(slots=True)
+class Call:
+    """What was asked beside the command itself."""
+
+    config: str | None = None
+    json: bool = False
+
+    def load(self) -> LoadedConfig:
+        """loop.toml, all of it checked."""
+        from loop.config.loading import find_config, load_config
+
+        return load_config(find_config(self.config))
+
+    def place(self) -> Place:
+        """Where the run is. ConfigError if loop.toml does not say; if there is no run yet, for any mistake in it."""
+        path = Path(self.config or os.environ.get("LOOP_CONFIG") or "loop.toml")
+        place = _quick_place(path)
+        if place is None or not (place.run_dir / "loop.db").exists():
+            loaded = self.load()
+            return Place(loaded.path, loaded.run_dir, loaded.config.name, loaded.config.rounds)
+        return place
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The run that a loop.toml names."""
+
+    path: Path
+    run_dir: Path
+    name: str
+    rounds: int | None = None  # only if the file says so
+    every: str | None = None  # schedule.every or schedule.cron, likewise
+
+
+def _quick_place(path: Path) -> Place | None:
+    try:
+        table = tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
+        run_dir, name, rounds = table.get("run_dir", ".loop"), table.get("name", ""), table.get("rounds")
+        if not isinstance(run_dir, str) or not isinstance(name, str) or not run_dir.strip():
+            return None
+        schedule = table.get("schedule", {})
+        every = schedule.get("cron", schedule.get("every")) if isinstance(schedule, dict) else None
+        path = Path(os.path.abspath(path))
+        directory = Path(os.path.abspath(path.parent / Path(run_dir).expanduser()))
+        rounds = rounds if isinstance(rounds, int) and rounds >= 0 else None
+        return Place(path, directory, name, rounds, every if isinstance(every, str) else None)
+    except (OSError, ValueError, RuntimeError, RecursionError):
+        return None  # whoever reads it in full says what is wrong
+
+
+def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> Any:
+    assert parameter.name is not None
+    if value not in (None, False):
+        setattr(context.find_root().ensure_object(Call), parameter.name, value)
+    return value
+
+
+def shared_options(command: F) -> F:
+    """`--config FILE` and `--json`; the later one on the command line counts."""
+    for option in (
+        click.option(
+            "--json", is_flag=True, expose_value=False, callback=_remember, help="The answer as JSON on stdout."
+        ),
+        click.option(
+            "--config",
+            metavar="FILE",
+            expose_value=False,
+            callback=_remember,
+            help="The configuration; default: LOOP_CONFIG, then ./loop.toml.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
+    """A click callback: one name or several, each of them head, base or a round's number."""
+    for name in (value,) if isinstance(value, str) else value:
+        if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
+            raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
+    return value
+
+
+def the_call() -> Call:
+    """The options of the command that is running."""
+    return click.get_current_context().find_root().ensure_object(Call)
+
+
+def print_json(value: Any) -> None:
+    """One JSON value on standard output: ASCII, so that nothing in it can move a cursor."""
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(value, ensure_ascii=True, allow_nan=False, indent=indent) + "\n")

@@ -1,0 +1,104 @@
+"""Every key of loop.toml in words, from the models' own sentences: `python -m loop.config.every_key > docs/every-key.md`."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from collections.abc import Container, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from loop.config.settings import Config
+from loop.config.toml_text import toml_value
+from policies.data import Data, Replace
+from policies.gates.collapse import Limit
+from policies.policy import BUILT_IN
+from policies.schedule import Stop
+
+_OPENING = """# Every key of loop.toml
+
+Made from `loop/config/settings.py` and `policies/` by `python -m loop.config.every_key`; edit those. `loopctl init` writes a file with the keys that
+matter most; `loopctl config check` names any mistake. "needed" has no default; "none" is the default of a key that is left out.
+"""
+_DATA = "collect.data, after_rollback.data"
+_KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "table"}
+
+
+def keys_markdown() -> str:
+    """docs/every-key.md, whole."""
+    parts = [_OPENING, _table("Top level", Config)]
+    for name, field in Config.model_fields.items():
+        for table in tables_in(field.annotation):
+            parts.append(_table(f"[[{name}]]" if name == "suites" else f"[{name}]", table))
+            for key, inner in table.model_fields.items():
+                parts += [
+                    _table(f"[{name}.{key}]", one) for one in tables_in(inner.annotation) if _type_of(one) is None
+                ]
+    parts.append("# Tables with a type\n")
+    everywhere = {key for key in Replace.model_fields if key != "type"}
+    for one in tables_in(Data):
+        known = set() if one is Replace else everywhere
+        also = f" Keys beside those of {_type_of(Replace)}:" * bool(known)
+        parts.append(_table(f"{_DATA}: {_type_of(one)}", one, known, also))
+    for place, choices in (("schedule.stop", tables_in(Stop)), ("decide.gates", iter(BUILT_IN.values()))):
+        parts += [_table(f"{place}: {_type_of(one)}", one) for one in choices]
+    parts.append(_table("Limits of a collapse gate, by signal", Limit))
+    return "\n".join(parts)
+
+
+def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The pydantic models in an annotation, in order."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        if issubclass(annotation, BaseModel):
+            yield annotation
+        return
+    for inner in typing.get_args(annotation):
+        yield from tables_in(inner)
+
+
+def _type_of(table: type[BaseModel]) -> str | None:
+    """The `type` by which a table is chosen; None for one that has none."""
+    field = table.model_fields.get("type")
+    return None if field is None else str(typing.get_args(field.annotation)[0])
+
+
+def _table(heading: str, table: type[BaseModel], known: Container[str] = (), also: str = "") -> str:
+    words = " ".join((inspect.getdoc(table) or "").split()) + also
+    rows = [_row(key, field) for key, field in table.model_fields.items() if field.description and key not in known]
+    head = ["| key | takes | default | |", "|---|---|---|---|"] if rows else []
+    return "\n".join([f"## {heading}", "", words, *([""] if rows else []), *head, *rows, ""])
+
+
+def _row(key: str, field: FieldInfo) -> str:
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if field.is_required():
+        shown = "needed"
+    elif isinstance(default, BaseModel):
+        shown = f'`{{ type = "{_type_of(type(default))}" }}`'
+    else:
+        shown = "none" if default is None else f"`{toml_value(str(default) if isinstance(default, Path) else default)}`"
+    cells = [f"`{key}`", _takes(field.annotation), shown, field.description or ""]
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _takes(annotation: Any) -> str:
+    """What a value may be, in words."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Literal:
+        return ", ".join(f"`{toml_value(value)}`" for value in inner)
+    if origin is typing.Annotated:
+        return _takes(inner[0])
+    if origin in (typing.Union, types.UnionType):
+        kinds = [_takes(one) for one in inner if one is not type(None)]
+        return " or ".join(dict.fromkeys(kinds))
+    if origin in (tuple, list):
+        return f"list: {_takes(inner[0])}"
+    return _KINDS.get(origin or annotation, "table")
+
+
+if __name__ == "__main__":
+    print(keys_markdown(), end="")

@@ -1,0 +1,5 @@
+"""`python -m loop.daemon`: the same as `loopd`."""
+
+from loop.daemon.loopd import main
+
+main()

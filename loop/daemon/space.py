@@ -1,0 +1,62 @@
+"""How much disk a stage needs, and whether there is that much: known before anything is half-written."""
+
+from __future__ import annotations
+
+import shutil
+
+from loop.run.session import Session
+from store.records import Round
+
+TEXT_BYTES_PER_TOKEN = 24  # text, token ids and log, with SQLite's overhead
+ROW_BYTES = 4096  # everything else in a completion's row, and its verdict
+PROBE_BYTES = 8  # a log-probability of a probed checkpoint, compressed, with its token
+WEIGHTS_MARGIN = 1.1
+
+
+def needed_bytes(session: Session, round: Round | None) -> int:
+    """What the round's present stage will write at most; for sampling the checkpoint that follows it, too.
+
+    None stands for a round that has not begun.
+    """
+    config = session.loaded.config
+    stage = round.state if round else "sampling"
+    if stage == "sampling":
+        num = (config.prompts.per_round or len(session.prompts)) * config.sampling.num_samples
+        return num * _row(config.sampling.max_new_tokens) + _weights(session)
+    if stage == "training":
+        return _weights(session)
+    if stage == "evaluating":
+        probed = config.diagnosis
+        return 3 * PROBE_BYTES * probed.num_prompts * probed.max_new_tokens * probed.top + sum(
+            2 * len(suite.problems) * suite.config.num_samples * _row(suite.config.max_new_tokens)
+            for suite in session.suites
+        )
+    return 0
+
+
+def shortage(session: Session, round: Round | None) -> str | None:
+    """Why there is not enough room, in words; None if there is."""
+    needed, reserve = needed_bytes(session, round), session.loaded.config.storage.min_free_bytes
+    free = shutil.disk_usage(session.loaded.run_dir).free
+    if free >= needed + reserve:
+        return None
+    stage = round.state if round else "the next round"
+    return (
+        f"disk short: {_megabytes(free)} free at {session.loaded.run_dir}, {stage} needs about {_megabytes(needed)} and "
+        f"{_megabytes(reserve)} stay free (storage.min_free_bytes)"
+    )
+
+
+def _row(max_new_tokens: int) -> int:
+    return ROW_BYTES + TEXT_BYTES_PER_TOKEN * max_new_tokens
+
+
+def _weights(session: Session) -> int:
+    """A full fine-tune writes what its parent weighs, in float32 if the base came in half of that."""
+    run = session.run
+    rows = [session.ledger.checkpoint(sha256) for sha256 in {run.base_checkpoint, run.head_checkpoint}]
+    return int(WEIGHTS_MARGIN * max(row.size_bytes for row in rows if row))
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.0f} MB"

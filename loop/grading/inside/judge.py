@@ -1,0 +1,306 @@
+"""The tests of one problem, in a process of their own: they run unchanged, and what they call is asked of a solution.
+
+The solution (`loop.grading.inside.remote`) lives in another process and gives back plain values (`loop.grading.inside.values`).
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import importlib
+import json
+import marshal
+import os
+import random
+import socket
+import sys
+
+from loop.grading.inside.compare import is_floats, is_right, same_output
+from loop.grading.inside.remote import Gone, Handle, NoPlainValue, NotReady, Solution, handed, holds_handles
+from loop.grading.inside.values import Decoder, Encoder, send
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+# LiveCodeBench runs every solution after these lines.
+_STARS = ["string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"]
+_STARS += ["itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"]
+PREAMBLE = "\n".join(
+    [f"from {name} import *" for name in _STARS]
+    + [f"import {name}" for name in _STARS[:-2]]
+    + ["sys.setrecursionlimit(50000)", ""]
+)
+
+
+class SuiteAtFault(Exception):
+    """What the suite brings itself does not run; nothing is known of the solution."""
+
+
+def main(host: int) -> None:
+    """Judge solutions of the problem that the grader sends first, each over a socket of its own. Never returns."""
+    grader = socket.socket(fileno=host)
+    problem = marshal.loads(_exactly(grader, int.from_bytes(_exactly(grader, 8), "little")))
+    while True:
+        size, handles, _, _ = socket.recv_fds(grader, 8, 1)
+        if not size:
+            os._exit(0)
+        with socket.socket(fileno=handles[0]) as link:
+            code = _exactly(grader, int.from_bytes(size, "little")).decode()
+            random.seed(0)  # tests that draw are to draw the same for each solution
+            solution = Solution(link.recv, link.send)
+            try:
+                solution.begin()
+                prepare(problem)
+                send(grader.send, {"ready": True})
+                send(grader.send, judge({**problem, "code": code}, solution))
+            except (SuiteAtFault, NotReady) as error:
+                send(grader.send, {"broken": str(error)})
+
+
+def _exactly(grader: socket.socket, size: int) -> bytes:
+    parts = []
+    while size:
+        part = grader.recv(min(size, 1 << 20))
+        if not part:
+            os._exit(0)  # the grader has gone
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def prepare(job: dict[str, Any]) -> None:
+    """What the suite's own program answers, once and before a solution's time begins. Raises SuiteAtFault."""
+    if job["kind"] != "plus" or "answers" in job:
+        return
+    space = type(sys)("canonical").__dict__
+    _own(job["program"], space)
+    found: dict[str, list[Any]] = {}
+    for part, inputs in job["inputs"].items():
+        found[part] = answers = []
+        for number, arguments in enumerate(inputs, start=1):
+            try:
+                value = space[job["called"][0]](*_copied(arguments))
+                answers.append(value is not None if job["oracle"] == "not_none" else _plain(value))
+            except MemoryError:
+                text = f"the canonical solution runs out of memory on {part} input {number}"
+                raise SuiteAtFault(f"{text}; raise grading.memory_bytes, or leave the problem out") from None
+            except Exception as error:
+                text = f"the canonical solution fails on {part} input {number}: {type(error).__name__}: {error}"
+                raise SuiteAtFault(f"{text}; leave the problem out") from None
+    job["answers"] = found
+
+
+def _copied(arguments: Any) -> Any:
+    return marshal.loads(marshal.dumps(arguments))
+
+
+def _plain(value: Any) -> Any:
+    """The value as it would be if a solution had given it. Raises NotPlain where none could: it is too big."""
+    encoder = Encoder(handed)
+    item = encoder.item(value)
+    send(len, {"value": item, "containers": encoder.containers, "given": []})
+    return Decoder(encoder.containers, handed).value(item)
+
+
+def judge(job: dict[str, Any], solution: Solution) -> dict[str, Any]:
+    """`verdict` and `detail`; with `ended`, the solution's process has ended by itself, and how it did is the reason."""
+    place = _Place()
+    try:
+        word, detail = _KINDS[job["kind"]](job, solution, place)
+    except SuiteAtFault:
+        raise
+    except Gone:
+        word, detail = "error", ""
+    except NoPlainValue as error:
+        word, detail = "failed", f"{place}{error}"
+    except BaseException as error:
+        word, detail = _word_for(error, solution, place), place.of(error) + solution.words_for(error)
+    if solution.trouble:  # whatever the tests made of it
+        word, detail = "error", solution.trouble
+    elif solution.misused and word == "passed":
+        word, detail = "failed", solution.misused
+    elif word == "passed" and not solution.used:
+        raise SuiteAtFault("the tests use nothing that a solution defines: anything would pass; leave the problem out")
+    return {"verdict": word, "detail": detail, "ended": solution.ended}
+
+
+def _word_for(error: BaseException, solution: Solution, place: _Place) -> str:
+    return "failed" if isinstance(error, AssertionError) and solution.last_raised is not error else "error"
+
+
+class _Place:
+    """Where the tests are, for people: `test 2: ` or `test line 7: `."""
+
+    def __init__(self) -> None:
+        self.words = ""
+
+    def __str__(self) -> str:
+        return f"{self.words}: " if self.words else ""
+
+    def of(self, error: BaseException) -> str:
+        trace, line = error.__traceback__, None
+        while trace is not None:
+            if trace.tb_frame.f_code.co_filename == "<check>":
+                line = trace.tb_lineno
+            trace = trace.tb_next
+        return f"test line {line}: " if line else str(self)
+
+
+class _Names(dict):  # type: ignore[type-arg]
+    """The builtins of the tests; what they lack is looked up in the solution, as if both shared a module."""
+
+    def __init__(self, solution: Solution) -> None:
+        super().__init__(vars(builtins))
+        self._solution = solution
+
+    def __missing__(self, name: str) -> Any:
+        # tests may use a module that they leave to the solution to import; then it is ours that they get
+        ours = name in sys.stdlib_module_names
+        value = self[name] = importlib.import_module(name) if ours else self._solution.global_named(name)
+        self._solution.used = self._solution.used or not ours
+        return value
+
+
+def _space(solution: Solution, name: str = "tests") -> dict[str, Any]:
+    module = type(sys)(name)
+    sys.modules[name] = module
+    module.__dict__["__builtins__"] = _Names(solution)
+    return module.__dict__
+
+
+# the kinds of tests
+
+
+def _run_humaneval(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+    """`check(candidate)` beside the prompt's own helper functions, which are the suite's and not the solution's."""
+    space = _space(solution)
+    _own(_compiled_prompt(job["prompt"]), space)
+    solution.load(job)
+    (name,) = job["called"]
+    try:
+        candidate = space[name] = solution.global_named(name)
+    except KeyError:
+        return "error", f"the program defines no {name}"
+    exec(_compiled(job["test"], "<check>"), space)
+    space[name] = candidate  # whatever the test imports under this name
+    space["check"](candidate)
+    return "passed", ""
+
+
+def _own(code: Any, space: dict[str, Any]) -> None:
+    """Run what is the suite's."""
+    try:
+        exec(code, space)
+    except Exception as error:
+        raise SuiteAtFault(f"the suite's own code fails: {type(error).__name__}: {error}") from None
+
+
+@functools.cache
+def _compiled(text: str, name: str) -> Any:
+    """The suite's code. Where it is none, that is no solution's fault."""
+    try:
+        return compile(text, name, "exec", dont_inherit=True)
+    except Exception as error:
+        raise SuiteAtFault(f"the suite's own code fails: {name[1:-1]}: {type(error).__name__}: {error}") from None
+
+
+@functools.cache
+def _compiled_prompt(prompt: str) -> Any:
+    """The prompt as a module; where its last function still lacks a body, with one."""
+    last = [line for line in prompt.split("\n") if line.strip()][-1:]
+    indent = last[0][: len(last[0]) - len(last[0].lstrip())] if last else ""
+    for text in (prompt, f"{prompt}\n{indent}    pass\n", f"{prompt}\n{indent}pass\n"):
+        try:
+            return compile(text, "<prompt>", "exec", dont_inherit=True)
+        except SyntaxError:
+            continue
+    return compile("", "<prompt>", "exec")
+
+
+def _run_mbpp(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+    """Statements with assertions that call the solution by its name."""
+    space = _space(solution)
+    _own(job["imports"], space)
+    solution.load(job)
+    own: dict[str, Any] = {}
+    for name in job["called"]:  # a solution may be named like a builtin, and only then hides it
+        try:
+            own[name] = solution.global_named(name)
+        except KeyError:
+            continue
+    offered = {name: space[name] for name in own if name in space}
+    space.update(own)
+    solution.used = any(type(value) is not Handle for value in own.values())  # a constant is not asked again
+    for step, text in job["steps"]:
+        place.words = step
+        exec(_compiled(text, f"<{step}>"), space)
+        if step == "setup":  # it has imported once more what was imported before
+            space.update({name: own[name] for name, value in offered.items() if space.get(name) is value})
+        elif job["called"] and not own and not solution.used:  # a builtin has answered, or the suite itself
+            return "error", f"the program defines no {' or '.join(job['called'])}"
+    return "passed", ""
+
+
+def _run_functional(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+    """LiveCodeBench with a function."""
+    solution.load(job)
+    (name,) = job["called"]
+    function = solution.ask({"do": "entry", "name": name})
+    if type(function) is not Handle:
+        return "error", f"the program defines no {name}"
+    for number, (text, expected) in enumerate(job["tests"], start=1):
+        place.words = f"test {number}"
+        value = function(*[json.loads(line) for line in text.split("\n")])
+        value = list(value) if type(value) is tuple else value  # as LiveCodeBench does, at the top only
+        if holds_handles(value) or value != json.loads(expected):
+            return "failed", f"{place}wrong answer"
+    return "passed", ""
+
+
+def _run_stdin(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+    """LiveCodeBench with standard input: a process for each test; exit codes do not count, exceptions do."""
+    solution.load(job)
+    for number, (text, expected) in enumerate(job["tests"], start=1):
+        place.words = f"test {number}"
+        # rounded up, so that a program learns little about its answers from where it is cut off
+        most = 1 << max(13, (2 * len(expected)).bit_length())
+        said = solution.ask({"do": "run", "input": text, "max_output": most})
+        if "timeout" in said:
+            return "timeout", f"{place}used up its CPU time"
+        if "error" in said:
+            return "error", f"{place}{said['error']}"
+        if "too_much" in said:
+            return "failed", f"{place}wrote far more than the answer"
+        if not same_output(str(said["output"]), expected):
+            return "failed", f"{place}wrong answer"
+    return "passed", ""
+
+
+def _run_plus(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+    """EvalPlus: the values of all calls against those of the canonical solution."""
+    solution.load(job)
+    (name,) = job["called"]
+    try:
+        function = solution.global_named(name)
+    except KeyError:
+        return "error", f"the program defines no {name}"
+    for part, inputs in job["inputs"].items():
+        atol = job["atol"]
+        for number, (arguments, wanted) in enumerate(zip(inputs, job["answers"][part], strict=True), start=1):
+            place.words = f"{part} test {number}"
+            value = function(*_copied(arguments))
+            if atol == 0 and is_floats(wanted):
+                atol = 1e-6  # from here on, as EvalPlus does
+            if not is_right(job["oracle"], value, wanted, arguments, atol):
+                return "failed", f"{place}wrong answer"
+    return "passed", ""
+
+
+_KINDS = {
+    "humaneval": _run_humaneval,
+    "mbpp": _run_mbpp,
+    "plus": _run_plus,
+    "functional": _run_functional,
+    "stdin": _run_stdin,
+}

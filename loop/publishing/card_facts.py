@@ -1,0 +1,175 @@
+"""What the ledger knows of a checkpoint that is exported: the facts of its model card. Reads the store; writes no text."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loop.config.settings import HUB_NAME
+from loop.errors import LoopError
+from loop.inputs import BUILT_IN_MODEL
+from store.records import Checkpoint, Json
+
+if TYPE_CHECKING:
+    from loop.reading.rounds import Reader
+
+BUILT_IN_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# Says nothing of the result, or where somebody's machines are.
+PRIVATE = ("run_dir", "rounds", "schedule", "storage", "watching", "daemon", "inputs")
+PRIVATE_OF_ENGINE = ("server_url", "server_command", "deepspeed")
+
+
+def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Json:
+    """All that the card says, from one moment of the store.
+
+    `number`: the round; equal weights of two rounds are one checkpoint. `base_dir`: where relative paths of the configuration
+    begin.
+    """
+    from loop.reading.rounds import decision_of, rows, whole_round
+    from loop.run.measuring import final_result
+
+    run, ledger = found.run, found.ledger
+    base = ledger.checkpoint(run.base_checkpoint)
+    assert base is not None
+    answer = whole_round(found, number) if number else _of_the_base(found)
+    assert answer is not None
+    by_number = {one["round"]: one for one in rows(found)}
+    decision = ledger.decision(run.id, number) if number else None
+    opened = final_result(ledger, run.id)
+    final = opened.data if opened and opened.data["head"]["checkpoint"] == row.sha256 and number else None
+    return {
+        "run": run.name,
+        "run_id": run.id,
+        "config": run.config,
+        "config_sha256": run.config_sha256,
+        "seed": run.seed,
+        "rounds": {"kept": run.num_kept, "rolled_back": run.num_rolled_back, "failed": run.num_failed},
+        "round": number,
+        "is_head": row.sha256 == run.head_checkpoint,
+        "checkpoint": row.sha256,
+        "kind": row.kind,
+        "base": _base(found, base),
+        "state": answer["state"],
+        "decision": decision_of(decision),
+        "detectable": _detectable(decision.gates if decision else [], run.config),
+        "lineage": [by_number[one] for one in lineage(found, number)],
+        "suites": answer["suites"],
+        "training": answer["training"],
+        "settings": answer["settings"],
+        "adapted": answer["adapted"],
+        "final": final,
+        "sandboxes": _sandboxes(found, row),
+        "example": _example(found),
+        "decoding": answer["suites"][found.decider]["decoding"] or decoding_of(run.config),
+        "data_set": _data_set(run.config["prompts"]["source"], base_dir),
+    }
+
+
+def lineage(found: Reader, number: int) -> list[int]:
+    """The rounds that lie between the base and a round's weights, itself included, oldest first."""
+    numbers: list[int] = []
+    while number:
+        numbers.append(number)
+        round = found.ledger.round(found.run.id, number)
+        parent = found.ledger.checkpoint(round.parent_checkpoint) if round else None
+        number = parent.round if parent else 0
+    return numbers[::-1]
+
+
+def decoding_of(config: Json) -> Json:
+    """The decoding settings of the suite that decides."""
+    suite = next(one for one in config["suites"] if one["name"] == config["decide"]["suite"])
+    kept = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "stop")
+    return {key: suite[key] for key in kept if key in suite} | ({"temperature": 0.0} if suite["greedy"] else {})
+
+
+def _of_the_base(found: Reader) -> Json:
+    evaluations = found.evaluations()
+    suites = {}
+    for name in found.suites:
+        one = evaluations.newest.get((found.run.base_checkpoint, name))
+        suites[name] = {
+            "decides": name == found.decider,
+            "split": one.split if one else None,
+            "num_samples": one.num_samples if one else None,
+            "decoding": found.decoding(one) if one else None,
+            "base": one.metrics if one else None,
+            "head": None,
+            "candidate": None,
+            "gain": None,
+            "gain_over_base": None,
+        }
+    config = found.run.config
+    settings = {key: config[key] for key in ("model", "sampling", "collect", "training", "seed")}
+    return {"state": "base", "suites": suites, "training": None, "settings": settings, "adapted": None}
+
+
+def _base(found: Reader, base: Checkpoint) -> Json:
+    model = found.run.config["model"]
+    source, revision = model["source"], model["revision"]
+    directory = Path(base.path)
+    on_hub, fetched = BUILT_IN_ON_HUB if source == BUILT_IN_MODEL else None, False
+    if HUB_NAME.fullmatch(source) and "snapshots" in directory.parts:  # where huggingface_hub keeps what it fetched
+        on_hub, revision, fetched = source, directory.name, True
+    return {
+        "source": source,
+        "revision": revision,
+        "on_hub": on_hub,  # what it descends from there
+        "fetched": fetched,  # and whether the weights are the ones that lie there
+        "sha256": base.sha256,
+        "licence": "apache-2.0" if source == BUILT_IN_MODEL else _licence(directory / "README.md"),
+        "licence_files": [name for name in base.manifest["files"] if name.upper().startswith(("LICENSE", "LICENCE"))],
+    }
+
+
+def _data_set(source: str, base_dir: Path) -> str | None:
+    """The prompts' name on the hub, where they are from there."""
+    from loop.prompts.sources import source_kind
+
+    try:
+        return source if source_kind(source, base_dir) == "hub" else None
+    except (LoopError, OSError, ValueError):
+        return None
+
+
+def _licence(readme: Path) -> str | None:
+    """What the base's own card says in its metadata."""
+    from huggingface_hub.repocard import metadata_load
+
+    try:
+        found: Any = (metadata_load(readme) or {}).get("license") if readme.is_file() else None
+    except Exception:  # somebody else's file: not our business
+        return None
+    return found if isinstance(found, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", found) else None
+
+
+def _detectable(gates: list[Json], config: Json) -> list[Json]:
+    power = next((gate["power"] for gate in config["decide"]["gates"] if "power" in gate), 0.8)
+    wanted = ("metric", "smallest_detectable_gain", "num_problems", "num_samples", "level")
+    found = [gate["figures"] for gate in gates if "smallest_detectable_gain" in gate["figures"]]
+    return [{key: figures.get(key) for key in wanted} | {"power": power} for figures in found]
+
+
+def _sandboxes(found: Reader, row: Checkpoint) -> list[str]:
+    """Under which levels of isolation the solutions of the suite that decides ran."""
+    evaluation = found.evaluations().newest.get((row.sha256, found.decider))
+    verdicts = found.corpus.verdicts(evaluation.id) if evaluation else []
+    return sorted({verdict.sandbox for verdict in verdicts})
+
+
+def _example(found: Reader) -> Json | None:
+    """How the suite that decides asks: its first problem."""
+    evaluation = next((one for one in found.evaluations().by_id.values() if one.suite_name == found.decider), None)
+    problems = found.corpus.problems(evaluation.suite_sha256) if evaluation else []
+    prompt = found.corpus.prompt(problems[0].prompt_id) if problems else None
+    return prompt.content if prompt else None
+
+
+def public(config: Json) -> Json:
+    """The settings without those that say nothing of the result, or where somebody's machines are."""
+    shown = {key: value for key, value in config.items() if key not in PRIVATE}
+    engine = {key: value for key, value in shown.get("engine", {}).items() if key not in PRIVATE_OF_ENGINE}
+    if engine.get("sampler") == "server":
+        engine["server_url"] = "http://HOST:PORT/v1"
+    return shown | {"engine": engine}

@@ -1,0 +1,118 @@
+"""What a round's fine-tune sees: the round's own completions and those of earlier rounds, as the data policy wants them.
+
+Earlier rounds are read packed, a part at a time, and neither their texts nor their rows are needed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from functools import partial
+
+from loop.errors import ConfigError
+from loop.run.session import Session
+from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, parts_of
+from loop.stages.evaluating import grade
+from loop.stages.packed import ENTRY, PARTS, Packed
+from loop.stages.sampling import seed_of
+from policies.data import AnyData, Candidate, PastRound, why_not
+from store.records import CollectedPart, CompletionVerdict, Round
+
+NUM_RESULTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most run twice after a kill
+
+
+def select(session: Session, round: Round, policy: AnyData) -> Chosen:
+    """Which completions are used, and why not the others. The same after every restart, whenever it is asked.
+
+    ConfigError if none is left.
+    """
+    corpus, config = session.corpus, session.loaded.config
+    past = {one.number: one for one in past_rounds(session, round)}
+    own = collected_of(session, round.number, _described(session, round).from_base)
+    earlier = [earlier_of(session, past[number]) for number in policy.wanted(list(past.values()))]
+    if policy.passed_tests:
+        for one in earlier:
+            each = (described.candidate for part in range(PARTS) for _, described in one.usable.described(part))
+            _run_tests(session, round, one.usable.round, policy, each)
+        _run_tests(session, round, round.number, policy, (one.candidate for one in own if one.why is None))
+    num_completions = len(own) + sum(one.num_completions for one in earlier)
+    seed = seed_of(config.seed, "data", round.number)
+    chosen = choose(policy, own, earlier, corpus.test_verdicts, corpus.texts_at, round.run_id, round.number, seed)
+    if not chosen.num_used:
+        raise ConfigError(
+            f"all {num_completions} completions were left out of training (`loopctl samples` says why); "
+            "start again in a new run_dir with other prompts, or ask for less in [collect]"
+        )
+    return chosen
+
+
+def collected_of(session: Session, number: int, from_base: bool) -> list[Collected]:
+    """All completions of a round, from their texts."""
+    openings = {prompt.id: prompt.content["opening"] for prompt in session.prompts}
+    texts = session.corpus.texts(session.run_id, number)
+    return collect(texts, openings, session.loaded.config.collect, number, from_base)
+
+
+def earlier_of(session: Session, past: PastRound) -> Earlier:
+    """What is stored of an earlier round. The first who asks reads its texts, and stores it."""
+    corpus, run_id, number = session.corpus, session.run_id, past.number
+    settings = session.loaded.config.collect
+    rule = {"version": 1, "min_lines": settings.min_lines, "drop_shortest": settings.drop_shortest}
+    parts = corpus.collected(run_id, number, rule)
+    if not parts:
+        made = parts_of(collected_of(session, number, past.from_base))
+        corpus.add_collected(
+            CollectedPart(run_id, number, rule, part, entries, left_out)
+            for part, (entries, left_out) in enumerate(made)
+        )
+        parts = corpus.collected(run_id, number, rule)
+    left_out: Counter[str] = Counter()
+    for _, of_part in parts:
+        left_out.update(of_part)
+    num_usable = sum(size for size, _ in parts) // ENTRY.size
+    entries = partial(corpus.collected_entries, run_id, number, rule)
+    return Earlier(Packed(number, past.from_base, num_usable, entries), left_out)
+
+
+def past_rounds(session: Session, round: Round) -> list[PastRound]:
+    """The rounds whose completions a policy may take: sampled to the end, from the base or a head that led to this one.
+
+    Whether the candidate was kept does not matter. What was drawn from heads that were given up since is left alone.
+    """
+    ledger, heads = session.ledger, set()
+    sha256: str | None = round.parent_checkpoint
+    while sha256 is not None and sha256 not in heads:
+        heads.add(sha256)
+        row = ledger.checkpoint(sha256)
+        sha256 = row.parent if row else None
+    return [
+        _described(session, earlier)
+        for earlier in ledger.rounds(round.run_id)
+        if earlier.number < round.number and earlier.stage != "sampling" and earlier.parent_checkpoint in heads
+    ]
+
+
+def _described(session: Session, round: Round) -> PastRound:
+    return PastRound(round.number, round.state == "kept", round.parent_checkpoint == session.run.base_checkpoint)
+
+
+def _run_tests(session: Session, round: Round, number: int, policy: AnyData, candidates: Iterable[Candidate]) -> None:
+    """Find out how a round's completions do on their prompts' tests, where there are any. What is known is not run again."""
+    corpus = session.corpus
+    asked = {prompt.id: prompt for prompt in session.prompts}
+    wanted = {one.id for one in candidates if one.prompt_id in session.tests and why_not(policy, one, "passed") is None}
+    unknown = wanted - corpus.test_verdicts(wanted).keys()
+    if not unknown:
+        return
+    session.watch.stage(round.number, "grading", f"{len(unknown)} completions on their prompts' tests")
+    completions = (one for one in corpus.completions(round.run_id, number) if one.id in unknown)
+    waiting: list[CompletionVerdict] = []
+    graded = grade(completions, session.tests, asked, "", session.grader)
+    for num_graded, said in enumerate(graded, start=1):
+        assert said.verdict != "harness_error", "grading raises then"
+        waiting.append(CompletionVerdict(said.completion_id, said.verdict, said.detail, said.duration_s, said.sandbox))
+        if len(waiting) >= NUM_RESULTS_AT_ONCE or num_graded == len(unknown):
+            corpus.add_test_results(waiting)
+            waiting = []
+            session.safe_point()
+        session.watch.progress(num_graded, len(unknown))

@@ -1,0 +1,173 @@
+"""Candidate against head on the suite that decides: opened part by part, and no further than the policy needs.
+
+Restart-safe: what was measured is found again, and the policy, a pure function, asks for the same parts again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from loop.run.diagnosing import diagnose, measure, signals
+from loop.run.evaluation import Part, decoding_dict, evaluate, of_split, whole
+from loop.run.session import Session, Yardstick
+from loop.stages.deciding import Measured, Opened, evidence
+from loop.stages.evaluating import outcomes_of
+from policies.decision import Decision
+from policies.evidence import Evidence
+from policies.policy import next_part
+from policies.sequential import drawing_order
+from store.records import Evaluation, Json, Problem, Round
+
+
+@dataclass(slots=True)
+class Comparison:
+    """One round's comparison. `opened` says how many problems of each split are in; `done` holds the evaluations."""
+
+    session: Session
+    round: Round
+    checkpoints: dict[str, str]  # by "candidate", "head" and, where it is wanted, "best"
+    best_round: int | None = None
+    opened: dict[str, int] = field(default_factory=dict)
+    done: dict[tuple[str, str, str], Evaluation] = field(default_factory=dict)  # by who, suite and split
+    diagnosis: Json = field(default_factory=dict)  # of locks and forks
+
+    @property
+    def head_round(self) -> int:
+        """Whose seeds and whose order of problems are used."""
+        row = self.session.ledger.checkpoint(self.checkpoints["head"])
+        assert row is not None
+        return row.round
+
+    def drawn(self, split: str) -> list[Problem]:
+        """All problems of a split in the order in which they are drawn."""
+        there = {
+            problem.task_id: problem for problem in of_split(self.session, self.session.decider, split, 0).problems
+        }
+        return [there[task_id] for task_id in drawing_order(self.head_round, list(there))]
+
+    def run(self) -> Decision:
+        """Open what the policy asks for until it has decided, and then what is only reported."""
+        policy, looks = self.session.policy, self.session.loaded.config.decide.looks
+        self._open(policy.split, next_part(0, len(self.drawn(policy.split)), looks))
+        self.diagnosis = diagnose(self.session, self.round)
+        while True:
+            decision = policy.decide(self.evidence())
+            need = decision.need or {}
+            match decision.action:
+                case "confirm":
+                    split = str(need["split"])
+                    self._open(split, next_part(0, len(self.drawn(split)), looks))
+                case "sample_more" if "split" in need:
+                    split = str(need["split"])
+                    self._open(split, self.opened[split] + int(str(need["num_problems"])))
+                case "sample_more":
+                    self.report(need["suites"])
+                case _:
+                    self.report(
+                        [suite.config.name for suite in self.session.suites if suite is not self.session.decider]
+                    )
+                    return decision
+
+    def report(self, names: object) -> None:
+        """Head and candidate on suites that do not decide by themselves."""
+        assert isinstance(names, list)
+        for suite in self.session.suites:
+            if suite.config.name in names:
+                for who in ("head", "candidate"):
+                    self._evaluate(who, suite, whole(self.session, suite))
+
+    def _open(self, split: str, num_problems: int) -> None:
+        self.opened[split] = num_problems
+        base = of_split(self.session, self.session.decider, split, self.head_round)
+        part = Part(split, self.drawn(split)[:num_problems], base.seed)
+        sides = [who for who in self.checkpoints if who != "best" or split == self.session.policy.split]
+        engines = self.session.engines  # whoever is up already goes first: loading is the dear part
+        for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):
+            self._evaluate(who, self.session.decider, part)
+            if who != "best":
+                measure(self.session, self.round, self.checkpoints[who])  # now, while its weights are loaded
+
+    def _evaluate(self, who: str, suite: Yardstick, part: Part) -> None:
+        key = (who, suite.config.name, part.split)
+        self.done[key] = evaluate(self.session, self.round.number, self.checkpoints[who], suite, part, who)
+
+    # What is known
+
+    def find(self, opened: dict[str, int], evaluations: dict[str, str], diagnosis: Json) -> Comparison:
+        """Take up what the evaluating stage has stored."""
+        self.opened, self.diagnosis = dict(opened), diagnosis
+        for name, id in evaluations.items():
+            who, suite, split = name.split("/", 2)
+            found = self.session.corpus.evaluation(id)
+            assert found is not None
+            self.done[who, suite, split] = found
+        return self
+
+    def as_output(self) -> Json:
+        """What the evaluating stage stores: `find` takes it up."""
+        return {
+            "opened": self.opened,
+            "evaluations": {"/".join(key): evaluation.id for key, evaluation in sorted(self.done.items())},
+            "diagnosis": self.diagnosis,
+        }
+
+    def evidence(self) -> Evidence:
+        """What the policy is to see by now."""
+        session, policy = self.session, self.session.policy
+        name, looks = self.session.decider.config.name, session.loaded.config.decide.looks
+        opened = {}
+        for split, num_problems in self.opened.items():
+            drawn = self.drawn(split)
+            opened[split] = self._opened(self.session.decider, split, drawn[:num_problems], len(drawn), looks)
+        for suite in self.session.suites:
+            if ("candidate", suite.config.name, "all") in self.done:
+                opened[suite.config.name] = self._opened(suite, "all", suite.problems, len(suite.problems), 1)
+        figures = {who: one.metrics or {} for (who, suite_name, split), one in self.done.items()
+                   if (suite_name, split) == (name, policy.split)}  # fmt: skip
+        if (base := self._base()) is not None and base.metrics:
+            figures["base"] = base.metrics
+        candidate = session.ledger.checkpoint(self.checkpoints["candidate"])
+        before = session.ledger.last_decision(self.round.run_id)
+        run = session.run
+        return evidence(
+            self.round.number,
+            run.num_kept + run.num_rolled_back,
+            opened,
+            draw=self.head_round,
+            figures=figures,
+            training=candidate.origin["training"] if candidate else {},
+            fruitless_looks=policy.fruitless_after(before.evidence, before.verdict) if before else {},
+            best_round=self.best_round,
+            more_signals=signals(self.diagnosis),
+        )
+
+    def _base(self) -> Evaluation | None:
+        """The base on the split that is looked at first, as it was measured when it was the head."""
+        run = self.session.run
+        same = [
+            one
+            for one in self.session.corpus.evaluations(run.id, run.base_checkpoint)
+            if (one.suite_name, one.split) == (self.session.decider.config.name, self.session.policy.split)
+            and one.metrics
+        ]
+        return same[-1] if same else None
+
+    def _opened(
+        self, suite: Yardstick, split: str, problems: list[Problem], num_planned: int, num_looks: int
+    ) -> Opened:
+        sides = {who: one for (who, name, part), one in self.done.items() if (name, part) == (suite.config.name, split)}
+        if split == self.session.policy.split and (base := self._base()) is not None:
+            sides["base"] = base
+        measured = {
+            who: Measured(
+                outcomes_of(self.session.corpus.verdicts(one.id)),
+                {
+                    "suite_sha256": one.suite_sha256,
+                    "decode_settings_id": one.decode_settings_id,
+                    "num_samples": one.num_samples,
+                    "seed": one.seed,
+                },
+            )
+            for who, one in sides.items()
+        }
+        return Opened(suite.config.name, decoding_dict(suite), problems, num_planned, num_looks, measured)

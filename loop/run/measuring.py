@@ -1,0 +1,358 @@
+"""Measurements beside the rounds: one checkpoint twice (aa), at several temperatures (sweep), and the final split once.
+
+They are evaluations like any other, stored as they come and found again after a kill, but under names of their own
+("first-steps@aa1"), so that none of them ever counts as a figure of the run. None of them moves the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from statistics import stdev
+from typing import Any, Literal
+
+from loop.config.settings import Suite as SuiteConfig
+from loop.errors import ConfigError, LoopError, UsageError
+from loop.run.evaluation import Part, decoding_dict, evaluate
+from loop.run.power import AA_MEASURED, Sight, remedy, sights
+from loop.run.session import Session, Yardstick
+from loop.stages.evaluating import outcomes_of, signals_by_problem
+from loop.stages.sampling import seed_of
+from policies.gates import Collapse
+from policies.noise import ROOM, SignalNoise, roomy_limits, signal_noise, variance_between, variance_within
+from policies.statistics import paired_gain, pass_at_k
+from store.ledger import Ledger
+from store.records import Checkpoint, Evaluation, Event, Json, Problem, Run
+
+FINAL = "final"
+FINAL_BEGUN, FINAL_OPENED = "final_begun", "final_opened"
+TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
+FLATTERED = (
+    "the best of several temperatures is flattered: chance picked it, too; and the run's T_eval is frozen, so nothing in the "
+    "run changes: a better one is for the next run to begin with"
+)
+
+
+# Which checkpoint, which problems
+
+
+def checkpoint_named(ledger: Ledger, run: Run, name: str) -> Checkpoint:
+    """The checkpoint of "head", "base" or a round's number. LoopError if its weights are not there."""
+    if name in ("head", "base"):
+        sha256: str | None = run.head_checkpoint if name == "head" else run.base_checkpoint
+    else:
+        if not (name.isascii() and name.isdigit() and int(name)):
+            raise UsageError(f"--of {name}: give head, base or a round's number")
+        round = ledger.round(run.id, int(name))
+        if round is None:
+            raise LoopError(f"there is no round {name}; `loopctl rounds` lists them")
+        sha256 = round.candidate_checkpoint
+    row = ledger.checkpoint(sha256) if sha256 else None
+    if row is None:
+        raise LoopError(f"round {name} has no checkpoint yet")
+    if row.state != "present":
+        raise LoopError(
+            f"the checkpoint of {in_words(row)} is {row.state}; choose another one, or put its directory back"
+        )
+    return row
+
+
+def in_words(row: Checkpoint) -> str:
+    """ "round 3" or "the base" """
+    return f"round {row.round}" if row.round else "the base"
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """One finished evaluation with each problem's outcomes, by task."""
+
+    evaluation: Evaluation
+    outcomes: dict[str, list[int]]
+
+    @property
+    def figures(self) -> Json:
+        """Its pass@1 with the interval."""
+        metrics = self.evaluation.metrics or {}
+        return {"pass@1": metrics["pass@1"], "pass@1_interval": metrics["pass@1_interval"]}
+
+    def rates(self, k: int = 1) -> dict[str, Fraction]:
+        """Each problem's success rate or pass@k."""
+        if k == 1:
+            return {task_id: Fraction(sum(found), len(found)) for task_id, found in self.outcomes.items()}
+        return {task_id: Fraction(pass_at_k(len(found), sum(found), k)) for task_id, found in self.outcomes.items()}
+
+
+def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, draw: str, **changed: Any) -> Seen:
+    """One checkpoint on all problems of a split. `changed`: settings of the suite; `draw` fixes the random numbers."""
+    problems = _problems(suite, split)
+    seed = seed_of(session.loaded.config.seed, suite.config.name, split, draw)
+    variant = Yardstick(
+        suite.config.model_copy(update=changed), suite.row, suite.problems, suite.graded_as, suite.prompts
+    )
+    last = session.ledger.last_round(session.run_id)
+    open_round = session.ledger.open_round(session.run_id)
+    number = open_round.number if open_round else last.number + 1 if last else 1
+    done = evaluate(session, number, row.sha256, variant, Part(split, problems, seed), in_words(row))
+    return Seen(done, outcomes_of(session.corpus.verdicts(done.id)))
+
+
+def _problems(suite: Yardstick, split: str, at_least: int = 1) -> list[Problem]:
+    """A split's problems. LoopError where they are too few to say anything."""
+    problems = [problem for problem in suite.problems if problem.split == split]
+    if len(problems) < at_least:
+        raise LoopError(
+            f"split {split} of suite {suite.config.name!r} has {len(problems)} problems; it takes {at_least}"
+        )
+    return problems
+
+
+def _paired(ours: Seen, theirs: Seen) -> Json:
+    """Ours minus theirs in pass@1 on the same problems, with a two-sided 95% interval."""
+    one, other = ours.rates(), theirs.rates()
+    found = paired_gain([one[task_id] - other[task_id] for task_id in sorted(one)], 0.975)
+    return {
+        "gain": found.gain,
+        "interval": [found.lower, found.upper],
+        "num_improved": found.num_improved,
+        "num_worsened": found.num_worsened,
+    }
+
+
+def _where(session: Session, suite: Yardstick, split: str) -> Json:
+    return {
+        "run": session.run.name,
+        "suite": suite.config.name,
+        "split": split,
+        "decoding": decoding_dict(suite),
+        "num_problems": sum(problem.split == split for problem in suite.problems),
+        "num_samples": suite.config.num_samples,
+    }
+
+
+# Twice the same
+
+
+def may_aa(suite: SuiteConfig) -> None:
+    """LoopError for a suite on which the second measurement would be the first again."""
+    if suite.greedy:
+        raise LoopError(
+            f"suite {suite.name!r} decodes greedily: a second evaluation would be the first again, so there is no noise to measure"
+        )
+
+
+def aa(session: Session, row: Checkpoint) -> Json:
+    """One checkpoint twice on the split that decides, with different random numbers; what follows for decisions.
+
+    Recorded as an event, once for each result.
+    """
+    suite, split = session.decider, session.policy.split
+    looks = sights(session)
+    metric = looks[0].gate.metric if looks else "pass@1"
+    k = int(metric.removeprefix("pass@"))
+    _problems(suite, split, at_least=2)
+    names = [f"{suite.config.name}@aa{number}" for number in (1, 2)]
+    first, second = (_measure(session, suite, row, split, name, name=name) for name in names)
+    one, other = first.rates(k), second.rates(k)
+    tasks = sorted(one)
+    differences = [one[task_id] - other[task_id] for task_id in tasks]
+    found = paired_gain(differences, 0.975)
+    variance = variance_within([first.outcomes[task_id] + second.outcomes[task_id] for task_id in tasks])
+    if k > 1:
+        variance = variance_between(differences, suite.config.num_samples)
+    signals = _signals(session, suite, tasks, first, second)
+    answer = _where(session, suite, split) | {
+        "checkpoint": row.sha256,
+        "metric": metric,
+        "noise": {
+            "rates": [float(sum(rates.values()) / len(rates)) for rates in (one, other)],
+            "difference": found.gain,
+            "interval": [found.lower, found.upper],
+            "sd": stdev(map(float, differences)),
+        },
+        "variance_within": variance,
+        "looks": [_sight(look, variance) for look in looks],
+        "sizes": _sizes(looks[-1], variance) if looks else [],
+        "signals": {name: {"value": noise.value, "sd": noise.sd} for name, noise in signals.items()},
+        "collapse": _collapse(session, signals),
+        "evaluations": [first.evaluation.id, second.evaluation.id],
+    }
+    session.ledger.append_news(session.run_id, AA_MEASURED, row.round, **answer)
+    return answer | {"round": row.round}
+
+
+def _sight(look: Sight, variance: float) -> Json:
+    """What one look of the improvement gate can see."""
+    detects = look.detects(variance)
+    return {
+        "split": look.split,
+        "level": look.level,
+        "power": look.gate.power,
+        "min_gain": look.gate.min_gain,
+        "target_gain": look.gate.target,
+        "num_problems": look.num_problems,
+        "num_samples": look.num_samples,
+        "smallest_detectable_gain": detects,
+        "sees_target": detects <= look.wanted,
+        "problems_needed": look.problems_needed(variance),
+        "samples_needed": look.samples_needed(variance),
+        "remedy": None if detects <= look.wanted else remedy(look, variance),
+    }
+
+
+def _sizes(look: Sight, variance: float) -> list[Json]:
+    """The smallest detectable gain by problems and samples: as configured, and two and four times as many."""
+    return [
+        {
+            "num_problems": look.num_problems * problems,
+            "num_samples": look.num_samples * samples,
+            "smallest_detectable_gain": look.detects(variance, look.num_problems * problems, look.num_samples * samples),
+        }
+        for problems in (1, 2, 4)
+        for samples in (1, 2, 4)
+    ]  # fmt: skip
+
+
+def _signals(
+    session: Session, suite: Yardstick, tasks: Sequence[str], first: Seen, second: Seen
+) -> dict[str, SignalNoise]:
+    """The noise of the signals that an evaluation gives, by the names that gates know them by."""
+    one, other = (_signals_by_task(session, suite, seen) for seen in (first, second))
+    return {
+        name: signal_noise([one[task][name] for task in tasks], [other[task][name] for task in tasks])
+        for name in one[tasks[0]]
+    }
+
+
+def _signals_by_task(session: Session, suite: Yardstick, seen: Seen) -> dict[str, dict[str, float]]:
+    """Each problem's part of a signal: the signal is the mean over problems."""
+    id = seen.evaluation.id
+    completions = session.corpus.completions(session.run_id, evaluation_id=id)
+    return signals_by_problem(session.corpus.verdicts(id), completions, max(suite.config.pass_at))
+
+
+def _collapse(session: Session, signals: Mapping[str, SignalNoise]) -> Json:
+    """A collapse gate whose limits noise does not reach, as a table of loop.toml."""
+    gate = next((gate for gate in session.policy.gates if isinstance(gate, Collapse)), Collapse())
+    limits = gate.limits | roomy_limits(gate.in_force, signals, ROOM)
+    table: Json = {
+        "type": gate.type,
+        "limits": {name: one.model_dump(exclude_none=True, exclude_defaults=True) for name, one in limits.items()},
+    }
+    return table | ({"ignore": list(gate.ignore)} if gate.ignore else {})  # fmt: skip
+
+
+# Temperatures
+
+
+def may_sweep(suite: SuiteConfig, split: str) -> None:
+    """UsageError for a split that cannot be swept."""
+    if split == FINAL:
+        raise UsageError("--split final: it can be opened once, by `loopctl final`; sweep another split")
+    if not suite.splits.get(split):  # type: ignore[call-overload]
+        there = ", ".join(name for name, share in suite.splits.items() if share)
+        raise UsageError(f"--split {split}: suite {suite.name!r} has no such split; its splits are {there}")
+
+
+def sweep(session: Session, rows: Sequence[Checkpoint], temperatures: Sequence[float], split: str) -> Json:
+    """The base and other checkpoints at each temperature and at the run's own, with equal effort.
+
+    Which part of a gain is decoding, and which is training: base at its best against base at T_eval, and each round at
+    its best against the base at its best.
+    """
+    suite = session.decider
+    base = checkpoint_named(session.ledger, session.run, "base")
+    own = 0.0 if suite.config.greedy else suite.config.temperature
+    wanted = sorted({*temperatures, own})
+    swept = []
+    for row in {row.sha256: row for row in (base, *rows)}.values():
+        seen = {
+            t: _measure(session, suite, row, split, "sweep", name=f"{suite.config.name}@T{t:g}", **_at(suite.config, t))
+            for t in wanted
+        }
+        rates = {t: seen[t].figures["pass@1"] for t in wanted}
+        best = max(wanted, key=lambda t, rates=rates: (rates[t], t == own))  # type: ignore[misc]
+        swept.append((row, seen, best))
+    (_, bases, base_best), *others = swept
+    answer = _where(session, suite, split)
+    return answer | {
+        "T_eval": own,
+        "temperatures": wanted,
+        "checkpoints": [
+            {
+                "checkpoint": row.sha256,
+                "round": row.round,
+                "best_temperature": best,
+                "figures": [{"temperature": t, **seen[t].figures} for t in wanted],
+            }
+            for row, seen, best in swept
+        ],
+        "decoding_gain": {"temperature": base_best, **_paired(bases[base_best], bases[own])},
+        "training_gains": [
+            {"round": row.round, "temperature": best, "base_temperature": base_best, **_paired(seen[best], bases[base_best])}
+            for row, seen, best in others
+        ],
+        "note": FLATTERED,
+    }  # fmt: skip
+
+
+def _at(suite: SuiteConfig, temperature: float) -> Json:
+    """The settings of a suite at another temperature; everything else stays."""
+    return {"greedy": True} if not temperature else {"greedy": False, "temperature": temperature}
+
+
+# The final split
+
+
+def may_open_final(suite: SuiteConfig, split: str, confirm: str | None) -> None:
+    """ConfigError where there is no split that nobody has looked at."""
+    if not suite.splits.get("final"):
+        raise ConfigError(
+            f"suite {suite.name!r} has no final split; a run begins with one: splits = {{ select = 0.6, final = 0.4 }}"
+        )
+    for key, used in (("split", split), ("confirm", confirm)):
+        if used == FINAL:
+            raise ConfigError(f"decide.{key} is final: rounds look at it, so there is nothing left to open once")
+
+
+def final_result(ledger: Ledger, run_id: str) -> Event | None:
+    """What the final split has shown, if it was opened."""
+    return ledger.last_event_of(run_id, FINAL_OPENED)
+
+
+def may_be_final(ledger: Ledger, run: Run) -> Literal["new", "begun"]:
+    """Whether opening the final split would begin now or go on. LoopError where the head is the base."""
+    if ledger.last_event_of(run.id, FINAL_BEGUN) is not None:
+        return "begun"
+    if run.head_checkpoint == run.base_checkpoint:
+        raise LoopError("the head is the base: there is no gain to measure, and the final split can be opened once")
+    checkpoint_named(ledger, run, "head")
+    checkpoint_named(ledger, run, "base")
+    return "new"
+
+
+def final(session: Session) -> Event:
+    """Base and head on all of the final split, once in a run: the event that holds the result.
+
+    What was begun is finished with the head that it was begun with, whatever the head is by now.
+    """
+    ledger, run, suite = session.ledger, session.run, session.decider
+    if (known := final_result(ledger, run.id)) is not None:
+        return known
+    _problems(suite, FINAL)
+    if may_be_final(ledger, run) == "new":
+        ledger.append_event(run.id, FINAL_BEGUN, run.head_round, head=run.head_checkpoint, base=run.base_checkpoint)
+    begun = ledger.last_event_of(run.id, FINAL_BEGUN)
+    assert begun is not None
+    rows = {who: ledger.checkpoint(begun.data[who]) for who in ("base", "head")}
+    seen: dict[str, Seen] = {}
+    for who, row in rows.items():
+        assert row is not None, who
+        seen[who] = _measure(session, suite, row, FINAL, FINAL, name=f"{suite.config.name}@final")
+    sides = {
+        who: {"checkpoint": row.sha256, "round": row.round, **seen[who].figures} for who, row in rows.items() if row
+    }
+    result = _where(session, suite, FINAL) | sides | _paired(seen["head"], seen["base"])
+    return ledger.append_event(
+        run.id, FINAL_OPENED, begun.round, **result, evaluations={who: one.evaluation.id for who, one in seen.items()}
+    )

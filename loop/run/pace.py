@@ -1,0 +1,128 @@
+"""What a run is about to do, and how long that may take on this machine: said before anything is loaded.
+
+The speed is measured, for half a second, in a worker; the rest is a formula, and right within a factor of two on a CPU. Once a
+round is finished, its own time is the better answer. Nothing is said of GPUs, on which nothing of this was tried.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from loop.config.loading import LoadedConfig
+from loop.grading.problems import load_suite
+from loop.inputs import BUILT_IN_MODEL, model_directory
+from loop.prompts.sources import load_prompts
+from loop.system.gpus import used_bytes
+from loop.workers.worker import Worker
+
+SMOLLM2_PARAMETERS = 134_515_008
+PROMPT_TOKENS = 80  # of a prompt beyond what all prompts begin with
+SHARE_OF_LENGTH = 0.5  # of max_new_tokens: most completions end before
+SAMPLING, TRAINING = (
+    0.5,
+    0.7,
+)  # the share of a plain multiplication's speed that a model's forward pass and a step reach
+START_S = 20.0  # for workers to start and to load a model, in a run
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What a run will generate and train on, by its configuration."""
+
+    num_rounds: int
+    num_prompts: int
+    num_sampled: int  # completions a round
+    num_answers: int  # to the suites' problems, all rounds together
+    sampled_tokens: int  # all rounds together, answers included
+    prompt_tokens: int
+    trained_tokens: int
+
+
+def work_of(loaded: LoadedConfig, num_rounds: int) -> Work:
+    """The base and every candidate answer all suites; from the second round on the head answers the deciding one again."""
+    config = loaded.config
+    num_prompts = config.prompts.per_round or len(load_prompts(config.prompts, config.model, loaded.base_dir))
+    num_sampled = num_prompts * config.sampling.num_samples
+    tokens = num_rounds * num_sampled * config.sampling.max_new_tokens * SHARE_OF_LENGTH
+    prompts = num_rounds * num_sampled
+    num_answers = 0
+    for suite in config.suites:
+        num_problems = len(load_suite(suite.source, suite.limit, loaded.base_dir).problems)
+        times = 1 + num_rounds + (num_rounds - 1 if suite.name == config.decide.suite else 0)
+        num_answers += times * num_problems * suite.num_samples
+        prompts += times * num_problems
+        tokens += times * num_problems * suite.num_samples * suite.max_new_tokens * SHARE_OF_LENGTH
+    training = config.training
+    rows = training.num_steps * training.batch_size if training.num_steps else num_sampled * (training.num_epochs or 1)
+    row = PROMPT_TOKENS + config.sampling.max_new_tokens * SHARE_OF_LENGTH
+    return Work(
+        num_rounds,
+        num_prompts,
+        num_sampled,
+        num_answers,
+        round(tokens),
+        prompts * PROMPT_TOKENS,
+        round(num_rounds * rows * row),
+    )
+
+
+def in_words(loaded: LoadedConfig, work: Work) -> str:
+    """smollm2-demo: 2 rounds; each samples 64 completions from smollm2-135m, trains on them, ..."""
+    rounds = "1 round, which" if work.num_rounds == 1 else f"{work.num_rounds} rounds; each"
+    return (
+        f"{loaded.config.name}: {rounds} samples {work.num_sampled:,} completions from {loaded.config.model.source}, trains on "
+        f"them, evaluates and decides; {work.num_answers:,} answers are graded in all"
+    )
+
+
+def seconds(work: Work, num_parameters: int, flops: float) -> float:
+    """How long the work takes at `flops` floating-point operations per second: 2 a parameter and token, 6 in training."""
+    sampling = 2 * num_parameters * (work.sampled_tokens + work.prompt_tokens) / (SAMPLING * flops)
+    return START_S + sampling + 6 * num_parameters * work.trained_tokens / (TRAINING * flops)
+
+
+def parameters_of(loaded: LoadedConfig) -> int | None:
+    """How many parameters the base model has; None where that is not known before it is loaded."""
+    if loaded.config.model.source == BUILT_IN_MODEL:
+        return SMOLLM2_PARAMETERS
+    directory = model_directory(loaded.config.model.source, loaded.base_dir)
+    if directory is None:
+        return None
+    try:
+        return sum(map(_num_weights, directory.glob("*.safetensors"))) or None
+    except (OSError, ValueError, struct.error):
+        return None
+
+
+def _num_weights(path: Path) -> int:
+    """What the header of a safetensors file says: eight bytes of length, then JSON with a shape for each tensor."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(length, 100_000_000)))
+    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
+
+
+def measured_flops(loaded: LoadedConfig) -> float | None:
+    """Floating-point operations per second of this machine's CPU as busy as it is now; None where a GPU will do the work."""
+    engine = loaded.config.engine
+    if "fake" in (engine.sampler, engine.trainer) or engine.sampler == "server":
+        return None
+    if engine.device != "cpu" and used_bytes():
+        return None
+    with tempfile.TemporaryDirectory(prefix="ssd-loop-") as directory:  # the run's own is not there yet
+        worker = Worker(
+            {"op": "measure_speed", "settings": {"num_threads": engine.num_threads}},
+            log_file=Path(directory) / "speed.log",
+            stall_timeout_s=engine.stall_timeout_s,
+            progress=lambda done, total: None,
+            tag="measuring this machine",
+        )
+        try:
+            return float(worker.info["flops"])
+        finally:
+            worker.end()

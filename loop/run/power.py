@@ -1,0 +1,131 @@
+"""Which gain the configured evaluation can see, by what is known of its noise; and the line that says so at a start."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from loop.run.session import Session
+from policies.evidence import Evidence
+from policies.gates import Improvement, Look
+from policies.gates.base import percent
+from policies.noise import PRIOR_VARIANCE, detectable_gain, problems_needed, samples_needed, variance_from
+from store.records import DecisionRow
+
+AA_MEASURED = "aa_measured"
+MOST_SAMPLES = 20  # beyond so many of a problem, more problems are the better remedy
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """One look of the improvement gate as it would be now: what is measured, and at which error."""
+
+    gate: Improvement
+    split: str
+    level: float
+    num_problems: int
+    num_samples: int
+
+    @property
+    def wanted(self) -> float:
+        """The gain over `min_gain` that is asked for."""
+        return self.gate.target - self.gate.min_gain
+
+    def detects(self, variance: float, num_problems: int | None = None, num_samples: int | None = None) -> float:
+        """The gain over `min_gain` that it finds, with other sizes if given."""
+        return detectable_gain(
+            variance, num_problems or self.num_problems, num_samples or self.num_samples, self.level, self.gate.power
+        )
+
+    def problems_needed(self, variance: float) -> int:
+        """How many problems would find what is wanted."""
+        return problems_needed(variance, self.num_samples, self.wanted, self.level, self.gate.power)
+
+    def samples_needed(self, variance: float) -> int | None:
+        """How many samples of each problem would; None if no number does."""
+        return samples_needed(variance, self.num_problems, self.wanted, self.level, self.gate.power)
+
+
+def sights(session: Session) -> list[Sight]:
+    """The looks of a round: at the split of every round, then at the one that confirms. Empty without such a gate."""
+    policy, decide = session.policy, session.loaded.config.decide
+    gate = next((gate for gate in policy.gates if isinstance(gate, Improvement)), None)
+    if gate is None:
+        return []
+    suite = next(suite for suite in session.suites if suite.config.name == decide.suite)
+    before = session.ledger.last_decision(session.run_id)
+    counts = policy.fruitless_after(before.evidence, before.verdict) if before else {}
+    now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=counts)
+    looks = [Look(policy.split, screening=policy.confirm is not None)]
+    looks += [Look(policy.confirm)] if policy.confirm is not None else []
+    return [
+        Sight(
+            gate,
+            look.split,
+            gate.level(now, look),
+            sum(problem.split == look.split for problem in suite.problems),
+            suite.config.num_samples,
+        )
+        for look in looks
+    ]
+
+
+def known_variance(session: Session, gate: Improvement) -> tuple[float, str] | None:
+    """The variance within problems and where it is known from: measured by `aa`, a decision, or guessed."""
+    measured = session.ledger.last_event_of(session.run_id, AA_MEASURED)
+    if measured is not None and measured.data.get("metric") == gate.metric:
+        return float(measured.data["variance_within"]), "measured"
+    decided = session.ledger.last_decision(session.run_id)
+    for figures in _figures(decided, gate) if decided else ():
+        sizes = int(figures["num_problems"]), int(figures["num_samples"])
+        detectable, level = float(figures["smallest_detectable_gain"]), float(figures["level"])
+        if detectable < 1.0:
+            return variance_from(detectable, *sizes, level, gate.power), "decided"
+    decide = session.loaded.config.decide
+    if gate.metric != "pass@1" or session.loaded.config.suite(decide.suite).greedy:
+        return None  # of these nothing is known beforehand
+    return PRIOR_VARIANCE, "guessed"
+
+
+def _figures(decision: DecisionRow, gate: Improvement) -> Iterator[Mapping[str, float]]:
+    """Those of the improvement gate; nothing where a decision of an older version lacks them."""
+    wanted = ("num_problems", "num_samples", "smallest_detectable_gain", "level")
+    for result in decision.gates:
+        figures = result.get("figures") or {}
+        if (result.get("type"), figures.get("metric")) != (gate.type, gate.metric):
+            continue
+        if all(isinstance(figures.get(key), int | float) and figures[key] > 0 for key in wanted):
+            yield figures
+
+
+def too_coarse(session: Session) -> str | None:
+    """A line for whoever starts a run whose evaluation would mostly miss the gain that it is asked for; else None."""
+    looks = sights(session)
+    known = known_variance(session, looks[0].gate) if looks else None
+    if known is None:
+        return None
+    variance, whence = known
+    worst = max(looks, key=lambda look: look.detects(variance) - look.wanted)
+    gain, gate = worst.detects(variance), worst.gate
+    if gain <= worst.wanted:
+        return None
+    where = f"{worst.split}: " if len(looks) > 1 else ""
+    source = {
+        "measured": "",
+        "decided": ", by the last decision's figures",
+        "guessed": ", by a guess before anything was measured: `loopctl aa` measures it",
+    }[whence]
+    return (
+        f"the evaluation ({where}{worst.num_problems} problems x {worst.num_samples} samples) detects a gain of "
+        f"{gate.min_gain + gain:.3f} with {percent(gate.power)} power{source}; target_gain is {gate.target:g}: "
+        f"a gain of that size would mostly be missed; {remedy(worst, variance)}"
+    )
+
+
+def remedy(look: Sight, variance: float) -> str:
+    """What would make an evaluation see the gain that is asked for."""
+    samples = look.samples_needed(variance)
+    more = f"about {look.problems_needed(variance):,} problems"
+    if samples is not None and look.num_samples < samples <= MOST_SAMPLES:
+        more += f" or {samples} samples of each of these"
+    return f"it takes {more}, or a larger target_gain"

@@ -1,0 +1,269 @@
+"""A command or a webhook that is told of decisions, pauses and failures. Nothing that it does can hold up a round.
+
+Both get the same JSON object: {"event": "decision" | "pause" | "failure", "time", ...}; the command on its standard input,
+the webhook by POST. Telling is tried once: what fails is a line in the log, in which no part of a URL but its host stands.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import secrets
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from loop.config.settings import Watching
+from loop.system import trees as guard
+
+MOST_WAITING = 100
+END_S = 5.0  # what is queued when the daemon ends has so long
+LOOK_S = 0.1
+ROOT = Path(__file__).resolve().parents[2]
+NOT_STARTED = {126: "it may not be executed", 127: "there is no such command"}  # exit codes as in a shell
+
+# The command's parent. It ends the command and all that descends from it when the command ends, on SIGTERM, and when the
+# daemon is gone, by whatever death.
+_GUARDED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from loop.system.trees import guard
+
+def work():
+    for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and what is ignored stays so across exec
+        signal.signal(signum, signal.SIG_DFL)
+    try:
+        os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as error:
+        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
+
+guard(work)
+"""
+
+
+class Hooks:
+    """One thread that tells one thing after another; the oldest is dropped when too many wait.
+
+    `say(level, text)` is called for what goes wrong, from that thread or from the one that calls `tell`. `directory` is
+    where the command runs; by default where the daemon does. `clock` gives seconds.
+    """
+
+    def __init__(
+        self,
+        settings: Watching,
+        say: Callable[[str, str], None],
+        directory: Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.settings, self.say, self.directory, self.clock = settings, say, directory, clock
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._news = threading.Condition()
+        self._closing = False
+        self._give_up_at = float("inf")  # by the clock
+        self._posting: threading.Thread | None = None
+        # It lives as long as the daemon unless it is closed: a child's death signal comes when this thread ends.
+        self._thread = threading.Thread(target=self._work, name="hooks", daemon=True)
+        self._thread.start()
+
+    def tell(self, event: str, more: dict[str, Any]) -> None:
+        """Queue it, if the configuration wants it told and it is not closed. Returns at once, from any thread."""
+        if event not in self.settings.on:
+            return
+        dropped = None
+        with self._news:
+            if self._closing:
+                return
+            if len(self._waiting) >= MOST_WAITING:
+                dropped = self._waiting.popleft()
+            now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+            self._waiting.append({"event": event, "time": now, **more})
+            self._news.notify()
+        if dropped:
+            event = dropped["event"]
+            self.say("warning", f"watching: {MOST_WAITING} events wait to be told; dropped the oldest, a {event}")
+
+    def close(self, timeout_s: float = END_S) -> None:
+        """Let what is queued be told for that long; then the command that runs is ended, and the rest is dropped.
+
+        Nothing of a command is left when this returns. Safe to repeat.
+        """
+        with self._news:
+            self._closing = True
+            self._give_up_at = min(self._give_up_at, self.clock() + timeout_s)
+            self._news.notify()
+        self._thread.join(timeout_s + 2 * guard.END_TIMEOUT_S)
+
+    def _work(self) -> None:
+        while (told := self._next()) is not None:
+            for name, tell in (("command", self._command), ("webhook", self._webhook)):
+                if self.clock() >= self._give_up_at:
+                    break
+                try:
+                    tell(json.dumps(told, default=str).encode())
+                except Exception as error:  # never a reason to stop telling
+                    self.say("warning", f"watching.{name}: {_reason(error)}")
+
+    def _next(self) -> dict[str, Any] | None:
+        with self._news:
+            while not self._waiting and not self._closing:
+                self._news.wait()
+            if self._waiting and self.clock() < self._give_up_at:
+                return self._waiting.popleft()
+            if self._waiting:
+                self.say("warning", f"watching: {len(self._waiting)} events were not told before the end")
+                self._waiting.clear()
+            return None
+
+    def _wait(self, ended: Callable[[float], bool]) -> bool:
+        """Look again and again, for watching.timeout_s or until it is to be given up; whether it ended by itself."""
+        deadline = self.clock() + self.settings.timeout_s
+        while not ended(LOOK_S):
+            if self.clock() >= min(deadline, self._give_up_at):
+                return False
+        return True
+
+    def _command(self, body: bytes) -> None:
+        if not self.settings.command:
+            return
+        name = self.settings.command[0]
+        stdin = os.memfd_create("event")  # whether, and how much of it, the command reads is its own business
+        try:
+            os.write(stdin, body)
+            os.lseek(stdin, 0, os.SEEK_SET)
+            process, token = start_guarded(
+                self.settings.command, stdin=stdin, stderr=subprocess.DEVNULL, cwd=self.directory
+            )
+        finally:
+            os.close(stdin)
+
+        def ended(seconds: float) -> bool:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(seconds)
+            return process.returncode is not None
+
+        try:
+            in_time = self._wait(ended)
+        finally:
+            end_guarded(process, token)
+        if not in_time:
+            self.say("warning", f"watching.command: {name} took too long and was ended")
+        elif code := process.returncode:
+            why = NOT_STARTED.get(code, f"exit code {code}")
+            self.say("warning", f"watching.command: {name}: {why}")
+
+    def _webhook(self, body: bytes) -> None:
+        if not self.settings.webhook:
+            return
+        host = urlsplit(self.settings.webhook).hostname
+        if self._posting and self._posting.is_alive():
+            self.say("warning", f"watching.webhook: {host} still has not answered the last time; not told")
+            return
+        problems: list[str] = []
+        # A thread of its own: urllib's timeout is that of one read, and looking up a name has none.
+        self._posting = threading.Thread(
+            target=lambda: problems.extend(_post(str(self.settings.webhook), body, self.settings.timeout_s)),
+            name="webhook",
+            daemon=True,
+        )
+        self._posting.start()
+
+        def ended(seconds: float) -> bool:
+            assert self._posting is not None
+            self._posting.join(seconds)
+            return not self._posting.is_alive()
+
+        if not self._wait(ended):
+            problems = ["took too long"]
+        for problem in problems:
+            self.say("warning", f"watching.webhook: {host}: {problem}")
+
+
+def start_guarded(
+    command: Sequence[str], *, environment: Mapping[str, str] | None = None, **how: Any
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a command below a guard, and what `end_guarded` needs to end it. `how`: stdin, stderr and cwd of it."""
+    token = secrets.token_hex(16)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *command],
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+        env=os.environ | dict(environment or {}) | {guard.TREE: token, guard.PARENT: str(os.getpid())},
+        **how,
+    )
+    return process, token
+
+
+def end_guarded(process: subprocess.Popen[bytes], token: str) -> None:
+    """Nothing of the command is left afterwards, even if its guard was killed."""
+    if process.poll() is None:
+        process.terminate()
+        process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(guard.END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(guard.END_TIMEOUT_S)
+    if process.returncode < 0:
+        guard.sweep(token, process.pid)
+
+
+def _reason(error: object) -> str:
+    """What went wrong, without the words that a library chose: they may hold a URL."""
+    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+
+
+def _post(url: str, body: bytes, timeout_s: float) -> list[str]:
+    """POST it; what went wrong, without any part of the URL."""
+    import urllib.error  # two megabytes that a daemon without a webhook does without
+    import urllib.request
+
+    class NoRedirects(urllib.request.HTTPRedirectHandler):
+        """A POST that is redirected becomes a GET without the body, perhaps to somebody else."""
+
+        def redirect_request(self, *_: Any) -> None:
+            return None
+
+    parts = urlsplit(url)
+    headers = {"Content-Type": "application/json", "User-Agent": "loopd"}
+    userinfo, _, place = parts.netloc.rpartition("@")
+    if userinfo:
+        headers["Authorization"] = "Basic " + base64.b64encode(unquote(userinfo).encode()).decode()
+    try:
+        bare = urlunsplit((parts.scheme, place, parts.path, parts.query, ""))
+        request = urllib.request.Request(bare, body, headers, method="POST")
+        with urllib.request.build_opener(NoRedirects).open(request, timeout=timeout_s) as answer:
+            answer.read(1024)
+    except urllib.error.HTTPError as error:
+        moved = "; it names another address: give that one" if 300 <= error.code < 400 else ""
+        error.close()
+        return [f"answered {error.code}{moved}"]
+    except urllib.error.URLError as error:
+        return [_reason(error.reason)]
+    except Exception as error:
+        return [_reason(error)]
+    return []
+
+
+@contextlib.contextmanager
+def hooks_of(
+    settings: Watching, say: Callable[[str, str], None], directory: Path | None = None
+) -> Iterator[Hooks | None]:
+    """The hooks of a configuration while the block lasts; None if it has none."""
+    if not settings.command and not settings.webhook:
+        yield None
+        return
+    hooks = Hooks(settings, say, directory)
+    try:
+        yield hooks
+    finally:
+        hooks.close()

@@ -1,0 +1,211 @@
+"""The worker's side: builds an engine, answers one command at a time, and beats. The only place where engines are built.
+
+It never touches the store; what it sends is plain values. The daemon's side is `loop.workers.worker`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import os
+import threading
+import time
+import traceback
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.errors import EngineError, LoopError
+from loop.system.trees import guard
+from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
+
+HEARTBEAT_S = 1.0
+MIN_REPORT_S = 0.1  # between two reports of progress
+
+
+class Child:
+    """Answers commands one at a time."""
+
+    def __init__(self, commands: BinaryIO, answers: BinaryIO) -> None:
+        self.commands = commands
+        self.answers = answers
+        self.lock = threading.Lock()
+        self.call = 0
+        self.engine: Any = None
+        self.reported_at = 0.0
+        self.reported = (-1, -1)
+
+    def send(self, **message: Any) -> None:
+        """BadFrame where the daemon would refuse it; nothing is sent then."""
+        frame = encode_frame(message | {"call": self.call})
+        check_size(frame[4:])
+        with self.lock:
+            self.answers.write(frame)
+            self.answers.flush()
+
+    def progress(self, done: int, total: int) -> None:
+        """At most ten frames a second, and the last one for certain."""
+        now = time.monotonic()
+        if now - self.reported_at >= MIN_REPORT_S or (done >= total and (done, total) != self.reported):
+            self.reported_at, self.reported = now, (done, total)
+            self.send(type="progress", done=done, total=total)
+
+    def items(self, batch: list[Generated] | list[Probed]) -> None:
+        """A batch of completions or records, in as many frames as it takes."""
+        for piece in pieces(item.model_dump(mode="json") for item in batch):
+            try:
+                self.send(type="items", items=piece)
+            except BadFrame as too_large:
+                if "text" not in piece[0]:
+                    longest = max(len(item["entropy"]) for item in piece)
+                    raise EngineError(
+                        f"a record of {longest} positions cannot be sent: its message {too_large}; lower diagnosis.top "
+                        "or diagnosis.max_new_tokens"
+                    ) from None
+                largest = max(piece, key=lambda item: len(item["text"]) + len(item["token_ids"]))
+                raise EngineError(
+                    f"a completion of {len(largest['token_ids'])} tokens and {len(largest['text'])} characters cannot "
+                    f"be sent: its message {too_large}; lower max_new_tokens"
+                ) from None
+
+    def heartbeat(self) -> None:
+        while True:
+            time.sleep(HEARTBEAT_S)
+            try:
+                self.send(type="heartbeat")
+            except OSError:
+                os._exit(1)  # nobody listens any more
+
+    def run(self) -> None:
+        threading.Thread(target=self.heartbeat, daemon=True).start()
+        while (command := receive_frame(self.commands)) is not None:
+            self.call = command["call"]
+            self.reported = (-1, -1)
+            try:
+                self.send(type="result", value=self.answer(command))
+            except LoopError as error:
+                self.send(type="error", kind=type(error).__name__, message=str(error)[:4000])
+            except Exception as error:
+                traceback.print_exc()
+                first = (str(error).strip().splitlines() or [""])[0]
+                self.send(type="error", kind="unexpected", message=f"{type(error).__name__}: {first[:400]}")
+
+    def answer(self, command: dict[str, Any]) -> Any:
+        """Carry out one command and return its result."""
+        match command["op"]:
+            case "load_sampler":
+                checkpoint = CheckpointRef.model_validate(command["checkpoint"])
+                self.engine = build_sampler(checkpoint, command["settings"], self.progress)
+                return {"tokenizer_sha256": self.engine.tokenizer_sha256}
+            case "change_weights":
+                changed = self.engine.change(CheckpointRef.model_validate(command["checkpoint"]))
+                return {"changed": changed, "tokenizer_sha256": self.engine.tokenizer_sha256}
+            case "load_trainer":
+                self.engine = build_trainer(command["settings"], self.progress)
+                return {}
+            case "generate":
+                requests = [Request.model_validate(request) for request in command["requests"]]
+                params = SamplingParams.model_validate(command["params"])
+                for batch in self.engine.generate(requests, params):
+                    self.items(batch)
+                return None
+            case "probe":
+                texts = [Forced.model_validate(text) for text in command["texts"]]
+                truncation = SamplingParams.model_validate(command["truncation"])
+                for records in self.engine.probe(texts, truncation, command["top"]):
+                    self.items(records)
+                return None
+            case "fit":
+                parent = CheckpointRef.model_validate(command["parent"])
+                result = self.engine.fit(
+                    Path(command["rows_file"]), parent, command["settings"], Path(command["out_dir"])
+                )
+                give_back_memory()
+                return result.model_dump(mode="json")
+            case "measure_speed":
+                prepare_torch(command["settings"])
+                from loop.engines.speed import measured_flops
+
+                return {"flops": measured_flops()}
+            case "convert_smollm2":
+                from loop.engines.hf_models import convert_smollm2
+
+                return convert_smollm2(Path(command["target"]))
+            case "fetch_hub_model":
+                from loop.engines.hf_models import fetch_hub_model
+
+                return fetch_hub_model(command["name"], command["revision"])
+            case "merge_adapter":
+                prepare_torch({"num_threads": None})
+                from loop.engines.hf_models import write_merged
+
+                return write_merged(CheckpointRef.model_validate(command["checkpoint"]), Path(command["target"]))
+            case other:
+                raise EngineError(f"unknown command {other!r}")
+
+
+def build_sampler(checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> Any:
+    """The sampler that `settings["sampler"]` names."""
+    if settings["sampler"] == "fake":
+        from loop.engines.fake import FakeSampler
+
+        return FakeSampler(checkpoint, settings, progress)
+    prepare_torch(settings)
+    if settings["sampler"] == "vllm":
+        from loop.engines.vllm_sampler import VllmSampler
+
+        return VllmSampler(checkpoint, settings, progress)
+    if settings["sampler"] == "server":
+        from loop.engines.server_sampler import ServerSampler
+
+        return ServerSampler(checkpoint, settings, progress)
+    from loop.engines.hf_sampler import TransformersSampler
+
+    return TransformersSampler(checkpoint, settings, progress)
+
+
+def build_trainer(settings: dict[str, Any], progress: Progress) -> Any:
+    """The trainer that `settings["trainer"]` names."""
+    if settings["trainer"] == "fake":
+        from loop.engines.fake import FakeTrainer
+
+        return FakeTrainer(settings, progress)
+    prepare_torch(settings)
+    num_processes = settings.get("num_training_processes", 1)
+    if num_processes > 1:
+        from loop.engines.distributed import DistributedTrainer
+
+        return DistributedTrainer(settings, progress, num_processes)
+    from loop.engines.trl_trainer import TrlTrainer
+
+    return TrlTrainer(settings, progress)
+
+
+def give_back_memory() -> None:
+    """What a fine-tune leaves is garbage in cycles, which may wait for long, and then free memory that malloc keeps."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # another C library knows no such call
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def prepare_torch(settings: dict[str, Any]) -> None:
+    """One thread per core that this process may use, unless the configuration says otherwise. And no network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on disk by now
+    from loop.engines.hf_models import use_threads
+
+    use_threads(settings["num_threads"] or len(os.sched_getaffinity(0)))
+
+
+def serve() -> None:
+    """The engine's process: serve commands from standard input until it closes. What libraries print goes to the log."""
+    commands = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(2, 1)
+    Child(commands, answers).run()
+
+
+def main() -> None:
+    """The program of a worker: the engine, guarded."""
+    guard(serve, own_tmp=True)

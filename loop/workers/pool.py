@@ -1,0 +1,284 @@
+"""Several sampling engines as one: each in a worker of its own, with its own GPUs; the work is shared by demand.
+
+A worker may be used only from the thread that created it, so each has a thread that lives as long as the pool. These
+threads take requests in chunks by themselves, whoever is free first, and put finished lists into a bounded queue. The
+caller's thread empties it, and it alone calls whoever looks on. An engine that dies loses what it had not finished to
+the others, and is started again with the next weights.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.errors import EngineError
+from loop.workers.worker import LOOK_S, RemoteSampler
+
+Pulse = Callable[[], None]
+Start = Callable[[CheckpointRef, Pulse], RemoteSampler]  # called in the engine's own thread
+
+
+class _GivenUp(Exception):
+    """Raised inside a call to a worker that nobody waits for any more."""
+
+
+class _Work:
+    """What is still to be asked for. Every `take` that got something is followed by one `finish`."""
+
+    def __init__(self, asked: Iterable[Any], num_engines: int, batch_size: int) -> None:
+        self.left = deque(asked)
+        self.num_engines, self.num_busy = num_engines, 0
+        self.batch_size = batch_size
+        self.closed = False
+        self.changed = threading.Condition()
+
+    def take(self) -> list[Any]:
+        """The next chunk; empty when all is finished. Waits while others are busy: they may die and leave something."""
+        with self.changed:
+            self.changed.wait_for(lambda: self.left or self.closed or not self.num_busy)
+            if self.closed or not self.left:
+                return []
+            self.num_busy += 1
+            return [self.left.popleft() for _ in range(min(self._size(), len(self.left)))]
+
+    def _size(self) -> int:
+        """Two batches while there is plenty, one later; the end is divided, but not into crumbs."""
+        left = len(self.left)
+        if left >= 4 * self.num_engines * self.batch_size:
+            return 2 * self.batch_size
+        num_free = max(1, self.num_engines - self.num_busy + 1)
+        share = max(-(-left // self.num_engines), -(-self.batch_size // 4))
+        return min(self.batch_size, share, -(-left // num_free))
+
+    def finish(self, missing: Iterable[Any] = (), died: bool = False) -> None:
+        with self.changed:
+            self.left.extendleft(reversed(list(missing)))
+            self.num_busy -= 1
+            self.num_engines -= died
+            self.changed.notify_all()
+
+    def close(self) -> None:
+        """Hand nothing out any more."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify_all()
+
+
+class _Member:
+    """One engine and its thread. `sampler` is None while there is none, and set only there."""
+
+    def __init__(self, number: int, start: Start) -> None:
+        self.start = start
+        self.sampler: RemoteSampler | None = None
+        self.busy = False
+        self.stuck: EngineError | None = None
+        self.jobs: queue.SimpleQueue[Callable[[_Member], None] | None] = queue.SimpleQueue()
+        self.thread = threading.Thread(target=self._run, name=f"sampler-{number}", daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while (job := self.jobs.get()) is not None:
+            job(self)
+        try:
+            if self.sampler:
+                self.sampler.close()
+        except EngineError as error:
+            self.stuck = error
+        self.sampler = None
+
+
+class Pool:
+    """A Sampler and a Prober over several engines with the same weights.
+
+    Use from one thread, one call at a time. As with one worker, a call that is given up half-way ends all engines.
+    EngineError when no engine is left, or what a living one reports about a request.
+    """
+
+    def __init__(
+        self,
+        starts: Sequence[Start],
+        checkpoint: CheckpointRef,
+        *,
+        batch_size: int,
+        progress: Progress,
+        pulse: Pulse,
+        note: Callable[[str], None],
+    ) -> None:
+        self.batch_size = batch_size
+        self.progress, self.pulse, self.note = progress, pulse, note
+        self.tokenizer_sha256 = ""
+        self._stopped = threading.Event()
+        self._calling = False
+        self._work: _Work | None = None
+        self._failed: list[BaseException] = []
+        self._dead: EngineError | None = None  # why the last engine that died did
+        self._out: queue.Queue[Any] = queue.Queue(2 * len(starts))
+        self._members = [_Member(number, start) for number, start in enumerate(starts, 1)]
+        try:
+            self._change(checkpoint)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether no engine is left that could be asked."""
+        return self._stopped.is_set() or not any(member.sampler for member in self._members)
+
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """See `Sampler.change`. All at once; those that died are started again."""
+        self._check_not_ended()
+        return self._change(checkpoint)
+
+    def _change(self, checkpoint: CheckpointRef) -> bool:
+        answers: list[bool] = []
+        first = not self.tokenizer_sha256
+
+        def job(member: _Member) -> None:
+            try:
+                if member.sampler:
+                    answers.append(member.sampler.change(checkpoint))
+                    return
+            except EngineError as error:
+                if member.sampler and not member.sampler.ended:
+                    raise
+                self._bury(member, error)
+            try:
+                member.sampler = member.start(checkpoint, self._check)
+                answers.append(True)
+            except EngineError as error:
+                if first:
+                    raise
+                self._bury(member, error)
+
+        for _ in self._all(job, hasty=first):
+            raise AssertionError("nothing is generated here")
+        if not answers:
+            raise self._last_words()
+        self.tokenizer_sha256 = next(member.sampler.tokenizer_sha256 for member in self._members if member.sampler)
+        return all(answers)
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+        """See `Sampler.generate`."""
+        return self._share(requests, lambda sampler, chunk: sampler.generate(chunk, params))
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`."""
+        return self._share(texts, lambda sampler, chunk: sampler.probe(chunk, truncation, top))
+
+    def _share(self, asked: Sequence[Any], ask: Callable[[RemoteSampler, Any], Iterator[list[Any]]]) -> Iterator[Any]:
+        self._check_not_ended()
+        work = _Work(asked, sum(bool(member.sampler) for member in self._members), self.batch_size)
+
+        def job(member: _Member) -> None:
+            while member.sampler and (chunk := work.take()):
+                missing = {one.id: one for one in chunk}
+                try:
+                    for batch in ask(member.sampler, chunk):
+                        for one in batch:
+                            del missing[one.id]
+                        self._out.put(batch)
+                except EngineError as error:
+                    if not member.sampler.ended:  # it is about the request, not the engine
+                        work.close()
+                        raise
+                    work.finish(missing.values(), died=True)
+                    self._bury(member, error)
+                except BaseException:
+                    work.close()
+                    raise
+                else:
+                    work.finish()
+
+        num_done = 0
+        for batch in self._all(job, work):
+            num_done += len(batch)
+            self.progress(num_done, len(asked))
+            yield batch
+        if num_done < len(asked):
+            raise self._last_words()
+
+    def _all(self, job: Callable[[_Member], None], work: _Work | None = None, hasty: bool = False) -> Iterator[Any]:
+        """Do a job in every thread; yield the lists that come of it. What a job raised is raised when all are done, or
+        at once when `hasty`."""
+        if self._calling:
+            self.close()
+            raise EngineError("sampler: the call before was given up half-way and its engines were ended; start others")
+        self._calling, self._work = True, work
+        self._failed.clear()
+        for member in self._members:
+            member.busy = True
+            member.jobs.put(lambda member: self._do(job, member))
+        try:
+            while self._busy() or not self._out.empty():
+                try:
+                    out = self._out.get(timeout=LOOK_S)
+                except queue.Empty:
+                    out = None
+                self.pulse()
+                if isinstance(out, EngineError):
+                    self._dead = out
+                    if not self.ended:
+                        self.note(f"{out}; the other engines go on; it is started again when the weights change")
+                elif out:
+                    yield out
+                if hasty and self._failed:
+                    break
+            if self._failed:
+                raise self._failed[0]
+        except BaseException:
+            if self._busy() or not self._out.empty():
+                self.close()
+            raise
+        finally:
+            self._calling, self._work = False, None
+
+    def _do(self, job: Callable[[_Member], None], member: _Member) -> None:
+        try:
+            job(member)
+        except _GivenUp:
+            pass
+        except BaseException as error:  # for the caller's thread
+            self._failed.append(error)
+        finally:
+            member.busy = False
+            self._out.put(None)  # somebody may wait for this
+
+    def _bury(self, member: _Member, error: EngineError) -> None:
+        member.sampler = None
+        self._out.put(error)
+
+    def _check(self) -> None:
+        """The pulse of every worker."""
+        if self._stopped.is_set():
+            raise _GivenUp
+
+    def _busy(self) -> bool:
+        return any(member.busy for member in self._members)
+
+    def _check_not_ended(self) -> None:
+        if self.ended:
+            raise EngineError("sampler: its engines were ended; start others")
+
+    def _last_words(self) -> EngineError:
+        return self._dead or EngineError("sampler: its engines were ended; start others")
+
+    def close(self) -> None:
+        """End every engine, whatever it does. Safe to repeat. EngineError if the kernel does not let go of one."""
+        self._stopped.set()
+        if self._work:
+            self._work.close()
+        for member in self._members:
+            member.jobs.put(None)
+        for member in self._members:
+            while member.thread.is_alive():
+                try:
+                    self._out.get(timeout=LOOK_S / 10)  # it may wait for room in the queue
+                except queue.Empty:
+                    member.thread.join(LOOK_S / 10)
+        if stuck := [member.stuck for member in self._members if member.stuck]:
+            raise stuck[0]

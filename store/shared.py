@@ -1,0 +1,147 @@
+"""What the runs of an experiment have done, by what it was made from: `shared/<key>.json` in the experiment's directory.
+
+A key is the hash of all inputs of a stage, and of nothing that is only a run's own, its name or its arm. Who begins a stage
+holds the key's lock, so that no two runs do the same at once. An entry is a claim: who uses it verifies what it finds.
+A run knows of all this by a file that the supervisor puts into its run directory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from store.checkpoints import make_directory, remove_directory, temporary_directory
+from store.durable import fsync
+from store.records import Json
+
+MEMBERSHIP = "experiment.json"  # in a run directory: which experiment it belongs to
+WEIGHTS = ".weights"
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """The experiment's memory, as one run sees it."""
+
+    directory: Path
+    run_dir: Path
+    arm: str
+    seed: int
+    keeps_rounds: int  # of so many rounds checkpoints stay here, by hard links, until no other run can want them
+
+    @contextlib.contextmanager
+    def turn(self, key: str, wait: Callable[[str], None]) -> Iterator[None]:
+        """Hold a key's lock. While another run holds it, `wait` is called with that run's name; what it raises ends it."""
+        make_directory(self.directory)
+        descriptor = os.open(self.directory / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            while True:
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another run")
+            os.pwrite(descriptor, words := f"{self.arm}/seed-{self.seed}\n".encode(), 0)
+            os.ftruncate(descriptor, len(words))
+            yield
+        finally:
+            os.close(descriptor)
+
+    def known(self, key: str) -> Json | None:
+        """What is known under a key; None if nothing is, or it cannot be read, or it was this run itself."""
+        entry = read_entry(self.directory / f"{key}.json")
+        return entry if entry is not None and self.run_dir_of(entry) != self.run_dir else None
+
+    def run_dir_of(self, entry: Json) -> Path:
+        """The run directory of whoever did it."""
+        return Path(os.path.normpath(self.directory / entry["run_dir"]))
+
+    def register(self, key: str, entry: Json) -> None:
+        """Say that this run has done it. Durable when it returns."""
+        entry = entry | {
+            "key": key,
+            "ran_in": {"arm": self.arm, "seed": self.seed},
+            "run_dir": os.path.relpath(self.run_dir, self.directory),
+        }
+        write_json(self.directory / f"{key}.json", entry)
+
+    def keep(self, key: str, round: int, weights: Path) -> None:
+        """Keep a committed checkpoint under a key. What cannot be linked is not kept: another run then trains itself."""
+        if round > self.keeps_rounds:
+            return
+        kept = self.directory / f"{key}{WEIGHTS}"
+        with contextlib.suppress(OSError):
+            scratch = temporary_directory(self.directory)
+            link_tree(weights, scratch / "weights")
+            if kept.exists():
+                remove_directory(kept)
+            os.rename(scratch / "weights", kept)
+            os.rmdir(scratch)
+
+    def weights_of(self, key: str, entry: Json) -> list[Path]:
+        """Where the weights of an entry may lie."""
+        return [self.directory / f"{key}{WEIGHTS}", self.run_dir_of(entry) / entry["path"]]
+
+
+def registry_of(run_dir: Path) -> Registry | None:
+    """The registry that a run takes part in; None for a run that belongs to no experiment.
+
+    A run directory that was moved or copied away from its experiment is a run of its own: it writes to no place that lies
+    where the registry would be.
+    """
+    entry = read_entry(run_dir / MEMBERSHIP)
+    if entry is None:
+        return None
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        shared = Path(os.path.normpath(run_dir / entry["shared"]))
+        if not shared.is_dir() or Path(os.path.normpath(shared / entry["run_dir"])) != run_dir:
+            return None
+        return Registry(shared, run_dir, str(entry["arm"]), int(entry["seed"]), int(entry["keeps_rounds"]))
+    return None
+
+
+def read_entry(path: Path) -> Json | None:
+    """A JSON object from a file; None if there is none."""
+    try:
+        entry = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return entry if isinstance(entry, dict) else None
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Write a file whole or not at all, and durably."""
+    make_directory(path.parent)
+    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with open(descriptor, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+    fsync(path.parent)
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """The plain files of a directory by hard links, where that is impossible (another file system) as copies."""
+    import shutil
+
+    target.mkdir(parents=True)
+    for path in sorted(source.rglob("*")):
+        place = target / path.relative_to(source)
+        if path.is_dir():
+            place.mkdir()
+            continue
+        try:
+            os.link(path, place, follow_symlinks=False)
+        except OSError:
+            shutil.copyfile(path, place, follow_symlinks=False)
