@@ -38,8 +38,9 @@ from loop.stages.training import rows_sha256
 from policies.data import Accumulate, AnyData, Mix, PastRound, Replace
 from store.corpus import Corpus
 from store.db import execute, open_database, pack, query, scalar, transaction
-from store.ledger import Ledger, store_selections
+from store.ledger import Ledger
 from store.records import Completion, Run
+from store.selections import store_selections
 
 PER_ROUND = 10_000  # completions of a round in the large stores
 TEXT = "def add(first, second):\n    total = first + second\n    return total\n"

@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 from loop.config.loading import load_config  # noqa: E402
 from loop.prompts.sources import load_prompts, prompts_of_round  # noqa: E402
 from loop.run.base_model import base_model  # noqa: E402
-from loop.run.session import _yardstick  # noqa: E402
+from loop.run.opening import _yardstick  # noqa: E402
 
 
 class Size(NamedTuple):

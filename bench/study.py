@@ -27,7 +27,7 @@ from bench.study_model import Recipe, make_world  # noqa: E402
 from loop.config.toml_text import toml_text  # noqa: E402
 from loop.experiments.facts import experiment_facts  # noqa: E402
 from loop.experiments.file import Experiment, ExperimentRun, load_experiment  # noqa: E402
-from loop.reading.rounds import reader  # noqa: E402
+from loop.reading.reader import reader  # noqa: E402
 
 STUDIES = ROOT / "docs" / "studies"
 NAME = "multi-round-tiny"

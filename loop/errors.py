@@ -2,14 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
-from typing import Any
-
-from store.errors import CannotWrite
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
-
 
 class LoopError(Exception):
     """A failure with a one-line message for the user: the thing, the value, the place, the remedy."""
@@ -55,36 +47,3 @@ class HarnessError(LoopError):
 
 class NoRoom(LoopError):
     """The disk is full or cannot be written. Nothing is lost; what was being done goes on when it can be."""
-
-
-def is_no_room(error: BaseException) -> bool:
-    """Whether it, or what it was raised from, says that nothing more can be written; also in a worker's words."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, NoRoom | CannotWrite):
-            return True
-        if isinstance(seen, OSError) and seen.errno in NO_ROOM:
-            return True
-        if isinstance(seen, EngineError) and ("No space left on device" in str(seen) or "os error 28" in str(seen)):
-            return True
-        seen = seen.__cause__
-    return False
-
-
-def printable(text: str, *, lines: bool = False) -> str:
-    """The text with every character that does not print as itself shown as its escape; with `lines`, newlines stay.
-
-    That is control characters, bidirectional and other format characters, lone surrogates, odd spaces.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or (lines and character == "\n") else ascii(character)[1:-1]
-        for character in text
-    )
-
-
-def shown(value: Any) -> str:
-    """A value of a TOML file in one short line that is safe in a terminal."""
-    text = repr(value) if isinstance(value, float) else printable(json.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= 60 else text[:57] + "..."

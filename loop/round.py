@@ -11,18 +11,19 @@ import time
 from collections.abc import Callable
 
 from loop.engines.base import SamplingParams
-from loop.errors import ConfigError, LoopError, NoRoom, is_no_room
+from loop.errors import ConfigError, LoopError, NoRoom
 from loop.prompts.sources import prompts_of_round
 from loop.run.adapting import refuse_a_repetition, settings_of
 from loop.run.choosing import select
 from loop.run.comparison import Comparison
-from loop.run.session import CHECKPOINTS, LostWeights, Session
+from loop.run.session import LostWeights, Session
 from loop.run.sharing import Turn, taken_in, turn
 from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
 from loop.stages.training import Trained, rows_sha256, train
+from loop.system.disk import is_no_room
 from policies.data import build_data
 from policies.evidence import BadEvidence
-from store.checkpoints import manifest_sha256, manifest_size_bytes, sweep_temporaries
+from store.checkpoints import CHECKPOINTS, manifest_sha256, manifest_size_bytes, sweep_temporaries
 from store.db import transaction
 from store.errors import StoreError
 from store.garbage import best_round

@@ -5,13 +5,11 @@ Whatever is printed and did not come from our own source goes through `safe`. JS
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
-
-from loop.cli.clock import moment
-from loop.errors import printable
 
 
 def safe(text: object, *, lines: bool = False) -> str:
@@ -111,3 +109,37 @@ def decoding_words(settings: dict[str, Any] | None) -> str:
 def warn(text: str) -> None:
     """A line on standard error."""
     print(text, file=sys.stderr, flush=True)
+
+
+def printable(text: str, *, lines: bool = False) -> str:
+    """The text with every character that does not print as itself shown as its escape; with `lines`, newlines stay.
+
+    That is control characters, bidirectional and other format characters, lone surrogates, odd spaces.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or (lines and character == "\n") else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+def shown(value: Any) -> str:
+    """A value of a TOML file in one short line that is safe in a terminal."""
+    text = repr(value) if isinstance(value, float) else printable(json.dumps(value, ensure_ascii=False, default=str))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def moment(at: str) -> datetime:
+    """The moment that an RFC 3339 time names."""
+    return datetime.fromisoformat(at.replace("Z", "+00:00"))
+
+
+def seconds_between(start: str, end: str) -> float:
+    """How long it took, never less than nothing (a clock may be set back)."""
+    return max(0.0, (moment(end) - moment(start)).total_seconds())
+
+
+def as_rfc3339(seconds: float) -> str:
+    """A Unix time as the store would write it."""
+    return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

@@ -7,8 +7,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from policies.mistakes import Path, first_mistake, shown
-from policies.policy import BadPolicy
+from policies.mistakes import Path, dotted, first_mistake, shown
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -33,3 +32,12 @@ def build(known: Mapping[str, type[M]], table: object, where: Path, example: str
         elif path and (field := found.model_fields.get(str(path[0]))) is not None and field.description:
             problem += f" ({field.description.rstrip('.')})"
         raise BadPolicy((*where, *path), problem) from None
+
+
+class BadPolicy(ValueError):
+    """A gate in loop.toml is wrong: str() is one line, `path` the keys that lead there, `problem` the line without."""
+
+    def __init__(self, path: Path, problem: str) -> None:
+        super().__init__(f"{dotted(path)}: {problem}")
+        self.path = path
+        self.problem = problem

@@ -12,10 +12,11 @@ from typing import Any, Literal
 
 from pydantic import JsonValue, ValidationError
 
+from policies.by_type import BadPolicy
 from policies.decision import Decision, GateResult
 from policies.evidence import Evidence, SplitEvidence
 from policies.gates import BestSoFar, Collapse, Gate, Improvement, Look, NoRegression
-from policies.mistakes import Path, dotted, first_mistake, shown
+from policies.mistakes import Path, first_mistake, shown
 
 ENTRY_POINTS = "loop.gates"
 BUILT_IN: dict[str, type[Gate]] = {
@@ -24,15 +25,6 @@ BUILT_IN: dict[str, type[Gate]] = {
     "collapse": Collapse,
     "best_so_far": BestSoFar,
 }
-
-
-class BadPolicy(ValueError):
-    """A gate in loop.toml is wrong: str() is one line, `path` the keys that lead there, `problem` the line without."""
-
-    def __init__(self, path: Path, problem: str) -> None:
-        super().__init__(f"{dotted(path)}: {problem}")
-        self.path = path
-        self.problem = problem
 
 
 Unclear = Literal["rollback", "keep_if_not_inferior", "pause"]

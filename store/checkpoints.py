@@ -243,3 +243,6 @@ def _fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+CHECKPOINTS = "checkpoints"

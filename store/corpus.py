@@ -332,3 +332,7 @@ def _integers(values: tuple[int, ...]) -> str:
 
 def _completions(rows: Iterable[Row]) -> Iterator[Completion]:
     return (unpack(Completion, row) for row in rows)
+
+
+TEXT_BYTES_PER_TOKEN = 24  # text, token ids and log, with SQLite's overhead
+ROW_BYTES = 4096  # everything else in a completion's row, and its verdict

@@ -356,3 +356,6 @@ def _explanation(error: sqlite3.Error) -> str:
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
         return f"cannot be opened or written ({said}); check that the directory exists and its permissions"
     return said
+
+
+DATABASE = "loop.db"

@@ -145,3 +145,6 @@ def link_tree(source: Path, target: Path) -> None:
             os.link(path, place, follow_symlinks=False)
         except OSError:
             shutil.copyfile(path, place, follow_symlinks=False)
+
+
+EVENT = "stage_shared"

@@ -22,9 +22,10 @@ from store.db import Database, Row, query, scalar, snapshot, unpack
 from store.errors import DamagedCheckpoint, StoreError
 from store.evaluations import verdicts_sha256
 from store.failpoints import reach
-from store.ledger import Ledger, decision_sha256, selections_sha256
+from store.ledger import Ledger, decision_sha256
 from store.probes import probe_sha256
 from store.records import STAGES, CollectedPart, Completion, DecodeSettings, Event, Prompt, Run
+from store.selections import selections_sha256
 
 HIGH_WATER = "high_water.json"
 MOST_FINDINGS = 50  # of one kind; the rest is counted

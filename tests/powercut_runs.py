@@ -37,7 +37,7 @@ import json, os, sys
 from pathlib import Path
 import powercut_replay
 from loop import round as rounds
-from loop.run import session as sessions
+from loop.run import opening
 from loop.config.loading import load_config
 from loop.stages import sampling, training
 from store import corpus, ledger
@@ -80,7 +80,7 @@ class Quiet:
 
 opened = lambda session: None
 exec(change)
-with sessions.open_session(loaded, Quiet()) as session:
+with opening.open_session(loaded, Quiet()) as session:
     opened(session)
     while len(session.ledger.decisions(session.run_id)) < num_rounds:
         round = rounds.run_round(session)

@@ -87,7 +87,7 @@ import json, os, signal, sys
 from dataclasses import asdict
 from pathlib import Path
 from loop import round as rounds
-from loop.run import session as sessions
+from loop.run import opening
 from loop.config.loading import load_config
 from store import checkpoints, corpus, ledger
 from loop.stages import sampling, training
@@ -147,7 +147,7 @@ class Quiet:
     def note(self, text): print(text, file=sys.stderr)
 
 loaded = load_config(Path(config))
-with sessions.open_session(loaded, Quiet()) as session:
+with opening.open_session(loaded, Quiet()) as session:
     session.guide = lambda round: maybe("between_stages", "at") if round else None
     while len(session.ledger.decisions(session.run_id)) < loaded.config.rounds:
         round = rounds.run_round(session)

@@ -8,7 +8,8 @@ import shutil
 import subprocess
 
 from loop.grading import sandbox
-from loop.grading.sandbox import Sandbox, find_bwrap
+from loop.grading.sandbox import Sandbox
+from loop.grading.trying import find_bwrap
 
 MODES_AS_USER = sandbox._MODES_AS_USER
 _DROP = ("--reuid=65534", "--regid=65534", "--clear-groups")

@@ -18,7 +18,8 @@ from test_cli_support import Loopctl, Said, call, command, environment, process,
 from test_round_commits import Quiet
 
 from loop.config.loading import load_config
-from loop.run.session import locked, open_session
+from loop.run.opening import open_session
+from loop.system.lock import locked
 from store.db import execute, open_database
 from store.verify import verify_store
 
@@ -185,7 +186,7 @@ def test_a_process_of_its_own_says_it_too(here: Path) -> None:
 @pytest.mark.usefixtures("no_worker")
 def test_no_sandbox(here: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as hidden:
-        hidden.setattr("loop.grading.sandbox.find_bwrap", lambda: None)
+        hidden.setattr("loop.grading.trying.find_bwrap", lambda: None)
         one_line(call("run"), 78, "grading.sandbox: bwrap is neither on PATH nor ", "; install bubblewrap")
     assert not (here / ".loop").exists()
 

@@ -23,7 +23,7 @@ from test_cli_support import (
     write_configuration,
 )
 
-from loop.run.session import locked
+from loop.system.lock import locked
 from policies.policy import build_policy
 from store.db import open_database, query
 from store.ledger import Ledger

@@ -13,7 +13,7 @@ import pytest
 from test_cli_support import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
 
 from loop.cli.tables import console
-from loop.run.session import locked
+from loop.system.lock import locked
 from store.db import open_database
 from store.ledger import Ledger
 

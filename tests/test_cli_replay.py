@@ -11,7 +11,7 @@ from test_policies_gates import UP, decide, evidence, sides, split
 
 from loop.cli.decide import need_in_words
 from loop.reading.replaying import replay
-from loop.run.session import locked
+from loop.system.lock import locked
 from policies.policy import build_policy
 from store.records import DecisionRow
 

@@ -25,7 +25,7 @@ from test_cli_support import (
 )
 from waiting import HANG_S, wait_until
 
-from loop.run.session import locked
+from loop.system.lock import locked
 from store.db import open_database
 from store.ledger import Ledger
 

@@ -14,7 +14,8 @@ from test_service import Quiet
 
 from loop.config.loading import load_config
 from loop.round import run_round
-from loop.run.session import Session, open_session
+from loop.run.opening import open_session
+from loop.run.session import Session
 from loop.stages.deciding import Measured, Opened, signals_of
 from loop.stages.deciding import evidence as gathered
 from loop.stages.evaluating import SIGNALS, figures

@@ -20,14 +20,16 @@ from loop.config.loading import load_config
 from loop.config.same_run import as_begun, config_sha256, differences, resolved
 from loop.errors import ConfigError
 from loop.grading.grader import Job, Verdict
-from loop.grading.problems import Problem
+from loop.grading.problem import Problem
 from loop.inputs import check_inputs
+from loop.reading.reader import reader
 from loop.reading.replaying import replay
-from loop.reading.rounds import reader, whole_round
+from loop.reading.rounds import whole_round
 from loop.round import frozen_input, run_round
 from loop.run.adapting import settings_of
 from loop.run.choosing import past_rounds
-from loop.run.session import Session, open_session
+from loop.run.opening import open_session
+from loop.run.session import Session
 from loop.stages.sampling import Lineage, plan, seed_of
 from policies.adaptation import Adaptable
 from policies.data import Accumulate

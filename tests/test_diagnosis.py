@@ -17,7 +17,8 @@ from loop.config.same_run import config_sha256, differences, resolved
 from loop.errors import ConfigError
 from loop.round import run_round
 from loop.run.diagnosing import diagnose, signals, summary_of
-from loop.run.session import Session, open_session
+from loop.run.opening import open_session
+from loop.run.session import Session
 from policies.diagnosis import in_words
 from store.records import Round
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from loop.grading.extract import extract_code
+from loop.grading.formats.livecodebench import livecodebench_tests
 from loop.grading.grader import Grader, Job
-from loop.grading.problems import livecodebench_tests, load_suite
+from loop.grading.problems import load_suite
 
 PAGE = (Path(__file__).parent.parent / "docs" / "problem-files.md").read_text(encoding="utf-8")
 ROWS = [json.loads(line) for block in re.findall(r"```jsonl\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]

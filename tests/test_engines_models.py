@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from loop.cli.progress import Onlooker, Plain
+from loop.cli.progress import Plain
+from loop.daemon.onlooker import Onlooker
 from loop.engines import hf_models
 from loop.errors import ConfigError
 from loop.run import base_model as models

@@ -163,7 +163,7 @@ def test_every_number_is_that_of_a_plain_softmax(
     import torch
 
     from loop.engines import hf_prober
-    from loop.engines.hf_sampler import truncated_distribution
+    from loop.engines.drawing import truncated_distribution
 
     monkeypatch.setattr(hf_prober, "MAX_LOGITS", max_logits)
     prober = in_process(tiny)

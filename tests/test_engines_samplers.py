@@ -444,7 +444,7 @@ def full(logits: Any, params: SamplingParams) -> Any:
     """`truncated_distribution` as (B, V)."""
     import torch
 
-    from loop.engines.hf_sampler import truncated_distribution
+    from loop.engines.drawing import truncated_distribution
 
     probabilities, ids = truncated_distribution(logits, params)
     if ids is None:
@@ -487,7 +487,7 @@ def test_the_distribution_is_that_of_transformers(
 def test_ties_fall_the_same_whoever_else_is_in_the_batch() -> None:
     import torch
 
-    from loop.engines.hf_sampler import truncated_distribution
+    from loop.engines.drawing import truncated_distribution
 
     logits = torch.randn(2, 3000, generator=torch.Generator().manual_seed(1)).mul(8).round()  # many ties in a sharp row
     logits[1] = 0  # needs far more than the tokens that are sorted first

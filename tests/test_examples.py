@@ -18,7 +18,7 @@ from test_cli_support import CONFIG, Loopctl, call, environment, process, write_
 from waiting import HANG_S, wait_until
 
 from loop.cli.main import loopctl
-from loop.system.heartbeat import holder
+from loop.system.lock import holder
 
 __all__ = ["call"]
 

@@ -34,9 +34,10 @@ from loop.experiments.file import Experiment, ExperimentRun, check_experiment, l
 from loop.experiments.planning import plan_of
 from loop.experiments.running import Machine, Supervisor, machine_for, prepare
 from loop.round import run_round
-from loop.run.session import Session, open_session
+from loop.run.opening import open_session
+from loop.run.session import Session
 from loop.run.sharing import Turn
-from loop.system.heartbeat import holder
+from loop.system.lock import holder
 from loop.system.signals import Stop
 from loop.workers.up import Engines
 from store import shared as registry

@@ -21,11 +21,11 @@ from loop.config.toml_text import toml_text
 from loop.errors import NoRoom
 from loop.publishing import exporting
 from loop.publishing.card import PAPER, card
-from loop.publishing.card_facts import facts_of, public
+from loop.publishing.card_facts import facts_of
 from loop.publishing.exporting import generation_config
 from loop.publishing.markdown import block, words
-from loop.reading.rounds import reader
-from loop.run.measuring import checkpoint_named
+from loop.reading.checkpoints import checkpoint_named, public
+from loop.reading.reader import reader
 from loop.words import decoding_words, interval, rate, signed
 
 __all__ = ["call", "finished"]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from loop.grading.problems import Problem, load_suite
+from loop.grading.problem import Problem
+from loop.grading.problems import load_suite
 
 PROBLEMS = load_suite("first-steps").problems
 TRIVIAL = {

@@ -15,7 +15,7 @@ from loop.config.loading import load_config
 from loop.engines.base import Generated, Request, SamplingParams
 from loop.errors import EngineError
 from loop.round import run_round
-from loop.run.session import open_session
+from loop.run.opening import open_session
 from loop.stages.sampling import STORED_AT_ONCE, STORED_EVERY_S, gathered
 
 COMING = st.lists(

@@ -14,7 +14,8 @@ from loop.config.loading import load_config
 from loop.grading.grader import Verdict
 from loop.round import run_round
 from loop.run import evaluation
-from loop.run.session import Session, open_session
+from loop.run.opening import open_session
+from loop.run.session import Session
 from loop.workers.up import Engines
 from store.corpus import Corpus
 from store.verify import verify_store

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loop.grading.extract import extract_code
-from loop.grading.problems import Problem
+from loop.grading.problem import Problem
 
 PROMPT = 'from typing import List\n\n\ndef twice(x: int) -> List[int]:\n    """Return x two times.\n    """\n'
 HUMANEVAL = Problem(task_id="h", statement="", prompt_code=PROMPT, entry_point="twice", kind="humaneval", payload={})

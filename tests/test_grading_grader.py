@@ -25,16 +25,17 @@ from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
 from loop.errors import ConfigError, HarnessError
 from loop.grading import grader as grader_module
-from loop.grading import sandbox as sandbox_module
+from loop.grading import trying
 from loop.grading import warm as warm_module
 from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job, Outcome
 from loop.grading.inside.cell import Link
 from loop.grading.inside.compare import same_output
 from loop.grading.inside.judge import PREAMBLE
-from loop.grading.problems import Problem, load_suite, problem_of
-from loop.grading.sandbox import Sandbox, check_sandbox, find_bwrap
-from loop.grading.warm import Usage
+from loop.grading.problem import Problem
+from loop.grading.problems import load_suite, problem_of
+from loop.grading.trying import check_sandbox, find_bwrap, open_sandbox
+from loop.grading.warm import Usage, Warm
 
 HANG_S = 600.0
 """After this something hangs, on the slowest of machines."""
@@ -620,7 +621,7 @@ def test_one_hiccup_is_retried(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_bwrap_there_is_an_error_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sandbox_module, "find_bwrap", lambda: None)
+    monkeypatch.setattr(trying, "find_bwrap", lambda: None)
     with pytest.raises(ConfigError, match=r'grading\.sandbox: bwrap is neither .*apt install bubblewrap.*= "none"'):
         Grader()
     report = check_sandbox("bubblewrap")
@@ -639,11 +640,11 @@ def test_bwrap_that_may_not_make_namespaces(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def start(warm: Any, timeout_s: float) -> Any:
-    return warm.run(None, sandbox_module._TRIVIAL.copy, sandbox_module._CODE, timeout_s, 1 << 30)
+    return warm.run(None, trying._TRIVIAL.copy, trying._CODE, timeout_s, 1 << 30)
 
 
 def test_a_program_that_ended_while_nobody_listened_is_not_out_of_time() -> None:
-    with Sandbox.open("bubblewrap").warm() as warm, start(warm, timeout_s=0.0) as running:
+    with Warm(open_sandbox("bubblewrap")) as warm, start(warm, timeout_s=0.0) as running:
         assert select.select([running._tests], [], [], HANG_S)[0]  # as if this process had been stopped meanwhile
         assert running.verdict()["verdict"] == "passed"
 

@@ -19,10 +19,11 @@ import pytest
 from hostile_programs import CALLS, CLASSES, GIVEN, PROBLEMS, SECRET, SWEEP, WORD, Program, asked, right
 from sandbox_modes import MODES_AS_USER, as_user, readable_python
 
-from loop.grading import warm
+from loop.grading import interpreter
 from loop.grading.grader import Grader, Job, Verdict
-from loop.grading.problems import Problem
+from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
+from loop.grading.trying import open_sandbox
 
 TIMEOUT_S = 1.0
 """Of programs that may end by the clock; the others have all the time that a slow machine needs."""
@@ -34,7 +35,7 @@ AS_USER = pytest.mark.skipif(readable_python() is None, reason="needs root, setp
 def mark() -> Iterator[str]:
     """A word in the environment of everything that these tests start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(warm.ENVIRONMENT, "MARK", WORD)
+        patch.setitem(interpreter.ENVIRONMENT, "MARK", WORD)
         patch.setenv("LOOP_SECRET", "x")
         yield WORD
 
@@ -67,7 +68,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def opened(mark: str) -> Sandbox:
-    return Sandbox.open("bubblewrap")
+    return open_sandbox("bubblewrap")
 
 
 def num_survivors(mark: str) -> int:
@@ -186,8 +187,8 @@ def test_the_search_of_memory_finds_what_is_there(mark: str) -> None:
 
 def test_nothing_outlives_a_killed_parent(mark: str) -> None:
     program = (
-        "from loop.grading import warm\nfrom loop.grading.grader import Grader\n"
-        f"warm.ENVIRONMENT['MARK'] = {mark + 'child'!r}\n"
+        "from loop.grading import interpreter\nfrom loop.grading.grader import Grader\n"
+        f"interpreter.ENVIRONMENT['MARK'] = {mark + 'child'!r}\n"
         "from loop.grading.problems import Problem\n"
         f"problem = Problem.model_validate_json({PROBLEMS['function'].model_dump_json()!r})\n"
         "Grader(timeout_s=86400).grade_one(problem, 'import os\\nos.fork() or os.setsid()\\nwhile True: os.getppid()')\n"

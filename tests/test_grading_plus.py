@@ -14,7 +14,8 @@ from loop.grading.extract import extract_code
 from loop.grading.formats.plus import inputs_of
 from loop.grading.grader import Grader, Job
 from loop.grading.inside.compare import is_right
-from loop.grading.problems import Problem, load_suite, problem_of
+from loop.grading.problem import Problem
+from loop.grading.problems import load_suite, problem_of
 
 HALVES = {
     "task_id": "HumanEval/900",

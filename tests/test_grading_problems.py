@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from loop.errors import ConfigError
-from loop.grading.problems import livecodebench_tests, load_suite, problem_of, split_of
+from loop.grading.formats.livecodebench import livecodebench_tests
+from loop.grading.problems import load_suite, problem_of, split_of
 
 HUMANEVAL = {
     "task_id": "T/0",

@@ -21,7 +21,7 @@ import loop.run.comparison
 import loop.run.evaluation
 import store.ledger
 from loop.config.loading import load_config
-from loop.run.session import open_session
+from loop.run.opening import open_session
 from loop.stages import evaluating as stages
 from store.db import execute, insert, transaction
 from store.ledger import Ledger

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from policies.by_type import BadPolicy
 from policies.decision import Decision, GateResult
 from policies.evidence import BadEvidence, Evidence, read_evidence
 from policies.gates import Gate, Improvement, Look
-from policies.policy import BadPolicy, Policy, build_policy
+from policies.policy import Policy, build_policy
 
 Outcomes = list[int]
 

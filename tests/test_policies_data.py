@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from policies.by_type import BadPolicy
 from policies.data import (
     Candidate,
     Mix,
@@ -22,7 +23,6 @@ from policies.data import (
     similarity,
     why_not,
 )
-from policies.policy import BadPolicy
 
 WHERE = ("collect", "data")
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from policies.policy import BadPolicy
+from policies.by_type import BadPolicy
 from policies.schedule import History, Plateau, Target, build_stops, why_stop
 
 PLATEAU, TARGET = {"type": "plateau", "rounds": 3}, {"type": "target", "value": 0.5}

@@ -23,12 +23,11 @@ from browser import Shown, browser, needs_a_browser
 from test_cli_support import Loopctl, call, finished, finished_run, process, write_configuration
 from waiting import HANG_S
 
-from loop.cli.options import Place
+from loop.config.place import Place
 from loop.report import charts
 from loop.report.facts import run_facts
-from loop.report.figures import figures
 from loop.report.gains import paired
-from loop.report.page import as_json, body, made_visible, render, visible
+from loop.report.page import as_json, body, figures, made_visible, render, visible
 from loop.system.files import opened
 from policies.statistics import paired_gain
 

@@ -13,7 +13,7 @@ from test_round_kill import KILLED, check
 
 from loop.config.loading import load_config
 from loop.round import run_round
-from loop.run.session import open_session
+from loop.run.opening import open_session
 from store.corpus import Corpus
 from store.db import open_database
 from store.ledger import Ledger

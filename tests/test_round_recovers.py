@@ -12,7 +12,7 @@ from rounds import CONFIG, KEEPING, drive, dump, write_run
 from loop.config.loading import load_config
 from loop.errors import ConfigError, LoopError
 from loop.round import run_round
-from loop.run.session import open_session
+from loop.run.opening import open_session
 from store.db import backup, execute, open_database, transaction
 from store.ledger import Ledger
 from store.verify import verify_store

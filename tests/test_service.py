@@ -18,7 +18,8 @@ from loop.daemon.commands import Commands
 from loop.daemon.schedule import Schedule
 from loop.daemon.service import MOST_VANISHED, Ending, Service
 from loop.errors import EngineError, NoRoom
-from loop.run.session import Session, open_session
+from loop.run.opening import open_session
+from loop.run.session import Session
 from loop.system.signals import Stop
 from store import failpoints
 from store.ledger import Ledger

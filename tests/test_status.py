@@ -20,8 +20,8 @@ from waiting import HANG_S, wait_until
 
 from loop.cli.paper import cells, folded
 from loop.reading import standing
-from loop.run.session import locked
 from loop.system.heartbeat import HEARTBEAT, SIZE_BYTES, Beating, read_heartbeat
+from loop.system.lock import locked
 from store.db import open_database, transaction
 from store.ledger import Ledger
 from store.records import Round, Run

@@ -17,7 +17,7 @@ from test_store_support import World
 import store.search
 from loop.config.loading import load_config
 from loop.round import run_round
-from loop.run.session import open_session
+from loop.run.opening import open_session
 from store.corpus import Corpus
 from store.db import backup, execute, open_database, query, scalar
 from store.errors import CannotWrite, StoreError

@@ -17,8 +17,8 @@ from store.canonical import compact_json, sha256_of_text
 from store.corpus import PAGE
 from store.db import execute, query, scalar, transaction
 from store.errors import StoreError
-from store.ledger import PER_LINE
 from store.records import Completion, Selection
+from store.selections import PER_LINE
 
 NUM = 3 * max(PAGE, PER_LINE)  # completions of each round
 

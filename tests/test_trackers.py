@@ -19,8 +19,9 @@ from test_cli_support import Loopctl, call, environment, finished, process
 from waiting import HANG_S, Clock, returns, wait_until
 
 from loop.config.settings import Watching
-from loop.grading.sandbox import find_bwrap
-from loop.reading.rounds import reader, whole_round
+from loop.grading.trying import find_bwrap
+from loop.reading.reader import reader
+from loop.reading.rounds import whole_round
 from loop.watching import trackers as trackers_module
 from loop.watching.trackers import PACKAGES, Trackers, missing, missing_in_words, trackers_of, tracking_command
 from loop.watching.tracking import about, figures_of

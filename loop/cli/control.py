@@ -24,8 +24,8 @@ def carry_out(command: str, **arguments: Any) -> Json:
     loaded = the_call().load()
     from loop.daemon.commands import Commands
     from loop.errors import LoopError
-    from loop.run.session import DATABASE, locked
-    from store.db import open_database
+    from loop.system.lock import locked
+    from store.db import DATABASE, open_database
     from store.ledger import Ledger
 
     if not (loaded.run_dir / DATABASE).exists():

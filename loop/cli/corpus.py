@@ -23,7 +23,7 @@ from loop.words import count, safe, warn
 from store.records import Json
 
 if TYPE_CHECKING:
-    from loop.reading.rounds import Reader
+    from loop.reading.reader import Reader
     from store.records import Completion, Prompt
 
 BATCH = 1000
@@ -66,7 +66,7 @@ def export_command(form: str, file: str) -> None:
       loopctl corpus export --format parquet corpus.parquet
       loopctl corpus export --format jsonl - > corpus.jsonl
     """
-    from loop.reading.rounds import reader
+    from loop.reading.reader import reader
 
     if file == "-" and form == "parquet" and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal; name a file")

@@ -157,7 +157,7 @@ def _parted(line: str) -> tuple[str, str]:
 
 
 def _run_directory(run_dir: Path) -> Iterator[Line]:
-    from loop.system.heartbeat import holder
+    from loop.system.lock import holder
 
     there = run_dir
     while not there.exists() and there != there.parent:
@@ -182,7 +182,7 @@ def _run_directory(run_dir: Path) -> Iterator[Line]:
 
 def _two_checkpoints(run_dir: Path) -> int:
     """What two of the run's checkpoints take; 0 if nothing is known yet."""
-    from loop.reading.rounds import reader
+    from loop.reading.reader import reader
     from store.errors import StoreError
 
     try:
@@ -280,7 +280,7 @@ def _devices(loaded: LoadedConfig | None) -> Line:
 
 
 def _sandbox(loaded: LoadedConfig | None) -> Line:
-    from loop.grading.sandbox import check_sandbox
+    from loop.grading.trying import check_sandbox
 
     level = loaded.config.grading.sandbox if loaded else "bubblewrap"
     report = check_sandbox(level)

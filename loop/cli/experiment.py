@@ -96,11 +96,11 @@ def start_command(file: Path, jobs: int | None) -> None:
     Examples:
       loopctl experiment start temperatures.toml
     """
-    from loop.cli.service import found_again
     from loop.errors import LoopError
     from loop.experiments.file import LOGS
     from loop.experiments.running import standing_of
-    from loop.system.heartbeat import holder
+    from loop.system.lock import holder
+    from loop.system.ourselves import found_again
 
     experiment = _load(file, whole=True)
     if (pid := holder(experiment.directory)) is not None:
@@ -145,7 +145,7 @@ def stop_command(file: Path) -> None:
     Examples:
       loopctl experiment stop temperatures.toml
     """
-    from loop.system.heartbeat import holder
+    from loop.system.lock import holder
 
     experiment = _load(file)
     pid = holder(experiment.directory)

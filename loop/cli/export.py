@@ -14,7 +14,7 @@ from store.records import Json
 
 if TYPE_CHECKING:
     from loop.publishing.exporting import Exported, Source
-    from loop.reading.rounds import Reader
+    from loop.reading.reader import Reader
     from store.records import Checkpoint
 
 
@@ -73,8 +73,8 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
 def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
     """The checkpoint and all that is known of it. Nothing of the store is held open afterwards."""
     from loop.publishing.card_facts import facts_of
-    from loop.reading.rounds import reader
-    from loop.run.measuring import checkpoint_named
+    from loop.reading.checkpoints import checkpoint_named
+    from loop.reading.reader import reader
 
     with reader(run_dir) as found:
         row = checkpoint_named(found.ledger, found.run, which)

@@ -19,7 +19,7 @@ from store.records import Json
 
 if TYPE_CHECKING:
     from loop.grading.grader import Grader, Job, Verdict
-    from loop.grading.problems import Problem
+    from loop.grading.problem import Problem
 
 KS = (1, 5, 10, 100)
 
@@ -140,6 +140,7 @@ def _grader(call: Call) -> Grader:
 def _problems(file: str) -> dict[str, Problem | str]:
     """The problems by id; for one without tests, the words that say so: nothing can be known of its completions."""
     from loop.grading import problems as known
+    from loop.grading.problem import UntestedProblem
 
     if os.path.exists(file) and not os.access(file, os.R_OK):
         raise PermissionDenied(f"{file}: permission denied; make the file readable for this user")
@@ -151,7 +152,7 @@ def _problems(file: str) -> dict[str, Problem | str]:
             try:
                 problem = known.problem_of(row, where)
                 task_id, entry = problem.task_id, problem
-            except known.UntestedProblem:
+            except UntestedProblem:
                 task_id, entry = str(row.get("task_id", row.get("question_id"))), "the problem has no tests"  # type: ignore[assignment]
             if task_id in found:
                 raise LoopError(f"{where}: task_id {task_id!r} is there twice; each problem needs its own")

@@ -51,7 +51,8 @@ def aa_command(name: str) -> None:
     Examples:
       loopctl aa --of base
     """
-    from loop.run.measuring import aa, checkpoint_named, may_aa
+    from loop.reading.checkpoints import checkpoint_named
+    from loop.run.measuring import aa, may_aa
 
     loaded = _loaded(name)
     may_aa(loaded.config.suite(loaded.config.decide.suite))
@@ -87,7 +88,8 @@ def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None
     Examples:
       loopctl sweep --of head --temperatures 0.6,0.9
     """
-    from loop.run.measuring import TEMPERATURES, checkpoint_named, may_sweep, sweep
+    from loop.reading.checkpoints import checkpoint_named
+    from loop.run.measuring import TEMPERATURES, may_sweep, sweep
 
     names = names or ("head",)
     loaded = _loaded(*names)
@@ -113,8 +115,9 @@ def final_command(yes: bool) -> None:
     Examples:
       loopctl final --yes
     """
-    from loop.reading.rounds import reader
-    from loop.run.measuring import final, final_result, may_be_final, may_open_final
+    from loop.reading.checkpoints import final_result
+    from loop.reading.reader import reader
+    from loop.run.measuring import final, may_be_final, may_open_final
 
     loaded = _loaded()
     decide = loaded.config.decide
@@ -150,7 +153,7 @@ def _ask() -> None:
 
 def _loaded(*names: str) -> LoadedConfig:
     """loop.toml; LoopError where a round is asked for and there is no run: `head` and `base` can be had without one."""
-    from loop.run.session import DATABASE
+    from store.db import DATABASE
 
     loaded = the_call().load()
     if not {*names} <= {"head", "base"} and not (loaded.run_dir / DATABASE).exists():
@@ -162,7 +165,7 @@ def _loaded(*names: str) -> LoadedConfig:
 def _opened(loaded: LoadedConfig) -> Iterator[Session]:
     """The run, held as `loopctl run` holds it; a signal leaves what is stored, and the same command goes on from there."""
     from loop.cli.progress import onlooker
-    from loop.run.session import open_session
+    from loop.run.opening import open_session
     from loop.system.heartbeat import Beating
     from loop.system.signals import Interrupted, Stop
 

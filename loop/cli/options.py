@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+
+from loop.config.place import Place, _quick_place
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
@@ -47,33 +48,6 @@ class Call:
             loaded = self.load()
             return Place(loaded.path, loaded.run_dir, loaded.config.name, loaded.config.rounds)
         return place
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """The run that a loop.toml names."""
-
-    path: Path
-    run_dir: Path
-    name: str
-    rounds: int | None = None  # only if the file says so
-    every: str | None = None  # schedule.every or schedule.cron, likewise
-
-
-def _quick_place(path: Path) -> Place | None:
-    try:
-        table = tomllib.loads(path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n"))
-        run_dir, name, rounds = table.get("run_dir", ".loop"), table.get("name", ""), table.get("rounds")
-        if not isinstance(run_dir, str) or not isinstance(name, str) or not run_dir.strip():
-            return None
-        schedule = table.get("schedule", {})
-        every = schedule.get("cron", schedule.get("every")) if isinstance(schedule, dict) else None
-        path = Path(os.path.abspath(path))
-        directory = Path(os.path.abspath(path.parent / Path(run_dir).expanduser()))
-        rounds = rounds if isinstance(rounds, int) and rounds >= 0 else None
-        return Place(path, directory, name, rounds, every if isinstance(every, str) else None)
-    except (OSError, ValueError, RuntimeError, RecursionError):
-        return None  # whoever reads it in full says what is wrong
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: Any) -> Any:

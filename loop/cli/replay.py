@@ -20,8 +20,8 @@ def replay_command() -> None:
       loopctl replay
       loopctl replay --config stricter.toml
     """
+    from loop.reading.reader import reader
     from loop.reading.replaying import replay
-    from loop.reading.rounds import reader
 
     loaded = the_call().load()
     with reader(loaded.run_dir) as found:

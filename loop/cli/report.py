@@ -30,7 +30,7 @@ def report_command(file: str | None) -> None:
     Examples:
       loopctl report -o run.html
     """
-    from loop.reading.rounds import reader
+    from loop.reading.reader import reader
     from loop.report.facts import run_facts
 
     place = the_call().place()
@@ -53,9 +53,9 @@ def plot_command(file: str, name: str | None, experiment: str | None) -> None:
       loopctl plot -o training.png --figure training
       loopctl plot -o arms.svg --experiment temperatures.toml
     """
-    from loop.reading.rounds import reader
+    from loop.reading.reader import reader
     from loop.report.facts import facts_of_experiment, run_facts
-    from loop.report.figures import figures
+    from loop.report.page import figures
 
     path = Path(file)
     if path.suffix.lower() not in (".svg", ".png"):

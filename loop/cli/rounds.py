@@ -25,7 +25,8 @@ def rounds_command() -> None:
       loopctl rounds
       loopctl rounds --json
     """
-    from loop.reading.rounds import base_row, reader, rows
+    from loop.reading.reader import reader
+    from loop.reading.rounds import base_row, rows
 
     with reader(the_call().place().run_dir) as found:
         answer = rows(found)
@@ -58,7 +59,8 @@ def round_command(number: int) -> None:
       loopctl round 1
       loopctl round 1 --json
     """
-    from loop.reading.rounds import reader, whole_round
+    from loop.reading.reader import reader
+    from loop.reading.rounds import whole_round
 
     with reader(the_call().place().run_dir) as found:
         answer = whole_round(found, number)

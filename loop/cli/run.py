@@ -12,9 +12,9 @@ from loop.cli.options import print_json, shared_options, the_call
 from loop.words import all_done, safe
 
 if TYPE_CHECKING:
-    from loop.cli.progress import Onlooker
     from loop.config.loading import LoadedConfig
-    from loop.reading.rounds import Reader
+    from loop.daemon.onlooker import Onlooker
+    from loop.reading.reader import Reader
     from loop.run.session import Session
     from store.records import Round
 
@@ -35,8 +35,8 @@ def run_command(rounds: int | None) -> None:
     from loop.daemon.service import Service
     from loop.daemon.surroundings import Foreground, commanded
     from loop.errors import LoopError
+    from loop.run.opening import open_session
     from loop.run.power import too_coarse
-    from loop.run.session import open_session
     from loop.system.heartbeat import Beating
     from loop.system.signals import Stop
     from loop.watching.trackers import trackers_of
@@ -83,8 +83,8 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
     """What a run that begins will do, and how long it may take here. One that continues has shown it."""
     from loop.errors import LoopError
     from loop.run import pace
-    from loop.run.session import DATABASE
     from loop.words import duration
+    from store.db import DATABASE
 
     num_rounds = more or loaded.config.rounds
     if not num_rounds or (loaded.run_dir / DATABASE).exists():
@@ -134,6 +134,6 @@ def _print_summary(session: Session) -> None:
 
 
 def _reader(session: Session) -> Reader:
-    from loop.reading.rounds import Reader
+    from loop.reading.reader import Reader
 
     return Reader(session.ledger, session.corpus, session.run, session.loaded.run_dir)

@@ -14,8 +14,8 @@ from store.records import Json
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from loop.grading.problems import Problem
-    from loop.reading.rounds import Reader
+    from loop.grading.problem import Problem
+    from loop.reading.reader import Reader
     from store.records import Completion, Selection
 
 
@@ -37,7 +37,7 @@ def samples_command(
       loopctl samples --round 1 --limit 3
       loopctl samples --search return --show-code
     """
-    from loop.reading.rounds import reader
+    from loop.reading.reader import reader
 
     with reader(the_call().place().run_dir) as found:
         if suite is not None:
@@ -111,7 +111,7 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
 def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
     """The program in an answer. Where nothing is known but what was asked: what every problem's rules would find."""
     from loop.grading.extract import extract_code
-    from loop.grading.problems import Problem
+    from loop.grading.problem import Problem
     from loop.prompts.templates import answer
 
     asked = found.corpus.prompt(completion.prompt_id)

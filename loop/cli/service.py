@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from loop.cli.options import print_json, shared_options, the_call
+from loop.system.ourselves import found_again
 from loop.words import safe
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def _tell(done: Started) -> None:
 
 def _start(loaded: LoadedConfig) -> Started:
     from loop.errors import LoopError
-    from loop.system.heartbeat import holder
+    from loop.system.lock import holder
 
     if (pid := holder(loaded.run_dir)) is not None:
         return Started(pid, f"already running (process {pid})", False)
@@ -140,14 +141,6 @@ def _check(loaded: LoadedConfig) -> None:
         raise ConfigError("\n".join(mistakes))
 
 
-def found_again() -> dict[str, str]:
-    """The environment in which the packages are found again from "/", where a working directory is in nobody's way."""
-    import os
-
-    root = str(Path(__file__).resolve().parents[2])
-    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))}
-
-
 def _answers(run_dir: Path) -> int | None:
     """The process that answers on the control socket; None if none does."""
     from loop.daemon.control import ask
@@ -163,7 +156,7 @@ def _stop(run_dir: Path, now: bool) -> Started:
     import signal
 
     from loop.daemon.control import NotRunning, ask
-    from loop.system.heartbeat import holder
+    from loop.system.lock import holder
 
     pid = holder(run_dir)
     if pid is None:

@@ -37,7 +37,8 @@ def track_command(names: tuple[str, ...], project: str | None) -> None:
     Examples:
       loopctl track mlflow
     """
-    from loop.watching.trackers import EXTRA, environment, last_line, missing, tracking_command
+    from loop.system.ourselves import environment
+    from loop.watching.trackers import EXTRA, last_line, missing, tracking_command
     from store.errors import NoStore
 
     loaded = the_call().load()

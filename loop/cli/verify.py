@@ -20,8 +20,8 @@ def verify_command(context: click.Context) -> None:
     """
     from dataclasses import asdict
 
-    from loop.cli.main import explained
-    from loop.reading.rounds import reader
+    from loop.reading.reader import reader
+    from loop.system.exits import explained
     from store.errors import NoStore, StoreError, StoreTooNew, StoreTooOld
     from store.verify import Finding, Verification, verify_store
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import click
 
-from loop.cli.options import Place, shared_options, the_call
+from loop.cli.options import shared_options, the_call
 from loop.cli.paper import Paper
 from loop.cli.status import UNKNOWN, drawn, exit_code
+from loop.config.place import Place
 from loop.words import safe, warn
 
 if TYPE_CHECKING:

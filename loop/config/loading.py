@@ -16,9 +16,11 @@ from loop.config.mistakes import model_mistakes
 from loop.config.settings import Config, Mistake, naming_mistakes
 from loop.config.toml_file import TomlFile, read_toml
 from loop.config.toml_lines import KeyPath
-from loop.errors import ConfigError, printable, shown
+from loop.errors import ConfigError
+from loop.words import printable, shown
+from policies.by_type import BadPolicy
 from policies.data import build_data
-from policies.policy import BadPolicy, build_policy
+from policies.policy import build_policy
 from policies.schedule import build_stops
 
 _DATA = (("collect", "data"), ("after_rollback", "data"))  # where a data policy stands

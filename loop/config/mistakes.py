@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from loop.config.settings import NAME_WORDS, Mistake
 from loop.config.toml_file import leaves
 from loop.config.toml_lines import KeyPath
-from loop.errors import shown
+from loop.words import shown
 from policies.mistakes import dotted
 
 MOST = 2**53  # the same number in JSON, in SQLite and in a browser

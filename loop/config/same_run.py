@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from loop.config.settings import Config, Decide
 from loop.config.toml_file import leaves
 from loop.config.toml_lines import KeyPath
-from loop.errors import shown
+from loop.words import shown
 from policies.mistakes import dotted
 from policies.policy import as_stored
 from store.canonical import sha256_of

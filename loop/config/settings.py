@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from loop.config.times import cron_fields, parse_interval, parse_until, parse_window, parse_zone
 from loop.config.toml_lines import KeyPath
-from loop.daemon.schedule import cron_fields, parse_interval, parse_until, parse_window, parse_zone
 from policies.adaptation import AfterRollback
 from policies.data import Data, Replace
 from policies.policy import Policy, build_policy

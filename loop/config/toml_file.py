@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.toml_lines import KeyPath, key_lines, line_of
-from loop.errors import ConfigError, PermissionDenied, printable
+from loop.errors import ConfigError, PermissionDenied
+from loop.words import printable
 from policies.mistakes import dotted
 
 Placed = tuple[str, int, KeyPath, str]  # a mistake: file, line, key, and what is wrong with it

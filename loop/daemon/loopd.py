@@ -18,12 +18,11 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
-from loop.cli.main import explained, version
-from loop.cli.options import Call
+from loop.system.exits import explained, version
 
 if TYPE_CHECKING:
-    from loop.cli.progress import Part
     from loop.config.loading import LoadedConfig
+    from loop.daemon.onlooker import Part
     from loop.system.signals import Stop
     from store.records import DecisionRow, Round
 
@@ -33,7 +32,7 @@ LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERR
 
 
 class Log:
-    """A face for the onlooker (see loop.cli.progress): a JSON object a line. What cannot be written is not."""
+    """A face for the onlooker (see loop.daemon.onlooker): a JSON object a line. What cannot be written is not."""
 
     def __init__(self, *, quiet: bool) -> None:
         self.run: str | None = None
@@ -83,6 +82,7 @@ class Log:
 @click.version_option(version(), prog_name="loopd", message="%(prog)s %(version)s")
 def loopd(config: str | None, quiet: bool) -> None:
     """Rounds in the foreground of a service manager, when [schedule] says that one is due, until the run is over."""
+    from loop.config.loading import find_config, load_config
     from loop.daemon.control import Wake
     from loop.system.signals import Interrupted, Stop
 
@@ -90,7 +90,7 @@ def loopd(config: str | None, quiet: bool) -> None:
     stop = Stop(at_once=False, wake=wake.wake)
     try:
         with stop.listening(to_the_end=True):
-            loaded = Call(config=config).load()
+            loaded = load_config(find_config(config))
             stop.grace_s = loaded.config.daemon.stop_grace_s
             log.run = loaded.config.name
             _serve(loaded, log, stop, wake)
@@ -110,12 +110,12 @@ def loopd(config: str | None, quiet: bool) -> None:
 def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
     from datetime import datetime
 
-    from loop.cli.progress import Onlooker
+    from loop.daemon.onlooker import Onlooker
     from loop.daemon.schedule import Schedule
     from loop.daemon.service import Service
     from loop.daemon.surroundings import Background, commanded
+    from loop.run.opening import open_session
     from loop.run.power import too_coarse
-    from loop.run.session import open_session
     from loop.system.heartbeat import Beating
     from loop.system.sd_notify import Notifier
     from loop.watching.hooks import hooks_of

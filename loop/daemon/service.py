@@ -17,9 +17,10 @@ from typing import Protocol
 from loop.daemon import space
 from loop.daemon.commands import BY_HAND
 from loop.daemon.schedule import Schedule
-from loop.errors import NoRoom, is_no_room
+from loop.errors import NoRoom
 from loop.round import run_round
 from loop.run.session import Session
+from loop.system.disk import is_no_room
 from loop.system.signals import Interrupted, Stop
 from policies.schedule import History, why_stop
 from policies.schedule import Stop as StopPolicy

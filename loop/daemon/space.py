@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 
 from loop.run.session import Session
+from store.corpus import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.records import Round
 
-TEXT_BYTES_PER_TOKEN = 24  # text, token ids and log, with SQLite's overhead
-ROW_BYTES = 4096  # everything else in a completion's row, and its verdict
 PROBE_BYTES = 8  # a log-probability of a probed checkpoint, compressed, with its token
 WEIGHTS_MARGIN = 1.1
 

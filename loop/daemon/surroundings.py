@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING
 from loop.config.loading import LoadedConfig
 from loop.daemon.commands import Commands
 from loop.daemon.control import Control, Wake
-from loop.run.session import DATABASE, Session
+from loop.run.session import Session
 from loop.system.heartbeat import Beating
 from loop.system.signals import Stop
-from store.db import open_database
+from store.db import DATABASE, open_database
 from store.ledger import Ledger
 from store.records import DecisionRow, Json, Round, RunState
 

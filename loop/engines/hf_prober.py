@@ -95,7 +95,7 @@ def _slices(loaded: TransformersSampler, records: list[Record], truncation: Samp
 
 def _look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: SamplingParams, top: int) -> None:
     """Add a row of logits (N, V) to each record, in order of position."""
-    from loop.engines.hf_sampler import truncated_distribution
+    from loop.engines.drawing import truncated_distribution
 
     logprobs = logits.log_softmax(-1)
     probabilities = logprobs.exp()

@@ -17,49 +17,14 @@ import torch
 from transformers import DynamicCache
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.drawing import draw, truncated_distribution
 from loop.engines.hf_cache import Batch, Places, room_for, takes_rows_later, use_grouped_attention
 from loop.engines.hf_models import DTYPES, choose_device, choose_dtype, eos_token_ids, load_model, load_tokenizer
 from loop.engines.prompting import check_fits, prompt_token_ids
 from loop.errors import EngineError
 
-TOP_P_SHORTCUT = 1024  # the most likely tokens that are sorted first; rarely does a nucleus need more
 PREFILL_TOKENS = 4096  # of padded prompts that are computed at once: a report comes after each, and memory is bounded
 REFILL_SHARE = 8  # new rows come in when one place in so many is free: fewer prefills, each of several prompts
-
-
-def truncated_distribution(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Probabilities to draw from, and the token ids that they belong to (None: all, in order).
-
-    logits: (B, V) after the repetition penalty. Order as in transformers: temperature, then top-k, then top-p over what
-    top-k left; of tokens that tie at the k-th place only k in all are kept. Returns (B, K) and (B, K), most likely first
-    where ids are given. A row's result does not depend on the other rows.
-    """
-    scaled = logits / params.temperature
-    if params.top_k == 0 and params.top_p >= 1.0:
-        return scaled.softmax(-1), None
-    if params.top_k:
-        kept, ids = scaled.topk(min(params.top_k, scaled.shape[-1]), dim=-1)
-        probabilities = kept.softmax(-1)
-    else:
-        mass = scaled.logsumexp(-1, keepdim=True)
-        kept, ids = scaled.topk(min(TOP_P_SHORTCUT, scaled.shape[-1]), dim=-1)
-        probabilities = (kept - mass).exp()
-        short = probabilities.sum(-1, keepdim=True) < params.top_p
-        if bool(short.any()):
-            first = ids
-            kept, ids = scaled.sort(-1, descending=True)
-            ids[:, : first.shape[1]] = ids[:, : first.shape[1]].where(short, first)  # ties in a row's usual order
-            probabilities = (kept - mass).exp()
-    before = probabilities.cumsum(-1) - probabilities
-    probabilities = probabilities.masked_fill(before >= params.top_p, 0.0)
-    return probabilities / probabilities.sum(-1, keepdim=True), ids
-
-
-def draw(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
-    """The index where each row's cumulative probability passes its uniform number. (B, K), (B,) -> (B,)."""
-    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, target, right=True).clamp_(max=probabilities.shape[-1] - 1)[:, 0]
 
 
 def shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:

@@ -27,13 +27,15 @@ from typing import Any
 from loop.config.settings import Suite
 from loop.experiments.arithmetic import Head, comparisons, correction_in_words, lines_of
 from loop.experiments.file import Experiment, ExperimentRun, load_experiment
-from loop.reading.rounds import Reader, duration_of, reader
-from loop.run.sharing import EVENT
+from loop.reading.reader import Reader, reader
+from loop.reading.rounds import duration_of
 from loop.stages.evaluating import params_of
-from loop.system.heartbeat import holder, read_heartbeat
+from loop.system.heartbeat import read_heartbeat
+from loop.system.lock import holder
 from store.db import utc_now
 from store.errors import NoStore, StoreError
 from store.records import Evaluation, Json, Round
+from store.shared import EVENT
 
 FAILURE = "failure.txt"  # beside a run's loop.toml: why it was given up, where its store cannot say
 

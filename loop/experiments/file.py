@@ -26,8 +26,7 @@ from loop.errors import ConfigError
 from loop.experiments.arms import Arm, arms_of, merged, placed
 from loop.inputs import input_mistakes, model_directory
 from loop.prompts.sources import source_kind
-from loop.run.session import DATABASE
-from store.db import open_database
+from store.db import DATABASE, open_database
 from store.errors import StoreError
 from store.ledger import Ledger
 

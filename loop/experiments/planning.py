@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.settings import Config
-from loop.daemon.space import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from loop.experiments.facts import run_facts
 from loop.experiments.file import Experiment, ExperimentRun
 from loop.experiments.running import Machine, rounds_kept
@@ -23,6 +22,7 @@ from loop.grading.problems import load_suite
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
 from store.canonical import sha256_of
+from store.corpus import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.records import Json
 
 SMOLLM2_PARAMETERS = 134_515_008

@@ -21,17 +21,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loop.cli.service import found_again
 from loop.errors import LockedError, LoopError
 from loop.experiments.facts import FAILURE
 from loop.experiments.file import LOGS, SHARED, Experiment, ExperimentRun, run_text
-from loop.run.session import DATABASE, locked
 from loop.system.gpus import visible_devices
-from loop.system.heartbeat import holder
+from loop.system.lock import holder, locked
+from loop.system.ourselves import found_again
 from loop.system.signals import Stop
 from loop.system.trees import PR_SET_PDEATHSIG, prctl
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
-from store.db import open_database
+from store.db import DATABASE, open_database
 from store.errors import StoreError
 from store.ledger import Ledger
 from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json

@@ -12,7 +12,7 @@ import textwrap
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from loop.grading.problems import Problem
+    from loop.grading.problem import Problem
 
 EXTRACTION_VERSION = 1
 

@@ -6,7 +6,6 @@ of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` r
 
 from __future__ import annotations
 
-import ast
 import builtins
 import hashlib
 import os
@@ -21,10 +20,13 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading.extract import given_before, why_none
+from loop.grading.formats.livecodebench import livecodebench_tests
+from loop.grading.formats.mbpp import _imports_of, called_names
 from loop.grading.formats.plus import inputs_of, oracle_of
 from loop.grading.inside import judge
-from loop.grading.problems import Problem, called_names, livecodebench_tests
+from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
+from loop.grading.trying import open_sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
 
 Word = Literal["passed", "failed", "timeout", "error", "no_code", "harness_error"]
@@ -89,7 +91,7 @@ class Grader:
         self.memory_bytes = memory_bytes
         self.num_workers = num_workers or len(os.sched_getaffinity(0))
         self.timeout_factor = timeout_factor
-        self._sandbox = Sandbox.open(level)
+        self._sandbox = open_sandbox(level)
         self._limits: dict[tuple[str, str | None], float] = {}  # by id and reference: suites may use an id alike
 
     def grade(self, jobs: Iterable[Job], ahead: int | None = None) -> Iterator[tuple[Hashable, Verdict]]:
@@ -247,7 +249,7 @@ class _Pool:
             core = min(self._num_on, key=self._num_on.__getitem__)
             self._num_on[core] += 1
         try:
-            warm = self._sandbox.warm(core)
+            warm = Warm(self._sandbox, core)
         except BaseException:
             self._left(core)
             raise
@@ -328,15 +330,6 @@ def _tests(problem: Problem) -> dict[str, Any]:
         raise HarnessError(f"problem {problem.task_id} has no tests")
     pairs = [(test["input"], test["output"]) for test in tests]
     return {**names, "kind": tests[0]["testtype"], "imports": judge.PREAMBLE, "tests": pairs}
-
-
-def _imports_of(setup: str) -> list[str]:
-    """What the setup imports is there for the solution, too, as it is where both run in one process."""
-    try:
-        found = [node for node in ast.parse(setup).body if isinstance(node, ast.Import | ast.ImportFrom)]
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []  # the tests' process says it
-    return [ast.unparse(node) for node in found]
 
 
 def _offering(problem: Problem) -> str:

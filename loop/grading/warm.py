@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import marshal
 import os
 import select
 import shutil
-import signal
 import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,14 +18,12 @@ import psutil
 
 from loop.errors import HarnessError
 from loop.grading.inside import values
+from loop.grading.interpreter import START_TIMEOUT_S, Ended, Interpreter
 
 if TYPE_CHECKING:
     from loop.grading.sandbox import Sandbox
 
-ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "TZ": "UTC"}
-START_TIMEOUT_S = 60.0
 """A loaded machine may take long to start a process; that is no fault of the program."""
-END_TIMEOUT_S = 30.0
 LOOK_S = 0.25
 MOST_WAITING = 8
 """So many times its limit a program may wait for a core that others use."""
@@ -46,13 +41,6 @@ class JudgeEnded(Exception):
     """The tests' process has ended without a verdict, though the sandbox is well."""
 
 
-class Ended(NamedTuple):
-    """How a process of a job ended: its exit status, negative for a signal, or None if it was killed at the end."""
-
-    status: int | None
-    cpu_s: float
-
-
 class Warm:
     """A sandbox with its warm interpreter: one job at a time, nothing of a solution left for the next. A context manager.
 
@@ -60,7 +48,8 @@ class Warm:
     namespaces, each solution gets a bubblewrap of its own.
     """
 
-    def __init__(self, sandbox: Sandbox, core: int) -> None:
+    def __init__(self, sandbox: Sandbox, core: int | None = None) -> None:
+        core = min(os.sched_getaffinity(0)) if core is None else core
         self._sandbox = sandbox
         self.core = core
         self._apart = sandbox.level != "none" and not sandbox.nested
@@ -292,85 +281,3 @@ def waited_s(elapsed_s: float, before: Usage, after: Usage) -> float:
     """How long processes that share a core waited between two looks for others that have it: not for each other."""
     ready_s = sum(after.ready_s[pid] - before.ready_s[pid] for pid in before.ready_s.keys() & after.ready_s.keys())
     return max(0.0, min(ready_s, elapsed_s - (after.cpu_s - before.cpu_s)))
-
-
-class Interpreter:
-    """A process in a sandbox that forks others when told; it never runs a solution itself."""
-
-    def __init__(self, command: list[str], core: int, programs: bytes, level: str, directory: str) -> None:
-        self._level = level
-        self._errors = _memory_file()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                self._process = subprocess.Popen(
-                    command,
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=self._errors,
-                    env=ENVIRONMENT if level == "none" else {},
-                    cwd=directory if level == "none" else "/",
-                    start_new_session=True,
-                )
-        except OSError as error:
-            self._control.close()
-            self._errors.close()
-            raise HarnessError(f"the sandbox could not start: {error.strerror}") from None
-        self.pid = self._process.pid
-        self._control.settimeout(START_TIMEOUT_S)
-        try:
-            self._control.send(core.to_bytes(8, "little"))
-            self._control.send(programs)
-            said = self._control.recv(100)
-        except OSError:
-            said = b""
-        if said != b"ready":
-            words = self.words()
-            self.close()
-            raise HarnessError(f"the sandbox could not start: {words}")
-        self._control.settimeout(END_TIMEOUT_S)
-
-    def order(self, order: dict[str, Any], theirs: socket.socket) -> None:
-        """Have a process started that holds this socket."""
-        try:
-            socket.send_fds(self._control, [json.dumps(order).encode()], [theirs.fileno()])
-        except OSError:
-            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
-
-    def end(self, role: str, wait: bool = False) -> Ended:
-        """End a process that it had started. With `wait` it is about to end by itself."""
-        try:
-            self._control.send(json.dumps({"do": "end", "role": role, "wait": wait}).encode())
-            return Ended(**json.loads(self._control.recv(1 << 16)))
-        except (OSError, ValueError, TypeError):
-            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
-
-    def words(self) -> str:
-        """The last that bwrap or Python said."""
-        size = os.fstat(self._errors.fileno()).st_size
-        text = os.pread(self._errors.fileno(), 4000, max(0, size - 4000)).decode("utf-8", "replace")
-        return " ".join(text.replace(";", ",").split())[-300:] or "it said nothing"
-
-    def kill(self) -> None:
-        """End it now; may be called from another thread."""
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            if self._process.poll() is None or self._level == "none":
-                os.killpg(self.pid, signal.SIGKILL)
-
-    def close(self) -> None:
-        """Kill it with all that it started, and wait until it is gone. Safe to repeat."""
-        if self._control.fileno() < 0:
-            return
-        self.kill()
-        self._process.wait()
-        if self._level != "none":  # the last process inside holds the control socket open
-            self._control.settimeout(5.0)
-            with contextlib.suppress(OSError):
-                while self._control.recv(1 << 16):
-                    pass
-        self._control.close()
-        self._errors.close()
-
-
-def _memory_file() -> Any:
-    return os.fdopen(os.memfd_create("errors"), "w+b") if hasattr(os, "memfd_create") else tempfile.TemporaryFile()

@@ -21,10 +21,12 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from loop.config.settings import HUB_NAME, Model, Prompts
-from loop.errors import ConfigError, PermissionDenied, printable
-from loop.grading.problems import Problem as TestedProblem
-from loop.grading.problems import UntestedProblem, problem_of
+from loop.errors import ConfigError, PermissionDenied
+from loop.grading.problem import Problem as TestedProblem
+from loop.grading.problem import UntestedProblem
+from loop.grading.problems import problem_of
 from loop.prompts.templates import ask, content, opening
+from loop.words import printable
 from store.canonical import sha256_of
 from store.records import Prompt
 

@@ -13,8 +13,9 @@ from typing import Any
 
 from loop.config.toml_text import toml_text
 from loop.inputs import BUILT_IN_MODEL
-from loop.publishing.card_facts import BUILT_IN_ON_HUB, public
+from loop.publishing.card_facts import BUILT_IN_ON_HUB
 from loop.publishing.markdown import block, words
+from loop.reading.checkpoints import public
 from loop.words import count, decoding_words, interval, rate, round_name, safe, signed
 from store.records import Json
 

@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 from loop.config.settings import HUB_NAME
 from loop.errors import LoopError
 from loop.inputs import BUILT_IN_MODEL
+from loop.reading.checkpoints import decoding_of, lineage
 from store.records import Checkpoint, Json
 
 if TYPE_CHECKING:
-    from loop.reading.rounds import Reader
+    from loop.reading.reader import Reader
 
 BUILT_IN_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# Says nothing of the result, or where somebody's machines are.
-PRIVATE = ("run_dir", "rounds", "schedule", "storage", "watching", "daemon", "inputs")
-PRIVATE_OF_ENGINE = ("server_url", "server_command", "deepspeed")
 
 
 def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Json:
@@ -26,8 +24,8 @@ def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Jso
     `number`: the round; equal weights of two rounds are one checkpoint. `base_dir`: where relative paths of the configuration
     begin.
     """
+    from loop.reading.checkpoints import final_result
     from loop.reading.rounds import decision_of, rows, whole_round
-    from loop.run.measuring import final_result
 
     run, ledger = found.run, found.ledger
     base = ledger.checkpoint(run.base_checkpoint)
@@ -64,24 +62,6 @@ def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Jso
         "decoding": answer["suites"][found.decider]["decoding"] or decoding_of(run.config),
         "data_set": _data_set(run.config["prompts"]["source"], base_dir),
     }
-
-
-def lineage(found: Reader, number: int) -> list[int]:
-    """The rounds that lie between the base and a round's weights, itself included, oldest first."""
-    numbers: list[int] = []
-    while number:
-        numbers.append(number)
-        round = found.ledger.round(found.run.id, number)
-        parent = found.ledger.checkpoint(round.parent_checkpoint) if round else None
-        number = parent.round if parent else 0
-    return numbers[::-1]
-
-
-def decoding_of(config: Json) -> Json:
-    """The decoding settings of the suite that decides."""
-    suite = next(one for one in config["suites"] if one["name"] == config["decide"]["suite"])
-    kept = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "stop")
-    return {key: suite[key] for key in kept if key in suite} | ({"temperature": 0.0} if suite["greedy"] else {})
 
 
 def _of_the_base(found: Reader) -> Json:
@@ -164,12 +144,3 @@ def _example(found: Reader) -> Json | None:
     problems = found.corpus.problems(evaluation.suite_sha256) if evaluation else []
     prompt = found.corpus.prompt(problems[0].prompt_id) if problems else None
     return prompt.content if prompt else None
-
-
-def public(config: Json) -> Json:
-    """The settings without those that say nothing of the result, or where somebody's machines are."""
-    shown = {key: value for key, value in config.items() if key not in PRIVATE}
-    engine = {key: value for key, value in shown.get("engine", {}).items() if key not in PRIVATE_OF_ENGINE}
-    if engine.get("sampler") == "server":
-        engine["server_url"] = "http://HOST:PORT/v1"
-    return shown | {"engine": engine}

@@ -8,9 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from policies.by_type import BadPolicy
 from policies.decision import Decision
 from policies.evidence import BadEvidence, read_evidence
-from policies.policy import BadPolicy, Policy, as_stored, build_policy
+from policies.policy import Policy, as_stored, build_policy
 from store.canonical import canonical_json
 from store.records import DecisionRow, Json
 

@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from loop.cli.clock import as_rfc3339, seconds_between
-from loop.reading.rounds import Reader, decision_of, gain, reader
-from loop.system.heartbeat import Heartbeat, holder, read_heartbeat
-from loop.words import round_name
+from loop.reading.reader import Reader, reader
+from loop.reading.rounds import decision_of, gain
+from loop.system.heartbeat import Heartbeat, read_heartbeat
+from loop.system.lock import holder
+from loop.words import as_rfc3339, round_name, seconds_between
 from store.errors import NoStore
 from store.records import Evaluation, Json, Round, Run
 

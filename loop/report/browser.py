@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from loop.reading.rounds import Evaluations, Reader
+from loop.reading.reader import Evaluations, Reader
 from loop.report.page import as_json, visible
 from loop.stages.sampling import Lineage, completion_id
 from store.canonical import sha256_of

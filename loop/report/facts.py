@@ -11,10 +11,11 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loop.cli.options import Place
-from loop.cli.status import doing, labelled
-from loop.reading.rounds import Evaluations, Reader, all_of, figures_of, reader
+from loop.config.place import Place
+from loop.reading.reader import Evaluations, Reader, reader
+from loop.reading.rounds import all_of, figures_of
 from loop.reading.standing import no_run, status_of
+from loop.reading.status_words import doing, labelled
 from loop.report.browser import browser
 from loop.report.gains import paired
 from loop.words import decoding_words
@@ -44,8 +45,8 @@ def run_facts(loaded: LoadedConfig | Place) -> Json:
 
 def facts_of_experiment(experiment: Experiment) -> Json:
     """The facts of an experiment's page; see `loop.experiments.facts`."""
-    from loop.cli.main import version
     from loop.experiments.facts import experiment_facts
+    from loop.system.exits import version
 
     facts = experiment_facts(experiment)
     for run in facts["runs"]:  # a page goes to others, whom this machine's directories tell nothing
@@ -54,7 +55,7 @@ def facts_of_experiment(experiment: Experiment) -> Json:
 
 
 def _frame(status: Json, place: Place) -> Json:
-    from loop.cli.main import version
+    from loop.system.exits import version
 
     return {
         "kind": "run",

@@ -17,8 +17,8 @@ import unicodedata
 from typing import Any
 
 from loop import words
-from loop.report.charts import themed
-from loop.report.figures import figures
+from loop.report import experiment_figures, run_figures
+from loop.report.charts import Figure, themed
 from loop.report.run_figures import measured_on
 from store.records import Json
 
@@ -193,3 +193,10 @@ def _diagnosis_words(found: Json) -> str:
     from policies.diagnosis import in_words, summary_of
 
     return in_words(summary_of({key: value for key, value in found.items() if key != "probe"}))
+
+
+def figures(facts: Json) -> list[Figure]:
+    """Those of a run or of an experiment; what has nothing to draw is left out."""
+    of = experiment_figures if facts["kind"] == "experiment" else run_figures
+    found = (make(facts) for make in of.FIGURES)
+    return [figure for figure in found if figure is not None and figure.panels]

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError, UsageError
+from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result, in_words
 from loop.run.evaluation import Part, decoding_dict, evaluate
 from loop.run.power import AA_MEASURED, Sight, remedy, sights
 from loop.run.session import Session, Yardstick
@@ -26,7 +27,6 @@ from store.ledger import Ledger
 from store.records import Checkpoint, Evaluation, Event, Json, Problem, Run
 
 FINAL = "final"
-FINAL_BEGUN, FINAL_OPENED = "final_begun", "final_opened"
 TEMPERATURES = (0.2, 0.4, 0.6, 0.8, 1.0, 1.2)
 FLATTERED = (
     "the best of several temperatures is flattered: chance picked it, too; and the run's T_eval is frozen, so nothing in the "
@@ -35,32 +35,6 @@ FLATTERED = (
 
 
 # Which checkpoint, which problems
-
-
-def checkpoint_named(ledger: Ledger, run: Run, name: str) -> Checkpoint:
-    """The checkpoint of "head", "base" or a round's number. LoopError if its weights are not there."""
-    if name in ("head", "base"):
-        sha256: str | None = run.head_checkpoint if name == "head" else run.base_checkpoint
-    else:
-        if not (name.isascii() and name.isdigit() and int(name)):
-            raise UsageError(f"--of {name}: give head, base or a round's number")
-        round = ledger.round(run.id, int(name))
-        if round is None:
-            raise LoopError(f"there is no round {name}; `loopctl rounds` lists them")
-        sha256 = round.candidate_checkpoint
-    row = ledger.checkpoint(sha256) if sha256 else None
-    if row is None:
-        raise LoopError(f"round {name} has no checkpoint yet")
-    if row.state != "present":
-        raise LoopError(
-            f"the checkpoint of {in_words(row)} is {row.state}; choose another one, or put its directory back"
-        )
-    return row
-
-
-def in_words(row: Checkpoint) -> str:
-    """ "round 3" or "the base" """
-    return f"round {row.round}" if row.round else "the base"
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,11 +287,6 @@ def may_open_final(suite: SuiteConfig, split: str, confirm: str | None) -> None:
     for key, used in (("split", split), ("confirm", confirm)):
         if used == FINAL:
             raise ConfigError(f"decide.{key} is final: rounds look at it, so there is nothing left to open once")
-
-
-def final_result(ledger: Ledger, run_id: str) -> Event | None:
-    """What the final split has shown, if it was opened."""
-    return ledger.last_event_of(run_id, FINAL_OPENED)
 
 
 def may_be_final(ledger: Ledger, run: Run) -> Literal["new", "begun"]:

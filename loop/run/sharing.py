@@ -28,14 +28,13 @@ from store.db import open_database, transaction
 from store.errors import StoreError
 from store.probes import probe_sha256
 from store.records import Completion, Json, StageName, Verdict
-from store.shared import link_tree
+from store.shared import EVENT, link_tree
 
 if TYPE_CHECKING:
     from loop.run.session import Session
 
 T = TypeVar("T")
 
-EVENT = "stage_shared"
 VERSION = 1  # of what keys are made from
 WAIT_S = 0.2
 AT_ONCE = 200  # rows of one transaction

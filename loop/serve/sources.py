@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
-from loop.cli.options import Place
-from loop.system.heartbeat import holder, read_heartbeat
+from loop.config.place import Place
+from loop.system.heartbeat import read_heartbeat
+from loop.system.lock import holder
 from store.db import open_database
 from store.errors import StoreError
 from store.ledger import Ledger

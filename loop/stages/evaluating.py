@@ -15,6 +15,7 @@ from loop.errors import HarnessError
 from loop.grading import problems as grading
 from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job
+from loop.grading.problem import Problem as GradingProblem
 from loop.prompts.templates import TEMPLATE_VERSION, answer, ask, content, opening
 from policies.statistics import mean_interval, mean_pass_at_k, pass_at_k
 from store.canonical import sha256_of
@@ -84,7 +85,7 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> tupl
     return Suite(identity, suite.name, loaded.source, suite.prompt_format, len(rows)), rows, prompts
 
 
-def _prompt(problem: grading.Problem, loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Prompt:
+def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Prompt:
     model = config.model
     if suite.prompt_format == "completion":
         asked = content(problem.prompt_code or problem.statement, chat=False)
@@ -101,7 +102,7 @@ def _prompt(problem: grading.Problem, loaded: grading.Suite, suite: SuiteConfig,
 
 def grade(
     completions: Iterable[Completion],
-    problems: dict[str, grading.Problem],
+    problems: dict[str, GradingProblem],
     asked: dict[str, Prompt],
     evaluation_id: str,
     grader: Grader,

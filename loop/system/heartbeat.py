@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT = "heartbeat.json"
-LOCK = "lock"
 MIN_WAIT_S = 1.0  # between two writes that only say that it goes on
 SIZE_BYTES = 4096  # of the file, always: written in place, it needs no room on a disk that has become full
 NUM_READS, READ_AGAIN_S = 5, 0.002  # a read may fall into a write
@@ -131,51 +130,3 @@ def _decoded(content: bytes) -> Heartbeat | None:
         return Heartbeat(**{key: value for key, value in found.items() if key in known})
     except (ValueError, TypeError, AttributeError, KeyError):  # torn, or another program's
         return None
-
-
-def holder(run_dir: Path) -> int | None:
-    """The process that holds the run; None if none does.
-
-    The lock file names it. A name may be of yesterday, so the process must have that very file open. Who may not read the
-    file is told by the kernel. PermissionError where the directory may not even be searched.
-    """
-    path = run_dir / LOCK
-    try:
-        inode = path.stat().st_ino
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    try:
-        pid = int(path.read_text(encoding="ascii"))
-        os.kill(pid, 0)
-    except PermissionError:
-        return _flocked().get(inode)  # another user's file or process
-    except (OSError, ValueError, OverflowError):
-        return None
-    opened = _opened(pid, inode)
-    if opened is None:
-        opened = inode in _flocked()
-    return pid if opened else None
-
-
-def _opened(pid: int, inode: int) -> bool | None:
-    """Whether the process has the file open; None if that cannot be seen."""
-    try:
-        with os.scandir(f"/proc/{pid}/fd") as descriptors:
-            for descriptor in descriptors:
-                with contextlib.suppress(OSError):
-                    if os.readlink(descriptor.path).endswith("/lock") and os.stat(descriptor.path).st_ino == inode:
-                        return True
-        return False
-    except OSError:
-        return None
-
-
-def _flocked() -> dict[int, int]:
-    """The inodes that are locked, and by which process, as far as the kernel tells."""
-    found = {}
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
-            fields = line.split()
-            if len(fields) >= 6 and fields[1] == "FLOCK":
-                found[int(fields[5].rpartition(":")[2])] = int(fields[4])
-    return found

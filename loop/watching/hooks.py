@@ -10,14 +10,11 @@ import base64
 import contextlib
 import json
 import os
-import secrets
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -25,30 +22,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from loop.config.settings import Watching
 from loop.system import trees as guard
+from loop.system.guarded import NOT_STARTED, end_guarded, start_guarded
 
 MOST_WAITING = 100
 END_S = 5.0  # what is queued when the daemon ends has so long
 LOOK_S = 0.1
-ROOT = Path(__file__).resolve().parents[2]
-NOT_STARTED = {126: "it may not be executed", 127: "there is no such command"}  # exit codes as in a shell
-
-# The command's parent. It ends the command and all that descends from it when the command ends, on SIGTERM, and when the
-# daemon is gone, by whatever death.
-_GUARDED = """
-import os, signal, sys
-sys.path.insert(0, sys.argv[1])
-from loop.system.trees import guard
-
-def work():
-    for signum in (signal.SIGPIPE, signal.SIGXFSZ):  # ignored by Python, and what is ignored stays so across exec
-        signal.signal(signum, signal.SIG_DFL)
-    try:
-        os.execvp(sys.argv[2], sys.argv[2:])
-    except OSError as error:
-        os._exit(127 if isinstance(error, FileNotFoundError) else 126)
-
-guard(work)
-"""
 
 
 class Hooks:
@@ -186,35 +164,6 @@ class Hooks:
             problems = ["took too long"]
         for problem in problems:
             self.say("warning", f"watching.webhook: {host}: {problem}")
-
-
-def start_guarded(
-    command: Sequence[str], *, environment: Mapping[str, str] | None = None, **how: Any
-) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a command below a guard, and what `end_guarded` needs to end it. `how`: stdin, stderr and cwd of it."""
-    token = secrets.token_hex(16)
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *command],
-        stdout=subprocess.DEVNULL,
-        start_new_session=True,
-        env=os.environ | dict(environment or {}) | {guard.TREE: token, guard.PARENT: str(os.getpid())},
-        **how,
-    )
-    return process, token
-
-
-def end_guarded(process: subprocess.Popen[bytes], token: str) -> None:
-    """Nothing of the command is left afterwards, even if its guard was killed."""
-    if process.poll() is None:
-        process.terminate()
-        process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(guard.END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(guard.END_TIMEOUT_S)
-    if process.returncode < 0:
-        guard.sweep(token, process.pid)
 
 
 def _reason(error: object) -> str:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import os
 import subprocess
 import sys
 import threading
@@ -18,7 +17,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from loop.config.settings import Watching
-from loop.watching.hooks import end_guarded, start_guarded
+from loop.system.guarded import end_guarded, start_guarded
+from loop.system.ourselves import environment
 
 PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
 EXTRA = "pip install 'ssd-loop[trackers]'"
@@ -27,7 +27,6 @@ END_S = 60.0  # for all of them, when the run ends by itself; when it is stopped
 STOP_S = 5.0
 LOOK_S = 0.1
 ERROR_LENGTH = 300
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def missing(names: Sequence[str]) -> list[str]:
@@ -148,11 +147,6 @@ class Trackers:
 
 
 LATER = "the next round sends what it lacks, or `loopctl track`"
-
-
-def environment() -> dict[str, str]:
-    """The project importable from anywhere, whatever else is set."""
-    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def last_line(log: Path) -> str:

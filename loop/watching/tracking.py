@@ -21,8 +21,9 @@ from typing import Any, Protocol
 
 from loop.config.toml_file import leaves
 from loop.errors import LoopError
-from loop.publishing.card_facts import decoding_of, public
-from loop.reading.rounds import Reader, reader, whole_round
+from loop.reading.checkpoints import decoding_of, public
+from loop.reading.reader import Reader, reader
+from loop.reading.rounds import whole_round
 from store.canonical import sha256_of
 from store.records import Json
 

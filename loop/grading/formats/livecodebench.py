@@ -7,8 +7,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import pickletools
 import zlib
+from typing import Any
+
+from loop.errors import ConfigError
+from loop.grading.formats.fields import _date, _difficulty, _json_type, _need, _shown, _task_id, _text
+from loop.grading.problem import Problem, UntestedProblem, _Untested
 
 MAX_UNPACKED_BYTES = 512 << 20
 
@@ -41,3 +47,89 @@ def unpack_tests(packed: str, key: str) -> str:
     if text is None:
         raise ValueError(f"{key} holds a pickle without a string")
     return str(text)
+
+
+def livecodebench_tests(problem: Problem) -> list[dict[str, str]]:
+    """LiveCodeBench: the public, then the private tests, each with input, output and testtype."""
+    payload = problem.payload
+    return [*_tests(payload["public"], "public_test_cases"), *_tests(payload["private"], "private_test_cases")]
+
+
+def _livecodebench(row: dict[str, Any], where: str) -> Problem:
+    _need(row, ("question_id", "question_content"), "LiveCodeBench", where)
+    public, private = row.get("public_test_cases"), row.get("private_test_cases")
+    try:
+        tests = _tests(public, "public_test_cases") + _tests(private, "private_test_cases")
+        metadata = row.get("metadata") or {}
+        if isinstance(metadata, str):
+            try:
+                metadata = json.loads(metadata)
+            except (ValueError, RecursionError):
+                raise ValueError("metadata is not JSON") from None
+        func_name = metadata.get("func_name") if isinstance(metadata, dict) else None
+        _check_tests(tests, func_name)
+    except ValueError as error:
+        kind = UntestedProblem if isinstance(error, _Untested) else ConfigError
+        raise kind(f"{where}: {error}") from None
+    starter = row.get("starter_code") or ""
+    if not isinstance(starter, str):
+        raise ConfigError(f"{where}: starter_code is {_json_type(starter)}; expected a string")
+    statement = _text(row, "question_content", where)
+    if tests[0]["testtype"] == "stdin":
+        statement = statement.rstrip() + "\n\nRead from standard input and write the answer to standard output."
+    return Problem(
+        task_id=_task_id(row, "question_id", where),
+        statement=statement,
+        prompt_code=starter,
+        entry_point=func_name if tests[0]["testtype"] == "functional" else None,
+        difficulty=_difficulty(row, where),
+        date=_date(row),
+        kind="livecodebench",
+        payload={"public": public, "private": private},
+    )
+
+
+def _tests(value: Any, key: str) -> list[dict[str, str]]:
+    """A list of tests, as JSON, as a string of JSON, or packed as in the published files. Raises ValueError."""
+    if value is None or value == "":
+        return []
+    if isinstance(value, str):
+        value = _unstring(value, key)
+    if not isinstance(value, list):
+        raise ValueError(f"{key} is {_json_type(value)}; expected a list of tests, or one as a JSON string")
+    for number, test in enumerate(value, start=1):
+        if not isinstance(test, dict) or not all(isinstance(test.get(k), str) for k in ("input", "output", "testtype")):
+            raise ValueError(f"test {number} of {key} lacks the strings input, output and testtype")
+    return value
+
+
+def _unstring(value: str, key: str) -> Any:
+    text = value if value.lstrip()[:1] in ("[", "{") else unpack_tests(value, key)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError(f"{key} is a string that is not JSON; expected a list of tests") from None
+
+
+def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
+    if not tests:
+        raise _Untested(
+            "has neither public_test_cases nor private_test_cases, so anything would pass; add a list of tests"
+        )
+    kinds = {test["testtype"] for test in tests}
+    if not kinds <= {"stdin", "functional"}:
+        raise ValueError(f'testtype {_shown(min(kinds - {"stdin", "functional"}))} is unknown; "stdin" or "functional"')
+    if len(kinds) > 1:
+        raise ValueError("mixes stdin and functional tests; give all tests one testtype")
+    if kinds == {"functional"}:
+        if not isinstance(func_name, str) or not func_name.isidentifier():
+            raise ValueError("has functional tests but no metadata.func_name; add the name of the function")
+        for number, test in enumerate(tests, start=1):
+            try:
+                json.loads(test["output"])
+                for line in test["input"].split("\n"):
+                    json.loads(line)
+            except (ValueError, RecursionError):
+                raise ValueError(
+                    f"functional test {number} is not JSON; each input line and the output must be"
+                ) from None

@@ -8,8 +8,13 @@ Facts: evalplus 0.3.1, `data/mbpp.py`, `eval/__init__.py`, `eval/_special_oracle
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from typing import Any
+
+from loop.errors import ConfigError
+from loop.grading.formats.fields import _date, _difficulty, _identifier, _need, _shown, _task_id, _text
+from loop.grading.problem import Problem, UntestedProblem
 
 PARTS = ("base", "plus")
 
@@ -87,3 +92,44 @@ _RESTORERS: dict[int, Callable[[list[Any]], Any]] = {
     307: lambda given: [tuple(given[0]), given[1], given[2]],
     722: lambda given: [{key: tuple(value) for key, value in given[0].items()}, *given[1:]],
 }
+
+
+def _plus(row: dict[str, Any], where: str) -> Problem:
+    _need(row, ("task_id", "prompt", "entry_point", "canonical_solution", "base_input"), "HumanEval+ or MBPP+", where)
+    prompt, entry_point = _text(row, "prompt", where), _identifier(row, "entry_point", where)
+    base, more = row["base_input"], row.get("plus_input") or []  # MBPP+ has {} for none
+    for key, inputs in (("base_input", base), ("plus_input", more)):
+        if not isinstance(inputs, list) or not all(isinstance(arguments, list) for arguments in inputs):
+            raise ConfigError(f"{where}: {key} is not a list of lists; write the arguments of each call as a list")
+    if not base + more:
+        raise UntestedProblem(f"{where}: has neither base_input nor plus_input, so anything would pass; add inputs")
+    atol = row.get("atol") or 0
+    if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
+        raise ConfigError(f"{where}: atol is {_shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
+    program = prompt + _text(row, "canonical_solution", where)
+    begun = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
+    problem = Problem(
+        task_id=_task_id(row, "task_id", where),
+        statement="Complete the following Python function." if begun else "Write the function that is described here.",
+        prompt_code=prompt,
+        entry_point=entry_point,
+        difficulty=_difficulty(row, where),
+        date=_date(row),
+        kind="plus",
+        payload={"program": program, "base": json.dumps(base), "plus": json.dumps(more), "atol": atol},
+        reference=program,
+    )
+    try:
+        inputs_of(problem.task_id, problem.payload)
+    except ValueError as error:
+        raise ConfigError(f"{where}: {error}; fetch the file again") from None
+    return problem
+
+
+def _refuse_numpy(test: str, where: str) -> None:
+    """The plus suites' other form holds its tests as code that computes with numpy, which no sandbox has."""
+    if re.search(r"^\s*(?:import|from)\s+numpy\b", test, re.MULTILINE):
+        raise ConfigError(
+            f"{where}: test imports numpy, which tests do not have; for HumanEval+ and MBPP+ take EvalPlus' own files "
+            "(HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz), which have base_input and plus_input"
+        )

@@ -1,0 +1,45 @@
+"""A problem to be solved: what is asked, how a solution is tried."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from loop.errors import ConfigError
+
+Kind = Literal["humaneval", "mbpp", "plus", "livecodebench"]
+
+
+class UntestedProblem(ConfigError):
+    """A problem without tests: anything would pass."""
+
+
+class _Untested(ValueError):
+    """The same, before its place is known."""
+
+
+class Problem(BaseModel):
+    """One problem, ready to be asked and graded.
+
+    `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
+    signature, LiveCodeBench's starter code) or "". `payload` holds what the grader needs and is plain JSON. `reference` is
+    a whole program that solves it, where the file has one; no model or solution is shown it. `date` is when the problem
+    was published, as the file has it. No hash covers these two.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    task_id: str
+    statement: str
+    prompt_code: str = ""
+    entry_point: str | None = None
+    difficulty: str | None = None
+    kind: Kind
+    payload: dict[str, Any]
+    reference: str | None = None
+    date: str | None = None
+
+    def content(self) -> dict[str, Any]:
+        """What is asked and how it is graded, for hashes: fields that came later are left out, so that they stay."""
+        return self.model_dump(exclude={"reference", "date"})

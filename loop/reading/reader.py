@@ -1,0 +1,119 @@
+"""A run as it is read: its ledger, its corpus, its evaluations, without a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loop.errors import PermissionDenied
+from store.corpus import Corpus
+from store.db import open_database, snapshot
+from store.errors import NoStore
+from store.ledger import Ledger
+from store.records import Evaluation, Json, Round, Run
+
+if TYPE_CHECKING:
+    from policies.statistics import PairedGain
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluations:
+    """Finished evaluations: by id, and the newest by checkpoint and suite."""
+
+    ledger: Ledger
+    by_id: dict[str, Evaluation]
+    newest: dict[tuple[str, str], Evaluation]
+    _named: dict[int, dict[tuple[str, str], str]] = field(default_factory=dict)
+
+    def named(self, round: Round) -> dict[tuple[str, str], str]:
+        """What a round was decided on: ids by "head" or "candidate" and suite, or "suite/split" but for the first split."""
+        if round.number in self._named:
+            return self._named[round.number]
+        stage = self.ledger.stage(round.run_id, round.number, "evaluating")
+        found = self._named[round.number] = {}
+        for name, id in (stage.output["evaluations"] if stage and stage.output else {}).items():
+            who, suite = name.split("/", 1)
+            found[who, suite.removesuffix("/all").removesuffix("/select")] = id
+        return found
+
+    def of(self, round: Round, who: str, suite: str, checkpoint: str | None) -> Evaluation | None:
+        """What a round was decided on; while it is not yet evaluated, what is known of the checkpoint."""
+        id = self.named(round).get((who, suite))
+        return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
+
+
+@functools.lru_cache(maxsize=16)
+def paired(differences: tuple[Fraction, ...]) -> PairedGain:
+    """Remembered, because `loopctl watch` asks for the same one every second."""
+    from policies.statistics import paired_gain
+
+    return paired_gain(differences, 0.975)
+
+
+@dataclass(slots=True)
+class Reader:
+    """An open store and the run in it."""
+
+    ledger: Ledger
+    corpus: Corpus
+    run: Run
+    run_dir: Path
+    paired: Callable[[tuple[Fraction, ...]], PairedGain] = field(default=paired)
+    _rates: dict[str, dict[str, Fraction]] = field(default_factory=dict)
+
+    def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
+        """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""
+        if evaluation.id not in self._rates:
+            counts = self.corpus.counts(evaluation.id)
+            self._rates[evaluation.id] = {task_id: Fraction(passed, num) for task_id, (passed, num) in counts.items()}
+        return self._rates[evaluation.id]
+
+    def evaluations(self) -> Evaluations:
+        """All that are finished. Of a suite in parts only the one that is looked at in every round."""
+        first = ("all", self.run.config["decide"]["split"])
+        found = [one for one in self.corpus.evaluations(self.run.id) if one.metrics is not None]
+        return Evaluations(
+            self.ledger,
+            {one.id: one for one in found},
+            {(one.checkpoint, one.suite_name): one for one in found if one.split in first},
+        )
+
+    def decoding(self, evaluation: Evaluation) -> Json | None:
+        """How an evaluation's samples were drawn."""
+        settings = self.corpus.decode_settings(evaluation.decode_settings_id)
+        return settings.settings if settings else None
+
+    @property
+    def decider(self) -> str:
+        """The name of the suite that decides."""
+        return str(self.run.config["decide"]["suite"])
+
+    @property
+    def suites(self) -> list[str]:
+        """The names of the suites, the one that decides first."""
+        names = [suite["name"] for suite in self.run.config["suites"]]
+        return [self.decider, *(name for name in names if name != self.decider)]
+
+
+@contextlib.contextmanager
+def reader(run_dir: Path) -> Iterator[Reader]:
+    """The run of a directory, all reads from one moment. NoStore if nothing was run there."""
+    path = run_dir / "loop.db"
+    if path.exists() and not os.access(path, os.R_OK):
+        raise PermissionDenied(f"{path}: permission denied; read it as the user who runs the loop")
+    db = open_database(path, read_only=True)
+    try:
+        with snapshot(db):
+            ledger = Ledger(db)
+            run = ledger.run()
+            if run is None:
+                raise NoStore(f"{path}: holds no run yet")
+            yield Reader(ledger, Corpus(db), run, run_dir)
+    finally:
+        db.close()

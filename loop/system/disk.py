@@ -1,0 +1,24 @@
+"""Whether an error means that a disk is full or cannot be written."""
+
+from __future__ import annotations
+
+import errno
+
+from loop.errors import EngineError, NoRoom
+from store.errors import CannotWrite
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
+def is_no_room(error: BaseException) -> bool:
+    """Whether it, or what it was raised from, says that nothing more can be written; also in a worker's words."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, NoRoom | CannotWrite):
+            return True
+        if isinstance(seen, OSError) and seen.errno in NO_ROOM:
+            return True
+        if isinstance(seen, EngineError) and ("No space left on device" in str(seen) or "os error 28" in str(seen)):
+            return True
+        seen = seen.__cause__
+    return False

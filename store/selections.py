@@ -1,0 +1,83 @@
+"""What a round is trained on, as the store holds it: a row for each of its own completions, hundreds of earlier ones to a line."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from itertools import groupby, islice
+from typing import TYPE_CHECKING
+
+from store.canonical import compact_json, quoted
+from store.db import bound, insert_rows
+from store.records import Round, Selection
+
+if TYPE_CHECKING:
+    from store.db import Database
+
+PER_LINE = 500  # of table earlier_selections at most: some 4 KB, a page
+_SELECTION = [field.name for field in fields(Selection) if field.name != "arrival"]
+_EARLIER = ["run_id", "round", "position", "arrivals"]
+
+
+class _Hashed(Iterable[Selection]):
+    """Selections in their order, each of them covered by the hash once it has gone by."""
+
+    def __init__(self, selections: Iterable[Selection]) -> None:
+        self.selections = selections
+        self.sha256 = hashlib.sha256()
+
+    def __iter__(self) -> Iterator[Selection]:
+        separator, before = "[", None
+        for s in self.selections:
+            place = s.position, s.completion_id
+            if before is not None and place <= before:
+                raise ValueError(f"selection {s.completion_id} is out of order at position {s.position}")
+            reason = "null" if s.reason is None else quoted(s.reason)
+            used = "true" if s.used else "false"
+            row = f"{separator}[{s.position},{quoted(s.completion_id)},{used},{reason}]"
+            self.sha256.update(row.encode("utf-8", "surrogatepass"))
+            separator, before = ",", place
+            yield s
+        self.sha256.update(b"[]" if before is None else b"]")
+
+
+def selections_sha256(selections: Iterable[Selection]) -> str:
+    """What the end of sampling says of its selections: the hash of the canonical JSON of [position, id, used, reason].
+
+    They must come in order of position, then id: ValueError.
+    """
+    hashed = _Hashed(selections)
+    for _ in hashed:
+        pass
+    return hashed.sha256.hexdigest()
+
+
+def store_selections(db: Database, round: Round, selections: Iterable[Selection]) -> str:
+    """Store a round's list inside the caller's transaction; what `selections_sha256` gives for it.
+
+    What is used of earlier rounds, which may be a hundred times the round's own, is stored by arrival, many to a line.
+    """
+    hashed = _Hashed(selections)
+    left = iter(hashed)
+    while batch := list(islice(left, PER_LINE)):
+        if any((s.run_id, s.round) != (round.run_id, round.number) for s in batch):
+            raise ValueError(f"a selection belongs to another round than {round.number}")
+        rows = (
+            bound((s.run_id, s.round, s.completion_id, s.position, s.used, s.reason)) for s in batch if not _is_short(s)
+        )
+        insert_rows(db, "selections", _SELECTION, rows)
+        insert_rows(db, "earlier_selections", _EARLIER, _lines(filter(_is_short, batch), round))
+    return hashed.sha256.hexdigest()
+
+
+def _is_short(s: Selection) -> bool:
+    """Whether place and arrival say all of it."""
+    return s.arrival is not None and s.used and s.reason is None
+
+
+def _lines(earlier: Iterable[Selection], round: Round) -> Iterator[tuple[str, int, int, str]]:
+    """A line for each stretch of places without gaps."""
+    for _, stretch in groupby(enumerate(earlier), lambda one: one[1].position - one[0]):
+        found = [s for _, s in stretch]
+        yield round.run_id, round.number, found[0].position, compact_json([s.arrival for s in found])
