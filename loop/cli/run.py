@@ -50,9 +50,8 @@ def run_command(rounds: int | None) -> None:
         def say(_level: str, text: str) -> None:
             watch.note(text)
 
-        _say_what_comes(loaded, watch, rounds)
         with (
-            open_session(loaded, watch) as session,
+            open_session(loaded, watch, lambda: _say_what_comes(loaded, watch, rounds)) as session,
             trackers_of(
                 loaded.config.watching, loaded.config.name, loaded.run_dir, say, lambda: stop.asked
             ) as trackers,
@@ -80,22 +79,20 @@ def run_command(rounds: int | None) -> None:
 
 
 def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> None:
-    """What a run that begins will do, and how long it may take here. One that continues has shown it."""
-    from loop.errors import LoopError
+    """What a run that begins will do, and how long it may take here."""
+    from loop.errors import EngineError
     from loop.run import pace
     from loop.words import duration
-    from store.db import DATABASE
 
-    num_rounds = more or loaded.config.rounds
-    if not num_rounds or (loaded.run_dir / DATABASE).exists():
+    if not (num_rounds := more or loaded.config.rounds):
         return
+    work = pace.work_of(loaded, num_rounds)
+    watch.note(pace.in_words(loaded, work))
+    num_parameters = pace.parameters_of(loaded)
     try:
-        work = pace.work_of(loaded, num_rounds)
-        watch.note(pace.in_words(loaded, work))
-        num_parameters = pace.parameters_of(loaded)
         flops = pace.measured_flops(loaded) if num_parameters else None
-    except LoopError:
-        return  # what is wrong is said when the run is opened
+    except EngineError:
+        return  # whatever is wrong with workers is said by the first one that the run needs
     if num_parameters and flops:
         likely_s = pace.seconds(work, num_parameters, flops)
         speed = f"{flops / 1e9:,.0f} GFLOP/s were measured on this machine just now"

@@ -41,8 +41,11 @@ from store.verify import write_high_water
 
 
 @contextlib.contextmanager
-def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
-    """Everything checked, the run created or found, nothing loaded yet. On the way out every worker is ended."""
+def open_session(loaded: LoadedConfig, watch: Watch, begins: Callable[[], None] = lambda: None) -> Iterator[Session]:
+    """Everything checked, the run created or found, nothing loaded yet. On the way out every worker is ended.
+
+    `begins` is called before a new run's model is fetched or converted, when nothing of the user's is wrong any more.
+    """
     config = loaded.config
     if mistakes := check_inputs(loaded):
         raise ConfigError("\n".join(mistakes))
@@ -64,7 +67,7 @@ def open_session(loaded: LoadedConfig, watch: Watch) -> Iterator[Session]:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             if begun := ledger.run():
                 loaded = replace(loaded, config=as_begun(loaded.config, begun.config))
-            run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse)
+            run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse, begins)
             policy = loaded.config.decide.policy()
             shared = registry_of(loaded.run_dir)
             yield Session(
@@ -110,6 +113,7 @@ def _run(
     suites: list[Yardstick],
     watch: Watch,
     pulse: Callable[[], None],
+    begins: Callable[[], None],
 ) -> Run:
     """The run of this directory: found and compared with the configuration, or begun."""
     settings, inputs = resolved(loaded.config), _inputs(prompts, tests, suites)
@@ -131,6 +135,7 @@ def _run(
             f"{loaded.run_dir / DATABASE}: holds no run, but {CHECKPOINTS}/ beside it holds the weights of one; "
             "put a backup back, or set another run_dir"
         )
+    begins()
     watch.stage(0, "preparing", loaded.config.model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
     manifest = hash_directory(directory)
