@@ -45,6 +45,7 @@ class Part(NamedTuple):
 
 PARTS = (
     Part("setup", "make setup"),
+    Part("browser", "make browser"),
     Part("lint", "make lint"),
     Part("tests", f"{PYTHON} -m pytest -n 2 -m 'not slow' {PYTEST} --junitxml {{results}}"),
     Part("slow-tests", f"{PYTHON} -m pytest -n 2 -m slow {PYTEST} --junitxml {{results}}"),
