@@ -73,9 +73,10 @@ class Verdict(BaseModel):
 class Grader:
     """Grades at one sandbox level; making one finds out that the sandbox works (ConfigError where it does not).
 
-    `timeout_s` is the wall time of one solution with all its tests, counted from when its process is ready; where the
-    problem's reference solution takes so long that `timeout_factor` times its time is more, that counts. `memory_bytes` is the address space of each of its processes and the memory of all of them together. Without
-    `num_workers` one solution per core runs at a time.
+    `timeout_s` is the time of one solution with all its tests, counted from when its process is ready and without what it
+    waits for a core that others use; where the problem's reference solution takes so long that `timeout_factor` times its
+    time is more, that counts. `memory_bytes` is the address space of each of its processes and the memory of all of them
+    together. Without `num_workers` one solution per core runs at a time.
     """
 
     def __init__(

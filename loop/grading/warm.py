@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 """A loaded machine may take long to start a process; that is no fault of the program."""
 LOOK_S = 0.25
 MOST_WAITING = 8
-"""So many times its limit a program may wait for a core that others use."""
+"""So many times its `timeout_s` a program may wait for a core that others use."""
 
 
 class TimedOut(Exception):
@@ -74,7 +74,7 @@ class Warm:
     ) -> Running:
         """Begin on a solution. `tests` gives what `judge.py` wants to know of the problem, if that is not known there yet.
 
-        `timeout_s` is wall time from when the solution's process is shut in and ready.
+        `timeout_s` counts from when the solution's process is shut in and ready, without what it waits for others.
         """
         if self._tests is None or self.problem is not problem:
             self._begin(problem, marshal.dumps(tests()), memory_bytes)
