@@ -50,12 +50,12 @@ def logs_command(context: click.Context, follow: bool, lines: int) -> None:
     """
     directory = the_call().place().run_dir / "logs"
     there = (directory / LOG_FILE).exists() or (directory / f"{LOG_FILE}.1").exists()
-    if not there:
-        warn(EMPTY.format(safe(directory)))
-        if not follow:
-            context.exit(NO_LOG)
     show = _as_json if the_call().json else _for_people
     with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        if not there:
+            warn(EMPTY.format(safe(directory)))
+            if not follow:
+                context.exit(NO_LOG)
         file = _opened(directory)
         if file is not None:
             stack.callback(file.close)
