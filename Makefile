@@ -56,15 +56,15 @@ $(VLLM)/.installed: pyproject.toml
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM)/bin/python -m pytest $(PYTEST) tests/test_engines_vllm.py
+	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py
 
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
-	PYTHONPATH=.:tests $(PY) tests/kills.py --kills $(KILLS)
+	PYTHONPATH=. $(PY) tests/whole/kills.py --kills $(KILLS)
 
 # Twenty minutes of a daemon to which something happens every few seconds.
 soak: setup
-	PYTHONPATH=.:tests $(PY) tests/soak.py --minutes $(MINUTES)
+	PYTHONPATH=. $(PY) tests/whole/soak.py --minutes $(MINUTES)
 
 # All that is slow, one after the other, at sizes that take some 75 minutes on two idle cores; a table at the end. It installs
 # what is missing. `python3 tests/nightly.py --full` takes the full sizes, `--only NAME ...` a part.

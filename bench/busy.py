@@ -164,7 +164,7 @@ def neighbours(count: int) -> Iterator[None]:
 
 
 def tiny_model(place: Path) -> Path:
-    import tiny
+    from tests.support import tiny
 
     model = place / "tiny-model"
     return model if model.exists() else tiny.make_tiny_model(model)

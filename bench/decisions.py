@@ -4,7 +4,7 @@ Problems have success rates from Beta(.35, .35): many nearly always solved, many
 problem's log odds by a shift that all share (its gain) and by a normal amount of its own (its churn: .85 moves success
 rates by 11 points a problem, with no change on average). Every comparison draws fresh samples of both checkpoints.
 
-Looks are computed for many runs at once; `tests/test_decisions_bench.py` proves that they are those of `policies`.
+Looks are computed for many runs at once; `tests/bench/test_decisions.py` proves that they are those of `policies`.
 """
 
 from __future__ import annotations

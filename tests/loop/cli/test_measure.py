@@ -1,0 +1,355 @@
+"""`loopctl aa`, `sweep` and `final` with the fake engine: what they say, how they go on, and that the run stays as it is."""
+
+import functools
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loop.system.lock import locked
+from policies.policy import build_policy
+from store.db import open_database, query
+from store.ledger import Ledger
+from store.records import Event
+from tests.support.cli import (
+    CONFIG,
+    Loopctl,
+    call,
+    environment,
+    finished,
+    finished_run,
+    process,
+    write_configuration,
+)
+
+__all__ = ["call", "finished"]
+
+KEPT = (
+    CONFIG.replace("rounds = 2", "rounds = 1")
+    .replace("per_round = 16", "per_round = 4")
+    .replace("[training]", "[training]\nnum_steps = 20")
+    .replace("pass_at = [1, 2]", "pass_at = [1, 2]\nsplits = { select = 0.5, final = 0.5 }")
+    .replace('suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = -0.9 }]')
+)
+
+
+@functools.cache
+def kept_run() -> Path:
+    directory = Path(tempfile.mkdtemp(prefix="test-measure-"))
+    write_configuration(directory, KEPT)
+    said = process(directory, "run")
+    assert said.code == 0, said.err
+    return directory
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _remove() -> Iterator[None]:
+    yield
+    if kept_run.cache_info().currsize:
+        shutil.rmtree(kept_run())
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: a copy of a run with one kept round and a final split."""
+    shutil.copytree(kept_run(), tmp_path / "kept")
+    monkeypatch.chdir(tmp_path / "kept")
+    monkeypatch.delenv("LOOP_CONFIG", raising=False)
+    return tmp_path / "kept"
+
+
+def events(directory: Path, kind: str) -> list[Event]:
+    db = open_database(directory / ".loop" / "loop.db", read_only=True)
+    found = [event for event in Ledger(db).events(limit=10_000) if event.kind == kind]
+    db.close()
+    return found
+
+
+def evaluations(directory: Path) -> dict[str, int]:
+    """How many completions each suite's evaluations have, by name."""
+    db = open_database(directory / ".loop" / "loop.db", read_only=True)
+    sql = (
+        "SELECT e.suite_name AS name, count(*) AS num FROM evaluations AS e JOIN completions AS c "
+        "ON c.evaluation_id = e.id WHERE e.metrics IS NOT NULL GROUP BY e.suite_name"
+    )
+    found = {row["name"]: row["num"] for row in query(db, sql)}
+    db.close()
+    return found
+
+
+# aa
+
+
+def test_aa(finished: Path, call: Loopctl) -> None:
+    before = {name: call(name, "--json").json for name in ("rounds", "status")}
+    said = call("aa", "--of", "base", "--json")
+    assert said.code == 0, said.err
+    answer = said.json
+    assert answer.keys() >= {
+        "run", "suite", "split", "decoding", "num_problems", "num_samples", "checkpoint", "round", "metric", "noise",
+        "variance_within", "looks", "sizes", "signals", "collapse", "evaluations",
+    }  # fmt: skip
+    assert (answer["suite"], answer["split"], answer["num_problems"], answer["num_samples"]) == (
+        "ones",
+        "select",
+        12,
+        2,
+    )
+    noise = answer["noise"]
+    assert noise["difference"] == pytest.approx(noise["rates"][0] - noise["rates"][1])
+    assert noise["interval"][0] <= noise["difference"] <= noise["interval"][1] and noise["sd"] > 0
+    (look,) = answer["looks"]
+    assert look["target_gain"] == 0.03 and not look["sees_target"] and look["smallest_detectable_gain"] > 0.03
+    assert look["problems_needed"] > 12 and look["samples_needed"] > 2
+    sizes = {(row["num_problems"], row["num_samples"]): row["smallest_detectable_gain"] for row in answer["sizes"]}
+    assert sizes.keys() == {(m, n) for m in (12, 24, 48) for n in (2, 4, 8)}
+    assert sizes[12, 2] == look["smallest_detectable_gain"] >= sizes[12, 4] >= sizes[48, 8]
+    assert answer["signals"].keys() == {
+        "mean_length", "truncation_rate", "code_rate", "distinct_solution_rate", "distinct_correct_rate", "spread",
+    }  # fmt: skip
+    build_policy([{"type": "improvement"}, answer["collapse"]], "select")
+    (event,) = events(finished, "aa_measured")
+    assert event.round == 0 and event.data == {key: value for key, value in answer.items() if key != "round"}
+
+    again = call("aa", "--of", "base", "--json")
+    assert again.json == answer and "evaluating" not in again.err, "what was measured is found again"
+    assert len(events(finished, "aa_measured")) == 1
+    assert evaluations(finished)["ones@aa1"] == evaluations(finished)["ones@aa2"] == 24
+    assert call("rounds", "--json").json == before["rounds"]
+    after = call("status", "--json").json
+    for key in ("head", "base", "trend", "corpus", "rounds", "last_decision"):
+        assert after[key] == before["status"][key], key
+    assert call("verify").code == 0
+
+    text = call("aa", "--of", "base").out
+    for words in (
+        "the base twice on ones (select, T 0.9, top_p 0.95)",
+        "target_gain 0.03 would mostly be missed",
+        "it takes about",
+    ):
+        assert words in text, words
+    pasted = next(
+        line.removeprefix("limits").strip().rstrip(",") for line in text.splitlines() if line.startswith("limits")
+    )
+    table = tomllib.loads(f"gate = {pasted}")["gate"]
+    assert build_policy([table], "select").gates == build_policy([answer["collapse"]], "select").gates
+    warned = call("run").err
+    assert "the evaluation (12 problems x 2 samples) detects a gain of" in warned and "guess" not in warned
+    assert f"{look['smallest_detectable_gain']:.3f}" in warned
+
+
+def test_aa_before_the_first_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
+    monkeypatch.chdir(write_configuration(tmp_path, num_problems=5).parent)
+    assert call("aa", "--of", "1").code == 1 and not (tmp_path / ".loop").exists()
+    assert call("aa", "--json").json["round"] == 0
+
+
+KILLED = r"""
+import os, signal, sys
+from loop.cli.main import loopctl, run
+from store import corpus, ledger
+
+owner, name, moment, count = sys.argv[1:5]
+cls = {"corpus": corpus.Corpus, "ledger": ledger.Ledger}[owner]
+real, calls = getattr(cls, name), 0
+
+def wrapped(*args, **kwargs):
+    global calls
+    calls += 1
+    if (moment, calls) == ("before", int(count)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = real(*args, **kwargs)
+    if (moment, calls) == ("after", int(count)):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return result
+
+setattr(cls, name, wrapped)
+sys.exit(run(sys.argv[5:], loopctl, "loopctl"))
+"""
+
+
+def killed(directory: Path, *arguments: str) -> int:
+    return subprocess.run(
+        [sys.executable, "-P", "-c", KILLED, *arguments], cwd=directory, env=environment(), capture_output=True
+    ).returncode
+
+
+@functools.cache
+def uninterrupted() -> Any:
+    with tempfile.TemporaryDirectory() as place:
+        shutil.copytree(finished_run()[0], Path(place) / "run")
+        return process(Path(place) / "run", "aa", "--json").json
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        ("corpus", "add_completions", "after", "1"),
+        ("corpus", "add_verdicts", "before", "1"),
+        ("corpus", "finish_evaluation", "after", "1"),
+        ("corpus", "add_verdicts", "after", "2"),
+        ("ledger", "append_news", "before", "1"),
+        ("ledger", "append_news", "after", "1"),
+    ],
+)
+def test_aa_goes_on_after_a_kill(where: tuple[str, ...], finished: Path, call: Loopctl) -> None:
+    assert killed(finished, *where, "aa") == -signal.SIGKILL
+    assert call("aa", "--json").json == uninterrupted()
+    assert len(events(finished, "aa_measured")) == 1
+    assert evaluations(finished)["ones@aa1"] == evaluations(finished)["ones@aa2"] == 24
+    assert call("verify").code == 0
+
+
+@pytest.mark.parametrize("command", ["aa", "sweep", "final"])
+def test_another_process_holds_the_run(command: str, kept: Path) -> None:
+    with locked(kept / ".loop"):
+        said = process(kept, command, *(["--yes"] if command == "final" else []))
+    assert said.code == 75 and "holds this run" in said.err and said.err.count("\n") == 1 and said.out == ""
+
+
+def test_mistakes(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loop.run.session.Engines.sampler", None)  # nothing is loaded
+    for arguments, code, words in (
+        (["aa", "--of", "last"], 2, "'last' is neither head nor base"),
+        (["aa", "--of", "0"], 2, "'0' is neither"),
+        (["aa", "--of", "7"], 1, "there is no round 7"),
+        (["sweep", "--of", "7"], 1, "there is no round 7"),
+        (["sweep", "--temperatures", "0.2,hot"], 2, "no list of numbers"),
+        (["sweep", "--temperatures", "0"], 2, "0 is not above 0"),
+        (["sweep", "--split", "final"], 2, "loopctl final"),
+        (["sweep", "--split", "confirm"], 2, "its splits are select"),
+        (["final"], 78, "has no final split"),
+    ):
+        said = call(*arguments)
+        assert said.code == code and words in said.err and said.err.count("\n") == 1 and said.out == "", said
+    config = finished / "loop.toml"
+    config.write_text(config.read_text().replace("seed = 3", "seed = 4"))
+    for command in ("aa", "sweep"):
+        assert call(command).code == 78
+
+
+def test_a_greedy_suite_has_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
+    monkeypatch.chdir(write_configuration(tmp_path, CONFIG.replace('suite = "ones"', 'suite = "greedy"')).parent)
+    said = call("aa")
+    assert said.code == 1 and "no noise to measure" in said.err and not (tmp_path / ".loop").exists()
+
+
+# the warning at a start
+
+
+def test_a_start_warns_of_an_evaluation_that_is_too_coarse(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl
+) -> None:
+    monkeypatch.chdir(write_configuration(tmp_path, CONFIG.replace("rounds = 2", "rounds = 1")).parent)
+    warning = "the evaluation (12 problems x 2 samples) detects a gain of "
+    guessed = call("run").err
+    assert guessed.count(warning) == 1 and "by a guess" in guessed and "target_gain is 0.03" in guessed
+    decided = call("run").err
+    assert decided.count(warning) == 1 and "by the last decision's figures" in decided
+
+
+def test_no_warning_where_the_evaluation_can_see_it(kept: Path, call: Loopctl) -> None:
+    assert "detects a gain of" not in call("run").err
+
+
+# sweep
+
+
+def test_sweep(kept: Path, call: Loopctl) -> None:
+    before = call("rounds", "--json").json
+    said = call("sweep", "--temperatures", "0.3,0.9", "--json")
+    assert said.code == 0, said.err
+    answer = said.json
+    assert answer["T_eval"] == 0.9 and answer["temperatures"] == [0.3, 0.9] and answer["split"] == "select"
+    assert [one["round"] for one in answer["checkpoints"]] == [0, 1]
+    for one in answer["checkpoints"]:
+        assert [row["temperature"] for row in one["figures"]] == [0.3, 0.9]
+        rates = {row["temperature"]: row["pass@1"] for row in one["figures"]}
+        assert rates[one["best_temperature"]] == max(rates.values())
+        for row in one["figures"]:
+            assert row["pass@1_interval"][0] <= row["pass@1"] <= row["pass@1_interval"][1]
+    (gain,) = answer["training_gains"]
+    best = {one["round"]: max(row["pass@1"] for row in one["figures"]) for one in answer["checkpoints"]}
+    assert gain["round"] == 1 and gain["gain"] == pytest.approx(best[1] - best[0])
+    assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
+    assert answer["decoding_gain"]["gain"] >= 0
+    assert {name: num for name, num in evaluations(kept).items() if "@T" in name} == dict.fromkeys(
+        ("ones@T0.3", "ones@T0.9"), 4 * answer["num_problems"]
+    ), "equal effort for both"
+    again = call("sweep", "--temperatures", "0.9,0.3")
+    assert again.code == 0 and "evaluating" not in again.err, "what was measured is found again"
+    for words in ("T_eval T 0.9", "decoding: the base at", "training: round 1 at", "flattered", "frozen"):
+        assert words in again.out, words
+    assert call("rounds", "--json").json == before and call("verify").code == 0
+
+
+def test_sweep_of_the_base_alone(finished: Path, call: Loopctl) -> None:
+    answer = call("sweep", "--of", "base", "--temperatures", "0.5", "--json").json
+    assert [one["round"] for one in answer["checkpoints"]] == [0] and answer["training_gains"] == []
+
+
+# final
+
+
+def test_final(kept: Path, call: Loopctl) -> None:
+    said = call("final", "--yes", "--json")
+    assert said.code == 0, said.err
+    answer = said.json
+    assert answer.keys() >= {
+        "opened_at",
+        "suite",
+        "split",
+        "base",
+        "head",
+        "gain",
+        "interval",
+        "evaluations",
+        "decoding",
+    }
+    assert answer["split"] == "final" and answer["head"]["round"] == 1 and answer["base"]["round"] == 0
+    assert answer["gain"] == pytest.approx(answer["head"]["pass@1"] - answer["base"]["pass@1"])
+    assert answer["interval"][0] <= answer["gain"] <= answer["interval"][1]
+    (event,) = events(kept, "final_opened")
+    assert event.at == answer["opened_at"]
+    with locked(kept / ".loop"):  # what is recorded can be read beside a daemon, and asks nothing
+        again = call("final", "--json")
+    assert again.code == 0 and again.json == answer and again.err == ""
+    assert call("rollback", "--to", "base").code == 0
+    other = call("final", "--yes")
+    assert other.code == 1 and "was opened at" in other.err and "the head is the base now" in other.err
+    assert "opened at" in other.out and "on round 1" in other.out
+    assert len(events(kept, "final_opened")) == 1 and call("verify").code == 0
+
+
+def test_final_asks_first(kept: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = process(kept, "final")
+    assert said.code == 2 and "can be opened once; give --yes" in said.err and said.out == ""
+    monkeypatch.setattr("click.confirm", lambda *_args, **_kwargs: False)
+    assert call("final").code == 1
+    assert events(kept, "final_begun") == []
+    assert call("rollback", "--to", "base").code == 0
+    said = call("final", "--yes")
+    assert said.code == 1 and "the head is the base" in said.err
+
+
+def test_final_is_finished_on_the_head_that_it_was_begun_with(kept: Path, call: Loopctl) -> None:
+    assert killed(kept, "corpus", "finish_evaluation", "after", "1", "final", "--yes") == -signal.SIGKILL
+    assert call("rollback", "--to", "base").code == 0
+    said = call("final")
+    assert said.code == 1 and "the head is the base now" in said.err
+    (event,) = events(kept, "final_opened")
+    assert event.data["head"]["round"] == 1 and len(events(kept, "final_begun")) == 1
+
+
+def test_a_final_split_that_rounds_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
+    config = KEPT.replace('suite = "ones"\ngates', 'suite = "ones"\nconfirm = "final"\ngates')
+    monkeypatch.chdir(write_configuration(tmp_path, config).parent)
+    said = call("final", "--yes")
+    assert said.code == 78 and "decide.confirm is final" in said.err

@@ -1,0 +1,335 @@
+"""The commands that read a run: keys and types of their JSON, exit codes, and what people see."""
+
+import io
+import json
+import os
+import shutil
+import sqlite3
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loop.cli.tables import console
+from loop.system.lock import locked
+from store.db import open_database
+from store.ledger import Ledger
+from tests.support.cli import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
+
+__all__ = ["call", "finished"]
+TESTED = '[collect]\ndata = { type = "accumulate", passed_tests = true }\n'
+Number = int | float
+
+
+def test_status_has_the_keys_of_the_contract(finished: Path, call: Loopctl) -> None:
+    said = call("status", "--json")
+    assert said.code == 3, "nothing is running"
+    answer = said.json
+    for key in ("as_of", "run", "state", "reason", "pid", "uptime_s", "heartbeat_age_s", "head", "base", "round",
+                "last_decision", "rounds", "corpus", "next_due", "disk", "last_error"):  # fmt: skip
+        assert key in answer, key
+    assert answer["run"] == "small"
+    assert answer["state"] == "idle"
+    assert answer["as_of"].endswith("Z")
+    assert answer["pid"] is answer["round"] is answer["next_due"] is answer["last_error"] is None
+    assert answer["head"].keys() >= {"checkpoint", "round", "path"}
+    assert answer["base"]["round"] == 0
+    assert Path(answer["base"]["path"]).is_absolute()
+    assert 0 <= answer["base"]["pass@1"] <= 1
+    assert answer["last_decision"].keys() >= {"round", "verdict", "reasons", "metrics"}
+    assert answer["last_decision"]["verdict"] in ("keep", "rollback")
+    assert answer["last_decision"]["round"] == 2
+    rounds = answer["rounds"]
+    assert rounds["kept"] + rounds["rolled_back"] == 2 and rounds["failed"] == 0
+    assert answer["corpus"]["completions"] == 32 and answer["corpus"]["bytes"] > 0
+    assert answer["disk"]["free_bytes"] > 0 and answer["disk"]["checkpoints_bytes"] > 0
+
+
+def test_status_for_people(finished: Path, call: Loopctl) -> None:
+    said = call("status")
+    assert said.code == 3
+    for words in ("small", "idle", "pass@1", "T 0.9, top_p 0.95", "ones", "kept ·", "rolled back ·", "32 completions",
+                  "all 2 rounds are done"):  # fmt: skip
+        assert words in said.out, words
+    assert "\x1b" not in said.out
+
+
+def test_status_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
+    monkeypatch.chdir(write_configuration(tmp_path).parent)
+    said = call("status")
+    assert said.code == 3
+    assert "no run in" in said.out and "loopctl run" in said.out
+    answer = call("status", "--json").json
+    assert answer["state"] == "stopped" and answer["run"] == "small" and answer["head"] is None
+    assert call("rounds").code == 1
+    assert "start one with `loopctl run`" in call("rounds").err
+    assert not (tmp_path / ".loop").exists(), "reading makes nothing"
+
+
+def test_status_while_a_process_holds_the_run(finished: Path, call: Loopctl) -> None:
+    with locked(finished / ".loop"):
+        answer = call("status", "--json")
+        assert answer.code == 0
+        assert answer.json["state"] == "running" and answer.json["pid"] == os.getpid()
+        assert call("status", "--check").code == 0
+        assert "●" in call("status").out
+    assert call("status").code == 3
+
+
+def test_status_after_the_process_vanished(finished: Path, call: Loopctl) -> None:
+    db = open_database(finished / ".loop" / "loop.db")
+    Ledger(db).set_run_state(Ledger(db).run().id, "running")  # type: ignore[union-attr]
+    db.close()
+    said = call("status", "--json")
+    assert said.code == 3
+    assert said.json["state"] == "stopped" and "vanished" in said.json["reason"]
+
+
+def test_status_check_fails_on_a_failed_run(finished: Path, call: Loopctl) -> None:
+    db = open_database(finished / ".loop" / "loop.db")
+    Ledger(db).set_run_state(Ledger(db).run().id, "failed", "round 3, training: no")  # type: ignore[union-attr]
+    db.close()
+    assert call("status").code == 3
+    said = call("status", "--check")
+    assert said.code == 1 and "failed: round 3" in said.err
+
+
+def test_status_of_a_damaged_store_is_unknown(finished: Path, call: Loopctl) -> None:
+    for file in (finished / ".loop").glob("loop.db*"):
+        file.unlink()
+    (finished / ".loop" / "loop.db").write_text("this is no database, however long it may be" * 50)
+    said = call("status")
+    assert said.code == 4 and "restore a backup" in said.err
+    assert call("rounds").code == 1
+    said = call("verify", "--json")
+    assert said.code == 1 and not said.json["ok"] and "is not an SQLite database" in said.json["findings"][0]["message"]
+    assert call("verify").out.startswith("database: ")
+
+
+def test_status_does_not_need_the_rest_of_the_configuration(finished: Path, call: Loopctl) -> None:
+    with (finished / "loop.toml").open("a") as file:
+        file.write("\n[engin]\n")
+    assert call("status").code == 3
+    assert call("run").code == 78
+
+
+def test_status_is_light(finished: Path) -> None:
+    program = (
+        "import sys\nfrom loop.cli.main import loopctl, run\ncode = run(['status', *sys.argv[1:]], loopctl, 'loopctl')\n"
+        "heavy = ['torch', 'transformers', 'trl', 'datasets', 'numpy', 'pandas', 'pydantic', 'rich', 'sqlite_utils', "
+        "'importlib.metadata', 'loop.run.session', 'loop.round', 'loop.grading.grader']\n"
+        "print([name for name in heavy if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
+    )
+    import subprocess
+
+    for option in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-c", program, *option], cwd=finished, env=environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 3
+        assert done.stderr.strip() == "[]"
+
+
+def test_options_stand_before_and_after_the_command(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = str(finished / "loop.toml")
+    for arguments in (
+        ("--json", "--config", config, "rounds"),
+        ("rounds", "--json", "--config", config),
+        ("--config", config, "rounds", "--json"),
+        ("--json", "--config", "other.toml", "rounds", "--config", config),
+    ):
+        assert [row["round"] for row in call(*arguments).json] == [1, 2]
+    assert call("--config", config, "config", "check", "--json").json["ok"]
+    assert call("config", "--json", "check", f"--config={config}").json["ok"]
+    monkeypatch.setenv("LOOP_CONFIG", config)
+    assert len(call("rounds", "--json").json) == 2
+
+
+def test_rounds(finished: Path, call: Loopctl) -> None:
+    rows = call("rounds", "--json").json
+    for row in rows:
+        assert row["state"] in ("kept", "rolled_back")
+        assert row["verdict"] in ("keep", "rollback") and row["reasons"]
+        assert list(row["suites"]) == ["ones", "greedy"], "the one that decides comes first"
+        assert row["suites"]["ones"]["decides"] and not row["suites"]["greedy"]["decides"]
+        low, high = row["suites"]["ones"]["pass@1_interval"]
+        assert 0 <= low <= row["suites"]["ones"]["pass@1"] <= high <= 1
+        assert row["num_completions"] == row["num_used"] == 16
+        assert row["started_at"].endswith("Z") and row["duration_s"] > 0
+    text = call("rounds").out
+    assert "base" in text and "▸ ones" in text and "the head is" in text
+
+
+def test_round(finished: Path, call: Loopctl) -> None:
+    answer = call("round", "2", "--json").json
+    assert [stage["stage"] for stage in answer["stages"]] == ["sampling", "training", "evaluating", "deciding"]
+    assert all(stage["attempts"][0]["finished_at"] for stage in answer["stages"])
+    suite = answer["suites"]["ones"]
+    assert suite["decoding"]["temperature"] == 0.9 and suite["split"] == "select"
+    for who in ("base", "head", "candidate"):
+        assert suite[who]["pass@1"] <= suite[who]["pass@2"]
+        assert suite[who]["by_difficulty"].keys() == {"easy", "hard"}
+    low, high = suite["gain"]["interval"]
+    assert low <= suite["gain"]["gain"] <= high
+    assert suite["gain"]["gain"] == pytest.approx(suite["candidate"]["pass@1"] - suite["head"]["pass@1"])
+    assert answer["gates"][0]["type"] == "improvement" and answer["gates"][0]["reason"]
+    assert answer["training"]["num_used"] == 16 and answer["training"]["loss_first"] >= answer["training"]["loss_last"]
+    assert answer["settings"]["sampling"]["temperature"] == 1.2
+    text = call("round", "2").out
+    for words in ("pass@2", "easy (6)", "greedy", "decision", "saw 16 of 16", "evaluating", "candidate - head"):
+        assert words in text, words
+    assert call("round", "9").code == 1 and "rounds 1 to 2" in call("round", "9").err
+    assert call("round", "nine").code == 2
+
+
+def test_samples(finished: Path, call: Loopctl) -> None:
+    answer = call("samples", "--round", "1", "--limit", "3", "--json").json
+    assert len(answer) == 3
+    for sample in answer:
+        assert sample["round"] == 1 and sample["used"] is True and sample["text"]
+        assert sample["finish_reason"] in ("eos", "stop", "length") and sample["num_tokens"] > 0
+        assert sample["prompt"]["statement"]
+    name = answer[0]["prompt"]["name"]
+    assert {sample["prompt"]["name"] for sample in call("samples", "--prompt", name, "--json").json} == {name}
+    assert call("samples", "--search", "no such words", "--json").json == []
+    assert "return" in call("samples", "--search", "RETURN", "--limit", "1").out
+    assert call("samples", "--limit", "0").code == 2
+
+
+def test_samples_show_the_code_that_was_graded(finished: Path, call: Loopctl) -> None:
+    plain = call("samples", "--suite", "ones", "--limit", "1000", "--json").json
+    answer = call("samples", "--suite", "ones", "--limit", "1000", "--show-code", "--json").json
+    assert len(answer) > 24 and "code" not in plain[0]
+    assert [{key: value for key, value in sample.items() if key != "code"} for sample in answer] == plain
+    for sample in answer:
+        name = sample["prompt"]["name"].replace("/", "_").replace("ones", "one")
+        assert sample["verdict"] in ("passed", "failed", "error", "no_code") and sample["used"] is None
+        assert (sample["code"] is None) == (sample["verdict"] == "no_code")
+        if sample["verdict"] == "passed":
+            space: dict[str, Any] = {}
+            exec(sample["code"], space)
+            assert space[name]() == 1
+    passed = next(sample for sample in answer if sample["verdict"] == "passed")
+    text = call("samples", "--suite", "ones", "--prompt", passed["prompt"]["name"], "--show-code").out
+    assert "the program in it: passed" in text and "not selected yet" not in text
+    assert call("samples", "--suite", "none").err == "no suite is called 'none'; the run has ones, greedy\n"
+
+
+def test_samples_without_a_problem_show_what_extraction_gives(finished: Path, call: Loopctl) -> None:
+    (sample,) = call("samples", "--limit", "1", "--show-code", "--json").json
+    assert sample["code"].startswith(sample["prompt"]["prefill"].removeprefix("```python\n"))
+    assert sample["code"].endswith(sample["text"].partition("```")[0].rstrip("\n")) and sample["verdict"] is None
+    assert "the program in it: not graded" in call("samples", "--limit", "1", "--show-code").out
+
+
+def test_samples_of_prompts_that_have_tests(tmp_path: Path) -> None:
+    config = CONFIG.replace("per_round = 16", 'source = "tested.jsonl"').replace("[training]", f"{TESTED}[training]")
+    write_configuration(tmp_path, config)
+    rows = [
+        {"statement": f"Return one, {n}.", "signature": f"def own_{n}():", "test_list": [f"assert own_{n}() == 1"]}
+        for n in range(8)
+    ]
+    (tmp_path / "tested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert process(tmp_path, "run", "--rounds", "1").code == 0
+    shown = process(tmp_path, "samples", "--show-code", "--json").json
+    assert len(shown) == 8
+    for sample in shown:
+        assert (sample["verdict"] == "passed") == ("return 1" in sample["code"])
+
+
+def test_samples_of_a_suite_that_has_changed(finished: Path, call: Loopctl) -> None:
+    lines = Path("ones.jsonl").read_text().replace("== 1", "== 2", 1)
+    Path("ones.jsonl").write_text(lines)
+    said = call("samples", "--suite", "ones", "--show-code")
+    assert said.code == 1 and "suite ones: is not what these answers were graded on" in said.err
+    assert call("samples", "--suite", "ones").code == 0
+
+
+def test_export_jsonl(finished: Path, call: Loopctl) -> None:
+    assert call("corpus", "export", "--format", "jsonl", "out.jsonl").code == 0
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert len(rows) == 32
+    for row in rows:
+        assert [turn["role"] for turn in row["messages"]] == ["user", "assistant"]
+        assert row["messages"][1]["content"].startswith(row["prefill"])
+        assert row["round"] in (1, 2) and row["temperature"] == 1.2 and row["used"] is True
+    assert not list(Path(".").glob(".*partial")), "nothing half-written stays"
+    assert process(finished, "corpus", "export", "--format", "jsonl", "-").out == Path("out.jsonl").read_text()
+    assert call("corpus", "export", "--format", "jsonl", "no/such/out.jsonl").code == 1
+    assert call("corpus", "export", "--format", "csv", "out.csv").code == 2
+
+
+def test_export_parquet(finished: Path, call: Loopctl) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    answer = call("corpus", "export", "--format", "parquet", "out.parquet", "--json").json
+    assert answer["num_rows"] == 32
+    call("corpus", "export", "--format", "jsonl", "out.jsonl")
+    rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
+    assert parquet.read_table("out.parquet").to_pylist() == [{key: row[key] for key in _keys(parquet)} for row in rows]
+
+
+def _keys(parquet: object) -> list[str]:
+    return parquet.read_schema("out.parquet").names  # type: ignore[attr-defined, no-any-return]
+
+
+def test_verify(finished: Path, call: Loopctl) -> None:
+    said = call("verify")
+    assert said.code == 0 and said.out.startswith("ok: ")
+    answer = call("verify", "--json").json
+    assert answer["ok"] and answer["findings"] == [] and answer["checked"]["rounds"] == 2
+    with sqlite3.connect(finished / ".loop" / "loop.db") as conn:
+        for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+            conn.execute(f'DROP TRIGGER "{trigger}"')
+        conn.execute("UPDATE completions SET text = text || ' ' WHERE arrival = 3")
+    conn.close()
+    said = call("verify")
+    assert said.code == 1 and "was altered" in said.out
+    assert call("verify", "--json").json["findings"][0]["kind"] == "completion"
+
+
+def test_a_store_of_a_later_version(finished: Path, call: Loopctl) -> None:
+    with sqlite3.connect(finished / ".loop" / "loop.db") as conn:
+        conn.execute("INSERT INTO schema_migrations (number, name, applied_at) VALUES (999, 'future', 'then')")
+    conn.close()
+    for arguments in (("status",), ("rounds",), ("run",)):
+        said = call(*arguments)
+        assert said.code == 78 and "999 (future)" in said.err and said.out == ""
+
+
+def test_without_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in (("status",), ("run", "--json"), ("rounds",), ("config", "check")):
+        said = call(*arguments)
+        assert said.code == 78 and "loopctl init" in said.err and said.out == "" and said.err.count("\n") == 1
+    said = call("status", "--config", "there.toml")
+    assert said.code == 78 and "there.toml" in said.err
+
+
+def test_a_reader_that_goes_away(finished: Path) -> None:
+    import subprocess
+
+    line = f"{sys.executable} -m loop.cli.main samples --limit 1000 | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", line], cwd=finished, env=environment(), capture_output=True, text=True)
+    assert done.stderr == "" and done.stdout.strip() in ("0", "141")
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):  # and not rich's own end
+        console(Gone()).print("a line")
+
+
+def test_a_terminal_without_a_width(finished: Path) -> None:
+    plain = process(finished, "rounds")
+    assert plain.out and process(finished, "rounds", COLUMNS="0").out == plain.out
+
+
+def test_copies_leave_the_original_alone() -> None:
+    directory, _ = finished_run()
+    assert (directory / ".loop" / "loop.db").exists()
+    assert shutil.disk_usage(directory).free > 0

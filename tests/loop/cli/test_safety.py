@@ -1,0 +1,88 @@
+"""Text of models and strangers in the terminal: shown, never obeyed."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from loop.words import clipped, count, duration, safe, signed, size
+from store.corpus import Corpus
+from store.db import open_database
+from store.ledger import Ledger
+from tests.support.cli import Loopctl, call, finished
+
+__all__ = ["call", "finished"]
+
+HOSTILE = "\x1b[31mred\x07\x9b1m\u202eevil\u2066\u200b\ufeff\U000e0041\ud800\r\x7f[bold]text[/bold]\ttab\x00end"
+SHOWN = r"\x1b[31mred\x07\x9b1m\u202eevil\u2066\u200b\ufeff\U000e0041\ud800\r\x7f[bold]text[/bold]\ttab\x00end"
+DANGEROUS = set(HOSTILE) - set(SHOWN)
+
+
+def test_safe() -> None:
+    assert safe(HOSTILE) == SHOWN
+    assert safe("two\nlines") == r"two\nlines"
+    assert safe("two\nlines", lines=True) == "two\nlines"
+    assert safe("Grüße, 世界 ✓ é") == "Grüße, 世界 ✓ é"
+    assert safe("\u061c\u200f\u2028\u2029") == r"\u061c\u200f\u2028\u2029"
+
+
+def test_a_hostile_completion_in_samples(finished: Path, call: Loopctl) -> None:
+    db = open_database(finished / ".loop" / "loop.db")
+    corpus, run = Corpus(db), Ledger(db).run()
+    assert run is not None
+    one = next(corpus.completions(run.id, 2))
+    corpus.add_completions([replace(one, id="f" * 64, sample_index=7, text=HOSTILE, created_at="", sha256="")])
+    db.close()
+    said = call("samples", "--limit", "1")
+    assert SHOWN in "".join(line.strip() for line in said.out.splitlines()) and not DANGEROUS & set(said.out)
+    said = call("samples", "--limit", "1", "--show-code")
+    assert "the program in it" in said.out and not DANGEROUS & set(said.out)
+    said = call("samples", "--limit", "1", "--show-code", "--json")
+    assert said.json[0]["code"].endswith(HOSTILE.replace("\r", "\n")) and said.out.isascii()
+    said = call("samples", "--limit", "1", "--json")
+    assert said.json[0]["text"] == HOSTILE and said.out.isascii()
+    assert call("corpus", "export", "--format", "jsonl", "out.jsonl").code == 0
+    assert "\ufffd" in Path("out.jsonl").read_text(encoding="utf-8")
+    assert call("samples", "--search", "[bold]", "--json").json[0]["id"] == "f" * 64
+
+
+def test_a_hostile_error_in_round_and_status(finished: Path, call: Loopctl) -> None:
+    db = open_database(finished / ".loop" / "loop.db")
+    ledger = Ledger(db)
+    run = ledger.run()
+    assert run is not None
+    round = ledger.begin_round(run.id)
+    attempt = ledger.begin_attempt(round, "sampling", {"decoding": {}})
+    ledger.fail_attempt(round, "sampling", attempt, HOSTILE, "next")
+    ledger.fail_round(round, HOSTILE)
+    ledger.set_run_state(run.id, "failed", HOSTILE)
+    db.close()
+    for arguments in (("round", "3"), ("status",), ("rounds",)):
+        said = call(*arguments)
+        assert not DANGEROUS & set(said.out + said.err), arguments
+    assert r"\x1b[31mred" in call("round", "3").out
+    assert r"[bold]text[/bold]" in call("status").out
+    said = call("status", "--check")
+    assert said.code == 1 and not DANGEROUS & set(said.err)
+
+
+def test_hostile_arguments(finished: Path, call: Loopctl) -> None:
+    for arguments in (("status", "--config", "\x1b[31m.toml"), ("\x1b]0;title\x07",), ("round", "\x1b[1m")):
+        said = call(*arguments)
+        assert said.code in (2, 78) and "\x1b" not in said.err and said.out == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(None, "-"), (0.04, "0.0 s"), (3.21, "3.2 s"), (41.2, "41 s"), (725, "12 min 5 s"), (7440, "2 h 4 min"),
+     (284400, "3 d 7 h")],
+)  # fmt: skip
+def test_durations(seconds: float | None, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_numbers() -> None:
+    assert [size(n) for n in (0, 999, 2_100_000_000, 81_000_000_000, None)] == ["0 B", "999 B", "2.1 GB", "81 GB", "-"]
+    assert signed(-0.0001) == "+0.000" and signed(0.0312) == "+0.031"
+    assert count(3584, "completion") == "3,584 completions" and count(1, "round") == "1 round"
+    assert clipped("x" * 50, 10) == "xxxxxxx..."

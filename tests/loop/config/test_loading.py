@@ -1,0 +1,337 @@
+"""loop.toml: what is accepted, and for each mistake the exact line that a user reads."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from loop.config.every_key import tables_in
+from loop.config.loading import LoadedConfig, config_mistakes, find_config, load_config
+from loop.config.same_run import config_sha256, differences, resolved
+from loop.config.settings import Config
+from loop.config.toml_lines import KeyPath
+from loop.errors import ConfigError, PermissionDenied
+from policies.mistakes import dotted
+from tests.support import ROOT
+
+GOOD = """\
+name = "demo"
+[model]
+source = "smollm2-135m"
+[sampling]
+temperature = 1.2
+top_p = 0.8
+[training]
+num_steps = 4
+[[suites]]
+name = "first"
+source = "first-steps"
+num_samples = 4
+pass_at = [1, 4]
+[decide]
+suite = "first"
+gates = [{ type = "improvement" }]
+"""
+
+Load = Callable[[str], LoadedConfig]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Load a text as ./loop.toml."""
+    monkeypatch.chdir(tmp_path)
+
+    def load_text(text: str) -> LoadedConfig:
+        Path("loop.toml").write_text(text, encoding="utf-8")
+        return load_config(Path("loop.toml"))
+
+    return load_text
+
+
+def mistakes(load: Load, text: str) -> list[str]:
+    """The lines of the error."""
+    with pytest.raises(ConfigError) as caught:
+        load(text)
+    assert caught.value.exit_code == 78
+    return str(caught.value).splitlines()
+
+
+def test_a_good_file(load: Load, tmp_path: Path) -> None:
+    loaded = load(GOOD)
+    assert loaded.config.suite("first").pass_at == (1, 4)
+    assert loaded.path == tmp_path / "loop.toml"
+    assert (loaded.run_dir, loaded.base_dir) == (tmp_path / ".loop", tmp_path)
+
+
+@pytest.mark.parametrize("text", ["\ufeff" + GOOD, GOOD.replace("\n", "\r\n")])
+def test_windows_files_are_read_too(load: Load, text: str) -> None:
+    assert load(text).config == load(GOOD).config
+
+
+def test_run_dir_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "my.toml").write_text('run_dir = "../runs/a"\n' + GOOD)
+    monkeypatch.chdir(tmp_path)
+    assert load_config(Path("deep/my.toml")).run_dir == tmp_path / "runs" / "a"
+
+
+# One change to the good file (old text, new text) and the lines that it must give.
+TABLE = [
+    ('name = "demo"', 'name = "my demo"', ["1: name: \"my demo\" is not a name; use letters, digits, '.', '_' and '-', "
+                                           "beginning with a letter or digit"]),
+    ('name = "demo"', "", ["1: name: is missing; the run's name in every report"]),
+    ('name = "demo"', 'name = "demo"\nrounds = -1', ["2: rounds: -1 is too small; give a whole number of at least 0"]),
+    ('name = "demo"', 'name = "demo"\nseed = 1.5',
+     ["2: seed: 1.5 is not a whole number; give a whole number of at least 0 and below 9223372036854775808"]),
+    ('name = "demo"', 'name = "demo"\nrun_dir = 3', ["2: run_dir: 3 is not text; give text in quotes"]),
+    ('name = "demo"', 'name = "demo"\nrun_dir = ""',
+     ['2: run_dir: "" is not the name of a directory; leave the key out for .loop']),
+    ('name = "demo"', 'name = "demo"\nrun_dir = "a\\u0000b"',
+     ['2: run_dir: "a\\u0000b" is not the name of a directory; leave the key out for .loop']),
+    ('name = "demo"', 'name = "demo"\ntemperature = 1',
+     ["2: temperature: unknown key here; it is a key of [sampling] and [[suites]]"]),
+    ('[model]\nsource = "smollm2-135m"', "", ["1: model: is missing; add a table [model]"]),
+    ('source = "smollm2-135m"', "",
+     ['2: model.source: is missing; "smollm2-135m" (built in), a Hugging Face model directory, or a name on the hub']),
+    ('source = "smollm2-135m"', 'source = "smollm2-135m"\nrounds = 3',
+     ["4: model.rounds: unknown key here; rounds is a key above the first [table]"]),
+    ('source = "smollm2-135m"', 'source = "smollm2-135m"\nrevision = 2026-01-02',
+     ["4: model.revision: 2026-01-02 is a date or time; no key takes one (text stands in quotes)"]),
+    ('source = "smollm2-135m"', 'source = "smollm2-135m"\nchat_template = "true"',
+     ['4: model.chat_template: "true" is text; give true or false']),
+    ("[model]", "[[model]]", ["2: model: is a list; write [model] with single brackets, once"]),
+    ("temperature = 1.2", "temperature = 0",
+     ["5: sampling.temperature: 0 is not a temperature; the training data is always sampled, so give one above 0, "
+      "such as 1.2"]),
+    ("temperature = 1.2", 'temperature = "1.2"',
+     ['5: sampling.temperature: "1.2" is text; give a number above 0 and at most 10']),
+    ("temperature = 1.2", "temperature = nan",
+     ["5: sampling.temperature: nan is not a finite number; give a number above 0 and at most 10"]),
+    ("temperature = 1.2\ntop_p = 0.8", "temperature = 1",
+     ["5: sampling.temperature: 1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient "
+      "of training on its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"]),
+    ("temperature = 1.2\ntop_p = 0.8", "",
+     ["4: sampling.temperature: 1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient "
+      "of training on its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"]),
+    ("top_p = 0.8", "top_p = 2", ["6: sampling.top_p: 2 is not between 0 and 1; give a number above 0 and at most 1"]),
+    ("top_p = 0.8", "topp = 0.8", ["6: sampling.topp: unknown key; the closest is top_p"]),
+    ("top_p = 0.8", "greedy = true", ["6: sampling.greedy: unknown key here; it is a key of [[suites]]"]),
+    ("top_p = 0.8", "zzz = 1",
+     ["6: sampling.zzz: unknown key; [sampling] has temperature, top_k, top_p, repetition_penalty, max_new_tokens, "
+      "stop, num_samples, control"]),
+    ("top_p = 0.8", 'stop = "```"', ['6: sampling.stop: "```" is text; give a list of texts in quotes']),
+    ("top_p = 0.8", 'stop = [\n  "a",\n  3,\n]', ["8: sampling.stop[1]: 3 is not text; give text in quotes"]),
+    ("num_steps = 4", "num_steps = 4\nnum_epochs = 1\nmicro_batch_size = 5\nlearning_rate = 1e-7",
+     ["7: training.min_learning_rate: 1e-06 is above learning_rate 1e-07; give at most that",
+      "8: training.num_steps: num_epochs and num_steps are both given; give one",
+      "10: training.micro_batch_size: 5 does not divide batch_size 32; give a divisor of it"]),
+    ("num_steps = 4", 'method = "fulll"', ['8: training.method: "fulll" is unknown; give "full" or "lora"']),
+    ("num_steps = 4", "lora = { rank = true, target_modules = [1] }",
+     ["8: training.lora.rank: true is not a whole number; give a whole number of at least 1",
+      '8: training.lora.target_modules: is a list; give a list of texts in quotes or "all-linear"']),
+    ("[[suites]]", "[suites]",
+     ["9: suites: is a single table; write [[suites]] with double brackets"]),
+    ('source = "first-steps"', 'source = "first-steps"\ntemperature = 0',
+     ["12: suites[0].temperature: 0 is not a temperature; for always taking the most likely token a suite has "
+      "greedy = true"]),
+    ('source = "first-steps"', 'source = "first-steps"\nsplits = { select = 0.5 }',
+     ["12: suites[0].splits: the shares sum to 0.5; they must sum to 1"]),
+    ('source = "first-steps"',
+     'source = "first-steps"\n[suites.splits]\ntrain = 1\n[[suites]]\nname = "b"\nsource = "b"',
+     ['13: suites[0].splits.train: unknown key; it can be "select", "confirm" or "final"']),
+    ("num_samples = 4", "num_samples = 2",
+     ["13: suites[0].pass_at: pass@4 needs as many samples but num_samples is 2; raise num_samples to at least 4, or "
+      "ask for a smaller k"]),
+    ("num_samples = 4", "num_samples = 4\ngreedy = true\ntop_k = 2",
+     ["12: suites[0].num_samples: 4 greedy completions of a problem are all the same; set num_samples = 1",
+      "13: suites[0].greedy: excludes temperature, top_k and top_p; remove them or greedy"]),
+    ("pass_at = [1, 4]", "pass_at = []",
+     ["13: suites[0].pass_at: is empty; give at least one entry, a list of whole numbers"]),
+    ("[decide]", '[[suites]]\nname = "first"\nsource = "humaneval"\n[decide]',
+     ["15: suites[1].name: two suites are called 'first'; give each its own name"]),
+    ('suite = "first"', 'suite = "frist"', ["15: decide.suite: 'frist' is not among the suites; name one of first"]),
+    ('suite = "first"', 'suite = "first"\nsplit = "final"',
+     ["16: decide.split: 'final' has no share of the problems of suite 'first'; its splits are select"]),
+    ('suite = "first"', 'suite = "first"\nsplit = "test"',
+     ['16: decide.split: "test" is unknown; give "select", "confirm" or "final"']),
+    ('"improvement"', '"improvment"',
+     ["16: decide.gates[0].type: unknown type 'improvment'; known types: improvement, no_regression, collapse, best_so_far"]),
+    ('[{ type = "improvement" }]', "[]",
+     ['16: decide.gates: no gates, so every candidate would be kept; give at least one, {type = "improvement"}']),
+    ('[{ type = "improvement" }]', "[\n 3]", ["17: decide.gates[0]: 3 is not a table; give a table"]),
+    ("[decide]", "[grading]\nsandbox = true\n[promts]\n[decide]",
+     ['15: grading.sandbox: true is unknown; give "bubblewrap" or "none"',
+      "16: promts: unknown key; the closest is prompts"]),
+    ("num_steps = 4", "num_steps = 9_999_999_999",
+     ["8: training.num_steps: 9999999999 is out of all range; give a whole number of at least 1 and at most 2147483647"]),
+    ("[decide]", "[grading]\nmemory_bytes = 99_999_999_999_999_999\ntimeout_s = 99_999_999_999_999_999\n[decide]",
+     ["15: grading.memory_bytes: 99999999999999999 is out of all range; give a whole number of at least 1 and at most "
+      "9007199254740992",
+      "16: grading.timeout_s: 99999999999999999 is out of all range; give a number above 0 and at most 9007199254740992"]),
+    ('"improvement"', '"improvement", power = -99_999_999_999_999_999',
+     ["16: decide.gates[0].power: -99999999999999999 is out of all range; give a number of at least -9007199254740992"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), TABLE, ids=[row[1][:40] or "removed" for row in TABLE])
+def test_a_mistake_has_its_line(load: Load, old: str, new: str, expected: list[str]) -> None:
+    assert old in GOOD
+    lines = mistakes(load, GOOD.replace(old, new, 1))
+    assert lines == [f"loop.toml:{line}" for line in expected]
+
+
+def numeric_keys(table: type[BaseModel] = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Where a number stands in loop.toml, by the models: every key that takes one, or the first of its list."""
+    for name, field in table.model_fields.items():
+        kind = str(field.annotation)
+        here: KeyPath = (*path, name, 0) if "uple[" in kind and name != "lora" else (*path, name)
+        below = list(tables_in(field.annotation))
+        for one in below:
+            yield from numeric_keys(one, here)
+        if not below and re.search(r"\b(int|float)\b", kind):
+            yield here
+
+
+@pytest.mark.parametrize("key", sorted(set(numeric_keys()), key=str), ids=dotted)
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**400], ids=["above", "below", "far above"])
+def test_a_number_that_no_store_takes_is_refused_in_one_line(key: KeyPath, number: int) -> None:
+    value: Any = number
+    for part in reversed(key):
+        value = [value] if part == 0 else {part: value}
+    problem = config_mistakes(value, json.dumps(value))[key]
+    assert len(problem) < 200 and re.search(r"\d.*; give a ", problem), problem
+
+
+def test_all_mistakes_come_at_once_in_the_order_of_the_file(load: Load) -> None:
+    text = (
+        GOOD.replace('"demo"', "3")
+        .replace("top_p = 0.8", "top_p = 8")
+        .replace('suite = "first"', 'suite = "none"')
+        .replace('gates = [{ type = "improvement" }]', 'gates = [{ type = "a" }, { type = "b" }]')
+    )
+    places = [":".join(line.split(":")[:3]) for line in mistakes(load, text)]
+    assert places == [
+        "loop.toml:1: name",
+        "loop.toml:6: sampling.top_p",
+        "loop.toml:15: decide.suite",
+        "loop.toml:16: decide.gates[0].type",
+        "loop.toml:16: decide.gates[1].type",
+    ]
+
+
+def test_an_empty_file_lists_what_is_needed(load: Load) -> None:
+    keys = [line.split(": ")[1] for line in mistakes(load, "# nothing\n")]
+    assert keys == ["decide", "model", "name", "sampling", "suites"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "a",
+            ":1: is not TOML: Expected '=' after a key in a key/value pair; "
+            "a line is key = value, [table] or # comment",
+        ),
+        ("\na = b\n", ':2: is not TOML: Invalid value; text stands in "quotes", true and false are lower case'),
+        (
+            "a=1\na=2\n",
+            ":2: is not TOML: Cannot overwrite a value; a key or table is given a second time; keep one of them",
+        ),
+        ('a = "x\nb = 1', ":1: is not TOML: Illegal character '\\n'; correct this line or the one before"),
+        ("a = [\n", ':1: is not TOML: Invalid value; text stands in "quotes", true and false are lower case'),
+        ("a = " + "[" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
+        ("a = " + "9" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
+        ("a = 0x" + "f" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
+    ],
+)
+def test_broken_toml(load: Load, text: str, expected: str) -> None:
+    assert mistakes(load, text) == [f"loop.toml{expected}"]
+
+
+def test_files_that_are_none(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases: list[tuple[str, bytes | None, str]] = [
+        ("latin.toml", b'name = "a"\n# caf\xe9\n', "latin.toml:2: is not UTF-8; save the file as UTF-8"),
+        ("no.toml", None, "no.toml: no such file; run `loopctl init` or give --config FILE"),
+        (".", None, ".: is a directory; name the file, loop.toml"),
+    ]
+    for name, content, expected in cases:
+        if content is not None:
+            Path(name).write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            load_config(Path(name))
+        assert str(caught.value) == expected
+
+    def denied(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_bytes", denied)
+    with pytest.raises(PermissionDenied) as refused:
+        load_config(Path("secret.toml"))
+    assert str(refused.value) == "secret.toml: permission denied; make the file readable for this user"
+    assert refused.value.exit_code == 77
+
+
+def test_a_hostile_value_stays_one_printable_line(load: Load) -> None:
+    [line] = mistakes(load, GOOD.replace('"demo"', '"\\u001b[31m\\u202e\\nred' + "x" * 500 + '"'))
+    assert line.isprintable()
+    assert len(line) < 250
+
+
+def test_finding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOOP_CONFIG", raising=False)
+    with pytest.raises(ConfigError) as caught:
+        find_config(None)
+    assert str(caught.value) == f"no loop.toml in {os.getcwd()}; run `loopctl init` or give --config FILE"
+    Path("loop.toml").touch()
+    assert find_config(None) == Path("loop.toml")
+    monkeypatch.setenv("LOOP_CONFIG", "env.toml")
+    assert find_config(None) == Path("env.toml")
+    assert find_config("given.toml") == Path("given.toml")
+
+
+def test_resolved_is_a_config_again(load: Load) -> None:
+    config = load(GOOD).config
+    settings = resolved(config)
+    assert settings["decide"]["gates"][0]["alpha"] == 0.05
+    again = Config.model_validate_json(json.dumps(settings))
+    assert resolved(again) == settings
+    assert config_sha256(again) == config_sha256(config)
+
+
+def test_only_what_defines_the_run_changes_its_hash(load: Load) -> None:
+    config = load(GOOD).config
+    same = 'rounds = 9\nrun_dir = "elsewhere"\n' + GOOD + "[engine]\nbatch_size = 2\n[grading]\nnum_workers = 3\n"
+    assert config_sha256(load(same).config) == config_sha256(config)
+    assert differences(resolved(config), resolved(load(same).config)) == []
+    other = load(GOOD.replace("1.2", "1.1")).config
+    assert config_sha256(other) != config_sha256(config)
+
+
+def test_differences_in_words(load: Load) -> None:
+    old = resolved(load(GOOD).config)
+    new = load(
+        GOOD.replace("1.2", "1.1").replace("num_steps = 4", "num_epochs = 2")
+        + '[[suites]]\nname = "b"\nsource = "humaneval"\ngreedy = true\n'
+    )
+    lines = differences(old, resolved(new.config))
+    assert lines[:3] == [
+        "sampling.temperature is 1.1 here and 1.2 in the run directory",
+        "training.num_epochs is 2 here and not set in the run directory",
+        "training.num_steps is not set here and 4 in the run directory",
+    ]
+    assert 'suites[1].name is "b" here and not set in the run directory' in lines
+
+
+def test_nothing_heavy_is_imported() -> None:
+    heavy = "{'torch', 'transformers', 'datasets', 'numpy'}"
+    code = f"import sys, loop.config.loading; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

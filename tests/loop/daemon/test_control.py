@@ -1,0 +1,588 @@
+"""The control socket: who may use it, what clients may do wrong, and how loopctl hears of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import resource
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loop.daemon import control
+from loop.daemon.control import SOCKET, Control, NotRunning, Wake, ask
+from loop.errors import LoopError, PermissionDenied, UsageError
+from store.errors import StaleState
+from tests.support import ROOT
+from tests.support.waiting import HANG_S, Clock, wait_until
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody is given up because the machine is busy."""
+    monkeypatch.setattr(control, "END_TIMEOUT_S", HANG_S)
+    monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", HANG_S)
+    monkeypatch.setattr(ask, "__defaults__", (HANG_S,))
+
+
+def echo(request: dict[str, Any]) -> dict[str, Any]:
+    return {"echo": request}
+
+
+def raising(error: BaseException) -> Callable[[Any], Any]:
+    def answer(_request: Any) -> Any:
+        if error:
+            raise error
+
+    return answer
+
+
+@contextlib.contextmanager
+def raw(run_dir: Path, text: bytes = b"") -> Iterator[socket.socket]:
+    """A connection of a client that is not ours."""
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(HANG_S)
+        connection.connect(str(run_dir / SOCKET))
+        if text:
+            connection.sendall(text)
+        yield connection
+
+
+def all_of(connection: socket.socket) -> bytes:
+    text = b""
+    with contextlib.suppress(ConnectionResetError):
+        while chunk := connection.recv(1 << 16):
+            text += chunk
+    return text
+
+
+def num_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+# ---- asking and answering --------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_answered(tmp_path: Path) -> None:
+    with Control(tmp_path, echo):
+        for number in range(3):
+            assert ask(tmp_path, "pin", round=number) == {"echo": {"command": "pin", "round": number}}
+
+
+def test_text_of_any_kind_arrives(tmp_path: Path) -> None:
+    text = "näh\n\u2028 \ud800 \x00 \x1b[31m"
+    with Control(tmp_path, echo):
+        assert ask(tmp_path, "x", text=text)["echo"]["text"] == text
+
+
+def test_answers_are_longer_than_a_socket_holds(tmp_path: Path) -> None:
+    with Control(tmp_path, lambda request: {"text": "x" * 3_000_000}):
+        assert len(ask(tmp_path, "gc")["text"]) == 3_000_000
+
+
+def test_a_directory_with_a_long_name(tmp_path: Path) -> None:
+    run_dir = tmp_path.joinpath(*["d" * 100] * 3)
+    run_dir.mkdir(parents=True)
+    with Control(run_dir, echo):
+        assert ask(run_dir, "ping")["echo"]["command"] == "ping"
+    assert not (run_dir / SOCKET).exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "code"),
+    [
+        (UsageError("no such round; there are 3"), "no such round; there are 3", 2),
+        (PermissionDenied("no"), "no", 77),
+        (StaleState("it moved"), "it moved", 1),
+        (ValueError("seven\nlines"), "ValueError: seven lines", 1),
+        (KeyError(), "KeyError", 1),
+        (SystemExit(3), "SystemExit: 3", 1),
+        (KeyboardInterrupt(), "KeyboardInterrupt", 1),
+    ],
+)
+def test_what_it_raises_is_an_answer(tmp_path: Path, error: BaseException, text: str, code: int) -> None:
+    with Control(tmp_path, raising(error)):
+        for _ in range(2):  # the thread outlives it
+            with pytest.raises(LoopError) as caught:
+                ask(tmp_path, "x")
+            assert (str(caught.value), caught.value.exit_code) == (text, code)
+
+
+@pytest.mark.parametrize("answer", [None, 7, {("a", "b"): 1}, {"n": "x" * (control.MAX_ANSWER_BYTES + 1)}])
+def test_an_answer_that_cannot_be_sent(tmp_path: Path, answer: Any) -> None:
+    answers = [answer, {"n": 1}]
+    with Control(tmp_path, lambda request: answers.pop(0)):
+        with pytest.raises(LoopError):
+            ask(tmp_path, "x")
+        assert ask(tmp_path, "x") == {"n": 1}
+
+
+def test_an_answer_that_contains_itself(tmp_path: Path) -> None:
+    answer: dict[str, Any] = {}
+    answer["self"] = answer
+    with Control(tmp_path, lambda request: answer), pytest.raises(LoopError, match="ValueError"):
+        ask(tmp_path, "x")
+
+
+def test_one_thread_for_everything_and_one_request_at_a_time(tmp_path: Path) -> None:
+    seen: list[str] = []
+    threads: set[int] = set()
+
+    def note(what: str) -> dict[str, Any]:
+        threads.add(threading.get_ident())
+        seen.append(what)
+        return {}
+
+    def answer(_request: Any) -> dict[str, Any]:
+        note("in")
+        time.sleep(0.002)
+        return note("out")
+
+    with (
+        Control(tmp_path, answer, prepare=lambda: note("prepare") and None, close=lambda: note("close") and None),
+        ThreadPoolExecutor(8) as pool,
+    ):
+        list(pool.map(lambda _: ask(tmp_path, "x"), range(40)))
+    assert seen == ["prepare", *["in", "out"] * 40, "close"]
+    assert len(threads) == 1 and threading.get_ident() not in threads
+
+
+def test_where_it_cannot_be_prepared_requests_are_refused(tmp_path: Path) -> None:
+    closed: list[int] = []
+    error = LoopError("loop.db is gone; restore it")
+    with Control(tmp_path, echo, prepare=lambda: raising(error)(0), close=lambda: closed.append(1)):
+        for _ in range(2):
+            with pytest.raises(LoopError, match="loop.db is gone"):
+                ask(tmp_path, "x")
+    assert closed == [1]
+
+
+# ---- bad clients -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"\n", b"nonsense\n", b"[1]\n", b"7\n", b"\xff\xfe\n", b"[" * 20_000 + b"\n", b'{"a":' + b"9" * 5000 + b"}\n"],
+)
+def test_nonsense_is_refused_in_words(tmp_path: Path, text: bytes) -> None:
+    with Control(tmp_path, raising(AssertionError("not asked"))):
+        with raw(tmp_path, text) as client:
+            answer = json.loads(all_of(client))
+        assert answer["ok"] is False and "JSON object" in answer["error"]
+
+
+@pytest.mark.parametrize("end", [b"", b"\n"])
+def test_a_long_request_is_refused(tmp_path: Path, end: bytes) -> None:
+    long = b'{"command": "' + b"x" * control.MAX_REQUEST_BYTES + b'"}' + end
+    with Control(tmp_path, echo):
+        with raw(tmp_path) as client:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                client.sendall(long)
+            assert "at most 65536 bytes" in json.loads(all_of(client))["error"]
+        with pytest.raises(LoopError, match="at most 65536 bytes"):
+            ask(tmp_path, "x", text="x" * control.MAX_REQUEST_BYTES)
+        assert ask(tmp_path, "ping")
+
+
+def test_clients_that_go_away(tmp_path: Path) -> None:
+    asked: list[Any] = []
+    with Control(tmp_path, lambda request: asked.append(request) or {"text": "x" * 1_000_000}):
+        ask(tmp_path, "first")
+        before = num_descriptors()
+        for text in (b"", b'{"command": "ha', b'{"command": "x"}\n', b'{"command": "x"}\n{"command": "y"}\n'):
+            for _ in range(20):
+                with raw(tmp_path, text):
+                    pass
+        ask(tmp_path, "last")
+        assert asked[-1]["command"] == "last" and len(asked) == 42
+        wait_until(lambda: num_descriptors() <= before, lambda: "descriptors are left")
+
+
+def test_a_request_may_come_in_pieces(tmp_path: Path) -> None:
+    with Control(tmp_path, echo), raw(tmp_path) as client:
+        for letter in b'{"command": "ping"}\n':
+            client.sendall(bytes([letter]))
+        assert json.loads(all_of(client)) == {"ok": True, "echo": {"command": "ping"}}
+
+
+def test_hundreds_that_say_nothing_are_in_nobodys_way(tmp_path: Path) -> None:
+    before = num_descriptors()
+    with Control(tmp_path, echo), contextlib.ExitStack() as stack:
+        for number in range(300):
+            stack.enter_context(raw(tmp_path, b'{"comm' if number % 2 else b""))
+        for _ in range(5):
+            assert ask(tmp_path, "ping")
+        assert num_descriptors() < before + 300 + control.MOST_CLIENTS + 10
+
+
+def test_who_says_nothing_is_dropped(tmp_path: Path) -> None:
+    clock = Clock()
+    with Control(tmp_path, echo, clock=clock) as serving, raw(tmp_path, b'{"command"') as client:
+        wait_until(lambda: serving._clients)
+        clock.now_s += control.CLIENT_TIMEOUT_S + 1
+        assert all_of(client) == b""
+
+
+def test_who_does_not_read_is_in_nobodys_way(tmp_path: Path) -> None:
+    long, clock, asked = "x" * 3_000_000, Clock(), threading.Event()
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        asked.set()
+        return {"text": long if request["command"] == "long" else "short"}
+
+    def is_dropped() -> bool:
+        clock.now_s += control.CLIENT_TIMEOUT_S + 1
+        return not serving._clients
+
+    with Control(tmp_path, answer, clock=clock) as serving:
+        with raw(tmp_path, b'{"command": "long"}\n') as slow:
+            assert ask(tmp_path, "x") == {"text": "short"}
+            assert json.loads(all_of(slow))["text"] == long
+        asked.clear()
+        with raw(tmp_path, b'{"command": "long"}\n') as slow:
+            assert asked.wait(HANG_S)
+            wait_until(is_dropped)
+            assert not all_of(slow).endswith(b"\n"), "it should have been cut off"
+
+
+def test_who_waits_for_the_turn_is_not_dropped_for_it(tmp_path: Path) -> None:
+    clock, begun, sent = Clock(), threading.Event(), threading.Event()
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        if request["command"] == "slow":
+            begun.set()
+            assert sent.wait(HANG_S)
+            clock.now_s += control.CLIENT_TIMEOUT_S + 1
+        return {"did": request["command"]}
+
+    with Control(tmp_path, answer, clock=clock) as serving, raw(tmp_path) as other:
+        wait_until(lambda: serving._clients)
+        ask_in_vain = threading.Thread(target=lambda: ask(tmp_path, "slow"))
+        ask_in_vain.start()
+        assert begun.wait(HANG_S)
+        other.sendall(b'{"command": "other"}\n')
+        sent.set()
+        assert b'"other"' in all_of(other)
+        ask_in_vain.join()
+
+
+def test_more_than_the_kernel_keeps_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "MOST_WAITING", 1)
+    go = threading.Event()
+    with Control(tmp_path, lambda request: {"went": go.wait(HANG_S)}), ThreadPoolExecutor(20) as pool:
+        asked = [pool.submit(ask, tmp_path, "x") for _ in range(20)]
+        time.sleep(0.3)
+        go.set()
+        assert all(each.result() == {"went": True} for each in asked)
+
+
+def test_no_descriptors_for_a_while(tmp_path: Path) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with (
+        Control(tmp_path, echo, clock=Clock()) as serving,
+        raw(tmp_path, b'{"command": "a"') as first,
+        socket.socket(socket.AF_UNIX) as second,
+    ):
+        second.settimeout(HANG_S)
+        wait_until(lambda: [client for client in list(serving._clients.values()) if client.heard])
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
+        spare: list[int] = []
+        try:
+            with contextlib.suppress(OSError):
+                while True:
+                    spare.append(os.dup(0))
+            second.connect(str(tmp_path / SOCKET))
+            second.sendall(b'{"command": "b"}\n')
+            first.sendall(b"}\n")
+            assert b'"a"' in all_of(first)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for descriptor in spare:
+                os.close(descriptor)
+        assert b'"b"' in all_of(second)
+
+
+# ---- who may ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("umask", [0, 0o022, 0o277, 0o777])
+def test_the_socket_is_private_from_the_first_instant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
+) -> None:
+    modes: list[int] = []
+    bind = socket.socket.bind
+
+    class Watched(socket.socket):
+        def bind(self, name: Any) -> None:
+            bind(self, name)
+            modes.append(stat.S_IMODE((tmp_path / SOCKET).stat().st_mode))
+
+    monkeypatch.setattr(control.socket, "socket", Watched)
+    before = os.umask(umask)
+    try:
+        with Control(tmp_path, echo):
+            modes.append(stat.S_IMODE((tmp_path / SOCKET).stat().st_mode))
+            assert os.umask(umask) == umask, "other threads make files meanwhile"
+    finally:
+        os.umask(before)
+    assert modes[0] | 0o600 == modes[1] == 0o600
+
+
+def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_peer", lambda connection: os.geteuid() + 1)
+    with Control(tmp_path, raising(AssertionError("not asked"))):
+        for _ in range(50):  # the answer comes before the request was read
+            with pytest.raises(LoopError, match="may not command this run") as caught:
+                ask(tmp_path, "stop")
+            assert caught.value.exit_code == 77
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_for_real() -> None:
+    words = f"""
+import socket
+s = socket.socket(socket.AF_UNIX)
+try:
+    s.connect({SOCKET!r})
+    print(s.recv(1000).decode())
+except PermissionError:
+    print("EACCES")
+"""
+    with tempfile.TemporaryDirectory() as name, Control(Path(name), raising(AssertionError("not asked"))):
+        run_dir = Path(name)
+        run_dir.chmod(0o755)
+
+        def as_nobody() -> str:
+            for python in (sys.executable, "/usr/bin/python3"):  # which of them everybody may run
+                with contextlib.suppress(OSError):
+                    command = [python, "-I", "-S", "-c", words]
+                    return subprocess.run(
+                        command, cwd=run_dir, user=65534, group=65534, extra_groups=[], capture_output=True, text=True
+                    ).stdout
+            return ""
+
+        said = as_nobody()
+        if not said:
+            pytest.skip("another user cannot run this Python")
+        assert said == "EACCES\n"
+        (run_dir / SOCKET).chmod(0o666)
+        assert "user 65534 may not command this run" in as_nobody()
+
+
+def test_what_may_not_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(control, "_connect", denied)
+    with pytest.raises(PermissionDenied, match="as the user who runs the loop"):
+        ask(tmp_path, "x")
+
+
+# ---- beginning and end -----------------------------------------------------------------------------------------------
+
+
+def test_nobody_there(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for run_dir in (tmp_path, tmp_path / "none", tmp_path / "file"):
+        with pytest.raises(NotRunning) as caught:
+            ask(run_dir, "x")
+        assert caught.value.exit_code == 3
+    (tmp_path / SOCKET).touch()
+    with pytest.raises(NotRunning):
+        ask(tmp_path, "x")
+
+
+def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
+    words = "import sys, time; from pathlib import Path; from loop.daemon.control import Control\n"
+    words += "with Control(Path(sys.argv[1]), dict): print('up', flush=True); time.sleep(1000)"
+    command = [sys.executable, "-c", words, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as daemon:
+        assert daemon.stdout is not None and daemon.stdout.readline() == b"up\n"
+        assert ask(tmp_path, "x") == {"command": "x"}
+        daemon.kill()
+    assert (tmp_path / SOCKET).exists()
+    with pytest.raises(NotRunning):
+        ask(tmp_path, "x")
+    with Control(tmp_path, echo):
+        assert ask(tmp_path, "x")
+    assert not (tmp_path / SOCKET).exists()
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    before, threads = num_descriptors(), threading.active_count()
+    for _ in range(3):
+        with Control(tmp_path, echo), raw(tmp_path):
+            ask(tmp_path, "x")
+    assert (num_descriptors(), threading.active_count()) == (before, threads)
+    assert not (tmp_path / SOCKET).exists()
+    with pytest.raises(NotRunning):
+        ask(tmp_path, "x")
+
+
+def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
+    (tmp_path / SOCKET).mkdir()
+    before = num_descriptors()
+    with pytest.raises(LoopError, match=r"control\.sock: no socket can be made"), Control(tmp_path, echo):
+        pass
+    with pytest.raises(LoopError, match="no socket can be made"), Control(tmp_path / "none", echo):
+        pass
+    assert num_descriptors() == before
+
+
+def test_the_request_that_ends_it_is_answered(tmp_path: Path) -> None:
+    for _ in range(20):
+        end = Wake()
+
+        def answer(_request: Any, end: Wake = end) -> dict[str, Any]:
+            end.wake()
+            return {"text": "stopping"}
+
+        with ThreadPoolExecutor(1) as pool:
+            with Control(tmp_path, answer):
+                asked = pool.submit(ask, tmp_path, "stop")
+                assert end.wait(HANG_S)
+            assert asked.result() == {"text": "stopping"}
+        end.close()
+
+
+@contextlib.contextmanager
+def stand_in(run_dir: Path, serve: Callable[[socket.socket], object]) -> Iterator[None]:
+    """Somebody else on the socket."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(run_dir / SOCKET))
+        listener.listen()
+
+        def one() -> None:
+            with listener.accept()[0] as connection:
+                serve(connection)
+
+        thread = threading.Thread(target=one)
+        thread.start()
+        yield
+        thread.join()
+
+
+@pytest.mark.parametrize("said", [b"", b"{", b"[]\n", b"nonsense\n"])
+def test_a_daemon_that_dies_over_it(tmp_path: Path, said: bytes) -> None:
+    with (
+        stand_in(tmp_path, lambda connection: (connection.recv(1000), connection.sendall(said))),
+        pytest.raises(LoopError, match="ended before it answered") as caught,
+    ):
+        ask(tmp_path, "x")
+    assert not isinstance(caught.value, NotRunning), "it may have been done"
+
+
+def test_a_daemon_that_says_nothing(tmp_path: Path) -> None:
+    over = threading.Event()
+    with stand_in(tmp_path, lambda connection: over.wait(HANG_S)):
+        with pytest.raises(LoopError, match=r"within 0\.2 s") as caught:
+            ask(tmp_path, "x", timeout_s=0.2)
+        assert not isinstance(caught.value, NotRunning)
+        over.set()
+
+
+def test_a_daemon_that_drips(tmp_path: Path) -> None:
+    over = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while not over.wait(0.05):
+                connection.sendall(b" ")
+
+    with stand_in(tmp_path, drip):
+        with pytest.raises(LoopError, match=r"within 0\.4 s"):
+            ask(tmp_path, "x", timeout_s=0.4)
+        over.set()
+
+
+def test_loopctl_does_not_wait_for_it() -> None:
+    words = "import sys, loop.daemon.control; print(*sys.modules)"
+    command = [sys.executable, "-c", words]
+    told = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True).stdout
+    heavy = {"pydantic", "click", "rich", "sqlite3", "sqlite_utils", "torch", "apscheduler", "psutil", "subprocess"}
+    assert "loop.daemon.control" in told.split() and not heavy & set(told.split())
+
+
+# ---- Wake ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wake() -> Iterator[Wake]:
+    wake = Wake()
+    yield wake
+    wake.close()
+
+
+def test_it_wakes_once_for_any_number_of_times(wake: Wake) -> None:
+    for _ in range(200_000):  # far more than a pipe holds
+        wake.wake()
+    assert wake.wait(HANG_S)
+    assert not wake.wait(0.01)
+    wake.wake()
+    wake.drain()
+    wake.drain()
+    assert not wake.wait(0.0) and not wake.wait(-1.0)
+
+
+def test_a_thread_wakes_it(wake: Wake) -> None:
+    timer = threading.Timer(0.1, wake.wake)
+    timer.start()
+    assert wake.wait(1e12)
+    timer.join()
+
+
+def test_a_signal_wakes_it(wake: Wake) -> None:
+    before = signal.signal(signal.SIGUSR1, lambda *_: wake.wake())
+    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    timer.start()
+    try:
+        assert wake.wait(HANG_S)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_that_means_something_else_does_not(wake: Wake) -> None:
+    seen: list[int] = []
+    before = signal.signal(signal.SIGUSR1, lambda signum, _: seen.append(signum))
+    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    timer.start()
+
+    def is_seen() -> bool:
+        assert not wake.wait(0.5)
+        return bool(seen)
+
+    try:
+        wait_until(is_seen)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_it_needs_no_descriptor(wake: Wake) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # 0 is taken
+    try:
+        wake.wake()
+        assert wake.wait(0.1) and not wake.wait(0.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_nobody_is_woken_after_the_end() -> None:
+    wake = Wake()
+    wake.close()
+    wake.close()
+    wake.wake()

@@ -1,0 +1,320 @@
+"""vLLM for real, on a CPU: the contract over all samplers, the proof of weights, and what a change of weights may do.
+
+Runs where vLLM is installed (`make test-vllm`); each engine takes ten seconds or more to start.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it")
+
+from loop.engines.base import CheckpointRef, Generated, Sampler
+from loop.errors import EngineError
+from loop.workers.worker import RemoteSampler, Worker
+from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: they run over this module's pair)
+    GREEDY,
+    HOT,
+    SETTINGS,
+    ask,
+    chat,
+    no_progress,
+    teacher_forced,
+    test_a_completion_does_not_depend_on_its_batch,
+    test_bare_text_and_no_requests,
+    test_reasons_and_limits,
+    test_same_requests_same_completions,
+    test_seeds_make_the_difference_and_greedy_knows_none,
+    test_the_tokenizer_has_one_hash,
+    test_what_can_never_fit_is_refused_by_name,
+)
+from tests.support.tiny import make_tiny_model
+from tests.support.waiting import HANG_S
+
+Start = Callable[..., RemoteSampler]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CheckpointRef]:
+    """Two checkpoints of one shape with other weights: "one" and "other"."""
+    root = tmp_path_factory.mktemp("models")
+    paths = {
+        "one": make_tiny_model(root / "one", head_size=32),
+        "other": make_tiny_model(root / "other", head_size=32, seed=1),
+    }
+    return {name: CheckpointRef(sha256=name, path=path) for name, path in paths.items()}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    started: list[RemoteSampler] = []
+    log = tmp_path_factory.mktemp("logs") / "sampler.log"
+
+    def start(checkpoint: CheckpointRef, **changed: Any) -> RemoteSampler:
+        init = {
+            "op": "load_sampler",
+            "checkpoint": checkpoint.model_dump(mode="json"),
+            "settings": SETTINGS | {"sampler": "vllm", "kv_cache_bytes": 64 << 20} | changed,
+        }
+        worker = Worker(init, log_file=log, stall_timeout_s=HANG_S, progress=no_progress, tag="sampler")
+        started.append(RemoteSampler(worker))
+        return started[-1]
+
+    yield start
+    for sampler in started:
+        sampler.close()
+
+
+@pytest.fixture(scope="module")
+def pair(models: dict[str, CheckpointRef], start: Start) -> tuple[Sampler, Sampler]:
+    return start(models["one"]), start(models["one"], batch_size=7)
+
+
+def same(found: dict[str, Generated], wanted: dict[str, Generated]) -> bool:
+    """Whether these are the same completions; in another batch the last digits of their log-probabilities are others."""
+    return found.keys() == wanted.keys() and all(
+        one.token_ids == wanted[name].token_ids and abs(one.logprob_sum - wanted[name].logprob_sum) < 1e-3
+        for name, one in found.items()
+    )
+
+
+def test_a_stop_string_ends_a_completion(pair: tuple[Sampler, Sampler]) -> None:
+    """It is taken from what the model writes without it, which is not the same on every CPU."""
+    written = {task: ask(pair[0], [chat("r", seed=3, task=task)], GREEDY)["r"] for task in range(6)}
+    task, free = max(written.items(), key=lambda one: len(one[1].text))
+    starts = range(len(free.text) // 4, len(free.text) // 2)
+    stop = next(free.text[start : start + 2] for start in starts if free.text[start : start + 2].isascii())
+    params = GREEDY.model_copy(update={"stop": ("never seen", stop)})
+    stopped = ask(pair[0], [chat("r", seed=3, task=task)], params)["r"]
+    assert stopped.finish_reason == "stop"
+    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
+    assert stop in stopped.text and free.text.startswith(stopped.text)
+    assert len(stopped.text) < len(free.text)
+
+
+# ---- the proof, and what changes weights ---------------------------------------------------------------------------
+
+
+def forced(model_path: Path, generated: Generated) -> float:
+    """The completion's log-probability under transformers."""
+    from transformers import AutoModelForCausalLM
+
+    return float(teacher_forced(AutoModelForCausalLM.from_pretrained(model_path), generated).sum())
+
+
+def test_other_weights_are_served_in_place_and_proved(models: dict[str, CheckpointRef], start: Start) -> None:
+    """To and fro: each time what is drawn is what a fresh engine would draw, with the new weights' log-probabilities."""
+    sampler = start(models["one"])
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(8)]
+    before = ask(sampler, requests, HOT)
+    pid = sampler.worker.process.pid
+    for name in ("other", "one", "other"):
+        assert sampler.change(models[name])
+        found = ask(sampler, requests, HOT)
+        assert same(found, before) == (name == "one")
+        for one in found.values():
+            assert one.logprob_sum == pytest.approx(forced(models[name].path, one), abs=1e-3)
+    assert sampler.worker.process.pid == pid
+    sampler.close()
+
+
+def test_weights_that_cannot_be_told_apart_are_not_changed_in_place(
+    models: dict[str, CheckpointRef], start: Start, tmp_path: Path
+) -> None:
+    """The proof would pass for the old ones too: that is none."""
+    import safetensors.torch
+
+    shutil.copytree(models["one"].path, tmp_path / "near")
+    tensors = safetensors.torch.load_file(tmp_path / "near" / "model.safetensors")
+    tensors["model.norm.weight"] += 1e-6
+    safetensors.torch.save_file(tensors, tmp_path / "near" / "model.safetensors", metadata={"format": "pt"})
+    sampler = start(models["one"])
+    assert not sampler.change(CheckpointRef(sha256="near", path=tmp_path / "near"))
+    sampler.close()
+
+
+def test_a_model_that_vllm_cannot_reload_is_left_to_a_new_engine(models: dict[str, CheckpointRef]) -> None:
+    from loop.engines.vllm_sampler import VllmSampler
+    from loop.engines.weights_proof import reference
+
+    class Engine:
+        def collective_rpc(self, method: str, kwargs: Any = None) -> None:
+            raise NotImplementedError(f"{method} is not there for this model")
+
+    sampler = object.__new__(VllmSampler)
+    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = {}, "float32", False, None
+    sampler.engine, sampler.num_adapters = Engine(), 0
+    sampler._take(models["one"], reference(models["one"], "float32"))
+    assert not sampler.change(models["other"])
+
+
+@pytest.mark.parametrize("broken", ["reload_weights", "repack_shared_weights"])
+def test_a_change_that_is_reported_but_not_made_is_noticed(
+    models: dict[str, CheckpointRef], broken: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second is what vLLM itself leaves out on a CPU."""
+    from loop.engines.vllm_sampler import VllmSampler
+    from loop.engines.weights_proof import reference
+
+    served: dict[str, Any] = {}
+
+    class Engine:
+        """An engine over one or more models, of which it serves whatever it was really told to."""
+
+        def collective_rpc(self, method: str, kwargs: Any = None) -> None:
+            served[method] = True
+
+        def reset_prefix_cache(self) -> None:
+            pass
+
+    old, new = (reference(models[name], "float32") for name in ("one", "other"))
+    sampler = object.__new__(VllmSampler)
+    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = {}, "float32", False, None
+    sampler.engine, sampler.num_adapters = Engine(), 0
+    sampler._take(models["one"], old)
+    done = {"reload_weights", "repack_shared_weights"} - {broken}
+    mixed = [(a + b) / 2 for a, b in zip(old.logprobs, new.logprobs, strict=True)]
+    says = {"reload_weights": old.logprobs, "repack_shared_weights": mixed}[broken]
+    monkeypatch.setattr(sampler, "_served", lambda proof: new.logprobs if not done else says)
+    assert not sampler.change(models["other"])
+    assert served.keys() == {"reload_weights", "repack_shared_weights"}
+
+
+def test_an_adapter_is_served_over_the_resident_base(
+    models: dict[str, CheckpointRef], start: Start, tmp_path: Path
+) -> None:
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    adapters = []
+    for number in (1, 2):
+        torch.manual_seed(number)
+        base = AutoModelForCausalLM.from_pretrained(models["one"].path)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                torch.nn.init.normal_(parameter, std=0.05)
+        path = tmp_path / f"adapter-{number}"
+        model.save_pretrained(path)
+        for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+            shutil.copy(models["one"].path / name, path)
+        adapters.append(CheckpointRef(sha256=f"adapter-{number}", path=path, base_path=models["one"].path))
+    sampler = start(models["one"], lora_rank=4)
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(4)]
+    seen = [ask(sampler, requests, HOT)]
+    for checkpoint in (*adapters, models["one"]):
+        assert sampler.change(checkpoint)
+        seen.append(ask(sampler, requests, HOT))
+    assert same(seen[0], seen[3]) and seen[0] != seen[1] != seen[2]
+    assert not sampler.change(models["other"]), "an engine made for adapters is started again for other weights"
+    sampler.close()
+
+
+def test_a_prober_is_there_while_vllm_serves(models: dict[str, CheckpointRef], start: Start) -> None:
+    from loop.engines.base import Forced
+
+    sampler = start(models["one"])
+    one = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
+    text = Forced(id="t", prompt_token_ids=one.prompt_token_ids, token_ids=one.token_ids)
+    (record,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
+    for token, at, logprobs in zip(one.token_ids, record.at, record.logprobs, strict=True):
+        assert dict(zip(at, logprobs, strict=True))[token] > logprobs[0] - 1e-3, "greedy: each token was the likeliest"
+    assert same(ask(sampler, [chat("r", seed=1)], GREEDY), {"r": one})
+    assert sampler.change(models["other"])
+    (after,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
+    assert after.entropy != record.entropy
+    sampler.close()
+
+
+# ---- faults --------------------------------------------------------------------------------------------------------
+
+
+def engine_of(sampler: RemoteSampler) -> psutil.Process:
+    """The engine's process, below that of its guard."""
+    return psutil.Process(sampler.worker.process.pid).children()[0]
+
+
+def test_a_killed_engine_loses_only_what_was_unfinished(models: dict[str, CheckpointRef], start: Start) -> None:
+    sampler = start(models["one"])
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(600)]  # more than the pipe holds
+    whole = ask(sampler, requests, HOT)
+    kept: dict[str, Generated] = {}
+    killed = False
+    with pytest.raises(EngineError, match="sampler: it was killed"):
+        for batch in sampler.generate(requests, HOT):
+            kept |= {one.id: one for one in batch}
+            if len(kept) >= 8 and not killed:
+                killed = True
+                engine_of(sampler).kill()
+    assert 8 <= len(kept) < 600
+    again = start(models["one"])
+    assert same(kept | ask(again, [one for one in requests if one.id not in kept], HOT), whole)
+    again.close()
+
+
+def test_a_hung_engine_is_ended(models: dict[str, CheckpointRef], start: Start) -> None:
+    sampler = start(models["one"])
+    sampler.worker.heartbeat_timeout_s = 3.0
+    with pytest.raises(EngineError, match="nothing was heard from it"):
+        for _ in sampler.generate([chat(f"r{i}", seed=i, task=i) for i in range(600)], HOT):
+            engine_of(sampler).suspend()
+    assert sampler.worker.process.poll() is not None
+
+
+def test_no_memory_for_the_cache_is_said_in_one_line(models: dict[str, CheckpointRef], start: Start) -> None:
+    with pytest.raises(EngineError) as refused:
+        start(models["one"], kv_cache_bytes=1 << 50)
+    assert "\n" not in str(refused.value)
+    assert "memory" in str(refused.value) and "engine.kv_cache_bytes" in str(refused.value)
+
+
+@pytest.mark.slow
+def test_ten_starts_leave_nothing(
+    models: dict[str, CheckpointRef], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes, shared memory and temporary files are as before; so is this process's memory, but for a few MB."""
+    us = psutil.Process()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # others may write to /tmp meanwhile
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "compiled"))  # a cache, which stays
+    (tmp_path / "compiled").mkdir()
+    names = lambda: {path.name for place in (Path("/dev/shm"), tmp_path) for path in place.iterdir()}  # noqa: E731
+    rss = []
+    for number in range(10):
+        before, others = names(), set(us.children(recursive=True))  # the engine that the other tests share
+        sampler = start(models["one"])
+        ask(sampler, [chat(f"r{i}", seed=i) for i in range(4)], HOT)
+        sampler.close()
+        assert not (left := set(us.children(recursive=True)) - others), f"start {number} left processes: {left}"
+        assert not (left := names() - before), f"start {number} left {left}"
+        rss.append(us.memory_info().rss)
+    assert rss[-1] < rss[1] + 5e6
+
+
+# ---- exports ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_export_is_served_with_its_weights_and_its_decoding_settings(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vllm.config import ModelConfig
+
+    from loop.cli.main import loopctl, run
+    from tests.loop.publishing.test_models import record
+
+    make_tiny_model(tmp_path / "model", head_size=32)
+    record(tmp_path, "full", lambda target: make_tiny_model(target, head_size=32, seed=1))
+    monkeypatch.chdir(tmp_path)
+    assert run(["export", "1", "out"], loopctl, "loopctl") == 0, capsys.readouterr()
+    sampler = start(CheckpointRef(sha256="exported", path=tmp_path / "out"))
+    for one in ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(8)], HOT).values():
+        assert one.logprob_sum == pytest.approx(forced(tmp_path / ".loop/checkpoints/round-0001", one), abs=1e-3)
+    sampler.close()
+    taken = ModelConfig(model=str(tmp_path / "out")).get_diff_sampling_param()
+    assert taken == {"temperature": 0.8, "top_k": 0, "top_p": 0.9, "max_tokens": 16}

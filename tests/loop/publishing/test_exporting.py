@@ -1,0 +1,368 @@
+"""`loopctl export`: a directory that is whole or not there, and a card that says what the ledger knows and nothing else."""
+
+from __future__ import annotations
+
+import copy
+import errno
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from markdown_it import MarkdownIt
+
+from loop.config.loading import load_config
+from loop.config.same_run import config_sha256
+from loop.config.toml_text import toml_text
+from loop.errors import NoRoom
+from loop.publishing import exporting
+from loop.publishing.card import PAPER, card
+from loop.publishing.card_facts import facts_of
+from loop.publishing.exporting import generation_config
+from loop.publishing.markdown import block, words
+from loop.reading.checkpoints import checkpoint_named, public
+from loop.reading.reader import reader
+from loop.words import decoding_words, interval, rate, signed
+from tests.support import ROOT
+from tests.support.cli import Loopctl, call, finished, write_configuration
+
+__all__ = ["call", "finished"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "</details><img src=x onerror=alert(1)>",
+    "[click](javascript:alert(1))",
+    "![picture](https://example.org/track.png)",
+    "https://example.org www.example.org me@example.org",
+    "<https://example.org> &lt;script&gt;",
+    "| a | b |",
+    "```\n# heading\n```",
+    "`code` ``more`` `````",
+    "**bold** __bold__ ~~gone~~ $x$ \\",
+    "---\nmodel: other\n---",
+    "\x1b[31m red \u202e right to left \u200b \ud800",
+    "- item\n1. item\n> quote\n# heading",
+    "- item",
+    "+ item",
+    "1. item",
+    "12) item",
+    "> quote",
+    "# heading",
+    "=== ---",
+    "&#60;b&#62; &lt;i&gt; &amp;",
+    "mailto:me@example.org xmpp:me@example.org",
+]
+
+
+def left_over(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.name.endswith(".partial")]
+
+
+# ---- the directory ---------------------------------------------------------------------------------------------------
+
+
+def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
+    base = call("export", "base", "deep/er/base", "--json").json
+    assert (base["path"], base["round"], base["kind"]) == (str(finished / "deep/er/base"), 0, "full")
+    assert [entry["name"] for entry in base["files"]] == [
+        "README.md", "config.json", "generation_config.json", "model.safetensors",
+    ]  # fmt: skip
+    assert base["size_bytes"] == sum(path.stat().st_size for path in Path("deep/er/base").iterdir())
+    said = call("export", "1", "one")
+    assert said.code == 0 and said.out.startswith(f"round 1: exported: {finished}/one (4 files, ") and said.err == ""
+    assert call("export", "head", "head").code == 0
+    assert Path("one").stat().st_mode & 0o777 == 0o777 & ~exporting._umask()
+    again = call("export", "base", "again", "--json").json
+    assert again["sha256"] == base["sha256"], "the same ledger gives the same bytes"
+    assert left_over(finished) == []
+
+
+def test_the_weights_are_the_checkpoints_own(finished: Path, call: Loopctl) -> None:
+    call("export", "2", "two")
+    original = finished / ".loop/checkpoints/round-0001"  # both rounds trained the same weights
+    assert (finished / "two/model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
+    assert json.loads((finished / "two/generation_config.json").read_text()) == {
+        "do_sample": True, "max_new_tokens": 256, "temperature": 0.9, "top_k": 0, "top_p": 0.95,
+    }  # fmt: skip
+
+
+def test_what_is_there_is_refused(finished: Path, call: Loopctl) -> None:
+    Path("full").mkdir()
+    Path("full/mine").touch()
+    Path("file").touch()
+    for name, why in (("full", "is not empty"), ("file", "is a file"), ("file/below", f"{finished}/file is a file")):
+        said = call("export", "head", name)
+        assert said.code == 1 and said.out == "" and said.err.count("\n") == 1, said
+        assert said.err.startswith(f"{name}: {why}")
+    assert os.listdir("full") == ["mine"]
+    Path("empty").mkdir()
+    Path("link").symlink_to("empty")
+    assert call("export", "head", "link").code == 0 and Path("empty/README.md").exists()
+    assert call("export", "head", "empty").code == 1
+
+
+def test_damaged_weights_are_not_exported(finished: Path, call: Loopctl) -> None:
+    weights = finished / ".loop/checkpoints/round-0001/model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    said = call("export", "1", "out")
+    assert said.code == 1 and said.err.count("\n") == 1 and "round 1 is damaged" in said.err
+    weights.unlink()
+    said = call("export", "1", "out")
+    assert said.code == 1 and "model.safetensors is missing" in said.err
+    assert not Path("out").exists() and left_over(finished) == []
+
+
+@pytest.mark.parametrize("place", ["_copy", "_write_texts", "fsync", "_put"])
+def test_ended_anywhere_it_leaves_nothing(
+    finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, place, interrupted)
+    said = call("export", "1", "out")
+    assert (said.code, said.err) == (130, "interrupted; nothing was written\n")
+    assert not Path("out").exists() and left_over(finished) == []
+
+
+def test_a_full_disk(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(exporting, "_copied", full)
+    said = call("export", "1", "out")
+    assert said.code == NoRoom.exit_code and said.err.count("\n") == 1 and "the disk is full" in said.err
+    assert left_over(finished) == []
+
+
+def test_it_is_on_disk_before_it_has_its_name(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    real_sync, real_rename = exporting.fsync, os.rename
+    monkeypatch.setattr(exporting, "fsync", lambda path: (order.append(path.name), real_sync(path)))
+    monkeypatch.setattr(os, "rename", lambda old, new: (order.append("rename"), real_rename(old, new)))
+    call("export", "1", "out")
+    before, after = order[: order.index("rename")], order[order.index("rename") + 1 :]
+    assert {"README.md", "config.json", "generation_config.json", "model.safetensors"} <= set(before)
+    assert before[-1].startswith(".out.") and after == [finished.name]
+
+
+def test_only_files_of_the_model_are_taken() -> None:
+    taken = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "tokenizer.model",
+             "merges.txt", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE", "LICENSE.md",
+             "NOTICE", "USE_POLICY.md"]  # fmt: skip
+    left = ["MANIFEST.json", "README.md", "modeling_x.py", "pytorch_model.bin", ".gitattributes", "original/a.safetensors",
+            "runs/x.json", "model.gguf", "LICENSE.py", "additional_chat_templates/x.py"]  # fmt: skip
+    assert [name for name in taken + left if exporting._is_wanted(name)] == taken
+
+
+def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: Path) -> None:
+    for arguments, code, said in (
+        (("export", "newest", "out"), 2, "neither head nor base nor a round's number"),
+        (("export", "head"), 2, "DIR"),
+        (("export", "head", "out", "--private"), 2, "--push OWNER/NAME"),
+        (("export", "7", "out"), 1, "there is no round 7"),
+    ):
+        found = call(*arguments)
+        assert found.code == code and said in found.err and found.err.count("\n") == 1, arguments
+    write_configuration(tmp_path / "new")
+    assert "no run in" in call("export", "head", "out", "--config", str(tmp_path / "new/loop.toml")).err
+    assert not Path("out").exists()
+
+
+def test_the_model_libraries_stay_out(finished: Path) -> None:
+    words = "import sys; from loop.cli.main import loopctl, run; code = run(['export', 'head', 'out'], loopctl, 'loopctl'); "
+    words += "sys.exit(code or any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'peft')))"
+    import subprocess
+    import sys
+
+    from tests.support.cli import environment
+
+    assert subprocess.run([sys.executable, "-c", words], env=environment(), check=False).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("decoding", "expected"),
+    [
+        ({"temperature": 0.0, "max_new_tokens": 8}, {"do_sample": False, "max_new_tokens": 8, "eos_token_id": 2}),
+        (
+            {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.1, "max_new_tokens": 8, "stop": ["x"]},
+            {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.1,
+             "max_new_tokens": 8, "eos_token_id": 2},
+        ),
+    ],
+)  # fmt: skip
+def test_the_generation_config(decoding: dict[str, Any], expected: dict[str, Any]) -> None:
+    before = {"eos_token_id": 2, "temperature": 0.1, "top_k": 50, "min_p": 0.1, "do_sample": True, "max_length": 20}
+    assert generation_config(before, decoding) == expected
+
+
+# ---- the card --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def facts(finished: Path) -> Iterator[dict[str, Any]]:
+    with reader(finished / ".loop") as found:
+        yield facts_of(found, checkpoint_named(found.ledger, found.run, "2"), 2, finished)
+
+
+def test_every_figure_has_its_decoding_settings_beside_it(finished: Path, call: Loopctl) -> None:
+    answer = call("round", "2", "--json").json
+    call("export", "2", "two")
+    text = Path("two/README.md").read_text()
+    rows = [line for line in text.splitlines() if line.startswith("| ") and "x" in line]
+    for name, suite in answer["suites"].items():
+        mine = [row for row in rows if row.startswith(f"| {name} (")]
+        decoding = decoding_words(suite["decoding"])
+        assert len(mine) == len([key for key in suite["candidate"] if re.fullmatch(r"pass@\d+", key)])
+        for row in mine:
+            cells = [cell.strip() for cell in row.split("|")]
+            assert decoding in cells[2] and f"at most {suite['decoding']['max_new_tokens']} tokens" in cells[2]
+            assert cells[3] == f"{suite['candidate']['num_problems']} x {suite['num_samples']}"
+            assert cells[5].startswith(rate(suite["base"][cells[4]])) and cells[6].startswith(
+                rate(suite["candidate"][cells[4]])
+            )
+        over = suite["gain_over_base"]
+        assert any(f"{signed(over['gain'])} {interval(over['interval'], sign=True)}" in row for row in mine)
+        assert interval(suite["candidate"]["pass@1_interval"]) in mine[0]
+        assert ("canary" in mine[0]) == (not suite["decides"])
+    for wanted in (
+        "What could not have been seen",
+        "## Limits",
+        "bubblewrap",
+        "No safety work",
+        "Contamination",
+        "Selection",
+    ):
+        assert wanted in text
+    assert all(words(reason) in text for reason in answer["decision"]["reasons"])
+
+
+def test_the_metadata_is_what_the_hubs_client_reads(finished: Path, call: Loopctl) -> None:
+    from huggingface_hub import ModelCard
+
+    answer = call("round", "2", "--json").json
+    call("export", "2", "two")
+    data = ModelCard.load("two/README.md").data
+    assert (
+        data.library_name == "transformers" and "self-distillation" in data.tags and data.model_name == "small, round 2"
+    )
+    found = {(one.dataset_name, one.metric_type): one for one in data.eval_results}
+    assert set(found) == {("ones", "pass@1"), ("ones", "pass@2"), ("greedy", "pass@1")}
+    one = found["ones", "pass@1"]
+    suite = answer["suites"]["ones"]
+    assert one.metric_value == suite["candidate"]["pass@1"] and "T 0.9, top_p 0.95" in one.metric_name
+    assert one.metric_args["interval_95"] == suite["candidate"]["pass@1_interval"]
+    assert one.metric_args["gain_over_base"] == suite["gain_over_base"]["gain"]
+    assert (one.metric_args["temperature"], one.metric_args["top_p"], one.metric_args["role"]) == (0.9, 0.95, "decides")
+    greedy = found["greedy", "pass@1"]
+    assert greedy.metric_args["role"] == "canary" and "greedy" in greedy.metric_name
+
+
+def test_the_configuration_in_it_runs_again(finished: Path, call: Loopctl, tmp_path: Path) -> None:
+    call("export", "2", "two")
+    text = Path("two/README.md").read_text()
+    found = re.search(r"```toml\n(.*?)\n```", text, re.DOTALL)
+    assert found
+    (finished / "again.toml").write_text(found[1])
+    assert call("config", "check", "--config", "again.toml").code == 0
+    sha256 = config_sha256(load_config(finished / "again.toml").config)
+    assert sha256 == config_sha256(load_config(finished / "loop.toml").config)
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "loop.toml", *sorted((ROOT / "recipes").glob("*.toml"))], ids=lambda path: path.stem
+)
+def test_any_configuration_survives_being_written_out(path: Path, tmp_path: Path) -> None:
+    from loop.config.same_run import resolved
+
+    config = load_config(path).config
+    (tmp_path / "loop.toml").write_text(toml_text(public(resolved(config))))
+    assert config_sha256(load_config(tmp_path / "loop.toml").config) == config_sha256(config)
+
+
+def test_what_is_nobodys_business_is_left_out(facts: dict[str, Any]) -> None:
+    config = copy.deepcopy(facts["config"])
+    config["watching"]["command"] = ["secret-command"]
+    config["engine"] |= {"sampler": "server", "server_url": "http://secret-host:8000/v1", "server_command": ["secret"]}
+    config["run_dir"] = "/home/secret/run"
+    text = card(facts | {"config": config}, merged=False)
+    assert "secret" not in text and "http://HOST:PORT/v1" in text
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_nothing_foreign_becomes_markup(facts: dict[str, Any], hostile: str) -> None:
+    from huggingface_hub import ModelCard
+
+    facts = copy.deepcopy(facts)
+    facts["config"]["model"] |= {"source": hostile, "system_prompt": hostile}
+    facts["config"]["prompts"]["source"] = hostile
+    facts["config"]["suites"][0]["stop"] = [hostile]
+    facts["base"] |= {"source": hostile, "revision": hostile, "licence_files": [hostile]}
+    facts["decision"]["reasons"] = [hostile, f"plain, then {hostile}"]
+    facts["adapted"] = facts["run"] = hostile
+    facts["decoding"]["stop"] = [hostile]
+    facts["sandboxes"] = [hostile]
+    facts["example"] = {"messages": [{"role": "user", "content": hostile}], "prefill": hostile}
+    facts["suites"] = {f"{name}/{hostile}": suite | {"split": hostile} for name, suite in facts["suites"].items()}
+    text = card(facts, merged=False)
+    assert not set(text) & {"\x1b", "\u202e", "\u200b", "\ud800"}
+    assert ModelCard(text).data.library_name == "transformers"
+    body = text.split("\n---\n", 1)[1]
+    tokens = MarkdownIt("gfm-like", {"linkify": False, "html": True}).enable("table").parse(body)
+    headings = [token.tag for token in tokens if token.type == "heading_open"]
+    assert headings == ["h1", "h2", "h2", "h2", "h2", "h2"]
+    for token in [each for outer in tokens for each in (outer, *(outer.children or []))]:
+        if token.type in ("html_block", "html_inline"):
+            assert token.content.strip() in ("<details><summary>The whole configuration</summary>", "</details>")
+        assert token.type not in ("image", "code_inline") or (
+            token.type == "code_inline" and hostile not in token.content
+        )
+        if token.type == "link_open":
+            assert token.attrs["href"] == PAPER
+    assert len([token for token in tokens if token.type == "table_open"]) == 2
+    columns = {"th_open": 0, "tr_open": 0, "td_open": 0}
+    for token in tokens:
+        columns[token.type] = columns.get(token.type, 0) + 1
+    assert (columns["th_open"], len([t for t in tokens if t.type == "fence"])) == (12, 4)
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_foreign_text_is_shown_as_it_is(hostile: str) -> None:
+    from loop.words import safe
+
+    (opened, inline, closed) = MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(words(hostile))
+    assert opened.type == "paragraph_open" and closed.type == "paragraph_close"
+    assert inline.children is not None and {token.type for token in inline.children} <= {"text", "text_special"}
+    assert "".join(token.content for token in inline.children) == " ".join(safe(hostile).split())
+
+
+def test_plain_text_stays_readable() -> None:
+    reason = "pass@1 on ones (select, T 0.9): 0.458 -> 0.500, gain +0.042 [-0.200 +0.250] is under 1%"
+    assert words(reason) == reason.replace("[", "\\[").replace("]", "\\]")
+
+
+def test_a_fence_is_longer_than_any_in_it() -> None:
+    assert block("a ````` b").startswith("``````\n") and block("x", "sh") == "```sh\nx\n```"
+
+
+def test_a_round_without_a_decision_says_so(tmp_path: Path, facts: dict[str, Any]) -> None:
+    undecided = facts | {"decision": None, "state": "evaluating", "detectable": []}
+    undecided["suites"] = {name: suite | {"candidate": None} for name, suite in facts["suites"].items()}
+    text = card(undecided, merged=False)
+    assert "**Not decided on.**" in text and "Nothing was measured." in text and "model-index" not in text
+    rolled_back = facts | {"decision": facts["decision"] | {"verdict": "rollback"}}
+    assert "**Rolled back.**" in card(rolled_back, merged=False)
+
+
+def test_a_final_split_stands_in_it(finished: Path, call: Loopctl, facts: dict[str, Any]) -> None:
+    final = {
+        "suite": "ones", "decoding": {"temperature": 0.9, "top_p": 0.95}, "num_problems": 9, "num_samples": 2,
+        "base": {"pass@1": 0.25, "pass@1_interval": [0.1, 0.4]}, "head": {"pass@1": 0.5, "pass@1_interval": [0.3, 0.7]},
+        "gain": 0.25, "interval": [0.05, 0.45],
+    }  # fmt: skip
+    text = card(facts | {"final": final}, merged=False)
+    assert "Final split" in text and "T 0.9, top_p 0.95" in text and "+0.250 [+0.050 +0.450]" in text

@@ -1,0 +1,137 @@
+"""Verdicts while completions still come, where the sampler leaves the CPU alone; the same results as one after the other."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loop.config.loading import load_config
+from loop.grading.grader import Verdict
+from loop.round import run_round
+from loop.run import evaluation
+from loop.run.opening import open_session
+from loop.run.session import Session
+from loop.workers.up import Engines
+from store.corpus import Corpus
+from store.verify import verify_store
+from tests.support.runs import CONFIG, KEEPING, dump, write_run
+
+CONFIG = KEEPING.replace(CONFIG[CONFIG.index('[[suites]]\nname = "ones-greedy"') : CONFIG.index("[decide]")], "")
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def stage(self, round: int, stage: str, what: str) -> None:
+        self.seen.append(stage)
+
+    def progress(self, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The sampler seems to be elsewhere, and each of its lists is stored by itself."""
+    monkeypatch.setattr(Engines, "spares_the_cpu", True)
+    monkeypatch.setattr(evaluation, "gathered", lambda batches, clock: batches)
+    yield
+
+
+def one_round(directory: Path, before: Callable[[Session], None] = lambda session: None) -> list[str]:
+    """What the round announced. Its programs are graded by a glance."""
+    with open_session(load_config(write_run(directory, CONFIG)), watch := Quiet()) as session:
+
+        def glance(problem: Any, code: str | None, pool: Any) -> Verdict:
+            word = "passed" if "return 1" in (code or "") else "failed"
+            return Verdict.model_validate({"verdict": word, "detail": "", "duration_s": 0.0, "sandbox": "none"})
+
+        session.grader._graded = glance  # type: ignore[method-assign]
+        before(session)
+        assert run_round(session).state == "kept"
+        assert verify_store(session.ledger.db, session.loaded.run_dir).findings == []
+    return watch.seen
+
+
+def test_grading_goes_on_while_completions_come(
+    elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second list of an evaluation is not stored before a completion of the first has its verdict."""
+    said = threading.Event()
+    num_lists: dict[str, int] = {}
+    add = Corpus.add_completions
+
+    def waits(corpus: Corpus, batch: Iterable[Any]) -> int:
+        batch = list(batch)
+        if (evaluation_id := batch[0].evaluation_id) is not None:
+            num_lists[evaluation_id] = num_lists.get(evaluation_id, 0) + 1
+            assert num_lists[evaluation_id] == 1 or said.wait(300), "nothing is graded while sampling goes on"
+            said.clear()
+        return add(corpus, batch)
+
+    def listens(session: Session) -> None:
+        graded = session.grader._graded
+
+        def tells(*arguments: Any) -> Verdict:
+            try:
+                return graded(*arguments)
+            finally:
+                said.set()
+
+        session.grader._graded = tells  # type: ignore[method-assign]
+
+    monkeypatch.setattr(Corpus, "add_completions", waits)
+    one_round(tmp_path, listens)
+    assert len(num_lists) == 2 and set(num_lists.values()) == {5}  # head and candidate
+
+
+def test_the_results_are_those_of_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one_round(tmp_path / "after")
+    monkeypatch.setattr(Engines, "spares_the_cpu", True)
+    announced = one_round(tmp_path / "beside")
+    assert dump(tmp_path / "after" / ".loop") == dump(tmp_path / "beside" / ".loop")
+    assert announced.count("grading") == 2
+
+
+@pytest.mark.parametrize("where", range(1, 14, 3))
+def test_a_stop_at_any_safe_point_loses_and_repeats_nothing(
+    elsewhere: None, where: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_round(tmp_path / "whole")
+    stored: list[str] = []
+    add = Corpus.add_completions
+    monkeypatch.setattr(
+        Corpus, "add_completions", lambda corpus, batch: stored.extend(one.id for one in batch) or add(corpus, batch)
+    )
+    graded: list[str] = []
+    verdicts = Corpus.add_verdicts
+    monkeypatch.setattr(
+        Corpus,
+        "add_verdicts",
+        lambda corpus, batch: graded.extend(one.completion_id for one in batch) or verdicts(corpus, batch),
+    )
+    left = where
+
+    def stops(session: Session) -> None:
+        def guide(round: Any) -> None:
+            nonlocal left
+            left -= bool(session.corpus.evaluations(session.run_id))
+            if not left:
+                raise Stop
+
+        session.guide = guide
+
+    with pytest.raises(Stop):
+        one_round(tmp_path / "broken", stops)
+    one_round(tmp_path / "broken")
+    assert dump(tmp_path / "whole" / ".loop") == dump(tmp_path / "broken" / ".loop")
+    assert len(stored) == len(set(stored)), "what was stored is not sampled again"
+    assert len(graded) == len(set(graded)) == 80, "what was stored is not graded again"

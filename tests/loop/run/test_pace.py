@@ -1,0 +1,90 @@
+"""What a run says before it begins: counts that are exact, and a time that grows with the work and falls with the speed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loop.config.loading import load_config
+from loop.run import pace
+from tests.support.tiny import make_tiny_model
+
+CONFIG = """
+name = "paced"
+rounds = {rounds}
+[model]
+source = "{model}"
+[prompts]
+per_round = 10
+[sampling]
+temperature = 1.2
+top_k = 20
+top_p = 0.8
+max_new_tokens = 40
+num_samples = 2
+[training]
+num_epochs = 1
+[decide]
+suite = "first"
+[[suites]]
+name = "first"
+source = "first-steps"
+limit = 20
+num_samples = 3
+max_new_tokens = 50
+[[suites]]
+name = "second"
+source = "first-steps"
+limit = 5
+greedy = true
+max_new_tokens = 50
+"""
+
+
+def work(tmp_path: Path, rounds: int, model: str = "smollm2-135m") -> tuple[pace.LoadedConfig, pace.Work]:
+    (tmp_path / "loop.toml").write_text(CONFIG.format(rounds=rounds, model=model))
+    loaded = load_config(tmp_path / "loop.toml")
+    return loaded, pace.work_of(loaded, rounds)
+
+
+def test_the_counts_are_those_of_the_rounds(tmp_path: Path) -> None:
+    loaded, one = work(tmp_path, 1)
+    assert (one.num_prompts, one.num_sampled, one.num_answers) == (10, 20, 2 * (60 + 5))
+    _, three = work(tmp_path, 3)
+    assert three.num_answers == 4 * (60 + 5) + 2 * 60  # the base, three candidates, the head afresh twice
+    assert "paced: 3 rounds; each samples 20 completions from smollm2-135m" in pace.in_words(loaded, three)
+    assert "1 round, which samples" in pace.in_words(loaded, one)
+
+
+def test_more_work_takes_longer_and_a_faster_machine_less(tmp_path: Path) -> None:
+    (_, one), (_, three) = work(tmp_path, 1), work(tmp_path, 3)
+    parameters = pace.SMOLLM2_PARAMETERS
+    assert (
+        pace.seconds(one, parameters, 1e11)
+        < pace.seconds(three, parameters, 1e11)
+        < pace.seconds(three, parameters, 1e10)
+    )
+
+
+def test_parameters_are_counted_in_the_files(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    model = make_tiny_model(tmp_path / "model")
+    loaded, _ = work(tmp_path, 1, str(model))
+    assert pace.parameters_of(loaded) == sum(each.numel() for each in load_file(model / "model.safetensors").values())
+    (model / "model.safetensors").write_bytes(b"\xff" * 20)
+    assert pace.parameters_of(loaded) is None
+
+
+def test_the_speed_is_measured_in_a_worker(tmp_path: Path) -> None:
+    loaded, _ = work(tmp_path, 1)
+    flops = pace.measured_flops(loaded)
+    assert flops is not None and flops > 0
+    assert not loaded.run_dir.exists(), "a run directory is made by the run alone"
+
+
+@pytest.mark.parametrize("engine", ['sampler = "fake"', 'trainer = "fake"'])
+def test_nothing_is_measured_for_engines_that_only_pretend(tmp_path: Path, engine: str) -> None:
+    (tmp_path / "loop.toml").write_text(CONFIG.format(rounds=1, model="fake") + f"[engine]\n{engine}\n")
+    assert pace.measured_flops(load_config(tmp_path / "loop.toml")) is None

@@ -1,0 +1,457 @@
+"""Hooks: what a command and a webhook are told, and that nothing they do is in the loop's way or outlives it."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from signal import SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ
+from typing import Any
+
+import psutil
+import pytest
+
+from loop.config.loading import load_config
+from loop.config.same_run import resolved
+from loop.config.settings import Watching
+from loop.errors import ConfigError
+from loop.watching import hooks as hooks_module
+from loop.watching.hooks import MOST_WAITING, Hooks, hooks_of
+from tests.support import ROOT
+from tests.support.waiting import HANG_S, Clock, wait_until
+
+
+class Said(list[str]):
+    """What goes to the log."""
+
+    def __call__(self, level: str, text: str) -> None:
+        assert level in ("info", "warning", "error") and "\n" not in text
+        self.append(text)
+
+
+@pytest.fixture
+def said() -> Said:
+    return Said()
+
+
+def settings(**keys: Any) -> Watching:
+    return Watching(**{"timeout_s": HANG_S} | keys)
+
+
+def shell(words: str, *arguments: object) -> tuple[str, ...]:
+    return ("sh", "-c", words, "sh", *map(str, arguments))
+
+
+@contextlib.contextmanager
+def telling(
+    watching: Watching, said: Said, directory: Path | None = None, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Hooks]:
+    hooks = Hooks(watching, said, directory, clock)
+    try:
+        yield hooks
+    finally:
+        hooks.close(HANG_S)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def pid_in(file: Path, but: int = 0) -> int:
+    """The process that a file names, once it names one, and not that one."""
+
+    def found() -> int:
+        text = file.read_text() if file.exists() else ""
+        return int(text) if text.endswith("\n") and int(text) != but else 0
+
+    return int(wait_until(found))
+
+
+# ---- what is told ----------------------------------------------------------------------------------------------------
+
+
+def test_a_command_gets_a_json_object(tmp_path: Path, said: Said) -> None:
+    with telling(settings(command=shell('cat > "$1"', tmp_path / "got")), said) as hooks:
+        hooks.tell("decision", {"run": "demo", "round": 3, "reasons": ["größer", "\x1b[31m"], "at": Path("x")})
+    got = json.loads((tmp_path / "got").read_text())
+    assert got.pop("time").endswith("Z")
+    assert got == {"event": "decision", "run": "demo", "round": 3, "reasons": ["größer", "\x1b[31m"], "at": "x"}
+    assert said == []
+
+
+def test_only_what_is_wanted_in_order(tmp_path: Path, said: Said) -> None:
+    watching = settings(on=("pause", "failure"), command=shell('cat >> "$1"; echo >> "$1"', tmp_path / "got"))
+    with telling(watching, said) as hooks:
+        for number, event in enumerate(["decision", "pause", "failure", "pause", "nonsense"]):
+            hooks.tell(event, {"number": number})
+    lines = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
+    assert [(line["event"], line["number"]) for line in lines] == [("pause", 1), ("failure", 2), ("pause", 3)]
+
+
+@pytest.mark.parametrize("words", ["sleep 0.3; wc -c", "true", "exec 0<&-"])
+def test_how_much_it_reads_is_its_own_business(tmp_path: Path, said: Said, words: str) -> None:
+    with telling(settings(command=shell(f'({words}) > "$1"', tmp_path / "got")), said) as hooks:
+        hooks.tell("decision", {"reasons": ["x" * 1_000_000]})
+    assert said == []
+    if "wc" in words:
+        assert int((tmp_path / "got").read_text()) > 1_000_000
+
+
+def test_there_is_no_shell(tmp_path: Path, said: Said) -> None:
+    words = f"$(touch {tmp_path}/no); touch {tmp_path}/no"
+    with telling(
+        settings(
+            command=(
+                sys.executable,
+                "-c",
+                "import sys; open(sys.argv[1], 'w').write(sys.argv[2])",
+                str(tmp_path / "got"),
+                words,
+            )
+        ),
+        said,
+    ) as hooks:
+        hooks.tell("pause", {})
+    assert (tmp_path / "got").read_text() == words and not (tmp_path / "no").exists()
+
+
+def test_where_and_how_it_runs(tmp_path: Path, said: Said) -> None:
+    with telling(settings(command=shell("grep -E 'Sig(Ign|Blk)' /proc/self/status > got")), said, tmp_path) as hooks:
+        hooks.tell("pause", {})
+    # What Python itself ignores, and what the daemon handles; whoever runs the tests may have ignored others.
+    ours = sum(1 << (number - 1) for number in (SIGPIPE, SIGXFSZ, SIGTERM, SIGINT, SIGCHLD))
+    blocked, ignored = (int(line.split()[1], 16) for line in (tmp_path / "got").read_text().splitlines())
+    assert blocked == 0 and ignored & ours == 0
+
+
+# ---- what goes wrong -------------------------------------------------------------------------------------------------
+
+
+def test_a_failure_is_a_line_in_the_log(tmp_path: Path, said: Said) -> None:
+    for command in (shell("exit 7"), ("/none/such",), (str(tmp_path),), shell("kill -9 $$")):
+        with telling(settings(command=command), said) as hooks:
+            hooks.tell("pause", {})
+    assert said == [
+        "watching.command: sh: exit code 7",
+        "watching.command: /none/such: there is no such command",
+        f"watching.command: {tmp_path}: it may not be executed",
+        "watching.command: sh: exit code 137",
+    ]
+
+
+def test_a_directory_that_is_gone(tmp_path: Path, said: Said) -> None:
+    with telling(settings(command=("true",)), said, tmp_path / "none") as hooks:
+        hooks.tell("pause", {})
+        hooks.tell("pause", {})
+    assert said == ["watching.command: No such file or directory"] * 2
+
+
+def test_what_takes_too_long_is_ended_with_all_below_it(tmp_path: Path, said: Said) -> None:
+    words = 'trap "" TERM; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
+    clock, pids = Clock(), [0, 0]
+    with telling(settings(command=shell(words, tmp_path)), said, clock=clock) as hooks:
+        hooks.tell("pause", {})
+        hooks.tell("decision", {})
+        for number in (1, 2):
+            pids = [pid_in(tmp_path / name, but=pid) for name, pid in zip(("below", "top"), pids, strict=True)]
+            clock.now_s += HANG_S
+            wait_until(lambda number=number: len(said) == number)
+            assert not any(map(alive, pids))
+    assert said == ["watching.command: sh took too long and was ended"] * 2
+
+
+def test_nothing_of_a_command_outlives_it(tmp_path: Path, said: Said) -> None:
+    with telling(settings(command=shell('setsid sleep 1000 & echo $! > "$1"', tmp_path / "pid")), said) as hooks:
+        hooks.tell("pause", {})
+        pid = pid_in(tmp_path / "pid")
+        wait_until(lambda: not alive(pid))
+    assert said == []
+
+
+def test_not_even_where_its_guard_is_killed(tmp_path: Path, said: Said) -> None:
+    words = 'echo $PPID > "$1/guard"; setsid sleep 1000 & echo $! > "$1/below"; sleep 1000'
+    with telling(settings(command=shell(words, tmp_path)), said) as hooks:
+        hooks.tell("pause", {})
+        guard, below = pid_in(tmp_path / "guard"), pid_in(tmp_path / "below")
+        os.kill(guard, signal.SIGKILL)
+        wait_until(lambda: said)
+        assert not alive(below)
+    assert said == ["watching.command: sh: exit code -9"]
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_the_daemon(tmp_path: Path, signum: signal.Signals) -> None:
+    words = """
+import sys, time
+from loop.config.settings import Watching
+from loop.watching.hooks import Hooks
+script = 'trap "" TERM HUP; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
+hooks = Hooks(Watching(command=("sh", "-c", script, "sh", sys.argv[1])), print)
+hooks.tell("pause", {})
+time.sleep(1000)
+"""
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, "-c", words, str(tmp_path)], env=environment) as daemon:
+        pids = [pid_in(tmp_path / name) for name in ("below", "top")]
+        guard = psutil.Process(daemon.pid).children()[0]
+        assert all(map(alive, pids))
+        daemon.send_signal(signum)
+    wait_until(lambda: not any(map(alive, [*pids, guard.pid])))
+
+
+def test_the_oldest_is_dropped_when_too_many_wait(tmp_path: Path, said: Said) -> None:
+    words = 'cat >> "$1/got"; echo >> "$1/got"; while test ! -e "$1/go"; do sleep 0.02; done'
+    with telling(settings(on=("pause", "decision"), command=shell(words, tmp_path)), said) as hooks:
+        hooks.tell("pause", {"number": -1})
+        wait_until(lambda: (tmp_path / "got").exists())
+        for number in range(MOST_WAITING + 3):
+            hooks.tell("decision", {"number": number})
+        assert said == ["watching: 100 events wait to be told; dropped the oldest, a decision"] * 3
+        assert [waiting["number"] for waiting in hooks._waiting] == list(range(3, MOST_WAITING + 3))
+        hooks.settings = settings(on=("pause",))  # the rest of them need not run
+        (tmp_path / "go").touch()
+
+
+def test_the_thread_outlives_what_cannot_be_told(tmp_path: Path, said: Said) -> None:
+    class Broken:
+        def __str__(self) -> str:
+            raise RuntimeError("s3cret")
+
+    with telling(settings(command=shell('cat > "$1"', tmp_path / "got")), said) as hooks:
+        hooks.tell("pause", {"number": Broken()})
+        hooks.tell("pause", {"number": 2})
+    assert json.loads((tmp_path / "got").read_text())["number"] == 2
+    assert "watching.command: RuntimeError" in said and "s3cret" not in str(said)
+
+
+# ---- the end ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_is_queued_at_the_end_has_a_little_time(
+    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert Hooks.close.__defaults__ == (hooks_module.END_S,) and hooks_module.END_S > 0
+    monkeypatch.setattr(Hooks.close, "__defaults__", (HANG_S,))
+    with hooks_of(settings(command=shell('sleep 0.1; echo >> "$1"', tmp_path / "got")), said) as hooks:
+        assert hooks is not None
+        for _ in range(5):
+            hooks.tell("decision", {})
+    assert (tmp_path / "got").read_text() == "\n" * 5 and said == []
+
+
+def test_at_the_end_of_that_time_everything_ends(tmp_path: Path, said: Said) -> None:
+    words = 'echo $$ > "$1/top"; setsid sleep 1000 & echo $! > "$1/below"; sleep 1000'
+    hooks = Hooks(settings(command=shell(words, tmp_path), timeout_s=1000.0), said)
+    for _ in range(3):
+        hooks.tell("decision", {})
+    pids = [pid_in(tmp_path / name) for name in ("below", "top")]
+    hooks.close(0.1)
+    assert not hooks._thread.is_alive() and not any(map(alive, pids))
+    assert said == [
+        "watching.command: sh took too long and was ended",
+        "watching: 2 events were not told before the end",
+    ]
+    hooks.close(0.1)
+    hooks.tell("decision", {})
+    assert not hooks._waiting
+
+
+def test_without_hooks_there_is_no_thread(said: Said) -> None:
+    before = threading.active_count()
+    with hooks_of(Watching(prometheus_port=9999), said) as hooks:
+        assert hooks is None and threading.active_count() == before
+
+
+# ---- webhooks --------------------------------------------------------------------------------------------------------
+
+
+class Receiver:
+    """A web server on this machine."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str, str, dict[str, str], Any]] = []
+        self.status, self.headers, self.hold = 204, {}, threading.Event()  # type: ignore[var-annotated]
+        self.hold.set()
+        receiver = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                receiver.got.append((self.command, self.path, dict(self.headers), json.loads(body or b"null")))
+                receiver.hold.wait(HANG_S)
+                with contextlib.suppress(OSError):
+                    self.send_response(receiver.status)
+                    for name, value in receiver.headers.items():
+                        self.send_header(name, value)
+                    self.end_headers()
+
+            do_POST = do_GET = answer
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+
+
+@pytest.fixture
+def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    receiver = Receiver()
+    yield receiver
+    receiver.hold.set()
+    receiver.server.shutdown()
+    receiver.server.server_close()
+
+
+def test_a_webhook_gets_the_same(receiver: Receiver, tmp_path: Path, said: Said) -> None:
+    url = f"http://us%40er:s3cret@127.0.0.1:{receiver.port}/hook?key=s3cret#part"
+    with telling(settings(webhook=url, command=shell('cat > "$1"', tmp_path / "got")), said) as hooks:
+        hooks.tell("failure", {"round": 2, "error": "größer"})
+    [(method, path, headers, body)] = receiver.got
+    assert (method, path, headers["Content-Type"]) == ("POST", "/hook?key=s3cret", "application/json")
+    assert headers["Authorization"] == "Basic " + base64.b64encode(b"us@er:s3cret").decode()
+    assert headers["Host"] == f"127.0.0.1:{receiver.port}"
+    assert body["error"] == "größer" and body == json.loads((tmp_path / "got").read_text())
+    assert said == []
+
+
+def test_what_it_answers_is_only_a_line_in_the_log(receiver: Receiver, said: Said) -> None:
+    receiver.status = 500
+    with telling(settings(webhook=f"http://u:s3cret@localhost:{receiver.port}/s3cret?s3cret"), said) as hooks:
+        hooks.tell("pause", {})
+    assert said == ["watching.webhook: localhost: answered 500"]
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_it_is_told_nowhere_else(receiver: Receiver, said: Said, status: int) -> None:
+    receiver.status, receiver.headers = status, {"Location": f"http://localhost:{receiver.port}/elsewhere"}
+    with telling(settings(webhook=f"http://localhost:{receiver.port}/hook"), said) as hooks:
+        hooks.tell("pause", {})
+    assert [got[1] for got in receiver.got] == ["/hook"]
+    assert said == [f"watching.webhook: localhost: answered {status}; it names another address: give that one"]
+
+
+def test_one_that_does_not_answer_is_given_up(receiver: Receiver, said: Said) -> None:
+    receiver.hold.clear()
+    # Each read may take as long as the whole: a server that drips must not have for ever.
+    with telling(settings(webhook=f"http://127.0.0.1:{receiver.port}", timeout_s=0.5), said) as hooks:
+        hooks.tell("pause", {})
+        wait_until(lambda: said)
+        receiver.hold.set()
+    assert said[0] in ("watching.webhook: 127.0.0.1: took too long", "watching.webhook: 127.0.0.1: TimeoutError")
+
+
+def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(said: Said) -> None:
+    begun, over, clock = threading.Event(), threading.Event(), Clock()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            connection = listener.accept()[0]
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(b"HTTP/1.0 200 OK\r\nX: ")
+                while not over.wait(0.05):
+                    connection.sendall(b"x")
+                    begun.set()
+
+        thread = threading.Thread(target=drip, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        with telling(settings(webhook=url), said, clock=clock) as hooks:
+            hooks.tell("pause", {})
+            hooks.tell("pause", {})
+            assert begun.wait(HANG_S)
+            clock.now_s += HANG_S
+            wait_until(lambda: len(said) == 2)
+        over.set()
+        thread.join()
+    assert said == [
+        "watching.webhook: 127.0.0.1: took too long",
+        "watching.webhook: 127.0.0.1 still has not answered the last time; not told",
+    ]
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://u:s3cret@127.0.0.1:1/s3cret?t=s3cret",  # nobody listens there
+        "http://u:s3cret@host.invalid/s3cret",
+        "http://u:s3cret@127.0.0.1:s3cret/",
+        "http://127.0.0.1/s3\x00cret s3cret\n",
+        "http://[s3cret/",
+        "s3cret://127.0.0.1/",
+        "https://u:s3cret@127.0.0.1:{port}/s3cret",  # it does not speak TLS
+    ],
+)
+def test_secrets_are_not_logged(receiver: Receiver, said: Said, url: str) -> None:
+    watching = Watching.model_construct(webhook=url.format(port=receiver.port), timeout_s=5.0)
+    with telling(watching, said) as hooks:
+        hooks.tell("pause", {})
+    assert len(said) == 1 and said[0].startswith("watching.webhook: ") and "s3cret" not in said[0]
+
+
+# ---- its part of loop.toml -------------------------------------------------------------------------------------------
+
+
+def configured(tmp_path: Path, keys: str) -> Any:
+    text = (ROOT / "loop.toml").read_text(encoding="utf-8")
+    (tmp_path / "loop.toml").write_text(f"{text}\n[watching]\n{keys}\n", encoding="utf-8")
+    return load_config(tmp_path / "loop.toml").config
+
+
+def test_the_webhook_is_not_kept_with_the_run(tmp_path: Path) -> None:
+    config = configured(tmp_path, 'webhook = "https://u:s3cret@example.org/s3cret"\ntimeout_s = 3.5')
+    assert config.watching.webhook == "https://u:s3cret@example.org/s3cret"
+    assert "s3cret" not in json.dumps(resolved(config)) + repr(config)
+    assert resolved(config)["watching"]["timeout_s"] == 3.5
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        'webhook = "ftp://example.org/s3cret"',
+        'webhook = "s3cret"',
+        'webhook = "https:///s3cret"',
+        'webhook = "https://u:s3cret@"',
+        'webhook = "https://example.org:s3cret/"',
+        'webhook = "https://example.org/s3cret one"',
+        'webhook = "https://[s3cret/"',
+        'webhook = ""',
+        'webhook = ["s3cret"]',
+        'command = [""]',
+        'command = ["a", "\\u0000"]',
+        'on = ["decision", "failed"]',
+        "timeout_s = 0",
+        "prometheus_port = 0",
+        "prometheus_port = 65536",
+    ],
+)
+def test_mistakes_are_found_before_anything_runs(tmp_path: Path, keys: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        configured(tmp_path, keys)
+    key = keys.split(" ")[0]
+    assert f"watching.{key}" in str(caught.value) and "\n" not in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://localhost", "https://[::1]:8443/x?y=z", "https://hooks.example.org/a/b-c_d%20e", "HTTPS://EXAMPLE.org"],
+)
+def test_web_addresses(url: str) -> None:
+    assert Watching(webhook=url).webhook == url

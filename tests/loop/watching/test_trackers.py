@@ -1,0 +1,423 @@
+"""Experiment trackers, each against its real library and without a network: what was logged is read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loop.config.settings import Watching
+from loop.grading.trying import find_bwrap
+from loop.reading.reader import reader
+from loop.reading.rounds import whole_round
+from loop.watching import trackers as trackers_module
+from loop.watching.trackers import PACKAGES, Trackers, missing, missing_in_words, trackers_of, tracking_command
+from loop.watching.tracking import about, figures_of
+from tests.support.cli import Loopctl, call, environment, finished, process
+from tests.support.waiting import HANG_S, Clock, returns, wait_until
+
+__all__ = ["call", "finished"]
+from tests.support import ROOT
+
+Figures = dict[int, dict[str, float]]  # by round
+
+
+def needs(name: str) -> Any:
+    """Skips where a tracker's library is not installed."""
+    return pytest.mark.skipif(
+        bool(missing([name])), reason=f"{name} is not installed: pip install 'ssd-loop[trackers]'"
+    )
+
+
+ALL = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in PACKAGES])
+
+
+def expected(run_dir: Path) -> Figures:
+    """What the store says, by round."""
+    with reader(run_dir) as found:
+        return {number: figures_of(found, number) for number in about(found, "x").rounds}
+
+
+def track(
+    name: str, directory: Path, *, offline: bool = False, code: str | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Bring a tracker up to date as the daemon does, in a process of its own; `offline`: where there is no network."""
+    command = tracking_command(name, directory / ".loop", "small", anew=True)
+    if code is not None:
+        command = [sys.executable, "-P", "-c", code, *command[4:]]
+    if offline:
+        bwrap = find_bwrap()
+        assert bwrap is not None
+        command = [bwrap, "--unshare-net", "--dev-bind", "/", "/", *command]
+    return subprocess.run(command, env=environment(), cwd=directory, capture_output=True, text=True, timeout=HANG_S)
+
+
+# ---- reading back ----------------------------------------------------------------------------------------------------
+
+
+def read_back(name: str, directory: Path, project: str = "small") -> tuple[Figures, dict[str, Any]]:
+    """What a tracker holds: the figures by round, without a round twice, and the configuration."""
+    return {"trackio": from_trackio, "wandb": from_wandb, "mlflow": from_mlflow}[name](directory, project)
+
+
+TRACKIO = """
+import json, sys
+from trackio import Api
+from trackio.sqlite_storage import SQLiteStorage
+(run,) = Api().runs(sys.argv[1])
+print(json.dumps([SQLiteStorage.get_logs(sys.argv[1], run.name, run_id=run.id), run.config], default=str))
+"""
+
+
+def from_trackio(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]:
+    told = subprocess.run(  # the directory is read from the environment when it is imported
+        [sys.executable, "-c", TRACKIO, project],
+        env=environment(TRACKIO_DIR=str(directory)),
+        capture_output=True,
+        text=True,
+    )
+    rows, config = json.loads(told.stdout)
+    assert len({row["step"] for row in rows}) == len(rows), "a round came twice"
+    return {row.pop("step"): {key: value for key, value in row.items() if key != "timestamp"} for row in rows}, config
+
+
+def from_wandb(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]:
+    from wandb.proto import wandb_internal_pb2
+
+    (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
+    found: Figures = {}
+    config: dict[str, Any] = {}
+    for data in leveldb_records(file.read_bytes()):
+        record = wandb_internal_pb2.Record()
+        record.ParseFromString(data)
+        if record.HasField("run"):
+            assert record.run.project == project and file.parent.name.endswith(record.run.run_id)
+            config |= {item.key: json.loads(item.value_json) for item in record.run.config.update}
+        if record.HasField("history"):
+            row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            step = record.history.step.num
+            assert step not in found, "a round came twice"
+            found[step] = {key: value for key, value in row.items() if not key.startswith("_")}
+    return found, config
+
+
+def leveldb_records(content: bytes) -> Iterator[bytes]:
+    """The records of a .wandb file: LevelDB's log format behind seven bytes of W&B's own."""
+    assert content.startswith(b":W&B")
+    at, data = 7, b""
+    while at + 7 <= len(content):
+        left = 32768 - at % 32768
+        if left < 7:
+            at += left
+            continue
+        length, kind = struct.unpack("<xxxxHB", content[at : at + 7])
+        data += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            yield data
+            data = b""
+
+
+def from_mlflow(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]:
+    os.environ |= {"MLFLOW_ALLOW_FILE_STORE": "true", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(directory.absolute().as_uri())
+    experiment = client.get_experiment_by_name(project)
+    (run,) = client.search_runs([experiment.experiment_id])
+    found: Figures = {}
+    for key in run.data.metrics:
+        for metric in client.get_metric_history(run.info.run_id, key):
+            row = found.setdefault(metric.step, {})
+            assert key not in row, "a round came twice"
+            row[key.replace("_at_", "@")] = metric.value
+    return found, dict(run.data.params)
+
+
+# ---- what is logged --------------------------------------------------------------------------------------------------
+
+
+def test_a_rounds_figures(finished: Path) -> None:
+    with reader(finished / ".loop") as found:
+        answer, figures = whole_round(found, 2), figures_of(found, 2)
+    assert answer is not None
+    ones = answer["suites"]["ones"]
+    for who in ("base", "head", "candidate"):
+        assert (
+            figures[f"ones/{who}/pass@1"] == ones[who]["pass@1"]
+            and figures[f"ones/{who}/pass@2"] == ones[who]["pass@2"]
+        )
+        ends = [figures[f"ones/{who}/pass@1_low"], figures[f"ones/{who}/pass@1_high"]]
+        assert ends == ones[who]["pass@1_interval"] and f"greedy/{who}/pass@1" in figures
+    assert figures["ones/gain"] == ones["gain"]["gain"] and figures["ones/gain_low"] == ones["gain"]["interval"][0]
+    assert figures["ones/gain_over_base_high"] == ones["gain_over_base"]["interval"][1]
+    assert (figures["round"], figures["decision/kept"], figures["decision/conclusive"]) == (2, 0, 0)
+    assert figures["training/loss_last"] == answer["training"]["loss_last"]
+    assert set(answer["signals"]) == {"base", "candidate", "head"} and figures["signals/candidate/code_rate"] == 1.0
+    for stage in ("sampling", "training", "evaluating", "deciding"):
+        assert figures[f"seconds/{stage}"] >= 0
+    assert figures["tokens/training"] == answer["training"]["num_completion_tokens"] > 0
+    assert figures["tokens/sampling"] >= figures["tokens/training"]
+    assert all(isinstance(value, float) for value in figures.values())
+
+
+def test_tokens_are_counted_where_they_were_drawn(finished: Path) -> None:
+    """Round 2 trained the weights that round 1 had, so nothing was measured in it."""
+    figures = expected(finished / ".loop")
+    with reader(finished / ".loop") as found:
+        ids = [one.id for one in found.evaluations().by_id.values()]
+        drawn = sum(one.num_tokens for id in ids for one in found.corpus.completions(found.run.id, evaluation_id=id))
+    assert figures[1]["tokens/evaluating"] == pytest.approx(drawn) and figures[2]["tokens/evaluating"] == 0
+
+
+@ALL
+def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
+    """All of it, with the decoding settings, where there is no network; and nothing lands beside the run directory."""
+    done = track(name, finished, offline=True)
+    assert done.returncode == 0, done.stderr
+    found, config = read_back(name, finished / ".loop/trackers" / name)
+    assert found == expected(finished / ".loop") and len(found) == 2
+    if name == "mlflow":
+        assert (config["decoding.suite"], config["decoding.temperature"], config["decoding.top_p"]) == (
+            "ones",
+            "0.9",
+            "0.95",
+        )
+    else:
+        decoding = config["decoding"]
+        assert (decoding["suite"], decoding["temperature"], decoding["top_p"]) == ("ones", 0.9, 0.95)
+    assert not [path for path in finished.iterdir() if path.name in ("wandb", "mlruns", "trackio", "mlflow.db")]
+
+
+KILLED = """
+import os, sys
+from loop.watching import tracking
+for kind in tracking.TRACKERS.values():
+    def killed(self, round, figures, log=kind.log):
+        if round == 2:
+            os._exit(9)
+        log(self, round, figures)
+    kind.log = killed
+tracking.main()
+"""
+
+
+@pytest.mark.slow
+@ALL
+def test_killed_and_started_again_it_doubles_nothing(name: str, finished: Path) -> None:
+    """And a round more is a round more, however often it is told."""
+    assert track(name, finished, code=KILLED).returncode == 9
+    assert not (finished / ".loop/trackers" / name / "told.json").exists()
+    done = track(name, finished)
+    assert done.returncode == 0, done.stderr
+    if name == "wandb":  # what the killed one left is a run of its own, which is removed with the next
+        assert len(list((finished / ".loop/trackers/wandb/wandb").glob("offline-run-*"))) == 1
+    assert read_back(name, finished / ".loop/trackers" / name)[0] == expected(finished / ".loop")
+    assert process(finished, "run", "--rounds", "1").code == 0
+    for _ in range(2):
+        assert track(name, finished).returncode == 0
+    found, _ = read_back(name, finished / ".loop/trackers" / name)
+    assert found == expected(finished / ".loop") and len(found) == 3
+
+
+def test_another_beginning_of_a_run_is_another_run(finished: Path, tmp_path: Path) -> None:
+    with reader(finished / ".loop") as found:
+        first, again = about(found, "x"), about(found, "x")
+        found.run = type(found.run)(**{
+            **{field: getattr(found.run, field) for field in found.run.__dataclass_fields__}, "created_at": "2026-01-01T00:00:00Z",
+        })  # fmt: skip
+        other = about(found, "x")
+    assert first.id == again.id != other.id
+
+
+# ---- in nobody's way -------------------------------------------------------------------------------------------------
+
+
+class Lines(list[str]):
+    """What goes to the log."""
+
+    def __call__(self, level: str, text: str) -> None:
+        assert level == "warning" and "\n" not in text
+        self.append(text)
+
+
+def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
+    """Have a program of ours in the place of the tracker's process."""
+    command = [sys.executable, "-c", code]
+    monkeypatch.setattr(trackers_module, "tracking_command", lambda *_, **__: command)
+
+
+HANGS = "import os, sys, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)"
+
+
+def hanging(directory: Path, but: int = 0) -> int:
+    """The process that hangs there, and not that one, once it does."""
+
+    def found() -> int:
+        text = (directory / "pid").read_text() if (directory / "pid").exists() else ""
+        return int(text) if text.endswith("\n") and int(text) != but else 0
+
+    return int(wait_until(found))
+
+
+def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    telling(monkeypatch, HANGS)
+    said, clock = Lines(), Clock()
+    trackers = Trackers(["wandb", "mlflow"], tmp_path, "p", said, clock)
+    returns(trackers.look)
+    first = hanging(tmp_path)
+    assert said == [] and psutil.pid_exists(first), "nobody waits for it"
+    clock.now_s += trackers_module.TIMEOUT_S
+    second = hanging(tmp_path, but=first)
+    clock.now_s += trackers_module.TIMEOUT_S
+    wait_until(lambda: len(said) == 2)
+    trackers.close(0.0)
+    assert [line.split(" took")[0] for line in said] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
+    assert not psutil.pid_exists(first) and not psutil.pid_exists(second)
+
+
+def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    telling(monkeypatch, HANGS)
+    said = Lines()
+    trackers = Trackers(["wandb"], tmp_path, "p", said, Clock())
+    trackers.look()
+    pid = hanging(tmp_path)
+    returns(lambda: trackers.close(0.0))
+    assert len(said) == 1 and not psutil.pid_exists(pid)
+    trackers.look()
+    trackers.close()
+
+
+@pytest.mark.parametrize(("stopped", "told"), [(False, True), (True, False)])
+def test_a_run_that_ends_by_itself_waits_for_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool, told: bool
+) -> None:
+    monkeypatch.setattr(trackers_module, "STOP_S", 0.1)
+    monkeypatch.setattr(trackers_module, "END_S", HANG_S)
+    monkeypatch.setattr(trackers_module, "PACKAGES", {"mlflow": ("pytest",)})
+    patience_s: list[float] = []
+    close = Trackers.close
+    monkeypatch.setattr(Trackers, "close", lambda self, given_s: (patience_s.append(given_s), close(self, given_s)))
+    telling(monkeypatch, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nopen('told', 'w')")
+    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Lines(), lambda: stopped) as trackers:
+        assert trackers is not None
+
+        def let_it_end() -> None:
+            wait_until(lambda: trackers._closing)
+            (tmp_path / "go").touch()
+
+        if not stopped:
+            threading.Thread(target=let_it_end).start()
+    assert (tmp_path / "told").exists() == told and patience_s == [0.1 if stopped else HANG_S]
+
+
+def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    telling(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('no\\x1b[31m server ' + 'x' * 1000)")
+    said = Lines()
+    trackers = Trackers(["mlflow"], tmp_path, "p", said)
+    for number in (1, 2):
+        trackers.look()
+        wait_until(lambda number=number: len(said) == number)
+    trackers.close()
+    assert said[0] == said[1] and said[0].startswith("watching.trackers: mlflow: no[31m server xxx")
+    assert len(said[0]) < 500 and "loopctl track" in said[0]
+
+
+def test_a_mistake_of_the_library_is_told_in_a_line(finished: Path) -> None:
+    (finished / ".loop/trackers").mkdir()
+    (finished / ".loop/trackers/mlflow").touch()
+    done = track("mlflow", finished)
+    assert done.returncode == 1 and "Traceback" not in done.stderr and "mlflow" in done.stderr.splitlines()[-1]
+
+
+def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        trackers_module, "PACKAGES", {"trackio": ("nope",), "wandb": ("pytest",), "mlflow": ("no", "nor")}
+    )
+    assert (
+        missing(["wandb", "mlflow", "trackio", "mlflow"]) == ["mlflow", "trackio"]
+        and missing_in_words(["wandb"]) is None
+    )
+    said = Lines()
+    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, said) as trackers:
+        assert trackers is None
+    assert said == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {trackers_module.EXTRA}"]
+    with trackers_of(Watching(), "small", tmp_path, said) as trackers:
+        assert trackers is None and len(said) == 1
+
+
+# ---- from loopctl ----------------------------------------------------------------------------------------------------
+
+
+def configured(names: str, more: str = "") -> None:
+    path = Path("loop.toml")
+    path.write_text(path.read_text() + f"\n[watching]\ntrackers = [{names}]\n{more}")
+
+
+def test_config_check_and_doctor_name_what_is_missing(
+    finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configured('"mlflow"')
+    monkeypatch.setattr(trackers_module, "PACKAGES", {"mlflow": ("nope",)})
+    said = call("config", "check")
+    assert said.code == 0 and "mlflow is not installed" in said.err and "pip install 'ssd-loop[trackers]'" in said.err
+    assert "mlflow" in call("config", "check", "--json").json["warnings"][0]
+    monkeypatch.setattr("loop.cli.doctor._DEVICES", 'print(\'{"gpus": [], "threads": 2}\')')
+    (line,) = [each for each in call("doctor", "--json").json["checks"] if each["name"] == "trackers"]
+    assert line["verdict"] == "warn" and "ssd-loop[trackers]" in line["remedy"]
+    said = call("track")
+    assert said.code == 1 and "mlflow: not installed; pip install" in said.err
+
+
+@needs("mlflow")
+def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
+    """Rounds that were there before, and a new one: `loopctl run` and no more."""
+    configured('"mlflow"', 'project = "shared"\n')
+    (finished / "sitecustomize.py").write_text(  # put before loopctl: mlflow takes its time to start on a busy machine
+        "import sys\nif 'loop.cli.main' in sys.orig_argv:\n"
+        f"    from loop import trackers\n    trackers.END_S = trackers.TIMEOUT_S = {HANG_S}\n"
+    )
+    said = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
+    assert said.code == 0, said.err
+    found, config = read_back("mlflow", finished / ".loop/trackers/mlflow", "shared")
+    assert found == expected(finished / ".loop") and len(found) == 3 and config["name"] == "small"
+    assert call("config", "check").err == ""
+
+
+@pytest.mark.slow
+@needs("mlflow")
+def test_a_run_that_is_over_is_sent_afterwards(finished: Path, call: Loopctl) -> None:
+    assert call("track").code == 1
+    said = call("track", "mlflow", "--project", "later")
+    assert (said.code, said.out) == (0, "mlflow: up to date: project later\n"), said.err
+    found, _ = read_back("mlflow", finished / ".loop/trackers/mlflow", "later")
+    assert found == expected(finished / ".loop")
+    answer = call("track", "mlflow", "--json", "--project", "later").json
+    assert answer == [{"tracker": "mlflow", "project": "later", "directory": str(finished / ".loop/trackers/mlflow")}]
+    shutil.rmtree(finished / ".loop/trackers/mlflow")
+    (finished / ".loop/trackers/mlflow").touch()
+    said = call("track", "mlflow")
+    assert said.code == 1 and said.err.count("\n") == 1 and "tracker-mlflow.log has all of it" in said.err
+
+
+def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: Path) -> None:
+    assert call("track", "tensorboard").code == 2 and call("track", "mlflow", "--project", "../up").code == 2
+    configured('"tensorboard"')
+    assert "watching.trackers" in call("config", "check").err
+
+
+def test_nothing_is_imported_unless_it_is_configured() -> None:
+    words = "import sys, loop.daemon.loopd, loop.daemon.surroundings, loop.watching.trackers, loop.cli.run, loop.cli.status, loop.cli.track; "
+    words += "print([name for name in ('wandb', 'mlflow', 'trackio', 'loop.watching.tracking', 'huggingface_hub') if name in sys.modules])"
+    told = subprocess.run([sys.executable, "-c", words], env=environment(), capture_output=True, text=True, check=True)
+    assert told.stdout == "[]\n"

@@ -1,0 +1,398 @@
+"""Several engines as one: nothing lost, nothing twice, and nothing left over. The engines are processes on a CPU."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from loop.config.settings import Engine, Training
+from loop.engines.base import CheckpointRef, Forced
+from loop.engines.fake import FakeSampler, write_fake_model
+from loop.errors import ConfigError, EngineError
+from loop.workers.pool import Pool, _Work
+from loop.workers.up import Engines
+from loop.workers.worker import RemoteSampler, Worker
+from tests.loop.system.test_gpus import GB, Driver, Listener, driver  # noqa: F401
+from tests.loop.workers.test_worker import PARAMS, SETTINGS, alive, bad, engine_of, requests, tree
+
+SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
+
+
+class Enough(Exception):
+    pass
+
+
+class Around:
+    """A pool of fakes, what it told, and what it started: `ways` says how each engine is at its first start."""
+
+    def __init__(self, directory: Path) -> None:
+        self.notes: list[str] = []
+        self.seen: list[tuple[int, int]] = []
+        self.callers: set[int] = set()
+        self.started: list[tuple[int, Worker]] = []
+        self.on_pulse: Callable[[], None] = lambda: None
+        self.directory = directory
+        self.pool: Pool | None = None
+
+    def model(self, skill: float) -> CheckpointRef:
+        path = self.directory / f"model-{skill}"
+        if not path.exists():
+            write_fake_model(path, skill)
+        return CheckpointRef(sha256="0" * 64, path=path)
+
+    def begin(self, *ways: dict[str, Any], skill: float = 0.5) -> Pool:
+        def start_of(number: int, first: dict[str, Any]) -> Any:
+            def start(checkpoint: CheckpointRef, pulse: Callable[[], None]) -> RemoteSampler:
+                worker = Worker(
+                    {
+                        "op": "load_sampler",
+                        "checkpoint": checkpoint.model_dump(mode="json"),
+                        "settings": SETTINGS,
+                    },
+                    log_file=self.directory / f"sampler-{number}.log",
+                    stall_timeout_s=60,
+                    progress=lambda done, total: None,
+                    pulse=pulse,
+                    tag=f"sampler-{number}",
+                    **({} if any(who == number for who, _ in self.started) else first),
+                )
+                self.started.append((number, worker))
+                return RemoteSampler(worker)
+
+            return start
+
+        self.pool = Pool(
+            [start_of(number, way) for number, way in enumerate(ways, 1)],
+            self.model(skill),
+            batch_size=4,
+            progress=self.progress,
+            pulse=self.pulse,
+            note=self.note,
+        )
+        return self.pool
+
+    def progress(self, done: int, total: int) -> None:
+        self.callers.add(threading.get_ident())
+        self.seen.append((done, total))
+
+    def pulse(self) -> None:
+        self.callers.add(threading.get_ident())
+        self.on_pulse()
+
+    def note(self, text: str) -> None:
+        self.callers.add(threading.get_ident())
+        self.notes.append(text)
+
+    def worker(self, number: int) -> Worker:
+        return next(worker for who, worker in reversed(self.started) if who == number)
+
+
+@pytest.fixture
+def around(tmp_path: Path) -> Iterator[Around]:
+    before = set(threading.enumerate())
+    around = Around(tmp_path)
+    yield around
+    if around.pool:
+        around.pool.close()
+    assert set(threading.enumerate()) <= before
+    assert around.callers <= {threading.get_ident()}
+    assert nothing_left()
+
+
+def nothing_left() -> bool:
+    return not [child for child in psutil.Process().children(recursive=True) if alive(child.pid)]
+
+
+def found(calls: Iterator[list[Any]]) -> dict[str, Any]:
+    everything = [one for batch in calls for one in batch]
+    assert max(Counter(one.id for one in everything).values(), default=1) == 1, "twice"
+    return {one.id: one for one in everything}
+
+
+def expected(around: Around, count: int, skill: float = 0.5) -> dict[str, Any]:
+    alone = FakeSampler(around.model(skill), SETTINGS, lambda done, total: None)
+    return {one.id: one for batch in alone.generate(requests(count), PARAMS) for one in batch}
+
+
+def test_each_completion_once_and_the_same_as_of_one(around: Around) -> None:
+    pool = around.begin({}, {}, {})
+    for count in (1, 2, 5, 100):
+        assert found(pool.generate(requests(count), PARAMS)) == expected(around, count)
+        assert around.seen[-1] == (count, count)
+    assert [done for done, total in around.seen if total == 100] == sorted(
+        done for done, total in around.seen if total == 100
+    )
+    assert list(pool.generate([], PARAMS)) == []
+    texts = [Forced(id=f"t{i}", prompt_token_ids=(100,), token_ids=(32, 33)) for i in range(30)]
+    alone = FakeSampler(around.model(0.5), SETTINGS, lambda done, total: None)
+    assert found(pool.probe(texts, PARAMS, 5)) == found(alone.probe(texts, PARAMS, 5))
+    assert around.notes == [] and not pool.ended
+
+
+def test_all_take_other_weights(around: Around) -> None:
+    pool = around.begin({}, {})
+    assert pool.change(around.model(0.9))
+    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
+    assert len(around.started) == 2
+
+
+def test_one_that_does_not_show_new_weights_is_enough(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = around.begin({}, {})
+    monkeypatch.setattr(pool._members[1].sampler, "change", lambda checkpoint: False)
+    assert pool.change(around.model(0.9)) is False
+
+
+def test_one_killed_in_the_middle_loses_nothing_and_comes_back(around: Around) -> None:
+    pool = around.begin({"environment": SLOW}, {"environment": SLOW})
+    calls = pool.generate(requests(60), PARAMS)
+    first = next(calls)
+    os.kill(engine_of(around.worker(1)), signal.SIGKILL)
+    everything = found(iter([first, *calls]))
+    assert everything == expected(around, 60)
+    assert len(around.notes) == 1 and around.notes[0].startswith("sampler-1: it was killed (out of memory?)")
+    assert "lower engine.batch_size" in around.notes[0]
+    assert found(pool.generate(requests(30), PARAMS)) == expected(around, 30)  # by the other alone
+    assert len(around.notes) == 1 and len(around.started) == 2
+    assert pool.change(around.model(0.9))
+    assert len(around.started) == 3 and around.started[2][0] == 1
+    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
+    assert len(around.notes) == 1
+
+
+def test_one_that_died_unseen_is_started_with_the_weights(around: Around) -> None:
+    pool = around.begin({}, {})
+    os.kill(engine_of(around.worker(2)), signal.SIGKILL)
+    around.worker(2).process.wait()
+    assert pool.change(around.model(0.9))
+    assert len(around.started) == 3 and len(around.notes) == 1
+    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
+
+
+def test_the_last_one_that_dies_is_raised(around: Around) -> None:
+    pool = around.begin({"environment": SLOW}, {"environment": SLOW})
+    calls = pool.generate(requests(100), PARAMS)
+    next(calls)
+    for number in (1, 2):
+        os.kill(engine_of(around.worker(number)), signal.SIGKILL)
+    with pytest.raises(EngineError, match=r"^sampler-[12]: it was killed"):
+        list(calls)
+    assert pool.ended and len(around.notes) <= 1
+    for call in (lambda: list(pool.generate(requests(1), PARAMS)), lambda: pool.change(around.model(0.9))):
+        with pytest.raises(EngineError, match="its engines were ended"):
+            call()
+
+
+@pytest.mark.parametrize(
+    "way", ["completions-twice", "completions-stranger", "completions-malformed", "completions-none"]
+)
+def test_nonsense_is_the_end_of_one_and_its_work_is_done_by_others(around: Around, way: str) -> None:
+    pool = around.begin({"command": bad(way)}, {"environment": SLOW})
+    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60)
+    assert len(around.notes) == 1 and around.notes[0].startswith("sampler-1: it ")
+    assert around.worker(1).ended and not pool.ended
+
+
+def test_a_request_that_can_never_fit_is_raised_and_all_stay(around: Around) -> None:
+    pool = around.begin({}, {})
+    long = requests(1)[0].model_copy(update={"id": "long", "prefill": "x" * 70_000})
+    with pytest.raises(EngineError, match=r"^a prompt that begins 'xxx"):
+        list(pool.generate([*requests(20), long], PARAMS))
+    assert not around.worker(1).ended and not around.worker(2).ended and around.notes == []
+    assert found(pool.generate(requests(20), PARAMS)) == expected(around, 20)
+
+
+def test_a_pulse_that_raises_ends_all(around: Around) -> None:
+    pool = around.begin({"environment": SLOW}, {"command": bad("hang")})
+    calls = pool.generate(requests(100), PARAMS)
+    next(calls)
+    trees = [pid for number in (1, 2) for pid in tree(around.worker(number))]
+
+    def enough() -> None:
+        raise Enough
+
+    around.on_pulse = enough
+    with pytest.raises(Enough):
+        list(calls)
+    assert pool.ended and not [pid for pid in trees if alive(pid)]
+
+
+def test_a_pulse_that_raises_ends_the_loading(around: Around) -> None:
+    def enough() -> None:
+        raise Enough
+
+    around.on_pulse = enough
+    with pytest.raises(Enough):
+        around.begin({}, {"command": bad("hang-init")})
+    assert nothing_left()
+
+
+def test_a_start_that_fails_ends_the_others_that_load(around: Around) -> None:
+    with pytest.raises(EngineError, match="sampler-1: it ended with exit code 3"):
+        around.begin({"command": bad("exit")}, {"command": bad("hang-init")})
+    assert nothing_left()
+
+
+@pytest.mark.parametrize("way", ["closed", "another call", "dropped"])
+def test_a_call_given_up_half_way_leaves_nothing_busy(around: Around, way: str) -> None:
+    pool = around.begin({"environment": SLOW}, {"command": bad("hang")})
+    calls: Any = pool.generate(requests(100), PARAMS)
+    next(calls)
+    if way == "closed":
+        calls.close()
+    elif way == "dropped":
+        calls = None
+    else:
+        with pytest.raises(EngineError, match="given up half-way"):
+            list(pool.generate(requests(1), PARAMS))
+        with pytest.raises(EngineError, match="were ended"):
+            list(calls)
+    assert pool.ended and nothing_left()
+
+
+def test_a_caller_that_dawdles_has_few_lists_waiting(around: Around) -> None:
+    """However much is asked for, what is finished and not taken is bounded: the engines wait."""
+    pool = around.begin({}, {})
+    calls = pool.generate(requests(400), PARAMS)
+    first = next(calls)
+    assert pool._out.maxsize == 4
+    rest = found(calls)
+    assert rest | {one.id: one for one in first} == expected(around, 400)
+
+
+def test_the_slow_one_gets_fewer(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = around.begin({"environment": {"LOOP_FAKE_STEP_S": "1"}}, {})
+    got: Counter[int] = Counter()
+    for number, member in enumerate(pool._members, 1):
+        ask = member.sampler.generate  # type: ignore[union-attr]
+
+        def counted(chunk: Any, params: Any, number: int = number, ask: Any = ask) -> Any:
+            got[number] += len(chunk)
+            return ask(chunk, params)
+
+        monkeypatch.setattr(member.sampler, "generate", counted)
+    assert found(pool.generate(requests(100), PARAMS)) == expected(around, 100)
+    assert got[1] + got[2] == 100 and 0 < got[1] < got[2]
+
+
+def test_chunks_are_two_batches_then_one_and_the_end_is_divided() -> None:
+    work = _Work(range(24), 2, 2)
+    sizes = []
+    while chunk := work.take():
+        sizes.append(len(chunk))
+        work.finish()
+    assert sizes[:3] == [4, 4, 4] and sizes[3:5] == [2, 2] and sizes[-1] == 1 and sum(sizes) == 24
+    few = _Work(range(8), 2, 32)  # fewer than one batch: all engines get a part
+    assert [len(few.take()), len(few.take())] == [4, 4]
+    lost = _Work(range(6), 2, 4)
+    first, second = lost.take(), lost.take()
+    lost.finish(first[1:], died=True)
+    lost.finish()
+    assert sorted([*first[:1], *second, *lost.take()]) == list(range(6))
+
+
+# ---- GPUs, by a stand-in for their driver ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def engines(tmp_path: Path) -> Iterator[Callable[..., Engines]]:
+    made: list[Engines] = []
+
+    def begin(**settings: Any) -> Engines:
+        config = SimpleNamespace(engine=Engine(sampler="fake", trainer="fake", **settings), training=Training())
+        made.append(Engines(SimpleNamespace(config=config, run_dir=tmp_path), Listener()))  # type: ignore[arg-type]
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.close()
+    assert nothing_left()
+
+
+def seen_by(engines: Engines, path: Path) -> list[str | None]:
+    write_fake_model(path / "model", 0.5)
+    sampler = engines.sampler(CheckpointRef(sha256="0" * 64, path=path / "model"))
+    workers = [sampler.worker] if isinstance(sampler, RemoteSampler) else [m.sampler.worker for m in sampler._members]
+    return [psutil.Process(engine_of(worker)).environ().get("CUDA_VISIBLE_DEVICES") for worker in workers]
+
+
+@pytest.mark.parametrize(
+    ("visible", "settings", "expected"),
+    [
+        (None, {"device": "cuda"}, ["0", "1", "2", "3"]),
+        (None, {"gpus_per_engine": 2}, ["0,1", "2,3"]),
+        (None, {"gpus_per_engine": 3}, [None]),
+        (None, {"num_engines": 2}, ["0", "1"]),
+        (None, {"num_engines": 1}, [None]),
+        (None, {"device": "cpu"}, [None]),
+        (None, {"device": "cpu", "num_engines": 2}, [None, None]),
+        ("3, 1", {}, ["3", "1"]),
+        ("2", {}, ["2"]),
+        ("", {}, [""]),
+        ("GPU-22,GPU-00", {}, ["GPU-22", "GPU-00"]),
+        ("MIG-a,MIG-b", {}, ["MIG-a", "MIG-b"]),
+    ],
+)
+def test_each_engine_sees_its_own_devices(
+    driver: Driver,  # noqa: F811
+    engines: Callable[..., Engines],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    visible: str | None,
+    settings: dict[str, Any],
+    expected: list[str | None],
+) -> None:
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert seen_by(engines(**settings), tmp_path) == expected
+    if len(expected) > 1:
+        assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
+            f"sampler-{number}.log" for number in range(1, len(expected) + 1)
+        ]
+
+
+def test_engines_on_a_cpu_are_bound_to_cores_of_their_own(
+    engines: Callable[..., Engines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 4, 5, 7})
+    several = engines(device="cpu", num_engines=2)
+    seen_by(several, tmp_path)
+    pool = several._sampler
+    assert isinstance(pool, Pool)
+    environments = [psutil.Process(engine_of(member.sampler.worker)).environ() for member in pool._members]  # type: ignore[union-attr]
+    assert [environment["VLLM_CPU_OMP_THREADS_BIND"] for environment in environments] == ["1,2", "4,5"]
+
+
+def test_more_engines_than_devices_are_refused(driver: Driver, engines: Callable[..., Engines], tmp_path: Path) -> None:  # noqa: F811
+    with pytest.raises(ConfigError, match="num_engines = 3 needs 6 GPUs .*but 4 are visible"):
+        seen_by(engines(num_engines=3, gpus_per_engine=2), tmp_path)
+
+
+def test_one_that_died_waits_for_the_memory_of_its_own_device(
+    driver: Driver,  # noqa: F811
+    engines: Callable[..., Engines],
+    tmp_path: Path,
+) -> None:
+    several = engines(num_engines=2)
+    seen_by(several, tmp_path)
+    pool = several._sampler
+    assert isinstance(pool, Pool)
+    driver.used[:2] = [70 * GB, 70 * GB]  # the second one's own model lies there, and what the first one left
+    sampler = pool._members[0].sampler
+    assert sampler
+    os.kill(engine_of(sampler.worker), signal.SIGKILL)
+    sampler.worker.process.wait()
+    driver.num_asked = 0
+    driver.on_ask = lambda: driver.used.__setitem__(0, (70 if driver.num_asked < 2 else 5) * GB)
+    write_fake_model(tmp_path / "next", 0.9)
+    assert several.sampler(CheckpointRef(sha256="1" * 64, path=tmp_path / "next")) is pool
+    assert driver.num_asked == 3
+    assert pool._members[0].sampler and several.serving("1" * 64) is pool

@@ -1,0 +1,416 @@
+"""Evidence in, decision out: verdicts and reasons as tables, mistakes by name, replay to the bit."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, EntryPoints
+from typing import Any, Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from policies.by_type import BadPolicy
+from policies.decision import Decision, GateResult
+from policies.evidence import BadEvidence, Evidence, read_evidence
+from policies.gates import Gate, Improvement, Look
+from policies.policy import Policy, build_policy
+from tests.support import ROOT
+
+Outcomes = list[int]
+
+
+def evidence(*problems: tuple[Outcomes, Outcomes], **more: Any) -> dict[str, Any]:
+    """Evidence in which each problem is (candidate, head)."""
+    rows = [{"task_id": f"t{i}", "candidate": ours, "head": theirs} for i, (ours, theirs) in enumerate(problems)]
+    return {
+        "round": 3,
+        "rounds_so_far": 2,
+        "splits": {"select": {"suite": "first-steps", "problems": rows}},
+        "signals": {"candidate": {"entropy": 0.5}, "head": {"entropy": 0.75}},
+        "decoding": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "greedy": False, "max_new_tokens": 256},
+        **more,
+    }
+
+
+BETTER, WORSE, SAME = ([1, 1], [0, 0]), ([0, 0], [1, 1]), ([1, 0], [1, 0])
+
+
+def decide(given: dict[str, Any], **gate: Any) -> Decision:
+    """What one improvement gate says that spends its whole alpha on this round."""
+    gate = {"type": "improvement", "budget": "round"} | gate
+    return build_policy([gate], "select").decide(read_evidence(given))
+
+
+# verdicts and reasons
+
+
+@pytest.mark.parametrize(
+    ("problems", "gate", "verdict"),
+    [
+        ([BETTER] * 5 + [SAME] * 5, {}, "keep"),  # p = 1/32
+        ([BETTER] * 4 + [SAME] * 6, {}, "unclear"),  # p = 1/16
+        ([BETTER] * 4 + [SAME] * 6, {"alpha": 0.1}, "keep"),
+        ([BETTER] * 5 + [SAME] * 5, {"alpha": 0.025}, "unclear"),
+        ([BETTER] * 7 + [WORSE], {}, "keep"),  # p = 9/256
+        ([BETTER] * 6 + [WORSE], {}, "unclear"),  # p = 8/128
+        ([WORSE] * 10, {}, "rollback"),
+        ([SAME] * 10, {}, "unclear"),
+        ([SAME] * 400, {}, "rollback"),  # a gain of target_gain would have shown
+        ([BETTER] * 3, {}, "unclear"),  # too few problems, and no error
+        ([BETTER], {}, "unclear"),
+        ([BETTER] * 40 + [SAME] * 40, {"min_gain": 0.3, "target_gain": 0.5}, "keep"),
+        ([BETTER] * 40 + [SAME] * 40, {"min_gain": 0.45, "target_gain": 0.5}, "unclear"),
+        ([SAME] * 100, {"min_gain": -0.5}, "rollback"),  # bound above the limit, but nothing gained
+        ([BETTER] * 2 + [SAME] * 98, {"min_gain": -0.5}, "keep"),
+        ([BETTER] * 30 + [WORSE] * 30, {}, "unclear"),
+        ([BETTER] * 100 + [WORSE] * 60, {}, "keep"),
+        ([BETTER] * 60 + [WORSE] * 100, {}, "rollback"),
+    ],
+)
+def test_verdicts(problems: list[tuple[Outcomes, Outcomes]], gate: dict[str, float], verdict: str) -> None:
+    decision = decide(evidence(*problems), **gate)
+    said = {"keep": ("keep", "keep", "pass"), "rollback": ("rollback", "rollback", "fail")}
+    verdicts = said.get(verdict, ("inconclusive", "rollback", "inconclusive"))
+    assert (decision.verdict, decision.action, decision.gates[0].verdict) == verdicts and decision.need is None
+
+
+@pytest.mark.parametrize(
+    ("given", "gate", "reason"),
+    [
+        (
+            evidence(*[BETTER] * 12, *[WORSE] * 2, *[SAME] * 226),
+            {},
+            "pass@1 on first-steps (select, T 1): 0.479 -> 0.521, gain +0.042, 95% lower bound +0.017 above the "
+            "limit 0.000, on 240 problems x 2 samples; it may be wrong with a chance of 5%",
+        ),
+        (
+            evidence(*[BETTER] * 7, *[WORSE] * 8, *[SAME] * 225),
+            {},
+            "pass@1 on first-steps (select, T 1): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
+            "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 95% upper "
+            "bound +0.024",
+        ),
+        (
+            evidence(*[BETTER] * 5, *[SAME] * 5, decoding={"greedy": True}),
+            {"min_gain": 0.25, "target_gain": 0.6, "alpha": 0.025, "power": 0.9},
+            "pass@1 on first-steps (select, greedy): 0.250 -> 0.750, gain +0.500, 97.5% lower bound +0.000 is not "
+            "above the limit 0.250, on 10 problems x 2 samples; a gain under 0.600 could not have been seen with "
+            "90% power",
+        ),
+        (
+            evidence(([1], [0]), decoding={"temperature": 0.7, "top_k": 20, "top_p": 0.95}),
+            {},
+            "pass@1 on first-steps (select, T 0.7, top_k 20, top_p 0.95): 0.000 -> 1.000, gain +1.000, 95% lower bound "
+            "-1.000 is not above the limit 0.000, on 1 problem x 1 sample; a gain under 1.000 could not have been "
+            "seen with 80% power",
+        ),
+        (
+            evidence(([1], [0]), ([1, 0], [1, 0]), decoding=None),
+            {},
+            "pass@1 on first-steps (select): 0.250 -> 0.750, gain +0.500, 95% lower bound -1.000 is not above the "
+            "limit 0.000, on 2 problems x 1 to 2 samples; a gain under 1.000 could not have been seen with 80% power",
+        ),
+    ],
+)
+def test_reasons(given: dict[str, Any], gate: dict[str, float], reason: str) -> None:
+    assert decide(given, **gate).reasons == (reason,)
+
+
+def test_a_bound_and_a_limit_that_look_alike_get_more_digits() -> None:
+    given = evidence(*[BETTER] * 40, *[SAME] * 40)
+    lower = decide(given).gates[0].figures["lower"]
+    assert isinstance(lower, float)
+    (reason,) = decide(given, min_gain=lower + 1e-6, target_gain=0.9).reasons
+    assert "lower bound +0.4062 is not above the limit 0.4063," in reason
+    (reason,) = decide(given, min_gain=lower, target_gain=0.9).reasons
+    assert f"{lower:+.3f} is not above the limit {lower:.3f}" in reason
+
+
+def test_figures() -> None:
+    figures = decide(evidence(*[BETTER] * 6, WORSE, *[SAME] * 3)).gates[0].figures
+    exact = {"head": 0.25, "candidate": 0.75, "gain": 0.5, "num_problems": 10, "num_samples": 2}
+    exact |= {"num_improved": 6, "num_worsened": 1, "num_equal": 3, "p_value": 8 / 128}
+    exact |= {"metric": "pass@1", "level": 0.05, "min_gain": 0.0, "target_gain": 0.03}
+    assert {name: figures[name] for name in exact} == exact
+    assert set(figures) - set(exact) == {"lower", "upper", "smallest_detectable_gain"}
+    assert figures["lower"] == 0.0
+
+
+def test_the_base_is_shown_beside_head_and_candidate() -> None:
+    given = evidence(*[BETTER] * 6, *[SAME] * 6)
+    for problem in given["splits"]["select"]["problems"]:
+        problem["base"] = [0, 0, 0, 1]
+    decision = decide(given)
+    assert "0.250 -> 0.750 (base 0.250), gain +0.500" in decision.reasons[0]
+    figures = decision.gates[0].figures
+    assert (figures["base"], figures["gain_over_base"]) == (0.25, 0.5)
+    lower, upper = figures["gain_over_base_lower"], figures["gain_over_base_upper"]
+    assert isinstance(lower, float) and isinstance(upper, float) and lower < 0.5 < upper
+
+
+def test_the_splits_own_decoding_wins() -> None:
+    given = evidence(*[BETTER] * 6, *[SAME] * 6)
+    given["splits"]["select"]["decoding"] = {"temperature": 0.25}
+    assert "(select, T 0.25)" in decide(given).reasons[0]
+
+
+def test_only_the_named_split_decides() -> None:
+    given = evidence(*[BETTER] * 10)
+    given["splits"]["canary"] = evidence(*[WORSE] * 10)["splits"]["select"]
+    assert decide(given).verdict == "keep"
+    canary = build_policy([{"type": "improvement"}], "canary")
+    assert canary.decide(read_evidence(given)).verdict == "rollback"
+    missing = build_policy([{"type": "improvement"}], "confirm")
+    with pytest.raises(BadEvidence, match=r"no split 'confirm' \(there: 'canary', 'select'\)"):
+        missing.decide(read_evidence(given))
+
+
+class Fixed(Gate):
+    """A third party's gate that says what it is told."""
+
+    type: Literal["fixed"] = "fixed"
+    says: Literal["pass", "fail", "inconclusive"] = "pass"
+
+    def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
+        return GateResult(type=self.type, verdict=self.says, reason=f"it {self.says}s", figures={})
+
+
+@pytest.mark.parametrize(
+    ("says", "verdict", "action"),
+    [
+        (["pass", "pass"], "keep", "keep"),
+        (["pass", "fail"], "rollback", "rollback"),
+        (["fail", "pass"], "rollback", "rollback"),
+        (["inconclusive", "fail"], "rollback", "rollback"),
+        (["inconclusive", "pass"], "inconclusive", "rollback"),
+    ],
+)
+def test_all_gates_must_pass(says: list[Literal["pass", "fail", "inconclusive"]], verdict: str, action: str) -> None:
+    policy = Policy(tuple(Fixed(says=word) for word in says), "select")
+    decision = policy.decide(read_evidence(evidence(SAME)))
+    assert (decision.verdict, decision.action) == (verdict, action)
+    assert decision.reasons == tuple(f"it {word}s" for word in says)
+
+
+# the same evidence, the same decision
+
+outcomes = st.integers(1, 5).flatmap(
+    lambda size: st.tuples(*[st.lists(st.integers(0, 1), min_size=size, max_size=size)] * 2)
+)
+
+
+@given(st.lists(outcomes, min_size=1, max_size=30), st.randoms(use_true_random=False))
+@settings(max_examples=40)
+def test_decisions_replay_to_the_bit(problems: list[tuple[Outcomes, Outcomes]], order: Any) -> None:
+    given = evidence(*problems)
+    read = read_evidence(given)
+    assert read_evidence(json.dumps(given)) == read
+    assert read_evidence(read.model_dump_json()) == read
+    assert json.loads(read.model_dump_json()) == given
+    policy = build_policy([{"type": "improvement"}], "select")
+    decision = policy.decide(read)
+    assert policy.decide(read_evidence(read.model_dump_json())).model_dump_json() == decision.model_dump_json()
+    assert Decision.model_validate_json(decision.model_dump_json()) == decision
+    order.shuffle(given["splits"]["select"]["problems"])
+    assert policy.decide(read_evidence(given)) == decision
+
+
+def test_a_decision_has_the_contracts_keys() -> None:
+    shown = json.loads(decide(evidence(*[BETTER] * 10)).model_dump_json())
+    assert set(shown) == {"verdict", "gates", "action"}
+    assert set(shown["gates"][0]) == {"type", "verdict", "reason", "figures"}
+    needy = Decision(verdict="inconclusive", gates=(), action="sample_more", need={"num_samples": 4})
+    assert json.loads(needy.model_dump_json())["need"] == {"num_samples": 4}
+
+
+def test_nothing_changes_once_made() -> None:
+    decision = decide(evidence(SAME))
+    for frozen, name in (
+        (decision, "verdict"),
+        (decision.gates[0], "reason"),
+        (read_evidence(evidence(SAME)), "round"),
+        (Improvement(), "min_gain"),
+    ):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(frozen, name, 1)
+
+
+# bad evidence
+
+
+def problems_of(given: dict[str, Any]) -> list[dict[str, Any]]:
+    return given["splits"]["select"]["problems"]  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda e: problems_of(e).clear(), "splits.select: suite 'first-steps' has no problems"),
+        (lambda e: problems_of(e)[1].update(candidate=[]), "problems[1].candidate: task 't1': no samples"),
+        (lambda e: problems_of(e)[1].update(head=[]), "problems[1].head: task 't1': no samples"),
+        (
+            lambda e: problems_of(e)[1].update(head=[0]),
+            "problems[1]: task 't1': 2 candidate samples but 1 head samples",
+        ),
+        (lambda e: problems_of(e)[1].update(head=[0, 2]), "problems[1].head: task 't1': sample 1 is 2"),
+        (lambda e: problems_of(e)[1].update(head=[0, 0.5]), "problems[1].head: task 't1': sample 1 is 0.5"),
+        (lambda e: problems_of(e)[1].update(head=[0, 1.0]), "problems[1].head: task 't1': sample 1 is 1.0"),
+        (lambda e: problems_of(e)[1].update(head=[True, 0]), "problems[1].head: task 't1': sample 0 is True"),
+        (lambda e: problems_of(e)[1].update(head=[None, 0]), "problems[1].head: task 't1': sample 0 is None"),
+        (lambda e: problems_of(e)[1].update(head="01"), "problems[1].head: task 't1': '01' is not a list"),
+        (lambda e: problems_of(e)[1].update(base=[float("nan")]), "problems[1].base: task 't1': sample 0 is nan"),
+        (lambda e: problems_of(e)[1].update(base=[0]), "splits.select: base is given for 1 of 3 problems"),
+        (lambda e: problems_of(e)[1].update(task_id="t0"), "splits.select: task 't0' is there twice"),
+        (lambda e: problems_of(e)[1].pop("candidate"), "problems[1].candidate: is missing"),
+        (lambda e: problems_of(e)[1].update(canddate=[1]), "problems[1].canddate: unknown key"),
+        (lambda e: e["signals"]["head"].update(entropy=float("nan")), "signals.head.entropy: input should be a finite"),
+        (lambda e: e["signals"]["head"].update(entropy=float("inf")), "signals.head.entropy: input should be a finite"),
+        (lambda e: e["signals"]["head"].update(entropy="low"), "signals.head.entropy: input should be a valid number"),
+        (
+            lambda e: e["signals"].update(heads={}),
+            "signals.heads: input should be 'candidate', 'head', 'base' or 'best'",
+        ),
+        (lambda e: e["splits"].clear(), "splits: "),
+        (lambda e: e.pop("splits"), "splits: is missing"),
+        (lambda e: e.update(round=-1), "round: input should be greater than or equal to 0, got -1"),
+        (lambda e: e["splits"]["select"].update(suite="a\x1b[31m"), "suite 'a\\x1b[31m' holds control characters"),
+        (lambda e: problems_of(e)[1].update(task_id="x\n\x1b[2J", head=[3]), "task 'x\\n\\x1b[2J': sample 0 is 3"),
+    ],
+)
+def test_bad_evidence_is_refused_by_name(spoil: Callable[[dict[str, Any]], Any], message: str) -> None:
+    given = copy.deepcopy(evidence(BETTER, WORSE, SAME))
+    spoil(given)
+    for source in (given, json.dumps(given)):
+        with pytest.raises(ValueError) as caught:
+            read_evidence(source)
+        assert type(caught.value) is BadEvidence
+        assert message in str(caught.value)
+        assert str(caught.value).isprintable()  # one line, nothing that a terminal would obey
+        assert len(str(caught.value)) < 250
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"round": 1, "round'])
+def test_text_that_is_not_evidence_is_refused(text: str) -> None:
+    with pytest.raises(BadEvidence):
+        read_evidence(text)
+
+
+def test_signals_may_be_unmeasured_or_left_out() -> None:
+    given = evidence(SAME, signals={"candidate": {"entropy": None, "mean_length": 80}})
+    assert read_evidence(given).signals == {"candidate": {"entropy": None, "mean_length": 80.0}}
+    del given["signals"]
+    assert read_evidence(given).signals == {}
+
+
+# building from loop.toml
+
+
+def test_gates_are_built_from_tables() -> None:
+    policy = build_policy([{"type": "improvement", "min_gain": 0, "alpha": 0.1}, {"type": "improvement"}], "select")
+    assert policy == Policy((Improvement(min_gain=0.0, alpha=0.1), Improvement()), "select")
+
+
+@pytest.mark.parametrize(
+    ("gates", "path", "problem"),
+    [
+        ([], (), "no gates"),
+        ([{"min_gain": 0.1}], (0,), "type is missing; known types: improvement, no_regression, collapse, best_so_far"),
+        (
+            [{"type": "improvment"}],
+            (0, "type"),
+            "unknown type 'improvment'; known types: improvement, no_regression, collapse, best_so_far",
+        ),
+        (
+            [{"type": 3}],
+            (0, "type"),
+            "3 is not the name of a gate; known types: improvement, no_regression, collapse, best_so_far",
+        ),
+        (
+            [{"type": "improvement"}, {"type": "improvement", "min_gian": 0.1}],
+            (1, "min_gian"),
+            "unknown key; the keys of 'improvement' are type, metric, min_gain, target_gain, miss, power, alpha, budget, screen",
+        ),
+        (
+            [{"type": "improvement", "min_gain": "0.1"}],
+            (0, "min_gain"),
+            "input should be a valid number, got '0.1' (What is to be shown: a gain of more than this)",
+        ),
+        ([{"type": "improvement", "min_gain": True}], (0, "min_gain"), "input should be a valid number, got True"),
+        ([{"type": "improvement", "min_gain": float("nan")}], (0, "min_gain"), "input should be a finite number"),
+        ([{"type": "improvement", "min_gain": 8}], (0, "min_gain"), "input should be less than 1, got 8"),
+        ([{"type": "improvement", "alpha": 5}], (0, "alpha"), "input should be less than 1, got 5"),
+        ([{"type": "improvement", "metric": "pass@0"}], (0, "metric"), "string should match pattern"),
+        (
+            [{"type": "improvement", "min_gain": 0.1, "target_gain": 0.03}],
+            (0,),
+            "target_gain 0.03 is not above min_gain 0.1",
+        ),
+        ([{"type": "improvement", "power": 1.0}], (0, "power"), "input should be less than 1, got 1.0"),
+    ],
+)
+def test_wrong_gates_name_the_place_and_the_remedy(
+    gates: list[dict[str, Any]], path: tuple[str | int, ...], problem: str
+) -> None:
+    with pytest.raises(ValueError) as caught:
+        build_policy(gates, "select")
+    mistake = caught.value
+    assert isinstance(mistake, BadPolicy)
+    assert mistake.path == ("decide", "gates", *path)
+    assert mistake.problem.startswith(problem)
+    assert str(mistake).startswith("decide.gates") and str(mistake).endswith(mistake.problem)
+    assert str(mistake).isprintable()
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, *offers: tuple[str, str]) -> None:
+    points = EntryPoints(EntryPoint(name, value, "loop.gates") for name, value in offers)
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points.select(group=group))
+
+
+def test_a_third_partys_gate_comes_through_the_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    offer(monkeypatch, ("fixed", "third_party:Fixed"), ("improvement", "third_party:Fixed"))
+    policy = build_policy([{"type": "fixed", "says": "fail"}, {"type": "improvement"}], "select")
+    assert policy.gates == (Fixed(says="fail"), Improvement())  # a built-in type cannot be replaced
+    with pytest.raises(BadPolicy, match=r"gates\[0\]\.say: unknown key; the keys of 'fixed' are type, says"):
+        build_policy([{"type": "fixed", "say": "fail"}], "select")
+    with pytest.raises(
+        BadPolicy, match="unknown type 'fixd'; known types: improvement, no_regression, collapse, best_so_far, fixed"
+    ):
+        build_policy([{"type": "fixd"}], "select")
+
+
+@pytest.mark.parametrize(
+    ("offers", "message"),
+    [
+        ([("fixed", "no_such_module:Gate")], r"'fixed' \(no_such_module:Gate\) cannot be loaded"),
+        ([("fixed", "json:dumps")], r"'fixed' \(json:dumps\) is not a subclass of policies.gates.Gate"),
+        ([("fixed", "a:B"), ("fixed", "c:D")], r"'fixed' is offered more than once \(a:B, c:D\)"),
+    ],
+)
+def test_a_third_partys_mistake_is_named(
+    monkeypatch: pytest.MonkeyPatch, offers: list[tuple[str, str]], message: str
+) -> None:
+    offer(monkeypatch, *offers)
+    with pytest.raises(BadPolicy, match=message) as caught:
+        build_policy([{"type": "fixed"}], "select")
+    assert caught.value.path == ("decide", "gates", 0, "type")
+
+
+# what policies may not know
+
+
+def test_policies_import_nothing_heavy_and_nothing_of_ours() -> None:
+    code = (
+        "import sys, policies.policy, policies.statistics\n"
+        "names = {name.split('.')[0] for name in sys.modules}\n"
+        "print(sorted(names & {'numpy', 'torch', 'scipy', 'loop', 'store', 'sqlite3', 'importlib_metadata'}))"
+    )
+    root = ROOT
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"

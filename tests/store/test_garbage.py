@@ -1,0 +1,179 @@
+"""What a collection keeps and removes, whatever happened before; and what a kill in the middle of it leaves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from store.canonical import sha256_of
+from store.checkpoints import commit_directory, manifest_sha256, manifest_size_bytes, temporary_directory, verify
+from store.errors import StoreError
+from store.garbage import best_round, collect, plan_collection
+from store.records import Checkpoint, Evaluation
+from store.verify import verify_store
+from tests.support.stores import World
+
+
+class Weights(World):
+    """A world whose checkpoints really lie there; `rates` are what each round's candidate reaches."""
+
+    def __init__(self, run_dir: Path) -> None:
+        super().__init__()
+        self.run_dir = run_dir
+        self.ones = self.suite()
+        self.measure(self.run.base_checkpoint, 0, 0.1)
+
+    def candidate(self, number: int) -> Checkpoint:
+        directory = temporary_directory(self.run_dir / "checkpoints")
+        (directory / "model.safetensors").write_bytes(bytes([number]) * (100 + number))
+        final = self.run_dir / "checkpoints" / f"round-{number:04d}"
+        manifest = commit_directory(directory, final)
+        size, path = manifest_size_bytes(manifest), f"checkpoints/{final.name}"
+        return Checkpoint(manifest_sha256(manifest), self.run.id, number, "full", path, None, None, size, manifest)
+
+    def measure(self, checkpoint: str, round: int, rate: float) -> None:
+        row = Evaluation(
+            sha256_of([checkpoint]), self.run.id, round, checkpoint, self.ones.sha256, "suite", self.settings_id, 1, 7
+        )
+        self.corpus.begin_evaluation(row)
+        self.corpus.finish_evaluation(row.id, {"pass@1": rate})
+
+    def round_of(self, verdict: str, rate: float) -> None:
+        round = self.stage(self.ledger.begin_round(self.run.id), "sampling")
+        round = self.stage(round, "training", candidate=self.candidate(round.number))
+        self.measure(round.candidate_checkpoint or "", round.number, rate)
+        round = self.stage(round, "evaluating")
+        self.ledger.begin_attempt(round, "deciding", {})
+        self.ledger.decide(round, self.decision(round, verdict))
+
+    def plan(self, **settings: Any) -> Any:
+        settings = {"keep_last": 1} | settings
+        return plan_collection(self.ledger, self.ledger.run_of(self.run.id), self.run_dir, "suite", **settings)
+
+    def present(self) -> set[int]:
+        return {row.round for row in self.ledger.checkpoints(self.run.id) if row.state == "present"}
+
+    def directories(self) -> set[str]:
+        return {path.name for path in self.run_dir.glob("checkpoints/*")}
+
+
+def test_base_head_best_pinned_and_the_newest_stay(tmp_path: Path) -> None:
+    world = Weights(tmp_path)
+    for verdict, rate in [
+        ("keep", 0.2),
+        ("keep", 0.9),
+        ("keep", 0.3),
+        ("rollback", 0.99),
+        ("keep", 0.4),
+        ("rollback", 0.1),
+    ]:
+        world.round_of(verdict, rate)
+    first = next(row for row in world.ledger.checkpoints(world.run.id) if row.round == 1)
+    world.ledger.pin_checkpoint(first.sha256)
+    assert best_round(world.ledger, world.ledger.run_of(world.run.id), "suite") == 2
+    plan = world.plan()
+    assert {kept.checkpoint.round: kept.why for kept in plan.kept} == {
+        0: "the base", 1: "pinned", 2: "the best", 5: "the head", 6: "among the newest 1",
+    }  # fmt: skip
+    assert [row.round for row in plan.doomed] == [3, 4]
+    size = sum(row.size_bytes for row in plan.doomed)
+    assert collect(world.ledger, tmp_path, plan) >= size
+    assert world.present() == {0, 1, 2, 5, 6}
+    assert world.directories() == {"round-0001", "round-0002", "round-0005", "round-0006"}
+    assert world.plan().doomed == () and world.plan().leftovers == ()
+    with pytest.raises(StoreError, match="the checkpoint of round 3 is collected"):
+        world.ledger.move_head(world.run.id, 3, "too late")
+
+
+def test_what_an_open_round_works_with_stays_after_a_rollback_by_hand(tmp_path: Path) -> None:
+    world = Weights(tmp_path)
+    world.round_of("keep", 0.5)
+    world.round_of("keep", 0.4)
+    round = world.stage(world.ledger.begin_round(world.run.id), "sampling")
+    world.stage(round, "training", candidate=world.candidate(3))
+    assert world.plan(keep_last=0).doomed == ()
+    world.ledger.move_head(world.run.id, 0, "by hand")
+    assert [row.round for row in world.plan(keep_last=0).doomed] == [], "a failed round may still be looked at"
+    world.round_of("rollback", 0.0)
+    assert [row.round for row in world.plan(keep_last=0).doomed] == [2, 3, 4]
+
+
+def test_the_oldest_of_the_newest_go_where_the_total_is_bounded(tmp_path: Path) -> None:
+    world = Weights(tmp_path)
+    for _ in range(4):
+        world.round_of("rollback", 0.0)
+    assert [row.round for row in world.plan(keep_last=4, max_total_bytes=210).doomed] == [1, 2]
+    assert [row.round for row in world.plan(keep_last=4, max_total_bytes=0).doomed] == [1, 2, 3, 4]
+    assert world.plan(keep_last=4, max_total_bytes=10_000).doomed == ()
+
+
+def test_a_kill_between_the_word_and_the_deed_leaves_what_the_next_collection_removes(tmp_path: Path) -> None:
+    world = Weights(tmp_path)
+    for _ in range(3):
+        world.round_of("rollback", 0.0)
+    doomed = world.plan().doomed
+    for row in doomed:
+        world.ledger.set_checkpoint_state(row.sha256, "collected")
+    plan = world.plan()
+    assert [path.name for path in plan.leftovers] == ["round-0001", "round-0002"] and plan.doomed == ()
+    assert collect(world.ledger, tmp_path, plan) > 0
+    assert world.directories() == {"round-0003"}
+
+
+def test_a_plan_that_is_out_of_date_is_refused_as_a_whole(tmp_path: Path) -> None:
+    world = Weights(tmp_path)
+    world.round_of("keep", 0.2)
+    world.round_of("keep", 0.9)
+    world.round_of("keep", 0.9)
+    plan = world.plan(keep_last=0)
+    assert [row.round for row in plan.doomed] == [1]
+    world.ledger.move_head(world.run.id, 1, "by hand")
+    with pytest.raises(StoreError, match="round 1 is needed since"):
+        collect(world.ledger, tmp_path, plan)
+    assert world.present() == {0, 1, 2, 3} and "round-0001" in world.directories()
+
+
+def test_damaged_copies_go_only_when_that_is_asked(tmp_path: Path) -> None:
+    world = Weights(tmp_path)
+    world.round_of("keep", 0.2)
+    (tmp_path / "checkpoints" / "round-0001.damaged").mkdir()
+    assert world.plan().leftovers == ()
+    assert collect(world.ledger, tmp_path, world.plan(damaged=True)) == 0
+    assert world.directories() == {"round-0001"}
+
+
+@settings(max_examples=40)
+@given(
+    rounds=st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.booleans()), max_size=7),
+    keep_last=st.integers(0, 3),
+    bound=st.one_of(st.none(), st.integers(0, 600)),
+    back_to=st.integers(0, 7),
+)
+def test_nothing_that_is_needed_ever_goes(
+    tmp_path_factory: pytest.TempPathFactory, rounds: list[Any], keep_last: int, bound: int | None, back_to: int
+) -> None:
+    world = Weights(tmp_path_factory.mktemp("run"))
+    ledger, run_id = world.ledger, world.run.id
+    for keep, rate, pin in rounds:
+        world.round_of("keep" if keep else "rollback", rate / 10)
+        if pin:
+            ledger.pin_checkpoint(ledger.checkpoints(run_id)[-1].sha256)
+    kept = [number + 1 for number, (keep, _, _) in enumerate(rounds) if keep]
+    if back_to in kept:
+        ledger.move_head(run_id, back_to, "by hand")
+    collect(ledger, world.run_dir, world.plan(keep_last=keep_last, max_total_bytes=bound))
+    run, present = ledger.run_of(run_id), world.present()
+    assert {0, run.head_round, best_round(ledger, run, "suite")} <= present
+    assert {row.round for row in ledger.checkpoints(run_id) if row.pinned} <= present
+    for row in ledger.checkpoints(run_id):
+        if row.round and row.state == "present":
+            verify(world.run_dir / row.path, row.manifest)
+    assert len(world.directories()) == len(present - {0})
+    found = [one.message for one in verify_store(world.db, world.run_dir).findings]
+    assert all("checkpoints/base" in message for message in found), found
+    assert replace(world.plan(keep_last=keep_last, max_total_bytes=bound), kept=()).doomed == ()

@@ -1,0 +1,201 @@
+"""Verification finds every change to what was stored, and nothing in a sound store."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from store.checkpoints import commit_directory, hash_directory, manifest_sha256, temporary_directory
+from store.db import open_database, query
+from store.records import Checkpoint, Verdict
+from store.verify import verify_store, write_high_water
+from tests.support.stores import World, weights
+
+ARRIVALS = (
+    "insert(arrivals, '$[#]', 1)",
+    "remove(arrivals, '$[0]')",
+    "set(arrivals, '$[1]', 3)",
+    "set(arrivals, '$[1]', 99)",
+)
+
+
+def sound(world: World) -> World:
+    """Two rounds, an evaluation with verdicts, a failed and resumed stage, and no weights that would be looked for."""
+    world.whole_round("keep")
+    evaluation = world.evaluation()
+    world.corpus.add_completions([world.completion(n, id=f"e{n}", evaluation_id=evaluation.id) for n in range(10)])
+    world.corpus.add_verdicts(
+        [Verdict(evaluation.id, f"t/{n}", 0, f"e{n}", "passed", "", 0.1, "bubblewrap") for n in range(10)]
+    )
+    world.corpus.finish_evaluation(evaluation.id, {"pass@1": 1.0})
+    world.probe()
+    world.whole_round("rollback", earlier=world.corpus.texts(world.run.id, 1))
+    world.collected()
+    world.ledger.move_head(world.run.id, 0, "back")
+    world.ledger.set_run_state(world.run.id, "paused", "asked to")
+    world.ledger.pause_round(world.ledger.begin_round(world.run.id))
+    for checkpoint in world.ledger.checkpoints(world.run.id):
+        world.ledger.set_checkpoint_state(checkpoint.sha256, "collected")
+    return world
+
+
+def without_guards(world: World) -> sqlite3.Connection:
+    conn: sqlite3.Connection = world.db.conn
+    for (name,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        conn.execute(f"DROP TRIGGER {name}")
+    conn.execute("PRAGMA foreign_keys = OFF")
+    conn.execute("PRAGMA ignore_check_constraints = ON")
+    return conn
+
+
+def test_a_sound_store_has_no_findings(tmp_path: Path) -> None:
+    world = sound(World(tmp_path / "loop.db"))
+    write_high_water(world.db, tmp_path)
+    reader = open_database(tmp_path / "loop.db", read_only=True)
+    result = verify_store(reader, tmp_path)
+    assert result.findings == []
+    assert result.checked["events"] == len(world.ledger.events()) and result.checked["completions"] == 16
+    assert (result.checked["rounds"], result.checked["decisions"], result.checked["verdicts"]) == (3, 2, 10)
+
+
+def columns(table: str) -> list[str]:
+    return [row["name"] for row in query(World().db, f"PRAGMA table_info({table})")]
+
+
+def messages_after(world: World, sql: str, parameters: Any = ()) -> list[str]:
+    """What is found after a change, which is then undone."""
+    conn = without_guards(world)
+    conn.execute("BEGIN")
+    try:
+        conn.execute(sql, parameters)
+        return [f"{f.kind}: {f.message}" for f in verify_store(world.db, Path("/nowhere")).findings]
+    finally:
+        conn.execute("ROLLBACK")
+
+
+@pytest.mark.parametrize("column", columns("events"))
+def test_a_change_to_any_field_of_any_event_is_found(column: str) -> None:
+    world = sound(World())
+    change = {
+        "seq": "seq + 1000",
+        "round": "coalesce(round, 0) + 1",
+        "data": "json_set(data, '$.x', 1)",
+    }.get(column, f"coalesce({column}, '') || '0'")
+    for event in world.ledger.events():
+        found = messages_after(world, f"UPDATE events SET {column} = {change} WHERE seq = ?", (event.seq,))
+        assert any(message.startswith("event") for message in found), event.seq
+
+
+@settings(max_examples=30)
+@given(st.data())
+def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> None:
+    world = sound(World())
+    conn = without_guards(world)
+    table, column, change = data.draw(
+        st.sampled_from(
+            [("completions", c, None) for c in columns("completions") if c not in ("created_at", "arrival")]
+            + [("completions", "arrival", "arrival + 100")]
+            + [("prompts", "content", "json_set(content, '$.x', 1)"), ("decode_settings", "settings", "json('{}')")]
+            + [("decisions", c, None) for c in columns("decisions") if c not in ("run_id", "round")]
+            + [("selections", c, None) for c in ("position", "used", "completion_id", "reason")]
+            + [("earlier_selections", c, None) for c in ("run_id", "round", "position")]
+            + [("earlier_selections", "arrivals", f"json_{c}") for c in ARRIVALS]
+            + [("stages", "input", "json('{}')"), ("stages", "output", "json('{}')")]
+            + [("rounds", "state", "CASE state WHEN 'kept' THEN 'failed' ELSE 'kept' END")]
+            + [
+                ("runs", c, None)
+                for c in ("config", "state", "reason", "head_round", "head_checkpoint", "num_completions")
+            ]
+            + [("runs", c, None) for c in ("completion_bytes", "num_kept", "num_rolled_back", "num_failed")]
+            + [("collected", c, None) for c in ("run_id", "round", "part", "sha256")]
+            + [("collected", "entries", "x'00'")]
+            + [("collected", c, f"json_set({c}, '$.x', 1)") for c in ("rule", "left_out")]
+            + [("evaluations", "metrics", "json('{}')"), ("checkpoints", "manifest", "json_set(manifest, '$.x', 1)")]
+        )
+    )
+    kind = {row["name"]: row["type"] for row in query(world.db, f"PRAGMA table_info({table})")}[column]
+    if change is None and column in ("config", "gates", "policy", "evidence"):
+        change = f"CASE json_type({column}) WHEN 'array' THEN json('[]') ELSE json_set({column}, '$.x', 1) END"
+    elif change is None and column in ("token_ids", "prompt_token_ids"):
+        change = f"json_insert({column}, '$[#]', 1)"
+    elif change is None:
+        change = f"coalesce({column}, '') || 'x'" if kind == "TEXT" else f"coalesce({column}, 0) + 1"
+    if column == "used":
+        change = "1 - used"
+    which = data.draw(st.integers(0, conn.execute(f"SELECT count(*) FROM {table}").fetchone()[0] - 1))
+    keys = [row[1] for row in conn.execute(f"PRAGMA table_info({table})") if row[5]] or ["rowid"]
+    chosen = conn.execute(f"SELECT {', '.join(keys)} FROM {table} LIMIT 1 OFFSET {which}").fetchone()
+    where = " AND ".join(f"{k} = ?" for k in keys)
+    if table == "stages" and column == "output":
+        where += " AND name <> 'deciding'"
+    done = conn.execute(f"UPDATE {table} SET {column} = {change} WHERE {where}", chosen).rowcount
+    if done:
+        assert verify_store(world.db, Path("/nowhere")).findings, (table, column, chosen)
+
+
+@pytest.mark.parametrize(
+    "table",
+    ["events", "completions", "selections", "earlier_selections", "decisions", "rounds", "stages", "runs", "prompts"],
+)
+def test_a_lost_row_is_found(table: str) -> None:
+    world = sound(World())
+    keys = [row["name"] for row in query(world.db, f"PRAGMA table_info({table})") if row["pk"]]
+    where = " AND ".join(f"{key} = ?" for key in keys)
+    lost = world.db.conn.execute(f"SELECT {', '.join(keys)} FROM {table} ORDER BY {', '.join(keys)}").fetchall()
+    if table == "events":
+        lost.pop()  # only the high-water mark tells that the last one is gone
+    for key in lost:
+        assert messages_after(world, f"DELETE FROM {table} WHERE {where}", key), key
+
+
+def test_weights_are_read_where_they_should_be(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_text("base")
+    run_dir = tmp_path / "run"
+    growing = temporary_directory(run_dir / "checkpoints")
+    (growing / "model.safetensors").write_text("round 1")
+    made = commit_directory(growing, run_dir / "checkpoints" / "round-1")
+    world = World(run_dir / "loop.db")
+    for manifest, path in ((hash_directory(base), str(base)), (made, "checkpoints/round-1")):
+        sha256 = manifest_sha256(manifest)
+        world.ledger.add_checkpoint(Checkpoint(sha256, world.run.id, 0, "full", path, None, None, 1, manifest))
+    world.ledger.set_checkpoint_state(weights("base").sha256, "collected")
+    assert verify_store(world.db, run_dir).findings == []
+    manifest_file = run_dir / "checkpoints/round-1/MANIFEST.json"
+    content = manifest_file.read_bytes()
+    for damage, words in ((b"x", "missing or unreadable"), (b'{"files":{},"whole_directory":true}', "is another")):
+        manifest_file.write_bytes(damage)
+        (finding,) = verify_store(world.db, run_dir).findings
+        assert str(manifest_file) in finding.message and words in finding.message
+    manifest_file.write_bytes(content)
+    (base / "model.safetensors").write_text("bass")
+    (run_dir / "checkpoints/round-1/model.safetensors").unlink()
+    messages = [finding.message for finding in verify_store(world.db, run_dir).findings]
+    assert len(messages) == 2 and "content differs" in messages[0] and "is missing" in messages[1]
+
+
+def test_a_damaged_page_is_a_finding_and_not_a_crash(tmp_path: Path) -> None:
+    path = tmp_path / "loop.db"
+    world = World(path)
+    world.whole_round(num_completions=300)
+    world.db.close()
+    content = bytearray(path.read_bytes())
+    for page in range(len(content) // 4096 // 2, len(content) // 4096):
+        content[page * 4096 : page * 4096 + 64] = b"\xff" * 64
+    path.write_bytes(content)
+    findings = verify_store(open_database(path, read_only=True), tmp_path).findings
+    assert findings and all("\n" not in finding.message for finding in findings)
+
+
+def test_many_findings_are_counted_not_listed() -> None:
+    world = World()
+    world.whole_round(num_completions=200)
+    without_guards(world).execute("UPDATE completions SET text = 'x'")
+    found: Any = [f for f in verify_store(world.db, Path("/nowhere")).findings if f.kind == "completion"]
+    assert len(found) == 51 and found[-1].message == "151 more of this kind"  # 200 texts and the byte counter

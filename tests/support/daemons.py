@@ -1,0 +1,150 @@
+"""A daemon as a process, with loopctl beside it, for tests of what befalls it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from store.db import open_database
+from store.verify import verify_store
+from tests.support.runs import KEEPING, environment, write_run
+from tests.support.stages import Stages
+from tests.support.waiting import HANG_S, wait_until
+
+LONGER = KEEPING.replace("per_round = 10", "per_round = 60").replace("batch_size = 8", "batch_size = 4")
+ROOMY = LONGER + "\n[storage]\nmin_free_bytes = 0\n"
+STEADY = ROOMY.replace("rounds = 2", "rounds = 0")
+
+# loopctl, which otherwise gives up waiting for a daemon after seconds.
+PATIENT = f"""
+from loop.daemon import control
+from loop.cli import main, service
+service.PATIENCE_S = {HANG_S}
+control.ask.__defaults__ = ({HANG_S},)
+main.main()
+"""
+
+
+class Daemon:
+    """A run directory, its daemon, and loopctl on it."""
+
+    def __init__(self, directory: Path, config: str = ROOMY) -> None:
+        self.config = write_run(directory, config)
+        self.run_dir = directory / ".loop"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self.stages = Stages(directory)
+        self.stand_still, self.go_on = self.stages.stand_still, self.stages.go_on
+        self.variables = dict(self.stages.variables)  # in the environment of the daemon, its workers and loopctl
+
+    def spawn(self, **variables: str) -> subprocess.Popen[bytes]:
+        """A daemon, as a service manager would start it; the one before is gone."""
+        self.stages.forget()
+        env = environment() | self.variables | variables
+        with (self.config.parent / "journal").open("ab") as journal:
+            command = [sys.executable, "-P", "-m", "loop.daemon", "--config", str(self.config)]
+            process = subprocess.Popen(command, env=env, stderr=journal, cwd="/", start_new_session=True)
+        self.processes.append(process)
+        return process
+
+    def ctl(self, *arguments: str, code: int | None = 0) -> str:
+        """What loopctl printed."""
+        done = self._loopctl(*arguments)
+        assert code is None or done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+        return done.stdout + done.stderr
+
+    def _loopctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-P", "-c", PATIENT, *arguments, "--config", str(self.config)]
+        env = environment() | self.variables
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S)
+
+    def status(self) -> Any:
+        return json.loads(self._loopctl("status", "--json").stdout)
+
+    def says(self, wanted: str) -> str:
+        """Wait until `loopctl status` says so to people; all that it says then."""
+        said = ""
+
+        def is_said() -> bool:
+            nonlocal said
+            said = self._loopctl("status").stdout
+            return wanted in " ".join(said.split())
+
+        wait_until(is_said, lambda: (wanted, said, self.journal()[-2000:]))
+        return said
+
+    def until(self, holds: Callable[[Any], Any]) -> Any:
+        """Wait until the status is so; that status."""
+        status: Any = None
+
+        def is_so() -> Any:
+            nonlocal status
+            status = self.status()
+            return holds(status)
+
+        wait_until(is_so, lambda: (status, self.journal()[-2000:]))
+        return status
+
+    def in_stage(self, stage: str) -> Any:
+        """Wait until that stage stands still and the status says so; that status."""
+        self.stages.wait(stage)
+        return self.until(lambda s: s["round"] and s["round"]["stage"] == stage and s["round"]["done"])
+
+    def workers(self) -> list[psutil.Process]:
+        found = []
+        for process in psutil.process_iter(["cmdline"]):
+            try:
+                if "loop.workers.worker" in (process.info["cmdline"] or []) and any(
+                    str(self.run_dir) in file.path for file in process.open_files()
+                ):
+                    found.append(process)
+            except psutil.Error:
+                continue
+        return found
+
+    def alone(self) -> bool:
+        """True as soon as no worker is left."""
+        return bool(wait_until(lambda: not self.workers(), lambda: f"left: {self.workers()}"))
+
+    def finish(self) -> None:
+        """Stop it, have it keep another round without delay, and find everything in order."""
+        self.ctl("stop", "--now")
+        process = self.spawn()
+        before = decided(self.status())
+        self.until(lambda s: decided(s) > before)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(HANG_S) == 0 and self.findings() == []
+
+    def findings(self) -> list[Any]:
+        db = open_database(self.run_dir / "loop.db", read_only=True)
+        try:
+            return verify_store(db, self.run_dir).findings
+        finally:
+            db.close()
+
+    def journal(self) -> str:
+        return (self.config.parent / "journal").read_text()
+
+
+def decided(status: Any) -> int:
+    return int(status["rounds"]["kept"] + status["rounds"]["rolled_back"])
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
+    found = Daemon(tmp_path, getattr(request, "param", ROOMY))
+    yield found
+    for process in found.processes:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+steady = pytest.mark.parametrize("daemon", [STEADY], indirect=True)

@@ -1,0 +1,87 @@
+"""Experiments for tests: a file with its base configuration on the fake engine, and loopctl on it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from loop.experiments.file import Experiment, load_experiment
+from store.db import open_database
+from store.verify import verify_store
+from tests.support.runs import KEEPING, environment, write_run
+from tests.support.waiting import HANG_S
+
+BASE = KEEPING.replace("num_prompts = 0", "num_prompts = 4\nmax_new_tokens = 16") + "\n[storage]\nmin_free_bytes = 0\n"
+
+POLICIES = """
+name = "policies"
+rounds = 2
+seeds = [1]
+[[arms]]
+name = "replace"
+[[arms]]
+name = "accumulate"
+collect.data = { type = "accumulate" }
+[[arms]]
+name = "mix"
+[arms.collect]
+data = { type = "mix", earlier = 0.25 }
+[[arms]]
+name = "strict"
+decide.gates = [{ type = "improvement", min_gain = 0.9 }]
+"""
+
+THREE = POLICIES.replace("""[[arms]]
+name = "mix"
+[arms.collect]
+data = { type = "mix", earlier = 0.25 }
+""", "")  # fmt: skip
+
+
+def write_experiment(directory: Path, text: str = POLICIES, base: str = BASE) -> Path:
+    """An experiment's file beside its base configuration; its path."""
+    write_run(directory, base)
+    path = directory / "experiment.toml"
+    path.write_text(text)
+    return path
+
+
+PATIENT = f"""
+from loop.cli import experiment, main
+experiment.PATIENCE_S = {HANG_S}
+main.main()
+"""
+
+
+def loopctl(*arguments: str | Path, code: int | None = 0, **variables: str) -> str:
+    """What `loopctl experiment` printed on standard output."""
+    command = [sys.executable, "-P", "-c", PATIENT, "experiment", *map(str, arguments)]
+    done = subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=HANG_S)
+    assert code is None or done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
+    return done.stdout + ("" if "--json" in arguments else done.stderr)
+
+
+def facts_of(path: Path) -> Any:
+    """`loopctl experiment status --json`."""
+    return json.loads(loopctl("status", path, "--json"))
+
+
+def tables_of(facts: Any) -> Any:
+    """What does not depend on time, on who did what first, or on what was killed meanwhile."""
+    runs = [{key: run[key] for key in ("arm", "seed", "state", "rounds_done", "num_kept")} for run in facts["runs"]]
+    return {"runs": runs} | {key: facts[key] for key in ("arms", "seeds", "lines", "comparisons", "state")}
+
+
+def sound(path: Path) -> Experiment:
+    """Every store of an experiment verified."""
+    experiment = load_experiment(path)
+    for run in experiment.runs:
+        db = open_database(run.run_dir / "loop.db", read_only=True)
+        try:
+            assert verify_store(db, run.run_dir).findings == [], run.name
+        finally:
+            db.close()
+    return experiment

@@ -1,0 +1,229 @@
+"""Runs for tests: a fake one in a directory, a driver that can be killed, and a dump that two runs are compared by."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from store.corpus import Corpus
+from store.db import open_database, query
+from tests.support import ROOT
+from tests.support.waiting import HANG_S
+
+CONFIG = """
+name = "small"
+rounds = 2
+seed = 3
+[model]
+source = "fake"
+[prompts]
+per_round = 10
+[sampling]
+temperature = 1.2
+top_k = 20
+[training]
+batch_size = 2
+micro_batch_size = 2
+[[suites]]
+name = "ones"
+source = "ones.jsonl"
+temperature = 0.9
+num_samples = 4
+pass_at = [1, 4]
+[[suites]]
+name = "ones-greedy"
+source = "ones.jsonl"
+greedy = true
+limit = 4
+[decide]
+suite = "ones"
+[diagnosis]
+num_prompts = 0
+[engine]
+sampler = "fake"
+trainer = "fake"
+batch_size = 8
+retry_wait_s = 0.0
+"""
+
+# Its rounds are kept: the fake model learns much, and any gain will do.
+KEEPING = CONFIG.replace("[training]", "[training]\nnum_steps = 20").replace(
+    'suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = -0.9 }]'
+)
+
+
+def write_run(directory: Path, config: str = CONFIG, num_problems: int = 10) -> Path:
+    """A loop.toml with its suite of problems that the fake model solves now and then; the path of the former."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "ones.jsonl").open("w") as file:
+        for number in range(num_problems):
+            problem = {
+                "task_id": f"ones/{number}",
+                "text": f"Return the number one, variant {number}.",
+                "entry_point": f"one_{number}",
+                "signature": f"def one_{number}():",
+                "test_list": [f"assert one_{number}() == 1"],
+                "code": f"def one_{number}():\n    return 1\n",
+                "difficulty": ["easy", "hard"][number % 2],
+            }
+            file.write(json.dumps(problem) + "\n")
+    path = directory / "loop.toml"
+    path.write_text(config)
+    return path
+
+
+DRIVER = r"""
+import json, os, signal, sys
+from dataclasses import asdict
+from pathlib import Path
+from loop import round as rounds
+from loop.run import opening
+from loop.config.loading import load_config
+from store import checkpoints, corpus, ledger
+from loop.stages import sampling, training
+
+config, where, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+PLACES = {
+    "create_run": (ledger.Ledger, "create_run"), "begin_round": (ledger.Ledger, "begin_round"),
+    "begin_attempt": (ledger.Ledger, "begin_attempt"), "finish_stage": (ledger.Ledger, "finish_stage"),
+    "decide": (ledger.Ledger, "decide"), "add_completions": (corpus.Corpus, "add_completions"),
+    "add_verdicts": (corpus.Corpus, "add_verdicts"), "begin_evaluation": (corpus.Corpus, "begin_evaluation"),
+    "finish_evaluation": (corpus.Corpus, "finish_evaluation"), "add_probe": (corpus.Corpus, "add_probe"),
+    "add_probe_result": (corpus.Corpus, "add_probe_result"), "commit_directory": (training, "commit_directory"),
+    "rename": (os, "rename"), "between_stages": (None, None),
+}
+sampling.STORED_AT_ONCE = 1  # kills are to come between the lists of one stage
+calls = 0
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def maybe(place, moment):
+    global calls
+    if where == f"{moment} {place}":
+        calls += 1
+        if calls == count:
+            kill()
+
+def acknowledge(kind, ids):
+    with open(Path(config).parent / "acknowledged", "a") as file:
+        file.write("".join(f"{kind} {id}\n" for id in ids))
+
+def wrap(place, owner, name):
+    real = getattr(owner, name)
+    def wrapped(*args, **kwargs):
+        maybe(place, "before")
+        if name in ("add_completions", "add_verdicts"):
+            rows = list(args[1])
+            args = (args[0], rows, *args[2:])
+        result = real(*args, **kwargs)
+        if name == "add_completions":
+            acknowledge("completion", [row.id for row in rows])
+        if name == "add_verdicts":
+            acknowledge("verdict", [row.completion_id for row in rows])
+        if name in ("add_probe", "add_probe_result"):
+            acknowledge(name.removeprefix("add_").replace("_", " "), [args[1].id])
+        maybe(place, "after")
+        return result
+    setattr(owner, name, wrapped)
+
+for place, (owner, name) in PLACES.items():
+    if owner is not None:
+        wrap(place, owner, name)
+
+class Quiet:
+    def stage(self, round, stage, what): maybe(f"stage {stage}", "at")
+    def progress(self, done, total): maybe("progress", "at")
+    def note(self, text): print(text, file=sys.stderr)
+
+loaded = load_config(Path(config))
+with opening.open_session(loaded, Quiet()) as session:
+    session.guide = lambda round: maybe("between_stages", "at") if round else None
+    while len(session.ledger.decisions(session.run_id)) < loaded.config.rounds:
+        round = rounds.run_round(session)
+        assert round.state != "failed", round.error
+"""
+
+
+def environment() -> dict[str, str]:
+    """The project importable from anywhere."""
+    return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def drive(config: Path, place: str = "never", count: int = 1, kill_after_s: float | None = None) -> int:
+    """Run to the end, or to the kill; the exit code. Whatever the driver started must be gone when it is."""
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-c", DRIVER, str(config), place, str(count)],
+        env=environment(),
+        stderr=(config.parent / "stderr").open("ab"),
+        start_new_session=True,
+    )
+    tree = psutil.Process(process.pid)
+    if kill_after_s is not None:
+        try:
+            process.wait(kill_after_s)
+        except subprocess.TimeoutExpired:
+            family = [tree, *tree.children(recursive=True)]
+            for member in family:
+                try:
+                    member.send_signal(signal.SIGKILL)
+                except psutil.NoSuchProcess:
+                    pass
+    return process.wait()
+
+
+def processes_of(config: Path) -> list[str]:
+    """What still runs with this run's directory in its command line or as its log, once nothing does or it hangs."""
+    deadline = time.monotonic() + HANG_S
+    while True:
+        left = []
+        for process in psutil.process_iter(["cmdline", "pid"]):
+            try:
+                if process.info["cmdline"] and "loop.workers.worker" in process.info["cmdline"]:
+                    left += [str(process.pid) for file in process.open_files() if str(config.parent) in file.path]
+            except psutil.Error:
+                continue
+        if not left or time.monotonic() > deadline:
+            return left
+        time.sleep(0.05)
+
+
+def dump(run_dir: Path) -> dict[str, Any]:
+    """All that a run leaves, without times, durations, attempts, arrival order and absolute paths.
+
+    Compared are: rounds and their states, stage inputs and outputs, the run's head and counters, prompts, every
+    completion with text, token ids, seeds and hashes, selections, verdicts, figures, probes and their results,
+    decisions with evidence, and checkpoints by the hash of their weights.
+    """
+    db = open_database(run_dir / "loop.db", read_only=True)
+    without = {"created_at", "started_at", "finished_at", "decided_at", "duration_s", "arrival", "path", "detail"}
+    tables = (
+        "runs", "rounds", "stages", "prompts", "completions", "suites", "problems", "evaluations",
+        "verdicts", "decisions", "checkpoints", "probes", "probe_results",
+    )  # fmt: skip
+    lists = (
+        Corpus(db).selections(row["run_id"], row["number"]) for row in query(db, "SELECT run_id, number FROM rounds")
+    )
+    contents = {table: query(db, f"SELECT * FROM {table}") for table in tables}
+    contents["selections"] = [asdict(one) for listed in lists for one in listed]
+    found: dict[str, Any] = {}
+    for table, rows in contents.items():
+        plain = [{key: value for key, value in row.items() if key not in without} for row in rows]
+        found[table] = sorted(plain, key=lambda row: json.dumps(row, sort_keys=True, default=str))
+    db.close()
+    return found
+
+
+def acknowledged(config: Path) -> list[str]:
+    """Each row that was acknowledged, in order, across all processes of a run."""
+    path = config.parent / "acknowledged"
+    return path.read_text().splitlines() if path.exists() else []

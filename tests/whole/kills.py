@@ -1,0 +1,138 @@
+"""Kill the daemon again and again, at named places and at random moments, and compare the end with an undisturbed run's.
+
+`python tests/whole/kills.py --kills 1000` prints what it did and fails at the first difference. Every kill is SIGKILL of the
+daemon's whole process tree, or of the daemon alone at a failpoint; either way nothing of it may survive.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from store.db import open_database
+from store.failpoints import POINTS
+from store.ledger import Ledger
+from store.verify import verify_store
+from tests.support.runs import KEEPING, dump, environment, processes_of, write_run
+
+CONFIG = KEEPING + "\n[storage]\nkeep_last = 0\nmin_free_bytes = 0\n"
+KILLED = -9
+HANG_S = 120.0
+NEVER = frozenset({"checkpoint.set_aside", "checkpoint.replacing"})  # not reached while nothing is damaged
+
+
+def daemon(config: Path, failpoint: str = "", kill_after_s: float | None = None) -> int:
+    """Run `loopd` to its end, or to the kill; its exit code."""
+    command = [sys.executable, "-P", "-m", "loop.daemon", "--config", str(config)]
+    with (config.parent / "journal").open("ab") as journal:
+        process = subprocess.Popen(
+            command, env=environment() | {"LOOP_FAILPOINT": failpoint}, stderr=journal, start_new_session=True
+        )
+    tree = psutil.Process(process.pid)
+    try:
+        return process.wait(kill_after_s if kill_after_s is not None else HANG_S)
+    except subprocess.TimeoutExpired:
+        assert kill_after_s is not None, "it hangs: " + (config.parent / "journal").read_text()[-2000:]
+        for member in [tree, *tree.children(recursive=True)]:
+            try:
+                member.kill()
+            except psutil.NoSuchProcess:
+                pass
+        return process.wait()
+
+
+def release(config: Path) -> None:
+    """What `loopctl resume` does: the daemon holds a run whose process keeps vanishing."""
+    path = config.parent / ".loop" / "loop.db"
+    if not path.exists():
+        return  # killed before anything was there
+    db = open_database(path)
+    try:
+        ledger = Ledger(db)
+        if run := ledger.run():
+            ledger.hold_run(run.id, "user", "so that there is something to release")
+            ledger.release_run(run.id)
+    finally:
+        db.close()
+
+
+def check(config: Path, expected: dict[str, Any]) -> None:
+    """The end is that of the undisturbed run, the store is sound, and nothing runs or lies around."""
+    found = dump(config.parent / ".loop")
+    for table, rows in expected.items():
+        assert found[table] == rows, f"{table} differs: {config.parent}"
+    run_dir = config.parent / ".loop"
+    db = open_database(run_dir / "loop.db", read_only=True)
+    findings = verify_store(db, run_dir).findings
+    db.close()
+    assert findings == [], findings
+    assert processes_of(config) == [], "a process survived"
+    left = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    assert left == ["round-0002"], left
+
+
+def undisturbed(directory: Path) -> dict[str, Any]:
+    """What a run leaves that nobody kills."""
+    config = write_run(directory, CONFIG)
+    assert daemon(config) == 0, (directory / "journal").read_text()
+    return dump(directory / ".loop")
+
+
+def chain(directory: Path, draw: random.Random, most: int, expected: dict[str, Any]) -> Counter[str]:
+    """One run from its beginning to its end, killed at most so often; how often, by the place."""
+    config = write_run(directory, CONFIG)
+    killed: Counter[str] = Counter()
+    points = sorted(set(POINTS) - NEVER)
+    while killed.total() < most:
+        release(config)  # or it would wait for a person after the fifth kill in one stage
+        if draw.random() < 0.6:
+            place = draw.choice(points)
+            code = daemon(config, f"{place}=kill@{1 + int(draw.expovariate(0.15))}")
+        else:
+            place, code = "anywhere", daemon(config, kill_after_s=0.15 + draw.expovariate(0.8))
+        if code == 0:
+            break
+        assert code == KILLED, (code, (directory / "journal").read_text()[-2000:])
+        killed[place] += 1
+    release(config)
+    assert daemon(config) == 0, (directory / "journal").read_text()[-2000:]
+    check(config, expected)
+    return killed
+
+
+def main() -> None:
+    """See the module."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    killed: Counter[str] = Counter()
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as place, ThreadPoolExecutor(2) as pool:
+        expected = undisturbed(Path(place) / "undisturbed")
+        number = 0
+        while killed.total() < arguments.kills:
+            chains = [
+                pool.submit(chain, Path(place) / str(n), random.Random(arguments.seed * 100_000 + n), 40, expected)
+                for n in range(number, number + 8)
+            ]
+            number += 8
+            for one in chains:
+                killed += one.result()
+            print(f"{killed.total()} kills in {number} runs, {time.monotonic() - began:.0f} s", flush=True)
+    print(", ".join(f"{place}: {times}" for place, times in sorted(killed.items())))
+    print(f"{killed.total()} kills in {number} runs: every end was that of an undisturbed run")
+
+
+if __name__ == "__main__":
+    main()

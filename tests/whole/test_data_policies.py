@@ -1,0 +1,464 @@
+"""Data policies and changes after rollbacks in whole rounds: what was trained on, why the rest was not, and what is recorded."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loop.config.loading import load_config
+from loop.config.same_run import as_begun, config_sha256, differences, resolved
+from loop.errors import ConfigError
+from loop.grading.grader import Job, Verdict
+from loop.grading.problem import Problem
+from loop.inputs import check_inputs
+from loop.reading.reader import reader
+from loop.reading.replaying import replay
+from loop.reading.rounds import whole_round
+from loop.round import frozen_input, run_round
+from loop.run.adapting import settings_of
+from loop.run.choosing import past_rounds
+from loop.run.opening import open_session
+from loop.run.session import Session
+from loop.stages.sampling import Lineage, plan, seed_of
+from policies.adaptation import Adaptable
+from policies.data import Accumulate
+from policies.gates import Collapse, Improvement
+from store.db import open_database, query
+from store.ledger import Ledger
+from store.records import Prompt, Round
+from store.verify import verify_store
+from tests.support import ROOT, TESTS
+from tests.support.runs import CONFIG, KEEPING, drive, dump, write_run
+
+GREEDY = CONFIG[CONFIG.index('[[suites]]\nname = "ones-greedy"') : CONFIG.index("[decide]")]
+CONFIG, KEEPING = CONFIG.replace(GREEDY, ""), KEEPING.replace(GREEDY, "")
+ROLLED_BACK = CONFIG.replace(
+    'suite = "ones"\n[engine]',
+    'suite = "ones"\ngates = [{ type = "improvement", min_gain = 0.9, target_gain = 0.95 }]\n[engine]',
+)
+KILLED = -9
+
+
+class Quiet:
+    def stage(self, round: int, stage: str, what: str) -> None: ...
+    def progress(self, done: int, total: int) -> None: ...
+    def note(self, text: str) -> None: ...
+
+
+def with_data(config: str, data: str, more: str = "") -> str:
+    """A configuration with this data policy."""
+    return config.replace("[training]", f"[collect]\ndata = {data}\n{more}[training]", 1)
+
+
+graded: list[str] = []  # the prompts whose tests were run
+
+
+@contextmanager
+def running(directory: Path, config: str) -> Iterator[Session]:
+    """A run that has not begun a round."""
+    with open_session(load_config(write_run(directory, config)), Quiet()) as session:
+        grade, run_it = session.grader.grade, session.grader._graded
+
+        def counted(jobs: Iterable[Job]) -> Iterator[Job]:
+            for job in jobs:
+                if not job.problem.task_id.startswith("ones/"):
+                    graded.append(job.problem.task_id)
+                yield job
+
+        def glance(problem: Problem, code: str | None, pool: Any) -> Verdict:
+            """The suite by a glance at the code, which is quick; the tests of prompts for real."""
+            if not problem.task_id.startswith("ones/"):
+                return run_it(problem, code, pool)
+            word = "passed" if "return 1" in (code or "") else "failed"
+            return Verdict.model_validate({"verdict": word, "detail": "", "duration_s": 0.0, "sandbox": "none"})
+
+        session.grader.grade = lambda jobs, ahead=None: grade(counted(jobs), ahead)  # type: ignore[method-assign]
+        session.grader._graded = glance  # type: ignore[method-assign]
+        yield session
+        found = verify_store(session.ledger.db, session.loaded.run_dir).findings
+        assert found == []
+
+
+def rounds_of_rows(session: Session, number: int) -> Counter[int]:
+    """How many training rows of a round come from which round."""
+    return Counter(row.round for row in session.corpus.training_rows(session.run_id, number))
+
+
+def num_rows(session: Session, number: int) -> int:
+    stage = session.ledger.stage(session.run_id, number, "training")
+    assert stage is not None
+    return int(stage.input["num_rows"])
+
+
+@pytest.mark.parametrize(
+    "config", [KEEPING, pytest.param(ROLLED_BACK, marks=pytest.mark.slow)], ids=["kept", "rolled back"]
+)
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ('{ type = "replace" }', [{1: 10}, {2: 10}, {3: 10}]),
+        ('{ type = "accumulate" }', [{1: 10}, {1: 10, 2: 10}, {1: 10, 2: 10, 3: 10}]),
+        ('{ type = "window", rounds = 2 }', [{1: 10}, {1: 10, 2: 10}, {2: 10, 3: 10}]),
+        ('{ type = "mix", base = 0.25 }', [{1: 10}, {1: 3, 2: 10}, None]),
+        ('{ type = "pool", size = 12 }', [{1: 10}, None, None]),
+    ],
+)
+def test_what_each_policy_trains_on(tmp_path: Path, config: str, data: str, expected: list[Any]) -> None:
+    with running(tmp_path, with_data(config, data)) as session:
+        for number, wanted in enumerate(expected, start=1):
+            assert run_round(session).state == ("kept" if config == KEEPING else "rolled_back")
+            found = rounds_of_rows(session, number)
+            assert wanted is None or found == wanted
+            assert num_rows(session, number) == found.total()
+            selections = list(session.corpus.selections(session.run_id, number))
+            fresh = session.corpus.existing_ids(session.run_id, number)
+            assert fresh <= {one.completion_id for one in selections}
+            assert all(one.used or one.completion_id in fresh for one in selections)
+            assert all((one.reason is None) == one.used for one in selections)
+            assert [one.position for one in selections] == list(range(len(selections)))
+            output = session.ledger.stage(session.run_id, number, "sampling").output  # type: ignore[union-attr]
+            assert output is not None and output["num_used"] == found.total()
+            assert output.get("num_earlier", 0) == found.total() - found[number]
+            assert {one.completion_id for one in selections if one.arrival is None} == fresh
+            counts = session.corpus.selection_counts(session.run_id, number)
+            assert sum(row["num"] for row in counts if row["used"]) == found.total()
+        if "mix" in data:  # rolled back: the base wrote round 2's as well, but no head since then did
+            assert found[3] == 10 and found.total() == 13 and (config == ROLLED_BACK or found[2] == 0)
+        if "pool" in data:
+            assert found.total() == 12 and len(found) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["before finish_stage", "after add_completions", "before add_completions"])
+def test_a_kill_changes_nothing(tmp_path: Path, place: str) -> None:
+    config = with_data(KEEPING, '{ type = "pool", size = 8, dedup = "exact" }').replace("per_round = 10", "limit = 8")
+    config = config.replace("top_k = 20", "top_k = 20\nnum_samples = 3")
+    whole, broken = write_run(tmp_path / "whole", config), write_run(tmp_path / "broken", config)
+    assert drive(whole) == 0, (whole.parent / "stderr").read_text()
+    for count in (1, 5):
+        assert drive(broken, place, count) in (0, KILLED)
+    assert drive(broken) == 0, (broken.parent / "stderr").read_text()
+    assert dump(whole.parent / ".loop") == dump(broken.parent / ".loop")
+
+
+def test_duplicates_are_named_and_the_newest_stays(tmp_path: Path) -> None:
+    config = with_data(KEEPING, '{ type = "accumulate", dedup = "exact" }').replace("per_round = 10", "limit = 5")
+    with running(tmp_path, config.replace("top_k = 20", "top_k = 20\nnum_samples = 4")) as session:
+        run_round(session)
+        run_round(session)
+        rows = list(session.corpus.training_rows(session.run_id, 2))
+        assert len({(row.prompt_id, row.text) for row in rows}) == len(rows)
+        fresh = {(row.prompt_id, row.text) for row in session.corpus.completions(session.run_id, 2)}
+        assert {(row.prompt_id, row.text) for row in rows if row.round == 2} == fresh
+        reasons = {one.reason for one in session.corpus.selections(session.run_id, 2) if not one.used}
+        assert reasons and all(
+            (reason or "").startswith("repeats another completion of its prompt (") for reason in reasons
+        )
+        output = session.ledger.stage(session.run_id, 2, "sampling").output  # type: ignore[union-attr]
+        assert output and set(output["earlier_left_out"]) == {"repeats another completion of its prompt"}
+
+
+def test_heads_that_were_given_up_are_no_part_of_the_lineage(tmp_path: Path) -> None:
+    with running(tmp_path, with_data(KEEPING, '{ type = "accumulate" }')) as session:
+        for _ in range(3):
+            assert run_round(session).state == "kept"
+        session.ledger.move_head(session.run_id, 1, "the later ones look bad")
+        round = run_round(session)
+        assert [one.number for one in past_rounds(session, round)] == [1, 2]  # 3 was drawn from what round 2 gave
+        assert rounds_of_rows(session, 4) == {1: 10, 2: 10, 4: 10}
+
+
+def write_prompts(directory: Path) -> None:
+    """Six prompts with tests in three formats, and two without."""
+    directory.mkdir(parents=True, exist_ok=True)
+    rows: list[dict[str, Any]] = [
+        {"id": f"own/{n}", "statement": f"Return one, {n}.", "signature": f"def own_{n}():",
+         "test_list": [f"assert own_{n}() == 1"]}
+        for n in range(4)
+    ]  # fmt: skip
+    rows.append(
+        {"id": "he/0", "statement": "Return one.", "signature": "def he():", "entry_point": "he",
+         "test": "def check(candidate):\n    assert candidate() == 1\n"}
+    )  # fmt: skip
+    rows.append(
+        {"id": "lcb/0", "statement": "Return one.", "signature": "def lcb(x):",
+         "public_test_cases": [{"input": "5", "output": "1", "testtype": "functional"}],
+         "metadata": {"func_name": "lcb"}}
+    )  # fmt: skip
+    rows += [{"id": f"bare/{n}", "statement": f"Return a number {n}.", "signature": f"def bare_{n}():"} for n in (0, 1)]
+    (directory / "tested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def asking_for_tests(without: str) -> str:
+    data = f'{{ type = "accumulate", passed_tests = true, without_tests = "{without}" }}'
+    config = with_data(KEEPING, data).replace("per_round = 10", 'source = "tested.jsonl"')
+    return config.replace("top_k = 20", "top_k = 20\nnum_samples = 4")
+
+
+@pytest.mark.parametrize("without", ["keep", "drop"])
+def test_only_what_passes_its_tests_in_the_sandbox(tmp_path: Path, without: str) -> None:
+    write_prompts(tmp_path)
+    with running(tmp_path, asking_for_tests(without)) as session:
+        for number in (1, 2):
+            graded.clear()
+            assert run_round(session).state == "kept"
+            assert len(graded) == 24, "what is known is not run again"
+            names = {prompt.id: prompt.name for prompt in session.prompts}
+            used = {row.id for row in session.corpus.training_rows(session.run_id, number)}
+            for row in session.corpus.completions(session.run_id, number):
+                has_tests = not names[row.prompt_id].startswith("bare/")
+                assert (row.id in used) == ("return 1" in row.text if has_tests else without == "keep")
+        reasons = {one.reason for one in session.corpus.selections(session.run_id, 1)}
+        assert "did not pass its prompt's tests (failed)" in reasons
+        assert ("its prompt has no tests" in reasons) == (without == "drop")
+
+
+def test_tests_are_asked_for_before_anything_is_loaded(tmp_path: Path) -> None:
+    path = write_run(tmp_path, with_data(CONFIG, '{ type = "replace", passed_tests = true }'))
+    [line] = check_inputs(load_config(path))
+    assert line.endswith(
+        'prompts.source: no row of "starter" has tests, and passed_tests asks for them; give rows with test_list, test or '
+        "public_test_cases, or leave passed_tests out"
+    )
+    write_prompts(tmp_path)
+    with (tmp_path / "tested.jsonl").open("a") as file:
+        file.write(json.dumps({"statement": "Odd.", "test_list": ["one() == 1"]}) + "\n")
+    path.write_text(asking_for_tests("keep"))
+    [line] = check_inputs(load_config(path))
+    assert "tested.jsonl:9: test 1 of test_list asserts nothing" in line
+
+
+def test_another_set_of_tests_is_another_run(tmp_path: Path) -> None:
+    write_prompts(tmp_path)
+    with running(tmp_path, asking_for_tests("keep")):
+        pass
+    rows = (tmp_path / "tested.jsonl").read_text()
+    (tmp_path / "tested.jsonl").write_text(rows.replace("own_0() == 1", "own_0() == 2"))
+    with (
+        pytest.raises(
+            ConfigError, match="the tests of the prompts of tested.jsonl are not those that the run began with"
+        ),
+        running(tmp_path, asking_for_tests("keep")),
+    ):
+        pass
+
+
+# After a rollback
+
+CHANGING = """[after_rollback]
+learning_rate_factor = 0.5
+temperatures = [1.1, 0.9]
+data = { type = "mix", earlier = 0.5 }
+"""
+
+
+def used_settings(session: Session, number: int) -> tuple[float, float, str]:
+    sampling = session.ledger.stage(session.run_id, number, "sampling")
+    training = session.ledger.stage(session.run_id, number, "training")
+    assert sampling and training
+    return (
+        sampling.input["decoding"]["temperature"],
+        training.input["settings"]["learning_rate"],
+        sampling.input["data"]["type"],
+    )
+
+
+def test_a_round_says_what_it_changed_and_the_report_shows_what_it_used(tmp_path: Path) -> None:
+    with running(tmp_path, ROLLED_BACK + CHANGING) as session:
+        for _ in range(3):
+            assert run_round(session).state == "rolled_back"
+        assert used_settings(session, 1) == (1.2, 5e-6, "replace")
+        assert used_settings(session, 2) == (1.1, 2.5e-6, "mix")
+        assert used_settings(session, 3) == (0.9, 1.25e-6, "mix")
+        assert rounds_of_rows(session, 2) == {1: 10, 2: 10} and rounds_of_rows(session, 3).total() == 20
+        temperatures = [
+            session.corpus.decode_settings(row.decode_settings_id).settings["temperature"]  # type: ignore[union-attr]
+            for row in session.corpus.completions(session.run_id)
+        ]
+        assert Counter(temperatures) == {1.2: 10, 1.1: 10, 0.9: 10}
+    with reader(tmp_path / ".loop") as found:
+        assert whole_round(found, 1)["adapted"] is None  # type: ignore[index]
+        answer = whole_round(found, 3)
+        assert answer is not None and answer["adapted"] == (
+            "after 2 rollbacks in a row: temperature 1.2 -> 0.9, learning_rate 5e-06 -> 1.25e-06, "
+            "min_learning_rate 1e-06 -> 2.5e-07, data replace -> mix (earlier 0.5)"
+        )
+        assert answer["settings"]["sampling"]["temperature"] == 0.9
+        assert answer["settings"]["training"]["learning_rate"] == 1.25e-6
+        assert answer["settings"]["collect"]["data"]["type"] == "mix"
+        assert answer["training"]["num_earlier"] == 10
+
+
+def test_a_keep_takes_it_back_and_so_does_another_head(tmp_path: Path) -> None:
+    with running(tmp_path, KEEPING + CHANGING) as session:
+        assert run_round(session).state == "kept"
+        assert used_settings(session, 1) == (1.2, 5e-6, "replace")
+        assert run_round(session).state == "kept"
+        assert used_settings(session, 2) == (1.2, 5e-6, "replace")
+    with running(tmp_path / "other", ROLLED_BACK + CHANGING) as session:
+        round = run_round(session)
+        assert settings_of(session, round)[1] is not None
+        other = Round(round.run_id, 2, "sampling", "sampling", "another head", None, "", None, None)
+        used, why = settings_of(session, other)
+        assert why is None and isinstance(used, Adaptable) and used.temperature == 1.2
+
+
+@given(st.integers(0, 2**63 - 1), st.integers(1, 10**6), st.integers(1, 10**6), st.integers(0, 3))
+def test_no_two_rounds_share_a_seed(seed: int, one: int, other: int, index: int) -> None:
+    prompt = Prompt("p", "", "", "", {})
+    lineages = [Lineage("run", number, "the same head", None, "settings") for number in (one, other)]
+    [first, second] = [plan(lineage, [prompt], index + 1, seed)[index] for lineage in lineages]
+    assert (first.seed == second.seed) == (one == other) == (first.id == second.id)
+    assert (seed_of(seed, "training", one) == seed_of(seed, "training", other)) == (one == other)
+
+
+def test_a_rollback_is_not_followed_by_the_identical_round(tmp_path: Path) -> None:
+    """All prompts in every round, and settings that stay: what is drawn is another all the same."""
+    config = ROLLED_BACK.replace("per_round = 10", "limit = 40")
+    with running(tmp_path, config) as session:
+        for _ in range(3):
+            assert run_round(session).state == "rolled_back"
+        inputs = [session.ledger.stage(session.run_id, number, "training") for number in (1, 2, 3)]
+        assert len({stage.input["rows_sha256"] for stage in inputs if stage}) == 3
+        assert len({stage.input["settings"]["seed"] for stage in inputs if stage}) == 3
+
+
+def test_where_nothing_is_left_to_be_drawn_the_round_fails_instead_of_going_in_circles(tmp_path: Path) -> None:
+    """The fake model knows all after round 1, so it always writes the same: as a real one does with top_k = 1."""
+    config = KEEPING.replace("per_round = 10", "limit = 6").replace("num_steps = 20", "num_steps = 100")
+    with running(tmp_path, config) as session:
+        assert [run_round(session).state for _ in range(3)] == ["kept", "rolled_back", "failed"]
+        last = session.ledger.last_round(session.run_id)
+        assert last is not None and (last.error or "").startswith(
+            "training would repeat round 2, which was rolled back: "
+        )
+        assert "higher sampling.temperature" in (last.error or "") and last.stage == "training"
+    with running(tmp_path / "changing", config + "[after_rollback]\nlearning_rate_factor = 0.5\n") as session:
+        assert [run_round(session).state for _ in range(3)] == ["kept", "rolled_back", "rolled_back"]
+
+
+# Runs that an older version began
+
+
+def test_a_run_without_the_new_keys_is_the_same_run() -> None:
+    root = TESTS
+    config = load_config(root.parent / "loop.toml").config
+    old = json.loads(json.dumps(resolved(config)))
+    del old["collect"]["data"], old["after_rollback"]
+    assert differences(old, resolved(config)) == []
+    changed = config.model_copy(update={"collect": config.collect.model_copy(update={"data": Accumulate()})})
+    assert differences(old, resolved(changed))[0] == (
+        'collect.data.type is "accumulate" here and "replace" in the run directory'
+    )
+    assert config_sha256(changed) != config_sha256(config)
+    assert resolved(config)["collect"]["data"]["type"] == "replace"
+
+
+@pytest.mark.parametrize("golden", ["schema-1", "schema-2"])
+def test_a_run_that_an_older_version_began_decides_as_it_did(golden: str, tmp_path: Path) -> None:
+    """Its gates knew a confidence for each round and no budget of the run; what loop.toml sets is still compared."""
+    with tarfile.open(TESTS / "golden" / f"{golden}.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    db = open_database(tmp_path / ".loop" / "loop.db")
+    run = Ledger(db).run()
+    assert run is not None and "after_rollback" not in run.config and "data" not in run.config["collect"]
+    settings = {key: value for key, value in run.config.items() if key != "inputs"}
+    config = load_config(tmp_path / "loop.toml").config
+    (gate,) = as_begun(config, settings).decide.policy().gates
+    assert isinstance(gate, Improvement) and (gate.budget, gate.alpha, gate.min_gain) == ("round", 0.05, -0.9)
+    assert differences(settings, resolved(as_begun(config, settings))) == []
+    text = (tmp_path / "loop.toml").read_text().replace("min_gain = -0.9", 'min_gain = -0.9, budget = "run"')
+    (tmp_path / "loop.toml").write_text(text)
+    changed = as_begun(load_config(tmp_path / "loop.toml").config, settings)
+    assert differences(settings, resolved(changed)) == [
+        'decide.gates[0].budget is "run" here and "round" in the run directory'
+    ]
+    db.close()
+
+
+def test_a_run_that_an_older_version_began_goes_on(tmp_path: Path) -> None:
+    with tarfile.open(TESTS / "golden" / "schema-2.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "loop.toml"
+    path.write_text(path.read_text().replace("rounds = 2", "rounds = 3"))
+    with open_session(load_config(path), Quiet()) as session:
+        assert run_round(session).state == "kept"
+        decisions = session.ledger.decisions(session.run_id)
+        assert decisions[-1].policy["gates"][0]["budget"] == "round"
+        again = replay(decisions, session.policy)
+        assert [row["stored"]["identical"] for row in again["rounds"]] == [None, None, True]
+        assert "cannot build its policy" in again["rounds"][0]["stored"]["problem"]
+        assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
+
+
+def test_a_store_that_lacks_what_was_collected_is_given_it(tmp_path: Path) -> None:
+    """Its rounds are read once more, by the first who asks; what is chosen does not depend on that."""
+    with tarfile.open(TESTS / "golden" / "schema-3.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "loop.toml"
+    path.write_text(path.read_text().replace("rounds = 2", "rounds = 4"))
+    with open_session(load_config(path), Quiet()) as session:
+        read: list[int] = []
+        texts = session.corpus.texts
+        session.corpus.texts = lambda run, round: read.append(round) or texts(run, round)  # type: ignore[method-assign]
+        for number, expected in ((3, [3, 1, 2]), (4, [4, 3])):
+            read.clear()
+            assert run_round(session).state in ("kept", "rolled_back")
+            assert read == expected
+            rows = list(session.corpus.training_rows(session.run_id, number))
+            assert {row.round for row in rows} == set(range(1, number + 1))
+            assert len({(row.prompt_id, row.text) for row in rows}) == len(rows)
+        assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
+
+
+def test_what_older_versions_listed_one_by_one_is_read_beside_what_comes_many_to_a_line(tmp_path: Path) -> None:
+    with tarfile.open(TESTS / "golden" / "schema-4.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    path = tmp_path / "loop.toml"
+    path.write_text(path.read_text().replace("rounds = 2", "rounds = 3"))
+    with sqlite3.connect(tmp_path / ".loop" / "loop.db") as store:
+        listed = store.execute("SELECT completion_id FROM selections WHERE round = 2 ORDER BY position").fetchall()
+    store.close()
+    with open_session(load_config(path), Quiet()) as session:
+        assert run_round(session).state in ("kept", "rolled_back")
+        assert [row.id for row in session.corpus.training_rows(session.run_id, 2)] == [id for (id,) in listed]
+        for number, num_lines in ((2, 0), (3, 20)):
+            assert rounds_of_rows(session, number) == dict.fromkeys(range(1, number + 1), 10)
+            lines = "SELECT arrivals FROM earlier_selections WHERE round = ?"
+            assert (
+                sum(len(json.loads(row["arrivals"])) for row in query(session.ledger.db, lines, (number,))) == num_lines
+            )
+        assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
+
+
+def test_a_run_keeps_the_limits_of_collapse_that_it_began_with() -> None:
+    config = load_config(ROOT / "loop.toml").config
+    old = json.loads(json.dumps(resolved(config)))
+    del old["decide"]["gates"][1]["defaults"]  # as before there were others
+    gate = as_begun(config, old).decide.policy().gates[1]
+    assert isinstance(gate, Collapse) and gate.defaults == 1 and "fork_entropy" in gate.in_force
+    assert differences(old, resolved(as_begun(config, old))) == []
+    assert as_begun(config, resolved(config)).decide.policy() == config.decide.policy()
+
+
+def test_a_round_that_an_older_version_began_goes_on_as_it_was(tmp_path: Path) -> None:
+    with running(tmp_path, KEEPING) as session:
+        round = session.ledger.begin_round(session.run_id)
+        inputs = frozen_input(session, round, "sampling")
+        assert inputs.pop("data") == {"dedup": "none", "near_similarity": 0.9, "min_tokens": 0, "max_tokens": None,
+                                      "passed_tests": False, "without_tests": "keep", "type": "replace"}  # fmt: skip
+        assert inputs.pop("adapted") is None
+        session.ledger.begin_attempt(round, "sampling", inputs)
+        assert run_round(session).state == "kept" and rounds_of_rows(session, 1) == {1: 10}
+    with reader(tmp_path / ".loop") as found:
+        assert whole_round(found, 1)["adapted"] is None  # type: ignore[index]

@@ -1,0 +1,190 @@
+"""The power goes out at any moment of a run: what was acknowledged is there, and the run goes on to the same end.
+
+A run is recorded once, then disks are built as a cut may leave them (powercut_replay.py) and looked at with the project's
+own code (powercut_runs.py).
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from store.verify import HIGH_WATER
+from tests.support.powercut_replay import Chance, Disk, How, Record
+from tests.support.powercut_runs import (
+    CHECKPOINTS,
+    MODEL,
+    RUN_DIR,
+    Cut,
+    Recording,
+    after_each_promise,
+    all_broken,
+    as_if_synced,
+    go_on,
+    lay_down,
+    out_of_order,
+    promises,
+    record_recovery,
+    record_run,
+)
+from tests.support.runs import drive, dump
+
+# The WAL is begun anew many times, as in a long run, and the high-water mark is written at every safe point.
+LIKE_A_LONG_RUN = """
+from store.verify import write_high_water
+def opened(session):
+    session.ledger.db.conn.execute("PRAGMA wal_autocheckpoint = 60")
+    session.guide = lambda round: write_high_water(session.ledger.db, loaded.run_dir)
+"""
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Two rounds that are kept."""
+    return record_run(tmp_path_factory.mktemp("recording"), change=LIKE_A_LONG_RUN)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, recording: Recording) -> dict[str, Any]:
+    """The same run, without a recorder and without a cut, in the same place: the base model's path is absolute."""
+    for _ in lay_down(recording, [Cut(0, Chance("kept", 0))]):
+        assert drive(recording.config) == 0, (recording.root / "stderr").read_text()
+    return dump(recording.run_dir)
+
+
+HOW: tuple[How, ...] = ("dropped", "dropped", "mixed", "mixed", "prefix", "prefix", "kept")
+
+
+def drawn(recording: Recording, num_cuts: int, seed: int) -> list[Cut]:
+    """Half of the moments anywhere, half beside something that counts: a sync, a name, an acknowledgement."""
+    draw = random.Random(seed)
+    beside = [place for place, change in enumerate(recording.records) if change.op not in ("write", "truncate")]
+    cuts = []
+    for number in range(num_cuts):
+        at = draw.choice(beside) + draw.randrange(2) if number % 2 else draw.randrange(len(recording.records) + 1)
+        cuts.append(
+            Cut(at, Chance(draw.choice(HOW), seed=draw.getrandbits(32), names_follow_files=draw.random() < 0.5))
+        )
+    return cuts
+
+
+def check(recording: Recording, uninterrupted: dict[str, Any], num_cuts: int, num_gone_on: int, seed: int) -> None:
+    cuts = drawn(recording, num_cuts, seed)
+    assert all_broken(recording, cuts) == []
+    sample = random.Random(seed).sample(cuts, num_gone_on)
+    found = [f"{cut}: {wrong}" for cut in lay_down(recording, sample) for wrong in go_on(recording, uninterrupted)]
+    assert found == []
+
+
+def test_the_recording_is_of_a_whole_run(recording: Recording) -> None:
+    said = list(promises(recording.records))
+    assert [word["decided"] for word in said if "decided" in word] == [1, 2] and said[-1] == {"kind": "end"}
+    assert {word["state"] for word in said if "decided" in word} == {"kept"}
+    assert len({change.pid for change in recording.records}) >= 2, "the trainer writes in a process of its own"
+    begun = sum(change.path.endswith("-wal") and change.op == "write" and change.offset == 0
+                for change in recording.records)  # fmt: skip
+    assert begun >= 5, "the WAL was begun anew"
+    assert sum(change.target == f"{RUN_DIR}/{HIGH_WATER}" for change in recording.records) >= 20
+
+
+def test_nothing_acknowledged_is_lost(recording: Recording, uninterrupted: dict[str, Any]) -> None:
+    check(recording, uninterrupted, num_cuts=60, num_gone_on=2, seed=1)
+
+
+@pytest.mark.slow
+def test_nothing_acknowledged_is_lost_in_many_cuts(recording: Recording, uninterrupted: dict[str, Any]) -> None:
+    check(recording, uninterrupted, num_cuts=500, num_gone_on=40, seed=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(4))
+def test_a_second_cut_while_the_run_recovers_from_the_first(
+    recording: Recording, uninterrupted: dict[str, Any], seed: int
+) -> None:
+    (first,) = random.Random(seed).sample(drawn(recording, 20, seed), 1)
+    recovery = record_recovery(recording, first, change=LIKE_A_LONG_RUN)
+    marks = [place for place, change in enumerate(recovery.records, 1) if change.op == "mark"]
+    num_known = sum(change.op == "mark" for change in recording.records[: first.after])
+    until = [*marks[num_known:], len(recovery.records)][:5][-1]  # the first words that the second process says
+    recovering = replace(recovery, records=recovery.records[:until])
+    cuts = [cut for cut in drawn(recovering, 60, seed) if cut.after >= num_known]
+    assert len(cuts) > 15 and all_broken(recovery, cuts) == []
+    found = [f"{cut}: {wrong}" for cut in lay_down(recovery, cuts[:3]) for wrong in go_on(recovery, uninterrupted)]
+    assert found == []
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_checkpoint_reaches_the_disk_in_order(recording: Recording, number: int) -> None:
+    assert out_of_order(recording, number) == []
+
+
+@pytest.fixture(scope="module")
+def from_nothing(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """One round of a run whose directory is not there yet."""
+    return record_run(tmp_path_factory.mktemp("nothing"), num_rounds=1, there=())
+
+
+MADE = {
+    "the run directory": [RUN_DIR],
+    "the directory of checkpoints": [CHECKPOINTS],
+    "the fake base model": [f"{MODEL}/config.json", f"{MODEL}/model.safetensors", MODEL],
+}
+
+
+@pytest.mark.parametrize("what", MADE)
+def test_what_a_first_round_makes_is_on_disk(what: str, from_nothing: Recording) -> None:
+    """Each on its own: as if the others had been synced."""
+    others = [path for other, paths in MADE.items() if other != what for path in paths]
+    recording = as_if_synced(from_nothing, others)
+    assert all_broken(recording, after_each_promise(recording)) == []
+
+
+def test_nothing_else_that_a_first_round_makes_is_lost(from_nothing: Recording) -> None:
+    recording = as_if_synced(from_nothing, [path for paths in MADE.values() for path in paths])
+    assert all_broken(recording, after_each_promise(recording)) == []
+
+
+def test_a_checkpoint_that_a_killed_process_had_just_named(tmp_path: Path) -> None:
+    """The process dies before the new name is synced; the next one finds the whole directory, and then the power goes."""
+    recording = record_run(tmp_path, num_rounds=1, failpoints=("checkpoint.renamed=kill", ""))
+    assert all_broken(recording, after_each_promise(recording)) == []
+
+
+def made(path: str, inode: int) -> Record:
+    return Record("create", 1, path, inode, 0)
+
+
+def wrote(path: str, inode: int, data: bytes, offset: int = 0) -> Record:
+    return Record("write", 1, path, inode, offset, data)
+
+
+def test_the_model_of_the_disk() -> None:
+    root = Record("sync", 1, "", 0, 0)
+
+    def after(how: Any, *changes: Record, seed: int = 0, **more: Any) -> dict[str, bytes | None]:
+        found = Disk()
+        found.by_inode[0] = found.root
+        for change in changes:
+            found.apply(change)
+        return found.after_cut(Chance(how, seed, **more))
+
+    new = (made("a", 1), wrote("a", 1, b"x" * 600))
+    synced = (*new, Record("sync", 1, "a", 1, 0))
+    assert after("dropped", *new) == {} and after("kept", *new) == {"a": b"x" * 600}
+    assert after("dropped", *new, root) == {"a": b""}, "a name without its content"
+    assert after("dropped", *synced) == {}, "a content without its name"
+    assert after("dropped", *synced, names_follow_files=True) == after("dropped", *synced, root) == {"a": b"x" * 600}
+    moved = (*synced, root, Record("rename", 1, "a", 0, 0, target="b"))
+    assert after("dropped", *moved) == {"a": b"x" * 600} and after("dropped", *moved, root) == {"b": b"x" * 600}
+    torn = {after("mixed", *synced, root, wrote("a", 1, b"y" * 600, 500), seed=seed)["a"] for seed in range(60)}
+    old, sectors = b"x" * 600, (b"y" * 12, b"y" * 512, b"y" * 76)
+    assert old[:500] + b"".join(sectors) in torn and old in torn
+    assert old[:500] + sectors[0] + old[512:] in torn and old[:512] + sectors[1] in torn, "sectors are on their own"
+    cut = (*synced, root, Record("truncate", 1, "a", 1, 0), wrote("a", 1, b"z"))
+    assert {after("prefix", *cut, seed=seed)["a"] for seed in range(20)} == {b"", b"z"}
+    gone = (*synced, root, Record("remove", 1, "a", 0, 0), made("a", 2), wrote("a", 2, b"new"))
+    assert after("dropped", *gone) == {"a": b"x" * 600} and after("kept", *gone) == {"a": b"new"}

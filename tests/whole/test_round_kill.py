@@ -1,0 +1,106 @@
+"""kill -9 at every place and at random moments: the end state is that of an uninterrupted run, and nothing is redone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from store.db import open_database
+from store.verify import verify_store
+from tests.support.runs import KEEPING, acknowledged, drive, dump, processes_of, write_run
+
+KILLED = -9
+
+# Every place where the order of writes matters, before and after it happened, and the boundaries between the stages.
+NAMES = ("create_run", "begin_round", "begin_attempt", "finish_stage", "decide", "add_completions", "add_verdicts",
+         "begin_evaluation", "finish_evaluation", "add_probe", "add_probe_result", "commit_directory", "rename")  # fmt: skip
+PLACES = [f"{moment} {place}" for place in NAMES for moment in ("before", "after")] + ["at between_stages"]
+# Before a place is after the one before it, but for these.
+FAST = {place for place in PLACES if not place.startswith("before")} | {"before decide", "before rename"}
+PROBING = KEEPING.replace("num_prompts = 0", "num_prompts = 2")
+
+
+def finished(directory: Path, text: str) -> dict:
+    config = write_run(directory, text)
+    assert drive(config) == 0, (config.parent / "stderr").read_text()
+    found = dump(config.parent / ".loop")
+    assert [row["state"] for row in found["rounds"]] == ["kept", "kept"], "the kills are to hit a head that moves"
+    return found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    return finished(tmp_path_factory.mktemp("uninterrupted"), KEEPING)
+
+
+@pytest.fixture(scope="module")
+def probed(tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The same with locks and forks."""
+    found = finished(tmp_path_factory.mktemp("probed"), PROBING)
+    assert found["probe_results"]
+    return found
+
+
+def check(config: Path, uninterrupted: dict) -> None:
+    found = dump(config.parent / ".loop")
+    for table, rows in uninterrupted.items():
+        assert found[table] == rows, table
+    rows = Counter(acknowledged(config))
+    assert set(rows.values()) == {1}, "a row was acknowledged twice: its work was repeated"
+    stored = {f"completion {row['id']}" for row in found["completions"]}
+    stored |= {f"verdict {row['completion_id']}" for row in found["verdicts"]}
+    stored |= {f"probe {row['id']}" for row in found["probes"]}
+    stored |= {f"probe result {row['id']}" for row in found["probe_results"]}
+    assert set(rows) <= stored, "an acknowledged row is gone"
+    db = open_database(config.parent / ".loop" / "loop.db", read_only=True)
+    assert verify_store(db, config.parent / ".loop").findings == []
+    db.close()
+    assert processes_of(config) == []
+    assert not list((config.parent / ".loop" / "checkpoints").glob("tmp-*"))
+
+
+@pytest.mark.parametrize(
+    "place", [place if place in FAST else pytest.param(place, marks=pytest.mark.slow) for place in PLACES]
+)
+def test_killed_at_a_named_place(place: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    probing = "probe" in place
+    config = write_run(tmp_path, PROBING if probing else KEEPING)
+    killed = 0
+    for count in (1, 2):  # the first time that it comes by, and in the process after that the second time
+        code = drive(config, place, count)
+        assert code in (0, KILLED), (tmp_path / "stderr").read_text()
+        killed += code == KILLED
+    assert killed >= 1, f"{place} was never reached"
+    assert drive(config) == 0, (tmp_path / "stderr").read_text()
+    check(config, request.getfixturevalue("probed" if probing else "uninterrupted"))
+
+
+@pytest.mark.parametrize("boundary", range(1, 9))
+def test_killed_at_each_stage_boundary(boundary: int, tmp_path: Path, uninterrupted: dict) -> None:
+    config = write_run(tmp_path, KEEPING)
+    assert drive(config, "at between_stages", boundary) == KILLED, (tmp_path / "stderr").read_text()
+    assert drive(config) == 0, (tmp_path / "stderr").read_text()
+    check(config, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("chain", "num_kills"), [(0, 5), *(pytest.param(n, 10, marks=pytest.mark.slow) for n in range(1, 6))]
+)
+def test_killed_at_random_moments(chain: int, num_kills: int, tmp_path: Path, uninterrupted: dict) -> None:
+    """Fifty-five kills in all with `make test-all`; a run that ends between two kills is begun again elsewhere."""
+    draw = random.Random(chain)
+    killed = number = 0
+    while killed < num_kills:
+        number += 1
+        config = write_run(tmp_path / str(number), KEEPING)
+        while killed < num_kills:
+            code = drive(config, kill_after_s=draw.uniform(0.2, 2.5))
+            assert code in (0, KILLED), (config.parent / "stderr").read_text()
+            killed += code == KILLED
+            if code == 0:
+                break
+        assert drive(config) == 0, (config.parent / "stderr").read_text()
+        check(config, uninterrupted)
