@@ -13,7 +13,7 @@ from typing import Any
 
 
 def safe(text: object, *, lines: bool = False) -> str:
-    """Whatever it is as text in which every character prints as itself; with `lines`, newlines stay."""
+    """`text` with every unprintable character escaped; with `lines`, newlines stay."""
     return printable(str(text), lines=lines)
 
 

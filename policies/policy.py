@@ -134,7 +134,7 @@ class Policy:
 
 
 def next_part(num_problems: int, num_planned: int, num_looks: int) -> int:
-    """How many problems there are to be after the next part, of so many equal ones."""
+    """How many problems are in after the next of `num_looks` equal parts."""
     parts = [-(-num_planned * part // num_looks) for part in range(1, num_looks + 1)]
     return next((size for size in parts if size > num_problems), num_planned)
 

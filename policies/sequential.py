@@ -48,27 +48,6 @@ def drawing_order(round: int, task_ids: Sequence[str], clusters: Mapping[str, st
     return sorted(task_ids, key=place)
 
 
-def drawing_parts(
-    round: int, task_ids: Sequence[str], num_parts: int, clusters: Mapping[str, str] | None = None
-) -> list[list[str]]:
-    """The drawing order in parts of equally many problems, as far as that goes without tearing a cluster.
-
-    Fewer parts than asked for where there are fewer problems or clusters.
-    """
-    if num_parts < 1:
-        raise ValueError(f"{num_parts} parts; at least 1 is needed")
-    clusters = clusters or {}
-    order = drawing_order(round, task_ids, clusters)
-    parts: list[list[str]] = []
-    for index, task_id in enumerate(order):
-        cluster = clusters.get(task_id)
-        torn = index > 0 and cluster is not None and clusters.get(order[index - 1]) == cluster
-        if not parts or (index * num_parts >= len(parts) * len(order) and not torn):
-            parts.append([])
-        parts[-1].append(task_id)
-    return parts
-
-
 def _hash(round: int, drawn: str) -> bytes:
     return hashlib.sha256(f"{round} {drawn}".encode()).digest()
 

@@ -46,16 +46,6 @@ def mean_pass_at_k(outcomes: Sequence[Sequence[int]], k: int) -> float:
     return fmean(pass_at_k(len(samples), sum(samples), k) for samples in outcomes)
 
 
-def pass_at_k_difference(candidate: Sequence[int], head: Sequence[int], k: int = 1) -> Fraction:
-    """pass@k of the candidate less that of the head on one problem, from its 0s and 1s; exact."""
-    return _exact_pass_at_k(candidate, k) - _exact_pass_at_k(head, k)
-
-
-def _exact_pass_at_k(outcomes: Sequence[int], k: int) -> Fraction:
-    pass_at_k(len(outcomes), sum(outcomes), k)  # refuses what cannot be estimated
-    return 1 - Fraction(math.comb(len(outcomes) - sum(outcomes), k), math.comb(len(outcomes), k))
-
-
 @dataclass(frozen=True, slots=True)
 class Clustered:
     """Clusters as units of a test: differences in [-1, 1], and each cluster's size as a share of the largest."""

@@ -81,7 +81,7 @@ def config_mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
 
 
 def _a_policys(location: KeyPath) -> bool:
-    """Whether pydantic speaks of what its own builder says better: see `_stop_mistakes` and `_data_mistakes`."""
+    """Whether build_data or build_stops will report this mistake in better words.: see `_stop_mistakes` and `_data_mistakes`."""
     return location[:2] in _DATA or (location[:2] == ("schedule", "stop") and len(location) > 2)
 
 

@@ -162,7 +162,7 @@ class Training(Section):
     held_out: int = Field(
         16,
         ge=0,
-        description="Completions left out, at most one in 20: a loss on them that is much higher says it learned by heart.",
+        description="Completions left out, at most one in 20: if their loss is much higher, training has memorised the rest.",
     )
     gradient_checkpointing: bool = Field(
         True, description="Recompute activations: less memory, about a third more time."
@@ -305,7 +305,7 @@ class Grading(Section):
     )
     timeout_s: PositiveFloat = Field(10.0, description="Wall time for one solution with all its tests.")
     timeout_factor: PositiveFloat = Field(
-        20.0, description="So many times the problem's reference solution's time, where that is more than timeout_s."
+        20.0, description="Time limit as a multiple of the reference solution's time, where that exceeds timeout_s."
     )
     memory_bytes: PositiveInt = Field(1 << 30, description="Address space of a solution.")
     num_workers: PositiveInt | None = Field(None, description="Solutions graded at a time; default: one per core.")
@@ -338,17 +338,14 @@ class Engine(Section):
     )
     gpus_per_engine: PositiveInt = Field(1, description="GPUs that vLLM splits the model over (tensor parallelism).")
     num_engines: PositiveInt | None = Field(
-        None, description="Engines that share the sampling; default: as many as the visible GPUs are enough for, or 1."
+        None, description="Engines that share the sampling; default: as many as fit on the visible GPUs, at least 1."
     )
     num_threads: PositiveInt | None = Field(None, description="CPU threads of the model; default: one per core.")
     num_training_processes: PositiveInt = Field(
         1,
         description="Processes that fine-tune together: one per GPU to be used; training.batch_size stays what it is.",
     )
-    deepspeed: str | None = Field(
-        None, description="A DeepSpeed configuration file, instead of FSDP, for more than one training process."
-    )
-    max_attempts: PositiveInt = Field(3, description="A stage that fails so often fails the round.")
+    max_attempts: PositiveInt = Field(3, description="Attempts per stage; when all have failed, the round fails.")
     retry_wait_s: float = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")
     stall_timeout_s: PositiveFloat = Field(
         600.0,
@@ -557,8 +554,6 @@ class Config(Section):
         if num > 1 and training.method == "lora":
             problem = 'LoRA is trained by one process; set 1, or training.method = "full"'
             mistakes.append((("engine", "num_training_processes"), problem))
-        if num == 1 and self.engine.deepspeed is not None:
-            mistakes.append((("engine", "deepspeed"), "has no meaning for one training process; remove it"))
         _refuse(mistakes)
         return self
 

@@ -142,7 +142,7 @@ class Window:
     zone: tzinfo
 
     def spans(self, around: datetime, days: int) -> Iterator[tuple[datetime, datetime]]:
-        """Start and end of each that starts from two days before a moment to so many after. None is empty."""
+        """Start and end of every occurrence that starts within two days before `around` and `days` days after it. None is empty."""
         midnight = _wall(around, self.zone).replace(hour=0, minute=0, second=0, microsecond=0)
         for offset in range(-2, days + 1):
             day = midnight + timedelta(days=offset)

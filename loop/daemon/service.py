@@ -29,7 +29,7 @@ from store.garbage import collect, plan_collection
 from store.records import DecisionRow, Round, Run, RunState
 from store.verify import write_high_water
 
-TICK_S = 2.0  # while it waits it looks at everything again so often
+TICK_S = 2.0  # seconds between two looks while waiting
 LONG_WAIT_S = 5.0  # an engine is not kept up for longer than this
 MOST_VANISHED = 5  # attempts in a row that ended without a word; then the run waits for a person
 NO_ROOM_WAITS_S = (5.0, 15.0, 60.0, 300.0)

@@ -49,7 +49,7 @@ class Request(Value):
 
     @property
     def beginning(self) -> str:
-        """How what is asked begins: for messages that a person must find it by."""
+        """The first 60 characters of the prompt, for error messages."""
         return (self.messages[-1]["content"] if self.messages else self.prefill)[:60]
 
 

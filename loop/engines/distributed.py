@@ -8,7 +8,6 @@ as a DeepSpeed file says.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -26,23 +25,10 @@ POLL_S = 0.2
 END_S = 10.0  # for torchrun to end its ranks
 
 
-def check_deepspeed(file: str | None) -> None:
-    """EngineError in one line where a DeepSpeed file is named and cannot be used; before any model is loaded."""
-    if file is None:
-        return
-    if importlib.util.find_spec("deepspeed") is None:
-        raise EngineError(
-            "engine.deepspeed needs a package that is missing; `pip install deepspeed`, or remove the key"
-        )
-    if not Path(file).is_file():
-        raise EngineError(f"engine.deepspeed: there is no file {file}; correct the path")
-
-
 class DistributedTrainer:
     """A Trainer over a group of processes on this machine."""
 
     def __init__(self, settings: dict[str, Any], progress: Progress, num_processes: int) -> None:
-        check_deepspeed(settings.get("deepspeed"))
         self.settings, self.progress, self.num_processes = settings, progress, num_processes
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
@@ -179,9 +165,7 @@ def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult:
     saved_dtype, model = model.dtype, model.float()
     report = Report(progress)
     spread: dict[str, Any] = {}
-    if deepspeed := job["engine"].get("deepspeed"):
-        spread = {"deepspeed": deepspeed}
-    elif on_gpu:
+    if on_gpu:
         spread = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2}}
     arguments = trainer_of_one.arguments(settings, scratch / "out", num_processes, **spread)
     trainer = GroupTrainer(

@@ -76,7 +76,7 @@ class ServerSampler:
         command, began = self.settings.get("server_command"), time.monotonic()
 
         def time_left(since: float) -> bool:
-            """Whether there is; and progress, for who would end a worker that makes none."""
+            """Whether time is left. Also reports progress, so that this worker is not ended as stalled."""
             now, total = time.monotonic(), int(2 * self.limit_s) + 1  # for the command, and for the server
             self.progress(min(int(now - began), total), total)
             return now - since < self.limit_s

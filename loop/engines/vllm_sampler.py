@@ -209,7 +209,7 @@ class VllmSampler:
             self.prober = None
 
     def close(self) -> None:
-        """The end of the process frees what the engine holds: nothing less was seen to."""
+        """Does nothing: only the end of the process has been seen to free the memory."""
 
 
 def cores(num_threads: int | None) -> str:

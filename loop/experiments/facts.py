@@ -21,12 +21,10 @@ import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
 
 from loop.config.settings import Suite
 from loop.experiments.arithmetic import Head, comparisons, correction_in_words, lines_of
-from loop.experiments.file import Experiment, ExperimentRun, load_experiment
+from loop.experiments.file import Experiment, ExperimentRun
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import duration_of
 from loop.stages.evaluating import params_of
@@ -204,8 +202,3 @@ def _state(states: list[str], supervised: bool) -> str:
     if "failed" in states:
         return "failed"
     return "ended" if all(state in ("done", "ended") for state in states) else "stopped"
-
-
-def facts_of_file(path: Path) -> dict[str, Any]:
-    """`experiment_facts` of an experiment's file."""
-    return experiment_facts(load_experiment(path))

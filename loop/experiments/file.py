@@ -222,7 +222,7 @@ def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:
         target = os.path.relpath(base_dir / path, run.directory)
         return target if target.startswith("..") else f"./{target}"
 
-    model, prompts, engine = run.config.model, run.config.prompts, run.config.engine
+    model, prompts = run.config.model, run.config.prompts
     if model_directory(model.source, base_dir) is not None:
         tables["model"]["source"] = moved(model.source)
     if source_kind(prompts.source, base_dir) in ("file", "local"):
@@ -230,8 +230,6 @@ def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:
     for suite in tables["suites"]:
         if suite["source"] not in ("first-steps", "humaneval"):
             suite["source"] = moved(suite["source"])
-    if engine.deepspeed is not None:
-        tables["engine"]["deepspeed"] = moved(engine.deepspeed)
     for section, key in (("engine", "server_command"), ("watching", "command")):
         command = tables.get(section, {}).get(key)
         if command and "/" in command[0] and (base_dir / command[0]).exists():

@@ -47,7 +47,7 @@ def final_result(ledger: Ledger, run_id: str) -> Event | None:
 
 # Says nothing of the result, or where somebody's machines are.
 PRIVATE = ("run_dir", "rounds", "schedule", "storage", "watching", "daemon", "inputs")
-PRIVATE_OF_ENGINE = ("server_url", "server_command", "deepspeed")
+PRIVATE_OF_ENGINE = ("server_url", "server_command")
 
 
 def lineage(found: Reader, number: int) -> list[int]:

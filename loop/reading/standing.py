@@ -33,7 +33,7 @@ DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` s
 ACTIVE = ("sampling", "training", "evaluating", "deciding")
 PARTS = {"sampling": ("sampling",), "training": ("training",), "evaluating": ("evaluating", "grading")}
 MOST_POINTS = 40  # of the trend
-NUM_EVENTS = 300  # of the newest, in which the last error is looked for
+NUM_EVENTS = 300  # how many of the newest events are searched for the last error
 LOW_DISK_BYTES = 1_000_000_000
 MOST_FILES = 2000  # that are looked at for the size of the checkpoints; retention leaves a few dozen
 

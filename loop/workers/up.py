@@ -227,7 +227,7 @@ class Engines:
         self._more_patience *= 2
 
     def _wait_for_memory(self) -> None:
-        """Until what the last worker held on a GPU is free, as far as it gets free; then take the measure anew."""
+        """Wait until the memory that the last worker held is free (at most 60 s); then note what is in use."""
         if self.settings["device"] == "cpu":
             return
         for device, held_bytes in wait_until_free(self._memory_before, self.pulse).items():

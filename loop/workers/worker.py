@@ -397,7 +397,7 @@ class RemoteSampler:
                 try:
                     batch = [Generated.model_validate(item) for item in value]
                 except ValueError:
-                    raise self.worker.broken("it sent a completion that is none", FOREIGN) from None
+                    raise self.worker.broken("it sent a malformed completion", FOREIGN) from None
                 for generated in batch:
                     if generated.id not in missing:
                         raise self.worker.broken("it sent a completion that was not asked for, or twice", FOREIGN)
@@ -421,7 +421,7 @@ class RemoteSampler:
                 try:
                     records = [Probed.model_validate(item) for item in value]
                 except ValueError:
-                    raise self.worker.broken("it sent a record that is none", FOREIGN) from None
+                    raise self.worker.broken("it sent a malformed record", FOREIGN) from None
                 for record in records:
                     text = missing.pop(record.id, None)
                     if text is None:
@@ -467,7 +467,7 @@ class RemoteTrainer:
         try:
             return TrainingResult.model_validate(self.worker.call(message))
         except ValueError:
-            raise self.worker.broken("it sent a training result that is none", FOREIGN) from None
+            raise self.worker.broken("it sent a malformed training result", FOREIGN) from None
 
     def close(self) -> None:
         self.worker.end()

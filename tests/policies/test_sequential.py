@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policies import sequential
 from policies.budget import level
-from policies.sequential import Look, confidence_sequence, drawing_order, drawing_parts, look
+from policies.sequential import Look, confidence_sequence, drawing_order, look
 from policies.statistics import clustered, sign_flip_p_value
 
 tenths = st.integers(-10, 10).map(lambda score: Fraction(score, 10))
@@ -84,21 +84,6 @@ def test_every_problem_is_as_often_early_as_late() -> None:
     task_ids = [f"task/{n}" for n in range(10)]
     places = numpy.array([[drawing_order(round, task_ids).index(t) for t in task_ids] for round in range(1000)])
     assert numpy.abs(places.mean(axis=0) - 4.5).max() < 0.4  # the standard error is .09
-
-
-@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 8))
-def test_parts_are_the_order_cut_between_clusters(clusters: list[int], num_parts: int) -> None:
-    task_ids = [f"task/{n}" for n in range(len(clusters))]
-    named = {task_id: f"c{cluster}" for task_id, cluster in zip(task_ids, clusters, strict=True) if cluster}
-    parts = drawing_parts(4, task_ids, num_parts, named)
-    assert [task_id for part in parts for task_id in part] == drawing_order(4, task_ids, named)
-    assert 1 <= len(parts) <= num_parts and all(parts)
-    for cluster in set(named.values()):
-        assert sum(any(named.get(task_id) == cluster for task_id in part) for part in parts) == 1
-    alone = [len(part) for part in drawing_parts(4, task_ids, num_parts)]
-    assert len(alone) == min(num_parts, len(task_ids)) and max(alone) - min(alone) <= 1
-    with pytest.raises(ValueError):
-        drawing_parts(4, task_ids, 0)
 
 
 # the gamblers

@@ -24,7 +24,6 @@ from policies.statistics import (
     mean_pass_at_k,
     paired_gain,
     pass_at_k,
-    pass_at_k_difference,
     sign_flip_p_value,
     smallest_detectable_gain,
 )
@@ -335,21 +334,6 @@ def test_clusters_refuse() -> None:
         clustered([0.5], [1, 2])
     with pytest.raises(ValueError, match="no problems"):
         clustered([], [])
-
-
-@given(st.integers(1, 7), st.data())
-def test_pass_at_k_difference_is_by_enumeration(n: int, data: st.DataObject) -> None:
-    outcomes = st.lists(st.integers(0, 1), min_size=n, max_size=n)
-    candidate, head, k = data.draw(outcomes), data.draw(outcomes), data.draw(st.integers(1, n))
-    shares = [
-        Fraction(sum(map(any, itertools.combinations(samples, k))), math.comb(n, k)) for samples in (candidate, head)
-    ]
-    assert pass_at_k_difference(candidate, head, k) == shares[0] - shares[1]
-
-
-def test_pass_at_k_difference_refuses_what_cannot_be_estimated() -> None:
-    with pytest.raises(ValueError, match="pass@3 needs"):
-        pass_at_k_difference([1, 0], [1, 0], 3)
 
 
 def test_large_comparisons_agree_with_the_normal_approximation() -> None:

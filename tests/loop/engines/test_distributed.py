@@ -99,8 +99,3 @@ def test_a_killed_process_ends_them_all(whom: str, tiny: CheckpointRef, tmp_path
         assert not list((tmp_path / "out").iterdir())
     finally:
         worker.end()
-
-
-def test_a_missing_deepspeed_is_said_before_a_model_is_loaded(tmp_path: Path) -> None:
-    with pytest.raises(EngineError, match=r"pip install deepspeed"):
-        start(tmp_path, TWO | {"deepspeed": "ds.json"})

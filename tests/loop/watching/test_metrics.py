@@ -43,7 +43,6 @@ FULL = Snapshot(
     beat_at=1_700_000_100.25,
     next_due_at=1_700_003_600.0,
     stage="training",
-    attempt_failures=2,
 )
 
 
@@ -97,7 +96,6 @@ def test_a_snapshot_is_shown(endpoint: Endpoint) -> None:
         "loopd_rounds_total/kept": 9,
         "loopd_rounds_total/rolled_back": 4,
         "loopd_completions_total": 3584,
-        "loopd_attempt_failures_total": 2,
         "loopd_failed_rounds": 1,
         "loopd_round": 14,
         "loopd_stage_done_ratio": 0.25,
@@ -114,14 +112,14 @@ def test_a_snapshot_is_shown(endpoint: Endpoint) -> None:
 def test_the_newest_one_is_shown_and_what_is_not_known_is_not(endpoint: Endpoint) -> None:
     assert endpoint.get() == (200, "")
     endpoint.metrics.show(FULL)
-    bare = {"done_ratio": None, "head_pass_ratio": None, "next_due_at": None, "attempt_failures": None, "stage": ""}
+    bare = {"done_ratio": None, "head_pass_ratio": None, "next_due_at": None, "stage": ""}
     for state in STATES:
         endpoint.metrics.show(dataclasses.replace(FULL, state=state, rounds_failed=0, **bare))  # type: ignore[arg-type]
         samples = endpoint.samples()
         assert [name for name in STATES if samples[f"loopd_state/{name}"]] == [state]
         assert not any(samples[f"loopd_stage/{stage}"] for stage in STAGES)
         assert samples["loopd_failed_rounds"] == 0  # zero is known
-        unknown = ("done_ratio", "pass_ratio", "next_due", "attempt_failures")
+        unknown = ("done_ratio", "pass_ratio", "next_due")
         text = endpoint.get()[1]
         assert not any(word in text for word in unknown)
 

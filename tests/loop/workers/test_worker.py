@@ -583,7 +583,7 @@ def test_a_worker_that_does_not_name_its_tokenizer_is_ended(start: Callable[...,
 
 def test_a_training_result_that_is_none_ends_the_worker(start: Callable[..., Worker], tmp_path: Path) -> None:
     worker = start("no-tokenizer", tag="trainer")
-    with pytest.raises(EngineError, match="trainer: it sent a training result that is none"):
+    with pytest.raises(EngineError, match="trainer: it sent a malformed training result"):
         RemoteTrainer(worker).fit(tmp_path, CheckpointRef(sha256="", path=tmp_path), {}, tmp_path)
     assert worker.ended
 
