@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,19 @@ def mean_loss(model: Any, rows: Columns) -> float:
     return total / count
 
 
+def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float]:
+    """`held_out_loss` and `train_loss`; empty where nothing was held out or they cannot be measured, as for want of memory."""
+    if not (num_held_out := len(left_out["labels"])):
+        return {}
+    every = len(rows["labels"]) // num_held_out  # all along the list: with earlier rounds in it they come first
+    seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
+    try:
+        return {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
+    except (RuntimeError, MemoryError) as error:  # torch's own error for memory is a RuntimeError
+        print(f"the losses on held-out rows are not measured: {error}", file=sys.stderr)
+        return {}
+
+
 class Report(TrainerCallback):  # type: ignore[misc]
     """Passes each optimizer step on as progress and stops at once when the loss is no number."""
 
@@ -98,11 +112,6 @@ def write_trained(
     """Check, measure and write the trained weights, in the parent's precision."""
     if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
         raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
-    held: dict[str, float] = {}
-    if num_held_out := len(left_out["labels"]):
-        every = len(rows["labels"]) // num_held_out  # all along the list: with earlier rounds in it they come first
-        seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
-        held = {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
     adapter = isinstance(trained, PeftModel) and not settings["lora"]["merge"]
     if isinstance(trained, PeftModel) and not adapter:
         trained = trained.merge_and_unload()
@@ -117,8 +126,8 @@ def write_trained(
         num_rows=len(rows["labels"]),
         num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
         losses=tuple(losses),
-        num_held_out=num_held_out,
-        **held,
+        num_held_out=len(left_out["labels"]),
+        **losses_of(trained, rows, left_out),  # when the weights are written: no figure is worth them
         adapter=adapter,
     )
 

@@ -561,3 +561,20 @@ def test_a_trainer_that_stays_up_does_not_grow(trainers: Callable[[str], Trainer
     small = make_tiny_model(tmp_path / "small", trained=False)
     fit(trainer, CheckpointRef(sha256="", path=small), training(num_steps=1), tmp_path / "small-fit")
     assert before - rss_bytes() < size_bytes, "the first fit left something behind"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), MemoryError()])
+def test_no_figure_is_worth_the_weights(
+    trainers: Callable[[str], Trainer], tiny: CheckpointRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:  # fmt: skip
+    """What cannot be measured after a fine-tune is not known; the weights are written all the same."""
+    from loop.engines import trl_trainer
+
+    def too_large(model: object, rows: object) -> float:
+        raise error
+
+    monkeypatch.setattr(trl_trainer, "mean_loss", too_large)
+    result = fit(trainers("trl"), tiny, training(num_epochs=1, held_out=3), tmp_path / "out", many_rows(65))
+    assert (result.num_held_out, result.held_out_loss, result.train_loss) == (3, None, None)
+    assert result.num_steps > 0 and (tmp_path / "out" / "model.safetensors").stat().st_size > 0
