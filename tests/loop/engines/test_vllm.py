@@ -27,6 +27,7 @@ from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: the
     no_progress,
     teacher_forced,
     test_a_completion_does_not_depend_on_its_batch,
+    test_a_stop_string_ends_a_completion,
     test_bare_text_and_no_requests,
     test_reasons_and_limits,
     test_same_requests_same_completions,
@@ -82,20 +83,6 @@ def same(found: dict[str, Generated], wanted: dict[str, Generated]) -> bool:
         one.token_ids == wanted[name].token_ids and abs(one.logprob_sum - wanted[name].logprob_sum) < 1e-3
         for name, one in found.items()
     )
-
-
-def test_a_stop_string_ends_a_completion(pair: tuple[Sampler, Sampler]) -> None:
-    """It is taken from what the model writes without it, which is not the same on every CPU."""
-    written = {task: ask(pair[0], [chat("r", seed=3, task=task)], GREEDY)["r"] for task in range(6)}
-    task, free = max(written.items(), key=lambda one: len(one[1].text))
-    starts = range(len(free.text) // 4, len(free.text) // 2)
-    stop = next(free.text[start : start + 2] for start in starts if free.text[start : start + 2].isascii())
-    params = GREEDY.model_copy(update={"stop": ("never seen", stop)})
-    stopped = ask(pair[0], [chat("r", seed=3, task=task)], params)["r"]
-    assert stopped.finish_reason == "stop"
-    assert stopped.token_ids == free.token_ids[: len(stopped.token_ids)]
-    assert stop in stopped.text and free.text.startswith(stopped.text)
-    assert len(stopped.text) < len(free.text)
 
 
 # ---- the proof, and what changes weights ---------------------------------------------------------------------------
