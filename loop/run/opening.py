@@ -15,7 +15,7 @@ from loop.errors import ConfigError, LoopError
 from loop.grading.grader import Grader
 from loop.grading.problem import Problem as GradingProblem
 from loop.grading.problems import load_suite
-from loop.inputs import check_inputs
+from loop.inputs import BUILT_IN_MODEL, check_inputs
 from loop.prompts.sources import load_prompts, load_tests
 from loop.run.base_model import base_model
 from loop.run.session import OTHER_BASE, Session, Yardstick
@@ -44,7 +44,7 @@ from store.verify import write_high_water
 def open_session(loaded: LoadedConfig, watch: Watch, begins: Callable[[], None] = lambda: None) -> Iterator[Session]:
     """Everything checked, the run created or found, nothing loaded yet. On the way out every worker is ended.
 
-    `begins` is called before a new run's model is fetched or converted, when nothing of the user's is wrong any more.
+    `begins` is called when a new run is about to begin and nothing of the user's is wrong any more.
     """
     config = loaded.config
     if mistakes := check_inputs(loaded):
@@ -135,9 +135,12 @@ def _run(
             f"{loaded.run_dir / DATABASE}: holds no run, but {CHECKPOINTS}/ beside it holds the weights of one; "
             "put a backup back, or set another run_dir"
         )
-    begins()
+    if loaded.config.model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
+        begins()
     watch.stage(0, "preparing", loaded.config.model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
+    if loaded.config.model.source != BUILT_IN_MODEL:
+        begins()
     manifest = hash_directory(directory)
     base = Checkpoint(
         sha256=manifest_sha256(manifest),

@@ -242,10 +242,10 @@ NAMES = {
     "helpers of its own": Program("def same(a, b): return True\ndef f(x): return 0", on="helped set_up"),
     "the tests as a module": Program("import tests\ndef f(x): return 0", "error", _SEARCHED),
     "exceptions of the harness": Program(
-        "import sys\nfrom loop.grading import judge, remote\nraise judge.SuiteAtFault('x')", "error", "function"
+        "import sys\nfrom loop.grading.inside import judge, remote\nraise judge.SuiteAtFault('x')", "error", "function"
     ),
     "exceptions of the harness, when asked": Program(
-        "from loop.grading import remote\ndef f(x): raise remote.NotReady('x')", "error", "function"
+        "from loop.grading.inside import remote\ndef f(x): raise remote.NotReady('x')", "error", "function"
     ),
 }
 
@@ -554,7 +554,7 @@ def _patched(lines: str, may_be: str = "error failed timeout", on: str = _ALL) -
     return Program(f"import builtins, json, os, socket, struct, sys\n{lines}\ndef f(x): return 0", may_be, on)
 
 
-_LOOP = "cell, values, judge = (sys.modules[f'loop.grading.{n}'] for n in ('cell', 'values', 'judge'))\n"
+_LOOP = "cell, values, judge = (sys.modules[f'loop.grading.inside.{n}'] for n in ('cell', 'values', 'judge'))\n"
 PATCHES = {
     "json": _patched(
         'json.dumps = json.JSONEncoder.encode = lambda *a, **k: \'{"verdict": "passed"}\'\njson.loads = lambda *a: {}'

@@ -164,7 +164,7 @@ def test_what_a_lock_file_says_of_yesterday_is_in_nobodys_way(daemon: Daemon, co
 
 
 def test_a_full_disk_does_not_keep_a_process_from_the_lock(daemon: Daemon, fault: Callable[[str, int], None]) -> None:
-    code = "import sys; from pathlib import Path; from loop.run.session import locked\nwith locked(Path(sys.argv[1])): pass"
+    code = "import sys; from pathlib import Path; from loop.system.lock import locked\nwith locked(Path(sys.argv[1])): pass"
     for number in (0, errno.ENOSPC):
         fault("disk", number)
         command = [sys.executable, "-P", "-c", code, str(daemon.run_dir)]

@@ -189,7 +189,7 @@ def test_nothing_outlives_a_killed_parent(mark: str) -> None:
     program = (
         "from loop.grading import interpreter\nfrom loop.grading.grader import Grader\n"
         f"interpreter.ENVIRONMENT['MARK'] = {mark + 'child'!r}\n"
-        "from loop.grading.problems import Problem\n"
+        "from loop.grading.problem import Problem\n"
         f"problem = Problem.model_validate_json({PROBLEMS['function'].model_dump_json()!r})\n"
         "Grader(timeout_s=86400).grade_one(problem, 'import os\\nos.fork() or os.setsid()\\nwhile True: os.getppid()')\n"
     )

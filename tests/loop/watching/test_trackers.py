@@ -385,7 +385,7 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
     configured('"mlflow"', 'project = "shared"\n')
     (finished / "sitecustomize.py").write_text(  # put before loopctl: mlflow takes its time to start on a busy machine
         "import sys\nif 'loop.cli.main' in sys.orig_argv:\n"
-        f"    from loop import trackers\n    trackers.END_S = trackers.TIMEOUT_S = {HANG_S}\n"
+        f"    from loop.watching import trackers\n    trackers.END_S = trackers.TIMEOUT_S = {HANG_S}\n"
     )
     said = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
     assert said.code == 0, said.err

@@ -356,7 +356,7 @@ def test_a_config_error_stays_one(start: Callable[..., Worker]) -> None:
 def test_what_libraries_print_lands_in_the_log(start: Callable[..., Worker], tmp_path: Path) -> None:
     script = tmp_path / "loud.py"
     script.write_text(
-        "import os, sys, subprocess\nfrom loop import child\n"
+        "import os, sys, subprocess\nfrom loop.workers import child\n"
         "def load(checkpoint, settings, progress):\n"
         "    print('printed'); os.write(1, b'written\\n'); print('warned', file=sys.stderr)\n"
         "    subprocess.run(['echo', 'echoed'])\n"
