@@ -90,13 +90,15 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
     watch.note(pace.in_words(loaded, work))
     num_parameters = pace.parameters_of(loaded)
     try:
-        flops = pace.measured_flops(loaded) if num_parameters else None
+        speed = pace.measured_speed(loaded) if num_parameters else None
     except EngineError:
         return  # whatever is wrong with workers is said by the first one that the run needs
-    if num_parameters and flops:
-        likely_s = pace.seconds(work, num_parameters, flops)
-        speed = f"{flops / 1e9:,.0f} GFLOP/s were measured on this machine just now"
-        watch.note(f"that takes about {duration(likely_s)} ({speed}; a formula, right within a factor of two)")
+    if num_parameters and speed:
+        likely = duration(pace.seconds(work, num_parameters, speed))
+        measured = f"{speed.sampling / 1e9:,.0f} GFLOP/s for sampling and {speed.training / 1e9:,.0f} for training"
+        watch.note(
+            f"that takes about {likely} ({measured} were just measured here; a formula, right within a factor of two)"
+        )
 
 
 def _print_round(session: Session, round: Round, watch: Onlooker) -> None:

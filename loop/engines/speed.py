@@ -8,12 +8,12 @@ import time
 import torch
 
 ROWS, WIDTH, LAYER = 64, 1024, 4096  # rows of a batch; a layer of a small model
-MEASURED_S = 0.5
+MEASURED_S = 0.3
 
 
-def measured_flops() -> float:
-    """Floating-point operations per second in float32, the mean over half a second."""
-    states, weights = torch.randn(ROWS, WIDTH), torch.randn(LAYER, WIDTH)
+def measured_flops(dtype: torch.dtype) -> float:
+    """Floating-point operations per second in a precision, the mean over a moment."""
+    states, weights = torch.randn(ROWS, WIDTH, dtype=dtype), torch.randn(LAYER, WIDTH, dtype=dtype)
     times: list[float] = []
     began = time.perf_counter()
     while len(times) < 3 or time.perf_counter() - began < MEASURED_S:

@@ -1,6 +1,6 @@
 """What a run is about to do, and how long that may take on this machine: said before anything is loaded.
 
-The speed is measured, for half a second, in a worker; the rest is a formula, and right within a factor of two on a CPU. Once a
+The speed is measured, for a moment, in a worker; the rest is a formula, and right within a factor of two on a CPU. Once a
 round is finished, its own time is the better answer. Nothing is said of GPUs, on which nothing of this was tried.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loop.config.loading import LoadedConfig
+from loop.engines.precision import auto_dtype
 from loop.grading.problems import load_suite
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
@@ -21,12 +22,13 @@ from loop.system.gpus import used_bytes
 from loop.workers.worker import Worker
 
 SMOLLM2_PARAMETERS = 134_515_008
-PROMPT_TOKENS = 80  # of a prompt beyond what all prompts begin with
+PROMPT_TOKENS = 40  # of a prompt beyond what all prompts begin with
 SHARE_OF_LENGTH = 0.5  # of max_new_tokens: most completions end before
 SAMPLING, TRAINING = (
     0.5,
     0.7,
 )  # the share of a plain multiplication's speed that a model's forward pass and a step reach
+TRAINED_IN = "float32"  # on a CPU
 START_S = 20.0  # for workers to start and to load a model, in a run
 
 
@@ -80,10 +82,18 @@ def in_words(loaded: LoadedConfig, work: Work) -> str:
     )
 
 
-def seconds(work: Work, num_parameters: int, flops: float) -> float:
-    """How long the work takes at `flops` floating-point operations per second: 2 a parameter and token, 6 in training."""
-    sampling = 2 * num_parameters * (work.sampled_tokens + work.prompt_tokens) / (SAMPLING * flops)
-    return START_S + sampling + 6 * num_parameters * work.trained_tokens / (TRAINING * flops)
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Floating-point operations per second of a plain multiplication, in the precision of each stage."""
+
+    sampling: float
+    training: float
+
+
+def seconds(work: Work, num_parameters: int, speed: Speed) -> float:
+    """How long the work takes: 2 floating-point operations a parameter and token, 6 in training."""
+    sampling = 2 * num_parameters * (work.sampled_tokens + work.prompt_tokens) / (SAMPLING * speed.sampling)
+    return START_S + sampling + 6 * num_parameters * work.trained_tokens / (TRAINING * speed.training)
 
 
 def parameters_of(loaded: LoadedConfig) -> int | None:
@@ -107,22 +117,27 @@ def _num_weights(path: Path) -> int:
     return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
-def measured_flops(loaded: LoadedConfig) -> float | None:
-    """Floating-point operations per second of this machine's CPU as busy as it is now; None where a GPU will do the work."""
+def measured_speed(loaded: LoadedConfig) -> Speed | None:
+    """What this machine's CPU does, as busy as it is now; None where a GPU will do the work."""
     engine = loaded.config.engine
     if "fake" in (engine.sampler, engine.trainer) or engine.sampler == "server":
         return None
     if engine.device != "cpu" and used_bytes():
         return None
+    sampling = auto_dtype(on_gpu=False)[0] if engine.dtype == "auto" else engine.dtype
     with tempfile.TemporaryDirectory(prefix="ssd-loop-") as directory:  # the run's own is not there yet
         worker = Worker(
-            {"op": "measure_speed", "settings": {"num_threads": engine.num_threads}},
+            {
+                "op": "measure_speed",
+                "settings": {"num_threads": engine.num_threads},
+                "precisions": [sampling, TRAINED_IN],
+            },
             log_file=Path(directory) / "speed.log",
             stall_timeout_s=engine.stall_timeout_s,
             progress=lambda done, total: None,
             tag="measuring this machine",
         )
         try:
-            return float(worker.info["flops"])
+            return Speed(worker.info["flops"][sampling], worker.info["flops"][TRAINED_IN])
         finally:
             worker.end()

@@ -125,9 +125,10 @@ class Child:
                 return result.model_dump(mode="json")
             case "measure_speed":
                 prepare_torch(command["settings"])
+                from loop.engines.hf_models import DTYPES
                 from loop.engines.speed import measured_flops
 
-                return {"flops": measured_flops()}
+                return {"flops": {name: measured_flops(DTYPES[name]) for name in command["precisions"]}}
             case "convert_smollm2":
                 from loop.engines.hf_models import convert_smollm2
 

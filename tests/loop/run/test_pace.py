@@ -60,11 +60,9 @@ def test_the_counts_are_those_of_the_rounds(tmp_path: Path) -> None:
 def test_more_work_takes_longer_and_a_faster_machine_less(tmp_path: Path) -> None:
     (_, one), (_, three) = work(tmp_path, 1), work(tmp_path, 3)
     parameters = pace.SMOLLM2_PARAMETERS
-    assert (
-        pace.seconds(one, parameters, 1e11)
-        < pace.seconds(three, parameters, 1e11)
-        < pace.seconds(three, parameters, 1e10)
-    )
+    fast, slow = pace.Speed(1e11, 1e11), pace.Speed(1e10, 1e11)
+    assert pace.seconds(one, parameters, fast) < pace.seconds(three, parameters, fast)
+    assert pace.seconds(three, parameters, fast) < pace.seconds(three, parameters, slow)
 
 
 def test_parameters_are_counted_in_the_files(tmp_path: Path) -> None:
@@ -79,12 +77,12 @@ def test_parameters_are_counted_in_the_files(tmp_path: Path) -> None:
 
 def test_the_speed_is_measured_in_a_worker(tmp_path: Path) -> None:
     loaded, _ = work(tmp_path, 1)
-    flops = pace.measured_flops(loaded)
-    assert flops is not None and flops > 0
+    speed = pace.measured_speed(loaded)
+    assert speed is not None and speed.sampling > 0 and speed.training > 0
     assert not loaded.run_dir.exists(), "a run directory is made by the run alone"
 
 
 @pytest.mark.parametrize("engine", ['sampler = "fake"', 'trainer = "fake"'])
 def test_nothing_is_measured_for_engines_that_only_pretend(tmp_path: Path, engine: str) -> None:
     (tmp_path / "loop.toml").write_text(CONFIG.format(rounds=1, model="fake") + f"[engine]\n{engine}\n")
-    assert pace.measured_flops(load_config(tmp_path / "loop.toml")) is None
+    assert pace.measured_speed(load_config(tmp_path / "loop.toml")) is None
