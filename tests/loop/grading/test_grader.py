@@ -25,7 +25,7 @@ from loop.grading import grader as grader_module
 from loop.grading import trying
 from loop.grading import warm as warm_module
 from loop.grading.extract import extract_code, why_none
-from loop.grading.grader import Grader, Job, Outcome
+from loop.grading.grader import Grader, Job, Outcome, Verdict
 from loop.grading.inside.cell import Link
 from loop.grading.inside.compare import same_output
 from loop.grading.inside.judge import PREAMBLE
@@ -392,11 +392,24 @@ def test_jobs_are_taken_a_few_at_a_time_and_come_back_in_order(grader: Grader) -
     assert keys == list(range(60))
 
 
-def test_stopping_early_leaves_nothing_running() -> None:
-    """Nothing is waited for either: the programs would go on for a day."""
-    grader, before = Grader(timeout_s=86400.0, num_workers=2), psutil.Process().children()
+def test_stopping_early_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is waited for either: the programs would go on for a day. The first verdict comes when two of them run."""
+    grader, before = Grader(timeout_s=86400.0, num_workers=3), psutil.Process().children()
+    num_begun = threading.Semaphore(0)
+    verdict_of, graded = warm_module.Running.verdict, grader._graded
+
+    def begun(running: Any) -> dict[str, Any]:
+        num_begun.release()
+        return verdict_of(running)
+
+    def waits(problem: Problem, code: str | None, pool: Any) -> Verdict:
+        assert code or (num_begun.acquire(timeout=HANG_S) and num_begun.acquire(timeout=HANG_S))
+        return graded(problem, code, pool)
+
+    monkeypatch.setattr(warm_module.Running, "verdict", begun)
+    monkeypatch.setattr(grader, "_graded", waits)
     slow = "import time\nwhile True: time.sleep(1)"
-    verdicts = grader.grade([Job(1, F, None), *(Job(number, F, slow) for number in range(2, 9))])
+    verdicts = grader.grade([Job(1, F, None), *(Job(number, F, f"{slow}  # {number}") for number in range(2, 9))])
     assert next(verdicts)[0] == 1
     closing = threading.Thread(target=verdicts.close, daemon=True)  # type: ignore[attr-defined]
     closing.start()
