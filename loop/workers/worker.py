@@ -47,9 +47,8 @@ OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
 COMMAND = (sys.executable, "-P", "-m", "loop.workers.worker")
 ROOT = Path(__file__).resolve().parents[2]
-SPIN_COUNT = (
-    "1000"  # how often a thread of OpenMP looks for work before it sleeps: docs/engines.md has the measurements
-)
+# How often a thread of OpenMP looks for work before it sleeps; `python bench/busy.py` measures it (docs/engines.md).
+SPIN_COUNT = "3000"
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
 FOREIGN = (
     "if the package was upgraded while the daemon ran, restart the daemon"  # what else could explain such messages
