@@ -4,7 +4,7 @@ Due times follow from when the last round *started*. So the times that passed wh
 down or paused, or a round was going on give one round at once: never none, never two. No scheduler thread runs, because
 the daemon's own loop asks anyway. Which windows are open does not change what is due.
 
-All that is said in wall-clock time (cron, windows, until) becomes a moment by one rule, `_moment`: the first at which a
+All that is said in wall-clock time (cron, windows, until) becomes a moment by one rule, `loop.config.times._moment`: the first at which a
 clock on the wall shows that time or a later one. So a time that spring skips counts right after the gap, and one that
 autumn repeats counts the first time only. `every` is elapsed time: "1d" is 24 hours on every day.
 """

@@ -1,4 +1,7 @@
-"""Opening a run: everything checked, the run created or continued, nothing loaded yet."""
+"""Opening a run: the lock is taken, the run is created or continued, and nothing is loaded yet.
+
+Everything that can be wrong with the configuration or with what it names is found here, before any model is loaded.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""An open run: the lock, the store, the yardsticks, the engines. What `run_round` works with, and how a run begins.
-
-Everything that can be wrong with the configuration is found here, before any model is loaded.
-"""
+"""An open run: the store, the yardsticks, the engines. What `run_round` works with; `opening.py` opens it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory of the GPUs is in use, and waiting until what an ended worker held is free again.
+"""How much memory of the GPUs is in use, whether they compute, and waiting until what an ended worker held is free again.
 
 A driver can take seconds to free what a killed process held; a model that is loaded too early finds no room. Uses NVML
 (nvidia-ml-py); without an NVIDIA driver there are no devices and nothing is imported. Never raises for a driver's fault:

@@ -1,6 +1,6 @@
-"""LiveCodeBench's packed private tests: base64 of zlib of a pickle that holds one string of JSON.
+"""LiveCodeBench: problems with tests on standard input or of a function, and its packed private tests.
 
-A pickle is a program, so it is never run: its opcodes are read, and anything but one constant string is refused.
+Those are base64 of zlib of a pickle that holds one string of JSON. A pickle is a program, so it is never run: its opcodes are read, and anything but one constant string is refused.
 """
 
 from __future__ import annotations
