@@ -91,7 +91,7 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
     num_parameters = pace.parameters_of(loaded)
     try:
         speed = pace.measured_speed(loaded) if num_parameters else None
-    except EngineError:
+    except (EngineError, OSError):
         return  # whatever is wrong with workers is said by the first one that the run needs
     if num_parameters and speed:
         likely = duration(pace.seconds(work, num_parameters, speed))

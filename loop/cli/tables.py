@@ -1,4 +1,4 @@
-"""Rounds as tables that a person understands at a glance, drawn by rich from the values of view.py.
+"""Rounds as tables that a person understands at a glance, drawn by rich from the values of `loop.reading.rounds`.
 
 Every text that is not our own goes through `safe`; nothing is read as rich's markup.
 """

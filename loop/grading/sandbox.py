@@ -8,7 +8,6 @@ process with namespaces of its own for each solution, and another for its tests 
 from __future__ import annotations
 
 import functools
-import importlib.metadata
 import importlib.resources
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Checkpoints by name, their lineage, and what was decoded how: read, never written."""
+"""Checkpoints by name and their lineage, the final result, decoding settings, and which settings others may see. Reads only."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loop.config.loading import LoadedConfig
 from loop.engines.precision import auto_dtype
-from loop.grading.problems import load_suite
+from loop.grading.problems import load_suite, split_of
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
 from loop.system.gpus import used_bytes
@@ -46,7 +46,10 @@ class Work:
 
 
 def work_of(loaded: LoadedConfig, num_rounds: int) -> Work:
-    """The base and every candidate answer all suites; from the second round on the head answers the deciding one again."""
+    """The base and every candidate answer all suites; from the second round on the head answers the deciding one again.
+
+    About: a head is asked again only if it is a new one, and looks, confirming splits and other gates change what is asked.
+    """
     config = loaded.config
     num_prompts = config.prompts.per_round or len(load_prompts(config.prompts, config.model, loaded.base_dir))
     num_sampled = num_prompts * config.sampling.num_samples
@@ -54,8 +57,13 @@ def work_of(loaded: LoadedConfig, num_rounds: int) -> Work:
     prompts = num_rounds * num_sampled
     num_answers = 0
     for suite in config.suites:
-        num_problems = len(load_suite(suite.source, suite.limit, loaded.base_dir).problems)
-        times = 1 + num_rounds + (num_rounds - 1 if suite.name == config.decide.suite else 0)
+        decides = suite.name == config.decide.suite
+        shares = {str(name): share for name, share in suite.splits.items()}
+        num_problems = sum(
+            not decides or split_of(problem.task_id, shares) == config.decide.split
+            for problem in load_suite(suite.source, suite.limit, loaded.base_dir).problems
+        )
+        times = 1 + num_rounds + (num_rounds - 1 if decides else 0)
         num_answers += times * num_problems * suite.num_samples
         prompts += times * num_problems
         tokens += times * num_problems * suite.num_samples * suite.max_new_tokens * SHARE_OF_LENGTH
@@ -78,7 +86,7 @@ def in_words(loaded: LoadedConfig, work: Work) -> str:
     rounds = "1 round, which" if work.num_rounds == 1 else f"{work.num_rounds} rounds; each"
     return (
         f"{loaded.config.name}: {rounds} samples {work.num_sampled:,} completions from {loaded.config.model.source}, trains on "
-        f"them, evaluates and decides; {work.num_answers:,} answers are graded in all"
+        f"them, evaluates and decides; about {work.num_answers:,} answers are graded in all"
     )
 
 
@@ -105,8 +113,8 @@ def parameters_of(loaded: LoadedConfig) -> int | None:
         return None
     try:
         return sum(map(_num_weights, directory.glob("*.safetensors"))) or None
-    except (OSError, ValueError, struct.error):
-        return None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+        return None  # whoever loads the model says what is wrong with it
 
 
 def _num_weights(path: Path) -> int:

@@ -12,13 +12,15 @@ from loop.errors import LockedError, LoopError, PermissionDenied
 from store.checkpoints import CHECKPOINTS, make_directory
 from store.db import DATABASE
 
+LOCK = "lock"
+
 
 @contextlib.contextmanager
 def locked(run_dir: Path) -> Iterator[None]:
     """Hold the run directory as its only writer. LockedError names who has it; the lock dies with its process."""
     try:
         make_directory(run_dir)
-        descriptor = os.open(run_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(run_dir / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except PermissionError:
         raise PermissionDenied(f"{run_dir}: permission denied; choose a run_dir that this user can write to") from None
     except OSError as error:
@@ -27,8 +29,8 @@ def locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-            raise LockedError(f"{run_dir}: process {holder} holds this run; wait for it or stop it first") from None
+            named = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+            raise LockedError(f"{run_dir}: process {named} holds this run; wait for it or stop it first") from None
         os.pwrite(descriptor, words := f"{os.getpid():<20}\n".encode(), 0)  # in place, which needs no room
         os.ftruncate(descriptor, len(words))
         _may_write(run_dir)
@@ -44,14 +46,11 @@ def _may_write(run_dir: Path) -> None:
             raise PermissionDenied(f"{path}: permission denied; make it writable for this user, or set another run_dir")
 
 
-LOCK = "lock"
-
-
 def holder(run_dir: Path) -> int | None:
     """The process that holds the run; None if none does.
 
-    The lock file names it. A name may be of yesterday, so the process must have that very file open. Who may not read the
-    file is told by the kernel. PermissionError where the directory may not even be searched.
+    The lock file names it. A name may be of yesterday, so the process must have that very file open. Where this user may
+    not read the file, /proc/locks is asked. PermissionError where the directory may not even be searched.
     """
     path = run_dir / LOCK
     try:

@@ -2,9 +2,9 @@
 
 Three workers look alike from outside: one that does nothing (stopped, or waiting for what never comes), one that computes
 for ever without a result, and one that a busy machine rarely lets run. The kernel tells them apart: it counts for each
-thread how long it ran and how long it waited for a core. Seconds in which a worker neither ran nor wanted to count towards
-`limit_s`; seconds that it ran count towards BUSY_FACTOR times that. So a starved worker gets as much more time as it is
-starved, and a busy one still ends.
+thread how long it ran and how long it waited for a core. Seconds in which a worker neither ran nor waited for a core count
+towards `limit_s`; seconds in which it ran, towards BUSY_FACTOR times that. So a starved worker gets as much more time as it
+is starved, and a busy one still ends.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Patience:
         self.window_s = min(MAX_WINDOW_S, limit_s / NUM_LOOKS, silence_s / NUM_LOOKS)
         self.clock, self.used, self.gpu_busy = clock, used, gpu_busy
         self.idle_s = self.busy_s = self.silent_s = 0.0
-        self._looked_at_s, self._seen = clock(), used()
+        self._looked_at_s = clock()
+        self._seen: Used | None = used()
 
     def heard(self) -> None:
         """A sign of life: whatever was received."""
@@ -58,7 +59,7 @@ class Patience:
     def advanced(self) -> None:
         """More is done than before: all counting begins again."""
         self.idle_s = self.busy_s = self.silent_s = 0.0
-        self._looked_at_s = self.clock()
+        self._looked_at_s, self._seen = self.clock(), None  # what was used before counts for nothing
 
     def look(self) -> None:
         """Count what has passed since the last look, if that is long enough to tell."""
@@ -67,6 +68,8 @@ class Patience:
         if passed_s < self.window_s:
             return
         before, self._seen, self._looked_at_s = self._seen, self.used(), now
+        if before is None:
+            return
         ran_s = min(passed_s, max(0.0, self._seen.ran_s - before.ran_s))
         if self._seen.read_bytes > before.read_bytes:
             ran_s = wanted_s = passed_s
@@ -111,6 +114,7 @@ def used_by(pid: int) -> Used:
             times = process.cpu_times()
             ran_s += times.user + times.system + times.children_user + times.children_system
             for facts in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
-                waited_s = (waited_s or 0.0) + int(facts.read_text().split()[1]) / 1e9
+                with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that has ended
+                    waited_s = (waited_s or 0.0) + int(facts.read_text().split()[1]) / 1e9
             read_bytes += process.io_counters().read_bytes
     return Used(ran_s, waited_s, read_bytes)

@@ -122,7 +122,9 @@ class Worker:
             raise EngineError(
                 f"{tag}: cannot be started: {error}; this user must be able to start it and to write {log_file}"
             ) from error
-        devices = whole_environment.get("CUDA_VISIBLE_DEVICES")
+        settings = init.get("settings", {})  # another program's work on a GPU is no sign of a worker that has none
+        on_cpu = settings.get("device") == "cpu" or settings.get("sampler") == "server"
+        devices = "" if on_cpu else whole_environment.get("CUDA_VISIBLE_DEVICES")
         try:
             pid = self.process.pid
             self.patience = Patience(

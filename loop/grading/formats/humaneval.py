@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.resources
+import importlib.metadata
 import re
 from pathlib import Path
 from typing import Any

@@ -56,7 +56,7 @@ def test_a_spinning_worker_ends_however_many_cores_it_takes(cores: float, heard:
     """One that holds Python's lock beats no more, but is at work all the same: it gets as long as one that beats."""
     spinning = Machine(ran=cores)
     assert spinning.lives(100_000.0, heard) == "it made no progress in 2400 s of computing"
-    assert BUSY_FACTOR * LIMIT_S <= spinning.now_s <= BUSY_FACTOR * LIMIT_S + 10
+    assert BUSY_FACTOR * LIMIT_S <= spinning.now_s <= BUSY_FACTOR * LIMIT_S + 20
 
 
 @pytest.mark.parametrize("share", [0.2, 0.02, 0.002])
