@@ -164,7 +164,7 @@ def test_the_real_conversion(tmp_path: Path) -> None:
         hf_models.convert_smollm2(tmp_path / "smol")
     except ConfigError as error:
         pytest.skip(str(error))
-    settings = {"device": "cpu", "dtype": "auto", "batch_size": 2}
+    settings = {"device": "cpu", "dtype": "float32", "batch_size": 2}
     sampler = TransformersSampler(CheckpointRef(sha256="", path=tmp_path / "smol"), settings, lambda done, total: None)
     assert sampler.model.dtype == torch.float32
     assert {sampler.tokenizer.convert_ids_to_tokens(token) for token in sampler.eos} == {"<|im_end|>", "<|endoftext|>"}
