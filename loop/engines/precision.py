@@ -1,6 +1,6 @@
 """Which precision `engine.dtype = "auto"` stands for. Reads what the kernel says of the CPU; imports no torch.
 
-A CPU without instructions for bfloat16 emulates it, at a quarter of float32's speed or less, so the name of a precision
+A CPU without instructions for bfloat16 emulates it, more slowly than it computes in float32, so the name of a precision
 can't be a default for every machine. The answer depends on the machine alone, never on how busy it is: a run that goes
 on after a kill goes on in the same precision.
 """
@@ -24,4 +24,4 @@ def auto_dtype(on_gpu: bool) -> tuple[str, str]:
     flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
     if found := [flag for flag in BFLOAT16_FLAGS if flag in flags]:
         return "bfloat16", f"this CPU computes in bfloat16 ({found[0]})"
-    return "float32", "this CPU has no instructions for bfloat16 and would emulate it, at a quarter of the speed"
+    return "float32", "this CPU has no instructions for bfloat16 and would emulate it, slower than float32"
