@@ -258,11 +258,11 @@ def test_a_browser_follows_a_run_by_itself(tmp_path: Path, chromium: Any) -> Non
             command("run"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
         try:
-            tab.page.locator("#round-2 .gates").wait_until(state="attached")
+            tab.page.locator("#round-2 .gates").wait_for(state="attached")
             assert running.wait(HANG_S) == 0
         finally:
             running.kill()
-        tab.page.locator(".panel svg").first.wait_until()
+        tab.page.locator(".panel svg").first.wait_for()
         tab.page.close()
     assert tab.complaints == []
     assert set(tab.requests) == {served.url, f"{served.url}events", f"{served.url}body"}
