@@ -20,35 +20,21 @@ from store.corpus import Corpus
 from store.db import open_database, transaction
 from store.ledger import Ledger
 from store.records import Checkpoint, DecisionRow, Evaluation, Problem, Prompt, Round, Suite
+from tests.support.configurations import configuration
 
 NUM_PROBLEMS = 164  # as many as HumanEval has
 NUM_CHECKPOINT_DIRECTORIES = 5  # as many as retention leaves, more or less
 TEXT = "def add(first, second):\n    total = first + second\n    return total\n" * 4
-CONFIG = """name = "bench"
-rounds = {rounds}
-[model]
-source = "fake"
-[prompts]
-per_round = 16
-[sampling]
-temperature = 1.2
-top_k = 20
-[training]
-batch_size = 4
-micro_batch_size = 4
-[[suites]]
-name = "suite"
-source = "suite.jsonl"
-temperature = 0.7
-top_p = 0.95
-[decide]
-suite = "suite"
-[engine]
-sampler = "fake"
-trainer = "fake"
-retry_wait_s = 0.0
-{more}
-"""
+CONFIG: dict[str, Any] = {
+    "name": "bench",
+    "seed": None,
+    "prompts": {"per_round": 16},
+    "training": {"batch_size": 4, "micro_batch_size": 4},
+    "suites": [{"name": "suite", "source": "suite.jsonl", "temperature": 0.7, "top_p": 0.95}],
+    "decide": {"suite": "suite"},
+    "diagnosis": None,
+    "engine": {"batch_size": None},
+}
 _COMPLETION = (
     "INSERT INTO completions (id, run_id, round, evaluation_id, checkpoint, prompt_id, sample_index, "
     "decode_settings_id, seed, num_tokens, num_prompt_tokens, finish_reason, logprob_sum, created_at, sha256, "
@@ -75,7 +61,7 @@ def write_configuration(directory: Path, rounds: int, more: str = "", num_proble
     ]
     (directory / "suite.jsonl").write_text("".join(json.dumps(problem) + "\n" for problem in problems))
     path = directory / "loop.toml"
-    path.write_text(CONFIG.format(rounds=rounds, more=more))
+    path.write_text(configuration(**CONFIG, rounds=rounds) + more)
     return path
 
 

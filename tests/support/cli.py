@@ -17,46 +17,25 @@ import pytest
 
 from loop.cli.main import loopctl, run
 from tests.support import ROOT
+from tests.support.configurations import configuration
 
-CONFIG = """name = "small"
-rounds = 2
-seed = 3
-
-[model]
-source = "fake"
-
-[prompts]
-per_round = 16
-
-[sampling]
-temperature = 1.2
-top_k = 20
-
-[training]
-batch_size = 4
-micro_batch_size = 4
-
-[[suites]]
-name = "greedy"
-source = "ones.jsonl"
-greedy = true
-
-[[suites]]
-name = "ones"
-source = "ones.jsonl"
-temperature = 0.9
-top_p = 0.95
-num_samples = 2
-pass_at = [1, 2]
-
-[decide]
-suite = "ones"
-
-[engine]
-sampler = "fake"
-trainer = "fake"
-retry_wait_s = 0.0
-"""
+CONFIG = configuration(
+    prompts={"per_round": 16},
+    training={"batch_size": 4, "micro_batch_size": 4},
+    suites=[
+        {"name": "greedy", "source": "ones.jsonl", "greedy": True},
+        {
+            "name": "ones",
+            "source": "ones.jsonl",
+            "temperature": 0.9,
+            "top_p": 0.95,
+            "num_samples": 2,
+            "pass_at": [1, 2],
+        },
+    ],
+    diagnosis=None,
+    engine={"batch_size": None},
+)
 
 
 @dataclass

@@ -17,43 +17,10 @@ import psutil
 from store.corpus import Corpus
 from store.db import open_database, query
 from tests.support import ROOT
+from tests.support.configurations import configuration
 from tests.support.waiting import HANG_S
 
-CONFIG = """
-name = "small"
-rounds = 2
-seed = 3
-[model]
-source = "fake"
-[prompts]
-per_round = 10
-[sampling]
-temperature = 1.2
-top_k = 20
-[training]
-batch_size = 2
-micro_batch_size = 2
-[[suites]]
-name = "ones"
-source = "ones.jsonl"
-temperature = 0.9
-num_samples = 4
-pass_at = [1, 4]
-[[suites]]
-name = "ones-greedy"
-source = "ones.jsonl"
-greedy = true
-limit = 4
-[decide]
-suite = "ones"
-[diagnosis]
-num_prompts = 0
-[engine]
-sampler = "fake"
-trainer = "fake"
-batch_size = 8
-retry_wait_s = 0.0
-"""
+CONFIG = configuration()
 
 # Its rounds are kept: the fake model learns much, and any gain will do.
 KEEPING = CONFIG.replace("[training]", "[training]\nnum_steps = 20").replace(

@@ -43,8 +43,7 @@ from tests.support.runs import CONFIG, KEEPING, drive, dump, write_run
 GREEDY = CONFIG[CONFIG.index('[[suites]]\nname = "ones-greedy"') : CONFIG.index("[decide]")]
 CONFIG, KEEPING = CONFIG.replace(GREEDY, ""), KEEPING.replace(GREEDY, "")
 ROLLED_BACK = CONFIG.replace(
-    'suite = "ones"\n[engine]',
-    'suite = "ones"\ngates = [{ type = "improvement", min_gain = 0.9, target_gain = 0.95 }]\n[engine]',
+    'suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = 0.9, target_gain = 0.95 }]'
 )
 KILLED = -9
 

@@ -15,28 +15,25 @@ from store.db import open_database
 from store.ledger import Ledger
 from store.records import Checkpoint
 from tests.support.cli import Loopctl, call
+from tests.support.configurations import configuration
 from tests.support.tiny import make_tiny_model
 
 __all__ = ["call"]
-CONFIG = """
-name = "tiny"
-[model]
-source = "model"
-[sampling]
-temperature = 1.1
-top_k = 20
-[training]
-method = "lora"
-lora = { rank = 4, merge = false }
-[[suites]]
-name = "first-steps"
-source = "first-steps"
-temperature = 0.8
-top_p = 0.9
-max_new_tokens = 16
-[decide]
-suite = "first-steps"
-"""
+CONFIG = configuration(
+    name="tiny",
+    rounds=None,
+    seed=None,
+    model={"source": "model"},
+    prompts=None,
+    sampling={"temperature": 1.1},
+    training={"method": "lora", "lora": {"rank": 4, "merge": False}, "batch_size": None, "micro_batch_size": None},
+    suites=[
+        {"name": "first-steps", "source": "first-steps", "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 16},
+    ],
+    decide={"suite": "first-steps"},
+    diagnosis=None,
+    engine=None,
+)
 TEXT = "<|im_start|>user\nWrite a function that returns the sum of numbers.<|im_end|>\n<|im_start|>assistant\n"
 
 

@@ -3,47 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loop.config.loading import load_config
 from loop.run import pace
+from tests.support.configurations import configuration
 from tests.support.tiny import make_tiny_model
 
-CONFIG = """
-name = "paced"
-rounds = {rounds}
-[model]
-source = "{model}"
-[prompts]
-per_round = 10
-[sampling]
-temperature = 1.2
-top_k = 20
-top_p = 0.8
-max_new_tokens = 40
-num_samples = 2
-[training]
-num_epochs = 1
-[decide]
-suite = "first"
-[[suites]]
-name = "first"
-source = "first-steps"
-limit = 20
-num_samples = 3
-max_new_tokens = 50
-[[suites]]
-name = "second"
-source = "first-steps"
-limit = 5
-greedy = true
-max_new_tokens = 50
-"""
+CONFIG: dict[str, Any] = {
+    "name": "paced",
+    "seed": None,
+    "sampling": {"temperature": 1.2, "top_k": 20, "top_p": 0.8, "max_new_tokens": 40, "num_samples": 2},
+    "training": {"num_epochs": 1, "batch_size": None, "micro_batch_size": None},
+    "suites": [
+        {"name": "first", "source": "first-steps", "limit": 20, "num_samples": 3, "max_new_tokens": 50},
+        {"name": "second", "source": "first-steps", "limit": 5, "greedy": True, "max_new_tokens": 50},
+    ],
+    "decide": {"suite": "first"},
+    "diagnosis": None,
+    "engine": None,
+}
 
 
 def work(tmp_path: Path, rounds: int, model: str = "smollm2-135m") -> tuple[pace.LoadedConfig, pace.Work]:
-    (tmp_path / "loop.toml").write_text(CONFIG.format(rounds=rounds, model=model))
+    (tmp_path / "loop.toml").write_text(configuration(**CONFIG, rounds=rounds, model={"source": model}))
     loaded = load_config(tmp_path / "loop.toml")
     return loaded, pace.work_of(loaded, rounds)
 
@@ -84,5 +69,5 @@ def test_the_speed_is_measured_in_a_worker(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("engine", ['sampler = "fake"', 'trainer = "fake"'])
 def test_nothing_is_measured_for_engines_that_only_pretend(tmp_path: Path, engine: str) -> None:
-    (tmp_path / "loop.toml").write_text(CONFIG.format(rounds=1, model="fake") + f"[engine]\n{engine}\n")
+    (tmp_path / "loop.toml").write_text(configuration(**CONFIG, rounds=1) + f"[engine]\n{engine}\n")
     assert pace.measured_speed(load_config(tmp_path / "loop.toml")) is None
