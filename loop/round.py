@@ -21,7 +21,7 @@ from loop.run.sharing import Turn, taken_in, turn
 from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
 from loop.stages.training import Trained, rows_sha256, train
 from loop.system.disk import is_no_room
-from policies.data import build_data
+from policies.data import DATA_POLICIES
 from policies.evidence import BadEvidence
 from store.checkpoints import CHECKPOINTS, manifest_sha256, manifest_size_bytes, sweep_temporaries
 from store.db import transaction
@@ -63,7 +63,7 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
                 session.corpus.add_completions(batch)
                 session.safe_point()
         ours.done()
-    policy = build_data(inputs["data"], ("data",)) if "data" in inputs else config.collect.data  # older stores lack it
+    policy = DATA_POLICIES.build(inputs["data"]) if "data" in inputs else config.collect.data  # older stores lack it
     chosen = select(session, round, policy)
     output: Json = {"num_completions": len(planned), "num_used": chosen.num_used}
     if chosen.num_earlier or chosen.earlier_left_out:

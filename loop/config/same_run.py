@@ -9,10 +9,12 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from loop.config.settings import Config, Decide
+from loop.config.settings import Config
 from loop.config.toml_file import leaves
 from loop.config.toml_lines import KeyPath
 from loop.words import shown
+from policies.by_type import BadPolicy
+from policies.gates import GATES
 from policies.mistakes import dotted
 from policies.policy import as_stored
 from store.canonical import sha256_of
@@ -34,9 +36,7 @@ MAY_CHANGE: tuple[KeyPath, ...] = (
 
 def resolved(config: Config) -> dict[str, Any]:
     """Every setting as plain JSON, defaults filled in, those of the gates too. It validates as a Config again."""
-    settings = config.model_dump(mode="json")
-    settings["decide"]["gates"] = [gate.model_dump(mode="json") for gate in config.decide.policy().gates]
-    return settings
+    return config.model_dump(mode="json")
 
 
 def config_sha256(config: Config) -> str:
@@ -51,9 +51,13 @@ def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
     """
     stored = [as_stored(gate) for gate in settings["decide"]["gates"]]
     gates = config.decide.gates
-    if [gate["type"] for gate in gates] != [gate["type"] for gate in stored]:
+    if [gate.type for gate in gates] != [gate["type"] for gate in stored]:
         return config  # another run, which `differences` says
-    merged = tuple(before | gate for before, gate in zip(stored, gates, strict=True))
+    given = [gate.model_dump(mode="json", exclude_unset=True) for gate in gates]
+    try:
+        merged = tuple(GATES.build(before | now) for before, now in zip(stored, given, strict=True))
+    except BadPolicy:
+        return config  # likewise
     return config.model_copy(update={"decide": config.decide.model_copy(update={"gates": merged})})
 
 
@@ -85,8 +89,6 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 value = described.get_default(call_default_factory=True, validated_data={})
             whole[name] = table.dump_python(value, mode="json")
-            if isinstance(value, Decide):
-                whole[name]["gates"] = [gate.model_dump(mode="json") for gate in value.policy().gates]
     return whole
 
 

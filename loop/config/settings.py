@@ -5,6 +5,7 @@ Reading the file is `loop/config/loading.py`; mistakes become one-line messages 
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, tzinfo
@@ -12,15 +13,27 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    PositiveInt,
+    SerializeAsAny,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 from loop.config.times import cron_fields, parse_interval, parse_until, parse_window, parse_zone
 from loop.config.toml_lines import KeyPath
+from loop.words import shown
 from policies.adaptation import AfterRollback
-from policies.data import Data, Replace
-from policies.policy import Policy, build_policy
-from policies.schedule import Stop
+from policies.by_type import BadPolicy, by_type
+from policies.data import DATA_POLICIES, DataPolicy, Replace
+from policies.gates import GATES, Collapse, Gate, Improvement
+from policies.policy import Policy
+from policies.schedule import STOP_RULES, StopRule
 
 Mistake = tuple[KeyPath, str]  # the key, relative to the table that is checked, and what is wrong with it
 
@@ -129,7 +142,9 @@ class Collect(Section):
         2, ge=0, description="Leave out stubs with fewer lines that are not blank; 0 leaves none out."
     )
     drop_shortest: Share = Field(0.0, lt=1.0, description="Leave out this share of the shortest completions.")
-    data: Data = Field(default_factory=Replace, description="Which of the completions that are left are trained on.")
+    data: Annotated[SerializeAsAny[DataPolicy], by_type(DATA_POLICIES)] = Field(
+        default_factory=Replace, description="Which of the completions that are left are trained on."
+    )
 
 
 class Lora(Section):
@@ -251,10 +266,17 @@ class Decide(Section):
         "rollback", description="What follows when all is measured and neither a gain nor its absence is shown."
     )
     margin: float = Field(0.01, gt=0.0, lt=1.0, description="For keep_if_not_inferior: how much worse is not inferior.")
-    gates: tuple[dict[str, Any], ...] = Field(
-        ({"type": "improvement"}, {"type": "collapse"}),
+    gates: tuple[Annotated[SerializeAsAny[Gate], by_type(GATES)], ...] = Field(
+        (Improvement(), Collapse()),
         description="What must hold to keep a candidate; each has a type and its own keys.",
     )
+
+    @field_validator("gates")
+    @classmethod
+    def _some(cls, gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
+        if not gates:
+            raise ValueError('no gates, so every candidate would be kept; give at least one, {type = "improvement"}')
+        return gates
 
     @model_validator(mode="after")
     def _two_parts(self) -> Decide:
@@ -263,8 +285,8 @@ class Decide(Section):
         return self
 
     def policy(self) -> Policy:
-        """The policy that this asks for. BadPolicy for the first mistake."""
-        return build_policy(self.gates, self.split, self.confirm, self.unclear, self.margin)
+        """The policy that this asks for."""
+        return Policy(self.gates, self.split, self.confirm, self.unclear, self.margin)
 
 
 class Diagnosis(Section):
@@ -403,7 +425,9 @@ class Schedule(Section):
         None, description='Rounds run only inside: "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin", "weekends".'
     )
     until: str | None = Field(None, description="After this time nothing begins or goes on.")
-    stop: tuple[Stop, ...] = Field((), description='What ends the run: { type = "plateau", rounds = 5 } and so on.')
+    stop: tuple[Annotated[SerializeAsAny[StopRule], by_type(STOP_RULES)], ...] = Field(
+        (), description='What ends the run: { type = "plateau", rounds = 5 } and so on.'
+    )
 
     @model_validator(mode="after")
     def _understood(self) -> Schedule:
@@ -510,6 +534,19 @@ class Config(Section):
     watching: Watching = Field(default_factory=Watching)
     daemon: Daemon = Field(default_factory=Daemon)
 
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _a_directory(cls, run_dir: object) -> object:
+        if isinstance(run_dir, str):
+            try:
+                Path(run_dir).expanduser()
+                broken = not run_dir.strip() or "\0" in run_dir
+            except RuntimeError:  # "~nobody"
+                broken = True
+            if broken:
+                raise ValueError(f"{shown(run_dir)} is not the name of a directory; leave the key out for .loop")
+        return run_dir
+
     @model_validator(mode="after")
     def _names(self) -> Config:
         _refuse(naming_mistakes([suite.model_dump() for suite in self.suites], self.decide.model_dump()))
@@ -571,7 +608,7 @@ class Config(Section):
 
 
 def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, Any]) -> list[Mistake]:
-    """Suites that share a name, and a decision on what is not there. Tables may be incomplete: gaps are passed over."""
+    """Suites that share a name, and a decision or a gate on what is not there. Gaps in the tables are passed over."""
     mistakes: list[Mistake] = []
     named: dict[str, Mapping[str, Any]] = {}
     for index, suite in enumerate(suites):
@@ -581,6 +618,13 @@ def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, An
                 mistakes.append((("suites", index, "name"), f"two suites are called {name!r}; give each its own name"))
             named.setdefault(name, suite)
     chosen, split = decide.get("suite"), decide.get("split", "select")
+    gates, others = decide.get("gates"), [name for name in named if name != chosen]
+    for index, gate in enumerate(gates if isinstance(gates, list | tuple) else ()):
+        with contextlib.suppress(BadPolicy):  # which is told of the gate itself
+            if (canary := GATES.build(gate).canary) is not None and canary not in others:
+                known = ", ".join(others) or "none"
+                problem = f"{shown(canary)} is no suite beside the one that decides; there: {known}"
+                mistakes.append((("decide", "gates", index, "suite"), problem))
     if not isinstance(chosen, str) or not named:
         return mistakes
     if chosen not in named:

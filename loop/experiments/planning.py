@@ -21,6 +21,7 @@ from loop.experiments.running import Machine, rounds_kept
 from loop.grading.problems import load_suite
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
+from policies.data import DataPolicy, Usable
 from store.canonical import sha256_of
 from store.corpus import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.records import Json
@@ -89,7 +90,7 @@ def _known(run: ExperimentRun) -> list[str]:
     grading = {key: value for key, value in parts["grading"].items() if key != "num_workers"}
     sampling = {key: value for key, value in parts["sampling"].items() if key != "control"}
     sampled = sha256_of([*start, "sampling", parts["prompts"], sampling])
-    trained = sha256_of([sampled, _first_collect(parts), {**parts["training"], "gradient_checkpointing": 0}])
+    trained = sha256_of([sampled, _first_collect(config), {**parts["training"], "gradient_checkpointing": 0}])
     found = [sampled, trained]
     for suite in parts["suites"]:
         split = config.decide.split if suite["name"] == config.decide.suite else "all"
@@ -101,12 +102,12 @@ def _known(run: ExperimentRun) -> list[str]:
     return found
 
 
-def _first_collect(parts: Json) -> Json:
-    """What [collect] is for a first round: with nothing earlier, most data policies are the same."""
-    data = dict(parts["collect"]["data"])
-    if data["type"] in ("replace", "accumulate", "window", "mix"):
-        data = {key: data[key] for key in data if key not in ("type", "rounds", "earlier", "base", "only_kept")}
-    return {**parts["collect"], "data": data}
+def _first_collect(config: Config) -> Json:
+    """What [collect] is for a first round: all data policies are the same that use whatever a round without earlier ones has."""
+    parts, policy, ids = config.collect.model_dump(mode="json"), config.collect.data, ["any"]
+    if policy.draw([Usable(1, True, ids)], 1, 0)[0] is ids:
+        parts["data"] = {key: parts["data"][key] for key in DataPolicy.model_fields if key != "type"}
+    return parts
 
 
 class _Size:
