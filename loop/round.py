@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from loop.config.section import keys_of
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom
 from loop.prompts.sources import prompts_of_round
@@ -81,7 +82,7 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     parent = session.weights(round.parent_checkpoint)
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
-    settings = inputs["settings"] | now.model_dump(include={"micro_batch_size", "gradient_checkpointing"})
+    settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
     parent_row = session.ledger.checkpoint(round.parent_checkpoint)
     assert parent_row is not None
     made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from loop.config.settings import NAME_WORDS, Mistake
+from loop.config.section import NAME_WORDS, Mistake
 from loop.config.toml_file import leaves
 from loop.config.toml_lines import KeyPath
 from loop.words import shown

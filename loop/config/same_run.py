@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from loop.config.section import Section, keys_of
 from loop.config.settings import Config
 from loop.config.toml_file import leaves
 from loop.config.toml_lines import KeyPath
@@ -19,19 +20,18 @@ from policies.mistakes import dotted
 from policies.policy import as_stored
 from store.canonical import sha256_of
 
+
+def _may_change() -> Iterator[KeyPath]:
+    marked = keys_of(Config, "operation", "cost")
+    for name, field in Config.model_fields.items():
+        if name in marked:
+            yield (name,)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from ((name, key) for key in keys_of(field.annotation, "cost"))
+
+
 # How long a run goes on, where it is kept and what computes it. Anything else defines the run and may not change in it.
-MAY_CHANGE: tuple[KeyPath, ...] = (
-    ("run_dir",),
-    ("rounds",),
-    ("engine",),
-    ("schedule",),
-    ("storage",),
-    ("watching",),
-    ("daemon",),
-    ("grading", "num_workers"),
-    ("training", "micro_batch_size"),
-    ("training", "gradient_checkpointing"),
-)
+MAY_CHANGE = tuple(_may_change())
 
 
 def resolved(config: Config) -> dict[str, Any]:

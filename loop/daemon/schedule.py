@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from loop.config.times import ONE_DAY, Cron, parse_interval, parse_until, parse_window, parse_zone
 
 if TYPE_CHECKING:
-    from loop.config.settings import Schedule as Settings
+    from loop.config.machine import Schedule as Settings
 
 
 class Schedule:

@@ -17,9 +17,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loop.config.loading import load_config
+from loop.config.machine import Schedule as Settings
 from loop.config.same_run import config_sha256, differences, resolved
 from loop.config.settings import Config
-from loop.config.settings import Schedule as Settings
 from loop.daemon.schedule import Schedule
 from loop.errors import ConfigError
 from tests.support import ROOT
