@@ -1,4 +1,8 @@
-"""Every key of loop.toml in words, from the models' own sentences: `python -m loop.config.every_key > docs/every-key.md`."""
+"""Writes docs/every-key.md from the models' own sentences: `python -m loop.config.page_of_keys > docs/every-key.md`.
+
+No key is declared here: those of the method are in `settings.py`, those of the machine in `machine.py`, those of policies in
+`policies/`.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,8 @@ from policies.schedule import STOP_RULES
 
 _OPENING = """# Every key of loop.toml
 
-Made from `loop/config/settings.py` and `policies/` by `python -m loop.config.every_key`; edit those. `loopctl init` writes a file with the keys that
-matter most; `loopctl config check` names any mistake. "needed" has no default; "none" is the default of a key that is left out.
+Made by `python -m loop.config.page_of_keys` from `loop/config/settings.py`, `loop/config/machine.py` and `policies/`; edit those.
+`loopctl init` writes a file with the keys that matter most; `loopctl config check` names any mistake. "needed" has no default; "none" is the default of a key that is left out.
 """
 _REGISTRIES: dict[str, Registry[Any]] = {
     "collect.data, after_rollback.data": DATA_POLICIES,
