@@ -9,8 +9,9 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
+from loop.config.cron import cron_fields
 from loop.config.section import Cost, ForSampling, ForTraining, Mistake, Name, Private, Section, refuse
-from loop.config.times import cron_fields, parse_interval, parse_until, parse_window, parse_zone
+from loop.config.times import parse_interval, parse_until, parse_window, parse_zone
 from loop.config.toml_lines import KeyPath
 from policies.by_type import by_type
 from policies.schedule import STOP_RULES, StopRule

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from loop.config.page_of_keys import tables_in
 from loop.config.loading import LoadedConfig, config_mistakes, find_config, load_config
+from loop.config.page_of_keys import tables_in
 from loop.config.same_run import config_sha256, differences, resolved
 from loop.config.settings import Config
 from loop.config.toml_lines import KeyPath
