@@ -35,7 +35,7 @@ from loop.config.settings import Collect
 from loop.run.choosing import collected_of, earlier_of
 from loop.stages.collecting import choose
 from loop.stages.training import rows_sha256
-from policies.data import Accumulate, AnyData, Mix, PastRound, Replace
+from policies.data import Accumulate, DataPolicy, Mix, PastRound, Replace
 from store.corpus import Corpus
 from store.db import execute, open_database, pack, query, scalar, transaction
 from store.ledger import Ledger
@@ -45,7 +45,7 @@ from store.selections import store_selections
 PER_ROUND = 10_000  # completions of a round in the large stores
 TEXT = "def add(first, second):\n    total = first + second\n    return total\n"
 NUM_TOKENS = 64
-POLICIES: dict[str, AnyData] = {"replace": Replace(), "accumulate": Accumulate(), "mix": Mix(earlier=0.5)}
+POLICIES: dict[str, DataPolicy] = {"replace": Replace(), "accumulate": Accumulate(), "mix": Mix(earlier=0.5)}
 
 
 def figures(where: Path, num_completions: int = 1_000_000, num_pairs: int = 7, batch: int = 1000) -> dict[str, Any]:
@@ -222,7 +222,7 @@ class _Undone(Exception):
     pass
 
 
-def _selecting(corpus: Corpus, ledger: Ledger, run_id: str, last: int, policy: AnyData) -> dict[str, Any]:
+def _selecting(corpus: Corpus, ledger: Ledger, run_id: str, last: int, policy: DataPolicy) -> dict[str, Any]:
     prompts = [
         SimpleNamespace(id=row["id"], content={"opening": ""}) for row in query(corpus.db, "SELECT id FROM prompts")
     ]

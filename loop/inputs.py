@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.loading import LoadedConfig
-from loop.config.settings import HUB_NAME, Config, Mistake, Suite
+from loop.config.section import HUB_NAME, Mistake
+from loop.config.settings import Config, Suite
 from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of

@@ -10,6 +10,7 @@ import contextlib
 import time
 from collections.abc import Callable
 
+from loop.config.section import keys_of
 from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, LoopError, NoRoom
 from loop.prompts.sources import prompts_of_round
@@ -21,7 +22,7 @@ from loop.run.sharing import Turn, taken_in, turn
 from loop.stages.sampling import Lineage, gathered, plan, sample, seed_of
 from loop.stages.training import Trained, rows_sha256, train
 from loop.system.disk import is_no_room
-from policies.data import build_data
+from policies.data import DATA_POLICIES
 from policies.evidence import BadEvidence
 from store.checkpoints import CHECKPOINTS, manifest_sha256, manifest_size_bytes, sweep_temporaries
 from store.db import transaction
@@ -63,7 +64,7 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
                 session.corpus.add_completions(batch)
                 session.safe_point()
         ours.done()
-    policy = build_data(inputs["data"], ("data",)) if "data" in inputs else config.collect.data  # older stores lack it
+    policy = DATA_POLICIES.build(inputs["data"]) if "data" in inputs else config.collect.data  # older stores lack it
     chosen = select(session, round, policy)
     output: Json = {"num_completions": len(planned), "num_used": chosen.num_used}
     if chosen.num_earlier or chosen.earlier_left_out:
@@ -81,7 +82,7 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     parent = session.weights(round.parent_checkpoint)
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
-    settings = inputs["settings"] | now.model_dump(include={"micro_batch_size", "gradient_checkpointing"})
+    settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
     parent_row = session.ledger.checkpoint(round.parent_checkpoint)
     assert parent_row is not None
     made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, SerializeAsAny
 
-from policies.data import AnyData, Data
+from policies.by_type import by_type
+from policies.data import DATA_POLICIES, DataPolicy
 
 LOWEST_RATE = 0.01  # of the configured learning rate, where no floor is given
 
@@ -35,7 +36,9 @@ class AfterRollback(BaseModel):
     temperatures: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] = Field(
         (), description="T_train after the first change, the second and so on; the last one stays."
     )
-    data: Data | None = Field(None, description="The data policy instead of collect.data.")
+    data: Annotated[SerializeAsAny[DataPolicy], by_type(DATA_POLICIES)] | None = Field(
+        None, description="The data policy instead of collect.data."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Adaptable:
     num_steps: int | None
     num_epochs: int | None
     warmup_steps: int
-    data: AnyData
+    data: DataPolicy
 
     def training(self) -> dict[str, float | int | None]:
         """Those of the fine-tune, by their names in [training]."""

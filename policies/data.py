@@ -1,9 +1,12 @@
 """Which completions the next fine-tune sees: pure functions of what completions are, not of what they say.
 
-A data policy is a frozen pydantic model chosen by `type` in loop.toml's `collect.data`; its fields are the keys there. It
-only selects: the corpus keeps everything. The round's own completions are *fresh*; *earlier* ones are those of the rounds
-before it on the way from the base to the present head. A round that was rolled back is among them: its completions were
-drawn from the head, whatever became of the candidate. What no policy ever sees is what `[collect]` leaves out.
+A data policy is a frozen pydantic model chosen by `type` in loop.toml's `collect.data`; its fields are the keys there. To
+add one, subclass DataPolicy and name it in `DATA_POLICIES`; a package of your own names it in an entry point of the group
+"loop.data_policies". A policy only selects: the corpus keeps everything.
+
+The round's own completions are *fresh*; *earlier* ones are those of the rounds before it on the way from the base to the
+present head. A round that was rolled back is among them: its completions were drawn from the head, whatever became of the
+candidate. What no policy ever sees is what `[collect]` leaves out.
 """
 
 from __future__ import annotations
@@ -13,12 +16,11 @@ import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import filterfalse
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from policies.by_type import build
-from policies.mistakes import Path
+from policies.by_type import Registry
 
 SHINGLE = 5  # characters
 
@@ -53,7 +55,9 @@ class Usable:
     ids: Collection[str]
 
 
-class _Data(BaseModel):
+class DataPolicy(BaseModel):
+    """What every data policy is: its keys, and which completions it wants and draws."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     type: str
@@ -71,7 +75,7 @@ class _Data(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _limits(self) -> _Data:
+    def _limits(self) -> DataPolicy:
         if self.max_tokens is not None and self.max_tokens < self.min_tokens:
             raise ValueError(
                 f"max_tokens {self.max_tokens} is below min_tokens {self.min_tokens}; nothing would be left"
@@ -94,15 +98,15 @@ class _Data(BaseModel):
         return "not drawn"
 
 
-class _WithEarlier(_Data):
+class _WithEarlier(DataPolicy):
     only_kept: bool = Field(False, description="Of the earlier rounds take only those that were kept.")
 
     def wanted(self, past: Sequence[PastRound]) -> list[int]:
-        """See `_Data.wanted`."""
+        """See `DataPolicy.wanted`."""
         return sorted(one.number for one in past if one.kept or not self.only_kept)
 
 
-class Replace(_Data):
+class Replace(DataPolicy):
     """The round's own completions."""
 
     type: Literal["replace"] = "replace"
@@ -121,7 +125,7 @@ class Window(_WithEarlier):
     rounds: PositiveInt = Field(description="How many rounds, this one among them.")
 
     def wanted(self, past: Sequence[PastRound]) -> list[int]:
-        """See `_Data.wanted`."""
+        """See `DataPolicy.wanted`."""
         return super().wanted(past)[-(self.rounds - 1) :] if self.rounds > 1 else []
 
 
@@ -146,11 +150,11 @@ class Mix(_WithEarlier):
         return self
 
     def wanted(self, past: Sequence[PastRound]) -> list[int]:
-        """See `_Data.wanted`."""
+        """See `DataPolicy.wanted`."""
         return super().wanted([one for one in past if self.earlier or one.from_base])
 
     def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
-        """See `_Data.draw`."""
+        """See `DataPolicy.draw`."""
         num_fresh = sum(len(one.ids) for one in usable if one.round == round)
         num_rows = num_fresh / (1.0 - self.earlier - self.base)
         drawn: dict[int, set[str]] = {at: set() for at, one in enumerate(usable) if one.round != round}
@@ -172,35 +176,23 @@ class Pool(_WithEarlier):
     size: PositiveInt = Field(description="How many completions training sees.")
 
     def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
-        """See `_Data.draw`."""
+        """See `DataPolicy.draw`."""
         drawn: list[set[str]] = [set() for _ in usable]
         for at, id in _sample({at: one.ids for at, one in enumerate(usable)}, self.size, seed):
             drawn[at].add(id)
         return list(drawn)
 
     def not_drawn(self) -> str:
-        """See `_Data.not_drawn`."""
+        """See `DataPolicy.not_drawn`."""
         return f"not drawn from the pool (for the {self.size} that are used)"
 
 
-Data = Annotated[Replace | Accumulate | Window | Mix | Pool, Field(discriminator="type")]
-AnyData = Replace | Accumulate | Window | Mix | Pool
-
-BUILT_IN: dict[str, type[AnyData]] = {
-    "replace": Replace,
-    "accumulate": Accumulate,
-    "mix": Mix,
-    "window": Window,
-    "pool": Pool,
-}
+DATA_POLICIES = Registry(
+    DataPolicy, "loop.data_policies", '{ type = "accumulate" }', Replace, Accumulate, Mix, Window, Pool
+)
 
 
-def build_data(table: object, where: Path) -> AnyData:
-    """The data policy of a table such as `collect.data`. BadPolicy (a ValueError) for the first mistake."""
-    return build(BUILT_IN, table, where, '{ type = "accumulate" }')
-
-
-def why_not(policy: AnyData, candidate: Candidate, verdict: str | None) -> str | None:
+def why_not(policy: DataPolicy, candidate: Candidate, verdict: str | None) -> str | None:
     """Why one completion is not used, whatever the others are; None if it may be.
 
     `verdict`: how it did on its prompt's tests ("passed", "failed", ...); None if there are none, or none are wanted.
@@ -221,7 +213,7 @@ def by_age(candidate: Candidate) -> tuple[int, int, str]:
     return -candidate.round, candidate.sample_index, candidate.id
 
 
-def repeats(policy: AnyData, candidates: Collection[Candidate], texts: Mapping[str, str]) -> dict[str, Candidate]:
+def repeats(policy: DataPolicy, candidates: Collection[Candidate], texts: Mapping[str, str]) -> dict[str, Candidate]:
     """Of one prompt's completions those that repeat another, and which; none repeats one that repeats one itself.
 
     Every text is compared with all that stay, so this is for one prompt at a time and not for a corpus.

@@ -51,12 +51,6 @@ class Problem(_Frozen):
     best: Outcomes | None = Field(
         default=None, exclude_if=_absent, description="The best kept round, where that is not the head."
     )
-    cluster: str | None = Field(
-        default=None,
-        exclude_if=_absent,
-        coerce_numbers_to_str=True,
-        description="Problems of one cluster (variants of one task) count as one observation.",
-    )
 
     @field_validator("candidate", "head", "base", "best", mode="before")
     @classmethod

@@ -1,31 +1,19 @@
-"""A policy: the gates of loop.toml and the split that they look at; and how it is built from loop.toml's tables.
+"""A policy: the gates of loop.toml and the split that they look at; and how it is built from what a store holds.
 
 It judges one candidate on complete evidence. Which checkpoint moves where is the ledger's part.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from pydantic import JsonValue, ValidationError
+from pydantic import JsonValue
 
-from policies.by_type import BadPolicy
 from policies.decision import Decision, GateResult
 from policies.evidence import Evidence, SplitEvidence
-from policies.gates import BestSoFar, Collapse, Gate, Improvement, Look, NoRegression
-from policies.mistakes import Path, first_mistake, shown
-
-ENTRY_POINTS = "loop.gates"
-BUILT_IN: dict[str, type[Gate]] = {
-    "improvement": Improvement,
-    "no_regression": NoRegression,
-    "collapse": Collapse,
-    "best_so_far": BestSoFar,
-}
-
+from policies.gates import GATES, Gate, Look
 
 Unclear = Literal["rollback", "keep_if_not_inferior", "pause"]
 
@@ -164,11 +152,8 @@ def build_policy(
     unclear: Unclear = "rollback",
     margin: float = 0.01,
 ) -> Policy:
-    """The policy of loop.toml's `decide` table. BadPolicy (a ValueError) for the first mistake."""
-    where: Path = ("decide", "gates")
-    if not gates:
-        raise BadPolicy(where, 'no gates, so every candidate would be kept; give at least one, {type = "improvement"}')
-    built = tuple(_build_gate(gate, (*where, index)) for index, gate in enumerate(gates))
+    """A policy from its gates' tables. BadPolicy (a ValueError) for the first mistake."""
+    built = tuple(GATES.build(gate, ("decide", "gates", index)) for index, gate in enumerate(gates))
     return Policy(built, split, confirm, unclear, margin)
 
 
@@ -179,44 +164,4 @@ def as_stored(gate: Mapping[str, Any]) -> dict[str, Any]:
         found.setdefault("defaults", 1)
     if found.get("type") == "improvement" and isinstance(found.get("confidence"), float):
         found |= {"budget": "round", "alpha": round(1 - found.pop("confidence"), 12)}
-    return found
-
-
-def _build_gate(table: Mapping[str, Any], where: Path) -> Gate:
-    known = ", ".join(BUILT_IN)
-    if "type" not in table:
-        raise BadPolicy(where, f"type is missing; known types: {known}")
-    gate_type = table["type"]
-    if not isinstance(gate_type, str):
-        raise BadPolicy((*where, "type"), f"{shown(gate_type)} is not the name of a gate; known types: {known}")
-    found = BUILT_IN.get(gate_type) or _from_entry_point(gate_type, (*where, "type"))
-    try:
-        return found.model_validate_json(json.dumps(dict(table)))  # a list of loop.toml, or of a store, may be a tuple
-    except ValidationError as error:
-        path, problem = first_mistake(error)
-        if problem == "unknown key":
-            problem += f"; the keys of {gate_type!r} are {', '.join(found.model_fields)}"
-        elif path and (field := found.model_fields.get(str(path[0]))) is not None and field.description:
-            problem += f" ({field.description.rstrip('.')})"
-        raise BadPolicy((*where, *path), problem) from None
-
-
-def _from_entry_point(gate_type: str, where: Path) -> type[Gate]:
-    """A third party's gate."""
-    from importlib.metadata import entry_points  # 20 ms that a run with built-in gates does not spend
-
-    offered = entry_points(group=ENTRY_POINTS)
-    named = [entry for entry in offered if entry.name == gate_type]
-    if not named:
-        known = ", ".join([*BUILT_IN, *sorted({entry.name for entry in offered} - set(BUILT_IN))])
-        raise BadPolicy(where, f"unknown type {shown(gate_type)}; known types: {known}")
-    if len(named) > 1:
-        values = ", ".join(entry.value for entry in named)
-        raise BadPolicy(where, f"{gate_type!r} is offered more than once ({values}); uninstall all but one")
-    try:
-        found = named[0].load()
-    except Exception as error:  # a stranger's module may raise anything while it is imported
-        raise BadPolicy(where, f"{gate_type!r} ({named[0].value}) cannot be loaded: {shown(str(error))}") from error
-    if not (isinstance(found, type) and issubclass(found, Gate)):
-        raise BadPolicy(where, f"{gate_type!r} ({named[0].value}) is not a subclass of policies.gates.Gate")
     return found

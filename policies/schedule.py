@@ -1,17 +1,19 @@
 """When a run has seen enough: pure functions of what was decided so far.
 
-A stop policy is a frozen pydantic model chosen by `type` in loop.toml's `schedule.stop`; its fields are the keys there.
-To add one, write it like those here and name it in `BUILT_IN` and `Stop`. What a stop leads to is the daemon's part.
+A stop rule is a frozen pydantic model chosen by `type` in loop.toml's `schedule.stop`; its fields are the keys there. To add
+one, subclass StopRule and name it in `STOP_RULES`, or in an entry point of the group "loop.stop_rules". What a stop leads to
+is the daemon's part.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
-from policies.by_type import build
+from policies.by_type import Registry
 
 
 class _Frozen(BaseModel):
@@ -19,7 +21,7 @@ class _Frozen(BaseModel):
 
 
 class History(_Frozen):
-    """What a stop policy sees: the decisions, oldest first, the head's figure on the suite that decides, and the hours.
+    """What a stop rule sees: the decisions, oldest first, the head's figure on the suite that decides, and the hours.
 
     A long run may leave out the oldest. `head_pass_rate` is None while the head has not been evaluated.
     """
@@ -29,14 +31,24 @@ class History(_Frozen):
     num_hours: float = Field(default=0.0, ge=0.0)
 
 
-class Plateau(_Frozen):
+class StopRule(_Frozen, ABC):
+    """One reason to end a run."""
+
+    type: str
+
+    @abstractmethod
+    def why(self, history: History) -> str | None:
+        """The reason in words; None while the run is to continue."""
+
+
+class Plateau(StopRule):
     """Stop after so many decided rounds in a row that were not kept."""
 
     type: Literal["plateau"] = "plateau"
     rounds: PositiveInt = Field(description="Rounds in a row of which none was kept.")
 
     def why(self, history: History) -> str | None:
-        """A reason in words; None to go on."""
+        """See `StopRule.why`."""
         newest = history.verdicts[-self.rounds :]
         if len(newest) < self.rounds or "keep" in newest:
             return None
@@ -44,48 +56,36 @@ class Plateau(_Frozen):
         return f"plateau: {last} kept"
 
 
-class Target(_Frozen):
+class Target(StopRule):
     """Stop once the head reaches a figure, the base among the heads."""
 
     type: Literal["target"] = "target"
     value: float = Field(gt=0.0, le=1.0, description="pass@1 of the head on the suite that decides.")
 
     def why(self, history: History) -> str | None:
-        """A reason in words; None to go on."""
+        """See `StopRule.why`."""
         reached = history.head_pass_rate
         if reached is None or reached < self.value:
             return None
         return f"target: the head's pass@1 {reached:.3f} has reached {self.value:g}"
 
 
-class Hours(_Frozen):
+class Hours(StopRule):
     """Stop after so much machine time, whatever has come of it."""
 
     type: Literal["hours"] = "hours"
     value: float = Field(gt=0.0, description="Hours of work: what all attempts took, failed ones included.")
 
     def why(self, history: History) -> str | None:
-        """A reason in words; None to go on."""
+        """See `StopRule.why`."""
         if history.num_hours < self.value:
             return None
         return f"hours: the run has worked {history.num_hours:.1f} hours of {self.value:g}"
 
 
-Stop = Annotated[Plateau | Target | Hours, Field(discriminator="type")]
-
-BUILT_IN: dict[str, type[Plateau] | type[Target] | type[Hours]] = {
-    "plateau": Plateau,
-    "target": Target,
-    "hours": Hours,
-}
+STOP_RULES = Registry(StopRule, "loop.stop_rules", '{ type = "plateau", rounds = 5 }', Plateau, Target, Hours)
 
 
-def why_stop(stops: Sequence[Plateau | Target | Hours], history: History) -> str | None:
-    """The first reason to stop, in the order of loop.toml; None to go on."""
-    return next((why for stop in stops if (why := stop.why(history)) is not None), None)
-
-
-def build_stops(tables: Sequence[Mapping[str, Any]]) -> tuple[Plateau | Target | Hours, ...]:
-    """The stop policies of loop.toml's `schedule.stop`. BadPolicy (a ValueError) for the first mistake."""
-    example = '{ type = "plateau", rounds = 5 }'
-    return tuple(build(BUILT_IN, table, ("schedule", "stop", index), example) for index, table in enumerate(tables))
+def why_stop(rules: Sequence[StopRule], history: History) -> str | None:
+    """The first reason to stop, in the order of loop.toml; None while the run is to continue."""
+    return next((why for rule in rules if (why := rule.why(history)) is not None), None)

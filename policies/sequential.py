@@ -15,7 +15,7 @@ Nothing here draws, samples or remembers; which problems come next is the caller
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -31,25 +31,11 @@ _MOST_WEALTH = 1e300  # more is not needed, and the product must not overflow
 _NUM_HALVINGS = 32
 
 
-def drawing_order(round: int, task_ids: Sequence[str], clusters: Mapping[str, str] | None = None) -> list[str]:
-    """The order in which a round's look goes through problems; the same for whoever computes it, in any given order.
-
-    By the SHA-256 of round and task id. Problems of one cluster, where `clusters` names it, stay together.
-    """
+def drawing_order(round: int, task_ids: Sequence[str]) -> list[str]:
+    """The order in which a round's look goes through problems, however they are given: by the SHA-256 of round and task id."""
     if len(set(task_ids)) < len(task_ids):
         raise ValueError("a task id is there twice")
-    clusters = clusters or {}
-
-    def place(task_id: str) -> tuple[bytes, str, bytes]:
-        cluster = clusters.get(task_id)
-        drawn = f"task {task_id}" if cluster is None else f"cluster {cluster}"
-        return _hash(round, drawn), drawn, _hash(round, f"task {task_id}")
-
-    return sorted(task_ids, key=place)
-
-
-def _hash(round: int, drawn: str) -> bytes:
-    return hashlib.sha256(f"{round} {drawn}".encode()).digest()
+    return sorted(task_ids, key=lambda task_id: hashlib.sha256(f"{round} task {task_id}".encode()).digest())
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +56,7 @@ class Look:
     p_value: float | None
     """Of the sign-flip test of all problems, where that was asked; else None."""
     num_used: int
-    """Problems, or clusters, after which the verdict stood."""
+    """The number of problems after which the verdict stood."""
     level: float
     miss: float
 
@@ -84,7 +70,6 @@ def look(
     miss: float = 0.1,
     final: float = 0.8,
     complete: bool = True,
-    shares: Sequence[Number] | None = None,
 ) -> Look:
     """Test "no gain of more than min_gain" at `level`, on differences of success rates in drawing order.
 
@@ -95,8 +80,6 @@ def look(
     The part `final` of the level is kept for the end: if all problems are there (`complete`) and neither gambler has
     won, the sign-flip test of `policies.statistics` decides at final * level. Its level is exact if candidate and
     head are alike, and right for many problems otherwise. final = 1 is a test of all problems at once.
-
-    `shares`: for clusters, as `policies.statistics.clustered` gives them.
     """
     if not differences:
         raise ValueError("a look at no problems")
@@ -107,12 +90,12 @@ def look(
         raise ValueError(f"final {final} is not between 0 and 1")
     if not -1.0 < min_gain < target_gain < 1.0:
         raise ValueError(f"target_gain {target_gain} is not above min_gain {min_gain}, or not all between -1 and 1")
-    values, weights = _units(differences, shares)
+    values = _floats(differences)
     mirrored = [-value for value in values]
-    bets = _bets(values, weights, target_gain - min_gain)
+    bets = _bets(values, target_gain - min_gain)
     early = level * (1 - final)
-    against_gain = list(_wealth(values, weights, bets, min_gain))
-    against_none = list(_wealth(mirrored, weights, bets, -target_gain))
+    against_gain = list(_wealth(values, bets, min_gain))
+    against_none = list(_wealth(mirrored, bets, -target_gain))
 
     verdict: Literal["gain", "no_gain", "unclear"] = "unclear"
     num_used, p_value, floor = len(values), None, -1.0
@@ -121,16 +104,15 @@ def look(
         num_used = min(first_gain, first_none)
         verdict = "gain" if first_gain < first_none else "no_gain"
     elif complete and final > 0:
-        exact = shares if shares is not None else [1] * len(differences)
-        p_value = sign_flip_p_value(differences, min_gain, exact)
+        p_value = sign_flip_p_value(differences, min_gain)
         if p_value <= final * level:
             verdict, floor = "gain", min_gain
-    gain = sum(values) / sum(weights)
+    gain = sum(values) / len(values)
     return Look(
         verdict=verdict,
         gain=gain,
-        lower=min(gain, max(floor, _lower(values, weights, bets, early))),
-        upper=max(gain, -_lower(mirrored, weights, bets, miss)),
+        lower=min(gain, max(floor, _lower(values, bets, early))),
+        upper=max(gain, -_lower(mirrored, bets, miss)),
         e_gain=max(against_gain),
         e_none=max(against_none),
         p_value=p_value,
@@ -140,9 +122,7 @@ def look(
     )
 
 
-def confidence_sequence(
-    differences: Sequence[Number], *, level: float, gap: float = 0.03, shares: Sequence[Number] | None = None
-) -> tuple[float, float]:
+def confidence_sequence(differences: Sequence[Number], *, level: float, gap: float = 0.03) -> tuple[float, float]:
     """One-sided bounds for the gain, each at `level`, that hold at every number of problems at once.
 
     All gains that the gamblers have not yet ruled out. `gap`: the distance from the gain at which the bounds are
@@ -155,67 +135,58 @@ def confidence_sequence(
         raise ValueError(f"level {level} is not between 0 and 1")
     if not 0.0 < gap < 2.0:
         raise ValueError(f"gap {gap} is not between 0 and 2")
-    values, weights = _units(differences, shares)
-    bets = _bets(values, weights, gap)
-    gain = sum(values) / sum(weights)
-    upper = -_lower([-value for value in values], weights, bets, level)
-    return min(gain, _lower(values, weights, bets, level)), max(gain, upper)
+    values = _floats(differences)
+    bets = _bets(values, gap)
+    gain = sum(values) / len(values)
+    upper = -_lower([-value for value in values], bets, level)
+    return min(gain, _lower(values, bets, level)), max(gain, upper)
 
 
-def _units(differences: Sequence[Number], shares: Sequence[Number] | None) -> tuple[list[float], list[float]]:
-    values = [float(difference) for difference in differences]
-    weights = [1.0] * len(values) if shares is None else [float(share) for share in shares]
-    if len(weights) != len(values):
-        raise ValueError(f"{len(weights)} shares for {len(values)} differences")
-    if not all(
-        0.0 < weight <= 1.0 and -weight <= value <= weight for value, weight in zip(values, weights, strict=True)
-    ):
-        raise ValueError("differences must lie between -1 and 1, and within their shares")
-    return values, weights
+def _floats(differences: Sequence[Number]) -> list[float]:
+    if not all(-1 <= difference <= 1 for difference in differences):
+        raise ValueError("differences must lie between -1 and 1")
+    return [float(difference) for difference in differences]
 
 
-def _bets(values: list[float], weights: list[float], gap: float) -> list[float]:
-    """For each unit, from earlier ones: the bet that lets wealth grow fastest if the gain is `gap` more (Kelly 1956).
+def _bets(values: list[float], gap: float) -> list[float]:
+    """For each problem, from the earlier ones: the bet that lets wealth grow fastest if the gain is `gap` more (Kelly 1956).
 
-    gap / (mean square + gap^2); a unit's size, known beforehand, may count, its outcome may not. It is the same for
-    both gamblers and for every gain that is tested, so that what is ruled out is an interval.
+    gap / (mean square + gap^2). It is the same for both gamblers and for every gain that is tested, so that what is ruled
+    out is an interval.
     """
     bets = []
-    square_sum = weight_sum = 0.0
-    for seen, (value, weight) in enumerate(zip(values, weights, strict=True)):
-        weight_sum += weight
-        size = weight_sum / (seen + 1)
-        mean_square = (square_sum + NUM_IMAGINED * EXPECTED_SPREAD * size * size) / (seen + NUM_IMAGINED)
-        expected = gap * size
-        bets.append(expected / (mean_square + expected * expected))
+    square_sum = 0.0
+    for num_earlier, value in enumerate(values):
+        mean_square = (square_sum + NUM_IMAGINED * EXPECTED_SPREAD) / (num_earlier + NUM_IMAGINED)
+        bets.append(gap / (mean_square + gap * gap))
         square_sum += value * value
     return bets
 
 
-def _wealth(values: list[float], weights: list[float], bets: list[float], mean: float) -> Iterator[float]:
-    """What a gambler against "the mean is at most `mean`" owns after each unit; never 0 or less.
+def _wealth(values: list[float], bets: list[float], mean: float) -> Iterator[float]:
+    """What a gambler against "the mean is at most `mean`" owns after each problem; never 0 or less.
 
     A bet is cut where a loss of 1 + mean would cost more than MOST_AT_RISK; cut like this, wealth falls with `mean`.
     """
     most = MOST_AT_RISK / (1 + mean) if mean > -1 else float("inf")
     owned = 1.0
-    for value, weight, bet in zip(values, weights, bets, strict=True):
-        owned *= 1 + (bet if bet < most else most) * (value - mean * weight)
+    for value, bet in zip(values, bets, strict=True):
+        owned *= 1 + (bet if bet < most else most) * (value - mean)
         if owned > _MOST_WEALTH:
             owned = _MOST_WEALTH
         yield owned
 
 
 def _reaches(course: list[float], level: float) -> int:
-    """After how many units wealth is 1/level for the first time; one more than there are if never."""
+    """After how many problems wealth is 1/level for the first time; one more than there are if never."""
     return next((index for index, owned in enumerate(course, 1) if owned * level >= 1), len(course) + 1)
 
 
-def _lower(values: list[float], weights: list[float], bets: list[float], level: float) -> float:
+def _lower(values: list[float], bets: list[float], level: float) -> float:
     """The largest mean that is ruled out at `level`, to 2^-31; -1 if none is."""
 
     def ruled_out(mean: float) -> bool:
-        return any(owned * level >= 1 for owned in _wealth(values, weights, bets, mean))
+        return any(owned * level >= 1 for owned in _wealth(values, bets, mean))
 
     if not ruled_out(-1.0):
         return -1.0

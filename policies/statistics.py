@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist, fmean, stdev
@@ -44,36 +44,6 @@ def mean_pass_at_k(outcomes: Sequence[Sequence[int]], k: int) -> float:
     if not outcomes:
         raise ValueError("pass@k of no problems")
     return fmean(pass_at_k(len(samples), sum(samples), k) for samples in outcomes)
-
-
-@dataclass(frozen=True, slots=True)
-class Clustered:
-    """Clusters as units of a test: differences in [-1, 1], and each cluster's size as a share of the largest."""
-
-    differences: tuple[Fraction, ...]
-    shares: tuple[Fraction, ...]
-
-
-def clustered(differences: Sequence[Number], clusters: Sequence[Hashable]) -> Clustered:
-    """Problems that are variants of each other made one unit: the sum of their differences, over the largest size.
-
-    The sum of `differences` over the sum of `shares` is still the mean over problems, and a gain of delta means
-    differences of delta * share. Units come in the order in which their clusters first appear.
-    """
-    if len(differences) != len(clusters):
-        raise ValueError(f"{len(clusters)} clusters for {len(differences)} differences")
-    if not differences:
-        raise ValueError("clusters of no problems")
-    sums: dict[Hashable, Fraction] = {}
-    sizes: dict[Hashable, int] = {}
-    for difference, cluster in zip(differences, clusters, strict=True):
-        sums[cluster] = sums.get(cluster, Fraction()) + _fraction(difference)
-        sizes[cluster] = sizes.get(cluster, 0) + 1
-    largest = max(sizes.values())
-    return Clustered(
-        differences=tuple(total / largest for total in sums.values()),
-        shares=tuple(Fraction(size, largest) for size in sizes.values()),
-    )
 
 
 def mean_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
@@ -186,9 +156,7 @@ def paired_gain(
     )
 
 
-def sign_flip_p_value(
-    differences: Sequence[Number], delta: Number = 0, shares: Sequence[Number] | None = None
-) -> float:
+def sign_flip_p_value(differences: Sequence[Number], delta: Number = 0) -> float:
     """One-sided p-value of "the gain is at most delta": the share of sign flips that reach the sum observed. Exact.
 
     Each d_i - delta keeps or changes its sign with a chance of a half; if candidate and head are alike, so does it in
@@ -201,13 +169,8 @@ def sign_flip_p_value(
     """
     if not differences:
         raise ValueError("a sign-flip test of no problems")
-    weights = [Fraction(1)] * len(differences) if shares is None else [_fraction(share) for share in shares]
-    if len(weights) != len(differences):
-        raise ValueError(f"{len(weights)} shares for {len(differences)} differences")
     limit = _fraction(delta)
-    shifted = [_fraction(difference) for difference in differences]
-    if limit:
-        shifted = [value - limit * weight for value, weight in zip(shifted, weights, strict=True)]
+    shifted = [_fraction(difference) - limit for difference in differences]
     scale = min(FINEST, math.lcm(*(value.denominator for value in shifted)))
     scores = [_scaled(value, scale) for value in shifted]
     return _share_of_subsets([abs(score) for score in scores], -sum(score for score in scores if score < 0))

@@ -87,6 +87,6 @@ def _summary(loaded: LoadedConfig) -> tuple[str, str]:
     )
     decider = config.suite(config.decide.suite)
     others = [suite.name for suite in config.suites if suite.name != decider.name]
-    gates = ", ".join(str(gate["type"]) for gate in config.decide.gates)
+    gates = ", ".join(gate.type for gate in config.decide.gates)
     second = f"decides on pass@1 of {decider.name} ({config.decide.split}, {decoding_in_words(decider)}) by {gates}"
     return first, f"{second}; only reported: {', '.join(others) or 'nothing else'}"

@@ -128,7 +128,7 @@ def _graded(
 
 
 def _grader(call: Call) -> Grader:
-    from loop.config.settings import Grading
+    from loop.config.machine import Grading
     from loop.grading.grader import Grader
 
     grading = Grading()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def _project(_context: click.Context, _parameter: click.Parameter, value: str | None) -> str | None:
-    from loop.config.settings import NAME
+    from loop.config.section import NAME
 
     if value is not None and not NAME.fullmatch(value):
         raise click.BadParameter(f"{value!r} is not a name; use letters, digits, '.', '_' and '-'")

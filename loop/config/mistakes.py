@@ -6,31 +6,24 @@ import datetime
 import difflib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from loop.config.settings import NAME_WORDS, Mistake
+from loop.config.section import NAME_WORDS, Mistake
 from loop.config.toml_file import leaves
 from loop.config.toml_lines import KeyPath
 from loop.words import shown
+from policies.by_type import BadPolicy
 from policies.mistakes import dotted
 
 MOST = 2**53  # the same number in JSON, in SQLite and in a browser
 MOST_COUNTED = 2**31 - 1  # of tokens, rows, threads: what libraries take
 
 
-def model_mistakes(
-    model: type[BaseModel],
-    tables: dict[str, Any],
-    text: str,
-    passes_over: Callable[[KeyPath], bool] = lambda location: False,
-) -> dict[KeyPath, str]:
-    """Every mistake by its key, the first one of each key. `text`: the tables as JSON.
-
-    `passes_over`: what it says yes to, somebody else judges.
-    """
+def model_mistakes(model: type[BaseModel], tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
+    """Every mistake by its key, the first one of each key. `text`: the tables as JSON."""
     found: dict[KeyPath, str] = {}
     schema = _Schema(model)
     for key, value in leaves(tables):
@@ -42,8 +35,6 @@ def model_mistakes(
         model.model_validate_json(text)
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            if passes_over(details["loc"]):
-                continue
             for key, problem in _explain(dict(details), tables, schema):
                 found.setdefault(key, problem)
     return found
@@ -66,6 +57,8 @@ def _explain(details: dict[str, Any], tables: Any, schema: _Schema) -> Iterator[
         yield key, f"is missing; {schema.purpose(key)}"
     elif kind == "extra_forbidden":
         yield key, _unknown(key, schema)
+    elif kind == "value_error" and isinstance(context["error"], BadPolicy):
+        yield (*key, *context["error"].path), context["error"].problem
     elif kind == "value_error":
         yield key, str(context["error"])
     elif details["loc"][-1] == "[key]":
@@ -204,7 +197,7 @@ class _Schema:
         if kind == "array":
             entry = self._resolve(node.get("items", {}))
             entries = {"string": "texts in quotes", "integer": "whole numbers", "object": "tables"}
-            return f"a list of {entries.get(entry.get('type', 'object' if 'oneOf' in entry else ''), 'values')}"
+            return f"a list of {entries.get(entry.get('type', ''), 'values')}"
         return {"string": "text in quotes", "boolean": "true or false", "object": "a table"}.get(kind or "", "a value")
 
 

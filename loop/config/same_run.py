@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
 
-from loop.config.settings import Config, Decide
+from loop.config.section import Section, keys_of
+from loop.config.settings import Config
 from loop.config.toml_file import leaves
 from loop.config.toml_lines import KeyPath
 from loop.words import shown
+from policies.by_type import BadPolicy
+from policies.gates import GATES
 from policies.mistakes import dotted
 from policies.policy import as_stored
 from store.canonical import sha256_of
 
+
+def _may_change() -> Iterator[KeyPath]:
+    marked = keys_of(Config, "operation", "cost")
+    for name, field in Config.model_fields.items():
+        if name in marked:
+            yield (name,)
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, Section):
+            yield from ((name, key) for key in keys_of(field.annotation, "cost"))
+
+
 # How long a run goes on, where it is kept and what computes it. Anything else defines the run and may not change in it.
-MAY_CHANGE: tuple[KeyPath, ...] = (
-    ("run_dir",),
-    ("rounds",),
-    ("engine",),
-    ("schedule",),
-    ("storage",),
-    ("watching",),
-    ("daemon",),
-    ("grading", "num_workers"),
-    ("training", "micro_batch_size"),
-    ("training", "gradient_checkpointing"),
-)
+MAY_CHANGE = tuple(_may_change())
 
 
 def resolved(config: Config) -> dict[str, Any]:
     """Every setting as plain JSON, defaults filled in, those of the gates too. It validates as a Config again."""
-    settings = config.model_dump(mode="json")
-    settings["decide"]["gates"] = [gate.model_dump(mode="json") for gate in config.decide.policy().gates]
-    return settings
+    return config.model_dump(mode="json")
 
 
 def config_sha256(config: Config) -> str:
@@ -51,9 +51,13 @@ def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
     """
     stored = [as_stored(gate) for gate in settings["decide"]["gates"]]
     gates = config.decide.gates
-    if [gate["type"] for gate in gates] != [gate["type"] for gate in stored]:
+    if [gate.type for gate in gates] != [gate["type"] for gate in stored]:
         return config  # another run, which `differences` says
-    merged = tuple(before | gate for before, gate in zip(stored, gates, strict=True))
+    given = [gate.model_dump(mode="json", exclude_unset=True) for gate in gates]
+    try:
+        merged = tuple(GATES.build(before | now) for before, now in zip(stored, given, strict=True))
+    except BadPolicy:
+        return config  # likewise
     return config.model_copy(update={"decide": config.decide.model_copy(update={"gates": merged})})
 
 
@@ -85,8 +89,6 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
             else:
                 value = described.get_default(call_default_factory=True, validated_data={})
             whole[name] = table.dump_python(value, mode="json")
-            if isinstance(value, Decide):
-                whole[name]["gates"] = [gate.model_dump(mode="json") for gate in value.policy().gates]
     return whole
 
 

@@ -1,64 +1,29 @@
 """loop.toml as frozen pydantic models: every key, its default (here and nowhere else), its sentence and its limits.
 
-Reading the file is `loop/config/loading.py`; mistakes become one-line messages in `loop/config/mistakes.py`.
+Here is `Config`, the whole file, with the tables of the method; those of the machine are in `loop/config/machine.py`, and what
+every table is in `loop/config/section.py`. Reading the file is `loop/config/loading.py`; mistakes become one-line messages in
+`loop/config/mistakes.py`.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, tzinfo
+import contextlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
-from loop.config.times import cron_fields, parse_interval, parse_until, parse_window, parse_zone
-from loop.config.toml_lines import KeyPath
+from loop.config.machine import Daemon, Engine, Grading, Schedule, Storage, Watching
+from loop.config.section import Cost, Mistake, Name, Operation, Section, Share, refuse
+from loop.words import shown
 from policies.adaptation import AfterRollback
-from policies.data import Data, Replace
-from policies.policy import Policy, build_policy
-from policies.schedule import Stop
-
-Mistake = tuple[KeyPath, str]  # the key, relative to the table that is checked, and what is wrong with it
+from policies.by_type import BadPolicy, by_type
+from policies.data import DATA_POLICIES, DataPolicy, Replace
+from policies.gates import GATES, Collapse, Gate, Improvement
+from policies.policy import Policy
 
 MAX_PROBE_NUMBERS = 1 << 20  # log-probabilities recorded of one checkpoint
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-NAME_WORDS = "letters, digits, '.', '_' and '-', beginning with a letter or digit"
-HUB_NAME = re.compile(rf"{NAME.pattern}/[A-Za-z0-9._-]+")
-
-Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
-Share = Annotated[float, Field(ge=0.0, le=1.0)]
-
-
-class Section(BaseModel):
-    """A table of loop.toml: unknown keys are errors, and nothing changes after it was read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
-
-
-def _refuse(mistakes: Sequence[Mistake]) -> None:
-    """Raise for mistakes in how keys go together, each with the key that it belongs to; nothing if there are none."""
-    if mistakes:
-        text = "; ".join(problem for _, problem in mistakes)
-        raise PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": list(mistakes)})
-
-
-def _is_web(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        return False
-
-
-def _a_command(command: tuple[str, ...], example: str) -> tuple[str, ...]:
-    if (command and not command[0].strip()) or any("\0" in word for word in command):
-        raise ValueError(f"is no command; give it and its arguments, as in {example}")
-    return command
 
 
 class Decoding(Section):
@@ -118,7 +83,7 @@ class Sampling(Decoding):
                 "1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient of training on "
                 "its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"
             )
-            _refuse([(("temperature",), problem)])
+            refuse([(("temperature",), problem)])
         return self
 
 
@@ -129,7 +94,9 @@ class Collect(Section):
         2, ge=0, description="Leave out stubs with fewer lines that are not blank; 0 leaves none out."
     )
     drop_shortest: Share = Field(0.0, lt=1.0, description="Leave out this share of the shortest completions.")
-    data: Data = Field(default_factory=Replace, description="Which of the completions that are left are trained on.")
+    data: Annotated[SerializeAsAny[DataPolicy], by_type(DATA_POLICIES)] = Field(
+        default_factory=Replace, description="Which of the completions that are left are trained on."
+    )
 
 
 class Lora(Section):
@@ -150,7 +117,7 @@ class Training(Section):
     num_epochs: PositiveInt | None = Field(None, description="Passes over the round's completions; or give num_steps.")
     num_steps: PositiveInt | None = Field(None, description="Optimizer steps; or give num_epochs (default 1).")
     batch_size: PositiveInt = Field(32, description="Completions per optimizer step.")
-    micro_batch_size: PositiveInt = Field(8, description="Completions per forward pass; a divisor of batch_size.")
+    micro_batch_size: Cost[PositiveInt] = Field(8, description="Completions per forward pass; a divisor of batch_size.")
     learning_rate: PositiveFloat = Field(5e-6, description="Peak learning rate.")
     min_learning_rate: float = Field(1e-6, ge=0.0, description="Where the cosine ends.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
@@ -164,7 +131,7 @@ class Training(Section):
         ge=0,
         description="Completions left out, at most one in 20: if their loss is much higher, training has memorised the rest.",
     )
-    gradient_checkpointing: bool = Field(
+    gradient_checkpointing: Cost[bool] = Field(
         True, description="Recompute activations: less memory, about a third more time."
     )
 
@@ -179,7 +146,7 @@ class Training(Section):
         if self.min_learning_rate > self.learning_rate:
             problem = f"{self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}; give at most that"
             mistakes.append((("min_learning_rate",), problem))
-        _refuse(mistakes)
+        refuse(mistakes)
         return self
 
 
@@ -228,7 +195,7 @@ class Suite(Decoding):
             mistakes.append((("num_samples",), problem))
         if self.greedy and (self.temperature != 1.0 or self.truncates):
             mistakes.append((("greedy",), "excludes temperature, top_k and top_p; remove them or greedy"))
-        _refuse(mistakes)
+        refuse(mistakes)
         return self
 
 
@@ -251,20 +218,27 @@ class Decide(Section):
         "rollback", description="What follows when all is measured and neither a gain nor its absence is shown."
     )
     margin: float = Field(0.01, gt=0.0, lt=1.0, description="For keep_if_not_inferior: how much worse is not inferior.")
-    gates: tuple[dict[str, Any], ...] = Field(
-        ({"type": "improvement"}, {"type": "collapse"}),
+    gates: tuple[Annotated[SerializeAsAny[Gate], by_type(GATES)], ...] = Field(
+        (Improvement(), Collapse()),
         description="What must hold to keep a candidate; each has a type and its own keys.",
     )
+
+    @field_validator("gates")
+    @classmethod
+    def _some(cls, gates: tuple[Gate, ...]) -> tuple[Gate, ...]:
+        if not gates:
+            raise ValueError('no gates, so every candidate would be kept; give at least one, {type = "improvement"}')
+        return gates
 
     @model_validator(mode="after")
     def _two_parts(self) -> Decide:
         if self.confirm == self.split:
-            _refuse([(("confirm",), f"{self.confirm!r} is decide.split, too; what confirms must be another part")])
+            refuse([(("confirm",), f"{self.confirm!r} is decide.split, too; what confirms must be another part")])
         return self
 
     def policy(self) -> Policy:
-        """The policy that this asks for. BadPolicy for the first mistake."""
-        return build_policy(self.gates, self.split, self.confirm, self.unclear, self.margin)
+        """The policy that this asks for."""
+        return Policy(self.gates, self.split, self.confirm, self.unclear, self.margin)
 
 
 class Diagnosis(Section):
@@ -293,207 +267,17 @@ class Diagnosis(Section):
                 f"stay at or below {MAX_PROBE_NUMBERS}"
             )
             mistakes.append((("num_prompts",), problem))
-        _refuse(mistakes)
+        refuse(mistakes)
         return self
-
-
-class Grading(Section):
-    """How solutions are run. They never run in the loop's own process."""
-
-    sandbox: Literal["bubblewrap", "none"] = Field(
-        "bubblewrap", description='"none" runs model-written code with your rights: only on a machine you can lose.'
-    )
-    timeout_s: PositiveFloat = Field(10.0, description="Wall time for one solution with all its tests.")
-    timeout_factor: PositiveFloat = Field(
-        20.0, description="Time limit as a multiple of the reference solution's time, where that exceeds timeout_s."
-    )
-    memory_bytes: PositiveInt = Field(1 << 30, description="Address space of a solution.")
-    num_workers: PositiveInt | None = Field(None, description="Solutions graded at a time; default: one per core.")
-
-
-class Engine(Section):
-    """What runs the model. Results do not depend on it beyond floating-point noise; time and memory do."""
-
-    sampler: Literal["auto", "transformers", "vllm", "server", "fake"] = Field(
-        "auto",
-        description='What generates completions; "auto" takes vLLM where it is installed and starts, "server" asks '
-        "one elsewhere.",
-    )
-    server_url: str | None = Field(
-        None, description='For "server": where `vllm serve` answers, "http://HOST:PORT/v1"; a key is in OPENAI_API_KEY.'
-    )
-    server_command: tuple[str, ...] = Field(
-        (),
-        description='For "server": a command that makes it serve the checkpoint {path}, as ["./reload.sh", "{path}"].',
-    )
-    trainer: Literal["trl", "fake"] = Field("trl", description="What fine-tunes.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description='"auto" takes a GPU where there is one.')
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="Weights while sampling; auto: bfloat16 on a GPU and on a CPU that computes in it, else float32.",
-    )
-    batch_size: PositiveInt = Field(32, description="Completions generated together.")
-    kv_cache_bytes: PositiveInt | None = Field(
-        None, description="vLLM's KV cache; default: 2 GiB on a CPU, what is free up to 90% on a GPU."
-    )
-    gpus_per_engine: PositiveInt = Field(1, description="GPUs that vLLM splits the model over (tensor parallelism).")
-    num_engines: PositiveInt | None = Field(
-        None, description="Engines that share the sampling; default: as many as fit on the visible GPUs, at least 1."
-    )
-    num_threads: PositiveInt | None = Field(None, description="CPU threads of the model; default: one per core.")
-    num_training_processes: PositiveInt = Field(
-        1,
-        description="Processes that fine-tune together: one per GPU to be used; training.batch_size stays what it is.",
-    )
-    max_attempts: PositiveInt = Field(3, description="Attempts per stage; when all have failed, the round fails.")
-    retry_wait_s: float = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")
-    stall_timeout_s: PositiveFloat = Field(
-        600.0,
-        description="A worker that does nothing for this long is ended and its stage tried again, with twice the limit; one that "
-        "computes without any report gets four times as long.",
-    )
-
-    @field_validator("server_url")
-    @classmethod
-    def _server_url(cls, url: str | None) -> str | None:
-        if url is not None and not (
-            _is_web(url) and url.isprintable() and not set(url) & set(" ?#") and "@" not in urlsplit(url).netloc
-        ):
-            # Not what was given: it may hold a password.
-            raise ValueError(
-                'is not the address of a server; give one such as "http://gpu-host:8000/v1", a key in OPENAI_API_KEY'
-            )
-        return url
-
-    @field_validator("server_command")
-    @classmethod
-    def _server_command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
-        return _a_command(command, '["./reload.sh", "{path}"]')
-
-    @model_validator(mode="after")
-    def _server(self) -> Engine:
-        mistakes: list[Mistake] = []
-        if self.sampler == "server":
-            if self.server_url is None:
-                problem = '"server" needs server_url, where it answers; give it, as in "http://gpu-host:8000/v1"'
-                mistakes.append((("sampler",), problem))
-            if self.num_engines is not None:
-                problem = "has no meaning for a server, which has its own; remove it"
-                mistakes.append((("num_engines",), problem))
-        else:
-            for key in ("server_url", "server_command"):
-                if getattr(self, key):
-                    mistakes.append(
-                        ((key,), f'has no meaning for sampler {self.sampler!r}; remove it, or set "server"')
-                    )
-        _refuse(mistakes)
-        return self
-
-
-class Schedule(Section):
-    """When rounds run. It may be changed between two starts of the daemon; `loopctl run` does not look at it."""
-
-    every: str | None = Field(
-        None,
-        description='"continuous" (as without it), or the time between the starts of two rounds: "6h", "90m", "1d".',
-    )
-    cron: str | None = Field(None, description="Five fields; a round is due at these times. Excludes every.")
-    timezone: str = Field("UTC", description='Of cron, windows and until: "Europe/Berlin".')
-    windows: tuple[str, ...] | None = Field(
-        None, description='Rounds run only inside: "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin", "weekends".'
-    )
-    until: str | None = Field(None, description="After this time nothing begins or goes on.")
-    stop: tuple[Stop, ...] = Field((), description='What ends the run: { type = "plateau", rounds = 5 } and so on.')
-
-    @model_validator(mode="after")
-    def _understood(self) -> Schedule:
-        zone: tzinfo = UTC
-        mistakes: list[Mistake] = []
-        try:
-            zone = parse_zone(self.timezone)
-        except ValueError as error:
-            mistakes.append((("timezone",), str(error)))
-        if self.every is not None and self.cron is not None:
-            mistakes.append((("every",), "every and cron are both given; give one"))
-        named: list[tuple[KeyPath, str | None, Callable[[str], object]]] = [
-            (("every",), self.every, parse_interval),
-            (("cron",), self.cron, cron_fields),
-            (("until",), self.until, lambda text: parse_until(text, zone)),
-        ]
-        if self.windows == ():
-            problem = "is empty, so no round would ever begin; leave the key out to run at any time"
-            mistakes.append((("windows",), problem))
-        for index, window in enumerate(self.windows or ()):
-            named.append((("windows", index), window, lambda text: parse_window(text, zone)))
-        for key, text, parse in named:
-            try:
-                if text is not None:
-                    parse(text)
-            except ValueError as error:
-                mistakes.append((key, str(error)))
-        _refuse(mistakes)
-        return self
-
-
-class Watching(Section):
-    """Who else is told what happens. Nothing here can hold up a round."""
-
-    on: tuple[Literal["decision", "pause", "failure"], ...] = Field(
-        ("decision", "pause", "failure"), description="What the command and the webhook are told."
-    )
-    command: tuple[str, ...] = Field((), description="A command and its arguments; it gets a JSON object on stdin.")
-    # It may hold a secret: it is neither stored with the run nor printed.
-    webhook: str | None = Field(None, exclude=True, repr=False, description="A URL that gets the same by POST.")
-    timeout_s: PositiveFloat = Field(30.0, description="A command or a request that takes longer is given up.")
-    prometheus_port: int | None = Field(None, ge=1, le=65535, description="Metrics on 127.0.0.1, if given.")
-    trackers: tuple[Literal["trackio", "wandb", "mlflow"], ...] = Field(
-        (),
-        description="Experiment trackers that get each round's figures; on this machine only, unless told otherwise.",
-    )
-    project: Name | None = Field(None, description="What trackers call it; default: the run's name.")
-
-    @field_validator("command")
-    @classmethod
-    def _command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
-        return _a_command(command, '["notify-send", "loop"]')
-
-    @field_validator("webhook")
-    @classmethod
-    def _webhook(cls, webhook: str | None) -> str | None:
-        if webhook is not None and (not _is_web(webhook) or any(one <= " " or one == "\x7f" for one in webhook)):
-            raise ValueError('is no web address; give one such as "https://example.org/hook"')  # not what was given
-        return webhook
-
-
-class Storage(Section):
-    """Which checkpoints stay on disk, and how much of it the loop leaves alone."""
-
-    keep_last: int = Field(
-        2, ge=0, description="Newest checkpoints that stay beside the base, the head, the best and pinned ones."
-    )
-    max_total_bytes: PositiveInt | None = Field(
-        None, description="All checkpoints together: the oldest of the newest go first; the others always stay."
-    )
-    min_free_bytes: int = Field(
-        1_000_000_000, ge=0, description="With less free disk than this and the next stage's need, the run waits."
-    )
-
-
-class Daemon(Section):
-    """How the background service behaves."""
-
-    stop_grace_s: PositiveFloat = Field(
-        600.0, description="After SIGTERM: a stage that reaches no safe point in this time is interrupted."
-    )
 
 
 class Config(Section):
     """The whole of loop.toml."""
 
     name: Name = Field(description="The run's name in every report.")
-    run_dir: Path = Field(Path(".loop"), strict=False, description="Where everything of the run is kept.")
+    run_dir: Operation[Path] = Field(Path(".loop"), strict=False, description="Where everything of the run is kept.")
     seed: int = Field(1, ge=0, lt=2**63, description="Every random draw of the run derives from it.")
-    rounds: int = Field(2, ge=0, description="How many rounds the run has in all; 0: without end.")
+    rounds: Operation[int] = Field(2, ge=0, description="How many rounds the run has in all; 0: without end.")
     model: Model
     prompts: Prompts = Field(default_factory=Prompts)
     sampling: Sampling
@@ -504,15 +288,28 @@ class Config(Section):
     decide: Decide
     diagnosis: Diagnosis = Field(default_factory=Diagnosis)
     grading: Grading = Field(default_factory=Grading)
-    engine: Engine = Field(default_factory=Engine)
-    schedule: Schedule = Field(default_factory=Schedule)
-    storage: Storage = Field(default_factory=Storage)
-    watching: Watching = Field(default_factory=Watching)
-    daemon: Daemon = Field(default_factory=Daemon)
+    engine: Cost[Engine] = Field(default_factory=Engine)
+    schedule: Operation[Schedule] = Field(default_factory=Schedule)
+    storage: Operation[Storage] = Field(default_factory=Storage)
+    watching: Operation[Watching] = Field(default_factory=Watching)
+    daemon: Operation[Daemon] = Field(default_factory=Daemon)
+
+    @field_validator("run_dir", mode="before")
+    @classmethod
+    def _a_directory(cls, run_dir: object) -> object:
+        if isinstance(run_dir, str):
+            try:
+                Path(run_dir).expanduser()
+                broken = not run_dir.strip() or "\0" in run_dir
+            except RuntimeError:  # "~nobody"
+                broken = True
+            if broken:
+                raise ValueError(f"{shown(run_dir)} is not the name of a directory; leave the key out for .loop")
+        return run_dir
 
     @model_validator(mode="after")
     def _names(self) -> Config:
-        _refuse(naming_mistakes([suite.model_dump() for suite in self.suites], self.decide.model_dump()))
+        refuse(naming_mistakes([suite.model_dump() for suite in self.suites], self.decide.model_dump()))
         return self
 
     @model_validator(mode="after")
@@ -531,14 +328,14 @@ class Config(Section):
         if changes.length_factor < 1.0 and training.num_steps is None and training.num_epochs in (None, 1):
             problem = "a single epoch cannot be made shorter; give training.num_steps, or leave this out"
             mistakes.append((("after_rollback", "length_factor"), problem))
-        _refuse(mistakes)
+        refuse(mistakes)
         return self
 
     @model_validator(mode="after")
     def _whole_weights(self) -> Config:
         if self.engine.sampler == "server" and self.training.method == "lora" and not self.training.lora.merge:
             problem = 'a server (engine.sampler = "server") takes whole weights only; set merge = true'
-            _refuse([(("training", "lora", "merge"), problem)])
+            refuse([(("training", "lora", "merge"), problem)])
         return self
 
     @model_validator(mode="after")
@@ -554,7 +351,7 @@ class Config(Section):
         if num > 1 and training.method == "lora":
             problem = 'LoRA is trained by one process; set 1, or training.method = "full"'
             mistakes.append((("engine", "num_training_processes"), problem))
-        _refuse(mistakes)
+        refuse(mistakes)
         return self
 
     @property
@@ -571,7 +368,7 @@ class Config(Section):
 
 
 def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, Any]) -> list[Mistake]:
-    """Suites that share a name, and a decision on what is not there. Tables may be incomplete: gaps are passed over."""
+    """Suites that share a name, and a decision or a gate on what is not there. Gaps in the tables are passed over."""
     mistakes: list[Mistake] = []
     named: dict[str, Mapping[str, Any]] = {}
     for index, suite in enumerate(suites):
@@ -581,6 +378,13 @@ def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, An
                 mistakes.append((("suites", index, "name"), f"two suites are called {name!r}; give each its own name"))
             named.setdefault(name, suite)
     chosen, split = decide.get("suite"), decide.get("split", "select")
+    gates, others = decide.get("gates"), [name for name in named if name != chosen]
+    for index, gate in enumerate(gates if isinstance(gates, list | tuple) else ()):
+        with contextlib.suppress(BadPolicy):  # which is told of the gate itself
+            if (canary := GATES.build(gate).canary) is not None and canary not in others:
+                known = ", ".join(others) or "none"
+                problem = f"{shown(canary)} is no suite beside the one that decides; there: {known}"
+                mistakes.append((("decide", "gates", index, "suite"), problem))
     if not isinstance(chosen, str) or not named:
         return mistakes
     if chosen not in named:

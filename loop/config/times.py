@@ -1,4 +1,4 @@
-"""From the texts of [schedule] to moments: intervals, cron expressions, windows, time zones, ends. Plain arithmetic."""
+"""From the texts of [schedule] to moments: intervals, windows, time zones, ends. Plain arithmetic; cron is in `cron.py`."""
 
 from __future__ import annotations
 
@@ -13,123 +13,31 @@ from zoneinfo import ZoneInfo, available_timezones
 ONE_DAY = timedelta(days=1)
 LONGEST_INTERVAL = timedelta(days=366)
 DAYS = ("monday", "tuesday", "wednesday", "thursday", "friday", "saturday", "sunday")
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-_MONTH_LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
 _NAMED_DAYS = {"weekdays": frozenset(range(5)), "weekends": frozenset({5, 6})}
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _INTERVAL = re.compile(r"([0-9]{1,9}) ?([smhdw])")
 _TIMES = re.compile(r"([0-9]{1,2}):([0-9]{2})-([0-9]{1,2}):([0-9]{2})")
 _UNTIL = re.compile(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d(:\d\d)?(Z|[+-]\d\d:\d\d)?", re.ASCII)
-_CRON_PART = re.compile(r"(?P<first>\*|[a-z]+|[0-9]{1,4})(-(?P<last>[a-z]+|[0-9]{1,4}))?(/(?P<step>[0-9]{1,4}))?")
 _WINDOW_REMEDY = 'write "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin" or "weekends"'
-_CRON_REMEDY = 'write minute, hour, day, month and weekday: "0 22 * * *" or "30 6 * * 1-5"'
 
 
-def _moment(wall: datetime, zone: tzinfo) -> datetime:
+def moment_of(wall: datetime, zone: tzinfo) -> datetime:
     """The first moment, in UTC, at which a clock in the zone shows this naive time or a later one."""
     moment = wall.replace(tzinfo=zone, fold=0).astimezone(UTC)
-    if _wall(moment, zone) == wall:
+    if wall_clock(moment, zone) == wall:
         return moment
     before = wall.replace(tzinfo=zone, fold=1).astimezone(UTC)  # it is skipped: by the rules of PEP 495, before the gap
     seconds = range(int((moment - before).total_seconds()))
     return before + timedelta(
-        seconds=bisect_left(seconds, True, key=lambda second: _wall(before + timedelta(seconds=second), zone) >= wall)
+        seconds=bisect_left(
+            seconds, True, key=lambda second: wall_clock(before + timedelta(seconds=second), zone) >= wall
+        )
     )
 
 
-def _wall(moment: datetime, zone: tzinfo) -> datetime:
+def wall_clock(moment: datetime, zone: tzinfo) -> datetime:
     """What a clock in the zone shows, naive."""
     return moment.astimezone(zone).replace(tzinfo=None, fold=0)
-
-
-class Cron:
-    """The moments of a five-field cron expression: `minute hour day month weekday`, 0 and 7 are Sunday.
-
-    APScheduler's CronTrigger finds the next time on a wall clock without daylight saving; `_moment` puts it into the
-    zone. Left to itself with a zone, the trigger fires twice where autumn repeats an hour and up to an hour late where
-    spring skips one. It also counts weekdays from Monday and passes over the end of a field that it does not know, so
-    the fields are read here.
-    """
-
-    def __init__(self, expression: str, zone: tzinfo) -> None:
-        from apscheduler.triggers.cron import CronTrigger  # 20 ms that a run without cron does not spend
-
-        self.zone = zone
-        fields = cron_fields(expression)
-        self.trigger = CronTrigger(**{name: _listed(values) for name, values in fields.items()}, timezone=UTC)
-
-    def after(self, moment: datetime) -> datetime:
-        """The first one later than that."""
-        wall = _wall(moment, self.zone).replace(tzinfo=UTC)
-        while True:
-            wall = self.trigger.get_next_fire_time(None, wall + timedelta(microseconds=1))
-            found = _moment(wall.replace(tzinfo=None), self.zone)
-            if found > moment:  # else the hour goes by a second time
-                return found
-
-
-def cron_fields(expression: str) -> dict[str, list[int] | None]:
-    """The values of each field by its name in APScheduler, None for all; ValueError says what is wrong with it."""
-    texts = expression.lower().split()
-    if len(texts) != 5:
-        raise ValueError(f"{_shown(expression)} has {len(texts)} fields, not 5; {_CRON_REMEDY}")
-    if not texts[2].startswith("*") and not texts[4].startswith("*"):
-        either = "names a day of the month and a weekday, and cron programs differ in what that means"
-        raise ValueError(f"{_shown(expression)} {either}; put * for one of them")
-    sunday_first = (DAYS[-1][:3], *(day[:3] for day in DAYS[:-1]), DAYS[-1][:3])
-    try:
-        weekdays = _field("weekday", texts[4], 0, 7, sunday_first)
-        fields = {
-            "minute": _field("minute", texts[0], 0, 59),
-            "hour": _field("hour", texts[1], 0, 23),
-            "day": _field("day", texts[2], 1, 31),
-            "month": _field("month", texts[3], 1, 12, MONTHS),
-            "day_of_week": weekdays and sorted({(day - 1) % 7 for day in weekdays}),
-        }
-    except ValueError as error:
-        raise ValueError(f"{_shown(expression)}: {error}; {_CRON_REMEDY}") from None
-    days, months = fields["day"], fields["month"]
-    if days and min(days) > max(_MONTH_LENGTHS[month - 1] for month in months or range(1, 13)):
-        raise ValueError(f"{_shown(expression)} never comes; give a day that is in the month")
-    return fields
-
-
-def _field(name: str, text: str, low: int, high: int, names: tuple[str, ...] = ()) -> list[int] | None:
-    if text == "*":
-        return None
-    found: set[int] = set()
-    for part in text.split(","):
-        match = _CRON_PART.fullmatch(part)
-        if not match or (match["first"] == "*" and match["last"]) or match["step"] in ("0", "00"):
-            raise ValueError(f"{_shown(part)} is no {name}")
-        step = int(match["step"] or 1)
-        if match["first"] == "*":
-            first, last = low, high
-        else:
-            first = _number(name, match["first"], low, high, names)
-            last = high if match["step"] else first
-            if match["last"]:
-                last = _number(name, match["last"], low, high, names)
-        if last < first and name == "weekday":  # Fri-Sun, Sat-Mon
-            last += 7
-        if last < first:
-            raise ValueError(f"the {name}s {_shown(part)} end before they begin")
-        found.update(range(first, last + 1, step))
-    return sorted(found)
-
-
-def _number(name: str, text: str, low: int, high: int, names: tuple[str, ...]) -> int:
-    if text in names:
-        return names.index(text) + low
-    if not text.isdecimal():
-        raise ValueError(f"{_shown(text)} is no {name}")
-    if not low <= int(text) <= high:
-        raise ValueError(f"{name} {text} is not between {low} and {high}")
-    return int(text)
-
-
-def _listed(values: list[int] | None) -> str:
-    return "*" if values is None else ",".join(str(value) for value in values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,11 +51,11 @@ class Window:
 
     def spans(self, around: datetime, days: int) -> Iterator[tuple[datetime, datetime]]:
         """Start and end of every occurrence that starts within two days before `around` and `days` days after it. None is empty."""
-        midnight = _wall(around, self.zone).replace(hour=0, minute=0, second=0, microsecond=0)
+        midnight = wall_clock(around, self.zone).replace(hour=0, minute=0, second=0, microsecond=0)
         for offset in range(-2, days + 1):
             day = midnight + timedelta(days=offset)
             if day.weekday() in self.days:
-                start, end = _moment(day + self.start, self.zone), _moment(day + self.end, self.zone)
+                start, end = moment_of(day + self.start, self.zone), moment_of(day + self.end, self.zone)
                 if start < end:  # else spring skips it
                     yield start, end
 
@@ -166,16 +74,16 @@ def parse_window(text: str, zone: tzinfo) -> Window:
             zone = parse_zone(word)
         else:
             known = "neither days nor times" if place == 0 else "not expected here"
-            raise ValueError(f"{_shown(text)}: {_shown(word)} is {known}; {_WINDOW_REMEDY}")
+            raise ValueError(f"{quoted(text)}: {quoted(word)} is {known}; {_WINDOW_REMEDY}")
     if not words:
-        raise ValueError(f"{_shown(text)} names neither days nor times; {_WINDOW_REMEDY}")
+        raise ValueError(f"{quoted(text)} names neither days nor times; {_WINDOW_REMEDY}")
     first, first_minute, last, last_minute = times or (0, 0, 24, 0)
     start = timedelta(hours=first, minutes=first_minute)
     end = timedelta(hours=last, minutes=last_minute)
     if first > 23 or first_minute > 59 or last_minute > 59 or end > ONE_DAY:
-        raise ValueError(f"{_shown(text)}: a window begins from 00:00 to 23:59 and ends at 24:00 at the latest")
+        raise ValueError(f"{quoted(text)}: a window begins from 00:00 to 23:59 and ends at 24:00 at the latest")
     if start == end:
-        raise ValueError(f"{_shown(text)} ends when it begins; write 00:00-24:00 for the whole day")
+        raise ValueError(f"{quoted(text)} ends when it begins; write 00:00-24:00 for the whole day")
     return Window(days or frozenset(range(7)), start, end if end > start else end + ONE_DAY, zone)
 
 
@@ -207,7 +115,7 @@ def parse_zone(name: str) -> tzinfo:
     except (KeyError, ValueError, OSError):  # OSError: the name of a directory of zones
         close = difflib.get_close_matches(name[:60], sorted(available_timezones()), n=1, cutoff=0.8)
         remedy = f"the closest is {close[0]}" if close else 'give a name like "Europe/Berlin" or "UTC"'
-        raise ValueError(f"{_shown(name)} is no time zone; {remedy}") from None
+        raise ValueError(f"{quoted(name)} is no time zone; {remedy}") from None
 
 
 def parse_interval(text: str) -> timedelta:
@@ -216,12 +124,12 @@ def parse_interval(text: str) -> timedelta:
         return timedelta(0)
     match = _INTERVAL.fullmatch(text.strip())
     if not match:
-        raise ValueError(f'{_shown(text)} is no interval; write "continuous", or a number and s, m, h, d or w: "6h"')
+        raise ValueError(f'{quoted(text)} is no interval; write "continuous", or a number and s, m, h, d or w: "6h"')
     interval = timedelta(seconds=int(match[1]) * _UNITS[match[2]])
     if not interval:
-        raise ValueError(f'{_shown(text)} is no time at all; write "continuous" for one round after the other, or "6h"')
+        raise ValueError(f'{quoted(text)} is no time at all; write "continuous" for one round after the other, or "6h"')
     if interval > LONGEST_INTERVAL:
-        raise ValueError(f"{_shown(text)} is more than a year; give at most 366d")
+        raise ValueError(f"{quoted(text)} is more than a year; give at most 366d")
     return interval
 
 
@@ -231,13 +139,13 @@ def parse_until(text: str, zone: tzinfo) -> datetime:
         if not _UNTIL.fullmatch(text):
             raise ValueError("not of this form")
         found = datetime.fromisoformat(text)
-        return found.astimezone(UTC) if found.tzinfo else _moment(found, zone)
+        return found.astimezone(UTC) if found.tzinfo else moment_of(found, zone)
     except (ValueError, OverflowError):
         raise ValueError(
-            f'{_shown(text)} is not a date with a time; write "2026-12-24T08:00", or "2026-12-24T08:00+01:00"'
+            f'{quoted(text)} is not a date with a time; write "2026-12-24T08:00", or "2026-12-24T08:00+01:00"'
         ) from None
 
 
-def _shown(text: str) -> str:
+def quoted(text: str) -> str:
     """A value of the file in one short line that is safe in a terminal."""
     return repr(text) if len(text) <= 60 else f"{text[:57]!r}..."

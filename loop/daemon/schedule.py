@@ -1,12 +1,12 @@
 """When a round is due, and when rounds may run. Arithmetic on aware datetimes: the caller has the clock.
 
-Due times follow from when the last round *started*. So the times that passed while the machine slept, the daemon was
-down or paused, or a round was going on give one round at once: never none, never two. No scheduler thread runs, because
-the daemon's own loop asks anyway. Which windows are open does not change what is due.
+Due times follow from when the last round *started*. So the times that passed while the machine slept, the daemon was down or
+paused, or a round was running give one round at once: never none, never two. No scheduler thread runs, because the daemon's
+own loop asks anyway. Which windows are open does not change what is due.
 
-All that is said in wall-clock time (cron, windows, until) becomes a moment by one rule, `loop.config.times._moment`: the first at which a
-clock on the wall shows that time or a later one. So a time that spring skips counts right after the gap, and one that
-autumn repeats counts the first time only. `every` is elapsed time: "1d" is 24 hours on every day.
+Every wall-clock time (of cron, windows, until) becomes a moment by one rule, `loop.config.times.moment_of`: the first at which
+a clock on the wall shows that time or a later one. So a time that spring skips counts right after the gap, and one that autumn
+repeats counts the first time only. `every` is elapsed time: "1d" is 24 hours on every day.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from loop.config.times import ONE_DAY, Cron, parse_interval, parse_until, parse_window, parse_zone
+from loop.config.cron import Cron
+from loop.config.times import ONE_DAY, parse_interval, parse_until, parse_window, parse_zone
 
 if TYPE_CHECKING:
-    from loop.config.settings import Schedule as Settings
+    from loop.config.machine import Schedule as Settings
 
 
 class Schedule:
@@ -67,7 +68,8 @@ class Schedule:
 
     def is_open(self, now: datetime) -> bool:
         """Whether now is inside a window, or there are none."""
-        return not self.windows or self._closing(now) is not None
+        spans = (span for window in self.windows for span in window.spans(now, days=1))
+        return not self.windows or any(start <= now < end for start, end in spans)
 
     def opens_at(self, now: datetime) -> datetime | None:
         """When it opens next; None if it is open."""
@@ -75,19 +77,6 @@ class Schedule:
             return None
         # A window of one day a week that falls into the hour that spring skips comes two weeks after the last one.
         return min(start for window in self.windows for start, _ in window.spans(now, days=16) if start > now)
-
-    def closes_at(self, now: datetime) -> datetime | None:
-        """When it closes, windows that adjoin or overlap taken together; None if it is closed, or never closes."""
-        end = self._closing(now) if self.windows else None
-        while end is not None and (later := self._closing(end)) is not None:
-            end = later
-            if end > now + 8 * ONE_DAY:  # windows repeat each week
-                return None
-        return end
-
-    def _closing(self, now: datetime) -> datetime | None:
-        ends = [end for window in self.windows for start, end in window.spans(now, days=1) if start <= now < end]
-        return max(ends, default=None)
 
     def is_over(self, now: datetime) -> bool:
         """Whether `until` has come."""

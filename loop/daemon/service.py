@@ -22,8 +22,7 @@ from loop.round import run_round
 from loop.run.session import Session
 from loop.system.disk import is_no_room
 from loop.system.signals import Interrupted, Stop
-from policies.schedule import History, why_stop
-from policies.schedule import Stop as StopPolicy
+from policies.schedule import History, StopRule, why_stop
 from store.errors import StoreError
 from store.garbage import collect, plan_collection
 from store.records import DecisionRow, Round, Run, RunState
@@ -98,7 +97,7 @@ class Service:
         around: Surroundings,
         *,
         schedule: Schedule | None = None,
-        stops: Sequence[StopPolicy] = (),
+        stops: Sequence[StopRule] = (),
         more: int | None = None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:

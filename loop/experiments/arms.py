@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from loop.config.mistakes import takes_a_list
-from loop.config.settings import NAME, NAME_WORDS, Config, Mistake
+from loop.config.section import NAME, NAME_WORDS, Mistake
+from loop.config.settings import Config
 from loop.config.toml_file import Placed, TomlFile
 from loop.config.toml_lines import KeyPath
 

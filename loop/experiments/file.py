@@ -19,7 +19,8 @@ from pydantic import Field, PositiveInt, field_validator
 from loop.config.loading import config_mistakes
 from loop.config.mistakes import model_mistakes
 from loop.config.same_run import differences, resolved
-from loop.config.settings import Config, Mistake, Name, Section
+from loop.config.section import Mistake, Name, Section
+from loop.config.settings import Config
 from loop.config.toml_file import Placed, TomlFile, in_lines, read_toml
 from loop.config.toml_text import toml_text
 from loop.errors import ConfigError

@@ -14,6 +14,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from loop.config.machine import Engine, Grading
+from loop.config.section import keys_of
 from loop.config.settings import Config
 from loop.experiments.facts import run_facts
 from loop.experiments.file import Experiment, ExperimentRun
@@ -21,6 +23,7 @@ from loop.experiments.running import Machine, rounds_kept
 from loop.grading.problems import load_suite
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
+from policies.data import DataPolicy, Usable
 from store.canonical import sha256_of
 from store.corpus import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.records import Json
@@ -84,29 +87,28 @@ def _known(run: ExperimentRun) -> list[str]:
     """What a run does that only depends on its configuration, as hashes of just that."""
     config = run.config
     parts = config.model_dump(mode="json")
-    engine = {key: value for key, value in parts["engine"].items() if key not in ("max_attempts", "retry_wait_s")}
+    engine = {key: parts["engine"][key] for key in keys_of(Engine, "sampling", "training")}
     start: list[Any] = [run.seed, parts["model"], engine]
-    grading = {key: value for key, value in parts["grading"].items() if key != "num_workers"}
-    sampling = {key: value for key, value in parts["sampling"].items() if key != "control"}
-    sampled = sha256_of([*start, "sampling", parts["prompts"], sampling])
-    trained = sha256_of([sampled, _first_collect(parts), {**parts["training"], "gradient_checkpointing": 0}])
+    grading = {key: value for key, value in parts["grading"].items() if key not in keys_of(Grading, "cost")}
+    sampled = sha256_of([*start, "sampling", parts["prompts"], parts["sampling"]])
+    trained = sha256_of([sampled, _first_collect(config), parts["training"]])
     found = [sampled, trained]
     for suite in parts["suites"]:
         split = config.decide.split if suite["name"] == config.decide.suite else "all"
         found += [sha256_of([*place, suite, split, grading]) for place in (start, [trained])]
     if config.diagnosis.num_prompts:
         decider = config.suite(config.decide.suite).model_dump(mode="json")
-        probe = [decider, config.decide.split, sampling, parts["diagnosis"]]
+        probe = [decider, config.decide.split, parts["sampling"], parts["diagnosis"]]
         found += [sha256_of([*place, "probe", probe]) for place in (start, [trained])]
     return found
 
 
-def _first_collect(parts: Json) -> Json:
-    """What [collect] is for a first round: with nothing earlier, most data policies are the same."""
-    data = dict(parts["collect"]["data"])
-    if data["type"] in ("replace", "accumulate", "window", "mix"):
-        data = {key: data[key] for key in data if key not in ("type", "rounds", "earlier", "base", "only_kept")}
-    return {**parts["collect"], "data": data}
+def _first_collect(config: Config) -> Json:
+    """What [collect] is for a first round: all data policies are the same that use whatever a round without earlier ones has."""
+    parts, policy, ids = config.collect.model_dump(mode="json"), config.collect.data, ["any"]
+    if policy.draw([Usable(1, True, ids)], 1, 0)[0] is ids:
+        parts["data"] = {key: parts["data"][key] for key in DataPolicy.model_fields if key != "type"}
+    return parts
 
 
 class _Size:

@@ -20,7 +20,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from loop.config.settings import HUB_NAME, Model, Prompts
+from loop.config.section import HUB_NAME
+from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem

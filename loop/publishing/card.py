@@ -304,9 +304,9 @@ def _making(facts: Json) -> list[str]:
 
 def _policy(table: Json) -> str:
     """A data policy in a line: its type, and what in it is not the default."""
-    from policies.data import build_data
+    from policies.data import DATA_POLICIES
 
-    chosen = build_data(table, ("data",)).model_dump(mode="json", exclude_defaults=True)
+    chosen = DATA_POLICIES.build(table).model_dump(mode="json", exclude_defaults=True)
     return ", ".join([str(table["type"]), *(f"{key} {value}" for key, value in chosen.items() if key != "type")])
 
 

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loop.config.settings import HUB_NAME
+from loop.config.section import HUB_NAME
 from loop.errors import LoopError
 from loop.inputs import BUILT_IN_MODEL
 from loop.reading.checkpoints import decoding_of, lineage

@@ -45,11 +45,6 @@ def final_result(ledger: Ledger, run_id: str) -> Event | None:
     return ledger.last_event_of(run_id, FINAL_OPENED)
 
 
-# Says nothing of the result, or where somebody's machines are.
-PRIVATE = ("run_dir", "rounds", "schedule", "storage", "watching", "daemon", "inputs")
-PRIVATE_OF_ENGINE = ("server_url", "server_command")
-
-
 def lineage(found: Reader, number: int) -> list[int]:
     """The rounds that lie between the base and a round's weights, itself included, oldest first."""
     numbers: list[int] = []
@@ -70,8 +65,13 @@ def decoding_of(config: Json) -> Json:
 
 def public(config: Json) -> Json:
     """The settings without those that say nothing of the result, or where somebody's machines are."""
-    shown = {key: value for key, value in config.items() if key not in PRIVATE}
-    engine = {key: value for key, value in shown.get("engine", {}).items() if key not in PRIVATE_OF_ENGINE}
+    from loop.config.machine import Engine
+    from loop.config.section import keys_of  # pydantic, which `loopctl status` does not wait for
+    from loop.config.settings import Config
+
+    hidden, hidden_of_engine = {*keys_of(Config, "operation"), "inputs"}, keys_of(Engine, "private")
+    shown = {key: value for key, value in config.items() if key not in hidden}
+    engine = {key: value for key, value in shown.get("engine", {}).items() if key not in hidden_of_engine}
     if engine.get("sampler") == "server":
         engine["server_url"] = "http://HOST:PORT/v1"
     return shown | {"engine": engine}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from loop.config.section import keys_of
+from loop.config.settings import Training
 from loop.errors import ConfigError
 from loop.run.session import Session
 from policies.adaptation import Adaptable, adapted, in_words, rollbacks_in_a_row
@@ -52,5 +54,5 @@ def refuse_a_repetition(session: Session, round: Round, inputs: Json) -> None:
 
 def _what_counts(inputs: Json) -> Json:
     """All but the seed and what only costs memory and time."""
-    other = ("seed", "micro_batch_size", "gradient_checkpointing")
+    other = ("seed", *keys_of(Training, "cost"))
     return {**inputs, "settings": {key: value for key, value in inputs["settings"].items() if key not in other}}

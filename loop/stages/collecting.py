@@ -14,7 +14,7 @@ from typing import NamedTuple
 from loop.config.settings import Collect
 from loop.prompts.templates import answer
 from loop.stages.packed import PARTS, Described, Packed, pack, part_of, place, placed
-from policies.data import AnyData, Candidate, Usable, repeats, why_not
+from policies.data import Candidate, DataPolicy, Usable, repeats, why_not
 from store.records import CompletionText, Selection
 
 
@@ -104,7 +104,7 @@ class Earlier:
 
 
 def choose(
-    policy: AnyData,
+    policy: DataPolicy,
     own: Sequence[Collected],
     earlier: Sequence[Earlier],
     verdicts_of: Callable[[list[str]], Mapping[str, str]],
@@ -199,7 +199,7 @@ def _by_prompt(rounds: Sequence[Packed], part: int) -> Iterable[_Group]:
 
 
 def _repeats(
-    policy: AnyData, group: _Group, texts_of: Callable[[list[int]], Mapping[int, str]]
+    policy: DataPolicy, group: _Group, texts_of: Callable[[list[int]], Mapping[int, str]]
 ) -> Iterator[tuple[Packed, int, str, Candidate]]:
     """Which of one prompt's completions repeat another, and which other."""
     if len(group) == 1:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
-from loop.config.settings import Watching
+from loop.config.machine import Watching
 from loop.system import trees as guard
 from loop.system.guarded import NOT_STARTED, end_guarded, start_guarded
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_args
 
-from loop.config.settings import Watching
+from loop.config.machine import Watching
 from loop.errors import ConfigError
 from store.records import STAGES, RunState
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from loop.config.settings import Watching
+from loop.config.machine import Watching
 from loop.system.guarded import end_guarded, start_guarded
 from loop.system.ourselves import environment
 

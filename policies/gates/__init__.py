@@ -1,13 +1,16 @@
 """Gates: each reads evidence, compares one thing with its limit, and says pass, fail or inconclusive, with figures and a reason.
 
 A gate is a frozen pydantic model chosen by `type` in loop.toml; its fields are the keys there. To add one, subclass
-Gate and name it in `policies.policy.BUILT_IN`, or in an entry point of the group "loop.gates".
+Gate and name it in `GATES`; a package of your own names it in an entry point of the group "loop.gates".
 """
 
+from policies.by_type import Registry
 from policies.gates.base import Gate, Look
 from policies.gates.best_so_far import BestSoFar
 from policies.gates.collapse import Collapse
 from policies.gates.improvement import Improvement
 from policies.gates.no_regression import NoRegression
 
-__all__ = ["BestSoFar", "Collapse", "Gate", "Improvement", "Look", "NoRegression"]
+GATES = Registry(Gate, "loop.gates", '{ type = "improvement" }', Improvement, NoRegression, Collapse, BestSoFar)
+
+__all__ = ["GATES", "BestSoFar", "Collapse", "Gate", "Improvement", "Look", "NoRegression"]

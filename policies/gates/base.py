@@ -14,7 +14,7 @@ from policies.decision import GateResult
 from policies.evidence import BadEvidence, Evidence, Problem, SplitEvidence, Who
 from policies.mistakes import shown
 from policies.sequential import drawing_order
-from policies.statistics import Clustered, clustered, pass_at_k
+from policies.statistics import pass_at_k
 
 Metric = Annotated[str, StringConstraints(pattern=r"^pass@[1-9][0-9]{0,3}$")]
 
@@ -147,16 +147,9 @@ class Paired:
     theirs: list[Fraction]
 
     @property
-    def units(self) -> Clustered:
-        """What counts as one observation: a problem or, where clusters are named, a cluster of problems."""
-        each = [ours - theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
-        return clustered(each, [problem.cluster or f"\0{problem.task_id}" for problem in self.problems])
-
-    @property
     def differences(self) -> list[Fraction]:
-        """One per observation, in [-1, 1]."""
-        units = self.units
-        return [one / share for one, share in zip(units.differences, units.shares, strict=True)]
+        """Candidate minus the other, per problem, in [-1, 1]."""
+        return [ours - theirs for ours, theirs in zip(self.ours, self.theirs, strict=True)]
 
 
 def paired(
@@ -164,9 +157,8 @@ def paired(
 ) -> Paired:
     """Candidate and the other one on a split. BadEvidence where there is nothing to compare."""
     there = {problem.task_id: problem for problem in evidence.split(split).problems}
-    clusters = {task_id: problem.cluster for task_id, problem in there.items() if problem.cluster is not None}
     draw = evidence.draw if evidence.draw is not None else evidence.round
-    drawn = drawing_order(draw, list(there), clusters)
+    drawn = drawing_order(draw, list(there))
     problems = tuple(there[task_id] for task_id in drawn if difficulty in (None, there[task_id].difficulty))
     if not problems:
         raise BadEvidence(f"splits.{split}: no problem of difficulty {shown(difficulty)}")

@@ -141,8 +141,8 @@ class Improvement(Gate):
 
     def _at_once(self, pair: Paired, level: float) -> Found:
         """The sign-flip test, and a bound at 1 - miss that says whether a gain of target_gain is still likely."""
-        units, gain = pair.units, mean(pair.ours) - mean(pair.theirs)
-        p_value = sign_flip_p_value(units.differences, self.min_gain, units.shares)
+        gain = mean(pair.ours) - mean(pair.theirs)
+        p_value = sign_flip_p_value(pair.differences, self.min_gain)
         below = paired_gain(pair.differences, 1 - level)
         above = paired_gain(pair.differences, 1 - self.miss)
         passed = gain > 0 and p_value <= level
@@ -154,16 +154,14 @@ class Improvement(Gate):
 
     def _in_parts(self, pair: Paired, level: float, complete: bool, look: Look) -> Found:
         """A test that may end with any part, and that holds a share of the level back for all problems together."""
-        units = pair.units
         seen = sequential_look(
-            units.differences,
+            pair.differences,
             min_gain=self.min_gain,
             target_gain=self.target,
             level=level,
             miss=self.miss,
             final=SCREEN_FINAL if look.screening else FINAL,
             complete=complete,
-            shares=units.shares,
         )
         figures: dict[str, Figure] = {"e_gain": seen.e_gain, "e_none": seen.e_none, "num_used": seen.num_used}
         if seen.p_value is not None:

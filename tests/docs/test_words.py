@@ -13,7 +13,7 @@ import pytest
 from pydantic import BaseModel
 
 from loop.cli.main import loopctl
-from loop.config.every_key import keys_markdown, tables_in
+from loop.config.page_of_keys import keys_markdown, tables_in
 from loop.config.same_run import MAY_CHANGE
 from loop.config.settings import Config
 from tests.support import ROOT
@@ -78,7 +78,7 @@ def test_keys_exist(page: Page) -> None:
 
 def test_every_key_is_described() -> None:
     told = (ROOT / "docs/every-key.md").read_text(encoding="utf-8")
-    assert told == keys_markdown(), "run python -m loop.config.every_key > docs/every-key.md"
+    assert told == keys_markdown(), "run python -m loop.config.page_of_keys > docs/every-key.md"
 
 
 def test_a_key_that_is_not_there_is_noticed() -> None:

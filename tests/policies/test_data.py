@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from policies.by_type import BadPolicy
 from policies.data import (
+    DATA_POLICIES,
     Candidate,
     Mix,
     PastRound,
     Usable,
-    build_data,
     by_age,
     repeats,
     shingles,
@@ -29,7 +29,7 @@ WHERE = ("collect", "data")
 
 def data(type: str, **keys: Any) -> Any:
     """A data policy by its type."""
-    return build_data({"type": type, **keys}, WHERE)
+    return DATA_POLICIES.build({"type": type, **keys}, WHERE)
 
 
 def candidate(name: str, round: int = 1, prompt: str = "p", num_tokens: int = 10, base: bool = False) -> Candidate:
@@ -125,7 +125,7 @@ POLICIES = st.one_of(
     st.builds(lambda rounds: {"type": "window", "rounds": rounds}, st.integers(1, 5)),
     st.builds(lambda size: {"type": "pool", "size": size}, st.integers(1, 60)),
     st.builds(lambda a, b: {"type": "mix", "earlier": a, "base": b}, st.floats(0.01, 0.49), st.floats(0, 0.49)),
-).map(lambda table: build_data(table, WHERE))
+).map(lambda table: DATA_POLICIES.build(table, WHERE))
 
 
 @given(POLICIES, st.lists(st.integers(0, 20), min_size=1, max_size=5), st.integers(0, 2**52), st.randoms())
@@ -247,5 +247,5 @@ def test_what_holds_for_duplicates(
 )  # fmt: skip
 def test_mistakes_have_their_place_and_remedy(table: Any, line: str) -> None:
     with pytest.raises(BadPolicy) as caught:
-        build_data(table, WHERE)
+        DATA_POLICIES.build(table, WHERE)
     assert str(caught.value) == line

@@ -261,17 +261,7 @@ def test_a_slow_slide_is_seen_against_the_best_round() -> None:
     assert decide(evidence(9, select=split(SAME)), gate).gates[0].reason == "the head is the best round so far"
 
 
-# clusters, pass@k, conditions
-
-
-def test_problems_of_a_cluster_count_once() -> None:
-    problems = [UP | {"cluster": f"c{i // 10}"} for i in range(50)]  # type: ignore[dict-item]
-    gate = {"type": "improvement", "budget": "round"}
-    assert decide(evidence(select=split(*[UP] * 50)), gate).gates[0].figures["p_value"] == pytest.approx(
-        2**-50, abs=1e-4
-    )
-    clustered = decide(evidence(select=split(*problems)), gate).gates[0].figures
-    assert clustered["p_value"] == pytest.approx(2**-5) and clustered["gain"] == 1.0
+# pass@k, conditions
 
 
 def test_pass_at_k_is_compared_and_k_is_not_more_than_the_samples() -> None:

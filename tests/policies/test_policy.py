@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
-from importlib.metadata import EntryPoint, EntryPoints
 from typing import Any, Literal
 
 import pytest
@@ -319,7 +318,6 @@ def test_gates_are_built_from_tables() -> None:
 @pytest.mark.parametrize(
     ("gates", "path", "problem"),
     [
-        ([], (), "no gates"),
         ([{"min_gain": 0.1}], (0,), "type is missing; known types: improvement, no_regression, collapse, best_so_far"),
         (
             [{"type": "improvment"}],
@@ -329,7 +327,7 @@ def test_gates_are_built_from_tables() -> None:
         (
             [{"type": 3}],
             (0, "type"),
-            "3 is not the name of a gate; known types: improvement, no_regression, collapse, best_so_far",
+            "unknown type 3; known types: improvement, no_regression, collapse, best_so_far",
         ),
         (
             [{"type": "improvement"}, {"type": "improvement", "min_gian": 0.1}],
@@ -365,41 +363,6 @@ def test_wrong_gates_name_the_place_and_the_remedy(
     assert mistake.problem.startswith(problem)
     assert str(mistake).startswith("decide.gates") and str(mistake).endswith(mistake.problem)
     assert str(mistake).isprintable()
-
-
-def offer(monkeypatch: pytest.MonkeyPatch, *offers: tuple[str, str]) -> None:
-    points = EntryPoints(EntryPoint(name, value, "loop.gates") for name, value in offers)
-    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points.select(group=group))
-
-
-def test_a_third_partys_gate_comes_through_the_entry_point(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
-    offer(monkeypatch, ("fixed", "third_party:Fixed"), ("improvement", "third_party:Fixed"))
-    policy = build_policy([{"type": "fixed", "says": "fail"}, {"type": "improvement"}], "select")
-    assert policy.gates == (Fixed(says="fail"), Improvement())  # a built-in type cannot be replaced
-    with pytest.raises(BadPolicy, match=r"gates\[0\]\.say: unknown key; the keys of 'fixed' are type, says"):
-        build_policy([{"type": "fixed", "say": "fail"}], "select")
-    with pytest.raises(
-        BadPolicy, match="unknown type 'fixd'; known types: improvement, no_regression, collapse, best_so_far, fixed"
-    ):
-        build_policy([{"type": "fixd"}], "select")
-
-
-@pytest.mark.parametrize(
-    ("offers", "message"),
-    [
-        ([("fixed", "no_such_module:Gate")], r"'fixed' \(no_such_module:Gate\) cannot be loaded"),
-        ([("fixed", "json:dumps")], r"'fixed' \(json:dumps\) is not a subclass of policies.gates.Gate"),
-        ([("fixed", "a:B"), ("fixed", "c:D")], r"'fixed' is offered more than once \(a:B, c:D\)"),
-    ],
-)
-def test_a_third_partys_mistake_is_named(
-    monkeypatch: pytest.MonkeyPatch, offers: list[tuple[str, str]], message: str
-) -> None:
-    offer(monkeypatch, *offers)
-    with pytest.raises(BadPolicy, match=message) as caught:
-        build_policy([{"type": "fixed"}], "select")
-    assert caught.value.path == ("decide", "gates", 0, "type")
 
 
 # what policies may not know

@@ -8,10 +8,14 @@ import pytest
 from pydantic import ValidationError
 
 from policies.by_type import BadPolicy
-from policies.schedule import History, Plateau, Target, build_stops, why_stop
+from policies.schedule import STOP_RULES, History, Plateau, StopRule, Target, why_stop
 
 PLATEAU, TARGET = {"type": "plateau", "rounds": 3}, {"type": "target", "value": 0.5}
 VERDICTS = {"k": "keep", "r": "rollback", "i": "inconclusive"}
+
+
+def build_stops(tables: list[Any]) -> tuple[StopRule, ...]:
+    return tuple(STOP_RULES.build(table, ("schedule", "stop", index)) for index, table in enumerate(tables))
 
 
 def history(verdicts: str, rate: float | None = None, num_hours: float = 0.0) -> History:
@@ -109,4 +113,3 @@ def test_all_is_frozen_and_strict() -> None:
     for wrong in ({"verdicts": ("kept",)}, {"head_pass_rate": 1.5}, {"head_pass_rate": float("nan")}, {"verdict": ()}):
         with pytest.raises(ValidationError):
             History.model_validate(wrong)
-    assert isinstance(build_stops([PLATEAU, TARGET]), tuple)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from policies import sequential
 from policies.budget import level
 from policies.sequential import Look, confidence_sequence, drawing_order, look
-from policies.statistics import clustered, sign_flip_p_value
+from policies.statistics import sign_flip_p_value
 
 tenths = st.integers(-10, 10).map(lambda score: Fraction(score, 10))
 several = st.lists(tenths, min_size=1, max_size=40)
@@ -120,8 +120,8 @@ def test_wealth_is_a_martingale_if_the_gain_is_what_is_bet_against(
     for course in itertools.product((low, high), repeat=9):
         chance = float(numpy.prod([float(chance_high if value == high else 1 - chance_high) for value in course]))
         floats = [float(value) for value in course]
-        bets = sequential._bets(floats, [1.0] * 9, 0.1)
-        wealth = list(sequential._wealth(floats, [1.0] * 9, bets, float(mean)))
+        bets = sequential._bets(floats, 0.1)
+        wealth = list(sequential._wealth(floats, bets, float(mean)))
         assert min(wealth) > 0
         expected = [total + chance * owned for total, owned in zip(expected, wealth, strict=True)]
         reached += chance * (max(wealth) >= 4)
@@ -130,13 +130,10 @@ def test_wealth_is_a_martingale_if_the_gain_is_what_is_bet_against(
 
 
 def test_wealth_shrinks_on_average_if_the_gain_is_less() -> None:
-    """Clusters of different sizes among them; the bet may look at sizes, not at outcomes."""
-    shares = [1.0, 0.25, 0.5, 1.0, 0.75, 0.25, 1.0]
     expected = 0.0
-    for signs in itertools.product((-1, 1), repeat=7):
-        values = [sign * share for sign, share in zip(signs, shares, strict=True)]
-        bets = sequential._bets(values, shares, 0.1)
-        expected += list(sequential._wealth(values, shares, bets, 0.02))[-1] / 2**7
+    for signs in itertools.product((-1.0, 1.0), repeat=7):
+        bets = sequential._bets(list(signs), 0.1)
+        expected += list(sequential._wealth(list(signs), bets, 0.02))[-1] / 2**7
     assert 0.7 < expected < 1.0
 
 
@@ -216,18 +213,6 @@ def test_a_look_is_frozen_to_the_bit() -> None:
     )
 
 
-def test_a_look_at_clusters() -> None:
-    differences = [Fraction(score, 10) for score in (1, 0, 0, 2, -1, 3, 0, 0, 1, 2) * 6]
-    alone = clustered(differences, list(range(60)))
-    one_each = look(alone.differences, shares=alone.shares, target_gain=0.03, level=0.025)
-    assert one_each == look(differences, target_gain=0.03, level=0.025)
-    fivefold = clustered([d for d in differences for _ in range(5)], [n for n in range(60) for _ in range(5)])
-    assert look(fivefold.differences, shares=fivefold.shares, target_gain=0.03, level=0.025) == one_each
-    mixed = clustered(differences, [n // 3 if n < 30 else n for n in range(60)])
-    found = look(mixed.differences, shares=mixed.shares, target_gain=0.03, level=0.025)
-    assert found.gain == pytest.approx(one_each.gain, abs=1e-12)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -240,9 +225,6 @@ def test_a_look_at_clusters() -> None:
         {"final": 1.5},
         {"min_gain": 0.03},
         {"target_gain": 1.0},
-        {"shares": [1.0]},
-        {"shares": [0.1, 1.0]},
-        {"shares": [0.0, 1.0]},
     ],
 )
 def test_look_refuses(wrong: dict[str, object]) -> None:

@@ -17,9 +17,7 @@ from hypothesis import strategies as st
 
 from policies import statistics
 from policies.statistics import (
-    Clustered,
     PairedGain,
-    clustered,
     mean_interval,
     mean_pass_at_k,
     paired_gain,
@@ -299,41 +297,6 @@ def test_exact_p_value_counts_the_observed_flip_itself() -> None:
     assert sign_flip_p_value([-1.0] * 200) == 1.0
     with pytest.raises(ValueError, match="no problems"):
         sign_flip_p_value([])
-    with pytest.raises(ValueError, match="1 shares for 2"):
-        sign_flip_p_value([0.5, 0.5], 0, [1])
-
-
-# clusters, and pass@k of a pair
-
-
-@given(st.lists(st.tuples(tenths, st.integers(0, 4)), min_size=1, max_size=30))
-def test_clusters_keep_the_mean_over_problems(problems: list[tuple[Fraction, int]]) -> None:
-    differences, clusters = [list(column) for column in zip(*problems, strict=True)]
-    units = clustered(differences, clusters)
-    assert sum(units.differences) / sum(units.shares) == sum(differences) / len(differences)
-    assert all(0 < share <= 1 and abs(d) <= share for d, share in zip(units.differences, units.shares, strict=True))
-    assert len(units.differences) == len(set(clusters))
-    assert max(units.shares) == 1
-
-
-def test_clusters_of_one_are_the_problems() -> None:
-    differences = [Fraction(1, 4), Fraction(-1, 2)]
-    assert clustered(differences, ["a", "b"]) == Clustered(tuple(differences), (Fraction(1), Fraction(1)))
-
-
-def test_copies_of_a_problem_are_no_more_evidence_than_one() -> None:
-    differences = [Fraction(score, 4) for score in (3, 2, 4, 1, -1, 2)]
-    units = clustered([d for d in differences for _ in range(5)], [index for index in range(6) for _ in range(5)])
-    assert sign_flip_p_value(units.differences, 0, units.shares) == sign_flip_p_value(differences)
-    limit = Fraction(1, 10)
-    assert sign_flip_p_value(units.differences, limit, units.shares) == sign_flip_p_value(differences, limit)
-
-
-def test_clusters_refuse() -> None:
-    with pytest.raises(ValueError, match="2 clusters for 1"):
-        clustered([0.5], [1, 2])
-    with pytest.raises(ValueError, match="no problems"):
-        clustered([], [])
 
 
 def test_large_comparisons_agree_with_the_normal_approximation() -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
+from typing import Literal
 
 import pytest
+from pydantic import Field
 
 from loop.config.loading import load_config
 from loop.config.same_run import resolved
 from loop.config.settings import Config
 from loop.errors import ConfigError
-from policies.data import Mix, Pool, Replace
+from policies.data import DataPolicy, Mix, Pool, Replace
 
 TEXT = """\
 name = "demo"
@@ -72,6 +76,24 @@ def test_a_mistake_has_its_line(tmp_path: Path, more: str, lines: list[str]) -> 
     with pytest.raises(ConfigError) as caught:
         load(tmp_path, more)
     assert str(caught.value).splitlines() == [f"{tmp_path}/loop.toml:{line}" for line in lines]
+
+
+class Longest(DataPolicy):
+    """A data policy of somebody else's package."""
+
+    type: Literal["longest"] = "longest"
+    num: int = Field(gt=0)
+
+
+def test_a_third_partys_data_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    points = EntryPoints([EntryPoint("longest", "third_party:Longest", "loop.data_policies")])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points.select(group=group))
+    config = load(tmp_path, '[collect]\ndata = { type = "longest", num = 3 }\n')
+    assert config.collect.data == Longest(num=3)
+    assert resolved(config)["collect"]["data"]["num"] == 3  # the run is known by it
+    with pytest.raises(ConfigError, match=r"15: collect.data.num: input should be greater than 0, got 0$"):
+        load(tmp_path, '[collect]\ndata = { type = "longest", num = 0 }\n')
 
 
 def test_what_is_read(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from loop.config.every_key import tables_in
 from loop.config.loading import LoadedConfig, config_mistakes, find_config, load_config
+from loop.config.page_of_keys import tables_in
 from loop.config.same_run import config_sha256, differences, resolved
 from loop.config.settings import Config
 from loop.config.toml_lines import KeyPath
@@ -165,7 +165,9 @@ TABLE = [
      ["16: decide.gates[0].type: unknown type 'improvment'; known types: improvement, no_regression, collapse, best_so_far"]),
     ('[{ type = "improvement" }]', "[]",
      ['16: decide.gates: no gates, so every candidate would be kept; give at least one, {type = "improvement"}']),
-    ('[{ type = "improvement" }]', "[\n 3]", ["17: decide.gates[0]: 3 is not a table; give a table"]),
+    ('[{ type = "improvement" }]', '[{ type = "no_regression", suite = "second" }]',
+     ["16: decide.gates[0].suite: \"second\" is no suite beside the one that decides; there: none"]),
+    ('[{ type = "improvement" }]', "[\n 3]", ['17: decide.gates[0]: 3 is not a table; give one such as { type = "improvement" }']),
     ("[decide]", "[grading]\nsandbox = true\n[promts]\n[decide]",
      ['15: grading.sandbox: true is unknown; give "bubblewrap" or "none"',
       "16: promts: unknown key; the closest is prompts"]),

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loop.config.settings import Collect
 from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, parts_of
 from loop.stages.packed import ENTRY, PARTS, Packed
-from policies.data import AnyData, Candidate, Mix, Pool, build_data, repeats, why_not
+from policies.data import DATA_POLICIES, Candidate, DataPolicy, Mix, Pool, repeats, why_not
 from store.canonical import sha256_of
 from store.records import CompletionText, Selection
 
@@ -63,7 +63,12 @@ def earlier_round(collected: list[Collected], number: int, from_base: bool) -> E
 
 
 def chosen_in_memory(
-    policy: AnyData, collected: list[Collected], verdicts: dict[str, str], texts: dict[str, str], round: int, seed: int
+    policy: DataPolicy,
+    collected: list[Collected],
+    verdicts: dict[str, str],
+    texts: dict[str, str],
+    round: int,
+    seed: int,
 ) -> tuple[list[Selection], dict[str, int]]:
     """What `choose` means, with everything in memory at once: the selections, and why earlier ones are left out."""
     left_out = {one.candidate.id: one.why for one in collected if one.why is not None}
@@ -95,7 +100,7 @@ def chosen_in_memory(
     return selections, dict(Counter(left_out[id].partition(" (")[0] for id in others))
 
 
-def drawn_in_memory(policy: AnyData, usable: list[Candidate], round: int, seed: int) -> set[str]:
+def drawn_in_memory(policy: DataPolicy, usable: list[Candidate], round: int, seed: int) -> set[str]:
     def sample(candidates: list[Candidate], size: int) -> set[str]:
         places = ((hashlib.sha256(f"{seed} {one.id}".encode()).digest(), one.id) for one in candidates)
         return {id for _, id in heapq.nsmallest(size, places)}
@@ -118,7 +123,7 @@ def test_what_holds_for_every_selection(
     type: dict[str, Any], options: dict[str, Any], given_rows: Any, min_lines: int, shortest: float,
     shuffle: random.Random, data: st.DataObject,
 ) -> None:  # fmt: skip
-    policy = build_data(type | options, ("collect", "data"))
+    policy = DATA_POLICIES.build(type | options, ("collect", "data"))
     rule = Collect(min_lines=min_lines, drop_shortest=shortest)
     rows = [
         (round, CompletionText(sha256_of(n), sha256_of(prompt), n % 5, num_tokens, text, n))
@@ -220,7 +225,7 @@ def test_memory_is_that_of_a_part_and_of_what_is_drawn() -> None:
     earlier = [earlier_round(collect(rows[1000:], {}, Collect(), 1), 1, True)]
     own = collect(rows[:1000], {}, Collect(), 2)
     for table, most_bytes in (({"type": "accumulate"}, 1_000_000), ({"type": "mix", "earlier": 0.1}, 1_500_000)):
-        policy = build_data(table, ("collect", "data"))
+        policy = DATA_POLICIES.build(table, ("collect", "data"))
         tracemalloc.start()
         chosen = choose(policy, own, earlier, lambda ids: {}, lambda arrivals: {}, "run", 2, 7)
         num_used = sum(one.used for one in chosen.selections)

@@ -1,4 +1,8 @@
-"""Every key of loop.toml in words, from the models' own sentences: `python -m loop.config.every_key > docs/every-key.md`."""
+"""Writes docs/every-key.md from the models' own sentences: `python -m loop.config.page_of_keys > docs/every-key.md`.
+
+No key is declared here: those of the method are in `settings.py`, those of the machine in `machine.py`, those of policies in
+`policies/`.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +18,22 @@ from pydantic.fields import FieldInfo
 
 from loop.config.settings import Config
 from loop.config.toml_text import toml_value
-from policies.data import Data, Replace
+from policies.by_type import Registry
+from policies.data import DATA_POLICIES
+from policies.gates import GATES
 from policies.gates.collapse import Limit
-from policies.policy import BUILT_IN
-from policies.schedule import Stop
+from policies.schedule import STOP_RULES
 
 _OPENING = """# Every key of loop.toml
 
-Made from `loop/config/settings.py` and `policies/` by `python -m loop.config.every_key`; edit those. `loopctl init` writes a file with the keys that
-matter most; `loopctl config check` names any mistake. "needed" has no default; "none" is the default of a key that is left out.
+Made by `python -m loop.config.page_of_keys` from `loop/config/settings.py`, `loop/config/machine.py` and `policies/`; edit those.
+`loopctl init` writes a file with the keys that matter most; `loopctl config check` names any mistake. "needed" has no default; "none" is the default of a key that is left out.
 """
-_DATA = "collect.data, after_rollback.data"
+_REGISTRIES: dict[str, Registry[Any]] = {
+    "collect.data, after_rollback.data": DATA_POLICIES,
+    "schedule.stop": STOP_RULES,
+    "decide.gates": GATES,
+}
 _KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "table"}
 
 
@@ -36,34 +45,30 @@ def keys_markdown() -> str:
             parts.append(_table(f"[[{name}]]" if name == "suites" else f"[{name}]", table))
             for key, inner in table.model_fields.items():
                 parts += [
-                    _table(f"[{name}.{key}]", one) for one in tables_in(inner.annotation) if _type_of(one) is None
+                    _table(f"[{name}.{key}]", one)
+                    for one in tables_in(inner.annotation)
+                    if "type" not in one.model_fields
                 ]
     parts.append("# Tables with a type\n")
-    everywhere = {key for key in Replace.model_fields if key != "type"}
-    for one in tables_in(Data):
-        known = set() if one is Replace else everywhere
-        also = f" Keys beside those of {_type_of(Replace)}:" * bool(known)
-        parts.append(_table(f"{_DATA}: {_type_of(one)}", one, known, also))
-    for place, choices in (("schedule.stop", tables_in(Stop)), ("decide.gates", iter(BUILT_IN.values()))):
-        parts += [_table(f"{place}: {_type_of(one)}", one) for one in choices]
+    for place, registry in _REGISTRIES.items():
+        common: set[str] = set()
+        for type_name, table in registry.built_in.items():
+            also = f" Keys beside those of {next(iter(registry.built_in))}:" if common else ""
+            parts.append(_table(f"{place}: {type_name}", table, common, also))
+            common = registry.base.model_fields.keys() - {"type"}
     parts.append(_table("Limits of a collapse gate, by signal", Limit))
     return "\n".join(parts)
 
 
 def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """The pydantic models in an annotation, in order."""
+    """The pydantic models in an annotation, in order; of policies chosen by type, every built-in one."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        types_of = {registry.base: registry.built_in.values() for registry in _REGISTRIES.values()}
         if issubclass(annotation, BaseModel):
-            yield annotation
+            yield from types_of.get(annotation, [annotation])
         return
     for inner in typing.get_args(annotation):
         yield from tables_in(inner)
-
-
-def _type_of(table: type[BaseModel]) -> str | None:
-    """The `type` by which a table is chosen; None for one that has none."""
-    field = table.model_fields.get("type")
-    return None if field is None else str(typing.get_args(field.annotation)[0])
 
 
 def _table(heading: str, table: type[BaseModel], known: Container[str] = (), also: str = "") -> str:
@@ -74,15 +79,20 @@ def _table(heading: str, table: type[BaseModel], known: Container[str] = (), als
 
 
 def _row(key: str, field: FieldInfo) -> str:
-    default = field.get_default(call_default_factory=True, validated_data={})
-    if field.is_required():
-        shown = "needed"
-    elif isinstance(default, BaseModel):
-        shown = f'`{{ type = "{_type_of(type(default))}" }}`'
-    else:
-        shown = "none" if default is None else f"`{toml_value(str(default) if isinstance(default, Path) else default)}`"
-    cells = [f"`{key}`", _takes(field.annotation), shown, field.description or ""]
+    default = "needed"
+    if not field.is_required():
+        value = field.get_default(call_default_factory=True, validated_data={})
+        default = "none" if value is None else f"`{toml_value(_plain(value))}`"
+    cells = [f"`{key}`", _takes(field.annotation), default, field.description or ""]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def _plain(default: Any) -> Any:
+    if isinstance(default, tuple):
+        return [_plain(one) for one in default]
+    if isinstance(default, BaseModel):
+        return default.model_dump(include={"type"})
+    return str(default) if isinstance(default, Path) else default
 
 
 def _takes(annotation: Any) -> str:

@@ -1,0 +1,231 @@
+"""The tables of loop.toml that say what computes, when, where it is kept and who is told: all but the method itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, tzinfo
+from typing import Annotated, Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
+
+from loop.config.cron import cron_fields
+from loop.config.section import Cost, ForSampling, ForTraining, Mistake, Name, Private, Section, refuse
+from loop.config.times import parse_interval, parse_until, parse_window, parse_zone
+from loop.config.toml_lines import KeyPath
+from policies.by_type import by_type
+from policies.schedule import STOP_RULES, StopRule
+
+
+def _is_web(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _a_command(command: tuple[str, ...], example: str) -> tuple[str, ...]:
+    if (command and not command[0].strip()) or any("\0" in word for word in command):
+        raise ValueError(f"is no command; give it and its arguments, as in {example}")
+    return command
+
+
+class Grading(Section):
+    """How solutions are run. They never run in the loop's own process."""
+
+    sandbox: Literal["bubblewrap", "none"] = Field(
+        "bubblewrap", description='"none" runs model-written code with your rights: only on a machine you can lose.'
+    )
+    timeout_s: PositiveFloat = Field(10.0, description="Wall time for one solution with all its tests.")
+    timeout_factor: PositiveFloat = Field(
+        20.0, description="Time limit as a multiple of the reference solution's time, where that exceeds timeout_s."
+    )
+    memory_bytes: PositiveInt = Field(1 << 30, description="Address space of a solution.")
+    num_workers: Cost[PositiveInt | None] = Field(
+        None, description="Solutions graded at a time; default: one per core."
+    )
+
+
+class Engine(Section):
+    """What runs the model. Results do not depend on it beyond floating-point noise; time and memory do."""
+
+    sampler: ForSampling[Literal["auto", "transformers", "vllm", "server", "fake"]] = Field(
+        "auto",
+        description='What generates completions; "auto" takes vLLM where it is installed and starts, "server" asks '
+        "one elsewhere.",
+    )
+    server_url: ForSampling[Private[str | None]] = Field(
+        None, description='For "server": where `vllm serve` answers, "http://HOST:PORT/v1"; a key is in OPENAI_API_KEY.'
+    )
+    server_command: Cost[Private[tuple[str, ...]]] = Field(
+        (),
+        description='For "server": a command that makes it serve the checkpoint {path}, as ["./reload.sh", "{path}"].',
+    )
+    trainer: ForTraining[Literal["trl", "fake"]] = Field("trl", description="What fine-tunes.")
+    device: ForSampling[ForTraining[Literal["auto", "cpu", "cuda"]]] = Field(
+        "auto", description='"auto" takes a GPU where there is one.'
+    )
+    dtype: ForSampling[Literal["auto", "float32", "bfloat16"]] = Field(
+        "auto",
+        description="Weights while sampling; auto: bfloat16 on a GPU and on a CPU that computes in it, else float32.",
+    )
+    batch_size: ForSampling[PositiveInt] = Field(32, description="Completions generated together.")
+    kv_cache_bytes: Cost[PositiveInt | None] = Field(
+        None, description="vLLM's KV cache; default: 2 GiB on a CPU, what is free up to 90% on a GPU."
+    )
+    gpus_per_engine: ForSampling[PositiveInt] = Field(
+        1, description="GPUs that vLLM splits the model over (tensor parallelism)."
+    )
+    num_engines: ForSampling[PositiveInt | None] = Field(
+        None, description="Engines that share the sampling; default: as many as fit on the visible GPUs, at least 1."
+    )
+    num_threads: ForSampling[ForTraining[PositiveInt | None]] = Field(
+        None, description="CPU threads of the model; default: one per core."
+    )
+    num_training_processes: ForTraining[PositiveInt] = Field(
+        1,
+        description="Processes that fine-tune together: one per GPU to be used; training.batch_size stays what it is.",
+    )
+    max_attempts: Cost[PositiveInt] = Field(3, description="Attempts per stage; when all have failed, the round fails.")
+    retry_wait_s: Cost[float] = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")
+    stall_timeout_s: Cost[PositiveFloat] = Field(
+        600.0,
+        description="A worker that does nothing for this long is ended and its stage tried again, with twice the limit; one that "
+        "computes without any report gets four times as long.",
+    )
+
+    @field_validator("server_url")
+    @classmethod
+    def _server_url(cls, url: str | None) -> str | None:
+        if url is not None and not (
+            _is_web(url) and url.isprintable() and not set(url) & set(" ?#") and "@" not in urlsplit(url).netloc
+        ):
+            # Not what was given: it may hold a password.
+            raise ValueError(
+                'is not the address of a server; give one such as "http://gpu-host:8000/v1", a key in OPENAI_API_KEY'
+            )
+        return url
+
+    @field_validator("server_command")
+    @classmethod
+    def _server_command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        return _a_command(command, '["./reload.sh", "{path}"]')
+
+    @model_validator(mode="after")
+    def _server(self) -> Engine:
+        mistakes: list[Mistake] = []
+        if self.sampler == "server":
+            if self.server_url is None:
+                problem = '"server" needs server_url, where it answers; give it, as in "http://gpu-host:8000/v1"'
+                mistakes.append((("sampler",), problem))
+            if self.num_engines is not None:
+                problem = "has no meaning for a server, which has its own; remove it"
+                mistakes.append((("num_engines",), problem))
+        else:
+            for key in ("server_url", "server_command"):
+                if getattr(self, key):
+                    mistakes.append(
+                        ((key,), f'has no meaning for sampler {self.sampler!r}; remove it, or set "server"')
+                    )
+        refuse(mistakes)
+        return self
+
+
+class Schedule(Section):
+    """When rounds run. It may be changed between two starts of the daemon; `loopctl run` does not look at it."""
+
+    every: str | None = Field(
+        None,
+        description='"continuous" (as without it), or the time between the starts of two rounds: "6h", "90m", "1d".',
+    )
+    cron: str | None = Field(None, description="Five fields; a round is due at these times. Excludes every.")
+    timezone: str = Field("UTC", description='Of cron, windows and until: "Europe/Berlin".')
+    windows: tuple[str, ...] | None = Field(
+        None, description='Rounds run only inside: "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin", "weekends".'
+    )
+    until: str | None = Field(None, description="After this time nothing begins or goes on.")
+    stop: tuple[Annotated[SerializeAsAny[StopRule], by_type(STOP_RULES)], ...] = Field(
+        (), description='What ends the run: { type = "plateau", rounds = 5 } and so on.'
+    )
+
+    @model_validator(mode="after")
+    def _understood(self) -> Schedule:
+        zone: tzinfo = UTC
+        mistakes: list[Mistake] = []
+        try:
+            zone = parse_zone(self.timezone)
+        except ValueError as error:
+            mistakes.append((("timezone",), str(error)))
+        if self.every is not None and self.cron is not None:
+            mistakes.append((("every",), "every and cron are both given; give one"))
+        named: list[tuple[KeyPath, str | None, Callable[[str], object]]] = [
+            (("every",), self.every, parse_interval),
+            (("cron",), self.cron, cron_fields),
+            (("until",), self.until, lambda text: parse_until(text, zone)),
+        ]
+        if self.windows == ():
+            problem = "is empty, so no round would ever begin; leave the key out to run at any time"
+            mistakes.append((("windows",), problem))
+        for index, window in enumerate(self.windows or ()):
+            named.append((("windows", index), window, lambda text: parse_window(text, zone)))
+        for key, text, parse in named:
+            try:
+                if text is not None:
+                    parse(text)
+            except ValueError as error:
+                mistakes.append((key, str(error)))
+        refuse(mistakes)
+        return self
+
+
+class Watching(Section):
+    """Who else is told what happens. Nothing here can hold up a round."""
+
+    on: tuple[Literal["decision", "pause", "failure"], ...] = Field(
+        ("decision", "pause", "failure"), description="What the command and the webhook are told."
+    )
+    command: tuple[str, ...] = Field((), description="A command and its arguments; it gets a JSON object on stdin.")
+    # It may hold a secret: it is neither stored with the run nor printed.
+    webhook: str | None = Field(None, exclude=True, repr=False, description="A URL that gets the same by POST.")
+    timeout_s: PositiveFloat = Field(30.0, description="A command or a request that takes longer is given up.")
+    prometheus_port: int | None = Field(None, ge=1, le=65535, description="Metrics on 127.0.0.1, if given.")
+    trackers: tuple[Literal["trackio", "wandb", "mlflow"], ...] = Field(
+        (),
+        description="Experiment trackers that get each round's figures; on this machine only, unless told otherwise.",
+    )
+    project: Name | None = Field(None, description="What trackers call it; default: the run's name.")
+
+    @field_validator("command")
+    @classmethod
+    def _command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
+        return _a_command(command, '["notify-send", "loop"]')
+
+    @field_validator("webhook")
+    @classmethod
+    def _webhook(cls, webhook: str | None) -> str | None:
+        if webhook is not None and (not _is_web(webhook) or any(one <= " " or one == "\x7f" for one in webhook)):
+            raise ValueError('is no web address; give one such as "https://example.org/hook"')  # not what was given
+        return webhook
+
+
+class Storage(Section):
+    """Which checkpoints stay on disk, and how much of it the loop leaves alone."""
+
+    keep_last: int = Field(
+        2, ge=0, description="Newest checkpoints that stay beside the base, the head, the best and pinned ones."
+    )
+    max_total_bytes: PositiveInt | None = Field(
+        None, description="All checkpoints together: the oldest of the newest go first; the others always stay."
+    )
+    min_free_bytes: int = Field(
+        1_000_000_000, ge=0, description="With less free disk than this and the next stage's need, the run waits."
+    )
+
+
+class Daemon(Section):
+    """How the background service behaves."""
+
+    stop_grace_s: PositiveFloat = Field(
+        600.0, description="After SIGTERM: a stage that reaches no safe point in this time is interrupted."
+    )
