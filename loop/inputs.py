@@ -16,7 +16,7 @@ from loop.config.loading import LoadedConfig
 from loop.config.settings import HUB_NAME, Config, Mistake, Suite
 from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
-from loop.grading.problems import load_suite, split_of
+from loop.grading.suite import load_suite, split_of
 from loop.prompts.sources import load_prompts, load_tests, source_kind
 from loop.words import printable, shown
 

@@ -139,7 +139,7 @@ def _grader(call: Call) -> Grader:
 
 def _problems(file: str) -> dict[str, Problem | str]:
     """The problems by id; for one without tests, the words that say so: nothing can be known of its completions."""
-    from loop.grading import problems as known
+    from loop.grading import suite as known
     from loop.grading.problem import UntestedProblem
 
     if os.path.exists(file) and not os.access(file, os.R_OK):

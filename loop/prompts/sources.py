@@ -24,7 +24,7 @@ from loop.config.settings import HUB_NAME, Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
-from loop.grading.problems import problem_of
+from loop.grading.suite import problem_of
 from loop.prompts.templates import ask, content, opening
 from loop.words import printable
 from store.canonical import sha256_of

@@ -30,7 +30,7 @@ from loop.grading.inside.cell import Link
 from loop.grading.inside.compare import same_output
 from loop.grading.inside.judge import PREAMBLE
 from loop.grading.problem import Problem
-from loop.grading.problems import load_suite, problem_of
+from loop.grading.suite import load_suite, problem_of
 from loop.grading.trying import check_sandbox, find_bwrap, open_sandbox
 from loop.grading.warm import Usage, Warm
 from tests.support.hostile_programs import PROBLEMS

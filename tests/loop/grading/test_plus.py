@@ -15,7 +15,7 @@ from loop.grading.formats.plus import inputs_of
 from loop.grading.grader import Grader, Job
 from loop.grading.inside.compare import is_right
 from loop.grading.problem import Problem
-from loop.grading.problems import load_suite, problem_of
+from loop.grading.suite import load_suite, problem_of
 
 HALVES = {
     "task_id": "HumanEval/900",

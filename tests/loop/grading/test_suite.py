@@ -15,7 +15,7 @@ import pytest
 
 from loop.errors import ConfigError
 from loop.grading.formats.livecodebench import livecodebench_tests
-from loop.grading.problems import load_suite, problem_of, split_of
+from loop.grading.suite import load_suite, problem_of, split_of
 
 HUMANEVAL = {
     "task_id": "T/0",
