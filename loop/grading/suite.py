@@ -6,13 +6,10 @@ remedy, found here and not in the middle of a run. Nothing in a file is executed
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import importlib.metadata
 import importlib.resources
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,15 +18,13 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
-from loop.grading.formats.fields import (
-    _json_type,
-    _shown,
-)
 from loop.grading.formats.humaneval import _humaneval, _humaneval_bytes
 from loop.grading.formats.livecodebench import _livecodebench
 from loop.grading.formats.mbpp import _mbpp
 from loop.grading.formats.plus import _plus
+from loop.grading.json_lines import Row, read_bytes, read_file, sound
 from loop.grading.problem import Problem
+from loop.words import printable, shown
 
 SPLIT_ORDER = ("select", "confirm", "final")
 
@@ -61,15 +56,15 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
     `limit` takes the problems with the smallest hash of their id, so that a suite that grows keeps most of its subset.
     Raises ConfigError.
     """
-    name, place, content = open_problems(source, base_dir)
+    name, place, rows = suite_rows(source, base_dir)
     problems: list[Problem] = []
     lines: dict[str, int] = {}
-    for line, row in rows_of(content, place):
+    for line, row in sound(rows):
         where = f"{place}:{line}"
         problem = problem_of(row, where)
         if problem.task_id in lines:
             raise ConfigError(
-                f"{where}: task_id {_shown(problem.task_id)} is already used in line {lines[problem.task_id]}; "
+                f"{where}: task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}; "
                 "each problem needs its own"
             )
         lines[problem.task_id] = line
@@ -98,94 +93,18 @@ def split_of(task_id: str, shares: Mapping[str, float]) -> str:
     return names[-1]  # the shares sum to 1 but for rounding
 
 
-def open_problems(source: str, base_dir: Path | None) -> tuple[str, str, bytes]:
-    """The suite's name, what messages call its file, and the file's content without its compression."""
+def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[tuple[int, Row | ConfigError]]]:
+    """The suite's name, what messages call its file, and its rows as `json_lines` reads them."""
     if source == "first-steps":
-        file = importlib.resources.files("loop.grading") / "suites" / "first_steps.jsonl"
-        return source, "first_steps.jsonl", file.read_bytes()
+        content = (importlib.resources.files("loop.grading") / "suites" / "first_steps.jsonl").read_bytes()
+        return source, "first_steps.jsonl", read_bytes(content, "first_steps.jsonl")
     if source == "humaneval":
-        return source, "HumanEval.jsonl.gz", _inflate(_humaneval_bytes(), "HumanEval.jsonl.gz")
+        return source, "HumanEval.jsonl.gz", read_bytes(_humaneval_bytes(), "HumanEval.jsonl.gz")
     path = Path(source).expanduser()
     if base_dir is not None:
         path = base_dir / path
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(
-            f'{path}: no such file; suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
-        ) from None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a directory; name the file with the problems") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{_shown(str(path))}: cannot be read ({reason}); make it readable") from None
-    return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), str(path), _inflate(content, str(path))
-
-
-def _inflate(content: bytes, place: str) -> bytes:
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"{place}: is not a whole gzip file ({error}); fetch it again") from None
-
-
-def rows_of(content: bytes, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each object with its line: JSON lines, or one JSON list (MBPP's sanitized file)."""
-    if content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"[":
-        yield from _rows_of_list(content, place)
-        return
-    for line, raw in enumerate(content.split(b"\n"), start=1):
-        text = _decode(raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw, place, line).strip()
-        if text:
-            yield line, _object(_parse(text, place, line), place, line)
-
-
-def _rows_of_list(content: bytes, place: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    try:
-        text = content.removeprefix(b"\xef\xbb\xbf").decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise ConfigError(f"{place}:{line}: is not UTF-8; save the file as UTF-8") from None
-    decoder, position = json.JSONDecoder(), text.index("[") + 1
-    line, counted = 1, 0
-    separator = re.compile(r"[\s,]*")
-    while True:
-        position = separator.match(text, position).end()  # type: ignore[union-attr]
-        line, counted = line + text.count("\n", counted, position), position
-        if text[position : position + 1] == "]" and not text[position + 1 :].strip():
-            return
-        try:
-            row, position = decoder.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            raise _not_json(error, place, line) from None
-        yield line, _object(row, place, line)
-
-
-def _decode(raw: bytes, place: str, line: int) -> str:
-    try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{place}:{line}: is not UTF-8; save the file as UTF-8") from None
-
-
-def _parse(text: str, place: str, line: int) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _not_json(error, place, line) from None
-
-
-def _not_json(error: Exception, place: str, line: int) -> ConfigError:
-    reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or out of range"
-    return ConfigError(f"{place}:{line}: is not JSON ({reason}); expected one JSON object per line")
-
-
-def _object(row: Any, place: str, line: int) -> dict[str, Any]:
-    if not isinstance(row, dict):
-        raise ConfigError(f"{place}:{line}: is {_json_type(row)}; expected a JSON object: {_FORMATS}")
-    return row
+    choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
+    return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), printable(str(path)), read_file(path, "problems", choices)
 
 
 def problem_of(row: dict[str, Any], where: str) -> Problem:
@@ -197,7 +116,7 @@ def problem_of(row: dict[str, Any], where: str) -> Problem:
         return _mbpp(row, where)
     if "entry_point" in row or "test" in row:
         return _humaneval(row, where)
-    keys = ", ".join(_shown(key)[1:-1] for key in list(row)[:8]) or "none"
+    keys = ", ".join(shown(key)[1:-1] for key in list(row)[:8]) or "none"
     raise ConfigError(f"{where}: is in no known format (keys: {keys}); expected {_FORMATS}")
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from loop.errors import ConfigError
+from loop.words import shown
 
 
 def _need(row: dict[str, Any], keys: tuple[str, ...], form: str, where: str) -> None:
@@ -32,7 +32,7 @@ def _texts(row: dict[str, Any], key: str, where: str) -> list[str]:
 def _identifier(row: dict[str, Any], key: str, where: str) -> str:
     value = row[key]
     if not isinstance(value, str) or not value.isidentifier():
-        raise ConfigError(f"{where}: {key} is {_shown(value)}; expected the name of a function")
+        raise ConfigError(f"{where}: {key} is {shown(value)}; expected the name of a function")
     return value
 
 
@@ -41,14 +41,14 @@ def _task_id(row: dict[str, Any], key: str, where: str) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str) or not value.strip():
-        raise ConfigError(f"{where}: {key} is {_shown(value)}; expected a string or a whole number")
+        raise ConfigError(f"{where}: {key} is {shown(value)}; expected a string or a whole number")
     return value
 
 
 def _difficulty(row: dict[str, Any], where: str) -> str | None:
     value = row.get("difficulty")
     if value is not None and not isinstance(value, str):
-        raise ConfigError(f"{where}: difficulty is {_shown(value)}; expected a word such as easy, or no such key")
+        raise ConfigError(f"{where}: difficulty is {shown(value)}; expected a word such as easy, or no such key")
     return value
 
 
@@ -60,12 +60,6 @@ def _date(row: dict[str, Any]) -> str | None:
 def _reference(row: dict[str, Any], key: str, before: str = "") -> str | None:
     value = row.get(key)
     return before + value if isinstance(value, str) and value.strip() else None
-
-
-def _shown(value: Any) -> str:
-    """A value from a file as a short printable word of a message."""
-    text = json.dumps(value, ensure_ascii=True) if not isinstance(value, float) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _json_type(value: Any) -> str:

@@ -13,8 +13,9 @@ import zlib
 from typing import Any
 
 from loop.errors import ConfigError
-from loop.grading.formats.fields import _date, _difficulty, _json_type, _need, _shown, _task_id, _text
+from loop.grading.formats.fields import _date, _difficulty, _json_type, _need, _task_id, _text
 from loop.grading.problem import Problem, UntestedProblem, _Untested
+from loop.words import shown
 
 MAX_UNPACKED_BYTES = 512 << 20
 
@@ -118,7 +119,7 @@ def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
         )
     kinds = {test["testtype"] for test in tests}
     if not kinds <= {"stdin", "functional"}:
-        raise ValueError(f'testtype {_shown(min(kinds - {"stdin", "functional"}))} is unknown; "stdin" or "functional"')
+        raise ValueError(f'testtype {shown(min(kinds - {"stdin", "functional"}))} is unknown; "stdin" or "functional"')
     if len(kinds) > 1:
         raise ValueError("mixes stdin and functional tests; give all tests one testtype")
     if kinds == {"functional"}:

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from loop.errors import ConfigError
-from loop.grading.formats.fields import _date, _difficulty, _identifier, _need, _shown, _task_id, _text
+from loop.grading.formats.fields import _date, _difficulty, _identifier, _need, _task_id, _text
 from loop.grading.problem import Problem, UntestedProblem
+from loop.words import shown
 
 PARTS = ("base", "plus")
 
@@ -105,7 +106,7 @@ def _plus(row: dict[str, Any], where: str) -> Problem:
         raise UntestedProblem(f"{where}: has neither base_input nor plus_input, so anything would pass; add inputs")
     atol = row.get("atol") or 0
     if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
-        raise ConfigError(f"{where}: atol is {_shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
+        raise ConfigError(f"{where}: atol is {shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
     program = prompt + _text(row, "canonical_solution", where)
     begun = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
     problem = Problem(
