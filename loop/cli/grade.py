@@ -12,6 +12,7 @@ import click
 
 from loop.cli.options import Call, shared_options, the_call
 from loop.errors import ConfigError, LoopError
+from loop.grading.formats import NAMES, problem_of
 from loop.words import clipped, count, safe
 from store.records import Json
 
@@ -28,7 +29,7 @@ KS = (1, 5, 10, 100)
     "problems_file",
     required=True,
     metavar="FILE",
-    help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own.",
+    help=f"{NAMES}, or the loop's own.",
 )
 @click.option(
     "--completions",
@@ -137,17 +138,17 @@ def _grader(call: Call) -> Grader:
 
 def _problems(file: str) -> dict[str, Problem | str]:
     """The problems by id; for one without tests, the words that say so: nothing can be known of its completions."""
-    from loop.grading import suite as known
     from loop.grading.json_lines import sound
     from loop.grading.problem import UntestedProblem
+    from loop.grading.suite import suite_rows
 
     try:
-        _, place, rows = known.suite_rows(file, None)
+        _, place, rows = suite_rows(file, None)
         found: dict[str, Problem | str] = {}
         for line, row in sound(rows):
             where = f"{place}:{line}"
             try:
-                problem = known.problem_of(row, where)
+                problem = problem_of(row, where)
                 task_id, entry = problem.task_id, problem
             except UntestedProblem:
                 task_id, entry = str(row.get("task_id", row.get("question_id"))), "the problem has no tests"  # type: ignore[assignment]

@@ -12,26 +12,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
-from loop.grading.formats.humaneval import _humaneval, _humaneval_bytes
-from loop.grading.formats.livecodebench import _livecodebench
-from loop.grading.formats.mbpp import _mbpp
-from loop.grading.formats.plus import _plus
+from loop.grading.formats import DESCRIPTION, humaneval, problem_of
 from loop.grading.json_lines import Row, read_bytes, read_file, sound
 from loop.grading.problem import Problem
 from loop.words import printable, shown
 
 SPLIT_ORDER = ("select", "confirm", "final")
-
-_FORMATS = (
-    "HumanEval (task_id, prompt, entry_point, test), MBPP (task_id, text or prompt, test_list), HumanEval+ or MBPP+ "
-    "(task_id, prompt, entry_point, canonical_solution, base_input) or LiveCodeBench (question_id, question_content, public_test_cases or private_test_cases)"
-)
 
 
 class Suite(BaseModel):
@@ -70,7 +61,7 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
         lines[problem.task_id] = line
         problems.append(problem)
     if not problems:
-        raise ConfigError(f"{place}: holds no problems; expected one JSON object per line: {_FORMATS}")
+        raise ConfigError(f"{place}: holds no problems; expected one JSON object per line: {DESCRIPTION}")
     if limit is not None and limit < len(problems):
         chosen = set(sorted(lines, key=_limit_key)[:limit])
         problems = [problem for problem in problems if problem.task_id in chosen]
@@ -99,25 +90,12 @@ def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[t
         content = (importlib.resources.files("loop.grading") / "suites" / "first_steps.jsonl").read_bytes()
         return source, "first_steps.jsonl", read_bytes(content, "first_steps.jsonl")
     if source == "humaneval":
-        return source, "HumanEval.jsonl.gz", read_bytes(_humaneval_bytes(), "HumanEval.jsonl.gz")
+        return source, "HumanEval.jsonl.gz", read_bytes(humaneval.installed_file(), "HumanEval.jsonl.gz")
     path = Path(source).expanduser()
     if base_dir is not None:
         path = base_dir / path
     choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
     return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), printable(str(path)), read_file(path, "problems", choices)
-
-
-def problem_of(row: dict[str, Any], where: str) -> Problem:
-    if "question_id" in row or "question_content" in row:
-        return _livecodebench(row, where)
-    if "base_input" in row:
-        return _plus(row, where)
-    if "test_list" in row:
-        return _mbpp(row, where)
-    if "entry_point" in row or "test" in row:
-        return _humaneval(row, where)
-    keys = ", ".join(shown(key)[1:-1] for key in list(row)[:8]) or "none"
-    raise ConfigError(f"{where}: is in no known format (keys: {keys}); expected {_FORMATS}")
 
 
 def _content_hash(problems: list[Problem]) -> str:

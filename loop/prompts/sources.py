@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from loop.config.settings import HUB_NAME, Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
+from loop.grading.formats import FORMATS_OF_PROMPTS
 from loop.grading.json_lines import Row, read_bytes, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
-from loop.grading.suite import problem_of
 from loop.prompts.templates import ask, content, opening
 from loop.words import printable, shown
 from store.canonical import sha256_of
@@ -34,9 +34,8 @@ _PlacedRow = tuple[str, str, Row | ConfigError]
 
 _ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.data_set writes other rows
 _NAME_KEYS = ("id", "task_id", "question_id", "name")
-_TEST_KEYS = ("test_list", "test", "public_test_cases", "private_test_cases")
-# what a row needs beside its statement to be a problem with tests
-_PROBLEM_KEYS = (*_TEST_KEYS, "test_setup_code", "test_imports", "prompt", "entry_point", "code", "metadata")
+_TEST_KEYS = [key for known in FORMATS_OF_PROMPTS for key in known.test_keys]
+_MORE_KEYS = [key for known in FORMATS_OF_PROMPTS for key in known.more_keys]
 _MOST_BROKEN_LINES = 10
 _SOURCES = 'give "starter", a .jsonl or .jsonl.gz file, a data set on disk, or owner/name of one on the hub'
 
@@ -70,7 +69,7 @@ def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path
 def load_tests(
     prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None
 ) -> dict[str, TestedProblem]:
-    """The tests of the prompts that have some, by prompt id: HumanEval's, MBPP's or LiveCodeBench's keys in their rows.
+    """The tests of the prompts that have some in their rows, by prompt id.
 
     Of equal prompts the first that has tests counts. ConfigError if a test is broken, or if no prompt has any.
     """
@@ -96,7 +95,7 @@ def load_tests(
     if not found:
         raise ConfigError(
             f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; "
-            "give rows with test_list, test or public_test_cases, or leave passed_tests out"
+            f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
         )
     return found
 
@@ -223,21 +222,15 @@ def _prompt(row: dict[str, Any], number: str, prompts: Prompts, model: Model) ->
     return Prompt(id=sha256_of(asked), source=prompts.source, name=str(name), statement=statement, content=asked)
 
 
-def _tested(row: Mapping[str, Any], prompt: Prompt, prompts: Prompts, place: str) -> TestedProblem | None:
+def _tested(row: Row, prompt: Prompt, prompts: Prompts, place: str) -> TestedProblem | None:
     """The row as a problem of the format that its tests are in; None if it has no tests."""
-    if not any(row.get(key) for key in _TEST_KEYS):
+    tested_in = next((known for known in FORMATS_OF_PROMPTS if any(row.get(key) for key in known.test_keys)), None)
+    if tested_in is None:
         return None
     column = prompts.starter_code_column
     starter_code = str((row.get(column) if column is not None else "") or "")
-    if row.get("test_list"):
-        whole = {"task_id": prompt.name, "text": prompt.statement} | dict(row) | {"signature": starter_code}
-    elif row.get("test"):
-        whole = {"task_id": prompt.name, "prompt": starter_code or prompt.statement} | dict(row)
-    else:
-        own = {"question_id": prompt.name, "question_content": prompt.statement}
-        whole = own | dict(row) | {"starter_code": starter_code}
     try:
-        return problem_of(whole, place)
+        return tested_in.problem_of(tested_in.row_of_prompt(row, prompt.name, prompt.statement, starter_code), place)
     except UntestedProblem:
         return None
 
@@ -282,7 +275,7 @@ def _rows_of_data_set(
         "limit": prompts.limit,
     }
     if with_tests:
-        request["also"] = list(_PROBLEM_KEYS)
+        request["also"] = list(dict.fromkeys(_TEST_KEYS + _MORE_KEYS))
     if kind == "hub":
         rows = cache_dir / f"{sha256_of(request)[:32]}.jsonl"
         if not rows.exists():

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from loop.errors import ConfigError, PermissionDenied
+from loop.grading.formats import problem_of
 from loop.grading.formats.livecodebench import livecodebench_tests
-from loop.grading.suite import load_suite, problem_of, split_of
+from loop.grading.suite import load_suite, split_of
 
 HUMANEVAL = {
     "task_id": "T/0",
