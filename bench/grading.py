@@ -29,7 +29,7 @@ sys.path.insert(0, str(ROOT))
 from loop.grading import grader as grading  # noqa: E402
 from loop.grading.extract import extract_code  # noqa: E402
 from loop.grading.grader import Grader, Job  # noqa: E402
-from loop.grading.problems import load_suite  # noqa: E402
+from loop.grading.suite import load_suite  # noqa: E402
 
 Row = dict[str, Any]
 

@@ -17,7 +17,7 @@ from loop.config.section import HUB_NAME, Mistake
 from loop.config.settings import Config, Suite
 from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
-from loop.grading.problems import load_suite, split_of
+from loop.grading.suite import load_suite, split_of
 from loop.prompts.sources import load_prompts, load_tests, source_kind
 from loop.words import printable, shown
 

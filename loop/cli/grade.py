@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
-import zlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loop.cli.options import Call, shared_options, the_call
-from loop.errors import ConfigError, LoopError, PermissionDenied
+from loop.errors import ConfigError, LoopError
+from loop.grading.formats import NAMES, problem_of
 from loop.words import clipped, count, safe
 from store.records import Json
 
@@ -30,7 +29,7 @@ KS = (1, 5, 10, 100)
     "problems_file",
     required=True,
     metavar="FILE",
-    help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own.",
+    help=f"{NAMES}, or the loop's own.",
 )
 @click.option(
     "--completions",
@@ -139,18 +138,17 @@ def _grader(call: Call) -> Grader:
 
 def _problems(file: str) -> dict[str, Problem | str]:
     """The problems by id; for one without tests, the words that say so: nothing can be known of its completions."""
-    from loop.grading import problems as known
+    from loop.grading.json_lines import sound
     from loop.grading.problem import UntestedProblem
+    from loop.grading.suite import suite_rows
 
-    if os.path.exists(file) and not os.access(file, os.R_OK):
-        raise PermissionDenied(f"{file}: permission denied; make the file readable for this user")
     try:
-        _, place, content = known.open_problems(file, None)
+        _, place, rows = suite_rows(file, None)
         found: dict[str, Problem | str] = {}
-        for line, row in known.rows_of(content, place):
+        for line, row in sound(rows):
             where = f"{place}:{line}"
             try:
-                problem = known.problem_of(row, where)
+                problem = problem_of(row, where)
                 task_id, entry = problem.task_id, problem
             except UntestedProblem:
                 task_id, entry = str(row.get("task_id", row.get("question_id"))), "the problem has no tests"  # type: ignore[assignment]
@@ -166,36 +164,24 @@ def _problems(file: str) -> dict[str, Problem | str]:
 
 def _completions(file: str, problems: dict[str, Any]) -> list[tuple[str, str]]:
     """(task_id, completion) in the order of the file."""
-    rows = []
-    for number, line in enumerate(_lines(file), start=1):
-        if not line.strip():
-            continue
-        where = f"{file}:{number}"
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError:
-            raise LoopError(f"{where}: is not UTF-8; save the file as UTF-8") from None
-        except (ValueError, RecursionError):
-            raise LoopError(f'{where}: is not JSON; give {{"task_id": ..., "completion": ...}}') from None
-        if not isinstance(row, dict) or "task_id" not in row or not isinstance(row.get("completion"), str):
-            raise LoopError(f"{where}: lacks task_id or the text completion; give both")
-        task_id = str(row["task_id"])
-        if task_id not in problems:
-            raise LoopError(
-                f"{where}: no problem has the task_id {task_id[:80]!r}; remove the line, or add the problem"
-            )
-        rows.append((task_id, row["completion"]))
-    if not rows:
-        raise LoopError(f"{file}: holds no completions; give one JSON object a line")
-    return rows
+    from loop.grading.json_lines import read_bytes, sound
 
-
-def _lines(file: str) -> list[bytes]:
+    completions = []
+    with click.open_file(file, "rb") as opened:
+        content = opened.read()
     try:
-        with click.open_file(file, "rb") as opened:
-            content: bytes = opened.read()
-        if content.startswith(b"\x1f\x8b"):
-            content = gzip.decompress(content)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise LoopError(f"{file}: is not a whole gzip file ({error}); fetch it again") from None
-    return content.removeprefix(b"\xef\xbb\xbf").split(b"\n")
+        for number, row in sound(read_bytes(content, file)):
+            where = f"{file}:{number}"
+            if "task_id" not in row or not isinstance(row.get("completion"), str):
+                raise LoopError(f"{where}: lacks task_id or the text completion; give both")
+            task_id = str(row["task_id"])
+            if task_id not in problems:
+                raise LoopError(
+                    f"{where}: no problem has the task_id {task_id[:80]!r}; remove the line, or add the problem"
+                )
+            completions.append((task_id, row["completion"]))
+    except ConfigError as error:
+        raise LoopError(str(error)) from None
+    if not completions:
+        raise LoopError(f"{file}: holds no completions; give one JSON object a line")
+    return completions

@@ -84,7 +84,7 @@ def samples(found: Reader, completions: list[Completion]) -> list[Json]:
 
 def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem]:
     """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
-    from loop.grading.problems import load_suite
+    from loop.grading.suite import load_suite
     from loop.prompts.sources import load_tests
     from loop.stages.evaluating import yardstick
 

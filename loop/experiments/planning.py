@@ -20,7 +20,7 @@ from loop.config.settings import Config
 from loop.experiments.facts import run_facts
 from loop.experiments.file import Experiment, ExperimentRun
 from loop.experiments.running import Machine, rounds_kept
-from loop.grading.problems import load_suite
+from loop.grading.suite import load_suite
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
 from policies.data import DataPolicy, Usable

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import re
 import textwrap
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from loop.grading.problem import Problem
+from loop.grading.formats import DEFINITION, code_before
+from loop.grading.problem import Problem
 
 EXTRACTION_VERSION = 1
 
@@ -20,7 +20,6 @@ MAX_COMPLETION_CHARS = 1_000_000
 
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.#-]{0,20})[^`]*$")
 _PYTHON = {"", "py", "python", "python3", "py3", "pycon", "ipython", "ipython3"}
-_DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
 _CODE_LINE = re.compile(
     r"(?:async\s+def|def|class)\s+\w+\s*[(:\[]"
     r"|(?:async\s+)?(?:for|while|if|elif|with|match|case)\b.*:"
@@ -150,7 +149,7 @@ def _defines(code: str, entry_point: str | None) -> bool:
     if not entry_point:
         return False
     name = re.escape(entry_point)
-    found = re.search(rf"^([ \t]*){_DEFINITION}{name}\b|^{name}[ \t]*=(?!=)", code, re.MULTILINE)
+    found = re.search(rf"^([ \t]*){DEFINITION}{name}\b|^{name}[ \t]*=(?!=)", code, re.MULTILINE)
     if found is None:
         return False
     if not found[1] or re.search(r"^[ \t]*class[ \t]", code[: found.start()], re.MULTILINE):
@@ -161,18 +160,10 @@ def _defines(code: str, entry_point: str | None) -> bool:
 
 def _before_entry_point(problem: Problem, program: str) -> str:
     """HumanEval and HumanEval+: the prompt's imports and helper functions, which a whole program often leaves out."""
-    before = given_before(problem)
+    before = code_before(problem)
     if not before or before in program or "from __future__" in program:
         return ""
     return before + "\n\n\n"
-
-
-def given_before(problem: Problem) -> str:
-    """HumanEval and HumanEval+: what the prompt has before the function that is asked for, or ""."""
-    if problem.kind not in ("humaneval", "plus"):
-        return ""
-    found = re.search(rf"^{_DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
-    return problem.prompt_code[: found.start()].strip() if found else ""
 
 
 def _body_indent(prompt: str) -> str:
@@ -192,7 +183,7 @@ def _as_body(lines: list[str], indent: str) -> str | None:
         if first.startswith(indent) and first[len(indent)] not in " \t":
             return "\n".join(lines) + "\n"
         return textwrap.indent(textwrap.dedent("\n".join(lines)), indent) + "\n"
-    if re.match(_DEFINITION + r"|import\b|from\b|@", first):
+    if re.match(DEFINITION + r"|import\b|from\b|@", first):
         return None
     if rest and all(line[0] in " \t" for line in rest):
         opens = first.rstrip().endswith((":", "(", "[", "{", ",", "\\"))

@@ -6,7 +6,6 @@ of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` r
 
 from __future__ import annotations
 
-import builtins
 import hashlib
 import os
 import re
@@ -14,16 +13,13 @@ import threading
 from collections import deque
 from collections.abc import Hashable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
-from loop.grading.extract import given_before, why_none
-from loop.grading.formats.livecodebench import livecodebench_tests
-from loop.grading.formats.mbpp import _imports_of, called_names
-from loop.grading.formats.plus import inputs_of, oracle_of
-from loop.grading.inside import judge
+from loop.grading.extract import why_none
+from loop.grading.formats import tests_of
 from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
 from loop.grading.trying import open_sandbox
@@ -194,7 +190,7 @@ class Grader:
         code = code.encode("utf-8", "replace").decode()
         at_most_s = STRETCH * limit_s  # to tell a program that is a little late from one that never ends
         try:
-            with warm.run(problem, lambda: _tests(problem), code, at_most_s, self.memory_bytes) as running:
+            with warm.run(problem, lambda: tests_of(problem), code, at_most_s, self.memory_bytes) as running:
                 word, detail = self._judged(running, limit_s)
                 outcome = Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
         except BaseException:
@@ -296,55 +292,6 @@ def _identity(job: Job) -> bytes:
     """Jobs with the same one get the same verdict."""
     code = "" if job.code is None else job.code
     return hashlib.sha256(f"{id(job.problem)} {job.problem.task_id!r} {code}".encode("utf-8", "surrogatepass")).digest()
-
-
-def _tests(problem: Problem) -> dict[str, Any]:
-    """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests.
-
-    `called` names what a solution has to define; `imports` run before it, and `before` is the beginning that it may have from
-    the prompt: neither counts as its own.
-    """
-    payload = problem.payload
-    names = {"imports": "", "before": _offering(problem), "called": [problem.entry_point]}
-    if problem.kind == "humaneval":
-        return {**names, "kind": "humaneval", "prompt": problem.prompt_code, "test": payload["test"]}
-    if problem.kind == "mbpp":
-        if not payload["tests"]:
-            raise HarnessError(f"problem {problem.task_id} has no tests")
-        steps = [(f"test {number}", test) for number, test in enumerate(payload["tests"], start=1)]
-        if payload["setup"]:  # builds what the tests use, and may need what the solution defines
-            steps.insert(0, ("setup", payload["setup"]))
-        imports = "\n".join([*payload["imports"], *_imports_of(payload["setup"])])
-        return {**names, "kind": "mbpp", "imports": imports, "steps": steps, "called": _called(problem)}
-    if problem.kind == "plus":
-        inputs = inputs_of(problem.task_id, payload)
-        if not any(inputs.values()):
-            raise HarnessError(f"problem {problem.task_id} has no tests")
-        oracle = oracle_of(problem.task_id, problem.entry_point)
-        calls = {"program": payload["program"], "inputs": inputs, "atol": payload["atol"], "oracle": oracle}
-        return {**names, "kind": "plus", **calls}
-    try:
-        tests = livecodebench_tests(problem)
-    except ValueError as error:
-        raise HarnessError(f"problem {problem.task_id}: {error}") from None
-    if not tests:
-        raise HarnessError(f"problem {problem.task_id} has no tests")
-    pairs = [(test["input"], test["output"]) for test in tests]
-    return {**names, "kind": tests[0]["testtype"], "imports": judge.PREAMBLE, "tests": pairs}
-
-
-def _offering(problem: Problem) -> str:
-    """What HumanEval's prompt has before its function, where that might bind the function's name, too."""
-    before = given_before(problem)
-    return before if re.search(rf"\b{problem.entry_point}\b|import\s*\*", before) else ""
-
-
-def _called(problem: Problem) -> list[str]:
-    """MBPP: the tested function, which may be named like a builtin; where its name is not known, the builtins that are called."""
-    if problem.entry_point:
-        return [problem.entry_point]
-    called = set(called_names(problem.payload["tests"][0]))
-    return sorted(called) if all(hasattr(builtins, name) for name in called) else []
 
 
 def _printable(text: str) -> str:

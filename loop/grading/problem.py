@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError
-
-Kind = Literal["humaneval", "mbpp", "plus", "livecodebench"]
 
 
 class UntestedProblem(ConfigError):
     """A problem without tests: anything would pass."""
 
 
-class _Untested(ValueError):
-    """The same, before its place is known."""
-
-
 class Problem(BaseModel):
     """One problem, ready to be asked and graded.
 
     `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
-    signature, LiveCodeBench's starter code) or "". `payload` holds what the grader needs and is plain JSON. `reference` is
+    signature, LiveCodeBench's starter code) or "". `kind` names its format (`loop.grading.formats`); `payload` holds what the grader needs and is plain JSON. `reference` is
     a whole program that solves it, where the file has one; no model or solution is shown it. `date` is when the problem
     was published, as the file has it. No hash covers these two.
     """
@@ -35,7 +29,7 @@ class Problem(BaseModel):
     prompt_code: str = ""
     entry_point: str | None = None
     difficulty: str | None = None
-    kind: Kind
+    kind: str
     payload: dict[str, Any]
     reference: str | None = None
     date: str | None = None

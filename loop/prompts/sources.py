@@ -6,7 +6,6 @@ Data sets are read by `loop.prompts.data_set` in a child process, so that the ca
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import importlib.resources
 import json
@@ -15,29 +14,29 @@ import re
 import subprocess
 import sys
 import tempfile
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal
 
 from loop.config.section import HUB_NAME
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
+from loop.grading.formats import FORMATS_OF_PROMPTS
+from loop.grading.json_lines import Row, read_bytes, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
-from loop.grading.problems import problem_of
 from loop.prompts.templates import ask, content, opening
-from loop.words import printable
+from loop.words import printable, shown
 from store.canonical import sha256_of
 from store.records import Prompt
 
 SourceKind = Literal["starter", "file", "local", "hub"]
+_PlacedRow = tuple[str, str, Row | ConfigError]
 
 _ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.data_set writes other rows
 _NAME_KEYS = ("id", "task_id", "question_id", "name")
-_TEST_KEYS = ("test_list", "test", "public_test_cases", "private_test_cases")
-# what a row needs beside its statement to be a problem with tests
-_PROBLEM_KEYS = (*_TEST_KEYS, "test_setup_code", "test_imports", "prompt", "entry_point", "code", "metadata")
+_TEST_KEYS = [key for known in FORMATS_OF_PROMPTS for key in known.test_keys]
+_MORE_KEYS = [key for known in FORMATS_OF_PROMPTS for key in known.more_keys]
 _MOST_BROKEN_LINES = 10
 _SOURCES = 'give "starter", a .jsonl or .jsonl.gz file, a data set on disk, or owner/name of one on the hub'
 
@@ -55,7 +54,7 @@ def source_kind(source: str, base_dir: Path) -> SourceKind:
         pass
     if HUB_NAME.fullmatch(source) and not source.endswith((".parquet", ".json", ".csv", ".arrow")):
         return "hub"
-    raise ConfigError(f"{_shown(source)} is no source of prompts, and no such file or directory is there; {_SOURCES}")
+    raise ConfigError(f"{shown(source)} is no source of prompts, and no such file or directory is there; {_SOURCES}")
 
 
 def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None) -> list[Prompt]:
@@ -71,7 +70,7 @@ def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path
 def load_tests(
     prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None
 ) -> dict[str, TestedProblem]:
-    """The tests of the prompts that have some, by prompt id: HumanEval's, MBPP's or LiveCodeBench's keys in their rows.
+    """The tests of the prompts that have some in their rows, by prompt id.
 
     Of equal prompts the first that has tests counts. ConfigError if a test is broken, or if no prompt has any.
     """
@@ -79,6 +78,8 @@ def load_tests(
     ids: set[str] = set()
     broken: list[str] = []
     for place, number, row in _rows(prompts, base_dir, cache_dir, with_tests=True):
+        if isinstance(row, ConfigError):
+            raise row
         prompt = _prompt(row, number, prompts, model)
         if prompt.id not in ids and len(ids) == prompts.limit:
             break
@@ -94,8 +95,8 @@ def load_tests(
         raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES]))
     if not found:
         raise ConfigError(
-            f"no row of {_shown(prompts.source)} has tests, and passed_tests asks for them; "
-            "give rows with test_list, test or public_test_cases, or leave passed_tests out"
+            f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; "
+            f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
         )
     return found
 
@@ -155,26 +156,32 @@ def default_cache_dir() -> Path:
 # Rows to prompts
 
 
-def _rows(
-    prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: bool = False
-) -> Iterable[tuple[str, str, dict[str, Any]]]:
+def _rows(prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: bool = False) -> Iterator[_PlacedRow]:
+    """Each row of the source with its place for messages and its number there, which names a prompt that has no name."""
     kind = source_kind(prompts.source, base_dir)
+    if kind in ("hub", "local"):
+        yield from _rows_of_data_set(prompts, kind, base_dir, cache_dir or default_cache_dir(), with_tests)
+        return
     if kind == "starter":
-        shipped = importlib.resources.files("loop.prompts") / "starter.jsonl"
-        return _rows_of_lines(shipped.read_bytes().split(b"\n"), "starter.jsonl")
-    if kind == "file":
-        return _rows_of_file(_path(prompts.source, base_dir))
-    return _rows_of_data_set(prompts, kind, base_dir, cache_dir or default_cache_dir(), with_tests)
+        shipped = (importlib.resources.files("loop.prompts") / "starter.jsonl").read_bytes()
+        place, rows = "starter.jsonl", read_bytes(shipped, "starter.jsonl")
+    else:
+        path = _path(prompts.source, base_dir)
+        place, rows = printable(str(path)), read_file(path, "prompts", _SOURCES)
+    for line, row in rows:
+        yield f"{place}:{line}", str(line), row
 
 
-def _distinct(rows: Iterable[tuple[str, str, dict[str, Any]]], prompts: Prompts, model: Model) -> list[Prompt]:
-    """Rows come as (place for messages, name if the row has none, row)."""
+def _distinct(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> list[Prompt]:
     found: dict[str, Prompt] = {}
     broken: list[str] = []
     num_rows, has_starter_code = 0, False
     place = prompts.source
     for place, number, row in rows:
         num_rows += 1
+        if isinstance(row, ConfigError):
+            broken.append(str(row))
+            continue
         try:
             prompt = _prompt(row, number, prompts, model)
         except ValueError as error:
@@ -189,20 +196,18 @@ def _distinct(rows: Iterable[tuple[str, str, dict[str, Any]]], prompts: Prompts,
         rest = [f"{prompts.source}: {more} more rows are broken in the same or other ways; correct them too"]
         raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES] + (rest if more > 0 else [])))
     if not num_rows:
-        raise ConfigError(f"{_shown(prompts.source)} holds no prompts; give at least one row with a statement")
+        raise ConfigError(f"{shown(prompts.source)} holds no prompts; give at least one row with a statement")
     column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
     if column not in (None, default) and not has_starter_code:
-        raise ConfigError(f"no row of {_shown(prompts.source)} has {_shown(column)}; correct starter_code_column")
+        raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
     return list(found.values())
 
 
 def _prompt(row: dict[str, Any], number: str, prompts: Prompts, model: Model) -> Prompt:
     """ValueError says what is wrong with the row."""
-    if _BROKEN in row:
-        raise ValueError(row[_BROKEN])
     statement = _text(row, prompts.statement_column, "statement_column")
     if not statement.strip():
-        raise ValueError(f"{_shown(prompts.statement_column)} is blank; write the task there, or remove the row")
+        raise ValueError(f"{shown(prompts.statement_column)} is blank; write the task there, or remove the row")
     starter_code, program = "", False
     column = prompts.starter_code_column
     if column is not None and column in row:
@@ -218,34 +223,28 @@ def _prompt(row: dict[str, Any], number: str, prompts: Prompts, model: Model) ->
     return Prompt(id=sha256_of(asked), source=prompts.source, name=str(name), statement=statement, content=asked)
 
 
-def _tested(row: Mapping[str, Any], prompt: Prompt, prompts: Prompts, place: str) -> TestedProblem | None:
+def _tested(row: Row, prompt: Prompt, prompts: Prompts, place: str) -> TestedProblem | None:
     """The row as a problem of the format that its tests are in; None if it has no tests."""
-    if not any(row.get(key) for key in _TEST_KEYS):
+    tested_in = next((known for known in FORMATS_OF_PROMPTS if any(row.get(key) for key in known.test_keys)), None)
+    if tested_in is None:
         return None
     column = prompts.starter_code_column
     starter_code = str((row.get(column) if column is not None else "") or "")
-    if row.get("test_list"):
-        whole = {"task_id": prompt.name, "text": prompt.statement} | dict(row) | {"signature": starter_code}
-    elif row.get("test"):
-        whole = {"task_id": prompt.name, "prompt": starter_code or prompt.statement} | dict(row)
-    else:
-        own = {"question_id": prompt.name, "question_content": prompt.statement}
-        whole = own | dict(row) | {"starter_code": starter_code}
     try:
-        return problem_of(whole, place)
+        return tested_in.problem_of(tested_in.row_of_prompt(row, prompt.name, prompt.statement, starter_code), place)
     except UntestedProblem:
         return None
 
 
 def _text(row: Mapping[str, Any], column: str, option: str) -> str:
     if column not in row:
-        keys = ", ".join(_shown(key) for key in list(row)[:8]) or "none"
-        raise ValueError(f"has no {_shown(column)} (its keys: {keys}); add it, or name the right key in {option}")
+        keys = ", ".join(shown(key) for key in list(row)[:8]) or "none"
+        raise ValueError(f"has no {shown(column)} (its keys: {keys}); add it, or name the right key in {option}")
     value = row[column]
     if not isinstance(value, str):
-        raise ValueError(f"{_shown(column)} is {_shown(value)}; expected text")
+        raise ValueError(f"{shown(column)} is {shown(value)}; expected text")
     if re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"{_shown(column)} holds half of a surrogate pair; write the whole character")
+        raise ValueError(f"{shown(column)} holds half of a surrogate pair; write the whole character")
     return value
 
 
@@ -257,50 +256,7 @@ def _path(source: str, base_dir: Path) -> Path:
         return base_dir / Path(source).expanduser()
     except RuntimeError:
         problem = "is in the home of a user that does not exist; correct the path"
-        raise ConfigError(f"{_shown(source)} {problem}") from None
-
-
-_BROKEN = "\0broken"  # the key of a row that could not be read, with the reason
-
-
-def _rows_of_file(path: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    place = printable(str(path))
-    try:
-        with path.open("rb") as raw:
-            compressed = raw.read(2) == b"\x1f\x8b"
-            raw.seek(0)
-            lines = cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if compressed else raw
-            yield from _rows_of_lines(lines, place)
-    except FileNotFoundError:
-        raise ConfigError(f"{place}: no such file; {_SOURCES}") from None
-    except IsADirectoryError:
-        raise ConfigError(f"{place}: is a directory; name the file with the prompts") from None
-    except PermissionError:
-        raise PermissionDenied(f"{place}: permission denied; make the file readable for this user") from None
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ConfigError(f"{place}: is not a whole gzip file ({error}); fetch or write it again") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{place}: cannot be read ({reason}); give a readable file") from None
-
-
-def _rows_of_lines(lines: Iterable[bytes], place: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for line, raw in enumerate(lines, start=1):
-        raw = raw.removeprefix(b"\xef\xbb\xbf") if line == 1 else raw
-        if not raw.strip():
-            continue
-        yield f"{place}:{line}", str(line), _row(raw)
-
-
-def _row(raw: bytes) -> dict[str, Any]:
-    try:
-        row = json.loads(raw.decode("utf-8"))
-    except UnicodeDecodeError:
-        return {_BROKEN: "is not UTF-8; save the file as UTF-8"}
-    except (ValueError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or out of range"
-        return {_BROKEN: f"is not JSON ({reason}); expected one JSON object per line"}
-    return row if isinstance(row, dict) else {_BROKEN: f"is {_shown(row)}; expected a JSON object"}
+        raise ConfigError(f"{shown(source)} {problem}") from None
 
 
 # Data sets
@@ -308,7 +264,7 @@ def _row(raw: bytes) -> dict[str, Any]:
 
 def _rows_of_data_set(
     prompts: Prompts, kind: SourceKind, base_dir: Path, cache_dir: Path, with_tests: bool
-) -> Iterator[tuple[str, str, dict[str, Any]]]:
+) -> Iterator[_PlacedRow]:
     """From the hub once, then from the cache; from disk every time, since what is there may have changed."""
     request: dict[str, Any] = {
         "version": _ROWS_VERSION,
@@ -320,7 +276,7 @@ def _rows_of_data_set(
         "limit": prompts.limit,
     }
     if with_tests:
-        request["also"] = list(_PROBLEM_KEYS)
+        request["also"] = list(dict.fromkeys(_TEST_KEYS + _MORE_KEYS))
     if kind == "hub":
         rows = cache_dir / f"{sha256_of(request)[:32]}.jsonl"
         if not rows.exists():
@@ -335,9 +291,9 @@ def _rows_of_data_set(
         yield from _places(rows, prompts.source)
 
 
-def _places(rows: Path, source: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _places(file: Path, source: str) -> Iterator[_PlacedRow]:
     """The child's rows under the place that a user knows: the data set and the number of the row in it, from 1."""
-    for _, _, row in _rows_of_file(rows):
+    for _, row in sound(read_file(file, "rows", "fetch the data set again")):
         number = str(row.pop("row", "?"))
         yield f"{printable(source)}: row {number}", number, row
 
@@ -373,8 +329,3 @@ def _make_directory(directory: Path) -> None:
     except OSError as error:
         problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
         raise PermissionDenied(f"{printable(str(directory))}: {problem}") from None
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=True, default=str)
-    return text if len(text) <= 60 else text[:57] + "..."

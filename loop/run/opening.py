@@ -17,7 +17,7 @@ from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError
 from loop.grading.grader import Grader
 from loop.grading.problem import Problem as GradingProblem
-from loop.grading.problems import load_suite
+from loop.grading.suite import load_suite
 from loop.inputs import BUILT_IN_MODEL, check_inputs
 from loop.prompts.sources import load_prompts, load_tests
 from loop.run.base_model import base_model

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from loop.config.loading import LoadedConfig
 from loop.engines.precision import auto_dtype
-from loop.grading.problems import load_suite, split_of
+from loop.grading.suite import load_suite, split_of
 from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
 from loop.system.gpus import used_bytes

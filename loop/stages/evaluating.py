@@ -12,7 +12,7 @@ from loop.config.settings import Config, PromptFormat
 from loop.config.settings import Suite as SuiteConfig
 from loop.engines.base import SamplingParams
 from loop.errors import HarnessError
-from loop.grading import problems as grading
+from loop.grading import suite as grading
 from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job
 from loop.grading.problem import Problem as GradingProblem

@@ -11,7 +11,7 @@ import pytest
 from loop.grading.extract import extract_code
 from loop.grading.formats.livecodebench import livecodebench_tests
 from loop.grading.grader import Grader, Job
-from loop.grading.problems import load_suite
+from loop.grading.suite import load_suite
 from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "problem-files.md").read_text(encoding="utf-8")

@@ -22,10 +22,10 @@ import typing
 import uuid
 from typing import Any, NamedTuple
 
+from loop.grading.formats import problem_of
 from loop.grading.inside import seccomp
 from loop.grading.inside.judge import PREAMBLE
 from loop.grading.problem import Problem
-from loop.grading.problems import problem_of
 
 WORD = uuid.uuid4().hex
 SECRET = f"expected-{WORD}"

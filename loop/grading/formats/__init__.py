@@ -1,0 +1,55 @@
+"""The formats of problem files: a file each, and a line each in the table below. All that others know of them is here."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from loop.errors import ConfigError, HarnessError
+from loop.grading.formats import humaneval, livecodebench, mbpp, plus
+from loop.grading.problem import Problem
+from loop.words import shown
+
+# A row has the first format of which it has a key.
+_FORMATS = (livecodebench.FORMAT, plus.FORMAT, mbpp.FORMAT, humaneval.FORMAT)
+# A training prompt is tested in the first for which its row has tests. Fetched data sets are known by the keys in this order.
+FORMATS_OF_PROMPTS = (mbpp.FORMAT, humaneval.FORMAT, livecodebench.FORMAT)
+
+_BY_KIND = {known.kind: known for known in _FORMATS}
+NAMES = ", ".join(known.name for known in reversed(_FORMATS))
+_DESCRIBED = [f"{known.name} ({known.keys})" for known in reversed(_FORMATS)]
+DESCRIPTION = f"{', '.join(_DESCRIBED[:-1])} or {_DESCRIBED[-1]}"
+DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
+
+
+def problem_of(row: dict[str, Any], where: str) -> Problem:
+    """A row as the problem that it describes; `where` is its place for messages. Raises ConfigError, UntestedProblem."""
+    for known in _FORMATS:
+        if any(key in row for key in known.told_by):
+            return known.problem_of(row, where)
+    keys = ", ".join(shown(key)[1:-1] for key in list(row)[:8]) or "none"
+    raise ConfigError(f"{where}: is in no known format (keys: {keys}); expected {DESCRIPTION}")
+
+
+def tests_of(problem: Problem) -> dict[str, Any]:
+    """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests.
+
+    `called` names what a solution has to define; `imports` run before it, and `before` is the beginning that it may have from
+    the prompt: neither counts as its own.
+    """
+    before = code_before(problem)
+    if not re.search(rf"\b{problem.entry_point}\b|import\s*\*", before):
+        before = ""  # it cannot bind the function's name
+    names = {"imports": "", "before": before, "called": [problem.entry_point]}
+    try:
+        return names | _BY_KIND[problem.kind].tests_of(problem)
+    except ValueError as error:
+        raise HarnessError(f"problem {problem.task_id}: {error}") from None
+
+
+def code_before(problem: Problem) -> str:
+    """The imports and helper functions that the prompt has before the function that it asks for, or ""."""
+    if not _BY_KIND[problem.kind].prompt_has_helpers:
+        return ""
+    function = re.search(rf"^{DEFINITION}{re.escape(problem.entry_point or '')}\b", problem.prompt_code, re.MULTILINE)
+    return problem.prompt_code[: function.start()].strip() if function else ""

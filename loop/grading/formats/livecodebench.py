@@ -13,8 +13,12 @@ import zlib
 from typing import Any
 
 from loop.errors import ConfigError
-from loop.grading.formats.fields import _date, _difficulty, _json_type, _need, _shown, _task_id, _text
-from loop.grading.problem import Problem, UntestedProblem, _Untested
+from loop.grading.formats import fields
+from loop.grading.formats.format import Format
+from loop.grading.inside.judge import PREAMBLE
+from loop.grading.json_lines import Row
+from loop.grading.problem import Problem, UntestedProblem
+from loop.words import shown
 
 MAX_UNPACKED_BYTES = 512 << 20
 
@@ -52,51 +56,60 @@ def unpack_tests(packed: str, key: str) -> str:
 def livecodebench_tests(problem: Problem) -> list[dict[str, str]]:
     """LiveCodeBench: the public, then the private tests, each with input, output and testtype."""
     payload = problem.payload
-    return [*_tests(payload["public"], "public_test_cases"), *_tests(payload["private"], "private_test_cases")]
+    return [
+        *_read_tests(payload["public"], "public_test_cases"),
+        *_read_tests(payload["private"], "private_test_cases"),
+    ]
 
 
-def _livecodebench(row: dict[str, Any], where: str) -> Problem:
-    _need(row, ("question_id", "question_content"), "LiveCodeBench", where)
+def _problem_of(row: Row, where: str) -> Problem:
+    fields.require(row, ("question_id", "question_content"), FORMAT.name, where)
     public, private = row.get("public_test_cases"), row.get("private_test_cases")
     try:
-        tests = _tests(public, "public_test_cases") + _tests(private, "private_test_cases")
-        metadata = row.get("metadata") or {}
-        if isinstance(metadata, str):
-            try:
-                metadata = json.loads(metadata)
-            except (ValueError, RecursionError):
-                raise ValueError("metadata is not JSON") from None
-        func_name = metadata.get("func_name") if isinstance(metadata, dict) else None
+        tests = _read_tests(public, "public_test_cases") + _read_tests(private, "private_test_cases")
+        func_name = _func_name(row.get("metadata") or {})
         _check_tests(tests, func_name)
     except ValueError as error:
-        kind = UntestedProblem if isinstance(error, _Untested) else ConfigError
-        raise kind(f"{where}: {error}") from None
+        raise ConfigError(f"{where}: {error}") from None
+    if not tests:
+        raise UntestedProblem(
+            f"{where}: has neither public_test_cases nor private_test_cases, so anything would pass; add a list of tests"
+        )
     starter = row.get("starter_code") or ""
     if not isinstance(starter, str):
-        raise ConfigError(f"{where}: starter_code is {_json_type(starter)}; expected a string")
-    statement = _text(row, "question_content", where)
+        raise ConfigError(f"{where}: starter_code is {fields.json_type(starter)}; expected a string")
+    statement = fields.text(row, "question_content", where)
     if tests[0]["testtype"] == "stdin":
         statement = statement.rstrip() + "\n\nRead from standard input and write the answer to standard output."
     return Problem(
-        task_id=_task_id(row, "question_id", where),
+        task_id=fields.task_id(row, "question_id", where),
         statement=statement,
         prompt_code=starter,
         entry_point=func_name if tests[0]["testtype"] == "functional" else None,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="livecodebench",
+        difficulty=fields.difficulty(row, where),
+        date=fields.date(row),
+        kind=FORMAT.kind,
         payload={"public": public, "private": private},
     )
 
 
-def _tests(value: Any, key: str) -> list[dict[str, str]]:
+def _func_name(metadata: Any) -> Any:
+    if isinstance(metadata, str):
+        try:
+            metadata = json.loads(metadata)
+        except (ValueError, RecursionError):
+            raise ValueError("metadata is not JSON") from None
+    return metadata.get("func_name") if isinstance(metadata, dict) else None
+
+
+def _read_tests(value: Any, key: str) -> list[dict[str, str]]:
     """A list of tests, as JSON, as a string of JSON, or packed as in the published files. Raises ValueError."""
     if value is None or value == "":
         return []
     if isinstance(value, str):
         value = _unstring(value, key)
     if not isinstance(value, list):
-        raise ValueError(f"{key} is {_json_type(value)}; expected a list of tests, or one as a JSON string")
+        raise ValueError(f"{key} is {fields.json_type(value)}; expected a list of tests, or one as a JSON string")
     for number, test in enumerate(value, start=1):
         if not isinstance(test, dict) or not all(isinstance(test.get(k), str) for k in ("input", "output", "testtype")):
             raise ValueError(f"test {number} of {key} lacks the strings input, output and testtype")
@@ -112,13 +125,9 @@ def _unstring(value: str, key: str) -> Any:
 
 
 def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
-    if not tests:
-        raise _Untested(
-            "has neither public_test_cases nor private_test_cases, so anything would pass; add a list of tests"
-        )
     kinds = {test["testtype"] for test in tests}
     if not kinds <= {"stdin", "functional"}:
-        raise ValueError(f'testtype {_shown(min(kinds - {"stdin", "functional"}))} is unknown; "stdin" or "functional"')
+        raise ValueError(f'testtype {shown(min(kinds - {"stdin", "functional"}))} is unknown; "stdin" or "functional"')
     if len(kinds) > 1:
         raise ValueError("mixes stdin and functional tests; give all tests one testtype")
     if kinds == {"functional"}:
@@ -133,3 +142,26 @@ def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
                 raise ValueError(
                     f"functional test {number} is not JSON; each input line and the output must be"
                 ) from None
+
+
+def _tests_of(problem: Problem) -> dict[str, Any]:
+    tests = livecodebench_tests(problem)
+    if not tests:
+        raise ValueError("has no tests")
+    pairs = [(test["input"], test["output"]) for test in tests]
+    return {"kind": tests[0]["testtype"], "imports": PREAMBLE, "tests": pairs}
+
+
+FORMAT = Format(
+    kind="livecodebench",
+    name="LiveCodeBench",
+    keys="question_id, question_content, public_test_cases or private_test_cases",
+    told_by=("question_id", "question_content"),
+    problem_of=_problem_of,
+    tests_of=_tests_of,
+    test_keys=("public_test_cases", "private_test_cases"),
+    more_keys=("metadata",),
+    row_of_prompt=lambda row, name, statement, code: (
+        {"question_id": name, "question_content": statement} | row | {"starter_code": code}
+    ),
+)

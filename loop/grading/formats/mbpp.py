@@ -9,30 +9,31 @@ import re
 from typing import Any
 
 from loop.errors import ConfigError
-from loop.grading.formats.fields import _date, _difficulty, _identifier, _need, _reference, _task_id, _text, _texts
-from loop.grading.formats.plus import _refuse_numpy
+from loop.grading.formats import fields
+from loop.grading.formats.format import Format
+from loop.grading.json_lines import Row
 from loop.grading.problem import Problem, UntestedProblem
 
 
-def _mbpp(row: dict[str, Any], where: str) -> Problem:
+def _problem_of(row: Row, where: str) -> Problem:
     statement_key = "text" if "text" in row else "prompt"
     if statement_key not in row:
         raise ConfigError(f"{where}: lacks the key text (or prompt) of an MBPP problem; add the statement")
-    _need(row, ("task_id", "test_list"), "MBPP", where)
-    tests = _texts(row, "test_list", where)
+    fields.require(row, ("task_id", "test_list"), FORMAT.name, where)
+    tests = fields.texts(row, "test_list", where)
     if isinstance(row.get("test"), str):
-        _refuse_numpy(row["test"], where)
+        fields.refuse_numpy(row["test"], where)
     if not tests:
         raise UntestedProblem(f"{where}: test_list is empty, so anything would pass; add tests")
     for number, test in enumerate(tests, start=1):
         if not re.search(r"\bassert|\braise\b", test):
             raise ConfigError(f"{where}: test {number} of test_list asserts nothing; write it as an assert statement")
-    statement = _text(row, statement_key, where)
-    signature = _text(row, "signature", where) if row.get("signature") else ""
-    setup = _text(row, "test_setup_code", where) if row.get("test_setup_code") else ""
-    imports = _texts(row, "test_imports", where) if row.get("test_imports") else []
+    statement = fields.text(row, statement_key, where)
+    signature = fields.text(row, "signature", where) if row.get("signature") else ""
+    setup = fields.text(row, "test_setup_code", where) if row.get("test_setup_code") else ""
+    imports = fields.texts(row, "test_imports", where) if row.get("test_imports") else []
     if "entry_point" in row:
-        entry_point: str | None = _identifier(row, "entry_point", where)
+        entry_point: str | None = fields.identifier(row, "entry_point", where)
     else:
         entry_point = _tested_function(tests[0], row.get("code"), "\n".join([setup, *imports]))
         if entry_point is None and len(set(called_names(tests[0]))) > 1:
@@ -40,19 +41,15 @@ def _mbpp(row: dict[str, Any], where: str) -> Problem:
     if not signature:  # MBPP's statements do not name the function: its tests are part of the question
         statement = statement.rstrip() + "\n\nYour code should pass these tests:\n" + "\n".join(tests)
     return Problem(
-        task_id=_task_id(row, "task_id", where),
+        task_id=fields.task_id(row, "task_id", where),
         statement=statement,
         prompt_code=signature,
         entry_point=entry_point,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="mbpp",
-        payload={
-            "tests": tests,
-            "setup": setup,
-            "imports": imports,
-        },
-        reference=_reference(row, "code"),
+        difficulty=fields.difficulty(row, where),
+        date=fields.date(row),
+        kind=FORMAT.kind,
+        payload={"tests": tests, "setup": setup, "imports": imports},
+        reference=fields.reference(row, "code"),
     )
 
 
@@ -77,10 +74,42 @@ def _tested_function(test: str, code: Any, preparation: str) -> str | None:
     return next(iter([name for name in unknown if name not in prepared] or unknown or unusual), None)
 
 
+def _tests_of(problem: Problem) -> dict[str, Any]:
+    payload = problem.payload
+    if not payload["tests"]:
+        raise ValueError("has no tests")
+    steps = [(f"test {number}", test) for number, test in enumerate(payload["tests"], start=1)]
+    if payload["setup"]:  # builds what the tests use, and may need what the solution defines
+        steps.insert(0, ("setup", payload["setup"]))
+    imports = "\n".join([*payload["imports"], *_imports_of(payload["setup"])])
+    return {"kind": "mbpp", "imports": imports, "steps": steps, "called": _called(problem)}
+
+
 def _imports_of(setup: str) -> list[str]:
-    """What the setup imports is there for the solution, too, as it is where both run in one process."""
+    """The setup's import statements: the solution may use them, too, as it does where both run in one process."""
     try:
-        found = [node for node in ast.parse(setup).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        statements = ast.parse(setup).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return []  # the tests' process says it
-    return [ast.unparse(node) for node in found]
+        return []  # the tests' process reports it
+    return [ast.unparse(statement) for statement in statements if isinstance(statement, ast.Import | ast.ImportFrom)]
+
+
+def _called(problem: Problem) -> list[str]:
+    """The tested function, which may be named like a builtin; where its name is not known, the builtins that are called."""
+    if problem.entry_point:
+        return [problem.entry_point]
+    called = set(called_names(problem.payload["tests"][0]))
+    return sorted(called) if all(hasattr(builtins, name) for name in called) else []
+
+
+FORMAT = Format(
+    kind="mbpp",
+    name="MBPP",
+    keys="task_id, text or prompt, test_list",
+    told_by=("test_list",),
+    problem_of=_problem_of,
+    tests_of=_tests_of,
+    test_keys=("test_list",),
+    more_keys=("test_setup_code", "test_imports", "prompt", "entry_point", "code"),
+    row_of_prompt=lambda row, name, statement, code: {"task_id": name, "text": statement} | row | {"signature": code},
+)

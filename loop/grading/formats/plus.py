@@ -13,8 +13,11 @@ from collections.abc import Callable
 from typing import Any
 
 from loop.errors import ConfigError
-from loop.grading.formats.fields import _date, _difficulty, _identifier, _need, _shown, _task_id, _text
+from loop.grading.formats import fields
+from loop.grading.formats.format import Format
+from loop.grading.json_lines import Row
 from loop.grading.problem import Problem, UntestedProblem
+from loop.words import shown
 
 PARTS = ("base", "plus")
 
@@ -94,9 +97,9 @@ _RESTORERS: dict[int, Callable[[list[Any]], Any]] = {
 }
 
 
-def _plus(row: dict[str, Any], where: str) -> Problem:
-    _need(row, ("task_id", "prompt", "entry_point", "canonical_solution", "base_input"), "HumanEval+ or MBPP+", where)
-    prompt, entry_point = _text(row, "prompt", where), _identifier(row, "entry_point", where)
+def _problem_of(row: Row, where: str) -> Problem:
+    fields.require(row, ("task_id", "prompt", "entry_point", "canonical_solution", "base_input"), FORMAT.name, where)
+    prompt, entry_point = fields.text(row, "prompt", where), fields.identifier(row, "entry_point", where)
     base, more = row["base_input"], row.get("plus_input") or []  # MBPP+ has {} for none
     for key, inputs in (("base_input", base), ("plus_input", more)):
         if not isinstance(inputs, list) or not all(isinstance(arguments, list) for arguments in inputs):
@@ -105,17 +108,17 @@ def _plus(row: dict[str, Any], where: str) -> Problem:
         raise UntestedProblem(f"{where}: has neither base_input nor plus_input, so anything would pass; add inputs")
     atol = row.get("atol") or 0
     if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
-        raise ConfigError(f"{where}: atol is {_shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
-    program = prompt + _text(row, "canonical_solution", where)
+        raise ConfigError(f"{where}: atol is {shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
+    program = prompt + fields.text(row, "canonical_solution", where)
     begun = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
     problem = Problem(
-        task_id=_task_id(row, "task_id", where),
+        task_id=fields.task_id(row, "task_id", where),
         statement="Complete the following Python function." if begun else "Write the function that is described here.",
         prompt_code=prompt,
         entry_point=entry_point,
-        difficulty=_difficulty(row, where),
-        date=_date(row),
-        kind="plus",
+        difficulty=fields.difficulty(row, where),
+        date=fields.date(row),
+        kind=FORMAT.kind,
         payload={"program": program, "base": json.dumps(base), "plus": json.dumps(more), "atol": atol},
         reference=program,
     )
@@ -126,10 +129,20 @@ def _plus(row: dict[str, Any], where: str) -> Problem:
     return problem
 
 
-def _refuse_numpy(test: str, where: str) -> None:
-    """The plus suites' other form holds its tests as code that computes with numpy, which no sandbox has."""
-    if re.search(r"^\s*(?:import|from)\s+numpy\b", test, re.MULTILINE):
-        raise ConfigError(
-            f"{where}: test imports numpy, which tests do not have; for HumanEval+ and MBPP+ take EvalPlus' own files "
-            "(HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz), which have base_input and plus_input"
-        )
+def _tests_of(problem: Problem) -> dict[str, Any]:
+    inputs = inputs_of(problem.task_id, problem.payload)
+    if not any(inputs.values()):
+        raise ValueError("has no tests")
+    compared = {"atol": problem.payload["atol"], "oracle": oracle_of(problem.task_id, problem.entry_point)}
+    return {"kind": "plus", "program": problem.payload["program"], "inputs": inputs, **compared}
+
+
+FORMAT = Format(
+    kind="plus",
+    name="HumanEval+ or MBPP+",
+    keys="task_id, prompt, entry_point, canonical_solution, base_input",
+    told_by=("base_input",),
+    problem_of=_problem_of,
+    tests_of=_tests_of,
+    prompt_has_helpers=True,
+)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from loop.grading.problem import Problem
-from loop.grading.problems import load_suite
+from loop.grading.suite import load_suite
 
 PROBLEMS = load_suite("first-steps").problems
 TRIVIAL = {

@@ -21,16 +21,16 @@ import psutil
 import pytest
 
 from loop.errors import ConfigError, HarnessError
-from loop.grading import grader as grader_module
 from loop.grading import trying
 from loop.grading import warm as warm_module
 from loop.grading.extract import extract_code, why_none
+from loop.grading.formats import problem_of, tests_of
 from loop.grading.grader import Grader, Job, Outcome, Verdict
 from loop.grading.inside.cell import Link
 from loop.grading.inside.compare import same_output
 from loop.grading.inside.judge import PREAMBLE
 from loop.grading.problem import Problem
-from loop.grading.problems import load_suite, problem_of
+from loop.grading.suite import load_suite
 from loop.grading.trying import check_sandbox, find_bwrap, open_sandbox
 from loop.grading.warm import Usage, Warm
 from tests.support.hostile_programs import PROBLEMS
@@ -96,9 +96,9 @@ def test_references_are_whole_programs(grader: Grader, source: str) -> None:
 def test_nothing_of_a_reference_is_sent() -> None:
     for source in ("humaneval", "first-steps"):
         for problem in load_suite(source).problems:
-            job = grader_module._tests(problem)
+            job = tests_of(problem)
             assert problem.reference and problem.reference not in job.values()
-            assert job == grader_module._tests(problem.model_copy(update={"reference": None}))
+            assert job == tests_of(problem.model_copy(update={"reference": None}))
 
 
 # --- verdicts and their words

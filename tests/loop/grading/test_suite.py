@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from loop.errors import ConfigError
+from loop.errors import ConfigError, PermissionDenied
+from loop.grading.formats import problem_of
 from loop.grading.formats.livecodebench import livecodebench_tests
-from loop.grading.problems import load_suite, problem_of, split_of
+from loop.grading.suite import load_suite, split_of
 
 HUMANEVAL = {
     "task_id": "T/0",
@@ -136,8 +137,8 @@ BAD_ROWS = [
     ("{", "is not JSON"),
     ("[" * 100_000, "is not JSON"),
     ('{"a": 1}\n[1]', "1: is in no known format (keys: a)"),
-    ("3", "is a number; expected a JSON object"),
-    ('"text"', "is a string; expected a JSON object"),
+    ("3", "is 3; expected a JSON object"),
+    ('"text"', 'is "text"; expected a JSON object'),
     ("{}", "keys: none"),
     ({**HUMANEVAL, "prompt": None}, "prompt is null; expected a string"),
     ({"task_id": "x", "entry_point": "f"}, "lacks prompt, test; a HumanEval problem has task_id, prompt"),
@@ -236,7 +237,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_a_file_without_permission(tmp_path: Path) -> None:
     file = Path(write(tmp_path / "x.jsonl", MBPP))
     file.chmod(0)
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(PermissionDenied, match="permission denied; make the file readable"):
         load_suite(str(file))
 
 

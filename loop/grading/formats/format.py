@@ -1,0 +1,37 @@
+"""What a format of problem files says of itself. `loop.grading.formats` lists them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from loop.grading.json_lines import Row
+from loop.grading.problem import Problem
+
+
+@dataclass(frozen=True)
+class Format:
+    """One format.
+
+    `kind` is how its problems and the stores call it, so it never changes; `name` and `keys` are for messages. A row has this
+    format if it has one of the keys in `told_by` and none of an earlier format's.
+
+    `problem_of` reads a row; its second argument is the row's place. It raises ConfigError, and UntestedProblem where any
+    answer would pass. `tests_of` gives what `judge.py` is told, but for the names that `loop.grading.formats.tests_of` adds; it
+    raises ValueError. With `prompt_has_helpers`, code that a prompt has before its function belongs to each solution.
+
+    A training prompt has tests in this format if its row has something in one of the `test_keys`; they may need `more_keys`,
+    too. `row_of_prompt` makes a row that `problem_of` reads out of the prompt's row, name, statement and starter code.
+    """
+
+    kind: str
+    name: str
+    keys: str
+    told_by: tuple[str, ...]
+    problem_of: Callable[[Row, str], Problem]
+    tests_of: Callable[[Problem], dict[str, Any]]
+    prompt_has_helpers: bool = False
+    test_keys: tuple[str, ...] = ()
+    more_keys: tuple[str, ...] = ()
+    row_of_prompt: Callable[[Row, str, str, str], Row] = lambda row, name, statement, starter_code: row

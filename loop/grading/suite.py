@@ -1,0 +1,114 @@
+"""Problem suites: HumanEval, MBPP, their plus forms, LiveCodeBench and the shipped first steps, in the field's own formats.
+
+Formats are told apart by their keys. Everything wrong with a file is a ConfigError of one line with the place and the
+remedy, found here and not in the middle of a run. Nothing in a file is executed or unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
+
+from loop.errors import ConfigError
+from loop.grading.extract import EXTRACTION_VERSION
+from loop.grading.formats import DESCRIPTION, humaneval, problem_of
+from loop.grading.json_lines import Row, read_bytes, read_file, sound
+from loop.grading.problem import Problem
+from loop.words import printable, shown
+
+SPLIT_ORDER = ("select", "confirm", "final")
+
+
+class Suite(BaseModel):
+    """Problems in the order of their file. `sha256` covers every problem, statements and tests included."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+    name: str
+    source: str
+    problems: tuple[Problem, ...]
+    sha256: str
+
+    @property
+    def identity(self) -> str:
+        """What makes two gradings comparable: the problems and the way in which code is taken from an answer."""
+        return hashlib.sha256(f"{self.sha256} extraction {EXTRACTION_VERSION}".encode()).hexdigest()
+
+
+def load_suite(source: str, limit: int | None = None, base_dir: Path | None = None) -> Suite:
+    """Read "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file (relative to `base_dir`).
+
+    `limit` takes the problems with the smallest hash of their id, so that a suite that grows keeps most of its subset.
+    Raises ConfigError.
+    """
+    name, place, rows = suite_rows(source, base_dir)
+    problems: list[Problem] = []
+    lines: dict[str, int] = {}
+    for line, row in sound(rows):
+        where = f"{place}:{line}"
+        problem = problem_of(row, where)
+        if problem.task_id in lines:
+            raise ConfigError(
+                f"{where}: task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}; "
+                "each problem needs its own"
+            )
+        lines[problem.task_id] = line
+        problems.append(problem)
+    if not problems:
+        raise ConfigError(f"{place}: holds no problems; expected one JSON object per line: {DESCRIPTION}")
+    if limit is not None and limit < len(problems):
+        chosen = set(sorted(lines, key=_limit_key)[:limit])
+        problems = [problem for problem in problems if problem.task_id in chosen]
+    return Suite(name=name, source=source, problems=tuple(problems), sha256=_content_hash(problems))
+
+
+def split_of(task_id: str, shares: Mapping[str, float]) -> str:
+    """The split of a problem: the SHA-256 of its id as a number in [0, 1) against the shares, laid end to end.
+
+    It depends on nothing else, so it never moves when problems are added or the shares are written in another order.
+    """
+    position = int.from_bytes(hashlib.sha256(_utf8(task_id)).digest()[:8], "big") / 2**64
+    known = [name for name in SPLIT_ORDER if shares.get(name, 0.0) > 0.0]
+    names = known + sorted(name for name in shares if name not in SPLIT_ORDER and shares[name] > 0.0)
+    end = 0.0
+    for name in names:
+        end += shares[name]
+        if position < end:
+            return name
+    return names[-1]  # the shares sum to 1 but for rounding
+
+
+def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[tuple[int, Row | ConfigError]]]:
+    """The suite's name, what messages call its file, and its rows as `json_lines` reads them."""
+    if source == "first-steps":
+        content = (importlib.resources.files("loop.grading") / "suites" / "first_steps.jsonl").read_bytes()
+        return source, "first_steps.jsonl", read_bytes(content, "first_steps.jsonl")
+    if source == "humaneval":
+        return source, "HumanEval.jsonl.gz", read_bytes(humaneval.installed_file(), "HumanEval.jsonl.gz")
+    path = Path(source).expanduser()
+    if base_dir is not None:
+        path = base_dir / path
+    choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
+    return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), printable(str(path)), read_file(path, "problems", choices)
+
+
+def _content_hash(problems: list[Problem]) -> str:
+    digest = hashlib.sha256()
+    for problem in problems:
+        digest.update(hashlib.sha256(json.dumps(problem.content(), sort_keys=True).encode()).digest())
+    return digest.hexdigest()
+
+
+def _limit_key(task_id: str) -> bytes:
+    # salted, or a limit would keep only problems of the first split
+    return hashlib.sha256(b"limit:" + _utf8(task_id)).digest()
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
