@@ -24,6 +24,33 @@ class CheckpointRef(Value):
     base_path: Path | None = None
 
 
+class EngineConfig(Value):
+    """What a worker builds its engine from: the keys of [engine] that concern it, with the names and units that they have there.
+
+    Every key is given: the defaults are `loop.config.settings.Engine`'s. `sampler` is a name that `loop.engines.by_name`
+    knows; `lora_rank` is the largest rank of adapters that are served unmerged, None where there are none.
+    """
+
+    sampler: str
+    trainer: str
+    device: str
+    dtype: str
+    batch_size: int
+    kv_cache_bytes: int | None
+    gpus_per_engine: int
+    num_engines: int | None
+    num_threads: int | None
+    num_training_processes: int
+    server_url: str | None
+    server_command: tuple[str, ...]
+    stall_timeout_s: float
+    lora_rank: int | None = None
+
+    def changed(self, **keys: object) -> EngineConfig:
+        """The same but for these keys."""
+        return self.model_copy(update=keys)
+
+
 class SamplingParams(Value):
     """One way of drawing tokens; requests of one `generate` call share it. `temperature` 0 means greedy."""
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import CheckpointRef, Progress, TrainingResult
+from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult
 from loop.errors import EngineError, LoopError
 
 POLL_S = 0.2
@@ -28,8 +28,8 @@ END_S = 10.0  # for torchrun to end its ranks
 class DistributedTrainer:
     """A Trainer over a group of processes on this machine."""
 
-    def __init__(self, settings: dict[str, Any], progress: Progress, num_processes: int) -> None:
-        self.settings, self.progress, self.num_processes = settings, progress, num_processes
+    def __init__(self, settings: EngineConfig, progress: Progress) -> None:
+        self.settings, self.progress, self.num_processes = settings, progress, settings.num_training_processes
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`. The rows of an optimizer step are those that one process would take."""
@@ -44,7 +44,7 @@ class DistributedTrainer:
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             job = {
-                "engine": self.settings,
+                "engine": self.settings.model_dump(mode="json"),
                 "rows_file": str(rows_file),
                 "parent": parent.model_dump(mode="json"),
                 "settings": settings,
@@ -55,7 +55,7 @@ class DistributedTrainer:
             return TrainingResult.model_validate_json((scratch / "result.json").read_text())
 
     def _run(self, scratch: Path) -> None:
-        threads = self.settings["num_threads"] or max(1, len(os.sched_getaffinity(0)) // self.num_processes)
+        threads = self.settings.num_threads or max(1, len(os.sched_getaffinity(0)) // self.num_processes)
         command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
         command += [f"--nproc-per-node={self.num_processes}", "-m", "loop.engines.distributed", str(scratch)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
@@ -131,7 +131,7 @@ def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult:
 
     num_processes = int(os.environ["WORLD_SIZE"])
     settings, parent = job["settings"], CheckpointRef.model_validate(job["parent"])
-    trainer_of_one = TrlTrainer(job["engine"], lambda done, total: None)
+    trainer_of_one = TrlTrainer(EngineConfig.model_validate(job["engine"]), lambda done, total: None)
     on_gpu = trainer_of_one.device.type == "cuda"
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if on_gpu:

@@ -22,6 +22,7 @@ from typing import Any
 from loop.engines.base import (
     LEAST_LOGPROB,
     CheckpointRef,
+    EngineConfig,
     Forced,
     Generated,
     Probed,
@@ -51,9 +52,9 @@ def write_fake_model(directory: Path, skill: float) -> None:
 class FakeSampler:
     """A Sampler that writes `return 1` with the probability `skill`, and the Prober of the same model."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.change(checkpoint)
-        self.batch_size: int = settings["batch_size"]
+        self.batch_size = settings.batch_size
         self.progress = progress
         self.tokenizer_sha256 = hashlib.sha256(b"fake: one token per byte").hexdigest()
 
@@ -163,7 +164,7 @@ def _num_kept(likeliest_first: Sequence[float], truncation: SamplingParams) -> i
 class FakeTrainer:
     """A Trainer that raises `skill` by a hundredth per step."""
 
-    def __init__(self, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         self.progress = progress
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:

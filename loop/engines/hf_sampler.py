@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.drawing import draw, truncated_distribution
 from loop.engines.hf_cache import Batch, Places, room_for, takes_rows_later, use_grouped_attention
 from loop.engines.hf_models import DTYPES, choose_device, choose_dtype, eos_token_ids, load_model, load_tokenizer
@@ -48,10 +48,10 @@ class Row:
 class TransformersSampler:
     """A Sampler and a Prober over one checkpoint loaded with transformers."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
-        self.device = choose_device(settings["device"])
-        self.dtype = DTYPES[choose_dtype(settings["dtype"], self.device)]
-        self.batch_size: int = settings["batch_size"]
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
+        self.device = choose_device(settings.device)
+        self.dtype = DTYPES[choose_dtype(settings.dtype, self.device)]
+        self.batch_size = settings.batch_size
         self.progress = progress
         self.change(checkpoint)
 

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import load_tokenizer
 from loop.engines.prompting import check_fits, prompt_token_ids
 from loop.engines.server_command import LOOK_S, run_command
@@ -29,17 +29,18 @@ Result = TypeVar("Result")
 class ServerSampler:
     """A Sampler over a server, and a Prober that takes transformers for it."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.settings = settings
         self.progress = progress
-        self.batch_size: int = settings["batch_size"]
-        self.dtype = settings["dtype"] if settings["dtype"] != "auto" else "bfloat16"  # what servers take by themselves
-        self.limit_s: float = settings["stall_timeout_s"]
+        self.batch_size = settings.batch_size
+        self.dtype = settings.dtype if settings.dtype != "auto" else "bfloat16"  # what servers take by themselves
+        self.limit_s = settings.stall_timeout_s
         self.patience_s = PATIENCE * self.limit_s
         self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
         self.proof: Proof | None = None
         self.said: list[float] = []  # by the server, of the probe text
-        self.server = Server(settings["server_url"])
+        assert settings.server_url is not None, "loop.config.settings.Engine asks for it"
+        self.server = Server(settings.server_url)
         self.loop = asyncio.new_event_loop()
         try:
             self.change(checkpoint)
@@ -61,7 +62,7 @@ class ServerSampler:
             raise EngineError(f"{wrong} in {self.dtype}; serve that directory: {remedy}") from None
         # So near to the weights before that the proof would pass for them, too.
         near = before and before.logprobs != proof.logprobs and not tells_apart(before, proof, self.dtype)
-        if near and (said == self.said or not self.settings.get("server_command")):
+        if near and (said == self.said or not self.settings.server_command):
             raise EngineError(f"{where}: may still serve the weights before, which are as near; {remedy} there anew")
         self.checkpoint, self.proof, self.said = checkpoint, proof, said
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
@@ -73,7 +74,7 @@ class ServerSampler:
 
     def _ready(self, checkpoint: CheckpointRef) -> ModelCard:
         """What is served, after the command where there is one."""
-        command, began = self.settings.get("server_command"), time.monotonic()
+        command, began = self.settings.server_command, time.monotonic()
 
         def time_left(since: float) -> bool:
             """Whether time is left. Also reports progress, so that this worker is not ended as stalled."""
@@ -210,7 +211,7 @@ class ServerSampler:
         from loop.engines.hf_sampler import TransformersSampler
 
         if self.prober is None:
-            self.prober = TransformersSampler(self.checkpoint, self.settings | {"device": "cpu"}, self.progress)
+            self.prober = TransformersSampler(self.checkpoint, self.settings.changed(device="cpu"), self.progress)
         yield from self.prober.probe(texts, truncation, top)
 
     def _end_prober(self) -> None:

@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig
 
-from loop.engines.base import CheckpointRef, Progress, TrainingResult, TrainingRow, held_out
+from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult, TrainingRow, held_out
 from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
@@ -135,8 +135,8 @@ def write_trained(
 class TrlTrainer:
     """A Trainer over TRL."""
 
-    def __init__(self, settings: dict[str, Any], progress: Progress) -> None:
-        self.device = choose_device(settings["device"])
+    def __init__(self, settings: EngineConfig, progress: Progress) -> None:
+        self.device = choose_device(settings.device)
         self.progress = progress
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:

@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
 from loop.engines.prompting import check_fits, prompt_token_ids
 from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
@@ -25,13 +25,13 @@ QUEUE = 2  # requests inside the engine, in batches: one that is computed and on
 class VllmSampler:
     """A Sampler over one vLLM engine, and a Prober that takes transformers for it."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.settings = settings
         self.progress = progress
-        self.batch_size: int = settings["batch_size"]
-        device = choose_device(settings["device"])
+        self.batch_size = settings.batch_size
+        device = choose_device(settings.device)
         self.on_gpu = device.type == "cuda"
-        self.dtype = choose_dtype(settings["dtype"], device)
+        self.dtype = choose_dtype(settings.dtype, device)
         self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
         self.num_requests = 0
         self.num_adapters = 0
@@ -54,11 +54,11 @@ class VllmSampler:
             # One process: there is no core for a second one. Per-request seeds end the engine where a prompt is
             # prefilled in chunks. Without compilation it starts in a tenth of the time and runs a tenth slower.
             os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(self.settings["num_threads"]))
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(self.settings.num_threads))
             more = {"enable_chunked_prefill": False, "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
-        if self.settings.get("kv_cache_bytes"):
-            more["kv_cache_memory_bytes"] = self.settings["kv_cache_bytes"]
-        if rank := self.settings.get("lora_rank"):
+        if self.settings.kv_cache_bytes:
+            more["kv_cache_memory_bytes"] = self.settings.kv_cache_bytes
+        if rank := self.settings.lora_rank:
             more |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length()), "max_loras": 1}
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -69,7 +69,7 @@ class VllmSampler:
             dtype=self.dtype,
             max_model_len=-1,  # the model's, or as much as the cache holds
             max_num_seqs=self.batch_size,
-            tensor_parallel_size=self.settings.get("gpus_per_engine") or 1,
+            tensor_parallel_size=self.settings.gpus_per_engine,
             worker_extension_cls="loop.engines.vllm_weights.Repack",
             disable_log_stats=True,
             **more,
@@ -99,7 +99,7 @@ class VllmSampler:
         self._end_prober()
         before = self.checkpoint
         if (checkpoint.base_path or checkpoint.path) != (before.base_path or before.path):
-            if self.settings.get("lora_rank"):
+            if self.settings.lora_rank:
                 return False  # whatever vLLM wraps for adapters is not reloaded
             old, new = self.proof, reference(checkpoint, self.dtype)
             if not tells_apart(old, new, self.dtype):
@@ -200,7 +200,7 @@ class VllmSampler:
             if self.on_gpu:
                 size = sum(path.stat().st_size for path in self.checkpoint.path.glob("*.safetensors"))
                 device = "cuda" if torch.cuda.mem_get_info()[0] > 3 * size else "cpu"
-            self.prober = TransformersSampler(self.checkpoint, self.settings | {"device": device}, self.progress)
+            self.prober = TransformersSampler(self.checkpoint, self.settings.changed(device=device), self.progress)
         yield from self.prober.probe(texts, truncation, top)
 
     def _end_prober(self) -> None:

@@ -72,6 +72,6 @@ def public(config: Json) -> Json:
     """The settings without those that say nothing of the result, or where somebody's machines are."""
     shown = {key: value for key, value in config.items() if key not in PRIVATE}
     engine = {key: value for key, value in shown.get("engine", {}).items() if key not in PRIVATE_OF_ENGINE}
-    if engine.get("sampler") == "server":
+    if config.get("engine", {}).get("server_url"):
         engine["server_url"] = "http://HOST:PORT/v1"
     return shown | {"engine": engine}

@@ -15,7 +15,8 @@ import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.by_name import sampler_kind
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -96,13 +97,13 @@ class Child:
         match command["op"]:
             case "load_sampler":
                 checkpoint = CheckpointRef.model_validate(command["checkpoint"])
-                self.engine = build_sampler(checkpoint, command["settings"], self.progress)
+                self.engine = build_sampler(checkpoint, EngineConfig.model_validate(command["settings"]), self.progress)
                 return {"tokenizer_sha256": self.engine.tokenizer_sha256}
             case "change_weights":
                 changed = self.engine.change(CheckpointRef.model_validate(command["checkpoint"]))
                 return {"changed": changed, "tokenizer_sha256": self.engine.tokenizer_sha256}
             case "load_trainer":
-                self.engine = build_trainer(command["settings"], self.progress)
+                self.engine = build_trainer(EngineConfig.model_validate(command["settings"]), self.progress)
                 return {}
             case "generate":
                 requests = [Request.model_validate(request) for request in command["requests"]]
@@ -124,7 +125,7 @@ class Child:
                 give_back_memory()
                 return result.model_dump(mode="json")
             case "measure_speed":
-                prepare_torch(command["settings"])
+                prepare_torch(command["num_threads"])
                 from loop.engines.hf_models import DTYPES
                 from loop.engines.speed import measured_flops
 
@@ -138,7 +139,7 @@ class Child:
 
                 return fetch_hub_model(command["name"], command["revision"])
             case "merge_adapter":
-                prepare_torch({"num_threads": None})
+                prepare_torch()
                 from loop.engines.hf_models import write_merged
 
                 return write_merged(CheckpointRef.model_validate(command["checkpoint"]), Path(command["target"]))
@@ -146,38 +147,25 @@ class Child:
                 raise EngineError(f"unknown command {other!r}")
 
 
-def build_sampler(checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> Any:
-    """The sampler that `settings["sampler"]` names."""
-    if settings["sampler"] == "fake":
-        from loop.engines.fake import FakeSampler
-
-        return FakeSampler(checkpoint, settings, progress)
-    prepare_torch(settings)
-    if settings["sampler"] == "vllm":
-        from loop.engines.vllm_sampler import VllmSampler
-
-        return VllmSampler(checkpoint, settings, progress)
-    if settings["sampler"] == "server":
-        from loop.engines.server_sampler import ServerSampler
-
-        return ServerSampler(checkpoint, settings, progress)
-    from loop.engines.hf_sampler import TransformersSampler
-
-    return TransformersSampler(checkpoint, settings, progress)
+def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> Any:
+    """The sampler that `settings.sampler` names."""
+    kind = sampler_kind(settings.sampler)
+    if kind.uses_torch:
+        prepare_torch(settings.num_threads)
+    return kind.load()(checkpoint, settings, progress)
 
 
-def build_trainer(settings: dict[str, Any], progress: Progress) -> Any:
-    """The trainer that `settings["trainer"]` names."""
-    if settings["trainer"] == "fake":
+def build_trainer(settings: EngineConfig, progress: Progress) -> Any:
+    """The trainer that `settings.trainer` names."""
+    if settings.trainer == "fake":
         from loop.engines.fake import FakeTrainer
 
         return FakeTrainer(settings, progress)
-    prepare_torch(settings)
-    num_processes = settings.get("num_training_processes", 1)
-    if num_processes > 1:
+    prepare_torch(settings.num_threads)
+    if settings.num_training_processes > 1:
         from loop.engines.distributed import DistributedTrainer
 
-        return DistributedTrainer(settings, progress, num_processes)
+        return DistributedTrainer(settings, progress)
     from loop.engines.trl_trainer import TrlTrainer
 
     return TrlTrainer(settings, progress)
@@ -190,12 +178,12 @@ def give_back_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def prepare_torch(settings: dict[str, Any]) -> None:
+def prepare_torch(num_threads: int | None = None) -> None:
     """One thread per core that this process may use, unless the configuration says otherwise. And no network."""
     os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on disk by now
     from loop.engines.hf_models import use_threads
 
-    use_threads(settings["num_threads"] or len(os.sched_getaffinity(0)))
+    use_threads(num_threads or len(os.sched_getaffinity(0)))
 
 
 def serve() -> None:

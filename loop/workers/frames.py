@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_FRAME_BYTES = 4 << 20  # one completion of 65,536 tokens over a long prompt takes 1 to 2 MB
@@ -24,9 +25,13 @@ class BadFrame(ValueError):
 
 
 def encode_frame(message: dict[str, Any]) -> bytes:
-    """One frame, as it goes over the pipe."""
-    body = json.dumps(message, separators=(",", ":")).encode("ascii")
+    """One frame, as it goes over the pipe. `loop.engines.base` values may stand anywhere in the message."""
+    body = json.dumps(message, separators=(",", ":"), default=_as_json).encode("ascii")
     return struct.pack(">I", len(body)) + body
+
+
+def _as_json(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value.model_dump(mode="json")
 
 
 def decode_body(body: bytes) -> dict[str, Any]:

@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loop.engines.base import (
     CheckpointRef,
@@ -55,13 +55,17 @@ FOREIGN = (
 )
 
 
+Answer = TypeVar("Answer", Generated, Probed)
+
+
 class Worker:
     """A running child process. Use from the thread that created it: it ends when that thread does.
 
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
     second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
-    ended for want of progress.
+    ended for want of progress. `has_gpu`: whether the worker may compute on a GPU, so that a busy GPU is a sign of its work.
+    `init`, the first command, and all others are JSON, in which the values of `loop.engines.base` may stand.
     """
 
     def __init__(
@@ -77,6 +81,7 @@ class Worker:
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         command: Sequence[str] = COMMAND,
         environment: Mapping[str, str] | None = None,
+        has_gpu: bool = True,
     ) -> None:
         self.tag = tag
         self.progress = progress
@@ -122,9 +127,7 @@ class Worker:
             raise EngineError(
                 f"{tag}: cannot be started: {error}; this user must be able to start it and to write {log_file}"
             ) from error
-        settings = init.get("settings", {})  # another program's work on a GPU is no sign of a worker that has none
-        on_cpu = settings.get("device") == "cpu" or settings.get("sampler") == "server"
-        devices = "" if on_cpu else whole_environment.get("CUDA_VISIBLE_DEVICES")
+        devices = whole_environment.get("CUDA_VISIBLE_DEVICES") if has_gpu else ""
         try:
             pid = self.process.pid
             self.patience = Patience(
@@ -378,7 +381,7 @@ class RemoteSampler:
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`."""
-        match self.worker.call({"op": "change_weights", "checkpoint": checkpoint.model_dump(mode="json")}):
+        match self.worker.call({"op": "change_weights", "checkpoint": checkpoint}):
             case {"changed": bool(changed), "tokenizer_sha256": str(sha256)}:
                 self.tokenizer_sha256 = sha256
                 return changed
@@ -386,52 +389,42 @@ class RemoteSampler:
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
-        message = {
-            "op": "generate",
-            "requests": [request.model_dump(mode="json") for request in requests],
-            "params": params.model_dump(mode="json"),
-        }
-        missing = {request.id for request in requests}
+        message = {"op": "generate", "requests": list(requests), "params": params}
         # While no completion is finished, all that are in the making grow by a token between two reports.
-        for kind, value in self.worker.stream(message, idle_reports=params.max_new_tokens + IDLE_REPORTS):
-            if kind == "items":
-                try:
-                    batch = [Generated.model_validate(item) for item in value]
-                except ValueError:
-                    raise self.worker.broken("it sent a malformed completion", FOREIGN) from None
-                for generated in batch:
-                    if generated.id not in missing:
-                        raise self.worker.broken("it sent a completion that was not asked for, or twice", FOREIGN)
-                    missing.remove(generated.id)
-                yield batch
-        if missing:
-            raise self.worker.broken(f"it left out {len(missing)} of {len(requests)} completions", FOREIGN)
+        return self._answers(message, requests, Generated, "completion", params.max_new_tokens)
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
         """See `Prober.probe`."""
-        message = {
-            "op": "probe",
-            "texts": [text.model_dump(mode="json") for text in texts],
-            "truncation": truncation.model_dump(mode="json"),
-            "top": top,
-        }
-        missing = {text.id: text for text in texts}
+        message = {"op": "probe", "texts": list(texts), "truncation": truncation, "top": top}
         longest = max((len(text.prompt_token_ids) + len(text.token_ids) for text in texts), default=0)
-        for kind, value in self.worker.stream(message, idle_reports=longest + IDLE_REPORTS):
-            if kind == "items":
-                try:
-                    records = [Probed.model_validate(item) for item in value]
-                except ValueError:
-                    raise self.worker.broken("it sent a malformed record", FOREIGN) from None
-                for record in records:
-                    text = missing.pop(record.id, None)
-                    if text is None:
-                        raise self.worker.broken("it sent a record that was not asked for, or twice", FOREIGN)
-                    if not _fits(record, text):
-                        raise self.worker.broken("it sent a record that does not fit its text", FOREIGN)
-                yield records
+        return self._answers(message, texts, Probed, "record", longest)
+
+    def _answers(
+        self,
+        message: dict[str, Any],
+        asked: Sequence[Request] | Sequence[Forced],
+        kind: type[Answer],
+        noun: str,
+        idle_reports: int,
+    ) -> Iterator[list[Answer]]:
+        """Lists of answers as they come, exactly one for each that was asked. A worker that sends anything else is ended."""
+        missing = {each.id: each for each in asked}
+        for event, value in self.worker.stream(message, idle_reports=idle_reports + IDLE_REPORTS):
+            if event != "items":
+                continue
+            try:
+                answers = [kind.model_validate(item) for item in value]
+            except ValueError:
+                raise self.worker.broken(f"it sent a malformed {noun}", FOREIGN) from None
+            for answer in answers:
+                question = missing.pop(answer.id, None)
+                if question is None:
+                    raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice", FOREIGN)
+                if isinstance(answer, Probed) and isinstance(question, Forced) and not _fits(answer, question):
+                    raise self.worker.broken(f"it sent a {noun} that does not fit its text", FOREIGN)
+            yield answers
         if missing:
-            raise self.worker.broken(f"it left out {len(missing)} of {len(texts)} records", FOREIGN)
+            raise self.worker.broken(f"it left out {len(missing)} of {len(asked)} {noun}s", FOREIGN)
 
     def close(self) -> None:
         self.worker.end()
@@ -458,13 +451,7 @@ class RemoteTrainer:
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`."""
-        message = {
-            "op": "fit",
-            "rows_file": str(rows_file),
-            "parent": parent.model_dump(mode="json"),
-            "settings": settings,
-            "out_dir": str(out_dir),
-        }
+        message = {"op": "fit", "rows_file": rows_file, "parent": parent, "settings": settings, "out_dir": out_dir}
         try:
             return TrainingResult.model_validate(self.worker.call(message))
         except ValueError:
