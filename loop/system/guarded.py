@@ -8,12 +8,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from loop.system import trees as guard
+from loop.system.ourselves import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 NOT_STARTED = {126: "it may not be executed", 127: "there is no such command"}  # exit codes as in a shell
 # The command's parent. It ends the command and all that descends from it when the command ends, on SIGTERM, and when the
 # daemon is gone, by whatever death.

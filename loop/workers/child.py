@@ -198,3 +198,7 @@ def serve() -> None:
 def main() -> None:
     """The program of a worker: the engine, guarded."""
     guard(serve, own_tmp=True)
+
+
+if __name__ == "__main__":
+    main()

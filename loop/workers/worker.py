@@ -16,7 +16,6 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,6 +32,7 @@ from loop.engines.base import (
     TrainingResult,
 )
 from loop.errors import ConfigError, EngineError, StalledError
+from loop.system import ourselves
 from loop.system import trees as guard
 from loop.system.gpus import is_any_busy
 from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
@@ -45,8 +45,6 @@ IDLE_REPORTS = 1000  # reports in a row that show nothing more done and are take
 MAX_LOG_BYTES = 16 << 20
 OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
-COMMAND = (sys.executable, "-P", "-m", "loop.workers.worker")
-ROOT = Path(__file__).resolve().parents[2]
 # How often a thread of OpenMP looks for work before it sleeps; `python bench/busy.py` measures it (docs/engines.md).
 SPIN_COUNT = "3000"
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
@@ -79,7 +77,7 @@ class Worker:
         stalled: Callable[[], None] = lambda: None,
         tag: str = "worker",
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
         has_gpu: bool = True,
     ) -> None:
@@ -96,12 +94,11 @@ class Worker:
         whole_environment = (
             {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
             | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
-            | os.environ
+            | ourselves.environment()
             | dict(environment or {})
             | {
                 guard.TREE: self.token,
                 guard.PARENT: str(os.getpid()),
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
                 "PYTHONUNBUFFERED": "1",
                 "TRANSFORMERS_VERBOSITY": "error",
                 "TOKENIZERS_PARALLELISM": "false",
@@ -115,7 +112,7 @@ class Worker:
             set_log_aside(log_file)
             with log_file.open("ab") as log:
                 self.process = subprocess.Popen(
-                    command,
+                    command or ourselves.command("loop.workers.child"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -459,9 +456,3 @@ class RemoteTrainer:
 
     def close(self) -> None:
         self.worker.end()
-
-
-if __name__ == "__main__":
-    from loop.workers.child import main
-
-    main()

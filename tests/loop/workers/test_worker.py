@@ -290,7 +290,7 @@ def test_when_the_parent_is_killed_the_whole_tree_goes(tmp_path: Path, stopped: 
         "w.call({'op': 'hang'})\n"
     )
     arguments = [sys.executable, "-c", script, str(tmp_path / "log"), *bad("daemon-clean", str(tmp_path / "pid"))]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=worker_module.ROOT) as parent:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         wait_until((tmp_path / "pid").exists)
@@ -441,7 +441,7 @@ def test_the_parent_imports_no_torch_and_stays_small_whatever_comes(tmp_path: Pa
         "assert not heavy, heavy\n"
     )
     arguments = [sys.executable, "-c", script, str(tmp_path / "log"), str(SUPPORT / "bad_worker.py"), *FLOODS]
-    done = subprocess.run(arguments, cwd=worker_module.ROOT, stdout=subprocess.PIPE, check=True, text=True, timeout=120)
+    done = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True, timeout=120)
     rows = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == ["at-rest", *FLOODS]
     assert rows[-1][1] == "32" and {row[1] for row in rows[1:-1]} == {"error"}
