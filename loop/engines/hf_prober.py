@@ -107,31 +107,26 @@ def _look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: Sa
     kept, ids = truncated_distribution(logits, truncation)
     num_kept = (kept > 0).sum(-1) if ids is not None else torch.full_like(top_token_id, logits.shape[-1])
     own = logprobs.topk(min(top, logits.shape[-1]), dim=-1).indices.tolist()
-    at = [own[n] if text.at is None else list(text.at[index]) for n, (text, index) in _numbered(places)]
-    values, rest = _at(logprobs, at)
-    found = zip(
-        entropy.tolist(),
-        top_token_id.tolist(),
-        top_probability.tolist(),
-        at,
-        values,
-        rest,
-        num_kept.tolist(),
-        strict=True,
+    at = [
+        own[row] if record.text.at is None else list(record.text.at[index])
+        for row, (record, index) in enumerate(places)
+    ]
+    masses, rest = _at(logprobs, at)
+    per_row = zip(
+        places, entropy.tolist(), top_token_id.tolist(), top_probability.tolist(), num_kept.tolist(), strict=True
     )
-    for (record, _), (nats, token, share, tokens, masses, others, count) in zip(places, found, strict=True):
-        columns = record.columns
-        columns["entropy"].append(round(max(0.0, nats), DIGITS))
-        columns["top_token_id"].append(token)
-        columns["top_probability"].append(round(share, DIGITS))
-        columns["at"].append(tokens)
-        columns["logprobs"].append([round(value, LOGPROB_DIGITS) for value in masses])
-        columns["rest"].append(round(others, LOGPROB_DIGITS))
-        columns["num_kept"].append(min(count, len(tokens)))
-
-
-def _numbered(places: list[tuple[Record, int]]) -> Iterator[tuple[int, tuple[Forced, int]]]:
-    return ((number, (record.text, index)) for number, (record, index) in enumerate(places))
+    for row, ((record, _), nats, token, share, count) in enumerate(per_row):
+        entry = {
+            "entropy": round(max(0.0, nats), DIGITS),
+            "top_token_id": token,
+            "top_probability": round(share, DIGITS),
+            "at": at[row],
+            "logprobs": [round(mass, LOGPROB_DIGITS) for mass in masses[row]],
+            "rest": round(rest[row], LOGPROB_DIGITS),
+            "num_kept": min(count, len(at[row])),
+        }
+        for name, value in entry.items():
+            record.columns[name].append(value)
 
 
 def _at(logprobs: torch.Tensor, at: list[list[int]]) -> tuple[list[list[float]], list[float]]:

@@ -20,7 +20,7 @@ from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Pr
 from loop.engines.drawing import draw, truncated_distribution
 from loop.engines.hf_cache import Batch, Places, room_for, takes_rows_later, use_grouped_attention
 from loop.engines.hf_models import DTYPES, choose_device, choose_dtype, eos_token_ids, load_model, load_tokenizer
-from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.prompting import fitting_prompts
 from loop.errors import EngineError
 
 PREFILL_TOKENS = 4096  # of padded prompts that are computed at once: a report comes after each, and memory is bounded
@@ -68,9 +68,8 @@ class TransformersSampler:
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`. Longest prompts first: what does not fit in memory fails at once."""
-        rows = [Row(request, prompt_token_ids(self.tokenizer, request)) for request in requests]
-        for row in rows:
-            check_fits(row.request, row.prompt_token_ids, params, self.max_tokens)
+        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
+        rows = [Row(request, prompts.pop(request.id)) for request in requests]
         first: dict[tuple[int, ...], int] = {}
         for row in rows:
             first.setdefault(tuple(row.prompt_token_ids), len(first))

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import load_tokenizer
-from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.prompting import fitting_prompts
 from loop.engines.server_command import LOOK_S, run_command
 from loop.engines.server_http import Choice, ModelCard, Server, Unavailable
 from loop.engines.weights_proof import Proof, check, reference, tells_apart
@@ -115,9 +115,7 @@ class ServerSampler:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
         self._end_prober()
-        prompts = {request.id: prompt_token_ids(self.tokenizer, request) for request in requests}
-        for request in requests:
-            check_fits(request, prompts[request.id], params, self.max_tokens)
+        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
         waiting, num_done = deque(requests), 0
         inside: set[asyncio.Task[Generated]] = set()
         try:

@@ -14,7 +14,7 @@ from typing import Any
 
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
-from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.prompting import fitting_prompts
 from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
 from loop.errors import EngineError
 
@@ -120,9 +120,7 @@ class VllmSampler:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
         self._end_prober()
-        prompts = {request.id: prompt_token_ids(self.tokenizer, request) for request in requests}
-        for request in requests:
-            check_fits(request, prompts[request.id], params, self.max_tokens)
+        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
         waiting, inside, num_done = deque(requests), dict[str, Request](), 0
         while waiting or inside:
             while waiting and len(inside) < QUEUE * self.batch_size:

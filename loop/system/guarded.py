@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import secrets
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loop.system import trees as guard
+from loop.system import trees
 from loop.system.ourselves import ROOT
 
 NOT_STARTED = {126: "it may not be executed", 127: "there is no such command"}  # exit codes as in a shell
@@ -42,7 +41,7 @@ def start_guarded(
         [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *command],
         stdout=subprocess.DEVNULL,
         start_new_session=True,
-        env=os.environ | dict(environment or {}) | {guard.TREE: token, guard.PARENT: str(os.getpid())},
+        env=os.environ | dict(environment or {}) | {trees.TREE: token, trees.PARENT: str(os.getpid())},
         **how,
     )
     return process, token
@@ -50,13 +49,6 @@ def start_guarded(
 
 def end_guarded(process: subprocess.Popen[bytes], token: str) -> None:
     """Nothing of the command is left afterwards, even if its guard was killed."""
-    if process.poll() is None:
-        process.terminate()
-        process.send_signal(signal.SIGCONT)
-        try:
-            process.wait(guard.END_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(guard.END_TIMEOUT_S)
-    if process.returncode < 0:
-        guard.sweep(token, process.pid)
+    trees.end_guard(process)
+    if process.returncode is None or process.returncode < 0:
+        trees.sweep(token, process.pid)

@@ -7,7 +7,6 @@ worker does. `python -m loop.workers.worker` is the worker itself: `loop.workers
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
@@ -32,8 +31,7 @@ from loop.engines.base import (
     TrainingResult,
 )
 from loop.errors import ConfigError, EngineError, StalledError
-from loop.system import ourselves
-from loop.system import trees as guard
+from loop.system import ourselves, trees
 from loop.system.gpus import is_any_busy
 from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
 from loop.workers.liveness import Patience, used_by
@@ -51,6 +49,25 @@ LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.
 FOREIGN = (
     "if the package was upgraded while the daemon ran, restart the daemon"  # what else could explain such messages
 )
+
+
+def _environment(token: str) -> dict[str, str]:
+    """What every worker is started in. What the user has set stays, but for what a worker needs."""
+    return (
+        {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
+        | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
+        | ourselves.environment()
+        | {
+            trees.TREE: token,
+            trees.PARENT: str(os.getpid()),
+            "PYTHONUNBUFFERED": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_DISABLE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+    )
 
 
 Answer = TypeVar("Answer", Generated, Probed)
@@ -89,24 +106,10 @@ class Worker:
         self.token = secrets.token_hex(16)
         self._buffer = bytearray()
         self._call = 0
-        self._busy = self._ended = False
+        self._busy = False
+        self.ended = False  # it takes no more calls then
         self._waited_s, self._looked_at_s = 0.0, time.monotonic()
-        whole_environment = (
-            {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
-            | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
-            | ourselves.environment()
-            | dict(environment or {})
-            | {
-                guard.TREE: self.token,
-                guard.PARENT: str(os.getpid()),
-                "PYTHONUNBUFFERED": "1",
-                "TRANSFORMERS_VERBOSITY": "error",
-                "TOKENIZERS_PARALLELISM": "false",
-                "TQDM_DISABLE": "1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-            }
-        )
+        whole_environment = _environment(self.token) | dict(environment or {})
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             set_log_aside(log_file)
@@ -134,11 +137,6 @@ class Worker:
         except BaseException:
             self.end()
             raise
-
-    @property
-    def ended(self) -> bool:
-        """Whether it was ended; it takes no more calls then."""
-        return self._ended
 
     def call(self, message: dict[str, Any]) -> Any:
         """Send a command that streams nothing and return its result. See `stream`."""
@@ -238,7 +236,7 @@ class Worker:
             self._look_around("it read no command for")
 
     def _check_not_ended(self) -> None:
-        if self._ended:
+        if self.ended:
             raise EngineError(f"{self.tag}: it was ended; start another; see {self.log_file}")
 
     def _receive(self) -> tuple[dict[str, Any], int]:
@@ -297,7 +295,7 @@ class Worker:
 
     def _died(self) -> EngineError:
         try:
-            code = self.process.wait(timeout=guard.END_TIMEOUT_S)
+            code = self.process.wait(timeout=trees.END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return self.broken("it closed its pipe", FOREIGN)
         self.end()
@@ -315,23 +313,15 @@ class Worker:
         EngineError if the kernel does not let go of a process.
         """
         self._busy = False
-        if self._ended:
+        if self.ended:
             return
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.send_signal(signal.SIGCONT)
-            try:
-                self.process.wait(timeout=guard.END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(timeout=guard.END_TIMEOUT_S)
-        if stuck := guard.sweep(self.token, self.process.pid):
+        trees.end_guard(self.process)
+        if stuck := trees.sweep(self.token, self.process.pid):
             raise EngineError(
                 f"{self.tag}: even SIGKILL does not end its processes {', '.join(map(str, stuck))}; they wait for a "
                 f"device or a disk: restart the machine if they stay; see {self.log_file}"
             )
-        self._ended = True
+        self.ended = True
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
