@@ -19,7 +19,7 @@ from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingRes
 from loop.errors import EngineError
 
 POLL_S = 0.2
-END_S = 10.0  # for torchrun to end its ranks
+END_S = 10.0  # that torchrun has to end its ranks
 
 
 class DistributedTrainer:

@@ -1,4 +1,4 @@
-"""From a request to token ids, the same for every engine, so that the ids in the corpus are those that were seen."""
+"""From a request to token ids, the same way for every engine, so that the corpus holds the ids that the model saw."""
 
 from __future__ import annotations
 

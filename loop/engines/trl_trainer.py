@@ -1,7 +1,7 @@
 """Fine-tuning with TRL's SFTTrainer on the sampled token ids, loss on the completion alone. Runs only inside a worker.
 
-Text never enters: re-tokenising prompt plus completion merges tokens across the border, and the model would learn
-tokens that it never sampled. Weights are trained in float32 (on a GPU under bfloat16 autocast) and written in the
+No text is tokenised here: tokenising prompt plus completion again merges tokens across the border, and the model would
+learn tokens that it never sampled. Weights are trained in float32 (on a GPU under bfloat16 autocast) and written in the
 parent's own precision.
 """
 
@@ -29,7 +29,7 @@ Columns = dict[str, list[list[int]]]
 
 
 def read_rows(rows_file: Path, settings: dict[str, Any]) -> tuple[Columns, Columns]:
-    """The rows to train on, and those held out: input_ids and labels (-100 on the prompt), cut at max_tokens."""
+    """The rows to train on and the rows held out: input_ids and labels (-100 on the prompt), cut at max_tokens."""
     columns: Columns = {"input_ids": [], "labels": []}
     max_tokens = settings["max_tokens"]
     with rows_file.open(encoding="utf-8") as lines:
@@ -51,7 +51,7 @@ def read_rows(rows_file: Path, settings: dict[str, Any]) -> tuple[Columns, Colum
 
 
 def mean_loss(model: Any, rows: Columns) -> float:
-    """Per completion token, in nats; one row at a time, so that padding plays no part."""
+    """The mean loss per completion token, in nats. One row at a time, so without padding."""
     model.eval()
     total, count = 0.0, 0
     for input_ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
@@ -67,7 +67,9 @@ def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float
     """`held_out_loss` and `train_loss`; empty where nothing was held out or they cannot be measured, as for want of memory."""
     if not (num_held_out := len(left_out["labels"])):
         return {}
-    every = len(rows["labels"]) // num_held_out  # all along the list: with earlier rounds in it they come first
+    every = (
+        len(rows["labels"]) // num_held_out
+    )  # from the whole list, at whose beginning rows of earlier rounds may stand
     seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
     try:
         return {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
@@ -177,7 +179,7 @@ class TrlTrainer:
         return start.write(trained, lora["merge"], rows, left_out, out_dir, report)
 
     def arguments(self, settings: dict[str, Any], scratch: Path, num_processes: int = 1, **more: Any) -> SFTConfig:
-        """`more`: how the model is spread over the processes."""
+        """The arguments of TRL's trainer; `more` says how the model is spread over several processes."""
         on_gpu = self.device.type == "cuda"
         peak = settings["learning_rate"]
         if num_processes == 1:

@@ -1,7 +1,7 @@
 """Sampling with vLLM, on a GPU or a CPU. Runs only inside a worker process; imports vLLM only when one is built.
 
-The engine is fed so many requests that it never waits for one, and no more. Before it serves a checkpoint,
-`weights_proof` shows that it does; the same proof is what allows other weights to be loaded into a running engine.
+The engine always has enough requests to never wait, and no more. Before it serves a checkpoint, `weights_proof` shows that
+it does; because of that proof other weights may be loaded into a running engine.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from loop.engines.weights_proof import Proof, check, reference, serves, tells_ap
 from loop.errors import EngineError
 
 CPU_CACHE_BYTES = 2 << 30
-QUEUE = 2  # requests inside the engine, in batches: one that is computed and one that waits
+QUEUE = 2  # batches of requests inside the engine: one that it computes and one that waits
 
 
 class VllmSampler:
-    """A Sampler over one vLLM engine, and a Prober that takes transformers for it."""
+    """A Sampler over one vLLM engine, and a Prober with the same weights under transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.settings = settings
@@ -42,7 +42,7 @@ class VllmSampler:
         check(proof, self._served(proof), f"vLLM with {checkpoint.path}", self.dtype)
 
     def _take(self, checkpoint: CheckpointRef, proof: Proof) -> None:
-        """What is known of a checkpoint without the engine."""
+        """Take over a checkpoint, apart from the engine's weights: tokenizer, adapter and proof."""
         self.checkpoint, self.proof = checkpoint, proof
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.adapter = self._adapter(checkpoint)
@@ -100,7 +100,7 @@ class VllmSampler:
         before = self.checkpoint
         if (checkpoint.base_path or checkpoint.path) != (before.base_path or before.path):
             if self.settings.lora_rank:
-                return False  # whatever vLLM wraps for adapters is not reloaded
+                return False  # vLLM does not reload layers that it wrapped for adapters
             old, new = self.proof, reference(checkpoint, self.dtype)
             if not tells_apart(old, new, self.dtype):
                 return False
@@ -185,10 +185,10 @@ class VllmSampler:
             for output in self.engine.step():
                 if output.request_id == asked and output.finished:
                     pairs = zip(proof.token_ids[1:], output.prompt_logprobs[1:], strict=True)
-                    return [said[token].logprob for token, said in pairs]
+                    return [logprobs[token].logprob for token, logprobs in pairs]
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`. vLLM does not give whole distributions: the same weights under transformers do."""
+        """See `Prober.probe`. vLLM gives no whole distributions, so the same weights under transformers answer."""
         import torch
 
         from loop.engines.hf_sampler import TransformersSampler
@@ -211,6 +211,6 @@ class VllmSampler:
 
 
 def cores(num_threads: int | None) -> str:
-    """The cores that vLLM's threads are bound to, as it wants them written: "0,1"."""
+    """The cores that vLLM's threads are bound to, in vLLM's notation: "0,1"."""
     allowed = sorted(os.sched_getaffinity(0))
     return ",".join(map(str, allowed[: num_threads or len(allowed)]))

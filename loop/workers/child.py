@@ -1,6 +1,7 @@
-"""The worker's side: builds an engine, answers one command at a time, and beats. The only place where engines are built.
+"""The worker itself, `python -m loop.workers.child`: it builds an engine, answers one command at a time, and beats.
 
-It never touches the store; what it sends is plain values. The daemon's side is `loop.workers.worker`.
+No engine is built anywhere else. This side runs inside the child process, never touches the store, and sends plain values;
+the daemon's side is `loop.workers.worker`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Child:
         self.reported = (-1, -1)
 
     def send(self, **message: Any) -> None:
-        """BadFrame where the daemon would refuse it; nothing is sent then."""
+        """Send a message. BadFrame, and nothing sent, where the daemon would refuse it."""
         frame = encode_frame(message | {"call": self.call})
         check_size(frame[4:])
         with self.lock:
@@ -46,14 +47,14 @@ class Child:
             self.answers.flush()
 
     def progress(self, done: int, total: int) -> None:
-        """At most ten frames a second, and the last one for certain."""
+        """Report progress: at most ten times a second, and always the last time."""
         now = time.monotonic()
         if now - self.reported_at >= MIN_REPORT_S or (done >= total and (done, total) != self.reported):
             self.reported_at, self.reported = now, (done, total)
             self.send(type="progress", done=done, total=total)
 
     def items(self, batch: list[Generated] | list[Probed]) -> None:
-        """A batch of completions or records, in as many frames as it takes."""
+        """Send a batch of completions or records, in as many frames as it takes. EngineError for one that fits no frame."""
         for piece in pieces(item.model_dump(mode="json") for item in batch):
             try:
                 self.send(type="items", items=piece)
@@ -76,7 +77,7 @@ class Child:
             try:
                 self.send(type="heartbeat")
             except OSError:
-                os._exit(1)  # nobody listens any more
+                os._exit(1)  # the daemon is gone
 
     def run(self) -> None:
         threading.Thread(target=self.heartbeat, daemon=True).start()
@@ -172,22 +173,22 @@ def build_trainer(settings: EngineConfig, progress: Progress) -> Any:
 
 
 def give_back_memory() -> None:
-    """What a fine-tune leaves is garbage in cycles, which may wait for long, and then free memory that malloc keeps."""
+    """Give the system back what a fine-tune held: cyclic garbage, and then the free memory that malloc keeps."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library knows no such call
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def prepare_torch(num_threads: int | None = None) -> None:
-    """One thread per core that this process may use, unless the configuration says otherwise. And no network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on disk by now
+    """Let torch use so many threads, by default one per core that this process may use; and no network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the model and all else is on disk by now
     from loop.engines.hf_models import use_threads
 
     use_threads(num_threads or len(os.sched_getaffinity(0)))
 
 
 def serve() -> None:
-    """The engine's process: serve commands from standard input until it closes. What libraries print goes to the log."""
+    """Serve commands from standard input until it closes. What libraries print on standard output goes to the log."""
     commands = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -196,7 +197,7 @@ def serve() -> None:
 
 
 def main() -> None:
-    """The program of a worker: the engine, guarded."""
+    """Run the engine below its guard."""
     guard(serve, own_tmp=True)
 
 

@@ -1,7 +1,7 @@
 """The messages between the daemon and a worker: a four-byte big-endian length and that much JSON, all of it ASCII.
 
-What a worker sends is bounded twice, in bytes and in values, so that reading it never costs the daemon more than about
-30 MB: a value of two characters can take a hundred bytes of memory.
+The daemon bounds what it reads twice, in bytes and in values, so that a message never costs it more than about 30 MB: a
+value of two characters can take a hundred bytes of memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MARKS = (b",", b":", b"[", b"{")
 
 
 class BadFrame(ValueError):
-    """A frame that is too large or is no message; the text goes on after "it sent a message that "."""
+    """A frame that is too large or is no message. The text completes "it sent a message that ..."."""
 
 
 def encode_frame(message: dict[str, Any]) -> bytes:
@@ -35,7 +35,7 @@ def _as_json(value: Any) -> Any:
 
 
 def decode_body(body: bytes) -> dict[str, Any]:
-    """What a frame says, from its bytes after the length. BadFrame if it says nothing, or too much."""
+    """The message in a frame's bytes after the length. BadFrame if it is too large or no JSON object."""
     check_size(body)
     try:
         message = json.loads(str(body, "ascii"))

@@ -1,8 +1,8 @@
-"""The engines that are up. Starting one and loading a model are the dear parts, so one that may be of use again stays.
+"""The engines that are up. To start one and load a model is expensive, so an engine that may be of use again stays.
 
-On a GPU one engine at a time has the memory: the sampler leaves when training begins, and what it held is waited for. On
-a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that is up
-is given other weights in place of a start, where it can show that it serves them. With several GPUs the sampler is
+On a GPU one engine at a time has the memory: the sampler leaves when training begins, and the trainer waits until its memory
+is free. On a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that
+is up gets other weights in place of a new start, where it can show that it serves them. With several GPUs the sampler is
 several engines (`loop.workers.pool`).
 """
 
@@ -24,8 +24,8 @@ from loop.system.gpus import used_bytes, visible_devices, wait_until_free
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 
-TRAINING_BYTES = 16  # memory of a fine-tune by the byte of its checkpoint: weights, gradients, two moments, activations
-SPARE_BYTES = 2 << 30
+TRAINING_BYTES = 16  # memory of a fine-tune per byte of its checkpoint: weights, gradients, two moments, activations
+SPARE_BYTES = 2 << 30  # must stay free beside that
 FALLBACK = "transformers"  # the sampler of any machine
 
 
@@ -36,7 +36,7 @@ class Watch(Protocol):
         """A stage, or a part of one, begins."""
 
     def progress(self, done: int, total: int) -> None:
-        """The part goes on: completions, steps or solutions."""
+        """`done` of `total` completions, steps or solutions of the part are done."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -66,7 +66,7 @@ def engine_config(engine: Engine, training: Training | None = None) -> EngineCon
 
 
 class Engines:
-    """At most one sampler and one trainer, each in a worker of its own; the sampler in several where there are GPUs."""
+    """At most one sampler and one trainer, each in a worker of its own; with several GPUs the sampler is in several."""
 
     def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
         self.settings = engine_config(loaded.config.engine, loaded.config.training)
@@ -97,7 +97,7 @@ class Engines:
 
     @property
     def spares_the_cpu(self) -> bool:
-        """Whether the sampler that is up works on a GPU, or is a server elsewhere."""
+        """Whether the sampler that is up computes on a GPU or on another machine."""
         return self.kind.is_elsewhere or bool(self._memory_before)
 
     def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
@@ -132,7 +132,7 @@ class Engines:
         return sampler
 
     def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
-        """One engine with all that is visible, or several with a share each."""
+        """One engine with all visible devices, or several with a share of them each."""
         shares = self._shares()
         self._wait_for_memory()
         if len(shares) == 1:
@@ -147,8 +147,8 @@ class Engines:
         )
 
     def _shares(self) -> list[list[tuple[str, int]]]:
-        """The GPUs of each engine; none where there is no GPU. A single engine is left to find its own."""
-        if self.kind.is_elsewhere:  # it has its own, however many
+        """The GPUs of each engine; none where there is no GPU. A single engine chooses among all."""
+        if self.kind.is_elsewhere:
             return [[]]
         num, per_engine = self.settings.num_engines, self.settings.gpus_per_engine
         devices = visible_devices() if num != 1 and self.settings.device != "cpu" else []
@@ -163,9 +163,10 @@ class Engines:
         return [devices[per_engine * index : per_engine * (index + 1)] for index in range(num)]
 
     def _start_of(self, number: int, shares: list[list[tuple[str, int]]]) -> Start:
-        """How one of several engines is started, and started again. Called in a thread of its own."""
+        """The function that starts one of several engines, at first and after it died. It runs in the engine's own thread."""
         names = [name for name, _ in shares[number]]
-        others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}  # of MIG slices
+        # Slices of one device (MIG) may belong to several engines.
+        others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}
         before = {
             index: self._memory_before[index]
             for _, index in shares[number]
@@ -175,11 +176,11 @@ class Engines:
         num_threads = self.settings.num_threads or max(1, len(cores) // len(shares))
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {}
         own_cores = cores[number * num_threads : (number + 1) * num_threads]
-        if not names and own_cores:  # else all would be bound to the first ones
+        if not names and own_cores:  # else vLLM would bind all engines to the first cores
             environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own_cores))
 
         def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
-            wait_until_free(before, pulse)  # of what the one before held that died
+            wait_until_free(before, pulse)  # the engine before, which died, may still hold memory
             return RemoteSampler(
                 self._worker(
                     _load(checkpoint),
@@ -194,7 +195,7 @@ class Engines:
         return start
 
     def trainer(self, parent: CheckpointRef) -> RemoteTrainer:
-        """A trainer; `parent` says how large what it trains is."""
+        """A trainer. `parent` is the checkpoint that it will train, whose size decides whether the sampler may stay."""
         if not self._may_share(parent):
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:
@@ -206,7 +207,7 @@ class Engines:
         """Whether there is room for a sampler and a trainer at once."""
         if self._memory_before:  # there is a GPU
             return False
-        if None in (self._sampler, self._trainer):  # what is up already has its memory
+        if None in (self._sampler, self._trainer):  # an engine that is up already has its memory
             size = sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
             if checkpoint.base_path:
                 size += sum(path.stat().st_size for path in checkpoint.base_path.glob("*.safetensors"))

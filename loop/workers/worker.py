@@ -1,8 +1,8 @@
-"""One engine in one child process: framed messages over pipes, a heartbeat, progress, and an end of the whole tree.
+"""The daemon's side of a worker: it starts the child process, sends commands, reads answers, and ends the whole tree.
 
-This is the daemon's side (`Worker`, `RemoteSampler`, `RemoteTrainer`); it imports no torch and stays small whatever a
-worker does. `python -m loop.workers.worker` is the worker itself: `loop.workers.child` builds the engine, `loop.system.trees` ends it, and
-`loop.workers.frames` says how the two sides talk.
+It imports no torch and stays small whatever the child does. The child's own side is `loop.workers.child`, which builds the
+engine; `loop.workers.frames` says how the two talk, `loop.workers.liveness` when a silent child has had time enough, and
+`loop.system.trees` how its processes end.
 """
 
 from __future__ import annotations
@@ -36,23 +36,22 @@ from loop.system.gpus import is_any_busy
 from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
 from loop.workers.liveness import Patience, used_by
 
-HEARTBEAT_TIMEOUT_S = 120.0  # a child that is not heard for so long, and does nothing meanwhile, was stopped
-LOOK_S = 1.0  # between two looks at everything else while a worker is waited for
+HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
+LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
 MAX_FRAMES_PER_S = 5000  # of up to 1,000 bytes, beside results; a worker sends eleven, a full pipe holds a thousand
-IDLE_REPORTS = 1000  # reports in a row that show nothing more done and are taken for progress all the same
+IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
 MAX_LOG_BYTES = 16 << 20
 OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
 # How often a thread of OpenMP looks for work before it sleeps; `python bench/busy.py` measures it (docs/engines.md).
 SPIN_COUNT = "3000"
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
-FOREIGN = (
-    "if the package was upgraded while the daemon ran, restart the daemon"  # what else could explain such messages
-)
+# The remedy for messages that no child of this version sends.
+FOREIGN = "if the package was upgraded while the daemon ran, restart the daemon"
 
 
 def _environment(token: str) -> dict[str, str]:
-    """What every worker is started in. What the user has set stays, but for what a worker needs."""
+    """The environment of every worker: the user's, with what a worker needs."""
     return (
         {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
         | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
@@ -139,7 +138,7 @@ class Worker:
             raise
 
     def call(self, message: dict[str, Any]) -> Any:
-        """Send a command that streams nothing and return its result. See `stream`."""
+        """Send a command that is answered by a result alone, and return it. See `stream`."""
         for kind, value in self.stream(message):
             if kind == "result":
                 return value
@@ -149,11 +148,11 @@ class Worker:
     def stream(self, message: dict[str, Any], idle_reports: int = IDLE_REPORTS) -> Iterator[tuple[str, Any]]:
         """Send a command; yield ("items", list) as they come and at last ("result", value).
 
-        Progress is a list of items, or a report of more done than ever in this call; of reports in a row that show no
-        more, only `idle_reports`: a long completion is in the making, but it cannot be for ever.
+        A list of items is progress, and so is a report that more is done than ever in this call. Reports that show no more
+        count for as long as there are at most `idle_reports` in a row: a long completion is in the making, but not for ever.
 
-        Raises EngineError when the child dies, stalls (StalledError) or talks nonsense (it is ended then), and what it
-        reports.
+        EngineError when the child dies, stalls (StalledError) or talks nonsense, and it is ended then. What the child
+        itself reports is raised as EngineError or ConfigError.
         """
         if self._busy:
             raise self.broken("the call before was given up half-way")
@@ -180,7 +179,7 @@ class Worker:
                         self.progress(done, total)
                     case {"type": "items", "items": [_, *_] as items}:
                         yield "items", items
-                        items.clear()  # before the next ones are read
+                        items.clear()  # the next ones are read into free memory
                         num_idle = 0
                         self.patience.advanced()
                         continue
@@ -195,7 +194,7 @@ class Worker:
                         raise self.broken(f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}", FOREIGN)
                 if int(time.monotonic()) != second:
                     num_frames, second = 0, int(time.monotonic())
-                num_frames += 1 + num_bytes // 1000  # a large one counts as several
+                num_frames += 1 + num_bytes // 1000  # a large frame counts as several
                 if num_frames > MAX_FRAMES_PER_S:
                     raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second", FOREIGN)
                 self._check_patience()
@@ -215,7 +214,7 @@ class Worker:
         return LESS_MEMORY.get(self.tag.partition("-")[0]) or " or ".join(LESS_MEMORY.values())
 
     def _clock(self) -> float:
-        """Seconds of waiting. Those in which this process was stopped or busy elsewhere are not the worker's fault."""
+        """Seconds of waiting for the worker, without those in which this process was stopped or busy elsewhere."""
         now = time.monotonic()
         self._waited_s += min(now - self._looked_at_s, 2 * LOOK_S)
         self._looked_at_s = now
@@ -228,7 +227,7 @@ class Worker:
         while left:
             if select.select([], [descriptor], [], min(LOOK_S, self.patience.window_s))[1]:
                 try:
-                    left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # so much never blocks
+                    left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # this much never blocks
                 except OSError:
                     raise self._died() from None
                 self.patience.heard()
@@ -260,7 +259,7 @@ class Worker:
                     raise self._died()
                 self._buffer += chunk
                 self.patience.heard()
-            elif self.process.poll() is not None:  # dead, but somebody else holds its end of the pipe
+            elif self.process.poll() is not None:  # the child is dead, but another process holds its end of the pipe
                 raise self._died()
             self._look_around()
         with memoryview(self._buffer) as view:
@@ -274,7 +273,7 @@ class Worker:
         self._check_patience(silence)
 
     def _check_patience(self, silence: str = "nothing was heard from it for") -> None:
-        """End a worker that waited too long for nothing."""
+        """Raise StalledError or EngineError, and end the worker, once it had its time without progress or a sign of life."""
         self.patience.look()
         if why := self.patience.exhausted:
             self.stalled()
@@ -335,7 +334,7 @@ def set_log_aside(log: Path) -> None:
 
 
 def cut_log(log: Path) -> None:
-    """Keep the beginning and the end of a log that grew too large. What is written to it goes on at its end."""
+    """Keep the beginning and the end of a log that grew too large. The worker, which appends, writes on at the end."""
     try:
         size = log.stat().st_size
         if size <= MAX_LOG_BYTES:
@@ -347,7 +346,7 @@ def cut_log(log: Path) -> None:
         with log.open("ab") as file:
             file.write(b"\n[cut here: this log was larger than %d bytes]\n" % MAX_LOG_BYTES + tail)
     except OSError:
-        pass  # a log is no reason to stop
+        pass  # a run does not stop because of a log
 
 
 class RemoteSampler:
@@ -418,7 +417,7 @@ class RemoteSampler:
 
 
 def _fits(record: Probed, text: Forced) -> bool:
-    """Whether a record has an entry for every token of its text, and every number is one."""
+    """Whether a record has an entry for every token of its text and holds no infinite number or NaN."""
     columns = [getattr(record, name) for name in Probed.model_fields if name != "id"]
     lengths = {len(column) for column in columns}
     numbers = (*record.entropy, *record.top_probability, *record.rest, *itertools.chain(*record.logprobs))
