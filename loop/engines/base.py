@@ -25,7 +25,7 @@ class CheckpointRef(Value):
 
 
 class EngineConfig(Value):
-    """The keys of [engine] that concern a worker, with the names and units that they have there, and their defaults nowhere else.
+    """The keys of [engine] that concern a worker, with the names, units and values that they have there.
 
     `sampler` is a name that `loop.engines.by_name` knows; `lora_rank` the largest rank of adapters that are served unmerged.
     """
@@ -152,8 +152,8 @@ def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int
 class TrainingResult(Value):
     """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats.
 
-    `held_out_loss` and `train_loss` are the losses of the final weights on the rows that were held out and on as many rows that were
-    trained on; None where none was held out. The counts are of rows that were trained on.
+    `held_out_loss` and `train_loss` are those of the final weights, on the rows that were held out and on as many of the
+    others; None where none was held out. The counts are of rows that were trained on.
     """
 
     num_steps: int
@@ -217,9 +217,9 @@ class Trainer(Protocol):
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """Train on `rows_file` (one TrainingRow as JSON a line) and write weights, config and tokenizer into `out_dir`.
 
-        `settings` is the [training] table plus `seed`. The rows that `held_out` picks are not trained on. `out_dir` exists
-        and is empty. Nothing else is written; the caller makes the directory durable. On a CPU the same rows, parent, settings
-        and machine give the same weights.
+        `settings` is the [training] table plus `seed`. The rows that `held_out` picks are left out. `out_dir` exists and is
+        empty. Nothing else is written; the caller makes the directory durable. On a CPU the same rows, parent, settings and
+        machine give the same weights.
         Raises EngineError when the loss is not finite.
         """
         ...

@@ -1,9 +1,9 @@
 """Every sampler by its name in loop.toml: where its class is, and what it needs. Imports no model library.
 
-A sampler of ours is a file in this folder and a row of SAMPLERS. Another package offers one as an entry point of the group
-"loop.samplers", whose value names the class ("package.module:Class"); it counts as one that computes here with torch. The class
-is a Sampler and a Prober of `loop.engines.base`, made of a CheckpointRef, an EngineConfig and a Progress. Only a worker
-imports it.
+A sampler of ours is a file in this folder and a row of SAMPLERS. Another package offers one as an entry point of the
+group "loop.samplers", whose value names the class ("package.module:Class"); it counts as one that computes here with torch.
+The class is a Sampler and a Prober of `loop.engines.base`, made of a CheckpointRef, an EngineConfig and a Progress. Only a
+worker imports it.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ AUTO = "auto"  # `loop.workers.up.best_sampler` says which one it stands for
 class SamplerKind:
     """Where a sampler's class is ("module:Class"), and what it needs.
 
-    `uses_torch`: False for one that computes nothing. `is_elsewhere`: whether another machine computes, so that the cores here
-    stay free and one worker asks it, however many GPUs there are. `packages`: it needs one of these beside the project's own
-    requirements. `offered_by`: the package of a stranger's sampler and its version.
+    `uses_torch`: False for one that computes nothing. `is_elsewhere`: whether another machine computes, so that the cores
+    here stay free and one worker asks it, however many GPUs there are. `packages`: it needs one of these beside the
+    project's own requirements. `offered_by`: the package of a stranger's sampler and its version.
     """
 
     path: str

@@ -1,4 +1,4 @@
-"""How a token is drawn from logits: temperature, top-k, top-p, and one uniform number a token. Runs only inside a worker process."""
+"""Draws tokens from logits: temperature, top-k, top-p, and a uniform number per token. Runs only inside a worker process."""
 
 from __future__ import annotations
 

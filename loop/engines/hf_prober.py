@@ -1,8 +1,8 @@
 """Probing with transformers: the model follows a text, and its next-token distribution is recorded at every token.
 
-The model runs over a batch a slice of positions at a time, with a cache, so that the logits in memory are bounded for texts of
-any length and any vocabulary. Rows are padded on the right: attention looks back only, so padding changes nothing before it.
-Runs only inside a worker process.
+The model runs over a batch a slice of positions at a time, with a cache, so that the logits in memory are bounded for
+texts of any length. Rows are padded on the right: attention looks back only, so padding changes nothing before it. Runs
+only inside a worker process.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def prompt_token_ids(tokenizer: Any, request: Request) -> list[int]:
 def fitting_prompts(
     tokenizer: Any, requests: Sequence[Request], params: SamplingParams, max_tokens: int | None
 ) -> dict[str, list[int]]:
-    """The prompt of each request, by its id. EngineError for one that can never be served: it is empty, or the model too short."""
+    """The prompt of each request, by its id. EngineError for one that is empty or does not fit the model."""
     prompts = {request.id: prompt_token_ids(tokenizer, request) for request in requests}
     for request in requests:
         num_tokens = len(prompts[request.id])

@@ -1,4 +1,4 @@
-"""Runs the user's command that makes a server serve a checkpoint: without a shell, in bounded time, its failure in one line."""
+"""The user's command that makes a server serve a checkpoint: run without a shell, in bounded time; it fails in one line."""
 
 from __future__ import annotations
 

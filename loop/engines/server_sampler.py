@@ -144,7 +144,7 @@ class ServerSampler:
                 self.loop.run_until_complete(asyncio.gather(*inside, return_exceptions=True))
 
     def _body(self, prompt: Sequence[int], params: SamplingParams, seed: int) -> dict[str, Any]:
-        """The request. It names every setting of the draw: for one that is left out, servers take the model's own default."""
+        """The request, with every setting of the draw: servers replace one that is missing by the model's own default."""
         return {
             "model": self.model.id,
             "prompt": list(prompt),

@@ -64,7 +64,7 @@ def mean_loss(model: Any, rows: Columns) -> float:
 
 
 def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float]:
-    """`held_out_loss` and `train_loss`; empty where nothing was held out or they cannot be measured, as for want of memory."""
+    """`held_out_loss` and `train_loss`; empty where nothing was held out or, for want of memory, they cannot be measured."""
     if not (num_held_out := len(left_out["labels"])):
         return {}
     every = (

@@ -25,8 +25,8 @@ def check_place(path: Path) -> None:
 
 @contextlib.contextmanager
 def opened(file: str | Path) -> Iterator[IO[bytes]]:
-    """The file to write, which appears whole or not at all; an older file stays until then. "-" is standard output; a device or a
-    pipe is written into.
+    """The file to write, which appears whole or not at all; an older file stays until then. "-" is standard output; a
+    device or a pipe is written into.
     """
     if str(file) == "-":
         yield sys.stdout.buffer

@@ -34,7 +34,7 @@ def used_bytes() -> dict[int, int]:
 
 
 def is_any_busy(names: str | None) -> bool:
-    """Whether one of the devices that CUDA_VISIBLE_DEVICES = `names` leaves (None: all) has computed within the last second."""
+    """Whether a device has computed within the last second. `names` as in CUDA_VISIBLE_DEVICES; None: all devices."""
     busy = False
     for nvml, _, _, device in _devices(names):
         with contextlib.suppress(nvml.NVMLError):  # slices cannot say

@@ -35,7 +35,7 @@ guard(work)
 def start_guarded(
     command: Sequence[str], *, environment: Mapping[str, str] | None = None, **how: Any
 ) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a command below a guard: the process and the token that `end_guarded` takes. `how`: its stdin, stderr and cwd."""
+    """Start a command below a guard: the process, and the token for `end_guarded`. `how`: its stdin, stderr and cwd."""
     token = secrets.token_hex(16)
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *command],

@@ -78,7 +78,7 @@ class Beating:
 
     @property
     def now(self) -> Heartbeat:
-        """The heartbeat to write now. Past moments are counted back from the present clock, which may have been set since."""
+        """The heartbeat to write now. Past moments count back from the present clock, which may have been set since."""
         at, now = time.time(), time.monotonic()
         part = self._part and self._part | {"part_started_at": at - (now - self._part_began)}
         return Heartbeat(os.getpid(), at, at - (now - self._began), **self._state, **part)

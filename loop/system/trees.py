@@ -5,9 +5,9 @@ stays below the guard, even in a session of its own, because the guard is a subr
 engine is done, when it is told to, and when the daemon is gone.
 
 Where the guard itself was killed, `sweep` finds the rest by their session and by a token in their environment. Two things
-are not promised. A process that has neither is not found once its guard was killed. And when the daemon is killed while the guard
-is stopped (SIGSTOP), the guard ends the tree only when it is continued; the engine ends by itself meanwhile, because nobody
-reads its heartbeat.
+are not promised. A process that has neither is not found once its guard was killed. And when the daemon is killed while
+the guard is stopped (SIGSTOP), the guard ends the tree only when it is continued; the engine ends by itself meanwhile,
+because nobody reads its heartbeat.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _lives(process: psutil.Process) -> bool:
 def guard(work: Callable[[], None], *, own_tmp: bool = False) -> None:
     """Run `work` in a child process, and end all that descends from it when it ends or the parent wants or is gone.
 
-    `own_tmp`: the child's temporary files lie in a directory of their own, which goes with it: a killed process cannot clear up.
+    `own_tmp`: the child's temporary files lie in a directory that goes with it, since a killed process cannot clear up.
     """
     watched = {signal.SIGTERM, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -122,7 +122,7 @@ def guard(work: Callable[[], None], *, own_tmp: bool = False) -> None:
 
 
 def _own_tmp() -> str | None:
-    """A new directory, which TMPDIR names from now on; None where none can be made. Compiled kernels stay outside, for the next."""
+    """A new directory, which TMPDIR now names; None where none can be made. What torch compiles stays outside, for reuse."""
     try:
         scratch = tempfile.mkdtemp(prefix="ssd-loop-")
     except OSError:

@@ -46,7 +46,7 @@ class _Work:
             return [self.left.popleft() for _ in range(min(self._size(), len(self.left)))]
 
     def _size(self) -> int:
-        """The size of a chunk: two batches while plenty is left, later one, at the end a share of at least a quarter batch."""
+        """The size of a chunk: two batches while plenty is left, later one, at the end a share of a quarter batch or more."""
         left = len(self.left)
         if left >= 4 * self.num_engines * self.batch_size:
             return 2 * self.batch_size

@@ -163,7 +163,7 @@ class Engines:
         return [devices[per_engine * index : per_engine * (index + 1)] for index in range(num)]
 
     def _start_of(self, number: int, shares: list[list[tuple[str, int]]]) -> Start:
-        """The function that starts one of several engines, at first and after it died. It runs in the engine's own thread."""
+        """The function that starts one of several engines, and starts it again. It runs in the engine's own thread."""
         names = [name for name, _ in shares[number]]
         # Slices of one device (MIG) may belong to several engines.
         others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}
