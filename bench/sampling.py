@@ -28,12 +28,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import StoppingCriteria, StopStringCriteria
 
+from loop.config.settings import Engine
 from loop.engines.base import CheckpointRef, Request, SamplingParams
 from loop.engines.hf_models import load_model
 from loop.engines.hf_sampler import Row, TransformersSampler
 from loop.engines.prompting import prompt_token_ids
 from loop.prompts.templates import FENCE, ask
 from loop.run.base_model import CONVERSION, cache_directory
+from loop.workers.up import engine_config
 
 ROOT = Path(__file__).resolve().parents[1]
 MAX_NEW_TOKENS = 192
@@ -132,7 +134,7 @@ def measure(num_requests: int = 96, batch_size: int = 32, pairs: int = 3, dtype:
         stop=tuple(settings["stop"]),
     )
     checkpoint = CheckpointRef(sha256="", path=cache_directory() / "models" / CONVERSION)
-    engine = {"device": "cpu", "dtype": dtype, "batch_size": batch_size}
+    engine = engine_config(Engine(device="cpu", dtype=dtype, batch_size=batch_size))
     natural = TransformersSampler(checkpoint, engine, lambda done, total: None)
     forced = ForcedLengths(checkpoint, engine, lambda done, total: None)
     model = load_model(checkpoint, natural.model.dtype, natural.device).eval()  # with transformers' own attention

@@ -23,10 +23,11 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from loop.config.settings import Model, Prompts  # noqa: E402
+from loop.config.settings import Engine, Model, Prompts  # noqa: E402
 from loop.engines.base import CheckpointRef, Request, SamplingParams  # noqa: E402
 from loop.prompts.sources import load_prompts  # noqa: E402
 from loop.run.base_model import CONVERSION, cache_directory  # noqa: E402
+from loop.workers.up import engine_config  # noqa: E402
 
 MODEL = cache_directory() / "models" / CONVERSION
 BATCH = 32
@@ -47,7 +48,7 @@ def requests_of(count: int) -> list[Request]:
 def ours(requests: list[Request], compiled: bool) -> Callable[[], int]:
     from loop.engines.vllm_sampler import VllmSampler
 
-    settings = {"device": "auto", "dtype": "float32", "batch_size": BATCH, "num_threads": None}
+    settings = engine_config(Engine(dtype="float32", batch_size=BATCH))
     sampler = VllmSampler(CheckpointRef(sha256="", path=MODEL), settings, lambda done, total: None)
     return lambda: sum(len(one.token_ids) for found in sampler.generate(requests, PARAMS) for one in found)
 

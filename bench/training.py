@@ -23,8 +23,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from loop.config.settings import Training  # noqa: E402
+from loop.config.settings import Engine, Training  # noqa: E402
 from loop.run.base_model import CONVERSION, cache_directory  # noqa: E402
+from loop.workers.up import engine_config  # noqa: E402
 
 BATCH_SIZE, MICRO_BATCH_SIZE = 16, 8
 PROMPT_LENGTHS, COMPLETION_LENGTHS = (60, 160), (16, 256)  # tokens
@@ -61,7 +62,9 @@ def train(who: str, num_rows: int, checkpointing: bool) -> dict[str, Any]:
     checkpoint = CheckpointRef(sha256="", path=cache_directory() / "models" / CONVERSION)
     rows = rows_of(num_rows)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrlTrainer({"device": "cpu"}, lambda done, total: None).arguments(settings, Path(scratch))
+        arguments = TrlTrainer(engine_config(Engine(device="cpu")), lambda done, total: None).arguments(
+            settings, Path(scratch)
+        )
         given: dict[str, Any] = {
             "model": load_model(checkpoint, torch.float32, torch.device("cpu")),
             "args": arguments,

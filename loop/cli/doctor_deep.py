@@ -79,6 +79,7 @@ def _model(loaded: LoadedConfig) -> str:
     """The sampler starts with the base model, writes a few tokens, and is gone again."""
     from loop.engines.base import CheckpointRef, Request, SamplingParams
     from loop.run.base_model import base_model
+    from loop.workers.up import engine_config
     from loop.workers.worker import RemoteSampler, Worker
     from store.checkpoints import hash_directory, manifest_sha256
 
@@ -86,15 +87,12 @@ def _model(loaded: LoadedConfig) -> str:
     checkpoint = CheckpointRef(sha256=manifest_sha256(hash_directory(path)), path=path)
     nothing: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
     worker = Worker(
-        {
-            "op": "load_sampler",
-            "settings": loaded.config.engine.model_dump(mode="json"),
-            "checkpoint": checkpoint.model_dump(mode="json"),
-        },
+        {"op": "load_sampler", "settings": engine_config(loaded.config.engine), "checkpoint": checkpoint},
         log_file=loaded.run_dir / "logs" / "doctor.log",
         stall_timeout_s=loaded.config.engine.stall_timeout_s,
         progress=nothing,
         tag="doctor",
+        has_gpu=loaded.config.engine.device != "cpu",
     )
     try:
         request = Request(id="doctor", messages=({"role": "user", "content": "Add two numbers."},), prefill="", seed=1)

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.service import Done, tell
 from loop.words import count, decoding_words, duration, interval, rate, safe, signed, size, warn
 
 if TYPE_CHECKING:
@@ -24,7 +20,6 @@ if TYPE_CHECKING:
 
 LOG = "experiment.log"  # in the experiment's logs/
 PATIENCE_S = 10.0  # so long `start` waits until it is under way
-LOOK_S = 0.05
 
 file_argument = click.argument("file", metavar="FILE", type=click.Path(path_type=Path, readable=False))
 jobs_option = click.option(
@@ -96,43 +91,23 @@ def start_command(file: Path, jobs: int | None) -> None:
     Examples:
       loopctl experiment start temperatures.toml
     """
-    from loop.errors import LoopError
     from loop.experiments.file import LOGS
     from loop.experiments.running import standing_of
     from loop.system.lock import holder
-    from loop.system.ourselves import found_again
+    from loop.system.ourselves import command, start_in_background
 
     experiment = _load(file, whole=True)
     if (pid := holder(experiment.directory)) is not None:
-        _tell(pid, f"already running (process {pid})", False)
+        tell(Done(pid, f"already running (process {pid})", False))
         return
     if all(standing_of(run).decided >= experiment.rounds for run in experiment.runs):
-        _tell(0, "all of it is done already; `loopctl experiment status` shows it", False)
+        tell(Done(0, "all of it is done already; `loopctl experiment status` shows it", False))
         return
     log = experiment.directory / LOGS / LOG
-    log.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "loop.cli.main", "experiment", "run", str(experiment.path)]
-    command += ["--jobs", str(jobs)] if jobs else []
-    with log.open("ab") as output:
-        begins = output.tell()
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/",
-            env=found_again(),
-        )  # fmt: skip
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if (code := process.poll()) is not None:
-            if code == 0:
-                _tell(process.pid, "it is done; `loopctl experiment status` shows it", True)
-                return
-            said = log.read_bytes()[begins:].decode(errors="replace").strip().splitlines()
-            error = LoopError(f"it did not start: {said[-1] if said else f'exit code {code}'}; see {log}")
-            error.exit_code = code if code > 0 else 1
-            raise error
-        if holder(experiment.directory) == process.pid:
-            break
-        time.sleep(LOOK_S)
-    _tell(process.pid, f"started (process {process.pid}); what it says is in {log}", True)
+    words = command("loop.cli.main", "experiment", "run", experiment.path, *(["--jobs", str(jobs)] if jobs else []))
+    pid, how = start_in_background(words, log, "it", lambda pid: holder(experiment.directory) == pid, PATIENCE_S)
+    started = f"started (process {pid}); what it says is in {log}"
+    tell(Done(pid, "it is done; `loopctl experiment status` shows it" if how == "done" else started, True))
 
 
 @experiment_command.command("stop")
@@ -145,18 +120,10 @@ def stop_command(file: Path) -> None:
     Examples:
       loopctl experiment stop temperatures.toml
     """
-    from loop.system.lock import holder
+    from loop.system.ourselves import stop_holder
 
-    experiment = _load(file)
-    pid = holder(experiment.directory)
-    if pid is None:
-        _tell(0, "not running", False)
-        return
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGTERM)
-    while holder(experiment.directory) == pid:
-        time.sleep(LOOK_S)
-    _tell(pid, "stopped", True)
+    pid = stop_holder(_load(file).directory)
+    tell(Done(0, "not running", False) if pid is None else Done(pid, "stopped", True))
 
 
 @experiment_command.command("status")
@@ -204,13 +171,6 @@ def _load(file: Path, whole: bool = False) -> Experiment:
     if whole:
         check_experiment(experiment)
     return experiment
-
-
-def _tell(pid: int, text: str, changed: bool) -> None:
-    if the_call().json:
-        print_json({"pid": pid, "text": text, "changed": changed})
-    else:
-        click.echo(safe(text))
 
 
 def _clocked() -> Callable[[str], None]:

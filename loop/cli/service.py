@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from loop.cli.options import print_json, shared_options, the_call
-from loop.system.ourselves import found_again
 from loop.words import safe
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
 
 PATIENCE_S = 8.0  # so long `start` waits for the daemon to answer; one that prepares a model answers later
-LOOK_S = 0.05
-QUIET_S = 10.0  # between two lines while `stop` waits
 
 
-class Started(NamedTuple):
-    """What came of starting it."""
+class Done(NamedTuple):
+    """What came of starting or stopping: whose process, in words, and whether anything changed."""
 
     pid: int
     text: str
@@ -40,7 +35,7 @@ def start_command() -> None:
     Examples:
       loopctl start
     """
-    _tell(_start(the_call().load()))
+    tell(_start(the_call().load()))
 
 
 @click.command("stop")
@@ -54,7 +49,7 @@ def stop_command(now: bool) -> None:
       loopctl stop
       loopctl stop --now
     """
-    _tell(_stop(the_call().place().run_dir, now))
+    tell(_stop(the_call().place().run_dir, now))
 
 
 @click.command("restart")
@@ -70,7 +65,7 @@ def restart_command(now: bool) -> None:
     loaded = the_call().load()
     _check(loaded)
     _stop(loaded.run_dir, now)
-    _tell(_start(loaded))
+    tell(_start(loaded))
 
 
 @click.command("service")
@@ -91,46 +86,29 @@ def service_command() -> None:
         click.echo(unit, nl=False)
 
 
-def _tell(done: Started) -> None:
+def tell(done: Done) -> None:
+    """Print it."""
     if the_call().json:
         print_json(done._asdict())
     else:
         click.echo(safe(done.text))
 
 
-def _start(loaded: LoadedConfig) -> Started:
-    from loop.errors import LoopError
+def _start(loaded: LoadedConfig) -> Done:
     from loop.system.lock import holder
+    from loop.system.ourselves import command, start_in_background
 
     if (pid := holder(loaded.run_dir)) is not None:
-        return Started(pid, f"already running (process {pid})", False)
+        return Done(pid, f"already running (process {pid})", False)
     _check(loaded)
-    words = loaded.run_dir / "logs" / "loopd.err"
-    words.parent.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-P", "-m", "loop.daemon", "--quiet", "--config", str(loaded.path)]
-    with words.open("wb") as err:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=err,
-            stderr=err,
-            start_new_session=True,
-            cwd="/",
-            env=found_again(),
-        )
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        if (code := process.poll()) is not None:
-            said = words.read_text(errors="replace").strip() or f"it ended at once with exit code {code}; see {words}"
-            if code == 0:
-                return Started(process.pid, "the run has nothing to do; `loopctl status` says why", False)
-            error = LoopError(f"the daemon did not start: {said.splitlines()[-1]}")
-            error.exit_code = code if code > 0 else 1
-            raise error
-        if _answers(loaded.run_dir) == process.pid:
-            return Started(process.pid, f"started (process {process.pid})", True)
-        time.sleep(LOOK_S)
-    return Started(process.pid, f"started (process {process.pid}); it is still preparing: `loopctl status`", True)
+    log = loaded.run_dir / "logs" / "loopd.err"  # of the last start only
+    log.unlink(missing_ok=True)
+    words = command("loop.daemon", "--quiet", "--config", loaded.path)
+    pid, how = start_in_background(words, log, "the daemon", lambda pid: _answers(loaded.run_dir) == pid, PATIENCE_S)
+    if how == "done":
+        return Done(pid, "the run has nothing to do; `loopctl status` says why", False)
+    preparing = "; it is still preparing: `loopctl status`" if how == "preparing" else ""
+    return Done(pid, f"started (process {pid}){preparing}", True)
 
 
 def _check(loaded: LoadedConfig) -> None:
@@ -152,30 +130,21 @@ def _answers(run_dir: Path) -> int | None:
     return None
 
 
-def _stop(run_dir: Path, now: bool) -> Started:
-    import signal
-
+def _stop(run_dir: Path, now: bool) -> Done:
     from loop.daemon.control import NotRunning, ask
-    from loop.system.lock import holder
+    from loop.system.ourselves import stop_holder, terminate
 
-    pid = holder(run_dir)
-    if pid is None:
-        return Started(0, "not running", False)
-    try:
-        answer = ask(run_dir, "stop", now=now)
-        click.echo(safe(answer["text"]), err=True)
-    except NotRunning:  # it is preparing, or ending
-        import os
+    def tell_it(pid: int) -> None:
+        try:
+            click.echo(safe(ask(run_dir, "stop", now=now)["text"]), err=True)
+        except NotRunning:  # it is preparing, or ending
+            terminate(pid)
 
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    said = time.monotonic()
-    while holder(run_dir) == pid:
-        time.sleep(LOOK_S)
-        if time.monotonic() - said > QUIET_S:
-            said = time.monotonic()
-            click.echo(f"{_doing(run_dir)}; `loopctl stop --now` interrupts it", err=True)
-    return Started(pid, "stopped", True)
+    def say() -> None:
+        click.echo(f"{_doing(run_dir)}; `loopctl stop --now` interrupts it", err=True)
+
+    pid = stop_holder(run_dir, tell_it, say)
+    return Done(0, "not running", False) if pid is None else Done(pid, "stopped", True)
 
 
 def _doing(run_dir: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -61,7 +60,7 @@ def track_command(names: tuple[str, ...], project: str | None) -> None:
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
                 cwd=loaded.run_dir,
-                env=os.environ | environment(),
+                env=environment(),
             )
         if done.returncode:
             raise LoopError(f"{name}: {last_line(log) or f'exit code {done.returncode}'}; {log} has all of it")

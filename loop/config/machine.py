@@ -13,6 +13,7 @@ from loop.config.cron import cron_fields
 from loop.config.section import Cost, ForSampling, ForTraining, Mistake, Name, Private, Section, refuse
 from loop.config.times import parse_interval, parse_until, parse_window, parse_zone
 from loop.config.toml_lines import KeyPath
+from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
 from policies.by_type import by_type
 from policies.schedule import STOP_RULES, StopRule
 
@@ -50,10 +51,13 @@ class Grading(Section):
 class Engine(Section):
     """What runs the model. Results do not depend on it beyond floating-point noise; time and memory do."""
 
-    sampler: ForSampling[Literal["auto", "transformers", "vllm", "server", "fake"]] = Field(
-        "auto",
-        description='What generates completions; "auto" takes vLLM where it is installed and starts, "server" asks '
-        "one elsewhere.",
+    sampler: ForSampling[str] = Field(
+        AUTO,
+        description="What generates completions: "
+        + ", ".join(f'"{name}"' for name in SAMPLERS)
+        + ', or what an installed package offers; "auto" takes vLLM where it is installed and starts, "server" asks one '
+        "elsewhere.",
+        json_schema_extra={"anyOf": [{"enum": list(SAMPLERS)}, {"type": "string"}]},
     )
     server_url: ForSampling[Private[str | None]] = Field(
         None, description='For "server": where `vllm serve` answers, "http://HOST:PORT/v1"; a key is in OPENAI_API_KEY.'
@@ -94,6 +98,12 @@ class Engine(Section):
         description="A worker that does nothing for this long is ended and its stage tried again, with twice the limit; one that "
         "computes without any report gets four times as long.",
     )
+
+    @field_validator("sampler")
+    @classmethod
+    def _sampler(cls, name: str) -> str:
+        sampler_kind(name)
+        return name
 
     @field_validator("server_url")
     @classmethod

@@ -1,4 +1,4 @@
-"""The three protocols that engines fulfil, and the plain values that cross to its worker process and back."""
+"""The three protocols that engines fulfil, and the plain values that cross to a worker process and back."""
 
 from __future__ import annotations
 
@@ -22,6 +22,32 @@ class CheckpointRef(Value):
     sha256: str
     path: Path
     base_path: Path | None = None
+
+
+class EngineConfig(Value):
+    """The keys of [engine] that concern a worker, with the names, units and values that they have there.
+
+    `sampler` is a name that `loop.engines.by_name` knows; `lora_rank` the largest rank of adapters that are served unmerged.
+    """
+
+    sampler: str
+    trainer: str
+    device: str
+    dtype: str
+    batch_size: int
+    kv_cache_bytes: int | None
+    gpus_per_engine: int
+    num_engines: int | None
+    num_threads: int | None
+    num_training_processes: int
+    server_url: str | None
+    server_command: tuple[str, ...]
+    stall_timeout_s: float
+    lora_rank: int | None = None
+
+    def changed(self, **keys: object) -> EngineConfig:
+        """The same but for these keys."""
+        return self.model_copy(update=keys)
 
 
 class SamplingParams(Value):
@@ -112,9 +138,9 @@ class TrainingRow(Value):
 
 
 def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int]:
-    """Which rows a fine-tune leaves out, by a hash of its seed and their tokens: the same wherever they stand.
+    """The indices of the rows that a fine-tune leaves out, chosen by a hash of its seed and their tokens, in whatever order.
 
-    As many as settings["held_out"] says, but at most one in 20. Settings of older versions have none.
+    settings["held_out"] says how many, at most one in 20; settings of older versions say nothing, so none.
     """
     num = min(settings.get("held_out", 0), len(rows) // 20)
     if not num:
@@ -126,8 +152,8 @@ def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int
 class TrainingResult(Value):
     """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats.
 
-    `held_out_loss` and `train_loss` are those of the final weights, on the rows that were held out and on as many of those
-    that were trained on; None where none was held out. The other counts are of what was trained on.
+    `held_out_loss` and `train_loss` are those of the final weights, on the rows that were held out and on as many of the
+    others; None where none was held out. The counts are of rows that were trained on.
     """
 
     num_steps: int
@@ -162,7 +188,7 @@ class Sampler(Protocol):
         ...
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        """Serve another checkpoint from now on. False where that cannot be shown: the sampler is of no use then."""
+        """Serve another checkpoint from now on. False where the sampler cannot show that it does: it is of no use then."""
         ...
 
     def close(self) -> None:
@@ -171,7 +197,7 @@ class Sampler(Protocol):
 
 
 class Prober(Protocol):
-    """Says what one fixed checkpoint would have written at each position of given texts. Draws nothing."""
+    """Gives the next-token distributions of one fixed checkpoint at each position of given texts. Draws nothing."""
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
         """Yield every text's record exactly once, in lists, as they finish.
@@ -191,9 +217,9 @@ class Trainer(Protocol):
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """Train on `rows_file` (one TrainingRow as JSON a line) and write weights, config and tokenizer into `out_dir`.
 
-        `settings` is the [training] table plus `seed`. What `held_out` picks is not trained on. `out_dir` exists and is
-        empty. Nothing else is written; the caller makes the directory durable. Same rows, parent, settings and machine
-        give the same weights on a CPU.
+        `settings` is the [training] table plus `seed`. The rows that `held_out` picks are left out. `out_dir` exists and is
+        empty. Nothing else is written; the caller makes the directory durable. On a CPU the same rows, parent, settings and
+        machine give the same weights.
         Raises EngineError when the loss is not finite.
         """
         ...

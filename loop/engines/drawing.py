@@ -1,4 +1,4 @@
-"""How a token is drawn from logits: temperature, top-k, top-p, and one uniform number a token. Runs only inside a worker process."""
+"""Draws tokens from logits: temperature, top-k, top-p, and a uniform number per token. Runs only inside a worker process."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import torch
 
 from loop.engines.base import SamplingParams
 
-TOP_P_SHORTCUT = 1024  # the most likely tokens that are sorted first; rarely does a nucleus need more
+TOP_P_SHORTCUT = 1024  # this many likeliest tokens are sorted first; a nucleus rarely needs more
 
 
 def truncated_distribution(logits: torch.Tensor, params: SamplingParams) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Probabilities to draw from, and the token ids that they belong to (None: all, in order).
 
-    logits: (B, V) after the repetition penalty. Order as in transformers: temperature, then top-k, then top-p over what
-    top-k left; of tokens that tie at the k-th place only k in all are kept. Returns (B, K) and (B, K), most likely first
+    logits: (B, V) after the repetition penalty. The order is transformers': temperature, then top-k, then top-p over what
+    top-k left; where tokens tie at the k-th place, k in all are kept. Returns (B, K) and (B, K), most likely first
     where ids are given. A row's result does not depend on the other rows.
     """
     scaled = logits / params.temperature

@@ -1,9 +1,9 @@
 """A deterministic, instant engine for tests of everything else. It is a real implementation of all three protocols.
 
 Its model is a number, `skill`: the share of functions that it writes to return 1 instead of 0. Fine-tuning raises it a
-little for every completion seen. Tokens are bytes. Probed, it also admits to a small doubt about every byte, which skill
-makes smaller; sampling leaves that out. LOOP_FAKE_STEP_S makes each batch and each step take so many seconds,
-for tests that need a stage to be going on.
+little with each step. Tokens are bytes. A probe also finds a small doubt about every byte, smaller with more skill, which
+sampling leaves out. With LOOP_FAKE_STEP_S each batch and each step takes that many seconds, for tests that need a stage to
+last.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 from loop.engines.base import (
     LEAST_LOGPROB,
     CheckpointRef,
+    EngineConfig,
     Forced,
     Generated,
     Probed,
@@ -51,9 +52,9 @@ def write_fake_model(directory: Path, skill: float) -> None:
 class FakeSampler:
     """A Sampler that writes `return 1` with the probability `skill`, and the Prober of the same model."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.change(checkpoint)
-        self.batch_size: int = settings["batch_size"]
+        self.batch_size = settings.batch_size
         self.progress = progress
         self.tokenizer_sha256 = hashlib.sha256(b"fake: one token per byte").hexdigest()
 
@@ -79,7 +80,7 @@ class FakeSampler:
                 f"a prompt that begins {request.beginning!r}: exceeds the model's {MAX_TOKENS} tokens; lower max_new_tokens"
             )
         draw = random.Random(request.seed).random() if params.temperature else 0.5
-        opened = request.prefill.rstrip().endswith(":")  # the signature stands there: only the body is wanted
+        opened = request.prefill.rstrip().endswith(":")  # the prompt has the signature: only the body is wanted
         text = _answer(opened, int(draw < self.skill))
         ends = [text.index(string) + len(string) for string in params.stop if string in text]
         token_ids = [*(text[: min(ends)].encode() if ends else [*text.encode(), END])][: params.max_new_tokens]
@@ -123,7 +124,7 @@ class FakeSampler:
         return Probed.model_validate({"id": text.id, **columns})
 
     def _distribution(self, prompt: Sequence[int], before: Sequence[int]) -> list[float]:
-        """What may follow these tokens: the next byte of one of its two answers, beyond all doubt but a little."""
+        """The probability of each token after these: nearly all of it is on the next bytes of the model's two answers."""
         opened = bytes(token for token in prompt if token != END).rstrip().endswith(b":")
         doubt = DOUBT * (1 - self.skill)
         masses = [doubt / (END + 1)] * (END + 1)
@@ -134,7 +135,7 @@ class FakeSampler:
         total = sum(possible.values())
         for answer, share in possible.items():
             masses[(*answer, END)[len(before)]] += (1 - doubt) * share / total if total else (1 - doubt) / len(possible)
-        if not possible:  # after the end, and after what it would never write
+        if not possible:  # after the end, and after a text that the model never writes
             masses[END] += 1 - doubt
         return masses
 
@@ -163,7 +164,7 @@ def _num_kept(likeliest_first: Sequence[float], truncation: SamplingParams) -> i
 class FakeTrainer:
     """A Trainer that raises `skill` by a hundredth per step."""
 
-    def __init__(self, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         self.progress = progress
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:

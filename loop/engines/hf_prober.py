@@ -1,8 +1,8 @@
-"""Probing with transformers: a text is forced on the model, and its distribution is recorded at every token of it.
+"""Probing with transformers: the model follows a text, and its next-token distribution is recorded at every token.
 
-The model runs over a batch a slice of positions at a time, with a cache, so that the logits in memory are bounded however
-long the texts are and however large the vocabulary. Rows are padded on the right: attention looks back only, so padding
-changes nothing before it. Runs only inside a worker process.
+The model runs over a batch a slice of positions at a time, with a cache, so that the logits in memory are bounded for
+texts of any length. Rows are padded on the right: attention looks back only, so padding changes nothing before it. Runs
+only inside a worker process.
 """
 
 from __future__ import annotations
@@ -20,13 +20,16 @@ from loop.errors import EngineError
 if TYPE_CHECKING:
     from loop.engines.hf_sampler import TransformersSampler
 
-MAX_LOGITS = 1 << 24  # in one slice: 64 MB in float32, a few times over while they are looked at
-DIGITS, LOGPROB_DIGITS = 6, 4  # what is kept: a fine-tune moves more, and half of the bytes are saved
+MAX_LOGITS = 1 << 24  # in one slice: 64 MB in float32, and a few copies of it
+DIGITS, LOGPROB_DIGITS = (
+    6,
+    4,
+)  # digits that are kept: a fine-tune changes figures by more, and half of the bytes are saved
 
 
 @dataclass
 class Record:
-    """One text's record in the making."""
+    """The record of one text, as far as it is known."""
 
     text: Forced
     columns: dict[str, list[Any]] = field(
@@ -37,7 +40,7 @@ class Record:
 def probe(
     loaded: TransformersSampler, texts: Sequence[Forced], truncation: SamplingParams, top: int
 ) -> Iterator[list[Probed]]:
-    """See `Prober.probe`. Longest texts first: what does not fit in memory fails at once."""
+    """See `Prober.probe`. The longest texts come first, so that one that does not fit in memory fails at once."""
     for text in texts:
         num_tokens = len(text.prompt_token_ids) + len(text.token_ids)
         if not text.prompt_token_ids or not text.token_ids:
@@ -60,13 +63,16 @@ def probe(
 
 
 def _slices(loaded: TransformersSampler, records: list[Record], truncation: SamplingParams, top: int) -> Iterator[None]:
-    """Run over the batch, slice by slice, and fill the records in."""
+    """Run over the batch slice by slice and fill in the records."""
     rows = [[*record.text.prompt_token_ids, *record.text.token_ids] for record in records]
-    width = max(map(len, rows)) - 1  # nothing is asked after the last token
+    width = max(map(len, rows)) - 1  # nobody asks what follows the last token
     input_ids = torch.tensor([[*row, *[0] * (width + 1 - len(row))] for row in rows], device=loaded.device)  # (B, T+1)
     step = max(1, MAX_LOGITS // (len(rows) * loaded.model.config.get_text_config().vocab_size))
     cache = DynamicCache(config=loaded.model.config)
-    start, end = 0, min(len(record.text.prompt_token_ids) for record in records)  # at first up to the first answer
+    start, end = (
+        0,
+        min(len(record.text.prompt_token_ids) for record in records),
+    )  # the first slice ends where an answer begins
     while start < width:
         end = min(end, width)
         output = loaded.model(
@@ -77,7 +83,7 @@ def _slices(loaded: TransformersSampler, records: list[Record], truncation: Samp
             use_cache=True,
             logits_to_keep=1 if start == 0 else 0,
         )
-        first = end - output.logits.shape[1]  # (B, t, V): what follows the tokens first to end
+        first = end - output.logits.shape[1]  # logits are (B, t, V), for what follows the tokens from `first` to `end`
         wanted = [
             (number, position - len(record.text.prompt_token_ids) + 1)
             for number, record in enumerate(records)
@@ -107,31 +113,26 @@ def _look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: Sa
     kept, ids = truncated_distribution(logits, truncation)
     num_kept = (kept > 0).sum(-1) if ids is not None else torch.full_like(top_token_id, logits.shape[-1])
     own = logprobs.topk(min(top, logits.shape[-1]), dim=-1).indices.tolist()
-    at = [own[n] if text.at is None else list(text.at[index]) for n, (text, index) in _numbered(places)]
-    values, rest = _at(logprobs, at)
-    found = zip(
-        entropy.tolist(),
-        top_token_id.tolist(),
-        top_probability.tolist(),
-        at,
-        values,
-        rest,
-        num_kept.tolist(),
-        strict=True,
+    at = [
+        own[row] if record.text.at is None else list(record.text.at[index])
+        for row, (record, index) in enumerate(places)
+    ]
+    masses, rest = _at(logprobs, at)
+    per_row = zip(
+        places, entropy.tolist(), top_token_id.tolist(), top_probability.tolist(), num_kept.tolist(), strict=True
     )
-    for (record, _), (nats, token, share, tokens, masses, others, count) in zip(places, found, strict=True):
-        columns = record.columns
-        columns["entropy"].append(round(max(0.0, nats), DIGITS))
-        columns["top_token_id"].append(token)
-        columns["top_probability"].append(round(share, DIGITS))
-        columns["at"].append(tokens)
-        columns["logprobs"].append([round(value, LOGPROB_DIGITS) for value in masses])
-        columns["rest"].append(round(others, LOGPROB_DIGITS))
-        columns["num_kept"].append(min(count, len(tokens)))
-
-
-def _numbered(places: list[tuple[Record, int]]) -> Iterator[tuple[int, tuple[Forced, int]]]:
-    return ((number, (record.text, index)) for number, (record, index) in enumerate(places))
+    for row, ((record, _), nats, token, share, count) in enumerate(per_row):
+        entry = {
+            "entropy": round(max(0.0, nats), DIGITS),
+            "top_token_id": token,
+            "top_probability": round(share, DIGITS),
+            "at": at[row],
+            "logprobs": [round(mass, LOGPROB_DIGITS) for mass in masses[row]],
+            "rest": round(rest[row], LOGPROB_DIGITS),
+            "num_kept": min(count, len(at[row])),
+        }
+        for name, value in entry.items():
+            record.columns[name].append(value)
 
 
 def _at(logprobs: torch.Tensor, at: list[list[int]]) -> tuple[list[list[float]], list[float]]:

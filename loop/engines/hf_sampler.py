@@ -1,4 +1,4 @@
-"""Sampling with transformers: a running batch, in which new rows take the places of those that finished.
+"""Sampling with transformers: a running batch, in which new rows take the places of finished ones.
 
 Each row draws from its own seeded stream (one uniform number per token, inverted through the truncated distribution),
 so a completion does not depend on who shares its batch, beyond floating-point noise. Runs only inside a worker process.
@@ -16,20 +16,20 @@ from typing import Any
 import torch
 from transformers import DynamicCache
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.drawing import draw, truncated_distribution
 from loop.engines.hf_cache import Batch, Places, room_for, takes_rows_later, use_grouped_attention
 from loop.engines.hf_models import DTYPES, choose_device, choose_dtype, eos_token_ids, load_model, load_tokenizer
-from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.prompting import fitting_prompts
 from loop.errors import EngineError
 
-PREFILL_TOKENS = 4096  # of padded prompts that are computed at once: a report comes after each, and memory is bounded
-REFILL_SHARE = 8  # new rows come in when one place in so many is free: fewer prefills, each of several prompts
+PREFILL_TOKENS = 4096  # of padded prompts in one forward pass, after which progress is reported; bounds the memory
+REFILL_SHARE = 8  # new rows come in when one place in eight is free: fewer prefills, each of several prompts
 
 
 def shared_beginning(prompts: Sequence[tuple[int, ...]]) -> int:
-    """With how many tokens all prompts begin; at least one token of each is left over."""
-    pairs = zip(min(prompts), max(prompts), strict=False)  # what these two share, all between them share
+    """The number of tokens with which all prompts begin; at least one token of each prompt comes after them."""
+    pairs = zip(min(prompts), max(prompts), strict=False)  # all prompts between these two begin as both do
     same = next((i for i, (a, b) in enumerate(pairs) if a != b), len(min(prompts)))
     return min(same, min(map(len, prompts)) - 1)
 
@@ -48,16 +48,16 @@ class Row:
 class TransformersSampler:
     """A Sampler and a Prober over one checkpoint loaded with transformers."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
-        self.device = choose_device(settings["device"])
-        self.dtype = DTYPES[choose_dtype(settings["dtype"], self.device)]
-        self.batch_size: int = settings["batch_size"]
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
+        self.device = choose_device(settings.device)
+        self.dtype = DTYPES[choose_dtype(settings.dtype, self.device)]
+        self.batch_size = settings.batch_size
         self.progress = progress
         self.change(checkpoint)
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`."""
-        self.model: Any = None  # gone before the next one is loaded
+        self.model: Any = None  # its memory is free before the next model is loaded
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, self.dtype, self.device).eval()
         use_grouped_attention(self.model)
@@ -67,10 +67,9 @@ class TransformersSampler:
         return True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        """See `Sampler.generate`. Longest prompts first: what does not fit in memory fails at once."""
-        rows = [Row(request, prompt_token_ids(self.tokenizer, request)) for request in requests]
-        for row in rows:
-            check_fits(row.request, row.prompt_token_ids, params, self.max_tokens)
+        """See `Sampler.generate`. The longest prompts come first, so that one that does not fit in memory fails at once."""
+        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
+        rows = [Row(request, prompts.pop(request.id)) for request in requests]
         first: dict[tuple[int, ...], int] = {}
         for row in rows:
             first.setdefault(tuple(row.prompt_token_ids), len(first))
@@ -80,7 +79,7 @@ class TransformersSampler:
         yield from self._run(rows, params, common)
 
     def _run(self, waiting: list[Row], params: SamplingParams, common: list[int]) -> Iterator[list[Generated]]:
-        """Run over all rows, the last of `waiting` first; yields those that finished after each token."""
+        """Run over all rows, the last of `waiting` first; after each token, yield those that finished."""
         if not waiting:
             return
         num_total, num_done = len(waiting), 0
@@ -161,7 +160,7 @@ class TransformersSampler:
         return slices
 
     def _begin(self, common: list[int]) -> DynamicCache:
-        """What all prompts of a call begin with, computed once."""
+        """The cache of the tokens with which all prompts of a call begin."""
         cache = DynamicCache(config=self.model.config)
         ids = self._tensor([common])
         self._forward(ids, cache, torch.ones_like(ids), torch.arange(len(common), device=self.device)[None])
@@ -243,10 +242,10 @@ class TransformersSampler:
         last = row.token_ids[-1]
         if last not in self.texts:
             self.texts[last] = self.tokenizer.decode([last], skip_special_tokens=True)
-        text = self.texts[last]  # by itself a token may lack its blanks, and be part of a character
+        text = self.texts[last]  # alone, a token may lose its blanks or be a part of a character
         if text and "\ufffd" not in text and not any(string[-1] in text or string[-1].isspace() for string in stop):
             return False
-        longest = max(len(string.encode()) for string in stop)  # a token stands for a byte or more
+        longest = max(len(string.encode()) for string in stop)  # each token stands for at least a byte
         tail = self.tokenizer.decode(row.token_ids[-longest - 1 :], skip_special_tokens=True)
         return any(string in tail for string in stop)
 
@@ -261,7 +260,7 @@ class TransformersSampler:
         )
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`. Whoever samples can probe: loading the model is the dear part."""
+        """See `Prober.probe`. The model is loaded already, which is the expensive part."""
         from loop.engines.hf_prober import probe
 
         return probe(self, texts, truncation, top)

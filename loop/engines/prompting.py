@@ -1,4 +1,4 @@
-"""From a request to token ids, the same for every engine, so that the ids in the corpus are those that were seen."""
+"""From a request to token ids, the same way for every engine, so that the corpus holds the ids that the model saw."""
 
 from __future__ import annotations
 
@@ -21,12 +21,18 @@ def prompt_token_ids(tokenizer: Any, request: Request) -> list[int]:
     return list(tokenizer(text + request.prefill, add_special_tokens=False)["input_ids"])
 
 
-def check_fits(request: Request, prompt: Sequence[int], params: SamplingParams, max_tokens: int | None) -> None:
-    """EngineError for a request that can never be served: its prompt is empty, or the model too short for it."""
-    if not prompt:
-        raise EngineError(f"request {request.id}: the prompt is empty")
-    if max_tokens and len(prompt) + params.max_new_tokens > max_tokens:
-        raise EngineError(
-            f"a prompt that begins {request.beginning!r}: {len(prompt)} prompt tokens and max_new_tokens "
-            f"{params.max_new_tokens} exceed the model's {max_tokens}; lower max_new_tokens or shorten the prompt"
-        )
+def fitting_prompts(
+    tokenizer: Any, requests: Sequence[Request], params: SamplingParams, max_tokens: int | None
+) -> dict[str, list[int]]:
+    """The prompt of each request, by its id. EngineError for one that is empty or does not fit the model."""
+    prompts = {request.id: prompt_token_ids(tokenizer, request) for request in requests}
+    for request in requests:
+        num_tokens = len(prompts[request.id])
+        if not num_tokens:
+            raise EngineError(f"request {request.id}: the prompt is empty")
+        if max_tokens and num_tokens + params.max_new_tokens > max_tokens:
+            raise EngineError(
+                f"a prompt that begins {request.beginning!r}: {num_tokens} prompt tokens and max_new_tokens "
+                f"{params.max_new_tokens} exceed the model's {max_tokens}; lower max_new_tokens or shorten the prompt"
+            )
+    return prompts

@@ -1,4 +1,4 @@
-"""The user's command that makes a server serve a checkpoint: without a shell, in bounded time, its end told in one line."""
+"""The user's command that makes a server serve a checkpoint: run without a shell, in bounded time; it fails in one line."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from loop.errors import EngineError
 
 LOOK_S = 0.5
-OUTPUT_BYTES = 4096  # the end of the output that is looked at
+OUTPUT_BYTES = 4096  # of the end of the output, in which the last line is looked for
 
 
 def run_command(words: Sequence[str], time_left: Callable[[], bool], shown: Callable[[str], str]) -> None:
-    """Run it until it ends. EngineError with its exit code and last line where it fails; ended when no time is left.
+    """Run a command until it ends. EngineError with its exit code and last line where it fails or has no time left.
 
-    `time_left` is asked about twice a second; `shown` makes a stranger's text fit for a message. What the command leaves
-    running ends with this worker.
+    `time_left` is asked about twice a second; `shown` makes a stranger's text fit for a message. Processes that the command
+    leaves running end with this worker.
     """
-    with tempfile.TemporaryFile() as output:  # no pipe: what it leaves running would hold it open
+    with tempfile.TemporaryFile() as output:  # no pipe: a process that it leaves running would hold that open
         try:
             process = subprocess.Popen(
                 words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True

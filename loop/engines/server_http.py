@@ -1,7 +1,7 @@
 """Asking an OpenAI-compatible server, as `vllm serve MODEL` is one. Imports no model library, so that `doctor` may ask, too.
 
-What a server answers is not believed: sizes, types and numbers are checked, and whatever is wrong is an EngineError of
-one printable line. The API key is taken from the environment and is neither kept elsewhere nor shown.
+A server's answers are checked: sizes, types and numbers. Whatever is wrong becomes an EngineError of one printable line. The
+API key is taken from the environment and is neither kept elsewhere nor shown.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KEEP_S = 2.0  # an unused connection; uvicorn closes its own after 5
 RETRY_WAIT_S = 1.0
 SHOWN_CHARACTERS = 200
 MODELS_BYTES = 1 << 20
-TOKEN_BYTES = 1 << 10  # of an answer, by the token: a few times what is needed
+TOKEN_BYTES = 1 << 10  # at most, of an answer per token: a few times what is needed
 
 
 class Unavailable(EngineError):
@@ -76,7 +76,7 @@ class Server:
     """A server at `url` ("http://HOST:PORT/v1"). Use within one event loop, as an asynchronous context or with `close`."""
 
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
-        """`timeout_s`: of each step of an answer; without it, whoever asks decides when it takes too long."""
+        """`timeout_s` limits each step of an answer; without it, the caller limits the whole."""
         self.url = url.rstrip("/")
         self._key = os.environ.get("OPENAI_API_KEY", "").strip()
         if not all("!" <= letter <= "~" for letter in self._key):
@@ -88,11 +88,11 @@ class Server:
         )
 
     async def models(self) -> Models:
-        """What is served. Unavailable, or another EngineError; one attempt."""
+        """The models that are served, in one attempt. Unavailable, or another EngineError."""
         return self._understood("/models", await self._body("GET", "/models", None, MODELS_BYTES), Models)
 
     async def complete(self, body: dict[str, Any]) -> Choice:
-        """The completion of one prompt of token ids; a second attempt where there may be one."""
+        """The completion of one prompt of token ids; where the server is unavailable, in a second attempt."""
         most = MODELS_BYTES + TOKEN_BYTES * (len(body["prompt"]) + body["max_tokens"])
         try:
             answer = await self._body("POST", "/completions", body, most)
@@ -102,7 +102,7 @@ class Server:
         return self._understood("/completions", answer, Completions).choices[0]
 
     async def _body(self, method: str, path: str, sent: dict[str, Any] | None, most: int) -> bytes:
-        """The whole body of an answer with status 200. Raw: what is packed cannot grow."""
+        """The whole body of an answer with status 200. Raw, so that no compressed body can grow beyond `most` bytes."""
         got = bytearray()
         try:
             async with self._client.stream(method, self.url + path, json=sent) as answer:
@@ -111,11 +111,13 @@ class Server:
                     if len(got) > most:
                         raise self.refusal(path, f"its answer is longer than {most} bytes")
         except (httpx.HTTPError, httpx.InvalidURL) as error:
-            said = self.shown(str(error)) or type(error).__name__
-            raise Unavailable(f"{self.url}{path}: does not answer: {said}") from None
+            reason = self.shown(str(error)) or type(error).__name__
+            raise Unavailable(f"{self.url}{path}: does not answer: {reason}") from None
         if answer.status_code != 200:
-            said = f"status {answer.status_code}: {self.shown(got.decode(errors='replace'))}"
-            raise Unavailable(f"{self.url}{path}: {said}") if answer.status_code >= 500 else self.refusal(path, said)
+            reason = f"status {answer.status_code}: {self.shown(got.decode(errors='replace'))}"
+            raise (
+                Unavailable(f"{self.url}{path}: {reason}") if answer.status_code >= 500 else self.refusal(path, reason)
+            )
         return bytes(got)
 
     def _understood(self, path: str, body: bytes, kind: type[Answer]) -> Answer:
@@ -124,15 +126,15 @@ class Server:
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
-            said = self.shown(f"{where}: {first['msg']}" if where else first["msg"])
-            raise self.refusal(path, f"its answer is not what vLLM's is ({said})") from None
+            reason = self.shown(f"{where}: {first['msg']}" if where else first["msg"])
+            raise self.refusal(path, f"its answer is not what vLLM's is ({reason})") from None
 
     def refusal(self, path: str, what: str) -> EngineError:
-        """The error that says so; `what` is printable."""
+        """An error about the answer of `path`; `what` is printable."""
         return EngineError(f"{self.url}{path}: {what}")
 
     def shown(self, text: str) -> str:
-        """The beginning of what a stranger said, on one printable line and without the API key."""
+        """The beginning of a stranger's text, on one printable line and without the API key."""
         if self._key:
             text = text.replace(self._key, "***")
         return "".join(letter if letter.isprintable() else " " for letter in text)[:SHOWN_CHARACTERS].strip()

@@ -1,7 +1,7 @@
 """Sampling with a server elsewhere, as `vllm serve DIR` starts one. Runs only inside a worker process.
 
-The server holds the weights; here are only tokenizer and prompts. As many requests are under way as `vllm_sampler` keeps in
-its engine. Before it samples from a checkpoint, `weights_proof` shows that the server serves it.
+The server holds the weights; only tokenizer and prompts are here. As many requests are under way as `vllm_sampler` keeps in
+its engine. Before the first sample from a checkpoint, `weights_proof` shows that the server serves it.
 """
 
 from __future__ import annotations
@@ -12,34 +12,35 @@ from collections import deque
 from collections.abc import Awaitable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import load_tokenizer
-from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.prompting import fitting_prompts
 from loop.engines.server_command import LOOK_S, run_command
 from loop.engines.server_http import Choice, ModelCard, Server, Unavailable
 from loop.engines.weights_proof import Proof, check, reference, tells_apart
 from loop.errors import EngineError
 
-QUEUE = 2  # requests at the server, in batches
-PATIENCE = 0.9  # of the time without progress after which this worker would be ended: the better message comes first
+QUEUE = 2  # batches of requests at the server
+PATIENCE = 0.9  # of stall_timeout_s, after which the daemon would end this worker with a worse message
 
 Result = TypeVar("Result")
 
 
 class ServerSampler:
-    """A Sampler over a server, and a Prober that takes transformers for it."""
+    """A Sampler over a server, and a Prober with the same weights under transformers."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.settings = settings
         self.progress = progress
-        self.batch_size: int = settings["batch_size"]
-        self.dtype = settings["dtype"] if settings["dtype"] != "auto" else "bfloat16"  # what servers take by themselves
-        self.limit_s: float = settings["stall_timeout_s"]
+        self.batch_size = settings.batch_size
+        self.dtype = settings.dtype if settings.dtype != "auto" else "bfloat16"  # the servers' own default
+        self.limit_s = settings.stall_timeout_s
         self.patience_s = PATIENCE * self.limit_s
         self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
         self.proof: Proof | None = None
-        self.said: list[float] = []  # by the server, of the probe text
-        self.server = Server(settings["server_url"])
+        self.logprobs: list[float] = []  # the server's, of the probe text
+        assert settings.server_url is not None, "loop.config.settings.Engine asks for it"
+        self.server = Server(settings.server_url)
         self.loop = asyncio.new_event_loop()
         try:
             self.change(checkpoint)
@@ -48,22 +49,22 @@ class ServerSampler:
             raise
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        """See `Sampler.change`. True, or an EngineError: to start again would change nothing about the server."""
+        """See `Sampler.change`. True, or an EngineError: another start of this sampler would not change the server."""
         self._end_prober()
         before, self.proof = self.proof, None
         proof = reference(checkpoint, self.dtype)
         self.model = self._ready(checkpoint)
-        said = self._served(proof)
+        logprobs = self._served(proof)
         where, remedy = f"{self.server.url} with {checkpoint.path}", f"`vllm serve {checkpoint.path}`"
         try:
-            check(proof, said, where, self.dtype)
+            check(proof, logprobs, where, self.dtype)
         except EngineError as wrong:
             raise EngineError(f"{wrong} in {self.dtype}; serve that directory: {remedy}") from None
-        # So near to the weights before that the proof would pass for them, too.
+        # The new weights are so near to the old ones that the proof would pass for those, too.
         near = before and before.logprobs != proof.logprobs and not tells_apart(before, proof, self.dtype)
-        if near and (said == self.said or not self.settings.get("server_command")):
+        if near and (logprobs == self.logprobs or not self.settings.server_command):
             raise EngineError(f"{where}: may still serve the weights before, which are as near; {remedy} there anew")
-        self.checkpoint, self.proof, self.said = checkpoint, proof, said
+        self.checkpoint, self.proof, self.logprobs = checkpoint, proof, logprobs
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.num_tokens, longest = _limits(checkpoint)
         self.max_tokens = self.model.max_model_len or longest
@@ -72,8 +73,8 @@ class ServerSampler:
     # ---- the server gets the weights -------------------------------------------------------------------------------
 
     def _ready(self, checkpoint: CheckpointRef) -> ModelCard:
-        """What is served, after the command where there is one."""
-        command, began = self.settings.get("server_command"), time.monotonic()
+        """The model that is served, after the user's command where there is one."""
+        command, began = self.settings.server_command, time.monotonic()
 
         def time_left(since: float) -> bool:
             """Whether time is left. Also reports progress, so that this worker is not ended as stalled."""
@@ -114,9 +115,7 @@ class ServerSampler:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
         self._end_prober()
-        prompts = {request.id: prompt_token_ids(self.tokenizer, request) for request in requests}
-        for request in requests:
-            check_fits(request, prompts[request.id], params, self.max_tokens)
+        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
         waiting, num_done = deque(requests), 0
         inside: set[asyncio.Task[Generated]] = set()
         try:
@@ -145,7 +144,7 @@ class ServerSampler:
                 self.loop.run_until_complete(asyncio.gather(*inside, return_exceptions=True))
 
     def _body(self, prompt: Sequence[int], params: SamplingParams, seed: int) -> dict[str, Any]:
-        """What is asked. Nothing that draws is left out: the server would take the model's own default for it."""
+        """The request, with every setting of the draw: servers replace one that is missing by the model's own default."""
         return {
             "model": self.model.id,
             "prompt": list(prompt),
@@ -182,7 +181,7 @@ class ServerSampler:
         )
 
     def _wrong(self, choice: Choice, prompt: list[int], params: SamplingParams) -> str:
-        """Why this cannot be the answer; "" where it can."""
+        """Why this cannot be a completion of the prompt; "" where it can."""
         assert self.proof
         drawn, logprobs = choice.token_ids, choice.logprobs.token_logprobs
         if choice.prompt_token_ids != prompt:
@@ -191,26 +190,26 @@ class ServerSampler:
             return f"it has {len(drawn)} tokens, and at most {params.max_new_tokens} were asked for"
         if not all(0 <= token < self.num_tokens for token in drawn):
             return f"token_ids are outside the vocabulary of {self.num_tokens}"
-        if len(logprobs) != len(drawn) or not all(-1e5 < one < 0.01 for one in logprobs):
+        if len(logprobs) != len(drawn) or not all(-1e5 < logprob < 0.01 for logprob in logprobs):
             return "token_logprobs are not a log-probability by token"
         if choice.finish_reason == "length":
             short = (
                 f"it ended after {len(drawn)} of {params.max_new_tokens} tokens; `--generation-config vllm` may help"
             )
             return short if len(drawn) < params.max_new_tokens else ""
-        known = (
+        is_an_end = (
             choice.stop_reason in params.stop if isinstance(choice.stop_reason, str) else drawn[-1] in self.proof.eos
         )
-        return "" if known else "it was stopped by nothing that ends a completion of this checkpoint"
+        return "" if is_an_end else "it was stopped by nothing that ends a completion of this checkpoint"
 
     # ---- distributions ---------------------------------------------------------------------------------------------
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`. The server does not give whole distributions: the same weights here, on the CPU, do."""
+        """See `Prober.probe`. The server gives no whole distributions, so the same weights answer here, on the CPU."""
         from loop.engines.hf_sampler import TransformersSampler
 
         if self.prober is None:
-            self.prober = TransformersSampler(self.checkpoint, self.settings | {"device": "cpu"}, self.progress)
+            self.prober = TransformersSampler(self.checkpoint, self.settings.changed(device="cpu"), self.progress)
         yield from self.prober.probe(texts, truncation, top)
 
     def _end_prober(self) -> None:

@@ -1,7 +1,7 @@
 """SFTTrainer with the same optimizer steps and less work in each: little padding, the output layer on completions alone.
 
-TRL draws the rows of a step, counts their tokens, clips, steps and logs as ever. Only how a step's rows are cut into forward
-passes differs, which leaves the sum of their gradients as it was.
+TRL draws the rows of a step, counts their tokens, clips, steps and logs as always. Only the cut of a step's rows into forward
+passes differs, which does not change the sum of their gradients.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from trl import SFTTrainer
 
 from loop.engines.batching import micro_batches
 
-PASS_COST = {"cpu": 64, "cuda": 1024}  # what a pass costs beyond its tokens, in tokens: kernels, adding up gradients
-NUM_POSITIONS = 256  # whose logits are held at a time
-# What a model may do to its logits after the output layer; with one of these TRL's own loss is used.
+PASS_COST = {"cpu": 64, "cuda": 1024}  # the cost of a pass beyond its tokens, in tokens: kernels, adding up gradients
+NUM_POSITIONS = 256  # their logits are held at a time
+# Changes that a model may make to its logits after the output layer; with one of these TRL's own loss is used.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
 
 
 class SummedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     """The sum over (N, D) hidden states of the cross-entropy of labels (N,) under an output layer (V, D).
 
-    Never holds more than NUM_POSITIONS x V logits: their gradient is taken at once, and scaled in the backward pass.
+    It never holds more than NUM_POSITIONS x V logits: their gradient is computed at once and scaled in the backward pass.
     """
 
     @staticmethod
@@ -80,7 +80,7 @@ def add_summed_loss(model: Any) -> None:
 
 
 class StepTrainer(SFTTrainer):  # type: ignore[misc]
-    """Its batches are whole optimizer steps (of this process); `budget` tokens go into one forward pass at most."""
+    """Takes whole optimizer steps (of this process) as batches; a forward pass takes at most `budget` tokens."""
 
     def __init__(self, *arguments: Any, budget: int, **more: Any) -> None:
         super().__init__(*arguments, **more)
@@ -98,7 +98,7 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         for number, rows in enumerate(passes, start=1):
             width = lengths[rows[0]]
             part = {name: each[rows, :width] for name, each in inputs.items()}
-            waits = number < len(passes)  # several processes add up their gradients once a step
+            waits = number < len(passes)  # processes add up their gradients once per step
             with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
                 total += super().training_step(model, part, num_items_in_batch)
         return total
@@ -111,5 +111,5 @@ class StepTrainer(SFTTrainer):  # type: ignore[misc]
         inputs = dict(inputs)
         labels = inputs.pop("labels")
         loss = model(**inputs, use_cache=False, summed_loss_of=labels) / num_items_in_batch.clamp(min=1)
-        # Several processes: the count is of all of them, and their gradients are averaged.
+        # With several processes the count covers all of them, and their gradients are averaged.
         return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss

@@ -1,7 +1,7 @@
 """Fine-tuning with TRL's SFTTrainer on the sampled token ids, loss on the completion alone. Runs only inside a worker.
 
-Text never enters: re-tokenising prompt plus completion merges tokens across the border, and the model would learn
-tokens that it never sampled. Weights are trained in float32 (on a GPU under bfloat16 autocast) and written in the
+No text is tokenised here: tokenising prompt plus completion again merges tokens across the border, and the model would
+learn tokens that it never sampled. Weights are trained in float32 (on a GPU under bfloat16 autocast) and written in the
 parent's own precision.
 """
 
@@ -20,7 +20,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback
 from trl import SFTConfig
 
-from loop.engines.base import CheckpointRef, Progress, TrainingResult, TrainingRow, held_out
+from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult, TrainingRow, held_out
 from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
@@ -29,7 +29,7 @@ Columns = dict[str, list[list[int]]]
 
 
 def read_rows(rows_file: Path, settings: dict[str, Any]) -> tuple[Columns, Columns]:
-    """The rows to train on, and those held out: input_ids and labels (-100 on the prompt), cut at max_tokens."""
+    """The rows to train on and the rows held out: input_ids and labels (-100 on the prompt), cut at max_tokens."""
     columns: Columns = {"input_ids": [], "labels": []}
     max_tokens = settings["max_tokens"]
     with rows_file.open(encoding="utf-8") as lines:
@@ -51,7 +51,7 @@ def read_rows(rows_file: Path, settings: dict[str, Any]) -> tuple[Columns, Colum
 
 
 def mean_loss(model: Any, rows: Columns) -> float:
-    """Per completion token, in nats; one row at a time, so that padding plays no part."""
+    """The mean loss per completion token, in nats. One row at a time, so without padding."""
     model.eval()
     total, count = 0.0, 0
     for input_ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
@@ -64,10 +64,12 @@ def mean_loss(model: Any, rows: Columns) -> float:
 
 
 def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float]:
-    """`held_out_loss` and `train_loss`; empty where nothing was held out or they cannot be measured, as for want of memory."""
+    """`held_out_loss` and `train_loss`; empty where nothing was held out or, for want of memory, they cannot be measured."""
     if not (num_held_out := len(left_out["labels"])):
         return {}
-    every = len(rows["labels"]) // num_held_out  # all along the list: with earlier rounds in it they come first
+    every = (
+        len(rows["labels"]) // num_held_out
+    )  # from the whole list, at whose beginning rows of earlier rounds may stand
     seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
     try:
         return {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
@@ -77,13 +79,15 @@ def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
-    """Passes each optimizer step on as progress and stops at once when the loss is no number."""
+    """Counts optimizer steps, passes each on as progress, and stops at once when the loss is no number."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
+        self.num_steps = 0
         self.losses: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.num_steps = state.global_step
         self.progress(state.global_step, state.max_steps)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
@@ -95,59 +99,56 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.losses.append(float(loss))
 
 
-def write_trained(
-    trained: Any,
-    parent: CheckpointRef,
-    settings: dict[str, Any],
-    rows: Columns,
-    left_out: Columns,
-    out_dir: Path,
-    saved_dtype: Any,
-    config: Any,
-    generation_config: Any,
-    *,
-    num_steps: int,
-    losses: list[float],
-) -> TrainingResult:
-    """Check, measure and write the trained weights, in the parent's precision."""
-    if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
-        raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
-    adapter = isinstance(trained, PeftModel) and not settings["lora"]["merge"]
-    if isinstance(trained, PeftModel) and not adapter:
-        trained = trained.merge_and_unload()
-    if not adapter:
-        trained = trained.to(saved_dtype)
-        trained.config, trained.generation_config = config, generation_config  # the trainer had changed them
-    trained.save_pretrained(out_dir)
-    (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
-    load_tokenizer(parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
-    return TrainingResult(
-        num_steps=num_steps,
-        num_rows=len(rows["labels"]),
-        num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
-        losses=tuple(losses),
-        num_held_out=len(left_out["labels"]),
-        **losses_of(trained, rows, left_out),  # when the weights are written: no figure is worth them
-        adapter=adapter,
-    )
+class Start:
+    """Where a fine-tune starts: the full weights in float32, and how the parent lies on disk, which its child does, too."""
+
+    def __init__(self, parent: CheckpointRef, device: torch.device) -> None:
+        self.parent = parent
+        weights = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
+        model = load_model(weights, "auto", device)
+        self.dtype, self.model = model.dtype, model.float()
+        # The trainer changes the model's own.
+        self.config, self.generation_config = copy.deepcopy((model.config, model.generation_config))
+
+    def write(
+        self, trained: Any, merge: bool, rows: Columns, left_out: Columns, out_dir: Path, report: Report
+    ) -> TrainingResult:
+        """Check, write and measure the trained weights, in the parent's precision. `merge`: an adapter into its base."""
+        if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
+            raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
+        adapter = isinstance(trained, PeftModel) and not merge
+        if isinstance(trained, PeftModel) and not adapter:
+            trained = trained.merge_and_unload()
+        if not adapter:
+            trained = trained.to(self.dtype)
+            trained.config, trained.generation_config = self.config, self.generation_config
+        trained.save_pretrained(out_dir)
+        (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        load_tokenizer(self.parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
+        return TrainingResult(
+            num_steps=report.num_steps,
+            num_rows=len(rows["labels"]),
+            num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
+            losses=tuple(report.losses),
+            num_held_out=len(left_out["labels"]),
+            **losses_of(trained, rows, left_out),  # when the weights are written: no figure is worth them
+            adapter=adapter,
+        )
 
 
 class TrlTrainer:
     """A Trainer over TRL."""
 
-    def __init__(self, settings: dict[str, Any], progress: Progress) -> None:
-        self.device = choose_device(settings["device"])
+    def __init__(self, settings: EngineConfig, progress: Progress) -> None:
+        self.device = choose_device(settings.device)
         self.progress = progress
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
-        """See `Trainer.fit`. An adapter parent goes on being trained; a full one gets a fresh adapter for LoRA."""
+        """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
         rows, left_out = read_rows(rows_file, settings)
         tokenizer, _ = load_tokenizer(parent)
-        base = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
-        model = load_model(base, "auto", self.device)
-        saved_dtype, model = model.dtype, model.float()
-        config, generation_config = copy.deepcopy((model.config, model.generation_config))
-        lora = settings["lora"]
+        start, lora = Start(parent, self.device), settings["lora"]
+        model = start.model
         if parent.base_path is not None:
             check_adapter(parent.path)
             model = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
@@ -175,13 +176,10 @@ class TrlTrainer:
             )
             trainer.train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
-        return write_trained(
-            trained, parent, settings, rows, left_out, out_dir, saved_dtype, config, generation_config,
-            num_steps=trainer.state.global_step, losses=report.losses,
-        )  # fmt: skip
+        return start.write(trained, lora["merge"], rows, left_out, out_dir, report)
 
     def arguments(self, settings: dict[str, Any], scratch: Path, num_processes: int = 1, **more: Any) -> SFTConfig:
-        """`more`: how the model is spread over the processes."""
+        """The arguments of TRL's trainer; `more` says how the model is spread over several processes."""
         on_gpu = self.device.type == "cuda"
         peak = settings["learning_rate"]
         if num_processes == 1:

@@ -1,7 +1,7 @@
 """Sampling with vLLM, on a GPU or a CPU. Runs only inside a worker process; imports vLLM only when one is built.
 
-The engine is fed so many requests that it never waits for one, and no more. Before it serves a checkpoint,
-`weights_proof` shows that it does; the same proof is what allows other weights to be loaded into a running engine.
+The engine always has enough requests to never wait, and no more. Before it serves a checkpoint, `weights_proof` shows that
+it does; because of that proof other weights may be loaded into a running engine.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
-from loop.engines.prompting import check_fits, prompt_token_ids
+from loop.engines.prompting import fitting_prompts
 from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
 from loop.errors import EngineError
 
 CPU_CACHE_BYTES = 2 << 30
-QUEUE = 2  # requests inside the engine, in batches: one that is computed and one that waits
+QUEUE = 2  # batches of requests inside the engine: one that it computes and one that waits
 
 
 class VllmSampler:
-    """A Sampler over one vLLM engine, and a Prober that takes transformers for it."""
+    """A Sampler over one vLLM engine, and a Prober with the same weights under transformers."""
 
-    def __init__(self, checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> None:
+    def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.settings = settings
         self.progress = progress
-        self.batch_size: int = settings["batch_size"]
-        device = choose_device(settings["device"])
+        self.batch_size = settings.batch_size
+        device = choose_device(settings.device)
         self.on_gpu = device.type == "cuda"
-        self.dtype = choose_dtype(settings["dtype"], device)
+        self.dtype = choose_dtype(settings.dtype, device)
         self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
         self.num_requests = 0
         self.num_adapters = 0
@@ -42,7 +42,7 @@ class VllmSampler:
         check(proof, self._served(proof), f"vLLM with {checkpoint.path}", self.dtype)
 
     def _take(self, checkpoint: CheckpointRef, proof: Proof) -> None:
-        """What is known of a checkpoint without the engine."""
+        """Take over a checkpoint, apart from the engine's weights: tokenizer, adapter and proof."""
         self.checkpoint, self.proof = checkpoint, proof
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.adapter = self._adapter(checkpoint)
@@ -54,11 +54,11 @@ class VllmSampler:
             # One process: there is no core for a second one. Per-request seeds end the engine where a prompt is
             # prefilled in chunks. Without compilation it starts in a tenth of the time and runs a tenth slower.
             os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(self.settings["num_threads"]))
+            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(self.settings.num_threads))
             more = {"enable_chunked_prefill": False, "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
-        if self.settings.get("kv_cache_bytes"):
-            more["kv_cache_memory_bytes"] = self.settings["kv_cache_bytes"]
-        if rank := self.settings.get("lora_rank"):
+        if self.settings.kv_cache_bytes:
+            more["kv_cache_memory_bytes"] = self.settings.kv_cache_bytes
+        if rank := self.settings.lora_rank:
             more |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length()), "max_loras": 1}
         from vllm.engine.arg_utils import EngineArgs
         from vllm.v1.engine.llm_engine import LLMEngine
@@ -69,7 +69,7 @@ class VllmSampler:
             dtype=self.dtype,
             max_model_len=-1,  # the model's, or as much as the cache holds
             max_num_seqs=self.batch_size,
-            tensor_parallel_size=self.settings.get("gpus_per_engine") or 1,
+            tensor_parallel_size=self.settings.gpus_per_engine,
             worker_extension_cls="loop.engines.vllm_weights.Repack",
             disable_log_stats=True,
             **more,
@@ -99,8 +99,8 @@ class VllmSampler:
         self._end_prober()
         before = self.checkpoint
         if (checkpoint.base_path or checkpoint.path) != (before.base_path or before.path):
-            if self.settings.get("lora_rank"):
-                return False  # whatever vLLM wraps for adapters is not reloaded
+            if self.settings.lora_rank:
+                return False  # vLLM does not reload layers that it wrapped for adapters
             old, new = self.proof, reference(checkpoint, self.dtype)
             if not tells_apart(old, new, self.dtype):
                 return False
@@ -120,9 +120,7 @@ class VllmSampler:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
         self._end_prober()
-        prompts = {request.id: prompt_token_ids(self.tokenizer, request) for request in requests}
-        for request in requests:
-            check_fits(request, prompts[request.id], params, self.max_tokens)
+        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
         waiting, inside, num_done = deque(requests), dict[str, Request](), 0
         while waiting or inside:
             while waiting and len(inside) < QUEUE * self.batch_size:
@@ -187,10 +185,10 @@ class VllmSampler:
             for output in self.engine.step():
                 if output.request_id == asked and output.finished:
                     pairs = zip(proof.token_ids[1:], output.prompt_logprobs[1:], strict=True)
-                    return [said[token].logprob for token, said in pairs]
+                    return [logprobs[token].logprob for token, logprobs in pairs]
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`. vLLM does not give whole distributions: the same weights under transformers do."""
+        """See `Prober.probe`. vLLM gives no whole distributions, so the same weights under transformers answer."""
         import torch
 
         from loop.engines.hf_sampler import TransformersSampler
@@ -200,7 +198,7 @@ class VllmSampler:
             if self.on_gpu:
                 size = sum(path.stat().st_size for path in self.checkpoint.path.glob("*.safetensors"))
                 device = "cuda" if torch.cuda.mem_get_info()[0] > 3 * size else "cpu"
-            self.prober = TransformersSampler(self.checkpoint, self.settings | {"device": device}, self.progress)
+            self.prober = TransformersSampler(self.checkpoint, self.settings.changed(device=device), self.progress)
         yield from self.prober.probe(texts, truncation, top)
 
     def _end_prober(self) -> None:
@@ -213,6 +211,6 @@ class VllmSampler:
 
 
 def cores(num_threads: int | None) -> str:
-    """The cores that vLLM's threads are bound to, as it wants them written: "0,1"."""
+    """The cores that vLLM's threads are bound to, in vLLM's notation: "0,1"."""
     allowed = sorted(os.sched_getaffinity(0))
     return ",".join(map(str, allowed[: num_threads or len(allowed)]))

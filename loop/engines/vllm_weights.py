@@ -1,8 +1,8 @@
-"""What runs inside vLLM's own worker processes: finishing a change of weights that vLLM leaves half done on a CPU.
+"""Finishes a change of weights that vLLM leaves half done on a CPU. Runs inside vLLM's own worker processes.
 
-There, vLLM packs each layer's weights for its kernels. `reload_weights` packs all layers anew but the output layer of a
-model whose embeddings are tied to it: the old packed copy stays in use beside the new weights, and nothing says so (seen in
-0.32.0 with SmolLM2 and SmolLM2-like models).
+On a CPU vLLM packs each layer's weights for its kernels. `reload_weights` packs every layer again except the output layer of
+a model whose embeddings are tied to it: its old packed copy stays in use beside the new weights, without a warning (seen in
+0.32.0 with SmolLM2 and models like it).
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any
 
 
 class Repack:
-    """Mixed into vLLM's worker class; `model_runner` is that class's."""
+    """Mixed into vLLM's worker class, which has the `model_runner`."""
 
     model_runner: Any
 
     def repack_shared_weights(self) -> int:
-        """Pack the weights of layers that keep their own beside the packed copy; how many. None on a GPU."""
+        """Pack the weights of the layers that keep them beside the packed copy. The number of such layers, on a GPU 0."""
         from vllm.model_executor.layers.utils import dispatch_cpu_unquantized_gemm
 
         shared = [

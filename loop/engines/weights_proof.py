@@ -1,8 +1,8 @@
 """Which weights an engine really serves, shown by log-probabilities. Runs only inside a worker process.
 
-Engines have been seen to report success and to serve other weights than they were told to. So before an engine serves a
-checkpoint, the log-probabilities that it gives to a fixed text are compared with those of the same files under
-transformers, on the CPU, at the same precision.
+Engines have reported success and then served other weights than they were told to. So before an engine serves a checkpoint,
+the log-probabilities that it gives to a fixed text are compared with those of the same files under transformers, on the CPU,
+at the same precision.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ def merge_intervals(intervals: list[tuple[int, int]]) -> list[tuple[int, int]]:
 Each morning the harbour master walks down to the quay, counts 17 boats, writes their names in pencil, and wonders
 aloud why the tide tables of 1924 still hang beside the door. {"retries": 3, "wait_s": 0.5} SELECT name FROM boats;
 """
-TOLERANCE = {"float32": 3e-4, "bfloat16": 0.12}  # nats, RMS; kernels alone were seen to differ by 1e-5 and 0.05
+TOLERANCE = {"float32": 3e-4, "bfloat16": 0.12}  # nats, RMS; between kernels alone 1e-5 and 0.05 were seen
 
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """What a checkpoint says of the probe text: `logprobs` of each token after the first, given those before it."""
+    """A checkpoint's `logprobs` of the probe text: of each token after the first, given the tokens before it."""
 
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -54,22 +54,22 @@ def reference(checkpoint: CheckpointRef, dtype: str) -> Proof:
     return Proof(tuple(token_ids), tuple(logprobs.tolist()), eos_token_ids(model, tokenizer))
 
 
-def distance(one: Sequence[float], other: Sequence[float]) -> float:
+def distance(first: Sequence[float], second: Sequence[float]) -> float:
     """The root mean square of the differences, in nats; infinite where the two cannot be compared."""
-    if len(one) != len(other) or not one:
+    if len(first) != len(second) or not first:
         return math.inf
-    square = math.fsum((a - b) ** 2 for a, b in zip(one, other, strict=True)) / len(one)
+    square = math.fsum((a - b) ** 2 for a, b in zip(first, second, strict=True)) / len(first)
     return math.sqrt(square) if math.isfinite(square) else math.inf
 
 
 def serves(proof: Proof, logprobs: Sequence[float], dtype: str) -> bool:
-    """Whether what an engine says of the probe text is what the checkpoint says."""
+    """Whether an engine's log-probabilities of the probe text are those of the checkpoint."""
     return distance(proof.logprobs, logprobs) <= TOLERANCE[dtype]
 
 
-def tells_apart(one: Proof, other: Proof, dtype: str) -> bool:
-    """Whether an engine that still served `one` could not pass for one that serves `other`."""
-    return distance(one.logprobs, other.logprobs) > 2 * TOLERANCE[dtype]
+def tells_apart(old: Proof, new: Proof, dtype: str) -> bool:
+    """Whether an engine that still serves the `old` weights would fail the proof of the `new` ones."""
+    return distance(old.logprobs, new.logprobs) > 2 * TOLERANCE[dtype]
 
 
 def check(proof: Proof, logprobs: Sequence[float], where: str, dtype: str) -> None:

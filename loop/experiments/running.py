@@ -14,7 +14,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -26,7 +25,7 @@ from loop.experiments.facts import FAILURE
 from loop.experiments.file import LOGS, SHARED, Experiment, ExperimentRun, run_text
 from loop.system.gpus import visible_devices
 from loop.system.lock import holder, locked
-from loop.system.ourselves import found_again
+from loop.system.ourselves import command, environment
 from loop.system.signals import Stop
 from loop.system.trees import PR_SET_PDEATHSIG, prctl
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
@@ -204,7 +203,6 @@ class Supervisor:
         (run.directory / FAILURE).unlink(missing_ok=True)
         slots = {one.slot for one in going}
         child.slot = next(slot for slot in range(len(slots) + 1) if slot not in slots)
-        command = [sys.executable, "-P", "-m", "loop.daemon", "--quiet", "--config", str(run.path)]
         myself = os.getpid()
 
         def die_with_us() -> None:
@@ -214,7 +212,7 @@ class Supervisor:
 
         with _errors(run).open("wb") as errors:
             child.process = subprocess.Popen(
-                command,
+                command("loop.daemon", "--quiet", "--config", run.path),
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
@@ -396,7 +394,7 @@ def _release(run: ExperimentRun) -> bool:
 def _environment() -> dict[str, str]:
     """Ours, without what a service manager has told us alone."""
     ours = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
-    return {name: value for name, value in found_again().items() if name not in ours}
+    return {name: value for name, value in environment().items() if name not in ours}
 
 
 def _errors(run: ExperimentRun) -> Path:

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from loop.grading.json_lines import Row, read_bytes, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
 from loop.prompts.templates import ask, content, opening
+from loop.system.ourselves import command, environment
 from loop.words import printable, shown
 from store.canonical import sha256_of
 from store.records import Prompt
@@ -300,20 +300,18 @@ def _places(file: Path, source: str) -> Iterator[_PlacedRow]:
 
 def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
     """Let the child write `out`, whole or not at all."""
-    root = str(Path(__file__).resolve().parents[2])
-    environment = os.environ | {
-        "PYTHONPATH": os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")])),
+    quiet = {
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
     }
     child = subprocess.run(
-        [sys.executable, "-P", "-m", "loop.prompts.data_set", json.dumps(request), str(out)],
+        command("loop.prompts.data_set", json.dumps(request), out),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
-        env=environment,
+        env=environment() | quiet,
         check=False,
     )
     if child.returncode == 0:

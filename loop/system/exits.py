@@ -1,4 +1,4 @@
-"""What an error says in one line, and with which exit code a program then ends."""
+"""The one line that an error is told in, and the exit code that a program then ends with."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def version() -> str:
 
 
 def explained(error: BaseException) -> tuple[int, str]:
-    """Exit code and words for whatever ended a command."""
+    """The exit code and the one line for an error that ended a command."""
     from loop.errors import LoopError
 
     if isinstance(error, LoopError):
@@ -51,9 +51,9 @@ def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
         return 1, f"{error}; restore a backup, or set another run_dir"
     if isinstance(error, StoreError):
         return (78 if isinstance(error, StoreTooNew) else 1), str(error)
-    said = " ".join(str(error).split())
+    text = " ".join(str(error).split())
     hint = "this is a bug in the loop; LOOP_TRACEBACK=1 shows where"
-    return 1, f"{type(error).__name__}: {said}; {hint}" if said else f"{type(error).__name__}; {hint}"
+    return 1, f"{type(error).__name__}: {text}; {hint}" if text else f"{type(error).__name__}; {hint}"
 
 
 def _usage(error: click.ClickException) -> str:

@@ -1,4 +1,4 @@
-"""Files that a command writes: whole or not at all."""
+"""Files that a command writes, whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from loop.errors import LoopError, PermissionDenied
 
 
 def check_place(path: Path) -> None:
-    """LoopError, PermissionDenied among them, if no file can be made there."""
+    """LoopError or PermissionDenied if no file can be made at this path."""
     if path.is_dir():
         raise LoopError(f"{path}: is a directory; name a file")
     if not path.parent.is_dir():
@@ -25,8 +25,8 @@ def check_place(path: Path) -> None:
 
 @contextlib.contextmanager
 def opened(file: str | Path) -> Iterator[IO[bytes]]:
-    """The file, which appears whole or not at all; an older one stays until then. What is no file (a device, a pipe) is
-    written into, and stays what it is.
+    """The file to write, which appears whole or not at all; an older file stays until then. "-" is standard output; a
+    device or a pipe is written into.
     """
     if str(file) == "-":
         yield sys.stdout.buffer

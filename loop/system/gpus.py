@@ -1,8 +1,8 @@
 """How much memory of the GPUs is in use, whether they compute, and waiting until what an ended worker held is free again.
 
-A driver can take seconds to free what a killed process held; a model that is loaded too early finds no room. Uses NVML
-(nvidia-ml-py); without an NVIDIA driver there are no devices and nothing is imported. Never raises for a driver's fault:
-what cannot be measured is not waited for.
+A driver can take seconds to free the memory of a killed process; a model that is loaded too early finds no room. Uses NVML
+(nvidia-ml-py); without an NVIDIA driver there are no devices and nothing is imported. No function raises for a fault of the
+driver: nothing waits for memory that cannot be measured.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from typing import Any
 DRIVER_FILES = (Path("/dev/nvidiactl"), Path("/dev/dxg"))  # the second under WSL
 FREE_TIMEOUT_S = 60.0
 POLL_S = 0.5
-TOLERANCE_BYTES = 300_000_000  # other processes come and go; an engine that was left over holds more
+TOLERANCE_BYTES = 300_000_000  # other processes may take or free as much; an engine holds more
 
 
 def used_bytes() -> dict[int, int]:
-    """Bytes in use, by anybody, on each device that a worker may use, by NVML's index (that of nvidia-smi).
+    """The bytes that all processes use on each device that a worker may use, by NVML's index (that of nvidia-smi).
 
     CUDA_VISIBLE_DEVICES is respected: indices in the order of the PCI bus, or UUIDs, of MIG slices too; as with CUDA, an
     entry that names no device ends the list. Slices of one device are added up.
@@ -34,7 +34,7 @@ def used_bytes() -> dict[int, int]:
 
 
 def is_any_busy(names: str | None) -> bool:
-    """Whether one of the devices that CUDA_VISIBLE_DEVICES = `names` leaves (None: all) has computed within the last second."""
+    """Whether a device has computed within the last second. `names` as in CUDA_VISIBLE_DEVICES; None: all devices."""
     busy = False
     for nvml, _, _, device in _devices(names):
         with contextlib.suppress(nvml.NVMLError):  # slices cannot say
@@ -48,9 +48,9 @@ def visible_devices() -> list[tuple[str, int]]:
 
 
 def _devices(names: str | None = None) -> Iterator[tuple[Any, str, int, Any]]:
-    """NVML, and each visible device's name, index and what NVML knows it by. To be read to its end.
+    """NVML, and each visible device's name, index and NVML handle. The caller reads the iterator to its end.
 
-    `names` are those of CUDA_VISIBLE_DEVICES; this process's own where it is None.
+    `names` is a value of CUDA_VISIBLE_DEVICES; None: this process's own.
     """
     if not any(path.exists() for path in DRIVER_FILES):
         return
@@ -83,12 +83,12 @@ def _visible(nvml: Any, names: str | None) -> Iterator[tuple[str, int, Any]]:
             yield name, nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)), part
             continue
         if name.startswith("GPU-"):  # may be abbreviated
-            found = [i for i, device in enumerate(devices) if _uuid(nvml, device).startswith(name)]
+            matches = [i for i, device in enumerate(devices) if _uuid(nvml, device).startswith(name)]
         else:
-            found = [int(name)] if name.isdecimal() and int(name) < len(devices) else []
-        if len(found) != 1:
+            matches = [int(name)] if name.isdecimal() and int(name) < len(devices) else []
+        if len(matches) != 1:
             return
-        yield name, found[0], devices[found[0]]
+        yield name, matches[0], devices[matches[0]]
 
 
 def _uuid(nvml: Any, device: Any) -> str:
@@ -102,9 +102,9 @@ def wait_until_free(
     timeout_s: float = FREE_TIMEOUT_S,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[int, int]:
-    """Wait until no more is in use than `before`, or about that. The bytes still held beyond it, by device.
+    """Wait until about as many bytes are in use as `before`. Returns the bytes that are still in use beyond that, by device.
 
-    `pulse` is called while it waits; what it raises ends the waiting.
+    `pulse` is called meanwhile; what it raises ends the wait.
     """
     deadline = clock() + timeout_s
     while before:

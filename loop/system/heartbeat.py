@@ -1,7 +1,6 @@
-"""Whether a run is alive, what it is doing and how far it is: what its process leaves beside the store, and how others
-read that.
+"""The heartbeat of a run: the file beside the store in which its process says what it does and how far it is.
 
-Reading takes no lock, so it can never be in the way of a process that starts.
+Readers take no lock, so they can never be in the way of a process that starts.
 """
 
 from __future__ import annotations
@@ -15,22 +14,22 @@ from pathlib import Path
 from typing import Any
 
 HEARTBEAT = "heartbeat.json"
-MIN_WAIT_S = 1.0  # between two writes that only say that it goes on
-SIZE_BYTES = 4096  # of the file, always: written in place, it needs no room on a disk that has become full
-NUM_READS, READ_AGAIN_S = 5, 0.002  # a read may fall into a write
-LONGEST = 1500  # characters of a text, before those that are not ASCII are escaped
+MIN_WAIT_S = 1.0  # between two writes that have no news
+SIZE_BYTES = 4096  # the file's size never changes: written in place, it needs no room on a full disk
+NUM_READS, READ_AGAIN_S = 5, 0.002  # a read that met a write is tried again
+LONGEST = 1500  # characters of a text, before those beyond ASCII are escaped
 
 
 @dataclass(frozen=True, slots=True)
 class Heartbeat:
-    """The last sign of life. Times are Unix seconds; `part` is what the stage is doing just now."""
+    """The last sign of life. Times are Unix seconds; `part` names what the stage is doing."""
 
     pid: int
     at: float
     started_at: float
     state: str = "running"  # running, paused or idle; when it ends, how
     reason: str | None = None  # why, in words
-    next_due_at: float | None = None  # when it goes on by itself, if a time is what it waits for
+    next_due_at: float | None = None  # when it continues by itself, if it waits for a time
     round: int = 0
     stage: str = ""
     part: str = ""
@@ -40,9 +39,10 @@ class Heartbeat:
 
 
 class Beating:
-    """Writes the heartbeat of this process: news at once, and otherwise at most once a second that it goes on.
+    """Writes the heartbeat of this process: news at once, and otherwise at most once a second that it is alive.
 
-    Only for the process that holds the run's lock. What cannot be written is not: it fails where it matters, not here.
+    Only for the process that holds the run's lock. A heartbeat that cannot be written is left out: a full disk stops the run
+    elsewhere.
     """
 
     def __init__(self, run_dir: Path) -> None:
@@ -55,7 +55,7 @@ class Beating:
         self._part: dict[str, Any] = {}
 
     def say(self, state: str, reason: str | None = None, next_due_at: float | None = None) -> None:
-        """What the run is doing, and why. No part goes on while it is not running."""
+        """Say what the run is doing, and why. A run that is not running has no part."""
         self._state = {"state": state, "reason": reason and reason[:LONGEST], "next_due_at": next_due_at}
         if state != "running":
             self._part = {}
@@ -67,18 +67,18 @@ class Beating:
         self._write()
 
     def progress(self, done: int, total: int) -> None:
-        """The part goes on."""
+        """`done` of `total` of the part are done."""
         self._part |= {"done": done, "total": total}
         self.beat()
 
     def beat(self) -> None:
-        """The loop moves. To be called all the time."""
+        """Say that the loop moves. Call it as often as it does."""
         if time.monotonic() - self._last_write >= MIN_WAIT_S:
             self._write()
 
     @property
     def now(self) -> Heartbeat:
-        """What would be written now. What has begun is told by the clock as it is now, which may have been set since."""
+        """The heartbeat to write now. Past moments count back from the present clock, which may have been set since."""
         at, now = time.time(), time.monotonic()
         part = self._part and self._part | {"part_started_at": at - (now - self._part_began)}
         return Heartbeat(os.getpid(), at, at - (now - self._began), **self._state, **part)
@@ -103,13 +103,13 @@ class Beating:
 
 
 def _encoded(beat: dict[str, Any], number: int) -> bytes:
-    """Between two equal numbers, by which a reader knows that it saw one write and not parts of two."""
+    """The heartbeat between two equal numbers, by which a reader knows that it saw one write and not parts of two."""
     text = json.dumps({"write": number, **beat, "written": number})
     return f"{text:<{SIZE_BYTES - 1}}\n".encode("ascii")
 
 
 def read_heartbeat(run_dir: Path) -> Heartbeat | None:
-    """The last heartbeat, whoever's; None if there is none that can be read."""
+    """The last heartbeat of any process; None if none can be read."""
     for _ in range(NUM_READS):
         try:
             content = (run_dir / HEARTBEAT).read_bytes()
@@ -123,10 +123,10 @@ def read_heartbeat(run_dir: Path) -> Heartbeat | None:
 
 def _decoded(content: bytes) -> Heartbeat | None:
     try:
-        found = json.loads(content)
-        if found.pop("write") != found.pop("written"):
+        values = json.loads(content)
+        if values.pop("write") != values.pop("written"):
             return None
-        known = {field.name for field in fields(Heartbeat)}
-        return Heartbeat(**{key: value for key, value in found.items() if key in known})
+        names = {field.name for field in fields(Heartbeat)}
+        return Heartbeat(**{name: value for name, value in values.items() if name in names})
     except (ValueError, TypeError, AttributeError, KeyError):  # torn, or another program's
         return None

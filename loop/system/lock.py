@@ -40,7 +40,7 @@ def locked(run_dir: Path) -> Iterator[None]:
 
 
 def _may_write(run_dir: Path) -> None:
-    """Say before hours of sampling that a part of the run directory belongs to somebody else."""
+    """PermissionDenied, before hours of sampling, where a part of the run directory belongs to another user."""
     for path in (run_dir, *(run_dir / name for name in (DATABASE, CHECKPOINTS, "logs"))):
         if path.exists() and not os.access(path, os.W_OK):
             raise PermissionDenied(f"{path}: permission denied; make it writable for this user, or set another run_dir")
@@ -49,8 +49,8 @@ def _may_write(run_dir: Path) -> None:
 def holder(run_dir: Path) -> int | None:
     """The process that holds the run; None if none does.
 
-    The lock file names it. A name may be of yesterday, so the process must have that very file open. Where this user may
-    not read the file, /proc/locks is asked. PermissionError where the directory may not even be searched.
+    The lock file names a process, perhaps one of yesterday, so that process must have the very file open. Where this user
+    may not read the file, /proc/locks tells. PermissionError where the directory may not even be searched.
     """
     path = run_dir / LOCK
     try:
@@ -71,7 +71,7 @@ def holder(run_dir: Path) -> int | None:
 
 
 def _opened(pid: int, inode: int) -> bool | None:
-    """Whether the process has the file open; None if that cannot be seen."""
+    """Whether the process has the file open; None if this user may not see that."""
     try:
         with os.scandir(f"/proc/{pid}/fd") as descriptors:
             for descriptor in descriptors:
@@ -84,11 +84,11 @@ def _opened(pid: int, inode: int) -> bool | None:
 
 
 def _flocked() -> dict[int, int]:
-    """The inodes that are locked, and by which process, as far as the kernel tells."""
-    found = {}
+    """The inodes that are locked, each with its process, as far as the kernel tells."""
+    locks = {}
     with contextlib.suppress(OSError, ValueError):
         for line in Path("/proc/locks").read_text(encoding="ascii").splitlines():
             fields = line.split()
             if len(fields) >= 6 and fields[1] == "FLOCK":
-                found[int(fields[5].rpartition(":")[2])] = int(fields[4])
-    return found
+                locks[int(fields[5].rpartition(":")[2])] = int(fields[4])
+    return locks

@@ -1,6 +1,6 @@
-"""What a service manager is told, by systemd's notify protocol: datagrams to the socket named in $NOTIFY_SOCKET.
+"""Tells a service manager how the daemon is, by systemd's notify protocol: datagrams to the socket in $NOTIFY_SOCKET.
 
-See sd_notify(3) and sd_watchdog_enabled(3). A file's path and an abstract address ("@...") are understood.
+See sd_notify(3) and sd_watchdog_enabled(3). The socket is a file or an abstract address ("@...").
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ MAX_STATUS = 1000  # characters
 
 
 class Notifier:
-    """Says READY, STATUS, WATCHDOG and STOPPING; says nothing where nobody asked. Never raises, never waits.
+    """Says READY, STATUS, WATCHDOG and STOPPING, or nothing without a service manager. Never raises, never waits.
 
-    Making one takes the variables out of the environment: what the daemon starts must not speak for it. What the service
-    manager has no room for at the moment goes with the next message.
+    A new Notifier takes the variables out of the environment: the daemon's children must not speak for it. A message for
+    which the socket has no room goes with the next one.
     """
 
     def __init__(self) -> None:
@@ -34,23 +34,23 @@ class Notifier:
                 self._socket.setblocking(False)
 
     def ready(self) -> None:
-        """Everything is checked and open."""
+        """Say that everything is checked and open."""
         self._say("READY", "1")
 
     def status(self, text: str) -> None:
-        """One line for `systemctl status`: line breaks become spaces, a long text is cut."""
+        """Give `systemctl status` its line: line breaks become spaces, a long text is cut."""
         line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
         self._say("STATUS", line[:MAX_STATUS])
 
     def watchdog(self) -> None:
-        """The loop moves. Call it as often as it does; a third of the time allowed lies between two messages."""
+        """Say that the loop moves. Call it as often as it does: a message goes out in every third of the time allowed."""
         now = time.monotonic()
         if self._every_s is not None and now - self._last >= self._every_s:
             self._last = now
             self._say("WATCHDOG", "1")
 
     def stopping(self) -> None:
-        """It is about to end."""
+        """Say that the daemon is about to end."""
         self._say("STOPPING", "1")
 
     def _say(self, name: str, value: str) -> None:

@@ -11,7 +11,7 @@ from types import FrameType
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT, SIGTERM or SIGHUP. No failure: what was going on can be resumed."""
+    """SIGINT, SIGTERM or SIGHUP. No failure: the stage that was interrupted can be resumed."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -19,9 +19,9 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Turns signals into an end. `at_once`: the first one raises Interrupted; else it waits for a safe point, at most
+    """Turns signals into an end. `at_once`: the first signal raises Interrupted; else it waits for a safe point, at most
     `grace_s` seconds, and the second one raises at once. One more ends the process on the spot: its workers die with it,
-    and the store bears it.
+    and the store survives that.
     """
 
     def __init__(self, *, at_once: bool, grace_s: float | None = None, wake: Callable[[], None] = lambda: None) -> None:
@@ -34,23 +34,23 @@ class Stop:
 
     @property
     def exit_code(self) -> int:
-        """Of a process that a signal has ended."""
+        """The exit code of a process that the last signal has ended."""
         return 128 + self._signum
 
     def ask(self) -> None:
-        """End at the next safe point, however long that takes. From any thread."""
+        """Ask for an end at the next safe point, however long that takes. From any thread."""
         self.asked = True
         self.wake()
 
     def ask_now(self) -> None:
-        """End at once: Interrupted is raised in the main thread. From any thread."""
+        """Ask for an end at once: Interrupted is raised in the main thread. From any thread."""
         self._now = True
         os.kill(os.getpid(), signal.SIGTERM)
 
     def check(self) -> None:
         """Raise Interrupted if an end at once was asked for, or the grace is over.
 
-        Also where it was raised before and got lost: what stores its rows first may have been left in another way.
+        It is raised again where it was raised before and got lost: code that stores its rows first may have ended otherwise.
         """
         if self._now or self._raised or (self._deadline is not None and time.monotonic() > self._deadline):
             self._raise()
@@ -70,9 +70,9 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self, *, to_the_end: bool = False) -> Iterator[None]:
-        """Within the block SIGINT, SIGTERM and SIGHUP are ours; SIGHUP unless it is ignored (nohup).
+        """Handle SIGINT and SIGTERM within the block, and SIGHUP unless it is ignored (nohup).
 
-        `to_the_end`: the process ends with the block, and a signal that comes after it is too late to change how.
+        `to_the_end`: the process ends with the block, and a later signal can no longer change its exit code.
         """
         hangup = () if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else (signal.SIGHUP,)
         before = {signum: signal.signal(signum, self._handle) for signum in (signal.SIGINT, signal.SIGTERM, *hangup)}

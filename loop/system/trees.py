@@ -1,11 +1,11 @@
 """Ending a worker's whole process tree.
 
-A worker is two processes. The *guard* is small and does nothing but wait; the engine is its child. Whatever the engine
-starts stays below the guard, however it regroups itself, because the guard is a subreaper. The guard ends all of it when
-the engine is done, when it is told to, and when the daemon is gone.
+A worker is two processes. The *guard* is small and only waits; the engine is its child. Every process that the engine starts
+stays below the guard, even in a session of its own, because the guard is a subreaper. The guard ends them all when the
+engine is done, when it is told to, and when the daemon is gone.
 
-Where the guard itself was killed, `sweep` finds what is left by its session and by a token in its environment. What is
-not promised: a process that left both behind is not found once its guard was killed. And when the daemon is killed while
+Where the guard itself was killed, `sweep` finds the rest by their session and by a token in their environment. Two things
+are not promised. A process that has neither is not found once its guard was killed. And when the daemon is killed while
 the guard is stopped (SIGSTOP), the guard ends the tree only when it is continued; the engine ends by itself meanwhile,
 because nobody reads its heartbeat.
 """
@@ -17,6 +17,7 @@ import ctypes
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -26,7 +27,7 @@ from pathlib import Path
 import psutil
 
 END_TIMEOUT_S = 10.0  # for the guard to end everything below it, and for the kernel to let go of it
-TREE, PARENT = "LOOP_WORKER_TREE", "LOOP_WORKER_PARENT"  # in the environment: whose tree a process belongs to
+TREE, PARENT = "LOOP_WORKER_TREE", "LOOP_WORKER_PARENT"  # in the environment: the tree that a process belongs to
 OOM_SCORE_ADJ = 500  # of an engine: the kernel's out-of-memory killer takes it before the daemon
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -40,11 +41,25 @@ def prctl(option: int, value: int) -> None:
 # ---- in the daemon ---------------------------------------------------------------------------------------------------
 
 
-def sweep(token: str, session: int) -> list[int]:
-    """Kill what is left where the guard itself was killed. The pids that even SIGKILL does not end; usually none.
+def end_guard(process: subprocess.Popen[bytes]) -> None:
+    """End a guard, which ends its tree first: by SIGTERM, also where it is stopped; by SIGKILL where it takes too long."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    process.send_signal(signal.SIGCONT)
+    try:
+        process.wait(END_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(END_TIMEOUT_S)
 
-    A process belongs to the worker by the token in its environment or by its session; one that is ending has no
-    environment any more.
+
+def sweep(token: str, session: int) -> list[int]:
+    """Kill the processes that are left where the guard was killed. The pids that even SIGKILL does not end; usually none.
+
+    A process belongs to the worker by the token in its environment or, since an ending process has no environment any more,
+    by its session.
     """
     doomed: set[psutil.Process] = set()
     deadline = time.monotonic() + END_TIMEOUT_S
@@ -77,9 +92,9 @@ def _lives(process: psutil.Process) -> bool:
 
 
 def guard(work: Callable[[], None], *, own_tmp: bool = False) -> None:
-    """Run `work` in a child process and end all that descends from it when it ends or nobody wants it.
+    """Run `work` in a child process, and end all that descends from it when it ends or the parent wants or is gone.
 
-    `own_tmp`: its temporary files lie in a directory of their own and go with it, since what is killed cannot clear up.
+    `own_tmp`: the child's temporary files lie in a directory that goes with it, since a killed process cannot clear up.
     """
     watched = {signal.SIGTERM, signal.SIGCHLD}
     signal.pthread_sigmask(signal.SIG_BLOCK, watched)
@@ -107,7 +122,7 @@ def guard(work: Callable[[], None], *, own_tmp: bool = False) -> None:
 
 
 def _own_tmp() -> str | None:
-    """A new directory, which TMPDIR names from now on; None where none can be made. What torch compiled stays for the next."""
+    """A new directory, which TMPDIR now names; None where none can be made. What torch compiles stays outside, for reuse."""
     try:
         scratch = tempfile.mkdtemp(prefix="ssd-loop-")
     except OSError:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,7 @@ from pathlib import Path
 
 from loop.config.machine import Watching
 from loop.system.guarded import end_guarded, start_guarded
-from loop.system.ourselves import environment
+from loop.system.ourselves import command, environment
 
 PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
 EXTRA = "pip install 'ssd-loop[trackers]'"
@@ -53,16 +52,7 @@ def _is_installed(package: str) -> bool:
 
 def tracking_command(name: str, run_dir: Path, project: str, *, anew: bool = False) -> list[str]:
     """The command line that brings one tracker up to date. `anew`: also where it seems to be."""
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        "loop.watching.tracking",
-        name,
-        str(run_dir),
-        project,
-        *(["--anew"] if anew else []),
-    ]
+    return command("loop.watching.tracking", name, run_dir, project, *(["--anew"] if anew else []))
 
 
 class Trackers:

@@ -1,6 +1,7 @@
-"""The worker's side: builds an engine, answers one command at a time, and beats. The only place where engines are built.
+"""The worker itself, `python -m loop.workers.child`: it builds an engine, answers one command at a time, and beats.
 
-It never touches the store; what it sends is plain values. The daemon's side is `loop.workers.worker`.
+No engine is built anywhere else. This side runs inside the child process, never touches the store, and sends plain values;
+the daemon's side is `loop.workers.worker`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.by_name import sampler_kind
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -37,7 +39,7 @@ class Child:
         self.reported = (-1, -1)
 
     def send(self, **message: Any) -> None:
-        """BadFrame where the daemon would refuse it; nothing is sent then."""
+        """Send a message. BadFrame, and nothing sent, where the daemon would refuse it."""
         frame = encode_frame(message | {"call": self.call})
         check_size(frame[4:])
         with self.lock:
@@ -45,14 +47,14 @@ class Child:
             self.answers.flush()
 
     def progress(self, done: int, total: int) -> None:
-        """At most ten frames a second, and the last one for certain."""
+        """Report progress: at most ten times a second, and always the last time."""
         now = time.monotonic()
         if now - self.reported_at >= MIN_REPORT_S or (done >= total and (done, total) != self.reported):
             self.reported_at, self.reported = now, (done, total)
             self.send(type="progress", done=done, total=total)
 
     def items(self, batch: list[Generated] | list[Probed]) -> None:
-        """A batch of completions or records, in as many frames as it takes."""
+        """Send a batch of completions or records, in as many frames as it takes. EngineError for one that fits no frame."""
         for piece in pieces(item.model_dump(mode="json") for item in batch):
             try:
                 self.send(type="items", items=piece)
@@ -75,7 +77,7 @@ class Child:
             try:
                 self.send(type="heartbeat")
             except OSError:
-                os._exit(1)  # nobody listens any more
+                os._exit(1)  # the daemon is gone
 
     def run(self) -> None:
         threading.Thread(target=self.heartbeat, daemon=True).start()
@@ -96,13 +98,13 @@ class Child:
         match command["op"]:
             case "load_sampler":
                 checkpoint = CheckpointRef.model_validate(command["checkpoint"])
-                self.engine = build_sampler(checkpoint, command["settings"], self.progress)
+                self.engine = build_sampler(checkpoint, EngineConfig.model_validate(command["settings"]), self.progress)
                 return {"tokenizer_sha256": self.engine.tokenizer_sha256}
             case "change_weights":
                 changed = self.engine.change(CheckpointRef.model_validate(command["checkpoint"]))
                 return {"changed": changed, "tokenizer_sha256": self.engine.tokenizer_sha256}
             case "load_trainer":
-                self.engine = build_trainer(command["settings"], self.progress)
+                self.engine = build_trainer(EngineConfig.model_validate(command["settings"]), self.progress)
                 return {}
             case "generate":
                 requests = [Request.model_validate(request) for request in command["requests"]]
@@ -124,7 +126,7 @@ class Child:
                 give_back_memory()
                 return result.model_dump(mode="json")
             case "measure_speed":
-                prepare_torch(command["settings"])
+                prepare_torch(command["num_threads"])
                 from loop.engines.hf_models import DTYPES
                 from loop.engines.speed import measured_flops
 
@@ -138,7 +140,7 @@ class Child:
 
                 return fetch_hub_model(command["name"], command["revision"])
             case "merge_adapter":
-                prepare_torch({"num_threads": None})
+                prepare_torch()
                 from loop.engines.hf_models import write_merged
 
                 return write_merged(CheckpointRef.model_validate(command["checkpoint"]), Path(command["target"]))
@@ -146,60 +148,47 @@ class Child:
                 raise EngineError(f"unknown command {other!r}")
 
 
-def build_sampler(checkpoint: CheckpointRef, settings: dict[str, Any], progress: Progress) -> Any:
-    """The sampler that `settings["sampler"]` names."""
-    if settings["sampler"] == "fake":
-        from loop.engines.fake import FakeSampler
-
-        return FakeSampler(checkpoint, settings, progress)
-    prepare_torch(settings)
-    if settings["sampler"] == "vllm":
-        from loop.engines.vllm_sampler import VllmSampler
-
-        return VllmSampler(checkpoint, settings, progress)
-    if settings["sampler"] == "server":
-        from loop.engines.server_sampler import ServerSampler
-
-        return ServerSampler(checkpoint, settings, progress)
-    from loop.engines.hf_sampler import TransformersSampler
-
-    return TransformersSampler(checkpoint, settings, progress)
+def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> Any:
+    """The sampler that `settings.sampler` names."""
+    kind = sampler_kind(settings.sampler)
+    if kind.uses_torch:
+        prepare_torch(settings.num_threads)
+    return kind.load()(checkpoint, settings, progress)
 
 
-def build_trainer(settings: dict[str, Any], progress: Progress) -> Any:
-    """The trainer that `settings["trainer"]` names."""
-    if settings["trainer"] == "fake":
+def build_trainer(settings: EngineConfig, progress: Progress) -> Any:
+    """The trainer that `settings.trainer` names."""
+    if settings.trainer == "fake":
         from loop.engines.fake import FakeTrainer
 
         return FakeTrainer(settings, progress)
-    prepare_torch(settings)
-    num_processes = settings.get("num_training_processes", 1)
-    if num_processes > 1:
+    prepare_torch(settings.num_threads)
+    if settings.num_training_processes > 1:
         from loop.engines.distributed import DistributedTrainer
 
-        return DistributedTrainer(settings, progress, num_processes)
+        return DistributedTrainer(settings, progress)
     from loop.engines.trl_trainer import TrlTrainer
 
     return TrlTrainer(settings, progress)
 
 
 def give_back_memory() -> None:
-    """What a fine-tune leaves is garbage in cycles, which may wait for long, and then free memory that malloc keeps."""
+    """Give the system back what a fine-tune held: cyclic garbage, and then the free memory that malloc keeps."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):  # another C library knows no such call
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def prepare_torch(settings: dict[str, Any]) -> None:
-    """One thread per core that this process may use, unless the configuration says otherwise. And no network."""
-    os.environ["HF_HUB_OFFLINE"] = "1"  # everything is on disk by now
+def prepare_torch(num_threads: int | None = None) -> None:
+    """Let torch use so many threads, by default one per core that this process may use; and no network."""
+    os.environ["HF_HUB_OFFLINE"] = "1"  # the model and all else is on disk by now
     from loop.engines.hf_models import use_threads
 
-    use_threads(settings["num_threads"] or len(os.sched_getaffinity(0)))
+    use_threads(num_threads or len(os.sched_getaffinity(0)))
 
 
 def serve() -> None:
-    """The engine's process: serve commands from standard input until it closes. What libraries print goes to the log."""
+    """Serve commands from standard input until it closes. What libraries print on standard output goes to the log."""
     commands = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -208,5 +197,9 @@ def serve() -> None:
 
 
 def main() -> None:
-    """The program of a worker: the engine, guarded."""
+    """Run the engine below its guard."""
     guard(serve, own_tmp=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """The messages between the daemon and a worker: a four-byte big-endian length and that much JSON, all of it ASCII.
 
-What a worker sends is bounded twice, in bytes and in values, so that reading it never costs the daemon more than about
-30 MB: a value of two characters can take a hundred bytes of memory.
+The daemon bounds what it reads twice, in bytes and in values, so that a message never costs it more than about 30 MB: a
+value of two characters can take a hundred bytes of memory.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import re
 import struct
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_FRAME_BYTES = 4 << 20  # one completion of 65,536 tokens over a long prompt takes 1 to 2 MB
@@ -20,17 +21,21 @@ MARKS = (b",", b":", b"[", b"{")
 
 
 class BadFrame(ValueError):
-    """A frame that is too large or is no message; the text goes on after "it sent a message that "."""
+    """A frame that is too large or is no message. The text completes "it sent a message that ..."."""
 
 
 def encode_frame(message: dict[str, Any]) -> bytes:
-    """One frame, as it goes over the pipe."""
-    body = json.dumps(message, separators=(",", ":")).encode("ascii")
+    """One frame, as it goes over the pipe. `loop.engines.base` values may stand anywhere in the message."""
+    body = json.dumps(message, separators=(",", ":"), default=_as_json).encode("ascii")
     return struct.pack(">I", len(body)) + body
 
 
+def _as_json(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value.model_dump(mode="json")
+
+
 def decode_body(body: bytes) -> dict[str, Any]:
-    """What a frame says, from its bytes after the length. BadFrame if it says nothing, or too much."""
+    """The message in a frame's bytes after the length. BadFrame if it is too large or no JSON object."""
     check_size(body)
     try:
         message = json.loads(str(body, "ascii"))

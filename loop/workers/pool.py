@@ -1,9 +1,9 @@
-"""Several sampling engines as one: each in a worker of its own, with its own GPUs; the work is shared by demand.
+"""Several sampling engines as one: each in a worker of its own, with its own GPUs; a free engine takes the next work.
 
 A worker may be used only from the thread that created it, so each has a thread that lives as long as the pool. These
-threads take requests in chunks by themselves, whoever is free first, and put finished lists into a bounded queue. The
-caller's thread empties it, and it alone calls whoever looks on. An engine that dies loses what it had not finished to
-the others, and is started again with the next weights.
+threads take requests in chunks by themselves and put finished lists into a bounded queue. The caller's thread empties the
+queue, and it alone calls `progress`, `pulse` and `note`. What an engine that dies had not finished goes to the others; the
+engine is started again with the next weights.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Start = Callable[[CheckpointRef, Pulse], RemoteSampler]  # called in the engine'
 
 
 class _GivenUp(Exception):
-    """Raised inside a call to a worker that nobody waits for any more."""
+    """Raised inside a call to a worker when the pool is closed meanwhile."""
 
 
 class _Work:
-    """What is still to be asked for. Every `take` that got something is followed by one `finish`."""
+    """The requests that no engine has taken yet. Every `take` that got something is followed by one `finish`."""
 
     def __init__(self, asked: Iterable[Any], num_engines: int, batch_size: int) -> None:
         self.left = deque(asked)
@@ -37,7 +37,7 @@ class _Work:
         self.changed = threading.Condition()
 
     def take(self) -> list[Any]:
-        """The next chunk; empty when all is finished. Waits while others are busy: they may die and leave something."""
+        """The next chunk; empty when all is finished. Waits while other engines are busy: one may die and leave requests."""
         with self.changed:
             self.changed.wait_for(lambda: self.left or self.closed or not self.num_busy)
             if self.closed or not self.left:
@@ -46,7 +46,7 @@ class _Work:
             return [self.left.popleft() for _ in range(min(self._size(), len(self.left)))]
 
     def _size(self) -> int:
-        """Two batches while there is plenty, one later; the end is divided, but not into crumbs."""
+        """The size of a chunk: two batches while plenty is left, later one, at the end a share of a quarter batch or more."""
         left = len(self.left)
         if left >= 4 * self.num_engines * self.batch_size:
             return 2 * self.batch_size
@@ -55,6 +55,7 @@ class _Work:
         return min(self.batch_size, share, -(-left // num_free))
 
     def finish(self, missing: Iterable[Any] = (), died: bool = False) -> None:
+        """A chunk is done but for `missing`, which goes back; `died`: so did its engine."""
         with self.changed:
             self.left.extendleft(reversed(list(missing)))
             self.num_busy -= 1
@@ -62,14 +63,14 @@ class _Work:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Hand nothing out any more."""
+        """Hand out nothing more."""
         with self.changed:
             self.closed = True
             self.changed.notify_all()
 
 
 class _Member:
-    """One engine and its thread. `sampler` is None while there is none, and set only there."""
+    """One engine and its thread. `sampler` is None while no worker runs; only the thread sets it."""
 
     def __init__(self, number: int, start: Start) -> None:
         self.start = start
@@ -115,7 +116,7 @@ class Pool:
         self._calling = False
         self._work: _Work | None = None
         self._failed: list[BaseException] = []
-        self._dead: EngineError | None = None  # why the last engine that died did
+        self._dead: EngineError | None = None  # why the engine that died last has died
         self._out: queue.Queue[Any] = queue.Queue(2 * len(starts))
         self._members = [_Member(number, start) for number, start in enumerate(starts, 1)]
         try:
@@ -130,7 +131,7 @@ class Pool:
         return self._stopped.is_set() or not any(member.sampler for member in self._members)
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        """See `Sampler.change`. All at once; those that died are started again."""
+        """See `Sampler.change`. All engines change at once; those that died are started again."""
         self._check_not_ended()
         return self._change(checkpoint)
 
@@ -176,14 +177,14 @@ class Pool:
 
         def job(member: _Member) -> None:
             while member.sampler and (chunk := work.take()):
-                missing = {one.id: one for one in chunk}
+                missing = {request.id: request for request in chunk}
                 try:
                     for batch in ask(member.sampler, chunk):
-                        for one in batch:
-                            del missing[one.id]
+                        for answer in batch:
+                            del missing[answer.id]
                         self._out.put(batch)
                 except EngineError as error:
-                    if not member.sampler.ended:  # it is about the request, not the engine
+                    if not member.sampler.ended:  # the request is at fault, not the engine
                         work.close()
                         raise
                     work.finish(missing.values(), died=True)
@@ -203,7 +204,7 @@ class Pool:
             raise self._last_words()
 
     def _all(self, job: Callable[[_Member], None], work: _Work | None = None, hasty: bool = False) -> Iterator[Any]:
-        """Do a job in every thread; yield the lists that come of it. What a job raised is raised when all are done, or
+        """Do a job in every thread and yield the lists that they put out. What a job raised is raised when all are done, or
         at once when `hasty`."""
         if self._calling:
             self.close()
@@ -223,7 +224,9 @@ class Pool:
                 if isinstance(out, EngineError):
                     self._dead = out
                     if not self.ended:
-                        self.note(f"{out}; the other engines go on; it is started again when the weights change")
+                        self.note(
+                            f"{out}; the other engines take over its work; it is started again when the weights change"
+                        )
                 elif out:
                     yield out
                 if hasty and self._failed:
@@ -246,14 +249,14 @@ class Pool:
             self._failed.append(error)
         finally:
             member.busy = False
-            self._out.put(None)  # somebody may wait for this
+            self._out.put(None)  # wakes the caller's thread
 
     def _bury(self, member: _Member, error: EngineError) -> None:
         member.sampler = None
         self._out.put(error)
 
     def _check(self) -> None:
-        """The pulse of every worker."""
+        """The pulse of every worker: raises where the pool is closed."""
         if self._stopped.is_set():
             raise _GivenUp
 
@@ -277,7 +280,7 @@ class Pool:
         for member in self._members:
             while member.thread.is_alive():
                 try:
-                    self._out.get(timeout=LOOK_S / 10)  # it may wait for room in the queue
+                    self._out.get(timeout=LOOK_S / 10)  # the thread may wait for room in the queue
                 except queue.Empty:
                     member.thread.join(LOOK_S / 10)
         if stuck := [member.stuck for member in self._members if member.stuck]:

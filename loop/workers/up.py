@@ -1,8 +1,8 @@
-"""The engines that are up. Starting one and loading a model are the dear parts, so one that may be of use again stays.
+"""The engines that are up. To start one and load a model is expensive, so an engine that may be of use again stays.
 
-On a GPU one engine at a time has the memory: the sampler leaves when training begins, and what it held is waited for. On
-a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that is up
-is given other weights in place of a start, where it can show that it serves them. With several GPUs the sampler is
+On a GPU one engine at a time has the memory: the sampler leaves when training begins, and the trainer waits until its memory
+is free. On a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that
+is up gets other weights in place of a new start, where it can show that it serves them. With several GPUs the sampler is
 several engines (`loop.workers.pool`).
 """
 
@@ -16,14 +16,17 @@ from typing import Any, Protocol
 import psutil
 
 from loop.config.loading import LoadedConfig
-from loop.engines.base import CheckpointRef, Progress
+from loop.config.settings import Engine, Training
+from loop.engines.base import CheckpointRef, EngineConfig, Progress
+from loop.engines.by_name import AUTO, sampler_kind
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import used_bytes, visible_devices, wait_until_free
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 
-TRAINING_BYTES = 16  # memory of a fine-tune by the byte of its checkpoint: weights, gradients, two moments, activations
-SPARE_BYTES = 2 << 30
+TRAINING_BYTES = 16  # memory of a fine-tune per byte of its checkpoint: weights, gradients, two moments, activations
+SPARE_BYTES = 2 << 30  # must stay free beside that
+FALLBACK = "transformers"  # the sampler of any machine
 
 
 class Watch(Protocol):
@@ -33,7 +36,7 @@ class Watch(Protocol):
         """A stage, or a part of one, begins."""
 
     def progress(self, done: int, total: int) -> None:
-        """The part goes on: completions, steps or solutions."""
+        """`done` of `total` completions, steps or solutions of the part are done."""
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
@@ -50,29 +53,41 @@ def best_sampler(device: str) -> tuple[str, str]:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         where = "for this GPU" if gpu else "for the CPU"
-        return "transformers", f"vLLM {where} is not installed (pip install 'ssd-loop[{extra}]')"
+        return FALLBACK, f"vLLM {where} is not installed (pip install 'ssd-loop[{extra}]')"
     return "vllm", f"{package} {version} is installed" + (" and there is a GPU" if gpu else "")
 
 
+def engine_config(engine: Engine, training: Training | None = None) -> EngineConfig:
+    """What a worker is told of [engine], and of [training] where adapters are to be served."""
+    settings = EngineConfig.model_validate(engine, from_attributes=True)
+    if training is None or training.method != "lora" or training.lora.merge:
+        return settings
+    return settings.changed(lora_rank=training.lora.rank)
+
+
 class Engines:
-    """At most one sampler and one trainer, each in a worker of its own; the sampler in several where there are GPUs."""
+    """At most one sampler and one trainer, each in a worker of its own; with several GPUs the sampler is in several."""
 
     def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
-        self.settings = loaded.config.engine.model_dump(mode="json")
-        training = loaded.config.training
-        if training.method == "lora" and not training.lora.merge:
-            self.settings["lora_rank"] = training.lora.rank
+        self.settings = engine_config(loaded.config.engine, loaded.config.training)
         self.logs = loaded.run_dir / "logs"
         self.watch = watch
         self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
-        self.chosen: str | None = None  # why this sampler, where nobody has named one; said when it is up
-        if self.settings["sampler"] == "auto":
-            self.settings["sampler"], self.chosen = best_sampler(self.settings["device"])
+        name, self.chosen = (
+            self.settings.sampler,
+            None,
+        )  # why this sampler, where nobody has named one; said when it is up
+        if name == AUTO:
+            name, self.chosen = best_sampler(self.settings.device)
+        self._use_sampler(name)
         self._sampler: RemoteSampler | Pool | None = None
         self._serves: CheckpointRef | None = None
         self._trainer: RemoteTrainer | None = None
         self._more_patience = 1  # doubled when a worker was ended for want of progress: the machine may only be slow
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
+
+    def _use_sampler(self, name: str) -> None:
+        self.settings, self.kind = self.settings.changed(sampler=name), sampler_kind(name)
 
     def serving(self, sha256: str) -> RemoteSampler | Pool | None:
         """The sampler that is up with these weights, if one is."""
@@ -82,8 +97,8 @@ class Engines:
 
     @property
     def spares_the_cpu(self) -> bool:
-        """Whether the sampler that is up works on a GPU, or is a server elsewhere."""
-        return self.settings["sampler"] == "server" or bool(self._memory_before)
+        """Whether the sampler that is up computes on a GPU or on another machine."""
+        return self.kind.is_elsewhere or bool(self._memory_before)
 
     def sampler(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         """A sampler with these weights: the one that is up, given them, or a new one."""
@@ -107,39 +122,37 @@ class Engines:
         try:
             sampler = self._start_engines(checkpoint)
         except EngineError as failed:
-            if why is None or self.settings["sampler"] != "vllm":
+            if why is None or self.settings.sampler == FALLBACK:
                 raise
-            self.settings["sampler"] = "transformers"
+            self._use_sampler(FALLBACK)
             self.watch.note(f"vLLM was chosen since {why}, but {failed}; transformers samples in its place")
             return self._start_engines(checkpoint)
         if why:
-            self.watch.note(f"{self.settings['sampler']} samples: {why}")
+            self.watch.note(f"{self.settings.sampler} samples: {why}")
         return sampler
 
     def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
-        """One engine with all that is visible, or several with a share each."""
+        """One engine with all visible devices, or several with a share of them each."""
         shares = self._shares()
         self._wait_for_memory()
         if len(shares) == 1:
-            return RemoteSampler(
-                self._worker(_load(checkpoint), self.settings, "sampler", self.watch.progress, self.pulse)
-            )
+            return RemoteSampler(self._worker(_load(checkpoint), "sampler"))
         return Pool(
             [self._start_of(number, shares) for number in range(len(shares))],
             checkpoint,
-            batch_size=self.settings["batch_size"],
+            batch_size=self.settings.batch_size,
             progress=self.watch.progress,
             pulse=self.pulse,
             note=self.watch.note,
         )
 
     def _shares(self) -> list[list[tuple[str, int]]]:
-        """The GPUs of each engine; none where there is no GPU. A single engine is left to find its own."""
-        if self.settings["sampler"] == "server":  # it has its own, however many
+        """The GPUs of each engine; none where there is no GPU. A single engine chooses among all."""
+        if self.kind.is_elsewhere:
             return [[]]
-        num, per_engine = self.settings["num_engines"], self.settings["gpus_per_engine"]
-        devices = visible_devices() if num != 1 and self.settings["device"] != "cpu" else []
-        if not devices and self.settings["device"] != "cuda":
+        num, per_engine = self.settings.num_engines, self.settings.gpus_per_engine
+        devices = visible_devices() if num != 1 and self.settings.device != "cpu" else []
+        if not devices and self.settings.device != "cuda":
             return [[]] * (num or 1)
         num = num or max(1, len(devices) // per_engine)
         if num > 1 and num * per_engine > len(devices):
@@ -150,52 +163,51 @@ class Engines:
         return [devices[per_engine * index : per_engine * (index + 1)] for index in range(num)]
 
     def _start_of(self, number: int, shares: list[list[tuple[str, int]]]) -> Start:
-        """How one of several engines is started, and started again. Called in a thread of its own."""
+        """The function that starts one of several engines, and starts it again. It runs in the engine's own thread."""
         names = [name for name, _ in shares[number]]
-        others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}  # of MIG slices
+        # Slices of one device (MIG) may belong to several engines.
+        others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}
         before = {
             index: self._memory_before[index]
             for _, index in shares[number]
             if index in self._memory_before and index not in others
         }
         cores = sorted(os.sched_getaffinity(0))
-        num_threads = self.settings["num_threads"] or max(1, len(cores) // len(shares))
+        num_threads = self.settings.num_threads or max(1, len(cores) // len(shares))
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {}
         own_cores = cores[number * num_threads : (number + 1) * num_threads]
-        if not names and own_cores:  # else all would be bound to the first ones
+        if not names and own_cores:  # else vLLM would bind all engines to the first cores
             environment["VLLM_CPU_OMP_THREADS_BIND"] = ",".join(map(str, own_cores))
 
         def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
-            wait_until_free(before, pulse)  # of what the one before held that died
+            wait_until_free(before, pulse)  # the engine before, which died, may still hold memory
             return RemoteSampler(
                 self._worker(
                     _load(checkpoint),
-                    self.settings | {"num_threads": num_threads},
                     f"sampler-{number + 1}",
-                    lambda done, total: None,
-                    pulse,
-                    environment,
+                    num_threads=num_threads,
+                    progress=lambda done, total: None,
+                    pulse=pulse,
+                    environment=environment,
                 )
             )
 
         return start
 
     def trainer(self, parent: CheckpointRef) -> RemoteTrainer:
-        """A trainer; `parent` says how large what it trains is."""
+        """A trainer. `parent` is the checkpoint that it will train, whose size decides whether the sampler may stay."""
         if not self._may_share(parent):
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:
             self._wait_for_memory()
-            self._trainer = RemoteTrainer(
-                self._worker({"op": "load_trainer"}, self.settings, "trainer", self.watch.progress, self.pulse)
-            )
+            self._trainer = RemoteTrainer(self._worker({"op": "load_trainer"}, "trainer"))
         return self._trainer
 
     def _may_share(self, checkpoint: CheckpointRef) -> bool:
         """Whether there is room for a sampler and a trainer at once."""
         if self._memory_before:  # there is a GPU
             return False
-        if None in (self._sampler, self._trainer):  # what is up already has its memory
+        if None in (self._sampler, self._trainer):  # an engine that is up already has its memory
             size = sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
             if checkpoint.base_path:
                 size += sum(path.stat().st_size for path in checkpoint.base_path.glob("*.safetensors"))
@@ -205,22 +217,27 @@ class Engines:
     def _worker(
         self,
         init: dict[str, Any],
-        settings: dict[str, Any],
         tag: str,
-        progress: Progress,
-        pulse: Pulse,
+        *,
+        num_threads: int | None = None,
+        progress: Progress | None = None,
+        pulse: Pulse | None = None,
         environment: dict[str, str] | None = None,
     ) -> Worker:
-        limit_s = settings["stall_timeout_s"] * self._more_patience
+        """A worker that is told our settings; `num_threads`, `progress` and `pulse` are ours where none are given."""
+        limit_s = self.settings.stall_timeout_s * self._more_patience
+        settings = self.settings.changed(stall_timeout_s=limit_s, num_threads=num_threads or self.settings.num_threads)
+        samples_elsewhere = init["op"] == "load_sampler" and self.kind.is_elsewhere
         return Worker(
-            init | {"settings": settings | {"stall_timeout_s": limit_s}},
+            init | {"settings": settings},
             log_file=self.logs / f"{tag}.log",
             stall_timeout_s=limit_s,
-            progress=progress,
-            pulse=pulse,
+            progress=progress or self.watch.progress,
+            pulse=pulse or self.pulse,
             stalled=self._be_more_patient,
             tag=tag,
-            environment=environment or {},
+            environment=environment,
+            has_gpu=settings.device != "cpu" and not samples_elsewhere,
         )
 
     def _be_more_patient(self) -> None:
@@ -228,7 +245,7 @@ class Engines:
 
     def _wait_for_memory(self) -> None:
         """Wait until the memory that the last worker held is free (at most 60 s); then note what is in use."""
-        if self.settings["device"] == "cpu":
+        if self.settings.device == "cpu":
             return
         for device, held_bytes in wait_until_free(self._memory_before, self.pulse).items():
             self.watch.note(
@@ -256,4 +273,4 @@ class Engines:
 
 
 def _load(checkpoint: CheckpointRef) -> dict[str, Any]:
-    return {"op": "load_sampler", "checkpoint": checkpoint.model_dump(mode="json")}
+    return {"op": "load_sampler", "checkpoint": checkpoint}

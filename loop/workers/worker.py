@@ -1,13 +1,12 @@
-"""One engine in one child process: framed messages over pipes, a heartbeat, progress, and an end of the whole tree.
+"""The daemon's side of a worker: it starts the child process, sends commands, reads answers, and ends the whole tree.
 
-This is the daemon's side (`Worker`, `RemoteSampler`, `RemoteTrainer`); it imports no torch and stays small whatever a
-worker does. `python -m loop.workers.worker` is the worker itself: `loop.workers.child` builds the engine, `loop.system.trees` ends it, and
-`loop.workers.frames` says how the two sides talk.
+It imports no torch and stays small whatever the child does. The child's own side is `loop.workers.child`, which builds the
+engine; `loop.workers.frames` says how the two talk, `loop.workers.liveness` when a silent child has had time enough, and
+`loop.system.trees` how its processes end.
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import os
@@ -16,11 +15,10 @@ import select
 import signal
 import struct
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from loop.engines.base import (
     CheckpointRef,
@@ -33,26 +31,45 @@ from loop.engines.base import (
     TrainingResult,
 )
 from loop.errors import ConfigError, EngineError, StalledError
-from loop.system import trees as guard
+from loop.system import ourselves, trees
 from loop.system.gpus import is_any_busy
 from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
 from loop.workers.liveness import Patience, used_by
 
-HEARTBEAT_TIMEOUT_S = 120.0  # a child that is not heard for so long, and does nothing meanwhile, was stopped
-LOOK_S = 1.0  # between two looks at everything else while a worker is waited for
+HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
+LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
 MAX_FRAMES_PER_S = 5000  # of up to 1,000 bytes, beside results; a worker sends eleven, a full pipe holds a thousand
-IDLE_REPORTS = 1000  # reports in a row that show nothing more done and are taken for progress all the same
+IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
 MAX_LOG_BYTES = 16 << 20
 OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
-COMMAND = (sys.executable, "-P", "-m", "loop.workers.worker")
-ROOT = Path(__file__).resolve().parents[2]
 # How often a thread of OpenMP looks for work before it sleeps; `python bench/busy.py` measures it (docs/engines.md).
 SPIN_COUNT = "3000"
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
-FOREIGN = (
-    "if the package was upgraded while the daemon ran, restart the daemon"  # what else could explain such messages
-)
+# The remedy for messages that no child of this version sends.
+FOREIGN = "if the package was upgraded while the daemon ran, restart the daemon"
+
+
+def _environment(token: str) -> dict[str, str]:
+    """The environment of every worker: the user's, with what a worker needs."""
+    return (
+        {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
+        | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
+        | ourselves.environment()
+        | {
+            trees.TREE: token,
+            trees.PARENT: str(os.getpid()),
+            "PYTHONUNBUFFERED": "1",
+            "TRANSFORMERS_VERBOSITY": "error",
+            "TOKENIZERS_PARALLELISM": "false",
+            "TQDM_DISABLE": "1",
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+        }
+    )
+
+
+Answer = TypeVar("Answer", Generated, Probed)
 
 
 class Worker:
@@ -61,7 +78,8 @@ class Worker:
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
     second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
-    ended for want of progress.
+    ended for want of progress. `has_gpu`: whether the worker may compute on a GPU, so that a busy GPU is a sign of its work.
+    `init`, the first command, and all others are JSON, in which the values of `loop.engines.base` may stand.
     """
 
     def __init__(
@@ -75,8 +93,9 @@ class Worker:
         stalled: Callable[[], None] = lambda: None,
         tag: str = "worker",
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
-        command: Sequence[str] = COMMAND,
+        command: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
+        has_gpu: bool = True,
     ) -> None:
         self.tag = tag
         self.progress = progress
@@ -86,31 +105,16 @@ class Worker:
         self.token = secrets.token_hex(16)
         self._buffer = bytearray()
         self._call = 0
-        self._busy = self._ended = False
+        self._busy = False
+        self.ended = False  # it takes no more calls then
         self._waited_s, self._looked_at_s = 0.0, time.monotonic()
-        whole_environment = (
-            {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
-            | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
-            | os.environ
-            | dict(environment or {})
-            | {
-                guard.TREE: self.token,
-                guard.PARENT: str(os.getpid()),
-                "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-                "PYTHONUNBUFFERED": "1",
-                "TRANSFORMERS_VERBOSITY": "error",
-                "TOKENIZERS_PARALLELISM": "false",
-                "TQDM_DISABLE": "1",
-                "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-                "HF_HUB_DISABLE_TELEMETRY": "1",
-            }
-        )
+        whole_environment = _environment(self.token) | dict(environment or {})
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             set_log_aside(log_file)
             with log_file.open("ab") as log:
                 self.process = subprocess.Popen(
-                    command,
+                    command or ourselves.command("loop.workers.child"),
                     stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE,
                     stderr=log,
@@ -122,9 +126,7 @@ class Worker:
             raise EngineError(
                 f"{tag}: cannot be started: {error}; this user must be able to start it and to write {log_file}"
             ) from error
-        settings = init.get("settings", {})  # another program's work on a GPU is no sign of a worker that has none
-        on_cpu = settings.get("device") == "cpu" or settings.get("sampler") == "server"
-        devices = "" if on_cpu else whole_environment.get("CUDA_VISIBLE_DEVICES")
+        devices = whole_environment.get("CUDA_VISIBLE_DEVICES") if has_gpu else ""
         try:
             pid = self.process.pid
             self.patience = Patience(
@@ -135,13 +137,8 @@ class Worker:
             self.end()
             raise
 
-    @property
-    def ended(self) -> bool:
-        """Whether it was ended; it takes no more calls then."""
-        return self._ended
-
     def call(self, message: dict[str, Any]) -> Any:
-        """Send a command that streams nothing and return its result. See `stream`."""
+        """Send a command that is answered by a result alone, and return it. See `stream`."""
         for kind, value in self.stream(message):
             if kind == "result":
                 return value
@@ -151,11 +148,11 @@ class Worker:
     def stream(self, message: dict[str, Any], idle_reports: int = IDLE_REPORTS) -> Iterator[tuple[str, Any]]:
         """Send a command; yield ("items", list) as they come and at last ("result", value).
 
-        Progress is a list of items, or a report of more done than ever in this call; of reports in a row that show no
-        more, only `idle_reports`: a long completion is in the making, but it cannot be for ever.
+        A list of items is progress, and so is a report that more is done than ever in this call. Reports that show no more
+        count for as long as there are at most `idle_reports` in a row: a long completion is in the making, but not for ever.
 
-        Raises EngineError when the child dies, stalls (StalledError) or talks nonsense (it is ended then), and what it
-        reports.
+        EngineError when the child dies, stalls (StalledError) or talks nonsense, and it is ended then. What the child
+        itself reports is raised as EngineError or ConfigError.
         """
         if self._busy:
             raise self.broken("the call before was given up half-way")
@@ -182,7 +179,7 @@ class Worker:
                         self.progress(done, total)
                     case {"type": "items", "items": [_, *_] as items}:
                         yield "items", items
-                        items.clear()  # before the next ones are read
+                        items.clear()  # the next ones are read into free memory
                         num_idle = 0
                         self.patience.advanced()
                         continue
@@ -197,7 +194,7 @@ class Worker:
                         raise self.broken(f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}", FOREIGN)
                 if int(time.monotonic()) != second:
                     num_frames, second = 0, int(time.monotonic())
-                num_frames += 1 + num_bytes // 1000  # a large one counts as several
+                num_frames += 1 + num_bytes // 1000  # a large frame counts as several
                 if num_frames > MAX_FRAMES_PER_S:
                     raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second", FOREIGN)
                 self._check_patience()
@@ -217,7 +214,7 @@ class Worker:
         return LESS_MEMORY.get(self.tag.partition("-")[0]) or " or ".join(LESS_MEMORY.values())
 
     def _clock(self) -> float:
-        """Seconds of waiting. Those in which this process was stopped or busy elsewhere are not the worker's fault."""
+        """Seconds of waiting for the worker, without those in which this process was stopped or busy elsewhere."""
         now = time.monotonic()
         self._waited_s += min(now - self._looked_at_s, 2 * LOOK_S)
         self._looked_at_s = now
@@ -230,7 +227,7 @@ class Worker:
         while left:
             if select.select([], [descriptor], [], min(LOOK_S, self.patience.window_s))[1]:
                 try:
-                    left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # so much never blocks
+                    left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # this much never blocks
                 except OSError:
                     raise self._died() from None
                 self.patience.heard()
@@ -238,7 +235,7 @@ class Worker:
             self._look_around("it read no command for")
 
     def _check_not_ended(self) -> None:
-        if self._ended:
+        if self.ended:
             raise EngineError(f"{self.tag}: it was ended; start another; see {self.log_file}")
 
     def _receive(self) -> tuple[dict[str, Any], int]:
@@ -262,7 +259,7 @@ class Worker:
                     raise self._died()
                 self._buffer += chunk
                 self.patience.heard()
-            elif self.process.poll() is not None:  # dead, but somebody else holds its end of the pipe
+            elif self.process.poll() is not None:  # the child is dead, but another process holds its end of the pipe
                 raise self._died()
             self._look_around()
         with memoryview(self._buffer) as view:
@@ -276,7 +273,7 @@ class Worker:
         self._check_patience(silence)
 
     def _check_patience(self, silence: str = "nothing was heard from it for") -> None:
-        """End a worker that waited too long for nothing."""
+        """Raise StalledError or EngineError, and end the worker, once it had its time without progress or a sign of life."""
         self.patience.look()
         if why := self.patience.exhausted:
             self.stalled()
@@ -297,7 +294,7 @@ class Worker:
 
     def _died(self) -> EngineError:
         try:
-            code = self.process.wait(timeout=guard.END_TIMEOUT_S)
+            code = self.process.wait(timeout=trees.END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             return self.broken("it closed its pipe", FOREIGN)
         self.end()
@@ -315,23 +312,15 @@ class Worker:
         EngineError if the kernel does not let go of a process.
         """
         self._busy = False
-        if self._ended:
+        if self.ended:
             return
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.send_signal(signal.SIGCONT)
-            try:
-                self.process.wait(timeout=guard.END_TIMEOUT_S)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(timeout=guard.END_TIMEOUT_S)
-        if stuck := guard.sweep(self.token, self.process.pid):
+        trees.end_guard(self.process)
+        if stuck := trees.sweep(self.token, self.process.pid):
             raise EngineError(
                 f"{self.tag}: even SIGKILL does not end its processes {', '.join(map(str, stuck))}; they wait for a "
                 f"device or a disk: restart the machine if they stay; see {self.log_file}"
             )
-        self._ended = True
+        self.ended = True
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
@@ -345,7 +334,7 @@ def set_log_aside(log: Path) -> None:
 
 
 def cut_log(log: Path) -> None:
-    """Keep the beginning and the end of a log that grew too large. What is written to it goes on at its end."""
+    """Keep the beginning and the end of a log that grew too large. The worker, which appends, writes on at the end."""
     try:
         size = log.stat().st_size
         if size <= MAX_LOG_BYTES:
@@ -357,7 +346,7 @@ def cut_log(log: Path) -> None:
         with log.open("ab") as file:
             file.write(b"\n[cut here: this log was larger than %d bytes]\n" % MAX_LOG_BYTES + tail)
     except OSError:
-        pass  # a log is no reason to stop
+        pass  # a run does not stop because of a log
 
 
 class RemoteSampler:
@@ -378,7 +367,7 @@ class RemoteSampler:
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`."""
-        match self.worker.call({"op": "change_weights", "checkpoint": checkpoint.model_dump(mode="json")}):
+        match self.worker.call({"op": "change_weights", "checkpoint": checkpoint}):
             case {"changed": bool(changed), "tokenizer_sha256": str(sha256)}:
                 self.tokenizer_sha256 = sha256
                 return changed
@@ -386,59 +375,49 @@ class RemoteSampler:
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
-        message = {
-            "op": "generate",
-            "requests": [request.model_dump(mode="json") for request in requests],
-            "params": params.model_dump(mode="json"),
-        }
-        missing = {request.id for request in requests}
+        message = {"op": "generate", "requests": list(requests), "params": params}
         # While no completion is finished, all that are in the making grow by a token between two reports.
-        for kind, value in self.worker.stream(message, idle_reports=params.max_new_tokens + IDLE_REPORTS):
-            if kind == "items":
-                try:
-                    batch = [Generated.model_validate(item) for item in value]
-                except ValueError:
-                    raise self.worker.broken("it sent a malformed completion", FOREIGN) from None
-                for generated in batch:
-                    if generated.id not in missing:
-                        raise self.worker.broken("it sent a completion that was not asked for, or twice", FOREIGN)
-                    missing.remove(generated.id)
-                yield batch
-        if missing:
-            raise self.worker.broken(f"it left out {len(missing)} of {len(requests)} completions", FOREIGN)
+        return self._answers(message, requests, Generated, "completion", params.max_new_tokens)
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
         """See `Prober.probe`."""
-        message = {
-            "op": "probe",
-            "texts": [text.model_dump(mode="json") for text in texts],
-            "truncation": truncation.model_dump(mode="json"),
-            "top": top,
-        }
-        missing = {text.id: text for text in texts}
+        message = {"op": "probe", "texts": list(texts), "truncation": truncation, "top": top}
         longest = max((len(text.prompt_token_ids) + len(text.token_ids) for text in texts), default=0)
-        for kind, value in self.worker.stream(message, idle_reports=longest + IDLE_REPORTS):
-            if kind == "items":
-                try:
-                    records = [Probed.model_validate(item) for item in value]
-                except ValueError:
-                    raise self.worker.broken("it sent a malformed record", FOREIGN) from None
-                for record in records:
-                    text = missing.pop(record.id, None)
-                    if text is None:
-                        raise self.worker.broken("it sent a record that was not asked for, or twice", FOREIGN)
-                    if not _fits(record, text):
-                        raise self.worker.broken("it sent a record that does not fit its text", FOREIGN)
-                yield records
+        return self._answers(message, texts, Probed, "record", longest)
+
+    def _answers(
+        self,
+        message: dict[str, Any],
+        asked: Sequence[Request] | Sequence[Forced],
+        kind: type[Answer],
+        noun: str,
+        idle_reports: int,
+    ) -> Iterator[list[Answer]]:
+        """Lists of answers as they come, exactly one for each that was asked. A worker that sends anything else is ended."""
+        missing = {each.id: each for each in asked}
+        for event, value in self.worker.stream(message, idle_reports=idle_reports + IDLE_REPORTS):
+            if event != "items":
+                continue
+            try:
+                answers = [kind.model_validate(item) for item in value]
+            except ValueError:
+                raise self.worker.broken(f"it sent a malformed {noun}", FOREIGN) from None
+            for answer in answers:
+                question = missing.pop(answer.id, None)
+                if question is None:
+                    raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice", FOREIGN)
+                if isinstance(answer, Probed) and isinstance(question, Forced) and not _fits(answer, question):
+                    raise self.worker.broken(f"it sent a {noun} that does not fit its text", FOREIGN)
+            yield answers
         if missing:
-            raise self.worker.broken(f"it left out {len(missing)} of {len(texts)} records", FOREIGN)
+            raise self.worker.broken(f"it left out {len(missing)} of {len(asked)} {noun}s", FOREIGN)
 
     def close(self) -> None:
         self.worker.end()
 
 
 def _fits(record: Probed, text: Forced) -> bool:
-    """Whether a record has an entry for every token of its text, and every number is one."""
+    """Whether a record has an entry for every token of its text and holds no infinite number or NaN."""
     columns = [getattr(record, name) for name in Probed.model_fields if name != "id"]
     lengths = {len(column) for column in columns}
     numbers = (*record.entropy, *record.top_probability, *record.rest, *itertools.chain(*record.logprobs))
@@ -458,13 +437,7 @@ class RemoteTrainer:
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`."""
-        message = {
-            "op": "fit",
-            "rows_file": str(rows_file),
-            "parent": parent.model_dump(mode="json"),
-            "settings": settings,
-            "out_dir": str(out_dir),
-        }
+        message = {"op": "fit", "rows_file": rows_file, "parent": parent, "settings": settings, "out_dir": out_dir}
         try:
             return TrainingResult.model_validate(self.worker.call(message))
         except ValueError:
@@ -472,9 +445,3 @@ class RemoteTrainer:
 
     def close(self) -> None:
         self.worker.end()
-
-
-if __name__ == "__main__":
-    from loop.workers.child import main
-
-    main()

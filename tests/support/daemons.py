@@ -101,7 +101,7 @@ class Daemon:
         found = []
         for process in psutil.process_iter(["cmdline"]):
             try:
-                if "loop.workers.worker" in (process.info["cmdline"] or []) and any(
+                if "loop.workers.child" in (process.info["cmdline"] or []) and any(
                     str(self.run_dir) in file.path for file in process.open_files()
                 ):
                     found.append(process)

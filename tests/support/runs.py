@@ -155,7 +155,7 @@ def processes_of(config: Path) -> list[str]:
         left = []
         for process in psutil.process_iter(["cmdline", "pid"]):
             try:
-                if process.info["cmdline"] and "loop.workers.worker" in process.info["cmdline"]:
+                if process.info["cmdline"] and "loop.workers.child" in process.info["cmdline"]:
                     left += [str(process.pid) for file in process.open_files() if str(config.parent) in file.path]
             except psutil.Error:
                 continue

@@ -16,7 +16,7 @@ from tests.support.waiting import wait_until
 BEFORE = """
 import os, sys, time
 from pathlib import Path
-if "loop.workers.worker" in sys.orig_argv:
+if "loop.workers.child" in sys.orig_argv:
     from loop.engines import fake
 
     def stand_still(stage):

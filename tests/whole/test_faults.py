@@ -239,7 +239,7 @@ def test_a_worker_that_is_killed_or_stopped_is_tried_again(daemon: Daemon, signu
 # Put before the worker's own code: its first fit goes wrong, the second stands still.
 WRONG_FIT = """
 import stat
-if "loop.workers.worker" in sys.orig_argv:
+if "loop.workers.child" in sys.orig_argv:
     right, here = fake.FakeTrainer.fit, Path({here!r})
     def wrong(self, *args):
         if (here / "pid").exists():

@@ -10,15 +10,16 @@ from typing import Any
 import psutil
 import pytest
 
-from loop.engines.base import CheckpointRef
+from loop.engines.base import CheckpointRef, EngineConfig
 from loop.errors import EngineError
 from loop.system import trees as guard
 from loop.workers.worker import RemoteTrainer, Worker
-from tests.loop.engines.test_trainers import ENGINE, no_progress, some_rows, training, write_rows
+from tests.loop.engines.test_trainers import some_rows, training, write_rows
+from tests.support.engines import no_progress, settings
 from tests.support.tiny import make_tiny_model
 from tests.support.waiting import HANG_S, wait_until
 
-TWO = ENGINE | {"trainer": "trl", "num_training_processes": 2}
+TWO = settings(num_training_processes=2)
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +27,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
     return CheckpointRef(sha256="1" * 64, path=make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
 
 
-def start(tmp_path: Path, engine: dict[str, Any], progress: Any = no_progress, pulse: Any = lambda: None) -> Worker:
+def start(tmp_path: Path, engine: EngineConfig, progress: Any = no_progress, pulse: Any = lambda: None) -> Worker:
     message = {"op": "load_trainer", "settings": engine}
     return Worker(
         message, log_file=tmp_path / "log", stall_timeout_s=HANG_S, progress=progress, pulse=pulse, tag="trainer"
@@ -48,14 +49,14 @@ def ranks(token: str) -> list[psutil.Process]:
 def test_two_processes_train_as_one(tiny: CheckpointRef, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    settings = training(num_epochs=2, micro_batch_size=1)  # ten rows: the last step of an epoch has two
+    recipe = training(num_epochs=2, micro_batch_size=1)  # ten rows: the last step of an epoch has two
     rows = write_rows(tmp_path / "rows.jsonl", some_rows())
     results, steps = [], []
-    for name, engine in (("one", ENGINE | {"trainer": "trl"}), ("two", TWO)):
+    for name, engine in (("one", settings()), ("two", TWO)):
         (tmp_path / name).mkdir()
         worker = start(tmp_path, engine, lambda done, total: steps.append((done, total)))
         try:
-            results.append(RemoteTrainer(worker).fit(rows, tiny, settings, tmp_path / name))
+            results.append(RemoteTrainer(worker).fit(rows, tiny, recipe, tmp_path / name))
         finally:
             worker.end()
     one, two = results
@@ -92,8 +93,8 @@ def test_a_killed_process_ends_them_all(whom: str, tiny: CheckpointRef, tmp_path
     worker = start(tmp_path, TWO, kill)
     try:
         with pytest.raises(EngineError) as raised:
-            settings = training(num_steps=100000, micro_batch_size=1)
-            RemoteTrainer(worker).fit(rows, tiny, settings, tmp_path / "out")
+            recipe = training(num_steps=100000, micro_batch_size=1)
+            RemoteTrainer(worker).fit(rows, tiny, recipe, tmp_path / "out")
         assert killed and "\n" not in str(raised.value)
         wait_until(lambda: not ranks(worker.token))
         assert not list((tmp_path / "out").iterdir())

@@ -12,7 +12,7 @@ import pytest
 from loop.engines.base import LEAST_LOGPROB, CheckpointRef, Forced, Probed, Prober, SamplingParams
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import EngineError
-from tests.loop.engines.test_samplers import SETTINGS, ask, chat, in_process, no_progress, remote
+from tests.support.engines import ask, chat, in_process, no_progress, remote, settings
 from tests.support.tiny import make_tiny_model
 
 TOP = 16
@@ -46,13 +46,13 @@ def pair(
     """The prober under test, with batches of 4, and another over the same checkpoint in process, with batches of 7."""
     log = tmp_path_factory.mktemp("logs") / "worker.log"
     made: dict[str, Any] = {
-        "fake": lambda: FakeSampler(fake, SETTINGS, no_progress),
+        "fake": lambda: FakeSampler(fake, settings(), no_progress),
         "fake remote": lambda: remote(fake, "fake", log),
         "transformers": lambda: in_process(tiny),
         "transformers remote": lambda: remote(tiny, "transformers", log),
     }
     prober = made[request.param]()
-    other = FakeSampler(fake, SETTINGS | {"batch_size": 7}, no_progress)
+    other = FakeSampler(fake, settings(batch_size=7), no_progress)
     yield prober, other if request.param.startswith("fake") else in_process(tiny, batch_size=7)
     prober.close()
 

@@ -8,39 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from loop.engines import hf_sampler, precision
 from loop.engines.base import CheckpointRef, Generated, Request, Sampler, SamplingParams
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import EngineError
-from loop.prompts.templates import ask as ask_for
 from loop.workers.pool import Pool, Start
-from loop.workers.worker import RemoteSampler, Worker
-from tests.support.tiny import END, FUNCTIONS, make_tiny_model
-
-SETTINGS: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 4, "num_threads": 1}
-HOT = SamplingParams(temperature=1.2, top_k=20, top_p=0.95, max_new_tokens=32)
-GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
-
-
-def no_progress(done: int, total: int) -> None:
-    pass
-
-
-def chat(identifier: str, seed: int, task: int = 0) -> Request:
-    signature, _, statement = FUNCTIONS[task % len(FUNCTIONS)]
-    content = ask_for(statement * (1 + task // len(FUNCTIONS)), signature)  # so that the lengths differ
-    return Request(id=identifier, messages=({"role": "user", "content": content},), prefill="```python\n", seed=seed)
-
-
-def ask(sampler: Sampler, requests: list[Request], params: SamplingParams) -> dict[str, Generated]:
-    lists = list(sampler.generate(requests, params))
-    assert all(lists), "an empty list"
-    found = [generated for batch in lists for generated in batch]
-    assert sorted(generated.id for generated in found) == sorted(request.id for request in requests)
-    return {generated.id: generated for generated in found}
+from tests.support.engines import GREEDY, HOT, ask, chat, in_process, no_progress, remote, settings
+from tests.support.tiny import END, make_tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -62,21 +40,6 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def in_process(checkpoint: CheckpointRef, **changed: Any) -> Any:
-    from loop.engines.hf_sampler import TransformersSampler
-
-    return TransformersSampler(checkpoint, SETTINGS | changed, no_progress)
-
-
-def remote(checkpoint: CheckpointRef, kind: str, log_file: Path, **changed: Any) -> RemoteSampler:
-    init = {
-        "op": "load_sampler",
-        "checkpoint": checkpoint.model_dump(mode="json"),
-        "settings": SETTINGS | {"sampler": kind} | changed,
-    }
-    return RemoteSampler(Worker(init, log_file=log_file, stall_timeout_s=60, progress=no_progress, tag="sampler"))
-
-
 def pool_of(checkpoint: CheckpointRef, logs: Path) -> Pool:
     def start_of(number: int) -> Start:
         return lambda checkpoint, pulse: remote(checkpoint, "fake", logs / f"sampler-{number}.log")
@@ -92,7 +55,7 @@ def pair(
     """The sampler under test, with batches of 4, and another over the same checkpoint in process, with batches of 7."""
     log = tmp_path_factory.mktemp("logs") / "worker.log"
     samplers: dict[str, Any] = {
-        "fake": lambda: FakeSampler(fake, SETTINGS, no_progress),
+        "fake": lambda: FakeSampler(fake, settings(), no_progress),
         "fake remote": lambda: remote(fake, "fake", log),
         "pool of fakes": lambda: pool_of(fake, log.parent),
         "transformers": lambda: in_process(tiny),
@@ -100,7 +63,7 @@ def pair(
     }
     sampler = samplers[request.param]()
     if "fake" in request.param:
-        yield sampler, FakeSampler(fake, SETTINGS | {"batch_size": 7}, no_progress)
+        yield sampler, FakeSampler(fake, settings(batch_size=7), no_progress)
     else:
         yield sampler, in_process(tiny, batch_size=7)
     sampler.close()
@@ -195,7 +158,7 @@ def test_generation_is_lazy_and_lets_go_of_what_is_finished(
     """Lists come while most is still to do, progress never goes back, and what was handed over is let go of."""
     import gc
 
-    sampler = FakeSampler(fake, SETTINGS, no_progress) if kind == "fake" else in_process(tiny)
+    sampler = FakeSampler(fake, settings(), no_progress) if kind == "fake" else in_process(tiny)
     seen: list[tuple[int, int]] = []
     sampler.progress = lambda done, total: seen.append((done, total))
     num_given = 0
@@ -459,7 +422,7 @@ def full(logits: Any, params: SamplingParams) -> Any:
     return torch.zeros_like(logits).scatter(1, ids, probabilities)
 
 
-@settings(max_examples=60, deadline=None)
+@hypothesis_settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     vocabulary=st.sampled_from([5, 400, 3000]),
@@ -506,7 +469,7 @@ def test_ties_fall_the_same_whoever_else_is_in_the_batch() -> None:
     assert torch.equal(alone[0], beside[0, : alone.shape[1]])
 
 
-@settings(max_examples=20, deadline=None)
+@hypothesis_settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**31), penalty=st.floats(0.5, 2.0))
 def test_the_repetition_penalty_is_that_of_transformers(seed: int, penalty: float) -> None:
     import torch

@@ -23,15 +23,7 @@ from loop.errors import EngineError
 from loop.workers.worker import RemoteSampler
 from tests.loop.config.test_loading import GOOD, Load, load, mistakes  # noqa: F401
 from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: they run over this module's pair)
-    GREEDY,
-    HOT,
-    SETTINGS,
-    ask,
-    chat,
-    in_process,
-    no_progress,
     one_thread,
-    remote,
     test_a_completion_does_not_depend_on_its_batch,
     test_a_stop_string_ends_a_completion,
     test_bare_text_and_no_requests,
@@ -41,6 +33,7 @@ from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: the
     test_the_tokenizer_has_one_hash,
     test_what_can_never_fit_is_refused_by_name,
 )
+from tests.support.engines import GREEDY, HOT, ask, chat, in_process, no_progress, remote, settings
 from tests.support.tiny import make_tiny_model
 from tests.support.waiting import HANG_S
 
@@ -175,8 +168,7 @@ def served(shared: StandIn, models: dict[str, CheckpointRef], monkeypatch: pytes
 def start(checkpoint: CheckpointRef, url: str, **changed: Any) -> Any:
     from loop.engines.server_sampler import ServerSampler
 
-    settings = SETTINGS | {"stall_timeout_s": HANG_S, "server_url": url, "server_command": ()} | changed
-    return ServerSampler(checkpoint, settings, no_progress)
+    return ServerSampler(checkpoint, settings(server_url=url, **changed), no_progress)
 
 
 @pytest.fixture(scope="module", params=["in process", "remote"])
@@ -189,8 +181,7 @@ def pair(
     """The sampler, and transformers itself with the same weights."""
     if request.param == "remote":
         log = tmp_path_factory.mktemp("logs") / "sampler.log"
-        more = {"stall_timeout_s": HANG_S, "server_url": shared.url, "server_command": []}
-        sampler: Any = remote(models["one"], "server", log, **more)
+        sampler: Any = remote(models["one"], "server", log, server_url=shared.url)
     else:
         sampler = start(models["one"], shared.url)
     yield sampler, in_process(models["one"], batch_size=7)
@@ -210,7 +201,7 @@ def test_requests_stay_bounded_and_leave_nothing_to_the_server(
     lists = sampler.generate([chat(f"r{i}", seed=i) for i in range(40)], HOT)
     next(lists)
     lists.close()
-    assert 1 <= len(served.asked) <= 2 * SETTINGS["batch_size"]
+    assert 1 <= len(served.asked) <= 2 * settings().batch_size
     _, body, headers = served.asked[0]
     assert headers["Authorization"] == f"Bearer {KEY}"
     drawing = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}

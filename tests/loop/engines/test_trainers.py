@@ -18,15 +18,11 @@ from loop.engines.fake import FakeSampler, FakeTrainer, write_fake_model
 from loop.errors import EngineError
 from loop.prompts.templates import ask
 from loop.workers.worker import RemoteTrainer, Worker
+from tests.support.engines import no_progress, settings
 from tests.support.tiny import FUNCTIONS, make_tiny_model, make_tokenizer
 from tests.support.waiting import HANG_S
 
-ENGINE: dict[str, Any] = {"device": "cpu", "dtype": "float32", "batch_size": 4, "num_threads": 1}
 EOS = 0  # <|im_end|> is the tiny tokenizer's first token
-
-
-def no_progress(done: int, total: int) -> None:
-    pass
 
 
 def training(method: str = "full", *, merge: bool = True, dropout: float = 0.0, **changed: Any) -> dict[str, Any]:
@@ -84,13 +80,13 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
     def trainer(name: str) -> Trainer:
         if name not in started:
             if name == "fake":
-                started[name] = FakeTrainer(ENGINE, no_progress)
+                started[name] = FakeTrainer(settings(), no_progress)
             elif name == "trl":
                 from loop.engines.trl_trainer import TrlTrainer
 
-                started[name] = TrlTrainer(ENGINE, no_progress)
+                started[name] = TrlTrainer(settings(), no_progress)
             else:
-                init = {"op": "load_trainer", "settings": ENGINE | {"trainer": name.removesuffix(" remote")}}
+                init = {"op": "load_trainer", "settings": settings(trainer=name.removesuffix(" remote"))}
                 log = tmp_path_factory.mktemp("logs") / "worker.log"
                 worker = Worker(init, log_file=log, stall_timeout_s=HANG_S, progress=no_progress, tag="trainer")
                 started[name] = RemoteTrainer(worker)
@@ -124,11 +120,11 @@ def contents(directory: Path) -> dict[str, bytes]:
 def sample(checkpoint: CheckpointRef, kind: str = "trl", count: int = 4) -> list[tuple[int, ...]]:
     requests = [Request(id=f"r{i}", prefill=f"def {FUNCTIONS[i][0][4:7]}", seed=i) for i in range(count)]
     if kind.startswith("fake"):
-        sampler: Any = FakeSampler(checkpoint, ENGINE, no_progress)
+        sampler: Any = FakeSampler(checkpoint, settings(), no_progress)
     else:
         from loop.engines.hf_sampler import TransformersSampler
 
-        sampler = TransformersSampler(checkpoint, ENGINE, no_progress)
+        sampler = TransformersSampler(checkpoint, settings(), no_progress)
     lists = list(sampler.generate(requests, SamplingParams(temperature=1.0, top_k=20, max_new_tokens=16)))
     return [generated.token_ids for batch in lists for generated in batch]
 

@@ -17,14 +17,8 @@ pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` inst
 
 from loop.engines.base import CheckpointRef, Generated, Sampler
 from loop.errors import EngineError
-from loop.workers.worker import RemoteSampler, Worker
+from loop.workers.worker import RemoteSampler
 from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: they run over this module's pair)
-    GREEDY,
-    HOT,
-    SETTINGS,
-    ask,
-    chat,
-    no_progress,
     teacher_forced,
     test_a_completion_does_not_depend_on_its_batch,
     test_a_stop_string_ends_a_completion,
@@ -35,8 +29,8 @@ from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: the
     test_the_tokenizer_has_one_hash,
     test_what_can_never_fit_is_refused_by_name,
 )
+from tests.support.engines import GREEDY, HOT, ask, chat, remote, settings
 from tests.support.tiny import make_tiny_model
-from tests.support.waiting import HANG_S
 
 Start = Callable[..., RemoteSampler]
 
@@ -58,13 +52,7 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     log = tmp_path_factory.mktemp("logs") / "sampler.log"
 
     def start(checkpoint: CheckpointRef, **changed: Any) -> RemoteSampler:
-        init = {
-            "op": "load_sampler",
-            "checkpoint": checkpoint.model_dump(mode="json"),
-            "settings": SETTINGS | {"sampler": "vllm", "kv_cache_bytes": 64 << 20} | changed,
-        }
-        worker = Worker(init, log_file=log, stall_timeout_s=HANG_S, progress=no_progress, tag="sampler")
-        started.append(RemoteSampler(worker))
+        started.append(remote(checkpoint, "vllm", log, **{"kv_cache_bytes": 64 << 20} | changed))
         return started[-1]
 
     yield start
@@ -135,7 +123,7 @@ def test_a_model_that_vllm_cannot_reload_is_left_to_a_new_engine(models: dict[st
             raise NotImplementedError(f"{method} is not there for this model")
 
     sampler = object.__new__(VllmSampler)
-    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = {}, "float32", False, None
+    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = settings(), "float32", False, None
     sampler.engine, sampler.num_adapters = Engine(), 0
     sampler._take(models["one"], reference(models["one"], "float32"))
     assert not sampler.change(models["other"])
@@ -162,7 +150,7 @@ def test_a_change_that_is_reported_but_not_made_is_noticed(
 
     old, new = (reference(models[name], "float32") for name in ("one", "other"))
     sampler = object.__new__(VllmSampler)
-    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = {}, "float32", False, None
+    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = settings(), "float32", False, None
     sampler.engine, sampler.num_adapters = Engine(), 0
     sampler._take(models["one"], old)
     done = {"reload_weights", "repack_shared_weights"} - {broken}

@@ -255,7 +255,7 @@ def test_what_another_engine_had_to_do_is_not_offered_as_the_first_ones(
 
     def falls_back(engines: Engines, checkpoint: Any) -> Any:
         sampler = start(engines, checkpoint)
-        engines.settings["sampler"] = "transformers"
+        engines.settings = engines.settings.model_copy(update={"sampler": "transformers"})
         return sampler
 
     monkeypatch.setattr(Engines, "sampler", falls_back)

@@ -53,11 +53,7 @@ class Around:
         def start_of(number: int, first: dict[str, Any]) -> Any:
             def start(checkpoint: CheckpointRef, pulse: Callable[[], None]) -> RemoteSampler:
                 worker = Worker(
-                    {
-                        "op": "load_sampler",
-                        "checkpoint": checkpoint.model_dump(mode="json"),
-                        "settings": SETTINGS,
-                    },
+                    {"op": "load_sampler", "checkpoint": checkpoint, "settings": SETTINGS},
                     log_file=self.directory / f"sampler-{number}.log",
                     stall_timeout_s=60,
                     progress=lambda done, total: None,

@@ -80,7 +80,7 @@ def test_a_limit_that_was_hit_is_doubled_for_the_next_worker(
         def __init__(
             self, init: dict[str, Any], *, stall_timeout_s: float, stalled: Callable[[], None], **_: Any
         ) -> None:
-            limits.append((stall_timeout_s, init["settings"]["stall_timeout_s"]))
+            limits.append((stall_timeout_s, init["settings"].stall_timeout_s))
             stalled()
             raise StalledError("it made no progress")
 

@@ -23,9 +23,10 @@ from loop.workers import frames
 from loop.workers import worker as worker_module
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 from tests.support import ROOT, SUPPORT
+from tests.support.engines import settings
 
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=100)
-SETTINGS = {"sampler": "fake", "trainer": "fake", "batch_size": 4}
+SETTINGS = settings(sampler="fake", trainer="fake")
 
 
 def bad(*arguments: str) -> list[str]:
@@ -63,7 +64,7 @@ def engine_of(worker: Worker) -> int:
 def start(tmp_path: Path) -> Iterator[Callable[..., Worker]]:
     """Start a worker; by default a good one with the fake sampler. All are ended after the test."""
     write_fake_model(tmp_path / "model", 0.5)
-    checkpoint = CheckpointRef(sha256="0" * 64, path=tmp_path / "model").model_dump(mode="json")
+    checkpoint = CheckpointRef(sha256="0" * 64, path=tmp_path / "model")
     started: list[Worker] = []
 
     def begin(*bad_way: str, **more: Any) -> Worker:
@@ -289,7 +290,7 @@ def test_when_the_parent_is_killed_the_whole_tree_goes(tmp_path: Path, stopped: 
         "w.call({'op': 'hang'})\n"
     )
     arguments = [sys.executable, "-c", script, str(tmp_path / "log"), *bad("daemon-clean", str(tmp_path / "pid"))]
-    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=worker_module.ROOT) as parent:
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
         wait_until((tmp_path / "pid").exists)
@@ -347,10 +348,9 @@ def test_a_reported_error_crosses_by_kind_and_the_worker_goes_on(start: Callable
 
 
 def test_a_config_error_stays_one(start: Callable[..., Worker]) -> None:
-    settings = {"sampler": "transformers", "device": "cuda", "dtype": "auto", "batch_size": 1, "num_threads": 1}
     checkpoint = {"sha256": "", "path": "/", "base_path": None}
     with pytest.raises(ConfigError, match=r'engine\.device: "cuda" is asked for'):
-        start(init={"op": "load_sampler", "checkpoint": checkpoint, "settings": settings})
+        start(init={"op": "load_sampler", "checkpoint": checkpoint, "settings": settings(device="cuda")})
 
 
 def test_what_libraries_print_lands_in_the_log(start: Callable[..., Worker], tmp_path: Path) -> None:
@@ -400,9 +400,9 @@ def test_the_fake_trainer_works_remotely(start: Callable[..., Worker], tmp_path:
     rows = tmp_path / "rows.jsonl"
     rows.write_text(json.dumps({"prompt_token_ids": [1], "completion_token_ids": [2, 3]}) + "\n")
     (tmp_path / "out").mkdir()
-    settings = {"num_steps": 2, "num_epochs": None, "batch_size": 4}
+    recipe = {"num_steps": 2, "num_epochs": None, "batch_size": 4}
     parent = CheckpointRef(sha256="", path=tmp_path / "model")
-    result = RemoteTrainer(worker).fit(rows, parent, settings, tmp_path / "out")
+    result = RemoteTrainer(worker).fit(rows, parent, recipe, tmp_path / "out")
     assert (result.num_steps, result.num_completion_tokens) == (2, 2)
 
 
@@ -441,7 +441,7 @@ def test_the_parent_imports_no_torch_and_stays_small_whatever_comes(tmp_path: Pa
         "assert not heavy, heavy\n"
     )
     arguments = [sys.executable, "-c", script, str(tmp_path / "log"), str(SUPPORT / "bad_worker.py"), *FLOODS]
-    done = subprocess.run(arguments, cwd=worker_module.ROOT, stdout=subprocess.PIPE, check=True, text=True, timeout=120)
+    done = subprocess.run(arguments, cwd=ROOT, stdout=subprocess.PIPE, check=True, text=True, timeout=120)
     rows = [line.rsplit(maxsplit=2) for line in done.stdout.splitlines()]
     assert [row[0] for row in rows] == ["at-rest", *FLOODS]
     assert rows[-1][1] == "32" and {row[1] for row in rows[1:-1]} == {"error"}
