@@ -176,7 +176,7 @@ def current_round(session: Session) -> Round:
     """The round to work on: the open one, the failed one, or a new one from the head."""
     ledger, run = session.ledger, session.run
     last = ledger.last_round(run.id)
-    if last and last.state in ("failed", "paused") and run.head_checkpoint == last.parent_checkpoint:
+    if last and last.state == "failed" and run.head_checkpoint == last.parent_checkpoint:
         return ledger.resume_round(last)
     return ledger.open_round(run.id) or ledger.begin_round(run.id)
 

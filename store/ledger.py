@@ -257,7 +257,7 @@ class Ledger:
         return round
 
     def open_round(self, run_id: str) -> Round | None:
-        """The round that is active or paused; None between rounds and after a failed one."""
+        """The round that is active; None between rounds and after a failed one."""
         last = self._last_round(run_id)
         return last if last and last.state not in ("kept", "rolled_back", "failed") else None
 
@@ -275,32 +275,24 @@ class Ledger:
         """The newest round."""
         return self._last_round(run_id)
 
-    def pause_round(self, round: Round) -> Round:
-        """Active to paused; it remembers its stage."""
-        with transaction(self.db):
-            before = self._swap(round, STAGES, "paused")
-            self._event(round.run_id, "round_paused", round.number, before.stage)
-        return self._round(round.run_id, round.number)
-
     def fail_round(self, round: Round, error: str) -> Round:
-        """Active or paused to failed; it remembers its stage."""
+        """Active to failed; it remembers its stage."""
         with transaction(self.db):
-            before = self._swap(round, (*STAGES, "paused"), "failed", error=error)
+            before = self._swap(round, STAGES, "failed", error=error)
             self._count(round.run_id, "num_failed", 1)
             self._event(round.run_id, "round_failed", round.number, before.stage, error=error)
         return self._round(round.run_id, round.number)
 
     def resume_round(self, round: Round) -> Round:
-        """Failed or paused to the stage that it remembers. Only the latest round, and only on its own parent."""
+        """Failed to the stage that it remembers. Only the latest round, and only on its own parent."""
         with transaction(self.db):
-            before = self._swap(round, ("failed", "paused"), None)
+            before = self._swap(round, ("failed",), None)
             last = self._last_round(round.run_id)
             if last is None or last.number != round.number:
                 raise StaleState(f"round {round.number} is over: round {last.number if last else 0} has begun")
             if self._run(round.run_id).head_checkpoint != before.parent_checkpoint:
                 raise StaleState(f"round {round.number} is over: the head has moved since; begin the next round")
-            if before.state == "failed":
-                self._count(round.run_id, "num_failed", -1)
+            self._count(round.run_id, "num_failed", -1)
             self._event(round.run_id, "round_resumed", round.number, before.stage, was=before.state)
         return self._round(round.run_id, round.number)
 

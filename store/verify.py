@@ -240,8 +240,8 @@ class _Story:
                 self.states[number] = "training"
                 for what in ("training output", "candidate", "evaluating input", "evaluating output", "deciding input"):
                     hashes.pop(what, None)
-            case "round_failed" | "round_paused":
-                self.states[number] = event.kind.removeprefix("round_")
+            case "round_failed":
+                self.states[number] = "failed"
             case "round_resumed":
                 self.states[number] = event.stage or ""
             case "round_decided":

@@ -195,7 +195,7 @@ def _checkpoint(found: Reader, sha256: str, number: int, evaluation: Evaluation 
 
 def _round_now(found: Reader, last: Round | None, beat: Heartbeat | None, now: float) -> Json | None:
     """The round that is open, whether or not anything works on it."""
-    if last is None or last.state not in (*ACTIVE, "paused"):
+    if last is None or last.state not in ACTIVE:
         return None
     attempts = found.ledger.attempts(found.run.id, last.number, last.stage)
     known = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None

@@ -69,9 +69,6 @@ def test_only_one_round_is_open() -> None:
     round = world.ledger.begin_round(world.run.id)
     with pytest.raises(StaleState, match="round 1 is not finished"):
         world.ledger.begin_round(world.run.id)
-    world.ledger.pause_round(round)
-    with pytest.raises(StaleState):
-        world.ledger.begin_round(world.run.id)
     world.ledger.fail_round(round, "broken")
     assert world.ledger.begin_round(world.run.id).number == 2
     with pytest.raises(StaleState, match="round 1 is over"):
@@ -274,19 +271,18 @@ class Rounds(RuleBasedStateMachine):
             self.refused(partial(self.world.ledger.decide, self.round, decision))
 
     @precondition(lambda self: self.round is not None)
-    @rule(which=st.sampled_from(["pause", "fail", "resume"]))
+    @rule(which=st.sampled_from(["fail", "resume"]))
     def interrupt(self, which: str) -> None:
         assert self.round
         ledger, round = self.world.ledger, self.round
         calls: dict[str, Callable[[], Round]] = {
-            "pause": partial(ledger.pause_round, round),
             "fail": partial(ledger.fail_round, round, "broken"),
             "resume": partial(ledger.resume_round, round),
         }
         call = calls[which]
-        if self.state in {"pause": STAGES, "fail": (*STAGES, "paused"), "resume": ("failed", "paused")}[which]:
+        if self.state in {"fail": STAGES, "resume": ("failed",)}[which]:
             self.round = call()
-            self.state = {"pause": "paused", "fail": "failed", "resume": STAGES[self.stage]}[which]
+            self.state = {"fail": "failed", "resume": STAGES[self.stage]}[which]
         else:
             self.refused(call)
 

@@ -38,7 +38,7 @@ def sound(world: World) -> World:
     world.collected()
     world.ledger.move_head(world.run.id, 0, "back")
     world.ledger.set_run_state(world.run.id, "paused", "asked to")
-    world.ledger.pause_round(world.ledger.begin_round(world.run.id))
+    world.ledger.fail_round(world.ledger.begin_round(world.run.id), "broken")
     for checkpoint in world.ledger.checkpoints(world.run.id):
         world.ledger.set_checkpoint_state(checkpoint.sha256, "collected")
     return world
