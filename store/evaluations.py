@@ -8,16 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from store import events
 from store.canonical import canonical_json, sha256_of
-from store.db import Row, execute, insert, pack, query, transaction, unpack, utc_now
+from store.db import Database, Row, execute, insert, pack, query, transaction, unpack, utc_now
 from store.errors import Conflict, StaleState, StoreError
 from store.records import Evaluation, GradedVerdict, Json, Problem, Suite, Verdict
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 _IN_SUITE = (
     "SELECT 1 FROM evaluations AS e JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 "

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from store.canonical import canonical_json, sha256_of
-from store.db import insert, query, unpack
+from store.db import Database, insert, query, unpack
 from store.records import Event
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 BEFORE_THE_FIRST = "0" * 64
 PAGE = 500

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from store import events
 from store.canonical import canonical_json, sha256_of
-from store.db import execute, insert, query, transaction, unpack, utc_now
+from store.db import Database, execute, insert, query, transaction, unpack, utc_now
 from store.errors import FrozenInput, StaleState, StoreError
 from store.records import (
     STAGES,
@@ -35,9 +35,6 @@ from store.records import (
     StageName,
 )
 from store.selections import store_selections
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 _STAGE = (
     "SELECT *, (SELECT coalesce(max(attempt), 0) FROM attempts AS a WHERE a.run_id = s.run_id AND a.round = s.round "

@@ -10,16 +10,13 @@ import json
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from store import events
 from store.canonical import compact_json, sha256_of_text
-from store.db import Row, execute, insert, query, transaction, unpack, utc_now
+from store.db import Database, Row, execute, insert, query, transaction, unpack, utc_now
 from store.errors import Conflict, StoreError
 from store.records import Probe, ProbeResult
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 
 def probe_sha256(record: Probe | ProbeResult) -> str:

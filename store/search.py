@@ -10,13 +10,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
 
-from store.db import Row, execute, query, scalar, transaction, unpack, utc_now
+from store.db import Database, Row, execute, query, scalar, transaction, unpack, utc_now
 from store.records import Completion
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 ROWS_AT_ONCE = 2000  # of one transaction: about a tenth of a second for texts of 1 kB
 MOST_AT_ONCE = 100_000  # of one call: an older store is caught up piece by piece

@@ -105,7 +105,7 @@ def _python() -> Line:
 def _sqlite() -> Line:
     from store.db import Database, scalar
 
-    db = Database(memory=True)
+    db = Database()
     version = str(scalar(db, "SELECT sqlite_version()"))
     if not scalar(db, "SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'"):
         return Line(

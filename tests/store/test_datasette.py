@@ -75,8 +75,8 @@ def test_the_metadata_file_is_up_to_date_and_datasette_reads_it_as_it_is_meant()
     done = subprocess.run(
         [sys.executable, "-m", "store.datasette"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    written = (ROOT / "docs/datasette.yaml").read_text(encoding="utf-8")
-    assert written == done.stdout, "run python -m store.datasette > docs/datasette.yaml"
+    written = (ROOT / "docs/datasette.json").read_text(encoding="utf-8")
+    assert written == done.stdout, "run python -m store.datasette > docs/datasette.json"
     assert parse_metadata(written) == metadata()
     assert metadata("other")["databases"].keys() == {"other"}
 

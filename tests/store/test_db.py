@@ -16,11 +16,11 @@ import pytest
 
 import store.db
 from store.corpus import Corpus
-from store.db import backup, execute, open_database, query, scalar, transaction
+from store.db import backup, execute, migrate, open_database, query, scalar, transaction
 from store.errors import NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
 from store.ledger import Ledger
 from store.migrations import APPEND_ONLY, MIGRATIONS, Migration
-from store.schema import schema_markdown
+from store.schema_page import Column, described, schema_markdown
 from store.verify import verify_store, write_high_water
 from tests.support import ROOT
 from tests.support.stores import World
@@ -44,7 +44,17 @@ def test_the_pragmas_are_set(tmp_path: Path) -> None:
 
 
 def test_the_schema_document_is_up_to_date() -> None:
-    assert (ROOT / "docs/schema.md").read_text(encoding="utf-8") == schema_markdown(), "run python -m store.schema"
+    assert (ROOT / "docs/schema.md").read_text(encoding="utf-8") == schema_markdown(), (
+        "run python -m store.schema_page > docs/schema.md"
+    )
+
+
+def test_a_column_that_a_later_migration_adds_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    sql = "ALTER TABLE completions ADD COLUMN extra REAL /* -- Something more. */;"
+    later = Migration(99, "later", sql + sql.replace("extra", "another"))
+    monkeypatch.setattr("store.schema_page.migrate", lambda db: migrate(db, (*MIGRATIONS, later)))
+    (completions,) = [table for table in described() if table.name == "completions"]
+    assert completions.columns[-2:] == [Column(name, "real or NULL", "Something more.") for name in ("extra", "another")]
 
 
 def test_a_reader_sees_no_migration_or_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

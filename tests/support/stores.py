@@ -59,9 +59,7 @@ class World:
     def __init__(self, path: Path | None = None) -> None:
         self.clock = Clock()
         if path is None:
-            self.db = Database(memory=True)
-            self.db.conn.isolation_level = None
-            self.db.execute("PRAGMA foreign_keys = ON")
+            self.db = Database()
             migrate(self.db)
         else:
             self.db = open_database(path)
