@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from store.canonical import canonical_json, compact_json, escape, unescape
+from store.durable import written
 from store.errors import CannotWrite, NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
 from store.failpoints import reach
 from store.migrations import MIGRATIONS, Migration
@@ -259,25 +260,12 @@ def backup(db: Database, target: str | Path) -> None:
     target = Path(target)
     if target.exists():
         raise StoreError(f"{target}: already exists; choose another name")
-    partial = target.with_name(target.name + ".partial")
-    with _translated(target):
-        partial.unlink(missing_ok=True)
-        copy = sqlite3.connect(partial)
+    with _translated(target), written(target) as file:
+        copy = sqlite3.connect(file.name)
         try:
             db.conn.backup(copy)
         finally:
             copy.close()
-    _fsync(partial)
-    partial.rename(target)
-    _fsync(target.absolute().parent)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _codecs(kind: type[Any]) -> tuple[tuple[str, str], ...]:

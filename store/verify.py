@@ -7,7 +7,6 @@ high-water mark, a small file beside the database, does.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -19,9 +18,9 @@ from store.canonical import sha256_of
 from store.checkpoints import MANIFEST, manifest_sha256, read_manifest, verify
 from store.corpus import Corpus, collected_sha256, completion_sha256, num_bytes
 from store.db import Database, Row, query, scalar, snapshot, unpack
+from store.durable import written
 from store.errors import DamagedCheckpoint, StoreError
 from store.evaluations import verdicts_sha256
-from store.failpoints import reach
 from store.ledger import Ledger, decision_sha256
 from store.probes import probe_sha256
 from store.records import STAGES, CollectedPart, Completion, DecodeSettings, Event, Prompt, Run
@@ -57,14 +56,8 @@ def write_high_water(db: Database, run_dir: Path) -> None:
         "sha256": last.sha256 if last else events.BEFORE_THE_FIRST,
         "arrival": scalar(db, "SELECT coalesce(max(arrival), 0) FROM completions"),
     }
-    partial = run_dir / f"{HIGH_WATER}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(mark, file)
-        file.flush()
-        os.fsync(file.fileno())
-    reach("high_water.written")
-    os.replace(partial, run_dir / HIGH_WATER)
-    reach("high_water.replaced")
+    with written(run_dir / HIGH_WATER) as file:
+        file.write(json.dumps(mark).encode())
 
 
 def verify_store(db: Database, run_dir: Path) -> Verification:
