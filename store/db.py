@@ -203,6 +203,16 @@ def scalar(db: Database, sql: str, parameters: Sequence[Any] = ()) -> Any:
     return next(iter(rows[0].values())) if rows else None
 
 
+def select(db: Database, kind: type[R], sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[R]:
+    """The same as records of one dataclass, whose fields are among the columns."""
+    return [unpack(kind, row) for row in query(db, sql, parameters)]
+
+
+def select_one(db: Database, kind: type[R], sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> R | None:
+    """The first of these records; None if there is no row."""
+    return next(iter(select(db, kind, sql, parameters)), None)
+
+
 def insert(db: Database, table: str, records: Iterable[Any], *, clause: str = "") -> int:
     """Store records of one dataclass inside the caller's transaction; the number of rows stored or changed."""
     records = list(records)

@@ -187,7 +187,7 @@ def _two_checkpoints(run_dir: Path) -> int:
 
     try:
         with reader(run_dir) as found:
-            return 2 * max(checkpoint.size_bytes for checkpoint in found.ledger.checkpoints(found.run.id))
+            return 2 * max(checkpoint.size_bytes for checkpoint in found.ledger.checkpoints.all(found.run.id))
     except (StoreError, ValueError):
         return 0
 
