@@ -282,10 +282,12 @@ def of_study(where: Path) -> None:
             run = ledger.run()
             assert run is not None
             sides: dict[tuple[str, str], Signals] = {}
-            for one in corpus.evaluations(run.id):
+            for one in corpus.evaluations.all(run.id):
                 if one.metrics and one.metrics["num_problems"] > 100 and one.split in ("select", "all"):
                     pass_at = [int(key[5:]) for key in one.metrics if key.startswith("pass@") and key[5:].isdigit()]
-                    found = figures(corpus.verdicts(one.id), corpus.completions(run.id, evaluation_id=one.id), pass_at)
+                    found = figures(
+                        corpus.evaluations.verdicts(one.id), corpus.completions(run.id, evaluation_id=one.id), pass_at
+                    )
                     sides[one.suite_name, one.checkpoint] = signals_of(found)
             for round, decision in zip(ledger.rounds(run.id), ledger.decisions(run.id), strict=True):
                 known = decision.evidence["signals"]

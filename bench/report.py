@@ -114,7 +114,7 @@ class _Whole(_Filling):
             row = Evaluation(
                 id, self.run.id, number, checkpoint, self.suite.sha256, name, self.decoding, num_samples, 7, split="select"
             )  # fmt: skip
-            self.corpus.begin_evaluation(row)
+            self.corpus.evaluations.begin(row)
             completions, verdicts, num_passed = [], [], 0
             for n in range(NUM_PROBLEMS):
                 for sample in range(num_samples):
@@ -127,7 +127,7 @@ class _Whole(_Filling):
                     verdicts.append((id, _task(n), sample, one, "passed" if passed else "failed"))
             self.db.conn.executemany(_COMPLETION, completions)
             self.db.conn.executemany(_VERDICT.replace("(?, ?, 0, ?", "(?, ?, ?, ?"), verdicts)
-            self.corpus.finish_evaluation(id, self._figures(num_passed / len(verdicts), len(verdicts), number))
+            self.corpus.evaluations.finish(id, self._figures(num_passed / len(verdicts), len(verdicts), number))
 
     def _figures(self, rate: float, num: int, number: int) -> dict[str, Any]:
         levels = {

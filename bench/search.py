@@ -76,7 +76,7 @@ def figures(num_completions: int) -> dict[str, Any]:
         before = os.path.getsize(path)
         without = {text: _search(corpus, text) for text in SEARCHES}
         begun, cpu = time.perf_counter(), time.process_time()
-        num_indexed = sum(corpus.index_texts(10**9))
+        num_indexed = sum(corpus.search.index(10**9))
         seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         grown = os.path.getsize(path) - before
@@ -96,7 +96,7 @@ def figures(num_completions: int) -> dict[str, Any]:
 
 
 def _search(corpus: Corpus, text: str) -> float:
-    return round(statistics.median(_seconds(lambda: corpus.search(text=text, limit=10)) for _ in range(3)), 4)
+    return round(statistics.median(_seconds(lambda: corpus.search.find(text=text, limit=10)) for _ in range(3)), 4)
 
 
 def _seconds(work: Callable[[], object]) -> float:

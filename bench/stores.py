@@ -126,7 +126,7 @@ class _Filling:
         corpus.add_prompts(prompts)
         self.prompt_ids = [prompt.id for prompt in prompts]
         self.suite = Suite("5" * 64, "suite", "suite.jsonl", "chat-fence", NUM_PROBLEMS)
-        corpus.add_suite(
+        corpus.evaluations.add_suite(
             self.suite,
             [
                 Problem(self.suite.sha256, _task(n), n, "select", None, id, {"task_id": _task(n)}, _hash("problem", n))
@@ -193,7 +193,7 @@ class _Filling:
 
     def _evaluate(self, checkpoint: str, number: int) -> None:
         id = _hash("evaluation", number)
-        self.corpus.begin_evaluation(
+        self.corpus.evaluations.begin(
             Evaluation(
                 id, self.run.id, number, checkpoint, self.suite.sha256, "suite", self.decoding, 1, 7, split="select"
             )
@@ -222,7 +222,7 @@ class _Filling:
             "by_difficulty": {},
             "verdicts": {"passed": sum(passed), "failed": NUM_PROBLEMS - sum(passed)},
         }
-        self.corpus.finish_evaluation(id, metrics)
+        self.corpus.evaluations.finish(id, metrics)
 
     def _row(
         self, id: str, round: int, evaluation: str | None, checkpoint: str, prompt: str, index: int, settings: str

@@ -95,7 +95,7 @@ def decisions(run: ExperimentRun, suite: str) -> list[Decided]:
     with reader(run.run_dir) as found:
         rates = {
             one.checkpoint: one.metrics["pass@1"]
-            for one in found.corpus.evaluations(found.run.id)
+            for one in found.corpus.evaluations.all(found.run.id)
             if one.suite_name == suite and one.metrics
         }
         rounds = {one.number: one for one in found.ledger.rounds(found.run.id)}

@@ -83,7 +83,7 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
     settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
-    parent_row = session.ledger.checkpoint(round.parent_checkpoint)
+    parent_row = session.ledger.checkpoints.get(round.parent_checkpoint)
     assert parent_row is not None
     made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}
     what = f"{inputs['num_rows']} completions"
@@ -177,7 +177,7 @@ def current_round(session: Session) -> Round:
     """The round to work on: the open one, the failed one, or a new one from the head."""
     ledger, run = session.ledger, session.run
     last = ledger.last_round(run.id)
-    if last and last.state in ("failed", "paused") and run.head_checkpoint == last.parent_checkpoint:
+    if last and last.state == "failed" and run.head_checkpoint == last.parent_checkpoint:
         return ledger.resume_round(last)
     return ledger.open_round(run.id) or ledger.begin_round(run.id)
 
@@ -258,7 +258,7 @@ def _earlier_heads(session: Session) -> list[int]:
 def _is_whole(session: Session, number: int) -> bool:
     round = session.ledger.round(session.run_id, number) if number else None
     sha256 = session.run.base_checkpoint if round is None else round.candidate_checkpoint or ""
-    row = session.ledger.checkpoint(sha256)
+    row = session.ledger.checkpoints.get(sha256)
     if row is None or row.state != "present":
         return False
     try:

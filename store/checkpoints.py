@@ -21,10 +21,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from store.canonical import canonical_json, sha256_of
+from store.durable import fsync
 from store.errors import DamagedCheckpoint, StoreError, UnsafeWeights
 from store.failpoints import reach
 from store.records import Json
 
+CHECKPOINTS = "checkpoints"  # in a run directory
 MANIFEST = "MANIFEST.json"
 TEMPORARY = "tmp-"
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
@@ -36,13 +38,13 @@ def make_directory(path: Path) -> None:
     missing = missing[: next(place for place, known in enumerate(missing) if known.exists())]
     path.mkdir(parents=True, exist_ok=True)
     for made in reversed(missing):
-        _fsync(made.parent)
+        fsync(made.parent)
 
 
 def sync_tree(directory: Path) -> None:
     """Fsync all plain files of a directory, the directory and its name."""
     for path in (*_plain_files(directory, StoreError), directory, directory.parent):
-        _fsync(path)
+        fsync(path)
 
 
 def temporary_directory(root: Path) -> Path:
@@ -60,7 +62,7 @@ def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
     manifest = write_manifest(tmp_dir)
     if final_dir.exists():
         if committed(final_dir) == manifest:
-            _fsync(final_dir.parent)  # whoever renamed it may have been killed before this
+            fsync(final_dir.parent)  # whoever renamed it may have been killed before this
             remove_directory(tmp_dir)
             return manifest
         if final_dir.exists():
@@ -68,7 +70,7 @@ def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
             reach("checkpoint.replacing")
     os.rename(tmp_dir, final_dir)
     reach("checkpoint.renamed")
-    _fsync(final_dir.parent)
+    fsync(final_dir.parent)
     reach("checkpoint.named")
     return manifest
 
@@ -84,19 +86,19 @@ def write_manifest(directory: Path) -> Json:
         for path in _plain_files(directory, StoreError):
             if path.suffix.lower() in PICKLES:
                 raise UnsafeWeights(f"{path}: can run code when it is loaded; write safetensors")
-            synced = disk.submit(_fsync, path)
+            synced = disk.submit(fsync, path)
             files[path.relative_to(directory).as_posix()] = _measure(path)
             synced.result()
     for path in sorted(directory.rglob("*"), reverse=True):
         if path.is_dir():
-            _fsync(path)
+            fsync(path)
     reach("checkpoint.files_synced")
     manifest: Json = {"files": files, "whole_directory": True}
     with open(directory / MANIFEST, "wb") as file:
         file.write(canonical_json(manifest).encode("utf-8", "surrogatepass"))
         file.flush()
         os.fsync(file.fileno())
-    _fsync(directory)
+    fsync(directory)
     reach("checkpoint.manifest_synced")
     return manifest
 
@@ -190,7 +192,7 @@ def quarantine(directory: Path) -> Path:
         number += 1
         target = directory.with_name(f"{directory.name}.damaged-{number}")
     os.rename(directory, target)
-    _fsync(directory.parent)
+    fsync(directory.parent)
     reach("checkpoint.set_aside")
     return target
 
@@ -200,7 +202,7 @@ def remove_directory(directory: Path) -> None:
     if not directory.name.startswith(TEMPORARY):
         doomed = temporary_directory(directory.parent) / directory.name
         os.rename(directory, doomed)
-        _fsync(directory.parent)
+        fsync(directory.parent)
         reach("checkpoint.removing")
         directory = doomed.parent
     _remove(directory)
@@ -235,14 +237,3 @@ def _measure(path: Path) -> Json:
             "size_bytes": os.fstat(file.fileno()).st_size,
             "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
         }
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-CHECKPOINTS = "checkpoints"

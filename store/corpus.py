@@ -1,8 +1,8 @@
 """Prompts and completions: append-only, with lineage; what was sampled and what training saw.
 
 Batches are stored all or nothing, and storing one again is harmless. Reads come in pages, so that memory stays flat and
-no read holds a writer up. What measures is elsewhere: suites and evaluations in evaluations.py, probes in probes.py; so is
-finding by text, in search.py. `Corpus` has all of it.
+no read holds a writer up. `corpus.evaluations` (evaluations.py) and `corpus.probes` (probes.py) hold what measures,
+`corpus.search` (search.py) finds completions by their text.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import cache
 from heapq import merge
@@ -20,9 +20,23 @@ from operator import attrgetter, itemgetter
 from typing import Any
 
 from store.canonical import canonical_json, compact_json, escape, quoted, sha256_of, sha256_of_text
-from store.db import Row, bound, execute, insert, insert_rows, query, scalar, transaction, unpack
+from store.db import (
+    Database,
+    Row,
+    bound,
+    execute,
+    insert,
+    insert_rows,
+    query,
+    scalar,
+    select_one,
+    transaction,
+    unpack,
+    utc_now,
+)  # fmt: skip
 from store.errors import Conflict, StoreError
 from store.evaluations import Evaluations
+from store.events import Events
 from store.probes import Probes
 from store.records import (
     CollectedPart,
@@ -34,7 +48,7 @@ from store.records import (
     Prompt,
     Selection,
 )
-from store.search import Searching
+from store.search import Search
 
 PAGE = 500  # rows held in memory by a streaming read
 _COLUMNS = [field.name for field in fields(Completion)]
@@ -84,8 +98,15 @@ def num_bytes(text: str) -> int:
     return len(escape(text).encode())
 
 
-class Corpus(Evaluations, Probes, Searching):
-    """The corpus over one open store."""
+class Corpus:
+    """The corpus over one open store. `now` is the clock: RFC 3339 UTC."""
+
+    def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
+        self.db = db
+        self.now = now
+        self.evaluations = Evaluations(Events(db, now))
+        self.probes = Probes(Events(db, now))
+        self.search = Search(db)
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:
         """Store prompts; how many are new. A known one keeps the source and name that it first came with.
@@ -101,8 +122,7 @@ class Corpus(Evaluations, Probes, Searching):
 
     def prompt(self, prompt_id: str) -> Prompt | None:
         """One prompt by its id."""
-        rows = query(self.db, "SELECT * FROM prompts WHERE id = ?", (prompt_id,))
-        return unpack(Prompt, rows[0]) if rows else None
+        return select_one(self.db, Prompt, "SELECT * FROM prompts WHERE id = ?", (prompt_id,))
 
     def add_decode_settings(self, settings: Json) -> str:
         """Store a way of drawing tokens; its id."""
@@ -113,8 +133,7 @@ class Corpus(Evaluations, Probes, Searching):
 
     def decode_settings(self, settings_id: str) -> DecodeSettings | None:
         """One way of drawing tokens by its id."""
-        rows = query(self.db, "SELECT * FROM decode_settings WHERE id = ?", (settings_id,))
-        return unpack(DecodeSettings, rows[0]) if rows else None
+        return select_one(self.db, DecodeSettings, "SELECT * FROM decode_settings WHERE id = ?", (settings_id,))
 
     def add_completions(self, batch: Iterable[Completion]) -> int:
         """Store completions and count them; how many are new. `created_at` and `sha256` are filled in.
@@ -208,8 +227,7 @@ class Corpus(Evaluations, Probes, Searching):
 
     def completion(self, completion_id: str) -> Completion | None:
         """One completion by its id."""
-        rows = query(self.db, "SELECT * FROM completions WHERE id = ?", (completion_id,))
-        return unpack(Completion, rows[0]) if rows else None
+        return select_one(self.db, Completion, "SELECT * FROM completions WHERE id = ?", (completion_id,))
 
     def training_rows(self, run_id: str, round: int) -> Iterator[Completion]:
         """What a round's fine-tune sees, in order: the completions whose selection is `used`."""

@@ -1,4 +1,4 @@
-"""What Datasette shows of a store: `python -m store.datasette > docs/datasette.yaml`, or with the name of another database.
+"""What Datasette shows of a store: `python -m store.datasette > docs/datasette.json`, or with the name of another database.
 
 Words come from the schema's own comments, queries from docs/looking-in.md. Datasette itself is not needed here.
 """
@@ -8,20 +8,19 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from store.migrations import FULL_TEXT
 from store.records import Json
-from store.schema import described
+from store.schema_page import described
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "looking-in.md"
 _QUERY = re.compile(
     r"^## (?P<title>[^\n]+) \((?P<name>\w+)\)\n\n(?P<words>.+?)\n\n```sql\n(?P<sql>.+?)\n```$", re.M | re.S
 )
 
-# What a page of rows begins with, and what is counted beside it. What is not named is shown as it comes.
+# How Datasette sorts each table and which facets it counts. Tables that are not named here are shown as they come.
 TABLES: dict[str, Json] = {
     "corpus": {
         "sort_desc": "arrival",
@@ -73,19 +72,19 @@ class Query(NamedTuple):
 
 def queries() -> list[Query]:
     """The queries of the page, in order."""
-    found = _QUERY.finditer(PAGE.read_text(encoding="utf-8"))
-    return [Query(one["name"], one["title"], " ".join(one["words"].split()), one["sql"]) for one in found]
+    matches = _QUERY.finditer(PAGE.read_text(encoding="utf-8"))
+    return [Query(match["name"], match["title"], " ".join(match["words"].split()), match["sql"]) for match in matches]
 
 
 def metadata(database: str = "loop") -> Json:
     """Datasette's metadata for a store that is called `database`.db."""
     tables = {
-        one.name: {"description": one.words}
-        | TABLES.get(one.name, {})
-        | ({"columns": {column.name: column.words for column in one.columns}} if one.columns else {})
-        for one in described()
+        table.name: {"description": table.words}
+        | TABLES.get(table.name, {})
+        | ({"columns": {column.name: column.words for column in table.columns}} if table.columns else {})
+        for table in described()
     }
-    canned = {one.name: {"title": one.title, "description": one.words, "sql": one.sql} for one in queries()}
+    canned = {query.name: {"title": query.title, "description": query.words, "sql": query.sql} for query in queries()}
     return {
         "title": "A run of self-distillation",
         "description": "What was sampled, measured and decided. Read-only; begin with the views and the queries.",
@@ -93,20 +92,5 @@ def metadata(database: str = "loop") -> Json:
     }
 
 
-def as_yaml(value: Json, indent: int = 0) -> Iterator[str]:
-    """Lines of YAML: blocks for mappings and long texts, JSON, which YAML contains, for the rest."""
-    margin = "  " * indent
-    for key, inner in value.items():
-        if isinstance(inner, dict):
-            yield f"{margin}{key}:"
-            yield from as_yaml(inner, indent + 1)
-        elif isinstance(inner, str) and "\n" in inner:
-            yield f"{margin}{key}: |-"
-            yield from (f"{margin}  {line}" for line in inner.splitlines())
-        else:
-            yield f"{margin}{key}: {json.dumps(inner, ensure_ascii=False)}"
-
-
 if __name__ == "__main__":
-    print("# Made by `python -m store.datasette` from the schema's comments and docs/looking-in.md; edit those.")
-    print("\n".join(as_yaml(metadata(*sys.argv[1:2]))))
+    print(json.dumps(metadata(*sys.argv[1:2]), indent=1, ensure_ascii=False))

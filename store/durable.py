@@ -1,9 +1,14 @@
-"""What must survive a power cut."""
+"""What survives a power cut: files that are whole or not there, and names of files."""
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
+
+from store.failpoints import reach
 
 
 def fsync(path: Path) -> None:
@@ -13,3 +18,22 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to. When the block ends it is on disk as `path`, whole; if the block raises, `path` is as before."""
+    partial = path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}.partial")
+    try:
+        with open(partial, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        reach("file.written")
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(partial)
+        raise
+    reach("file.named")
+    fsync(path.parent)

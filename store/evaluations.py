@@ -1,4 +1,4 @@
-"""Suites, evaluations and verdicts: the half of the corpus that measures. Used through `Corpus`.
+"""Suites, evaluations and verdicts: the half of the corpus that measures; `corpus.evaluations`.
 
 It stores what was measured and computes no figure.
 """
@@ -6,18 +6,14 @@ It stores what was measured and computes no figure.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from store import events
 from store.canonical import canonical_json, sha256_of
-from store.db import Row, execute, insert, pack, query, transaction, unpack, utc_now
+from store.db import Row, execute, insert, pack, query, select, select_one, transaction
 from store.errors import Conflict, StaleState, StoreError
+from store.events import Events
 from store.records import Evaluation, GradedVerdict, Json, Problem, Suite, Verdict
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 _IN_SUITE = (
     "SELECT 1 FROM evaluations AS e JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 "
@@ -31,11 +27,11 @@ def verdicts_sha256(verdicts: Iterable[Verdict]) -> str:
 
 
 class Evaluations:
-    """Suites and evaluations over one open store. `now` is the clock: RFC 3339 UTC."""
+    """Suites and evaluations of one open store. The end of an evaluation appends its event."""
 
-    def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
-        self.db = db
-        self.now = now
+    def __init__(self, events: Events) -> None:
+        self.db = events.db
+        self.events = events
 
     def add_suite(self, suite: Suite, problems: Iterable[Problem]) -> None:
         """Store a suite with its problems, whose prompts are stored already. Harmless to repeat.
@@ -53,42 +49,41 @@ class Evaluations:
 
     def suite(self, sha256: str) -> Suite | None:
         """One suite by its hash."""
-        rows = query(self.db, "SELECT * FROM suites WHERE sha256 = ?", (sha256,))
-        return unpack(Suite, rows[0]) if rows else None
+        return select_one(self.db, Suite, "SELECT * FROM suites WHERE sha256 = ?", (sha256,))
 
     def problems(self, suite_sha256: str, split: str | None = None) -> list[Problem]:
         """A suite's problems, or those of one split, in order."""
         sql = "SELECT * FROM problems WHERE suite_sha256 = :suite_sha256 AND (:split IS NULL OR split = :split) "
         sql += "ORDER BY position, task_id"
-        rows = query(self.db, sql, {"suite_sha256": suite_sha256, "split": split})
-        return [unpack(Problem, row) for row in rows]
+        return select(self.db, Problem, sql, {"suite_sha256": suite_sha256, "split": split})
 
-    def begin_evaluation(self, evaluation: Evaluation) -> Evaluation:
+    def begin(self, evaluation: Evaluation) -> Evaluation:
         """Store an evaluation, or find it as it was begun before, with its metrics if it is finished.
 
         Conflict if its id is known with another checkpoint, suite, decoding, seed or number of samples.
         """
-        draft = replace(evaluation, created_at=evaluation.created_at or self.now(), finished_at=None, metrics=None)
+        draft = replace(
+            evaluation, created_at=evaluation.created_at or self.events.now(), finished_at=None, metrics=None
+        )
         with transaction(self.db):
             insert(self.db, "evaluations", [draft], clause="ON CONFLICT (id) DO NOTHING")
-            stored = self._evaluation(draft.id)
+            stored = self._known(draft.id)
             begun = {"round": 0, "suite_name": "", "created_at": "", "finished_at": None, "metrics": None}
             if pack(stored) | begun != pack(draft) | begun:
                 raise Conflict(f"evaluation {draft.id}: was begun before with other settings")
         return stored
 
-    def evaluation(self, evaluation_id: str) -> Evaluation | None:
+    def get(self, evaluation_id: str) -> Evaluation | None:
         """One evaluation by its id."""
-        rows = query(self.db, "SELECT * FROM evaluations WHERE id = ?", (evaluation_id,))
-        return unpack(Evaluation, rows[0]) if rows else None
+        return select_one(self.db, Evaluation, "SELECT * FROM evaluations WHERE id = ?", (evaluation_id,))
 
-    def evaluations(self, run_id: str, checkpoint: str | None = None) -> list[Evaluation]:
+    def all(self, run_id: str, checkpoint: str | None = None) -> list[Evaluation]:
         """The evaluations of a run, or of one checkpoint in it, in the order in which they were begun."""
         where, given = ("run_id = ?", [run_id])
         if checkpoint is not None:  # a condition of its own, so that SQLite takes the index
             where, given = f"{where} AND checkpoint = ?", [run_id, checkpoint]
         sql = f"SELECT * FROM evaluations WHERE {where} ORDER BY rowid"
-        return [unpack(Evaluation, row) for row in query(self.db, sql, given)]
+        return select(self.db, Evaluation, sql, given)
 
     def last_rates(self, run_id: str, suite_name: str, split: str, num_rounds: int) -> list[Row]:
         """pass@1 of the candidates of the newest rounds that were decided: `round`, `state` and `rate`, oldest first."""
@@ -107,7 +102,7 @@ class Evaluations:
         sql = "SELECT task_id, avg(verdict = 'passed') AS rate FROM verdicts WHERE evaluation_id = ? GROUP BY task_id"
         return {row["task_id"]: row["rate"] for row in query(self.db, sql, (evaluation_id,))}
 
-    def evaluation_completion_ids(self, evaluation_id: str) -> set[str]:
+    def completion_ids(self, evaluation_id: str) -> set[str]:
         """The ids of an evaluation's completions: what its sampling need not do again."""
         rows = query(self.db, "SELECT id FROM completions WHERE evaluation_id = ?", (evaluation_id,))
         return {row["id"] for row in rows}
@@ -150,7 +145,7 @@ class Evaluations:
             "JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 AND p.task_id = v.task_id "
             "WHERE v.evaluation_id = ? ORDER BY p.position, v.task_id, v.sample_index"
         )
-        return [unpack(GradedVerdict, row) for row in query(self.db, sql, (evaluation_id,))]
+        return select(self.db, GradedVerdict, sql, (evaluation_id,))
 
     def answers(self, evaluation_ids: Iterable[str], task_id: str, sample_index: int) -> dict[str, Row]:
         """One sample of one problem by evaluation: `verdict`, `detail`, `text`, `num_tokens` and `finish_reason`."""
@@ -170,41 +165,39 @@ class Evaluations:
         )
         return {row["task_id"]: (row["num_passed"], row["num"]) for row in query(self.db, sql, (evaluation_id,))}
 
-    def finish_evaluation(self, evaluation_id: str, metrics: Json) -> Evaluation:
+    def finish(self, evaluation_id: str, metrics: Json) -> Evaluation:
         """Store the figures, once; StaleState if they are in already."""
-        at = self.now()
+        at = self.events.now()
         with transaction(self.db):
-            evaluation = self._evaluation(evaluation_id)
+            evaluation = self._known(evaluation_id)
             if evaluation.finished_at is not None:
                 raise StaleState(f"evaluation {evaluation_id}: was finished before")
             sql = "UPDATE evaluations SET finished_at = ?, metrics = ? WHERE id = ?"
             execute(self.db, sql, (at, canonical_json(metrics), evaluation_id))
-            data = {
+            data: Json = {
                 "evaluation": evaluation_id,
                 "checkpoint": evaluation.checkpoint,
                 "suite": evaluation.suite_name,
                 "metrics": metrics,
                 "verdicts_sha256": verdicts_sha256(self.verdicts(evaluation_id)),
             }
-            events.append(self.db, at, evaluation.run_id, "evaluation_finished", evaluation.round, "evaluating", data)
-        return self._evaluation(evaluation_id)
+            run_id, round = evaluation.run_id, evaluation.round
+            self.events.append(run_id, "evaluation_finished", round, "evaluating", at=at, **data)
+        return self._known(evaluation_id)
 
-    def reopen_evaluation(self, evaluation_id: str) -> Evaluation:
+    def reopen(self, evaluation_id: str) -> Evaluation:
         """More problems of the same split are to be added: its figures no longer count. Harmless to repeat."""
-        at = self.now()
         with transaction(self.db):
-            evaluation = self._evaluation(evaluation_id)
+            evaluation = self._known(evaluation_id)
             if evaluation.finished_at is not None:
                 sql = "UPDATE evaluations SET finished_at = NULL, metrics = NULL WHERE id = ?"
                 execute(self.db, sql, (evaluation_id,))
-                data = {"evaluation": evaluation_id}
-                events.append(
-                    self.db, at, evaluation.run_id, "evaluation_reopened", evaluation.round, "evaluating", data
-                )
-        return self._evaluation(evaluation_id)
+                run_id, round = evaluation.run_id, evaluation.round
+                self.events.append(run_id, "evaluation_reopened", round, "evaluating", evaluation=evaluation_id)
+        return self._known(evaluation_id)
 
-    def _evaluation(self, evaluation_id: str) -> Evaluation:
-        found = self.evaluation(evaluation_id)
-        if found is None:
+    def _known(self, evaluation_id: str) -> Evaluation:
+        evaluation = self.get(evaluation_id)
+        if evaluation is None:
             raise StoreError(f"no evaluation has the id {evaluation_id!r}")
-        return found
+        return evaluation

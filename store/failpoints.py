@@ -27,8 +27,8 @@ POINTS = {
     "checkpoint.set_aside": "a damaged directory was renamed; the ledger may not know of it",
     "checkpoint.collected": "the ledger says collected; the directory is still there",
     "checkpoint.removing": "the directory is on its way out under a temporary name",
-    "high_water.written": "the new mark is on disk under a temporary name",
-    "high_water.replaced": "the new mark has its name",
+    "file.written": "a file such as the high-water mark is on disk under a temporary name",
+    "file.named": "it has its name, which may not be on disk",
     "round.safe_point": "between two stages, or two batches of one",
 }
 

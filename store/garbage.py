@@ -50,7 +50,7 @@ def plan_collection(
     `max_total_bytes` bounds the size of all that stays below the run directory: the oldest of the newest go first, and
     never one that stays for another reason. `damaged`: remove what was set aside, too.
     """
-    present = [row for row in ledger.checkpoints(run.id) if row.state == "present"]
+    present = [row for row in ledger.checkpoints.all(run.id) if row.state == "present"]
     needed = _needed(ledger, run, suite_name, {row.sha256: row for row in present})
     ours = [row for row in present if not Path(row.path).is_absolute()]
     newest = sorted((row for row in ours if row.sha256 not in needed), key=lambda row: row.round, reverse=True)
@@ -78,9 +78,9 @@ def collect(ledger: Ledger, run_dir: Path, plan: Plan) -> int:
             used = {run.head_checkpoint, run.base_checkpoint}
             if last and last.state not in ("kept", "rolled_back"):
                 used |= {last.parent_checkpoint, last.candidate_checkpoint or ""}
-            if row.sha256 in used or (now := ledger.checkpoint(row.sha256)) is None or now.pinned:
+            if row.sha256 in used or (now := ledger.checkpoints.get(row.sha256)) is None or now.pinned:
                 raise StoreError(f"the checkpoint of round {row.round} is needed since; ask again")
-            ledger.set_checkpoint_state(row.sha256, "collected")
+            ledger.checkpoints.set_state(row.sha256, "collected")
     reach("checkpoint.collected")
     freed = 0
     for path in (*(run_dir / row.path for row in plan.doomed), *plan.leftovers):
@@ -134,7 +134,7 @@ def _needed(ledger: Ledger, run: Run, suite_name: str, present: Mapping[str, Che
 
 
 def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[Path, ...]:
-    rows = ledger.checkpoints(run.id)
+    rows = ledger.checkpoints.all(run.id)
     present = {row.path for row in rows if row.state == "present"}
     paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
     paths += _unknown(ledger, run, run_dir, {row.path for row in rows})

@@ -1,8 +1,9 @@
 """What is remembered: the run, its rounds and their stages, decisions, checkpoints and the head.
 
 Every change of state appends its event in the same transaction, and every move of a round is a compare-and-swap:
-StaleState means that the caller's picture is out of date, and that nothing was changed. Texts and files of completions
-and weights are elsewhere (corpus.py, checkpoints.py).
+StaleState means that the caller's picture is out of date, and that nothing was changed. `ledger.events` is the history
+(events.py), `ledger.checkpoints` what is known of weights (checkpoint_rows.py). The weights themselves are written in
+checkpoints.py, completions in corpus.py.
 """
 
 from __future__ import annotations
@@ -10,21 +11,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Literal
 
-from store import events
 from store.canonical import canonical_json, sha256_of
-from store.db import execute, insert, query, transaction, unpack, utc_now
+from store.checkpoint_rows import Checkpoints
+from store.db import Database, execute, insert, query, select, select_one, transaction, utc_now
 from store.errors import FrozenInput, StaleState, StoreError
+from store.events import Events
 from store.records import (
     STAGES,
     Attempt,
     Checkpoint,
-    CheckpointState,
     Control,
     DecisionRow,
     DecisionVerdict,
-    Event,
     Json,
     Round,
     RoundState,
@@ -35,9 +35,6 @@ from store.records import (
     StageName,
 )
 from store.selections import store_selections
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 _STAGE = (
     "SELECT *, (SELECT coalesce(max(attempt), 0) FROM attempts AS a WHERE a.run_id = s.run_id AND a.round = s.round "
@@ -65,6 +62,8 @@ class Ledger:
     def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
         self.db = db
         self.now = now
+        self.events = Events(db, lambda: self.now())
+        self.checkpoints = Checkpoints(self.events)
 
     # Runs
 
@@ -79,36 +78,36 @@ class Ledger:
                 run_id, name, config_sha256, config, seed, "idle", None, at, base.sha256, base.sha256, 0, 0, 0, 0, 0, 0
             )
             insert(self.db, "runs", [run])
-            self._event(run_id, "run_created", at=at, name=name, seed=seed, base=base.sha256, config=config)
-            self.add_checkpoint(replace(base, run_id=run_id, round=0))
-        return self._run(run_id)
+            self.events.append(run_id, "run_created", at=at, name=name, seed=seed, base=base.sha256, config=config)
+            self.checkpoints.add(replace(base, run_id=run_id, round=0))
+        return self.run_of(run_id)
 
     def run(self, name: str | None = None) -> Run | None:
         """The run of that name, or the newest; None if there is none."""
-        where = "" if name is None else "WHERE name = ?"
-        parameters = () if name is None else (name,)
-        rows = query(self.db, f"SELECT * FROM runs {where} ORDER BY rowid DESC LIMIT 1", parameters)
-        return unpack(Run, rows[0]) if rows else None
+        sql = "SELECT * FROM runs WHERE ? IS NULL OR name = ? ORDER BY rowid DESC LIMIT 1"
+        return select_one(self.db, Run, sql, (name, name))
 
     def run_of(self, run_id: str) -> Run:
         """The run with that id; StoreError if there is none."""
-        return self._run(run_id)
+        run = select_one(self.db, Run, "SELECT * FROM runs WHERE id = ?", (run_id,))
+        if run is None:
+            raise StoreError(f"no run has the id {run_id!r}")
+        return run
 
     def set_run_state(self, run_id: str, state: RunState, reason: str | None = None) -> Run:
         """Say what the run is doing and why; an event only if that is news."""
         with transaction(self.db):
-            before = self._run(run_id)
+            before = self.run_of(run_id)
             if (before.state, before.reason) != (state, reason):
                 execute(self.db, "UPDATE runs SET state = ?, reason = ? WHERE id = ?", (state, reason, run_id))
-                self._event(run_id, "run_state", state=state, reason=reason)
-        return self._run(run_id)
+                self.events.append(run_id, "run_state", state=state, reason=reason)
+        return self.run_of(run_id)
 
     # What was asked of the run
 
     def control(self, run_id: str) -> Control:
         """What stands until it is carried out or taken back."""
-        rows = query(self.db, "SELECT * FROM control WHERE run_id = ?", (run_id,))
-        return unpack(Control, rows[0]) if rows else Control(run_id)
+        return select_one(self.db, Control, "SELECT * FROM control WHERE run_id = ?", (run_id,)) or Control(run_id)
 
     def hold_run(self, run_id: str, by: Literal["user", "failure", "decision"], reason: str) -> bool:
         """Pause the run until it is released; False, and nothing changes, if it is held already."""
@@ -117,7 +116,7 @@ class Ledger:
             if before.held_by is not None:
                 return False
             self._set_control(replace(before, held_by=by, hold_reason=reason))
-            self._event(run_id, "run_held", by=by, reason=reason)
+            self.events.append(run_id, "run_held", by=by, reason=reason)
         return True
 
     def release_run(self, run_id: str) -> bool:
@@ -128,7 +127,7 @@ class Ledger:
                 return False
             at = self.now()
             self._set_control(replace(before, held_by=None, hold_reason=None, released_at=at))
-            self._event(run_id, "run_released", at=at, by=before.held_by)
+            self.events.append(run_id, "run_released", at=at, by=before.held_by)
         return True
 
     def ask_head(self, run_id: str, to_round: int, reason: str) -> bool:
@@ -137,12 +136,12 @@ class Ledger:
         `move_head` carries it out at the next safe point. StoreError if that round cannot be the head.
         """
         with transaction(self.db):
-            run, control = self._run(run_id), self.control(run_id)
+            run, control = self.run_of(run_id), self.control(run_id)
             self._may_be_head(run, to_round)
             if to_round != run.head_round and self.open_round(run_id):
                 if control.wanted_head != to_round:
                     self._set_control(replace(control, wanted_head=to_round))
-                    self._event(run_id, "head_asked", to_round, reason=reason)
+                    self.events.append(run_id, "head_asked", to_round, reason=reason)
                 return False
             self.move_head(run_id, to_round, reason)
         return True
@@ -153,7 +152,7 @@ class Ledger:
         A round that is open is given up in the same transaction: it is failed, and cannot be resumed on another head.
         """
         with transaction(self.db):
-            run, control = self._run(run_id), self.control(run_id)
+            run, control = self.run_of(run_id), self.control(run_id)
             checkpoint = self._may_be_head(run, to_round)
             if control.wanted_head is not None:
                 self._set_control(replace(control, wanted_head=None))
@@ -163,8 +162,8 @@ class Ledger:
                 self.fail_round(open_round, f"given up: the head moved to {_round_words(to_round)}: {reason}")
             self._set_head(run_id, to_round, checkpoint)
             before = run.head_checkpoint
-            self._event(run_id, "head_moved", to_round, reason=reason, head_before=before, head_after=checkpoint)
-        return self._run(run_id)
+            self.events.append(run_id, "head_moved", to_round, reason=reason, head_before=before, head_after=checkpoint)
+        return self.run_of(run_id)
 
     def _may_be_head(self, run: Run, to_round: int) -> str:
         if not to_round:
@@ -174,7 +173,7 @@ class Ledger:
             if target.state != "kept" or target.candidate_checkpoint is None:
                 raise StoreError(f"round {to_round} is {target.state}; the head can move to a kept round or the base")
             checkpoint = target.candidate_checkpoint
-        state = self._checkpoint(checkpoint).state
+        state = self.checkpoints.known(checkpoint).state
         if state != "present":
             raise StoreError(f"the checkpoint of {_round_words(to_round)} is {state}; choose another round")
         return checkpoint
@@ -186,122 +185,59 @@ class Ledger:
         )
         insert(self.db, "control", [control], clause=clause)
 
-    # Events
-
-    def append_event(
-        self, run_id: str, kind: str, round: int | None = None, stage: str | None = None, **data: Any
-    ) -> Event:
-        """Append to the history; for what this class does not record by itself."""
-        with transaction(self.db):
-            return events.append(self.db, self.now(), run_id, kind, round, stage, data)
-
-    def events(self, after: int = 0, limit: int = 1000) -> list[Event]:
-        """Events after a sequence number, oldest first."""
-        rows = query(self.db, "SELECT * FROM events WHERE seq > ? ORDER BY seq LIMIT ?", (after, limit))
-        return [unpack(Event, row) for row in rows]
-
-    def last_failed_attempt(self, run_id: str, num_events: int) -> Event | None:
-        """The newest failure of an attempt among the newest events of the store; None if there is none."""
-        sql = (
-            "SELECT * FROM events WHERE seq > (SELECT max(seq) FROM events) - ? AND +run_id = ? "
-            "AND kind = 'attempt_failed' ORDER BY seq DESC LIMIT 1"
-        )  # the plus keeps SQLite to the sequence, instead of going through a whole run
-        rows = query(self.db, sql, (num_events, run_id))
-        return unpack(Event, rows[0]) if rows else None
-
-    def was_released_since_an_attempt(self, run_id: str) -> bool:
-        """Whether a hold was taken back after the newest attempt began; by their order, as a clock may be set back."""
-        sql = (
-            "SELECT kind FROM events WHERE +run_id = ? AND kind IN ('run_released', 'attempt_begun') "
-            "ORDER BY seq DESC LIMIT 1"
-        )
-        return [row["kind"] for row in query(self.db, sql, (run_id,))] == ["run_released"]
-
-    def last_event_of(self, run_id: str, kind: str) -> Event | None:
-        """The newest event of one kind; None if there is none. It may read the whole history: not for every second."""
-        sql = "SELECT * FROM events WHERE run_id = ? AND kind = ? ORDER BY seq DESC LIMIT 1"
-        rows = query(self.db, sql, (run_id, kind))
-        return unpack(Event, rows[0]) if rows else None
-
-    def events_of(self, run_id: str, kind: str, round: int | None = None) -> list[Event]:
-        """All events of one kind, or those of one round, oldest first. It reads the whole history: not for every second."""
-        sql = "SELECT * FROM events WHERE run_id = ? AND kind = ? AND (? IS NULL OR round = ?) ORDER BY seq"
-        return [unpack(Event, row) for row in query(self.db, sql, (run_id, kind, round, round))]
-
-    def append_news(self, run_id: str, kind: str, round: int | None = None, **data: Any) -> Event:
-        """Append to the history unless the newest event of that kind says the same; that event."""
-        with transaction(self.db):
-            last = self.last_event_of(run_id, kind)
-            if last is not None and (last.round, sha256_of(last.data)) == (round, sha256_of(data)):
-                return last
-            return self._event(run_id, kind, round, **data)
-
-    def last_event(self) -> Event | None:
-        """The newest event; its seq and hash are a high-water mark for the whole store."""
-        return events.last_event(self.db)
-
     # Rounds
 
     def begin_round(self, run_id: str) -> Round:
         """Open the next round on the head. StaleState while one is open. A failed round does not stand in the way."""
         at = self.now()
         with transaction(self.db):
-            run = self._run(run_id)
-            last = self._last_round(run_id)
+            run = self.run_of(run_id)
+            last = self.last_round(run_id)
             if last and last.state not in ("kept", "rolled_back", "failed"):
                 raise StaleState(f"round {last.number} is not finished ({last.state}); go on with it first")
             number = last.number + 1 if last else 1
             round = Round(run_id, number, "sampling", "sampling", run.head_checkpoint, None, at, None, None)
             insert(self.db, "rounds", [round])
-            self._event(run_id, "round_begun", number, at=at, parent=run.head_checkpoint)
+            self.events.append(run_id, "round_begun", number, at=at, parent=run.head_checkpoint)
         return round
 
     def open_round(self, run_id: str) -> Round | None:
-        """The round that is active or paused; None between rounds and after a failed one."""
-        last = self._last_round(run_id)
+        """The round that is active; None between rounds and after a failed one."""
+        last = self.last_round(run_id)
         return last if last and last.state not in ("kept", "rolled_back", "failed") else None
 
     def round(self, run_id: str, number: int) -> Round | None:
         """One round."""
-        rows = query(self.db, "SELECT * FROM rounds WHERE run_id = ? AND number = ?", (run_id, number))
-        return unpack(Round, rows[0]) if rows else None
+        return select_one(self.db, Round, "SELECT * FROM rounds WHERE run_id = ? AND number = ?", (run_id, number))
 
     def rounds(self, run_id: str) -> list[Round]:
         """All rounds, in order."""
-        rows = query(self.db, "SELECT * FROM rounds WHERE run_id = ? ORDER BY number", (run_id,))
-        return [unpack(Round, row) for row in rows]
+        return select(self.db, Round, "SELECT * FROM rounds WHERE run_id = ? ORDER BY number", (run_id,))
 
     def last_round(self, run_id: str) -> Round | None:
         """The newest round."""
-        return self._last_round(run_id)
-
-    def pause_round(self, round: Round) -> Round:
-        """Active to paused; it remembers its stage."""
-        with transaction(self.db):
-            before = self._swap(round, STAGES, "paused")
-            self._event(round.run_id, "round_paused", round.number, before.stage)
-        return self._round(round.run_id, round.number)
+        sql = "SELECT * FROM rounds WHERE run_id = ? ORDER BY number DESC LIMIT 1"
+        return select_one(self.db, Round, sql, (run_id,))
 
     def fail_round(self, round: Round, error: str) -> Round:
-        """Active or paused to failed; it remembers its stage."""
+        """Active to failed; it remembers its stage."""
         with transaction(self.db):
-            before = self._swap(round, (*STAGES, "paused"), "failed", error=error)
+            before = self._swap(round, STAGES, "failed", error=error)
             self._count(round.run_id, "num_failed", 1)
-            self._event(round.run_id, "round_failed", round.number, before.stage, error=error)
+            self.events.append(round.run_id, "round_failed", round.number, before.stage, error=error)
         return self._round(round.run_id, round.number)
 
     def resume_round(self, round: Round) -> Round:
-        """Failed or paused to the stage that it remembers. Only the latest round, and only on its own parent."""
+        """Failed to the stage that it remembers. Only the latest round, and only on its own parent."""
         with transaction(self.db):
-            before = self._swap(round, ("failed", "paused"), None)
-            last = self._last_round(round.run_id)
+            before = self._swap(round, ("failed",), None)
+            last = self.last_round(round.run_id)
             if last is None or last.number != round.number:
                 raise StaleState(f"round {round.number} is over: round {last.number if last else 0} has begun")
-            if self._run(round.run_id).head_checkpoint != before.parent_checkpoint:
+            if self.run_of(round.run_id).head_checkpoint != before.parent_checkpoint:
                 raise StaleState(f"round {round.number} is over: the head has moved since; begin the next round")
-            if before.state == "failed":
-                self._count(round.run_id, "num_failed", -1)
-            self._event(round.run_id, "round_resumed", round.number, before.stage, was=before.state)
+            self._count(round.run_id, "num_failed", -1)
+            self.events.append(round.run_id, "round_resumed", round.number, before.stage, was=before.state)
         return self._round(round.run_id, round.number)
 
     # Stages and attempts
@@ -320,13 +256,16 @@ class Ledger:
                 raise StaleState(f"round {round.number} is at {current.state}, not at {stage}")
             known = self.stage(*key)
             if known is None:
-                self._insert_stage(Stage(*key, input, None, at, None, 0))
+                sql = "INSERT INTO stages (run_id, round, name, input, started_at) VALUES (?, ?, ?, ?, ?)"
+                execute(self.db, sql, (*key, canonical_json(input), at))
             elif canonical_json(known.input) != canonical_json(input):
                 raise FrozenInput(f"round {round.number}, {stage}: the input differs from that of the first attempt")
             number = known.num_attempts + 1 if known else 1
             insert(self.db, "attempts", [Attempt(*key, number, at, None, None)])
             sha256 = sha256_of(input)
-            self._event(round.run_id, "attempt_begun", round.number, stage, at=at, attempt=number, input_sha256=sha256)
+            self.events.append(
+                round.run_id, "attempt_begun", round.number, stage, at=at, attempt=number, input_sha256=sha256
+            )
         return number
 
     def fail_attempt(self, round: Round, stage: StageName, attempt: int, error: str, next_step: str) -> None:
@@ -334,7 +273,7 @@ class Ledger:
         with transaction(self.db):
             self._end_attempt(round, stage, attempt, error)
             particulars: Json = {"attempt": attempt, "error": error, "next_step": next_step}
-            self._event(round.run_id, "attempt_failed", round.number, stage, **particulars)
+            self.events.append(round.run_id, "attempt_failed", round.number, stage, **particulars)
 
     def finish_stage(
         self,
@@ -367,21 +306,18 @@ class Ledger:
             if selections is not None:
                 particulars["selections_sha256"] = store_selections(self.db, round, selections)
             if candidate is not None:
-                self.add_checkpoint(candidate)
-                execute(
-                    self.db,
-                    "UPDATE rounds SET candidate_checkpoint = ? WHERE run_id = ? AND number = ?",
-                    (candidate.sha256, round.run_id, round.number),
-                )
+                self.checkpoints.add(candidate)
+                sql = "UPDATE rounds SET candidate_checkpoint = ? WHERE run_id = ? AND number = ?"
+                execute(self.db, sql, (candidate.sha256, round.run_id, round.number))
                 particulars["candidate"] = candidate.sha256
-            self._event(round.run_id, "stage_finished", round.number, stage, at=at, **particulars)
+            self.events.append(round.run_id, "stage_finished", round.number, stage, at=at, **particulars)
         return self._round(round.run_id, round.number)
 
     def leave_attempt(self, round: Round, stage: StageName, attempt: int, why: str) -> None:
         """Record that an attempt was left on purpose: it neither succeeded nor failed, and the stage goes on later."""
         with transaction(self.db):
             self._end_attempt(round, stage, attempt, why)
-            self._event(round.run_id, "attempt_left", round.number, stage, attempt=attempt, why=why)
+            self.events.append(round.run_id, "attempt_left", round.number, stage, attempt=attempt, why=why)
 
     def train_again(self, round: Round, why: str) -> Round:
         """From evaluating or deciding back to training, because the candidate's weights are gone.
@@ -398,24 +334,24 @@ class Ledger:
             execute(self.db, undone, key)
             execute(self.db, "UPDATE rounds SET candidate_checkpoint = NULL WHERE run_id = ? AND number = ?", key)
             lost = before.candidate_checkpoint
-            self._event(round.run_id, "training_undone", round.number, "training", why=why, candidate=lost)
+            self.events.append(round.run_id, "training_undone", round.number, "training", why=why, candidate=lost)
         return self._round(round.run_id, round.number)
 
     def stage(self, run_id: str, number: int, name: StageName) -> Stage | None:
         """One stage of a round; None if it has not begun."""
-        rows = query(self.db, f"{_STAGE} AND name = ?", (run_id, number, name))
-        return unpack(Stage, rows[0]) if rows else None
+        return select_one(self.db, Stage, f"{_STAGE} AND name = ?", (run_id, number, name))
 
     def stages(self, run_id: str, number: int) -> list[Stage]:
         """The stages of a round that have begun, in order."""
-        found = [unpack(Stage, row) for row in query(self.db, _STAGE, (run_id, number))]
-        return sorted(found, key=lambda stage: STAGES.index(stage.name))
+        stages = select(self.db, Stage, _STAGE, (run_id, number))
+        return sorted(stages, key=lambda stage: STAGES.index(stage.name))
 
     def attempts(self, run_id: str, number: int, name: StageName) -> list[Attempt]:
         """All tries at a stage, in order."""
         where = "run_id = ? AND round = ? AND stage = ?"
-        rows = query(self.db, f"SELECT * FROM attempts WHERE {where} ORDER BY attempt", (run_id, number, name))
-        return [unpack(Attempt, row) for row in rows]
+        return select(
+            self.db, Attempt, f"SELECT * FROM attempts WHERE {where} ORDER BY attempt", (run_id, number, name)
+        )
 
     def hours_of_work(self, run_id: str) -> float:
         """What all attempts took that have an end, failed ones included. One whose process vanished has none."""
@@ -440,7 +376,7 @@ class Ledger:
         decision = replace(decision, decided_at=decision.decided_at or at)
         keep = decision.verdict == "keep"
         with transaction(self.db):
-            run = self._run(round.run_id)
+            run = self.run_of(round.run_id)
             before = self._swap(round, ("deciding",), "kept" if keep else "rolled_back")
             expected = before.candidate_checkpoint if keep else run.head_checkpoint
             if (decision.run_id, decision.round) != (round.run_id, round.number):
@@ -455,17 +391,9 @@ class Ledger:
             if deciding:
                 self._end_attempt(round, "deciding", deciding.num_attempts, None, at)
                 self._end_stage(round, "deciding", {"verdict": decision.verdict, "action": decision.action}, at)
-            self._event(
-                round.run_id,
-                "round_decided",
-                round.number,
-                "deciding",
-                at=at,
-                verdict=decision.verdict,
-                action=decision.action,
-                head_after=decision.head_after,
-                decision_sha256=decision_sha256(decision),
-            )
+            outcome = {"verdict": decision.verdict, "action": decision.action, "head_after": decision.head_after}
+            outcome["decision_sha256"] = decision_sha256(decision)
+            self.events.append(round.run_id, "round_decided", round.number, "deciding", at=at, **outcome)
             if back_to is not None:
                 self.move_head(round.run_id, back_to, f"round {round.number}: worse than the best so far")
             if hold is not None:
@@ -474,8 +402,7 @@ class Ledger:
 
     def decisions(self, run_id: str) -> list[DecisionRow]:
         """All decisions, in order of round."""
-        rows = query(self.db, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round", (run_id,))
-        return [unpack(DecisionRow, row) for row in rows]
+        return select(self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round", (run_id,))
 
     def last_verdicts(self, run_id: str, num: int) -> list[DecisionVerdict]:
         """What the newest decisions said, oldest first."""
@@ -485,109 +412,28 @@ class Ledger:
     def verdicts_on(self, run_id: str, checkpoint: str, num: int) -> list[DecisionVerdict]:
         """What the newest decisions in a row said that were taken with this checkpoint as the head, oldest first."""
         sql = "SELECT verdict, head_before FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
-        found = query(self.db, sql, (run_id, num))
-        return [row["verdict"] for row in takewhile(lambda row: row["head_before"] == checkpoint, found)][::-1]
+        newest = takewhile(lambda row: row["head_before"] == checkpoint, query(self.db, sql, (run_id, num)))
+        return [row["verdict"] for row in newest][::-1]
 
     def last_decision(self, run_id: str) -> DecisionRow | None:
         """The newest decision; None if there is none yet."""
-        rows = query(self.db, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT 1", (run_id,))
-        return unpack(DecisionRow, rows[0]) if rows else None
+        return select_one(
+            self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT 1", (run_id,)
+        )
 
     def decision(self, run_id: str, number: int) -> DecisionRow | None:
         """The decision on a round; None if there is none yet."""
-        rows = query(self.db, "SELECT * FROM decisions WHERE run_id = ? AND round = ?", (run_id, number))
-        return unpack(DecisionRow, rows[0]) if rows else None
-
-    # Checkpoints
-
-    def add_checkpoint(self, checkpoint: Checkpoint) -> None:
-        """Record verified weights. Known weights keep their row; if theirs are gone, these take their place."""
-        checkpoint = replace(checkpoint, created_at=checkpoint.created_at or self.now())
-        revive = (
-            "ON CONFLICT (sha256) DO UPDATE SET state = 'present', path = excluded.path "
-            "WHERE state <> 'present' AND excluded.state = 'present'"
+        return select_one(
+            self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? AND round = ?", (run_id, number)
         )
-        with transaction(self.db):
-            if insert(self.db, "checkpoints", [checkpoint], clause=revive):
-                self._event(
-                    checkpoint.run_id,
-                    "checkpoint_added",
-                    checkpoint.round,
-                    sha256=checkpoint.sha256,
-                    path=checkpoint.path,
-                    parent=checkpoint.parent,
-                )
-
-    def checkpoint(self, sha256: str) -> Checkpoint | None:
-        """One checkpoint by its hash."""
-        rows = query(self.db, "SELECT * FROM checkpoints WHERE sha256 = ?", (sha256,))
-        return unpack(Checkpoint, rows[0]) if rows else None
-
-    def checkpoints(self, run_id: str) -> list[Checkpoint]:
-        """All checkpoints of a run, whatever their state, base first."""
-        rows = query(self.db, "SELECT * FROM checkpoints WHERE run_id = ? ORDER BY round, rowid", (run_id,))
-        return [unpack(Checkpoint, row) for row in rows]
-
-    def set_checkpoint_state(self, sha256: str, state: CheckpointState) -> Checkpoint:
-        """Say whether a checkpoint can be loaded. Say "collected" before its directory is removed, never after."""
-        with transaction(self.db):
-            before = self._checkpoint(sha256)
-            if before.state != state:
-                execute(self.db, "UPDATE checkpoints SET state = ? WHERE sha256 = ?", (state, sha256))
-                self._event(before.run_id, "checkpoint_state", before.round, sha256=sha256, state=state)
-        return self._checkpoint(sha256)
-
-    def move_checkpoint(self, sha256: str, path: str) -> None:
-        """Say where weights lie now: the same ones, verified there by the caller."""
-        with transaction(self.db):
-            before = self._checkpoint(sha256)
-            execute(self.db, "UPDATE checkpoints SET path = ? WHERE sha256 = ?", (path, sha256))
-            self._event(before.run_id, "checkpoint_moved", before.round, sha256=sha256, path=path)
-
-    def pin_checkpoint(self, sha256: str, pinned: bool = True) -> Checkpoint:
-        """Keep a checkpoint from being collected, or no longer."""
-        with transaction(self.db):
-            before = self._checkpoint(sha256)
-            if before.pinned != pinned:
-                execute(self.db, "UPDATE checkpoints SET pinned = ? WHERE sha256 = ?", (pinned, sha256))
-                self._event(before.run_id, "checkpoint_pinned", before.round, sha256=sha256, pinned=pinned)
-        return self._checkpoint(sha256)
 
     # Inside a transaction
 
-    def _event(
-        self,
-        run_id: str,
-        kind: str,
-        round: int | None = None,
-        stage: str | None = None,
-        *,
-        at: str | None = None,
-        **data: Any,
-    ) -> Event:
-        return events.append(self.db, at or self.now(), run_id, kind, round, stage, data)
-
-    def _run(self, run_id: str) -> Run:
-        rows = query(self.db, "SELECT * FROM runs WHERE id = ?", (run_id,))
-        if not rows:
-            raise StoreError(f"no run has the id {run_id!r}")
-        return unpack(Run, rows[0])
-
     def _round(self, run_id: str, number: int) -> Round:
-        found = self.round(run_id, number)
-        if found is None:
+        round = self.round(run_id, number)
+        if round is None:
             raise StoreError(f"there is no round {number}")
-        return found
-
-    def _checkpoint(self, sha256: str) -> Checkpoint:
-        found = self.checkpoint(sha256)
-        if found is None:
-            raise StoreError(f"no checkpoint has the hash {sha256!r}")
-        return found
-
-    def _last_round(self, run_id: str) -> Round | None:
-        rows = query(self.db, "SELECT * FROM rounds WHERE run_id = ? ORDER BY number DESC LIMIT 1", (run_id,))
-        return unpack(Round, rows[0]) if rows else None
+        return round
 
     def _swap(
         self,
@@ -623,13 +469,6 @@ class Ledger:
         )
         if not changed:
             raise StaleState(f"round {round.number}, {stage}: attempt {attempt} is over, or a later one has begun")
-
-    def _insert_stage(self, stage: Stage) -> None:
-        execute(
-            self.db,
-            "INSERT INTO stages (run_id, round, name, input, started_at) VALUES (?, ?, ?, ?, ?)",
-            (stage.run_id, stage.round, stage.name, canonical_json(stage.input), stage.started_at),
-        )
 
     def _end_stage(self, round: Round, stage: StageName, output: Json, at: str) -> None:
         changed = execute(

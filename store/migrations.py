@@ -1,7 +1,14 @@
 """The schema as a numbered, append-only list of migrations. A released migration is never edited; add another.
 
+To add a column to a table, say completions: a migration here, a field in records.py, and whoever writes or reads it
+(corpus.py). Before that, pack a store of the present schema into tests/golden: every old store must open.
+
 The comment beside each column and at the top of each table stays in SQLite's own schema; docs/schema.md is made from
-it (store/schema.py). Keep one column to a line.
+it (schema_page.py). Keep one column to a line. In ALTER TABLE the comment is written `/* -- What it holds. */`; a
+table whose definition ends with a line such as PRIMARY KEY is made anew instead, as in _HOLDS, or its comments mix.
+
+sqlite-utils runs these scripts, but not as its own `Migrations`: those keep their record in another table than the one
+by which earlier versions know a store that is too new for them, and a reader would have to import them to look.
 """
 
 from __future__ import annotations

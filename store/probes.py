@@ -1,4 +1,4 @@
-"""Probes: fixed texts, and what each checkpoint would have written at each of their positions. Used through `Corpus`.
+"""Probes: fixed texts, and what each checkpoint would have written at each of their positions; `corpus.probes`.
 
 A result is some hundred thousand numbers that only this program reads, always as a whole: compact JSON, compressed, takes
 less than half of the room. What people ask about it is in the output of the stage that measured it. Nothing is computed here.
@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from store import events
 from store.canonical import compact_json, sha256_of_text
-from store.db import Row, execute, insert, query, transaction, unpack, utc_now
+from store.db import Row, execute, insert, query, select, select_one, transaction
 from store.errors import Conflict, StoreError
+from store.events import Events
 from store.records import Probe, ProbeResult
 
-if TYPE_CHECKING:
-    from store.db import Database
+_COLUMNS = [field.name for field in fields(ProbeResult)]
 
 
 def probe_sha256(record: Probe | ProbeResult) -> str:
@@ -29,38 +28,34 @@ def probe_sha256(record: Probe | ProbeResult) -> str:
 
 
 class Probes:
-    """Probes over one open store. `now` is the clock: RFC 3339 UTC."""
+    """The probes of one open store. Each that is stored appends its event."""
 
-    def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
-        self.db = db
-        self.now = now
+    def __init__(self, events: Events) -> None:
+        self.db = events.db
+        self.events = events
 
-    def add_probe(self, probe: Probe) -> None:
+    def add(self, probe: Probe) -> None:
         """Store a probe, whole. Harmless to repeat; Conflict if its id is known with other content."""
-        at = self.now()
+        at = self.events.now()
         row = replace(probe, created_at=at, sha256=probe_sha256(probe))
         with transaction(self.db):
             if self._is_known("probes", row.id, row.sha256):
                 return
             insert(self.db, "probes", [row])
             data = {"id": row.id, "checkpoint": row.checkpoint, "sha256": row.sha256}
-            events.append(self.db, at, row.run_id, "probe_stored", None, "evaluating", data)
+            self.events.append(row.run_id, "probe_stored", None, "evaluating", at=at, **data)
 
-    def probe(self, probe_id: str) -> Probe | None:
+    def get(self, probe_id: str) -> Probe | None:
         """One probe by its id."""
-        rows = query(self.db, "SELECT * FROM probes WHERE id = ?", (probe_id,))
-        return unpack(Probe, rows[0]) if rows else None
+        return select_one(self.db, Probe, "SELECT * FROM probes WHERE id = ?", (probe_id,))
 
-    def probes(self, run_id: str) -> list[Probe]:
+    def all(self, run_id: str) -> list[Probe]:
         """The probes of a run, oldest first: one, unless its settings changed."""
-        return [
-            unpack(Probe, row)
-            for row in query(self.db, "SELECT * FROM probes WHERE run_id = ? ORDER BY rowid", (run_id,))
-        ]
+        return select(self.db, Probe, "SELECT * FROM probes WHERE run_id = ? ORDER BY rowid", (run_id,))
 
-    def add_probe_result(self, result: ProbeResult) -> None:
+    def add_result(self, result: ProbeResult) -> None:
         """Store what a checkpoint gave, whole. Harmless to repeat; Conflict if its id is known with other content."""
-        at = self.now()
+        at = self.events.now()
         result = replace(result, created_at=at, sha256=probe_sha256(result))
         with transaction(self.db):
             if self._is_known("probe_results", result.id, result.sha256):
@@ -72,9 +67,9 @@ class Probes:
                 self.db, f"INSERT INTO probe_results ({names}) VALUES ({', '.join(':' + name for name in row)})", row
             )
             data = {"id": row["id"], "checkpoint": row["checkpoint"], "sha256": row["sha256"]}
-            events.append(self.db, at, result.run_id, "probe_result_stored", result.round, "evaluating", data)
+            self.events.append(result.run_id, "probe_result_stored", result.round, "evaluating", at=at, **data)
 
-    def probe_result(self, result_id: str) -> ProbeResult | None:
+    def result(self, result_id: str) -> ProbeResult | None:
         """What one checkpoint gave on one probe. StoreError if what lies there cannot be read."""
         rows = query(self.db, "SELECT * FROM probe_results WHERE id = ?", (result_id,))
         if not rows:
@@ -85,16 +80,16 @@ class Probes:
             raise StoreError(f"probe result {result_id}: its records are damaged; restore a backup") from None
         return ProbeResult(**{**{name: rows[0][name] for name in _COLUMNS}, "records": records})
 
-    def has_probe_result(self, result_id: str) -> bool:
+    def has_result(self, result_id: str) -> bool:
         """Whether it is stored, without reading it."""
         return bool(query(self.db, "SELECT 1 FROM probe_results WHERE id = ?", (result_id,)))
 
-    def probe_result_ids(self, run_id: str) -> list[str]:
+    def result_ids(self, run_id: str) -> list[str]:
         """The ids of a run's results, oldest first."""
         rows = query(self.db, "SELECT id FROM probe_results WHERE run_id = ? ORDER BY rowid", (run_id,))
         return [row["id"] for row in rows]
 
-    def probe_hashes(self, run_id: str) -> Iterator[tuple[str, Row]]:
+    def hashes(self, run_id: str) -> Iterator[tuple[str, Row]]:
         """("probe" or "probe result", its `id` and `sha256`) for all of a run."""
         for kind, table in (("probe", "probes"), ("probe result", "probe_results")):
             for row in query(self.db, f"SELECT id, sha256 FROM {table} WHERE run_id = ?", (run_id,)):
@@ -106,6 +101,3 @@ class Probes:
                 raise Conflict(f"{table} {id}: was stored before with other content")
             return True
         return False
-
-
-_COLUMNS = [field.name for field in fields(ProbeResult)]

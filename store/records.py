@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 RunState = Literal["running", "paused", "idle", "stopped", "failed"]
 CheckpointState = Literal["present", "quarantined", "collected"]
-RoundState = Literal["sampling", "training", "evaluating", "deciding", "kept", "rolled_back", "failed", "paused"]
+RoundState = Literal["sampling", "training", "evaluating", "deciding", "kept", "rolled_back", "failed"]
 StageName = Literal["sampling", "training", "evaluating", "deciding"]
 STAGES: tuple[StageName, ...] = ("sampling", "training", "evaluating", "deciding")
 DecisionVerdict = Literal["keep", "rollback", "inconclusive"]
@@ -64,7 +64,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round. `state` moves only by compare-and-swap; a failed or paused one remembers the stage to go on with."""
+    """One round. `state` moves only by compare-and-swap; a failed one remembers the stage to go on with."""
 
     run_id: str
     number: int

@@ -9,28 +9,23 @@ afterwards, and what it does not have yet is found by reading.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
-from store.db import Row, execute, query, scalar, transaction, unpack, utc_now
+from store.db import Database, execute, scalar, select, transaction
 from store.records import Completion
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 ROWS_AT_ONCE = 2000  # of one transaction: about a tenth of a second for texts of 1 kB
 MOST_AT_ONCE = 100_000  # of one call: an older store is caught up piece by piece
 _WHOLE_WORD = re.compile("(?<=[^A-Za-z0-9])[A-Za-z0-9]+(?=[^A-Za-z0-9])")
 
 
-class Searching:
-    """The search over one open store."""
+class Search:
+    """The search over one open store; `corpus.search`."""
 
-    def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
+    def __init__(self, db: Database) -> None:
         self.db = db
-        self.now = now
 
-    def index_texts(self, most: int = MOST_AT_ONCE) -> Iterator[int]:
+    def index(self, most: int = MOST_AT_ONCE) -> Iterator[int]:
         """Catch the full-text index up with the completions, by `most` rows at most.
 
         Yields how many rows were done after each transaction; nothing if there is nothing to do.
@@ -46,7 +41,7 @@ class Searching:
             most -= num_rows
             yield num_rows
 
-    def search(
+    def find(
         self,
         *,
         run_id: str | None = None,
@@ -82,21 +77,21 @@ class Searching:
         words = None if text is None or round is not None or prompt_id is not None else _phrase(text)
         if words is None:
             sql = f"SELECT c.* FROM completions AS c WHERE {where} ORDER BY c.arrival DESC LIMIT :limit"
-            return list(_completions(query(self.db, sql, {**given, "limit": limit})))
+            return select(self.db, Completion, sql, {**given, "limit": limit})
         given |= {"words": words, "indexed": self._last_indexed()}
         sql = (
             f"SELECT c.* FROM completions AS c WHERE c.arrival > :indexed AND {where} "
             "ORDER BY c.arrival DESC LIMIT :limit"
         )
-        found = query(self.db, sql, {**given, "limit": limit})
+        completions = select(self.db, Completion, sql, {**given, "limit": limit})
         sql = (
             "SELECT c.* FROM completions_fts AS f CROSS JOIN completions AS c ON c.arrival = f.rowid "
             f"WHERE f.completions_fts MATCH :words AND {where} "
             "ORDER BY f.rowid DESC LIMIT :limit"
         )
-        if len(found) < limit:
-            found += query(self.db, sql, {**given, "limit": limit - len(found)})
-        return list(_completions(found))
+        if len(completions) < limit:
+            completions += select(self.db, Completion, sql, {**given, "limit": limit - len(completions)})
+        return completions
 
     def _last_indexed(self) -> int:
         """The arrival that the index reaches: it follows the order of arrival, as it is caught up in it."""
@@ -111,7 +106,3 @@ def _phrase(text: str) -> str | None:
     """
     words = _WHOLE_WORD.findall(text) if text.isascii() and "\0" not in text else []
     return f'"{" ".join(words)}"' if words else None
-
-
-def _completions(rows: Iterable[Row]) -> Iterator[Completion]:
-    return (unpack(Completion, row) for row in rows)

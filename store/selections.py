@@ -6,14 +6,10 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import groupby, islice
-from typing import TYPE_CHECKING
 
 from store.canonical import compact_json, quoted
-from store.db import bound, insert_rows
+from store.db import Database, bound, insert_rows
 from store.records import Round, Selection
-
-if TYPE_CHECKING:
-    from store.db import Database
 
 PER_LINE = 500  # of table earlier_selections at most: some 4 KB, a page
 _SELECTION = [field.name for field in fields(Selection) if field.name != "arrival"]

@@ -11,17 +11,17 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from store.checkpoints import make_directory, remove_directory, temporary_directory
-from store.durable import fsync
+from store.durable import written
 from store.records import Json
 
 MEMBERSHIP = "experiment.json"  # in a run directory: which experiment it belongs to
 WEIGHTS = ".weights"
+EVENT = "stage_shared"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,20 +115,10 @@ def read_entry(path: Path) -> Json | None:
 
 
 def write_json(path: Path, value: Json) -> None:
-    """Write a file whole or not at all, and durably."""
+    """Write a file, and the directory that it lies in, durably."""
     make_directory(path.parent)
-    descriptor, partial = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with open(descriptor, "w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(partial)
-        raise
-    fsync(path.parent)
+    with written(path) as file:
+        file.write(json.dumps(value, indent=1).encode())
 
 
 def link_tree(source: Path, target: Path) -> None:
@@ -145,6 +135,3 @@ def link_tree(source: Path, target: Path) -> None:
             os.link(path, place, follow_symlinks=False)
         except OSError:
             shutil.copyfile(path, place, follow_symlinks=False)
-
-
-EVENT = "stage_shared"

@@ -7,21 +7,20 @@ high-water mark, a small file beside the database, does.
 from __future__ import annotations
 
 import json
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
-from store import events
 from store.canonical import sha256_of
 from store.checkpoints import MANIFEST, manifest_sha256, read_manifest, verify
 from store.corpus import Corpus, collected_sha256, completion_sha256, num_bytes
 from store.db import Database, Row, query, scalar, snapshot, unpack
+from store.durable import written
 from store.errors import DamagedCheckpoint, StoreError
 from store.evaluations import verdicts_sha256
-from store.failpoints import reach
+from store.events import BEFORE_THE_FIRST, Events, event_sha256
 from store.ledger import Ledger, decision_sha256
 from store.probes import probe_sha256
 from store.records import STAGES, CollectedPart, Completion, DecodeSettings, Event, Prompt, Run
@@ -51,20 +50,14 @@ class Verification:
 
 def write_high_water(db: Database, run_dir: Path) -> None:
     """Note outside the database how far it has come. Call it now and then, after a commit."""
-    last = events.last_event(db)
+    last = Events(db).last()
     mark = {
         "seq": last.seq if last else 0,
-        "sha256": last.sha256 if last else events.BEFORE_THE_FIRST,
+        "sha256": last.sha256 if last else BEFORE_THE_FIRST,
         "arrival": scalar(db, "SELECT coalesce(max(arrival), 0) FROM completions"),
     }
-    partial = run_dir / f"{HIGH_WATER}.partial"
-    with open(partial, "w", encoding="utf-8") as file:
-        json.dump(mark, file)
-        file.flush()
-        os.fsync(file.fileno())
-    reach("high_water.written")
-    os.replace(partial, run_dir / HIGH_WATER)
-    reach("high_water.replaced")
+    with written(run_dir / HIGH_WATER) as file:
+        file.write(json.dumps(mark).encode())
 
 
 def verify_store(db: Database, run_dir: Path) -> Verification:
@@ -113,7 +106,7 @@ def _high_water(db: Database, run_dir: Path) -> Iterator[str]:
     if not path.exists():
         return
     mark = json.loads(path.read_text(encoding="utf-8"))
-    last = events.last_event(db)
+    last = Events(db).last()
     if (last.seq if last else 0) < mark["seq"]:
         yield f"events after {last.seq if last else 0} are lost: there were {mark['seq']}"
     elif mark["seq"] and scalar(db, "SELECT sha256 FROM events WHERE seq = ?", (mark["seq"],)) != mark["sha256"]:
@@ -124,15 +117,15 @@ def _high_water(db: Database, run_dir: Path) -> Iterator[str]:
 
 
 def _events(db: Database, checked: Counter[str]) -> Iterator[str]:
-    seq, previous = 0, events.BEFORE_THE_FIRST
-    for event in events.every_event(db, after=-(2**63)):
+    seq, previous = 0, BEFORE_THE_FIRST
+    for event in Events(db).every(after=-(2**63)):
         seq += 1
         checked["events"] += 1
         if event.seq != seq:
             yield f"events {seq} to {event.seq - 1} are missing"
         if event.previous_sha256 != previous:
             yield f"event {event.seq}: does not follow from the event before it"
-        if event.sha256 != events.event_sha256(event):
+        if event.sha256 != event_sha256(event):
             yield f"event {event.seq}: was altered (SHA-256)"
         seq, previous = event.seq, event.sha256
 
@@ -175,7 +168,7 @@ def _completions(db: Database, checked: Counter[str]) -> Iterator[str]:
 def _evaluations(db: Database, checked: Counter[str]) -> Iterator[str]:
     corpus = Corpus(db)
     for run in _runs(db):
-        for evaluation in corpus.evaluations(run.id):
+        for evaluation in corpus.evaluations.all(run.id):
             checked["evaluations"] += 1
             if (evaluation.finished_at is None) != (evaluation.metrics is None):
                 yield f"evaluation {evaluation.id}: has metrics and is not finished, or the reverse"
@@ -191,13 +184,13 @@ def _evaluations(db: Database, checked: Counter[str]) -> Iterator[str]:
 def _probes(db: Database, checked: Counter[str]) -> Iterator[str]:
     corpus = Corpus(db)
     for run in _runs(db):
-        for probe in corpus.probes(run.id):
+        for probe in corpus.probes.all(run.id):
             checked["probes"] += 1
             if probe.sha256 != probe_sha256(probe):
                 yield f"probe {probe.id}: was altered (SHA-256)"
-        for result_id in corpus.probe_result_ids(run.id):  # one at a time: each may hold megabytes
+        for result_id in corpus.probes.result_ids(run.id):  # one at a time: each may hold megabytes
             checked["probe results"] += 1
-            result = corpus.probe_result(result_id)
+            result = corpus.probes.result(result_id)
             if result is None or result.sha256 != probe_sha256(result):
                 yield f"probe result {result_id}: was altered (SHA-256)"
 
@@ -240,8 +233,8 @@ class _Story:
                 self.states[number] = "training"
                 for what in ("training output", "candidate", "evaluating input", "evaluating output", "deciding input"):
                     hashes.pop(what, None)
-            case "round_failed" | "round_paused":
-                self.states[number] = event.kind.removeprefix("round_")
+            case "round_failed":
+                self.states[number] = "failed"
             case "round_resumed":
                 self.states[number] = event.stage or ""
             case "round_decided":
@@ -262,7 +255,7 @@ class _Story:
 def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
     ledger, corpus = Ledger(db), Corpus(db)
     stories: dict[str, _Story] = defaultdict(_Story)
-    for event in events.every_event(db):
+    for event in Events(db).every():
         stories[event.run_id].read(event)
     for run in _runs(db):
         story = stories[run.id]
@@ -271,11 +264,13 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
         found = {"configuration": sha256_of(run.config)}
         if (run.state, run.reason) != ("idle", None) or "state" in story.hashes[0]:
             found["state"] = sha256_of([run.state, run.reason])
-        for evaluation in corpus.evaluations(run.id):
+        for evaluation in corpus.evaluations.all(run.id):
             if evaluation.metrics is not None:
                 found[f"evaluation {evaluation.id}"] = sha256_of(evaluation.metrics)
-                found[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(corpus.verdicts(evaluation.id))
-        found |= {f"{kind} {row['id']}": row["sha256"] for kind, row in corpus.probe_hashes(run.id)}
+                found[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(
+                    corpus.evaluations.verdicts(evaluation.id)
+                )
+        found |= {f"{kind} {row['id']}": row["sha256"] for kind, row in corpus.probes.hashes(run.id)}
         yield from _differences(f"run {run.name}", story.hashes[0], found)
         rounds = ledger.rounds(run.id)
         counted = Counter(round.state for round in rounds)
@@ -310,7 +305,7 @@ def _differences(whose: str, expected: dict[str, str], found: dict[str, str]) ->
 def _checkpoints(db: Database, run_dir: Path, checked: Counter[str]) -> Iterator[str]:
     ledger = Ledger(db)
     for run in _runs(db):
-        for checkpoint in ledger.checkpoints(run.id):
+        for checkpoint in ledger.checkpoints.all(run.id):
             checked["checkpoints"] += 1
             if manifest_sha256(checkpoint.manifest) != checkpoint.sha256:
                 yield f"checkpoint {checkpoint.sha256}: the manifest was altered (SHA-256)"

@@ -106,7 +106,7 @@ def _python() -> Line:
 def _sqlite() -> Line:
     from store.db import Database, scalar
 
-    db = Database(memory=True)
+    db = Database()
     version = str(scalar(db, "SELECT sqlite_version()"))
     if not scalar(db, "SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'"):
         return Line(
@@ -188,7 +188,7 @@ def _two_checkpoints(run_dir: Path) -> int:
 
     try:
         with reader(run_dir) as found:
-            return 2 * max(checkpoint.size_bytes for checkpoint in found.ledger.checkpoints(found.run.id))
+            return 2 * max(checkpoint.size_bytes for checkpoint in found.ledger.checkpoints.all(found.run.id))
     except (StoreError, ValueError):
         return 0
 

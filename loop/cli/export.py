@@ -87,9 +87,9 @@ def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
     from loop.publishing.exporting import Source, licences_in
 
     ledger, known = found.ledger, facts["base"]
-    first = ledger.checkpoint(found.run.base_checkpoint)
+    first = ledger.checkpoints.get(found.run.base_checkpoint)
     assert first is not None
-    over = ledger.checkpoint(row.base) if row.base else None
+    over = ledger.checkpoints.get(row.base) if row.base else None
     origin = {"origin": known["on_hub"] if known["fetched"] else known["source"], "revision": known["revision"]}
     base = Source(over, found.run_dir / over.path, "the base", **origin) if over else None
     return Source(

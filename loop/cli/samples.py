@@ -42,11 +42,11 @@ def samples_command(
     with reader(the_call().place().run_dir) as found:
         if suite is not None:
             known = list(
-                dict.fromkeys([*found.suites, *(one.suite_name for one in found.corpus.evaluations(found.run.id))])
+                dict.fromkeys([*found.suites, *(one.suite_name for one in found.corpus.evaluations.all(found.run.id))])
             )
             if suite not in known:
                 raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(known)}")
-        completions = found.corpus.search(
+        completions = found.corpus.search.find(
             run_id=found.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
         )
         answer = samples(found, completions)
@@ -90,7 +90,7 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
 
     problems: dict[str, Problem] = {}
     of_suites = {completion.evaluation_id for completion in completions if completion.evaluation_id}
-    evaluations = [one for one in found.corpus.evaluations(found.run.id) if one.id in of_suites]
+    evaluations = [one for one in found.corpus.evaluations.all(found.run.id) if one.id in of_suites]
     for name, sha256 in {(one.suite_name, one.suite_sha256) for one in evaluations}:
         loaded = the_call().load()
         for suite in loaded.config.suites:

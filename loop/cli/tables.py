@@ -19,7 +19,7 @@ from loop.words import clipped, count, decoding_words, duration, interval, rate,
 from store.records import Json
 
 WHO = ("base", "head", "candidate")
-STATES = {"kept": "kept", "rolled_back": "rolled back", "failed": "failed", "paused": "paused"}
+STATES = {"kept": "kept", "rolled_back": "rolled back", "failed": "failed"}
 STYLES = {"kept": "green", "rolled_back": "yellow", "failed": "red", "pass": "green", "fail": "yellow"}
 
 

@@ -136,7 +136,7 @@ class Commands:
             return _said(f"round {round} is already {word}" if pinned else f"round {round} is not pinned", False)
         if pinned and row.state != "present":
             raise LoopError(f"round {round}: its checkpoint is {row.state}; there is nothing to keep")
-        self.ledger.pin_checkpoint(row.sha256, pinned)
+        self.ledger.checkpoints.pin(row.sha256, pinned)
         return _said(f"{word} round {round}", True)
 
     def _round_number(self, run: Run, to: str | int) -> int:
@@ -161,7 +161,7 @@ class Commands:
                     f"round {number} is {round.state.replace('_', ' ')}; the head can move to a kept round or base"
                 )
             sha256 = round.candidate_checkpoint
-        row = self.ledger.checkpoint(sha256) if sha256 else None
+        row = self.ledger.checkpoints.get(sha256) if sha256 else None
         if row is None:
             raise LoopError(f"round {number} has no checkpoint yet")
         return row
@@ -181,7 +181,7 @@ class Commands:
                 f"the checkpoint of round {row.round} {how}; put its directory back to {path}, or choose another round"
             ) from None
         if not dry_run:
-            self.ledger.set_checkpoint_state(row.sha256, "present")
+            self.ledger.checkpoints.set_state(row.sha256, "present")
 
 
 def _said(text: str, changed: bool, **more: Any) -> Json:

@@ -226,7 +226,7 @@ class Service:
         decisions = self.session.ledger.last_verdicts(run.id, 1000)
         decides = (config.decide.suite, config.decide.split)
         rate = None
-        for evaluation in self.session.corpus.evaluations(run.id, run.head_checkpoint):
+        for evaluation in self.session.corpus.evaluations.all(run.id, run.head_checkpoint):
             if (evaluation.suite_name, evaluation.split) == decides and evaluation.metrics:
                 rate = evaluation.metrics["pass@1"]  # the last: that of a head, which its selection has not flattered
         num_hours = self.session.ledger.hours_of_work(run.id)
@@ -276,7 +276,7 @@ class Service:
         tail = 0
         while tail < len(attempts) and attempts[-1 - tail].finished_at is None:
             tail += 1
-        if tail and tail % MOST_VANISHED == 0 and not ledger.was_released_since_an_attempt(round.run_id):
+        if tail and tail % MOST_VANISHED == 0 and not ledger.events.was_released_since_an_attempt(round.run_id):
             reason = (
                 f"round {round.number}: the process vanished {tail} times in {round.stage} (killed? out of memory? power?); "
                 "look into the system's log, lower engine.batch_size or training.micro_batch_size, then `loopctl resume`"

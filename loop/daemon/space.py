@@ -53,7 +53,7 @@ def _row(max_new_tokens: int) -> int:
 def _weights(session: Session) -> int:
     """A full fine-tune writes what its parent weighs, in float32 if the base came in half of that."""
     run = session.run
-    rows = [session.ledger.checkpoint(sha256) for sha256 in {run.base_checkpoint, run.head_checkpoint}]
+    rows = [session.ledger.checkpoints.get(sha256) for sha256 in {run.base_checkpoint, run.head_checkpoint}]
     return int(WEIGHTS_MARGIN * max(row.size_bytes for row in rows if row))
 
 

@@ -116,10 +116,10 @@ class Background(Foreground):
 
         session, beat = self.session, self.beating.now
         run, config = session.run, session.loaded.config
-        measured = session.corpus.evaluations(run.id, run.head_checkpoint)
+        measured = session.corpus.evaluations.all(run.id, run.head_checkpoint)
         decides = (config.decide.suite, config.decide.split)
         rates = [e.metrics["pass@1"] for e in measured if e.metrics and (e.suite_name, e.split) == decides]
-        present = (row for row in session.ledger.checkpoints(run.id) if row.state == "present" and row.round)
+        present = (row for row in session.ledger.checkpoints.all(run.id) if row.state == "present" and row.round)
         return Snapshot(
             run=run.name,
             state=beat.state,

@@ -114,7 +114,7 @@ def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[Json, list[He
             "spent_s": {stage: round(seconds, 3) for stage, seconds in spent.items()},
             "round": open_round.number if open_round else None,
             "stage": open_round.stage if open_round else None,
-            "shared": len(store.ledger.events_of(now.id, EVENT)),
+            "shared": len(store.ledger.events.of(now.id, EVENT)),
         }
         if done >= experiment.rounds:
             found["state"] = "done"
@@ -165,7 +165,7 @@ def heads_of(store: Reader, run: ExperimentRun, suite: str) -> list[Head]:
         if checkpoint not in measured:
             rates = {
                 task: Fraction(round(rate * one.num_samples), one.num_samples)
-                for task, rate in store.corpus.pass_rates(one.id).items()
+                for task, rate in store.corpus.evaluations.pass_rates(one.id).items()
             }
             measured[checkpoint] = (rates, one.metrics or {})
         heads.append(Head(bool(round_ and round_.state == "kept"), *measured[checkpoint]))
@@ -177,7 +177,7 @@ def _evaluations(store: Reader, run: ExperimentRun, suite: str) -> dict[str, Eva
     split = run.config.decide.split if run.config.decide.suite == suite else "all"
     return {
         one.checkpoint: one
-        for one in store.corpus.evaluations(store.run.id)
+        for one in store.corpus.evaluations.all(store.run.id)
         if one.suite_name == suite and one.split == split and one.metrics is not None
     }
 
@@ -187,7 +187,7 @@ def _taken(run: ExperimentRun) -> list[Json]:
     with contextlib.suppress(StoreError), reader(run.run_dir) as store:
         return [
             {"stage": event.stage, "round": event.round, **{key: event.data[key] for key in ("key", "what", "ran_in")}}
-            for event in store.ledger.events_of(store.run.id, EVENT)
+            for event in store.ledger.events.of(store.run.id, EVENT)
         ]
     return []
 

@@ -30,6 +30,7 @@ from loop.system.signals import Stop
 from loop.system.trees import PR_SET_PDEATHSIG, prctl
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
 from store.db import DATABASE, open_database
+from store.durable import written
 from store.errors import StoreError
 from store.ledger import Ledger
 from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json
@@ -332,9 +333,8 @@ def prepare(experiment: Experiment, machine: Machine) -> None:
         make_directory(run.run_dir)
         text = run_text(run, experiment.base_dir, machine.num_threads)
         if not run.path.exists() or run.path.read_text(encoding="utf-8") != text:
-            partial = run.path.with_suffix(".partial")
-            partial.write_text(text, encoding="utf-8")
-            os.replace(partial, run.path)
+            with written(run.path) as file:
+                file.write(text.encode())
         membership = {
             "experiment": experiment.name,
             "arm": run.arm,

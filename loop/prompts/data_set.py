@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from loop.errors import ConfigError
+from store.durable import written
 
 _FORMATS = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
 _NAME_COLUMNS = ("id", "task_id", "question_id", "name")
@@ -28,16 +27,9 @@ def main() -> None:
     """See the module."""
     request, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     try:
-        with tempfile.NamedTemporaryFile("w", dir=out.parent, suffix=".tmp", encoding="utf-8", delete=False) as file:
-            try:
-                for row in rows(request):
-                    file.write(json.dumps(row) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, out)
-            except BaseException:
-                os.unlink(file.name)
-                raise
+        with written(out) as file:
+            for row in rows(request):
+                file.write(json.dumps(row).encode() + b"\n")
     except ConfigError as error:
         print(error)
         sys.exit(error.exit_code)

@@ -28,7 +28,7 @@ def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Jso
     from loop.reading.rounds import decision_of, rows, whole_round
 
     run, ledger = found.run, found.ledger
-    base = ledger.checkpoint(run.base_checkpoint)
+    base = ledger.checkpoints.get(run.base_checkpoint)
     assert base is not None
     answer = whole_round(found, number) if number else _of_the_base(found)
     assert answer is not None
@@ -134,13 +134,13 @@ def _detectable(gates: list[Json], config: Json) -> list[Json]:
 def _sandboxes(found: Reader, row: Checkpoint) -> list[str]:
     """Under which levels of isolation the solutions of the suite that decides ran."""
     evaluation = found.evaluations().newest.get((row.sha256, found.decider))
-    verdicts = found.corpus.verdicts(evaluation.id) if evaluation else []
+    verdicts = found.corpus.evaluations.verdicts(evaluation.id) if evaluation else []
     return sorted({verdict.sandbox for verdict in verdicts})
 
 
 def _example(found: Reader) -> Json | None:
     """How the suite that decides asks: its first problem."""
     evaluation = next((one for one in found.evaluations().by_id.values() if one.suite_name == found.decider), None)
-    problems = found.corpus.problems(evaluation.suite_sha256) if evaluation else []
+    problems = found.corpus.evaluations.problems(evaluation.suite_sha256) if evaluation else []
     prompt = found.corpus.prompt(problems[0].prompt_id) if problems else None
     return prompt.content if prompt else None

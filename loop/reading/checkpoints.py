@@ -25,7 +25,7 @@ def checkpoint_named(ledger: Ledger, run: Run, name: str) -> Checkpoint:
         if round is None:
             raise LoopError(f"there is no round {name}; `loopctl rounds` lists them")
         sha256 = round.candidate_checkpoint
-    row = ledger.checkpoint(sha256) if sha256 else None
+    row = ledger.checkpoints.get(sha256) if sha256 else None
     if row is None:
         raise LoopError(f"round {name} has no checkpoint yet")
     if row.state != "present":
@@ -42,7 +42,7 @@ def in_words(row: Checkpoint) -> str:
 
 def final_result(ledger: Ledger, run_id: str) -> Event | None:
     """What the final split has shown, if it was opened."""
-    return ledger.last_event_of(run_id, FINAL_OPENED)
+    return ledger.events.last_of(run_id, FINAL_OPENED)
 
 
 def lineage(found: Reader, number: int) -> list[int]:
@@ -51,7 +51,7 @@ def lineage(found: Reader, number: int) -> list[int]:
     while number:
         numbers.append(number)
         round = found.ledger.round(found.run.id, number)
-        parent = found.ledger.checkpoint(round.parent_checkpoint) if round else None
+        parent = found.ledger.checkpoints.get(round.parent_checkpoint) if round else None
         number = parent.round if parent else 0
     return numbers[::-1]
 

@@ -70,14 +70,14 @@ class Reader:
     def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
         """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""
         if evaluation.id not in self._rates:
-            counts = self.corpus.counts(evaluation.id)
+            counts = self.corpus.evaluations.counts(evaluation.id)
             self._rates[evaluation.id] = {task_id: Fraction(passed, num) for task_id, (passed, num) in counts.items()}
         return self._rates[evaluation.id]
 
     def evaluations(self) -> Evaluations:
         """All that are finished. Of a suite in parts only the one that is looked at in every round."""
         first = ("all", self.run.config["decide"]["split"])
-        found = [one for one in self.corpus.evaluations(self.run.id) if one.metrics is not None]
+        found = [one for one in self.corpus.evaluations.all(self.run.id) if one.metrics is not None]
         return Evaluations(
             self.ledger,
             {one.id: one for one in found},

@@ -155,7 +155,7 @@ def all_of(found: Reader, round: Round, decision: DecisionRow | None, evaluation
                 "output": _short_output(stage.output),
             }
         )
-    head = ledger.checkpoint(round.parent_checkpoint)
+    head = ledger.checkpoints.get(round.parent_checkpoint)
     return row(found, round, decision, evaluations) | {
         "head_round": head.round if head else 0,
         "head_after": decision.head_after if decision else None,

@@ -113,7 +113,9 @@ def status_of(found: Reader, planned: int | None = None) -> Json:
         },
         "trend": [
             {"round": row["round"], "state": row["state"], "pass@1": row["rate"]}
-            for row in found.corpus.last_rates(run.id, found.decider, run.config["decide"]["split"], MOST_POINTS)
+            for row in found.corpus.evaluations.last_rates(
+                run.id, found.decider, run.config["decide"]["split"], MOST_POINTS
+            )
         ],
         "corpus": {"completions": run.num_completions, "bytes": run.completion_bytes},
         "next_due": as_rfc3339(mine.next_due_at) if mine and mine.next_due_at is not None else None,
@@ -173,14 +175,14 @@ def _measured(found: Reader, checkpoint: str) -> Evaluation | None:
     """The figures of a checkpoint on the suite that decides."""
     done = [
         one
-        for one in found.corpus.evaluations(found.run.id, checkpoint)
+        for one in found.corpus.evaluations.all(found.run.id, checkpoint)
         if (one.suite_name, one.split) == (found.decider, found.run.config["decide"]["split"]) and one.metrics
     ]
     return done[-1] if done else None
 
 
 def _checkpoint(found: Reader, sha256: str, number: int, evaluation: Evaluation | None) -> Json:
-    row = found.ledger.checkpoint(sha256)
+    row = found.ledger.checkpoints.get(sha256)
     metrics = evaluation.metrics if evaluation and evaluation.metrics else {}
     return {
         "checkpoint": sha256,
@@ -195,7 +197,7 @@ def _checkpoint(found: Reader, sha256: str, number: int, evaluation: Evaluation 
 
 def _round_now(found: Reader, last: Round | None, beat: Heartbeat | None, now: float) -> Json | None:
     """The round that is open, whether or not anything works on it."""
-    if last is None or last.state not in (*ACTIVE, "paused"):
+    if last is None or last.state not in ACTIVE:
         return None
     attempts = found.ledger.attempts(found.run.id, last.number, last.stage)
     known = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None
@@ -234,7 +236,7 @@ def _last_decision(found: Reader) -> Json | None:
 
 def _last_error(found: Reader, last: Round | None) -> Json | None:
     """The newest failure of an attempt; `current` until its stage is done, or, where that failed, the round after it."""
-    event = found.ledger.last_failed_attempt(found.run.id, NUM_EVENTS)
+    event = found.ledger.events.last_failed_attempt(found.run.id, NUM_EVENTS)
     if event is None or event.round is None:
         return None
     stages = found.ledger.stages(found.run.id, event.round)
@@ -299,7 +301,7 @@ def _wanted_bytes(found: Reader) -> int:
     """What stays free by configuration, and about what the next checkpoint takes: as much as the head, unless that is
     the base of adapters.
     """
-    head, config = found.ledger.checkpoint(found.run.head_checkpoint), found.run.config
+    head, config = found.ledger.checkpoints.get(found.run.head_checkpoint), found.run.config
     adapters = config["training"]["method"] == "lora" and not config["training"]["lora"]["merge"]
     following = 0 if head is None or (adapters and head.kind == "full") else head.size_bytes
     return int(config.get("storage", {}).get("min_free_bytes", LOW_DISK_BYTES)) + following

@@ -103,9 +103,11 @@ def _suite(
     for split, measured in splits.items():
         counts: dict[str, list[list[int]]] = {}
         for column, one in measured:
-            for task_id, (passed, num) in found.corpus.counts(one.id).items():
+            for task_id, (passed, num) in found.corpus.evaluations.counts(one.id).items():
                 counts.setdefault(task_id, []).append([column, passed, num])
-        problems = [one for one in found.corpus.problems(measured[0][1].suite_sha256) if one.task_id in counts]
+        problems = [
+            one for one in found.corpus.evaluations.problems(measured[0][1].suite_sha256) if one.task_id in counts
+        ]
         shown = problems[: max(1, MOST_CELLS // len(measured))]
         answers = _answers(found, _by_change(shown, counts), measured, texts, texts.num_bytes + room / len(splits))
         yield {
@@ -154,7 +156,7 @@ def _answers(
         for problem in problems:
             if texts.num_bytes > until:
                 return answers
-            for id, row in found.corpus.answers(columns, problem.task_id, sample).items():
+            for id, row in found.corpus.evaluations.answers(columns, problem.task_id, sample).items():
                 detail = texts.place(row["detail"], MOST_LETTERS_OF_DETAIL) if row["detail"] else None
                 known = [
                     texts.place(row["text"], most),

@@ -95,7 +95,7 @@ def _facts(found: Reader, place: Place) -> Json:
         "losses": _losses(found, whole),
         "amounts": _amounts(found, rounds),
         "browser": browser(found, whole, evaluations),
-        "lineage": [_checkpoint(row, run.head_checkpoint, whole) for row in ledger.checkpoints(run.id)],
+        "lineage": [_checkpoint(row, run.head_checkpoint, whole) for row in ledger.checkpoints.all(run.id)],
     }
 
 
@@ -152,7 +152,7 @@ def _amounts(found: Reader, rounds: Sequence[Json]) -> list[Json]:
     """Of each round: seconds by stage, tokens sampled, trained on and evaluated, completions."""
     totals = {row["round"]: row for row in found.corpus.corpus_totals(found.run.id)}
     evaluated: dict[int, float] = {}
-    for one in found.corpus.evaluations(found.run.id):
+    for one in found.corpus.evaluations.all(found.run.id):
         metrics = one.metrics or {}
         if metrics.get("mean_tokens") is not None:  # of problems with equally many samples: that of all completions
             tokens = metrics["mean_tokens"] * metrics.get("num_completions", 0)

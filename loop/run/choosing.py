@@ -83,7 +83,7 @@ def past_rounds(session: Session, round: Round) -> list[PastRound]:
     sha256: str | None = round.parent_checkpoint
     while sha256 is not None and sha256 not in heads:
         heads.add(sha256)
-        row = ledger.checkpoint(sha256)
+        row = ledger.checkpoints.get(sha256)
         sha256 = row.parent if row else None
     return [
         _described(session, earlier)

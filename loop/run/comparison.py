@@ -34,7 +34,7 @@ class Comparison:
     @property
     def head_round(self) -> int:
         """Whose seeds and whose order of problems are used."""
-        row = self.session.ledger.checkpoint(self.checkpoints["head"])
+        row = self.session.ledger.checkpoints.get(self.checkpoints["head"])
         assert row is not None
         return row.round
 
@@ -98,7 +98,7 @@ class Comparison:
         self.opened, self.diagnosis = dict(opened), diagnosis
         for name, id in evaluations.items():
             who, suite, split = name.split("/", 2)
-            found = self.session.corpus.evaluation(id)
+            found = self.session.corpus.evaluations.get(id)
             assert found is not None
             self.done[who, suite, split] = found
         return self
@@ -126,7 +126,7 @@ class Comparison:
                    if (suite_name, split) == (name, policy.split)}  # fmt: skip
         if (base := self._base()) is not None and base.metrics:
             figures["base"] = base.metrics
-        candidate = session.ledger.checkpoint(self.checkpoints["candidate"])
+        candidate = session.ledger.checkpoints.get(self.checkpoints["candidate"])
         before = session.ledger.last_decision(self.round.run_id)
         run = session.run
         return evidence(
@@ -146,7 +146,7 @@ class Comparison:
         run = self.session.run
         same = [
             one
-            for one in self.session.corpus.evaluations(run.id, run.base_checkpoint)
+            for one in self.session.corpus.evaluations.all(run.id, run.base_checkpoint)
             if (one.suite_name, one.split) == (self.session.decider.config.name, self.session.policy.split)
             and one.metrics
         ]
@@ -160,7 +160,7 @@ class Comparison:
             sides["base"] = base
         measured = {
             who: Measured(
-                outcomes_of(self.session.corpus.verdicts(one.id)),
+                outcomes_of(self.session.corpus.evaluations.verdicts(one.id)),
                 {
                     "suite_sha256": one.suite_sha256,
                     "decode_settings_id": one.decode_settings_id,

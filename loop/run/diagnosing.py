@@ -65,12 +65,12 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
     """Have a checkpoint follow the probe, unless that is stored. It costs least while a worker serves these weights."""
     settings, corpus = session.loaded.config.diagnosis, session.corpus
     result_id = _result_id(session, checkpoint)
-    if not settings.num_prompts or corpus.has_probe_result(result_id):
+    if not settings.num_prompts or corpus.probes.has_result(result_id):
         return
     base = session.run.base_checkpoint
     if checkpoint != base:
         measure(session, round, base)  # says which tokens are followed
-    probe = corpus.probe(_probe_id(session)) or _shared_probe(session, round)
+    probe = corpus.probes.get(_probe_id(session)) or _shared_probe(session, round)
     at: list[Any] = [None] * len(probe.sequences)
     if checkpoint != base:
         at = [record["at"] for record in _result(session, base).records]
@@ -78,7 +78,7 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
         Forced(id=str(index), prompt_token_ids=one["prompt_token_ids"], token_ids=one["token_ids"], at=tokens)
         for index, (one, tokens) in enumerate(zip(probe.sequences, at, strict=True))
     ]
-    row = session.ledger.checkpoint(checkpoint)
+    row = session.ledger.checkpoints.get(checkpoint)
     assert row is not None, checkpoint
     who = f"round {row.round}" if row.round else "the base"
     what = f"locks and forks of {who}"
@@ -95,7 +95,7 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
                 batch = texts[start : start + TEXTS_AT_ONCE]
                 for probed in prober.probe(batch, _truncation(session), settings.top):
                     records |= {int(one.id): _record(one, checkpoint == base) for one in probed}
-            corpus.add_probe_result(
+            corpus.probes.add_result(
                 ProbeResult(
                     id=result_id,
                     probe_id=probe.id,
@@ -116,7 +116,7 @@ def _shared_probe(session: Session, round: Round) -> Probe:
         if not ours.take_probe(_probe_id(session)):
             _write_probe(session, round)
             ours.done(probe=_probe_id(session))
-    probe = session.corpus.probe(_probe_id(session))
+    probe = session.corpus.probes.get(_probe_id(session))
     assert probe is not None
     return probe
 
@@ -165,7 +165,7 @@ def _write_probe(session: Session, round: Round) -> Probe:
             for prompt_id in asked
         ],
     )
-    session.corpus.add_probe(probe)
+    session.corpus.probes.add(probe)
     session.safe_point()
     return probe
 
@@ -217,7 +217,7 @@ def _result_id(session: Session, checkpoint: str) -> str:
 
 
 def _result(session: Session, checkpoint: str) -> ProbeResult:
-    found = session.corpus.probe_result(_result_id(session, checkpoint))
+    found = session.corpus.probes.result(_result_id(session, checkpoint))
     assert found is not None, "measured before"
     return found
 

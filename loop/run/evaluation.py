@@ -49,7 +49,7 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
     corpus = session.corpus
     params = params_of(suite.config)
     settings = corpus.add_decode_settings(params.model_dump(mode="json"))
-    evaluation = corpus.begin_evaluation(
+    evaluation = corpus.evaluations.begin(
         Evaluation(
             id=evaluation_id(session, suite, part, checkpoint),
             run_id=session.run_id,
@@ -71,8 +71,8 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
     label = f"{who} on {suite.config.name} ({decoding_in_words(suite.config)})"
     if part.split not in ("all", session.policy.split):
         label = f"{who} on {suite.config.name} ({part.split}, {decoding_in_words(suite.config)})"
-    corpus.reopen_evaluation(evaluation.id)
-    row = session.ledger.checkpoint(checkpoint)
+    corpus.evaluations.reopen(evaluation.id)
+    row = session.ledger.checkpoints.get(checkpoint)
     whose = f"round {row.round}" if row and row.round else "the base"
     what = label.replace(who, whose, 1)
     with turn(session, number, "evaluating", what, checkpoint, **_inputs(session, suite, part)) as ours:
@@ -92,8 +92,8 @@ def _evaluate(
     corpus, params, evaluation_id = session.corpus, params_of(suite.config), lineage.evaluation_id
     ours.take_answers(planned, lineage)
     wanted = {item.id for item in planned}
-    done = corpus.evaluation_completion_ids(evaluation_id)
-    graded = corpus.graded_ids(evaluation_id) & wanted
+    done = corpus.evaluations.completion_ids(evaluation_id)
+    graded = corpus.evaluations.graded_ids(evaluation_id) & wanted
     num_graded, sampling = len(graded), False
 
     def sampled() -> Iterator[Completion]:
@@ -125,15 +125,15 @@ def _evaluate(
         waiting.append(verdict)
         num_graded += 1
         if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(wanted):
-            corpus.add_verdicts(waiting)
+            corpus.evaluations.add_verdicts(waiting)
             waiting = []
             session.safe_point()
         if not sampling:
             session.watch.progress(num_graded, len(wanted))
-    verdicts = [verdict for verdict in corpus.verdicts(evaluation_id) if verdict.completion_id in wanted]
+    verdicts = [verdict for verdict in corpus.evaluations.verdicts(evaluation_id) if verdict.completion_id in wanted]
     assert len(verdicts) == len(wanted), f"{len(verdicts)} verdicts for {len(wanted)} completions"
     measured = figures(verdicts, completions_of(session, evaluation_id, wanted), suite.config.pass_at)
-    finished = corpus.finish_evaluation(evaluation_id, measured)
+    finished = corpus.evaluations.finish(evaluation_id, measured)
     ours.done(evaluation=evaluation_id)
     return finished
 

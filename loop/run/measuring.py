@@ -68,7 +68,7 @@ def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, dr
     open_round = session.ledger.open_round(session.run_id)
     number = open_round.number if open_round else last.number + 1 if last else 1
     done = evaluate(session, number, row.sha256, variant, Part(split, problems, seed), in_words(row))
-    return Seen(done, outcomes_of(session.corpus.verdicts(done.id)))
+    return Seen(done, outcomes_of(session.corpus.evaluations.verdicts(done.id)))
 
 
 def _problems(suite: Yardstick, split: str, at_least: int = 1) -> list[Problem]:
@@ -151,7 +151,7 @@ def aa(session: Session, row: Checkpoint) -> Json:
         "collapse": _collapse(session, signals),
         "evaluations": [first.evaluation.id, second.evaluation.id],
     }
-    session.ledger.append_news(session.run_id, AA_MEASURED, row.round, **answer)
+    session.ledger.events.append_news(session.run_id, AA_MEASURED, row.round, **answer)
     return answer | {"round": row.round}
 
 
@@ -202,7 +202,7 @@ def _signals_by_task(session: Session, suite: Yardstick, seen: Seen) -> dict[str
     """Each problem's part of a signal: the signal is the mean over problems."""
     id = seen.evaluation.id
     completions = session.corpus.completions(session.run_id, evaluation_id=id)
-    return signals_by_problem(session.corpus.verdicts(id), completions, max(suite.config.pass_at))
+    return signals_by_problem(session.corpus.evaluations.verdicts(id), completions, max(suite.config.pass_at))
 
 
 def _collapse(session: Session, signals: Mapping[str, SignalNoise]) -> Json:
@@ -291,7 +291,7 @@ def may_open_final(suite: SuiteConfig, split: str, confirm: str | None) -> None:
 
 def may_be_final(ledger: Ledger, run: Run) -> Literal["new", "begun"]:
     """Whether opening the final split would begin now or go on. LoopError where the head is the base."""
-    if ledger.last_event_of(run.id, FINAL_BEGUN) is not None:
+    if ledger.events.last_of(run.id, FINAL_BEGUN) is not None:
         return "begun"
     if run.head_checkpoint == run.base_checkpoint:
         raise LoopError("the head is the base: there is no gain to measure, and the final split can be opened once")
@@ -310,10 +310,10 @@ def final(session: Session) -> Event:
         return known
     _problems(suite, FINAL)
     if may_be_final(ledger, run) == "new":
-        ledger.append_event(run.id, FINAL_BEGUN, run.head_round, head=run.head_checkpoint, base=run.base_checkpoint)
-    begun = ledger.last_event_of(run.id, FINAL_BEGUN)
+        ledger.events.append(run.id, FINAL_BEGUN, run.head_round, head=run.head_checkpoint, base=run.base_checkpoint)
+    begun = ledger.events.last_of(run.id, FINAL_BEGUN)
     assert begun is not None
-    rows = {who: ledger.checkpoint(begun.data[who]) for who in ("base", "head")}
+    rows = {who: ledger.checkpoints.get(begun.data[who]) for who in ("base", "head")}
     seen: dict[str, Seen] = {}
     for who, row in rows.items():
         assert row is not None, who
@@ -322,6 +322,6 @@ def final(session: Session) -> Event:
         who: {"checkpoint": row.sha256, "round": row.round, **seen[who].figures} for who, row in rows.items() if row
     }
     result = _where(session, suite, FINAL) | sides | _paired(seen["head"], seen["base"])
-    return ledger.append_event(
+    return ledger.events.append(
         run.id, FINAL_OPENED, begun.round, **result, evaluations={who: one.evaluation.id for who, one in seen.items()}
     )

@@ -123,7 +123,7 @@ def _run(
     run = ledger.run()
     if run is not None:
         _same_run(run, settings, inputs, loaded)
-        base = ledger.checkpoint(run.base_checkpoint)
+        base = ledger.checkpoints.get(run.base_checkpoint)
         if base and not Path(base.path).exists():  # a cache was cleared, or the run has been moved
             directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
             if str(directory) != base.path:
@@ -131,7 +131,7 @@ def _run(
                     verify(directory, base.manifest)
                 except DamagedCheckpoint as damage:
                     raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
-                ledger.move_checkpoint(base.sha256, str(directory))
+                ledger.checkpoints.move(base.sha256, str(directory))
         return run
     if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
         raise LoopError(
@@ -160,7 +160,7 @@ def _run(
     corpus.add_prompts(prompts)
     for suite in suites:
         corpus.add_prompts(suite.prompts.values())
-        corpus.add_suite(suite.row, suite.problems)
+        corpus.evaluations.add_suite(suite.row, suite.problems)
     identity = sha256_of([config_sha256(loaded.config), inputs])
     return ledger.create_run(loaded.config.name, settings | {"inputs": inputs}, identity, loaded.config.seed, base)
 

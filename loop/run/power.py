@@ -72,7 +72,7 @@ def sights(session: Session) -> list[Sight]:
 
 def known_variance(session: Session, gate: Improvement) -> tuple[float, str] | None:
     """The variance within problems and where it is known from: measured by `aa`, a decision, or guessed."""
-    measured = session.ledger.last_event_of(session.run_id, AA_MEASURED)
+    measured = session.ledger.events.last_of(session.run_id, AA_MEASURED)
     if measured is not None and measured.data.get("metric") == gate.metric:
         return float(measured.data["variance_within"]), "measured"
     decided = session.ledger.last_decision(session.run_id)

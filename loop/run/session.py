@@ -82,7 +82,7 @@ class Session:
     def index_texts(self) -> None:
         """Let what was written be found by its text. A round does not fail because that cannot be done."""
         try:
-            for _ in self.corpus.index_texts():
+            for _ in self.corpus.search.index():
                 self.engines.pulse()
         except StoreError as error:
             self.watch.note(f"the full-text index could not be brought up to date: {error}")
@@ -116,7 +116,7 @@ class Session:
 
         A damaged one is set aside, and the error says what to do.
         """
-        row = self.ledger.checkpoint(sha256)
+        row = self.ledger.checkpoints.get(sha256)
         assert row is not None, sha256
         path = self.loaded.run_dir / row.path  # an absolute path stays as it is
         try:
@@ -127,7 +127,7 @@ class Session:
         except DamagedCheckpoint as damage:
             if not row.round:
                 raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
-            self.ledger.set_checkpoint_state(sha256, "quarantined")
+            self.ledger.checkpoints.set_state(sha256, "quarantined")
             aside = f" (set aside as {quarantine(path)})" if path.exists() else ""
             raise LostWeights(f"checkpoint of round {row.round} is damaged: {damage}{aside}", row) from None
         base = self.weights(row.base) if row.base else None

@@ -97,12 +97,12 @@ class Turn:
             return False
         theirs_id: str = self.entry["probe"]
         with self._source() as source:
-            theirs = next(self._read(lambda: [source.probe(theirs_id)]), None) if source else None
+            theirs = next(self._read(lambda: [source.probes.get(theirs_id)]), None) if source else None
             if theirs is not None and theirs.sha256 == probe_sha256(theirs):
                 with transaction(self.session.ledger.db):
-                    self.session.corpus.add_probe(replace(theirs, id=probe_id, run_id=self.session.run_id))
+                    self.session.corpus.probes.add(replace(theirs, id=probe_id, run_id=self.session.run_id))
                     self._say(probe=theirs_id)
-        return self.session.corpus.probe(probe_id) is not None
+        return self.session.corpus.probes.get(probe_id) is not None
 
     def take_probe_result(self, result_id: str, probe_id: str, round: int) -> bool:
         """What a checkpoint gave on them."""
@@ -110,13 +110,13 @@ class Turn:
             return False
         theirs_id: str = self.entry["probe_result"]
         with self._source() as source:
-            theirs = next(self._read(lambda: [source.probe_result(theirs_id)]), None) if source else None
+            theirs = next(self._read(lambda: [source.probes.result(theirs_id)]), None) if source else None
             if theirs is not None and theirs.sha256 == probe_sha256(theirs):
                 ours = replace(theirs, id=result_id, probe_id=probe_id, run_id=self.session.run_id, round=round)
                 with transaction(self.session.ledger.db):
-                    self.session.corpus.add_probe_result(ours)
+                    self.session.corpus.probes.add_result(ours)
                     self._say(probe_result=theirs_id)
-        return self.session.corpus.has_probe_result(result_id)
+        return self.session.corpus.probes.has_result(result_id)
 
     def say(self) -> None:
         """The event of what was taken; for the transaction that ends the stage."""
@@ -172,7 +172,7 @@ class Turn:
         corpus, wanted = self.session.corpus, {item.id for item in planned}
         if lineage.evaluation_id is None:
             return wanted <= corpus.existing_ids(lineage.run_id, lineage.round)
-        return wanted <= corpus.graded_ids(lineage.evaluation_id)
+        return wanted <= corpus.evaluations.graded_ids(lineage.evaluation_id)
 
     def _take_completions(
         self, source: Corpus, planned: Sequence[Planned], lineage: Lineage
@@ -181,7 +181,7 @@ class Turn:
         assert self.entry is not None
         corpus, asked = self.session.corpus, {(item.prompt.id, item.sample_index): item for item in planned}
         done = (
-            corpus.evaluation_completion_ids(lineage.evaluation_id)
+            corpus.evaluations.completion_ids(lineage.evaluation_id)
             if lineage.evaluation_id
             else corpus.existing_ids(lineage.run_id, lineage.round)
         )
@@ -228,7 +228,7 @@ class Turn:
     def _take_verdicts(self, source: Corpus, theirs: dict[str, tuple[str, str]], evaluation_id: str) -> None:
         assert self.entry is not None
         corpus, theirs_id = self.session.corpus, self.entry["evaluation"]
-        graded = corpus.graded_ids(evaluation_id)
+        graded = corpus.evaluations.graded_ids(evaluation_id)
         same = {
             theirs[one.id][1]: one.id
             for one in corpus.completions(self.session.run_id, evaluation_id=evaluation_id)
@@ -239,12 +239,12 @@ class Turn:
                 evaluation_id, one.task_id, one.sample_index, same[one.completion_id], one.verdict, one.detail,
                 one.duration_s, one.sandbox,
             )
-            for one in self._read(lambda: source.verdicts(theirs_id))
+            for one in self._read(lambda: source.evaluations.verdicts(theirs_id))
             if one.completion_id in same and one.verdict != "harness_error"
         ]  # fmt: skip
         for start in range(0, len(verdicts), AT_ONCE):
             with transaction(self.session.ledger.db):
-                corpus.add_verdicts(verdicts[start : start + AT_ONCE])
+                corpus.evaluations.add_verdicts(verdicts[start : start + AT_ONCE])
                 self._say()
             self.session.safe_point()
 
@@ -263,8 +263,8 @@ class Turn:
 
     def _event(self, took: Json) -> None:
         ledger, run_id = self.session.ledger, self.session.run_id
-        if all(event.data["key"] != took["key"] for event in ledger.events_of(run_id, EVENT, self.number)):
-            ledger.append_event(run_id, EVENT, self.number, self.stage, **took)
+        if all(event.data["key"] != took["key"] for event in ledger.events.of(run_id, EVENT, self.number)):
+            ledger.events.append(run_id, EVENT, self.number, self.stage, **took)
 
     def _refuse(self, why: str) -> None:
         assert self.entry is not None
@@ -287,7 +287,7 @@ def turn(
         yield Turn(session, number, stage, what)
         return
     names = TRAINER_SETTINGS if stage == "training" else SAMPLER_SETTINGS
-    row = session.ledger.checkpoint(checkpoint)
+    row = session.ledger.checkpoints.get(checkpoint)
     weights = [checkpoint, row.base if row else None]  # an adapter alone says nothing
     engine = session.engines.settings.model_dump(mode="json", include=set(names)) | {"gpu": _has_gpu()}
     if stage != "training" and session.engines.kind.offered_by is not None:
@@ -313,7 +313,7 @@ def taken_in(session: Session, number: int, stage: StageName) -> list[Json]:
     """What a stage took from other runs so far."""
     if session.shared is None:
         return []
-    return [event.data for event in session.ledger.events_of(session.run_id, EVENT, number) if event.stage == stage]
+    return [event.data for event in session.ledger.events.of(session.run_id, EVENT, number) if event.stage == stage]
 
 
 @cache

@@ -43,7 +43,7 @@ def mark(run_dir: Path) -> Mark:
     try:
         db = open_database(run_dir / "loop.db", read_only=True)
         try:
-            last = Ledger(db).last_event()
+            last = Ledger(db).events.last()
             history: tuple[Any, ...] = (last.seq, last.sha256) if last else (0,)
         finally:
             db.close()

@@ -25,6 +25,7 @@ from loop.reading.checkpoints import decoding_of, public
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import whole_round
 from store.canonical import sha256_of
+from store.durable import written
 from store.records import Json
 
 QUIET = {
@@ -287,9 +288,8 @@ def bring_up_to_date(name: str, run_dir: Path, project: str, *, anew: bool = Fal
             figures = figures_of(found, number)
         tracker.log(number, figures)
     tracker.close()
-    scratch = note.with_suffix(".tmp")
-    scratch.write_text(json.dumps(whole))
-    scratch.replace(note)
+    with written(note) as file:
+        file.write(json.dumps(whole).encode())
     return len(lacking)
 
 

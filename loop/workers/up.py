@@ -16,7 +16,8 @@ from typing import Any, Protocol
 import psutil
 
 from loop.config.loading import LoadedConfig
-from loop.config.settings import Engine, Training
+from loop.config.machine import Engine
+from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, EngineConfig, Progress
 from loop.engines.by_name import AUTO, sampler_kind
 from loop.errors import ConfigError, EngineError

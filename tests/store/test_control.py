@@ -28,9 +28,9 @@ def test_a_hold_stands_until_it_is_released_and_saying_it_twice_changes_nothing(
     world = World()
     ledger, run = world.ledger, world.run.id
     assert ledger.hold_run(run, "user", "paused by hand")
-    before = ledger.last_event()
+    before = ledger.events.last()
     assert not ledger.hold_run(run, "user", "again") and not ledger.hold_run(run, "failure", "and a failure")
-    assert ledger.last_event() == before
+    assert ledger.events.last() == before
     assert Ledger(world.db).control(run).hold_reason == "paused by hand"
     assert ledger.release_run(run) and not ledger.release_run(run)
     assert ledger.control(run).held_by is None
@@ -43,8 +43,8 @@ def test_a_wish_for_another_head_waits_for_an_open_round_and_is_fulfilled_once()
     ledger, run = world.ledger, world.run.id
     round = ledger.begin_round(run)
     assert not ledger.ask_head(run, 0, "looks bad")
-    before = ledger.last_event()
-    assert not ledger.ask_head(run, 0, "looks bad") and ledger.last_event() == before
+    before = ledger.events.last()
+    assert not ledger.ask_head(run, 0, "looks bad") and ledger.events.last() == before
     assert ledger.run_of(run).head_round == 1 and ledger.control(run).wanted_head == 0
     assert ledger.move_head(run, 0, "looks bad").head_round == 0
     assert ledger.control(run).wanted_head is None

@@ -59,8 +59,8 @@ def test_canonical_json_does_not_depend_on_order_or_key_type() -> None:
 @given(ANY_JSON, ANY_TEXT)
 def test_events_hold_any_value(value: Any, kind: str) -> None:
     world = World()
-    event = world.ledger.append_event(world.run.id, kind, 1, None, value=value)
-    assert event.data == {"value": value} and world.ledger.last_event() == event
+    event = world.ledger.events.append(world.run.id, kind, 1, None, value=value)
+    assert event.data == {"value": value} and world.ledger.events.last() == event
 
 
 @settings(max_examples=60)
@@ -171,7 +171,7 @@ def test_search_takes_text_literally_and_gives_the_newest_first() -> None:
     world.corpus.add_completions([world.completion(n, text=text) for n, text in enumerate(texts)])
 
     def found(text: str, **where: Any) -> list[str]:
-        return [c.text for c in world.corpus.search(text=text, **where)]
+        return [c.text for c in world.corpus.search.find(text=text, **where)]
 
     for text, expected in {
         "0% s": ["100% sure"],
@@ -185,7 +185,7 @@ def test_search_takes_text_literally_and_gives_the_newest_first() -> None:
         "' OR 1=1 --": [],
     }.items():
         assert found(text) == expected
-    assert [c.text for c in world.corpus.search(limit=2)] == texts[:-3:-1]
+    assert [c.text for c in world.corpus.search.find(limit=2)] == texts[:-3:-1]
     assert found("sure", prompt_id="prompt/1") == ["100 sure"] == found("sure", prompt_id=prompt(1).id)
     assert found("sure", round=2) == [] == found("sure", run_id="another")
 
@@ -208,11 +208,11 @@ def test_an_evaluation_from_beginning_to_end() -> None:
     evaluation = world.evaluation()
     assert world.evaluation(round=2) == evaluation, "beginning again finds it as it was"
     with pytest.raises(Conflict):
-        world.corpus.begin_evaluation(dataclasses.replace(evaluation, seed=8))
+        world.corpus.evaluations.begin(dataclasses.replace(evaluation, seed=8))
     batch = [world.completion(n, id=f"e{n}", evaluation_id=evaluation.id) for n in range(10)]
     assert world.corpus.add_completions(batch) == 10
-    assert world.corpus.evaluation_completion_ids(evaluation.id) == {c.id for c in batch}
-    assert world.corpus.existing_ids(world.run.id, 1) == set() == set(world.corpus.search())
+    assert world.corpus.evaluations.completion_ids(evaluation.id) == {c.id for c in batch}
+    assert world.corpus.existing_ids(world.run.id, 1) == set() == set(world.corpus.search.find())
     run = world.ledger.run()
     assert run and run.num_completions == 0, "evaluations are not the corpus"
     assert len(list(world.corpus.completions(world.run.id, evaluation_id=evaluation.id))) == 10
@@ -220,50 +220,54 @@ def test_an_evaluation_from_beginning_to_end() -> None:
     def verdict(n: int, outcome: Any = "passed") -> Verdict:
         return Verdict(evaluation.id, f"t/{n}", 0, f"e{n}", outcome, "saw \0\ud800", 0.1, "bubblewrap")
 
-    assert world.corpus.add_verdicts([verdict(0), verdict(1, "harness_error")]) == 2
-    assert world.corpus.graded_ids(evaluation.id) == {"e0"}
-    assert world.corpus.add_verdicts([verdict(0), verdict(1, "failed"), verdict(2)]) == 2
+    assert world.corpus.evaluations.add_verdicts([verdict(0), verdict(1, "harness_error")]) == 2
+    assert world.corpus.evaluations.graded_ids(evaluation.id) == {"e0"}
+    assert world.corpus.evaluations.add_verdicts([verdict(0), verdict(1, "failed"), verdict(2)]) == 2
     for bad in (verdict(0, "failed"), dataclasses.replace(verdict(3), completion_id="e4x"), verdict(3, "great")):
         with pytest.raises(StoreError):
-            world.corpus.add_verdicts([verdict(4), bad])
+            world.corpus.evaluations.add_verdicts([verdict(4), bad])
     with pytest.raises(StoreError, match="not a problem of the suite"):
-        world.corpus.add_verdicts([verdict(4), dataclasses.replace(verdict(3), task_id="elsewhere")])
-    assert [(v.task_id, v.verdict, v.split) for v in world.corpus.verdicts(evaluation.id)] == [
+        world.corpus.evaluations.add_verdicts([verdict(4), dataclasses.replace(verdict(3), task_id="elsewhere")])
+    assert [(v.task_id, v.verdict, v.split) for v in world.corpus.evaluations.verdicts(evaluation.id)] == [
         ("t/0", "passed", "select"),
         ("t/1", "failed", "confirm"),
         ("t/2", "passed", "select"),
     ]
-    done = world.corpus.finish_evaluation(evaluation.id, {"pass@1": 0.5})
+    done = world.corpus.evaluations.finish(evaluation.id, {"pass@1": 0.5})
     assert done.metrics == {"pass@1": 0.5} and done.finished_at and world.evaluation() == done
     with pytest.raises(StaleState):
-        world.corpus.finish_evaluation(evaluation.id, {"pass@1": 0.5})
-    last = world.ledger.last_event()
+        world.corpus.evaluations.finish(evaluation.id, {"pass@1": 0.5})
+    last = world.ledger.events.last()
     assert last and last.kind == "evaluation_finished"
-    assert world.corpus.evaluations(world.run.id, world.run.base_checkpoint) == [done]
-    assert world.corpus.evaluations(world.run.id, "another") == []
+    assert world.corpus.evaluations.all(world.run.id, world.run.base_checkpoint) == [done]
+    assert world.corpus.evaluations.all(world.run.id, "another") == []
 
 
 def test_a_suite_is_a_yardstick() -> None:
     world = World()
     suite = world.suite()
-    assert world.suite() == suite == world.corpus.suite(suite.sha256)
-    problems = world.corpus.problems(suite.sha256)
-    assert [p.task_id for p in world.corpus.problems(suite.sha256, "confirm")] == [f"t/{n}" for n in (1, 3, 5, 7, 9)]
+    assert world.suite() == suite == world.corpus.evaluations.suite(suite.sha256)
+    problems = world.corpus.evaluations.problems(suite.sha256)
+    assert [p.task_id for p in world.corpus.evaluations.problems(suite.sha256, "confirm")] == [
+        f"t/{n}" for n in (1, 3, 5, 7, 9)
+    ]
     with pytest.raises(Conflict):
-        world.corpus.add_suite(suite, [dataclasses.replace(p, payload={"easier": True}) for p in problems])
+        world.corpus.evaluations.add_suite(suite, [dataclasses.replace(p, payload={"easier": True}) for p in problems])
     with pytest.raises(ValueError, match="has 9 problems, not 10"):
-        world.corpus.add_suite(suite, problems[1:])
+        world.corpus.evaluations.add_suite(suite, problems[1:])
     with pytest.raises(StoreError):
         other = Suite("6" * 64, "other", "file", "chat", 1)
-        world.corpus.add_suite(other, [dataclasses.replace(problems[0], suite_sha256="6" * 64, prompt_id="unknown")])
-    assert world.corpus.suite("6" * 64) is None
+        world.corpus.evaluations.add_suite(
+            other, [dataclasses.replace(problems[0], suite_sha256="6" * 64, prompt_id="unknown")]
+        )
+    assert world.corpus.evaluations.suite("6" * 64) is None
 
 
 def test_a_reader_can_use_every_read(tmp_path: Path) -> None:
     world = World(tmp_path / "loop.db")
     world.whole_round()
     corpus = Corpus(open_database(tmp_path / "loop.db", read_only=True))
-    assert len(corpus.search(text="return")) == len(list(corpus.completions(world.run.id))) == 3
+    assert len(corpus.search.find(text="return")) == len(list(corpus.completions(world.run.id))) == 3
     with pytest.raises(StoreError, match="readonly|query_only|cannot be opened or written"):
         corpus.add_decode_settings({})
 

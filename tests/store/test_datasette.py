@@ -59,7 +59,7 @@ def store_hostile(run_dir: Path, text: str = HOSTILE) -> Completion:
     like = list(Corpus(db).completions(run.id, 2))[-1]
     more = dataclasses.replace(like, id="f" * 64, sample_index=999, text=text, created_at="", sha256="")
     Corpus(db).add_completions([more])
-    for _ in Corpus(db).index_texts():
+    for _ in Corpus(db).search.index():
         pass
     db.close()
     return more
@@ -75,8 +75,8 @@ def test_the_metadata_file_is_up_to_date_and_datasette_reads_it_as_it_is_meant()
     done = subprocess.run(
         [sys.executable, "-m", "store.datasette"], cwd=ROOT, capture_output=True, text=True, check=True
     )
-    written = (ROOT / "docs/datasette.yaml").read_text(encoding="utf-8")
-    assert written == done.stdout, "run python -m store.datasette > docs/datasette.yaml"
+    written = (ROOT / "docs/datasette.json").read_text(encoding="utf-8")
+    assert written == done.stdout, "run python -m store.datasette > docs/datasette.json"
     assert parse_metadata(written) == metadata()
     assert metadata("other")["databases"].keys() == {"other"}
 
@@ -187,7 +187,7 @@ def test_it_may_be_open_while_a_daemon_writes(finished: Path) -> None:
 
         seen = [await counts(site), await counts(copy)]
         for number in range(50):
-            Ledger(db).append_event(run.id, "noted", None, None, number=number)
+            Ledger(db).events.append(run.id, "noted", None, None, number=number)
             seen.append(await counts(site))
         db.execute("BEGIN IMMEDIATE")
         assert await counts(site) == num_events + 50, "a writer is in nobody's way"

@@ -16,11 +16,11 @@ import pytest
 
 import store.db
 from store.corpus import Corpus
-from store.db import backup, execute, open_database, query, scalar, transaction
+from store.db import backup, execute, migrate, open_database, query, scalar, transaction
 from store.errors import NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
 from store.ledger import Ledger
 from store.migrations import APPEND_ONLY, MIGRATIONS, Migration
-from store.schema import schema_markdown
+from store.schema_page import Column, described, schema_markdown
 from store.verify import verify_store, write_high_water
 from tests.support import ROOT
 from tests.support.stores import World
@@ -44,7 +44,19 @@ def test_the_pragmas_are_set(tmp_path: Path) -> None:
 
 
 def test_the_schema_document_is_up_to_date() -> None:
-    assert (ROOT / "docs/schema.md").read_text(encoding="utf-8") == schema_markdown(), "run python -m store.schema"
+    assert (ROOT / "docs/schema.md").read_text(encoding="utf-8") == schema_markdown(), (
+        "run python -m store.schema_page > docs/schema.md"
+    )
+
+
+def test_a_column_that_a_later_migration_adds_is_described(monkeypatch: pytest.MonkeyPatch) -> None:
+    sql = "ALTER TABLE completions ADD COLUMN extra REAL /* -- Something more. */;"
+    later = Migration(99, "later", sql + sql.replace("extra", "another"))
+    monkeypatch.setattr("store.schema_page.migrate", lambda db: migrate(db, (*MIGRATIONS, later)))
+    (completions,) = [table for table in described() if table.name == "completions"]
+    assert completions.columns[-2:] == [
+        Column(name, "real or NULL", "Something more.") for name in ("extra", "another")
+    ]
 
 
 def test_a_reader_sees_no_migration_or_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,11 +158,13 @@ def test_a_store_in_a_read_only_place_can_be_read(tmp_path: Path) -> None:
 def test_a_reader_is_not_held_up_by_a_writer_nor_sees_half_of_it(tmp_path: Path) -> None:
     world = World(tmp_path / "loop.db")
     reader = open_database(tmp_path / "loop.db", read_only=True)
-    before = Ledger(reader).last_event()
+    before = Ledger(reader).events.last()
     with transaction(world.db):
-        world.ledger.append_event(world.run.id, "half")
-        assert Ledger(reader).last_event() == before  # who writes is this very thread: waiting for it would be for ever
-    last = Ledger(reader).last_event()
+        world.ledger.events.append(world.run.id, "half")
+        assert (
+            Ledger(reader).events.last() == before
+        )  # who writes is this very thread: waiting for it would be for ever
+    last = Ledger(reader).events.last()
     assert last and last.kind == "half"
 
 
@@ -167,10 +181,10 @@ def test_reading_then_writing_waits_for_the_other_writer(tmp_path: Path) -> None
         assert run
         for _ in range(num_events):
             with transaction(ledger.db):
-                last = ledger.last_event()
+                last = ledger.events.last()
                 assert last
                 time.sleep(0.0002)
-                ledger.append_event(run.id, name, after=last.seq)
+                ledger.events.append(run.id, name, after=last.seq)
 
     failures: list[StoreError] = []
 
@@ -187,23 +201,23 @@ def test_reading_then_writing_waits_for_the_other_writer(tmp_path: Path) -> None
         thread.join()
     assert failures == []
     db = open_database(path, read_only=True)
-    events = [event for event in Ledger(db).events() if event.kind in "ab"]
+    events = [event for event in Ledger(db).events.every() if event.kind in "ab"]
     assert len(events) == 2 * num_events and all(event.data["after"] == event.seq - 1 for event in events)
 
 
 def test_transactions_nest_and_undo_only_their_own() -> None:
     world = World()
     with transaction(world.db):
-        world.ledger.append_event(world.run.id, "outer")
+        world.ledger.events.append(world.run.id, "outer")
         with pytest.raises(RuntimeError), transaction(world.db):
-            world.ledger.append_event(world.run.id, "inner")
+            world.ledger.events.append(world.run.id, "inner")
             raise RuntimeError
-    last = world.ledger.last_event()
+    last = world.ledger.events.last()
     assert last and last.kind == "outer"
     with pytest.raises(KeyboardInterrupt), transaction(world.db):
-        world.ledger.append_event(world.run.id, "never")
+        world.ledger.events.append(world.run.id, "never")
         raise KeyboardInterrupt
-    assert world.ledger.last_event() == last and not world.db.conn.in_transaction
+    assert world.ledger.events.last() == last and not world.db.conn.in_transaction
 
 
 def test_a_full_disk_is_one_line_and_stores_nothing(tmp_path: Path) -> None:
@@ -247,7 +261,7 @@ def test_a_backup_is_a_store(tmp_path: Path) -> None:
     reader = open_database(tmp_path / "loop.db", read_only=True)
     backup(reader, tmp_path / "copy.db")
     copy = open_database(tmp_path / "copy.db", read_only=True)
-    assert Ledger(copy).last_event() == world.ledger.last_event()
+    assert Ledger(copy).events.last() == world.ledger.events.last()
     with pytest.raises(StoreError, match="already exists"):
         backup(reader, tmp_path / "copy.db")
 
@@ -324,7 +338,7 @@ def test_a_lost_wal_is_noticed(tmp_path: Path) -> None:
     world.ledger.begin_round(world.run.id)
     world.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     world.corpus.add_completions([world.completion(n) for n in range(5)])
-    world.ledger.append_event(world.run.id, "last")
+    world.ledger.events.append(world.run.id, "last")
     write_high_water(world.db, tmp_path)
     (tmp_path / "lost.db").write_bytes((tmp_path / "loop.db").read_bytes())
     found = verify_store(open_database(tmp_path / "lost.db"), tmp_path).findings

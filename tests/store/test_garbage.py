@@ -40,8 +40,8 @@ class Weights(World):
         row = Evaluation(
             sha256_of([checkpoint]), self.run.id, round, checkpoint, self.ones.sha256, "suite", self.settings_id, 1, 7
         )
-        self.corpus.begin_evaluation(row)
-        self.corpus.finish_evaluation(row.id, {"pass@1": rate})
+        self.corpus.evaluations.begin(row)
+        self.corpus.evaluations.finish(row.id, {"pass@1": rate})
 
     def round_of(self, verdict: str, rate: float) -> None:
         round = self.stage(self.ledger.begin_round(self.run.id), "sampling")
@@ -56,7 +56,7 @@ class Weights(World):
         return plan_collection(self.ledger, self.ledger.run_of(self.run.id), self.run_dir, "suite", **settings)
 
     def present(self) -> set[int]:
-        return {row.round for row in self.ledger.checkpoints(self.run.id) if row.state == "present"}
+        return {row.round for row in self.ledger.checkpoints.all(self.run.id) if row.state == "present"}
 
     def directories(self) -> set[str]:
         return {path.name for path in self.run_dir.glob("checkpoints/*")}
@@ -73,8 +73,8 @@ def test_base_head_best_pinned_and_the_newest_stay(tmp_path: Path) -> None:
         ("rollback", 0.1),
     ]:
         world.round_of(verdict, rate)
-    first = next(row for row in world.ledger.checkpoints(world.run.id) if row.round == 1)
-    world.ledger.pin_checkpoint(first.sha256)
+    first = next(row for row in world.ledger.checkpoints.all(world.run.id) if row.round == 1)
+    world.ledger.checkpoints.pin(first.sha256)
     assert best_round(world.ledger, world.ledger.run_of(world.run.id), "suite") == 2
     plan = world.plan()
     assert {kept.checkpoint.round: kept.why for kept in plan.kept} == {
@@ -118,7 +118,7 @@ def test_a_kill_between_the_word_and_the_deed_leaves_what_the_next_collection_re
         world.round_of("rollback", 0.0)
     doomed = world.plan().doomed
     for row in doomed:
-        world.ledger.set_checkpoint_state(row.sha256, "collected")
+        world.ledger.checkpoints.set_state(row.sha256, "collected")
     plan = world.plan()
     assert [path.name for path in plan.leftovers] == ["round-0001", "round-0002"] and plan.doomed == ()
     assert collect(world.ledger, tmp_path, plan) > 0
@@ -162,15 +162,15 @@ def test_nothing_that_is_needed_ever_goes(
     for keep, rate, pin in rounds:
         world.round_of("keep" if keep else "rollback", rate / 10)
         if pin:
-            ledger.pin_checkpoint(ledger.checkpoints(run_id)[-1].sha256)
+            ledger.checkpoints.pin(ledger.checkpoints.all(run_id)[-1].sha256)
     kept = [number + 1 for number, (keep, _, _) in enumerate(rounds) if keep]
     if back_to in kept:
         ledger.move_head(run_id, back_to, "by hand")
     collect(ledger, world.run_dir, world.plan(keep_last=keep_last, max_total_bytes=bound))
     run, present = ledger.run_of(run_id), world.present()
     assert {0, run.head_round, best_round(ledger, run, "suite")} <= present
-    assert {row.round for row in ledger.checkpoints(run_id) if row.pinned} <= present
-    for row in ledger.checkpoints(run_id):
+    assert {row.round for row in ledger.checkpoints.all(run_id) if row.pinned} <= present
+    for row in ledger.checkpoints.all(run_id):
         if row.round and row.state == "present":
             verify(world.run_dir / row.path, row.manifest)
     assert len(world.directories()) == len(present - {0})

@@ -38,7 +38,7 @@ def test_a_round_from_beginning_to_end() -> None:
     assert [stage.name for stage in world.ledger.stages(run.id, 1)] == list(STAGES)
     assert all(stage.finished_at and stage.num_attempts == 1 for stage in world.ledger.stages(run.id, 1))
     assert [r.number for r in world.ledger.rounds(run.id)] == [1, 2] and world.ledger.open_round(run.id) is None
-    assert [c.round for c in world.ledger.checkpoints(run.id)] == [0, 1, 2]
+    assert [c.round for c in world.ledger.checkpoints.all(run.id)] == [0, 1, 2]
 
 
 def test_verdicts_in_a_row_on_one_head_and_the_hours_of_work() -> None:
@@ -68,9 +68,6 @@ def test_only_one_round_is_open() -> None:
     world = World()
     round = world.ledger.begin_round(world.run.id)
     with pytest.raises(StaleState, match="round 1 is not finished"):
-        world.ledger.begin_round(world.run.id)
-    world.ledger.pause_round(round)
-    with pytest.raises(StaleState):
         world.ledger.begin_round(world.run.id)
     world.ledger.fail_round(round, "broken")
     assert world.ledger.begin_round(world.run.id).number == 2
@@ -127,7 +124,7 @@ def test_a_decision_on_another_head_is_refused() -> None:
     for stage in STAGES[:3]:
         round = world.stage(round, stage)
     decision = world.decision(round, "rollback")
-    last = world.ledger.last_event()
+    last = world.ledger.events.last()
     for wrong in (
         replace(decision, head_before=round.candidate_checkpoint or ""),
         replace(decision, head_after=round.candidate_checkpoint or ""),
@@ -135,7 +132,7 @@ def test_a_decision_on_another_head_is_refused() -> None:
     ):
         with pytest.raises(StaleState):
             world.ledger.decide(round, wrong)
-    assert world.ledger.last_event() == last and world.ledger.round(world.run.id, 1) == round
+    assert world.ledger.events.last() == last and world.ledger.round(world.run.id, 1) == round
     world.ledger.decide(round, decision)
     with pytest.raises(StaleState):
         world.ledger.decide(round, decision)
@@ -145,11 +142,11 @@ def test_a_selection_of_an_unknown_completion_undoes_the_whole_finish() -> None:
     world = World()
     round = world.ledger.begin_round(world.run.id)
     attempt = world.ledger.begin_attempt(round, "sampling", {})
-    last = world.ledger.last_event()
+    last = world.ledger.events.last()
     bad = [Selection(world.run.id, 1, "unknown", 0, True, None)]
     with pytest.raises(StoreError, match="FOREIGN KEY"):
         world.ledger.finish_stage(round, "sampling", attempt, {}, next_state="training", selections=bad)
-    assert world.ledger.round(world.run.id, 1) == round and world.ledger.last_event() == last
+    assert world.ledger.round(world.run.id, 1) == round and world.ledger.events.last() == last
     stage = world.ledger.stage(world.run.id, 1, "sampling")
     assert stage and stage.finished_at is None
 
@@ -177,21 +174,21 @@ def missing_weights(world: World) -> list[Finding]:
     """What a verification says here: the weights of these tests exist nowhere."""
     return [
         Finding("checkpoint", f"/nowhere/{row.path}: the directory is missing")
-        for row in world.ledger.checkpoints(world.run.id)
+        for row in world.ledger.checkpoints.all(world.run.id)
     ]
 
 
 def test_collected_weights_come_back_when_they_are_made_again() -> None:
     world = World()
     made = weights("again", 0, world.run.id)
-    world.ledger.add_checkpoint(made)
-    world.ledger.add_checkpoint(replace(made, path="elsewhere"))
-    assert world.ledger.checkpoint(made.sha256) == replace(
-        made, created_at=world.ledger.checkpoints(world.run.id)[-1].created_at
+    world.ledger.checkpoints.add(made)
+    world.ledger.checkpoints.add(replace(made, path="elsewhere"))
+    assert world.ledger.checkpoints.get(made.sha256) == replace(
+        made, created_at=world.ledger.checkpoints.all(world.run.id)[-1].created_at
     )
-    world.ledger.set_checkpoint_state(made.sha256, "collected")
-    world.ledger.add_checkpoint(replace(made, path="elsewhere"))
-    again = world.ledger.pin_checkpoint(made.sha256)
+    world.ledger.checkpoints.set_state(made.sha256, "collected")
+    world.ledger.checkpoints.add(replace(made, path="elsewhere"))
+    again = world.ledger.checkpoints.pin(made.sha256)
     assert (again.state, again.path, again.pinned) == ("present", "elsewhere", True)
 
 
@@ -200,9 +197,9 @@ def test_a_run_is_created_once_and_its_state_is_news_once() -> None:
     with pytest.raises(StoreError, match="already exists"):
         world.ledger.create_run("demo", {}, "d" * 64, 2, weights("base"))
     world.ledger.set_run_state(world.run.id, "paused", "asked to")
-    last = world.ledger.last_event()
+    last = world.ledger.events.last()
     assert world.ledger.set_run_state(world.run.id, "paused", "asked to").reason == "asked to"
-    assert world.ledger.last_event() == last
+    assert world.ledger.events.last() == last
 
 
 class Rounds(RuleBasedStateMachine):
@@ -218,10 +215,10 @@ class Rounds(RuleBasedStateMachine):
         self.head = self.world.run.base_checkpoint
 
     def refused(self, call: Callable[[], object]) -> None:
-        last = self.world.ledger.last_event()
+        last = self.world.ledger.events.last()
         with pytest.raises(StaleState):
             call()
-        assert self.world.ledger.last_event() == last
+        assert self.world.ledger.events.last() == last
 
     @rule()
     def begin(self) -> None:
@@ -274,19 +271,18 @@ class Rounds(RuleBasedStateMachine):
             self.refused(partial(self.world.ledger.decide, self.round, decision))
 
     @precondition(lambda self: self.round is not None)
-    @rule(which=st.sampled_from(["pause", "fail", "resume"]))
+    @rule(which=st.sampled_from(["fail", "resume"]))
     def interrupt(self, which: str) -> None:
         assert self.round
         ledger, round = self.world.ledger, self.round
         calls: dict[str, Callable[[], Round]] = {
-            "pause": partial(ledger.pause_round, round),
             "fail": partial(ledger.fail_round, round, "broken"),
             "resume": partial(ledger.resume_round, round),
         }
         call = calls[which]
-        if self.state in {"pause": STAGES, "fail": (*STAGES, "paused"), "resume": ("failed", "paused")}[which]:
+        if self.state in {"fail": STAGES, "resume": ("failed",)}[which]:
             self.round = call()
-            self.state = {"pause": "paused", "fail": "failed", "resume": STAGES[self.stage]}[which]
+            self.state = {"fail": "failed", "resume": STAGES[self.stage]}[which]
         else:
             self.refused(call)
 
@@ -299,8 +295,8 @@ class Rounds(RuleBasedStateMachine):
             assert stored == self.round and stored.state == self.state
 
     def teardown(self) -> None:
-        for checkpoint in self.world.ledger.checkpoints(self.world.run.id):
-            self.world.ledger.set_checkpoint_state(checkpoint.sha256, "collected")
+        for checkpoint in self.world.ledger.checkpoints.all(self.world.run.id):
+            self.world.ledger.checkpoints.set_state(checkpoint.sha256, "collected")
         assert verify_store(self.world.db, Path("/nowhere")).findings == []
 
 

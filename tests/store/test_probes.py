@@ -21,12 +21,12 @@ def findings(world: World) -> list[str]:
 def test_what_was_stored_comes_back() -> None:
     world = World()
     probe = world.probe()
-    assert world.corpus.probes(world.run.id) == [probe] and probe.created_at and probe.sha256
-    result = world.corpus.probe_result("q" * 64)
+    assert world.corpus.probes.all(world.run.id) == [probe] and probe.created_at and probe.sha256
+    result = world.corpus.probes.result("q" * 64)
     assert result is not None and result.records == world.probe_result().records
-    assert world.corpus.has_probe_result("q" * 64) and not world.corpus.has_probe_result("r" * 64)
-    assert world.corpus.probe("r" * 64) is None and world.corpus.probe_result("r" * 64) is None
-    kinds = [event.kind for event in world.ledger.events()]
+    assert world.corpus.probes.has_result("q" * 64) and not world.corpus.probes.has_result("r" * 64)
+    assert world.corpus.probes.get("r" * 64) is None and world.corpus.probes.result("r" * 64) is None
+    kinds = [event.kind for event in world.ledger.events.every()]
     assert kinds[-2:] == ["probe_stored", "probe_result_stored"]
     assert findings(world) == []
 
@@ -34,24 +34,24 @@ def test_what_was_stored_comes_back() -> None:
 def test_the_same_again_is_harmless_and_something_else_is_refused() -> None:
     world = World()
     probe = world.probe()
-    before = world.ledger.last_event()
-    world.corpus.add_probe(replace(probe, created_at="later"))
-    world.corpus.add_probe_result(world.probe_result())
-    assert world.ledger.last_event() == before
+    before = world.ledger.events.last()
+    world.corpus.probes.add(replace(probe, created_at="later"))
+    world.corpus.probes.add_result(world.probe_result())
+    assert world.ledger.events.last() == before
     with pytest.raises(Conflict, match="other content"):
-        world.corpus.add_probe(replace(probe, sequences=[]))
+        world.corpus.probes.add(replace(probe, sequences=[]))
     with pytest.raises(Conflict, match="other content"):
-        world.corpus.add_probe_result(world.probe_result(records=[]))
-    assert world.ledger.last_event() == before
+        world.corpus.probes.add_result(world.probe_result(records=[]))
+    assert world.ledger.events.last() == before
 
 
 def test_a_result_needs_its_probe_and_its_checkpoint() -> None:
     world = World()
     with pytest.raises(StoreError, match="FOREIGN KEY"):
-        world.corpus.add_probe_result(world.probe_result())
+        world.corpus.probes.add_result(world.probe_result())
     world.probe()
     with pytest.raises(StoreError, match="FOREIGN KEY"):
-        world.corpus.add_probe_result(world.probe_result(id="r" * 64, checkpoint="0" * 64))
+        world.corpus.probes.add_result(world.probe_result(id="r" * 64, checkpoint="0" * 64))
 
 
 @pytest.mark.parametrize("table", ["probes", "probe_results"])

@@ -17,6 +17,7 @@ from loop.run.opening import open_session
 from store.corpus import Corpus
 from store.db import backup, execute, open_database, query, scalar
 from store.errors import CannotWrite, StoreError
+from store.search import Search
 from store.verify import verify_store
 from tests.support.cli import Loopctl, call, finished
 from tests.support.runs import CONFIG, KEEPING, write_run
@@ -32,7 +33,7 @@ TEXTS = st.lists(PIECES | st.text(st.characters(exclude_categories=[]), max_size
 
 
 def indexed(world: World) -> int:
-    return sum(world.corpus.index_texts())
+    return sum(world.corpus.search.index())
 
 
 @settings(max_examples=150)
@@ -47,11 +48,11 @@ def test_what_is_found_does_not_depend_on_the_index(texts: list[str], other: str
         text = data.draw(st.sampled_from(texts))
         begin, end = sorted(data.draw(st.tuples(*[st.integers(0, len(text))] * 2)))
         wanted += [text[begin:end], text[begin:end].swapcase(), text * 20]
-    before = [world.corpus.search(text=text) for text in wanted]
+    before = [world.corpus.search.find(text=text) for text in wanted]
     for most in (len(texts) // 2, len(texts)):  # a part of the texts, then all
-        for _ in world.corpus.index_texts(most):
+        for _ in world.corpus.search.index(most):
             pass
-        assert [world.corpus.search(text=text) for text in wanted] == before
+        assert [world.corpus.search.find(text=text) for text in wanted] == before
 
 
 def test_the_index_is_used_and_reaches_as_far_as_limit() -> None:
@@ -59,19 +60,19 @@ def test_the_index_is_used_and_reaches_as_far_as_limit() -> None:
     world.ledger.begin_round(world.run.id)
     texts = [f"value = {n % 7}; call_{n}()" for n in range(40)]
     world.corpus.add_completions([world.completion(n, text=text) for n, text in enumerate(texts)])
-    assert sum(world.corpus.index_texts(30)) == 30
+    assert sum(world.corpus.search.index(30)) == 30
     for limit in (1, 3, 5, 100):
-        found = world.corpus.search(text="= 3;", limit=limit)
+        found = world.corpus.search.find(text="= 3;", limit=limit)
         assert [c.text for c in found] == [text for text in texts[::-1] if "= 3;" in text][:limit]
     execute(world.db, "INSERT INTO completions_fts (completions_fts) VALUES ('delete-all')")
-    assert len(world.corpus.search(text="= 3;")) == 6, "what is not in the index is read"
+    assert len(world.corpus.search.find(text="= 3;")) == 6, "what is not in the index is read"
     assert indexed(world) == 40 == scalar(world.db, "SELECT count(*) FROM completions_fts_docsize") and not indexed(
         world
     )
     execute(world.db, "DELETE FROM completions_fts_data WHERE id > 10")  # a broken index is asked only where it helps
-    assert len(world.corpus.search(text="= 3;", round=1)) == 6 == len(world.corpus.search(text="= 3"))
+    assert len(world.corpus.search.find(text="= 3;", round=1)) == 6 == len(world.corpus.search.find(text="= 3"))
     with pytest.raises(StoreError, match="damaged"):
-        world.corpus.search(text="= 3;")
+        world.corpus.search.find(text="= 3;")
 
 
 @pytest.mark.parametrize(
@@ -99,16 +100,16 @@ def test_the_index_comes_in_pieces_that_are_transactions(tmp_path: Path, monkeyp
     world.corpus.add_completions([world.completion(n) for n in range(11)])
     reader = open_database(tmp_path / "loop.db", read_only=True)
     seen = []
-    for num_rows in world.corpus.index_texts(10):
+    for num_rows in world.corpus.search.index(10):
         assert not world.db.conn.in_transaction
         seen.append((num_rows, scalar(reader, "SELECT count(*) FROM completions_fts_docsize")))
     assert seen == [(4, 4), (4, 8), (2, 10)]
-    assert list(world.corpus.index_texts()) == [1] and list(world.corpus.index_texts()) == []
-    assert len(Corpus(reader).search(text="return 1")) == 2
+    assert list(world.corpus.search.index()) == [1] and list(world.corpus.search.index()) == []
+    assert len(Corpus(reader).search.find(text="return 1")) == 2
     assert [f for f in verify_store(reader, tmp_path).findings if f.kind != "checkpoint"] == []
     backup(reader, tmp_path / "copy.db")
     copy = open_database(tmp_path / "copy.db", read_only=True)
-    assert len(Corpus(copy).search(text="return 1")) == 2
+    assert len(Corpus(copy).search.find(text="return 1")) == 2
     with pytest.raises(StoreError, match="append-only"):
         execute(world.db, "DELETE FROM completions")
 
@@ -122,7 +123,7 @@ def test_a_damaged_index_is_found_and_made_anew(tmp_path: Path) -> None:
         assert "completions_fts" in verify_store(world.db, tmp_path).findings[0].message
     execute(world.db, "INSERT INTO completions_fts (completions_fts) VALUES ('rebuild')")
     assert [f for f in verify_store(world.db, tmp_path).findings if f.kind != "checkpoint"] == []
-    assert len(world.corpus.search(text="return 7")) == 1
+    assert len(world.corpus.search.find(text="return 7")) == 1
 
 
 def test_a_round_leaves_its_texts_in_the_index(tmp_path: Path) -> None:
@@ -130,9 +131,9 @@ def test_a_round_leaves_its_texts_in_the_index(tmp_path: Path) -> None:
         run_round(session)
         counts = query(session.ledger.db, "SELECT count(*) AS n FROM completions UNION ALL SELECT count(*) FROM completions_fts_docsize")  # fmt: skip
         assert counts[0]["n"] == counts[1]["n"] > 10
-        (found, *_) = session.corpus.search(text=next(session.corpus.completions(session.run_id, 1)).text[:9])
+        (found, *_) = session.corpus.search.find(text=next(session.corpus.completions(session.run_id, 1)).text[:9])
         assert found.round == 1
-        assert session.corpus.search(text="    return ", suite="ones") != []
+        assert session.corpus.search.find(text="    return ", suite="ones") != []
         assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
 
 
@@ -140,10 +141,10 @@ def test_a_round_leaves_its_texts_in_the_index(tmp_path: Path) -> None:
 def test_an_index_that_cannot_be_written_stops_no_round(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: StoreError
 ) -> None:
-    def broken(_: Corpus, most: int = 0) -> Any:
+    def broken(_: Search, most: int = 0) -> Any:
         raise error
 
-    monkeypatch.setattr(Corpus, "index_texts", broken)
+    monkeypatch.setattr(Search, "index", broken)
     notes: list[str] = []
 
     class Notes(Quiet):

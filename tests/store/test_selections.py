@@ -104,7 +104,7 @@ def test_the_list_comes_back_as_it_was(
         assert list(corpus.own_selections(run_id, 2)) == [one for one in expected if one.arrival is None]
         counts = {(bool(row["used"]), row["reason"]): row["num"] for row in corpus.selection_counts(run_id, 2)}
         assert counts == Counter((one.used, "a stub" if one.reason else None) for one in expected)
-        said = world.ledger.last_event()
+        said = world.ledger.events.last()
         covered = [[one.position, one.completion_id, one.used, one.reason] for one in expected]
         assert said is not None and said.data["selections_sha256"] == sha256_of_text(compact_json(covered))
         lines = query(world.db, "SELECT json_array_length(arrivals) AS num FROM earlier_selections")
@@ -128,7 +128,7 @@ def test_many_earlier_ones_take_few_lines(world: World) -> None:
 
 def test_nothing_is_stored_of_a_list_that_breaks_off(world: World) -> None:
     good = listed(world, [("earlier", PAGE + 10, 1), ("own", 1, 1)], 0)
-    last = world.ledger.last_event()
+    last = world.ledger.events.last()
     for bad in (
         [*good[:-1], replace(good[-1], round=1)],
         [*good[:-2], replace(good[-2], run_id="another"), good[-1]],
@@ -137,7 +137,7 @@ def test_nothing_is_stored_of_a_list_that_breaks_off(world: World) -> None:
     ):
         with pytest.raises((StoreError, ValueError)), transaction(world.db):
             finish(world, bad)
-        assert world.ledger.last_event() == last and not scalar(world.db, "SELECT count(*) FROM earlier_selections")
+        assert world.ledger.events.last() == last and not scalar(world.db, "SELECT count(*) FROM earlier_selections")
 
 
 def test_a_reason_or_a_completion_that_is_not_used_is_kept_with_an_arrival_too(world: World) -> None:

@@ -29,18 +29,18 @@ def sound(world: World) -> World:
     world.whole_round("keep")
     evaluation = world.evaluation()
     world.corpus.add_completions([world.completion(n, id=f"e{n}", evaluation_id=evaluation.id) for n in range(10)])
-    world.corpus.add_verdicts(
+    world.corpus.evaluations.add_verdicts(
         [Verdict(evaluation.id, f"t/{n}", 0, f"e{n}", "passed", "", 0.1, "bubblewrap") for n in range(10)]
     )
-    world.corpus.finish_evaluation(evaluation.id, {"pass@1": 1.0})
+    world.corpus.evaluations.finish(evaluation.id, {"pass@1": 1.0})
     world.probe()
     world.whole_round("rollback", earlier=world.corpus.texts(world.run.id, 1))
     world.collected()
     world.ledger.move_head(world.run.id, 0, "back")
     world.ledger.set_run_state(world.run.id, "paused", "asked to")
-    world.ledger.pause_round(world.ledger.begin_round(world.run.id))
-    for checkpoint in world.ledger.checkpoints(world.run.id):
-        world.ledger.set_checkpoint_state(checkpoint.sha256, "collected")
+    world.ledger.fail_round(world.ledger.begin_round(world.run.id), "broken")
+    for checkpoint in world.ledger.checkpoints.all(world.run.id):
+        world.ledger.checkpoints.set_state(checkpoint.sha256, "collected")
     return world
 
 
@@ -59,7 +59,7 @@ def test_a_sound_store_has_no_findings(tmp_path: Path) -> None:
     reader = open_database(tmp_path / "loop.db", read_only=True)
     result = verify_store(reader, tmp_path)
     assert result.findings == []
-    assert result.checked["events"] == len(world.ledger.events()) and result.checked["completions"] == 16
+    assert result.checked["events"] == len(list(world.ledger.events.every())) and result.checked["completions"] == 16
     assert (result.checked["rounds"], result.checked["decisions"], result.checked["verdicts"]) == (3, 2, 10)
 
 
@@ -86,7 +86,7 @@ def test_a_change_to_any_field_of_any_event_is_found(column: str) -> None:
         "round": "coalesce(round, 0) + 1",
         "data": "json_set(data, '$.x', 1)",
     }.get(column, f"coalesce({column}, '') || '0'")
-    for event in world.ledger.events():
+    for event in world.ledger.events.every():
         found = messages_after(world, f"UPDATE events SET {column} = {change} WHERE seq = ?", (event.seq,))
         assert any(message.startswith("event") for message in found), event.seq
 
@@ -164,8 +164,8 @@ def test_weights_are_read_where_they_should_be(tmp_path: Path) -> None:
     world = World(run_dir / "loop.db")
     for manifest, path in ((hash_directory(base), str(base)), (made, "checkpoints/round-1")):
         sha256 = manifest_sha256(manifest)
-        world.ledger.add_checkpoint(Checkpoint(sha256, world.run.id, 0, "full", path, None, None, 1, manifest))
-    world.ledger.set_checkpoint_state(weights("base").sha256, "collected")
+        world.ledger.checkpoints.add(Checkpoint(sha256, world.run.id, 0, "full", path, None, None, 1, manifest))
+    world.ledger.checkpoints.set_state(weights("base").sha256, "collected")
     assert verify_store(world.db, run_dir).findings == []
     manifest_file = run_dir / "checkpoints/round-1/MANIFEST.json"
     content = manifest_file.read_bytes()

@@ -40,7 +40,7 @@ from loop import round as rounds
 from loop.run import opening
 from loop.config.loading import load_config
 from loop.stages import sampling, training
-from store import corpus, ledger
+from store import corpus, evaluations, ledger
 
 sampling.STORED_AT_ONCE = 1  # cuts are to come between the lists of one stage
 
@@ -52,14 +52,14 @@ def wrap(owner, name, promise):
     def wrapped(self, *args, **kwargs):
         args = [list(arg) if hasattr(arg, "__next__") else arg for arg in args]
         result = real(self, *args, **kwargs)
-        last = ledger.Ledger(self.db).last_event()
+        last = ledger.Ledger(self.db).events.last()
         say(kind=name, seq=last.seq if last else 0, sha256=last.sha256 if last else None, **promise(result, *args, **kwargs))
         return result
     setattr(owner, name, wrapped)
 
 wrap(corpus.Corpus, "add_completions", lambda result, batch: {"completions": [row.id for row in batch]})
-wrap(corpus.Corpus, "add_verdicts", lambda result, batch: {"verdicts": [row.completion_id for row in batch]})
-wrap(corpus.Corpus, "finish_evaluation", lambda result, id, metrics: {"evaluation": id})
+wrap(evaluations.Evaluations, "add_verdicts", lambda result, batch: {"verdicts": [row.completion_id for row in batch]})
+wrap(evaluations.Evaluations, "finish", lambda result, id, metrics: {"evaluation": id})
 wrap(ledger.Ledger, "create_run", lambda run, *args, **more: {"run": run.id})
 wrap(ledger.Ledger, "begin_round", lambda round, *args, **more: {"begun": round.number})
 wrap(ledger.Ledger, "decide", lambda round, *args, **more: {"decided": round.number, "state": round.state})
@@ -246,7 +246,7 @@ def _unkept(db: Database, promised: list[dict[str, Any]]) -> Iterator[str]:
             if stage is None or stage.finished_at is None:
                 yield f"round {number}: {name} was acknowledged as finished and is not"
         if candidate := said.get("candidate"):
-            row = ledger.checkpoint(candidate)
+            row = ledger.checkpoints.get(candidate)
             if row is None or row.state != "present":
                 yield f"checkpoint {candidate} was acknowledged and is not present"
         if "decided" in said:
@@ -259,7 +259,7 @@ def _damaged(db: Database, run_dir: Path) -> Iterator[str]:
     """Each present checkpoint of a round, verified by the manifest that lies in its directory."""
     ledger = Ledger(db)
     run = ledger.run()
-    for row in ledger.checkpoints(run.id) if run else []:
+    for row in ledger.checkpoints.all(run.id) if run else []:
         if row.state == "present" and row.round:
             try:
                 manifest = read_manifest(run_dir / row.path)

@@ -55,7 +55,7 @@ from pathlib import Path
 from loop import round as rounds
 from loop.run import opening
 from loop.config.loading import load_config
-from store import checkpoints, corpus, ledger
+from store import checkpoints, corpus, evaluations, ledger, probes
 from loop.stages import sampling, training
 
 config, where, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -63,9 +63,9 @@ PLACES = {
     "create_run": (ledger.Ledger, "create_run"), "begin_round": (ledger.Ledger, "begin_round"),
     "begin_attempt": (ledger.Ledger, "begin_attempt"), "finish_stage": (ledger.Ledger, "finish_stage"),
     "decide": (ledger.Ledger, "decide"), "add_completions": (corpus.Corpus, "add_completions"),
-    "add_verdicts": (corpus.Corpus, "add_verdicts"), "begin_evaluation": (corpus.Corpus, "begin_evaluation"),
-    "finish_evaluation": (corpus.Corpus, "finish_evaluation"), "add_probe": (corpus.Corpus, "add_probe"),
-    "add_probe_result": (corpus.Corpus, "add_probe_result"), "commit_directory": (training, "commit_directory"),
+    "add_verdicts": (evaluations.Evaluations, "add_verdicts"), "begin_evaluation": (evaluations.Evaluations, "begin"),
+    "finish_evaluation": (evaluations.Evaluations, "finish"), "add_probe": (probes.Probes, "add"),
+    "add_probe_result": (probes.Probes, "add_result"), "commit_directory": (training, "commit_directory"),
     "rename": (os, "rename"), "between_stages": (None, None),
 }
 sampling.STORED_AT_ONCE = 1  # kills are to come between the lists of one stage
@@ -89,16 +89,16 @@ def wrap(place, owner, name):
     real = getattr(owner, name)
     def wrapped(*args, **kwargs):
         maybe(place, "before")
-        if name in ("add_completions", "add_verdicts"):
+        if place in ("add_completions", "add_verdicts"):
             rows = list(args[1])
             args = (args[0], rows, *args[2:])
         result = real(*args, **kwargs)
-        if name == "add_completions":
+        if place == "add_completions":
             acknowledge("completion", [row.id for row in rows])
-        if name == "add_verdicts":
+        if place == "add_verdicts":
             acknowledge("verdict", [row.completion_id for row in rows])
-        if name in ("add_probe", "add_probe_result"):
-            acknowledge(name.removeprefix("add_").replace("_", " "), [args[1].id])
+        if place in ("add_probe", "add_probe_result"):
+            acknowledge(place.removeprefix("add_").replace("_", " "), [args[1].id])
         maybe(place, "after")
         return result
     setattr(owner, name, wrapped)

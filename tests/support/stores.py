@@ -59,9 +59,7 @@ class World:
     def __init__(self, path: Path | None = None) -> None:
         self.clock = Clock()
         if path is None:
-            self.db = Database(memory=True)
-            self.db.conn.isolation_level = None
-            self.db.execute("PRAGMA foreign_keys = ON")
+            self.db = Database()
             migrate(self.db)
         else:
             self.db = open_database(path)
@@ -99,7 +97,7 @@ class World:
         """A stored suite of ten problems, the even ones in "select"."""
         suite = Suite("5" * 64, "suite", "file", "chat", 10)
         splits = ("select", "confirm")
-        self.corpus.add_suite(
+        self.corpus.evaluations.add_suite(
             suite,
             [
                 Problem(suite.sha256, f"t/{n}", n, splits[n % 2], None, self.prompts[n].id, {"n": n}, "0" * 64)
@@ -114,15 +112,15 @@ class World:
         begun = Evaluation(
             "e" * 64, self.run.id, round, self.run.base_checkpoint, suite.sha256, suite.name, self.settings_id, 1, 7
         )
-        return self.corpus.begin_evaluation(begun)
+        return self.corpus.evaluations.begin(begun)
 
     def probe(self) -> Probe:
         """A stored probe with one text, and what the base gave on it."""
         sequence = {"prompt_id": self.prompts[0].id, "text": "x", "prompt_token_ids": [1, 2], "token_ids": [3]}
         base = self.run.base_checkpoint
-        self.corpus.add_probe(Probe("p" * 64, self.run.id, base, self.settings_id, "t" * 64, [sequence]))
-        self.corpus.add_probe_result(self.probe_result())
-        probe = self.corpus.probe("p" * 64)
+        self.corpus.probes.add(Probe("p" * 64, self.run.id, base, self.settings_id, "t" * 64, [sequence]))
+        self.corpus.probes.add_result(self.probe_result())
+        probe = self.corpus.probes.get("p" * 64)
         assert probe is not None
         return probe
 

@@ -89,9 +89,9 @@ def test_every_verdict_counts_once(kept: Path) -> None:
     run = ledger.run()
     assert run is not None
     outcomes: dict[tuple[str, str, int], dict[str, list[int]]] = {}
-    for evaluation in corpus.evaluations(run.id):
+    for evaluation in corpus.evaluations.all(run.id):
         completions = list(corpus.completions(run.id, evaluation_id=evaluation.id))
-        verdicts = corpus.verdicts(evaluation.id)
+        verdicts = corpus.evaluations.verdicts(evaluation.id)
         assert sorted(verdict.completion_id for verdict in verdicts) == sorted(row.id for row in completions)
         found: dict[str, list[int]] = {}
         for verdict in verdicts:

@@ -137,7 +137,7 @@ def test_the_high_water_mark_follows_a_killed_run(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     assert drive(config) == 0, said(config)
     db = open_database(tmp_path / ".loop" / "loop.db", read_only=True)
-    last = Ledger(db).last_event()
+    last = Ledger(db).events.last()
     db.close()
     assert last is not None and f'"seq": {last.seq}' in (tmp_path / ".loop" / "high_water.json").read_text()
 

@@ -67,7 +67,7 @@ def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def events(directory: Path, kind: str) -> list[Event]:
     db = open_database(directory / ".loop" / "loop.db", read_only=True)
-    found = [event for event in Ledger(db).events(limit=10_000) if event.kind == kind]
+    found = [event for event in Ledger(db).events.every() if event.kind == kind]
     db.close()
     return found
 
@@ -154,10 +154,10 @@ def test_aa_before_the_first_round(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 KILLED = r"""
 import os, signal, sys
 from loop.cli.main import loopctl, run
-from store import corpus, ledger
+from store import corpus, evaluations, events
 
 owner, name, moment, count = sys.argv[1:5]
-cls = {"corpus": corpus.Corpus, "ledger": ledger.Ledger}[owner]
+cls = {"corpus": corpus.Corpus, "evaluations": evaluations.Evaluations, "events": events.Events}[owner]
 real, calls = getattr(cls, name), 0
 
 def wrapped(*args, **kwargs):
@@ -192,11 +192,11 @@ def uninterrupted() -> Any:
     "where",
     [
         ("corpus", "add_completions", "after", "1"),
-        ("corpus", "add_verdicts", "before", "1"),
-        ("corpus", "finish_evaluation", "after", "1"),
-        ("corpus", "add_verdicts", "after", "2"),
-        ("ledger", "append_news", "before", "1"),
-        ("ledger", "append_news", "after", "1"),
+        ("evaluations", "add_verdicts", "before", "1"),
+        ("evaluations", "finish", "after", "1"),
+        ("evaluations", "add_verdicts", "after", "2"),
+        ("events", "append_news", "before", "1"),
+        ("events", "append_news", "after", "1"),
     ],
 )
 def test_aa_goes_on_after_a_kill(where: tuple[str, ...], finished: Path, call: Loopctl) -> None:
@@ -340,7 +340,7 @@ def test_final_asks_first(kept: Path, call: Loopctl, monkeypatch: pytest.MonkeyP
 
 
 def test_final_is_finished_on_the_head_that_it_was_begun_with(kept: Path, call: Loopctl) -> None:
-    assert killed(kept, "corpus", "finish_evaluation", "after", "1", "final", "--yes") == -signal.SIGKILL
+    assert killed(kept, "evaluations", "finish", "after", "1", "final", "--yes") == -signal.SIGKILL
     assert call("rollback", "--to", "base").code == 0
     said = call("final")
     assert said.code == 1 and "the head is the base now" in said.err

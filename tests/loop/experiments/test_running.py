@@ -36,7 +36,7 @@ from loop.system.lock import holder
 from loop.system.signals import Stop
 from loop.workers.up import Engines
 from store import shared as registry
-from store.corpus import Corpus
+from store.probes import Probes
 from store.records import Probe
 from store.shared import MEMBERSHIP, registry_of
 from tests.support import ROOT
@@ -145,7 +145,7 @@ def test_four_arms_with_equal_first_rounds_run_it_once(tmp_path: Path, calls: Co
             assert stage.output and stage.output["shared"][0]["ran_in"] == {"arm": "replace", "seed": 1}, stage.name
         taken = list(session.corpus.completions(session.run_id, 1))
         assert len(taken) == 10 and all(one.run_id == session.run_id for one in taken)
-        assert session.ledger.events_of(session.run_id, "round_begun", 2)[0].round == 2
+        assert session.ledger.events.of(session.run_id, "round_begun", 2)[0].round == 2
     checkpoints = [run.run_dir / "checkpoints" / "round-0001" / "model.safetensors" for run in (first, others[0])]
     assert len({path.stat().st_ino for path in checkpoints}) == 1, "a checkpoint is linked, not copied"
     sound(experiment.path)
@@ -266,18 +266,18 @@ def test_what_another_engine_had_to_do_is_not_offered_as_the_first_ones(
 
 def test_what_a_checkpoint_gave_on_other_texts_is_not_taken(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where engines do not draw the same twice, two runs that both wrote their texts have different ones."""
-    add = Corpus.add_probe
+    add = Probes.add
 
-    def shorter(corpus: Corpus, probe: Probe) -> None:
-        add(corpus, replace(probe, sequences=[one | {"token_ids": one["token_ids"][:-1]} for one in probe.sequences]))
+    def shorter(probes: Probes, probe: Probe) -> None:
+        add(probes, replace(probe, sequences=[one | {"token_ids": one["token_ids"][:-1]} for one in probe.sequences]))
 
     monkeypatch.setattr(Turn, "take_probe", lambda turn, probe_id: False)
-    monkeypatch.setattr(Corpus, "add_probe", shorter)
+    monkeypatch.setattr(Probes, "add", shorter)
     run = begun.runs[1]
     drive(run, 1)
     with open_session(load_config(run.path), Quiet()) as session:
-        (probe,) = session.corpus.probes(session.run_id)
-        ids = session.corpus.probe_result_ids(session.run_id)
+        (probe,) = session.corpus.probes.all(session.run_id)
+        ids = session.corpus.probes.result_ids(session.run_id)
         assert len(ids) == 2
         for found in map(session.corpus.probe_result, ids):
             assert found is not None

@@ -406,7 +406,7 @@ def test_every_read_is_by_a_key(finished: Path, monkeypatch: pytest.MonkeyPatch)
     with ledger(finished) as (book, run):
         _many_rounds(book, run, 30)
     statements: list[tuple[str, Any]] = []
-    monkeypatch.setattr("store.db.Reading.execute", _recorded(statements))
+    monkeypatch.setattr("store.db.Database.execute", _recorded(statements))
     standing.status(finished / ".loop", "small")
     assert len(statements) < 30
     db = open_database(finished / ".loop" / "loop.db", read_only=True)

@@ -90,7 +90,7 @@ def test_what_is_confirmed_is_kept_and_the_head_is_measured_afresh(tmp_path: Pat
         kept = session.ledger.round(session.run_id, 1)
         assert kept and kept.candidate_checkpoint
         on_select = [
-            one for one in session.corpus.evaluations(session.run_id, kept.candidate_checkpoint)
+            one for one in session.corpus.evaluations.all(session.run_id, kept.candidate_checkpoint)
             if (one.suite_name, one.split) == ("ones", "select")
         ]  # fmt: skip
         assert len(on_select) == 2 and len({one.seed for one in on_select}) == 2, "as a candidate, and as a head"
@@ -106,7 +106,7 @@ def test_the_heads_samples_are_used_again_until_it_is_replaced(tmp_path: Path) -
             assert run_round(session).state == "rolled_back"
             row = session.ledger.decision(session.run_id, number)
             assert row and row.evidence["fruitless_looks"] == ({"select": number - 1} if number > 1 else {})
-        base = session.corpus.evaluations(session.run_id, session.run.base_checkpoint)
+        base = session.corpus.evaluations.all(session.run_id, session.run.base_checkpoint)
         assert sorted(one.suite_name for one in base) == ["ones", "ones-greedy"], "measured once, not in each round"
 
 

@@ -148,7 +148,7 @@ def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
     with open_session(load_config(config), watch) as session:
         round: Round = run_round(session)
         assert round.state in ("kept", "rolled_back") and not [part for part in watch.parts if "locks" in part]
-        assert summaries(session) == [{}] and session.corpus.probes(session.run_id) == []
+        assert summaries(session) == [{}] and session.corpus.probes.all(session.run_id) == []
 
 
 def test_no_forks_are_no_mistake(tmp_path: Path) -> None:

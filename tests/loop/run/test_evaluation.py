@@ -17,6 +17,7 @@ from loop.run.opening import open_session
 from loop.run.session import Session
 from loop.workers.up import Engines
 from store.corpus import Corpus
+from store.evaluations import Evaluations
 from store.verify import verify_store
 from tests.support.runs import CONFIG, KEEPING, dump, write_run
 
@@ -112,18 +113,18 @@ def test_a_stop_at_any_safe_point_loses_and_repeats_nothing(
         Corpus, "add_completions", lambda corpus, batch: stored.extend(one.id for one in batch) or add(corpus, batch)
     )
     graded: list[str] = []
-    verdicts = Corpus.add_verdicts
+    verdicts = Evaluations.add_verdicts
     monkeypatch.setattr(
-        Corpus,
+        Evaluations,
         "add_verdicts",
-        lambda corpus, batch: graded.extend(one.completion_id for one in batch) or verdicts(corpus, batch),
+        lambda self, batch: graded.extend(one.completion_id for one in batch) or verdicts(self, batch),
     )
     left = where
 
     def stops(session: Session) -> None:
         def guide(round: Any) -> None:
             nonlocal left
-            left -= bool(session.corpus.evaluations(session.run_id))
+            left -= bool(session.corpus.evaluations.all(session.run_id))
             if not left:
                 raise Stop
 

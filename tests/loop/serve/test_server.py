@@ -226,7 +226,7 @@ def test_a_round_in_another_process_is_followed_to_its_end(tmp_path: Path) -> No
         db = open_database(config.parent / ".loop" / "loop.db")
         run = Ledger(db).run()
         assert run
-        Ledger(db).append_event(run.id, "noted")
+        Ledger(db).events.append(run.id, "noted")
         until(last, b"data:")  # news come by themselves
         last.close()
         db.close()
