@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import study
-from bench.decisions import CHURN, share, table
+from bench.simulation import CHURN, share, table
 from bench.study_model import Recipe, make_world
 from loop.experiments.file import load_experiment
 from loop.stages.deciding import signals_of
