@@ -14,7 +14,7 @@ import click
 
 from loop.cli.options import Call, shared_options, the_call
 from loop.errors import ConfigError, LoopError, PermissionDenied
-from loop.words import clipped, count, safe
+from loop.words import count, one_line, safe
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ KS = (1, 5, 10, 100)
     "problems_file",
     required=True,
     metavar="FILE",
-    help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own.",
+    help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own format.",
 )
 @click.option(
     "--completions",
@@ -42,16 +42,18 @@ KS = (1, 5, 10, 100)
 @shared_options
 @click.pass_context
 def grade_command(context: click.Context, problems_file: str, completions_file: str) -> None:
-    """Grade completions: a line each in the order of FILE, then pass@k. Exit code 1 if one could not be graded.
+    """Grade completions: a line for each, in the order of FILE, then pass@k. Exit code 1 if any could not be graded.
 
-    A [grading] table of the configuration is followed; none is needed.
+    Uses the [grading] table of the configuration, where one exists.
 
     \b
     Examples:
       loopctl grade --problems problems.jsonl --completions completions.jsonl
     """
     problems = _problems(problems_file)
-    rows = _completions(completions_file, problems)  # all of them first: a mistake in the last line costs no hour
+    rows = _completions(
+        completions_file, problems
+    )  # all at once, so that a mistake in the last line does not show after an hour
     grader = _grader(the_call())
     outcomes: dict[str, list[int]] = defaultdict(list)
     words: Counter[str] = Counter()
@@ -66,7 +68,7 @@ def grade_command(context: click.Context, problems_file: str, completions_file: 
         if the_call().json:
             click.echo(json.dumps(line))
         else:
-            click.echo(f"{verdict.verdict:13} {clipped(task_id, 40)} {index}  {safe(verdict.detail)}".rstrip())
+            click.echo(f"{verdict.verdict:13} {one_line(task_id, 40)} {index}  {safe(verdict.detail)}".rstrip())
     summary = _summary(outcomes, words, len(rows), grader.level)
     if the_call().json:
         click.echo(json.dumps({"summary": summary}))

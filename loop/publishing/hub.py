@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import LoopError, PermissionDenied, UsageError
+from loop.words import one_line
 from store.records import Json
 
 CONNECT_TIMEOUT_S = 30.0
 # What an earlier push may have left of another model; nothing else that lies in the repository is touched.
 STALE = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]
+SAID_LENGTH = 200  # characters of what a server said
 LOGIN = "set HF_TOKEN, or log in with `hf auth login`"
 
 
@@ -79,13 +81,13 @@ def _explained(error: BaseException, repo: str, endpoint: str) -> LoopError:
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return _refused(cause.response.status_code, cause.server_message or "", repo, endpoint)
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
-            said = _short(str(cause) or type(cause).__name__)
+            said = one_line(str(cause) or type(cause).__name__, SAID_LENGTH)
             return LoopError(f"--push {repo}: {endpoint} cannot be reached ({said}); {again}")
-    return LoopError(f"--push {repo}: {_short(f'{type(error).__name__}: {error}')}; {again}")
+    return LoopError(f"--push {repo}: {one_line(f'{type(error).__name__}: {error}', SAID_LENGTH)}; {again}")
 
 
 def _refused(status: int, said: str, repo: str, endpoint: str) -> LoopError:
-    because = f" ({_short(said)})" if said else ""
+    because = f" ({one_line(said, SAID_LENGTH)})" if said else ""
     where = f"--push {repo}: {endpoint} answered {status}{because}"
     match status:
         case 401:
@@ -110,8 +112,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else line[:197] + "..."

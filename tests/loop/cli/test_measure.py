@@ -221,7 +221,7 @@ def test_mistakes(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
         (["aa", "--of", "0"], 2, "'0' is neither"),
         (["aa", "--of", "7"], 1, "there is no round 7"),
         (["sweep", "--of", "7"], 1, "there is no round 7"),
-        (["sweep", "--temperatures", "0.2,hot"], 2, "no list of numbers"),
+        (["sweep", "--temperatures", "0.2,hot"], 2, "not a list of numbers"),
         (["sweep", "--temperatures", "0"], 2, "0 is not above 0"),
         (["sweep", "--split", "final"], 2, "loopctl final"),
         (["sweep", "--split", "confirm"], 2, "its splits are select"),
