@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +20,10 @@ from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of
 from loop.prompts.sources import load_prompts, load_tests, source_kind
-from loop.words import printable, shown
+from loop.words import safe, shown
 
 BUILT_IN_MODEL = "smollm2-135m"
+SMOLLM2_PARAMETERS = 134_515_008
 FAKE_MODEL = "fake"
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -44,7 +47,7 @@ def input_mistakes(config: Config, base_dir: Path, run_dir: Path) -> Iterator[Mi
             yield ("decide", name) if name in ("split", "confirm") else ("suites", index, name), problem
     there = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
     if there.exists() and not there.is_dir():
-        yield ("run_dir",), f"{printable(str(there))} is a file; name a directory"
+        yield ("run_dir",), f"{safe(there)} is a file; name a directory"
 
 
 def model_directory(source: str, base_dir: Path) -> Path | None:
@@ -54,6 +57,27 @@ def model_directory(source: str, base_dir: Path) -> Path | None:
     path = base_dir / Path(source).expanduser()
     looks_like_path = source.startswith(("/", "./", "../", "~")) or source in (".", "..") or source.count("/") > 1
     return path if looks_like_path or path.exists() else None
+
+
+def num_parameters_of(source: str, base_dir: Path) -> int | None:
+    """How many parameters the model of a `model.source` has; None where that is not known before it is loaded."""
+    if source == BUILT_IN_MODEL:
+        return SMOLLM2_PARAMETERS
+    directory = model_directory(source, base_dir)
+    if directory is None:
+        return None
+    try:
+        return sum(map(_num_weights, directory.glob("*.safetensors"))) or None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+        return None  # whoever loads the model says what is wrong with it
+
+
+def _num_weights(path: Path) -> int:
+    """What the header of a safetensors file says: eight bytes of length, then JSON with a shape for each tensor."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(length, 100_000_000)))
+    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
 def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
@@ -81,7 +105,7 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
 
 
 def _directory_mistakes(directory: Path, config: Config) -> Iterator[Mistake]:
-    key, place = ("model", "source"), printable(str(directory))
+    key, place = ("model", "source"), safe(directory)
     try:
         names = {entry.name for entry in directory.iterdir()}
         if "config.json" not in names:
@@ -111,17 +135,17 @@ def _weights_mistakes(directory: Path, names: set[str], place: str) -> Iterator[
         parts = _json_file(directory / index).get("weight_map", {})
         missing = sorted(set(parts.values()) - weights)
         if missing:
-            yield f"{place} lacks {len(missing)} of its parts, {printable(missing[0])} first; fetch the model again"
+            yield f"{place} lacks {len(missing)} of its parts, {safe(missing[0])} first; fetch the model again"
     elif not weights:
         others = sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
         if others:
-            yield f"{place} has its weights in {printable(others[0])} only; convert them to safetensors"
+            yield f"{place} has its weights in {safe(others[0])} only; convert them to safetensors"
         else:
             yield f"{place} has no *.safetensors; fetch the model again, or name another directory"
 
 
 def _tokenizer_mistakes(directory: Path, names: set[str], config: Config) -> Iterator[Mistake]:
-    place = printable(str(directory))
+    place = safe(directory)
     if not names.intersection(_TOKENIZER_FILES):
         yield ("model", "source"), f"{place} has no tokenizer; add tokenizer.json and tokenizer_config.json"
         return
