@@ -98,11 +98,11 @@ BAD: list[tuple[str, list[str]]] = [
     (HEAD + "arms = []\n", ["experiment.toml:4: arms: is empty; give at least one entry, a list of tables"]),
     (HEAD + "rownds = 2\n" + ARM, ["experiment.toml:4: rownds: unknown key; the closest is rounds"]),
     (HEAD + "[model]\nsource = 'x'\n" + ARM,
-     ["experiment.toml:4: model: unknown key; what all runs have stands in the base configuration, what one changes "
-      "in an arm"]),
+     ["experiment.toml:4: model: unknown key; put what all runs have in common into the base configuration, and what "
+      "differs into an arm"]),
     (HEAD.replace("[1, 2]", "[1, 1]") + ARM,
      ["experiment.toml:3: seeds: 1 is given twice; each seed makes a run of its own"]),
-    (HEAD.replace("[1, 2]", "[-1]") + ARM, ["experiment.toml:3: seeds: -1 is no seed; give whole numbers from 0 on"]),
+    (HEAD.replace("[1, 2]", "[-1]") + ARM, ["experiment.toml:3: seeds: -1 is not a seed; give whole numbers from 0 on"]),
     (HEAD + 'config = "no.toml"\n' + ARM,
      ["experiment.toml:4: config: no.toml: no such file; name a loop.toml (`loopctl init` writes one)"]),
     (HEAD + "[[arms]]\n", ["experiment.toml:4: arms[0]: has no name; give one"]),
@@ -114,7 +114,7 @@ BAD: list[tuple[str, list[str]]] = [
      ["experiment.toml:5: arms[0].name: 'shared' is the name of something else in the experiment's directory; choose "
       "another"]),
     (HEAD + ARM + "seed = 3\n",
-     ["experiment.toml:6: arms[0].seed: is not an arm's to change; it is the experiment's `seeds`"]),
+     ["experiment.toml:6: arms[0].seed: cannot differ between arms; set the experiment's `seeds`"]),
     (HEAD + ARM + "sampling.temperatur = 1\n",
      ["experiment.toml:6: arms[0].sampling.temperatur: unknown key; the closest is temperature"]),
     (HEAD + ARM + "sampling.temperature = []\n",
@@ -123,7 +123,7 @@ BAD: list[tuple[str, list[str]]] = [
      ["experiment.toml:6: arms[0].sampling.temperature: 11 is not between 0 and 10; give a number above 0 and at most "
       "10"]),
     (HEAD + ARM + "suites.twos = { limit = 3 }\n",
-     ["experiment.toml:6: arms[0].suites.twos: is no suite of the base configuration; there: ones, ones-greedy"]),
+     ["experiment.toml:6: arms[0].suites.twos: is not a suite of the base configuration, which has: ones, ones-greedy"]),
     (HEAD + ARM + "suites.ones-greedy = { limit = 0 }\n",
      ["experiment.toml:6: arms[0].suites.ones-greedy.limit: 0 is too small; give a whole number of at least 1"]),
     (HEAD + ARM + 'suites.ones-greedy = { source = "no.jsonl" }\n',
@@ -136,10 +136,10 @@ BAD: list[tuple[str, list[str]]] = [
     (HEAD + 'suite = "tens"\n' + ARM,
      ["experiment.toml:4: suite: arm a has no suite 'tens'; name one that all arms have (ones, ones-greedy)"]),
     (HEAD + ARM + '[[arms]]\nname = "b"\nsuites.ones.num_samples = 8\n',
-     ["experiment.toml:6: arms[1]: suite 'ones', which figures come from, is another in arm b than in a "
+     ["experiment.toml:6: arms[1]: suite 'ones', which figures come from, differs between the arms b and a "
       "(num_samples); set `suite` to one that is the same in all arms"]),
-    (HEAD + 'compare = [["a", "c"]]\n' + ARM, ["experiment.toml:4: compare[0]: 'c' is no arm; there: a"]),
-    (HEAD + 'compare = [["a", "a"]]\n' + ARM, ["experiment.toml:4: compare[0]: is an arm and itself; name two"]),
+    (HEAD + 'compare = [["a", "c"]]\n' + ARM, ["experiment.toml:4: compare[0]: 'c' is not an arm; the arms are: a"]),
+    (HEAD + 'compare = [["a", "a"]]\n' + ARM, ["experiment.toml:4: compare[0]: compares an arm with itself; name two"]),
     (HEAD + 'compare = [["a"]]\n' + ARM, ["experiment.toml:4: compare[0]"]),
 ]  # fmt: skip
 
