@@ -46,7 +46,7 @@ _NUMBERS = ("temperature", "top_p", "repetition_penalty", "logprob_sum")
 @click.group("corpus")
 @shared_options
 def corpus_command() -> None:
-    """Take the corpus elsewhere.
+    """Export the corpus as JSON lines or Parquet.
 
     \b
     Examples:
@@ -55,7 +55,7 @@ def corpus_command() -> None:
 
 
 @corpus_command.command("export")
-@click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), required=True, help="Of the file.")
+@click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), required=True, help="The format of FILE.")
 @click.argument("file", metavar="FILE")
 @shared_options
 def export_command(form: str, file: str) -> None:

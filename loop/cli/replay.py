@@ -13,7 +13,7 @@ from store.records import Json
 @click.command("replay")
 @shared_options
 def replay_command() -> None:
-    """Decide every recorded round again: under the policy stored with it, and under that of the configuration at hand.
+    """Decide every recorded round again, under the policy stored with it and under the configured one.
 
     \b
     Examples:
@@ -60,7 +60,10 @@ def _print(answer: Json) -> None:
         show(out, table)
     summary = answer["summary"]
     parts = [count(summary["num_rounds"], "round"), f"{summary['num_identical']} identical"]
-    for key, words in (("num_different", "different"), ("num_unreadable", "not decided again: of another version")):
+    for key, words in (
+        ("num_different", "different"),
+        ("num_unreadable", "not decided again: of another version"),
+    ):
         if summary[key]:
             parts.append(f"{summary[key]} {words}")
     parts.append(f"{summary['num_changed']} changed under this policy")

@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 
 @click.command("samples")
-@click.option("--round", "number", type=ROUND, metavar="N", help="Of this round; default: of all.")
-@click.option("--prompt", metavar="ID", help="To this prompt: its id or its name.")
-@click.option("--search", metavar="TEXT", help="With this text in them (case ignored for ASCII).")
-@click.option("--suite", metavar="NAME", help="Answers to this suite's problems instead, with their verdicts.")
-@click.option("--show-code", is_flag=True, help="Also the program that was taken out of each, as it is graded.")
-@click.option("--limit", type=click.IntRange(min=1), default=10, metavar="K", show_default=True, help="The newest K.")
+@click.option("--round", "number", type=ROUND, metavar="N", help="Only this round.")
+@click.option("--prompt", metavar="ID", help="Only this prompt: its id or its name.")
+@click.option("--search", metavar="TEXT", help="Only completions with this text (ignores the case of ASCII letters).")
+@click.option("--suite", metavar="NAME", help="Show answers to this suite's problems instead, with their verdicts.")
+@click.option("--show-code", is_flag=True, help="Also show the program in each completion, as it is graded.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=10, metavar="K", show_default=True, help="Show the newest K."
+)
 @shared_options
 def samples_command(
     number: int | None, prompt: str | None, search: str | None, suite: str | None, show_code: bool, limit: int
 ) -> None:
-    """Completions that the model was trained on, or that were left out and why, newest first.
+    """Show completions, newest first: whether the model was trained on them, and if not, why.
 
     \b
     Examples:
@@ -41,11 +43,10 @@ def samples_command(
 
     with reader(the_call().place().run_dir) as found:
         if suite is not None:
-            known = list(
-                dict.fromkeys([*found.suites, *(one.suite_name for one in found.corpus.evaluations(found.run.id))])
-            )
-            if suite not in known:
-                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(known)}")
+            measured = (evaluation.suite_name for evaluation in found.corpus.evaluations(found.run.id))
+            names = list(dict.fromkeys([*found.suites, *measured]))
+            if suite not in names:
+                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(names)}")
         completions = found.corpus.search(
             run_id=found.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
         )
@@ -101,7 +102,9 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
                     problems |= {asked.id: known for asked, known in zip(prompts, suite_problems.problems, strict=True)}
                     break
         else:
-            raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")
+            raise LoopError(
+                f"suite {name}: has changed since these answers were graded; put its file and settings back"
+            )
     if found.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
         loaded = the_call().load()
         problems |= load_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir)
@@ -109,7 +112,7 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
 
 
 def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
-    """The program in an answer. Where nothing is known but what was asked: what every problem's rules would find."""
+    """The program in an answer. Without its problem, the extraction rules that all problems share apply."""
     from loop.grading.extract import extract_code
     from loop.grading.problem import Problem
     from loop.prompts.templates import answer

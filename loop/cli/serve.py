@@ -16,18 +16,30 @@ SHORTEST_TOKEN = 16
 
 @click.command("serve")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Where to listen; what other machines reach needs a token."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; one that other machines reach needs a token.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any that is free.")
 @click.option(
-    "--token", envvar="LOOP_SERVE_TOKEN", metavar="TOKEN", help="What others must know; made up where one is needed."
+    "--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="The port; 0 takes a free one."
 )
 @click.option(
-    "--experiment", "file", type=click.Path(path_type=Path), metavar="FILE", help="This experiment, not a run."
+    "--token",
+    envvar="LOOP_SERVE_TOKEN",
+    metavar="TOKEN",
+    help="The secret that visitors need; made where one is needed and none is given.",
+)
+@click.option(
+    "--experiment",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Show this experiment instead of the run.",
 )
 @shared_options
 def serve_command(host: str, port: int, token: str | None, file: Path | None) -> None:
-    """The report as a page that updates itself while rounds run. It only reads; Ctrl-C ends it.
+    """Serve the report as a page that updates itself while rounds run. Only reads; Ctrl-C ends it.
 
     \b
     Examples:
@@ -47,7 +59,7 @@ def _serve(host: str, port: int, token: str | None, file: Path | None) -> None:
     if token is not None and len(token.strip()) < SHORTEST_TOKEN:
         raise UsageError(f"--token: is shorter than {SHORTEST_TOKEN} characters; leave it out, and one is made")
     if token is not None and not (token.isascii() and token.strip().isprintable()):  # headers carry no others
-        raise UsageError("--token: has other characters than ASCII; leave it out, and one is made")
+        raise UsageError("--token: has characters outside of ASCII; leave it out, and one is made")
     source: Source
     if file is None:
         source = RunSource(the_call().place())
