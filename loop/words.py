@@ -1,6 +1,7 @@
-"""Text from models, problem files and error messages, made safe for a terminal; and numbers and times in few letters.
+"""How text from strangers, numbers and times are written, safely for a terminal and in few letters.
 
-Whatever is printed and did not come from our own source goes through `safe`. JSON escapes what is not ASCII by itself.
+Text that did not come from our own source goes through `safe` or `one_line` before it is printed. JSON needs neither: it
+escapes all that is not ASCII.
 """
 
 from __future__ import annotations

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import print_answer, shared_options, the_call
 from loop.errors import UsageError
-from loop.words import safe, size
+from loop.words import size
 
 
 @click.command("backup")
@@ -36,12 +36,6 @@ def backup_command(file: Path) -> None:
         backup(db, file)
     finally:
         db.close()
-    num_bytes = file.stat().st_size
-    if the_call().json:
-        print_json({"file": str(file), "bytes": num_bytes})
-    else:
-        store = safe(place.run_dir / "loop.db")
-        click.echo(
-            f"{safe(file)}: {size(num_bytes)}; to restore it, with no daemon running: "
-            f"remove {store}-wal and {store}-shm, then copy it to {store}"
-        )
+    num_bytes, store = file.stat().st_size, place.run_dir / "loop.db"
+    remedy = f"to restore it, with no daemon running: remove {store}-wal and {store}-shm, then copy it to {store}"
+    print_answer({"file": str(file), "bytes": num_bytes}, f"{file}: {size(num_bytes)}; {remedy}")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.options import ROUND, print_json, shared_options, the_call
+from loop.cli.options import ROUND, print_answer, shared_options, the_call
 from loop.words import round_name, safe, size
 
 if TYPE_CHECKING:
@@ -42,10 +42,7 @@ def carry_out(command: str, **arguments: Any) -> Json:
 
 
 def _tell(answer: Json) -> None:
-    if the_call().json:
-        print_json(answer)
-    else:
-        click.echo(safe(answer["text"]))
+    print_answer(answer, answer["text"])
 
 
 @click.command("pause")

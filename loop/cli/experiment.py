@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import print_answer, print_json, shared_options, the_call
 from loop.words import count, decoding_words, duration, interval, rate, safe, signed, size, warn
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
         outcome = Supervisor(experiment, machine, say, stop).run()
     _show(experiment_facts(experiment))
     if outcome.interrupted:
-        warn(f"stopped; `loopctl experiment run {safe(file)}` goes on where it was")
+        warn(f"stopped; `loopctl experiment run {safe(file)}` continues where it was")
         raise click.exceptions.Exit(stop.exit_code)
     if outcome.failed:
         raise LoopError(_failures(outcome, file))
@@ -200,10 +200,7 @@ def _load(file: Path, whole: bool = False) -> Experiment:
 
 
 def _tell(pid: int, text: str, changed: bool) -> None:
-    if the_call().json:
-        print_json({"pid": pid, "text": text, "changed": changed})
-    else:
-        click.echo(safe(text))
+    print_answer({"pid": pid, "text": text, "changed": changed}, text)
 
 
 def _clocked() -> Callable[[str], None]:

@@ -26,13 +26,13 @@ def _temperatures(_context: click.Context, _parameter: click.Parameter, value: s
     if value is None:
         return None
     try:
-        found = tuple(float(part) for part in value.split(","))
+        temperatures = tuple(float(part) for part in value.split(","))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0.2,0.6,1.0") from None
-    for temperature in found:
+    for temperature in temperatures:
         if not 0.0 < temperature <= 10.0:
             raise click.BadParameter(f"{temperature:g} is not above 0 and at most 10")
-    return found
+    return temperatures
 
 
 @click.command("aa")
@@ -123,9 +123,9 @@ def final_command(yes: bool) -> None:
     loaded = _loaded()
     decide = loaded.config.decide
     may_open_final(loaded.config.suite(decide.suite), decide.split, decide.confirm)
-    with reader(loaded.run_dir) as found:
-        event, run = final_result(found.ledger, found.run.id), found.run
-        begun = event is not None or may_be_final(found.ledger, run) == "begun"
+    with reader(loaded.run_dir) as store:
+        event, run = final_result(store.ledger, store.run.id), store.run
+        begun = event is not None or may_be_final(store.ledger, run) == "begun"
     if event is None:
         if not begun and not yes:
             _ask()
@@ -234,16 +234,15 @@ def _print_sweep(answer: Json) -> None:
     own = answer["T_eval"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("T", justify="right")
-    for one in answer["checkpoints"]:
-        table.add_column(round_name(one["round"]))
+    for checkpoint in answer["checkpoints"]:
+        table.add_column(round_name(checkpoint["round"]))
     for index, temperature in enumerate(answer["temperatures"]):
-        row = [one["figures"][index] for one in answer["checkpoints"]]
-        best = ["  best" if one["best_temperature"] == temperature else "" for one in answer["checkpoints"]]
-        figures = (
-            cell(f"{rate(one['pass@1'])} {interval(one['pass@1_interval'])}{mark}")
-            for one, mark in zip(row, best, strict=True)
-        )
-        table.add_row(f"{'T_eval ' if temperature == own else ''}{_temperature(temperature)}", *figures)
+        cells = []
+        for checkpoint in answer["checkpoints"]:
+            figures = checkpoint["figures"][index]
+            mark = "  best" if checkpoint["best_temperature"] == temperature else ""
+            cells.append(cell(f"{rate(figures['pass@1'])} {interval(figures['pass@1_interval'])}{mark}"))
+        table.add_row(f"{'T_eval ' if temperature == own else ''}{_temperature(temperature)}", *cells)
     out = console()
     click.echo(f"pass@1 on {_title(answer)}")
     show(out, table)
@@ -251,10 +250,10 @@ def _print_sweep(answer: Json) -> None:
     click.echo(
         f"decoding: the base at {_temperature(decoding['temperature'])} against the base at T_eval: {_change(decoding)}"
     )
-    for one in answer["training_gains"]:
+    for gain in answer["training_gains"]:
         click.echo(
-            f"training: {round_name(one['round'])} at {_temperature(one['temperature'])} against the base at "
-            f"{_temperature(one['base_temperature'])}: {_change(one)}"
+            f"training: {round_name(gain['round'])} at {_temperature(gain['temperature'])} against the base at "
+            f"{_temperature(gain['base_temperature'])}: {_change(gain)}"
         )
     if not answer["training_gains"]:
         click.echo("training: nothing to compare: only the base was measured")
@@ -272,6 +271,6 @@ def _change(gain: Json) -> str:
 def _print_final(answer: Json) -> None:
     base, head = answer["base"], answer["head"]
     click.echo(f"the final split, opened at {answer['opened_at']} on {round_name(head['round'])}: {_title(answer)}")
-    for label, one in (("base", base), (round_name(head["round"]), head)):
-        click.echo(f"  {label:<10} pass@1 {rate(one['pass@1'])} {interval(one['pass@1_interval'])}")
+    for label, figures in (("base", base), (round_name(head["round"]), head)):
+        click.echo(f"  {label:<10} pass@1 {rate(figures['pass@1'])} {interval(figures['pass@1_interval'])}")
     click.echo(f"  {'gain':<10}        {_change(answer)}, a two-sided 95% interval over problems")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from loop.config.place import Place, _quick_place
+from loop.words import safe
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
@@ -84,6 +85,14 @@ def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value
 def the_call() -> Call:
     """The options of the command that is running."""
     return click.get_current_context().find_root().ensure_object(Call)
+
+
+def print_answer(value: Any, text: object) -> None:
+    """Print a command's answer: `value` as JSON if that was asked for, else `text` on one line."""
+    if the_call().json:
+        print_json(value)
+    else:
+        click.echo(safe(text))
 
 
 def print_json(value: Any) -> None:

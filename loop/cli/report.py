@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import print_answer, shared_options, the_call
 from loop.errors import LoopError, UsageError
 from loop.system.files import opened
 from loop.words import safe
@@ -73,10 +73,7 @@ def plot_command(file: str, name: str | None, experiment: str | None) -> None:
     content = drawn(by_name[name], path.suffix.lower())
     with opened(path) as out:
         out.write(content)
-    if the_call().json:
-        print_json({"path": str(path.absolute()), "figure": name, "bytes": len(content)})
-    else:
-        click.echo(safe(path))
+    print_answer({"path": str(path.absolute()), "figure": name, "bytes": len(content)}, path)
 
 
 def drawn(figure: Figure, suffix: str) -> bytes:
@@ -114,9 +111,5 @@ def write_page(facts: Json, path: Path) -> Json:
 
 def tell(answer: Json) -> None:
     """Print where the page is, unless it went to standard output."""
-    if answer["path"] is None:
-        return
-    if the_call().json:
-        print_json(answer)
-    else:
-        click.echo(safe(answer["path"]))
+    if answer["path"] is not None:
+        print_answer(answer, answer["path"])

@@ -41,20 +41,20 @@ def samples_command(
     """
     from loop.reading.reader import reader
 
-    with reader(the_call().place().run_dir) as found:
+    with reader(the_call().place().run_dir) as store:
         if suite is not None:
-            measured = (evaluation.suite_name for evaluation in found.corpus.evaluations(found.run.id))
-            names = list(dict.fromkeys([*found.suites, *measured]))
+            measured = (evaluation.suite_name for evaluation in store.corpus.evaluations(store.run.id))
+            names = list(dict.fromkeys([*store.suites, *measured]))
             if suite not in names:
                 raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(names)}")
-        completions = found.corpus.search(
-            run_id=found.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
+        completions = store.corpus.search(
+            run_id=store.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
         )
-        answer = samples(found, completions)
+        answer = samples(store, completions)
         if show_code:
-            problems = _problems(found, completions)
+            problems = _problems(store, completions)
             for sample, completion in zip(answer, completions, strict=True):
-                sample["code"] = _code(found, completion, problems)
+                sample["code"] = _code(store, completion, problems)
     if the_call().json:
         print_json(answer)
         return
@@ -68,56 +68,58 @@ def samples_command(
     show(console(), Group(*(_lines(sample) for sample in answer)))
 
 
-def samples(found: Reader, completions: list[Completion]) -> list[Json]:
+def samples(store: Reader, completions: list[Completion]) -> list[Json]:
     """Completions with their prompt, their lineage and what became of them."""
     wanted = {completion.id for completion in completions}
     selected: dict[str, Selection] = {}
     for number in {completion.round for completion in completions}:
-        for selection in found.corpus.own_selections(found.run.id, number):
+        for selection in store.corpus.own_selections(store.run.id, number):
             if selection.completion_id in wanted:
                 selected[selection.completion_id] = selection
-    outcomes = found.corpus.outcomes(wanted)
+    outcomes = store.corpus.outcomes(wanted)
     return [
-        _sample(found, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
+        _sample(store, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
         for completion in completions
     ]
 
 
-def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem]:
-    """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
+def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem]:
+    """The problems of these completions by prompt id, from the configuration. LoopError if they have changed since."""
     from loop.grading.problems import load_suite
     from loop.prompts.sources import load_tests
     from loop.stages.evaluating import yardstick
 
     problems: dict[str, Problem] = {}
     of_suites = {completion.evaluation_id for completion in completions if completion.evaluation_id}
-    evaluations = [one for one in found.corpus.evaluations(found.run.id) if one.id in of_suites]
-    for name, sha256 in {(one.suite_name, one.suite_sha256) for one in evaluations}:
+    evaluations = [evaluation for evaluation in store.corpus.evaluations(store.run.id) if evaluation.id in of_suites]
+    for name, sha256 in {(evaluation.suite_name, evaluation.suite_sha256) for evaluation in evaluations}:
         loaded = the_call().load()
         for suite in loaded.config.suites:
             if suite.name == name.partition("@")[0]:  # measurements beside the rounds add to its name
                 suite_problems = load_suite(suite.source, suite.limit, loaded.base_dir)
                 row, _, prompts = yardstick(suite_problems, suite, loaded.config)
                 if row.sha256 == sha256:
-                    problems |= {asked.id: known for asked, known in zip(prompts, suite_problems.problems, strict=True)}
+                    problems |= {
+                        asked.id: problem for asked, problem in zip(prompts, suite_problems.problems, strict=True)
+                    }
                     break
         else:
             raise LoopError(
                 f"suite {name}: has changed since these answers were graded; put its file and settings back"
             )
-    if found.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
+    if store.corpus.outcomes(completion.id for completion in completions if completion.evaluation_id is None):
         loaded = the_call().load()
         problems |= load_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir)
     return problems
 
 
-def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
+def _code(store: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
     """The program in an answer. Without its problem, the extraction rules that all problems share apply."""
     from loop.grading.extract import extract_code
     from loop.grading.problem import Problem
     from loop.prompts.templates import answer
 
-    asked = found.corpus.prompt(completion.prompt_id)
+    asked = store.corpus.prompt(completion.prompt_id)
     opened = asked.content.get("opening", "") if asked else ""
     problem = problems.get(completion.prompt_id)
     if problem is None:
@@ -126,10 +128,10 @@ def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -
 
 
 def _sample(
-    found: Reader, completion: Completion, selection: Selection | None, verdict: str | None, detail: str | None
+    store: Reader, completion: Completion, selection: Selection | None, verdict: str | None, detail: str | None
 ) -> Json:
-    prompt = found.corpus.prompt(completion.prompt_id)
-    settings = found.corpus.decode_settings(completion.decode_settings_id)
+    prompt = store.corpus.prompt(completion.prompt_id)
+    settings = store.corpus.decode_settings(completion.decode_settings_id)
     logprob, num_tokens = completion.logprob_sum, completion.num_tokens
     return {
         "id": completion.id,
@@ -180,21 +182,21 @@ def _lines(sample: Json) -> RenderableType:
         f"checkpoint {sample['checkpoint'][:12]}, {decoding_words(sample['decoding'])}, seed {sample['seed']}, "
         f"{sample['created_at']}"
     )
-    whole = cell("").append(safe(prompt["prefill"] or "", lines=True), "dim").append(safe(sample["text"], lines=True))
-    taken: list[RenderableType] = []
+    text = cell("").append(safe(prompt["prefill"] or "", lines=True), "dim").append(safe(sample["text"], lines=True))
+    program: list[RenderableType] = []
     if sample.get("code", "") is None:
-        taken = [cell("  no code was found in it", "dim")]
+        program = [cell("  no code was found in it", "dim")]
     elif "code" in sample:
-        taken = [
+        program = [
             cell(f"  the program in it: {safe(sample['verdict'] or 'not graded')}", "dim"),
             Padding(cell(safe(sample["code"].rstrip("\n"), lines=True)), (0, 0, 0, 4), expand=False),
         ]
     return Group(
         head,
         Padding(cell(safe(prompt["statement"] or "", lines=True), "italic"), (0, 0, 0, 2), expand=False),
-        Padding(whole, (0, 0, 0, 4), expand=False),
+        Padding(text, (0, 0, 0, 4), expand=False),
         cell(f"  {safe(', '.join(facts))}; {safe('; '.join(became))}", "dim"),
         cell(f"  {safe(lineage)}", "dim"),
-        *taken,
+        *program,
         cell(""),
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import print_answer, shared_options, the_call
 from loop.errors import UsageError
 
 SHORTEST_TOKEN = 16
@@ -72,10 +72,7 @@ def _serve(host: str, port: int, token: str | None, file: Path | None) -> None:
         token = new_token()
     token = token and token.strip()
     url = address(host, listener.getsockname()[1], token)
-    if the_call().json:
-        print_json({"url": url})
-    else:
-        click.echo(f"{url}   (Ctrl-C ends it)")
+    print_answer({"url": url}, f"{url}   (Ctrl-C ends it)")
     sys.stdout.flush()
     forms = {"page": lambda facts: page.render(facts, live=True), "body": page.body}
     serve(Live(source, forms), listener, host, token, page.content_security_policy(live=True))

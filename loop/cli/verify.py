@@ -26,8 +26,8 @@ def verify_command(context: click.Context) -> None:
     from store.verify import Finding, Verification, verify_store
 
     try:
-        with reader(the_call().place().run_dir) as found:
-            result = verify_store(found.ledger.db, found.run_dir)
+        with reader(the_call().place().run_dir) as store:
+            result = verify_store(store.ledger.db, store.run_dir)
     except (NoStore, StoreTooNew, StoreTooOld):
         raise
     except StoreError as error:  # too damaged to read any further

@@ -192,7 +192,7 @@ def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path
     goes_on_once_told()
     process.send_signal(signal.SIGINT)
     assert process.wait(HANG_S) == 128 + signal.SIGINT and alone(path)
-    assert facts_of(path)["state"] == "stopped" and "goes on where it was" in output_of(path)
+    assert facts_of(path)["state"] == "stopped" and "continues where it was" in output_of(path)
     stages.forget()
     stages.stand_still("evaluating")
     assert "started (process" in loopctl("start", path, **stages.variables)
