@@ -134,10 +134,7 @@ class World:
         return (
             {name: float(each.mean()) for name, each in parts.items()}
             | errors
-            | {
-                "pass@1": float(rates.mean()),
-                "num_samples": drawn.size,
-            }
+            | {"pass@1": float(rates.mean()), "num_samples": drawn.size}
         )
 
 
@@ -169,11 +166,7 @@ def onto_a_template(model: Model, part: float) -> Model:
 
 
 SIZES = ((100, 2), (200, 4), (500, 10))  # problems, samples of each
-COLLAPSES = {
-    "onto modes": (1.5, 2.0, 3.0),
-    "onto a template": (0.3, 0.5, 0.7),
-    "shorter": (0.3, 0.4, 0.5),
-}
+COLLAPSES = {"onto modes": (1.5, 2.0, 3.0), "onto a template": (0.3, 0.5, 0.7), "shorter": (0.3, 0.4, 0.5)}
 
 
 def collapsed(world: World, model: Model, how: str, speed: float) -> Model:

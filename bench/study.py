@@ -184,10 +184,7 @@ def report(experiment: Experiment, where: Path) -> str:
                "distinct", "tokens")  # fmt: skip
     tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
         (columns, [cells(line, k) for line in facts.lines]),
-        (
-            ("arm", "less", "round", "difference [95% together]", "seeds", ""),
-            [compared(c) for c in facts.comparisons],
-        ),
+        (("arm", "less", "round", "difference [95% together]", "seeds", ""), [compared(c) for c in facts.comparisons]),
         (("arm", "rounds", "kept: held-out change", "no improvement shown", "refused by collapse alone"), refused),
     ]
     tables = [table for table in tables if table[1]]

@@ -60,10 +60,7 @@ def _print(answer: Json) -> None:
         show(out, table)
     summary = answer["summary"]
     parts = [count(summary["num_rounds"], "round"), f"{summary['num_identical']} identical"]
-    for key, words in (
-        ("num_different", "different"),
-        ("num_unreadable", "not decided again: of another version"),
-    ):
+    for key, words in (("num_different", "different"), ("num_unreadable", "not decided again: of another version")):
         if summary[key]:
             parts.append(f"{summary[key]} {words}")
     parts.append(f"{summary['num_changed']} changed under this policy")

@@ -107,15 +107,8 @@ class Experiment:
     file: TomlFile
     base: TomlFile
 
-    def run(self, arm: str, seed: int) -> ExperimentRun:
-        """One of its runs; KeyError if there is none."""
-        for run in self.runs:
-            if (run.arm, run.seed) == (arm, seed):
-                return run
-        raise KeyError((arm, seed))
-
     def of_arm(self, arm: str) -> list[ExperimentRun]:
-        """The runs of an arm, a seed each."""
+        """The runs of an arm, one for each seed."""
         return [run for run in self.runs if run.arm == arm]
 
 

@@ -94,6 +94,11 @@ def sound(path: Path) -> Experiment:
     return experiment
 
 
+def run_of(experiment: Experiment, arm: str, seed: int) -> ExperimentRun:
+    """The run of an arm with a seed."""
+    return next(run for run in experiment.of_arm(arm) if run.seed == seed)
+
+
 # In this process
 
 

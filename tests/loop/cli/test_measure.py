@@ -18,16 +18,7 @@ from policies.policy import build_policy
 from store.db import open_database, query
 from store.ledger import Ledger
 from store.records import Event
-from tests.support.cli import (
-    CONFIG,
-    Loopctl,
-    call,
-    environment,
-    finished,
-    finished_run,
-    process,
-    write_configuration,
-)
+from tests.support.cli import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
 
 __all__ = ["call", "finished"]
 

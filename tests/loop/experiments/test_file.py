@@ -15,7 +15,7 @@ from loop.config.loading import load_config
 from loop.config.toml_text import toml_text
 from loop.errors import ConfigError
 from loop.experiments.file import Experiment, check_experiment, configuration_of, load_experiment, run_text
-from tests.support.experiments import BASE, POLICIES, loopctl, write_experiment
+from tests.support.experiments import BASE, POLICIES, loopctl, run_of, write_experiment
 
 HEAD = 'name = "e"\nrounds = 2\nseeds = [1, 2]\n'
 
@@ -36,7 +36,7 @@ def test_an_arm_and_a_seed_make_a_run_with_a_whole_configuration_of_its_own(tmp_
     assert [run.name for run in found.runs[:4]] == [
         "replace/seed-1", "replace/seed-7", "accumulate/seed-1", "accumulate/seed-7",
     ]  # fmt: skip
-    run = found.run("accumulate", 7)
+    run = run_of(found, "accumulate", 7)
     assert run.directory == tmp_path / "policies" / "accumulate" / "seed-7"
     assert (run.config.seed, run.config.rounds, run.config.name) == (7, 2, "policies-accumulate-7")
     assert run.config.collect.data.type == "accumulate" and run.config.training.num_steps == 20
@@ -70,9 +70,9 @@ def test_a_list_where_the_key_takes_none_is_a_grid(tmp_path: Path) -> None:
         "hot-0.8", "hot-1.1", "data-replace", "data-mix", "m-0.1-0.1", "m-0.1-0.3", "m-0.2-0.1", "m-0.2-0.3",
         "two-mix-0.1", "two-mix-0.5",
     ]  # fmt: skip
-    assert [found.run(name, 2).config.sampling.temperature for name in ("hot-0.8", "hot-1.1")] == [0.8, 1.1]
-    assert found.run("hot-1.1", 1).config.sampling.stop == ("a", "b")
-    assert found.run("m-0.2-0.3", 1).config.collect.data.base == 0.3  # type: ignore[union-attr]
+    assert [run_of(found, name, 2).config.sampling.temperature for name in ("hot-0.8", "hot-1.1")] == [0.8, 1.1]
+    assert run_of(found, "hot-1.1", 1).config.sampling.stop == ("a", "b")
+    assert run_of(found, "m-0.2-0.3", 1).config.collect.data.base == 0.3  # type: ignore[union-attr]
     assert found.arms[1].overrides == {"sampling": {"temperature": 1.1, "stop": ["a", "b"]}}
 
 

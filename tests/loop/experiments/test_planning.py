@@ -11,13 +11,7 @@ from loop.experiments.facts import experiment_facts
 from loop.experiments.file import Experiment
 from loop.experiments.planning import plan_of
 from loop.experiments.running import Machine
-from tests.support.experiments import (
-    begun,
-    drive,
-    first_done,
-    loopctl,
-    write_experiment,
-)
+from tests.support.experiments import begun, drive, first_done, loopctl, write_experiment
 
 __all__ = ["begun", "first_done"]
 

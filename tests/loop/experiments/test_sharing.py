@@ -27,14 +27,7 @@ from store import shared as registry
 from store.corpus import Corpus
 from store.records import Probe
 from store.shared import MEMBERSHIP, registry_of
-from tests.support.experiments import (
-    Quiet,
-    begun,
-    drive,
-    first_done,
-    prepared,
-    sound,
-)
+from tests.support.experiments import Quiet, begun, drive, first_done, prepared, run_of, sound
 
 __all__ = ["begun", "first_done"]
 
@@ -124,7 +117,7 @@ engine.batch_size = 4
 def test_another_input_is_another_stage(tmp_path: Path) -> None:
     experiment = prepared(tmp_path, INPUTS)
     for arm, seed in (("a", 1), ("a", 2), ("samples", 1), ("rate", 1), ("limit", 1), ("batch", 1)):
-        drive(experiment.run(arm, seed), 1)
+        drive(run_of(experiment, arm, seed), 1)
     taken: dict[str, set[str]] = {}
     for one in experiment_facts(experiment).shared:
         for user in one["used_by"]:
