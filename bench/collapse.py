@@ -46,7 +46,7 @@ GAIN, NARROWS = 0.75, 0.25  # the first one: in log odds, and beyond 1 as the po
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of problem: Beta(*rates) for the chance to be right, and how many answers there are."""
+    """A kind of problem: Beta(*rates) for the chance to be right, and how many different answers it has."""
 
     name: str
     rates: tuple[float, float]
@@ -221,7 +221,7 @@ def false_alarms(kind: Kind, size: tuple[int, int], num_runs: int, num_rounds: i
 def caught(
     kind: Kind, size: tuple[int, int], how: str, speed: float, before: int, num_runs: int, seed: int
 ) -> list[str]:
-    """Collapse begins at the base (before = 0) or after so many healthy rounds that gained."""
+    """Collapse begins at the base, or after `before` healthy rounds that gained."""
     world, policy = World(kind, *size, seed), build_policy(GATE, "select")
     seen = numpy.full(num_runs, 3)
     blamed = Counter[str]()

@@ -45,7 +45,7 @@ class World:
         return numpy.log(rates) - numpy.log1p(-rates)
 
     def moved(self, log_odds: Floats, gain: float, churn: float) -> Floats:
-        """The log odds of a candidate whose gain over all problems there are is `gain`."""
+        """The log odds of a candidate whose mean gain over the whole population of problems is `gain`."""
         after = log_odds + shift_for(gain, churn)
         return after + churn * self.numbers.standard_normal(log_odds.shape) if churn else after
 
@@ -115,7 +115,7 @@ def sign_flips_reach(scores: Ints, num_samples: int, levels: Floats) -> Bools:
 
 
 def gamblers_reach(differences: Floats, target_gain: float, levels: Floats, miss: float) -> tuple[Ints, Ints]:
-    """After how many problems each gambler has won; one more than there are if never. As in policies.sequential."""
+    """After how many problems each gambler has won, as in policies.sequential; one more than all problems if never."""
     num_problems = differences.shape[1]
     before = numpy.zeros_like(differences)
     numpy.cumsum(differences[:, :-1] ** 2, axis=1, out=before[:, 1:])
@@ -152,7 +152,7 @@ class Rule:
 
     name: str
     plan: Plan
-    screen: Plan | None = None  # how select is looked at, if there are two splits
+    screen: Plan | None = None  # how select is looked at, where two splits are used
 
     def decide(self, scores: Ints, num_samples: int, fruitless: Ints) -> tuple[Bools, Bools, Ints]:
         """(keep, budget look taken, problems evaluated) for each run, given its number of fruitless looks."""

@@ -204,7 +204,7 @@ def _figures(facts: Json) -> list[str]:
     lines = ["\n".join(rows)]
     note = "Brackets are 95% intervals over problems"
     if made:
-        note += "; those of gains are of differences on the same problems with the same seeds (paired). A gain whose interval holds 0 is none that was shown"
+        note += "; those of gains are of differences on the same problems with the same seeds (paired). A gain whose interval holds 0 has not been shown"
     lines.append(f"{note}. Every figure holds for the decoding settings beside it and for no others.")
     if missing:
         lines.append(f"Not measured on this checkpoint: {', '.join(map(words, missing))}.")
