@@ -20,7 +20,7 @@ from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problems import load_suite, split_of
 from loop.prompts.sources import load_prompts, load_tests, source_kind
-from loop.words import safe, shown
+from loop.words import printable, shown
 
 BUILT_IN_MODEL = "smollm2-135m"
 SMOLLM2_PARAMETERS = 134_515_008
@@ -47,7 +47,7 @@ def input_mistakes(config: Config, base_dir: Path, run_dir: Path) -> Iterator[Mi
             yield ("decide", name) if name in ("split", "confirm") else ("suites", index, name), problem
     there = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
     if there.exists() and not there.is_dir():
-        yield ("run_dir",), f"{safe(there)} is a file; name a directory"
+        yield ("run_dir",), f"{printable(str(there))} is a file; name a directory"
 
 
 def model_directory(source: str, base_dir: Path) -> Path | None:
@@ -105,7 +105,7 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
 
 
 def _directory_mistakes(directory: Path, config: Config) -> Iterator[Mistake]:
-    key, place = ("model", "source"), safe(directory)
+    key, place = ("model", "source"), printable(str(directory))
     try:
         names = {entry.name for entry in directory.iterdir()}
         if "config.json" not in names:
@@ -135,17 +135,17 @@ def _weights_mistakes(directory: Path, names: set[str], place: str) -> Iterator[
         parts = _json_file(directory / index).get("weight_map", {})
         missing = sorted(set(parts.values()) - weights)
         if missing:
-            yield f"{place} lacks {len(missing)} of its parts, {safe(missing[0])} first; fetch the model again"
+            yield f"{place} lacks {len(missing)} of its parts, {printable(missing[0])} first; fetch the model again"
     elif not weights:
         others = sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
         if others:
-            yield f"{place} has its weights in {safe(others[0])} only; convert them to safetensors"
+            yield f"{place} has its weights in {printable(others[0])} only; convert them to safetensors"
         else:
             yield f"{place} has no *.safetensors; fetch the model again, or name another directory"
 
 
 def _tokenizer_mistakes(directory: Path, names: set[str], config: Config) -> Iterator[Mistake]:
-    place = safe(directory)
+    place = printable(str(directory))
     if not names.intersection(_TOKENIZER_FILES):
         yield ("model", "source"), f"{place} has no tokenizer; add tokenizer.json and tokenizer_config.json"
         return

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.options import print_answer, print_json, shared_options, the_call
+from loop.cli.options import print_json, shared_options, the_call
 from loop.words import count, decoding_words, duration, interval, rate, safe, signed, size, warn
 
 if TYPE_CHECKING:
@@ -200,7 +200,10 @@ def _load(file: Path, whole: bool = False) -> Experiment:
 
 
 def _tell(pid: int, text: str, changed: bool) -> None:
-    print_answer({"pid": pid, "text": text, "changed": changed}, text)
+    if the_call().json:
+        print_json({"pid": pid, "text": text, "changed": changed})
+    else:
+        click.echo(safe(text))
 
 
 def _clocked() -> Callable[[str], None]:

@@ -78,27 +78,27 @@ def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
     from loop.reading.checkpoints import checkpoint_named
     from loop.reading.reader import reader
 
-    with reader(run_dir) as store:
-        row = checkpoint_named(store.ledger, store.run, which)
-        number = {"head": store.run.head_round, "base": 0}[which] if not which.isdigit() else int(which)
-        facts = facts_of(store, row, number, base_dir)
-        return _source(store, row, facts), facts
+    with reader(run_dir) as found:
+        row = checkpoint_named(found.ledger, found.run, which)
+        number = {"head": found.run.head_round, "base": 0}[which] if not which.isdigit() else int(which)
+        facts = facts_of(found, row, number, base_dir)
+        return _source(found, row, facts), facts
 
 
-def _source(store: Reader, row: Checkpoint, facts: Json) -> Source:
+def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
     from loop.publishing.exporting import Source, licences_in
 
-    ledger, model = store.ledger, facts["base"]
-    first = ledger.checkpoint(store.run.base_checkpoint)
+    ledger, known = found.ledger, facts["base"]
+    first = ledger.checkpoint(found.run.base_checkpoint)
     assert first is not None
-    under = ledger.checkpoint(row.base) if row.base else None  # the weights that an adapter lies over
-    origin = {"origin": model["on_hub"] if model["fetched"] else model["source"], "revision": model["revision"]}
-    base = Source(under, store.run_dir / under.path, "the base", **origin) if under else None
+    over = ledger.checkpoint(row.base) if row.base else None
+    origin = {"origin": known["on_hub"] if known["fetched"] else known["source"], "revision": known["revision"]}
+    base = Source(over, found.run_dir / over.path, "the base", **origin) if over else None
     return Source(
         row,
-        store.run_dir / row.path,
+        found.run_dir / row.path,
         round_name(facts["round"]),
-        licences=licences_in(store.run_dir / first.path, first.manifest),
+        licences=licences_in(found.run_dir / first.path, first.manifest),
         base=base,
         **origin,
     )

@@ -14,7 +14,7 @@ import click
 
 from loop.cli.options import Call, shared_options, the_call
 from loop.errors import ConfigError, LoopError, PermissionDenied
-from loop.words import count, one_line, safe
+from loop.words import clipped, count, safe
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ KS = (1, 5, 10, 100)
     "problems_file",
     required=True,
     metavar="FILE",
-    help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own format.",
+    help="HumanEval, MBPP, their plus forms, LiveCodeBench or the loop's own.",
 )
 @click.option(
     "--completions",
@@ -68,7 +68,7 @@ def grade_command(context: click.Context, problems_file: str, completions_file: 
         if the_call().json:
             click.echo(json.dumps(line))
         else:
-            click.echo(f"{verdict.verdict:13} {one_line(task_id, 40)} {index}  {safe(verdict.detail)}".rstrip())
+            click.echo(f"{verdict.verdict:13} {clipped(task_id, 40)} {index}  {safe(verdict.detail)}".rstrip())
     summary = _summary(outcomes, words, len(rows), grader.level)
     if the_call().json:
         click.echo(json.dumps({"summary": summary}))

@@ -164,7 +164,7 @@ def _loaded(*names: str) -> LoadedConfig:
 
 @contextlib.contextmanager
 def _opened(loaded: LoadedConfig) -> Iterator[Session]:
-    """The run, held as `loopctl run` holds it. After a signal, the same command continues from what is stored."""
+    """The run, held as `loopctl run` holds it; a signal leaves what is stored, and the same command goes on from there."""
     from loop.cli.progress import onlooker
     from loop.run.opening import open_session
     from loop.system.heartbeat import Beating

@@ -41,20 +41,21 @@ def samples_command(
     """
     from loop.reading.reader import reader
 
-    with reader(the_call().place().run_dir) as store:
+    with reader(the_call().place().run_dir) as found:
         if suite is not None:
-            measured = (evaluation.suite_name for evaluation in store.corpus.evaluations(store.run.id))
-            names = list(dict.fromkeys([*store.suites, *measured]))
-            if suite not in names:
-                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(names)}")
-        completions = store.corpus.search(
-            run_id=store.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
+            known = list(
+                dict.fromkeys([*found.suites, *(one.suite_name for one in found.corpus.evaluations(found.run.id))])
+            )
+            if suite not in known:
+                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(known)}")
+        completions = found.corpus.search(
+            run_id=found.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
         )
-        answer = samples(store, completions)
+        answer = samples(found, completions)
         if show_code:
-            problems = _problems(store, completions)
+            problems = _problems(found, completions)
             for sample, completion in zip(answer, completions, strict=True):
-                sample["code"] = _code(store, completion, problems)
+                sample["code"] = _code(found, completion, problems)
     if the_call().json:
         print_json(answer)
         return
@@ -68,58 +69,54 @@ def samples_command(
     show(console(), Group(*(_lines(sample) for sample in answer)))
 
 
-def samples(store: Reader, completions: list[Completion]) -> list[Json]:
+def samples(found: Reader, completions: list[Completion]) -> list[Json]:
     """Completions with their prompt, their lineage and what became of them."""
     wanted = {completion.id for completion in completions}
     selected: dict[str, Selection] = {}
     for number in {completion.round for completion in completions}:
-        for selection in store.corpus.own_selections(store.run.id, number):
+        for selection in found.corpus.own_selections(found.run.id, number):
             if selection.completion_id in wanted:
                 selected[selection.completion_id] = selection
-    outcomes = store.corpus.outcomes(wanted)
+    outcomes = found.corpus.outcomes(wanted)
     return [
-        _sample(store, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
+        _sample(found, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
         for completion in completions
     ]
 
 
-def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem]:
-    """The problems of these completions by prompt id, from the configuration. LoopError if they have changed since."""
+def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem]:
+    """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
     from loop.grading.problems import load_suite
     from loop.prompts.sources import load_tests
     from loop.stages.evaluating import yardstick
 
     problems: dict[str, Problem] = {}
     of_suites = {completion.evaluation_id for completion in completions if completion.evaluation_id}
-    evaluations = [evaluation for evaluation in store.corpus.evaluations(store.run.id) if evaluation.id in of_suites]
-    for name, sha256 in {(evaluation.suite_name, evaluation.suite_sha256) for evaluation in evaluations}:
+    evaluations = [one for one in found.corpus.evaluations(found.run.id) if one.id in of_suites]
+    for name, sha256 in {(one.suite_name, one.suite_sha256) for one in evaluations}:
         loaded = the_call().load()
         for suite in loaded.config.suites:
             if suite.name == name.partition("@")[0]:  # measurements beside the rounds add to its name
                 suite_problems = load_suite(suite.source, suite.limit, loaded.base_dir)
                 row, _, prompts = yardstick(suite_problems, suite, loaded.config)
                 if row.sha256 == sha256:
-                    problems |= {
-                        asked.id: problem for asked, problem in zip(prompts, suite_problems.problems, strict=True)
-                    }
+                    problems |= {asked.id: known for asked, known in zip(prompts, suite_problems.problems, strict=True)}
                     break
         else:
-            raise LoopError(
-                f"suite {name}: has changed since these answers were graded; put its file and settings back"
-            )
-    if store.corpus.outcomes(completion.id for completion in completions if completion.evaluation_id is None):
+            raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")
+    if found.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
         loaded = the_call().load()
         problems |= load_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir)
     return problems
 
 
-def _code(store: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
-    """The program in an answer. Without its problem, the extraction rules that all problems share apply."""
+def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
+    """The program in an answer. Where nothing is known but what was asked: what every problem's rules would find."""
     from loop.grading.extract import extract_code
     from loop.grading.problem import Problem
     from loop.prompts.templates import answer
 
-    asked = store.corpus.prompt(completion.prompt_id)
+    asked = found.corpus.prompt(completion.prompt_id)
     opened = asked.content.get("opening", "") if asked else ""
     problem = problems.get(completion.prompt_id)
     if problem is None:
@@ -128,10 +125,10 @@ def _code(store: Reader, completion: Completion, problems: dict[str, Problem]) -
 
 
 def _sample(
-    store: Reader, completion: Completion, selection: Selection | None, verdict: str | None, detail: str | None
+    found: Reader, completion: Completion, selection: Selection | None, verdict: str | None, detail: str | None
 ) -> Json:
-    prompt = store.corpus.prompt(completion.prompt_id)
-    settings = store.corpus.decode_settings(completion.decode_settings_id)
+    prompt = found.corpus.prompt(completion.prompt_id)
+    settings = found.corpus.decode_settings(completion.decode_settings_id)
     logprob, num_tokens = completion.logprob_sum, completion.num_tokens
     return {
         "id": completion.id,

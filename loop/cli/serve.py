@@ -59,7 +59,7 @@ def _serve(host: str, port: int, token: str | None, file: Path | None) -> None:
     if token is not None and len(token.strip()) < SHORTEST_TOKEN:
         raise UsageError(f"--token: is shorter than {SHORTEST_TOKEN} characters; leave it out, and one is made")
     if token is not None and not (token.isascii() and token.strip().isprintable()):  # headers carry no others
-        raise UsageError("--token: has characters outside of ASCII; leave it out, and one is made")
+        raise UsageError("--token: has other characters than ASCII; leave it out, and one is made")
     source: Source
     if file is None:
         source = RunSource(the_call().place())

@@ -17,7 +17,7 @@ from loop.config.settings import Config, Mistake, naming_mistakes
 from loop.config.toml_file import TomlFile, read_toml
 from loop.config.toml_lines import KeyPath
 from loop.errors import ConfigError
-from loop.words import safe, shown
+from loop.words import printable, shown
 from policies.by_type import BadPolicy
 from policies.data import build_data
 from policies.policy import build_policy
@@ -43,7 +43,7 @@ def find_config(explicit: str | None) -> Path:
     if given is not None:
         return Path(given)
     if not os.path.lexists("loop.toml"):
-        raise ConfigError(f"no loop.toml in {safe(os.getcwd())}; run `loopctl init` or give --config FILE")
+        raise ConfigError(f"no loop.toml in {printable(os.getcwd())}; run `loopctl init` or give --config FILE")
     return Path("loop.toml")
 
 

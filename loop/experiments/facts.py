@@ -18,7 +18,7 @@ from loop.system.heartbeat import read_heartbeat
 from loop.system.lock import holder
 from store.db import utc_now
 from store.errors import NoStore, StoreError
-from store.records import Evaluation, Json
+from store.records import Evaluation, Json, Round
 from store.shared import EVENT
 
 FAILURE = "failure.txt"  # beside a run's loop.toml: why it was given up, where its store cannot say
@@ -179,40 +179,39 @@ def _stored(store: Reader, num_rounds: int, is_held: bool) -> dict[str, Any]:
 
 
 def heads_of(store: Reader, run: ExperimentRun, suite: str) -> list[Head]:
-    """The base and the head after each decided round, up to the first that is not yet measured on the suite."""
+    """The base and the head after each round that was decided, up to the first that is not measured on the suite yet."""
     evaluations = _evaluations(store, run, suite)
-    decided = [row for row in store.ledger.rounds(store.run.id) if row.state in ("kept", "rolled_back")]
-    heads_after = [row.parent_checkpoint for row in decided[1:]] + [store.run.head_checkpoint]
-    was_kept = [row.state == "kept" for row in decided]
+    decided = [one for one in store.ledger.rounds(store.run.id) if one.state in ("kept", "rolled_back")]
+    after = [one.parent_checkpoint for one in decided[1:]] + [store.run.head_checkpoint]
     heads: list[Head] = []
     measured: dict[str, tuple[dict[str, Fraction], Json]] = {}
-    for kept, checkpoint in [(False, store.run.base_checkpoint), *zip(was_kept, heads_after, strict=False)]:
-        evaluation = evaluations.get(checkpoint)
-        if evaluation is None:
+    before: list[tuple[Round | None, str]] = [(None, store.run.base_checkpoint), *zip(decided, after, strict=False)]
+    for round_, checkpoint in before:
+        one = evaluations.get(checkpoint)
+        if one is None:
             break
         if checkpoint not in measured:
-            num_samples = evaluation.num_samples
             rates = {
-                task: Fraction(round(rate * num_samples), num_samples)
-                for task, rate in store.corpus.pass_rates(evaluation.id).items()
+                task: Fraction(round(rate * one.num_samples), one.num_samples)
+                for task, rate in store.corpus.pass_rates(one.id).items()
             }
-            measured[checkpoint] = (rates, evaluation.metrics or {})
-        heads.append(Head(kept, *measured[checkpoint]))
+            measured[checkpoint] = (rates, one.metrics or {})
+        heads.append(Head(bool(round_ and round_.state == "kept"), *measured[checkpoint]))
     return heads
 
 
 def _evaluations(store: Reader, run: ExperimentRun, suite: str) -> dict[str, Evaluation]:
-    """The newest finished evaluation of each checkpoint. On the deciding suite it is the head's, which was not used to choose it."""
+    """The newest finished one of each checkpoint: of a suite that decides, that of the head, which its choice has not flattered."""
     split = run.config.decide.split if run.config.decide.suite == suite else "all"
     return {
-        evaluation.checkpoint: evaluation
-        for evaluation in store.corpus.evaluations(store.run.id)
-        if (evaluation.suite_name, evaluation.split) == (suite, split) and evaluation.metrics is not None
+        one.checkpoint: one
+        for one in store.corpus.evaluations(store.run.id)
+        if one.suite_name == suite and one.split == split and one.metrics is not None
     }
 
 
 def _taken(run: ExperimentRun) -> list[Json]:
-    """What a run took from others, by its events."""
+    """What a run took from others, as its events say it."""
     with contextlib.suppress(StoreError), reader(run.run_dir) as store:
         return [
             {"stage": event.stage, "round": event.round, **{key: event.data[key] for key in ("key", "what", "ran_in")}}

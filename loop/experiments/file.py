@@ -183,7 +183,7 @@ def load_experiment(path: Path) -> Experiment:
 def check_experiment(experiment: Experiment) -> None:
     """Check what the arms' configurations name, and the runs that exist. ConfigError with a line per mistake."""
     seen = set[str]()
-    mistakes: dict[Placed, None] = {}
+    found: dict[Placed, None] = {}
     for arm in experiment.arms:
         runs = experiment.of_arm(arm.name)
         config = runs[0].config
@@ -196,16 +196,16 @@ def check_experiment(experiment: Experiment) -> None:
         if inputs not in seen:  # reading suites and prompts may cost seconds
             seen.add(inputs)
             for key, problem in input_mistakes(config, experiment.base_dir, runs[0].run_dir):
-                mistakes[placed(arm, key, problem, experiment.file, experiment.base)] = None
+                found[placed(arm, key, problem, experiment.file, experiment.base)] = None
         for run in runs:
             if changed := _changed(run, experiment.base_dir):
                 problem = (
                     f"{run.directory} belongs to another configuration: {'; '.join(changed)}; change it back, give the "
                     "arm another name, or set another directory"
                 )
-                mistakes[experiment.file.at(("arms", arm.index), problem)] = None
-    if mistakes:
-        raise ConfigError(in_lines(mistakes))
+                found[experiment.file.at(("arms", arm.index), problem)] = None
+    if found:
+        raise ConfigError(in_lines(found))
 
 
 def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:

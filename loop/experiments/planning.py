@@ -64,7 +64,7 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
 
 
 def _known(run: ExperimentRun) -> list[str]:
-    """The stages of a run that depend on its configuration alone, each as the hash of what it depends on."""
+    """What a run does that only depends on its configuration, as hashes of just that."""
     config = run.config
     parts = config.model_dump(mode="json")
     engine = {key: value for key, value in parts["engine"].items() if key not in ("max_attempts", "retry_wait_s")}
@@ -73,19 +73,19 @@ def _known(run: ExperimentRun) -> list[str]:
     sampling = {key: value for key, value in parts["sampling"].items() if key != "control"}
     sampled = sha256_of([*start, "sampling", parts["prompts"], sampling])
     trained = sha256_of([sampled, _first_collect(parts), {**parts["training"], "gradient_checkpointing": 0}])
-    stages = [sampled, trained]
+    found = [sampled, trained]
     for suite in parts["suites"]:
         split = config.decide.split if suite["name"] == config.decide.suite else "all"
-        stages += [sha256_of([*place, suite, split, grading]) for place in (start, [trained])]
+        found += [sha256_of([*place, suite, split, grading]) for place in (start, [trained])]
     if config.diagnosis.num_prompts:
         decider = config.suite(config.decide.suite).model_dump(mode="json")
         probe = [decider, config.decide.split, sampling, parts["diagnosis"]]
-        stages += [sha256_of([*place, "probe", probe]) for place in (start, [trained])]
-    return stages
+        found += [sha256_of([*place, "probe", probe]) for place in (start, [trained])]
+    return found
 
 
 def _first_collect(parts: Json) -> Json:
-    """[collect] as a first round sees it: with nothing earlier, most data policies do the same."""
+    """What [collect] is for a first round: with nothing earlier, most data policies are the same."""
     data = dict(parts["collect"]["data"])
     if data["type"] in ("replace", "accumulate", "window", "mix"):
         data = {key: data[key] for key in data if key not in ("type", "rounds", "earlier", "base", "only_kept")}

@@ -37,7 +37,7 @@ from store.ledger import Ledger
 from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json
 
 TICK_S = 0.2
-LOOK_S = 1.0  # between two looks into the stores of the runs that have a process
+LOOK_S = 1.0  # between two looks into the stores of the runs that go on
 RESTART_WAITS_S = (0.0, 1.0, 5.0, 15.0, 60.0)  # before a run that died is started again; more deaths fail it
 GRACE_S = 20.0  # for a run to end after it was told to end at once
 HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd: another process holds the run; a user's mistake
@@ -112,7 +112,7 @@ def standing_of(run: ExperimentRun) -> RunStanding:
 class SupervisedRun:
     """A run with its process, while it has any.
 
-    `num_deaths`: in a row, with nothing finished in between. `not_before_s`: on the monotonic clock. `last_notice`: the last
+    `num_deaths`: in a row, with nothing finished in between. `not_before`: seconds on the monotonic clock. `last_notice`: the last
     pause or lock that was reported, so that each is reported once.
     """
 
@@ -120,7 +120,7 @@ class SupervisedRun:
     process: subprocess.Popen[bytes] | None = None
     slot: int = 0
     num_deaths: int = 0
-    not_before_s: float = 0.0
+    not_before: float = 0.0
     standing: RunStanding = field(default_factory=RunStanding)
     last_notice: str = ""
     is_told_to_stop: bool = False
@@ -200,7 +200,7 @@ class Supervisor:
     def _start(self, child: SupervisedRun, going: list[SupervisedRun]) -> bool:
         """Start its process; False if that has to wait."""
         run = child.run
-        if time.monotonic() < child.not_before_s:
+        if time.monotonic() < child.not_before:
             return False
         if (pid := holder(run.run_dir)) is not None:
             self._say_once(child, f"{run.name}: process {pid} holds this run; waiting for it to end")
@@ -261,7 +261,7 @@ class Supervisor:
             self._fail(child, said)
         elif not self.stop.asked:
             wait = RESTART_WAITS_S[child.num_deaths - 1]
-            child.not_before_s = time.monotonic() + wait
+            child.not_before = time.monotonic() + wait
             self.say(f"{run.name}: its process died ({said}); started again{f' in {wait:g} s' if wait else ''}")
             waiting.appendleft(child)
 
@@ -397,9 +397,9 @@ def _release(run: ExperimentRun) -> bool:
 
 
 def _environment() -> dict[str, str]:
-    """The environment of a run: ours, without what a service manager told this process alone."""
-    private = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
-    return {name: value for name, value in found_again().items() if name not in private}
+    """Ours, without what a service manager has told us alone."""
+    ours = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
+    return {name: value for name, value in found_again().items() if name not in ours}
 
 
 def _errors(run: ExperimentRun) -> Path:

@@ -28,7 +28,6 @@ from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
 from loop.grading.trying import open_sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
-from loop.words import one_line
 
 Word = Literal["passed", "failed", "timeout", "error", "no_code", "harness_error"]
 
@@ -350,4 +349,6 @@ def _called(problem: Problem) -> list[str]:
 
 def _printable(text: str) -> str:
     """One line for a terminal: nothing that moves the cursor, nothing that differs between runs."""
-    return one_line(re.sub(r"\b0x[0-9a-fA-F]{6,}\b", "0x...", text[: 4 * MAX_DETAIL]), MAX_DETAIL)
+    text = re.sub(r"\b0x[0-9a-fA-F]{6,}\b", "0x...", text[: 4 * MAX_DETAIL])
+    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
+    return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 3] + "..."

@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loop.run.diagnosing import diagnose, measure, signals
-from loop.run.evaluation import Part, evaluate, of_split, whole
+from loop.run.evaluation import Part, decoding_dict, evaluate, of_split, whole
 from loop.run.session import Session, Yardstick
 from loop.stages.deciding import Measured, Opened, evidence
-from loop.stages.evaluating import decoding_of, outcomes_of
+from loop.stages.evaluating import outcomes_of
 from policies.decision import Decision
 from policies.evidence import Evidence
 from policies.policy import next_part
@@ -170,4 +170,4 @@ class Comparison:
             )
             for who, one in sides.items()
         }
-        return Opened(suite.config.name, decoding_of(suite.config), problems, num_planned, num_looks, measured)
+        return Opened(suite.config.name, decoding_dict(suite), problems, num_planned, num_looks, measured)

@@ -172,3 +172,8 @@ def evaluation_id(session: Session, suite: Yardstick, part: Part, checkpoint: st
             part.seed,
         ]
     )
+
+
+def decoding_dict(suite: Yardstick) -> Json:
+    """The decoding settings of a suite, as they stand beside its figures."""
+    return {key: value for key, value in params_of(suite.config).model_dump(mode="json").items() if key != "stop"}

@@ -15,10 +15,10 @@ from typing import Any, Literal
 from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError, UsageError
 from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result, in_words
-from loop.run.evaluation import Part, evaluate
+from loop.run.evaluation import Part, decoding_dict, evaluate
 from loop.run.power import AA_MEASURED, Sight, remedy, sights
 from loop.run.session import Session, Yardstick
-from loop.stages.evaluating import decoding_of, outcomes_of, signals_by_problem
+from loop.stages.evaluating import outcomes_of, signals_by_problem
 from loop.stages.sampling import seed_of
 from policies.gates import Collapse
 from policies.noise import ROOM, SignalNoise, roomy_limits, signal_noise, variance_between, variance_within
@@ -98,7 +98,7 @@ def _where(session: Session, suite: Yardstick, split: str) -> Json:
         "run": session.run.name,
         "suite": suite.config.name,
         "split": split,
-        "decoding": decoding_of(suite.config),
+        "decoding": decoding_dict(suite),
         "num_problems": sum(problem.split == split for problem in suite.problems),
         "num_samples": suite.config.num_samples,
     }

@@ -10,8 +10,6 @@ import os
 import socket
 import time
 
-from loop.words import one_line
-
 MAX_STATUS = 1000  # characters
 
 
@@ -41,7 +39,8 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """One line for `systemctl status`: line breaks become spaces, a long text is cut."""
-        self._say("STATUS", one_line(text)[:MAX_STATUS])
+        line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
+        self._say("STATUS", line[:MAX_STATUS])
 
     def watchdog(self) -> None:
         """The loop moves. Call it as often as it does; a third of the time allowed lies between two messages."""

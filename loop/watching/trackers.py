@@ -19,7 +19,6 @@ from pathlib import Path
 from loop.config.settings import Watching
 from loop.system.guarded import end_guarded, start_guarded
 from loop.system.ourselves import environment
-from loop.words import one_line
 
 PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
 EXTRA = "pip install 'ssd-loop[trackers]'"
@@ -154,7 +153,9 @@ def last_line(log: Path) -> str:
     """What a process said last, in one line."""
     with contextlib.suppress(OSError):
         lines = log.read_bytes()[-10_000:].decode(errors="replace").split("\n")
-        return one_line(next((line for line in reversed(lines) if line.strip()), ""), ERROR_LENGTH)
+        said = next((line for line in reversed(lines) if line.strip()), "")
+        line = "".join(one for one in " ".join(said.split()) if one.isprintable())
+        return line if len(line) <= ERROR_LENGTH else line[: ERROR_LENGTH - 3] + "..."
     return ""
 
 

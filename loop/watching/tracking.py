@@ -24,7 +24,6 @@ from loop.errors import LoopError
 from loop.reading.checkpoints import decoding_of, public
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import whole_round
-from loop.words import one_line
 from store.canonical import sha256_of
 from store.records import Json
 
@@ -237,7 +236,7 @@ class Mlflow:
         made = self.client.create_run(number, run_name=run.name, tags={self.RUN: run.id})
         self.id = made.info.run_id
         settings = [
-            Param(".".join(map(str, key)), one_line(value, 500)) for key, value in leaves(run.config) if value != []
+            Param(".".join(map(str, key)), _in_a_line(value)) for key, value in leaves(run.config) if value != []
         ]
         for start in range(0, len(settings), 100):
             self.client.log_batch(self.id, params=settings[start : start + 100])
@@ -260,6 +259,11 @@ class Mlflow:
 
     def close(self) -> None:
         self.client.set_terminated(self.id)
+
+
+def _in_a_line(value: Any) -> str:
+    text = str(value)
+    return (text if text.isprintable() else json.dumps(text))[:500]
 
 
 TRACKERS: dict[str, Callable[[About, Path], Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflow": Mlflow}
