@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench import study
-from bench.decisions import CHURN, share, table
+from bench.simulation import CHURN, share, table
 from bench.study_model import Recipe, make_world
 from loop.experiments.file import load_experiment
 from loop.stages.deciding import signals_of
@@ -46,7 +46,7 @@ GAIN, NARROWS = 0.75, 0.25  # the first one: in log odds, and beyond 1 as the po
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of problem: Beta(*rates) for the chance to be right, and how many answers there are."""
+    """A kind of problem: Beta(*rates) for the chance to be right, and how many different answers it has."""
 
     name: str
     rates: tuple[float, float]
@@ -134,10 +134,7 @@ class World:
         return (
             {name: float(each.mean()) for name, each in parts.items()}
             | errors
-            | {
-                "pass@1": float(rates.mean()),
-                "num_samples": drawn.size,
-            }
+            | {"pass@1": float(rates.mean()), "num_samples": drawn.size}
         )
 
 
@@ -169,11 +166,7 @@ def onto_a_template(model: Model, part: float) -> Model:
 
 
 SIZES = ((100, 2), (200, 4), (500, 10))  # problems, samples of each
-COLLAPSES = {
-    "onto modes": (1.5, 2.0, 3.0),
-    "onto a template": (0.3, 0.5, 0.7),
-    "shorter": (0.3, 0.4, 0.5),
-}
+COLLAPSES = {"onto modes": (1.5, 2.0, 3.0), "onto a template": (0.3, 0.5, 0.7), "shorter": (0.3, 0.4, 0.5)}
 
 
 def collapsed(world: World, model: Model, how: str, speed: float) -> Model:
@@ -228,7 +221,7 @@ def false_alarms(kind: Kind, size: tuple[int, int], num_runs: int, num_rounds: i
 def caught(
     kind: Kind, size: tuple[int, int], how: str, speed: float, before: int, num_runs: int, seed: int
 ) -> list[str]:
-    """Collapse begins at the base (before = 0) or after so many healthy rounds that gained."""
+    """Collapse begins at the base, or after `before` healthy rounds that gained."""
     world, policy = World(kind, *size, seed), build_policy(GATE, "select")
     seen = numpy.full(num_runs, 3)
     blamed = Counter[str]()

@@ -53,7 +53,7 @@ def pictures(out: Path, kind: str, where: list[str], report: list[str]) -> None:
 
 
 def screenshots(page: Path, out: Path) -> None:
-    """The page as it is seen; nothing where there is no browser."""
+    """Take screenshots of the page; none without a browser."""
     program = shutil.which("chromium")
     if program is None:
         print("no chromium: no screenshots")

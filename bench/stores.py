@@ -1,7 +1,7 @@
 """Stores of any size for benchmarks, filled as a long run fills them: through the store's own ledger where that is fast
 enough, and row by row in SQL where it is not (completions and verdicts; their hashes are made up).
 
-A directory that is there already is taken as it is.
+A directory that exists is used as it is.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from store.ledger import Ledger
 from store.records import Checkpoint, DecisionRow, Evaluation, Problem, Prompt, Round, Suite
 from tests.support.configurations import configuration
 
-NUM_PROBLEMS = 164  # as many as HumanEval has
-NUM_CHECKPOINT_DIRECTORIES = 5  # as many as retention leaves, more or less
+NUM_PROBLEMS = 164  # HumanEval's
+NUM_CHECKPOINT_DIRECTORIES = 5  # about what retention leaves
 TEXT = "def add(first, second):\n    total = first + second\n    return total\n" * 4
 CONFIG: dict[str, Any] = {
     "name": "bench",
@@ -66,7 +66,7 @@ def write_configuration(directory: Path, rounds: int, more: str = "", num_proble
 
 
 def store(where: Path, num_completions: int, num_rounds: int) -> Path:
-    """The loop.toml of a run with so many completions in its training corpus, in so many decided rounds."""
+    """Make a run with this many completions in its training corpus and this many decided rounds; its loop.toml."""
     directory = where / f"{num_completions}-completions-{num_rounds}-rounds"
     if not directory.exists():
         partial = directory.with_suffix(".partial")

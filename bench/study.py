@@ -174,7 +174,7 @@ def draw(path: Path, where: Path) -> None:
 def report(experiment: Experiment, where: Path) -> str:
     """Write the tables and the figures into a directory; the tables in plain text."""
     facts = experiment_facts(experiment)
-    k = max(facts["lines"][0]["pass@k"], key=int)
+    k = max(facts.lines[0]["pass@k"], key=int)
     refused = [
         refusals(arm.name, [one for run in experiment.of_arm(arm.name) for one in decisions(run, experiment.suite)])
         for arm in experiment.arms
@@ -183,16 +183,13 @@ def report(experiment: Experiment, where: Path) -> str:
     columns = ("arm", "round", "pass@1 [95%]", "change over base [95%]", "seeds", "kept", f"pass@{k} - pass@1",
                "distinct", "tokens")  # fmt: skip
     tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
-        (columns, [cells(line, k) for line in facts["lines"]]),
-        (
-            ("arm", "less", "round", "difference [95% together]", "seeds", ""),
-            [compared(c) for c in facts["comparisons"]],
-        ),
+        (columns, [cells(line, k) for line in facts.lines]),
+        (("arm", "less", "round", "difference [95% together]", "seeds", ""), [compared(c) for c in facts.comparisons]),
         (("arm", "rounds", "kept: held-out change", "no improvement shown", "refused by collapse alone"), refused),
     ]
     tables = [table for table in tables if table[1]]
-    text = "\n".join(plain(*table) for table in tables) + f"\n{facts['correction']}\n"
-    marks = "\n".join(markdown(*table) for table in tables) + f"\n{facts['correction']}.\n"
+    text = "\n".join(plain(*table) for table in tables) + f"\n{facts.correction}\n"
+    marks = "\n".join(markdown(*table) for table in tables) + f"\n{facts.correction}.\n"
     page = where / f"{NAME}.md"
     before, after = ("", "")
     if where == STUDIES:

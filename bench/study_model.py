@@ -111,7 +111,7 @@ def answered(task: Task) -> str:
 
 
 def make_world(where: Path, recipe: Recipe, say: Callable[[str], None]) -> Path:
-    """A directory with `model`, `decide.jsonl`, `held-out.jsonl` and `prompts.jsonl`; one that is there is taken as it is.
+    """A directory with `model`, `decide.jsonl`, `held-out.jsonl` and `prompts.jsonl`; one that exists is used as it is.
 
     Base training, prompts and both suites have no task in common.
     """

@@ -96,26 +96,8 @@ def corpus(pairs: int) -> list[Row]:
     command = "python -m bench.corpus"
     rows = [row("appending 1 KB completions", "raw executemany", found["corpus_to_raw"], "at least 0.6", command)]
     for name, one in found["selecting"].items():
-        rows.append(
-            row(
-                f"selecting 10,000 of 1,000,000: {name}",
-                "-",
-                one["seconds"],
-                "under 2 s",
-                command,
-                " s",
-            )
-        )
-        rows.append(
-            row(
-                f"the same: memory, {name}",
-                "-",
-                one["peak_mib"],
-                "under 200 MB",
-                command,
-                " MiB",
-            )
-        )
+        rows.append(row(f"selecting 10,000 of 1,000,000: {name}", "-", one["seconds"], "under 2 s", command, " s"))
+        rows.append(row(f"the same: memory, {name}", "-", one["peak_mib"], "under 200 MB", command, " MiB"))
     rows += [
         row(f"growth to 1,000,000: {name.replace('_', ' ')}", "the small store", value, "0.8 to 1.2", command)
         for name, value in found["growth"].items()

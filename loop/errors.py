@@ -1,4 +1,4 @@
-"""What can go wrong, by the exit code that it ends in (sysexits.h where that has one), and foreign text in a message."""
+"""What can go wrong, by the exit code that a program then ends with (from sysexits.h where that has one)."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class EngineError(LoopError):
 
 
 class StalledError(EngineError):
-    """A worker made no progress for too long and was ended."""
+    """A worker made no progress for too long, so its process was ended."""
 
 
 class HarnessError(LoopError):
@@ -46,4 +46,4 @@ class HarnessError(LoopError):
 
 
 class NoRoom(LoopError):
-    """The disk is full or cannot be written. Nothing is lost; what was being done goes on when it can be."""
+    """The disk is full or cannot be written. Nothing is lost; the work continues once there is room."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
+import struct
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from loop.prompts.sources import load_prompts, load_tests, source_kind
 from loop.words import printable, shown
 
 BUILT_IN_MODEL = "smollm2-135m"
+SMOLLM2_PARAMETERS = 134_515_008
 FAKE_MODEL = "fake"
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
@@ -55,6 +58,27 @@ def model_directory(source: str, base_dir: Path) -> Path | None:
     path = base_dir / Path(source).expanduser()
     looks_like_path = source.startswith(("/", "./", "../", "~")) or source in (".", "..") or source.count("/") > 1
     return path if looks_like_path or path.exists() else None
+
+
+def num_parameters_of(source: str, base_dir: Path) -> int | None:
+    """How many parameters the model of a `model.source` has; None where that is not known before it is loaded."""
+    if source == BUILT_IN_MODEL:
+        return SMOLLM2_PARAMETERS
+    directory = model_directory(source, base_dir)
+    if directory is None:
+        return None
+    try:
+        return sum(map(_num_weights, directory.glob("*.safetensors"))) or None
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
+        return None  # whoever loads the model says what is wrong with it
+
+
+def _num_weights(path: Path) -> int:
+    """What the header of a safetensors file says: eight bytes of length, then JSON with a shape for each tensor."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(min(length, 100_000_000)))
+    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
 def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:

@@ -1,6 +1,7 @@
-"""Text from models, problem files and error messages, made safe for a terminal; and numbers and times in few letters.
+"""How text from strangers, numbers and times are written, safely for a terminal and in few letters.
 
-Whatever is printed and did not come from our own source goes through `safe`. JSON escapes what is not ASCII by itself.
+Text that did not come from our own source goes through `safe` or `one_line` before it is printed. JSON needs neither: it
+escapes all that is not ASCII.
 """
 
 from __future__ import annotations
@@ -13,14 +14,31 @@ from typing import Any
 
 
 def safe(text: object, *, lines: bool = False) -> str:
-    """`text` with every unprintable character escaped; with `lines`, newlines stay."""
-    return printable(str(text), lines=lines)
+    """`text` with every character that does not print as itself shown as its escape; with `lines`, newlines stay.
+
+    That is control characters, bidirectional and other format characters, lone surrogates, odd spaces.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        character if character.isprintable() or (lines and character == "\n") else ascii(character)[1:-1]
+        for character in text
+    )
+
+
+printable = safe
 
 
 def clipped(text: object, length: int) -> str:
     """One safe line of at most `length` characters."""
-    line = safe(text)
-    return line if len(line) <= length else line[: length - 3] + "..."
+    return one_line(text, length)
+
+
+def one_line(text: object, max_length: int | None = None) -> str:
+    """`text` on one line: spaces for what does not print, one space for several, and "..." where it is too long."""
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())
+    return line if max_length is None or len(line) <= max_length else line[: max_length - 3] + "..."
 
 
 def rate(value: float | None) -> str:
@@ -81,7 +99,7 @@ def round_name(number: int | None) -> str:
 
 
 def all_done(planned: int) -> str:
-    """What a run says that has all its rounds."""
+    """What a run says once all its rounds are done."""
     done = "the one round is done" if planned == 1 else f"all {planned} rounds are done"
     return f"{done}; raise rounds in loop.toml, or give --rounds N"
 
@@ -111,22 +129,9 @@ def warn(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def printable(text: str, *, lines: bool = False) -> str:
-    """The text with every character that does not print as itself shown as its escape; with `lines`, newlines stay.
-
-    That is control characters, bidirectional and other format characters, lone surrogates, odd spaces.
-    """
-    if text.isprintable():
-        return text
-    return "".join(
-        character if character.isprintable() or (lines and character == "\n") else ascii(character)[1:-1]
-        for character in text
-    )
-
-
 def shown(value: Any) -> str:
     """A value of a TOML file in one short line that is safe in a terminal."""
-    text = repr(value) if isinstance(value, float) else printable(json.dumps(value, ensure_ascii=False, default=str))
+    text = repr(value) if isinstance(value, float) else safe(json.dumps(value, ensure_ascii=False, default=str))
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -6,19 +6,19 @@ from pathlib import Path
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import print_answer, shared_options, the_call
 from loop.errors import UsageError
-from loop.words import safe, size
+from loop.words import size
 
 
 @click.command("backup")
 @click.argument("file", type=click.Path(path_type=Path))
 @shared_options
 def backup_command(file: Path) -> None:
-    """Copy the store, as of now, into a new FILE. Checkpoints are not in it.
+    """Copy the store as it is now into a new FILE, without the checkpoints.
 
-    To put it back, with no daemon running: remove loop.db-wal and loop.db-shm in the run directory, which belong to the
-    other store and would damage this one; then copy FILE there as loop.db.
+    To restore it, with no daemon running: remove loop.db-wal and loop.db-shm from the run directory, because they belong to
+    the other store and would damage this one; then copy FILE there as loop.db.
 
     \b
     Examples:
@@ -28,7 +28,7 @@ def backup_command(file: Path) -> None:
     from store.db import backup, open_database
 
     if str(file) == "-":
-        raise UsageError("FILE is -: a store is not for standard output; name a file")
+        raise UsageError("FILE is -: a store cannot go to standard output; name a file")
     check_place(file)
     place = the_call().place()
     db = open_database(place.run_dir / "loop.db", read_only=True)
@@ -36,12 +36,6 @@ def backup_command(file: Path) -> None:
         backup(db, file)
     finally:
         db.close()
-    num_bytes = file.stat().st_size
-    if the_call().json:
-        print_json({"file": str(file), "bytes": num_bytes})
-    else:
-        store = safe(place.run_dir / "loop.db")
-        click.echo(
-            f"{safe(file)}: {size(num_bytes)}; to put it back, with no daemon running: "
-            f"remove {store}-wal and {store}-shm, then copy it to {store}"
-        )
+    num_bytes, store = file.stat().st_size, place.run_dir / "loop.db"
+    remedy = f"to restore it, with no daemon running: remove {store}-wal and {store}-shm, then copy it to {store}"
+    print_answer({"file": str(file), "bytes": num_bytes}, f"{file}: {size(num_bytes)}; {remedy}")

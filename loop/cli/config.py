@@ -69,10 +69,10 @@ def check_command(context: click.Context) -> None:
 
 def _mistake(line: str) -> dict[str, str | int | None]:
     """FILE:LINE: key: message, taken apart."""
-    found = _LINE.fullmatch(line)
-    if not found:
+    match = _LINE.fullmatch(line)
+    if not match:
         return {"file": None, "line": None, "key": None, "message": line}
-    return {"file": found["file"], "line": int(found["line"]), "key": found["key"], "message": found["message"]}
+    return {"file": match["file"], "line": int(match["line"]), "key": match["key"], "message": match["message"]}
 
 
 def _summary(loaded: LoadedConfig) -> tuple[str, str]:

@@ -1,25 +1,26 @@
-"""Commands that change a run: to the daemon or the foreground run that holds it, or, if nobody does, done here under the
-same lock.
+"""Commands that change a run. They go to the daemon or foreground run that holds it; if none does, they are carried out
+here, under the same lock.
 """
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.options import ROUND, print_json, shared_options, the_call
-from loop.words import safe, size
+from loop.cli.options import ROUND, print_answer, shared_options, the_call
+from loop.words import round_name, safe, size
 
-Json = dict[str, Any]
+if TYPE_CHECKING:
+    from store.records import Json
 
 
 def carry_out(command: str, **arguments: Any) -> Json:
-    """Have it done by whoever holds the run; the answer."""
+    """Have the process that holds the run carry out a command, or do it here if none does. Returns the answer."""
     from loop.daemon.control import NotRunning, ask
 
-    with contextlib.suppress(NotRunning):  # a daemon has its configuration, whatever was made of the file meanwhile
+    with contextlib.suppress(NotRunning):  # a daemon keeps its configuration, whatever the file says meanwhile
         return ask(the_call().place().run_dir, command, **arguments)
     loaded = the_call().load()
     from loop.daemon.commands import Commands
@@ -41,16 +42,13 @@ def carry_out(command: str, **arguments: Any) -> Json:
 
 
 def _tell(answer: Json) -> None:
-    if the_call().json:
-        print_json(answer)
-    else:
-        click.echo(safe(answer["text"]))
+    print_answer(answer, answer["text"])
 
 
 @click.command("pause")
 @shared_options
 def pause_command() -> None:
-    """Let nothing more begin: what is going on is left at its next safe point. Survives a restart.
+    """Stop at the next safe point and begin nothing more until `loopctl resume`, even after a restart.
 
     \b
     Examples:
@@ -62,7 +60,7 @@ def pause_command() -> None:
 @click.command("resume")
 @shared_options
 def resume_command() -> None:
-    """Go on after a pause, by hand or because a stage failed.
+    """Continue after a pause, whether by hand or because a stage failed.
 
     \b
     Examples:
@@ -104,7 +102,7 @@ def pin_command(number: int) -> None:
 @click.argument("number", metavar="ROUND", type=ROUND)
 @shared_options
 def unpin_command(number: int) -> None:
-    """Let [storage] decide on a round's checkpoint again.
+    """Let [storage] decide again whether a round's checkpoint stays.
 
     \b
     Examples:
@@ -114,7 +112,7 @@ def unpin_command(number: int) -> None:
 
 
 @click.command("gc")
-@click.option("--dry-run", is_flag=True, help="Only say what would be removed, and why the rest stays.")
+@click.option("--dry-run", is_flag=True, help="Only list what would be removed, and why the rest stays.")
 @shared_options
 def gc_command(dry_run: bool) -> None:
     """Remove the checkpoints that [storage] does not keep, and damaged copies.
@@ -131,5 +129,4 @@ def gc_command(dry_run: bool) -> None:
     for row in answer["removed"]:
         click.echo(f"  {'would go' if dry_run else 'gone'}   {size(row['bytes']):>8}   {safe(row['path'])}")
     for row in answer["kept"] if dry_run else ():
-        name = f"round {row['round']}" if row["round"] else "base"
-        click.echo(f"  stays      {size(row['bytes']):>8}   {name}: {row['why']}")
+        click.echo(f"  stays      {size(row['bytes']):>8}   {round_name(row['round'])}: {row['why']}")

@@ -46,7 +46,7 @@ _NUMBERS = ("temperature", "top_p", "repetition_penalty", "logprob_sum")
 @click.group("corpus")
 @shared_options
 def corpus_command() -> None:
-    """Take the corpus elsewhere.
+    """Export the corpus as JSON lines or Parquet.
 
     \b
     Examples:
@@ -55,7 +55,7 @@ def corpus_command() -> None:
 
 
 @corpus_command.command("export")
-@click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), required=True, help="Of the file.")
+@click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), required=True, help="The format of FILE.")
 @click.argument("file", metavar="FILE")
 @shared_options
 def export_command(form: str, file: str) -> None:
@@ -70,8 +70,8 @@ def export_command(form: str, file: str) -> None:
 
     if file == "-" and form == "parquet" and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal; name a file")
-    with reader(the_call().place().run_dir) as found, opened(file) as out:
-        num_rows = (_write_jsonl if form == "jsonl" else _write_parquet)(conversations(found), out)
+    with reader(the_call().place().run_dir) as store, opened(file) as out:
+        num_rows = (_write_jsonl if form == "jsonl" else _write_parquet)(conversations(store), out)
     if file == "-":
         return
     if the_call().json:
@@ -80,23 +80,23 @@ def export_command(form: str, file: str) -> None:
         warn(f"{count(num_rows, 'completion')} in {safe(file)}")
 
 
-def conversations(found: Reader) -> Iterator[Json]:
+def conversations(store: Reader) -> Iterator[Json]:
     """The rows, round by round, in order of arrival."""
     prompts: dict[str, Prompt | None] = {}
     decoding: dict[str, Json] = {}
-    for round in found.ledger.rounds(found.run.id):
+    for round in store.ledger.rounds(store.run.id):
         selected = {
-            s.completion_id: (s.used, s.reason) for s in found.corpus.own_selections(found.run.id, round.number)
+            s.completion_id: (s.used, s.reason) for s in store.corpus.own_selections(store.run.id, round.number)
         }
-        for completion in found.corpus.completions(found.run.id, round.number):
+        for completion in store.corpus.completions(store.run.id, round.number):
             if completion.prompt_id not in prompts:
-                prompts[completion.prompt_id] = found.corpus.prompt(completion.prompt_id)
+                prompts[completion.prompt_id] = store.corpus.prompt(completion.prompt_id)
             if completion.decode_settings_id not in decoding:
-                settings = found.corpus.decode_settings(completion.decode_settings_id)
+                settings = store.corpus.decode_settings(completion.decode_settings_id)
                 decoding[completion.decode_settings_id] = settings.settings if settings else {}
             row = _row(completion, prompts[completion.prompt_id], decoding[completion.decode_settings_id])
             used, reason = selected.get(completion.id, (None, None))
-            yield row | {"run": found.run.name, "used": used, "left_out": reason}
+            yield row | {"run": store.run.name, "used": used, "left_out": reason}
 
 
 def _row(completion: Completion, prompt: Prompt | None, decoding: Json) -> Json:

@@ -10,7 +10,7 @@ import click
 
 from loop.cli.options import Call, print_json, shared_options, the_call
 from loop.errors import LoopError
-from loop.words import count, safe
+from loop.words import count, round_name, safe
 
 if TYPE_CHECKING:
     from loop.config.settings import Decide
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 @click.option("--evidence", "file", required=True, metavar="FILE", help='A JSON object; "-": standard input.')
 @shared_options
 def decide_command(file: str) -> None:
-    """Apply the configured policies to the evidence in FILE; without a loop.toml, the policy that it has by default.
+    """Apply the configured policies to the evidence in FILE; without a loop.toml, the default ones.
 
     \b
     Examples:
@@ -45,7 +45,7 @@ def decide_command(file: str) -> None:
 
 
 def need_in_words(need: Mapping[str, Any]) -> str:
-    """What an action lacks, or how it is meant."""
+    """What an action asks for, or what it means."""
     match need:
         case {"split": split, "num_problems": number}:
             return f"asks for {count(number, 'more problem', 'more problems')} of {safe(split)}"
@@ -54,7 +54,7 @@ def need_in_words(need: Mapping[str, Any]) -> str:
         case {"suites": suites}:
             return f"asks for {', '.join(map(safe, suites))}"
         case {"head": round}:
-            return f"the head goes back to {f'round {round}' if round else 'the base'}"
+            return f"the head goes back to {round_name(round)}"
         case {"not_inferior_by": margin}:
             return f"no gain is shown, but a loss of more than {margin:g} is ruled out"
     return ", ".join(f"{safe(key)} {safe(value)}" for key, value in need.items())

@@ -41,7 +41,7 @@ print(json.dumps({"gpus": gpus, "threads": torch.get_num_threads()}))
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One thing that was looked at. `remedy` is "" where none is needed."""
+    """One check. `remedy` is "" where none is needed."""
 
     name: str
     verdict: Literal["ok", "warn", "fail"]
@@ -50,11 +50,11 @@ class Line:
 
 
 @click.command("doctor")
-@click.option("--deep", is_flag=True, help="Also try what takes time: sync, database, socket, model, all hashes.")
+@click.option("--deep", is_flag=True, help="Also try what takes time: sync, database, socket, model, every hash.")
 @shared_options
 @click.pass_context
 def doctor_command(context: click.Context, deep: bool) -> None:
-    """What this machine can do: a line each, ok, warn or fail, with the remedy. Exit code 1 if anything fails.
+    """Say what this machine can do, a line per check: ok, warn or fail, with the remedy. Exit code 1 if any fails.
 
     \b
     Examples:
@@ -74,7 +74,7 @@ def doctor_command(context: click.Context, deep: bool) -> None:
 
 
 def examine(call: Call, deep: bool = False) -> Iterator[Line]:
-    """Everything in turn, the quick things first."""
+    """Every check in turn, the quick ones first."""
     yield _python()
     yield _sqlite()
     yield _memory()
@@ -129,11 +129,11 @@ def _memory() -> Line:
 
 
 def _configuration(call: Call) -> tuple[LoadedConfig | None, list[Line]]:
-    """loop.toml and what it names. Without one there is nothing wrong yet."""
+    """The check of loop.toml and of all that it names. A missing loop.toml is only a warning."""
     given = call.config or os.environ.get("LOOP_CONFIG")
     if not given and not os.path.lexists("loop.toml"):
         return None, [
-            Line("loop.toml", "warn", "there is none here", "`loopctl init` writes one, or give --config FILE")
+            Line("loop.toml", "warn", "no such file here", "`loopctl init` writes one, or give --config FILE")
         ]
     from loop.inputs import check_inputs
 
@@ -182,7 +182,7 @@ def _run_directory(run_dir: Path) -> Iterator[Line]:
 
 
 def _two_checkpoints(run_dir: Path) -> int:
-    """What two of the run's checkpoints take; 0 if nothing is known yet."""
+    """The bytes of two of the run's checkpoints; 0 while it has none."""
     from loop.reading.reader import reader
     from store.errors import StoreError
 
@@ -218,7 +218,7 @@ def _uses_torch(loaded: LoadedConfig | None) -> bool:
 
 
 def _precision(loaded: LoadedConfig | None) -> Line:
-    """The precision of weights while sampling, and why; a CPU that has to emulate the one that is named is a warning."""
+    """The precision of weights while sampling, and why; a warning where the CPU must emulate the configured one."""
     from loop.engines.precision import auto_dtype
     from loop.system.gpus import used_bytes
 

@@ -1,4 +1,4 @@
-"""The slow half of `loopctl doctor`: what can only be known by doing it."""
+"""The slow half of `loopctl doctor`: checks that do for real what a run will need."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loop.errors import LoopError
+from loop.words import one_line
 from store.durable import fsync
 from store.errors import StoreError
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def try_everything(loaded: LoadedConfig) -> Iterator[tuple[str, bool, str, str]]:
-    """Name, whether it works, in words, remedy. What the run needs is really done, beside the run."""
+    """Do what a run needs, beside the run. Yields each check's name, whether it works, the words and the remedy."""
     loaded.run_dir.mkdir(parents=True, exist_ok=True)
     for name, attempt, remedy in (
         ("sync", _sync, "set run_dir to a local disk"),
@@ -31,19 +32,19 @@ def try_everything(loaded: LoadedConfig) -> Iterator[tuple[str, bool, str, str]]
         try:
             words, works = attempt(loaded), True
         except (OSError, LoopError, StoreError) as error:
-            words, works = " ".join(str(error).split()), False
+            words, works = one_line(error), False
         yield name, works, f"{words} ({time.monotonic() - began:.1f} s)" if works else words, "" if works else remedy
 
 
 def _sync(loaded: LoadedConfig) -> str:
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=loaded.run_dir) as place:
-        directory, there = Path(place) / "tmp", Path(place) / "there"
+        directory, renamed = Path(place) / "tmp", Path(place) / "renamed"
         directory.mkdir()
         with (directory / "file").open("wb") as file:
             file.write(bytes(1 << 20))
             file.flush()
             os.fsync(file.fileno())
-        os.rename(directory, there)
+        os.rename(directory, renamed)
         fsync(Path(place))
     return "files and directories can be written, synced and renamed"
 

@@ -14,6 +14,7 @@ from loop.cli.service import Done, tell
 from loop.words import count, decoding_words, duration, interval, rate, safe, signed, size, warn
 
 if TYPE_CHECKING:
+    from loop.experiments.facts import ExperimentFacts
     from loop.experiments.file import Experiment
     from loop.experiments.running import Outcome
     from store.records import Json
@@ -23,7 +24,7 @@ PATIENCE_S = 10.0  # so long `start` waits until it is under way
 
 file_argument = click.argument("file", metavar="FILE", type=click.Path(path_type=Path, readable=False))
 jobs_option = click.option(
-    "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs side by side; else as in FILE."
+    "--jobs", type=click.IntRange(min=1), metavar="N", help="Runs at a time; default: as FILE says."
 )
 
 
@@ -43,10 +44,10 @@ def experiment_command() -> None:
 @experiment_command.command("run")
 @file_argument
 @jobs_option
-@click.option("--dry-run", is_flag=True, help="Only say what it would take: stages, what is shared, time, disk.")
+@click.option("--dry-run", is_flag=True, help="Only say what it would take: stages, how many are shared, time, disk.")
 @shared_options
 def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
-    """Run all arms and seeds of FILE in the foreground, then compare them. It goes on where it was left.
+    """Run all arms and seeds of FILE in the foreground, then compare them. Continues where it was left.
 
     \b
     Examples:
@@ -68,13 +69,9 @@ def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
     stop, say = Stop(at_once=False), _clocked()
     with stop.listening():
         outcome = Supervisor(experiment, machine, say, stop).run()
-    facts = experiment_facts(experiment)
-    if the_call().json:
-        print_json(facts)
-    else:
-        _show(facts)
+    _show(experiment_facts(experiment))
     if outcome.interrupted:
-        warn(f"stopped; `loopctl experiment run {safe(file)}` goes on where it was")
+        warn(f"stopped; `loopctl experiment run {safe(file)}` continues where it was")
         raise click.exceptions.Exit(stop.exit_code)
     if outcome.failed:
         raise LoopError(_failures(outcome, file))
@@ -130,7 +127,7 @@ def stop_command(file: Path) -> None:
 @file_argument
 @shared_options
 def status_command(file: Path) -> None:
-    """A row per arm and seed, what came out so far, and how arms compare.
+    """Show a row per arm and seed, the figures so far, and how the arms compare.
 
     \b
     Examples:
@@ -139,16 +136,12 @@ def status_command(file: Path) -> None:
     """
     from loop.experiments.facts import experiment_facts
 
-    facts = experiment_facts(_load(file))
-    if the_call().json:
-        print_json(facts)
-        return
-    _show(facts)
+    _show(experiment_facts(_load(file)))
 
 
 @experiment_command.command("report")
 @file_argument
-@click.option("-o", "page", metavar="FILE.html", help="Default: report.html in the experiment's directory.")
+@click.option("-o", "page", metavar="FILE.html", help="Where; default: report.html in the experiment's directory.")
 @shared_options
 def report_command(file: Path, page: str | None) -> None:
     """Write the experiment as one page that opens from disk without a network, and print where it is.
@@ -174,7 +167,7 @@ def _load(file: Path, whole: bool = False) -> Experiment:
 
 
 def _clocked() -> Callable[[str], None]:
-    """Lines on standard error, each with the seconds since the start."""
+    """A printer of lines on standard error, each with the seconds since the start."""
     began = time.monotonic()
 
     def say(text: str) -> None:
@@ -187,53 +180,56 @@ def _failures(outcome: Outcome, file: Path) -> str:
     names = ", ".join(outcome.failed)
     first = next(iter(outcome.failed.values()))
     return (
-        f"{count(len(outcome.failed), 'run')} failed ({names}): {first}; the others went on, and "
+        f"{count(len(outcome.failed), 'run')} failed ({names}): {first}; the others ran on, and "
         f"`loopctl experiment run {file}` tries again"
     )
 
 
-# What is shown
+# Tables
 
 
-def _show(facts: Json) -> None:
+def _show(facts: ExperimentFacts) -> None:
+    if the_call().json:
+        print_json(facts.as_json())
+        return
     from rich.table import Table
 
     from loop.cli.tables import cell, console, show
 
     out = console()
-    who = f" (process {facts['pid']})" if facts["pid"] else ""
-    show(out, cell(f"{facts['name']}: {facts['state']}{who}, in {facts['directory']}"))
+    who = f" (process {facts.pid})" if facts.pid else ""
+    show(out, cell(f"{facts.name}: {facts.state}{who}, in {facts.directory}"))
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("arm", "seed", "state", "rounds", "kept", "spent", "shared"):
         table.add_column(name, no_wrap=name != "state")
-    for run in facts["runs"]:
-        now = f" · round {run['round']} {run['stage']}" if run["state"] == "running" and run["round"] else ""
-        why = run["error"] or (run["reason"] if run["state"] in ("paused", "ended") else None)
+    for run in facts.runs:
+        now = f" · round {run.round} {run.stage}" if run.state == "running" and run.round else ""
+        why = run.error or (run.reason if run.state in ("paused", "ended") else None)
         table.add_row(
-            cell(safe(run["arm"])),
-            cell(str(run["seed"])),
-            cell(f"{run['state']}{now}{f': {safe(why)}' if why else ''}", "red" if run["state"] == "failed" else ""),
-            cell(f"{run['rounds_done']} of {run['rounds']}"),
-            cell(str(run["num_kept"])),
-            cell(duration(sum(run["spent_s"].values())) if run["spent_s"] else "-"),
-            cell(str(run["shared"] or "-")),
+            cell(safe(run.arm)),
+            cell(str(run.seed)),
+            cell(f"{run.state}{now}{f': {safe(why)}' if why else ''}", "red" if run.state == "failed" else ""),
+            cell(f"{run.rounds_done} of {run.rounds}"),
+            cell(str(run.num_kept)),
+            cell(duration(sum(run.spent_s.values())) if run.spent_s else "-"),
+            cell(str(run.shared or "-")),
         )
     show(out, table)
-    if not facts["lines"]:
+    if not facts.lines:
         return
-    what = f"pass@1 of the head on {facts['suite']} ({decoding_words(facts['decoding'])})"
+    what = f"pass@1 of the head on {facts.suite} ({decoding_words(facts.decoding)})"
     show(out, cell(""))
     show(out, cell(f"{safe(what)}, change over the base, 95% intervals"))
     show(out, _lines(facts))
-    if facts["comparisons"]:
+    if facts.comparisons:
         show(out, cell(""))
-        for one in facts["comparisons"]:
-            show(out, cell(safe(one["words"])))
-        show(out, cell(facts["correction"], "dim"))
+        for comparison in facts.comparisons:
+            show(out, cell(safe(comparison["words"])))
+        show(out, cell(facts.correction, "dim"))
 
 
-def _lines(facts: Json) -> Any:
-    """The base, and each arm after its last round that is known."""
+def _lines(facts: ExperimentFacts) -> Any:
+    """A table with the base, and each arm after its newest round."""
     from rich.table import Table
 
     from loop.cli.tables import cell
@@ -241,8 +237,8 @@ def _lines(facts: Json) -> Any:
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("arm", "round", "seeds", "pass@1", "change", "by seed", "distinct", "tokens"):
         table.add_column(name, no_wrap=True)
-    for arm in facts["arms"]:
-        mine = [line for line in facts["lines"] if line["arm"] == arm["name"]]
+    for arm in facts.arms:
+        mine = [line for line in facts.lines if line["arm"] == arm.name]
         for line in mine[-1:]:
             seeds = [change for change in line["change_by_seed"] if change is not None]
             table.add_row(

@@ -1,4 +1,4 @@
-"""`loopctl export`: a checkpoint as a Hugging Face model directory with a card made from the ledger, pushed if that is asked for."""
+"""`loopctl export`: write a checkpoint as a Hugging Face model directory with a card from the ledger, and push it if asked."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ if TYPE_CHECKING:
 @click.argument("directory", metavar="DIR")
 @click.option("--merge", is_flag=True, help="Write an adapter as whole weights, merged into its base.")
 @click.option(
-    "--push", "repo", metavar="OWNER/NAME", help="Also commit it to a repository on the hub (HF_ENDPOINT, HF_TOKEN)."
+    "--push", "repo", metavar="OWNER/NAME", help="Also push it to a repository on the hub ($HF_ENDPOINT, $HF_TOKEN)."
 )
-@click.option("--private", is_flag=True, help="With --push: only where the repository is, or is made, private.")
+@click.option(
+    "--private", is_flag=True, help="With --push: refuse a repository that is public; a new one is made private."
+)
 @shared_options
 def export_command(which: str, directory: str, merge: bool, repo: str | None, private: bool) -> None:
     """Write a checkpoint as a Hugging Face model directory: weights, tokenizer, decoding settings, a model card with figures.
 
-    DIR must be new or empty. With --push the same command may be repeated: what is there already stays as it is,
+    DIR must be new or empty. With --push the same command may be repeated: what exists already stays as it is,
     as in `loopctl export head exported/my-model --push me/my-model --private`.
 
     \b
@@ -41,12 +43,12 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
     from loop.publishing import exporting
 
     if private and repo is None:
-        raise UsageError("--private: says how to push; give --push OWNER/NAME, too")
+        raise UsageError("--private: needs --push; give --push OWNER/NAME, too")
     if repo is not None:
         from loop.publishing.hub import check_push
 
         check_push(repo)
-    target = exporting.place(directory, again=repo is not None)
+    target = exporting.checked_target(directory, again=repo is not None)
     place = the_call().place()
     source, facts = _read(place.run_dir, place.path.parent, which)
     if source.base is None and merge:
@@ -71,7 +73,7 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
 
 
 def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
-    """The checkpoint and all that is known of it. Nothing of the store is held open afterwards."""
+    """The checkpoint and the facts of its card. Closes the store."""
     from loop.publishing.card_facts import facts_of
     from loop.reading.checkpoints import checkpoint_named
     from loop.reading.reader import reader
@@ -130,7 +132,7 @@ def _say(done: Exported, source: Source, number: int, merged: bool, pushed: Json
         }
         print_json(answer)
         return
-    verb = "is there already" if done.was_there else "exported"
+    verb = "already exported" if done.was_there else "exported"
     click.echo(
         f"{safe(source.words)}: {verb}: {safe(done.path)} ({count(len(done.files), 'file')}, {size(done.size_bytes)})"
     )

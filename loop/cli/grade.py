@@ -41,16 +41,18 @@ KS = (1, 5, 10, 100)
 @shared_options
 @click.pass_context
 def grade_command(context: click.Context, problems_file: str, completions_file: str) -> None:
-    """Grade completions: a line each in the order of FILE, then pass@k. Exit code 1 if one could not be graded.
+    """Grade completions: a line for each, in the order of FILE, then pass@k. Exit code 1 if any could not be graded.
 
-    A [grading] table of the configuration is followed; none is needed.
+    Uses the [grading] table of the configuration, where one exists.
 
     \b
     Examples:
       loopctl grade --problems problems.jsonl --completions completions.jsonl
     """
     problems = _problems(problems_file)
-    rows = _completions(completions_file, problems)  # all of them first: a mistake in the last line costs no hour
+    rows = _completions(
+        completions_file, problems
+    )  # all at once, so that a mistake in the last line does not show after an hour
     grader = _grader(the_call())
     outcomes: dict[str, list[int]] = defaultdict(list)
     words: Counter[str] = Counter()

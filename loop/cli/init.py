@@ -38,6 +38,6 @@ def init_command(directory: Path) -> None:
     if the_call().json:
         print_json({"path": str(path.absolute())})
         return
-    there = "" if directory == Path(".") else f"cd {safe(directory)} && "
+    change_directory = "" if directory == Path(".") else f"cd {safe(directory)} && "
     click.echo(f"wrote {safe(path)}")
-    click.echo(f"next: {there}loopctl run")
+    click.echo(f"next: {change_directory}loopctl run")

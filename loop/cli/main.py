@@ -23,38 +23,38 @@ COMMANDS = {
     "stop": ("service", "Stop the daemon at its next safe point."),
     "restart": ("service", "Stop the daemon and start it again."),
     "status": ("status", "Say what is happening, what was decided and why, and whether anything needs you."),
-    "watch": ("watch", "Status, live."),
-    "serve": ("serve", "The report as a page that updates itself."),
-    "logs": ("logs", "What the daemon wrote down."),
-    "pause": ("control", "Let nothing more begin; survives a restart."),
-    "resume": ("control", "Go on after a pause or a failure."),
-    "rounds": ("rounds", "A row per round."),
-    "round": ("rounds", "All of one round."),
-    "samples": ("samples", "Read the corpus."),
-    "report": ("report", "The run as one page that opens without a network."),
-    "plot": ("report", "One figure of the report as SVG or PNG."),
-    "corpus": ("corpus", "Take the corpus elsewhere."),
-    "export": ("export", "Take a checkpoint elsewhere: a model directory with its card."),
+    "watch": ("watch", "Show the status, live."),
+    "serve": ("serve", "Serve the report as a page that updates itself."),
+    "logs": ("logs", "Show what the daemon wrote into its log."),
+    "pause": ("control", "Begin nothing more until `resume`, even after a restart."),
+    "resume": ("control", "Continue after a pause or a failure."),
+    "rounds": ("rounds", "List the rounds, a row for each."),
+    "round": ("rounds", "Show all of one round."),
+    "samples": ("samples", "Show completions from the corpus."),
+    "report": ("report", "Write the run as one page that opens without a network."),
+    "plot": ("report", "Draw one figure of the report as SVG or PNG."),
+    "corpus": ("corpus", "Export the corpus as JSON lines or Parquet."),
+    "export": ("export", "Export a checkpoint as a model directory with its card."),
     "track": ("track", "Send the rounds to experiment trackers."),
     "verify": ("verify", "Check every hash, sequence and manifest."),
     "rollback": ("control", "Move the head to an earlier round."),
     "pin": ("control", "Keep a round's checkpoint."),
-    "unpin": ("control", "Let [storage] decide on it again."),
-    "gc": ("control", "Remove the checkpoints that need not stay."),
+    "unpin": ("control", "Let [storage] decide on a pinned checkpoint again."),
+    "gc": ("control", "Remove the checkpoints that [storage] does not keep."),
     "backup": ("backup", "Copy the store while it is in use."),
     "service": ("service", "Print a systemd unit."),
     "grade": ("grade", "Grade completions without a store or a model."),
     "decide": ("decide", "Apply the configured policies to evidence in a file."),
-    "replay": ("replay", "Decide every recorded round again, and under other policies."),
-    "aa": ("measure", "Measure one checkpoint twice: what an evaluation can see."),
-    "sweep": ("measure", "Measure at several temperatures: what is decoding, what is training."),
+    "replay": ("replay", "Decide every recorded round again, also under other policies."),
+    "aa": ("measure", "Measure one checkpoint twice, to learn how small a gain the evaluation can see."),
+    "sweep": ("measure", "Measure at several temperatures, to tell the effect of decoding from that of training."),
     "final": ("measure", "Open the final split, once."),
     "experiment": ("experiment", "Run rounds under different settings and seeds, and compare them."),
 }
 
 
 class Commands(click.Group):
-    """A group that imports a command's module when the command is called, so that each starts as fast as it can."""
+    """A group that imports a command's module only when the command is called, so that every command starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -89,7 +89,7 @@ def loopctl() -> None:
 def main() -> NoReturn:
     """The entry point of `loopctl`."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # closed by whoever started us
+        if getattr(sys, name) is None:  # the program that started us has closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -107,7 +107,7 @@ def main() -> NoReturn:
 
 
 def run(arguments: list[str], command: click.Command, name: str) -> int:
-    """Carry out a command line; the exit code. Only a broken pipe is left to the caller."""
+    """Carry out a command line and return the exit code. Raises nothing but BrokenPipeError and SystemExit."""
     try:
         with command.make_context(name, arguments, obj=Call()) as context:
             command.invoke(context)
@@ -128,7 +128,7 @@ def run(arguments: list[str], command: click.Command, name: str) -> int:
 
 
 def told(error: BaseException) -> int:
-    """Say in a line what went wrong (several for several mistakes); the exit code."""
+    """Print what went wrong, a line for each mistake, and return the exit code."""
     code, text = explained(error)
     for line in text.splitlines() or [type(error).__name__]:
         warn(safe(line))
@@ -136,7 +136,7 @@ def told(error: BaseException) -> int:
 
 
 def _quiet() -> int:
-    """Nobody reads on: end as a program does that SIGPIPE ends, and let Python's own flush at exit say nothing."""
+    """Standard output has no reader any more: return SIGPIPE's exit code, and keep Python's flush at exit silent."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     return 141
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from loop.cli.options import checkpoint_names, print_json, shared_options, the_call
+from loop.config.toml_text import toml_value
 from loop.errors import LoopError
 from loop.words import decoding_words, interval, rate, round_name, safe, signed, warn
 from store.records import Json
@@ -17,21 +18,21 @@ if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
     from loop.run.session import Session
 
-GOES_ON = "interrupted; the same command goes on where it was"
+INTERRUPTED = "interrupted; the same command continues where it was"
 
 
 def _temperatures(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """Numbers with commas between them."""
+    """A click callback that reads temperatures with commas between them."""
     if value is None:
         return None
     try:
-        found = tuple(float(part) for part in value.split(","))
+        temperatures = tuple(float(part) for part in value.split(","))
     except ValueError:
-        raise click.BadParameter(f"{value!r} is no list of numbers, such as 0.2,0.6,1.0") from None
-    for temperature in found:
+        raise click.BadParameter(f"{value!r} is not a list of numbers, such as 0.2,0.6,1.0") from None
+    for temperature in temperatures:
         if not 0.0 < temperature <= 10.0:
             raise click.BadParameter(f"{temperature:g} is not above 0 and at most 10")
-    return found
+    return temperatures
 
 
 @click.command("aa")
@@ -45,7 +46,7 @@ def _temperatures(_context: click.Context, _parameter: click.Parameter, value: s
 )
 @shared_options
 def aa_command(name: str) -> None:
-    """Measure one checkpoint twice: the noise of the evaluation that decides, the gain that it can see, what more it takes.
+    """Measure one checkpoint twice: how noisy the deciding evaluation is, what gain it can see, what a smaller one takes.
 
     \b
     Examples:
@@ -71,18 +72,18 @@ def aa_command(name: str) -> None:
     metavar="head|base|ROUND",
     callback=checkpoint_names,
     multiple=True,
-    help="Rounds beside the base; may be repeated. Default: head.",
+    help="What to measure beside the base; may be repeated. Default: head.",
 )
 @click.option(
     "--temperatures",
     metavar="T,T,...",
     callback=_temperatures,
-    help="Default: 0.2,0.4,0.6,0.8,1.0,1.2; the run's own is always there.",
+    help="Default: 0.2,0.4,0.6,0.8,1.0,1.2; the run's own is always added.",
 )
-@click.option("--split", type=click.Choice(["select", "confirm", "final"]), help="Default: the one that decides.")
+@click.option("--split", type=click.Choice(["select", "confirm", "final"]), help="Default: the split that decides.")
 @shared_options
 def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None, split: str | None) -> None:
-    """Measure the base and rounds at several temperatures: which part of a gain is decoding, and which is training.
+    """Measure the base and rounds at several temperatures, to tell how much of a gain is decoding and how much training.
 
     \b
     Examples:
@@ -106,10 +107,10 @@ def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None
 
 
 @click.command("final")
-@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--yes", is_flag=True, help="Open it without asking.")
 @shared_options
 def final_command(yes: bool) -> None:
-    """Open the final split, once: the gain of the head over the base on problems that nobody has looked at.
+    """Open the final split, once: the gain of the head over the base on problems that no decision has used.
 
     \b
     Examples:
@@ -122,9 +123,9 @@ def final_command(yes: bool) -> None:
     loaded = _loaded()
     decide = loaded.config.decide
     may_open_final(loaded.config.suite(decide.suite), decide.split, decide.confirm)
-    with reader(loaded.run_dir) as found:
-        event, run = final_result(found.ledger, found.run.id), found.run
-        begun = event is not None or may_be_final(found.ledger, run) == "begun"
+    with reader(loaded.run_dir) as store:
+        event, run = final_result(store.ledger, store.run.id), store.run
+        begun = event is not None or may_be_final(store.ledger, run) == "begun"
     if event is None:
         if not begun and not yes:
             _ask()
@@ -152,7 +153,7 @@ def _ask() -> None:
 
 
 def _loaded(*names: str) -> LoadedConfig:
-    """loop.toml; LoopError where a round is asked for and there is no run: `head` and `base` can be had without one."""
+    """loop.toml. LoopError if a name is a round's and no run exists; `head` and `base` need none."""
     from store.db import DATABASE
 
     loaded = the_call().load()
@@ -177,7 +178,7 @@ def _opened(loaded: LoadedConfig) -> Iterator[Session]:
                 session.index_texts()
                 watch.end_part()
     except Interrupted as signal:
-        warn(GOES_ON)
+        warn(INTERRUPTED)
         raise click.exceptions.Exit(signal.exit_code) from None
 
 
@@ -212,30 +213,16 @@ def _print_aa(answer: Json) -> None:
         for number in sorted({row["num_problems"] for row in answer["sizes"]}):
             gains = (r["smallest_detectable_gain"] for r in answer["sizes"] if r["num_problems"] == number)
             lines.append(("", f"  {number:>10,}" + "".join(f"{gain:>8.3f}" for gain in gains)))
-    lines.append(("limits", f"{toml(answer['collapse'])},"))
+    lines.append(("limits", f"{toml_value(answer['collapse'])},"))
     lines.append(
         (
             "",
-            "  for decide.gates: the limits of collapse, each wider where it left less than 4 standard deviations of this noise",
+            "  for decide.gates: the limits of collapse, each widened where it left less than 4 standard deviations of this noise",
         )
     )
     click.echo(f"{round_name(answer['round'])} twice on {_title(answer)}")
     for label, text in lines:
         click.echo(f"{label:<8}{text}")
-
-
-def toml(value: object) -> str:
-    """A value of loop.toml in one line."""
-    match value:
-        case dict():
-            return "{ " + ", ".join(f"{key} = {toml(one)}" for key, one in value.items()) + " }"
-        case list():
-            return "[" + ", ".join(map(toml, value)) + "]"
-        case str() | bool():
-            from json import dumps
-
-            return dumps(value)
-    return repr(value)
 
 
 def _print_sweep(answer: Json) -> None:
@@ -247,16 +234,15 @@ def _print_sweep(answer: Json) -> None:
     own = answer["T_eval"]
     table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
     table.add_column("T", justify="right")
-    for one in answer["checkpoints"]:
-        table.add_column(round_name(one["round"]))
+    for checkpoint in answer["checkpoints"]:
+        table.add_column(round_name(checkpoint["round"]))
     for index, temperature in enumerate(answer["temperatures"]):
-        row = [one["figures"][index] for one in answer["checkpoints"]]
-        best = ["  best" if one["best_temperature"] == temperature else "" for one in answer["checkpoints"]]
-        figures = (
-            cell(f"{rate(one['pass@1'])} {interval(one['pass@1_interval'])}{mark}")
-            for one, mark in zip(row, best, strict=True)
-        )
-        table.add_row(f"{'T_eval ' if temperature == own else ''}{_temperature(temperature)}", *figures)
+        cells = []
+        for checkpoint in answer["checkpoints"]:
+            figures = checkpoint["figures"][index]
+            mark = "  best" if checkpoint["best_temperature"] == temperature else ""
+            cells.append(cell(f"{rate(figures['pass@1'])} {interval(figures['pass@1_interval'])}{mark}"))
+        table.add_row(f"{'T_eval ' if temperature == own else ''}{_temperature(temperature)}", *cells)
     out = console()
     click.echo(f"pass@1 on {_title(answer)}")
     show(out, table)
@@ -264,10 +250,10 @@ def _print_sweep(answer: Json) -> None:
     click.echo(
         f"decoding: the base at {_temperature(decoding['temperature'])} against the base at T_eval: {_change(decoding)}"
     )
-    for one in answer["training_gains"]:
+    for gain in answer["training_gains"]:
         click.echo(
-            f"training: {round_name(one['round'])} at {_temperature(one['temperature'])} against the base at "
-            f"{_temperature(one['base_temperature'])}: {_change(one)}"
+            f"training: {round_name(gain['round'])} at {_temperature(gain['temperature'])} against the base at "
+            f"{_temperature(gain['base_temperature'])}: {_change(gain)}"
         )
     if not answer["training_gains"]:
         click.echo("training: nothing to compare: only the base was measured")
@@ -285,6 +271,6 @@ def _change(gain: Json) -> str:
 def _print_final(answer: Json) -> None:
     base, head = answer["base"], answer["head"]
     click.echo(f"the final split, opened at {answer['opened_at']} on {round_name(head['round'])}: {_title(answer)}")
-    for label, one in (("base", base), (round_name(head["round"]), head)):
-        click.echo(f"  {label:<10} pass@1 {rate(one['pass@1'])} {interval(one['pass@1_interval'])}")
+    for label, figures in (("base", base), (round_name(head["round"]), head)):
+        click.echo(f"  {label:<10} pass@1 {rate(figures['pass@1'])} {interval(figures['pass@1_interval'])}")
     click.echo(f"  {'gain':<10}        {_change(answer)}, a two-sided 95% interval over problems")

@@ -1,7 +1,7 @@
 """What every command has in common: `--config` and `--json`, before and after the command, and where the run is.
 
-A command that only reads needs one key of loop.toml, `run_dir`, and takes it without checking the rest: it starts in half
-the time, and tells about a run while its configuration is being edited.
+A command that only reads needs one key of loop.toml, `run_dir`, and takes it without checking the rest. So it starts in
+half the time, and works while the configuration is being edited.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from loop.config.place import Place, _quick_place
+from loop.words import safe
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
@@ -29,19 +30,19 @@ ROUND.name = "round's number"  # in "'x' is not a valid ..."
 
 @dataclass(slots=True)
 class Call:
-    """What was asked beside the command itself."""
+    """The options that every command has."""
 
     config: str | None = None
     json: bool = False
 
     def load(self) -> LoadedConfig:
-        """loop.toml, all of it checked."""
+        """Read and check all of loop.toml."""
         from loop.config.loading import find_config, load_config
 
         return load_config(find_config(self.config))
 
     def place(self) -> Place:
-        """Where the run is. ConfigError if loop.toml does not say; if there is no run yet, for any mistake in it."""
+        """Where the run is. ConfigError if loop.toml does not say, and, while no run exists, for any mistake in it."""
         path = Path(self.config or os.environ.get("LOOP_CONFIG") or "loop.toml")
         place = _quick_place(path)
         if place is None or not (place.run_dir / "loop.db").exists():
@@ -58,17 +59,15 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
 
 
 def shared_options(command: F) -> F:
-    """`--config FILE` and `--json`; the later one on the command line counts."""
+    """`--config FILE` and `--json`; given twice, the later one counts."""
     for option in (
-        click.option(
-            "--json", is_flag=True, expose_value=False, callback=_remember, help="The answer as JSON on stdout."
-        ),
+        click.option("--json", is_flag=True, expose_value=False, callback=_remember, help="Print the answer as JSON."),
         click.option(
             "--config",
             metavar="FILE",
             expose_value=False,
             callback=_remember,
-            help="The configuration; default: LOOP_CONFIG, then ./loop.toml.",
+            help="The configuration; default: $LOOP_CONFIG, then ./loop.toml.",
         ),
     ):
         command = option(command)
@@ -76,7 +75,7 @@ def shared_options(command: F) -> F:
 
 
 def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-    """A click callback: one name or several, each of them head, base or a round's number."""
+    """A click callback that checks one name or several: each is head, base or a round's number."""
     for name in (value,) if isinstance(value, str) else value:
         if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
             raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
@@ -88,7 +87,15 @@ def the_call() -> Call:
     return click.get_current_context().find_root().ensure_object(Call)
 
 
+def print_answer(value: Any, text: object) -> None:
+    """Print a command's answer: `value` as JSON if that was asked for, else `text` on one line."""
+    if the_call().json:
+        print_json(value)
+    else:
+        click.echo(safe(text))
+
+
 def print_json(value: Any) -> None:
-    """One JSON value on standard output: ASCII, so that nothing in it can move a cursor."""
+    """Print a JSON value in ASCII, so that nothing in it can move a cursor."""
     indent = 2 if sys.stdout.isatty() else None
     sys.stdout.write(json.dumps(value, ensure_ascii=True, allow_nan=False, indent=indent) + "\n")

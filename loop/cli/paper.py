@@ -6,13 +6,13 @@ For what must start in a blink; tables are in tables.py. Texts come in safe (loo
 from __future__ import annotations
 
 import os
-import unicodedata
 from collections.abc import Iterable, Iterator
-from typing import IO
+from typing import IO, Any
+
+import click
 
 PIPE_WIDTH = 160
 LABEL_WIDTH = 12
-CODES = {"bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33"}
 
 
 class Paper:
@@ -24,10 +24,10 @@ class Paper:
         plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") in ("dumb", "unknown")
         self.styled = bool(os.environ.get("FORCE_COLOR") or terminal) and not plain
 
-    def styled_as(self, text: str, *styles: str) -> str:
-        """The text in these styles, where there are any."""
-        codes = ";".join(CODES[style] for style in styles if style)
-        return f"\x1b[{codes}m{text}\x1b[0m" if self.styled and codes else text
+    def styled_as(self, text: str, style: str) -> str:
+        """The text in bold, dim or a colour, where lines have styles at all. An empty style changes nothing."""
+        options: dict[str, Any] = {style: True} if style in ("bold", "dim") else {"fg": style}
+        return click.style(text, **options) if self.styled and style else text
 
     def labelled(self, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
         """A line per label and text, and the lines below it that a long text takes; nothing where the text is empty."""
@@ -50,31 +50,13 @@ def _width(file: IO[str], terminal: bool) -> int:
 
 def folded(text: str, width: int) -> Iterator[str]:
     """The text in lines of at most `width` cells, broken at spaces, or within a word that is longer than a line."""
-    while cells(text) > width:
-        end = _fitting(text, width)
+    from rich.cells import cell_len, chop_cells
+
+    while cell_len(text) > width:
+        end = len(chop_cells(text[: 4 * width], width)[0]) or 1  # of a long text only the beginning matters
         space = text.rfind(" ", 1, end + 1)
         line, text = (text[:space], text[space:]) if space > 0 and text[:space].strip() else (text[:end], text[end:])
         yield line.rstrip(" ")
         text = text.lstrip(" ")
     if text:
         yield text
-
-
-def _fitting(text: str, width: int) -> int:
-    """How many characters at the text's beginning fit; at least one."""
-    used = 0
-    for index, character in enumerate(text):
-        used += cells(character)
-        if used > width:
-            return max(1, index)
-    return len(text)
-
-
-def cells(text: str) -> int:
-    """The columns that a terminal gives it."""
-    if text.isascii():
-        return len(text)
-    return sum(
-        0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
-        for character in text
-    )

@@ -13,7 +13,7 @@ from store.records import Json
 @click.command("replay")
 @shared_options
 def replay_command() -> None:
-    """Decide every recorded round again: under the policy stored with it, and under that of the configuration at hand.
+    """Decide every recorded round again, under the policy stored with it and under the configured one.
 
     \b
     Examples:
@@ -24,8 +24,8 @@ def replay_command() -> None:
     from loop.reading.replaying import replay
 
     loaded = the_call().load()
-    with reader(loaded.run_dir) as found:
-        answer = {"run": found.run.name, **replay(found.ledger.decisions(found.run.id), loaded.config.decide.policy())}
+    with reader(loaded.run_dir) as store:
+        answer = {"run": store.run.name, **replay(store.ledger.decisions(store.run.id), loaded.config.decide.policy())}
     if the_call().json:
         print_json(answer)
     else:

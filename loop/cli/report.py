@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import print_answer, shared_options, the_call
 from loop.errors import LoopError, UsageError
 from loop.system.files import opened
 from loop.words import safe
@@ -34,18 +34,18 @@ def report_command(file: str | None) -> None:
     from loop.report.facts import run_facts
 
     place = the_call().place()
-    with reader(place.run_dir):  # says what is wrong if nothing was run
+    with reader(place.run_dir):  # raises if nothing was run yet
         facts = run_facts(place)
     tell(write_page(facts, Path(file) if file else place.run_dir / "report.html"))
 
 
 @click.command("plot")
-@click.option("-o", "file", required=True, metavar="FILE", help="Ends in .svg or .png.")
-@click.option("--figure", "name", metavar="NAME", help="Default: pass1, or change for an experiment.")
-@click.option("--experiment", metavar="FILE", help="Of this experiment instead of the run.")
+@click.option("-o", "file", required=True, metavar="FILE", help="The file to write, ending in .svg or .png.")
+@click.option("--figure", "name", metavar="NAME", help="Which figure; default: pass1, for an experiment change.")
+@click.option("--experiment", metavar="FILE", help="Draw this experiment instead of the run.")
 @shared_options
 def plot_command(file: str, name: str | None, experiment: str | None) -> None:
-    """Draw one figure of the report as SVG or PNG. An unknown NAME lists those that there are.
+    """Draw one figure of the report as SVG or PNG. An unknown NAME lists the figures.
 
     \b
     Examples:
@@ -59,24 +59,21 @@ def plot_command(file: str, name: str | None, experiment: str | None) -> None:
 
     path = Path(file)
     if path.suffix.lower() not in (".svg", ".png"):
-        raise UsageError(f"{safe(file)}: is neither .svg nor .png; name the file so")
+        raise UsageError(f"{safe(file)}: ends in neither .svg nor .png; give the file such a name")
     if experiment is not None:
         facts = facts_of_experiment(experiment_of(experiment))
     else:
         place = the_call().place()
         with reader(place.run_dir):
             facts = run_facts(place)
-    there = {figure.name: figure for figure in figures(facts)}
+    by_name = {figure.name: figure for figure in figures(facts)}
     name = name or ("change" if experiment is not None else "pass1")
-    if name not in there:
-        raise UsageError(f"no figure {name!r}; there are {', '.join(there) or 'none yet'}")
-    content = drawn(there[name], path.suffix.lower())
+    if name not in by_name:
+        raise UsageError(f"no figure {name!r}; there are {', '.join(by_name) or 'none yet'}")
+    content = drawn(by_name[name], path.suffix.lower())
     with opened(path) as out:
         out.write(content)
-    if the_call().json:
-        print_json({"path": str(path.absolute()), "figure": name, "bytes": len(content)})
-    else:
-        click.echo(safe(path))
+    print_answer({"path": str(path.absolute()), "figure": name, "bytes": len(content)}, path)
 
 
 def drawn(figure: Figure, suffix: str) -> bytes:
@@ -93,17 +90,17 @@ def drawn(figure: Figure, suffix: str) -> bytes:
 
 
 def experiment_of(file: str | Path) -> Experiment:
-    """The experiment that a file describes; LoopError if nothing of it was run."""
+    """The experiment that a file describes; LoopError if none of its runs has begun."""
     from loop.experiments.file import load_experiment
 
     experiment = load_experiment(Path(file))
     if not experiment.directory.is_dir():
-        raise LoopError(f"{experiment.directory}: nothing was run yet; `loopctl experiment run {file}` begins it")
+        raise LoopError(f"{experiment.directory}: no run has begun; `loopctl experiment run {file}` starts them")
     return experiment
 
 
 def write_page(facts: Json, path: Path) -> Json:
-    """The facts as a page in a file; where it is and its size."""
+    """Write the facts as a page. Returns where it is and its size."""
     from loop.report.page import render
 
     content = render(facts).encode()
@@ -113,10 +110,6 @@ def write_page(facts: Json, path: Path) -> Json:
 
 
 def tell(answer: Json) -> None:
-    """Where the page is; nothing if it went to standard output."""
-    if answer["path"] is None:
-        return
-    if the_call().json:
-        print_json(answer)
-    else:
-        click.echo(safe(answer["path"]))
+    """Print where the page is, unless it went to standard output."""
+    if answer["path"] is not None:
+        print_answer(answer, answer["path"])

@@ -8,7 +8,7 @@ import click
 
 from loop.cli.options import ROUND, print_json, shared_options, the_call
 from loop.errors import LoopError
-from loop.words import decoding_words, safe
+from loop.words import decoding_words, round_name, safe
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def print_rounds(answer: list[Json], base: Json, head: int) -> None:
     out = console()
     decoding = next((decoding_words(row["suites"][name]["decoding"]) for row in answer for name in list(base)[:1]), "")
     show(out, rounds_table(answer, base, decoding))
-    out.print(f"the head is {f'round {head}' if head else 'the base'}")
+    out.print(f"the head is {round_name(head)}")
 
 
 @click.command("round")

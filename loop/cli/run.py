@@ -81,6 +81,7 @@ def run_command(rounds: int | None) -> None:
 def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> None:
     """What a run that begins will do, and how long it may take here."""
     from loop.errors import EngineError
+    from loop.inputs import num_parameters_of
     from loop.run import pace
     from loop.words import duration
 
@@ -88,7 +89,7 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
         return
     work = pace.work_of(loaded, num_rounds)
     watch.note(pace.in_words(loaded, work))
-    num_parameters = pace.parameters_of(loaded)
+    num_parameters = num_parameters_of(loaded.config.model.source, loaded.base_dir)
     try:
         speed = pace.measured_speed(loaded) if num_parameters else None
     except (EngineError, OSError):

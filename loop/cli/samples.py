@@ -20,17 +20,19 @@ if TYPE_CHECKING:
 
 
 @click.command("samples")
-@click.option("--round", "number", type=ROUND, metavar="N", help="Of this round; default: of all.")
-@click.option("--prompt", metavar="ID", help="To this prompt: its id or its name.")
-@click.option("--search", metavar="TEXT", help="With this text in them (case ignored for ASCII).")
-@click.option("--suite", metavar="NAME", help="Answers to this suite's problems instead, with their verdicts.")
-@click.option("--show-code", is_flag=True, help="Also the program that was taken out of each, as it is graded.")
-@click.option("--limit", type=click.IntRange(min=1), default=10, metavar="K", show_default=True, help="The newest K.")
+@click.option("--round", "number", type=ROUND, metavar="N", help="Only this round.")
+@click.option("--prompt", metavar="ID", help="Only this prompt: its id or its name.")
+@click.option("--search", metavar="TEXT", help="Only completions with this text (ignores the case of ASCII letters).")
+@click.option("--suite", metavar="NAME", help="Show answers to this suite's problems instead, with their verdicts.")
+@click.option("--show-code", is_flag=True, help="Also show the program in each completion, as it is graded.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=10, metavar="K", show_default=True, help="Show the newest K."
+)
 @shared_options
 def samples_command(
     number: int | None, prompt: str | None, search: str | None, suite: str | None, show_code: bool, limit: int
 ) -> None:
-    """Completions that the model was trained on, or that were left out and why, newest first.
+    """Show completions, newest first: whether the model was trained on them, and if not, why.
 
     \b
     Examples:
@@ -177,21 +179,21 @@ def _lines(sample: Json) -> RenderableType:
         f"checkpoint {sample['checkpoint'][:12]}, {decoding_words(sample['decoding'])}, seed {sample['seed']}, "
         f"{sample['created_at']}"
     )
-    whole = cell("").append(safe(prompt["prefill"] or "", lines=True), "dim").append(safe(sample["text"], lines=True))
-    taken: list[RenderableType] = []
+    text = cell("").append(safe(prompt["prefill"] or "", lines=True), "dim").append(safe(sample["text"], lines=True))
+    program: list[RenderableType] = []
     if sample.get("code", "") is None:
-        taken = [cell("  no code was found in it", "dim")]
+        program = [cell("  no code was found in it", "dim")]
     elif "code" in sample:
-        taken = [
+        program = [
             cell(f"  the program in it: {safe(sample['verdict'] or 'not graded')}", "dim"),
             Padding(cell(safe(sample["code"].rstrip("\n"), lines=True)), (0, 0, 0, 4), expand=False),
         ]
     return Group(
         head,
         Padding(cell(safe(prompt["statement"] or "", lines=True), "italic"), (0, 0, 0, 2), expand=False),
-        Padding(whole, (0, 0, 0, 4), expand=False),
+        Padding(text, (0, 0, 0, 4), expand=False),
         cell(f"  {safe(', '.join(facts))}; {safe('; '.join(became))}", "dim"),
         cell(f"  {safe(lineage)}", "dim"),
-        *taken,
+        *program,
         cell(""),
     )

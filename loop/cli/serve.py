@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import print_answer, shared_options, the_call
 from loop.errors import UsageError
 
 SHORTEST_TOKEN = 16
@@ -16,18 +16,30 @@ SHORTEST_TOKEN = 16
 
 @click.command("serve")
 @click.option(
-    "--host", default="127.0.0.1", show_default=True, help="Where to listen; what other machines reach needs a token."
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; one that other machines reach needs a token.",
 )
-@click.option("--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="0: any that is free.")
 @click.option(
-    "--token", envvar="LOOP_SERVE_TOKEN", metavar="TOKEN", help="What others must know; made up where one is needed."
+    "--port", type=click.IntRange(0, 65535), default=8420, show_default=True, help="The port; 0 takes a free one."
 )
 @click.option(
-    "--experiment", "file", type=click.Path(path_type=Path), metavar="FILE", help="This experiment, not a run."
+    "--token",
+    envvar="LOOP_SERVE_TOKEN",
+    metavar="TOKEN",
+    help="The secret that visitors need; made where one is needed and none is given.",
+)
+@click.option(
+    "--experiment",
+    "file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Show this experiment instead of the run.",
 )
 @shared_options
 def serve_command(host: str, port: int, token: str | None, file: Path | None) -> None:
-    """The report as a page that updates itself while rounds run. It only reads; Ctrl-C ends it.
+    """Serve the report as a page that updates itself while rounds run. Only reads; Ctrl-C ends it.
 
     \b
     Examples:
@@ -60,10 +72,7 @@ def _serve(host: str, port: int, token: str | None, file: Path | None) -> None:
         token = new_token()
     token = token and token.strip()
     url = address(host, listener.getsockname()[1], token)
-    if the_call().json:
-        print_json({"url": url})
-    else:
-        click.echo(f"{url}   (Ctrl-C ends it)")
+    print_answer({"url": url}, f"{url}   (Ctrl-C ends it)")
     sys.stdout.flush()
     forms = {"page": lambda facts: page.render(facts, live=True), "body": page.body}
     serve(Live(source, forms), listener, host, token, page.content_security_policy(live=True))

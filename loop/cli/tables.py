@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loop.cli.paper import Paper
-from loop.words import clipped, count, decoding_words, duration, interval, rate, safe, signed
+from loop.words import clipped, count, decoding_words, duration, interval, rate, round_name, safe, signed
 from store.records import Json
 
 WHO = ("base", "head", "candidate")
@@ -25,18 +25,18 @@ STYLES = {"kept": "green", "rolled_back": "yellow", "failed": "red", "pass": "gr
 
 class _Console(Console):
     def on_broken_pipe(self) -> None:
-        """Nobody reads on: that ends as for every other command."""
+        """End as every other command does when its reader has gone."""
         raise BrokenPipeError
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """A console that takes text as it is; in a pipe wide enough that tables keep their lines."""
+    """A console that prints text as it is, and is wide enough in a pipe that tables keep their lines."""
     file = file or sys.stdout
     return _Console(file=file, width=Paper(file).width, highlight=False, markup=False, emoji=False)
 
 
 def show(out: Console, *parts: RenderableType) -> None:
-    """Print; in a pipe without the spaces that fill lines up."""
+    """Print; in a pipe without the spaces at the ends of lines."""
     if out.is_terminal:
         out.print(*parts)
         return
@@ -46,7 +46,7 @@ def show(out: Console, *parts: RenderableType) -> None:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Text in a table, with no meaning but itself."""
+    """Text for a table, in which rich finds no markup."""
     return Text(text, style=style)
 
 
@@ -79,27 +79,27 @@ def suite_label(name: str, suite: Json) -> Text:
 
 
 def figures_tables(answer: Json, width: int) -> Group:
-    """Base, head and candidate on every suite, under the same decoding settings; below each its difficulties.
+    """Base, head and candidate on every suite with a line per pass@k and per difficulty.
 
     On a narrow terminal each interval stands below its figure.
     """
     gap, figure, last = ("\n", 13, 16) if width < 110 else (" ", 19, 23)
     lines = {name: _lines_of(suite) for name, suite in answer["suites"].items()}
-    first = max(len(label) for found in lines.values() for label, _, _ in found)
+    label_width = max(len(label) for of_suite in lines.values() for label, _, _ in of_suite)
     parts: list[RenderableType] = []
     for name, suite in answer["suites"].items():
         table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("", width=first)
-        for who in ("base", f"head ({head_name(answer)})", "candidate"):
+        table.add_column("", width=label_width)
+        for who in ("base", f"head ({_begun_from(answer)})", "candidate"):
             table.add_column(who, min_width=figure)
         table.add_column("candidate - head", min_width=last)
         for label, key, level in lines[name]:
-            found = [_part_of(suite[who], level) for who in WHO]
-            whole = level is None and key == "pass@1"
+            base, head, candidate = (_part_of(suite[who], level) for who in WHO)
+            has_interval = level is None and key == "pass@1"
             table.add_row(
                 cell(label, "" if level is None else "dim"),
-                *(_with_interval(one, key, gap) for one in found),
-                change(suite["gain"], gap) if whole else _difference(found, key),
+                *(_with_interval(figures, key, gap) for figures in (base, head, candidate)),
+                change(suite["gain"], gap) if has_interval else _difference(head, candidate, key),
             )
         parts += [suite_label(name, suite), Padding(table, (0, 0, 1, 2), expand=False)]
     return Group(*parts)
@@ -117,24 +117,24 @@ def diagnosis_table(answer: Json, width: int) -> Group:
     """Locks and forks: what base, head and candidate would write at the same positions, and a sentence about it."""
     from policies.diagnosis import in_words, summary_of
 
-    found = answer["diagnosis"]
-    summary = summary_of({key: value for key, value in found.items() if key != "probe"})
+    diagnosis = answer["diagnosis"]
+    summary = summary_of({key: value for key, value in diagnosis.items() if key != "probe"})
     narrow = width < 110
-    head, difference = ("head", "change") if narrow else (f"head ({head_name(answer)})", "candidate - head")
+    head, difference = ("head", "change") if narrow else (f"head ({_begun_from(answer)})", "candidate - head")
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     for name in ("", "", "base", head, "candidate", difference):
         table.add_column(name, no_wrap=True)
     for part, name in _PARTS:
-        values = found[part]
+        values = diagnosis[part]
         for number, (key, label) in enumerate(_FIGURES[part] if values else ()):
             where = f"{name} ({values['num_positions']:,})" if number == 0 else ""
             moved = values["change"][key]
             table.add_row(where, label, *(f"{values[who][key]:.4f}" for who in WHO), _moved(moved, narrow))
-    values = found["everywhere"]
-    changed = f"; at {found['locks']['top_changed']:.1%} of the locks another token leads" if found["locks"] else ""
+    values, locks = diagnosis["everywhere"], diagnosis["locks"]
+    changed = f"; at {locks['top_changed']:.1%} of the locks another token leads" if locks else ""
     distance = f"candidate from head: KL at least {values['kl_to_head']:.4f} nats a token, from base {values['kl_to_base']:.4f}"
     title = Text.assemble(
-        ("  locks and forks", ""), (f" (on {count(found['num_sequences'], 'text')} by the base)", "dim")
+        ("  locks and forks", ""), (f" (on {count(diagnosis['num_sequences'], 'text')} by the base)", "dim")
     )
     below = Group(table, cell(f"{distance}{changed}"), cell(in_words(summary)))
     return Group(title, Padding(below, (0, 0, 0, 2), expand=False))
@@ -168,21 +168,18 @@ def _part_of(figures: Json | None, level: str | None) -> Json | None:
     return part
 
 
-def _difference(found: list[Json | None], key: str) -> Text:
-    head, candidate = found[1], found[2]
+def _difference(head: Json | None, candidate: Json | None, key: str) -> Text:
     if not head or not candidate or head.get(key) is None or candidate.get(key) is None:
         return cell("-", "dim")
     return cell(signed(candidate[key] - head[key]))
 
 
-def head_name(answer: Json) -> str:
-    """What the round started from: "base" or "round 3"."""
-    number = answer["head_round"]
-    return f"round {number}" if number else "base"
+def _begun_from(answer: Json) -> str:
+    return round_name(answer["head_round"]).removeprefix("the ")
 
 
 def state_words(state: str) -> Text:
-    """kept, rolled back, failed or the stage that it is at."""
+    """kept, rolled back, failed, or the stage of an open round."""
     return cell(STATES.get(state, safe(state)), STYLES.get(state, ""))
 
 
@@ -221,7 +218,7 @@ def _verdict(answer: Json) -> Text:
     if decision["verdict"] == "keep":
         return Text.assemble(("keep", "green"), f": the head is round {answer['round']} now")
     word = "roll back" if decision["conclusive"] else "inconclusive"
-    return Text.assemble((word, "yellow"), f": the head stays {head_name(answer)}")
+    return Text.assemble((word, "yellow"), f": the head stays {round_name(answer['head_round'])}")
 
 
 def _training_words(training: Json) -> str:
@@ -234,7 +231,7 @@ def _training_words(training: Json) -> str:
     if training["left_out"]:
         reasons = ", ".join(f"{number:,} {safe(reason)}" for reason, number in training["left_out"].items())
         words += f" (left out: {reasons})"
-    if training["mean_loss"] is not None:  # of one step it says little: each sees other completions
+    if training["mean_loss"] is not None:  # the mean, because the loss of a single step says little
         words += f"; mean loss {training['mean_loss']:.3f} over {count(training['num_steps'], 'step')}"
     if training["held_out_loss"] is not None:
         words += f"; then {training['train_loss']:.3f}, and {training['held_out_loss']:.3f} on those held out"
@@ -245,10 +242,10 @@ def _shared_words(answer: Json) -> list[str]:
     """What was taken from other runs of an experiment, a line for each of them."""
     taken: dict[str, list[str]] = {}
     for stage in answer["stages"]:
-        for one in (stage["output"] or {}).get("shared", []):
-            who = f"{safe(one['ran_in']['arm'])}/seed-{one['ran_in']['seed']}"
+        for shared in (stage["output"] or {}).get("shared", []):
+            who = f"{safe(shared['ran_in']['arm'])}/seed-{shared['ran_in']['seed']}"
             prefix = "" if stage["stage"] == "evaluating" else f"{stage['stage']} "
-            taken.setdefault(who, []).append(f"{prefix}{safe(one['what'])}")
+            taken.setdefault(who, []).append(f"{prefix}{safe(shared['what'])}")
     return [f"taken from {who}: {', '.join(what)}" for who, what in taken.items()]
 
 

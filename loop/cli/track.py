@@ -1,4 +1,4 @@
-"""`loopctl track`: experiment trackers brought up to date with the run, in the foreground. Only reads, so it works beside a daemon."""
+"""`loopctl track`: bring experiment trackers up to date, in the foreground. Only reads the run, so it works beside a daemon."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def _project(_context: click.Context, _parameter: click.Parameter, value: str | 
 @click.option("--project", metavar="NAME", callback=_project, help="Default: watching.project, then the run's name.")
 @shared_options
 def track_command(names: tuple[str, ...], project: str | None) -> None:
-    """Send the rounds that a tracker lacks: of a run that is over, or after something went wrong.
+    """Send trackers the rounds that they lack, after the run is over or something went wrong.
 
-    Without a name: those of watching.trackers. A tracker that has all rounds is left as it is.
+    Without a name, those of watching.trackers. A tracker that has all rounds stays as it is.
 
     \b
     Examples:

@@ -12,7 +12,7 @@ from loop.words import safe
 @shared_options
 @click.pass_context
 def verify_command(context: click.Context) -> None:
-    """Check every hash, sequence and manifest of the run; exit code 1 if anything is not as it was written.
+    """Check every hash, sequence and manifest of the run. Exit code 1 if anything has changed since it was written.
 
     \b
     Examples:
@@ -26,11 +26,11 @@ def verify_command(context: click.Context) -> None:
     from store.verify import Finding, Verification, verify_store
 
     try:
-        with reader(the_call().place().run_dir) as found:
-            result = verify_store(found.ledger.db, found.run_dir)
+        with reader(the_call().place().run_dir) as store:
+            result = verify_store(store.ledger.db, store.run_dir)
     except (NoStore, StoreTooNew, StoreTooOld):
         raise
-    except StoreError as error:  # too damaged to be looked through
+    except StoreError as error:  # too damaged to read any further
         result = Verification([Finding("database", explained(error)[1])])
     if the_call().json:
         findings = [asdict(finding) for finding in result.findings]

@@ -1,7 +1,7 @@
-"""The arithmetic of an experiment's tables: arms by round, and one arm against another. Pure: no store, no clock.
+"""The arithmetic of an experiment's tables: arms by round, and one arm against another. Reads no store and no clock.
 
 Figures are paired by problem and by seed. A problem's difference is the mean of its differences over the seeds, and
-intervals are over problems: they speak of other problems, not of other seeds or another base. What single seeds did
+intervals are over problems: they generalise to other problems, not to other seeds or another base. The change of each seed
 stands beside them.
 """
 
@@ -37,13 +37,13 @@ HeadsBySeed = Mapping[int, Sequence[Head]]  # the heads of a run by seed, the ba
 
 
 def over_seeds(per_seed: Sequence[Rates]) -> dict[str, Fraction]:
-    """Each problem's mean over the seeds, of the problems that all have."""
+    """Each problem's mean over the seeds, for the problems that all seeds have."""
     common = [task for task in per_seed[0] if all(task in rates for rates in per_seed)]
     return {task: sum((rates[task] for rates in per_seed), Fraction()) / len(per_seed) for task in common}
 
 
 def differences(ours: Sequence[Rates], theirs: Sequence[Rates]) -> list[Fraction]:
-    """Ours less theirs by problem, the mean over the seeds; a seed stands at the same place in both."""
+    """Ours minus theirs for each problem, as the mean over the seeds, which come in the same order in both."""
     paired = [
         {task: mine[task] - its[task] for task in mine if task in its} for mine, its in zip(ours, theirs, strict=True)
     ]
@@ -51,55 +51,59 @@ def differences(ours: Sequence[Rates], theirs: Sequence[Rates]) -> list[Fraction
 
 
 def mean_difference(ours: Sequence[Rates], theirs: Sequence[Rates]) -> float | None:
-    """The mean over problems and seeds; None if they have no problem in common."""
-    found = differences(ours, theirs)
-    return float(fmean(found)) if found else None
+    """Ours minus theirs, as the mean over problems and seeds; None if no problem is in all of them."""
+    by_problem = differences(ours, theirs)
+    return float(fmean(by_problem)) if by_problem else None
 
 
 def interval(values: Sequence[Fraction], num_comparisons: int = 1) -> list[float]:
-    """Two-sided, for the mean over problems; as many of them hold together at 95% (Bonferroni)."""
+    """A two-sided interval of the mean over problems, so wide that `num_comparisons` hold together at 95% (Bonferroni)."""
     return list(_interval(tuple(values), num_comparisons))
 
 
 @lru_cache(maxsize=10_000)
 def _interval(values: tuple[Fraction, ...], num_comparisons: int) -> tuple[float, float]:
-    """Remembered, because arms have rounds in common, and a page that shows them asks again and again."""
-    found = paired_gain(values, 1 - (1 - CONFIDENCE) / 2 / num_comparisons)
-    return found.lower, found.upper
+    """Cached, because arms have rounds in common, and a live page asks again and again."""
+    gain = paired_gain(values, 1 - (1 - CONFIDENCE) / 2 / num_comparisons)
+    return gain.lower, gain.upper
 
 
 def lines_of(arm: str, runs: HeadsBySeed, seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """A line per round of an arm, over the seeds that have come so far; see `experiment_facts`."""
+    """A line per round of an arm (0: the base), over the seeds that have come so far.
+
+    `change`, `change_interval`: over the base. `change_by_seed`: in the order of `seeds`, None where a seed has not come so
+    far. `num_kept`: the seeds in which this round was kept; `num_moved`: those whose head is no longer the base.
+    """
     lines = []
     for number in range(max((len(heads) for heads in runs.values()), default=0)):
-        there = [seed for seed in seeds if len(runs.get(seed, ())) > number]
-        now, base = [runs[seed][number] for seed in there], [runs[seed][0] for seed in there]
-        rates = [float(rate) for rate in over_seeds([one.rates for one in now]).values()]
+        measured = [seed for seed in seeds if len(runs.get(seed, ())) > number]
+        now, base = [runs[seed][number] for seed in measured], [runs[seed][0] for seed in measured]
+        rates = [float(rate) for rate in over_seeds([head.rates for head in now]).values()]
         if not rates:
             continue
-        moved = differences([one.rates for one in now], [one.rates for one in base])
+        moved = differences([head.rates for head in now], [head.rates for head in base])
         line: dict[str, Any] = {
             "arm": arm,
             "round": number,
-            "num_seeds": len(there),
+            "num_seeds": len(measured),
             "pass@1": fmean(rates),
             "pass@1_interval": list(mean_interval(rates)),
             "pass@k": {
-                name.removeprefix("pass@"): fmean(one.figures[name] for one in now)
+                name.removeprefix("pass@"): fmean(head.figures[name] for head in now)
                 for name in now[0].figures
                 if name.startswith("pass@") and name[5:].isdigit()
             },
             "change": float(fmean(moved)) if number and moved else 0.0 if not number else None,
             "change_interval": interval(moved) if number and moved else None,
             "change_by_seed": [
-                mean_difference([runs[seed][number].rates], [runs[seed][0].rates]) if seed in there else None
+                mean_difference([runs[seed][number].rates], [runs[seed][0].rates]) if seed in measured else None
                 for seed in seeds
             ],
-            "num_kept": sum(one.kept for one in now) if number else 0,
-            "num_moved": sum(any(one.kept for one in runs[seed][1 : number + 1]) for seed in there),
+            "num_kept": sum(head.kept for head in now) if number else 0,
+            "num_moved": sum(any(head.kept for head in runs[seed][1 : number + 1]) for seed in measured),
         }
         for name in ("distinct_rate", "mean_tokens", "spread"):
-            values = [one.figures[name] for one in now if one.figures.get(name) is not None]
+            values = [head.figures[name] for head in now if head.figures.get(name) is not None]
             line[name] = fmean(values) if len(values) == len(now) else None
         lines.append(line)
     return lines
@@ -108,8 +112,11 @@ def lines_of(arm: str, runs: HeadsBySeed, seeds: Sequence[int]) -> list[dict[str
 def comparisons(
     heads: Mapping[str, HeadsBySeed], pairs: Sequence[tuple[str, str]], seeds: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """Each pair after the last round that all seeds of both have. Intervals are corrected for how many pairs there are."""
-    found = []
+    """Compare each pair after the last round that all seeds of both have. Intervals are corrected for the number of pairs.
+
+    `by_seed`: the change of each seed, in the order of `seeds`. `words`: the comparison as a sentence.
+    """
+    compared = []
     for ours, theirs in pairs:
         number = min((len(heads.get(arm, {}).get(seed, ())) - 1 for arm in (ours, theirs) for seed in seeds), default=0)
         if number < 1:
@@ -119,7 +126,7 @@ def comparisons(
         if not moved:
             continue
         change, ends = float(fmean(moved)), interval(moved, len(pairs))
-        found.append(
+        compared.append(
             {
                 "ours": ours,
                 "theirs": theirs,
@@ -132,7 +139,7 @@ def comparisons(
                 "words": in_words(ours, theirs, number, change, ends),
             }
         )
-    return found
+    return compared
 
 
 def in_words(ours: str, theirs: str, number: int, change: float, ends: Sequence[float]) -> str:
@@ -149,7 +156,7 @@ def in_words(ours: str, theirs: str, number: int, change: float, ends: Sequence[
 
 
 def correction_in_words(num: int) -> str:
-    """What was done about there being several comparisons, and what the intervals are about."""
+    """How the number of comparisons widened the intervals, and what the intervals are about."""
     if not num:
         return "nothing is compared"
     about = "over problems, seeds averaged: they say nothing of other seeds or another base"

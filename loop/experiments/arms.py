@@ -17,20 +17,20 @@ from loop.config.toml_file import Placed, TomlFile
 from loop.config.toml_lines import KeyPath
 
 MOST_ARMS = 500
-_NOT_AN_ARMS = {"seed": "seeds", "rounds": "rounds", "run_dir": "directory"}  # keys of loop.toml and who has them here
+_SET_BY_THE_EXPERIMENT = {"seed": "seeds", "rounds": "rounds", "run_dir": "directory"}  # keys of loop.toml: theirs here
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One way of running rounds. `overrides`: what it changes, as in the file, with one value of each grid."""
+    """One way of running rounds. `overrides`: the keys that it changes, with one value of each grid; `index`: its [[arms]]."""
 
     name: str
     overrides: Mapping[str, Any]
-    index: int  # among the file's [[arms]]
+    index: int
 
 
 def arms_of(tables: Sequence[Mapping[str, Any]], file: TomlFile, base: TomlFile) -> Iterator[Arm]:
-    """Every arm of the file's [[arms]], a grid's one by one. ConfigError with a line for each mistake in the file."""
+    """Every arm of the file's [[arms]]; a grid gives several. ConfigError with a line for each mistake in the file."""
     for index, table in enumerate(tables):
         name = table.get("name")
         where: KeyPath = ("arms", index)
@@ -41,8 +41,8 @@ def arms_of(tables: Sequence[Mapping[str, Any]], file: TomlFile, base: TomlFile)
         overrides = {key: value for key, value in table.items() if key != "name"}
         file.refuse(
             [
-                ((*where, key), f"is not an arm's to change; it is the experiment's `{whose}`")
-                for key, whose in _NOT_AN_ARMS.items()
+                ((*where, key), f"cannot differ between arms; set the experiment's `{instead}`")
+                for key, instead in _SET_BY_THE_EXPERIMENT.items()
                 if key in overrides
             ]
         )
@@ -52,19 +52,19 @@ def arms_of(tables: Sequence[Mapping[str, Any]], file: TomlFile, base: TomlFile)
         num = math.prod(len(values) for _, values in axes)
         if num > MOST_ARMS:
             file.refuse([(where, f"is a grid of {num} arms; stay at or below {MOST_ARMS}")])
-        for picked in itertools.product(*(whole for _, whole in axes)):
+        for picked in itertools.product(*(values for _, values in axes)):
             chosen = json.loads(json.dumps(overrides, default=str)) if axes else overrides
             for (key, _), value in zip(axes, picked, strict=True):
                 table_of_key = chosen
                 for part in key[:-1]:
                     table_of_key = table_of_key[part]
                 table_of_key[key[-1]] = value
-            labels = [_label(value, whole) for value, (_, whole) in zip(picked, axes, strict=True)]
+            labels = [_label(value, values) for value, (_, values) in zip(picked, axes, strict=True)]
             yield Arm("-".join([str(name), *labels]), chosen, index)
 
 
 def _axes(table: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], list[Any]]]:
-    """The lists that stand where loop.toml takes none: each is the values of a grid."""
+    """The lists where loop.toml takes a single value: each holds the values of a grid."""
     for name, value in table.items():
         path = (*key, name)
         if isinstance(value, Mapping):
@@ -74,17 +74,17 @@ def _axes(table: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 def _in_config(key: KeyPath) -> KeyPath:
-    """Where the schema of loop.toml has a key of an arm: a suite is named there by its place."""
+    """The key of an arm as the schema of loop.toml has it, where a suite has a number in place of its name."""
     return ("suites", 0, *key[2:]) if key[0] == "suites" and len(key) > 1 else key
 
 
-def _label(value: Any, axis: Sequence[Any] = ()) -> str:
-    """A value of a grid as part of a name; a table with a type of its own among the others' by just that."""
+def _label(value: Any, values: Sequence[Any] = ()) -> str:
+    """A value of a grid as part of an arm's name; for a table its `type`, where no other of the grid's values has the same."""
     if isinstance(value, Mapping):
-        types = [one.get("type") if isinstance(one, Mapping) else None for one in axis]
+        types = [other.get("type") if isinstance(other, Mapping) else None for other in values]
         if types.count(value.get("type")) == 1 and "type" in value:
             return _label(value["type"])
-        return "-".join(_label(entry) for _, entry in sorted(value.items(), key=lambda one: one[0] != "type")) or "none"
+        return "-".join(_label(value[key]) for key in sorted(value, key=lambda key: key != "type")) or "none"
     text = str(value).lower() if isinstance(value, bool) else f"{value:g}" if isinstance(value, float) else str(value)
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-")[:40] or "none"
 
@@ -93,46 +93,44 @@ def _suite_name_mistakes(where: KeyPath, overrides: Mapping[str, Any], base: Map
     suites, named = base.get("suites"), overrides.get("suites")
     if not isinstance(named, Mapping) or not isinstance(suites, list):
         return
-    there = [suite.get("name") for suite in suites if isinstance(suite, Mapping)]
+    names = [suite.get("name") for suite in suites if isinstance(suite, Mapping)]
     for name, changes in named.items():
-        if name not in there:
-            yield (
-                (*where, "suites", name),
-                f"is no suite of the base configuration; there: {', '.join(map(str, there))}",
-            )
+        if name not in names:
+            problem = f"is not a suite of the base configuration, which has: {', '.join(map(str, names))}"
+            yield (*where, "suites", name), problem
         elif not isinstance(changes, Mapping):
             yield (*where, "suites", name), "is not a table; give the keys of this suite that change"
 
 
 def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The base with the arm's keys. A table is merged key by key, one with a `type` is taken as it is."""
-    whole = dict(base)
+    """The base with the arm's keys. A table is merged key by key, but one with a `type` replaces the base's."""
+    result = dict(base)
     for name, value in overrides.items():
         old = base.get(name)
         if isinstance(value, Mapping) and "type" not in value:
             if isinstance(old, Mapping):
-                whole[name] = merged(old, value)
+                result[name] = merged(old, value)
                 continue
             if isinstance(old, list) and name == "suites":
-                whole[name] = [merged(suite, value.get(suite.get("name"), {})) for suite in old]
+                result[name] = [merged(suite, value.get(suite.get("name"), {})) for suite in old]
                 continue
-        whole[name] = value
-    return whole
+        result[name] = value
+    return result
 
 
 def placed(arm: Arm, key: KeyPath, problem: str, file: TomlFile, base: TomlFile) -> Placed:
-    """Where a mistake in an arm's whole configuration stands: in the arm if it gives the key, else in the base's file."""
-    theirs: KeyPath = key
+    """The place of a mistake in an arm's whole configuration: in the arm if it gives the key, else in the base's file."""
+    arms_key: KeyPath = key
     if len(key) > 1 and key[0] == "suites" and isinstance(arm.overrides.get("suites"), Mapping):
         suites = base.tables.get("suites", [])
         name = suites[key[1]].get("name") if isinstance(key[1], int) and key[1] < len(suites) else key[1]
-        theirs = ("suites", str(name), *key[2:])
+        arms_key = ("suites", str(name), *key[2:])
     value: Any = arm.overrides
-    for part in theirs:
+    for part in arms_key:
         if isinstance(value, Mapping) and part in value:
             value = value[part]
         elif isinstance(value, Mapping) and "type" not in value:
             return base.at(key, problem)
         else:
             break
-    return file.at(("arms", arm.index, *theirs), problem)
+    return file.at(("arms", arm.index, *arms_key), problem)

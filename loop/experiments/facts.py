@@ -1,33 +1,19 @@
-"""What is known of an experiment, as one JSON value: for its tables, its report, its page. Reads the runs' stores only.
-
-    {"name", "as_of", "directory", "file", "state": "waiting|running|stopped|failed|ended|done", "pid",
-     "arms": [{"name", "overrides": {...}}], "seeds": [...], "rounds": N, "suite", "decides", "decoding": {...},
-     "runs": [{"arm", "seed", "state": "waiting|running|paused|stopped|failed|ended|done", "reason", "error",
-               "rounds_done", "rounds", "round", "stage", "num_kept", "run_dir", "config", "spent_s": {stage: s},
-               "shared": how many stages and evaluations came from another run}],
-     "lines": [{"arm", "round" (0: the base), "num_seeds", "pass@1", "pass@1_interval", "pass@k": {"1": ...}, "change",
-                "change_interval", "change_by_seed" (in the order of seeds; null where one is missing), "num_kept",
-                "num_moved", "distinct_rate", "mean_tokens", "spread"}],
-     "comparisons": [{"ours", "theirs", "round", "change", "interval", "level", "num_problems", "by_seed", "words"}],
-     "num_comparisons", "correction": words,
-     "shared": [{"stage", "what", "round", "ran_in": {"arm", "seed"}, "used_by": [{"arm", "seed"}, ...]}]}
-
-`stage` of what was shared is sampling, training or evaluating; `what` says it in words. Changes are over the base.
-"""
+"""What is known of an experiment: for its tables, its report, its page. Reads the runs' stores only."""
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
-from loop.config.settings import Suite
 from loop.experiments.arithmetic import Head, comparisons, correction_in_words, lines_of
+from loop.experiments.arms import Arm
 from loop.experiments.file import Experiment, ExperimentRun
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import duration_of
-from loop.stages.evaluating import params_of
+from loop.stages.evaluating import decoding_of
 from loop.system.heartbeat import read_heartbeat
 from loop.system.lock import holder
 from store.db import utc_now
@@ -38,116 +24,158 @@ from store.shared import EVENT
 FAILURE = "failure.txt"  # beside a run's loop.toml: why it was given up, where its store cannot say
 
 
-def experiment_facts(experiment: Experiment) -> Json:
-    """See the module."""
-    runs, heads, shared = [], {}, {}  # type: ignore[var-annotated]
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunFacts:
+    """One arm with one seed, as far as its store can be read.
+
+    `state`: waiting, running, paused, stopped, failed, ended or done. `round`, `stage`: where an open round is. `spent_s`:
+    seconds of work by stage. `shared`: how many stages and evaluations came from another run.
+    """
+
+    arm: str
+    seed: int
+    state: str = "waiting"
+    reason: str | None = None
+    error: str | None = None
+    rounds_done: int = 0
+    rounds: int
+    round: int | None = None
+    stage: str | None = None
+    num_kept: int = 0
+    run_dir: str
+    config: str
+    spent_s: dict[str, float] = field(default_factory=dict)
+    shared: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExperimentFacts:
+    """All that `loopctl experiment status --json` says.
+
+    `state`: waiting, running, stopped, failed, ended or done. `suite`, `decides`, `decoding`: what the figures were measured
+    on. `lines`: of each arm a line for each round (see `arithmetic.lines_of`); changes are over the base. `comparisons`: see
+    `arithmetic.comparisons`; `correction` says in words what their number did to the intervals. `shared`: what runs took from
+    each other, {"stage": sampling, training or evaluating, "what": words, "round", "ran_in": {"arm", "seed"},
+    "used_by": [{"arm", "seed"}, ...]}.
+    """
+
+    name: str
+    as_of: str
+    directory: str
+    file: str
+    state: str
+    pid: int | None
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    rounds: int
+    suite: str
+    decides: bool
+    decoding: Json
+    runs: tuple[RunFacts, ...]
+    lines: list[Json]
+    comparisons: list[Json]
+    num_comparisons: int
+    correction: str
+    shared: list[Json]
+
+    def as_json(self) -> Json:
+        """The one form that leaves the program."""
+        return asdict(self) | {"arms": [{"name": arm.name, "overrides": dict(arm.overrides)} for arm in self.arms]}
+
+
+def experiment_facts(experiment: Experiment) -> ExperimentFacts:
+    """The experiment as it is now."""
+    runs: list[RunFacts] = []
+    heads: dict[str, dict[int, list[Head]]] = {arm.name: {} for arm in experiment.arms}
+    shared: dict[tuple[str, str, int], Json] = {}
     for run in experiment.runs:
-        found, its_heads = run_facts(experiment, run)
-        runs.append(found)
-        heads.setdefault(run.arm, {})[run.seed] = its_heads
-        for one in _taken(run):
-            key = (one["key"], one["ran_in"]["arm"], one["ran_in"]["seed"])
-            entry = shared.setdefault(key, {name: one[name] for name in ("stage", "what", "round", "ran_in")})
-            entry.setdefault("used_by", []).append({"arm": run.arm, "seed": run.seed})
-    suite = experiment.runs[0].config.suite(experiment.suite)
+        facts, heads[run.arm][run.seed] = run_facts(experiment, run)
+        runs.append(facts)
+        for taken in _taken(run):
+            key = (taken.pop("key"), taken["ran_in"]["arm"], taken["ran_in"]["seed"])
+            shared.setdefault(key, taken | {"used_by": []})["used_by"].append({"arm": run.arm, "seed": run.seed})
+    config = experiment.runs[0].config
+    suite = config.suite(experiment.suite)
     pid = holder(experiment.directory)
-    return {
-        "name": experiment.name,
-        "as_of": utc_now(),
-        "directory": str(experiment.directory),
-        "file": str(experiment.path),
-        "state": _state([run["state"] for run in runs], pid is not None),
-        "pid": pid,
-        "arms": [{"name": arm.name, "overrides": dict(arm.overrides)} for arm in experiment.arms],
-        "seeds": list(experiment.seeds),
-        "rounds": experiment.rounds,
-        "suite": suite.name,
-        "decides": experiment.runs[0].config.decide.suite == suite.name,
-        "decoding": decoding_of(suite),
-        "runs": runs,
-        "lines": [line for arm in experiment.arms for line in lines_of(arm.name, heads[arm.name], experiment.seeds)],
-        "comparisons": comparisons(heads, experiment.pairs, experiment.seeds),
-        "num_comparisons": len(experiment.pairs),
-        "correction": correction_in_words(len(experiment.pairs)),
-        "shared": sorted(shared.values(), key=lambda one: (one["round"], one["stage"], one["what"])),
-    }
+    return ExperimentFacts(
+        name=experiment.name,
+        as_of=utc_now(),
+        directory=str(experiment.directory),
+        file=str(experiment.path),
+        state=_state([run.state for run in runs], pid is not None),
+        pid=pid,
+        arms=experiment.arms,
+        seeds=experiment.seeds,
+        rounds=experiment.rounds,
+        suite=suite.name,
+        decides=config.decide.suite == suite.name,
+        decoding=decoding_of(suite) | {"num_samples": suite.num_samples},
+        runs=tuple(runs),
+        lines=[line for arm in experiment.arms for line in lines_of(arm.name, heads[arm.name], experiment.seeds)],
+        comparisons=comparisons(heads, experiment.pairs, experiment.seeds),
+        num_comparisons=len(experiment.pairs),
+        correction=correction_in_words(len(experiment.pairs)),
+        shared=sorted(shared.values(), key=lambda taken: (taken["round"], taken["stage"], taken["what"])),
+    )
 
 
-def decoding_of(suite: Suite) -> Json:
-    """The decoding settings that stand beside every figure."""
-    settings = {key: value for key, value in params_of(suite).model_dump(mode="json").items() if key != "stop"}
-    return settings | {"num_samples": suite.num_samples}
+def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[RunFacts, list[Head]]:
+    """A run's facts, and its heads on the suite that figures come from.
 
-
-def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[Json, list[Head]]:
-    """A run's row, and its heads on the suite that figures come from."""
-    found: Json = {
-        "arm": run.arm,
-        "seed": run.seed,
-        "state": "waiting",
-        "reason": None,
-        "error": None,
-        "rounds_done": 0,
-        "rounds": experiment.rounds,
-        "round": None,
-        "stage": None,
-        "num_kept": 0,
-        "run_dir": str(run.run_dir),
-        "config": str(run.path),
-        "spent_s": {},
-        "shared": 0,
-    }
+    A store that cannot be read is that run's failure, and hides no other run.
+    """
+    facts = RunFacts(
+        arm=run.arm, seed=run.seed, rounds=experiment.rounds, run_dir=str(run.run_dir), config=str(run.path)
+    )
     heads: list[Head] = []
     pid = holder(run.run_dir)
-    with _as_far_as_readable(found), reader(run.run_dir) as store:
-        rounds, now, control = store.ledger.rounds(store.run.id), store.run, store.ledger.control(store.run.id)
-        done = now.num_kept + now.num_rolled_back
-        spent: Counter[str] = Counter()
-        for one in rounds:
-            spent.update(duration_of(store, one))
-        last = rounds[-1] if rounds else None
-        open_round = last if last and last.state not in ("kept", "rolled_back") and done < experiment.rounds else None
-        found |= {
-            "state": "stopped" if rounds else "waiting",
-            "rounds_done": done,
-            "num_kept": now.num_kept,
-            "spent_s": {stage: round(seconds, 3) for stage, seconds in spent.items()},
-            "round": open_round.number if open_round else None,
-            "stage": open_round.stage if open_round else None,
-            "shared": len(store.ledger.events.of(now.id, EVENT)),
-        }
-        if done >= experiment.rounds:
-            found["state"] = "done"
-        elif control.held_by == "failure" or now.state == "failed":
-            found |= {"state": "failed", "error": control.hold_reason or now.reason}
-        elif now.state == "idle" and now.reason and pid is None:
-            found |= {"state": "ended", "reason": now.reason}
-        elif pid is None and control.held_by:
-            found |= {"state": "paused", "reason": control.hold_reason}
-        heads = heads_of(store, run, experiment.suite)
-    if pid is not None and found["state"] in ("waiting", "stopped"):
-        beat = read_heartbeat(run.run_dir)
-        mine = beat if beat and beat.pid == pid else None
-        found["state"] = mine.state if mine and mine.state in ("paused",) else "running"
-        found["reason"] = mine.reason if mine else None
-        if mine and mine.part:
-            found |= {"reason": mine.part}
-    with contextlib.suppress(OSError):
-        if found["state"] in ("waiting", "stopped"):
-            words = (run.directory / FAILURE).read_text(encoding="utf-8").strip()
-            found |= {"state": "failed", "error": words or "it ended without a word"}
-    return found, heads
-
-
-@contextlib.contextmanager
-def _as_far_as_readable(found: Json) -> Iterator[None]:
-    """A store that cannot be read is that run's failure, and hides no other run."""
     try:
-        yield
+        with reader(run.run_dir) as store:
+            facts = replace(facts, **_stored(store, experiment.rounds, pid is not None))
+            heads = heads_of(store, run, experiment.suite)
     except NoStore:
         pass
     except StoreError as error:
-        found |= {"state": "failed", "error": str(error)}
+        facts = replace(facts, state="failed", error=str(error))
+    if pid is not None and facts.state in ("waiting", "stopped"):
+        beat = read_heartbeat(run.run_dir)
+        if beat is None or beat.pid != pid:
+            return replace(facts, state="running"), heads
+        state = "paused" if beat.state == "paused" else "running"
+        return replace(facts, state=state, reason=beat.part or beat.reason), heads
+    with contextlib.suppress(OSError):
+        if facts.state in ("waiting", "stopped"):
+            words = (run.directory / FAILURE).read_text(encoding="utf-8").strip()
+            facts = replace(facts, state="failed", error=words or "it ended without a word")
+    return facts, heads
+
+
+def _stored(store: Reader, num_rounds: int, is_held: bool) -> dict[str, Any]:
+    """What the store alone says of a run, as fields of RunFacts. `is_held`: whether a process works on it."""
+    run, rounds, control = store.run, store.ledger.rounds(store.run.id), store.ledger.control(store.run.id)
+    num_decided = run.num_kept + run.num_rolled_back
+    spent: Counter[str] = Counter()
+    for each in rounds:
+        spent.update(duration_of(store, each))
+    is_open = rounds and rounds[-1].state not in ("kept", "rolled_back") and num_decided < num_rounds
+    stored: dict[str, Any] = {
+        "state": "stopped" if rounds else "waiting",
+        "rounds_done": num_decided,
+        "num_kept": run.num_kept,
+        "spent_s": {stage: round(seconds, 3) for stage, seconds in spent.items()},
+        "round": rounds[-1].number if is_open else None,
+        "stage": rounds[-1].stage if is_open else None,
+        "shared": len(store.ledger.events.of(run.id, EVENT)),
+    }
+    if num_decided >= num_rounds:
+        return stored | {"state": "done"}
+    if control.held_by == "failure" or run.state == "failed":
+        return stored | {"state": "failed", "error": control.hold_reason or run.reason}
+    if run.state == "idle" and run.reason and not is_held:
+        return stored | {"state": "ended", "reason": run.reason}
+    if control.held_by and not is_held:
+        return stored | {"state": "paused", "reason": control.hold_reason}
+    return stored
 
 
 def heads_of(store: Reader, run: ExperimentRun, suite: str) -> list[Head]:

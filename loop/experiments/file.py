@@ -23,32 +23,31 @@ from loop.config.section import Mistake, Name, Section
 from loop.config.settings import Config
 from loop.config.toml_file import Placed, TomlFile, in_lines, read_toml
 from loop.config.toml_text import toml_text
-from loop.errors import ConfigError
+from loop.errors import ConfigError, LoopError
 from loop.experiments.arms import Arm, arms_of, merged, placed
 from loop.inputs import input_mistakes, model_directory
 from loop.prompts.sources import source_kind
-from store.db import DATABASE, open_database
+from loop.reading.reader import reader
 from store.errors import StoreError
-from store.ledger import Ledger
 
 SHARED = "shared"  # beside the arms, in the experiment's directory
 LOGS = "logs"
 CONFIG = "loop.toml"
-_TAKEN = (SHARED, LOGS, "lock")
+_RESERVED = (SHARED, LOGS, "lock")  # names in the experiment's directory that no arm can have
 
 
 class Description(Section):
-    """The file as it stands."""
+    """The keys of the file."""
 
     name: Name = Field(description="What reports call the experiment.")
     config: str = Field("loop.toml", description="The base configuration, relative to this file.")
     rounds: PositiveInt = Field(description="How many rounds each run has.")
     seeds: tuple[int, ...] = Field((1, 2, 3), min_length=1, description="A run of every arm for each.")
-    jobs: PositiveInt | None = Field(None, description="Runs side by side; default: one per GPU, or one.")
+    jobs: PositiveInt | None = Field(None, description="Runs at a time; default: one per GPU, or one.")
     directory: str | None = Field(None, description="Where all runs are kept; default: `name` beside this file.")
     suite: str | None = Field(None, description="The suite that figures come from; default: the one that decides.")
     compare: tuple[tuple[str, str], ...] | None = Field(
-        None, description="The pairs of arms that are compared, named before anything is known; default: all pairs."
+        None, description="The pairs of arms to compare, named before any result is known; default: all pairs."
     )
     arms: tuple[dict[str, Any], ...] = Field(
         min_length=1, description="Each has a name, and keys of loop.toml that it changes."
@@ -59,7 +58,7 @@ class Description(Section):
     def _seeds(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         for seed in seeds:
             if not 0 <= seed < 2**63:
-                raise ValueError(f"{seed} is no seed; give whole numbers from 0 on")
+                raise ValueError(f"{seed} is not a seed; give whole numbers from 0 on")
             if seeds.count(seed) > 1:
                 raise ValueError(f"{seed} is given twice; each seed makes a run of its own")
         return seeds
@@ -73,7 +72,7 @@ class ExperimentRun:
     seed: int
     directory: Path
     config: Config
-    tables: Mapping[str, Any]  # its loop.toml, with paths relative to the base configuration's directory
+    tables: Mapping[str, Any]  # its loop.toml; paths are relative to the base configuration's directory
 
     @property
     def path(self) -> Path:
@@ -87,7 +86,7 @@ class ExperimentRun:
 
     @property
     def name(self) -> str:
-        """What messages call it."""
+        """The name in messages."""
         return f"{self.arm}/seed-{self.seed}"
 
 
@@ -109,22 +108,15 @@ class Experiment:
     file: TomlFile
     base: TomlFile
 
-    def run(self, arm: str, seed: int) -> ExperimentRun:
-        """One of its runs; KeyError if there is none."""
-        for run in self.runs:
-            if (run.arm, run.seed) == (arm, seed):
-                return run
-        raise KeyError((arm, seed))
-
     def of_arm(self, arm: str) -> list[ExperimentRun]:
-        """The runs of an arm, a seed each."""
+        """The runs of an arm, one for each seed."""
         return [run for run in self.runs if run.arm == arm]
 
 
 def load_experiment(path: Path) -> Experiment:
     """Read and validate an experiment with the configuration of every arm. ConfigError with a line per mistake.
 
-    What the configurations name, prompts and suites and models, is left to `check_experiment`.
+    The prompts, suites and models that the configurations name are left to `check_experiment`.
     """
     if not path.exists():
         raise ConfigError(f"{path}: no such file; name the file of an experiment (docs/your-first-experiment.md)")
@@ -133,7 +125,7 @@ def load_experiment(path: Path) -> Experiment:
     for key, problem in mistakes.items():
         if problem.startswith("unknown key") and isinstance(key[0], str) and key[0] in Config.model_fields:
             mistakes[key] = (
-                "unknown key; what all runs have stands in the base configuration, what one changes in an arm"
+                "unknown key; put what all runs have in common into the base configuration, and what differs into an arm"
             )
     file.refuse(mistakes.items())
     described = Description.model_validate_json(file.json)
@@ -146,38 +138,42 @@ def load_experiment(path: Path) -> Experiment:
     file.refuse(_name_mistakes(arms))
     directory = Path(os.path.abspath(path.parent / Path(described.directory or described.name).expanduser()))
     runs: list[ExperimentRun] = []
-    found: dict[Placed, None] = {}
+    mistakes_in_arms: dict[Placed, None] = {}
     for arm in arms:
         arm_runs = []
         for seed in described.seeds:
-            whole = merged(base.tables, arm.overrides) | {
+            tables = merged(base.tables, arm.overrides) | {
                 "name": f"{described.name}-{arm.name}-{seed}", "seed": seed, "rounds": described.rounds
             }  # fmt: skip
-            whole.pop("run_dir", None)
-            for key, problem in config_mistakes(whole, json.dumps(whole, default=str)).items():
+            tables.pop("run_dir", None)
+            for key, problem in config_mistakes(tables, json.dumps(tables, default=str)).items():
                 if key != ("name",):
-                    found[placed(arm, key, problem, file, base)] = None
-            if found:
+                    mistakes_in_arms[placed(arm, key, problem, file, base)] = None
+            if mistakes_in_arms:
                 break
-            config = Config.model_validate_json(json.dumps(whole))
-            arm_runs.append(ExperimentRun(arm.name, seed, directory / arm.name / f"seed-{seed}", config, whole))
+            config = Config.model_validate_json(json.dumps(tables))
+            arm_runs.append(ExperimentRun(arm.name, seed, directory / arm.name / f"seed-{seed}", config, tables))
         runs += arm_runs
-    if found:
-        raise ConfigError(in_lines(found))
+    if mistakes_in_arms:
+        raise ConfigError(in_lines(mistakes_in_arms))
     suite = described.suite or runs[0].config.decide.suite
     file.refuse(_yardstick_mistakes(suite, described.suite is not None, arms, runs))
     names = [arm.name for arm in arms]
     pairs = described.compare if described.compare is not None else tuple(itertools.combinations(reversed(names), 2))
     file.refuse(
         [
-            (("compare", index), f"{name!r} is no arm; there: {', '.join(names)}")
+            (("compare", index), f"{name!r} is not an arm; the arms are: {', '.join(names)}")
             for index, pair in enumerate(described.compare or ())
             for name in pair
             if name not in names
         ]
     )
     file.refuse(
-        [(("compare", n), "is an arm and itself; name two") for n, pair in enumerate(pairs) if pair[0] == pair[1]]
+        [
+            (("compare", n), "compares an arm with itself; name two")
+            for n, pair in enumerate(pairs)
+            if pair[0] == pair[1]
+        ]
     )
     return Experiment(
         described.name, path, directory, base_path.parent, described.rounds, described.seeds, described.jobs,
@@ -186,7 +182,7 @@ def load_experiment(path: Path) -> Experiment:
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """What the arms' configurations name, and what runs there are already. ConfigError with a line per mistake."""
+    """Check what the arms' configurations name, and the runs that exist. ConfigError with a line per mistake."""
     seen = set[str]()
     found: dict[Placed, None] = {}
     for arm in experiment.arms:
@@ -214,7 +210,7 @@ def check_experiment(experiment: Experiment) -> None:
 
 
 def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:
-    """A run's loop.toml as tables: what the base configuration names by a relative path is named from where the run is."""
+    """A run's loop.toml as tables, with the base configuration's relative paths made relative to the run's directory."""
     tables: dict[str, Any] = json.loads(json.dumps(run.tables))
 
     def moved(path: str) -> str:
@@ -235,18 +231,18 @@ def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:
         command = tables.get(section, {}).get(key)
         if command and "/" in command[0] and (base_dir / command[0]).exists():
             command[0] = moved(command[0])
-    tables.get("watching", {}).pop("prometheus_port", None)  # which several runs cannot have
+    tables.get("watching", {}).pop("prometheus_port", None)  # several runs cannot share a port
     return tables
 
 
 def run_text(run: ExperimentRun, base_dir: Path, num_threads: int | None = None) -> str:
-    """The text of a run's loop.toml. `num_threads`: where it is given, of the model and of grading, unless they are set."""
+    """The text of a run's loop.toml. `num_threads`: for the model and for grading, where the file does not set them."""
     tables = configuration_of(run, base_dir)
     if num_threads is not None:
         tables["engine"] = {"num_threads": num_threads} | tables.get("engine", {})
         tables["grading"] = {"num_workers": num_threads} | tables.get("grading", {})
     return (
-        f"# Written by `loopctl experiment`: arm {run.arm}, seed {run.seed}. It is written again at each start.\n\n"
+        f"# Written by `loopctl experiment` at each start: arm {run.arm}, seed {run.seed}. Changes here are lost.\n\n"
         + toml_text(tables)
     )
 
@@ -258,7 +254,7 @@ def _name_mistakes(arms: Sequence[Arm]) -> Iterator[Mistake]:
     known: set[str] = set()
     for arm in arms:
         key = ("arms", arm.index, "name")
-        if arm.name.lower() in _TAKEN:
+        if arm.name.lower() in _RESERVED:
             yield key, f"{arm.name!r} is the name of something else in the experiment's directory; choose another"
         if arm.name.lower() in known:
             yield key, f"two arms are called {arm.name!r}; give each its own name"
@@ -268,7 +264,7 @@ def _name_mistakes(arms: Sequence[Arm]) -> Iterator[Mistake]:
 def _yardstick_mistakes(
     name: str, given: bool, arms: Sequence[Arm], runs: Sequence[ExperimentRun]
 ) -> Iterator[Mistake]:
-    """Figures of arms can only be compared where all are measured alike."""
+    """Arms can only be compared where the suite that figures come from is the same in all of them."""
     first: tuple[str, dict[str, Any], Any] | None = None
     configs = {run.arm: run.config for run in runs}
     for arm in arms:
@@ -287,25 +283,17 @@ def _yardstick_mistakes(
         if other:
             yield (
                 key,
-                f"suite {name!r}, which figures come from, is another in arm {arm.name} than in {first[0]} "
+                f"suite {name!r}, which figures come from, differs between the arms {arm.name} and {first[0]} "
                 f"({', '.join(other)}); set `suite` to one that is the same in all arms",
             )
 
 
 def _changed(run: ExperimentRun, base_dir: Path) -> list[str]:
-    """In what the run that lies in the directory is another than the file's. Of a store that cannot be read, its own process says it."""
+    """How the run that exists in the directory differs from the file's. A store that cannot be read is left to the run itself."""
     try:
-        db = open_database(run.run_dir / DATABASE, read_only=True)
-    except StoreError:
-        return []
-    try:
-        found = Ledger(db).run()
-    except StoreError:
-        return []
-    finally:
-        db.close()
-    if found is None:
+        with reader(run.run_dir) as store:
+            before = {key: value for key, value in store.run.config.items() if key != "inputs"}
+    except (StoreError, LoopError):
         return []
     now = Config.model_validate_json(json.dumps(configuration_of(run, base_dir)))
-    before = {key: value for key, value in found.config.items() if key != "inputs"}
     return differences(before, resolved(now))

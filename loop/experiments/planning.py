@@ -1,44 +1,31 @@
-"""What an experiment will take, before it runs: stages and how many of them are shared at least, time, disk. Loads no model.
+"""What an experiment will take: its stages, how many of them are shared at least, time, disk. Loads no model.
 
-Known beforehand is what begins alike: the base's evaluations and the first round. What later rounds have in common depends
-on what is decided and comes on top. Time comes from the rounds that are finished; without any it is a guess by a formula.
+The base's evaluations and the first round are known to be shared beforehand. What later rounds share depends on decisions,
+and comes on top. The time is estimated from the rounds that are finished.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
-import struct
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from loop.config.machine import Engine, Grading
 from loop.config.section import keys_of
 from loop.config.settings import Config
-from loop.experiments.facts import run_facts
+from loop.experiments.facts import RunFacts, run_facts
 from loop.experiments.file import Experiment, ExperimentRun
 from loop.experiments.running import Machine, rounds_kept
 from loop.grading.suite import load_suite
-from loop.inputs import BUILT_IN_MODEL, model_directory
+from loop.inputs import num_parameters_of
 from loop.prompts.sources import load_prompts
 from policies.data import DataPolicy, Usable
 from store.canonical import sha256_of
 from store.corpus import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.records import Json
-
-SMOLLM2_PARAMETERS = 134_515_008
-PROMPT_TOKENS = 150
-CORE_FLOPS, GPU_FLOPS = 2e10, 1e14  # per second, of a core and of a GPU
-STEP_S = 0.005  # the least that a token of a batch, or a step of training, takes
-GRADING_S = 0.01  # a solution, on one worker
-START_S = 20.0  # of a run, for its engines to start
-ASSUMED = (
-    f"no round is finished yet, so time is a guess: {CORE_FLOPS / 1e9:g} GFLOP/s per core or {GPU_FLOPS / 1e12:g} TFLOP/s per "
-    f"GPU, 2 FLOP per parameter and sampled token, 6 per trained one, {PROMPT_TOKENS} tokens per prompt, completions as long "
-    f"as they may be, {GRADING_S:g} s per solution graded and {START_S:g} s per run for engines that start; what is shared is not taken off"
-)
 
 
 def plan_of(experiment: Experiment, machine: Machine) -> Json:
@@ -52,14 +39,10 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
         if run.config.diagnosis.num_prompts:
             num["diagnoses"] += rounds + 1
     shared = sum(count - 1 for count in known.values())
-    found = [run_facts(experiment, run)[0] for run in experiment.runs]
-    left = {
-        (one["arm"], one["seed"]): experiment.rounds - one["rounds_done"] for one in found if one["state"] != "done"
-    }
-    sizes = {arm.name: _Size(experiment, experiment.of_arm(arm.name)[0]) for arm in experiment.arms}
-    time_s, why = _time(experiment, machine, found, left, sizes)
-    disk, disk_words = _disk(experiment, sizes)
-    there = next(place for place in (experiment.directory, *experiment.directory.parents) if place.exists())
+    runs = [run_facts(experiment, run)[0] for run in experiment.runs]
+    time_s, time_from = _time(runs, machine)
+    disk_bytes, disk_from = _disk(experiment)
+    existing = next(place for place in (experiment.directory, *experiment.directory.parents) if place.exists())
     return {
         "name": experiment.name,
         "directory": str(experiment.directory),
@@ -67,7 +50,7 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
         "seeds": list(experiment.seeds),
         "num_runs": len(experiment.runs),
         "num_rounds": len(experiment.runs) * experiment.rounds,
-        "num_rounds_left": sum(left.values()),
+        "num_rounds_left": sum(_rounds_left(run) for run in runs),
         "stages": dict(num),
         "num_stages": num.total(),
         "num_shared_at_least": shared,
@@ -75,10 +58,10 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
         "devices": list(machine.devices),
         "num_threads": machine.num_threads,
         "time_s": time_s,
-        "time_from": why,
-        "disk_bytes": disk,
-        "disk_from": disk_words,
-        "free_bytes": shutil.disk_usage(there).free,
+        "time_from": time_from,
+        "disk_bytes": disk_bytes,
+        "disk_from": disk_from,
+        "free_bytes": shutil.disk_usage(existing).free,
         "num_comparisons": len(experiment.pairs),
     }
 
@@ -111,102 +94,48 @@ def _first_collect(config: Config) -> Json:
     return parts
 
 
-class _Size:
-    """How much an arm samples, trains and grades in a round, and how large its model is."""
-
-    def __init__(self, experiment: Experiment, run: ExperimentRun) -> None:
-        self.config = config = run.config
-        per_round = config.prompts.per_round
-        if per_round is None:
-            per_round = len(load_prompts(config.prompts, config.model, experiment.base_dir))
-        self.num_sampled = per_round * config.sampling.num_samples
-        self.suites = [
-            (suite, len(load_suite(suite.source, suite.limit, experiment.base_dir).problems) * suite.num_samples)
-            for suite in config.suites
-        ]
-        self.parameters = _parameters(config, experiment.base_dir)
-
-    def seconds(self, machine: Machine) -> float | None:
-        """A round, by the formula."""
-        config, parameters = self.config, self.parameters
-        if parameters is None:
-            return None
-        threads = config.engine.num_threads or machine.num_threads or 1
-        flops = GPU_FLOPS if machine.devices else CORE_FLOPS * threads
-
-        def sampled(number: int, length: int) -> float:
-            batches = math.ceil(number / config.engine.batch_size)
-            return batches * length * max(STEP_S, 2 * parameters * min(number, config.engine.batch_size) / flops)
-
-        training = config.training
-        steps = training.num_steps or math.ceil(self.num_sampled / training.batch_size) * (training.num_epochs or 1)
-        row = PROMPT_TOKENS + config.sampling.max_new_tokens
-        total = sampled(self.num_sampled, config.sampling.max_new_tokens)
-        total += steps * max(STEP_S, 6 * parameters * training.batch_size * row / flops)
-        for suite, number in self.suites:
-            total += sampled(number, suite.max_new_tokens)
-            total += number * GRADING_S / (config.grading.num_workers or machine.num_threads or 1)
-        return total
-
-    @property
-    def text_bytes(self) -> int:
-        """What a round adds to the store at most."""
-        lengths = [(self.num_sampled, self.config.sampling.max_new_tokens)]
-        lengths += [(number, suite.max_new_tokens) for suite, number in self.suites]
-        return sum(number * (ROW_BYTES + TEXT_BYTES_PER_TOKEN * length) for number, length in lengths)
+def _rounds_left(run: RunFacts) -> int:
+    return 0 if run.state == "done" else run.rounds - run.rounds_done
 
 
-def _time(
-    experiment: Experiment,
-    machine: Machine,
-    found: list[Json],
-    left: dict[tuple[str, int], int],
-    sizes: dict[str, _Size],
-) -> tuple[float | None, str]:
-    per_round: dict[str, list[float]] = {}
-    for one in found:
-        if one["rounds_done"]:
-            per_round.setdefault(one["arm"], []).append(sum(one["spent_s"].values()) / one["rounds_done"])
-    every = [seconds for arm in per_round.values() for seconds in arm]
-    total = 0.0
-    for (arm, _), rounds in left.items():
-        if every:
-            known = per_round.get(arm, every)
-            seconds: float | None = sum(known) / len(known)
-        else:
-            seconds = sizes[arm].seconds(machine)
-        if seconds is None:
-            return None, f"the model {sizes[arm].config.model.source} is not on this disk, so its size is not known"
-        total += seconds * rounds + (0.0 if every else START_S)
-    num = sum(one["rounds_done"] for one in found)
-    return total / machine.jobs, f"the {num} rounds that are finished" if every else ASSUMED
+def _time(runs: Sequence[RunFacts], machine: Machine) -> tuple[float | None, str]:
+    """Seconds for what is left, from what a round of the same arm took, or of any arm where none of its own is finished."""
+    by_arm: dict[str, list[float]] = {}
+    for run in runs:
+        if run.rounds_done:
+            by_arm.setdefault(run.arm, []).append(sum(run.spent_s.values()) / run.rounds_done)
+    if not by_arm:
+        return None, "no round is finished yet"
+    all_arms = [seconds for arm in by_arm.values() for seconds in arm]
+    total_s = sum(_rounds_left(run) * fmean(by_arm.get(run.arm, all_arms)) for run in runs)
+    return total_s / machine.jobs, f"the {sum(run.rounds_done for run in runs)} rounds that are finished"
 
 
-def _disk(experiment: Experiment, sizes: dict[str, _Size]) -> tuple[int | None, str]:
+def _disk(experiment: Experiment) -> tuple[int | None, str]:
     total, shared = 0, rounds_kept(experiment)
-    for run in experiment.runs:
-        size = sizes[run.arm]
-        if size.parameters is None:
+    for arm in experiment.arms:
+        runs = experiment.of_arm(arm.name)
+        config = runs[0].config
+        num_parameters = num_parameters_of(config.model.source, experiment.base_dir)
+        if num_parameters is None and config.engine.sampler != "fake":
             return None, "the model is not on this disk, so its size is not known"
-        kept = min(experiment.rounds, run.config.storage.keep_last + 2)
-        total += size.text_bytes * experiment.rounds + 4 * size.parameters * max(kept, shared[run.name])
+        for run in runs:
+            num_kept = max(min(experiment.rounds, config.storage.keep_last + 2), shared[run.name])
+            total += _bytes_per_round(config, experiment.base_dir) * experiment.rounds
+            total += 4 * (num_parameters or 0) * num_kept
     return total, (
         "at most: completions as long as they may be, weights in float32, of each run the newest (storage.keep_last), the head "
         "and the best, and where another arm may want them those of all rounds until it is past them"
     )
 
 
-def _parameters(config: Config, base_dir: Path) -> int | None:
-    """How many numbers the model has, from the headers of its files."""
-    if config.model.source == BUILT_IN_MODEL:
-        return SMOLLM2_PARAMETERS
-    directory = model_directory(config.model.source, base_dir)
-    if directory is None:
-        return 0 if config.engine.sampler == "fake" else None
-    total = 0
-    for path in directory.glob("*.safetensors"):
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(length))
-        total += sum(math.prod(one["shape"]) for name, one in header.items() if name != "__metadata__")
-    return total
+def _bytes_per_round(config: Config, base_dir: Path) -> int:
+    """What a round adds to the store at most."""
+    num_prompts = config.prompts.per_round
+    if num_prompts is None:
+        num_prompts = len(load_prompts(config.prompts, config.model, base_dir))
+    texts = [(num_prompts * config.sampling.num_samples, config.sampling.max_new_tokens)]
+    for suite in config.suites:
+        num_problems = len(load_suite(suite.source, suite.limit, base_dir).problems)
+        texts.append((num_problems * suite.num_samples, suite.max_new_tokens))
+    return sum(number * (ROW_BYTES + TEXT_BYTES_PER_TOKEN * length) for number, length in texts)

@@ -1,9 +1,9 @@
 """Running an experiment: one process per run, as many at a time as wanted, until all have their rounds.
 
-A run is an ordinary one, with `loopd` working on it, which minds windows, disk and pauses itself and ends when the rounds
-are done. Here it is only started, with a share of the machine, and started again when it dies. Everything that matters is
-in the runs' directories: this process may be killed at any moment, and a new one goes on. Its children then stop at
-their next safe point, and the new one waits for that.
+Each run is an ordinary one with a `loopd` of its own, which minds windows, disk and pauses and ends when the rounds are
+done. The supervisor here only starts it, with a share of the machine, and starts it again when it dies. Everything that
+matters is in the runs' directories: this process may be killed at any moment, and a new one continues. The runs then stop at
+their next safe point, and the new supervisor waits for that.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from loop.errors import LockedError, LoopError
 from loop.experiments.facts import FAILURE
 from loop.experiments.file import LOGS, SHARED, Experiment, ExperimentRun, run_text
+from loop.reading.reader import reader
 from loop.system.gpus import visible_devices
 from loop.system.lock import holder, locked
 from loop.system.ourselves import command, environment
@@ -39,19 +40,23 @@ TICK_S = 0.2
 LOOK_S = 1.0  # between two looks into the stores of the runs that go on
 RESTART_WAITS_S = (0.0, 1.0, 5.0, 15.0, 60.0)  # before a run that died is started again; more deaths fail it
 GRACE_S = 20.0  # for a run to end after it was told to end at once
-HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd
+HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd: another process holds the run; a user's mistake
 
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """How the machine is divided: so many runs at a time, each with a share of the devices or of the cores."""
+    """How the machine is divided: `jobs` runs at a time, each with a share of the devices or of the cores.
+
+    `devices`: the GPUs of each slot, as CUDA_VISIBLE_DEVICES names them; empty on a CPU. `num_threads`: the cores of each run;
+    None leaves it to the run.
+    """
 
     jobs: int
-    devices: tuple[str, ...] = ()  # of each slot, as CUDA_VISIBLE_DEVICES has them; none on a CPU
+    devices: tuple[str, ...] = ()
     num_threads: int | None = None
 
     def environment(self, slot: int) -> dict[str, str]:
-        """What a run in this slot is told."""
+        """The environment variables that give a run the devices of a slot."""
         return {"CUDA_VISIBLE_DEVICES": self.devices[slot % len(self.devices)]} if self.devices else {}
 
 
@@ -59,71 +64,71 @@ def machine_for(experiment: Experiment, jobs: int | None = None) -> Machine:
     """`jobs`, else the file's, else one per GPU or one. A run that uses several GPUs gets as many."""
     configs = [run.config for run in experiment.runs]
     wanted = jobs or experiment.jobs
-    names = [name for name, _ in visible_devices()] if any(one.engine.device != "cpu" for one in configs) else []
+    wants_gpu = any(config.engine.device != "cpu" for config in configs)
+    names = [name for name, _ in visible_devices()] if wants_gpu else []
     if not names:
         jobs = wanted or 1
         cores = len(os.sched_getaffinity(0))
         return Machine(jobs, (), max(1, cores // jobs) if jobs > 1 else None)
-    engines = [one.engine for one in configs]
+    engines = [config.engine for config in configs]
     each = max(max(e.gpus_per_engine * (e.num_engines or 1), e.num_training_processes) for e in engines)
     groups = [",".join(names[start : start + each]) for start in range(0, len(names) - each + 1, each)]
     return Machine(wanted or max(1, len(groups)), tuple(groups or [",".join(names)]))
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
-    """A run as its store has it, in a few numbers."""
+class RunStanding:
+    """How far a run has come, by its store.
+
+    `outcomes`: "kept" or "rolled back" for each of the newest rounds. `progress` differs whenever anything was finished.
+    """
 
     decided: int = 0
-    kept: tuple[str, ...] = ()  # "kept" or "rolled back" by round
-    progress: tuple[object, ...] = ()  # changes whenever anything is finished
+    outcomes: tuple[str, ...] = ()
+    progress: tuple[object, ...] = ()
     held_by: str | None = None
     reason: str | None = None
 
 
-def standing_of(run: ExperimentRun) -> Standing:
-    """How far a run is. A store that is not there or cannot be read has not begun."""
+def standing_of(run: ExperimentRun) -> RunStanding:
+    """How far a run has come; nowhere if its store is missing or cannot be read."""
     try:
-        db = open_database(run.run_dir / DATABASE, read_only=True)
-    except StoreError:
-        return Standing()
-    try:
-        ledger = Ledger(db)
-        found = ledger.run()
-        if found is None:
-            return Standing()
-        control, last = ledger.control(found.id), ledger.last_round(found.id)
-        verdicts = ledger.last_verdicts(found.id, 1000)
-        return Standing(
-            found.num_kept + found.num_rolled_back,
-            tuple("kept" if verdict == "keep" else "rolled back" for verdict in verdicts),
-            (found.num_completions, len(verdicts), last.number if last else 0, last.stage if last else ""),
-            control.held_by,
-            control.hold_reason or found.reason,
-        )
-    except StoreError:
-        return Standing()
-    finally:
-        db.close()
+        with reader(run.run_dir) as store:
+            row, ledger = store.run, store.ledger
+            control, last = ledger.control(row.id), ledger.last_round(row.id)
+            verdicts = ledger.last_verdicts(row.id, 1000)
+            return RunStanding(
+                row.num_kept + row.num_rolled_back,
+                tuple("kept" if verdict == "keep" else "rolled back" for verdict in verdicts),
+                (row.num_completions, len(verdicts), last.number if last else 0, last.stage if last else ""),
+                control.held_by,
+                control.hold_reason or row.reason,
+            )
+    except (StoreError, LoopError):
+        return RunStanding()
 
 
 @dataclass(slots=True)
-class Child:
-    """A run and, while it goes on, its process."""
+class SupervisedRun:
+    """A run with its process, while it has any.
+
+    `num_deaths`: in a row, with nothing finished in between. `not_before`: seconds on the monotonic clock. `last_notice`: the last
+    pause or lock that was reported, so that each is reported once.
+    """
 
     run: ExperimentRun
     process: subprocess.Popen[bytes] | None = None
     slot: int = 0
-    num_deaths: int = 0  # in a row, without anything finished in between
-    not_before: float = 0.0  # monotonic
-    standing: Standing = field(default_factory=Standing)
-    said: str = ""  # the last thing of its kind: a pause, or a lock
-    told: bool = False  # to end
+    num_deaths: int = 0
+    not_before: float = 0.0
+    standing: RunStanding = field(default_factory=RunStanding)
+    last_notice: str = ""
+    is_told_to_stop: bool = False
 
 
 @dataclass(slots=True)
 class Outcome:
-    """How it ended: what failed and why, what was stopped by hand, and whether all of it was."""
+    """How an experiment ended: which runs failed and why, which were stopped by hand, whether a signal interrupted it all."""
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
@@ -135,9 +140,9 @@ class Supervisor:
 
     def __init__(self, experiment: Experiment, machine: Machine, say: Callable[[str], None], stop: Stop) -> None:
         self.experiment, self.machine, self.say, self.stop = experiment, machine, say, stop
-        self.children = [Child(run) for run in experiment.runs]
+        self.children = [SupervisedRun(run) for run in experiment.runs]
         self.outcome = Outcome()
-        self._looked = 0.0
+        self._looked_at_s = 0.0
         self._partners = partners_of(experiment)
 
     def run(self) -> Outcome:
@@ -145,7 +150,7 @@ class Supervisor:
         with locked(self.experiment.directory):
             sweep_temporaries(self.experiment.directory / SHARED)
             prepare(self.experiment, self.machine)
-            waiting: deque[Child] = deque()
+            waiting: deque[SupervisedRun] = deque()
             for child in self.children:
                 child.standing = standing_of(child.run)
                 if child.standing.decided < self.experiment.rounds:
@@ -161,23 +166,21 @@ class Supervisor:
         self.outcome.interrupted = self.stop.asked
         return self.outcome
 
-    def _until_done(self, waiting: deque[Child]) -> None:
+    def _until_done(self, waiting: deque[SupervisedRun]) -> None:
         while True:
-            going = [child for child in self.children if child.process is not None]
-            for child in going:
+            for child in self._with_process():
                 if child.process is not None and child.process.poll() is not None:
                     self._ended(child, waiting)
-            if time.monotonic() - self._looked >= LOOK_S:
-                self._looked = time.monotonic()
-                for child in self.children:
-                    if child.process is not None:
-                        self._look(child)
-            going = [child for child in self.children if child.process is not None]
+            going = self._with_process()
+            if time.monotonic() - self._looked_at_s >= LOOK_S:
+                self._looked_at_s = time.monotonic()
+                for child in going:
+                    self._look(child)
             if self.stop.asked:
                 if not going:
                     return
                 for child in going:
-                    self._tell(child)
+                    self._ask_to_stop(child)
             elif not waiting and not going:
                 return
             else:
@@ -187,22 +190,25 @@ class Supervisor:
                     child = waiting.popleft()
                     if not self._start(child, going):
                         waiting.append(child)
-                    going = [one for one in self.children if one.process is not None]
+                    going = self._with_process()
             self.stop.check()
             time.sleep(TICK_S)
 
-    def _start(self, child: Child, going: list[Child]) -> bool:
+    def _with_process(self) -> list[SupervisedRun]:
+        return [child for child in self.children if child.process is not None]
+
+    def _start(self, child: SupervisedRun, going: list[SupervisedRun]) -> bool:
         """Start its process; False if that has to wait."""
         run = child.run
         if time.monotonic() < child.not_before:
             return False
         if (pid := holder(run.run_dir)) is not None:
-            self._once(child, f"{run.name}: process {pid} holds this run; it is waited for")
+            self._say_once(child, f"{run.name}: process {pid} holds this run; waiting for it to end")
             return False
         if standing_of(run).held_by == "failure" and not _release(run):
             return False
         (run.directory / FAILURE).unlink(missing_ok=True)
-        slots = {one.slot for one in going}
+        slots = {other.slot for other in going}
         child.slot = next(slot for slot in range(len(slots) + 1) if slot not in slots)
         myself = os.getpid()
 
@@ -217,28 +223,27 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=errors,
                 stderr=errors,
-                start_new_session=True,  # Ctrl-C is for us, and we tell it
+                start_new_session=True,  # Ctrl-C reaches the supervisor alone, which tells its runs
                 cwd="/",
                 env=_environment() | self.machine.environment(child.slot),
                 preexec_fn=die_with_us,
             )
         if not child.num_deaths:
-            where = (
-                f" on GPU {self.machine.environment(child.slot)['CUDA_VISIBLE_DEVICES']}"
-                if self.machine.devices
-                else ""
-            )
-            self.say(f"{run.name}: begins{where}" if not child.standing.progress else f"{run.name}: goes on{where}")
-        child.told, child.said = False, ""
+            devices = self.machine.environment(child.slot).get("CUDA_VISIBLE_DEVICES")
+            what = "continues" if child.standing.progress else "begins"
+            self.say(f"{run.name}: {what}{f' on GPU {devices}' if devices else ''}")
+        child.is_told_to_stop, child.last_notice = False, ""
         return True
 
-    def _ended(self, child: Child, waiting: deque[Child]) -> None:
+    def _ended(self, child: SupervisedRun, waiting: deque[SupervisedRun]) -> None:
         assert child.process is not None
         code, child.process, run = child.process.returncode, None, child.run
         before = child.standing.progress
         self._look(child)
         if child.standing.decided >= self.experiment.rounds:
-            self.say(f"{run.name}: done, {child.standing.kept.count('kept')} of {child.standing.decided} rounds kept")
+            self.say(
+                f"{run.name}: done, {child.standing.outcomes.count('kept')} of {child.standing.decided} rounds kept"
+            )
             return
         if run.name in self.outcome.failed or (self.stop.asked and code in (0, HELD, -signal.SIGTERM)):
             return
@@ -259,13 +264,11 @@ class Supervisor:
             self.say(f"{run.name}: its process died ({said}); started again{f' in {wait:g} s' if wait else ''}")
             waiting.appendleft(child)
 
-    def _look(self, child: Child) -> None:
+    def _look(self, child: SupervisedRun) -> None:
         run, before = child.run, child.standing
         child.standing = now = standing_of(run)
         for number in range(before.decided + 1, now.decided + 1):
-            self.say(
-                f"{run.name}: round {number} of {self.experiment.rounds} {now.kept[number - 1 - now.decided + len(now.kept)]}"
-            )
+            self.say(f"{run.name}: round {number} of {self.experiment.rounds} {now.outcomes[number - 1 - now.decided]}")
         if now.decided != before.decided:
             with contextlib.suppress(OSError, StoreError):
                 self._prune()
@@ -273,13 +276,13 @@ class Supervisor:
             return
         if now.held_by == "failure":
             self._fail(child, now.reason or "it failed")
-            self._tell(child)
+            self._ask_to_stop(child)
         else:
-            self._once(
-                child, f"{run.name}: paused: {now.reason or 'by hand'}; `loopctl resume --config {run.path}` goes on"
+            self._say_once(
+                child, f"{run.name}: paused: {now.reason or 'by hand'}; `loopctl resume --config {run.path}` continues"
             )
 
-    def _fail(self, child: Child, why: str) -> None:
+    def _fail(self, child: SupervisedRun, why: str) -> None:
         if child.run.name in self.outcome.failed:
             return
         self.outcome.failed[child.run.name] = why
@@ -287,19 +290,19 @@ class Supervisor:
         with contextlib.suppress(OSError):
             (child.run.directory / FAILURE).write_text(f"{why}\n", encoding="utf-8")
 
-    def _once(self, child: Child, text: str) -> None:
-        if child.said != text:
-            child.said = text
+    def _say_once(self, child: SupervisedRun, text: str) -> None:
+        if child.last_notice != text:
+            child.last_notice = text
             self.say(text)
 
-    def _tell(self, child: Child) -> None:
-        """To stop at its next safe point."""
-        if child.process is not None and not child.told:
-            child.told = True
+    def _ask_to_stop(self, child: SupervisedRun) -> None:
+        """Have a run stop at its next safe point."""
+        if child.process is not None and not child.is_told_to_stop:
+            child.is_told_to_stop = True
             child.process.send_signal(signal.SIGTERM)
 
     def _end_at_once(self) -> None:
-        """Whatever happens to us, no child is left."""
+        """End every process of ours, whatever happens to the supervisor."""
         left = [child.process for child in self.children if child.process is not None]
         for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             for process in left:
@@ -310,7 +313,7 @@ class Supervisor:
                 time.sleep(0.05)
 
     def _prune(self) -> None:
-        """Let the shared weights go that no run can want any more, and all of them when the disk gets short."""
+        """Remove the shared weights that no run can want any more, and all of them when the disk gets short."""
         shared, decided = self.experiment.directory / SHARED, {c.run.name: c.standing.decided for c in self.children}
         reserve = 2 * max(run.config.storage.min_free_bytes for run in self.experiment.runs)
         short = shutil.disk_usage(shared).free < reserve
@@ -318,14 +321,14 @@ class Supervisor:
             entry = read_entry(shared / f"{weights.name.removesuffix(WEIGHTS)}.json")
             if entry is not None and not short:
                 name, number = f"{entry['ran_in']['arm']}/seed-{entry['ran_in']['seed']}", entry["round"]
-                partners = self._partners.get(name, ([], []))  # none of an arm that the file has no more
+                partners = self._partners.get(name, ([], []))  # none where the file no longer has this arm
                 if any(decided[other] < number for other in partners[number > 1]):
                     continue
             remove_directory(weights)
 
 
 def prepare(experiment: Experiment, machine: Machine) -> None:
-    """Write what each run is started with: its loop.toml, and how it finds what others have done."""
+    """Write what each run starts with: its loop.toml, and where it finds what others have done."""
     make_directory(experiment.directory / SHARED)
     make_directory(experiment.directory / LOGS)
     kept = rounds_kept(experiment)
@@ -348,11 +351,11 @@ def prepare(experiment: Experiment, machine: Machine) -> None:
 
 
 def partners_of(experiment: Experiment) -> dict[str, tuple[list[str], list[str]]]:
-    """By run: the others that may turn out to train the same in round 1, and those that may later.
+    """For each run the others that may turn out to train the same in round 1, and those that may in later rounds.
 
-    Both have its seed and settings. Before there are earlier completions data policies hardly differ, afterwards they do.
+    Both have its seed and settings. Data policies differ only once there are earlier completions, hence two lists.
     """
-    found: dict[str, tuple[list[str], list[str]]] = {}
+    partners: dict[str, tuple[list[str], list[str]]] = {}
     for place, more in enumerate((set[str](), {"collect", "after_rollback"})):
         groups: dict[str, list[str]] = {}
         for run in experiment.runs:
@@ -361,12 +364,12 @@ def partners_of(experiment: Experiment) -> dict[str, tuple[list[str], list[str]]
             groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run.name)
         for names in groups.values():
             for name in names:
-                found.setdefault(name, ([], []))[place].extend(other for other in names if other != name)
-    return found
+                partners.setdefault(name, ([], []))[place].extend(other for other in names if other != name)
+    return partners
 
 
 def rounds_kept(experiment: Experiment) -> dict[str, int]:
-    """By run: of how many rounds, the first ones, its checkpoints stay for others."""
+    """For each run, from how many of its first rounds the checkpoints stay for others."""
     return {
         name: experiment.rounds if later else 1 if first else 0
         for name, (first, later) in partners_of(experiment).items()
@@ -374,14 +377,14 @@ def rounds_kept(experiment: Experiment) -> dict[str, int]:
 
 
 def _release(run: ExperimentRun) -> bool:
-    """Take back the hold that a failure left: who runs the experiment again wants it tried again."""
+    """Release the hold that a failure left, because running the experiment again means to try again; False if it is locked."""
     try:
         with locked(run.run_dir):
             db = open_database(run.run_dir / DATABASE)
             try:
                 ledger = Ledger(db)
-                if found := ledger.run():
-                    ledger.release_run(found.id)
+                if row := ledger.run():
+                    ledger.release_run(row.id)
             finally:
                 db.close()
     except LockedError:
@@ -398,12 +401,11 @@ def _environment() -> dict[str, str]:
 
 
 def _errors(run: ExperimentRun) -> Path:
-    """What its process says on standard error."""
+    """Where the standard error of a run's process goes."""
     return run.directory / "loopd.err"
 
 
 def _last_line(path: Path) -> str:
-    with contextlib.suppress(OSError):
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+    with contextlib.suppress(OSError, IndexError):
+        return path.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1]
     return ""

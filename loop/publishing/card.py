@@ -1,6 +1,6 @@
 """The model card of an exported checkpoint: its facts (card_facts.py) as Markdown with the hub's metadata on top.
 
-It reads nothing. Whatever did not come from our own source goes through `words` or `block`.
+Reads no store. Text that did not come from our own source goes through `words` or `block`.
 """
 
 from __future__ import annotations
@@ -66,13 +66,14 @@ def _results(facts: Json) -> list[Any]:
     """The hub's model-index. Results are told apart by `config`, so the decoding settings are in it."""
     from huggingface_hub import EvalResult
 
-    found = []
+    results = []
     for name, suite in facts["suites"].items():
         measured = suite["candidate"] if facts["round"] else suite["base"]
         if measured is None:
             continue
         base_name = name.split("/")[0]
-        source = next((one["source"] for one in facts["config"]["suites"] if one["name"] == base_name), base_name)
+        sources = {table["name"]: table["source"] for table in facts["config"]["suites"]}
+        source = sources.get(base_name, base_name)
         decoding = _decoding(suite["decoding"])
         for metric in _metrics(measured):
             args: Json = {"num_samples": suite["num_samples"], "num_problems": measured["num_problems"]}
@@ -84,7 +85,7 @@ def _results(facts: Json) -> list[Any]:
                     args |= {"gain_over_base": over["gain"], "gain_over_base_interval_95": over["interval"]}
             if suite["base"]:
                 args["base"] = suite["base"][metric]
-            found.append(
+            results.append(
                 EvalResult(
                     task_type="text-generation",
                     task_name="Code generation",
@@ -98,11 +99,11 @@ def _results(facts: Json) -> list[Any]:
                     metric_args=_safe(args),
                 )
             )
-    return found
+    return results
 
 
 def _safe(value: Any) -> Any:
-    """The same with all its texts made safe."""
+    """The same value with all its texts made safe."""
     if isinstance(value, dict):
         return {key: _safe(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -115,7 +116,7 @@ def _metrics(figures: Json) -> list[str]:
 
 
 def _decoding(settings: Json | None) -> str:
-    """All of how tokens were drawn that a figure depends on."""
+    """The decoding settings that a figure depends on, in words."""
     if not settings:
         return "decoding not recorded"
     text = f"{decoding_words(settings)}, at most {settings['max_new_tokens']} tokens"
@@ -204,7 +205,7 @@ def _figures(facts: Json) -> list[str]:
     lines = ["\n".join(rows)]
     note = "Brackets are 95% intervals over problems"
     if made:
-        note += "; those of gains are of differences on the same problems with the same seeds (paired). A gain whose interval holds 0 is none that was shown"
+        note += "; those of gains are of differences on the same problems with the same seeds (paired). A gain whose interval holds 0 has not been shown"
     lines.append(f"{note}. Every figure holds for the decoding settings beside it and for no others.")
     if missing:
         lines.append(f"Not measured on this checkpoint: {', '.join(map(words, missing))}.")
@@ -282,22 +283,18 @@ def _making(facts: Json) -> list[str]:
     if facts["lineage"]:
         decider = config["decide"]["suite"]
         rows = ["| round | decision | trained on | pass@1 | against its head |", "|---|---|---|---|---|"]
-        for one in facts["lineage"]:
-            suite = one["suites"][decider]
+        for row in facts["lineage"]:
+            suite = row["suites"][decider]
             cells = (
-                str(one["round"]),
-                words(one["state"].replace("_", " ")),
-                f"{one['num_used']:,} completions" if one["num_used"] is not None else "-",
+                str(row["round"]),
+                words(row["state"].replace("_", " ")),
+                f"{row['num_used']:,} completions" if row["num_used"] is not None else "-",
                 f"{rate(suite['pass@1'])} {interval(suite['pass@1_interval'])}",
                 signed(suite["gain"]),
             )
             rows.append(f"| {' | '.join(cells)} |")
-        decoding = _decoding(
-            next(
-                (one["suites"][decider]["decoding"] for one in facts["lineage"] if one["suites"][decider]["decoding"]),
-                None,
-            )
-        )
+        decodings = (row["suites"][decider]["decoding"] for row in facts["lineage"])
+        decoding = _decoding(next(filter(None, decodings), None))
         made.append(f"From the base to here, on {words(decider)} ({decoding}):")
         made.append("\n".join(rows))
     return made
@@ -413,12 +410,10 @@ def _reproduce(facts: Json) -> list[str]:
 
 
 def _escaped(toml: str) -> str:
-    """The same TOML with escapes for what does not print. It stands in strings alone."""
+    """The same TOML with escapes for what does not print, which can only be in strings."""
     return "".join(
-        one
-        if one.isprintable() or one == "\n"
-        else f"\\u{ord(one):04x}"
-        if ord(one) < 0x10000
-        else f"\\U{ord(one):08x}"
-        for one in toml
-    )
+        letter if letter.isprintable() or letter == "\n"
+        else f"\\u{ord(letter):04x}" if ord(letter) < 0x10000
+        else f"\\U{ord(letter):08x}"
+        for letter in toml
+    )  # fmt: skip

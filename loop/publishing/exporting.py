@@ -35,7 +35,7 @@ PIECE_BYTES = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A checkpoint and what it takes to write it out. `base`: the full weights that an adapter belongs to."""
+    """A checkpoint and all that it takes to export it. `base`: the full weights that an adapter belongs to."""
 
     row: Checkpoint
     path: Path
@@ -48,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What lies there now. `sha256` covers the name and the content of every file."""
+    """The exported directory. `sha256` covers the name and the content of every file."""
 
     path: Path
     files: list[Json]
@@ -57,17 +57,17 @@ class Exported:
 
     @property
     def size_bytes(self) -> int:
-        """All files together."""
+        """The sum over all files."""
         return sum(entry["size_bytes"] for entry in self.files)
 
 
-def place(directory: str, *, again: bool = False) -> Path:
-    """Where to export to. LoopError for what is there already; `again`: files may be, to be compared later."""
+def checked_target(directory: str, *, again: bool = False) -> Path:
+    """The directory to export to. LoopError if it is not empty; `again` allows files, which are compared later."""
     path = Path(os.path.realpath(directory))
     try:
-        there = next(one for one in (path, *path.parents) if one.exists())
-        if not there.is_dir():
-            what = "is a file" if there == path else f"{there} is a file"
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+        if not existing.is_dir():
+            what = "is a file" if existing == path else f"{existing} is a file"
             raise LoopError(f"{directory}: {what}; name another directory")
         if path.is_dir() and not again and any(path.iterdir()):
             raise LoopError(f"{directory}: is not empty; name another directory, or empty this one")
@@ -87,7 +87,7 @@ def export(
     again: bool = False,
     pulse: Callable[[], None] = lambda: None,
 ) -> Exported:
-    """Write the checkpoint, its card and a generation config into `directory`, which gets its name when all is on disk.
+    """Write the checkpoint, its card and a generation config into `directory`, which appears once all of it is on disk.
 
     `decoding`: the settings that the figures in the card were measured with; None leaves the model's own. `again`: a
     directory that holds the same files counts as exported.
@@ -119,18 +119,17 @@ def export(
 
 def listed(directory: Path) -> list[Json]:
     """Every file with its size and SHA-256, in order of its name."""
-    found = []
+    files = []
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
-        found.append(
-            {"name": path.relative_to(directory).as_posix(), "size_bytes": path.stat().st_size, "sha256": digest}
-        )
-    return found
+        name = path.relative_to(directory).as_posix()
+        files.append({"name": name, "size_bytes": path.stat().st_size, "sha256": digest})
+    return files
 
 
 def licences_in(directory: Path, manifest: Json) -> dict[str, Path]:
-    """The licence texts that lie beside weights."""
+    """The licence texts beside weights: file name -> path."""
     return {name: directory / name for name in manifest["files"] if _is_licence(name)}
 
 
@@ -149,12 +148,11 @@ def _is_wanted(name: str) -> bool:
 
 
 def _room_for(source: Source, merge: bool, parent: Path) -> None:
-    there = next(path for path in (parent, *parent.parents) if path.exists())
+    existing = next(path for path in (parent, *parent.parents) if path.exists())
     needed = (source.base if merge and source.base else source).row.size_bytes
-    if (free := shutil.disk_usage(there).free) < needed:
-        raise NoRoom(
-            f"{there}: {needed:,} bytes are needed and {free:,} are free; make room, or export to another disk"
-        )
+    if (free := shutil.disk_usage(existing).free) < needed:
+        words = f"{needed:,} bytes are needed and {free:,} are free; make room, or export to another disk"
+        raise NoRoom(f"{existing}: {words}")
 
 
 def _copy(source: Source, target: Path) -> None:
@@ -167,7 +165,7 @@ def _copy(source: Source, target: Path) -> None:
 
 
 def _copied(source: Source, name: str, target: Path, expected: str) -> None:
-    """Copy one file, and see to it that what was read is what the manifest says."""
+    """Copy one file. LoopError if its content is not what the manifest says."""
     digest = hashlib.sha256()
     target.parent.mkdir(exist_ok=True)
     try:
@@ -176,7 +174,7 @@ def _copied(source: Source, name: str, target: Path, expected: str) -> None:
                 digest.update(piece)
                 out.write(piece)
     except FileNotFoundError as error:
-        raise LoopError(f"{source.words}: {error.filename} is missing; `loopctl verify` looks at all of them") from None
+        raise LoopError(f"{source.words}: {error.filename} is missing; `loopctl verify` checks all files") from None
     if digest.hexdigest() != expected:
         raise LoopError(
             f"{source.words} is damaged: {source.path / name}: the content differs from the manifest (SHA-256); "
@@ -227,11 +225,11 @@ def _write_texts(source: Source, target: Path, card: str, decoding: Json | None)
 
 
 def generation_config(before: Json, decoding: Json) -> Json:
-    """The model's own with these decoding settings: both transformers and vLLM take their defaults from it.
+    """The model's own generation config with these decoding settings, from which transformers and vLLM take their defaults.
 
-    Strings that end a completion stay out: transformers then wants the tokenizer at every call.
+    Strings that end a completion stay out, because transformers would then want the tokenizer at every call.
     """
-    drawn = (
+    replaced = {
         "temperature",
         "top_k",
         "top_p",
@@ -240,8 +238,8 @@ def generation_config(before: Json, decoding: Json) -> Json:
         "repetition_penalty",
         "max_length",
         "max_new_tokens",
-    )
-    after = {key: value for key, value in before.items() if key not in drawn}
+    }
+    after = {key: value for key, value in before.items() if key not in replaced}
     after |= {"max_new_tokens": decoding["max_new_tokens"]}
     if decoding.get("repetition_penalty", 1.0) != 1.0:
         after["repetition_penalty"] = decoding["repetition_penalty"]
@@ -252,10 +250,10 @@ def generation_config(before: Json, decoding: Json) -> Json:
 
 def _json(path: Path) -> Json:
     try:
-        found: Any = json.loads(path.read_bytes())
+        content: Any = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
 def _write_json(path: Path, value: Json) -> None:
@@ -263,7 +261,7 @@ def _write_json(path: Path, value: Json) -> None:
 
 
 def _put(scratch: Path, directory: Path, sha256: str, again: bool) -> bool:
-    """Give the directory its name; True if the same files were there already."""
+    """Rename the scratch directory; True if the directory held the same files already."""
     if again and directory.is_dir() and any(directory.iterdir()):
         if sha256_of({entry["name"]: entry["sha256"] for entry in listed(directory)}) == sha256:
             return True
@@ -273,7 +271,7 @@ def _put(scratch: Path, directory: Path, sha256: str, again: bool) -> bool:
         os.rename(scratch, directory)  # onto a name that is free, or onto an empty directory
     except OSError as error:
         if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
-            raise LoopError(f"{directory}: something else was put there meanwhile; name another directory") from None
+            raise LoopError(f"{directory}: something else appeared there meanwhile; name another directory") from None
         raise
     return False
 

@@ -1,6 +1,6 @@
-"""Pushing a directory to a Hugging Face hub, through its own client: one line for whatever can go wrong.
+"""Pushing a directory to a Hugging Face hub, through the hub's own client. Each failure is one line.
 
-HF_ENDPOINT, HF_TOKEN and the token that `hf auth login` stored are respected. Pushing again what is there changes nothing.
+Uses HF_ENDPOINT, HF_TOKEN and the token that `hf auth login` stored. Pushing the same files again changes nothing.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from loop.errors import LoopError, PermissionDenied, UsageError
+from loop.words import one_line
 from store.records import Json
 
 CONNECT_TIMEOUT_S = 30.0
-# What an earlier push may have left of another model; nothing else that lies in the repository is touched.
+# What an earlier push may have left of another model; nothing else in the repository is touched.
 STALE = ["*.safetensors", "*.safetensors.index.json", "adapter_config.json"]
+SAID_LENGTH = 200  # characters of what a server said
 LOGIN = "set HF_TOKEN, or log in with `hf auth login`"
 
 
 def check_push(repo: str) -> None:
-    """What can be known before anything is written: UsageError for a name that is none, LoopError without a token."""
+    """Check what can be checked before anything is written: UsageError for a bad name, LoopError without a token."""
     from huggingface_hub import constants, get_token
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -36,7 +38,7 @@ def check_push(repo: str) -> None:
 
 
 def push(directory: Path, repo: str, *, private: bool, message: str) -> Json:
-    """Make the repository if it is missing and commit what has changed; where it is now. LoopError if that fails."""
+    """Create the repository if it is missing, and commit what has changed. Returns where it is now; LoopError if that fails."""
     import httpx2
     import huggingface_hub
     from huggingface_hub import constants
@@ -70,7 +72,7 @@ def push(directory: Path, repo: str, *, private: bool, message: str) -> Json:
 
 
 def _explained(error: BaseException, repo: str, endpoint: str) -> LoopError:
-    """The error in one line, with what to do. What the server said is shortened and may be hostile: see `safe`."""
+    """The error in one line, with the remedy. Words of the server are shortened, because they may be hostile."""
     import httpx2
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -79,13 +81,13 @@ def _explained(error: BaseException, repo: str, endpoint: str) -> LoopError:
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             return _refused(cause.response.status_code, cause.server_message or "", repo, endpoint)
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
-            said = _short(str(cause) or type(cause).__name__)
+            said = one_line(str(cause) or type(cause).__name__, SAID_LENGTH)
             return LoopError(f"--push {repo}: {endpoint} cannot be reached ({said}); {again}")
-    return LoopError(f"--push {repo}: {_short(f'{type(error).__name__}: {error}')}; {again}")
+    return LoopError(f"--push {repo}: {one_line(f'{type(error).__name__}: {error}', SAID_LENGTH)}; {again}")
 
 
 def _refused(status: int, said: str, repo: str, endpoint: str) -> LoopError:
-    because = f" ({_short(said)})" if said else ""
+    because = f" ({one_line(said, SAID_LENGTH)})" if said else ""
     where = f"--push {repo}: {endpoint} answered {status}{because}"
     match status:
         case 401:
@@ -110,8 +112,3 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
-
-
-def _short(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 200 else line[:197] + "..."

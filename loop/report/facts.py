@@ -48,7 +48,7 @@ def facts_of_experiment(experiment: Experiment) -> Json:
     from loop.experiments.facts import experiment_facts
     from loop.system.exits import version
 
-    facts = experiment_facts(experiment)
+    facts = experiment_facts(experiment).as_json()
     for run in facts["runs"]:  # a page goes to others, whom this machine's directories tell nothing
         run["run_dir"] = os.path.relpath(run["run_dir"], experiment.directory)
     return {"kind": "experiment", "version": version(), **facts}

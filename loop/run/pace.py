@@ -6,9 +6,6 @@ round is finished, its own time is the better answer. Nothing is said of GPUs, o
 
 from __future__ import annotations
 
-import json
-import math
-import struct
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +14,10 @@ from loop.config.loading import LoadedConfig
 from loop.engines.by_name import sampler_kind
 from loop.engines.precision import auto_dtype
 from loop.grading.suite import load_suite, split_of
-from loop.inputs import BUILT_IN_MODEL, model_directory
 from loop.prompts.sources import load_prompts
 from loop.system.gpus import used_bytes
 from loop.workers.worker import Worker
 
-SMOLLM2_PARAMETERS = 134_515_008
 PROMPT_TOKENS = 40  # of a prompt beyond what all prompts begin with
 SHARE_OF_LENGTH = 0.5  # of max_new_tokens: most completions end before
 SAMPLING, TRAINING = (
@@ -103,27 +98,6 @@ def seconds(work: Work, num_parameters: int, speed: Speed) -> float:
     """How long the work takes: 2 floating-point operations a parameter and token, 6 in training."""
     sampling = 2 * num_parameters * (work.sampled_tokens + work.prompt_tokens) / (SAMPLING * speed.sampling)
     return START_S + sampling + 6 * num_parameters * work.trained_tokens / (TRAINING * speed.training)
-
-
-def parameters_of(loaded: LoadedConfig) -> int | None:
-    """How many parameters the base model has; None where that is not known before it is loaded."""
-    if loaded.config.model.source == BUILT_IN_MODEL:
-        return SMOLLM2_PARAMETERS
-    directory = model_directory(loaded.config.model.source, loaded.base_dir)
-    if directory is None:
-        return None
-    try:
-        return sum(map(_num_weights, directory.glob("*.safetensors"))) or None
-    except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
-        return None  # whoever loads the model says what is wrong with it
-
-
-def _num_weights(path: Path) -> int:
-    """What the header of a safetensors file says: eight bytes of length, then JSON with a shape for each tensor."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(length, 100_000_000)))
-    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
 def measured_speed(loaded: LoadedConfig) -> Speed | None:

@@ -93,4 +93,4 @@ class ExperimentSource:
     def status(self) -> Json:
         from loop.experiments.facts import experiment_facts
 
-        return experiment_facts(self.experiment)
+        return experiment_facts(self.experiment).as_json()

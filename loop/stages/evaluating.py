@@ -17,6 +17,7 @@ from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job
 from loop.grading.problem import Problem as GradingProblem
 from loop.prompts.templates import TEMPLATE_VERSION, answer, ask, content, opening
+from loop.words import decoding_words
 from policies.statistics import mean_interval, mean_pass_at_k, pass_at_k
 from store.canonical import sha256_of
 from store.records import Completion, GradedVerdict, Json, Problem, Prompt, Suite, Verdict
@@ -49,15 +50,14 @@ def params_of(suite: SuiteConfig) -> SamplingParams:
     )
 
 
+def decoding_of(suite: SuiteConfig) -> Json:
+    """The decoding settings that stand beside every figure of a suite."""
+    return params_of(suite).model_dump(mode="json", exclude={"stop"})
+
+
 def decoding_in_words(suite: SuiteConfig) -> str:
-    """The decoding settings as they stand beside every figure."""
-    if suite.greedy:
-        return "greedy"
-    parts = [f"T {suite.temperature:g}"]
-    parts += [f"top_k {suite.top_k}"] if suite.top_k else []
-    parts += [f"top_p {suite.top_p:g}"] if suite.top_p < 1.0 else []
-    parts += [f"repetition_penalty {suite.repetition_penalty:g}"] if suite.repetition_penalty != 1.0 else []
-    return ", ".join(parts)
+    """T 0.7, top_p 0.95"""
+    return decoding_words(decoding_of(suite))
 
 
 def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> tuple[Suite, list[Problem], list[Prompt]]:

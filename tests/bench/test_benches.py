@@ -39,5 +39,5 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
 
 
 def test_none_is_forgotten() -> None:
-    not_measuring = {"__init__", "gallery", "script", "stores", "study", "study_model", "table", "sampling_vllm"}
-    assert {file.stem for file in (ROOT / "bench").glob("*.py")} == set(COMMANDS) | not_measuring
+    others = {"__init__", "gallery", "sampling_vllm", "script", "simulation", "stores", "study", "study_model", "table"}
+    assert {file.stem for file in (ROOT / "bench").glob("*.py")} == set(COMMANDS) | others

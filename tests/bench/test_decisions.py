@@ -12,8 +12,8 @@ from tests.support import ROOT
 
 sys.path.insert(0, str(ROOT))
 
-from bench import decisions
-from bench.decisions import ALL_AT_ONCE, ALPHA, CHURN, RULES, SCREEN, SEQUENTIAL, SHARE, TARGET, Plan, World, looks
+from bench import decisions, simulation
+from bench.simulation import ALL_AT_ONCE, ALPHA, CHURN, RULES, SCREEN, SEQUENTIAL, SHARE, TARGET, Plan, World, looks
 from policies.budget import level
 from policies.evidence import read_evidence
 from policies.gates import Improvement
@@ -22,7 +22,7 @@ from policies.sequential import confidence_sequence, drawing_order, look
 from policies.statistics import paired_gain, sign_flip_p_value
 
 
-def drawn(num_runs: int, num_problems: int, num_samples: int, gain: float, seed: int) -> decisions.Ints:
+def drawn(num_runs: int, num_problems: int, num_samples: int, gain: float, seed: int) -> simulation.Ints:
     world = World(seed)
     head = world.log_odds(num_runs, num_problems)
     return world.scores(world.moved(head, gain, CHURN), head, num_samples)
@@ -45,7 +45,7 @@ def test_looks_are_those_of_the_policies(plan: Plan, num_problems: int, num_samp
 def test_the_normal_approximation_is_used_only_where_it_leaves_no_doubt(at: float) -> None:
     scores = drawn(400, 33 if at > 0.1 else 131, 10, {0.3: 0.01, 0.05: 0.02}.get(at, 0.05), seed=7)
     exact = [sign_flip_p_value([Fraction(int(score), 10) for score in row]) <= at for row in scores]
-    assert decisions.sign_flips_reach(scores, 10, numpy.full(400, at)).tolist() == exact
+    assert simulation.sign_flips_reach(scores, 10, numpy.full(400, at)).tolist() == exact
     assert 0 < sum(exact) < 400
 
 

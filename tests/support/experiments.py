@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from loop.experiments.file import Experiment, load_experiment
+import pytest
+
+from loop.config.loading import load_config
+from loop.experiments.file import Experiment, ExperimentRun, load_experiment
+from loop.experiments.running import Machine, prepare
+from loop.round import run_round
+from loop.run.opening import open_session
 from store.db import open_database
 from store.verify import verify_store
 from tests.support.runs import KEEPING, environment, write_run
@@ -85,3 +92,53 @@ def sound(path: Path) -> Experiment:
         finally:
             db.close()
     return experiment
+
+
+def run_of(experiment: Experiment, arm: str, seed: int) -> ExperimentRun:
+    """The run of an arm with a seed."""
+    return next(run for run in experiment.of_arm(arm) if run.seed == seed)
+
+
+# In this process
+
+
+class Quiet:
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.parts: list[str] = []
+
+    def stage(self, round: int, stage: str, what: str) -> None:
+        self.parts.append(f"{stage}: {what}")
+
+    def progress(self, done: int, total: int) -> None: ...
+    def pulse(self) -> None: ...
+    def note(self, text: str) -> None:
+        self.notes.append(text)
+
+
+def prepared(directory: Path, text: str = POLICIES, base: str = BASE) -> Experiment:
+    experiment = load_experiment(write_experiment(directory, text, base))
+    prepare(experiment, Machine(1))
+    return experiment
+
+
+def drive(run: ExperimentRun, rounds: int, watch: Quiet | None = None) -> None:
+    """Rounds of one run in this process."""
+    with open_session(load_config(run.path), watch or Quiet()) as session:
+        for _ in range(rounds):
+            round = run_round(session)
+            assert round.state != "failed", round.error
+
+
+@pytest.fixture(scope="module")
+def first_done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An experiment whose first run has done a round; to be copied."""
+    experiment = prepared(tmp_path_factory.mktemp("first"))
+    drive(experiment.runs[0], 1)
+    return experiment.path
+
+
+@pytest.fixture
+def begun(first_done: Path, tmp_path: Path) -> Experiment:
+    shutil.copytree(first_done.parent, tmp_path, dirs_exist_ok=True)
+    return load_experiment(tmp_path / first_done.name)

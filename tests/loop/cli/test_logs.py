@@ -73,9 +73,7 @@ def test_as_json_the_lines_are_as_they_were(log: Path, call: Loopctl) -> None:
     ]
 
 
-@pytest.mark.parametrize("block", [7, 100, 1 << 16])
-def test_the_newest_lines_over_all_files(log: Path, call: Loopctl, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loop.cli.logs.BLOCK_BYTES", block)
+def test_the_newest_lines_over_all_files(log: Path, call: Loopctl) -> None:
     numbers = iter(range(30))
     for name, num in (("loopd.log.2", 10), ("loopd.log.1", 12), ("loopd.log", 8)):
         (log.parent / name).write_text("".join(entry(next(numbers)) for _ in range(num)))

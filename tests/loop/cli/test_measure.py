@@ -18,16 +18,7 @@ from policies.policy import build_policy
 from store.db import open_database, query
 from store.ledger import Ledger
 from store.records import Event
-from tests.support.cli import (
-    CONFIG,
-    Loopctl,
-    call,
-    environment,
-    finished,
-    finished_run,
-    process,
-    write_configuration,
-)
+from tests.support.cli import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
 
 __all__ = ["call", "finished"]
 
@@ -221,7 +212,7 @@ def test_mistakes(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
         (["aa", "--of", "0"], 2, "'0' is neither"),
         (["aa", "--of", "7"], 1, "there is no round 7"),
         (["sweep", "--of", "7"], 1, "there is no round 7"),
-        (["sweep", "--temperatures", "0.2,hot"], 2, "no list of numbers"),
+        (["sweep", "--temperatures", "0.2,hot"], 2, "not a list of numbers"),
         (["sweep", "--temperatures", "0"], 2, "0 is not above 0"),
         (["sweep", "--split", "final"], 2, "loopctl final"),
         (["sweep", "--split", "confirm"], 2, "its splits are select"),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from loop.words import clipped, count, duration, safe, signed, size
+from loop.words import count, duration, one_line, safe, signed, size
 from store.corpus import Corpus
 from store.db import open_database
 from store.ledger import Ledger
@@ -85,4 +85,4 @@ def test_numbers() -> None:
     assert [size(n) for n in (0, 999, 2_100_000_000, 81_000_000_000, None)] == ["0 B", "999 B", "2.1 GB", "81 GB", "-"]
     assert signed(-0.0001) == "+0.000" and signed(0.0312) == "+0.031"
     assert count(3584, "completion") == "3,584 completions" and count(1, "round") == "1 round"
-    assert clipped("x" * 50, 10) == "xxxxxxx..."
+    assert one_line("x" * 50, 10) == "xxxxxxx..." and one_line(" two\n \x1b[1mlines\ud800") == "two [1mlines"

@@ -15,7 +15,7 @@ from loop.config.loading import load_config
 from loop.config.toml_text import toml_text
 from loop.errors import ConfigError
 from loop.experiments.file import Experiment, check_experiment, configuration_of, load_experiment, run_text
-from tests.support.experiments import BASE, POLICIES, loopctl, write_experiment
+from tests.support.experiments import BASE, POLICIES, loopctl, run_of, write_experiment
 
 HEAD = 'name = "e"\nrounds = 2\nseeds = [1, 2]\n'
 
@@ -36,7 +36,7 @@ def test_an_arm_and_a_seed_make_a_run_with_a_whole_configuration_of_its_own(tmp_
     assert [run.name for run in found.runs[:4]] == [
         "replace/seed-1", "replace/seed-7", "accumulate/seed-1", "accumulate/seed-7",
     ]  # fmt: skip
-    run = found.run("accumulate", 7)
+    run = run_of(found, "accumulate", 7)
     assert run.directory == tmp_path / "policies" / "accumulate" / "seed-7"
     assert (run.config.seed, run.config.rounds, run.config.name) == (7, 2, "policies-accumulate-7")
     assert run.config.collect.data.type == "accumulate" and run.config.training.num_steps == 20
@@ -70,9 +70,9 @@ def test_a_list_where_the_key_takes_none_is_a_grid(tmp_path: Path) -> None:
         "hot-0.8", "hot-1.1", "data-replace", "data-mix", "m-0.1-0.1", "m-0.1-0.3", "m-0.2-0.1", "m-0.2-0.3",
         "two-mix-0.1", "two-mix-0.5",
     ]  # fmt: skip
-    assert [found.run(name, 2).config.sampling.temperature for name in ("hot-0.8", "hot-1.1")] == [0.8, 1.1]
-    assert found.run("hot-1.1", 1).config.sampling.stop == ("a", "b")
-    assert found.run("m-0.2-0.3", 1).config.collect.data.base == 0.3  # type: ignore[union-attr]
+    assert [run_of(found, name, 2).config.sampling.temperature for name in ("hot-0.8", "hot-1.1")] == [0.8, 1.1]
+    assert run_of(found, "hot-1.1", 1).config.sampling.stop == ("a", "b")
+    assert run_of(found, "m-0.2-0.3", 1).config.collect.data.base == 0.3  # type: ignore[union-attr]
     assert found.arms[1].overrides == {"sampling": {"temperature": 1.1, "stop": ["a", "b"]}}
 
 
@@ -98,11 +98,11 @@ BAD: list[tuple[str, list[str]]] = [
     (HEAD + "arms = []\n", ["experiment.toml:4: arms: is empty; give at least one entry, a list of tables"]),
     (HEAD + "rownds = 2\n" + ARM, ["experiment.toml:4: rownds: unknown key; the closest is rounds"]),
     (HEAD + "[model]\nsource = 'x'\n" + ARM,
-     ["experiment.toml:4: model: unknown key; what all runs have stands in the base configuration, what one changes "
-      "in an arm"]),
+     ["experiment.toml:4: model: unknown key; put what all runs have in common into the base configuration, and what "
+      "differs into an arm"]),
     (HEAD.replace("[1, 2]", "[1, 1]") + ARM,
      ["experiment.toml:3: seeds: 1 is given twice; each seed makes a run of its own"]),
-    (HEAD.replace("[1, 2]", "[-1]") + ARM, ["experiment.toml:3: seeds: -1 is no seed; give whole numbers from 0 on"]),
+    (HEAD.replace("[1, 2]", "[-1]") + ARM, ["experiment.toml:3: seeds: -1 is not a seed; give whole numbers from 0 on"]),
     (HEAD + 'config = "no.toml"\n' + ARM,
      ["experiment.toml:4: config: no.toml: no such file; name a loop.toml (`loopctl init` writes one)"]),
     (HEAD + "[[arms]]\n", ["experiment.toml:4: arms[0]: has no name; give one"]),
@@ -114,7 +114,7 @@ BAD: list[tuple[str, list[str]]] = [
      ["experiment.toml:5: arms[0].name: 'shared' is the name of something else in the experiment's directory; choose "
       "another"]),
     (HEAD + ARM + "seed = 3\n",
-     ["experiment.toml:6: arms[0].seed: is not an arm's to change; it is the experiment's `seeds`"]),
+     ["experiment.toml:6: arms[0].seed: cannot differ between arms; set the experiment's `seeds`"]),
     (HEAD + ARM + "sampling.temperatur = 1\n",
      ["experiment.toml:6: arms[0].sampling.temperatur: unknown key; the closest is temperature"]),
     (HEAD + ARM + "sampling.temperature = []\n",
@@ -123,7 +123,7 @@ BAD: list[tuple[str, list[str]]] = [
      ["experiment.toml:6: arms[0].sampling.temperature: 11 is not between 0 and 10; give a number above 0 and at most "
       "10"]),
     (HEAD + ARM + "suites.twos = { limit = 3 }\n",
-     ["experiment.toml:6: arms[0].suites.twos: is no suite of the base configuration; there: ones, ones-greedy"]),
+     ["experiment.toml:6: arms[0].suites.twos: is not a suite of the base configuration, which has: ones, ones-greedy"]),
     (HEAD + ARM + "suites.ones-greedy = { limit = 0 }\n",
      ["experiment.toml:6: arms[0].suites.ones-greedy.limit: 0 is too small; give a whole number of at least 1"]),
     (HEAD + ARM + 'suites.ones-greedy = { source = "no.jsonl" }\n',
@@ -136,10 +136,10 @@ BAD: list[tuple[str, list[str]]] = [
     (HEAD + 'suite = "tens"\n' + ARM,
      ["experiment.toml:4: suite: arm a has no suite 'tens'; name one that all arms have (ones, ones-greedy)"]),
     (HEAD + ARM + '[[arms]]\nname = "b"\nsuites.ones.num_samples = 8\n',
-     ["experiment.toml:6: arms[1]: suite 'ones', which figures come from, is another in arm b than in a "
+     ["experiment.toml:6: arms[1]: suite 'ones', which figures come from, differs between the arms b and a "
       "(num_samples); set `suite` to one that is the same in all arms"]),
-    (HEAD + 'compare = [["a", "c"]]\n' + ARM, ["experiment.toml:4: compare[0]: 'c' is no arm; there: a"]),
-    (HEAD + 'compare = [["a", "a"]]\n' + ARM, ["experiment.toml:4: compare[0]: is an arm and itself; name two"]),
+    (HEAD + 'compare = [["a", "c"]]\n' + ARM, ["experiment.toml:4: compare[0]: 'c' is not an arm; the arms are: a"]),
+    (HEAD + 'compare = [["a", "a"]]\n' + ARM, ["experiment.toml:4: compare[0]: compares an arm with itself; name two"]),
     (HEAD + 'compare = [["a"]]\n' + ARM, ["experiment.toml:4: compare[0]"]),
 ]  # fmt: skip
 

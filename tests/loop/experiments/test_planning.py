@@ -1,0 +1,40 @@
+"""What a dry run says: counts that are exact, and a time once a round is finished."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loop.experiments.facts import experiment_facts
+from loop.experiments.file import Experiment
+from loop.experiments.planning import plan_of
+from loop.experiments.running import Machine
+from tests.support.experiments import begun, drive, first_done, loopctl, write_experiment
+
+__all__ = ["begun", "first_done"]
+
+
+def test_a_dry_run_says_how_much_there_is_and_what_is_shared(tmp_path: Path) -> None:
+    path = write_experiment(tmp_path)
+    plan = json.loads(loopctl("run", path, "--dry-run", "--json"))
+    assert plan["num_runs"] == 4 and plan["num_rounds"] == plan["num_rounds_left"] == 8
+    assert plan["stages"] == {"sampling": 8, "training": 8, "evaluations": 24, "diagnoses": 12}
+    assert (
+        plan["num_shared_at_least"] == 24
+    )  # all but one of: samples, weights, and base and candidate on all that measures
+    assert (plan["time_s"], plan["time_from"]) == (None, "no round is finished yet") and plan["disk_bytes"] > 0
+    assert not (tmp_path / "policies").exists()
+    said = loopctl("run", path, "--dry-run")
+    assert "4 arms x 1 seed = 4 runs, 8 rounds in all" in said and "at least 24 of them" in said
+
+
+def test_what_is_left_is_estimated_from_what_is_finished(begun: Experiment) -> None:
+    drive(begun.runs[1], 1)
+    plan = plan_of(begun, Machine(2))
+    assert plan["num_rounds_left"] == 6 and plan["time_from"] == "the 2 rounds that are finished"
+    (done,) = [run for run in experiment_facts(begun).runs if run.rounds_done]
+    assert plan["time_s"] == pytest.approx(sum(done.spent_s.values()) / 2 * 6 / 2)
+    taken = experiment_facts(begun).shared
+    assert sum(len(one["used_by"]) for one in taken) <= plan["num_shared_at_least"]
