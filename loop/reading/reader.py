@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loop.errors import PermissionDenied
 from store.corpus import Corpus
 from store.db import open_database, snapshot
 from store.errors import NoStore
 from store.ledger import Ledger
-from store.records import Evaluation, Json, Round, Run
-
-if TYPE_CHECKING:
-    from policies.statistics import PairedGain
+from store.records import Evaluation, Json, Round, Run, StageName
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +43,6 @@ class Evaluations:
         return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
 
 
-@functools.lru_cache(maxsize=16)
-def paired(differences: tuple[Fraction, ...]) -> PairedGain:
-    """Remembered, because `loopctl watch` asks for the same one every second."""
-    from policies.statistics import paired_gain
-
-    return paired_gain(differences, 0.975)
-
-
 @dataclass(slots=True)
 class Reader:
     """An open store and the run in it."""
@@ -64,8 +51,12 @@ class Reader:
     corpus: Corpus
     run: Run
     run_dir: Path
-    paired: Callable[[tuple[Fraction, ...]], PairedGain] = field(default=paired)
     _rates: dict[str, dict[str, Fraction]] = field(default_factory=dict)
+
+    def output(self, number: int, stage: StageName) -> Json:
+        """What a stage of a round stored when it was done; {} before that."""
+        row = self.ledger.stage(self.run.id, number, stage)
+        return (row.output if row else None) or {}
 
     def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
         """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from loop.reading.reader import Evaluations, Reader
-from loop.report.page import as_json, visible
+from loop.report.page import script_json, visible
 from loop.stages.sampling import Lineage, completion_id
 from store.canonical import sha256_of
 from store.records import Evaluation, Json, Problem, Prompt, Round
@@ -45,7 +45,7 @@ class _Texts:
             self.places[text] = len(self.texts)
             self.texts.append(text)
             self.num_bytes += len(
-                as_json(visible(text))
+                script_json(visible(text))
             )  # a text of brackets or control characters takes six times its length
         return self.places[text]
 

@@ -57,7 +57,7 @@ def made_visible(value: Any) -> Any:
     return value
 
 
-def as_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON for inside a script element: nothing in it can end the element, begin another, or end a line."""
     plain = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -90,8 +90,8 @@ def body(facts: Json) -> str:
     inside: str = template.render(
         facts=facts,
         figures=there,
-        specifications=_markup(as_json(drawn)),
-        texts=_markup(as_json(facts.get("browser"))),
+        specifications=_markup(script_json(drawn)),
+        texts=_markup(script_json(facts.get("browser"))),
         configuration=json.dumps(facts.get("config"), indent=2, ensure_ascii=False),
         yardstick=measured_on,
     )

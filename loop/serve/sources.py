@@ -69,9 +69,11 @@ class RunSource:
         return run_facts(self.place)
 
     def status(self) -> Json:
+        from loop.reading.as_json import as_json
         from loop.reading.standing import status
 
-        return status(self.place.run_dir, self.place.name, self.place.rounds)
+        standing: Json = as_json(status(self.place.run_dir, self.place.name, self.place.rounds))
+        return standing
 
 
 @dataclass(frozen=True, slots=True)
