@@ -1,7 +1,7 @@
 """Everything that the page of a run shows, as one JSON-able dict, read from the run's store and directory; nothing is written.
 
-Its size is bounded whatever the run's: figures by round, and of the texts a selection, which says how much it leaves out.
-Texts are as the model wrote them; who draws them makes them safe.
+Its size is bounded, however large the run is: figures by round, and a selection of the texts that says how much it leaves out.
+Texts are as the model wrote them; page.py makes them safe.
 """
 
 from __future__ import annotations
@@ -23,17 +23,13 @@ from store.errors import NoStore
 from store.records import Checkpoint, Json, Round
 
 if TYPE_CHECKING:
-    from loop.config.loading import LoadedConfig
     from loop.experiments.file import Experiment
 
 MOST_LOSSES = 4000  # points of the training curve; more are averaged over neighbours
 
 
-def run_facts(loaded: LoadedConfig | Place) -> Json:
+def run_facts(place: Place) -> Json:
     """The facts of the run that a configuration names. Where nothing was run yet there is a status and no round."""
-    place = loaded
-    if not isinstance(place, Place):
-        place = Place(place.path, place.run_dir, place.config.name, place.config.rounds)
     try:
         with reader(place.run_dir) as store:
             return _facts(store, place)
@@ -75,8 +71,8 @@ def _facts(store: Reader, place: Place) -> Json:
     run, ledger = store.run, store.ledger
     evaluations = store.evaluations()
     decisions = {decision.round: decision for decision in ledger.decisions(run.id)}
-    whole = ledger.rounds(run.id)
-    rounds = [as_json(all_of(store, round, decisions.get(round.number), evaluations)) for round in whole]
+    all_rounds = ledger.rounds(run.id)
+    rounds = [as_json(all_of(store, round, decisions.get(round.number), evaluations)) for round in all_rounds]
     for row in rounds:
         row["outcome"] = _outcome(row)
     return _frame(status_of(store, place.rounds), place) | {
@@ -87,10 +83,10 @@ def _facts(store: Reader, place: Place) -> Json:
         "created_at": run.created_at,
         "suites": [_suite(store, name, evaluations, rounds) for name in store.suites],
         "rounds": rounds,
-        "losses": _losses(store, whole),
+        "losses": _losses(store, all_rounds),
         "amounts": _amounts(store, rounds),
-        "browser": browser(store, whole, evaluations),
-        "lineage": [_checkpoint(row, run.head_checkpoint, whole) for row in ledger.checkpoints(run.id)],
+        "browser": browser(store, all_rounds, evaluations),
+        "lineage": [_checkpoint(row, run.head_checkpoint, all_rounds) for row in ledger.checkpoints(run.id)],
     }
 
 
@@ -102,18 +98,18 @@ def _outcome(row: Json) -> str:
 
 
 def _suite(store: Reader, name: str, evaluations: Evaluations, rounds: Sequence[Json]) -> Json:
-    """A yardstick in words, and the base on it."""
+    """How a suite is asked, as the newest round that was measured on it tells, and the base's figures."""
     base = evaluations.newest.get((store.run.base_checkpoint, name))
-    known: Json = next(
+    asked: Json = next(
         (row["suites"][name] for row in reversed(rounds) if row["suites"].get(name, {}).get("split")), {}
     )
-    decoding = known.get("decoding") or (store.decoding(base) if base else None)
+    decoding = asked.get("decoding") or (store.decoding(base) if base else None)
     figures = figures_of(base)
     return {
         "name": name,
         "decides": name == store.decider,
-        "split": known.get("split"),
-        "num_samples": known.get("num_samples"),
+        "split": asked.get("split"),
+        "num_samples": asked.get("num_samples"),
         "num_problems": figures["num_problems"] if figures else None,
         "decoding": decoding,
         "decoding_words": decoding_words(decoding),
@@ -126,8 +122,7 @@ def _losses(store: Reader, rounds: Sequence[Round]) -> list[Json]:
     per_round = max(10, MOST_LOSSES // max(1, len(rounds)))
     points = []
     for round in rounds:
-        stage = store.ledger.stage(store.run.id, round.number, "training")
-        losses: list[float] = (stage.output or {}).get("losses") or [] if stage else []
+        losses: list[float] = store.output(round.number, "training").get("losses") or []
         width = -(-len(losses) // per_round) or 1
         for start in range(0, len(losses), width):
             part = losses[start : start + width]
@@ -140,21 +135,20 @@ def _amounts(store: Reader, rounds: Sequence[Json]) -> list[Json]:
     """Of each round: seconds by stage, tokens sampled, trained on and evaluated, completions."""
     totals = {row["round"]: row for row in store.corpus.corpus_totals(store.run.id)}
     evaluated: dict[int, float] = {}
-    for one in store.corpus.evaluations(store.run.id):
-        metrics = one.metrics or {}
+    for evaluation in store.corpus.evaluations(store.run.id):
+        metrics, number = evaluation.metrics or {}, max(1, evaluation.round)
         if metrics.get("mean_tokens") is not None:  # of problems with equally many samples: that of all completions
             tokens = metrics["mean_tokens"] * metrics.get("num_completions", 0)
-            evaluated[max(1, one.round)] = evaluated.get(max(1, one.round), 0.0) + tokens
+            evaluated[number] = evaluated.get(number, 0.0) + tokens
     amounts = []
     for row in rounds:
         number = row["round"]
-        sampled: Json = totals.get(number) or {"num": 0, "num_tokens": 0, "num_truncated": 0}
+        sampled: Json = totals.get(number) or {"num": 0, "num_tokens": 0}
         amounts.append(
             {
                 "round": number,
                 "seconds": {stage["stage"]: stage["duration_s"] for stage in row["stages"]},
                 "num_completions": sampled["num"],
-                "num_truncated": sampled["num_truncated"],
                 "tokens": {
                     "sampled": sampled["num_tokens"],
                     "trained on": row["training"]["num_completion_tokens"] or 0,
@@ -172,11 +166,9 @@ def _checkpoint(row: Checkpoint, head: str, rounds: Sequence[Round]) -> Json:
         "made_in": [round.number for round in rounds if round.candidate_checkpoint == row.sha256],
         "kind": row.kind,
         "parent": row.parent,
-        "base": row.base,
         "state": row.state,
         "pinned": row.pinned,
         "size_bytes": row.size_bytes,
         "created_at": row.created_at,
         "is_head": row.sha256 == head,
-        "origin": {key: value for key, value in row.origin.items() if isinstance(value, str | int | float)},
     }
