@@ -22,8 +22,8 @@ from loop.words import as_rfc3339, round_name, seconds_between
 from store.errors import NoStore
 from store.records import Evaluation, Json, Round, Run
 
-# What is said where neither the process nor the ledger has words of its own.
-VANISHED = "the process vanished; `loopctl start` or `loopctl run` goes on where it was"
+# Reasons and needs, where neither the process nor the ledger has words of its own.
+VANISHED = "the process vanished; `loopctl start` or `loopctl run` continues where it stopped"
 STARTING = "starting"
 PREPARING = "preparing the run"
 PAUSING = "pausing at the next safe point"
@@ -31,14 +31,13 @@ HEAD_MOVES = "the head moves to {} at the next safe point"
 NO_RUN = "no run in {} yet; start one with `loopctl run`"
 STALLED = "stalled: no sign of life from process {} for {:.0f} s, the limit is {:g} s; look into `loopctl logs`, or `loopctl restart --now`"
 READ_ONLY = "nothing can be written to {}: its file system is read-only; mount it writable"
-DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` shows what may go"
+DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` shows what can be deleted"
 
-ACTIVE = ("sampling", "training", "evaluating", "deciding")
 PARTS = {"sampling": ("sampling",), "training": ("training",), "evaluating": ("evaluating", "grading")}
 MOST_POINTS = 40  # of the trend
 NUM_EVENTS = 300  # how many of the newest events are searched for the last error
 LOW_DISK_BYTES = 1_000_000_000
-MOST_FILES = 2000  # that are looked at for the size of the checkpoints; retention leaves a few dozen
+MOST_FILES = 2000  # of checkpoints whose sizes are added up; retention leaves a few dozen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -258,7 +257,7 @@ def _living(beat: Heartbeat | None) -> tuple[str, str | None]:
 
 
 def _left(run: Run, beat: Heartbeat | None) -> tuple[str, str | None]:
-    """How the last process left it. One that ends by itself says so; one that was only waiting was killed, too."""
+    """How the last process left the run. A process that ends by itself says so; one that was waiting was killed."""
     waiting = run.state == "idle" and beat is not None and beat.state == "idle" and beat.next_due_at is not None
     if run.state in ("running", "paused") or waiting:
         return "stopped", VANISHED
@@ -266,7 +265,7 @@ def _left(run: Run, beat: Heartbeat | None) -> tuple[str, str | None]:
 
 
 def _what_pauses(beat: Heartbeat | None) -> str | None:
-    """What makes a living process wait that nobody holds: the window, which opens at a known time, or the disk."""
+    """Why a living process waits though nobody paused it: for the window, which opens at a known time, or for the disk."""
     if beat is None or beat.state != "paused":
         return None
     return "schedule" if beat.next_due_at is not None else "disk"
@@ -301,7 +300,7 @@ def _measured(store: Reader, sha256: str, number: int, evaluation: Evaluation | 
 
 
 def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: float) -> OpenRound | None:
-    if last is None or last.state not in (*ACTIVE, "paused"):
+    if last is None or last.state in ("kept", "rolled_back", "failed"):
         return None
     attempts = store.ledger.attempts(store.run.id, last.number, last.stage)
     known = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None

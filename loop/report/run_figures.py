@@ -137,7 +137,7 @@ def _change(facts: Json) -> Figure | None:
     return Figure(
         "change",
         "What each round changed",
-        f"{measured_on(suite)}. Candidate less head, and less base, in pass@1 on the same problems, with 95% intervals of "
+        f"{measured_on(suite)}. Candidate minus head, and minus base, in pass@1 on the same problems, with 95% intervals of "
         "the difference. The intervals are each round's own: the decisions also spend an error budget over the run.",
         panels,
         ["round", "decision", "over head", "95% interval", "over base", "95% interval"],
@@ -277,7 +277,7 @@ def _loss(facts: Json) -> Figure | None:
         shown = (seen["loss_first"], seen["loss_last"], seen["mean_loss"], seen["train_loss"], seen["held_out_loss"])
         rows.append([str(row["round"]), *(rate(value) for value in shown)])
     columns = ["round", "first step", "last step", "mean", "after, on what it saw", "after, held out"]
-    about = "Cross-entropy on the completions, each round's steps side by side: it compares within a round, as each sees other texts."
+    about = "Cross-entropy on the completions, each round's steps side by side. Compare within a round only: each round trains on other texts."
     return Figure("loss", "Training loss", about, [{"layer": marks if after else marks[:1]}], columns, rows)
 
 
@@ -299,7 +299,7 @@ def _training(facts: Json) -> Figure | None:
         panels.append({"title": "what training saw, and what it did not", **bars(points, "completions", order)})
     growth = lines(total, "completions", form="~s", zero=True, dots=len(total) < MANY_ROUNDS)
     panels.append({"title": "growth of the corpus", **growth})
-    about = "Completions by round. What is left out stays in the corpus, with the reason (under each round below)."
+    about = "Completions by round. What is left out stays in the corpus; the reason stands under each round."
     return Figure("training", "What training saw", about, panels, *table(points + total, number))
 
 
@@ -323,7 +323,7 @@ def _time(facts: Json) -> Figure | None:
     more, counts = table(tokens, number)
     of_round = {row[0]: row[1:] for row in counts}
     rows = [[*row, *of_round.get(row[0], [""] * (len(more) - 1))] for row in rows]
-    about = "Work that attempts took, failed ones included; tokens that the model wrote for training, was trained on, and wrote to be graded."
+    about = "Time of all attempts, failed ones too; tokens that the model wrote for training, was trained on, and wrote to be graded."
     columns = [*columns, *(f"tokens {name}" for name in more[1:])]
     return Figure("time", "Time and tokens", about, panels, columns, rows)
 

@@ -1,4 +1,4 @@
-"""What is shown: a run, or an experiment. Read from the store and the run directory, whether or not a process holds them."""
+"""What the page shows: a run or an experiment, read from its stores, whether or not a process holds them."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ if TYPE_CHECKING:
 
 
 class Mark(NamedTuple):
-    """How far something is. `history` changes when something has happened, `pulse` also while something goes on."""
+    """How far a run is. `history` changes with every event, `pulse` with every sign of progress between two events."""
 
     history: tuple[Any, ...]
     pulse: tuple[Any, ...]
 
 
 class Source(Protocol):
-    """All methods are called in threads, one at a time each. They may raise StoreError and LoopError."""
+    """Each method is called in a thread, once at a time. It may raise StoreError and LoopError."""
 
     def mark(self) -> Mark:
         """How far it is: a cheap look, which never raises."""
 
     def facts(self) -> Json:
-        """All that the page shows."""
+        """Everything that the page shows."""
 
     def status(self) -> Json:
-        """In short."""
+        """The answer of /status.json."""
 
 
 def mark(run_dir: Path) -> Mark:
@@ -84,8 +84,8 @@ class ExperimentSource:
 
     def mark(self) -> Mark:
         marks = [mark(run.run_dir) for run in self.experiment.runs]
-        history = (holder(self.experiment.directory), *(one.history for one in marks))
-        return Mark(history, tuple(one.pulse for one in marks))
+        history = (holder(self.experiment.directory), *(mark.history for mark in marks))
+        return Mark(history, tuple(mark.pulse for mark in marks))
 
     def facts(self) -> Json:
         from loop.report.facts import facts_of_experiment
