@@ -206,7 +206,16 @@ def all_of(store: Reader, round: Round, decision: DecisionRow | None, evaluation
     """`whole_round` of a round that was read already, with what was read for all rounds at once."""
     head = store.ledger.checkpoint(round.parent_checkpoint)
     settings, adapted = _settings(store, round)
-    suites = {name: _suite(store, round, name, evaluations) for name in _suites_of(store, round, evaluations)}
+    suites = {
+        name: _suite(
+            store,
+            name,
+            evaluations.newest.get((store.run.base_checkpoint, name)),
+            evaluations.of(round, "head", name, round.parent_checkpoint),
+            evaluations.of(round, "candidate", name, round.candidate_checkpoint),
+        )
+        for name in _suites_of(store, round, evaluations)
+    }
     return WholeRound(
         **vars(_row(store, round, decision, evaluations)) | {"suites": suites},
         head_round=head.round if head else 0,
@@ -268,23 +277,13 @@ def _suites_of(store: Reader, round: Round, evaluations: Evaluations) -> list[st
     return [store.decider, *dict.fromkeys(splits), *store.suites[1:]]
 
 
-def _suite(store: Reader, round: Round, name: str, evaluations: Evaluations) -> SuiteFigures:
-    return _figures_on(
-        store,
-        name,
-        evaluations.newest.get((store.run.base_checkpoint, name)),
-        evaluations.of(round, "head", name, round.parent_checkpoint),
-        evaluations.of(round, "candidate", name, round.candidate_checkpoint),
-    )
-
-
 def suites_of_base(store: Reader) -> dict[str, SuiteFigures]:
     """The suites without a round: only the base is measured."""
     newest = store.evaluations().newest
-    return {name: _figures_on(store, name, newest.get((store.run.base_checkpoint, name))) for name in store.suites}
+    return {name: _suite(store, name, newest.get((store.run.base_checkpoint, name))) for name in store.suites}
 
 
-def _figures_on(
+def _suite(
     store: Reader,
     name: str,
     base: Evaluation | None,

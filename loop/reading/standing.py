@@ -7,6 +7,7 @@ before what the ledger says of it. Reads only; draws nothing.
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
@@ -145,8 +146,8 @@ class Disk:
 
     free_bytes: int | None
     checkpoints_bytes: int | None  # None where there are too many files to look at each
-    wanted_bytes: int | None = None
-    read_only: bool = False
+    wanted_bytes: int | None
+    read_only: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +184,7 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Standing:
             heartbeat_age_s=heartbeat_age_s,
             rounds=RoundCounts(0, 0, 0, None),
             corpus=CorpusSize(0, 0),
-            disk=Disk(_free_bytes(run_dir), _checkpoints_bytes(run_dir)),
+            disk=_disk(run_dir),
         )
 
 
@@ -200,8 +201,8 @@ def status_of(store: Reader, planned: int | None = None) -> Standing:
         reason = HEAD_MOVES.format(round_name(control.wanted_head))
     elif pid is None and control.held_by:
         reason = control.hold_reason
-    read_only = _is_read_only(store.run_dir)
-    if pid is not None and read_only:  # it cannot say so itself: the heartbeat stays what it was
+    disk = _disk(store.run_dir, _wanted_bytes(store))
+    if pid is not None and disk.read_only:  # it cannot say so itself: the heartbeat stays what it was
         state, reason = "paused", READ_ONLY.format(store.run_dir)
     last = store.ledger.last_round(run.id)
     uptime_s, heartbeat_age_s = _ages(beat, now)
@@ -230,9 +231,9 @@ def status_of(store: Reader, planned: int | None = None) -> Standing:
         ),
         corpus=CorpusSize(run.num_completions, run.completion_bytes),
         next_due=as_rfc3339(beat.next_due_at) if beat and beat.next_due_at is not None else None,
-        disk=Disk(_free_bytes(store.run_dir), _checkpoints_bytes(store.run_dir), _wanted_bytes(store), read_only),
+        disk=disk,
         last_error=_last_error(store, last),
-        paused_by=control.held_by or ("disk" if pid is not None and read_only else _what_pauses(beat)),
+        paused_by=control.held_by or ("disk" if pid is not None and disk.read_only else _what_pauses(beat)),
         stall_timeout_s=run.config["engine"]["stall_timeout_s"],
     )
     return replace(standing, needs_you=tuple(_needs(standing, control.hold_reason or reason, store.run_dir)))
@@ -378,22 +379,15 @@ def _needs(standing: Standing, why: str | None, run_dir: Path) -> Iterator[str]:
 # The disk
 
 
-def _free_bytes(directory: Path) -> int | None:
-    """Free space on the disk that the directory is, or will be, on."""
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
+def _disk(run_dir: Path, wanted_bytes: int | None = None) -> Disk:
+    """The disk that the run's directory is, or will be, on."""
+    checkpoints_bytes = _checkpoints_bytes(run_dir)
     try:
-        disk = os.statvfs(directory)
+        disk = os.statvfs(next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists()))
     except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize
-
-
-def _is_read_only(directory: Path) -> bool:
-    try:
-        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
-    except OSError:
-        return False
+        return Disk(None, checkpoints_bytes, wanted_bytes, False)
+    read_only = bool(disk.f_flag & os.ST_RDONLY)
+    return Disk(disk.f_bavail * disk.f_frsize, checkpoints_bytes, wanted_bytes, read_only)
 
 
 def _wanted_bytes(store: Reader) -> int:
@@ -408,12 +402,8 @@ def _wanted_bytes(store: Reader) -> int:
 
 def _checkpoints_bytes(run_dir: Path) -> int | None:
     """The size of the checkpoints on disk; None where there are too many files to look at each."""
-    total = 0
-    for number, num_bytes in enumerate(_file_sizes(run_dir / "checkpoints")):
-        if number == MOST_FILES:
-            return None
-        total += num_bytes
-    return total
+    sizes = list(itertools.islice(_file_sizes(run_dir / "checkpoints"), MOST_FILES + 1))
+    return sum(sizes) if len(sizes) <= MOST_FILES else None
 
 
 def _file_sizes(directory: str | Path) -> Iterator[int]:

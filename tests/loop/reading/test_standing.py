@@ -170,7 +170,7 @@ def test_a_process_that_hangs(finished: Path, call: Loopctl, monkeypatch: pytest
 
 def test_a_disk_that_is_nearly_full(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("status", "--check").code == 3
-    monkeypatch.setattr("loop.reading.standing._free_bytes", lambda _: 1_000_000)
+    monkeypatch.setattr(standing, "_disk", lambda _, wanted_bytes: standing.Disk(1_000_000, 0, wanted_bytes, False))
     said = call("status", "--check")
     assert said.code == 1 and "disk low: 1,000,000 bytes free" in said.err
     assert "disk low" in line(call("status").out, "needs you")
