@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from statistics import NormalDist, fmean, stdev
@@ -84,23 +84,12 @@ class PairedGain:
     num_equal: int
 
 
-SubsetMeans = Callable[[list[int], int], Sequence[float]]
-"""From sorted scores and their scale: the sorted means of their non-empty subsets, as `subset_means` gives them."""
-
-
-def subset_means(scores: list[int], scale: int) -> list[float]:
-    """The means of the subsets behind the bounds of `paired_gain`, sorted."""
-    return sorted(total / (count * scale) for total, count in _subset_sums(scores))
-
-
-def subset_draws(num_scores: int) -> bytes:
+def _subset_draws(num_scores: int) -> bytes:
     """The random subsets of so many scores: NUM_DRAWS / 2 rows of whole bytes, a bit for each score, the low bits first."""
     return hashlib.shake_128(b"subsets of %d" % num_scores).digest(-(-num_scores // 8) * (NUM_DRAWS // 2))
 
 
-def paired_gain(
-    differences: Sequence[Number], confidence: float = 0.95, means_of: SubsetMeans = subset_means
-) -> PairedGain:
+def paired_gain(differences: Sequence[Number], confidence: float = 0.95) -> PairedGain:
     """The mean of per-problem differences of success rates, its bounds, and the one-sided p-value of "no gain".
 
     The sign-flip test of a gain delta flips the signs of a subset S of the d_i - delta; the flipped sum reaches the
@@ -117,8 +106,6 @@ def paired_gain(
     of no width if none differs. Then two imagined problems, one won and one lost outright, join each subset at random
     (the idea of Agresti and Coull's interval), and the wider of the two bounds counts. Where enough problems differ,
     and all by the same amount, the test sees no spread and both bounds are that amount.
-
-    `means_of`: gives the same numbers in another way, for who has very many comparisons.
     """
     if not differences:
         raise ValueError("a paired comparison of no problems")
@@ -133,7 +120,7 @@ def paired_gain(
     gain = sum(scores) / (len(scores) * scale)
     num_equal = scores.count(0)
 
-    lower, upper = _bounds(means_of(scores, scale), alpha)
+    lower, upper = _bounds(sorted(total / (count * scale) for total, count in _subset_sums(scores)), alpha)
     if len(scores) - num_equal < _fewest_discordant(alpha):
         wide = sorted(
             (total + won_and_lost * scale) / ((count + joined) * scale)
@@ -278,7 +265,7 @@ def _subset_sums(scores: list[int]) -> Iterator[tuple[int, int]]:
         yield from sums[1:]
         return
     width = -(-num_scores // 8)
-    draws = subset_draws(num_scores)
+    draws = _subset_draws(num_scores)
     pack = 1 << num_scores.bit_length()
     for ordered in (scores, scores[::-1]):
         tables = [_byte_sums(ordered[start : start + 8], pack) for start in range(0, num_scores, 8)]

@@ -25,11 +25,12 @@ def rounds_command() -> None:
       loopctl rounds
       loopctl rounds --json
     """
+    from loop.reading.as_json import as_json
     from loop.reading.reader import reader
     from loop.reading.rounds import base_row, rows
 
     with reader(the_call().place().run_dir) as found:
-        answer = rows(found)
+        answer = as_json(rows(found))
         base = base_row(found)
         head = found.run.head_round
     if the_call().json:
@@ -59,11 +60,12 @@ def round_command(number: int) -> None:
       loopctl round 1
       loopctl round 1 --json
     """
+    from loop.reading.as_json import as_json
     from loop.reading.reader import reader
     from loop.reading.rounds import whole_round
 
     with reader(the_call().place().run_dir) as found:
-        answer = whole_round(found, number)
+        answer = as_json(whole_round(found, number))
         newest = len(found.ledger.rounds(found.run.id))
     if answer is None:
         there = f"there are rounds 1 to {newest}" if newest > 1 else f"there is {'one' if newest else 'none'} so far"

@@ -105,10 +105,10 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
 def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
     """The round's table: on standard output, with --json on standard error."""
     from loop.cli.tables import console, round_report, show
+    from loop.reading.as_json import as_json
     from loop.reading.rounds import whole_round
 
-    answer = whole_round(_reader(session), round.number)
-    assert answer is not None
+    answer = as_json(whole_round(_reader(session), round.number))
     with watch.aside(), contextlib.suppress(OSError):  # nobody may read on; the rounds matter more
         out = console(sys.stderr if the_call().json else sys.stdout)
         show(out, round_report(answer, out.width))
@@ -118,13 +118,14 @@ def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
 def _print_summary(session: Session) -> None:
     from loop.cli.rounds import print_rounds
     from loop.cli.tables import console
+    from loop.reading.as_json import as_json
     from loop.reading.rounds import base_row, rows
     from loop.reading.standing import status
 
     found = _reader(session)
-    answer, base = rows(found), base_row(found)
+    answer, base = as_json(rows(found)), base_row(found)
     if the_call().json:
-        head = status(session.loaded.run_dir, session.run.name)["head"]
+        head = as_json(status(session.loaded.run_dir, session.run.name).head)
         print_json({"run": session.run.name, "rounds": answer, "base": base, "head": head})
         return
     print_rounds(answer, base, session.run.head_round)

@@ -54,19 +54,18 @@ def _serve(host: str, port: int, token: str | None, file: Path | None) -> None:
     from loop.report import page
     from loop.serve.live import Live
     from loop.serve.server import address, is_for_this_machine_only, listen, new_token, serve
-    from loop.serve.sources import ExperimentSource, RunSource, Source
+    from loop.serve.sources import of_experiment, of_run
 
     if token is not None and len(token.strip()) < SHORTEST_TOKEN:
         raise UsageError(f"--token: is shorter than {SHORTEST_TOKEN} characters; leave it out, and one is made")
     if token is not None and not (token.isascii() and token.strip().isprintable()):  # headers carry no others
         raise UsageError("--token: has other characters than ASCII; leave it out, and one is made")
-    source: Source
     if file is None:
-        source = RunSource(the_call().place())
+        source = of_run(the_call().place())
     else:
         from loop.experiments.file import load_experiment
 
-        source = ExperimentSource(load_experiment(file))
+        source = of_experiment(load_experiment(file))
     listener = listen(host, port)
     if token is None and not is_for_this_machine_only(listener):
         token = new_token()

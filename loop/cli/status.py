@@ -18,7 +18,7 @@ from loop.words import (
 )
 
 if TYPE_CHECKING:
-    from store.records import Json
+    from loop.reading.standing import Standing
 
 RUNNING, NOT_RUNNING, UNKNOWN, FAILED = 0, 3, 4, 1
 STYLES = {"running": "green", "paused": "yellow", "failed": "red"}
@@ -40,6 +40,7 @@ def status_command(context: click.Context, check: bool) -> None:
       loopctl status --check || echo 'look into it'
     """
     from loop.cli.main import told
+    from loop.reading.as_json import as_json
     from loop.reading.standing import status
     from store.errors import StoreError, StoreTooNew
 
@@ -52,34 +53,34 @@ def status_command(context: click.Context, check: bool) -> None:
         told(error)
         context.exit(UNKNOWN)
     if the_call().json:
-        print_json(answer)
+        print_json(as_json(answer))
     else:
         sys.stdout.write("".join(f"{line}\n" for line in drawn(answer, Paper(sys.stdout), place.every)))
     if check:
-        for need in answer["needs_you"]:
+        for need in answer.needs_you:
             warn(safe(need))
     context.exit(exit_code(answer, check))
 
 
-def exit_code(answer: Json, check: bool = False) -> int:
+def exit_code(answer: Standing, check: bool = False) -> int:
     """What `status` and `watch` end with."""
-    if check and answer["needs_you"]:
+    if check and answer.needs_you:
         return FAILED
-    return NOT_RUNNING if answer["pid"] is None else RUNNING
+    return NOT_RUNNING if answer.pid is None else RUNNING
 
 
-def drawn(answer: Json, paper: Paper, every: str | None = None) -> Iterator[str]:
+def drawn(answer: Standing, paper: Paper, every: str | None = None) -> Iterator[str]:
     """The lines for people. `every`: the schedule, as loop.toml has it."""
     yield _title(answer, paper)
     yield from paper.labelled(labelled(answer, every))
 
 
-def _title(answer: Json, paper: Paper) -> str:
-    state, style = answer["state"], STYLES.get(answer["state"], "")
+def _title(answer: Standing, paper: Paper) -> str:
+    state, style = answer.state, STYLES.get(answer.state, "")
     parts = [
-        f"{paper.styled_as('●' if answer['pid'] else '○', style)} {paper.styled_as(safe(answer['run'] or 'no run'), 'bold')}",
+        f"{paper.styled_as('●' if answer.pid else '○', style)} {paper.styled_as(safe(answer.run or 'no run'), 'bold')}",
         paper.styled_as(safe(state), style),
         *doing(answer),
-        paper.styled_as(f"as of {clock(answer['as_of'])}", "dim"),
+        paper.styled_as(f"as of {clock(answer.as_of)}", "dim"),
     ]
     return "   ".join(parts)

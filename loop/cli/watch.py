@@ -15,11 +15,13 @@ from loop.cli.options import shared_options, the_call
 from loop.cli.paper import Paper
 from loop.cli.status import UNKNOWN, drawn, exit_code
 from loop.config.place import Place
+from loop.reading.as_json import as_json
 from loop.words import safe, warn
 
 if TYPE_CHECKING:
     from rich.live import Live
 
+    from loop.reading.standing import Standing
     from store.records import Json
 
 STEPS = 10  # of a part's progress: each is news in a pipe
@@ -28,7 +30,7 @@ STEPS = 10  # of a part's progress: each is news in a pipe
 class Face(Protocol):
     """How an answer is shown."""
 
-    def show(self, answer: Json) -> None: ...
+    def show(self, answer: Standing) -> None: ...
     def cannot(self, why: str) -> None: ...
 
 
@@ -69,7 +71,7 @@ def watch_command(context: click.Context, interval_s: float) -> None:
     context.exit(code)
 
 
-def _look(place: Place) -> Json | str:
+def _look(place: Place) -> Standing | str:
     """How it stands; or in words why nobody can tell."""
     from loop.reading.standing import status
     from store.errors import StoreError, StoreTooNew
@@ -100,8 +102,8 @@ def _face(place: Place) -> Iterator[Face]:
 class JsonLines:
     """The value of `status --json`, a line each."""
 
-    def show(self, answer: Json) -> None:
-        sys.stdout.write(json.dumps(answer, ensure_ascii=True, allow_nan=False) + "\n")
+    def show(self, answer: Standing) -> None:
+        sys.stdout.write(json.dumps(as_json(answer), ensure_ascii=True, allow_nan=False) + "\n")
         sys.stdout.flush()
 
     def cannot(self, why: str) -> None:
@@ -115,7 +117,7 @@ class Blocks:
         self.place = place
         self._last: object = None
 
-    def show(self, answer: Json) -> None:
+    def show(self, answer: Standing) -> None:
         if (now := _news(answer)) == self._last:
             return
         gap = "\n" if self._last is not None else ""
@@ -130,20 +132,20 @@ class Blocks:
             warn(why)
 
 
-def _news(answer: Json) -> Json:
+def _news(answer: Standing) -> Json:
     """What is news if it differs: not the ages, times and sizes that always do."""
-    round, error, last = answer["round"], answer["last_error"], answer["last_decision"]
+    round, error, last = answer.round, answer.last_error, answer.last_decision
     step = None
-    if round and round["done"] is not None and round["total"]:
-        step = STEPS * round["done"] // round["total"]
+    if round and round.done is not None and round.total:
+        step = STEPS * round.done // round.total
     return {
-        "process": (answer["pid"], answer["state"], answer["reason"], answer["paused_by"], answer["next_due"]),
-        "round": round and (round["number"], round["stage"], round["part"], round["attempt"], step),
-        "head": answer["head"] and (answer["head"]["checkpoint"], answer["head"]["pass@1"]),
-        "rounds": answer["rounds"],
-        "decision": last and last["round"],
-        "error": error and (error["at"], error["current"]),
-        "needs_you": len(answer["needs_you"]),
+        "process": (answer.pid, answer.state, answer.reason, answer.paused_by, answer.next_due),
+        "round": round and (round.number, round.stage, round.part, round.attempt, step),
+        "head": answer.head and (answer.head.checkpoint, answer.head.pass_at_1),
+        "rounds": answer.rounds,
+        "decision": last and last.round,
+        "error": error and (error.at, error.current),
+        "needs_you": len(answer.needs_you),
     }
 
 
@@ -153,7 +155,7 @@ class InPlace:
     def __init__(self, place: Place, live: Live) -> None:
         self.place, self.live = place, live
 
-    def show(self, answer: Json) -> None:
+    def show(self, answer: Standing) -> None:
         self._draw("\n".join(drawn(answer, Paper(sys.stdout), self.place.every)))
 
     def cannot(self, why: str) -> None:

@@ -24,15 +24,17 @@ def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Jso
     `number`: the round; equal weights of two rounds are one checkpoint. `base_dir`: where relative paths of the configuration
     begin.
     """
+    from loop.reading.as_json import as_json
     from loop.reading.checkpoints import final_result
-    from loop.reading.rounds import decision_of, rows, whole_round
+    from loop.reading.decisions import decision_of
+    from loop.reading.rounds import rows, settings_of_run, suites_of_base, whole_round
 
     run, ledger = found.run, found.ledger
     base = ledger.checkpoints.get(run.base_checkpoint)
     assert base is not None
-    answer = whole_round(found, number) if number else _of_the_base(found)
-    assert answer is not None
-    by_number = {one["round"]: one for one in rows(found)}
+    whole = whole_round(found, number) if number else None
+    suites = as_json(whole.suites if whole else suites_of_base(found))
+    by_number = {row.round: as_json(row) for row in rows(found)}
     decision = ledger.decision(run.id, number) if number else None
     opened = final_result(ledger, run.id)
     final = opened.data if opened and opened.data["head"]["checkpoint"] == row.sha256 and number else None
@@ -48,41 +50,20 @@ def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Jso
         "checkpoint": row.sha256,
         "kind": row.kind,
         "base": _base(found, base),
-        "state": answer["state"],
-        "decision": decision_of(decision),
+        "state": whole.state if whole else "base",
+        "decision": as_json(decision_of(decision)),
         "detectable": _detectable(decision.gates if decision else [], run.config),
         "lineage": [by_number[one] for one in lineage(found, number)],
-        "suites": answer["suites"],
-        "training": answer["training"],
-        "settings": answer["settings"],
-        "adapted": answer["adapted"],
+        "suites": suites,
+        "training": as_json(whole.training) if whole else None,
+        "settings": whole.settings if whole else settings_of_run(found),
+        "adapted": whole.adapted if whole else None,
         "final": final,
         "sandboxes": _sandboxes(found, row),
         "example": _example(found),
-        "decoding": answer["suites"][found.decider]["decoding"] or decoding_of(run.config),
+        "decoding": suites[found.decider]["decoding"] or decoding_of(run.config),
         "data_set": _data_set(run.config["prompts"]["source"], base_dir),
     }
-
-
-def _of_the_base(found: Reader) -> Json:
-    evaluations = found.evaluations()
-    suites = {}
-    for name in found.suites:
-        one = evaluations.newest.get((found.run.base_checkpoint, name))
-        suites[name] = {
-            "decides": name == found.decider,
-            "split": one.split if one else None,
-            "num_samples": one.num_samples if one else None,
-            "decoding": found.decoding(one) if one else None,
-            "base": one.metrics if one else None,
-            "head": None,
-            "candidate": None,
-            "gain": None,
-            "gain_over_base": None,
-        }
-    config = found.run.config
-    settings = {key: config[key] for key in ("model", "sampling", "collect", "training", "seed")}
-    return {"state": "base", "suites": suites, "training": None, "settings": settings, "adapted": None}
 
 
 def _base(found: Reader, base: Checkpoint) -> Json:

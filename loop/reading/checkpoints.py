@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loop.errors import LoopError, UsageError
+from loop.words import round_name
 from store.ledger import Ledger
 from store.records import Checkpoint, Event, Json, Run
 
@@ -30,35 +31,30 @@ def checkpoint_named(ledger: Ledger, run: Run, name: str) -> Checkpoint:
         raise LoopError(f"round {name} has no checkpoint yet")
     if row.state != "present":
         raise LoopError(
-            f"the checkpoint of {in_words(row)} is {row.state}; choose another one, or put its directory back"
+            f"the checkpoint of {round_name(row.round)} is {row.state}; choose another one, or put its directory back"
         )
     return row
 
 
-def in_words(row: Checkpoint) -> str:
-    """ "round 3" or "the base" """
-    return f"round {row.round}" if row.round else "the base"
-
-
 def final_result(ledger: Ledger, run_id: str) -> Event | None:
-    """What the final split has shown, if it was opened."""
+    """The event that tells what the final split has shown; None before it was opened."""
     return ledger.events.last_of(run_id, FINAL_OPENED)
 
 
-def lineage(found: Reader, number: int) -> list[int]:
-    """The rounds that lie between the base and a round's weights, itself included, oldest first."""
+def lineage(store: Reader, number: int) -> list[int]:
+    """The rounds that lead from the base to a round's weights, that round included, oldest first."""
     numbers: list[int] = []
     while number:
         numbers.append(number)
-        round = found.ledger.round(found.run.id, number)
-        parent = found.ledger.checkpoints.get(round.parent_checkpoint) if round else None
+        round = store.ledger.round(store.run.id, number)
+        parent = store.ledger.checkpoints.get(round.parent_checkpoint) if round else None
         number = parent.round if parent else 0
     return numbers[::-1]
 
 
 def decoding_of(config: Json) -> Json:
     """The decoding settings of the suite that decides."""
-    suite = next(one for one in config["suites"] if one["name"] == config["decide"]["suite"])
+    suite = next(suite for suite in config["suites"] if suite["name"] == config["decide"]["suite"])
     kept = ("temperature", "top_k", "top_p", "repetition_penalty", "max_new_tokens", "stop")
     return {key: suite[key] for key in kept if key in suite} | ({"temperature": 0.0} if suite["greedy"] else {})
 

@@ -1,25 +1,20 @@
-"""A run as it is read: its ledger, its corpus, its evaluations, without a lock."""
+"""A run's store, open for reading without a lock: its ledger, its corpus, its evaluations."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from loop.errors import PermissionDenied
 from store.corpus import Corpus
 from store.db import open_database, snapshot
 from store.errors import NoStore
 from store.ledger import Ledger
-from store.records import Evaluation, Json, Round, Run
-
-if TYPE_CHECKING:
-    from policies.statistics import PairedGain
+from store.records import Evaluation, Json, Round, Run, StageName
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,28 +27,20 @@ class Evaluations:
     _named: dict[int, dict[tuple[str, str], str]] = field(default_factory=dict)
 
     def named(self, round: Round) -> dict[tuple[str, str], str]:
-        """What a round was decided on: ids by "head" or "candidate" and suite, or "suite/split" but for the first split."""
+        """What a round was decided on: ids by "head" or "candidate" and suite ("suite/split" after the first split)."""
         if round.number in self._named:
             return self._named[round.number]
         stage = self.ledger.stage(round.run_id, round.number, "evaluating")
-        found = self._named[round.number] = {}
+        ids = self._named[round.number] = {}
         for name, id in (stage.output["evaluations"] if stage and stage.output else {}).items():
             who, suite = name.split("/", 1)
-            found[who, suite.removesuffix("/all").removesuffix("/select")] = id
-        return found
+            ids[who, suite.removesuffix("/all").removesuffix("/select")] = id
+        return ids
 
     def of(self, round: Round, who: str, suite: str, checkpoint: str | None) -> Evaluation | None:
-        """What a round was decided on; while it is not yet evaluated, what is known of the checkpoint."""
+        """What a round was decided on; until it is evaluated, the newest figures of the checkpoint."""
         id = self.named(round).get((who, suite))
         return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
-
-
-@functools.lru_cache(maxsize=16)
-def paired(differences: tuple[Fraction, ...]) -> PairedGain:
-    """Remembered, because `loopctl watch` asks for the same one every second."""
-    from policies.statistics import paired_gain
-
-    return paired_gain(differences, 0.975)
 
 
 @dataclass(slots=True)
@@ -64,8 +51,12 @@ class Reader:
     corpus: Corpus
     run: Run
     run_dir: Path
-    paired: Callable[[tuple[Fraction, ...]], PairedGain] = field(default=paired)
     _rates: dict[str, dict[str, Fraction]] = field(default_factory=dict)
+
+    def output(self, number: int, stage: StageName) -> Json:
+        """What a stage of a round stored when it was done; {} before that."""
+        row = self.ledger.stage(self.run.id, number, stage)
+        return (row.output if row else None) or {}
 
     def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
         """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""
@@ -75,14 +66,11 @@ class Reader:
         return self._rates[evaluation.id]
 
     def evaluations(self) -> Evaluations:
-        """All that are finished. Of a suite in parts only the one that is looked at in every round."""
+        """The finished ones. Of a suite with splits, only the split of every round counts for the newest."""
         first = ("all", self.run.config["decide"]["split"])
-        found = [one for one in self.corpus.evaluations.all(self.run.id) if one.metrics is not None]
-        return Evaluations(
-            self.ledger,
-            {one.id: one for one in found},
-            {(one.checkpoint, one.suite_name): one for one in found if one.split in first},
-        )
+        done = [row for row in self.corpus.evaluations.all(self.run.id) if row.metrics is not None]
+        newest = {(row.checkpoint, row.suite_name): row for row in done if row.split in first}
+        return Evaluations(self.ledger, {row.id: row for row in done}, newest)
 
     def decoding(self, evaluation: Evaluation) -> Json | None:
         """How an evaluation's samples were drawn."""

@@ -1,12 +1,11 @@
-"""Recorded rounds decided again: under the policy stored with each, which must say the same, and under another one.
+"""Recorded rounds decided again: under the policy stored with each, which must decide the same, and under another one.
 
-A pure function of what the ledger holds. Where other policies change how many looks were fruitless, that is carried along.
+A pure function of what the ledger holds. The other policy may count other looks as fruitless: each round gets its count.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from policies.by_type import BadPolicy
 from policies.decision import Decision
@@ -15,8 +14,11 @@ from policies.policy import Policy, as_stored, build_policy
 from store.canonical import canonical_json
 from store.records import DecisionRow, Json
 
-Said = Decision | str  # a decision, or why there is none
-HYPOTHETICAL = "each round is decided on the evidence that it had; after another verdict the rounds that follow would have begun elsewhere"
+Outcome = Decision | str  # a decision, or why none was possible
+HYPOTHETICAL = (
+    "each round is decided on the evidence that it had; after another verdict the following rounds would have started "
+    "from another checkpoint"
+)
 
 
 def replay(decisions: Sequence[DecisionRow], policy: Policy) -> Json:
@@ -54,15 +56,14 @@ def _policy_of(row: DecisionRow) -> Policy | str:
     if missing := sorted({"split", "gates"} - row.policy.keys()):
         return f"its policy has no {', '.join(missing)}: it was stored by another version"
     try:
-        gates = [
-            gate if "confidence" in gate else as_stored(gate) for gate in row.policy["gates"]
-        ]  # its words were others
+        # older stores name some keys differently
+        gates = [gate if "confidence" in gate else as_stored(gate) for gate in row.policy["gates"]]
         return build_policy(**row.policy | {"gates": gates})
     except (BadPolicy, TypeError) as error:
         return f"this version cannot build its policy: {error}"
 
 
-def _again(evidence: Json, policy: Policy | str) -> Said:
+def _again(evidence: Json, policy: Policy | str) -> Outcome:
     if isinstance(policy, str):
         return policy
     try:
@@ -71,52 +72,49 @@ def _again(evidence: Json, policy: Policy | str) -> Said:
         return f"it cannot be decided on the evidence that is stored: {error}"
 
 
-def _as_json(said: Said) -> Json:
-    if isinstance(said, str):
-        return {"verdict": None, "action": None, "need": None, "reasons": [], "problem": said}
+def _as_json(outcome: Outcome) -> Json:
+    if isinstance(outcome, str):
+        return {"verdict": None, "action": None, "need": None, "reasons": [], "problem": outcome}
     return {
-        "verdict": said.verdict,
-        "action": said.action,
-        "need": said.need,
-        "reasons": list(said.reasons),
+        "verdict": outcome.verdict,
+        "action": outcome.action,
+        "need": outcome.need,
+        "reasons": list(outcome.reasons),
         "problem": None,
     }
 
 
 def _difference(row: DecisionRow, now: Decision) -> str | None:
-    """In what a decision differs from the recorded one, to the last bit; None if in nothing."""
-    found = [
+    """How a decision differs from the recorded one, to the last bit; None if it does not."""
+    differences = [
         f"{what} {after}, was {before}"
         for what, after, before in (("verdict", now.verdict, row.verdict), ("action", now.action, row.action))
         if after != before
     ]
     gates = [gate.model_dump(mode="json") for gate in now.gates]
     if len(gates) != len(row.gates):
-        found.append(f"{len(gates)} gates, were {len(row.gates)}")
+        differences.append(f"{len(gates)} gates, were {len(row.gates)}")
     for gate, before in zip(gates, row.gates, strict=False):
         if canonical_json(gate) != canonical_json(before):
-            found.append(f"{gate['type']}: {', '.join(_parts(gate, before))}")
-    return "; ".join(found) or None
+            differences.append(f"{gate['type']}: {', '.join(_parts(gate, before))}")
+    return "; ".join(differences) or None
 
 
 def _parts(gate: Json, before: Json) -> list[str]:
     """What is different in one gate's result."""
-    found = [
-        f"{key} {gate.get(key)}, was {before.get(key)}"
-        for key in ("type", "verdict")
-        if gate.get(key) != before.get(key)
+    figures = [
+        {"type": result.get("type"), "verdict": result.get("verdict"), **(result.get("figures") or {})}
+        for result in (gate, before)
     ]
-    now, then = gate["figures"], before.get("figures") or {}
-    keys = [key for key in {**then, **now} if key not in now or key not in then or _bits(now[key]) != _bits(then[key])]
-    found += [f"{key} {now.get(key)}, was {then.get(key)}" for key in keys]
-    return found or ["its words"]
+    now, then = figures
+    return [
+        f"{key} {now.get(key)}, was {then.get(key)}"
+        for key in {**then, **now}
+        if key not in now or key not in then or canonical_json(now[key]) != canonical_json(then[key])
+    ] or ["its words"]
 
 
-def _bits(value: Any) -> str:
-    return canonical_json(value)
-
-
-def _change(row: DecisionRow, now: Said) -> str:
+def _change(row: DecisionRow, now: Outcome) -> str:
     """What another policy would have done, beside what was done; in words."""
     if isinstance(now, str):
         return now

@@ -1,23 +1,177 @@
-"""The read model of rounds: what `rounds`, `round` and run's tables show, as plain values that are also the JSON.
+"""What is known of rounds: the values behind `loopctl rounds`, `loopctl round N` and the tables of the page.
 
-Reads the store and the run directory; draws nothing, writes nothing.
+`as_json` makes their JSON of them. Reads the store; draws nothing, writes nothing.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
+from loop.reading.decisions import Decision, decision_of
+from loop.reading.gains import STORED_AS, Gain, gain
 from loop.reading.reader import Evaluations, Reader
 from loop.words import seconds_between
 from store.records import DecisionRow, Evaluation, Json, Round
 
-if TYPE_CHECKING:
-    pass
-
-WHO = ("base", "head", "candidate")
+SETTINGS = ("model", "sampling", "collect", "training", "seed")  # those that a round depends on
+SHOWN_ELSEWHERE = ("losses", "diagnosis", STORED_AS)  # keys of a stage's output: long, and told in other words
 
 
-# Rounds
+@dataclass(frozen=True, slots=True)
+class SuiteRow:
+    """The candidate on one suite, in short; None where nothing is measured yet."""
+
+    decides: bool
+    pass_at_1: float | None
+    pass_at_1_interval: list[float] | None
+    head_pass_at_1: float | None
+    gain: float | None
+    decoding: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class SuiteFigures:
+    """All sides on one suite: each with its stored figures (`figures_of`), and the gains of the candidate."""
+
+    decides: bool
+    split: str | None
+    num_samples: int | None
+    decoding: Json | None
+    base: Json | None
+    head: Json | None
+    candidate: Json | None
+    gain: Gain | None
+    gain_over_base: Gain | None
+
+
+@dataclass(frozen=True)
+class RoundRow:
+    """One round in short: a row of `loopctl rounds`."""
+
+    round: int
+    state: str
+    stage: str
+    verdict: str | None  # as in Decision
+    reasons: list[str]
+    parent: str  # SHA-256 of the checkpoint that it began with, and that it made
+    candidate: str | None
+    suites: Mapping[str, Any]  # a SuiteRow each, in a WholeRound a SuiteFigures
+    num_completions: int | None
+    num_used: int | None
+    started_at: str
+    finished_at: str | None
+    duration_s: float
+    error: str | None
+
+
+@dataclass(frozen=True)
+class WholeRound(RoundRow):
+    """All of one round: `loopctl round N`."""
+
+    head_round: int  # the round that made its parent, 0 for the base
+    head_after: str | None
+    decision: Decision | None
+    gates: list[Json]  # as the policy stored them
+    policy: Json | None
+    signals: Json | None
+    training: Training
+    diagnosis: Json | None  # locks and forks; None before they are measured and where [diagnosis] is off
+    settings: Json  # those that the round really used
+    adapted: str | None  # what in them was changed after rollbacks, in a line
+    stages: list[StageRow]
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What training saw, and how its loss went, in nats a token; None before training."""
+
+    num_used: int
+    num_earlier: int
+    num_left_out: int
+    left_out: dict[str, int]  # completions by the reason
+    num_steps: int | None
+    num_completion_tokens: int | None
+    mean_loss: float | None
+    loss_first: float | None
+    loss_last: float | None
+    num_held_out: int
+    held_out_loss: float | None
+    train_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class StageRow:
+    """One stage of a round, its attempts and what it gave."""
+
+    stage: str
+    started_at: str
+    finished_at: str | None
+    duration_s: float
+    attempts: list[AttemptRow]
+    output: Json | None
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptRow:
+    """One attempt at a stage. It has no end while it runs, and if its process vanished."""
+
+    attempt: int
+    started_at: str
+    finished_at: str | None
+    error: str | None
+
+
+# Rounds in short
+
+
+def rows(store: Reader) -> list[RoundRow]:
+    """A row per round, in order."""
+    evaluations = store.evaluations()
+    decisions = {decision.round: decision for decision in store.ledger.decisions(store.run.id)}
+    return [_row(store, round, decisions.get(round.number), evaluations) for round in store.ledger.rounds(store.run.id)]
+
+
+def _row(store: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> RoundRow:
+    sampled = store.output(round.number, "sampling")
+    words = decision_of(decision)
+    return RoundRow(
+        round=round.number,
+        state=round.state,
+        stage=round.stage,
+        verdict=words.verdict if words else None,
+        reasons=words.reasons if words else [],
+        parent=round.parent_checkpoint,
+        candidate=round.candidate_checkpoint,
+        suites={name: _suite_row(store, round, name, evaluations) for name in store.suites},
+        num_completions=sampled.get("num_completions"),
+        num_used=sampled.get("num_used"),
+        started_at=round.started_at,
+        finished_at=round.finished_at,
+        duration_s=sum(duration_of(store, round).values()),
+        error=round.error,
+    )
+
+
+def _suite_row(store: Reader, round: Round, name: str, evaluations: Evaluations) -> SuiteRow:
+    candidate = evaluations.of(round, "candidate", name, round.candidate_checkpoint)
+    head = evaluations.of(round, "head", name, round.parent_checkpoint)
+    figures, before = figures_of(candidate) or {}, figures_of(head) or {}
+    measured = candidate or head
+    return SuiteRow(
+        decides=name == store.decider,
+        pass_at_1=figures.get("pass@1"),
+        pass_at_1_interval=figures.get("pass@1_interval"),
+        head_pass_at_1=before.get("pass@1"),
+        gain=figures["pass@1"] - before["pass@1"] if figures and before else None,
+        decoding=store.decoding(measured) if measured else None,
+    )
+
+
+def base_row(store: Reader) -> dict[str, Json | None]:
+    """What the base reached, by suite."""
+    return {name: suite.base for name, suite in suites_of_base(store).items()}
 
 
 def figures_of(evaluation: Evaluation | None) -> Json | None:
@@ -25,156 +179,83 @@ def figures_of(evaluation: Evaluation | None) -> Json | None:
     return None if evaluation is None else {"checkpoint": evaluation.checkpoint, **(evaluation.metrics or {})}
 
 
-def gain(found: Reader, ours: Evaluation | None, theirs: Evaluation | None) -> Json | None:
-    """Ours minus theirs in pass@1 on the same problems, with a two-sided 95% interval."""
-    if ours is None or theirs is None:
-        return None
-    if ours.id == theirs.id:
-        return {"gain": 0.0, "interval": [0.0, 0.0], "num_improved": 0, "num_worsened": 0}
-    one, other = found.pass_rates(ours), found.pass_rates(theirs)
-    common = sorted(one.keys() & other.keys())
-    if not common:
-        return None
-    paired = found.paired(tuple(one[task_id] - other[task_id] for task_id in common))
-    return {
-        "gain": paired.gain,
-        "interval": [paired.lower, paired.upper],
-        "num_improved": paired.num_improved,
-        "num_worsened": paired.num_worsened,
-    }
-
-
-def duration_of(found: Reader, round: Round) -> dict[str, float]:
+def duration_of(store: Reader, round: Round) -> dict[str, float]:
     """Seconds of work by stage: what its attempts took. One that vanished has no end and does not count."""
-    took: dict[str, float] = {}
-    for stage in found.ledger.stages(found.run.id, round.number):
-        attempts = found.ledger.attempts(found.run.id, round.number, stage.name)
-        took[stage.name] = sum(seconds_between(a.started_at, a.finished_at) for a in attempts if a.finished_at)
-    return took
+    return {
+        stage.name: sum(
+            seconds_between(attempt.started_at, attempt.finished_at)
+            for attempt in store.ledger.attempts(store.run.id, round.number, stage.name)
+            if attempt.finished_at
+        )
+        for stage in store.ledger.stages(store.run.id, round.number)
+    }
 
 
-def decision_of(decision: DecisionRow | None) -> Json | None:
-    """A decision in the words of `status`. Inconclusive leaves the head where it is, as a rollback does."""
-    if decision is None:
+# All of a round
+
+
+def whole_round(store: Reader, number: int) -> WholeRound | None:
+    """All of one round; None if there is none of this number."""
+    round = store.ledger.round(store.run.id, number)
+    if round is None:
         return None
-    verdict = "keep" if decision.head_after != decision.head_before or decision.verdict == "keep" else "rollback"
-    reasons = [gate["reason"] for gate in decision.gates]
-    return {
-        "round": decision.round,
-        "verdict": verdict,
-        "conclusive": decision.verdict != "inconclusive",
-        "action": decision.action,
-        "reasons": reasons,
-        "decided_at": decision.decided_at,
+    return all_of(store, round, store.ledger.decision(store.run.id, number), store.evaluations())
+
+
+def all_of(store: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> WholeRound:
+    """`whole_round` of a round that was read already, with what was read for all rounds at once."""
+    head = store.ledger.checkpoints.get(round.parent_checkpoint)
+    settings, adapted = _settings(store, round)
+    suites = {
+        name: _suite(
+            store,
+            name,
+            evaluations.newest.get((store.run.base_checkpoint, name)),
+            evaluations.of(round, "head", name, round.parent_checkpoint),
+            evaluations.of(round, "candidate", name, round.candidate_checkpoint),
+        )
+        for name in _suites_of(store, round, evaluations)
     }
+    return WholeRound(
+        **vars(_row(store, round, decision, evaluations)) | {"suites": suites},
+        head_round=head.round if head else 0,
+        head_after=decision.head_after if decision else None,
+        decision=decision_of(decision),
+        gates=decision.gates if decision else [],
+        policy=decision.policy if decision else None,
+        signals=decision.evidence.get("signals") if decision else None,
+        training=_training(store, round),
+        diagnosis=store.output(round.number, "evaluating").get("diagnosis") or None,
+        settings=settings,
+        adapted=adapted,
+        stages=_stages(store, round),
+    )
 
 
-def row(
-    found: Reader,
-    round: Round,
-    decision: DecisionRow | None,
-    evaluations: Evaluations,
-) -> Json:
-    """One round in short: a row of `loopctl rounds`."""
-    suites = {}
-    for name in found.suites:
-        mine = evaluations.of(round, "candidate", name, round.candidate_checkpoint)
-        heads = evaluations.of(round, "head", name, round.parent_checkpoint)
-        metrics, before = (one.metrics if one and one.metrics else None for one in (mine, heads))
-        suites[name] = {
-            "decides": name == found.decider,
-            "pass@1": metrics["pass@1"] if metrics else None,
-            "pass@1_interval": metrics["pass@1_interval"] if metrics else None,
-            "head_pass@1": before["pass@1"] if before else None,
-            "gain": metrics["pass@1"] - before["pass@1"] if metrics and before else None,
-            "decoding": found.decoding(mine or heads) if mine or heads else None,  # type: ignore[arg-type]
-        }
-    sampling = found.ledger.stage(found.run.id, round.number, "sampling")
-    output = sampling.output if sampling and sampling.output else {}
-    words = decision_of(decision)
-    return {
-        "round": round.number,
-        "state": round.state,
-        "stage": round.stage,
-        "verdict": words["verdict"] if words else None,
-        "reasons": words["reasons"] if words else [],
-        "parent": round.parent_checkpoint,
-        "candidate": round.candidate_checkpoint,
-        "suites": suites,
-        "num_completions": output.get("num_completions"),
-        "num_used": output.get("num_used"),
-        "started_at": round.started_at,
-        "finished_at": round.finished_at,
-        "duration_s": sum(duration_of(found, round).values()),
-        "error": round.error,
-    }
-
-
-def rows(found: Reader, since: int = 1) -> list[Json]:
-    """A row per round, in order."""
-    evaluations = found.evaluations()
-    decisions = {decision.round: decision for decision in found.ledger.decisions(found.run.id)}
+def _stages(store: Reader, round: Round) -> list[StageRow]:
+    durations = duration_of(store, round)
     return [
-        row(found, round, decisions.get(round.number), evaluations)
-        for round in found.ledger.rounds(found.run.id)
-        if round.number >= since
+        StageRow(
+            stage=stage.name,
+            started_at=stage.started_at,
+            finished_at=stage.finished_at,
+            duration_s=durations[stage.name],
+            attempts=[
+                AttemptRow(attempt.attempt, attempt.started_at, attempt.finished_at, attempt.error)
+                for attempt in store.ledger.attempts(store.run.id, round.number, stage.name)
+            ],
+            output=None
+            if stage.output is None
+            else {key: value for key, value in stage.output.items() if key not in SHOWN_ELSEWHERE},
+        )
+        for stage in store.ledger.stages(store.run.id, round.number)
     ]
 
 
-def base_row(found: Reader) -> Json:
-    """What the base reached on every suite."""
-    evaluations = found.evaluations()
-    return {name: figures_of(evaluations.newest.get((found.run.base_checkpoint, name))) for name in found.suites}
-
-
-def whole_round(found: Reader, number: int) -> Json | None:
-    """All of one round; None if there is none."""
-    round = found.ledger.round(found.run.id, number)
-    if round is None:
-        return None
-    return all_of(found, round, found.ledger.decision(found.run.id, number), found.evaluations())
-
-
-def all_of(found: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> Json:
-    """`whole_round` of a round that was read already, with what was read for all rounds at once."""
-    run, ledger, number = found.run, found.ledger, round.number
-    took = duration_of(found, round)
-    stages = []
-    for stage in ledger.stages(run.id, number):
-        attempts = ledger.attempts(run.id, number, stage.name)
-        stages.append(
-            {
-                "stage": stage.name,
-                "started_at": stage.started_at,
-                "finished_at": stage.finished_at,
-                "duration_s": took[stage.name],
-                "attempts": [
-                    {"attempt": a.attempt, "started_at": a.started_at, "finished_at": a.finished_at, "error": a.error}
-                    for a in attempts
-                ],
-                "output": _short_output(stage.output),
-            }
-        )
-    head = ledger.checkpoints.get(round.parent_checkpoint)
-    return row(found, round, decision, evaluations) | {
-        "head_round": head.round if head else 0,
-        "head_after": decision.head_after if decision else None,
-        "decision": decision_of(decision),
-        "gates": decision.gates if decision else [],
-        "policy": decision.policy if decision else None,
-        "signals": decision.evidence.get("signals") if decision else None,
-        "suites": {name: _suite(found, round, name, evaluations) for name in _suites_of(found, round, evaluations)},
-        "training": _training(found, round),
-        "diagnosis": _diagnosis(found, round),
-        **_settings(found, round),
-        "stages": stages,
-    }
-
-
-def _settings(found: Reader, round: Round) -> Json:
-    """The settings that the round really used, and what in them was changed after rollbacks, in one line."""
-    settings = {key: found.run.config[key] for key in ("model", "sampling", "collect", "training", "seed")}
-    inputs = {stage.name: stage.input for stage in found.ledger.stages(found.run.id, round.number)}
+def _settings(store: Reader, round: Round) -> tuple[Json, str | None]:
+    """The settings that the round really used, and what in them was changed after rollbacks, in a line."""
+    settings = settings_of_run(store)
+    inputs = {stage.name: stage.input for stage in store.ledger.stages(store.run.id, round.number)}
     sampling = inputs.get("sampling", {})
     if "decoding" in sampling:
         settings["sampling"] = settings["sampling"] | sampling["decoding"]
@@ -182,65 +263,63 @@ def _settings(found: Reader, round: Round) -> Json:
         settings["collect"] = settings["collect"] | {"data": sampling["data"]}
     if used := inputs.get("training", {}).get("settings"):
         settings["training"] = settings["training"] | {key: used[key] for key in settings["training"] if key in used}
-    return {"settings": settings, "adapted": sampling.get("adapted")}
+    return settings, sampling.get("adapted")
 
 
-def _suites_of(found: Reader, round: Round, evaluations: Evaluations) -> list[str]:
+def settings_of_run(store: Reader) -> Json:
+    """The settings that rounds depend on, as the run began with them."""
+    return {key: store.run.config[key] for key in SETTINGS}
+
+
+def _suites_of(store: Reader, round: Round, evaluations: Evaluations) -> list[str]:
     """The suites, and after the one that decides its other splits that were opened."""
-    more = [suite for _, suite in evaluations.named(round) if suite not in found.suites]
-    return [found.decider, *dict.fromkeys(more), *found.suites[1:]]
+    splits = [suite for _, suite in evaluations.named(round) if suite not in store.suites]
+    return [store.decider, *dict.fromkeys(splits), *store.suites[1:]]
 
 
-def _suite(found: Reader, round: Round, name: str, evaluations: Evaluations) -> Json:
-    who = {
-        "base": evaluations.newest.get((found.run.base_checkpoint, name)),
-        "head": evaluations.of(round, "head", name, round.parent_checkpoint),
-        "candidate": evaluations.of(round, "candidate", name, round.candidate_checkpoint),
-    }
-    known = next((one for one in who.values() if one), None)
-    return {
-        "decides": name == found.decider,
-        "split": known.split if known else None,
-        "num_samples": known.num_samples if known else None,
-        "decoding": found.decoding(known) if known else None,
-        **{one: figures_of(evaluation) for one, evaluation in who.items()},
-        "gain": gain(found, who["candidate"], who["head"]),
-        "gain_over_base": gain(found, who["candidate"], who["base"]),
-    }
+def suites_of_base(store: Reader) -> dict[str, SuiteFigures]:
+    """The suites without a round: only the base is measured."""
+    newest = store.evaluations().newest
+    return {name: _suite(store, name, newest.get((store.run.base_checkpoint, name))) for name in store.suites}
 
 
-def _training(found: Reader, round: Round) -> Json:
-    """What training saw, and how its loss went."""
-    counts = found.corpus.selection_counts(found.run.id, round.number)
+def _suite(
+    store: Reader,
+    name: str,
+    base: Evaluation | None,
+    head: Evaluation | None = None,
+    candidate: Evaluation | None = None,
+) -> SuiteFigures:
+    measured = base or head or candidate
+    return SuiteFigures(
+        decides=name == store.decider,
+        split=measured.split if measured else None,
+        num_samples=measured.num_samples if measured else None,
+        decoding=store.decoding(measured) if measured else None,
+        base=figures_of(base),
+        head=figures_of(head),
+        candidate=figures_of(candidate),
+        gain=gain(store, candidate, head),
+        gain_over_base=gain(store, candidate, base),
+    )
+
+
+def _training(store: Reader, round: Round) -> Training:
+    counts = store.corpus.selection_counts(store.run.id, round.number)
     left_out = {row["reason"] or "no reason given": row["num"] for row in counts if not row["used"]}
-    sampling = found.ledger.stage(found.run.id, round.number, "sampling")
-    sampled = sampling.output if sampling and sampling.output else {}
-    stage = found.ledger.stage(found.run.id, round.number, "training")
-    output = stage.output if stage and stage.output else {}
+    output = store.output(round.number, "training")
     losses = output.get("losses") or []
-    return {
-        "num_used": sum(row["num"] for row in counts if row["used"]),
-        "num_earlier": sampled.get("num_earlier", 0),
-        "num_left_out": sum(left_out.values()),
-        "left_out": left_out,
-        "num_steps": output.get("num_steps"),
-        "num_completion_tokens": output.get("num_completion_tokens"),
-        "mean_loss": sum(losses) / len(losses) if losses else None,
-        "loss_first": losses[0] if losses else None,
-        "loss_last": losses[-1] if losses else None,
-        "num_held_out": output.get("num_held_out", 0),
-        "held_out_loss": output.get("held_out_loss"),
-        "train_loss": output.get("train_loss"),
-    }
-
-
-def _diagnosis(found: Reader, round: Round) -> Json | None:
-    """The summary of locks and forks; None before it is there and where it is switched off."""
-    stage = found.ledger.stage(found.run.id, round.number, "evaluating")
-    return (stage.output or {}).get("diagnosis") or None if stage else None
-
-
-def _short_output(output: Json | None) -> Json | None:
-    """A stage's output without what is long and stands elsewhere in the answer."""
-    long = ("losses", "diagnosis")
-    return {key: value for key, value in output.items() if key not in long} if output is not None else None
+    return Training(
+        num_used=sum(row["num"] for row in counts if row["used"]),
+        num_earlier=store.output(round.number, "sampling").get("num_earlier", 0),
+        num_left_out=sum(left_out.values()),
+        left_out=left_out,
+        num_steps=output.get("num_steps"),
+        num_completion_tokens=output.get("num_completion_tokens"),
+        mean_loss=sum(losses) / len(losses) if losses else None,
+        loss_first=losses[0] if losses else None,
+        loss_last=losses[-1] if losses else None,
+        num_held_out=output.get("num_held_out", 0),
+        held_out_loss=output.get("held_out_loss"),
+        train_loss=output.get("train_loss"),
+    )

@@ -1,26 +1,30 @@
-"""How a run stands: the value behind `loopctl status` and `loopctl watch`, which is also their JSON.
+"""What `loopctl status`, `loopctl watch` and the page know of a run: `Standing`, which `as_json` makes the JSON of.
 
-Every read is bounded, whatever the number of rounds and completions: counters, newest rows, single keys. What a living
-process says of itself counts before what the ledger says of it. Reads only; draws nothing.
+Whatever status is to show more is a field of `Standing` here, and its words are in status_words.py. Every read is bounded,
+whatever the number of rounds and completions: counters, newest rows, single keys. What a living process says of itself counts
+before what the ledger says of it. Reads only; draws nothing.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from loop.reading.decisions import Decision, decision_of
+from loop.reading.gains import Gain, gain
 from loop.reading.reader import Reader, reader
-from loop.reading.rounds import decision_of, gain
 from loop.system.heartbeat import Heartbeat, read_heartbeat
 from loop.system.lock import holder
 from loop.words import as_rfc3339, round_name, seconds_between
 from store.errors import NoStore
 from store.records import Evaluation, Json, Round, Run
 
-# What is said where neither the process nor the ledger has words of its own.
-VANISHED = "the process vanished; `loopctl start` or `loopctl run` goes on where it was"
+# Reasons and needs, where neither the process nor the ledger has words of its own.
+VANISHED = "the process vanished; `loopctl start` or `loopctl run` continues where it stopped"
 STARTING = "starting"
 PREPARING = "preparing the run"
 PAUSING = "pausing at the next safe point"
@@ -28,108 +32,213 @@ HEAD_MOVES = "the head moves to {} at the next safe point"
 NO_RUN = "no run in {} yet; start one with `loopctl run`"
 STALLED = "stalled: no sign of life from process {} for {:.0f} s, the limit is {:g} s; look into `loopctl logs`, or `loopctl restart --now`"
 READ_ONLY = "nothing can be written to {}: its file system is read-only; mount it writable"
-DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` shows what may go"
+DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` shows what can be deleted"
 
-ACTIVE = ("sampling", "training", "evaluating", "deciding")
 PARTS = {"sampling": ("sampling",), "training": ("training",), "evaluating": ("evaluating", "grading")}
 MOST_POINTS = 40  # of the trend
 NUM_EVENTS = 300  # how many of the newest events are searched for the last error
 LOW_DISK_BYTES = 1_000_000_000
-MOST_FILES = 2000  # that are looked at for the size of the checkpoints; retention leaves a few dozen
+MOST_FILES = 2000  # of checkpoints whose sizes are added up; retention leaves a few dozen
 
 
-def status(run_dir: Path, name: str, planned: int | None = None) -> Json:
-    """`loopctl status --json`, key by key as the contract has it, and a little more.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """How a run stands. The defaults are those of a directory where nothing was run yet."""
+
+    as_of: str
+    run: str | None  # its name
+    state: str  # running, paused, idle, stopped or failed
+    reason: str | None
+    pid: int | None  # of the process that holds the run
+    uptime_s: float | None
+    heartbeat_age_s: float | None
+    head: Head | None = None
+    base: Measured | None = None
+    round: OpenRound | None = None
+    last_decision: LastDecision | None = None
+    rounds: RoundCounts
+    trend: tuple[TrendPoint, ...] = ()
+    corpus: CorpusSize
+    next_due: str | None = None
+    disk: Disk
+    last_error: LastError | None = None
+    paused_by: str | None = None  # user, failure, decision, schedule or disk
+    stall_timeout_s: float | None = None
+    needs_you: tuple[str, ...] = ()  # what does not mend by itself, a sentence each
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A checkpoint and its figure on the suite that decides; no figure before it is measured."""
+
+    checkpoint: str
+    round: int
+    path: str | None
+    suite: str
+    decoding: Json | None
+    pass_at_1: float | None
+    pass_at_1_interval: list[float] | None
+
+
+@dataclass(frozen=True)
+class Head(Measured):
+    """The head, and its gain over the base; None while the base is the head."""
+
+    gain_over_base: Gain | None
+
+
+@dataclass(frozen=True, slots=True)
+class OpenRound:
+    """The round that is open, whether or not a process works on it; `done` of `total` units of its part."""
+
+    number: int
+    stage: str
+    attempt: int
+    done: int | None
+    total: int | None
+    elapsed_s: float | None
+    eta_s: float | None
+    part: str | None
+
+
+@dataclass(frozen=True)
+class LastDecision(Decision):
+    """The newest decision, the candidate's figures, and each gate's by its type."""
+
+    metrics: Json
+
+
+@dataclass(frozen=True, slots=True)
+class RoundCounts:
+    """Rounds that ended so; `planned`: how many there are to be, 0 for no end."""
+
+    kept: int
+    rolled_back: int
+    failed: int
+    planned: int | None
+
+    @property
+    def left(self) -> int | None:
+        """How many are still to be decided; None: without end."""
+        return max(0, self.planned - self.kept - self.rolled_back) if self.planned else None
+
+
+@dataclass(frozen=True, slots=True)
+class TrendPoint:
+    """The candidate of a round on the suite that decides."""
+
+    round: int
+    state: str
+    pass_at_1: float
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusSize:
+    """How much was sampled for training: completions, and bytes of text."""
+
+    completions: int
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Space for the run. `wanted_bytes` stay free by configuration or go into the next checkpoint."""
+
+    free_bytes: int | None
+    checkpoints_bytes: int | None  # None where there are too many files to look at each
+    wanted_bytes: int | None
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """The newest failure of an attempt; `current` until its stage is done, or, where that failed, the round after it."""
+
+    at: str
+    round: int
+    stage: str | None
+    attempt: int
+    error: str
+    next_step: str
+    current: bool
+
+
+def status(run_dir: Path, name: str, planned: int | None = None) -> Standing:
+    """How the run of a directory stands. `name`: that of the configuration, for a directory without a run.
 
     `planned`: how many rounds the configuration wants, 0 for no end; if it does not say, as many as when the run began.
     """
     try:
-        with reader(run_dir) as found:
-            return status_of(found, planned)
+        with reader(run_dir) as store:
+            return status_of(store, planned)
     except NoStore:
-        return no_run(run_dir, name)
+        pid, now = holder(run_dir), time.time()
+        uptime_s, heartbeat_age_s = _ages(_own(read_heartbeat(run_dir), pid), now)
+        return Standing(
+            as_of=as_rfc3339(now),
+            run=name or None,
+            state="running" if pid else "stopped",
+            reason=PREPARING if pid else NO_RUN.format(run_dir),
+            pid=pid,
+            uptime_s=uptime_s,
+            heartbeat_age_s=heartbeat_age_s,
+            rounds=RoundCounts(0, 0, 0, None),
+            corpus=CorpusSize(0, 0),
+            disk=_disk(run_dir),
+        )
 
 
-def no_run(run_dir: Path, name: str) -> Json:
-    """`status` where nothing was run yet."""
-    pid, now = holder(run_dir), time.time()
-    beat = _own(read_heartbeat(run_dir), pid)
-    return {
-        "as_of": as_rfc3339(now),
-        "run": name or None,
-        "state": "running" if pid else "stopped",
-        "reason": PREPARING if pid else NO_RUN.format(run_dir),
-        **_process(pid, beat, now),
-        "head": None,
-        "base": None,
-        "round": None,
-        "last_decision": None,
-        "rounds": {"kept": 0, "rolled_back": 0, "failed": 0, "planned": None},
-        "corpus": {"completions": 0, "bytes": 0},
-        "next_due": None,
-        "disk": {"free_bytes": _free_bytes(run_dir), **_checkpoints(run_dir)},
-        "last_error": None,
-        "paused_by": None,
-        "needs_you": [],
-    }
-
-
-def status_of(found: Reader, planned: int | None = None) -> Json:
+def status_of(store: Reader, planned: int | None = None) -> Standing:
     """`status` of a store that is open already."""
-    run, now = found.run, time.time()
-    planned = run.config["rounds"] if planned is None else planned
-    pid, beat = holder(found.run_dir), read_heartbeat(found.run_dir)
-    mine = _own(beat, pid)
-    control = found.ledger.control(run.id)
-    state, reason = _living(mine) if pid is not None else _left(run, beat)
+    run, now = store.run, time.time()
+    pid, last_beat = holder(store.run_dir), read_heartbeat(store.run_dir)
+    beat = _own(last_beat, pid)
+    control = store.ledger.control(run.id)
+    state, reason = _living(beat) if pid is not None else _left(run, last_beat)
     if state == "running" and control.held_by:
         reason = PAUSING
     elif state == "running" and control.wanted_head is not None:
         reason = HEAD_MOVES.format(round_name(control.wanted_head))
     elif pid is None and control.held_by:
         reason = control.hold_reason
-    read_only = _is_read_only(found.run_dir)
-    if pid is not None and read_only:  # it cannot say so itself: the heartbeat stays what it was
-        state, reason = "paused", READ_ONLY.format(found.run_dir)
-    last = found.ledger.last_round(run.id)
-    head = _measured(found, run.head_checkpoint)
-    base = _measured(found, run.base_checkpoint)
-    answer: Json = {
-        "as_of": as_rfc3339(now),
-        "run": run.name,
-        "state": state,
-        "reason": reason,
-        **_process(pid, mine, now),
-        "head": _checkpoint(found, run.head_checkpoint, run.head_round, head)
-        | {"gain_over_base": gain(found, head, base) if run.head_round else None},
-        "base": _checkpoint(found, run.base_checkpoint, 0, base),
-        "round": _round_now(found, last, mine, now),
-        "last_decision": _last_decision(found),
-        "rounds": {
-            "kept": run.num_kept,
-            "rolled_back": run.num_rolled_back,
-            "failed": run.num_failed,
-            "planned": planned,
-        },
-        "trend": [
-            {"round": row["round"], "state": row["state"], "pass@1": row["rate"]}
-            for row in found.corpus.evaluations.last_rates(
-                run.id, found.decider, run.config["decide"]["split"], MOST_POINTS
+    disk = _disk(store.run_dir, _wanted_bytes(store))
+    if pid is not None and disk.read_only:  # it cannot say so itself: the heartbeat stays what it was
+        state, reason = "paused", READ_ONLY.format(store.run_dir)
+    last = store.ledger.last_round(run.id)
+    uptime_s, heartbeat_age_s = _ages(beat, now)
+    head, base = _measurement(store, run.head_checkpoint), _measurement(store, run.base_checkpoint)
+    standing = Standing(
+        as_of=as_rfc3339(now),
+        run=run.name,
+        state=state,
+        reason=reason,
+        pid=pid,
+        uptime_s=uptime_s,
+        heartbeat_age_s=heartbeat_age_s,
+        head=Head(
+            **vars(_measured(store, run.head_checkpoint, run.head_round, head)),
+            gain_over_base=gain(store, head, base) if run.head_round else None,
+        ),
+        base=_measured(store, run.base_checkpoint, 0, base),
+        round=_round_now(store, last, beat, now),
+        last_decision=_last_decision(store),
+        rounds=RoundCounts(
+            run.num_kept, run.num_rolled_back, run.num_failed, run.config["rounds"] if planned is None else planned
+        ),
+        trend=tuple(
+            TrendPoint(row["round"], row["state"], row["rate"])
+            for row in store.corpus.evaluations.last_rates(
+                run.id, store.decider, run.config["decide"]["split"], MOST_POINTS
             )
-        ],
-        "corpus": {"completions": run.num_completions, "bytes": run.completion_bytes},
-        "next_due": as_rfc3339(mine.next_due_at) if mine and mine.next_due_at is not None else None,
-        "disk": {
-            "free_bytes": _free_bytes(found.run_dir),
-            **_checkpoints(found.run_dir),
-            "wanted_bytes": _wanted_bytes(found),
-            "read_only": read_only,
-        },
-        "last_error": _last_error(found, last),
-        "paused_by": control.held_by or ("disk" if pid is not None and read_only else _what_pauses(mine)),
-        "stall_timeout_s": run.config["engine"]["stall_timeout_s"],
-    }
-    return answer | {"needs_you": _needs(answer, control.hold_reason or reason, READ_ONLY.format(found.run_dir))}
+        ),
+        corpus=CorpusSize(run.num_completions, run.completion_bytes),
+        next_due=as_rfc3339(beat.next_due_at) if beat and beat.next_due_at is not None else None,
+        disk=disk,
+        last_error=_last_error(store, last),
+        paused_by=control.held_by or ("disk" if pid is not None and disk.read_only else _what_pauses(beat)),
+        stall_timeout_s=run.config["engine"]["stall_timeout_s"],
+    )
+    return replace(standing, needs_you=tuple(_needs(standing, control.hold_reason or reason, store.run_dir)))
 
 
 # The process
@@ -140,12 +249,9 @@ def _own(beat: Heartbeat | None, pid: int | None) -> Heartbeat | None:
     return beat if beat and pid is not None and beat.pid == pid else None
 
 
-def _process(pid: int | None, beat: Heartbeat | None, now: float) -> Json:
-    return {
-        "pid": pid,
-        "uptime_s": max(0.0, now - beat.started_at) if beat else None,
-        "heartbeat_age_s": max(0.0, now - beat.at) if beat else None,
-    }
+def _ages(beat: Heartbeat | None, now: float) -> tuple[float | None, float | None]:
+    """Seconds since the process began, and since its last sign of life."""
+    return (max(0.0, now - beat.started_at), max(0.0, now - beat.at)) if beat else (None, None)
 
 
 def _living(beat: Heartbeat | None) -> tuple[str, str | None]:
@@ -154,7 +260,7 @@ def _living(beat: Heartbeat | None) -> tuple[str, str | None]:
 
 
 def _left(run: Run, beat: Heartbeat | None) -> tuple[str, str | None]:
-    """How the last process left it. One that ends by itself says so; one that was only waiting was killed, too."""
+    """How the last process left the run. A process that ends by itself says so; one that was waiting was killed."""
     waiting = run.state == "idle" and beat is not None and beat.state == "idle" and beat.next_due_at is not None
     if run.state in ("running", "paused") or waiting:
         return "stopped", VANISHED
@@ -162,7 +268,7 @@ def _left(run: Run, beat: Heartbeat | None) -> tuple[str, str | None]:
 
 
 def _what_pauses(beat: Heartbeat | None) -> str | None:
-    """What makes a living process wait that nobody holds: the window, which opens at a known time, or the disk."""
+    """Why a living process waits though nobody paused it: for the window, which opens at a known time, or for the disk."""
     if beat is None or beat.state != "paused":
         return None
     return "schedule" if beat.next_due_at is not None else "disk"
@@ -171,150 +277,135 @@ def _what_pauses(beat: Heartbeat | None) -> str | None:
 # The round, the head, the last decision
 
 
-def _measured(found: Reader, checkpoint: str) -> Evaluation | None:
-    """The figures of a checkpoint on the suite that decides."""
+def _measurement(store: Reader, checkpoint: str) -> Evaluation | None:
+    """The newest figures of a checkpoint on the suite that decides."""
     done = [
-        one
-        for one in found.corpus.evaluations.all(found.run.id, checkpoint)
-        if (one.suite_name, one.split) == (found.decider, found.run.config["decide"]["split"]) and one.metrics
+        evaluation
+        for evaluation in store.corpus.evaluations.all(store.run.id, checkpoint)
+        if (evaluation.suite_name, evaluation.split) == (store.decider, store.run.config["decide"]["split"])
+        and evaluation.metrics
     ]
     return done[-1] if done else None
 
 
-def _checkpoint(found: Reader, sha256: str, number: int, evaluation: Evaluation | None) -> Json:
-    row = found.ledger.checkpoints.get(sha256)
-    metrics = evaluation.metrics if evaluation and evaluation.metrics else {}
-    return {
-        "checkpoint": sha256,
-        "round": number,
-        "path": str(found.run_dir / row.path) if row else None,
-        "suite": found.decider,
-        "decoding": found.decoding(evaluation) if evaluation else None,
-        "pass@1": metrics.get("pass@1"),
-        "pass@1_interval": metrics.get("pass@1_interval"),
-    }
+def _measured(store: Reader, sha256: str, number: int, evaluation: Evaluation | None) -> Measured:
+    row = store.ledger.checkpoints.get(sha256)
+    metrics = (evaluation.metrics if evaluation else None) or {}
+    return Measured(
+        checkpoint=sha256,
+        round=number,
+        path=str(store.run_dir / row.path) if row else None,
+        suite=store.decider,
+        decoding=store.decoding(evaluation) if evaluation else None,
+        pass_at_1=metrics.get("pass@1"),
+        pass_at_1_interval=metrics.get("pass@1_interval"),
+    )
 
 
-def _round_now(found: Reader, last: Round | None, beat: Heartbeat | None, now: float) -> Json | None:
-    """The round that is open, whether or not anything works on it."""
-    if last is None or last.state not in ACTIVE:
+def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: float) -> OpenRound | None:
+    if last is None or last.state in ("kept", "rolled_back", "failed"):
         return None
-    attempts = found.ledger.attempts(found.run.id, last.number, last.stage)
+    attempts = store.ledger.attempts(store.run.id, last.number, last.stage)
     known = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None
     done, total = (known.done, known.total) if known else (None, None)
     eta_s = None
     if known and done and total:
         eta_s = max(0.0, (known.at - known.part_started_at) / done * (total - done) - max(0.0, now - known.at))
     working = attempts and attempts[-1].finished_at is None and beat is not None and beat.state == "running"
-    return {
-        "number": last.number,
-        "stage": last.stage,
-        "attempt": attempts[-1].attempt if attempts else 0,
-        "done": done,
-        "total": total,
-        "elapsed_s": seconds_between(attempts[-1].started_at, as_rfc3339(now)) if working else None,
-        "eta_s": eta_s,
-        "part": f"{known.stage}: {known.part}" if known else None,
-    }
+    return OpenRound(
+        number=last.number,
+        stage=last.stage,
+        attempt=attempts[-1].attempt if attempts else 0,
+        done=done,
+        total=total,
+        elapsed_s=seconds_between(attempts[-1].started_at, as_rfc3339(now)) if working else None,
+        eta_s=eta_s,
+        part=f"{known.stage}: {known.part}" if known else None,
+    )
 
 
-def _last_decision(found: Reader) -> Json | None:
-    row = found.ledger.last_decision(found.run.id)
-    words = decision_of(row)
-    if row is None or words is None:
+def _last_decision(store: Reader) -> LastDecision | None:
+    row = store.ledger.last_decision(store.run.id)
+    decision = decision_of(row)
+    if row is None or decision is None:
         return None
-    round = found.ledger.round(found.run.id, row.round)
-    candidate = _measured(found, round.candidate_checkpoint) if round and round.candidate_checkpoint else None
-    metrics: Json = {"suite": found.decider, "split": found.run.config["decide"]["split"]}
+    round = store.ledger.round(store.run.id, row.round)
+    candidate = _measurement(store, round.candidate_checkpoint) if round and round.candidate_checkpoint else None
+    metrics: Json = {"suite": store.decider, "split": store.run.config["decide"]["split"]}
     if candidate and candidate.metrics:
         metrics |= {key: candidate.metrics[key] for key in ("pass@1", "pass@1_interval", "num_problems")}
-        metrics["decoding"] = found.decoding(candidate)
-    for gate in row.gates:
-        metrics[gate["type"]] = gate["figures"]
-    return words | {"metrics": metrics}
+        metrics["decoding"] = store.decoding(candidate)
+    metrics |= {gate["type"]: gate["figures"] for gate in row.gates}
+    return LastDecision(**vars(decision), metrics=metrics)
 
 
-def _last_error(found: Reader, last: Round | None) -> Json | None:
-    """The newest failure of an attempt; `current` until its stage is done, or, where that failed, the round after it."""
-    event = found.ledger.events.last_failed_attempt(found.run.id, NUM_EVENTS)
+def _last_error(store: Reader, last: Round | None) -> LastError | None:
+    event = store.ledger.events.last_failed_attempt(store.run.id, NUM_EVENTS)
     if event is None or event.round is None:
         return None
-    stages = found.ledger.stages(found.run.id, event.round)
+    stages = store.ledger.stages(store.run.id, event.round)
     done = any(stage.name == event.stage and stage.finished_at is not None for stage in stages)
     under_way = last is not None and last.state not in ("kept", "rolled_back") and last.number - event.round <= 1
-    return {
-        "at": event.at,
-        "round": event.round,
-        "stage": event.stage,
-        "attempt": event.data["attempt"],
-        "error": event.data["error"],
-        "next_step": event.data["next_step"],
-        "current": under_way and not done,
-    }
+    return LastError(
+        at=event.at,
+        round=event.round,
+        stage=event.stage,
+        attempt=event.data["attempt"],
+        error=event.data["error"],
+        next_step=event.data["next_step"],
+        current=under_way and not done,
+    )
 
 
 # Whether anything needs you
 
 
-def _needs(answer: Json, why: str | None, read_only: str) -> list[str]:
+def _needs(standing: Standing, why: str | None, run_dir: Path) -> Iterator[str]:
     """What does not mend by itself: a failure, a process that hangs, a disk that is nearly full."""
-    found = []
-    if answer["state"] == "failed" or answer["paused_by"] == "failure":
-        found.append(f"failed: {why}")
-    if answer["paused_by"] == "decision":
-        found.append(f"a decision: {why}")
-    if answer["state"] == "paused" and answer["paused_by"] == "disk":
-        found.append(f"paused: {why}")
-    elif answer["disk"]["read_only"]:
-        found.append(read_only)
-    limit, age = answer["stall_timeout_s"], answer["heartbeat_age_s"]
-    if age is not None and age > limit and not answer["disk"]["read_only"]:
-        found.append(STALLED.format(answer["pid"], age, limit))
-    free, wanted = answer["disk"]["free_bytes"], answer["disk"]["wanted_bytes"]
-    if free is not None and free < wanted and answer["paused_by"] != "disk":
-        found.append(DISK_LOW.format(free, wanted))
-    return found
+    disk, by = standing.disk, standing.paused_by
+    if standing.state == "failed" or by == "failure":
+        yield f"failed: {why}"
+    if by == "decision":
+        yield f"a decision: {why}"
+    if standing.state == "paused" and by == "disk":
+        yield f"paused: {why}"
+    elif disk.read_only:
+        yield READ_ONLY.format(run_dir)
+    limit_s, age_s = standing.stall_timeout_s, standing.heartbeat_age_s
+    if age_s is not None and limit_s is not None and age_s > limit_s and not disk.read_only:
+        yield STALLED.format(standing.pid, age_s, limit_s)
+    if disk.free_bytes is not None and disk.free_bytes < (disk.wanted_bytes or 0) and by != "disk":
+        yield DISK_LOW.format(disk.free_bytes, disk.wanted_bytes)
 
 
 # The disk
 
 
-def _free_bytes(directory: Path) -> int | None:
-    """Free space on the disk that the directory is, or will be, on."""
-    while not directory.exists() and directory != directory.parent:
-        directory = directory.parent
+def _disk(run_dir: Path, wanted_bytes: int | None = None) -> Disk:
+    """The disk that the run's directory is, or will be, on."""
+    checkpoints_bytes = _checkpoints_bytes(run_dir)
     try:
-        disk = os.statvfs(directory)
+        disk = os.statvfs(next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists()))
     except OSError:
-        return None
-    return disk.f_bavail * disk.f_frsize
+        return Disk(None, checkpoints_bytes, wanted_bytes, False)
+    read_only = bool(disk.f_flag & os.ST_RDONLY)
+    return Disk(disk.f_bavail * disk.f_frsize, checkpoints_bytes, wanted_bytes, read_only)
 
 
-def _is_read_only(directory: Path) -> bool:
-    try:
-        return bool(os.statvfs(directory).f_flag & os.ST_RDONLY)
-    except OSError:
-        return False
-
-
-def _wanted_bytes(found: Reader) -> int:
+def _wanted_bytes(store: Reader) -> int:
     """What stays free by configuration, and about what the next checkpoint takes: as much as the head, unless that is
     the base of adapters.
     """
-    head, config = found.ledger.checkpoints.get(found.run.head_checkpoint), found.run.config
+    head, config = store.ledger.checkpoints.get(store.run.head_checkpoint), store.run.config
     adapters = config["training"]["method"] == "lora" and not config["training"]["lora"]["merge"]
     following = 0 if head is None or (adapters and head.kind == "full") else head.size_bytes
     return int(config.get("storage", {}).get("min_free_bytes", LOW_DISK_BYTES)) + following
 
 
-def _checkpoints(run_dir: Path) -> Json:
-    """The size of the checkpoints on disk; null where there are too many files to look at each."""
-    total = 0
-    for number, num_bytes in enumerate(_file_sizes(run_dir / "checkpoints")):
-        if number == MOST_FILES:
-            return {"checkpoints_bytes": None}
-        total += num_bytes
-    return {"checkpoints_bytes": total}
+def _checkpoints_bytes(run_dir: Path) -> int | None:
+    """The size of the checkpoints on disk; None where there are too many files to look at each."""
+    sizes = list(itertools.islice(_file_sizes(run_dir / "checkpoints"), MOST_FILES + 1))
+    return sum(sizes) if len(sizes) <= MOST_FILES else None
 
 
 def _file_sizes(directory: str | Path) -> Iterator[int]:

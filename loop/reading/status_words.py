@@ -1,7 +1,11 @@
-"""How a run stands, in words: what `loopctl status`, `watch` and the page say."""
+"""What `loopctl status`, `watch` and the page say of a run: the words for each line, from a `Standing`.
+
+Whatever status is to say more has its value in standing.py, and a label and a function here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loop.words import (
@@ -20,167 +24,164 @@ from loop.words import (
 )
 
 if TYPE_CHECKING:
-    from store.records import Json
+    from loop.reading.standing import Head, LastDecision, OpenRound, Standing
 
 BARS = "▁▂▃▄▅▆▇█"
-# The line "next": when a process goes on and with how much, and what to do where there is none.
+# The line "next": when a process continues and with how many rounds, and what to do where there is no process.
 AT_ONCE, CONTINUOUS = "at once", "continuous"
 EVERY = "{} after the start of this round"
 CRON = "when schedule.cron says so ({})"
 AT = "{:%Y-%m-%d %H:%M} UTC, in {}"
-GOES_ON = {
+AFTER_A_PAUSE = {  # by who paused it
     "user": "when you say so: `loopctl resume`",
     "failure": "when you say so: `loopctl resume` tries it again",
+    "decision": "when you say so: `loopctl resume`",
     "schedule": "by itself",
-    "disk": "by itself when there is room; `loopctl gc --dry-run` shows what may go",
+    "disk": "by itself when there is room; `loopctl gc --dry-run` shows what can be deleted",
 }
 NO_END, TO_GO, LAST_ROUND = "no end set", "{} to go", "nothing after this round"
 ENDING = "nothing: it is ending"
 HELD = "`loopctl resume`, then `loopctl start`"
-OPEN_ROUND = "`loopctl start` or `loopctl run` goes on with round {}, {}"
+OPEN_ROUND = "`loopctl start` or `loopctl run` continues round {}, {}"
 START = "`loopctl start` or `loopctl run` ({})"
-OVER = "nothing while that holds; change [schedule] in loop.toml, then `loopctl start`"
+OVER = "nothing until you change [schedule] in loop.toml; then `loopctl start`"
 
 
-def labelled(answer: Json, every: str | None = None) -> list[tuple[str, str]]:
-    """What is said below the title, by label; a text may be empty. None of it before the first run."""
-    if answer["head"] is None:
+def labelled(standing: Standing, every: str | None = None) -> list[tuple[str, str]]:
+    """The lines below the title, by label; a text may be empty. None of them before the first run.
+
+    `every`: the schedule, as loop.toml has it.
+    """
+    if standing.head is None:
         return []
     return [
-        ("head", _head(answer)),
-        ("last", _last(answer)),
-        ("trend", _trend(answer)),
-        ("corpus", _corpus(answer)),
-        ("error", _error(answer)),
-        ("needs you", _needs_you(answer)),
-        ("next", _next(answer, every)),
+        ("head", _head(standing.head)),
+        ("last", _last(standing.last_decision)),
+        ("trend", _trend(standing)),
+        ("corpus", _corpus(standing)),
+        ("error", _error(standing)),
+        ("needs you", _needs_you(standing)),
+        ("next", _next(standing, every)),
     ]
 
 
-def doing(answer: Json) -> list[str]:
-    """Why it is in its state, and the round that is open with how far it is."""
-    return [safe(part) for part in (answer["reason"], _now(answer["round"])) if part]
+def doing(standing: Standing) -> list[str]:
+    """Why the run is in its state, and how far the open round is."""
+    return [safe(part) for part in (standing.reason, _now(standing.round)) if part]
 
 
-def _now(round: Json | None) -> str:
+def _now(round: OpenRound | None) -> str:
     """round 14 · training 62% · 3 min left"""
     if not round:
         return ""
-    words = f"round {round['number']} · {round['part'] or round['stage']}"
-    if round["done"] is not None and round["total"]:
-        words += f" {round['done'] / round['total']:.0%}"
-    if round["attempt"] > 1:
-        words += f" · attempt {round['attempt']}"
-    if round["eta_s"] is not None:
-        words += f" · {duration(round['eta_s'])} left"
+    words = f"round {round.number} · {round.part or round.stage}"
+    if round.done is not None and round.total:
+        words += f" {round.done / round.total:.0%}"
+    if round.attempt > 1:
+        words += f" · attempt {round.attempt}"
+    if round.eta_s is not None:
+        words += f" · {duration(round.eta_s)} left"
     return words
 
 
-def _head(answer: Json) -> str:
-    head = answer["head"]
-    words = round_name(head["round"])
-    if head["pass@1"] is None:
+def _head(head: Head) -> str:
+    """round 12   pass@1 0.121 [0.098 0.146]   +0.031 over base [+0.012 +0.051]   first-steps, T 0.7"""
+    words = round_name(head.round)
+    if head.pass_at_1 is None:
         return f"{words}   not measured yet"
-    words += f"   pass@1 {rate(head['pass@1'])} {interval(head['pass@1_interval'])}"
-    if over := head["gain_over_base"]:
-        words += f"   {signed(over['gain'])} over base {interval(over['interval'], sign=True)}"
-    return f"{words}   {safe(head['suite'])}, {safe(decoding_words(head['decoding']))}"
+    words += f"   pass@1 {rate(head.pass_at_1)} {interval(head.pass_at_1_interval)}"
+    if over := head.gain_over_base:
+        words += f"   {signed(over.gain)} over base {interval(over.interval, sign=True)}"
+    return f"{words}   {safe(head.suite)}, {safe(decoding_words(head.decoding))}"
 
 
-def _last(answer: Json) -> str:
-    last = answer["last_decision"]
+def _last(last: LastDecision | None) -> str:
     if not last:
         return ""
-    words = "kept" if last["verdict"] == "keep" else "rolled back" if last["conclusive"] else "inconclusive"
-    return f"round {last['round']}   {words}: {safe('; '.join(last['reasons']))}"
+    words = "kept" if last.verdict == "keep" else "rolled back" if last.conclusive else "inconclusive"
+    return f"round {last.round}   {words}: {safe('; '.join(last.reasons))}"
 
 
-def _trend(answer: Json) -> str:
-    rounds = answer["rounds"]
-    counts = f"{rounds['kept']} kept · {rounds['rolled_back']} rolled back · {rounds['failed']} failed"
-    points = [point["pass@1"] for point in answer["trend"]]
-    return f"{sparkline(points)}   {counts}" if points else counts
+def _trend(standing: Standing) -> str:
+    rounds = standing.rounds
+    counts = f"{rounds.kept} kept · {rounds.rolled_back} rolled back · {rounds.failed} failed"
+    bars = sparkline([point.pass_at_1 for point in standing.trend])
+    return f"{bars}   {counts}" if bars else counts
 
 
-def sparkline(points: list[float]) -> str:
+def sparkline(points: Sequence[float]) -> str:
     """A bar per point, from the lowest to the highest; all alike if they are equal."""
-    low, high = min(points), max(points)
+    low, high = min(points, default=0.0), max(points, default=0.0)
     if high == low:
         return BARS[3] * len(points)
     return "".join(BARS[round((point - low) / (high - low) * (len(BARS) - 1))] for point in points)
 
 
-def _corpus(answer: Json) -> str:
-    corpus, disk = answer["corpus"], answer["disk"]
-    room = f"disk {size(disk['free_bytes'])} free, checkpoints {size(disk['checkpoints_bytes'])}"
-    return f"{count(corpus['completions'], 'completion')} · {size(corpus['bytes'])}        {room}"
+def _corpus(standing: Standing) -> str:
+    corpus, disk = standing.corpus, standing.disk
+    room = f"disk {size(disk.free_bytes)} free, checkpoints {size(disk.checkpoints_bytes)}"
+    return f"{count(corpus.completions, 'completion')} · {size(corpus.bytes)}        {room}"
 
 
-def _error(answer: Json) -> str:
+def _error(standing: Standing) -> str:
     """The last failure while it matters: its stage is still to be done, and the title does not say it anyway."""
-    error = answer["last_error"]
-    if not error or not error["current"] or error["error"] in (answer["reason"] or ""):
+    error = standing.last_error
+    if not error or not error.current or error.error in (standing.reason or ""):
         return ""
-    where = f"round {error['round']}, {error['stage']}, attempt {error['attempt']}"
-    return f"{where}   {safe(error['error'])}; {safe(error['next_step'])}"
+    where = f"round {error.round}, {error.stage}, attempt {error.attempt}"
+    return f"{where}   {safe(error.error)}; {safe(error.next_step)}"
 
 
-def _needs_you(answer: Json) -> str:
+def _needs_you(standing: Standing) -> str:
     """What the title does not say."""
-    reason = answer["reason"] or ""
-    return safe("; ".join(need for need in answer["needs_you"] if not reason or reason not in need))
+    reason = standing.reason or ""
+    return safe("; ".join(need for need in standing.needs_you if not reason or reason not in need))
 
 
-def _next(answer: Json, every: str | None) -> str:
-    if answer["pid"] is None:
-        return _next_start(answer)
-    words = _goes_on(answer, every)
-    if answer["uptime_s"] is None:
+def _next(standing: Standing, every: str | None) -> str:
+    if standing.pid is None:
+        return _without_a_process(standing)
+    words = _with_a_process(standing, every)
+    if standing.uptime_s is None:
         return words
-    return f"{words}        up {duration(answer['uptime_s'])}, heartbeat {duration(answer['heartbeat_age_s'])} ago"
+    return f"{words}        up {duration(standing.uptime_s)}, heartbeat {duration(standing.heartbeat_age_s)} ago"
 
 
-def _goes_on(answer: Json, every: str | None) -> str:
-    """When a living process goes on, and with how many rounds."""
-    if answer["next_due"]:
-        left_s = seconds_between(answer["as_of"], answer["next_due"])
-        when = AT.format(moment(answer["next_due"]), duration(left_s))
-    elif answer["paused_by"]:
-        return GOES_ON[answer["paused_by"]]
-    elif answer["state"] != "running":
+def _with_a_process(standing: Standing, every: str | None) -> str:
+    """When a living process continues, and with how many rounds."""
+    if standing.next_due:
+        left_s = seconds_between(standing.as_of, standing.next_due)
+        when = AT.format(moment(standing.next_due), duration(left_s))
+    elif standing.paused_by:
+        return AFTER_A_PAUSE[standing.paused_by]
+    elif standing.state != "running":
         return ENDING
     else:
-        when = _rhythm(answer, every)
-    left = _left(answer)
-    if answer["round"] and left == 1:
+        when = _rhythm(standing, every)
+    left = standing.rounds.left
+    if standing.round and left == 1:
         return LAST_ROUND
     return f"{when} · {NO_END if left is None else TO_GO.format(count(left, 'round'))}"
 
 
-def _rhythm(answer: Json, every: str | None) -> str:
+def _rhythm(standing: Standing, every: str | None) -> str:
     """When the round after this one begins."""
     if every in (None, CONTINUOUS):
         return f"{AT_ONCE} ({CONTINUOUS})"
-    if not answer["round"]:
+    if not standing.round:
         return AT_ONCE
     return (CRON if " " in every.strip() else EVERY).format(safe(every)) if every else AT_ONCE
 
 
-def _left(answer: Json) -> int | None:
-    """How many rounds are still to be decided; None: without end."""
-    rounds = answer["rounds"]
-    return max(0, rounds["planned"] - rounds["kept"] - rounds["rolled_back"]) if rounds["planned"] else None
-
-
-def _next_start(answer: Json) -> str:
+def _without_a_process(standing: Standing) -> str:
     """What to do where no process runs."""
-    if answer["paused_by"]:
+    if standing.paused_by:
         return HELD
-    if answer["round"]:
-        return OPEN_ROUND.format(answer["round"]["number"], answer["round"]["stage"])
-    left = _left(answer)
-    if left == 0:
-        return all_done(answer["rounds"]["planned"])
-    if answer["state"] == "idle" and answer["reason"]:
+    if standing.round:
+        return OPEN_ROUND.format(standing.round.number, standing.round.stage)
+    rounds = standing.rounds
+    if rounds.planned and rounds.left == 0:
+        return all_done(rounds.planned)
+    if standing.state == "idle" and standing.reason:
         return OVER
-    return START.format(NO_END if left is None else TO_GO.format(count(left, "round")))
+    return START.format(NO_END if rounds.left is None else TO_GO.format(count(rounds.left, "round")))

@@ -1,6 +1,6 @@
-"""Which texts go into the page: prompts that can be followed through the rounds, with what became of each answer.
+"""Which texts go into the page, so that a reader can follow a prompt through the rounds and see how each answer did.
 
-Problems of a suite are asked of every checkpoint; prompts for training are asked in some rounds. All problems keep their
+Every checkpoint is asked the problems of a suite; a prompt for training is asked in some rounds. All problems keep their
 counts; their texts are a selection of at most MOST_BYTES, the same for the same store: first one sample of those problems
 whose outcome changed most, then of the others, then further samples in the same order.
 """
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from loop.reading.reader import Evaluations, Reader
-from loop.report.page import as_json, visible
+from loop.report.page import script_json, visible
 from loop.stages.sampling import Lineage, completion_id
 from store.canonical import sha256_of
 from store.records import Evaluation, Json, Problem, Prompt, Round
@@ -44,25 +44,23 @@ class _Texts:
         if text not in self.places:
             self.places[text] = len(self.texts)
             self.texts.append(text)
-            self.num_bytes += len(
-                as_json(visible(text))
-            )  # a text of brackets or control characters takes six times its length
+            self.num_bytes += len(script_json(visible(text)))  # brackets and control characters take six bytes each
         return self.places[text]
 
 
-def browser(found: Reader, rounds: Sequence[Round], evaluations: Evaluations) -> Json:
+def browser(store: Reader, rounds: Sequence[Round], evaluations: Evaluations) -> Json:
     """The selection: `columns` (the base and each round), `groups` of prompts, and the `texts` that they point into.
 
     A prompt has `counts`: [column, passed, samples], and `answers`: [column, sample, text, outcome, detail, tokens, ended].
     """
     texts = _Texts()
     groups: list[Json] = []
-    for name in found.suites:
-        share = SHARE_OF_OTHER_SUITES / max(1, len(found.suites) - 1)
-        room = 1 - SHARE_OF_TRAINING - (SHARE_OF_OTHER_SUITES if len(found.suites) > 1 else 0)
-        measured = _measured(found, rounds, evaluations, name)
-        groups += _suite(found, name, measured, texts, MOST_BYTES * (room if name == found.decider else share))
-    trained = _training(found, rounds, texts, MOST_BYTES * SHARE_OF_TRAINING)
+    for name in store.suites:
+        share = SHARE_OF_OTHER_SUITES / max(1, len(store.suites) - 1)
+        room = 1 - SHARE_OF_TRAINING - (SHARE_OF_OTHER_SUITES if len(store.suites) > 1 else 0)
+        measured = _measured(store, rounds, evaluations, name)
+        groups += _suite(store, name, measured, texts, MOST_BYTES * (room if name == store.decider else share))
+    trained = _training(store, rounds, texts, MOST_BYTES * SHARE_OF_TRAINING)
     return {
         "columns": ["base", *(f"round {round.number}" for round in rounds)],
         "groups": [*groups, *([trained] if trained else [])],
@@ -72,25 +70,18 @@ def browser(found: Reader, rounds: Sequence[Round], evaluations: Evaluations) ->
 
 
 def _measured(
-    found: Reader, rounds: Sequence[Round], evaluations: Evaluations, name: str
+    store: Reader, rounds: Sequence[Round], evaluations: Evaluations, name: str
 ) -> dict[str, list[tuple[int, Evaluation]]]:
     """By split of a suite: the column and the evaluation of the base and of each candidate."""
     splits: dict[str, list[tuple[int, Evaluation]]] = {}
-    base = [
-        one
-        for one in evaluations.by_id.values()
-        if (one.checkpoint, one.suite_name) == (found.run.base_checkpoint, name)
-    ]
-    for one in base:
-        if one.split not in splits:  # the first time that it was measured
-            splits[one.split] = [(0, one)]
+    for evaluation in evaluations.by_id.values():
+        if (evaluation.checkpoint, evaluation.suite_name) == (store.run.base_checkpoint, name):
+            splits.setdefault(evaluation.split, [(0, evaluation)])  # the first time that the base was measured
     for column, round in enumerate(rounds, 1):
-        ids = [id for (who, suite), id in evaluations.named(round).items()
-               if who == "candidate" and (suite == name or suite.startswith(f"{name}/"))]  # fmt: skip
-        for id in ids:
-            if found_one := evaluations.by_id.get(id):
-                splits.setdefault(found_one.split, []).append((column, found_one))
-    if not any(column for kept in splits.values() for column, _ in kept):  # a store that does not name them
+        for (who, suite), id in evaluations.named(round).items():
+            if who == "candidate" and suite.partition("/")[0] == name and (candidate := evaluations.by_id.get(id)):
+                splits.setdefault(candidate.split, []).append((column, candidate))
+    if not any(column for measured in splits.values() for column, _ in measured):  # an older store does not name them
         for column, round in enumerate(rounds, 1):
             if newest := evaluations.newest.get((round.candidate_checkpoint or "", name)):
                 splits.setdefault(newest.split, []).append((column, newest))
@@ -98,18 +89,17 @@ def _measured(
 
 
 def _suite(
-    found: Reader, name: str, splits: dict[str, list[tuple[int, Evaluation]]], texts: _Texts, room: float
+    store: Reader, name: str, splits: dict[str, list[tuple[int, Evaluation]]], texts: _Texts, room: float
 ) -> Iterator[Json]:
     for split, measured in splits.items():
         counts: dict[str, list[list[int]]] = {}
-        for column, one in measured:
-            for task_id, (passed, num) in found.corpus.evaluations.counts(one.id).items():
+        for column, evaluation in measured:
+            for task_id, (passed, num) in store.corpus.evaluations.counts(evaluation.id).items():
                 counts.setdefault(task_id, []).append([column, passed, num])
-        problems = [
-            one for one in found.corpus.evaluations.problems(measured[0][1].suite_sha256) if one.task_id in counts
-        ]
+        suite = store.corpus.evaluations.problems(measured[0][1].suite_sha256)
+        problems = [problem for problem in suite if problem.task_id in counts]
         shown = problems[: max(1, MOST_CELLS // len(measured))]
-        answers = _answers(found, _by_change(shown, counts), measured, texts, texts.num_bytes + room / len(splits))
+        answers = _answers(store, _by_change(shown, counts), measured, texts, texts.num_bytes + room / len(splits))
         yield {
             "name": name,
             "split": None if split == "all" else split,
@@ -119,20 +109,20 @@ def _suite(
             "num_shown": sum(map(len, answers.values())),
             "prompts": [
                 _entry(
-                    one.task_id,
-                    one.difficulty,
-                    found.corpus.prompt(one.prompt_id) if one.task_id in answers else None,
-                    counts[one.task_id],
-                    answers.get(one.task_id, []),
+                    problem.task_id,
+                    problem.difficulty,
+                    store.corpus.prompt(problem.prompt_id) if problem.task_id in answers else None,
+                    counts[problem.task_id],
+                    answers.get(problem.task_id, []),
                     texts,
                 )
-                for one in shown
+                for problem in shown
             ],
         }
 
 
 def _by_change(problems: Iterable[Problem], counts: dict[str, list[list[int]]]) -> list[Problem]:
-    """Those whose share of right answers moves most between checkpoints first; equals in the suite's order."""
+    """First the problems whose pass rate moves most between checkpoints; equal ones in the suite's order."""
 
     def movement(problem: Problem) -> float:
         rates = [passed / num for _, passed, num in counts[problem.task_id]]
@@ -143,42 +133,37 @@ def _by_change(problems: Iterable[Problem], counts: dict[str, list[list[int]]]) 
 
 
 def _answers(
-    found: Reader, problems: Sequence[Problem], measured: list[tuple[int, Evaluation]], texts: _Texts, until: float
+    store: Reader, problems: Sequence[Problem], measured: list[tuple[int, Evaluation]], texts: _Texts, until: float
 ) -> dict[str, list[Answer]]:
     """Answers by problem until there is no room: the first sample of each, then the second of each, and so on."""
     answers: dict[str, list[Answer]] = {}
-    columns: dict[str, list[int]] = {}  # rounds that made the same weights have one evaluation
-    for column, one in measured:
-        columns.setdefault(one.id, []).append(column)
-    # a problem is followed through all rounds or not at all, so what it may take depends on how many there are
+    columns: dict[str, list[int]] = {}  # rounds that made the same weights share an evaluation
+    for column, evaluation in measured:
+        columns.setdefault(evaluation.id, []).append(column)
+    # the page shows a problem in all rounds or not at all, so the room for a text depends on their number
     most = max(LEAST_LETTERS, min(MOST_LETTERS, int((until - texts.num_bytes) / len(columns))))
-    for sample in range(max(one.num_samples for _, one in measured)):
+    for sample in range(max(evaluation.num_samples for _, evaluation in measured)):
         for problem in problems:
             if texts.num_bytes > until:
                 return answers
-            for id, row in found.corpus.evaluations.answers(columns, problem.task_id, sample).items():
+            for id, row in store.corpus.evaluations.answers(columns, problem.task_id, sample).items():
                 detail = texts.place(row["detail"], MOST_LETTERS_OF_DETAIL) if row["detail"] else None
-                known = [
-                    texts.place(row["text"], most),
-                    row["verdict"],
-                    detail,
-                    row["num_tokens"],
-                    row["finish_reason"],
-                ]
-                answers.setdefault(problem.task_id, []).extend([column, sample, *known] for column in columns[id])
+                text = texts.place(row["text"], most)
+                facts = [text, row["verdict"], detail, row["num_tokens"], row["finish_reason"]]
+                answers.setdefault(problem.task_id, []).extend([column, sample, *facts] for column in columns[id])
                 texts.num_bytes += BYTES_OF_AN_ANSWER * len(columns[id])
     return answers
 
 
-def _training(found: Reader, rounds: Sequence[Round], texts: _Texts, room: float) -> Json | None:
-    """Prompts of the training corpus, those first that were asked in most rounds."""
+def _training(store: Reader, rounds: Sequence[Round], texts: _Texts, room: float) -> Json | None:
+    """Prompts of the training corpus, first those that were asked in most rounds."""
     asked: dict[str, list[tuple[int, Lineage]]] = {}
     for column, round in enumerate(rounds, 1):
-        stage = found.ledger.stage(found.run.id, round.number, "sampling")
+        stage = store.ledger.stage(store.run.id, round.number, "sampling")
         inputs = stage.input if stage else {}
         if "decoding" in inputs:
             settings = sha256_of(inputs["decoding"])
-            lineage = Lineage(found.run.id, round.number, round.parent_checkpoint, None, settings)
+            lineage = Lineage(store.run.id, round.number, round.parent_checkpoint, None, settings)
             for id in dict.fromkeys(inputs["prompt_ids"]):
                 asked.setdefault(id, []).append((column, lineage))
     until, prompts, num_shown = texts.num_bytes + room, [], 0
@@ -191,11 +176,12 @@ def _training(found: Reader, rounds: Sequence[Round], texts: _Texts, room: float
             for sample in range(MOST_TRAINING_SAMPLES)
         }
         answers: list[Answer] = []
-        for one, row in found.corpus.written(ids).items():
+        for id_of_row, row in store.corpus.written(ids).items():
             outcome = {1: "used", 0: f"left out: {row['reason']}", None: "not selected yet"}[row["used"]]
             words = f"{outcome}; {row['verdict']}" if row["verdict"] else outcome
-            answers.append([*ids[one], texts.place(row["text"]), words, None, row["num_tokens"], row["finish_reason"]])
-        prompt = found.corpus.prompt(id)
+            text = texts.place(row["text"])
+            answers.append([*ids[id_of_row], text, words, None, row["num_tokens"], row["finish_reason"]])
+        prompt = store.corpus.prompt(id)
         if prompt is None or not answers:
             continue
         texts.num_bytes += BYTES_OF_AN_ANSWER * len(answers)
@@ -208,7 +194,7 @@ def _training(found: Reader, rounds: Sequence[Round], texts: _Texts, room: float
         "split": None,
         "training": True,
         "num_prompts": len(asked),
-        "num_answers": found.run.num_completions,
+        "num_answers": store.run.num_completions,
         "num_shown": num_shown,
         "prompts": prompts,
     }
@@ -217,7 +203,7 @@ def _training(found: Reader, rounds: Sequence[Round], texts: _Texts, room: float
 def _entry(
     name: str,
     difficulty: str | None,
-    asked: Prompt | None,
+    prompt: Prompt | None,
     counts: list[list[int]],
     answers: list[Answer],
     texts: _Texts,
@@ -225,8 +211,8 @@ def _entry(
     return {
         "name": name,
         "difficulty": difficulty,
-        "statement": texts.place(asked.statement) if asked else None,
-        "prefill": texts.place(asked.content.get("prefill") or "") if asked else None,
+        "statement": texts.place(prompt.statement) if prompt else None,
+        "prefill": texts.place(prompt.content.get("prefill") or "") if prompt else None,
         "counts": counts,
         "answers": sorted(answers, key=lambda answer: (answer[0], answer[1])),
     }

@@ -1,8 +1,8 @@
 """Charts as Vega-Lite specifications, the same for the page and for a paper: what a line, a bar, an interval looks like.
 
-A figure has panels, each a specification without size and theme, and the table of what they show; `themed` adds both.
+A figure has panels, each a specification without size and theme, which `themed` adds, and the table of what they show.
 Colours are readable on white and on black, and what is not coloured takes the colour of the text around it, so that a page
-drawn once fits light, dark and print. Which figures there are is said in run_figures.py and experiment_figures.py.
+drawn once fits light, dark and print. The figures themselves are in run_figures.py and experiment_figures.py.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ BLUE, GREEN, ORANGE, GREY, PURPLE, TEAL, RED, BROWN = (
 SERIES = [BLUE, ORANGE, GREEN, PURPLE, TEAL, RED, BROWN, GREY]
 OUTCOMES = {"kept": GREEN, "rolled back": ORANGE, "inconclusive": PURPLE, "open": GREY, "failed": RED}
 SHAPES = {"kept": "circle", "rolled back": "cross", "inconclusive": "diamond", "open": "square", "failed": "square"}
-WIDTH, HEIGHT = 640, 320  # of one panel on its own; of several side by side half as wide
+WIDTH, HEIGHT = 640, 320  # of a single panel; several stand side by side, half as wide
 PANEL_WIDTH, PANEL_HEIGHT = 320, 200
-LEGEND_WIDTH = 150  # of one name in a legend
-MANY_ROUNDS = 60  # more than so many are drawn smaller
+LEGEND_WIDTH = 150  # of a name in a legend
+MANY_ROUNDS = 60  # marks of more rounds than this are drawn smaller
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +48,9 @@ def any_value(points: Sequence[Json]) -> bool:
 def table(points: Sequence[Json], form: Callable[[Any], str] = rate) -> tuple[list[str], list[list[str]]]:
     """The columns and rows of a figure's table: a row per round and a column per series, each value written by `form`."""
     names = list(dict.fromkeys(point["who"] for point in points))
-    found = {(point["round"], point["who"]): point["value"] for point in points}
+    values = {(point["round"], point["who"]): point["value"] for point in points}
     numbers = sorted({point["round"] for point in points})
-    rows = [[str(n) if n else "base", *(form(found.get((n, name))) for name in names)] for n in numbers]
+    rows = [[str(n) if n else "base", *(form(values.get((n, name))) for name in names)] for n in numbers]
     return ["round", *names], rows
 
 
@@ -68,7 +68,7 @@ def themed(panel: Json, *, width: int | str, height: int, ink: str = "currentCol
     soft = {"labelColor": ink, "titleColor": ink, "labelFont": font, "titleFont": font, "titleFontWeight": "normal"}
     axis = {"gridColor": ink, "gridOpacity": 0.13, "domainColor": ink, "domainOpacity": 0.4, "tickColor": ink}
     sized = {} if "concat" in panel else {"width": width, "height": height}
-    # A long legend goes on in a further line. On a page, whose width is known there alone, report.js says how many fit.
+    # a long legend breaks into lines; on a page, whose width only the browser knows, report.js says how many names fit
     columns = None if width == "container" else max(1, (int(width) or PANEL_WIDTH) // LEGEND_WIDTH)
     return {
         "$schema": SCHEMA,
@@ -135,11 +135,10 @@ def dot(size: int) -> Json:
 
 
 def _by_outcome(names: Iterable[str], colours: dict[str, str]) -> tuple[Json, Json]:
-    """Colours and shapes of those outcomes that there are."""
-    there = [name for name in colours if name in set(names)]
-    scale = {"domain": there, "range": [colours[name] for name in there]}
-    colour = {"field": "who", "type": "nominal", "scale": scale, "title": None}
-    return colour, named(there, [SHAPES.get(name, "stroke") for name in there])
+    """Colours and shapes of the outcomes that occur."""
+    occurring = [name for name in colours if name in set(names)]
+    colour = named(occurring, [colours[name] for name in occurring])
+    return colour, named(occurring, [SHAPES.get(name, "stroke") for name in occurring])
 
 
 def _span(x: Json, y: Json, colour: Json) -> Json:
@@ -174,7 +173,9 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
     if base is not None:
         head.insert(0, {"round": 0, "who": "head", "value": base})
     num = max([point["round"] for point in points], default=1)
-    head += [{**one, "round": one["round"] + (0.5 if num > 1 else 0.25)} for one in head[-1:]]  # it goes on
+    head += [
+        {**last, "round": last["round"] + (0.5 if num > 1 else 0.25)} for last in head[-1:]
+    ]  # beyond the last mark
     head = [point for point in head if point["value"] is not None]
     many = num > MANY_ROUNDS
     colour, shape = _by_outcome({"head", *(point["who"] for point in values)}, {"head": BLUE, **OUTCOMES})
@@ -258,7 +259,7 @@ def lines(
     ]
     x, y = {**by_round(num), "field": "at"}, by_value(title, form, zero)
     if zero and all(min(point["value"], point.get("low") or 0) >= 0 for point in values):
-        y["scale"]["domainMin"] = 0  # no room for what cannot be
+        y["scale"]["domainMin"] = 0  # no room for values that cannot be
     if apart:
         x["scale"] = {**x["scale"], "domain": [-0.3, num + 0.5]}
     colour = named(names, [SERIES[n % len(SERIES)] for n in range(len(names))])
@@ -299,7 +300,7 @@ def bars(points: Sequence[Json], title: str, order: Sequence[str], form: str = "
 
 
 def forest(points: Sequence[Json], title: str) -> Json:
-    """A difference with its interval a line. A point has `label`, `value`, `low`, `high` and `clear`."""
+    """A line per difference, with its interval. A point has `label`, `value`, `low`, `high` and `clear`."""
     y = {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
     x = {"type": "quantitative", "title": title, "axis": {"format": "+.3~f"}}
     colour = named(["apart", "cannot be told apart"], [BLUE, GREY], by="clear")

@@ -19,7 +19,7 @@ def _yardstick(facts: Json) -> str:
 
 
 def _change(facts: Json) -> Figure | None:
-    about = f"{_yardstick(facts)}. The head's pass@1 less the base's, mean over seeds, with 95% intervals."
+    about = f"{_yardstick(facts)}. The head's pass@1 minus the base's, mean over seeds, with 95% intervals."
     return _with_intervals(facts, "change", "Change over the base, by arm", about, "change in pass@1", sign=True)
 
 

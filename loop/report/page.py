@@ -17,6 +17,7 @@ import unicodedata
 from typing import Any
 
 from loop import words
+from loop.config.toml_text import toml_value
 from loop.report import experiment_figures, run_figures
 from loop.report.charts import Figure, themed
 from loop.report.run_figures import measured_on
@@ -32,7 +33,7 @@ _NAMED = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067
 
 def visible(text: str) -> str:
     """The text with control, bidirectional and invisible characters shown: ␀, [RIGHT-TO-LEFT OVERRIDE], [U+200B]."""
-    return _ODD.sub(lambda found: _shown(found[0]), text) if not text.isascii() or not text.isprintable() else text
+    return _ODD.sub(lambda match: _shown(match[0]), text) if not text.isascii() or not text.isprintable() else text
 
 
 def _shown(character: str) -> str:
@@ -57,7 +58,7 @@ def made_visible(value: Any) -> Any:
     return value
 
 
-def as_json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """JSON for inside a script element: nothing in it can end the element, begin another, or end a line."""
     plain = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return plain.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
@@ -80,18 +81,18 @@ def render(facts: Json, *, live: bool = False) -> str:
 def body(facts: Json) -> str:
     """What is inside the page's <main>."""
     facts = made_visible(facts)
-    there = {figure.name: figure for figure in figures(facts)}
+    by_name = {figure.name: figure for figure in figures(facts)}
     drawn = {
         name: [themed(panel, width="container", height=260 if len(figure.panels) == 1 else 190)
                for panel in figure.panels]
-        for name, figure in there.items()
+        for name, figure in by_name.items()
     }  # fmt: skip
     template = _template("experiment.html.j2" if facts["kind"] == "experiment" else "run.html.j2")
     inside: str = template.render(
         facts=facts,
-        figures=there,
-        specifications=_markup(as_json(drawn)),
-        texts=_markup(as_json(facts.get("browser"))),
+        figures=by_name,
+        specifications=_markup(script_json(drawn)),
+        texts=_markup(script_json(facts.get("browser"))),
         configuration=json.dumps(facts.get("config"), indent=2, ensure_ascii=False),
         yardstick=measured_on,
     )
@@ -164,39 +165,30 @@ def _template(name: str) -> Any:
         "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),
         "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
         "short": lambda sha256: (sha256 or "-")[:12],
-        "plain": _plain,
+        "toml": toml_value,
         "flat": _flat,
     }
     environment.globals |= {"diagnosis_words": _diagnosis_words}
     return environment.get_template(name)
 
 
-def _plain(value: Any) -> str:
-    """A setting as loop.toml would have it."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{key} = {_plain(entry)}" for key, entry in value.items()) + " }"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(_plain, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)
-
-
 def _flat(table: Json, *above: str) -> list[tuple[str, Any]]:
     """Settings by their dotted names."""
-    found: list[tuple[str, Any]] = []
+    settings: list[tuple[str, Any]] = []
     for key, value in table.items():
-        found += _flat(value, *above, key) if isinstance(value, dict) else [(".".join((*above, key)), value)]
-    return found
+        settings += _flat(value, *above, key) if isinstance(value, dict) else [(".".join((*above, key)), value)]
+    return settings
 
 
-def _diagnosis_words(found: Json) -> str:
+def _diagnosis_words(diagnosis: Json) -> str:
     """A sentence about locks and forks."""
     from policies.diagnosis import in_words, summary_of
 
-    return in_words(summary_of({key: value for key, value in found.items() if key != "probe"}))
+    return in_words(summary_of({key: value for key, value in diagnosis.items() if key != "probe"}))
 
 
 def figures(facts: Json) -> list[Figure]:
-    """Those of a run or of an experiment; what has nothing to draw is left out."""
+    """The figures of a run or of an experiment; a figure with nothing to draw is left out."""
     of = experiment_figures if facts["kind"] == "experiment" else run_figures
-    found = (make(facts) for make in of.FIGURES)
-    return [figure for figure in found if figure is not None and figure.panels]
+    made = (make(facts) for make in of.FIGURES)
+    return [figure for figure in made if figure is not None and figure.panels]

@@ -139,7 +139,7 @@
       }
       reader.append(strip);
       if (!prompt.answers.length) {
-        reader.append(make("p", { class: "dim" }, "The texts of this one are not in the page; `loopctl samples` shows them."));
+        reader.append(make("p", { class: "dim" }, "The page does not hold the texts of this prompt; `loopctl samples` shows them."));
         return;
       }
       if (kept.column === null) through(prompt);
@@ -155,7 +155,7 @@
     // One sample through the rounds: neighbours that wrote the same stand together.
     const through = (prompt) => {
       const first = prompt.answers.filter((answer) => answer[1] === prompt.answers[0][1]);
-      reader.append(make("p", { class: "dim" }, `Sample ${prompt.answers[0][1]} through the rounds; a click above shows all of one checkpoint.`));
+      reader.append(make("p", { class: "dim" }, `Sample ${prompt.answers[0][1]} through the rounds; click on a checkpoint above for all of its samples.`));
       for (let start = 0; start < first.length;) {
         let end = start + 1;
         while (end < first.length && first[end][2] === first[start][2] && first[end][3] === first[start][3]) end += 1;

@@ -38,23 +38,25 @@ def measured_on(suite: Json) -> str:
 
 
 def _decider(facts: Json) -> Json:
-    """The yardstick that decides; {} before anything was run."""
+    """The suite that decides; {} before anything was run."""
     return next((suite for suite in facts["suites"] if suite["decides"]), {})
 
 
-def _outcome(row: Json) -> str:
-    return str(row["outcome"]).replace("_", " ")
+def _point(row: Json, candidate: float | None, interval: Sequence[float] | None, head: float | None = None) -> Json:
+    """A round's mark: the candidate's value with its interval, and the value of the head that the round began with."""
+    low, high = interval or (None, None)
+    after = candidate if row["outcome"] == "kept" else head
+    who = row["outcome"].replace("_", " ")
+    return {"round": row["round"], "who": who, "value": candidate, "low": low, "high": high, "head": after}
 
 
 def _points(facts: Json, name: str, key: str, level: str | None = None) -> list[Json]:
-    """A figure of the candidates on a suite, with the head after each round."""
+    """One figure of the candidates on a suite, with that of the head after each round."""
     points = []
     for row in facts["rounds"]:
         suite = row["suites"].get(name, {})
         candidate, head = (_part(suite.get(who), level) for who in ("candidate", "head"))
-        low, high = candidate.get(f"{key}_interval") or [None, None]
-        after = (candidate if row["outcome"] == "kept" else head).get(key)
-        points.append({"round": row["round"], "who": _outcome(row), "value": candidate.get(key), "low": low, "high": high, "head": after})  # fmt: skip
+        points.append(_point(row, candidate.get(key), candidate.get(f"{key}_interval"), head.get(key)))
     return points
 
 
@@ -64,27 +66,19 @@ def _part(figures: Json | None, level: str | None) -> Json:
     return figures if level is None else figures.get("by_difficulty", {}).get(level, {})
 
 
-def _base(facts: Json, name: str, key: str, level: str | None = None) -> float | None:
-    suite = next(one for one in facts["suites"] if one["name"] == name)
-    return _part(suite["base"], level).get(key)
-
-
 def _newest(facts: Json, suite: Json) -> Json:
-    """The last figures that there are of this suite; {} if there are none."""
-    found = [row["suites"].get(suite["name"], {}).get(who) for row in reversed(facts["rounds"]) for who in ("candidate", "head")]  # fmt: skip
-    return next((one for one in [*found, suite["base"]] if one), {})
+    """The newest figures of this suite; {} if nothing was measured on it."""
+    sides = [row["suites"].get(suite["name"], {}).get(who) for row in reversed(facts["rounds"]) for who in ("candidate", "head")]  # fmt: skip
+    return next((figures for figures in [*sides, suite["base"]] if figures), {})
 
 
 def _panel(facts: Json, suite: Json, key: str, title: str, axis: str, form: str) -> tuple[list[Json], list[Json]]:
     """A titled panel of the candidates and what it adds to the table; both empty where nothing was measured."""
-    points, base = _points(facts, suite["name"], key), _base(facts, suite["name"], key)
+    points, base = _points(facts, suite["name"], key), _part(suite["base"], None).get(key)
     if not any_value(points):
         return [], []
-    of_table = [{"round": one["round"], "who": title, "value": one["value"]} for one in points]
-    return (
-        [{"title": title, **trajectory(points, base, axis, form)}],
-        [{"round": 0, "who": title, "value": base}, *of_table],
-    )
+    of_table = [{"round": 0, "value": base}, *points]
+    return [{"title": title, **trajectory(points, base, axis, form)}], [point | {"who": title} for point in of_table]
 
 
 def _heads(
@@ -93,9 +87,9 @@ def _heads(
     """The figure of the head after each round, a series for each (label, key, difficulty)."""
     points = []
     for label, key, level in keys:
-        points.append({"round": 0, "who": label, "value": _base(facts, suite["name"], key, level)})
-        found = _points(facts, suite["name"], key, level)
-        points += [{"round": one["round"], "who": label, "value": one["head"]} for one in found]
+        points.append({"round": 0, "who": label, "value": _part(suite["base"], level).get(key)})
+        rounds = _points(facts, suite["name"], key, level)
+        points += [{"round": point["round"], "who": label, "value": point["head"]} for point in rounds]
     if not any_value(points):
         return None
     order = [label for label, _, _ in keys]
@@ -110,7 +104,7 @@ def _pass1(facts: Json) -> Figure | None:
     suite = _decider(facts)
     if not suite:
         return None
-    points, base = _points(facts, suite["name"], "pass@1"), _base(facts, suite["name"], "pass@1")
+    points, base = _points(facts, suite["name"], "pass@1"), _part(suite["base"], None).get("pass@1")
     if not any_value(points) and base is None:
         return None
     rows = [["base", "", rate(base), interval(suite["base"]["pass@1_interval"]) if suite["base"] else "", rate(base)]]
@@ -130,25 +124,20 @@ def _change(facts: Json) -> Figure | None:
     if not facts["rounds"]:
         return None
     suite = _decider(facts)
-    panels, over = [], {}
+    panels, rows = [], [[str(row["round"]), row["outcome"].replace("_", " ")] for row in facts["rounds"]]
     for key, other in (("gain", "head"), ("gain_over_base", "base")):
-        points: list[Json] = []
-        for row in facts["rounds"]:
-            found = row["suites"].get(suite["name"], {}).get(key)
-            low, high = found["interval"] if found else (None, None)
-            value = found["gain"] if found else None
-            points.append({"round": row["round"], "who": _outcome(row), "value": value, "low": low, "high": high})
-        over[other] = points
+        gains = [row["suites"].get(suite["name"], {}).get(key) or {} for row in facts["rounds"]]
+        points = [
+            _point(row, gain.get("gain"), gain.get("interval"))
+            for row, gain in zip(facts["rounds"], gains, strict=True)
+        ]
         if any_value(points):
             panels.append(differences(points, f"candidate - {other}, pass@1"))
-    rows = [
-        [str(one["round"]), one["who"], signed(one["value"]), ends(one, sign=True), signed(two["value"]), ends(two, sign=True)]
-        for one, two in zip(over["head"], over["base"], strict=True)
-    ]  # fmt: skip
+        rows = [[*row, signed(point["value"]), ends(point, sign=True)] for row, point in zip(rows, points, strict=True)]
     return Figure(
         "change",
         "What each round changed",
-        f"{measured_on(suite)}. Candidate less head, and less base, in pass@1 on the same problems, with 95% intervals of "
+        f"{measured_on(suite)}. Candidate minus head, and minus base, in pass@1 on the same problems, with 95% intervals of "
         "the difference. The intervals are each round's own: the decisions also spend an error budget over the run.",
         panels,
         ["round", "decision", "over head", "95% interval", "over base", "95% interval"],
@@ -158,8 +147,8 @@ def _change(facts: Json) -> Figure | None:
 
 def _pass_at_k(facts: Json) -> Figure | None:
     suite = _decider(facts)
-    known = _newest(facts, suite) if suite else {}
-    numbers = sorted(int(key[5:]) for key in known if key.startswith("pass@") and key[5:].isdigit())
+    figures = _newest(facts, suite) if suite else {}
+    numbers = sorted(int(key[5:]) for key in figures if key.startswith("pass@") and key[5:].isdigit())
     if len(numbers) < 2:
         return None
     keys = [(f"pass@{k}", f"pass@{k}", None) for k in numbers]
@@ -230,25 +219,21 @@ def _mind(facts: Json) -> Figure | None:
     for part, key, title, form in _MIND:
         points, base = [], None
         for row in facts["rounds"]:
-            found = (row["diagnosis"] or {}).get(part)
-            if not found:
+            figures = (row["diagnosis"] or {}).get(part)
+            if not figures:
                 continue
             sequences = row["diagnosis"]["num_sequences"]
-            base = found["base"][key]
-            mine, head = found["candidate"][key], found["head"][key]
-            shift = (found["change"].get(key) or {}).get("interval") or [None, None]
-            low, high = (None if end is None else head + end for end in shift)
-            after = mine if row["outcome"] == "kept" else head
-            points.append({"round": row["round"], "who": _outcome(row), "value": mine, "low": low, "high": high, "head": after})  # fmt: skip
+            base, head, candidate = (figures[who][key] for who in ("base", "head", "candidate"))
+            moved = (figures["change"].get(key) or {}).get("interval")
+            points.append(_point(row, candidate, moved and [head + end for end in moved], head))
             of_table.append({"round": row["round"], "who": f"{title}: before", "value": head})
-            of_table.append({"round": row["round"], "who": f"{title}: after", "value": mine})
+            of_table.append({"round": row["round"], "who": f"{title}: after", "value": candidate})
         if any_value(points):
             panels.append({"title": title, **trajectory(points, base, "", form)})
     far = []
     for row in facts["rounds"]:
-        found = (row["diagnosis"] or {}).get("everywhere")
-        if found:
-            far += [{"round": row["round"], "who": f"from the {who}", "value": found[f"kl_to_{who}"]} for who in ("head", "base")]  # fmt: skip
+        if figures := (row["diagnosis"] or {}).get("everywhere"):
+            far += [{"round": row["round"], "who": f"from the {who}", "value": figures[f"kl_to_{who}"]} for who in ("head", "base")]  # fmt: skip
     if far:
         panels.append({"title": "distance (KL, nats a token)", **lines(far, "", form=".3~f", zero=True)})
         of_table += [{**point, "who": f"KL {point['who']}"} for point in far]
@@ -292,13 +277,12 @@ def _loss(facts: Json) -> Figure | None:
         shown = (seen["loss_first"], seen["loss_last"], seen["mean_loss"], seen["train_loss"], seen["held_out_loss"])
         rows.append([str(row["round"]), *(rate(value) for value in shown)])
     columns = ["round", "first step", "last step", "mean", "after, on what it saw", "after, held out"]
-    about = "Cross-entropy on the completions, each round's steps side by side: it compares within a round, as each sees other texts."
+    about = "Cross-entropy on the completions, each round's steps side by side. Compare within a round only: each round trains on other texts."
     return Figure("loss", "Training loss", about, [{"layer": marks if after else marks[:1]}], columns, rows)
 
 
 def _training(facts: Json) -> Figure | None:
-    points, total = [], []
-    num = 0
+    points, total, num = [], [], 0
     for row, amount in zip(facts["rounds"], facts["amounts"] if facts["rounds"] else [], strict=True):
         seen = row["training"]
         num += amount["num_completions"]
@@ -315,7 +299,7 @@ def _training(facts: Json) -> Figure | None:
         panels.append({"title": "what training saw, and what it did not", **bars(points, "completions", order)})
     growth = lines(total, "completions", form="~s", zero=True, dots=len(total) < MANY_ROUNDS)
     panels.append({"title": "growth of the corpus", **growth})
-    about = "Completions by round. What is left out stays in the corpus, with the reason (under each round below)."
+    about = "Completions by round. What is left out stays in the corpus; the reason stands under each round."
     return Figure("training", "What training saw", about, panels, *table(points + total, number))
 
 
@@ -323,10 +307,10 @@ def _time(facts: Json) -> Figure | None:
     if not facts["rounds"]:
         return None
     seconds, tokens = (
-        [{"round": one["round"], "who": who, "value": value} for one in facts["amounts"] for who, value in one[key].items()]
+        [{"round": amount["round"], "who": who, "value": value} for amount in facts["amounts"] for who, value in amount[key].items()]
         for key in ("seconds", "tokens")
     )  # fmt: skip
-    longest = max((sum(one["seconds"].values()) for one in facts["amounts"]), default=0)
+    longest = max((sum(amount["seconds"].values()) for amount in facts["amounts"]), default=0)
     size, unit = next(((size, unit) for size, unit in ((3600, "hours"), (60, "minutes")) if longest > 3 * size), (1, "seconds"))  # fmt: skip
     scaled = [{**point, "value": point["value"] / size} for point in seconds]
     panels = []
@@ -337,9 +321,9 @@ def _time(facts: Json) -> Figure | None:
         panels.append({"title": "tokens", **bars(tokens, "tokens", order)})
     columns, rows = table(seconds, duration)
     more, counts = table(tokens, number)
-    found = {row[0]: row[1:] for row in counts}
-    rows = [[*row, *found.get(row[0], [""] * (len(more) - 1))] for row in rows]
-    about = "Work that attempts took, failed ones included; tokens that the model wrote for training, was trained on, and wrote to be graded."
+    of_round = {row[0]: row[1:] for row in counts}
+    rows = [[*row, *of_round.get(row[0], [""] * (len(more) - 1))] for row in rows]
+    about = "Time of all attempts, failed ones too; tokens that the model wrote for training, was trained on, and wrote to be graded."
     columns = [*columns, *(f"tokens {name}" for name in more[1:])]
     return Figure("time", "Time and tokens", about, panels, columns, rows)
 

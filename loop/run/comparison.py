@@ -7,6 +7,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from loop.reading.as_json import as_json
+from loop.reading.gains import STORED_AS, gain, key_of
+from loop.reading.reader import Reader
 from loop.run.diagnosing import diagnose, measure, signals
 from loop.run.evaluation import Part, decoding_dict, evaluate, of_split, whole
 from loop.run.session import Session, Yardstick
@@ -109,7 +112,21 @@ class Comparison:
             "opened": self.opened,
             "evaluations": {"/".join(key): evaluation.id for key, evaluation in sorted(self.done.items())},
             "diagnosis": self.diagnosis,
+            STORED_AS: self._gains(),
         }
+
+    def _gains(self) -> Json:
+        """The gains of head and candidate over the head and the base, for `loop.reading.gains`."""
+        session = self.session
+        reader = Reader(session.ledger, session.corpus, session.run, session.loaded.run_dir)
+        newest = reader.evaluations().newest
+        gains = {}
+        for (who, suite, split), ours in self.done.items():
+            base = newest.get((session.run.base_checkpoint, suite))
+            for theirs in (self.done["head", suite, split], base):
+                if who != "best" and theirs and theirs.split == split and theirs.id != ours.id:
+                    gains[key_of(ours, theirs)] = as_json(gain(reader, ours, theirs))
+        return gains
 
     def evidence(self) -> Evidence:
         """What the policy is to see by now."""

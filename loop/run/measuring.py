@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError, UsageError
-from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result, in_words
+from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result
 from loop.run.evaluation import Part, decoding_dict, evaluate
 from loop.run.power import AA_MEASURED, Sight, remedy, sights
 from loop.run.session import Session, Yardstick
 from loop.stages.evaluating import outcomes_of, signals_by_problem
 from loop.stages.sampling import seed_of
+from loop.words import round_name
 from policies.gates import Collapse
 from policies.noise import ROOM, SignalNoise, roomy_limits, signal_noise, variance_between, variance_within
 from policies.statistics import paired_gain, pass_at_k
@@ -67,7 +68,7 @@ def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, dr
     last = session.ledger.last_round(session.run_id)
     open_round = session.ledger.open_round(session.run_id)
     number = open_round.number if open_round else last.number + 1 if last else 1
-    done = evaluate(session, number, row.sha256, variant, Part(split, problems, seed), in_words(row))
+    done = evaluate(session, number, row.sha256, variant, Part(split, problems, seed), round_name(row.round))
     return Seen(done, outcomes_of(session.corpus.evaluations.verdicts(done.id)))
 
 

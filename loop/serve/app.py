@@ -21,7 +21,7 @@ from store.errors import StoreError
 
 
 def application(live: Live, meant: Callable[[str], bool], token: str | None, port: int, policy: str) -> ASGIApp:
-    """The whole server. `meant` says which Host headers are its own, `policy` what the page may do."""
+    """The whole server. `meant` tells which Host headers name it; `policy` is the page's Content-Security-Policy."""
 
     async def page(request: Request) -> Response:
         try:
@@ -43,11 +43,11 @@ def application(live: Live, meant: Callable[[str], bool], token: str | None, por
 
     async def status(request: Request) -> Response:
         try:
-            known = await in_thread(live.source.status)
+            answer = await in_thread(live.source.status)
         except (LoopError, StoreError, OSError) as error:
             return JSONResponse({"error": in_words(error)}, 503)
-        # not JSONResponse: a path can hold bytes that are no UTF-8
-        return Response(json.dumps(known), media_type="application/json")
+        # not JSONResponse: a path can hold bytes that are not UTF-8
+        return Response(json.dumps(answer), media_type="application/json")
 
     async def health(request: Request) -> Response:
         return PlainTextResponse("ok\n")
@@ -58,7 +58,7 @@ def application(live: Live, meant: Callable[[str], bool], token: str | None, por
 
     async def failed(request: Request, error: Exception) -> Response:
         complain(error)
-        return PlainTextResponse("this is a bug in the loop; the terminal of `loopctl serve` says more\n", 500)
+        return PlainTextResponse("this is a bug in the loop; the terminal of `loopctl serve` tells more\n", 500)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[None]:

@@ -1,7 +1,7 @@
-"""What is shown now, made once for all who look, and the news that there is something else.
+"""The page as it is now, made once for all readers, and the news that it has changed.
 
-A look is cheap and comes every half second while somebody listens. A page is made only when the look says that something
-has changed, and then by the first who asks for it.
+A look is cheap and happens every half second while somebody listens. A page is made only when a look has seen a change, for
+the first reader who asks for it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from store.errors import NoStore, StoreError
 from store.records import Json
 
 LOOK_EVERY_S = 0.5
-PULSE_EVERY_S = 2.0  # while something goes on, and nothing has happened, a new page is made at most so often
-SHARE = 0.1  # of one core's time, at most, goes into those pages
+PULSE_EVERY_S = 2.0  # at least this long between two pages that differ in progress alone
+SHARE = 0.1  # of one core's time that such pages take at most
 KEEP_ALIVE_S = 15.0
 T = TypeVar("T")
 
 
 class CannotShow(Exception):
-    """There is nothing to show now; in words why."""
+    """There is nothing to show now; the text says why."""
 
 
 async def in_thread(work: Callable[[], T]) -> T:
@@ -36,7 +36,7 @@ async def in_thread(work: Callable[[], T]) -> T:
     done: asyncio.Future[T] = loop.create_future()
 
     def finish(result: T | None, error: BaseException | None) -> None:
-        if done.done():  # who asked is gone
+        if done.done():  # the reader is gone
             return
         if error is not None:
             done.set_exception(error)
@@ -67,7 +67,7 @@ class Live:
         forms: Mapping[str, Callable[[Json], str]],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`forms` make HTML of the source's facts, each under its name. `clock` gives seconds."""
+        """`forms`: functions that make HTML of the source's facts, by name. `clock` gives seconds."""
         self.source, self.forms, self.clock = source, forms, clock
         self.version = 0
         self.num_listeners = 0
@@ -82,7 +82,7 @@ class Live:
         self._made: dict[str, bytes] = {}  # of these facts
 
     async def look(self) -> None:
-        """See whether there is something new, and tell those who listen."""
+        """See whether something has changed, and tell those who listen."""
         async with self._looking:
             mark = await in_thread(self.source.mark)
             before, now = self._mark, self.clock()
@@ -106,7 +106,7 @@ class Live:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def html(self, form: str) -> bytes:
-        """This form of what is known now. CannotShow if nothing is; what else the source raises is a mistake of ours."""
+        """The current page in this form. CannotShow where there is none; any other error of the source is a bug of ours."""
         await self.look()
         async with self._making:
             begun = self.clock()
@@ -156,7 +156,7 @@ def in_words(error: Exception) -> str:
 
 
 def waiting_page(why: str) -> str:
-    """What stands there while there is nothing to show. It looks again by itself."""
+    """The page while there is nothing to show. It reloads itself."""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="2">'
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
@@ -165,5 +165,5 @@ def waiting_page(why: str) -> str:
 
 
 def complain(error: BaseException) -> None:
-    """A mistake of ours, on standard error."""
+    """Report a bug of ours on standard error."""
     warn(safe(f"serve: {type(error).__name__}: {error}"))

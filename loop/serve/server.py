@@ -1,4 +1,4 @@
-"""The socket and the process: an address that can be had, uvicorn on it, and an end that is quick."""
+"""The socket and the process: an address that is free, uvicorn on it, and a quick end."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from loop.serve.app import application
 from loop.serve.live import Live
 from loop.serve.who_may_ask import names
 
-END_S = 1  # for answers that are under way when it ends
+END_S = 1  # for the answers that are under way when the server ends
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; port 0 takes any that is free. Errors say what to do."""
+    """A socket that listens at this address; port 0 takes any free one. UsageError, PermissionDenied or LoopError if not."""
     try:
-        found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        addresses = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError):
         raise UsageError(f"--host {host}: no such host; give an address of this machine, or leave it out") from None
-    family, kind, protocol, _, address = found[0]
+    family, kind, protocol, _, address = addresses[0]
     listener = socket.socket(family, kind, protocol)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,12 +48,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def is_for_this_machine_only(listener: socket.socket) -> bool:
-    """Whether nobody from elsewhere can reach it."""
+    """Whether no other machine can reach it."""
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def new_token() -> str:
-    """One that nobody guesses."""
+    """A token that nobody guesses."""
     return secrets.token_urlsafe(24)
 
 

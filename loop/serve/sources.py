@@ -1,12 +1,16 @@
-"""What is shown: a run, or an experiment. Read from the store and the run directory, whether or not a process holds them."""
+"""What the page shows: a run or an experiment, read from its stores, whether or not a process holds them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from loop.config.place import Place
+from loop.reading.as_json import as_json
+from loop.reading.standing import status
+from loop.report.facts import facts_of_experiment, run_facts
 from loop.system.heartbeat import read_heartbeat
 from loop.system.lock import holder
 from store.db import open_database
@@ -19,23 +23,40 @@ if TYPE_CHECKING:
 
 
 class Mark(NamedTuple):
-    """How far something is. `history` changes when something has happened, `pulse` also while something goes on."""
+    """How far a run is. `history` changes with every event, `pulse` with every sign of progress between two events."""
 
     history: tuple[Any, ...]
     pulse: tuple[Any, ...]
 
 
-class Source(Protocol):
-    """All methods are called in threads, one at a time each. They may raise StoreError and LoopError."""
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What `Live` asks, each in a thread and once at a time. `facts` and `status` may raise StoreError and LoopError."""
 
-    def mark(self) -> Mark:
-        """How far it is: a cheap look, which never raises."""
+    mark: Callable[[], Mark]  # a cheap look, which never raises
+    facts: Callable[[], Json]  # everything that the page shows
+    status: Callable[[], Json]  # the answer of /status.json
 
-    def facts(self) -> Json:
-        """All that the page shows."""
 
-    def status(self) -> Json:
-        """In short."""
+def of_run(place: Place) -> Source:
+    """The run of a loop.toml."""
+    return Source(
+        mark=lambda: mark(place.run_dir),
+        facts=lambda: run_facts(place),
+        status=lambda: as_json(status(place.run_dir, place.name, place.rounds)),
+    )
+
+
+def of_experiment(experiment: Experiment) -> Source:
+    """All runs of an experiment, beside each other."""
+    from loop.experiments.facts import experiment_facts
+
+    def marks() -> Mark:
+        runs = [mark(run.run_dir) for run in experiment.runs]
+        history = (holder(experiment.directory), *(run.history for run in runs))
+        return Mark(history, tuple(run.pulse for run in runs))
+
+    return Source(marks, lambda: facts_of_experiment(experiment), lambda: experiment_facts(experiment).as_json())
 
 
 def mark(run_dir: Path) -> Mark:
@@ -52,45 +73,3 @@ def mark(run_dir: Path) -> Mark:
     beat = read_heartbeat(run_dir)
     news = (beat.state, beat.reason, beat.round, beat.stage, beat.part, beat.done, beat.next_due_at) if beat else ()
     return Mark((*history, holder(run_dir)), news)
-
-
-@dataclass(frozen=True, slots=True)
-class RunSource:
-    """The run of a loop.toml."""
-
-    place: Place
-
-    def mark(self) -> Mark:
-        return mark(self.place.run_dir)
-
-    def facts(self) -> Json:
-        from loop.report.facts import run_facts
-
-        return run_facts(self.place)
-
-    def status(self) -> Json:
-        from loop.reading.standing import status
-
-        return status(self.place.run_dir, self.place.name, self.place.rounds)
-
-
-@dataclass(frozen=True, slots=True)
-class ExperimentSource:
-    """All runs of an experiment, beside each other."""
-
-    experiment: Experiment
-
-    def mark(self) -> Mark:
-        marks = [mark(run.run_dir) for run in self.experiment.runs]
-        history = (holder(self.experiment.directory), *(one.history for one in marks))
-        return Mark(history, tuple(one.pulse for one in marks))
-
-    def facts(self) -> Json:
-        from loop.report.facts import facts_of_experiment
-
-        return facts_of_experiment(self.experiment)
-
-    def status(self) -> Json:
-        from loop.experiments.facts import experiment_facts
-
-        return experiment_facts(self.experiment).as_json()

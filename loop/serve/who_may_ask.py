@@ -1,8 +1,8 @@
-"""Who may ask, and what every answer says to browsers.
+"""Who may ask, and what every answer tells browsers.
 
-A page of any site that the user visits can send requests to 127.0.0.1, and under its own name if that name is made to
-point there (DNS rebinding). So only names that this server is meant to have are answered, nothing may embed it, nothing
-but reading is possible, and any address that others reach needs a token.
+Any site that the user visits can send requests to 127.0.0.1, and under its own name if that name is made to point there (DNS
+rebinding). So this server answers only under its own names, forbids other pages to embed it, allows nothing but reading, and
+wants a token at any address that other machines reach.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-OPEN = "/healthz"  # for monitors; it says nothing of the run
+OPEN = "/healthz"  # for monitors; it tells nothing of the run
 HEADERS = {
     "Cache-Control": "no-store",
     "Cross-Origin-Opener-Policy": "same-origin",
@@ -33,9 +33,9 @@ WITHOUT_TOKEN = "a token is needed: open the address that `loopctl serve` printe
 
 
 def names(host: str, port: int) -> Callable[[str], bool]:
-    """Which Host headers are meant for a server that was asked to listen on `host`.
+    """A test of Host headers: do they name a server that listens on `host`?
 
-    Where that is every address, any address in digits is: a name is needed to rebind.
+    A server at every address also answers to any address in digits: rebinding needs a name.
     """
     expected = {f"{name}:{port}" for name in (*LOOPBACK, _in_url(host.lower()))}
     if port == 80:
@@ -65,7 +65,7 @@ def _is_address(header: str, port: int) -> bool:
 
 
 class Guard:
-    """Around an ASGI application: foreign names, other methods and those without the token are refused."""
+    """Wraps an ASGI application: refuses foreign names, methods that are not for reading, and requests without the token."""
 
     def __init__(self, app: ASGIApp, meant: Callable[[str], bool], token: str | None, cookie: str) -> None:
         self.app, self.meant, self.token, self.cookie = app, meant, token, cookie
@@ -89,21 +89,21 @@ class Guard:
         await answer(scope, receive, with_headers)
 
     def _refusal(self, request: Request) -> Response | None:
-        """What is answered instead; None if the request may pass."""
+        """The answer instead; None if the request may pass."""
         hosts = request.headers.getlist("host")
         if len(hosts) != 1 or not self.meant(hosts[0]):
             return _plain(421, "not the name of this server; open it as it was printed, or start it with --host NAME")
         if request.method not in ("GET", "HEAD"):
             return _plain(405, "this page is for reading only", Allow="GET, HEAD")
-        path: str = request.scope["path"]  # that of request.url can be none of ours: the target is what the client says
+        path: str = request.scope["path"]  # not that of request.url, which the client's target can falsify
         if self.token is None or path == OPEN:
             return None
         if given := parse_qs(request.scope["query_string"].decode("latin-1")).get("token"):
             if not self._is_token(given[0]):
                 return _plain(401, WITHOUT_TOKEN)
-            # so that it does not stay in the address bar and the history
+            # so that the token does not stay in the address bar and the history
             moved = RedirectResponse("/" + path.lstrip("/"), 303)
-            # lax: a strict one is not sent on by the very browser that was led here by a link on another site
+            # lax: a browser that follows a link from another site would not send a strict cookie
             moved.set_cookie(self.cookie, self.token, httponly=True, samesite="lax")
             return moved
         scheme, _, bearer = request.headers.get("authorization", "").partition(" ")

@@ -21,6 +21,7 @@ from typing import Any, Protocol
 
 from loop.config.toml_file import leaves
 from loop.errors import LoopError
+from loop.reading.as_json import as_json
 from loop.reading.checkpoints import decoding_of, public
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import whole_round
@@ -89,8 +90,7 @@ def about(found: Reader, project: str) -> About:
 
 def figures_of(found: Reader, number: int) -> Figures:
     """A round's figures by name: suites, gains, decision, signals, losses, seconds and tokens by stage."""
-    answer = whole_round(found, number)
-    assert answer is not None
+    answer = as_json(whole_round(found, number))
     flat: Json = {"round": number, "head_round": answer["head_round"]}
     for name, suite in answer["suites"].items():
         for who in ("base", "head", "candidate"):

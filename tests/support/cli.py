@@ -1,6 +1,7 @@
 """What the tests of loopctl share: a small run of the fake engine, made once, and ways of calling loopctl."""
 
 import atexit
+import contextlib
 import functools
 import json
 import os
@@ -16,6 +17,8 @@ from typing import Any
 import pytest
 
 from loop.cli.main import loopctl, run
+from loop.system.heartbeat import Beating
+from loop.system.lock import locked
 from tests.support import ROOT
 from tests.support.configurations import configuration
 
@@ -122,3 +125,10 @@ def call(capsys: pytest.CaptureFixture[str]) -> Loopctl:
         return Said(code, *capsys.readouterr())
 
     return call
+
+
+@contextlib.contextmanager
+def alive(directory: Path) -> Iterator[Beating]:
+    """This process holds the run."""
+    with locked(directory / ".loop"):
+        yield Beating(directory / ".loop")

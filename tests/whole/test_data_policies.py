@@ -286,16 +286,16 @@ def test_a_round_says_what_it_changed_and_the_report_shows_what_it_used(tmp_path
         ]
         assert Counter(temperatures) == {1.2: 10, 1.1: 10, 0.9: 10}
     with reader(tmp_path / ".loop") as found:
-        assert whole_round(found, 1)["adapted"] is None  # type: ignore[index]
+        assert whole_round(found, 1).adapted is None  # type: ignore[union-attr]
         answer = whole_round(found, 3)
-        assert answer is not None and answer["adapted"] == (
+        assert answer is not None and answer.adapted == (
             "after 2 rollbacks in a row: temperature 1.2 -> 0.9, learning_rate 5e-06 -> 1.25e-06, "
             "min_learning_rate 1e-06 -> 2.5e-07, data replace -> mix (earlier 0.5)"
         )
-        assert answer["settings"]["sampling"]["temperature"] == 0.9
-        assert answer["settings"]["training"]["learning_rate"] == 1.25e-6
-        assert answer["settings"]["collect"]["data"]["type"] == "mix"
-        assert answer["training"]["num_earlier"] == 10
+        assert answer.settings["sampling"]["temperature"] == 0.9
+        assert answer.settings["training"]["learning_rate"] == 1.25e-6
+        assert answer.settings["collect"]["data"]["type"] == "mix"
+        assert answer.training.num_earlier == 10
 
 
 def test_a_keep_takes_it_back_and_so_does_another_head(tmp_path: Path) -> None:
@@ -460,4 +460,4 @@ def test_a_round_that_an_older_version_began_goes_on_as_it_was(tmp_path: Path) -
         session.ledger.begin_attempt(round, "sampling", inputs)
         assert run_round(session).state == "kept" and rounds_of_rows(session, 1) == {1: 10}
     with reader(tmp_path / ".loop") as found:
-        assert whole_round(found, 1)["adapted"] is None  # type: ignore[index]
+        assert whole_round(found, 1).adapted is None  # type: ignore[union-attr]

@@ -125,7 +125,7 @@ def test_a_run_on_a_file_system_that_is_read_only_can_be_looked_at(tmp_path: Pat
         for what in ("ro", "rw"):
             subprocess.run(["mount", "-o", f"remount,{what}", str(place)], check=True)
             said = daemon.ctl("status", code=3)
-            assert "the process vanished" in said and "goes on with round 1, " in said
+            assert "the process vanished" in said and "continues round 1, " in said
             if what == "ro":
                 assert "needs you nothing can be written to" in " ".join(said.split())
                 assert "Read-only file system" in daemon.ctl("start", code=1)

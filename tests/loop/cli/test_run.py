@@ -123,7 +123,7 @@ def test_an_interrupted_run_goes_on(
     status = call("status", "--json").json
     assert status["state"] == "stopped" and "interrupted" in status["reason"] and status["pid"] is None
     assert status["round"]["number"] == 1 and status["round"]["stage"] == "evaluating"
-    assert "goes on with round 1, evaluating" in call("status").out
+    assert "continues round 1, evaluating" in call("status").out
     assert call("run").code == 0
     answer = call("round", "1", "--json").json
     assert answer["state"] in ("kept", "rolled_back")
@@ -224,6 +224,6 @@ def test_a_round_that_was_begun_is_finished_whatever_the_goal(finished: Path, ca
     assert run is not None
     ledger.begin_round(run.id)
     db.close()
-    assert "goes on with round 3, sampling" in call("status").out
+    assert "continues round 3, sampling" in call("status").out
     assert call("run").code == 0
     assert call("rounds", "--json").json[2]["state"] in ("kept", "rolled_back")

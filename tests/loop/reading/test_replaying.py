@@ -62,7 +62,7 @@ def test_under_another_policy(finished: Path, call: Loopctl) -> None:
     (finished / "other.toml").write_text(other)
     said = call("replay", "--config", "other.toml")
     assert said.code == 0 and "2 identical, 2 changed under this policy" in said.out and "would be kept" in said.out
-    assert "the rounds that follow would have begun elsewhere" in said.out
+    assert "the following rounds would have started from another checkpoint" in said.out
     confirmed = CONFIG.replace('suite = "ones"', 'suite = "ones"\nconfirm = "confirm"').replace(
         "pass_at = [1, 2]", "pass_at = [1, 2]\nsplits = { select = 0.5, confirm = 0.5 }"
     )

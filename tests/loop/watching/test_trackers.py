@@ -18,6 +18,7 @@ import pytest
 
 from loop.config.settings import Watching
 from loop.grading.trying import find_bwrap
+from loop.reading.as_json import as_json
 from loop.reading.reader import reader
 from loop.reading.rounds import whole_round
 from loop.watching import trackers as trackers_module
@@ -149,8 +150,7 @@ def from_mlflow(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]
 
 def test_a_rounds_figures(finished: Path) -> None:
     with reader(finished / ".loop") as found:
-        answer, figures = whole_round(found, 2), figures_of(found, 2)
-    assert answer is not None
+        answer, figures = as_json(whole_round(found, 2)), figures_of(found, 2)
     ones = answer["suites"]["ones"]
     for who in ("base", "head", "candidate"):
         assert (
