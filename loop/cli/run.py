@@ -39,7 +39,7 @@ def run_command(rounds: int | None) -> None:
     from loop.run.power import too_coarse
     from loop.system.heartbeat import Beating
     from loop.system.signals import Stop
-    from loop.watching.trackers import trackers_of
+    from loop.watching.tracker_thread import trackers_of
     from store.records import DecisionRow
 
     loaded, wake = the_call().load(), Wake()

@@ -120,7 +120,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
     from loop.system.sd_notify import Notifier
     from loop.watching.hooks import hooks_of
     from loop.watching.metrics import metrics_of
-    from loop.watching.trackers import trackers_of
+    from loop.watching.tracker_thread import trackers_of
 
     notifier, watch, config = Notifier(), Onlooker(log), loaded.config
     watch.beating = beating = Beating(loaded.run_dir)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from loop.system.sd_notify import Notifier
     from loop.watching.hooks import Hooks
     from loop.watching.metrics import Metrics, Snapshot
-    from loop.watching.trackers import Trackers
+    from loop.watching.tracker_thread import TrackerThread
 
 METRICS_S = 5.0  # between two looks into the store for them
 
@@ -37,7 +37,7 @@ class Foreground:
         beating: Beating,
         wake: Wake,
         after_round: Callable[[Round, DecisionRow | None], None],
-        trackers: Trackers | None = None,
+        trackers: TrackerThread | None = None,
     ) -> None:
         self.beating, self.wake, self.after_round, self.trackers = beating, wake, after_round, trackers
 
@@ -73,7 +73,7 @@ class Background(Foreground):
         notifier: Notifier,
         hooks: Hooks | None,
         metrics: Metrics | None,
-        trackers: Trackers | None,
+        trackers: TrackerThread | None,
         say: Callable[[str, str], None],
     ) -> None:
         super().__init__(beating, wake, after_round, trackers)
