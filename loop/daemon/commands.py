@@ -21,11 +21,24 @@ from loop.system.signals import Stop
 from store.checkpoints import stamps, verify
 from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint
-from store.garbage import best_round, collect, plan_collection, size_bytes
+from store.garbage import Plan, best_round, collect, plan_collection, size_bytes
 from store.ledger import Ledger
 from store.records import Checkpoint, Json, Run
 
 BY_HAND = "paused by hand; `loopctl resume` continues the run"
+
+
+def planned_collection(ledger: Ledger, run: Run, run_dir: Path, config: Config, *, damaged: bool = False) -> Plan:
+    """What the configuration's [storage] lets go and keeps. `damaged`: copies that were set aside may go, too."""
+    return plan_collection(
+        ledger,
+        run,
+        run_dir,
+        config.decide.suite,
+        keep_last=config.storage.keep_last,
+        max_total_bytes=config.storage.max_total_bytes,
+        damaged=damaged,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +106,7 @@ def rollback(held: HeldRun, to: str | int, dry_run: bool = False) -> Json:
 
 def gc(held: HeldRun, dry_run: bool = False) -> Json:
     """Remove the checkpoints that the configuration does not keep, and damaged copies."""
-    storage, run = held.config.storage, held.run
-    plan = plan_collection(
-        held.ledger,
-        run,
-        held.run_dir,
-        held.config.decide.suite,
-        keep_last=storage.keep_last,
-        max_total_bytes=storage.max_total_bytes,
-        damaged=True,
-    )
+    plan = planned_collection(held.ledger, held.run, held.run_dir, held.config, damaged=True)
     removed: list[Json] = [
         {"round": row.round, "path": str(held.run_dir / row.path), "bytes": row.size_bytes} for row in plan.doomed
     ]

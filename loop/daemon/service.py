@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import takewhile
 
 from loop.daemon import space
-from loop.daemon.commands import BY_HAND
+from loop.daemon.commands import BY_HAND, planned_collection
 from loop.daemon.onlooker import Onlookers
 from loop.daemon.schedule import Schedule
 from loop.errors import NoRoom
@@ -26,7 +26,7 @@ from loop.system.signals import Interrupted, Stop
 from policies.schedule import History, why_stop
 from policies.schedule import Stop as StopPolicy
 from store.errors import StoreError
-from store.garbage import collect, plan_collection
+from store.garbage import collect
 from store.records import Round, Run, RunState
 from store.verify import write_high_water
 
@@ -62,11 +62,6 @@ class Ending:
     failed: Round | None = None
 
 
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)
-
-
 def num_decided(run: Run) -> int:
     """How many rounds of the run were kept or rolled back."""
     return run.num_kept + run.num_rolled_back
@@ -85,7 +80,7 @@ class Service:
         schedule: Schedule | None = None,
         stops: Sequence[StopPolicy] = (),
         more: int | None = None,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """Without a schedule, as in the foreground, rounds follow each other at once, and a failed round or a lack of
         room ends the service; with one, the run waits for a person or for room. `wait` returns after that many seconds,
@@ -167,16 +162,9 @@ class Service:
 
     def collect_garbage(self) -> None:
         """Remove the checkpoints that the configuration does not keep; what cannot be removed now can be later."""
-        session, storage = self.session, self.session.loaded.config.storage
+        session = self.session
         with contextlib.suppress(StoreError, OSError):
-            plan = plan_collection(
-                session.ledger,
-                session.run,
-                session.loaded.run_dir,
-                session.loaded.config.decide.suite,
-                keep_last=storage.keep_last,
-                max_total_bytes=storage.max_total_bytes,
-            )
+            plan = planned_collection(session.ledger, session.run, session.loaded.run_dir, session.loaded.config)
             if plan.doomed or plan.leftovers:
                 collect(session.ledger, session.loaded.run_dir, plan)
 
@@ -189,13 +177,15 @@ class Service:
     def _goal(self, more: int | None) -> int | None:
         run, rounds = self.session.run, self.session.loaded.config.rounds
         goal = num_decided(run) + more if more is not None else rounds or None
-        last = self.session.ledger.last_round(run.id)
-        if goal is not None and last and last.state not in ("kept", "rolled_back") and self._can_continue(run, last):
+        if goal is not None and self._under_way(run, self.session.ledger.last_round(run.id)):
             goal = max(goal, num_decided(run) + 1)
         return goal
 
-    def _can_continue(self, run: Run, last: Round) -> bool:
-        return last.state != "failed" or run.head_checkpoint == last.parent_checkpoint
+    def _under_way(self, run: Run, last: Round | None) -> Round | None:
+        """The last round, if it is to be continued: undecided, and not failed before the head moved elsewhere."""
+        if last is None or last.state in ("kept", "rolled_back"):
+            return None
+        return last if last.state != "failed" or run.head_checkpoint == last.parent_checkpoint else None
 
     def _ending(self) -> Ending | None:
         if self.stop.asked:
@@ -213,16 +203,16 @@ class Service:
 
     def _history(self, run: Run) -> History:
         config = self.session.loaded.config
-        decisions = self.session.ledger.last_verdicts(run.id, 1000)
         decides = (config.decide.suite, config.decide.split)
         rate = None
         for evaluation in self.session.corpus.evaluations(run.id, run.head_checkpoint):
             if (evaluation.suite_name, evaluation.split) == decides and evaluation.metrics:
-                rate = evaluation.metrics[
-                    "pass@1"
-                ]  # the last one: measured after the head was selected, so not flattered
-        num_hours = self.session.ledger.hours_of_work(run.id)
-        return History(verdicts=tuple(decisions), head_pass_rate=rate, num_hours=num_hours)
+                rate = evaluation.metrics["pass@1"]  # the last one: of a head, which its selection has not flattered
+        return History(
+            verdicts=tuple(self.session.ledger.last_verdicts(run.id, 1000)),
+            head_pass_rate=rate,
+            num_hours=self.session.ledger.hours_of_work(run.id),
+        )
 
     def _obstacle(self) -> Obstacle | None:
         session, now = self.session, self.clock()
@@ -240,11 +230,9 @@ class Service:
             return Obstacle("paused", control.hold_reason or BY_HAND)
         if (closed := self._closed(now)) is not None:
             return closed
-        under_way = (
-            last if last and last.state not in ("kept", "rolled_back") and self._can_continue(run, last) else None
-        )
+        under_way = self._under_way(run, last)
         if self.schedule is not None and under_way is None:
-            due = self.schedule.due_at(_parsed(last.started_at) if last else None, now)
+            due = self.schedule.due_at(datetime.fromisoformat(last.started_at) if last else None, now)
             if due > now:
                 return Obstacle("idle", None, due)
         if waits and self._no_room is not None:
@@ -267,14 +255,10 @@ class Service:
         if round.state != round.stage:
             return
         attempts = ledger.attempts(round.run_id, round.number, round.stage)
-        num_vanished = len(list(takewhile(lambda attempt: attempt.finished_at is None, reversed(attempts))))
-        if (
-            num_vanished
-            and num_vanished % MOST_VANISHED == 0
-            and not ledger.was_released_since_an_attempt(round.run_id)
-        ):
+        num = len(list(takewhile(lambda attempt: attempt.finished_at is None, reversed(attempts))))
+        if num and num % MOST_VANISHED == 0 and not ledger.was_released_since_an_attempt(round.run_id):
             reason = (
-                f"round {round.number}: the process vanished {num_vanished} times in {round.stage} (killed? out of memory? power?); "
+                f"round {round.number}: the process vanished {num} times in {round.stage} (killed? out of memory? power?); "
                 "look into the system's log, lower engine.batch_size or training.micro_batch_size, then `loopctl resume`"
             )
             ledger.hold_run(round.run_id, "failure", reason)
@@ -331,7 +315,3 @@ class Service:
         self.watch.state(state, reason, until)
         with contextlib.suppress(StoreError, OSError):  # an error before this one matters more
             self.session.ledger.set_run_state(self.session.run_id, state, reason)
-
-
-def _parsed(at: str) -> datetime:
-    return datetime.fromisoformat(at)
