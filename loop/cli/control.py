@@ -23,7 +23,7 @@ def carry_out(command: str, **arguments: Any) -> Json:
     with contextlib.suppress(NotRunning):  # a daemon keeps its configuration, whatever the file says meanwhile
         return ask(the_call().place().run_dir, command, **arguments)
     loaded = the_call().load()
-    from loop.daemon.commands import Commands
+    from loop.daemon import commands
     from loop.errors import LoopError
     from loop.system.lock import locked
     from store.db import DATABASE, open_database
@@ -34,9 +34,8 @@ def carry_out(command: str, **arguments: Any) -> Json:
     with locked(loaded.run_dir):
         db = open_database(loaded.run_dir / DATABASE)
         try:
-            return Commands(Ledger(db), loaded.run_dir, loaded.config, alive=False).answer(
-                {"command": command, **arguments}
-            )
+            held = commands.HeldRun(Ledger(db), loaded.run_dir, loaded.config, alive=False)
+            return commands.carry_out(held, {"command": command, **arguments})
         finally:
             db.close()
 

@@ -165,18 +165,19 @@ def _loaded(*names: str) -> LoadedConfig:
 @contextlib.contextmanager
 def _opened(loaded: LoadedConfig) -> Iterator[Session]:
     """The run, held as `loopctl run` holds it; a signal leaves what is stored, and the same command goes on from there."""
-    from loop.cli.progress import onlooker
+    from loop.cli.progress import onlookers
     from loop.run.opening import open_session
-    from loop.system.heartbeat import Beating
     from loop.system.signals import Interrupted, Stop
 
     try:
-        with Stop(at_once=True).listening(), onlooker() as watch:
-            watch.beating = Beating(loaded.run_dir)
-            with open_session(loaded, watch) as session:
-                yield session
-                session.index_texts()
-                watch.end_part()
+        with (
+            Stop(at_once=True).listening(),
+            onlookers(loaded.run_dir) as watch,
+            open_session(loaded, watch) as session,
+        ):
+            yield session
+            session.index_texts()
+            watch.end_part()
     except Interrupted as signal:
         warn(INTERRUPTED)
         raise click.exceptions.Exit(signal.exit_code) from None

@@ -1,6 +1,6 @@
 """Live progress on standard error: one moving line on a terminal, plain lines in a pipe.
 
-Both are a `loop.run.session.Watch`. Nothing that goes wrong here (a closed terminal, a full disk) ends the run.
+Both are listeners of `loop.daemon.onlooker.Onlookers`, so nothing that goes wrong here ends the run.
 """
 
 from __future__ import annotations
@@ -8,11 +8,12 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loop.daemon.onlooker import Onlooker, Part
+from loop.daemon.onlooker import Onlookers, Part
+from loop.system.heartbeat import Beating
 from loop.words import clock, duration
 
 if TYPE_CHECKING:
@@ -44,11 +45,8 @@ class Plain:
     def ended(self, part: Part) -> None:
         self._line(f"{part.name}: done in {duration(part.elapsed_s)}")
 
-    def said(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self._line(text)
-
-    def hidden(self) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
 
 
 class Live:
@@ -72,16 +70,14 @@ class Live:
         speed = f"  {part.rate}" if part.rate and part.done == part.total else ""
         self._print(f"{part.name}  {duration(part.elapsed_s)}{speed}", "dim")
 
-    def said(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self._print(text, "yellow")
 
-    @contextlib.contextmanager
-    def hidden(self) -> Iterator[None]:
+    def hide(self) -> None:
         self.bar.stop()
-        try:
-            yield
-        finally:
-            self.bar.start()
+
+    def show(self) -> None:
+        self.bar.start()
 
     def _print(self, text: str, style: str) -> None:
         from rich.text import Text
@@ -90,10 +86,10 @@ class Live:
 
 
 @contextlib.contextmanager
-def onlooker() -> Iterator[Onlooker]:
-    """The watch that suits standard error."""
+def onlookers(run_dir: Path, check: Callable[[], None] = lambda: None) -> Iterator[Onlookers]:
+    """The heartbeat of a run, and the progress that suits standard error."""
     if not sys.stderr.isatty():
-        yield Onlooker(Plain())
+        yield Onlookers(Beating(run_dir), Plain(), check=check)
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -110,4 +106,4 @@ def onlooker() -> Iterator[Onlooker]:
     ]
     console = Console(stderr=True, highlight=False, markup=False, emoji=False)
     with Progress(*columns, console=console, refresh_per_second=2, transient=True, redirect_stdout=False) as bar:
-        yield Onlooker(Live(bar))
+        yield Onlookers(Beating(run_dir), Live(bar), check=check)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,10 +12,10 @@ from loop.words import all_done, safe
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
-    from loop.daemon.onlooker import Onlooker
+    from loop.daemon.onlooker import Onlookers
     from loop.reading.reader import Reader
     from loop.run.session import Session
-    from store.records import Round
+    from store.records import DecisionRow, Round
 
 
 @click.command("run")
@@ -30,55 +29,48 @@ def run_command(rounds: int | None) -> None:
       loopctl run
       loopctl run --rounds 1
     """
-    from loop.cli.progress import onlooker
+    from loop.cli.progress import onlookers
+    from loop.daemon.commands import commanded
     from loop.daemon.control import Wake
     from loop.daemon.service import Service
-    from loop.daemon.surroundings import Foreground, commanded
     from loop.errors import LoopError
     from loop.run.opening import open_session
     from loop.run.power import too_coarse
-    from loop.system.heartbeat import Beating
     from loop.system.signals import Stop
-    from loop.watching.trackers import trackers_of
-    from store.records import DecisionRow
+    from loop.watching.tracker_thread import trackers_of
 
     loaded, wake = the_call().load(), Wake()
     stop = Stop(at_once=True, wake=wake.wake)
-    with stop.listening(), onlooker() as watch:
-        watch.beating = beating = Beating(loaded.run_dir)
-
-        def say(_level: str, text: str) -> None:
-            watch.note(text)
-
-        with (
-            open_session(loaded, watch, lambda: _say_what_comes(loaded, watch, rounds)) as session,
-            trackers_of(
-                loaded.config.watching, loaded.config.name, loaded.run_dir, say, lambda: stop.asked
-            ) as trackers,
-            commanded(loaded, stop, wake),
-        ):
-
-            def after_round(round: Round, _decision: DecisionRow | None) -> None:
-                _print_round(session, round, watch)
-
-            if session.ledger.release_run(session.run_id):
-                watch.note("the run was paused; it goes on now")
-            if (coarse := too_coarse(session)) is not None:
-                watch.note(coarse)
-            before = session.run.num_kept + session.run.num_rolled_back
-            service = Service(session, stop, Foreground(beating, wake, after_round, trackers), more=rounds)
-            watch.on_pulse = service.pulse
-            ending = service.run()
-            if (last := ending.failed) is not None:
-                remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
-                raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
-            if session.run.num_kept + session.run.num_rolled_back == before and ending.state == "idle":
-                watch.note(all_done(loaded.config.rounds))
-            with watch.aside():
-                _print_summary(session)
+    with (
+        stop.listening(),
+        onlookers(loaded.run_dir, stop.check) as watch,
+        open_session(loaded, watch, lambda: _say_what_comes(loaded, watch, rounds)) as session,
+        trackers_of(
+            loaded.config.watching,
+            loaded.config.name,
+            loaded.run_dir,
+            lambda _level, text: watch.note(text),
+            lambda: stop.asked,
+        ) as trackers,
+        commanded(loaded, stop, wake),
+    ):
+        watch.listeners += [Tables(session, watch), trackers]
+        if session.ledger.release_run(session.run_id):
+            watch.note("the run was paused; it continues now")
+        if (coarse := too_coarse(session)) is not None:
+            watch.note(coarse)
+        before = session.run.num_kept + session.run.num_rolled_back
+        ending = Service(session, stop, watch, wake.wait, more=rounds).run()
+        if (last := ending.failed) is not None:
+            remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
+            raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
+        if session.run.num_kept + session.run.num_rolled_back == before and ending.state == "idle":
+            watch.note(all_done(loaded.config.rounds))
+        with watch.aside():
+            _print_summary(session)
 
 
-def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> None:
+def _say_what_comes(loaded: LoadedConfig, watch: Onlookers, more: int | None) -> None:
     """What a run that begins will do, and how long it may take here."""
     from loop.errors import EngineError
     from loop.inputs import num_parameters_of
@@ -102,17 +94,22 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
         )
 
 
-def _print_round(session: Session, round: Round, watch: Onlooker) -> None:
-    """The round's table: on standard output, with --json on standard error."""
-    from loop.cli.tables import console, round_report, show
-    from loop.reading.as_json import as_json
-    from loop.reading.rounds import whole_round
+class Tables:
+    """Listens for the end of a round, and prints its table: on standard output, with --json on standard error."""
 
-    answer = as_json(whole_round(_reader(session), round.number))
-    with watch.aside(), contextlib.suppress(OSError):  # nobody may read on; the rounds matter more
-        out = console(sys.stderr if the_call().json else sys.stdout)
-        show(out, round_report(answer, out.width))
-        out.file.flush()
+    def __init__(self, session: Session, watch: Onlookers) -> None:
+        self.session, self.watch = session, watch
+
+    def round_ended(self, round: Round, _decision: DecisionRow | None) -> None:
+        from loop.cli.tables import console, round_report, show
+        from loop.reading.as_json import as_json
+        from loop.reading.rounds import whole_round
+
+        answer = as_json(whole_round(_reader(self.session), round.number))
+        with self.watch.aside():
+            out = console(sys.stderr if the_call().json else sys.stdout)
+            show(out, round_report(answer, out.width))
+            out.file.flush()
 
 
 def _print_summary(session: Session) -> None:

@@ -9,6 +9,7 @@ import click
 
 from loop.cli.options import print_json, shared_options, the_call
 from loop.errors import LoopError
+from loop.watching.trackers import EXTRA, TRACKERS, missing
 from loop.words import safe
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def _project(_context: click.Context, _parameter: click.Parameter, value: str | 
 
 
 @click.command("track")
-@click.argument("names", metavar="[TRACKER]...", nargs=-1, type=click.Choice(["trackio", "wandb", "mlflow"]))
+@click.argument("names", metavar="[TRACKER]...", nargs=-1, type=click.Choice(list(TRACKERS)))
 @click.option("--project", metavar="NAME", callback=_project, help="Default: watching.project, then the run's name.")
 @shared_options
 def track_command(names: tuple[str, ...], project: str | None) -> None:
@@ -37,7 +38,7 @@ def track_command(names: tuple[str, ...], project: str | None) -> None:
       loopctl track mlflow
     """
     from loop.system.ourselves import environment
-    from loop.watching.trackers import EXTRA, last_line, missing, tracking_command
+    from loop.watching.tracker_thread import last_line, tracking_command
     from store.errors import NoStore
 
     loaded = the_call().load()

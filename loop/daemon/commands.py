@@ -5,188 +5,229 @@ Every command may be given twice. An answer is a JSON object with `text`, one li
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from loop.config.loading import LoadedConfig
 from loop.config.settings import Config
+from loop.daemon.control import Control, Wake
 from loop.errors import LoopError, UsageError
+from loop.system.signals import Stop
 from store.checkpoints import stamps, verify
+from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint
-from store.garbage import best_round, collect, plan_collection, size_bytes
+from store.garbage import Plan, best_round, collect, plan_collection, size_bytes
 from store.ledger import Ledger
 from store.records import Checkpoint, Json, Run
 
-BY_HAND = "paused by hand; `loopctl resume` goes on"
+BY_HAND = "paused by hand; `loopctl resume` continues the run"
 
 
-class Commands:
-    """The commands on one ledger. `alive`: whether a daemon or a foreground run carries on with it."""
+def planned_collection(ledger: Ledger, run: Run, run_dir: Path, config: Config, *, damaged: bool = False) -> Plan:
+    """What the configuration's [storage] lets go and keeps. `damaged`: copies that were set aside may go, too."""
+    return plan_collection(
+        ledger,
+        run,
+        run_dir,
+        config.decide.suite,
+        keep_last=config.storage.keep_last,
+        max_total_bytes=config.storage.max_total_bytes,
+        damaged=damaged,
+    )
 
-    def __init__(self, ledger: Ledger, run_dir: Path, config: Config, *, alive: bool) -> None:
-        self.ledger, self.run_dir, self.config, self.alive = ledger, run_dir, config, alive
 
-    def answer(self, request: Json) -> Json:
-        """Carry out one request: {"command": ..., its arguments}."""
-        known: dict[str, Callable[..., Json]] = {
-            "pause": self.pause,
-            "resume": self.resume,
-            "rollback": self.rollback,
-            "pin": self.pin,
-            "unpin": self.unpin,
-            "gc": self.gc,
-        }
-        arguments = dict(request)
-        name = arguments.pop("command", None)
-        if name not in known:
-            raise UsageError(f"{name!r} is no command; there are {', '.join(known)}")
-        try:
-            return {"command": name, **known[name](**arguments)}
-        except TypeError as error:
-            raise UsageError(f"{name}: {error}") from None
+@dataclass(frozen=True, slots=True)
+class HeldRun:
+    """A run whose lock this process holds. `alive`: whether rounds are made in it, by the daemon or in the foreground."""
+
+    ledger: Ledger
+    run_dir: Path
+    config: Config
+    alive: bool
 
     @property
     def run(self) -> Run:
+        """The run; LoopError before its first start."""
         run = self.ledger.run(self.config.name)
         if run is None:
             raise LoopError(f"no run {self.config.name!r} in {self.run_dir} yet; start one with `loopctl start`")
         return run
 
-    def pause(self) -> Json:
-        """No stage begins until it is resumed; what is going on is left at its next safe point."""
-        run = self.run
-        changed = self.ledger.hold_run(run.id, "user", BY_HAND)
-        held = self.ledger.control(run.id)
-        if not changed:
-            why = "" if held.held_by == "user" else f": {held.hold_reason}"
-            return _said(f"already paused{why}", False)
-        now = self.ledger.open_round(run.id)
-        if self.alive and now and now.state == now.stage:
-            return _said(f"pausing at the next safe point of round {now.number}, {now.stage}", True)
-        return _said("paused", True)
 
-    def resume(self) -> Json:
-        """Take back a pause, by hand or after a failure."""
-        changed = self.ledger.release_run(self.run.id)
-        if not changed:
-            return _said("not paused", False)
-        return _said("goes on" if self.alive else "no longer paused; `loopctl start` goes on", True)
+def pause(held: HeldRun) -> Json:
+    """Let no stage begin until the run is resumed; the stage under way is left at its next safe point."""
+    run = held.run
+    changed = held.ledger.hold_run(run.id, "user", BY_HAND)
+    if not changed:
+        control = held.ledger.control(run.id)
+        why = "" if control.held_by == "user" else f": {control.hold_reason}"
+        return _answer(f"already paused{why}", False)
+    now = held.ledger.open_round(run.id)
+    if held.alive and now and now.state == now.stage:
+        return _answer(f"pausing at the next safe point of round {now.number}, {now.stage}", True)
+    return _answer("paused", True)
 
-    def rollback(self, to: str | int, dry_run: bool = False) -> Json:
-        """Move the head to a kept round, the base or the best. Nothing is deleted."""
-        ledger, run = self.ledger, self.run
-        number = self._round_number(run, to)
-        target = self._checkpoint_of(run, number)
-        where, before = _words(number), _words(run.head_round)
-        figures = {"from": run.head_round, "to": number, "checkpoint": target.sha256}
-        if number == run.head_round and target.sha256 == run.head_checkpoint:
-            return _said(f"the head is {where} already", False, **figures)
-        under_way = ledger.open_round(run.id)
-        given_up = f"; round {under_way.number} ({under_way.stage}) is given up" if under_way else ""
-        self._revive(target, dry_run)
-        if dry_run:
-            return _said(f"would move the head from {before} to {where}{given_up}", False, **figures)
-        if self.alive:
-            moved = ledger.ask_head(run.id, number, "by hand")
-        else:
-            moved = bool(ledger.move_head(run.id, number, "by hand"))
-        when = "" if moved else f" at the next safe point{given_up}"
-        text = f"the head moved from {before} to {where}{given_up}" if moved else f"the head moves to {where}{when}"
-        return _said(text, True, moved=moved, **figures)
 
-    def pin(self, round: int) -> Json:
-        """Keep a round's checkpoint whatever the retention says."""
-        return self._pin(round, True)
+def resume(held: HeldRun) -> Json:
+    """Take back a pause, by hand or after a failure."""
+    changed = held.ledger.release_run(held.run.id)
+    if not changed:
+        return _answer("not paused", False)
+    return _answer("the run continues" if held.alive else "no longer paused; `loopctl start` continues the run", True)
 
-    def unpin(self, round: int) -> Json:
-        """Let the retention decide on it again."""
-        return self._pin(round, False)
 
-    def gc(self, dry_run: bool = False) -> Json:
-        """Remove the checkpoints that the configuration does not keep, and damaged copies."""
-        storage, run = self.config.storage, self.run
-        plan = plan_collection(
-            self.ledger,
-            run,
-            self.run_dir,
-            self.config.decide.suite,
-            keep_last=storage.keep_last,
-            max_total_bytes=storage.max_total_bytes,
-            damaged=True,
-        )
-        removed: list[Json] = [
-            {"round": row.round, "path": str(self.run_dir / row.path), "bytes": row.size_bytes} for row in plan.doomed
-        ]
-        removed += [{"round": None, "path": str(path), "bytes": size_bytes(path)} for path in plan.leftovers]
-        kept = [
-            {"round": one.checkpoint.round, "why": one.why, "bytes": one.checkpoint.size_bytes} for one in plan.kept
-        ]
-        total = sum(row["bytes"] for row in removed)
-        if not dry_run and removed:
-            collect(self.ledger, self.run_dir, plan)
-        verb = "would remove" if dry_run else "removed"
-        number = f"{len(removed)} checkpoint{'s' if len(removed) != 1 else ''}"
-        text = f"{verb} {number}, {total / 1e6:.1f} MB" if removed else "nothing to remove"
-        return _said(text, bool(removed) and not dry_run, removed=removed, kept=kept, freed_bytes=total)
+def rollback(held: HeldRun, to: str | int, dry_run: bool = False) -> Json:
+    """Move the head to a kept round, the base or the best. Nothing is deleted."""
+    ledger, run = held.ledger, held.run
+    number = _round_number(held, run, to)
+    target = _checkpoint_of(held, run, number)
+    where, before = _name(number), _name(run.head_round)
+    figures = {"from": run.head_round, "to": number, "checkpoint": target.sha256}
+    if number == run.head_round and target.sha256 == run.head_checkpoint:
+        return _answer(f"the head is {where} already", False, **figures)
+    under_way = ledger.open_round(run.id)
+    given_up = f"; round {under_way.number} ({under_way.stage}) is given up" if under_way else ""
+    _revive(held, target, dry_run)
+    if dry_run:
+        return _answer(f"would move the head from {before} to {where}{given_up}", False, **figures)
+    if held.alive:
+        moved = ledger.ask_head(run.id, number, "by hand")
+    else:
+        moved = bool(ledger.move_head(run.id, number, "by hand"))
+    when = "" if moved else f" at the next safe point{given_up}"
+    text = f"the head moved from {before} to {where}{given_up}" if moved else f"the head moves to {where}{when}"
+    return _answer(text, True, moved=moved, **figures)
 
-    def _pin(self, round: int, pinned: bool) -> Json:
-        row = self._checkpoint_of(self.run, round, kept=False)
-        word = "pinned" if pinned else "unpinned"
-        if row.pinned == pinned:
-            return _said(f"round {round} is already {word}" if pinned else f"round {round} is not pinned", False)
-        if pinned and row.state != "present":
-            raise LoopError(f"round {round}: its checkpoint is {row.state}; there is nothing to keep")
-        self.ledger.checkpoints.pin(row.sha256, pinned)
-        return _said(f"{word} round {round}", True)
 
-    def _round_number(self, run: Run, to: str | int) -> int:
-        if to == "base":
-            return 0
-        if to == "best":
-            return best_round(self.ledger, run, self.config.decide.suite)
-        try:
-            return int(to)
-        except ValueError:
-            raise UsageError(f"--to {to}: give a round's number, base or best") from None
+def gc(held: HeldRun, dry_run: bool = False) -> Json:
+    """Remove the checkpoints that the configuration does not keep, and damaged copies."""
+    plan = planned_collection(held.ledger, held.run, held.run_dir, held.config, damaged=True)
+    removed: list[Json] = [
+        {"round": row.round, "path": str(held.run_dir / row.path), "bytes": row.size_bytes} for row in plan.doomed
+    ]
+    removed += [{"round": None, "path": str(path), "bytes": size_bytes(path)} for path in plan.leftovers]
+    kept = [{"round": row.checkpoint.round, "why": row.why, "bytes": row.checkpoint.size_bytes} for row in plan.kept]
+    total = sum(row["bytes"] for row in removed)
+    if not dry_run and removed:
+        collect(held.ledger, held.run_dir, plan)
+    verb = "would remove" if dry_run else "removed"
+    number = f"{len(removed)} checkpoint{'s' if len(removed) != 1 else ''}"
+    text = f"{verb} {number}, {total / 1e6:.1f} MB" if removed else "nothing to remove"
+    return _answer(text, bool(removed) and not dry_run, removed=removed, kept=kept, freed_bytes=total)
 
-    def _checkpoint_of(self, run: Run, number: int, *, kept: bool = True) -> Checkpoint:
-        if number == 0:
-            sha256: str | None = run.base_checkpoint
-        else:
-            round = self.ledger.round(run.id, number)
-            if round is None:
-                raise LoopError(f"there is no round {number}; `loopctl rounds` lists them")
-            if kept and round.state != "kept":
-                raise LoopError(
-                    f"round {number} is {round.state.replace('_', ' ')}; the head can move to a kept round or base"
-                )
-            sha256 = round.candidate_checkpoint
-        row = self.ledger.checkpoints.get(sha256) if sha256 else None
-        if row is None:
-            raise LoopError(f"round {number} has no checkpoint yet")
-        return row
 
-    def _revive(self, row: Checkpoint, dry_run: bool) -> None:
-        """Weights that were set aside or collected may have been put back; then they count again."""
-        path = self.run_dir / row.path
-        if row.state == "present":
-            if not stamps(path, row.manifest):
-                raise LoopError(f"{path}: a file of the checkpoint is missing; put it back, or choose another round")
-            return
-        try:
-            verify(path, row.manifest)
-        except (DamagedCheckpoint, OSError):
-            how = "was damaged" if row.state == "quarantined" else "was collected"
+def pin(held: HeldRun, round: int, *, pinned: bool) -> Json:
+    """Keep a round's checkpoint whatever the retention says, or let the retention decide on it again."""
+    row = _checkpoint_of(held, held.run, round, kept=False)
+    word = "pinned" if pinned else "unpinned"
+    if row.pinned == pinned:
+        return _answer(f"round {round} is already {word}" if pinned else f"round {round} is not pinned", False)
+    if pinned and row.state != "present":
+        raise LoopError(f"round {round}: its checkpoint is {row.state}; there is nothing to keep")
+    held.ledger.checkpoints.pin(row.sha256, pinned)
+    return _answer(f"{word} round {round}", True)
+
+
+def _round_number(held: HeldRun, run: Run, to: str | int) -> int:
+    if to == "base":
+        return 0
+    if to == "best":
+        return best_round(held.ledger, run, held.config.decide.suite)
+    try:
+        return int(to)
+    except ValueError:
+        raise UsageError(f"--to {to}: give a round's number, base or best") from None
+
+
+def _checkpoint_of(held: HeldRun, run: Run, number: int, *, kept: bool = True) -> Checkpoint:
+    if number == 0:
+        sha256: str | None = run.base_checkpoint
+    else:
+        round = held.ledger.round(run.id, number)
+        if round is None:
+            raise LoopError(f"there is no round {number}; `loopctl rounds` lists them")
+        if kept and round.state != "kept":
             raise LoopError(
-                f"the checkpoint of round {row.round} {how}; put its directory back to {path}, or choose another round"
-            ) from None
-        if not dry_run:
-            self.ledger.checkpoints.set_state(row.sha256, "present")
+                f"round {number} is {round.state.replace('_', ' ')}; the head can move to a kept round or base"
+            )
+        sha256 = round.candidate_checkpoint
+    row = held.ledger.checkpoints.get(sha256) if sha256 else None
+    if row is None:
+        raise LoopError(f"round {number} has no checkpoint yet")
+    return row
 
 
-def _said(text: str, changed: bool, **more: Any) -> Json:
+def _revive(held: HeldRun, row: Checkpoint, dry_run: bool) -> None:
+    """Weights that were set aside or collected may have been put back; then they count again."""
+    path = held.run_dir / row.path
+    if row.state == "present":
+        if not stamps(path, row.manifest):
+            raise LoopError(f"{path}: a file of the checkpoint is missing; put it back, or choose another round")
+        return
+    try:
+        verify(path, row.manifest)
+    except (DamagedCheckpoint, OSError):
+        how = "was damaged" if row.state == "quarantined" else "was collected"
+        raise LoopError(
+            f"the checkpoint of round {row.round} {how}; put its directory back to {path}, or choose another round"
+        ) from None
+    if not dry_run:
+        held.ledger.checkpoints.set_state(row.sha256, "present")
+
+
+COMMANDS: dict[str, Callable[..., Json]] = {
+    "pause": pause,
+    "resume": resume,
+    "rollback": rollback,
+    "pin": partial(pin, pinned=True),
+    "unpin": partial(pin, pinned=False),
+    "gc": gc,
+}
+
+
+def carry_out(held: HeldRun, request: Json) -> Json:
+    """Carry out one request: {"command": ..., its arguments}."""
+    arguments = dict(request)
+    name = arguments.pop("command", None)
+    if name not in COMMANDS:
+        raise UsageError(f"{name!r} is no command; there are {', '.join(COMMANDS)}")
+    try:
+        return {"command": name, **COMMANDS[name](held, **arguments)}
+    except TypeError as error:
+        raise UsageError(f"{name}: {error}") from None
+
+
+@contextlib.contextmanager
+def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Iterator[None]:
+    """Answer `loopctl` on the control socket while the block lasts. The caller holds the run's lock."""
+
+    def answer(request: Json) -> Json:
+        if request.get("command") == "ping":
+            return {"pid": os.getpid()}
+        if request.get("command") == "stop":
+            if request.get("now"):
+                stop.ask_now()
+                return {"pid": os.getpid(), "text": "ending at once; the round can be resumed"}
+            text = "already stopping" if stop.asked else "stopping at the next safe point"
+            stop.ask()
+            return {"pid": os.getpid(), "text": text}
+        with contextlib.closing(open_database(loaded.run_dir / DATABASE)) as db:  # a connection belongs to one thread
+            done = carry_out(HeldRun(Ledger(db), loaded.run_dir, loaded.config, alive=True), request)
+        wake.wake()
+        return done
+
+    with Control(loaded.run_dir, answer):
+        yield
+
+
+def _answer(text: str, changed: bool, **more: Any) -> Json:
     return {"text": text, "changed": changed, **more}
 
 
-def _words(number: int) -> str:
+def _name(number: int) -> str:
     return f"round {number}" if number else "the base"

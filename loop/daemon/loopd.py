@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import shutil
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,12 +20,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from loop.system.exits import explained, version
+from loop.system.sd_notify import Notifier
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
     from loop.daemon.onlooker import Part
+    from loop.run.session import Session
+    from loop.system.heartbeat import Heartbeat
     from loop.system.signals import Stop
-    from store.records import DecisionRow, Round
+    from loop.watching.metrics import Snapshot
+    from store.records import DecisionRow, Round, RunState
 
 LOG_FILE = "loopd.log"
 LOG_BYTES, NUM_OLD_LOGS = 8 << 20, 3
@@ -32,9 +37,14 @@ LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERR
 
 
 class Log:
-    """A face for the onlooker (see loop.daemon.onlooker): a JSON object a line. What cannot be written is not."""
+    """A listener (see `loop.daemon.onlooker.Onlookers`) that writes a JSON object a line, and tells the service manager.
+
+    What cannot be written is left out.
+    """
 
     def __init__(self, *, quiet: bool) -> None:
+        self.notifier = Notifier()
+        self.is_ready = False  # before that, the service manager expects no sign of life
         self.run: str | None = None
         self.round: int | None = None
         self.stage: str | None = None
@@ -44,7 +54,7 @@ class Log:
             self.logger.addHandler(logging.StreamHandler(sys.stderr))
 
     def keep(self, logs: Path) -> None:
-        """From now on also in a file there. Only for the process that holds the run."""
+        """Write to a file in this directory, too, from now on. Only for the process that holds the run."""
         with contextlib.suppress(OSError):
             logs.mkdir(parents=True, exist_ok=True)
             handler = RotatingFileHandler(
@@ -53,27 +63,43 @@ class Log:
             self.logger.addHandler(handler)
 
     def line(self, level: str, message: str, **more: Any) -> None:
-        """One line; `more` is for machines."""
+        """Write one line; `more` are fields for programs that read it."""
         from store.db import utc_now
 
         entry = {"time": utc_now(), "level": level, "run": self.run, "round": self.round, "stage": self.stage}
         self.logger.log(LEVELS[level], "%s", json.dumps({**entry, "message": message, **more}))
 
+    def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
+        when = f" until {until:%Y-%m-%d %H:%M:%S} UTC" if until else ""
+        text = f"{state}{when}{f': {reason}' if reason else ''}"
+        self.line("warning" if state in ("paused", "failed") else "info", text)
+        self.notifier.status(text)
+
     def begun(self, part: Part) -> None:
         self.round, self.stage = part.round or None, part.stage
         self.line("info", f"{part.stage}: {part.what}")
 
-    def moved(self, part: Part) -> None:
-        pass
-
     def ended(self, part: Part) -> None:
         self.line("info", f"{part.stage}: {part.what}: done", duration_s=round(part.elapsed_s, 3))
 
-    def said(self, text: str) -> None:
+    def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
+        self.round, self.stage = round.number, None
+        words = {"kept": "kept", "rolled_back": "rolled back"}.get(round.state, round.state)
+        reasons = [gate["reason"] for gate in decision.gates] if decision else [f"in {round.stage}: {round.error}"]
+        text = "; ".join([f"round {round.number} {words}", *reasons])
+        self.line("info" if decision else "error", text, state=round.state)
+
+    def note(self, text: str) -> None:
         self.line("warning", text)
 
-    def hidden(self) -> AbstractContextManager[None]:
-        return nullcontext()
+    def beat(self) -> None:
+        if self.is_ready:
+            self.notifier.watchdog()
+
+    def ready(self) -> None:
+        """Everything is checked and open."""
+        self.notifier.ready()
+        self.is_ready = True
 
 
 @click.command("loopd", context_settings={"help_option_names": ["-h", "--help"]})
@@ -81,7 +107,7 @@ class Log:
 @click.option("--quiet", is_flag=True, help="Log only to the run's logs/loopd.log.")
 @click.version_option(version(), prog_name="loopd", message="%(prog)s %(version)s")
 def loopd(config: str | None, quiet: bool) -> None:
-    """Rounds in the foreground of a service manager, when [schedule] says that one is due, until the run is over."""
+    """Run rounds for a service manager, each when [schedule] says that it is due, until the run is over."""
     from loop.config.loading import find_config, load_config
     from loop.daemon.control import Wake
     from loop.system.signals import Interrupted, Stop
@@ -95,88 +121,89 @@ def loopd(config: str | None, quiet: bool) -> None:
             log.run = loaded.config.name
             _serve(loaded, log, stop, wake)
     except Interrupted as signal:
-        log.line("info", f"stopped by {signal}; it goes on where it was")
+        log.line("info", f"stopped by {signal}; the next start continues where it was left")
     except click.exceptions.Exit:
         raise
     except Exception as error:
         code, text = explained(error)
         for line in text.splitlines():
             log.line("error", line)
-            if quiet:  # whoever started it reads this
+            if quiet:  # `loopctl start` reads it
                 print(line, file=sys.stderr)
         raise click.exceptions.Exit(code) from None
 
 
 def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
-    from datetime import datetime
-
-    from loop.daemon.onlooker import Onlooker
+    from loop.daemon.commands import commanded
+    from loop.daemon.onlooker import Onlookers
     from loop.daemon.schedule import Schedule
     from loop.daemon.service import Service
-    from loop.daemon.surroundings import Background, commanded
     from loop.run.opening import open_session
     from loop.run.power import too_coarse
     from loop.system.heartbeat import Beating
-    from loop.system.sd_notify import Notifier
     from loop.watching.hooks import hooks_of
     from loop.watching.metrics import metrics_of
-    from loop.watching.trackers import trackers_of
+    from loop.watching.tracker_thread import trackers_of
 
-    notifier, watch, config = Notifier(), Onlooker(log), loaded.config
-    watch.beating = beating = Beating(loaded.run_dir)
-    watch.on_pulse = stop.check  # a model may be fetched before there is a service
-    notifier.status("preparing")
-
-    def after_round(round: Round, decision: DecisionRow | None) -> None:
-        watch.end_part()
-        log.round, log.stage = round.number, None
-        words = {"kept": "kept", "rolled_back": "rolled back"}.get(round.state, round.state)
-        reasons = [gate["reason"] for gate in decision.gates] if decision else [f"in {round.stage}: {round.error}"]
-        log.line(
-            "info" if decision else "error", "; ".join([f"round {round.number} {words}", *reasons]), state=round.state
-        )
-
+    config, beating = loaded.config, Beating(loaded.run_dir)
+    watching, name = config.watching, config.name
+    watch = Onlookers(beating, log, check=stop.check)
+    log.notifier.status("preparing")
     with contextlib.ExitStack() as stack:
         session = stack.enter_context(open_session(loaded, watch))
         log.keep(loaded.run_dir / "logs")
-        metrics = stack.enter_context(metrics_of(config.watching))
-        hooks = stack.enter_context(hooks_of(config.watching, log.line, loaded.base_dir))
-        trackers = stack.enter_context(
-            trackers_of(config.watching, config.name, loaded.run_dir, log.line, lambda: stop.asked)
-        )
-        around = Background(
-            beating,
-            wake,
-            after_round,
-            session=session,
-            notifier=notifier,
-            hooks=hooks,
-            metrics=metrics,
-            trackers=trackers,
-            say=log.line,
-        )
-        created = datetime.fromisoformat(session.run.created_at)
-        service = Service(
-            session,
-            stop,
-            around,
-            schedule=Schedule(config.schedule, created),
-            stops=config.schedule.stop,
-        )
-        watch.on_pulse = service.pulse
-        if not service.is_over():  # whoever answers is taken for one that has begun to work
+        watch.listeners += [
+            stack.enter_context(listener)
+            for listener in (
+                hooks_of(watching, name, log.line, loaded.base_dir),
+                trackers_of(watching, name, loaded.run_dir, log.line, lambda: stop.asked),
+                metrics_of(watching, lambda: snapshot_of(session, beating.now)),
+            )
+        ]
+        schedule = Schedule(config.schedule, datetime.fromisoformat(session.run.created_at))
+        service = Service(session, stop, watch, wake.wait, schedule=schedule, stops=config.schedule.stop)
+        if not service.is_over():  # a process that answers on the socket counts as one that has begun to work
             stack.enter_context(commanded(loaded, stop, wake))
         log.line("info", "started")
         if (coarse := too_coarse(session)) is not None:
             watch.note(coarse)
-        notifier.ready()
+        log.ready()
         try:
             ending = service.run()
         finally:
-            notifier.stopping()
+            log.notifier.stopping()
         log.round = log.stage = None
-        done = f"all {config.rounds} rounds are done; raise rounds in {loaded.file.place} to go on"
+        done = f"all {config.rounds} rounds are done; raise rounds in {loaded.file.place} to continue"
         log.line("info", ending.reason or done)
+
+
+def snapshot_of(session: Session, beat: Heartbeat) -> Snapshot:
+    """What the metrics show of a run."""
+    from loop.watching.metrics import Snapshot
+
+    run, config = session.run, session.loaded.config
+    measured = session.corpus.evaluations.all(run.id, run.head_checkpoint)
+    decides = (config.decide.suite, config.decide.split)
+    rates = [e.metrics["pass@1"] for e in measured if e.metrics and (e.suite_name, e.split) == decides]
+    present = (row for row in session.ledger.checkpoints.all(run.id) if row.state == "present" and row.round)
+    return Snapshot(
+        run=run.name,
+        state=beat.state,
+        round=beat.round,
+        stage=beat.stage,
+        done_ratio=beat.done / beat.total if beat.done is not None and beat.total else None,
+        rounds_kept=run.num_kept,
+        rounds_rolled_back=run.num_rolled_back,
+        rounds_failed=run.num_failed,
+        completions=run.num_completions,
+        head_round=run.head_round,
+        head_pass_ratio=rates[-1] if rates else None,
+        free_bytes=shutil.disk_usage(session.loaded.run_dir).free,
+        checkpoints_bytes=sum(row.size_bytes for row in present),
+        started_at=beat.started_at,
+        beat_at=beat.at,
+        next_due_at=beat.next_due_at,
+    )
 
 
 def main() -> NoReturn:

@@ -1,25 +1,26 @@
-"""Who looks on while rounds run: keeps the heartbeat, follows the stages and their parts, shows them through a face."""
+"""Who is told what happens while rounds run: the heartbeat first, then a list of listeners, in turn."""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from datetime import datetime
+from typing import TYPE_CHECKING
 
+from loop.system.heartbeat import Beating
 from loop.words import safe
 
 if TYPE_CHECKING:
-    from loop.system.heartbeat import Beating
+    from store.records import DecisionRow, Round, RunState
 
 UNITS = {"sampling": "completions", "evaluating": "completions", "training": "steps", "grading": "solutions"}
 
 
 @dataclass(slots=True)
 class Part:
-    """A stage, or a part of one, that is going on."""
+    """A stage, or a part of one, from its beginning to its end."""
 
     round: int
     stage: str
@@ -49,72 +50,82 @@ class Part:
 
     @property
     def left_s(self) -> float | None:
-        """The time left if it goes on like this."""
+        """The seconds that are left at the present speed; None before anything is done."""
         if not self.done or not self.total:
             return None
         return self.elapsed_s / self.done * (self.total - self.done)
 
 
-class Face(Protocol):
-    """How parts are shown."""
+class Onlookers:
+    """Keeps the heartbeat and passes on what happens; the watch (`loop.workers.up.Watch`) of every open run.
 
-    def begun(self, part: Part) -> None: ...
-    def moved(self, part: Part) -> None: ...
-    def ended(self, part: Part) -> None: ...
-    def said(self, text: str) -> None: ...
-    def hidden(self) -> AbstractContextManager[None]:
-        """Within the block nothing moves, so that others can print."""
-        ...
+    A listener has any of these methods, and is told nothing of the rest:
+    `state(state, reason, until)`: what the run does from now on, and when that changes by itself.
+    `begun(part)`, `moved(part)`, `ended(part)`: a part of a stage.
+    `round_ended(round, decision)`: a round was kept, carried, rolled back, or has failed (no decision).
+    `note(text)`: something that the user should know.
+    `beat()`: the loop moves; called about once a second while an engine works.
+    `hide()`, `show()`: others print between the two.
+    An OSError of a listener (a closed terminal, a full disk) is dropped: no listener ends a run.
+    """
 
-
-class Onlooker:
-    """The watch of `loopctl run` and `loopd`: keeps the heartbeat, follows the parts, shows them through a face."""
-
-    def __init__(self, face: Face) -> None:
-        self.face = face
-        self.beating: Beating | None = None
+    def __init__(self, beating: Beating, *listeners: object, check: Callable[[], None] = lambda: None) -> None:
+        """`check` is called after each beat; what it raises ends what is under way (see `Stop.check`)."""
+        self.beating, self.listeners, self.check = beating, list(listeners), check
         self.part: Part | None = None
-        self.on_pulse: Callable[[], None] = lambda: None
 
-    def pulse(self) -> None:
-        """See `loop.run.session.Watch`."""
-        if self.beating:
-            self.beating.beat()
-        self.on_pulse()
+    def _tell(self, event: str, *what: object) -> None:
+        for listener in self.listeners:
+            if (method := getattr(listener, event, None)) is not None:
+                with contextlib.suppress(OSError):
+                    method(*what)
 
     def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.run.session.Watch`."""
+        """See `loop.workers.up.Watch`."""
         self.end_part()
         self.part = Part(round, stage, what)
-        if self.beating:
-            self.beating.begin(round, stage, what)
-        with contextlib.suppress(OSError):
-            self.face.begun(self.part)
+        self.beating.begin(round, stage, what)
+        self._tell("begun", self.part)
 
     def progress(self, done: int, total: int) -> None:
-        """See `loop.run.session.Watch`."""
-        if self.beating:
-            self.beating.progress(done, total)
+        """See `loop.workers.up.Watch`."""
+        self.beating.progress(done, total)
         if self.part:
             self.part.done, self.part.total = done, total
-            with contextlib.suppress(OSError):
-                self.face.moved(self.part)
+            self._tell("moved", self.part)
 
     def note(self, text: str) -> None:
-        """See `loop.run.session.Watch`."""
-        with contextlib.suppress(OSError):
-            self.face.said(safe(text))
+        """See `loop.workers.up.Watch`."""
+        self._tell("note", safe(text))
+
+    def pulse(self) -> None:
+        """See `loop.workers.up.Watch`."""
+        self.beating.beat()
+        self._tell("beat")
+        self.check()
+
+    def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
+        """What the run does from now on, why, and the moment at which that changes by itself."""
+        self.beating.say(state, reason, until.timestamp() if until else None)
+        self._tell("state", state, reason, until)
+
+    def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
+        """A round was kept, carried or rolled back; without a decision it has failed."""
+        self.end_part()
+        self._tell("round_ended", round, decision)
 
     def end_part(self) -> None:
-        """The part that was going on is over."""
+        """The part that was under way is over."""
         part, self.part = self.part, None
         if part:
-            with contextlib.suppress(OSError):
-                self.face.ended(part)
+            self._tell("ended", part)
 
     @contextlib.contextmanager
     def aside(self) -> Iterator[None]:
         """A block that prints by itself."""
         self.end_part()
-        with self.face.hidden():
+        self._tell("hide")
+        try:
             yield
+        finally:
+            self._tell("show")

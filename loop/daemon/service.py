@@ -1,8 +1,8 @@
-"""Round after round: when the next one may begin, what stands in its way, and how it all ends.
+"""Round after round: when the next one may begin, what stands in its way, and how the service ends.
 
-`loopctl run` and `loopd` share it. It decides nothing about a round (round.py) and draws nothing (the watch does). Between
-two rounds, and at every safe point within one, it looks at what people have asked for, the schedule and the disk. The
-clock is an argument, so that tests wait for nothing.
+`loopctl run` and `loopd` share it. It decides nothing about a round (round.py does) and draws nothing (the onlookers do).
+Between two rounds, and at every safe point within one, it looks at what people have asked for, the schedule and the disk.
+The clock is an argument, so that tests wait for nothing.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Protocol
+from itertools import takewhile
 
 from loop.daemon import space
-from loop.daemon.commands import BY_HAND
+from loop.daemon.commands import BY_HAND, planned_collection
+from loop.daemon.onlooker import Onlookers
 from loop.daemon.schedule import Schedule
 from loop.errors import NoRoom
 from loop.round import run_round
@@ -24,28 +25,27 @@ from loop.system.disk import is_no_room
 from loop.system.signals import Interrupted, Stop
 from policies.schedule import History, StopRule, why_stop
 from store.errors import StoreError
-from store.garbage import collect, plan_collection
-from store.records import DecisionRow, Round, Run, RunState
+from store.garbage import collect
+from store.records import Round, Run, RunState
 from store.verify import write_high_water
 
 TICK_S = 2.0  # seconds between two looks while waiting
-LONG_WAIT_S = 5.0  # an engine is not kept up for longer than this
-MOST_VANISHED = 5  # attempts in a row that ended without a word; then the run waits for a person
-NO_ROOM_WAITS_S = (5.0, 15.0, 60.0, 300.0)
+LONG_WAIT_S = 5.0  # the engines are closed before a wait that is longer than this
+MOST_VANISHED = 5  # attempts in a row that ended with their process; then the run waits for a person
+NO_ROOM_WAITS_S = (5.0, 15.0, 60.0, 300.0)  # before the next try, after each write in a row that found no room
 
-
-BY_ITSELF = "it goes on by itself when there is room; `loopctl gc --dry-run` shows what may go"
-STOPPED = "`loopctl start` or `loopctl run` goes on where it was"
-INTERRUPTED = "interrupted; `loopctl start` or `loopctl run` goes on where it was"
+BY_ITSELF = "the run continues by itself when there is room; `loopctl gc --dry-run` shows what may go"
+STOPPED = "`loopctl start` or `loopctl run` continues the run where it was left"
+INTERRUPTED = f"interrupted; {STOPPED}"
 
 
 class LeaveRound(BaseException):
-    """Raised at a safe point: what is going on is left as it is and goes on later. No failure."""
+    """Raised at a safe point: the round is left as it is, and is continued later. No failure."""
 
 
 @dataclass(frozen=True, slots=True)
 class Obstacle:
-    """Why nothing is going on, and when it will if nobody does anything; `until` None: when the reason is gone."""
+    """Why no round may begin, and the moment at which this ends by itself; None: when the reason is gone."""
 
     state: RunState
     reason: str | None
@@ -54,32 +54,11 @@ class Obstacle:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How it ended. `failed` is the round that did."""
+    """How the service ended. `failed` is the round whose failure ended it."""
 
     state: RunState
     reason: str | None
     failed: Round | None = None
-
-
-class Surroundings(Protocol):
-    """What a service tells, and how it waits."""
-
-    def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
-        """What the run is doing, as often as it changes."""
-
-    def beat(self) -> None:
-        """The loop moves. Called all the time."""
-
-    def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
-        """A round was kept, rolled back or failed."""
-
-    def wait(self, seconds: float) -> None:
-        """Return after that time, or earlier if something has happened."""
-
-
-def utc_now() -> datetime:
-    """The time."""
-    return datetime.now(UTC)
 
 
 def num_decided(run: Run) -> int:
@@ -94,47 +73,37 @@ class Service:
         self,
         session: Session,
         stop: Stop,
-        around: Surroundings,
+        watch: Onlookers,
+        wait: Callable[[float], object],
         *,
         schedule: Schedule | None = None,
         stops: Sequence[StopRule] = (),
         more: int | None = None,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Without a schedule, as in the foreground, rounds follow each other at once, and a failed one or a lack of room
-        ends it; with one, the run waits for a person or for room. `more`: so many rounds instead of those of the
-        configuration.
+        """Without a schedule, as in the foreground, rounds follow each other at once, and a failed round or a lack of
+        room ends the service; with one, the run waits for a person or for room. `wait` returns after that many seconds,
+        or earlier if something has happened. `more`: the number of rounds, in place of the configuration's.
         """
-        self.session, self.stop, self.around = session, stop, around
+        self.session, self.stop, self.watch, self.wait = session, stop, watch, wait
         self.schedule, self.stops, self.clock = schedule, stops, clock
         self.goal = self._goal(more)
-        self._said: tuple[RunState, str | None, datetime | None] | None = None
-        self._no_room: tuple[str, float] | None = None  # why, and when (monotonic) it is tried again
+        self._last_state: tuple[RunState, str | None, datetime | None] | None = None
+        self._no_room: tuple[str, float] | None = None  # the reason, and the monotonic time of the next try
         self._num_no_room = 0
         session.guide, session.wait = self.guide, self.pause
 
     # The loop
 
     def run(self) -> Ending:
-        """Rounds until something ends them. The ledger says what the run is doing, and afterwards how it ended."""
+        """Repeat `tick` until the service ends. The ledger holds what the run is doing, and afterwards how it ended."""
         ending = Ending("failed", "ended by a mistake of its own")
         try:
             self.collect_garbage()  # the process before may have been killed after its last decision
-            while True:
-                found = self._ending()
-                if found is not None:
-                    ending = found
-                    return ending
-                try:
-                    if (obstacle := self._obstacle()) is not None:
-                        self._wait_for(obstacle)
-                    elif (failed := self._one_round()) is not None:
-                        ending = Ending("failed", f"round {failed.number}, {failed.stage}: {failed.error}", failed)
-                        return ending
-                except (NoRoom, StoreError, OSError) as error:
-                    if not is_no_room(error):
-                        raise
-                    self._out_of_room(error)
+            while (reached := self.tick()) is None:
+                pass
+            ending = reached
+            return ending
         except Interrupted:
             ending = Ending("stopped", INTERRUPTED)
             raise
@@ -142,12 +111,27 @@ class Service:
             ending = Ending("failed", " ".join(str(error).split()) or type(error).__name__)
             raise
         finally:
-            self._say(ending.state, ending.reason)
+            self._set_state(ending.state, ending.reason)
+
+    def tick(self) -> Ending | None:
+        """Look at everything once, then do a round or wait a moment. Returns how the service ended; None: call it again."""
+        if (ending := self._ending()) is not None:
+            return ending
+        try:
+            if (obstacle := self._obstacle()) is not None:
+                self._wait_for(obstacle)
+            elif (failed := self._one_round()) is not None:
+                return Ending("failed", f"round {failed.number}, {failed.stage}: {failed.error}", failed)
+        except (NoRoom, StoreError, OSError) as error:
+            if not is_no_room(error):
+                raise
+            self._out_of_room(error)
+        return None
 
     def _one_round(self) -> Round | None:
-        """Begin or go on with a round. The round if it failed and that ends it all."""
+        """Begin or continue a round. Returns the round if it failed and that ends the service."""
         session = self.session
-        self._say("running")
+        self._set_state("running")
         try:
             round = run_round(session)
         except LeaveRound:
@@ -161,10 +145,10 @@ class Service:
         with contextlib.suppress(OSError):
             write_high_water(ledger.db, session.loaded.run_dir)
         decision = ledger.decision(round.run_id, round.number)
-        self.around.round_ended(round, decision)
+        self.watch.round_ended(round, decision)
         if round.state == "failed":
             if session.run.head_checkpoint != round.parent_checkpoint:
-                return None  # the head fell back, or was moved by hand: the next round begins there
+                return None  # the head fell back, or was moved by hand: the next round begins from there
             if self.schedule is None:
                 return round
             remedy = f"`loopctl round {round.number}` shows its attempts, `loopctl resume` tries it again"
@@ -176,36 +160,31 @@ class Service:
         return None
 
     def collect_garbage(self) -> None:
-        """Let the checkpoints go that the configuration does not keep. What cannot be removed now can be later."""
-        session, storage = self.session, self.session.loaded.config.storage
+        """Remove the checkpoints that the configuration does not keep; what cannot be removed now can be later."""
+        session = self.session
         with contextlib.suppress(StoreError, OSError):
-            plan = plan_collection(
-                session.ledger,
-                session.run,
-                session.loaded.run_dir,
-                session.loaded.config.decide.suite,
-                keep_last=storage.keep_last,
-                max_total_bytes=storage.max_total_bytes,
-            )
+            plan = planned_collection(session.ledger, session.run, session.loaded.run_dir, session.loaded.config)
             if plan.doomed or plan.leftovers:
                 collect(session.ledger, session.loaded.run_dir, plan)
 
     # What ends it, and what stands in the way
 
     def is_over(self) -> bool:
-        """Whether there is nothing to do, as things stand now."""
+        """Whether the service would end at its next look."""
         return self._ending() is not None
 
     def _goal(self, more: int | None) -> int | None:
         run, rounds = self.session.run, self.session.loaded.config.rounds
         goal = num_decided(run) + more if more is not None else rounds or None
-        last = self.session.ledger.last_round(run.id)
-        if goal is not None and last and last.state not in ("kept", "rolled_back") and self._goes_on(run, last):
+        if goal is not None and self._under_way(run, self.session.ledger.last_round(run.id)):
             goal = max(goal, num_decided(run) + 1)
         return goal
 
-    def _goes_on(self, run: Run, last: Round) -> bool:
-        return last.state != "failed" or run.head_checkpoint == last.parent_checkpoint
+    def _under_way(self, run: Run, last: Round | None) -> Round | None:
+        """The last round, if it is to be continued: undecided, and not failed before the head moved elsewhere."""
+        if last is None or last.state in ("kept", "rolled_back"):
+            return None
+        return last if last.state != "failed" or run.head_checkpoint == last.parent_checkpoint else None
 
     def _ending(self) -> Ending | None:
         if self.stop.asked:
@@ -223,20 +202,22 @@ class Service:
 
     def _history(self, run: Run) -> History:
         config = self.session.loaded.config
-        decisions = self.session.ledger.last_verdicts(run.id, 1000)
         decides = (config.decide.suite, config.decide.split)
         rate = None
         for evaluation in self.session.corpus.evaluations.all(run.id, run.head_checkpoint):
             if (evaluation.suite_name, evaluation.split) == decides and evaluation.metrics:
-                rate = evaluation.metrics["pass@1"]  # the last: that of a head, which its selection has not flattered
-        num_hours = self.session.ledger.hours_of_work(run.id)
-        return History(verdicts=tuple(decisions), head_pass_rate=rate, num_hours=num_hours)
+                rate = evaluation.metrics["pass@1"]  # the last one: of a head, which its selection has not flattered
+        return History(
+            verdicts=tuple(self.session.ledger.last_verdicts(run.id, 1000)),
+            head_pass_rate=rate,
+            num_hours=self.session.ledger.hours_of_work(run.id),
+        )
 
     def _obstacle(self) -> Obstacle | None:
         session, now = self.session, self.clock()
         run = session.run
         control = session.ledger.control(run.id)
-        waits = self._no_room is not None and time.monotonic() < self._no_room[1]  # nothing can be written meanwhile
+        waits = self._no_room is not None and time.monotonic() < self._no_room[1]  # meanwhile nothing can be written
         if control.wanted_head is not None and not waits:
             session.ledger.move_head(run.id, control.wanted_head, "by hand")
             run = session.run
@@ -248,9 +229,9 @@ class Service:
             return Obstacle("paused", control.hold_reason or BY_HAND)
         if (closed := self._closed(now)) is not None:
             return closed
-        under_way = last if last and last.state not in ("kept", "rolled_back") and self._goes_on(run, last) else None
+        under_way = self._under_way(run, last)
         if self.schedule is not None and under_way is None:
-            due = self.schedule.due_at(_parsed(last.started_at) if last else None, now)
+            due = self.schedule.due_at(datetime.fromisoformat(last.started_at) if last else None, now)
             if due > now:
                 return Obstacle("idle", None, due)
         if waits and self._no_room is not None:
@@ -265,20 +246,18 @@ class Service:
         if self.schedule is None or self.schedule.is_open(now):
             return None
         opens = self.schedule.opens_at(now)
-        return Obstacle("paused", "outside schedule.windows; it goes on by itself", opens)
+        return Obstacle("paused", "outside schedule.windows; the run continues by itself", opens)
 
     def _hold_if_it_keeps_vanishing(self, round: Round) -> None:
-        """A process that is killed again and again in one stage must not spin for weeks."""
+        """Hold the run if its process is killed again and again in one stage, which could repeat for weeks."""
         ledger = self.session.ledger
         if round.state != round.stage:
             return
         attempts = ledger.attempts(round.run_id, round.number, round.stage)
-        tail = 0
-        while tail < len(attempts) and attempts[-1 - tail].finished_at is None:
-            tail += 1
-        if tail and tail % MOST_VANISHED == 0 and not ledger.events.was_released_since_an_attempt(round.run_id):
+        num = len(list(takewhile(lambda attempt: attempt.finished_at is None, reversed(attempts))))
+        if num and num % MOST_VANISHED == 0 and not ledger.events.was_released_since_an_attempt(round.run_id):
             reason = (
-                f"round {round.number}: the process vanished {tail} times in {round.stage} (killed? out of memory? power?); "
+                f"round {round.number}: the process vanished {num} times in {round.stage} (killed? out of memory? power?); "
                 "look into the system's log, lower engine.batch_size or training.micro_batch_size, then `loopctl resume`"
             )
             ledger.hold_run(round.run_id, "failure", reason)
@@ -286,7 +265,7 @@ class Service:
     def _out_of_room(self, error: Exception) -> None:
         self.session.engines.close()
         if self.schedule is None:
-            raise NoRoom(f"{error}; make room and run it again: it goes on where it was") from error
+            raise NoRoom(f"{error}; make room and run it again: it continues where it was left") from error
         wait = NO_ROOM_WAITS_S[min(self._num_no_room, len(NO_ROOM_WAITS_S) - 1)]
         self._num_no_room += 1
         self._no_room = (f"no room: {error}; {BY_ITSELF}", time.monotonic() + wait)
@@ -295,8 +274,7 @@ class Service:
 
     def guide(self, round: Round | None) -> None:
         """See `Session.guide`: leave the round if something else comes first."""
-        self.around.beat()
-        self.stop.check()
+        self.watch.pulse()
         if self.stop.asked:
             raise LeaveRound("stopped")
         control = self.session.ledger.control(self.session.run_id)
@@ -314,34 +292,25 @@ class Service:
         if round is not None and (short := space.shortage(self.session, round)):
             raise LeaveRound(short)
 
-    def pulse(self) -> None:
-        """About once a second while an engine works: the loop moves, and an end at once is heard."""
-        self.around.beat()
-        self.stop.check()
-
     def pause(self, seconds: float) -> None:
-        """Wait between two attempts, open to all that may happen meanwhile."""
+        """Wait between two attempts at a stage; raises LeaveRound as soon as something else comes first."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.guide(None)
-            self.around.wait(min(left, TICK_S))
+            self.wait(min(left, TICK_S))
 
     def _wait_for(self, obstacle: Obstacle) -> None:
-        self._say(obstacle.state, obstacle.reason, obstacle.until)
+        self._set_state(obstacle.state, obstacle.reason, obstacle.until)
         left = (obstacle.until - self.clock()) if obstacle.until else timedelta(days=1)
         if left.total_seconds() > LONG_WAIT_S:
             self.session.engines.close()
-        self.around.beat()
-        self.around.wait(max(0.01, min(left.total_seconds(), TICK_S)))
+        self.watch.pulse()
+        self.wait(max(0.01, min(left.total_seconds(), TICK_S)))
 
-    def _say(self, state: RunState, reason: str | None = None, until: datetime | None = None) -> None:
-        if (state, reason, until) == self._said:
+    def _set_state(self, state: RunState, reason: str | None = None, until: datetime | None = None) -> None:
+        if (state, reason, until) == self._last_state:
             return
-        self._said = (state, reason, until)
-        self.around.state(state, reason, until)
-        with contextlib.suppress(StoreError, OSError):  # what went wrong before matters more
+        self._last_state = (state, reason, until)
+        self.watch.state(state, reason, until)
+        with contextlib.suppress(StoreError, OSError):  # an error before this one matters more
             self.session.ledger.set_run_state(self.session.run_id, state, reason)
-
-
-def _parsed(at: str) -> datetime:
-    return datetime.fromisoformat(at)

@@ -23,38 +23,53 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from loop.config.machine import Watching
 from loop.system import trees as guard
 from loop.system.guarded import NOT_STARTED, end_guarded, start_guarded
+from store.records import DecisionRow, Round, RunState
 
-MOST_WAITING = 100
-END_S = 5.0  # what is queued when the daemon ends has so long
+MOST_WAITING = 100  # events
+END_S = 5.0  # for what is still queued when the daemon ends
 LOOK_S = 0.1
 
 
 class Hooks:
-    """One thread that tells one thing after another; the oldest is dropped when too many wait.
+    """A thread that tells one event after another; the oldest is dropped when too many wait.
 
-    `say(level, text)` is called for what goes wrong, from that thread or from the one that calls `tell`. `directory` is
-    where the command runs; by default where the daemon does. `clock` gives seconds.
+    `say(level, text)` is called for what goes wrong, from that thread or from the one that calls `tell`. `run` is the
+    run's name. `directory` is where the command runs; by default where the daemon does. `clock` gives seconds.
     """
 
     def __init__(
         self,
         settings: Watching,
+        run: str,
         say: Callable[[str, str], None],
         directory: Path | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.settings, self.say, self.directory, self.clock = settings, say, directory, clock
+        self.settings, self.run, self.say, self.directory, self.clock = settings, run, say, directory, clock
         self._waiting: deque[dict[str, Any]] = deque()
         self._news = threading.Condition()
         self._closing = False
         self._give_up_at = float("inf")  # by the clock
         self._posting: threading.Thread | None = None
-        # It lives as long as the daemon unless it is closed: a child's death signal comes when this thread ends.
+        # The thread must live until `close`: a command gets its death signal when the thread that started it ends.
         self._thread = threading.Thread(target=self._work, name="hooks", daemon=True)
         self._thread.start()
 
+    def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
+        """See `loop.daemon.onlooker.Onlookers`."""
+        if state == "paused":
+            self.tell("pause", {"reason": reason, "until": until.isoformat() if until else None})
+
+    def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
+        """See `loop.daemon.onlooker.Onlookers`."""
+        if decision:
+            reasons = [gate["reason"] for gate in decision.gates]
+            self.tell("decision", {"round": round.number, "verdict": decision.verdict, "reasons": reasons})
+        else:
+            self.tell("failure", {"round": round.number, "stage": round.stage, "error": round.error})
+
     def tell(self, event: str, more: dict[str, Any]) -> None:
-        """Queue it, if the configuration wants it told and it is not closed. Returns at once, from any thread."""
+        """Queue an event, if the configuration wants it told. Returns at once, from any thread; does nothing after `close`."""
         if event not in self.settings.on:
             return
         dropped = None
@@ -64,16 +79,16 @@ class Hooks:
             if len(self._waiting) >= MOST_WAITING:
                 dropped = self._waiting.popleft()
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-            self._waiting.append({"event": event, "time": now, **more})
+            self._waiting.append({"event": event, "time": now, "run": self.run, **more})
             self._news.notify()
         if dropped:
             event = dropped["event"]
             self.say("warning", f"watching: {MOST_WAITING} events wait to be told; dropped the oldest, a {event}")
 
     def close(self, timeout_s: float = END_S) -> None:
-        """Let what is queued be told for that long; then the command that runs is ended, and the rest is dropped.
+        """Tell what is queued for at most that long; then end the command that runs and drop the rest.
 
-        Nothing of a command is left when this returns. Safe to repeat.
+        No process of a command is left when this returns. Safe to repeat.
         """
         with self._news:
             self._closing = True
@@ -88,7 +103,7 @@ class Hooks:
                     break
                 try:
                     tell(json.dumps(told, default=str).encode())
-                except Exception as error:  # never a reason to stop telling
+                except Exception as error:  # the thread outlives whatever goes wrong with one event
                     self.say("warning", f"watching.{name}: {_reason(error)}")
 
     def _next(self) -> dict[str, Any] | None:
@@ -103,7 +118,7 @@ class Hooks:
             return None
 
     def _wait(self, ended: Callable[[float], bool]) -> bool:
-        """Look again and again, for watching.timeout_s or until it is to be given up; whether it ended by itself."""
+        """Wait until `ended` says so, for at most watching.timeout_s and not past the end; whether it did."""
         deadline = self.clock() + self.settings.timeout_s
         while not ended(LOOK_S):
             if self.clock() >= min(deadline, self._give_up_at):
@@ -114,7 +129,7 @@ class Hooks:
         if not self.settings.command:
             return
         name = self.settings.command[0]
-        stdin = os.memfd_create("event")  # whether, and how much of it, the command reads is its own business
+        stdin = os.memfd_create("event")  # unlike a pipe, it never blocks, however little of it the command reads
         try:
             os.write(stdin, body)
             os.lseek(stdin, 0, os.SEEK_SET)
@@ -144,7 +159,7 @@ class Hooks:
             return
         host = urlsplit(self.settings.webhook).hostname
         if self._posting and self._posting.is_alive():
-            self.say("warning", f"watching.webhook: {host} still has not answered the last time; not told")
+            self.say("warning", f"watching.webhook: {host} has not answered the last event yet; not told")
             return
         problems: list[str] = []
         # A thread of its own: urllib's timeout is that of one read, and looking up a name has none.
@@ -167,13 +182,13 @@ class Hooks:
 
 
 def _reason(error: object) -> str:
-    """What went wrong, without the words that a library chose: they may hold a URL."""
+    """What went wrong, without a library's own message, which may hold a URL."""
     return (isinstance(error, OSError) and error.strerror) or type(error).__name__
 
 
 def _post(url: str, body: bytes, timeout_s: float) -> list[str]:
     """POST it; what went wrong, without any part of the URL."""
-    import urllib.error  # two megabytes that a daemon without a webhook does without
+    import urllib.error  # here, since it costs two megabytes of memory
     import urllib.request
 
     class NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -205,13 +220,13 @@ def _post(url: str, body: bytes, timeout_s: float) -> list[str]:
 
 @contextlib.contextmanager
 def hooks_of(
-    settings: Watching, say: Callable[[str, str], None], directory: Path | None = None
+    settings: Watching, run: str, say: Callable[[str, str], None], directory: Path | None = None
 ) -> Iterator[Hooks | None]:
     """The hooks of a configuration while the block lasts; None if it has none."""
     if not settings.command and not settings.webhook:
         yield None
         return
-    hooks = Hooks(settings, say, directory)
+    hooks = Hooks(settings, run, say, directory)
     try:
         yield hooks
     finally:

@@ -6,30 +6,26 @@ They are read from one frozen snapshot, so that a scrape never touches the store
 from __future__ import annotations
 
 import contextlib
-import socketserver
-import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
 from loop.config.machine import Watching
 from loop.errors import ConfigError
 from store.records import STAGES, RunState
 
 if TYPE_CHECKING:
-    from http.server import ThreadingHTTPServer
-
     from prometheus_client.core import Metric
 
 STATES: tuple[RunState, ...] = get_args(RunState)
-HOSTS = ("127.0.0.1", "localhost")
+LOOK_S = 5.0  # between two snapshots while nothing changes: making one reads the store
 CLIENT_TIMEOUT_S = 5.0  # for each read of a request
-MOST_CLIENTS = 8  # at a time; more are turned away, so that nobody can use up the daemon's descriptors
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What is to be shown. Times are Unix seconds, ratios lie between 0 and 1; what is None is not shown."""
+    """The figures to show. Times are Unix seconds, ratios lie between 0 and 1; what is None is not shown."""
 
     run: str
     state: str  # a RunState
@@ -37,7 +33,7 @@ class Snapshot:
     done_ratio: float | None  # of the present part of the stage
     rounds_kept: int
     rounds_rolled_back: int
-    rounds_failed: int  # that are failed now; one that is resumed no longer counts
+    rounds_failed: int  # in the state "failed" now; a resumed round no longer counts
     completions: int
     head_round: int  # 0: the base
     head_pass_ratio: float | None
@@ -46,18 +42,29 @@ class Snapshot:
     started_at: float
     beat_at: float
     next_due_at: float | None
-    stage: str = ""  # a StageName; anything else is shown as no stage
+    stage: str = ""  # a StageName; anything else counts as no stage
 
 
 class Metrics:
-    """Shows the newest snapshot to whoever asks; the main loop only replaces it. Nothing is shown before the first."""
+    """Shows the newest snapshot to whoever asks; nothing before the first.
 
-    def __init__(self) -> None:
+    `look` makes a snapshot. It is called in the thread of the loop, when the run's state changes and every few seconds.
+    """
+
+    def __init__(self, look: Callable[[], Snapshot]) -> None:
+        self.look = look
         self._snapshot: Snapshot | None = None
+        self._looked_at = 0.0  # monotonic
 
-    def show(self, snapshot: Snapshot) -> None:
-        """From now on this one. Returns at once."""
-        self._snapshot = snapshot
+    def state(self, *_: object) -> None:
+        """See `loop.daemon.onlooker.Onlookers`."""
+        self._looked_at = time.monotonic()
+        self._snapshot = self.look()
+
+    def beat(self) -> None:
+        """See `loop.daemon.onlooker.Onlookers`."""
+        if time.monotonic() - self._looked_at >= LOOK_S:
+            self.state()
 
     def collect(self) -> Iterator[Metric]:
         """All figures of one snapshot. Called by the client in the thread of a scrape."""
@@ -69,7 +76,7 @@ class Metrics:
         yield InfoMetricFamily("loopd_run", "The run that this daemon serves.", value={"run": now.run})
         for name, words, label, values, value in (
             ("loopd_state", "1 for what the run is doing, 0 for the rest.", "state", STATES, now.state),
-            ("loopd_stage", "1 for the stage that is going on, 0 for the rest.", "stage", STAGES, now.stage),
+            ("loopd_stage", "1 for the stage under way, 0 for the rest.", "stage", STAGES, now.stage),
         ):
             gauge = GaugeMetricFamily(name, words, labels=[label])
             for each in values:
@@ -79,12 +86,10 @@ class Metrics:
         rounds.add_metric(["kept"], now.rounds_kept)
         rounds.add_metric(["rolled_back"], now.rounds_rolled_back)
         yield rounds
-        for name, words, count in (("loopd_completions", "Completions that were stored.", now.completions),):
-            if count is not None:
-                yield CounterMetricFamily(name, words, value=count)
+        yield CounterMetricFamily("loopd_completions", "Completions that were stored.", value=now.completions)
         for name, words, figure in (
             ("loopd_failed_rounds", "Rounds that are failed now.", now.rounds_failed),
-            ("loopd_round", "The round that is going on; 0 between rounds.", now.round),
+            ("loopd_round", "The round under way; 0 between rounds.", now.round),
             ("loopd_stage_done_ratio", "How much of the present part of the stage is done.", now.done_ratio),
             ("loopd_head_round", "The round that made the head; 0 is the base.", now.head_round),
             ("loopd_head_pass_ratio", "pass@1 of the head on the suite that decides.", now.head_pass_ratio),
@@ -98,70 +103,27 @@ class Metrics:
                 yield GaugeMetricFamily(name, words, value=float(figure))
 
 
-def _server(port: int, metrics: Metrics) -> ThreadingHTTPServer:
-    """Bound and listening; it serves once `serve_forever` runs. OSError where the port cannot be had."""
-    from http.server import ThreadingHTTPServer
-
-    from prometheus_client import CollectorRegistry, MetricsHandler
-
-    registry = CollectorRegistry()  # the client's own one shows the process's figures, too
-    registry.register(metrics)
-    free = threading.BoundedSemaphore(MOST_CLIENTS)
-
-    class Handler(MetricsHandler.factory(registry)):  # type: ignore[misc]
-        timeout = CLIENT_TIMEOUT_S
-
-        def do_GET(self) -> None:
-            host = self.headers.get("Host")
-            if host is not None and host.rpartition(":")[0 if ":" in host else 2].lower() not in HOSTS:
-                self.send_error(403, "Ask for localhost")  # a web page that had its own name resolve to us
-            elif self.path.partition("?")[0] not in ("/", "/metrics"):
-                self.send_error(404)
-            else:
-                super().do_GET()
-
-    class Server(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 64
-
-        def server_bind(self) -> None:
-            socketserver.TCPServer.server_bind(self)  # HTTPServer would ask the resolver for our name
-            self.server_name, self.server_port = "127.0.0.1", port
-
-        def process_request(self, request: Any, client_address: Any) -> None:
-            if free.acquire(blocking=False):
-                super().process_request(request, client_address)
-            else:
-                self.shutdown_request(request)
-
-        def process_request_thread(self, request: Any, client_address: Any) -> None:
-            try:
-                super().process_request_thread(request, client_address)
-            finally:
-                free.release()
-
-        def handle_error(self, request: Any, client_address: Any) -> None:
-            pass  # whoever asked is gone
-
-    return Server(("127.0.0.1", port), Handler)
-
-
 @contextlib.contextmanager
-def metrics_of(settings: Watching) -> Iterator[Metrics | None]:
+def metrics_of(settings: Watching, look: Callable[[], Snapshot]) -> Iterator[Metrics | None]:
     """The endpoint of a configuration while the block lasts; None if it has none. ConfigError if the port is taken."""
     port = settings.prometheus_port
     if port is None:
         yield None
         return
-    metrics = Metrics()
+    from prometheus_client import CollectorRegistry, start_http_server
+
+    metrics = Metrics(look)
+    registry = CollectorRegistry()  # the client's own one shows the process's figures, too
+    registry.register(metrics)
     try:
-        server = _server(port, metrics)
+        server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:
         raise ConfigError(
             f"watching.prometheus_port: 127.0.0.1:{port}: {error.strerror}; give a port that is free"
         ) from None
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, name="metrics", daemon=True)
-    thread.start()
+    # A client that says nothing must not keep a descriptor for ever, and one that goes away is no news for the journal.
+    server.RequestHandlerClass.timeout = CLIENT_TIMEOUT_S  # type: ignore[attr-defined]
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]
     try:
         yield metrics
     finally:

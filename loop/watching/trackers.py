@@ -1,36 +1,212 @@
-"""Experiment trackers (trackio, Weights & Biases, MLflow): what is configured, and the process that tells each after a round.
+"""The experiment trackers: a class for each, which says what it needs and how it is told.
 
-Each is told by a process of its own (`loop.watching.tracking`), which reads the store and brings the tracker up to date with it. So a
-library that hangs, crashes or is missing is a line in the log, never in a round's way; and after a restart the next one
-sends what is not there yet. Nothing here imports a tracker.
+A new tracker is a class here, a line in `TRACKERS`, and its name in `loop.config.settings.Watching`. The libraries are
+imported only by the process that tells one (`loop.watching.tracker_process`). Without other wishes in the environment
+(WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID and the like) everything stays in the run directory's `trackers/`, and
+nothing touches the network.
 """
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import subprocess
-import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar, Protocol
 
-from loop.config.machine import Watching
-from loop.system.guarded import end_guarded, start_guarded
-from loop.system.ourselves import command, environment
+from loop.config.toml_file import leaves
+from loop.errors import LoopError
+from store.records import Json
 
-PACKAGES = {"trackio": ("trackio",), "wandb": ("wandb",), "mlflow": ("mlflow-skinny", "mlflow")}
 EXTRA = "pip install 'ssd-loop[trackers]'"
-TIMEOUT_S = 300.0  # for one tracker to take all rounds that it lacks
-END_S = 60.0  # for all of them, when the run ends by itself; when it is stopped, so long:
-STOP_S = 5.0
-LOOK_S = 0.1
-ERROR_LENGTH = 300
+QUIET = {"DO_NOT_TRACK": "true", "HF_HUB_DISABLE_TELEMETRY": "1", "GIT_PYTHON_REFRESH": "quiet"}  # for any of them
+Figures = dict[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a tracker is told once. `id` differs for each beginning of a run, and stays the same over restarts."""
+
+    id: str
+    name: str
+    project: str
+    config: Json
+    rounds: tuple[int, ...]  # that were kept or rolled back
+
+
+class Tracker(Protocol):
+    """One run in one tracker, which may keep files in `directory`."""
+
+    packages: ClassVar[tuple[str, ...]]  # any of them will do; the extra `trackers` installs the first
+    quiet: ClassVar[dict[str, str]]  # environment variables that switch off telemetry and chatter, unless they are set
+
+    def __init__(self, run: About, directory: Path) -> None: ...
+
+    def known(self) -> set[int]:
+        """The rounds that it has. Those are not logged again."""
+        ...
+
+    def log(self, round: int, figures: Figures) -> None:
+        """Everything of one round, at the step of its number; rounds come in order."""
+        ...
+
+    def close(self) -> None:
+        """What was logged is kept when this returns."""
+        ...
+
+
+class Trackio(Tracker):
+    """Trackio's own database on this machine, or the Space or server that its variables name.
+
+    It knows a run by its name, so the id is a part of the name; and it warns where others raise, so `close` looks at what
+    it has kept.
+    """
+
+    packages = ("trackio",)
+    quiet: ClassVar = {"GRADIO_ANALYTICS_ENABLED": "False"}
+
+    def __init__(self, run: About, directory: Path) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(directory))
+        import trackio
+
+        self.logged: set[int] = set()
+        self.run = trackio.init(
+            project=run.project,
+            name=f"{run.name}-{run.id[:8]}",
+            config=run.config,
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def known(self) -> set[int]:
+        """All up to the last step that it has: rounds come in order."""
+        return set(range(self.run._next_step))
+
+    def log(self, round: int, figures: Figures) -> None:
+        self.run.log(figures, step=round)
+        self.logged.add(round)
+
+    def close(self) -> None:
+        from trackio.sqlite_storage import SQLiteStorage
+
+        self.run.finish()
+        if not self.run._is_local or not self.logged:
+            return
+        kept = {entry["step"] for entry in SQLiteStorage.get_logs(self.run.project, self.run.name, run_id=self.run.id)}
+        if lost := sorted(self.logged - kept):
+            raise LoopError(f"round {lost[0]} was logged but is not in its database ({os.environ['TRACKIO_DIR']})")
+
+
+class Wandb(Tracker):
+    """Weights & Biases. Offline it keeps one directory with all rounds, for `wandb sync`; online it continues the run."""
+
+    packages = ("wandb",)
+    quiet: ClassVar = {
+        "WANDB_SILENT": "true",
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DISABLE_GIT": "true",
+        "WANDB_DISABLE_CODE": "true",
+    }
+
+    def __init__(self, run: About, directory: Path) -> None:
+        import wandb
+
+        self.about, self.directory = run, directory
+        mode: Any = os.environ.get("WANDB_MODE") or "offline"
+        self.online = mode not in ("offline", "dryrun", "disabled")
+        self.before = set(directory.glob("wandb/offline-run-*")) if not self.online else set()
+        directory.mkdir(parents=True, exist_ok=True)
+        self.run = wandb.init(
+            project=run.project,
+            id=run.id,
+            name=run.name,
+            config=run.config,
+            dir=str(directory),
+            mode=mode,
+            resume="allow" if self.online else None,
+            settings=wandb.Settings(
+                console="off", silent=True, x_disable_stats=True, x_disable_meta=True, x_save_requirements=False
+            ),
+        )
+
+    def known(self) -> set[int]:
+        """Online, all up to the step that the server has; offline none, so that all are written anew."""
+        return set(range(self.run.step)) if self.online else set()
+
+    def log(self, round: int, figures: Figures) -> None:
+        self.run.log(figures, step=round)
+
+    def close(self) -> None:
+        self.run.finish()
+        for old in self.before:  # the new one holds all that they hold
+            if old.name.endswith(self.about.id):
+                shutil.rmtree(old, ignore_errors=True)
+
+
+class Mlflow(Tracker):
+    """MLflow's file store on this machine, or the server that MLFLOW_TRACKING_URI names."""
+
+    packages = ("mlflow-skinny", "mlflow")
+    quiet: ClassVar = {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_FILE_STORE": "true",  # else it wants a database, hence SQLAlchemy
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    }
+    tag = "ssd_loop_run"
+
+    def __init__(self, run: About, directory: Path) -> None:
+        from mlflow.entities import Param
+        from mlflow.tracking import MlflowClient
+
+        self.client = MlflowClient(os.environ.get("MLFLOW_TRACKING_URI") or directory.absolute().as_uri())
+        experiment = self.client.get_experiment_by_name(run.project)
+        number = experiment.experiment_id if experiment else self.client.create_experiment(run.project)
+        if begun := self.client.search_runs([number], f"tags.{self.tag} = '{run.id}'"):
+            self.id = begun[0].info.run_id
+            return
+        self.id = self.client.create_run(number, run_name=run.name, tags={self.tag: run.id}).info.run_id
+        settings = [
+            Param(".".join(map(str, key)), _in_a_line(value)) for key, value in leaves(run.config) if value != []
+        ]
+        for start in range(0, len(settings), 100):
+            self.client.log_batch(self.id, params=settings[start : start + 100])
+
+    def known(self) -> set[int]:
+        """Those with the figure that is logged last of a round."""
+        return {metric.step for metric in self.client.get_metric_history(self.id, "round")}
+
+    def log(self, round: int, figures: Figures) -> None:
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        metrics = [
+            Metric(key.replace("@", "_at_"), value, now, round) for key, value in figures.items() if key != "round"
+        ]
+        for start in range(0, len(metrics), 500):
+            self.client.log_batch(self.id, metrics=metrics[start : start + 500])
+        self.client.log_metric(self.id, "round", round, timestamp=now, step=round)
+
+    def close(self) -> None:
+        self.client.set_terminated(self.id)
+
+
+def _in_a_line(value: Any) -> str:
+    text = str(value)
+    return (text if text.isprintable() else json.dumps(text))[:500]
+
+
+TRACKERS: dict[str, type[Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflow": Mlflow}
 
 
 def missing(names: Sequence[str]) -> list[str]:
-    """Those whose library is not installed. By the installed packages: wandb leaves directories of its own name about."""
-    return [name for name in dict.fromkeys(names) if not any(map(_is_installed, PACKAGES[name]))]
+    """Those whose library is not installed. By package, since wandb leaves importable directories of its own name about."""
+    return [name for name in dict.fromkeys(names) if not any(map(_is_installed, TRACKERS[name].packages))]
 
 
 def missing_in_words(names: Sequence[str]) -> str | None:
@@ -48,130 +224,3 @@ def _is_installed(package: str) -> bool:
     except importlib.metadata.PackageNotFoundError:
         return False
     return True
-
-
-def tracking_command(name: str, run_dir: Path, project: str, *, anew: bool = False) -> list[str]:
-    """The command line that brings one tracker up to date. `anew`: also where it seems to be."""
-    return command("loop.watching.tracking", name, run_dir, project, *(["--anew"] if anew else []))
-
-
-class Trackers:
-    """One thread that brings one tracker after another up to date, whenever a round has ended since.
-
-    `say(level, text)` is called from it for what goes wrong. `clock` gives seconds.
-    """
-
-    def __init__(
-        self,
-        names: Sequence[str],
-        run_dir: Path,
-        project: str,
-        say: Callable[[str, str], None],
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.names, self.run_dir, self.project, self.say, self.clock = names, run_dir, project, say, clock
-        self._news = threading.Condition()
-        self._behind = False
-        self._closing = False
-        self._give_up_at = float("inf")  # by the clock
-        # It lives as long as the process unless it is closed: a child's death signal comes when this thread ends.
-        self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
-        self._thread.start()
-
-    def look(self) -> None:
-        """There may be something new in the store. Returns at once, from any thread."""
-        with self._news:
-            self._behind = True
-            self._news.notify()
-
-    def close(self, timeout_s: float = END_S) -> None:
-        """Let what is being told be told for that long; the next start sends the rest. Safe to repeat."""
-        with self._news:
-            self._closing = True
-            self._give_up_at = min(self._give_up_at, self.clock() + timeout_s)
-            self._news.notify()
-        self._thread.join()  # it ends by itself: whatever it waits for is given up by then
-
-    def _work(self) -> None:
-        while self._next():
-            for name in self.names:
-                if self.clock() >= self._give_up_at:
-                    return
-                try:
-                    self._tell(name)
-                except Exception as error:  # never a reason to stop telling
-                    self.say("warning", f"watching.trackers: {name}: {type(error).__name__}")
-
-    def _next(self) -> bool:
-        with self._news:
-            while not self._behind and not self._closing:
-                self._news.wait()
-            behind, self._behind = self._behind, False
-            return behind
-
-    def _tell(self, name: str) -> None:
-        log = self.run_dir / "logs" / f"tracker-{name}.log"  # of the last time only
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as stderr:
-            process, token = start_guarded(
-                tracking_command(name, self.run_dir, self.project),
-                environment=environment(),
-                stdin=subprocess.DEVNULL,
-                stderr=stderr,
-                cwd=self.run_dir,
-            )
-        deadline = self.clock() + TIMEOUT_S
-        try:
-            while process.poll() is None and self.clock() < min(deadline, self._give_up_at):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(LOOK_S)
-            in_time = process.poll() is not None
-        finally:
-            end_guarded(process, token)
-        if not in_time:
-            self.say("warning", f"watching.trackers: {name} took too long and was ended; {LATER}")
-        elif process.returncode:
-            self.say(
-                "warning", f"watching.trackers: {name}: {last_line(log) or f'exit code {process.returncode}'}; {LATER}"
-            )
-
-
-LATER = "the next round sends what it lacks, or `loopctl track`"
-
-
-def last_line(log: Path) -> str:
-    """What a process said last, in one line."""
-    with contextlib.suppress(OSError):
-        lines = log.read_bytes()[-10_000:].decode(errors="replace").split("\n")
-        said = next((line for line in reversed(lines) if line.strip()), "")
-        line = "".join(one for one in " ".join(said.split()) if one.isprintable())
-        return line if len(line) <= ERROR_LENGTH else line[: ERROR_LENGTH - 3] + "..."
-    return ""
-
-
-@contextlib.contextmanager
-def trackers_of(
-    settings: Watching,
-    name: str,
-    run_dir: Path,
-    say: Callable[[str, str], None],
-    stopped: Callable[[], bool] = lambda: False,
-) -> Iterator[Trackers | None]:
-    """The trackers of a configuration while the block lasts; None if it has none. What is missing is said once.
-
-    `stopped`: whether somebody waits for the end.
-    """
-    if words := missing_in_words(settings.trackers):
-        say("warning", words)
-    there = [tracker for tracker in dict.fromkeys(settings.trackers) if tracker not in missing(settings.trackers)]
-    if not there:
-        yield None
-        return
-    trackers = Trackers(there, run_dir, settings.project or name, say)
-    trackers.look()  # whatever was not told before the last end
-    patience_s = 0.0
-    try:
-        yield trackers
-        patience_s = STOP_S if stopped() else END_S
-    finally:
-        trackers.close(patience_s)

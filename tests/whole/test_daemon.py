@@ -48,11 +48,11 @@ def test_commands_are_answered_in_the_middle_of_training_and_may_be_given_twice(
     assert daemon.ctl("pause") == "already paused\n"
     daemon.go_on()
     paused = daemon.until(lambda s: s["state"] == "paused")
-    assert paused["reason"] == "paused by hand; `loopctl resume` goes on" and paused["round"]["number"] == 1
+    assert paused["reason"] == "paused by hand; `loopctl resume` continues the run" and paused["round"]["number"] == 1
     assert daemon.alone(), "a paused run holds no model"
     assert "started (process" in daemon.ctl("restart", "--now")
     assert daemon.until(lambda s: s["state"] == "paused")["paused_by"] == "user", "a pause survives a restart"
-    assert daemon.ctl("resume") == "goes on\n" and daemon.ctl("resume") == "not paused\n"
+    assert daemon.ctl("resume") == "the run continues\n" and daemon.ctl("resume") == "not paused\n"
     daemon.until(lambda s: s["rounds"]["kept"] >= 1)
     assert "the head move" in daemon.ctl("rollback", "--to", "base")
     assert daemon.ctl("pin", "1") == "pinned round 1\n" and "already pinned" in daemon.ctl("pin", "1")
@@ -77,7 +77,7 @@ def test_sigterm_ends_it_in_every_stage_and_leaves_a_round_that_goes_on(stage: s
     assert process.wait(HANG_S) == 0
     status = daemon.status()
     assert decided(status) == 0, "it did not wait for the end of the round"
-    assert status["state"] == "stopped" and "goes on where it was" in status["reason"]
+    assert status["state"] == "stopped" and "continues the run where it was left" in status["reason"]
     assert daemon.alone() and daemon.findings() == []
     daemon.spawn()
     daemon.until(lambda s: s["rounds"]["kept"] >= 2)
@@ -288,7 +288,7 @@ def test_a_configuration_that_was_broken_meanwhile(daemon: Daemon) -> None:
     daemon.in_stage("training")
     good = daemon.config.read_text()
     daemon.config.write_text(good + "\n[nonsense]\n")
-    assert "paus" in daemon.ctl("pause") and "goes on" in daemon.ctl("resume")
+    assert "paus" in daemon.ctl("pause") and "continues" in daemon.ctl("resume")
     assert "nonsense: unknown" in daemon.ctl("restart", code=78)
     daemon.config.write_text(good.replace("ones.jsonl", "none.jsonl"))
     assert "none.jsonl: no such file" in daemon.ctl("restart", code=78)

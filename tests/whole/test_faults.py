@@ -313,7 +313,7 @@ def damage(daemon: Daemon, round: int, stage: str, how: Callable[[Path], None]) 
         daemon.in_stage("sampling")
     daemon.ctl("pause")
     daemon.go_on()
-    daemon.says(f"paused paused by hand; `loopctl resume` goes on round {round} · {stage}")
+    daemon.says(f"paused paused by hand; `loopctl resume` continues the run round {round} · {stage}")
     how(daemon.run_dir / "checkpoints" / "round-0001" / "model.safetensors")
     daemon.ctl("resume")
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import resource
-import signal
 import socket
 import stat
 import subprocess
@@ -26,7 +25,7 @@ from loop.daemon.control import SOCKET, Control, NotRunning, Wake, ask
 from loop.errors import LoopError, PermissionDenied, UsageError
 from store.errors import StaleState
 from tests.support import ROOT
-from tests.support.waiting import HANG_S, Clock, wait_until
+from tests.support.waiting import HANG_S, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +113,7 @@ def test_a_directory_with_a_long_name(tmp_path: Path) -> None:
 )
 def test_what_it_raises_is_an_answer(tmp_path: Path, error: BaseException, text: str, code: int) -> None:
     with Control(tmp_path, raising(error)):
-        for _ in range(2):  # the thread outlives it
+        for _ in range(2):  # the service outlives it
             with pytest.raises(LoopError) as caught:
                 ask(tmp_path, "x")
             assert (str(caught.value), caught.value.exit_code) == (text, code)
@@ -136,37 +135,18 @@ def test_an_answer_that_contains_itself(tmp_path: Path) -> None:
         ask(tmp_path, "x")
 
 
-def test_one_thread_for_everything_and_one_request_at_a_time(tmp_path: Path) -> None:
+def test_one_request_at_a_time(tmp_path: Path) -> None:
     seen: list[str] = []
-    threads: set[int] = set()
-
-    def note(what: str) -> dict[str, Any]:
-        threads.add(threading.get_ident())
-        seen.append(what)
-        return {}
 
     def answer(_request: Any) -> dict[str, Any]:
-        note("in")
+        seen.append("in")
         time.sleep(0.002)
-        return note("out")
+        seen.append("out")
+        return {}
 
-    with (
-        Control(tmp_path, answer, prepare=lambda: note("prepare") and None, close=lambda: note("close") and None),
-        ThreadPoolExecutor(8) as pool,
-    ):
+    with Control(tmp_path, answer), ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: ask(tmp_path, "x"), range(40)))
-    assert seen == ["prepare", *["in", "out"] * 40, "close"]
-    assert len(threads) == 1 and threading.get_ident() not in threads
-
-
-def test_where_it_cannot_be_prepared_requests_are_refused(tmp_path: Path) -> None:
-    closed: list[int] = []
-    error = LoopError("loop.db is gone; restore it")
-    with Control(tmp_path, echo, prepare=lambda: raising(error)(0), close=lambda: closed.append(1)):
-        for _ in range(2):
-            with pytest.raises(LoopError, match="loop.db is gone"):
-                ask(tmp_path, "x")
-    assert closed == [1]
+    assert seen == ["in", "out"] * 40
 
 
 # ---- bad clients -----------------------------------------------------------------------------------------------------
@@ -227,55 +207,40 @@ def test_hundreds_that_say_nothing_are_in_nobodys_way(tmp_path: Path) -> None:
         assert num_descriptors() < before + 300 + control.MOST_CLIENTS + 10
 
 
-def test_who_says_nothing_is_dropped(tmp_path: Path) -> None:
-    clock = Clock()
-    with Control(tmp_path, echo, clock=clock) as serving, raw(tmp_path, b'{"command"') as client:
-        wait_until(lambda: serving._clients)
-        clock.now_s += control.CLIENT_TIMEOUT_S + 1
+def test_who_says_nothing_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", 0.2)
+    with Control(tmp_path, echo), raw(tmp_path, b'{"command"') as client:
         assert all_of(client) == b""
 
 
-def test_who_does_not_read_is_in_nobodys_way(tmp_path: Path) -> None:
-    long, clock, asked = "x" * 3_000_000, Clock(), threading.Event()
-
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        asked.set()
-        return {"text": long if request["command"] == "long" else "short"}
-
-    def is_dropped() -> bool:
-        clock.now_s += control.CLIENT_TIMEOUT_S + 1
-        return not serving._clients
-
-    with Control(tmp_path, answer, clock=clock) as serving:
+def test_who_does_not_read_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = "x" * 3_000_000
+    with Control(tmp_path, lambda request: {"text": long if request["command"] == "long" else "short"}) as serving:
         with raw(tmp_path, b'{"command": "long"}\n') as slow:
             assert ask(tmp_path, "x") == {"text": "short"}
             assert json.loads(all_of(slow))["text"] == long
-        asked.clear()
+        monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", 0.2)
         with raw(tmp_path, b'{"command": "long"}\n') as slow:
-            assert asked.wait(HANG_S)
-            wait_until(is_dropped)
+            assert slow.recv(1)
+            wait_until(lambda: not serving._clients)
             assert not all_of(slow).endswith(b"\n"), "it should have been cut off"
 
 
-def test_who_waits_for_the_turn_is_not_dropped_for_it(tmp_path: Path) -> None:
-    clock, begun, sent = Clock(), threading.Event(), threading.Event()
+def test_who_waits_for_the_turn_is_not_dropped_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", 0.1)
+    begun, go_on = threading.Event(), threading.Event()
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
-        if request["command"] == "slow":
-            begun.set()
-            assert sent.wait(HANG_S)
-            clock.now_s += control.CLIENT_TIMEOUT_S + 1
+        begun.set()
+        assert go_on.wait(HANG_S)
         return {"did": request["command"]}
 
-    with Control(tmp_path, answer, clock=clock) as serving, raw(tmp_path) as other:
-        wait_until(lambda: serving._clients)
-        ask_in_vain = threading.Thread(target=lambda: ask(tmp_path, "slow"))
-        ask_in_vain.start()
+    with Control(tmp_path, answer), raw(tmp_path, b'{"command": "first"}\n') as first:
         assert begun.wait(HANG_S)
-        other.sendall(b'{"command": "other"}\n')
-        sent.set()
-        assert b'"other"' in all_of(other)
-        ask_in_vain.join()
+        with raw(tmp_path, b'{"command": "second"}\n') as second:
+            time.sleep(0.3)
+            go_on.set()
+            assert b'"first"' in all_of(first) and b'"second"' in all_of(second)
 
 
 def test_more_than_the_kernel_keeps_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,12 +256,12 @@ def test_more_than_the_kernel_keeps_waiting(tmp_path: Path, monkeypatch: pytest.
 def test_no_descriptors_for_a_while(tmp_path: Path) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     with (
-        Control(tmp_path, echo, clock=Clock()) as serving,
+        Control(tmp_path, echo) as serving,
         raw(tmp_path, b'{"command": "a"') as first,
         socket.socket(socket.AF_UNIX) as second,
     ):
         second.settimeout(HANG_S)
-        wait_until(lambda: [client for client in list(serving._clients.values()) if client.heard])
+        wait_until(lambda: serving._clients)
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
         spare: list[int] = []
         try:
@@ -513,76 +478,3 @@ def test_loopctl_does_not_wait_for_it() -> None:
     told = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True).stdout
     heavy = {"pydantic", "click", "rich", "sqlite3", "sqlite_utils", "torch", "apscheduler", "psutil", "subprocess"}
     assert "loop.daemon.control" in told.split() and not heavy & set(told.split())
-
-
-# ---- Wake ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def wake() -> Iterator[Wake]:
-    wake = Wake()
-    yield wake
-    wake.close()
-
-
-def test_it_wakes_once_for_any_number_of_times(wake: Wake) -> None:
-    for _ in range(200_000):  # far more than a pipe holds
-        wake.wake()
-    assert wake.wait(HANG_S)
-    assert not wake.wait(0.01)
-    wake.wake()
-    wake.drain()
-    wake.drain()
-    assert not wake.wait(0.0) and not wake.wait(-1.0)
-
-
-def test_a_thread_wakes_it(wake: Wake) -> None:
-    timer = threading.Timer(0.1, wake.wake)
-    timer.start()
-    assert wake.wait(1e12)
-    timer.join()
-
-
-def test_a_signal_wakes_it(wake: Wake) -> None:
-    before = signal.signal(signal.SIGUSR1, lambda *_: wake.wake())
-    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-    timer.start()
-    try:
-        assert wake.wait(HANG_S)
-    finally:
-        timer.join()
-        signal.signal(signal.SIGUSR1, before)
-
-
-def test_a_signal_that_means_something_else_does_not(wake: Wake) -> None:
-    seen: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda signum, _: seen.append(signum))
-    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-    timer.start()
-
-    def is_seen() -> bool:
-        assert not wake.wait(0.5)
-        return bool(seen)
-
-    try:
-        wait_until(is_seen)
-    finally:
-        timer.join()
-        signal.signal(signal.SIGUSR1, before)
-
-
-def test_it_needs_no_descriptor(wake: Wake) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # 0 is taken
-    try:
-        wake.wake()
-        assert wake.wait(0.1) and not wake.wait(0.0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
-def test_nobody_is_woken_after_the_end() -> None:
-    wake = Wake()
-    wake.close()
-    wake.close()
-    wake.wake()

@@ -13,12 +13,14 @@ from typing import Any
 import pytest
 
 from loop.config.loading import load_config
-from loop.daemon.commands import Commands
+from loop.daemon import commands
+from loop.daemon.onlooker import Onlookers
 from loop.daemon.schedule import Schedule
 from loop.daemon.service import MOST_VANISHED, Ending, Service
 from loop.errors import EngineError, NoRoom
 from loop.run.opening import open_session
 from loop.run.session import Session
+from loop.system.heartbeat import Beating
 from loop.system.signals import Stop
 from store import failpoints
 from store.ledger import Ledger
@@ -90,8 +92,15 @@ def serving(directory: Path, config: str = "", rounds: int = 2) -> Iterator[tupl
         ledger.now = lambda: around.now.isoformat(timespec="microseconds").replace("+00:00", "Z")
         schedule = Schedule(loaded.config.schedule, START)
         stop = Stop(at_once=False)
+        watch = Onlookers(Beating(loaded.run_dir), around, check=stop.check)
         service = Service(
-            session, stop, around, schedule=schedule, stops=loaded.config.schedule.stop, clock=lambda: around.now
+            session,
+            stop,
+            watch,
+            around.wait,
+            schedule=schedule,
+            stops=loaded.config.schedule.stop,
+            clock=lambda: around.now,
         )
         yield service, around, session
 
@@ -100,8 +109,8 @@ def sound(session: Session) -> bool:
     return verify_store(session.ledger.db, session.loaded.run_dir).findings == []
 
 
-def commands(session: Session) -> Commands:
-    return Commands(session.ledger, session.loaded.run_dir, session.loaded.config, alive=True)
+def held(session: Session) -> commands.HeldRun:
+    return commands.HeldRun(session.ledger, session.loaded.run_dir, session.loaded.config, alive=True)
 
 
 def test_rounds_follow_each_other_until_the_run_has_all(tmp_path: Path) -> None:
@@ -145,7 +154,7 @@ def test_a_window_that_closes_pauses_at_a_safe_point_and_opens_again(tmp_path: P
         around.beating = [lambda: None] * 4 + [lambda: setattr(around, "now", START + timedelta(hours=1))]
         assert service.run().state == "idle"
         paused = next(said for said in around.said if said[0] == "paused")
-        assert paused[1] == "outside schedule.windows; it goes on by itself"
+        assert paused[1] == "outside schedule.windows; the run continues by itself"
         assert paused[2] == START + timedelta(hours=23)
         assert around.rounds[0][2] >= START + timedelta(hours=23) and sound(session)
         attempts = [a for s in session.ledger.stages(session.run_id, 1)
@@ -155,9 +164,9 @@ def test_a_window_that_closes_pauses_at_a_safe_point_and_opens_again(tmp_path: P
 
 def test_a_pause_leaves_the_round_and_a_resume_goes_on_to_the_same_end(tmp_path: Path) -> None:
     with serving(tmp_path / "paused") as (service, around, session):
-        told = commands(session)
-        around.beating = [lambda: None] * 6 + [lambda: told.pause() and None]
-        around.waiting = [lambda: None, lambda: told.resume() and None]
+        run = held(session)
+        around.beating = [lambda: None] * 6 + [lambda: commands.pause(run) and None]
+        around.waiting = [lambda: None, lambda: commands.resume(run) and None]
         assert service.run().state == "idle"
         assert "paused" in around.states and sound(session)
         found = dump(session.loaded.run_dir)
@@ -170,12 +179,12 @@ def test_a_pause_leaves_the_round_and_a_resume_goes_on_to_the_same_end(tmp_path:
 
 def test_a_wish_for_the_base_gives_up_the_open_round_at_its_next_safe_point(tmp_path: Path) -> None:
     with serving(tmp_path, rounds=3) as (service, around, session):
-        told = commands(session)
+        run = held(session)
         answers: list[Any] = []
 
         def ask() -> None:
             if session.run.num_kept == 2 and session.ledger.open_round(session.run_id) and not answers:
-                answers.append(told.rollback("base"))
+                answers.append(commands.rollback(run, "base"))
             else:
                 around.beating.append(ask)
 
@@ -198,8 +207,8 @@ def test_a_stage_that_keeps_failing_pauses_the_run_and_does_not_spin(tmp_path: P
 
     with serving(tmp_path, rounds=1) as (service, around, session):
         monkeypatch.setattr("loop.round.train", broken)
-        told = commands(session)
-        around.waiting = [lambda: None] * 50 + [monkeypatch.undo, lambda: told.resume() and None]
+        run = held(session)
+        around.waiting = [lambda: None] * 50 + [monkeypatch.undo, lambda: commands.resume(run) and None]
         assert service.run().state == "idle"
         assert tries == session.loaded.config.engine.max_attempts
         reason = next(reason for state, reason, _ in around.said if state == "paused")
@@ -249,7 +258,7 @@ def test_in_the_foreground_a_lack_of_room_ends_it_with_a_remedy(tmp_path: Path, 
     with serving(tmp_path) as (service, _, _session):
         service.schedule = None
         monkeypatch.setattr("loop.daemon.service.run_round", _full)
-        with pytest.raises(NoRoom, match="make room and run it again: it goes on where it was"):
+        with pytest.raises(NoRoom, match="make room and run it again: it continues where it was left"):
             service.run()
 
 
@@ -280,7 +289,9 @@ def test_stop_waits_for_a_safe_point_and_leaves_a_round_that_goes_on(tmp_path: P
         assert ending.state == "stopped" and session.run.state == "stopped"
         left = session.ledger.open_round(session.run_id)
         assert left is not None
-        again = Service(session, Stop(at_once=False), around, schedule=service.schedule, clock=lambda: around.now)
+        stop = Stop(at_once=False)
+        watch = Onlookers(service.watch.beating, around, check=stop.check)
+        again = Service(session, stop, watch, around.wait, schedule=service.schedule, clock=lambda: around.now)
         assert again.run().state == "idle" and around.rounds[-1][:2] == (1, "kept") and sound(session)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from loop.cli.progress import Plain
-from loop.daemon.onlooker import Onlooker
+from loop.daemon.onlooker import Onlookers
 from loop.engines import hf_models
 from loop.errors import ConfigError
 from loop.run import base_model as models
@@ -127,8 +127,7 @@ def test_while_a_model_is_got_the_heart_beats(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
     monkeypatch.setattr(models, "Worker", Waiting)
-    watch = Onlooker(Plain())
-    watch.beating = Beating(tmp_path)
+    watch = Onlookers(Beating(tmp_path), Plain())
     config = SimpleNamespace(model=CONFIG.model, engine=SimpleNamespace(stall_timeout_s=1.0))
     models.base_model(config, tmp_path, tmp_path, watch.pulse)  # type: ignore[arg-type]
     beat = read_heartbeat(tmp_path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from signal import SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ
@@ -27,6 +29,7 @@ from loop.config.settings import Watching
 from loop.errors import ConfigError
 from loop.watching import hooks as hooks_module
 from loop.watching.hooks import MOST_WAITING, Hooks, hooks_of
+from store.records import DecisionRow, Round
 from tests.support import ROOT
 from tests.support.waiting import HANG_S, Clock, wait_until
 
@@ -56,7 +59,7 @@ def shell(words: str, *arguments: object) -> tuple[str, ...]:
 def telling(
     watching: Watching, said: Said, directory: Path | None = None, clock: Callable[[], float] = time.monotonic
 ) -> Iterator[Hooks]:
-    hooks = Hooks(watching, said, directory, clock)
+    hooks = Hooks(watching, "demo", said, directory, clock)
     try:
         yield hooks
     finally:
@@ -85,11 +88,28 @@ def pid_in(file: Path, but: int = 0) -> int:
 
 def test_a_command_gets_a_json_object(tmp_path: Path, said: Said) -> None:
     with telling(settings(command=shell('cat > "$1"', tmp_path / "got")), said) as hooks:
-        hooks.tell("decision", {"run": "demo", "round": 3, "reasons": ["größer", "\x1b[31m"], "at": Path("x")})
+        hooks.tell("decision", {"round": 3, "reasons": ["größer", "\x1b[31m"], "at": Path("x")})
     got = json.loads((tmp_path / "got").read_text())
     assert got.pop("time").endswith("Z")
     assert got == {"event": "decision", "run": "demo", "round": 3, "reasons": ["größer", "\x1b[31m"], "at": "x"}
     assert said == []
+
+
+def test_pauses_and_ends_of_rounds_are_told(tmp_path: Path, said: Said) -> None:
+    gone_wrong = Round("r", 4, "failed", "training", "p", None, "2026-03-02T12:00:00Z", None, "no room")
+    kept = dataclasses.replace(gone_wrong, state="kept", error=None)
+    decision = DecisionRow("r", 4, "keep", "keep", [{"reason": "it gained"}], {}, {}, "p", "c")
+    with telling(settings(command=shell('cat >> "$1"; echo >> "$1"', tmp_path / "got")), said) as hooks:
+        hooks.state("running", None, None)
+        hooks.state("paused", "outside schedule.windows", datetime(2026, 3, 2, 22, tzinfo=UTC))
+        hooks.round_ended(kept, decision)
+        hooks.round_ended(gone_wrong, None)
+    lines = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
+    assert [{key: value for key, value in line.items() if key != "time"} for line in lines] == [
+        {"event": "pause", "run": "demo", "reason": "outside schedule.windows", "until": "2026-03-02T22:00:00+00:00"},
+        {"event": "decision", "run": "demo", "round": 4, "verdict": "keep", "reasons": ["it gained"]},
+        {"event": "failure", "run": "demo", "round": 4, "stage": "training", "error": "no room"},
+    ]
 
 
 def test_only_what_is_wanted_in_order(tmp_path: Path, said: Said) -> None:
@@ -199,7 +219,7 @@ import sys, time
 from loop.config.settings import Watching
 from loop.watching.hooks import Hooks
 script = 'trap "" TERM HUP; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
-hooks = Hooks(Watching(command=("sh", "-c", script, "sh", sys.argv[1])), print)
+hooks = Hooks(Watching(command=("sh", "-c", script, "sh", sys.argv[1])), "demo", print)
 hooks.tell("pause", {})
 time.sleep(1000)
 """
@@ -245,7 +265,7 @@ def test_what_is_queued_at_the_end_has_a_little_time(
 ) -> None:
     assert Hooks.close.__defaults__ == (hooks_module.END_S,) and hooks_module.END_S > 0
     monkeypatch.setattr(Hooks.close, "__defaults__", (HANG_S,))
-    with hooks_of(settings(command=shell('sleep 0.1; echo >> "$1"', tmp_path / "got")), said) as hooks:
+    with hooks_of(settings(command=shell('sleep 0.1; echo >> "$1"', tmp_path / "got")), "demo", said) as hooks:
         assert hooks is not None
         for _ in range(5):
             hooks.tell("decision", {})
@@ -254,7 +274,7 @@ def test_what_is_queued_at_the_end_has_a_little_time(
 
 def test_at_the_end_of_that_time_everything_ends(tmp_path: Path, said: Said) -> None:
     words = 'echo $$ > "$1/top"; setsid sleep 1000 & echo $! > "$1/below"; sleep 1000'
-    hooks = Hooks(settings(command=shell(words, tmp_path), timeout_s=1000.0), said)
+    hooks = Hooks(settings(command=shell(words, tmp_path), timeout_s=1000.0), "demo", said)
     for _ in range(3):
         hooks.tell("decision", {})
     pids = [pid_in(tmp_path / name) for name in ("below", "top")]
@@ -271,7 +291,7 @@ def test_at_the_end_of_that_time_everything_ends(tmp_path: Path, said: Said) -> 
 
 def test_without_hooks_there_is_no_thread(said: Said) -> None:
     before = threading.active_count()
-    with hooks_of(Watching(prometheus_port=9999), said) as hooks:
+    with hooks_of(Watching(prometheus_port=9999), "demo", said) as hooks:
         assert hooks is None and threading.active_count() == before
 
 
@@ -382,7 +402,7 @@ def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(said: Said) -> 
         thread.join()
     assert said == [
         "watching.webhook: 127.0.0.1: took too long",
-        "watching.webhook: 127.0.0.1 still has not answered the last time; not told",
+        "watching.webhook: 127.0.0.1 has not answered the last event yet; not told",
     ]
 
 

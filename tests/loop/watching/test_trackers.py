@@ -9,9 +9,10 @@ import struct
 import subprocess
 import sys
 import threading
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import psutil
 import pytest
@@ -21,9 +22,10 @@ from loop.grading.trying import find_bwrap
 from loop.reading.as_json import as_json
 from loop.reading.reader import reader
 from loop.reading.rounds import whole_round
-from loop.watching import trackers as trackers_module
-from loop.watching.trackers import PACKAGES, Trackers, missing, missing_in_words, trackers_of, tracking_command
-from loop.watching.tracking import about, figures_of
+from loop.watching import tracker_thread
+from loop.watching.tracker_process import about, figures_of
+from loop.watching.tracker_thread import TrackerThread, trackers_of, tracking_command
+from loop.watching.trackers import EXTRA, TRACKERS, Mlflow, Trackio, Wandb, missing, missing_in_words
 from tests.support.cli import Loopctl, call, environment, finished, process
 from tests.support.waiting import HANG_S, Clock, returns, wait_until
 
@@ -40,7 +42,7 @@ def needs(name: str) -> Any:
     )
 
 
-ALL = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in PACKAGES])
+ALL = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in TRACKERS])
 
 
 def expected(run_dir: Path) -> Figures:
@@ -201,14 +203,14 @@ def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
 
 KILLED = """
 import os, sys
-from loop.watching import tracking
-for kind in tracking.TRACKERS.values():
+from loop.watching import tracker_process
+for kind in tracker_process.TRACKERS.values():
     def killed(self, round, figures, log=kind.log):
         if round == 2:
             os._exit(9)
         log(self, round, figures)
     kind.log = killed
-tracking.main()
+tracker_process.main()
 """
 
 
@@ -254,7 +256,7 @@ class Lines(list[str]):
 def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Have a program of ours in the place of the tracker's process."""
     command = [sys.executable, "-c", code]
-    monkeypatch.setattr(trackers_module, "tracking_command", lambda *_, **__: command)
+    monkeypatch.setattr(tracker_thread, "tracking_command", lambda *_, **__: command)
 
 
 HANGS = "import os, sys, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)"
@@ -273,13 +275,13 @@ def hanging(directory: Path, but: int = 0) -> int:
 def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
     said, clock = Lines(), Clock()
-    trackers = Trackers(["wandb", "mlflow"], tmp_path, "p", said, clock)
+    trackers = TrackerThread(["wandb", "mlflow"], tmp_path, "p", said, clock)
     returns(trackers.look)
     first = hanging(tmp_path)
     assert said == [] and psutil.pid_exists(first), "nobody waits for it"
-    clock.now_s += trackers_module.TIMEOUT_S
+    clock.now_s += tracker_thread.TIMEOUT_S
     second = hanging(tmp_path, but=first)
-    clock.now_s += trackers_module.TIMEOUT_S
+    clock.now_s += tracker_thread.TIMEOUT_S
     wait_until(lambda: len(said) == 2)
     trackers.close(0.0)
     assert [line.split(" took")[0] for line in said] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
@@ -289,7 +291,7 @@ def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatc
 def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
     said = Lines()
-    trackers = Trackers(["wandb"], tmp_path, "p", said, Clock())
+    trackers = TrackerThread(["wandb"], tmp_path, "p", said, Clock())
     trackers.look()
     pid = hanging(tmp_path)
     returns(lambda: trackers.close(0.0))
@@ -302,12 +304,14 @@ def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: py
 def test_a_run_that_ends_by_itself_waits_for_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool, told: bool
 ) -> None:
-    monkeypatch.setattr(trackers_module, "STOP_S", 0.1)
-    monkeypatch.setattr(trackers_module, "END_S", HANG_S)
-    monkeypatch.setattr(trackers_module, "PACKAGES", {"mlflow": ("pytest",)})
+    monkeypatch.setattr(tracker_thread, "STOP_S", 0.1)
+    monkeypatch.setattr(tracker_thread, "END_S", HANG_S)
+    monkeypatch.setattr(Mlflow, "packages", ("pytest",))
     patience_s: list[float] = []
-    close = Trackers.close
-    monkeypatch.setattr(Trackers, "close", lambda self, given_s: (patience_s.append(given_s), close(self, given_s)))
+    close = TrackerThread.close
+    monkeypatch.setattr(
+        TrackerThread, "close", lambda self, given_s: (patience_s.append(given_s), close(self, given_s))
+    )
     telling(monkeypatch, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nopen('told', 'w')")
     with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Lines(), lambda: stopped) as trackers:
         assert trackers is not None
@@ -324,7 +328,7 @@ def test_a_run_that_ends_by_itself_waits_for_them(
 def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('no\\x1b[31m server ' + 'x' * 1000)")
     said = Lines()
-    trackers = Trackers(["mlflow"], tmp_path, "p", said)
+    trackers = TrackerThread(["mlflow"], tmp_path, "p", said)
     for number in (1, 2):
         trackers.look()
         wait_until(lambda number=number: len(said) == number)
@@ -341,9 +345,8 @@ def test_a_mistake_of_the_library_is_told_in_a_line(finished: Path) -> None:
 
 
 def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        trackers_module, "PACKAGES", {"trackio": ("nope",), "wandb": ("pytest",), "mlflow": ("no", "nor")}
-    )
+    for tracker, packages in ((Trackio, ("nope",)), (Wandb, ("pytest",)), (Mlflow, ("no", "nor"))):
+        monkeypatch.setattr(tracker, "packages", packages)
     assert (
         missing(["wandb", "mlflow", "trackio", "mlflow"]) == ["mlflow", "trackio"]
         and missing_in_words(["wandb"]) is None
@@ -351,9 +354,17 @@ def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     said = Lines()
     with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, said) as trackers:
         assert trackers is None
-    assert said == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {trackers_module.EXTRA}"]
+    assert said == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
     with trackers_of(Watching(), "small", tmp_path, said) as trackers:
         assert trackers is None and len(said) == 1
+
+
+def test_every_tracker_can_be_configured_and_installed() -> None:
+    trackers = Watching.model_fields["trackers"].annotation
+    assert get_args(get_args(trackers)[0]) == tuple(TRACKERS), "its name belongs in loop.config.settings.Watching"
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        extra = tomllib.load(file)["project"]["optional-dependencies"]["trackers"]
+    assert [line.partition("==")[0] for line in extra] == [tracker.packages[0] for tracker in TRACKERS.values()]
 
 
 # ---- from loopctl ----------------------------------------------------------------------------------------------------
@@ -368,7 +379,7 @@ def test_config_check_and_doctor_name_what_is_missing(
     finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     configured('"mlflow"')
-    monkeypatch.setattr(trackers_module, "PACKAGES", {"mlflow": ("nope",)})
+    monkeypatch.setattr(Mlflow, "packages", ("nope",))
     said = call("config", "check")
     assert said.code == 0 and "mlflow is not installed" in said.err and "pip install 'ssd-loop[trackers]'" in said.err
     assert "mlflow" in call("config", "check", "--json").json["warnings"][0]
@@ -385,7 +396,7 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
     configured('"mlflow"', 'project = "shared"\n')
     (finished / "sitecustomize.py").write_text(  # put before loopctl: mlflow takes its time to start on a busy machine
         "import sys\nif 'loop.cli.main' in sys.orig_argv:\n"
-        f"    from loop.watching import trackers\n    trackers.END_S = trackers.TIMEOUT_S = {HANG_S}\n"
+        f"    from loop.watching import tracker_thread\n    tracker_thread.END_S = tracker_thread.TIMEOUT_S = {HANG_S}\n"
     )
     said = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
     assert said.code == 0, said.err
@@ -417,7 +428,7 @@ def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: P
 
 
 def test_nothing_is_imported_unless_it_is_configured() -> None:
-    words = "import sys, loop.daemon.loopd, loop.daemon.surroundings, loop.watching.trackers, loop.cli.run, loop.cli.status, loop.cli.track; "
-    words += "print([name for name in ('wandb', 'mlflow', 'trackio', 'loop.watching.tracking', 'huggingface_hub') if name in sys.modules])"
+    words = "import sys, loop.daemon.loopd, loop.daemon.commands, loop.watching.tracker_thread, loop.cli.run, loop.cli.status, loop.cli.track; "
+    words += "print([name for name in ('wandb', 'mlflow', 'trackio', 'loop.watching.tracker_process', 'huggingface_hub') if name in sys.modules])"
     told = subprocess.run([sys.executable, "-c", words], env=environment(), capture_output=True, text=True, check=True)
     assert told.stdout == "[]\n"

@@ -1,0 +1,94 @@
+"""Onlookers: who is told what, in which order, and that no listener ends a run."""
+
+from __future__ import annotations
+
+import errno
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from loop.daemon.onlooker import Onlookers, Part
+from loop.system.heartbeat import Beating
+
+
+class Everything:
+    """A listener with every method."""
+
+    def __init__(self, told: list[tuple[Any, ...]]) -> None:
+        self.told = told
+
+    def __getattr__(self, event: str) -> Any:
+        def tell(*what: object) -> None:
+            self.told.append((event, *(part.what if isinstance(part, Part) else part for part in what)))
+
+        return tell
+
+
+class Broken:
+    """A listener that wants notes alone, on a terminal that has been closed."""
+
+    def note(self, text: str) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.fixture
+def told() -> list[tuple[Any, ...]]:
+    return []
+
+
+@pytest.fixture
+def watch(tmp_path: Path, told: list[tuple[Any, ...]]) -> Onlookers:
+    return Onlookers(Beating(tmp_path), None, Broken(), Everything(told))
+
+
+def test_a_part_ends_when_the_next_begins(watch: Onlookers, told: list[tuple[Any, ...]]) -> None:
+    watch.progress(1, 2)  # of nothing that was begun
+    watch.stage(1, "sampling", "8 completions")
+    watch.progress(3, 8)
+    assert watch.part and (watch.part.done, watch.part.total) == (3, 8)
+    watch.stage(1, "training", "8 rows")
+    watch.end_part()
+    watch.end_part()
+    assert told == [
+        ("begun", "8 completions"),
+        ("moved", "8 completions"),
+        ("ended", "8 completions"),
+        ("begun", "8 rows"),
+        ("ended", "8 rows"),
+    ]
+
+
+def test_a_listener_that_fails_or_lacks_the_method_is_passed_over(
+    watch: Onlookers, told: list[tuple[Any, ...]]
+) -> None:
+    watch.note("red \x1b[31m")
+    assert told == [("note", r"red \x1b[31m")]
+
+
+def test_the_heartbeat_says_the_state_before_anybody_is_told(watch: Onlookers, told: list[tuple[Any, ...]]) -> None:
+    until = datetime(2026, 3, 2, 22, tzinfo=UTC)
+    seen: list[Any] = []
+    watch.listeners.insert(0, type("Looks", (), {"state": lambda *_: seen.append(watch.beating.now)})())
+    watch.state("paused", "by hand", until)
+    assert told == [("state", "paused", "by hand", until)]
+    assert (seen[0].state, seen[0].reason, seen[0].next_due_at) == ("paused", "by hand", until.timestamp())
+
+
+def test_what_the_check_raises_ends_it_after_the_beat(watch: Onlookers, told: list[tuple[Any, ...]]) -> None:
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    watch.check = check
+    with pytest.raises(KeyboardInterrupt):
+        watch.pulse()
+    assert told == [("beat",)]
+
+
+def test_a_block_that_prints_ends_the_part_and_is_undisturbed(watch: Onlookers, told: list[tuple[Any, ...]]) -> None:
+    watch.stage(1, "sampling", "x")
+    with pytest.raises(ValueError), watch.aside():
+        told.append(("prints",))
+        raise ValueError
+    assert [event for event, *_ in told] == ["begun", "ended", "hide", "prints", "show"]
