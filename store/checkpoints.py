@@ -18,6 +18,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 
 from store.canonical import canonical_json, sha256_of
@@ -34,11 +35,10 @@ PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 def make_directory(path: Path) -> None:
     """Make a directory, and those above it that are missing, so that their names outlast a power cut."""
-    missing = [path, *path.parents]
-    missing = missing[: next(place for place, known in enumerate(missing) if known.exists())]
+    missing = list(takewhile(lambda directory: not directory.exists(), (path, *path.parents)))
     path.mkdir(parents=True, exist_ok=True)
-    for made in reversed(missing):
-        fsync(made.parent)
+    for directory in reversed(missing):
+        fsync(directory.parent)
 
 
 def sync_tree(directory: Path) -> None:
@@ -110,12 +110,12 @@ def hash_directory(directory: Path) -> Json:
     """
     if not directory.is_dir():
         raise StoreError(f"{directory}: no such directory")
-    found = [path for path in sorted(directory.rglob("*")) if path.is_file()]
-    files = [path for path in found if not any(part.startswith(".") for part in path.relative_to(directory).parts)]
-    if not any(path.suffix == ".safetensors" for path in files):
+    files = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
+    visible = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
+    if not any(name.suffix == ".safetensors" for name in visible):
         raise UnsafeWeights(f"{directory}: holds no safetensors; convert the weights first")
-    kept = {path.relative_to(directory).as_posix(): path for path in files if path.suffix.lower() not in PICKLES}
-    return {"files": {name: _measure(path) for name, path in kept.items()}, "whole_directory": False}
+    measured = {name.as_posix(): _measure(path) for name, path in visible.items() if name.suffix.lower() not in PICKLES}
+    return {"files": measured, "whole_directory": False}
 
 
 def verify(directory: Path, manifest: Json) -> None:
@@ -139,14 +139,15 @@ def verify(directory: Path, manifest: Json) -> None:
 
 
 def stamps(directory: Path, manifest: Json) -> dict[str, tuple[int, ...]]:
-    """What changes when anybody writes to a file of the manifest, or puts another in its place. Empty if one is missing."""
-    try:
-        found = {name: (directory / name).stat() for name in (*manifest["files"], ".")}
-    except OSError:
-        return {}
-    return {
-        name: (one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for name, one in found.items()
-    }
+    """Figures that change when anybody writes to a file of the manifest or replaces it, by name. Empty if a file is missing."""
+    stats: dict[str, tuple[int, ...]] = {}
+    for name in (*manifest["files"], "."):
+        try:
+            stat = (directory / name).stat()
+        except OSError:
+            return {}
+        stats[name] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    return stats
 
 
 def committed(directory: Path) -> Json | None:

@@ -53,7 +53,7 @@ from store.search import Search
 PAGE = 500  # rows held in memory by a streaming read
 _COLUMNS = [field.name for field in fields(Completion)]
 
-# A page of a round's list after a place, and a page of the lines that hold the rest of it.
+# Both queries give one page: of the rows of a round's list, and of the lines that hold its completions of earlier rounds.
 _OWN = (
     "s.run_id = :run_id AND s.round = :round AND (s.position, s.completion_id) > (:position, :id) "
     f"ORDER BY s.position, s.completion_id LIMIT {PAGE}"
@@ -203,7 +203,7 @@ class Corpus:
             after = rows[-1]["arrival"]
 
     def texts_at(self, arrivals: Iterable[int]) -> dict[int, str]:
-        """Texts by order of arrival, which finds them where they lie; as many as are asked for are held in memory."""
+        """Texts by arrival, which is the order on disk: faster than by id. All that are asked for are held in memory."""
         sql = "SELECT arrival, text FROM completions WHERE arrival IN (SELECT value FROM json_each(?))"
         return {row["arrival"]: row["text"] for row in query(self.db, sql, (json.dumps(list(arrivals)),))}
 
@@ -222,12 +222,8 @@ class Corpus:
     def collected_entries(self, run_id: str, round: int, rule: Json, part: int) -> bytes:
         """The entries of one part that is stored."""
         sql = "SELECT entries FROM collected WHERE (run_id, round, rule, part) = (?, ?, ?, ?)"
-        found: bytes = scalar(self.db, sql, (run_id, round, canonical_json(rule), part))
-        return found
-
-    def completion(self, completion_id: str) -> Completion | None:
-        """One completion by its id."""
-        return select_one(self.db, Completion, "SELECT * FROM completions WHERE id = ?", (completion_id,))
+        entries: bytes = scalar(self.db, sql, (run_id, round, canonical_json(rule), part))
+        return entries
 
     def training_rows(self, run_id: str, round: int) -> Iterator[Completion]:
         """What a round's fine-tune sees, in order: the completions whose selection is `used`."""
@@ -247,17 +243,18 @@ class Corpus:
         return merge(self.own_selections(run_id, round), earlier, key=attrgetter("position", "completion_id"))
 
     def own_selections(self, run_id: str, round: int) -> Iterator[Selection]:
-        """Of that list the round's own completions, which may be far fewer; of old rounds the whole list."""
+        """The part of that list that the round sampled itself, often a small one; all of it where an older version wrote it."""
         sql = f"SELECT s.*, s.completion_id AS id, NULL AS arrival FROM selections AS s WHERE {_OWN}"
         return (unpack(Selection, row) for row in self._in_pages(run_id, round, sql))
 
     def _earlier(self, run_id: str, round: int, columns: str) -> Iterator[Row]:
         """Columns of the completions that are listed by arrival, each with its position. StoreError if one is gone."""
         lines = self._in_pages(run_id, round, _LINES)
-        places = (place for line in lines for place in enumerate(json.loads(line["arrivals"]), line["position"]))
+        listed = (pair for line in lines for pair in enumerate(json.loads(line["arrivals"]), line["position"]))
         sql = f"SELECT {columns} FROM completions WHERE arrival IN (SELECT value FROM json_each(?))"
-        while page := list(islice(places, PAGE)):
-            rows = {row["arrival"]: row for row in query(self.db, sql, (json.dumps([one for _, one in page]),))}
+        while page := list(islice(listed, PAGE)):
+            arrivals = json.dumps([arrival for _, arrival in page])
+            rows = {row["arrival"]: row for row in query(self.db, sql, (arrivals,))}
             for position, arrival in page:
                 if arrival not in rows:  # no foreign key holds it
                     raise StoreError(f"round {round} was to see the completion of arrival {arrival}, which is gone")
@@ -310,7 +307,7 @@ class Corpus:
             return insert(self.db, "test_results", batch, clause="ON CONFLICT (completion_id) DO NOTHING")
 
     def test_verdicts(self, completion_ids: Iterable[str]) -> dict[str, str]:
-        """What is known so far of these completions: "passed" or how not, by completion id."""
+        """The verdicts so far on these completions' own tests, "passed" or another, by completion id."""
         sql = "SELECT completion_id, verdict FROM test_results WHERE completion_id IN (SELECT value FROM json_each(?))"
         rows = query(self.db, sql, (json.dumps(list(completion_ids)),))
         return {row["completion_id"]: row["verdict"] for row in rows}

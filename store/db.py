@@ -2,7 +2,7 @@
 
 It knows nothing of rounds or completions. One process opens for writing, any number read. A connection belongs to one
 thread; transactions of several threads wait for each other here and never meet in SQLite. Rows go through sqlite3
-itself, which a reader starts with in no time; the schema goes through sqlite-utils (`Database.tools`).
+itself, so that a reader such as `loopctl status` starts at once; the schema goes through sqlite-utils (`Database.tools`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from store.errors import CannotWrite, NoStore, NotAStore, StoreError, StoreTooNe
 from store.failpoints import reach
 from store.migrations import MIGRATIONS, Migration
 
+if TYPE_CHECKING:
+    import sqlite_utils
+
 APPLICATION_ID = 0x6C6F6F70  # "loop", in the file's header
 BUSY_TIMEOUT_S = 30.0
 CACHE_KIB = 32 * 1024
@@ -32,14 +35,11 @@ JOURNAL_LIMIT_BYTES = 64 << 20  # the WAL shrinks back to this after a long read
 
 _WRITING = threading.RLock()  # SQLite before 3.51.3 can lose a WAL that two connections write and reset at once
 
-if TYPE_CHECKING:
-    import sqlite_utils
-
 DATABASE = "loop.db"  # its name in a run directory
 Row = dict[str, Any]
 R = TypeVar("R")
 
-# What SQLite makes of a quota that is reached, of a file system that turned read-only, and of a disk that fails.
+# SQLite's codes for a quota that is reached, a file system that turned read-only, and a disk that fails.
 _NOT_WRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
 _CODEC_OF = {"Json": "json", "Json | None": "json", "list[Json]": "json", "tuple[int, ...]": "tuple", "bool": "bool"}
@@ -92,7 +92,7 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
     if path.is_dir():
         raise NotAStore(f"{path}: is a directory, not a store")
     mode = "mode=ro" if read_only else "mode=rwc"
-    if read_only and _left_alone_in_a_read_only_place(path):
+    if read_only and _nobody_can_write(path):
         mode += "&immutable=1"
     with _translated(path):
         conn = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
@@ -313,7 +313,7 @@ def _pending(conn: sqlite3.Connection, path: Path) -> list[Migration]:
     return [migration for migration in MIGRATIONS if (migration.number, migration.name) not in applied]
 
 
-def _left_alone_in_a_read_only_place(path: Path) -> bool:
+def _nobody_can_write(path: Path) -> bool:
     """Whether nothing can be writing here: a WAL database then opens only if SQLite is told so."""
     return not path.with_name(path.name + "-wal").exists() and not os.access(path.parent, os.W_OK)
 
@@ -340,17 +340,17 @@ def _name(where: Database | Path) -> str:
 
 
 def _explanation(error: sqlite3.Error) -> str:
-    said = " ".join(str(error).split())
+    words = " ".join(str(error).split())
     code = getattr(error, "sqlite_errorcode", None) or 0
     if code in _NOT_WRITTEN:
-        return f"the disk takes nothing ({said}): full, over its quota or read-only; nothing of this was stored"
+        return f"the disk takes nothing ({words}): full, over its quota or read-only; nothing of this was stored"
     code &= 0xFF
     if code == sqlite3.SQLITE_FULL:
         return "the disk is full; nothing of this was stored; free some space and try again"
     if code == sqlite3.SQLITE_BUSY:
         return f"another process has been writing for {BUSY_TIMEOUT_S:.0f} s; only one daemon may hold a run"
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return f"the file is damaged ({said}); restore a backup"
+        return f"the file is damaged ({words}); restore a backup"
     if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return f"cannot be opened or written ({said}); check that the directory exists and its permissions"
-    return said
+        return f"cannot be opened or written ({words}); check that the directory exists and its permissions"
+    return words

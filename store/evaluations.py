@@ -47,10 +47,6 @@ class Evaluations:
             elif self.problems(suite.sha256) != problems:
                 raise Conflict(f"suite {suite.name!r}: is known under the same hash with other problems")
 
-    def suite(self, sha256: str) -> Suite | None:
-        """One suite by its hash."""
-        return select_one(self.db, Suite, "SELECT * FROM suites WHERE sha256 = ?", (sha256,))
-
     def problems(self, suite_sha256: str, split: str | None = None) -> list[Problem]:
         """A suite's problems, or those of one split, in order."""
         sql = "SELECT * FROM problems WHERE suite_sha256 = :suite_sha256 AND (:split IS NULL OR split = :split) "
@@ -97,11 +93,6 @@ class Evaluations:
         )
         return query(self.db, sql, (suite_name, split, run_id, num_rounds))[::-1]
 
-    def pass_rates(self, evaluation_id: str) -> dict[str, float]:
-        """The share of an evaluation's samples that passed, by problem."""
-        sql = "SELECT task_id, avg(verdict = 'passed') AS rate FROM verdicts WHERE evaluation_id = ? GROUP BY task_id"
-        return {row["task_id"]: row["rate"] for row in query(self.db, sql, (evaluation_id,))}
-
     def completion_ids(self, evaluation_id: str) -> set[str]:
         """The ids of an evaluation's completions: what its sampling need not do again."""
         rows = query(self.db, "SELECT id FROM completions WHERE evaluation_id = ?", (evaluation_id,))
@@ -122,14 +113,14 @@ class Evaluations:
         with transaction(self.db):
             for verdict in batch:
                 row = pack(verdict)
-                for known in query(self.db, f"SELECT * FROM verdicts WHERE {key}", row):
-                    if known["verdict"] == "harness_error" != verdict.verdict:
+                for stored in query(self.db, f"SELECT * FROM verdicts WHERE {key}", row):
+                    if stored["verdict"] == "harness_error" != verdict.verdict:
                         execute(self.db, f"DELETE FROM verdicts WHERE {key}", row)
-                    elif (known["completion_id"], known["verdict"]) == (verdict.completion_id, verdict.verdict):
+                    elif (stored["completion_id"], stored["verdict"]) == (verdict.completion_id, verdict.verdict):
                         break
                     else:
                         raise Conflict(
-                            f"{verdict.task_id}, sample {verdict.sample_index}: was graded {known['verdict']} before, "
+                            f"{verdict.task_id}, sample {verdict.sample_index}: was graded {stored['verdict']} before, "
                             f"now {verdict.verdict}"
                         )
                 else:
@@ -186,7 +177,7 @@ class Evaluations:
         return self._known(evaluation_id)
 
     def reopen(self, evaluation_id: str) -> Evaluation:
-        """More problems of the same split are to be added: its figures no longer count. Harmless to repeat."""
+        """Discard the figures of an evaluation, as more problems of its split are to be added. Harmless to repeat."""
         with transaction(self.db):
             evaluation = self._known(evaluation_id)
             if evaluation.finished_at is not None:

@@ -34,14 +34,14 @@ POINTS = {
 
 
 def _armed() -> dict[str, tuple[str, int, bool]]:
-    found = {}
+    armed = {}
     for part in filter(None, os.environ.get(VARIABLE, "").split(",")):
         name, _, rest = part.partition("=")
         action, _, count = rest.partition("@")
         if name not in POINTS or action not in ("kill", "full"):
             raise ValueError(f"{VARIABLE}: {part!r} is no place and action; the places are {', '.join(POINTS)}")
-        found[name] = (action, int(count.rstrip("+") or 1), count.endswith("+"))
-    return found
+        armed[name] = (action, int(count.rstrip("+") or 1), count.endswith("+"))
+    return armed
 
 
 ARMED = _armed()

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.checkpoints import remove_directory
+from store.checkpoints import CHECKPOINTS, remove_directory
 from store.db import query, transaction
 from store.errors import StoreError
 from store.failpoints import reach
@@ -52,16 +52,13 @@ def plan_collection(
     """
     present = [row for row in ledger.checkpoints.all(run.id) if row.state == "present"]
     needed = _needed(ledger, run, suite_name, {row.sha256: row for row in present})
-    ours = [row for row in present if not Path(row.path).is_absolute()]
-    newest = sorted((row for row in ours if row.sha256 not in needed), key=lambda row: row.round, reverse=True)
-    room = None if max_total_bytes is None else max_total_bytes
-    if room is not None:
-        room -= sum(row.size_bytes for row in ours if row.sha256 in needed)
+    inside = [row for row in present if not Path(row.path).is_absolute()]  # the run directory
+    newest = sorted((row for row in inside if row.sha256 not in needed), key=lambda row: row.round, reverse=True)
+    num_bytes = sum(row.size_bytes for row in inside if row.sha256 in needed)
     doomed = []
-    for place, row in enumerate(newest):
-        if room is not None:
-            room -= row.size_bytes
-        if place >= keep_last or (room is not None and room < 0):
+    for num_newer, row in enumerate(newest):
+        num_bytes += row.size_bytes
+        if num_newer >= keep_last or (max_total_bytes is not None and num_bytes > max_total_bytes):
             doomed.append(row)
         else:
             needed[row.sha256] = f"among the newest {keep_last}"
@@ -91,7 +88,7 @@ def collect(ledger: Ledger, run_dir: Path, plan: Plan) -> int:
 
 
 def size_bytes(directory: Path) -> int:
-    """Of all files below."""
+    """The size of all files below a directory."""
     return sum(path.lstat().st_size for path in directory.rglob("*") if path.is_file())
 
 
@@ -100,7 +97,7 @@ def best_round(ledger: Ledger, run: Run, suite_name: str) -> int:
     sql = (
         "SELECT e.checkpoint, json_extract(e.metrics, '$.\"pass@1\"') AS rate FROM evaluations AS e "
         "WHERE e.run_id = ? AND e.suite_name = ? AND e.split = ? AND e.metrics IS NOT NULL ORDER BY e.rowid"
-    )  # the last one counts: that of a head, which its selection has not flattered
+    )  # the last row of a checkpoint counts: a head answers afresh, so that having been selected flatters it no longer
     split = run.config.get("decide", {}).get("split", "all")
     rates = {row["checkpoint"]: row["rate"] for row in query(ledger.db, sql, (run.id, suite_name, split))}
     sql = (
@@ -137,19 +134,19 @@ def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[
     rows = ledger.checkpoints.all(run.id)
     present = {row.path for row in rows if row.state == "present"}
     paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
-    paths += _unknown(ledger, run, run_dir, {row.path for row in rows})
+    paths += _unrecorded(ledger, run, run_dir, {row.path for row in rows})
     if damaged:
-        paths += sorted((run_dir / "checkpoints").glob("*.damaged*"))
+        paths += sorted((run_dir / CHECKPOINTS).glob("*.damaged*"))
     return tuple(path for path in paths if path.is_dir())
 
 
-def _unknown(ledger: Ledger, run: Run, run_dir: Path, known: set[str]) -> list[Path]:
+def _unrecorded(ledger: Ledger, run: Run, run_dir: Path, recorded: set[str]) -> list[Path]:
     """Directories of rounds that are over and whose weights have another home: those of an equal checkpoint."""
     last = ledger.last_round(run.id)
     over = (last.number if last.state in ("kept", "rolled_back") else last.number - 1) if last else 0
-    found = []
-    for path in sorted((run_dir / "checkpoints").glob("round-*")):
+    paths = []
+    for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):
         number = path.name.removeprefix("round-")
-        if number.isdigit() and int(number) <= over and str(path.relative_to(run_dir)) not in known:
-            found.append(path)
-    return found
+        if number.isdigit() and int(number) <= over and str(path.relative_to(run_dir)) not in recorded:
+            paths.append(path)
+    return paths

@@ -137,7 +137,7 @@ class Ledger:
         """
         with transaction(self.db):
             run, control = self.run_of(run_id), self.control(run_id)
-            self._may_be_head(run, to_round)
+            self._checkpoint_for_head(run, to_round)
             if to_round != run.head_round and self.open_round(run_id):
                 if control.wanted_head != to_round:
                     self._set_control(replace(control, wanted_head=to_round))
@@ -153,7 +153,7 @@ class Ledger:
         """
         with transaction(self.db):
             run, control = self.run_of(run_id), self.control(run_id)
-            checkpoint = self._may_be_head(run, to_round)
+            checkpoint = self._checkpoint_for_head(run, to_round)
             if control.wanted_head is not None:
                 self._set_control(replace(control, wanted_head=None))
             if (to_round, checkpoint) == (run.head_round, run.head_checkpoint):
@@ -165,7 +165,7 @@ class Ledger:
             self.events.append(run_id, "head_moved", to_round, reason=reason, head_before=before, head_after=checkpoint)
         return self.run_of(run_id)
 
-    def _may_be_head(self, run: Run, to_round: int) -> str:
+    def _checkpoint_for_head(self, run: Run, to_round: int) -> str:
         if not to_round:
             checkpoint = run.base_checkpoint
         else:
@@ -254,13 +254,13 @@ class Ledger:
             current = self._round(round.run_id, round.number)
             if current.state != stage:
                 raise StaleState(f"round {round.number} is at {current.state}, not at {stage}")
-            known = self.stage(*key)
-            if known is None:
+            begun = self.stage(*key)
+            if begun is None:
                 sql = "INSERT INTO stages (run_id, round, name, input, started_at) VALUES (?, ?, ?, ?, ?)"
                 execute(self.db, sql, (*key, canonical_json(input), at))
-            elif canonical_json(known.input) != canonical_json(input):
+            elif canonical_json(begun.input) != canonical_json(input):
                 raise FrozenInput(f"round {round.number}, {stage}: the input differs from that of the first attempt")
-            number = known.num_attempts + 1 if known else 1
+            number = begun.num_attempts + 1 if begun else 1
             insert(self.db, "attempts", [Attempt(*key, number, at, None, None)])
             sha256 = sha256_of(input)
             self.events.append(
@@ -314,7 +314,7 @@ class Ledger:
         return self._round(round.run_id, round.number)
 
     def leave_attempt(self, round: Round, stage: StageName, attempt: int, why: str) -> None:
-        """Record that an attempt was left on purpose: it neither succeeded nor failed, and the stage goes on later."""
+        """Record that an attempt was left on purpose: it neither succeeded nor failed, and a later one continues the stage."""
         with transaction(self.db):
             self._end_attempt(round, stage, attempt, why)
             self.events.append(round.run_id, "attempt_left", round.number, stage, attempt=attempt, why=why)
@@ -444,7 +444,7 @@ class Ledger:
         stage: RoundState | None = None,
         error: str | None = None,
     ) -> Round:
-        """Move a round from one of the expected states (None: to its stage); what it was before."""
+        """Move a round out of one of the expected states into `to` (None: the stage that it remembers); the round before."""
         before = self._round(round.run_id, round.number)
         if before.state not in expected:
             raise StaleState(f"round {round.number} is at {before.state}, not at {' or '.join(expected)}")

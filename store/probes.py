@@ -1,7 +1,7 @@
 """Probes: fixed texts, and what each checkpoint would have written at each of their positions; `corpus.probes`.
 
-A result is some hundred thousand numbers that only this program reads, always as a whole: compact JSON, compressed, takes
-less than half of the room. What people ask about it is in the output of the stage that measured it. Nothing is computed here.
+A result is some hundred thousand numbers that only this program reads, always as a whole. Compressed JSON holds them in
+less than half of the space. What people ask about it is in the output of the stage that measured it. Nothing is computed here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Frozen row types: what the store gives back and takes in. Field names are the column names."""
+"""Frozen row types: what the store gives back and takes in. Field names are those of the columns (migrations.py)."""
 
 from __future__ import annotations
 

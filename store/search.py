@@ -3,7 +3,7 @@
 The index holds words (FTS5's unicode61), which an underscore ends, too: `is_prime` is found by "is_prime" and by "prime". An
 index of all runs of three characters finds brackets as well, but takes 2.6 times the space of the texts instead of 0.3
 times, and nine times as long. It keeps no text of its own. Storing a completion does not touch it: it is caught up
-afterwards, and what it does not have yet is found by reading.
+afterwards, and what it does not have yet is found by reading. sqlite-utils writes the query that joins index and texts.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import re
 from collections.abc import Iterator
 
 from store.db import Database, execute, scalar, select, transaction
+from store.migrations import FULL_TEXT
 from store.records import Completion
 
-ROWS_AT_ONCE = 2000  # of one transaction: about a tenth of a second for texts of 1 kB
-MOST_AT_ONCE = 100_000  # of one call: an older store is caught up piece by piece
+ROWS_AT_ONCE = 2000  # rows per transaction: about a tenth of a second for texts of 1 kB
+MOST_AT_ONCE = 100_000  # rows per call: an older store is caught up piece by piece
 _WHOLE_WORD = re.compile("(?<=[^A-Za-z0-9])[A-Za-z0-9]+(?=[^A-Za-z0-9])")
 
 
@@ -59,38 +60,26 @@ class Search:
         pattern = None if text is None else "%" + re.sub(r"([\\%_])", r"\\\1", text) + "%"
         plus = "+" if round is None else ""  # keeps SQLite to the order of arrival, instead of sorting a whole run
         conditions = {
-            "run_id": f"{plus}c.run_id = :run_id",
-            "round": "c.round = :round",
-            "prompt_id": "c.prompt_id IN (SELECT id FROM prompts WHERE id = :prompt_id OR name = :prompt_id)",
-            "pattern": "c.text LIKE :pattern ESCAPE '\\'",
+            "run_id": f"{plus}run_id = :run_id",
+            "round": "round = :round",
+            "prompt_id": "prompt_id IN (SELECT id FROM prompts WHERE id = :prompt_id OR name = :prompt_id)",
+            "pattern": "text LIKE :pattern ESCAPE '\\'",
         }
         if run_id is None:
             run_id = scalar(self.db, "SELECT id FROM runs ORDER BY rowid DESC LIMIT 1")
         given = {"run_id": run_id, "round": round, "prompt_id": prompt_id, "pattern": pattern, "suite": suite}
-        of_suite = "c.evaluation_id IN (SELECT id FROM evaluations WHERE run_id = :run_id AND suite_name = :suite)"
-        where = " AND ".join(
-            [
-                "c.evaluation_id IS NULL" if suite is None else of_suite,
-                *(sql for name, sql in conditions.items() if given[name] is not None),
-            ]
-        )
+        of_suite = "evaluation_id IN (SELECT id FROM evaluations WHERE run_id = :run_id AND suite_name = :suite)"
+        wanted = ["evaluation_id IS NULL" if suite is None else of_suite]
+        where = " AND ".join(wanted + [sql for name, sql in conditions.items() if given[name] is not None])
         words = None if text is None or round is not None or prompt_id is not None else _phrase(text)
-        if words is None:
-            sql = f"SELECT c.* FROM completions AS c WHERE {where} ORDER BY c.arrival DESC LIMIT :limit"
-            return select(self.db, Completion, sql, {**given, "limit": limit})
-        given |= {"words": words, "indexed": self._last_indexed()}
-        sql = (
-            f"SELECT c.* FROM completions AS c WHERE c.arrival > :indexed AND {where} "
-            "ORDER BY c.arrival DESC LIMIT :limit"
-        )
-        completions = select(self.db, Completion, sql, {**given, "limit": limit})
-        sql = (
-            "SELECT c.* FROM completions_fts AS f CROSS JOIN completions AS c ON c.arrival = f.rowid "
-            f"WHERE f.completions_fts MATCH :words AND {where} "
-            "ORDER BY f.rowid DESC LIMIT :limit"
-        )
-        if len(completions) < limit:
-            completions += select(self.db, Completion, sql, {**given, "limit": limit - len(completions)})
+        not_indexed = "" if words is None else f"arrival > {self._last_indexed()} AND "
+        sql = f"SELECT * FROM completions WHERE {not_indexed}{where} ORDER BY arrival DESC LIMIT {limit}"
+        completions = select(self.db, Completion, sql, given)
+        if words is not None and len(completions) < limit:
+            left = limit - len(completions)
+            table = self.db.tools.table("completions")
+            sql = table.search_sql(where=where, order_by=f"{FULL_TEXT}.rowid DESC", limit=left)
+            completions += select(self.db, Completion, sql, {**given, "query": words})
         return completions
 
     def _last_indexed(self) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import groupby, islice
@@ -16,26 +17,20 @@ _SELECTION = [field.name for field in fields(Selection) if field.name != "arriva
 _EARLIER = ["run_id", "round", "position", "arrivals"]
 
 
-class _Hashed(Iterable[Selection]):
-    """Selections in their order, each of them covered by the hash once it has gone by."""
-
-    def __init__(self, selections: Iterable[Selection]) -> None:
-        self.selections = selections
-        self.sha256 = hashlib.sha256()
-
-    def __iter__(self) -> Iterator[Selection]:
-        separator, before = "[", None
-        for s in self.selections:
-            place = s.position, s.completion_id
-            if before is not None and place <= before:
-                raise ValueError(f"selection {s.completion_id} is out of order at position {s.position}")
-            reason = "null" if s.reason is None else quoted(s.reason)
-            used = "true" if s.used else "false"
-            row = f"{separator}[{s.position},{quoted(s.completion_id)},{used},{reason}]"
-            self.sha256.update(row.encode("utf-8", "surrogatepass"))
-            separator, before = ",", place
-            yield s
-        self.sha256.update(b"[]" if before is None else b"]")
+def _hashed(selections: Iterable[Selection], sha256: hashlib._Hash) -> Iterator[Selection]:
+    """Selections in their order, each of them covered by the hash once it has gone by; after the last, all are."""
+    separator, before = "[", None
+    for s in selections:
+        key = s.position, s.completion_id
+        if before is not None and key <= before:
+            raise ValueError(f"selection {s.completion_id} is out of order at position {s.position}")
+        reason = "null" if s.reason is None else quoted(s.reason)
+        used = "true" if s.used else "false"
+        row = f"{separator}[{s.position},{quoted(s.completion_id)},{used},{reason}]"
+        sha256.update(row.encode("utf-8", "surrogatepass"))
+        separator, before = ",", key
+        yield s
+    sha256.update(b"[]" if before is None else b"]")
 
 
 def selections_sha256(selections: Iterable[Selection]) -> str:
@@ -43,10 +38,9 @@ def selections_sha256(selections: Iterable[Selection]) -> str:
 
     They must come in order of position, then id: ValueError.
     """
-    hashed = _Hashed(selections)
-    for _ in hashed:
-        pass
-    return hashed.sha256.hexdigest()
+    sha256 = hashlib.sha256()
+    deque(_hashed(selections, sha256), maxlen=0)
+    return sha256.hexdigest()
 
 
 def store_selections(db: Database, round: Round, selections: Iterable[Selection]) -> str:
@@ -54,8 +48,8 @@ def store_selections(db: Database, round: Round, selections: Iterable[Selection]
 
     What is used of earlier rounds, which may be a hundred times the round's own, is stored by arrival, many to a line.
     """
-    hashed = _Hashed(selections)
-    left = iter(hashed)
+    sha256 = hashlib.sha256()
+    left = _hashed(selections, sha256)
     while batch := list(islice(left, PER_LINE)):
         if any((s.run_id, s.round) != (round.run_id, round.number) for s in batch):
             raise ValueError(f"a selection belongs to another round than {round.number}")
@@ -64,16 +58,16 @@ def store_selections(db: Database, round: Round, selections: Iterable[Selection]
         )
         insert_rows(db, "selections", _SELECTION, rows)
         insert_rows(db, "earlier_selections", _EARLIER, _lines(filter(_is_short, batch), round))
-    return hashed.sha256.hexdigest()
+    return sha256.hexdigest()
 
 
 def _is_short(s: Selection) -> bool:
-    """Whether place and arrival say all of it."""
+    """Whether position and arrival say all of it."""
     return s.arrival is not None and s.used and s.reason is None
 
 
 def _lines(earlier: Iterable[Selection], round: Round) -> Iterator[tuple[str, int, int, str]]:
-    """A line for each stretch of places without gaps."""
-    for _, stretch in groupby(enumerate(earlier), lambda one: one[1].position - one[0]):
-        found = [s for _, s in stretch]
-        yield round.run_id, round.number, found[0].position, compact_json([s.arrival for s in found])
+    """A line for each stretch of positions without gaps."""
+    for _, numbered in groupby(enumerate(earlier), lambda pair: pair[1].position - pair[0]):
+        stretch = [s for _, s in numbered]
+        yield round.run_id, round.number, stretch[0].position, compact_json([s.arrival for s in stretch])

@@ -1,8 +1,8 @@
 """What the runs of an experiment have done, by what it was made from: `shared/<key>.json` in the experiment's directory.
 
-A key is the hash of all inputs of a stage, and of nothing that is only a run's own, its name or its arm. Who begins a stage
-holds the key's lock, so that no two runs do the same at once. An entry is a claim: who uses it verifies what it finds.
-A run knows of all this by a file that the supervisor puts into its run directory.
+A key is the hash of all inputs of a stage, and of nothing that is only a run's own, its name or its arm. A run that begins
+a stage holds the key's lock, so that no two runs do the same at once. An entry is a claim: its reader verifies it. The
+supervisor puts a file into each run directory, by which the run knows of all this.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Registry:
     run_dir: Path
     arm: str
     seed: int
-    keeps_rounds: int  # of so many rounds checkpoints stay here, by hard links, until no other run can want them
+    keeps_rounds: int  # checkpoints of this many rounds stay here, by hard links, until no other run can want them
 
     @contextlib.contextmanager
     def turn(self, key: str, wait: Callable[[str], None]) -> Iterator[None]:
@@ -53,7 +53,7 @@ class Registry:
             os.close(descriptor)
 
     def known(self, key: str) -> Json | None:
-        """What is known under a key; None if nothing is, or it cannot be read, or it was this run itself."""
+        """The entry under a key; None if there is none, if it cannot be read, or if this run wrote it."""
         entry = read_entry(self.directory / f"{key}.json")
         return entry if entry is not None and self.run_dir_of(entry) != self.run_dir else None
 
@@ -122,16 +122,16 @@ def write_json(path: Path, value: Json) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """The plain files of a directory by hard links, where that is impossible (another file system) as copies."""
+    """Link the plain files of a directory into a new one; where that is impossible (another file system), copy them."""
     import shutil
 
     target.mkdir(parents=True)
     for path in sorted(source.rglob("*")):
-        place = target / path.relative_to(source)
+        copy = target / path.relative_to(source)
         if path.is_dir():
-            place.mkdir()
+            copy.mkdir()
             continue
         try:
-            os.link(path, place, follow_symlinks=False)
+            os.link(path, copy, follow_symlinks=False)
         except OSError:
-            shutil.copyfile(path, place, follow_symlinks=False)
+            shutil.copyfile(path, copy, follow_symlinks=False)

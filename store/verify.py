@@ -27,14 +27,14 @@ from store.records import STAGES, CollectedPart, Completion, DecodeSettings, Eve
 from store.selections import selections_sha256
 
 HIGH_WATER = "high_water.json"
-MOST_FINDINGS = 50  # of one kind; the rest is counted
+MOST_FINDINGS = 50  # listed for each kind; further ones are only counted
 PAGE = 500
 _NEXT: dict[str, str] = dict(pairwise(STAGES))
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is not as it was written. `kind` is the check that found it."""
+    """Something that is not as it was written. `kind` is the check that noticed it."""
 
     kind: str
     message: str
@@ -42,7 +42,7 @@ class Finding:
 
 @dataclass(slots=True)
 class Verification:
-    """What was found, and how many of each kind were looked at."""
+    """The findings, and how many of each kind were looked at."""
 
     findings: list[Finding] = field(default_factory=list)
     checked: Counter[str] = field(default_factory=Counter)
@@ -160,9 +160,9 @@ def _completions(db: Database, checked: Counter[str]) -> Iterator[str]:
             counted[completion.run_id] += 1
             num_bytes_of[completion.run_id] += num_bytes(completion.text)
     for run in _runs(db):
-        for counter, found in (("num_completions", counted[run.id]), ("completion_bytes", num_bytes_of[run.id])):
-            if getattr(run, counter) != found:
-                yield f"run {run.name}: {counter} is {getattr(run, counter)}, counted {found}"
+        for counter, num in (("num_completions", counted[run.id]), ("completion_bytes", num_bytes_of[run.id])):
+            if getattr(run, counter) != num:
+                yield f"run {run.name}: {counter} is {getattr(run, counter)}, counted {num}"
 
 
 def _evaluations(db: Database, checked: Counter[str]) -> Iterator[str]:
@@ -261,17 +261,17 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
         story = stories[run.id]
         if (run.head_round, run.head_checkpoint) != story.head:
             yield f"run {run.name}: the head is round {run.head_round}, which does not follow from the decisions"
-        found = {"configuration": sha256_of(run.config)}
+        actual = {"configuration": sha256_of(run.config)}
         if (run.state, run.reason) != ("idle", None) or "state" in story.hashes[0]:
-            found["state"] = sha256_of([run.state, run.reason])
+            actual["state"] = sha256_of([run.state, run.reason])
         for evaluation in corpus.evaluations.all(run.id):
             if evaluation.metrics is not None:
-                found[f"evaluation {evaluation.id}"] = sha256_of(evaluation.metrics)
-                found[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(
+                actual[f"evaluation {evaluation.id}"] = sha256_of(evaluation.metrics)
+                actual[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(
                     corpus.evaluations.verdicts(evaluation.id)
                 )
-        found |= {f"{kind} {row['id']}": row["sha256"] for kind, row in corpus.probes.hashes(run.id)}
-        yield from _differences(f"run {run.name}", story.hashes[0], found)
+        actual |= {f"{kind} {row['id']}": row["sha256"] for kind, row in corpus.probes.hashes(run.id)}
+        yield from _differences(f"run {run.name}", story.hashes[0], actual)
         rounds = ledger.rounds(run.id)
         counted = Counter(round.state for round in rounds)
         for state in ("kept", "rolled_back", "failed"):
@@ -282,23 +282,23 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
             if story.states.pop(round.number, None) != round.state:
                 yield f"round {round.number}: is {round.state}, which does not follow from the events"
             expected = story.hashes[round.number]
-            found = {f"{stage.name} input": sha256_of(stage.input) for stage in ledger.stages(run.id, round.number)}
+            actual = {f"{stage.name} input": sha256_of(stage.input) for stage in ledger.stages(run.id, round.number)}
             for stage in ledger.stages(run.id, round.number):
                 if stage.output is not None and stage.name != "deciding":  # that one repeats the decision
-                    found[f"{stage.name} output"] = sha256_of(stage.output)
+                    actual[f"{stage.name} output"] = sha256_of(stage.output)
             if "selections" in expected:
-                found["selections"] = selections_sha256(corpus.selections(run.id, round.number))
+                actual["selections"] = selections_sha256(corpus.selections(run.id, round.number))
             if decision := ledger.decision(run.id, round.number):
                 checked["decisions"] += 1
-                found["decision"] = decision_sha256(decision)
-            yield from _differences(f"round {round.number}", expected, found)
+                actual["decision"] = decision_sha256(decision)
+            yield from _differences(f"round {round.number}", expected, actual)
         for number in story.states:
             yield f"round {number}: is missing"
 
 
-def _differences(whose: str, expected: dict[str, str], found: dict[str, str]) -> Iterator[str]:
-    for what in sorted(expected.keys() | found.keys()):
-        if expected.get(what) != found.get(what):
+def _differences(whose: str, expected: dict[str, str], actual: dict[str, str]) -> Iterator[str]:
+    for what in sorted(expected.keys() | actual.keys()):
+        if expected.get(what) != actual.get(what):
             yield f"{whose}: the {what} is missing, altered, or in no event"
 
 

@@ -191,10 +191,8 @@ def heads_of(store: Reader, run: ExperimentRun, suite: str) -> list[Head]:
         if one is None:
             break
         if checkpoint not in measured:
-            rates = {
-                task: Fraction(round(rate * one.num_samples), one.num_samples)
-                for task, rate in store.corpus.evaluations.pass_rates(one.id).items()
-            }
+            counts = store.corpus.evaluations.counts(one.id)
+            rates = {task: Fraction(num_passed, num) for task, (num_passed, num) in counts.items()}
             measured[checkpoint] = (rates, one.metrics or {})
         heads.append(Head(bool(round_ and round_.state == "kept"), *measured[checkpoint]))
     return heads

@@ -166,4 +166,5 @@ def test_rows_are_whole(world: World) -> None:
     with undone(world):
         finish(world, listed(world, [("earlier", 2, 1), ("own", 2, 1)], 0))
         rows: list[Completion] = list(world.corpus.training_rows(world.run.id, 2))
-        assert rows == [world.corpus.completion(row.id) for row in rows] and [row.round for row in rows] == [1, 1, 2, 2]
+        stored = {row.id: row for row in world.corpus.completions(world.run.id)}
+        assert rows == [stored[row.id] for row in rows] and [row.round for row in rows] == [1, 1, 2, 2]

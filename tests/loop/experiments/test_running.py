@@ -220,7 +220,7 @@ def test_what_a_checkpoint_gave_on_other_texts_is_not_taken(begun: Experiment, m
         (probe,) = session.corpus.probes.all(session.run_id)
         ids = session.corpus.probes.result_ids(session.run_id)
         assert len(ids) == 2
-        for found in map(session.corpus.probe_result, ids):
+        for found in map(session.corpus.probes.result, ids):
             assert found is not None
             lengths = [len(record["entropy"]) for record in found.records]
             assert lengths == [len(one["token_ids"]) for one in probe.sequences]
