@@ -61,8 +61,6 @@ SAMPLERS = {
     "server": SamplerKind("loop.engines.server_sampler:ServerSampler", is_elsewhere=True),
     "fake": SamplerKind("loop.engines.fake:FakeSampler", uses_torch=False),
 }
-
-
 SAMPLER_PACKAGES = tuple(package for kind in SAMPLERS.values() for package in kind.packages)
 
 

@@ -21,7 +21,7 @@ from trl import SFTTrainer
 
 from loop.engines.base import CheckpointRef, EngineConfig, TrainingResult
 from loop.engines.hf_models import load_model, load_tokenizer
-from loop.engines.trl_trainer import Columns, Report, Start, TrlTrainer, read_rows
+from loop.engines.trl_trainer import Columns, Report, StartingPoint, TrlTrainer, read_rows
 from loop.errors import EngineError, LoopError
 
 
@@ -93,7 +93,7 @@ def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult | Non
     state = trainer.accelerator.get_state_dict(trainer.model)
     result = None
     if rank == 0:
-        start = Start(parent, trainer_of_one.device)
+        start = StartingPoint(parent, trainer_of_one.device)
         start.model.load_state_dict(state)
         result = start.write(start.model, True, rows, left_out, Path(job["out_dir"]), report)
     trainer.accelerator.wait_for_everyone()

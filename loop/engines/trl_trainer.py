@@ -99,7 +99,7 @@ class Report(TrainerCallback):  # type: ignore[misc]
         self.losses.append(float(loss))
 
 
-class Start:
+class StartingPoint:
     """Where a fine-tune starts: the full weights in float32, and how the parent lies on disk, which its child does, too."""
 
     def __init__(self, parent: CheckpointRef, device: torch.device) -> None:
@@ -147,7 +147,7 @@ class TrlTrainer:
         """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
         rows, left_out = read_rows(rows_file, settings)
         tokenizer, _ = load_tokenizer(parent)
-        start, lora = Start(parent, self.device), settings["lora"]
+        start, lora = StartingPoint(parent, self.device), settings["lora"]
         model = start.model
         if parent.base_path is not None:
             check_adapter(parent.path)

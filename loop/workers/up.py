@@ -18,7 +18,7 @@ import psutil
 from loop.config.loading import LoadedConfig
 from loop.config.machine import Engine
 from loop.config.settings import Training
-from loop.engines.base import CheckpointRef, EngineConfig, Progress
+from loop.engines.base import CheckpointRef, EngineConfig
 from loop.engines.by_name import AUTO, sampler_kind
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import used_bytes, visible_devices, wait_until_free
@@ -74,10 +74,8 @@ class Engines:
         self.logs = loaded.run_dir / "logs"
         self.watch = watch
         self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
-        name, self.chosen = (
-            self.settings.sampler,
-            None,
-        )  # why this sampler, where nobody has named one; said when it is up
+        name = self.settings.sampler
+        self.chosen: str | None = None  # why this sampler, where nobody has named one; said when it is up
         if name == AUTO:
             name, self.chosen = best_sampler(self.settings.device)
         self._use_sampler(name)
@@ -137,7 +135,7 @@ class Engines:
         shares = self._shares()
         self._wait_for_memory()
         if len(shares) == 1:
-            return RemoteSampler(self._worker(_load(checkpoint), "sampler"))
+            return self._remote_sampler(checkpoint)
         return Pool(
             [self._start_of(number, shares) for number in range(len(shares))],
             checkpoint,
@@ -182,15 +180,13 @@ class Engines:
 
         def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
             wait_until_free(before, pulse)  # the engine before, which died, may still hold memory
-            return RemoteSampler(
-                self._worker(
-                    _load(checkpoint),
-                    f"sampler-{number + 1}",
-                    num_threads=num_threads,
-                    progress=lambda done, total: None,
-                    pulse=pulse,
-                    environment=environment,
-                )
+            return self._remote_sampler(
+                checkpoint,
+                f"sampler-{number + 1}",
+                self.settings.changed(num_threads=num_threads),
+                progress=lambda done, total: None,
+                pulse=pulse,
+                environment=environment,
             )
 
         return start
@@ -201,7 +197,7 @@ class Engines:
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:
             self._wait_for_memory()
-            self._trainer = RemoteTrainer(self._worker({"op": "load_trainer"}, "trainer"))
+            self._trainer = RemoteTrainer(self._worker({"op": "load_trainer"}, "trainer", self.settings))
         return self._trainer
 
     def _may_share(self, checkpoint: CheckpointRef) -> bool:
@@ -215,30 +211,29 @@ class Engines:
             return bool(psutil.virtual_memory().available > TRAINING_BYTES * size + SPARE_BYTES)
         return True
 
-    def _worker(
-        self,
-        init: dict[str, Any],
-        tag: str,
-        *,
-        num_threads: int | None = None,
-        progress: Progress | None = None,
-        pulse: Pulse | None = None,
-        environment: dict[str, str] | None = None,
-    ) -> Worker:
-        """A worker that is told our settings; `num_threads`, `progress` and `pulse` are ours where none are given."""
-        limit_s = self.settings.stall_timeout_s * self._more_patience
-        settings = self.settings.changed(stall_timeout_s=limit_s, num_threads=num_threads or self.settings.num_threads)
-        samples_elsewhere = init["op"] == "load_sampler" and self.kind.is_elsewhere
+    def _remote_sampler(
+        self, checkpoint: CheckpointRef, tag: str = "sampler", settings: EngineConfig | None = None, **more: Any
+    ) -> RemoteSampler:
+        if self.kind.is_elsewhere:
+            more["has_gpu"] = False
+        init = {"op": "load_sampler", "checkpoint": checkpoint}
+        return RemoteSampler(self._worker(init, tag, settings or self.settings, **more))
+
+    def _worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, **more: Any) -> Worker:
+        """A worker that is told these settings. `more`: what else `Worker` takes, in place of our own."""
+        limit_s = settings.stall_timeout_s * self._more_patience
+        ours: dict[str, Any] = {
+            "progress": self.watch.progress,
+            "pulse": self.pulse,
+            "has_gpu": settings.device != "cpu",
+        }
         return Worker(
-            init | {"settings": settings},
+            init | {"settings": settings.changed(stall_timeout_s=limit_s)},
             log_file=self.logs / f"{tag}.log",
             stall_timeout_s=limit_s,
-            progress=progress or self.watch.progress,
-            pulse=pulse or self.pulse,
             stalled=self._be_more_patient,
             tag=tag,
-            environment=environment,
-            has_gpu=settings.device != "cpu" and not samples_elsewhere,
+            **ours | more,
         )
 
     def _be_more_patient(self) -> None:
@@ -271,7 +266,3 @@ class Engines:
             self._end_sampler()
         finally:
             self._end_trainer()
-
-
-def _load(checkpoint: CheckpointRef) -> dict[str, Any]:
-    return {"op": "load_sampler", "checkpoint": checkpoint}

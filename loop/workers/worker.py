@@ -47,7 +47,7 @@ LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that 
 SPIN_COUNT = "3000"
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
 # The remedy for messages that no child of this version sends.
-FOREIGN = "if the package was upgraded while the daemon ran, restart the daemon"
+OTHER_VERSION = "if the package was upgraded while the daemon ran, restart the daemon"
 
 
 def _environment(token: str) -> dict[str, str]:
@@ -142,7 +142,7 @@ class Worker:
         for kind, value in self.stream(message):
             if kind == "result":
                 return value
-            raise self.broken("it sent completions that were not asked for", FOREIGN)
+            raise self.broken("it sent completions that were not asked for", OTHER_VERSION)
         raise AssertionError("a stream ends with its result")
 
     def stream(self, message: dict[str, Any], idle_reports: int = IDLE_REPORTS) -> Iterator[tuple[str, Any]]:
@@ -170,7 +170,7 @@ class Worker:
                     case {"type": "heartbeat"}:
                         pass
                     case _ if frame.get("call") != self._call:
-                        raise self.broken("it answered a call that was not made", FOREIGN)
+                        raise self.broken("it answered a call that was not made", OTHER_VERSION)
                     case {"type": "progress", "done": int(done), "total": int(total)} if 0 <= done <= total < 2**53:
                         num_idle = 0 if done > most_done else num_idle + 1
                         most_done = max(done, most_done)
@@ -191,12 +191,14 @@ class Worker:
                         self._busy = False
                         raise self._reported(kind, reason)
                     case _:
-                        raise self.broken(f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}", FOREIGN)
+                        raise self.broken(
+                            f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}", OTHER_VERSION
+                        )
                 if int(time.monotonic()) != second:
                     num_frames, second = 0, int(time.monotonic())
                 num_frames += 1 + num_bytes // 1000  # a large frame counts as several
                 if num_frames > MAX_FRAMES_PER_S:
-                    raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second", FOREIGN)
+                    raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second", OTHER_VERSION)
                 self._check_patience()
         finally:
             if self._busy:
@@ -243,11 +245,11 @@ class Worker:
         self._check_not_ended()
         (length,) = struct.unpack(">I", self._read(4))
         if length > MAX_FRAME_BYTES:
-            raise self.broken(f"it announced a message of {length} bytes", FOREIGN)
+            raise self.broken(f"it announced a message of {length} bytes", OTHER_VERSION)
         try:
             return decode_body(self._read(length)), length
         except BadFrame as bad:
-            raise self.broken(f"it sent a message that {bad}", FOREIGN) from None
+            raise self.broken(f"it sent a message that {bad}", OTHER_VERSION) from None
 
     def _read(self, count: int) -> bytes:
         assert self.process.stdout is not None
@@ -282,10 +284,8 @@ class Worker:
                 f"{self.tag}: {why} and was ended; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
             )
         if self.patience.is_silent:
-            raise self._silent(f"{silence} {self.patience.silence_s:g} s")
-
-    def _silent(self, why: str) -> EngineError:
-        return self.broken(why, "something stopped it, or the machine has no time or memory for it")
+            remedy = "something stopped it, or the machine has no time or memory for it"
+            raise self.broken(f"{silence} {self.patience.silence_s:g} s", remedy)
 
     def broken(self, why: str, remedy: str = "start another") -> EngineError:
         """End a worker that cannot be trusted any more; the error to raise."""
@@ -296,7 +296,7 @@ class Worker:
         try:
             code = self.process.wait(timeout=trees.END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return self.broken("it closed its pipe", FOREIGN)
+            return self.broken("it closed its pipe", OTHER_VERSION)
         self.end()
         number = -code if code < 0 else max(0, code - 128)  # 128 + n: the guard says that signal n ended the engine
         if number == signal.SIGKILL:
@@ -358,7 +358,7 @@ class RemoteSampler:
             case {"tokenizer_sha256": str(sha256)}:
                 self.tokenizer_sha256 = sha256
             case _:
-                raise worker.broken("it did not name its tokenizer", FOREIGN)
+                raise worker.broken("it did not name its tokenizer", OTHER_VERSION)
 
     @property
     def ended(self) -> bool:
@@ -371,7 +371,7 @@ class RemoteSampler:
             case {"changed": bool(changed), "tokenizer_sha256": str(sha256)}:
                 self.tokenizer_sha256 = sha256
                 return changed
-        raise self.worker.broken("it did not say whether it serves other weights", FOREIGN)
+        raise self.worker.broken("it did not say whether it serves other weights", OTHER_VERSION)
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`."""
@@ -401,16 +401,16 @@ class RemoteSampler:
             try:
                 answers = [kind.model_validate(item) for item in value]
             except ValueError:
-                raise self.worker.broken(f"it sent a malformed {noun}", FOREIGN) from None
+                raise self.worker.broken(f"it sent a malformed {noun}", OTHER_VERSION) from None
             for answer in answers:
                 question = missing.pop(answer.id, None)
                 if question is None:
-                    raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice", FOREIGN)
+                    raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice", OTHER_VERSION)
                 if isinstance(answer, Probed) and isinstance(question, Forced) and not _fits(answer, question):
-                    raise self.worker.broken(f"it sent a {noun} that does not fit its text", FOREIGN)
+                    raise self.worker.broken(f"it sent a {noun} that does not fit its text", OTHER_VERSION)
             yield answers
         if missing:
-            raise self.worker.broken(f"it left out {len(missing)} of {len(asked)} {noun}s", FOREIGN)
+            raise self.worker.broken(f"it left out {len(missing)} of {len(asked)} {noun}s", OTHER_VERSION)
 
     def close(self) -> None:
         self.worker.end()
@@ -441,7 +441,7 @@ class RemoteTrainer:
         try:
             return TrainingResult.model_validate(self.worker.call(message))
         except ValueError:
-            raise self.worker.broken("it sent a malformed training result", FOREIGN) from None
+            raise self.worker.broken("it sent a malformed training result", OTHER_VERSION) from None
 
     def close(self) -> None:
         self.worker.end()

@@ -1,4 +1,4 @@
-"""Worker processes that misbehave, one way for each name: `python bad_worker.py NAME [FILE]`. See test_worker.py."""
+"""Worker processes that misbehave, one way for each name: `python bad_worker.py NAME [FILE]`. See tests/loop/workers."""
 
 from __future__ import annotations
 

@@ -14,17 +14,10 @@ from loop.engines.base import CheckpointRef, EngineConfig
 from loop.errors import EngineError
 from loop.system import trees as guard
 from loop.workers.worker import RemoteTrainer, Worker
-from tests.loop.engines.test_trainers import some_rows, training, write_rows
-from tests.support.engines import no_progress, settings
-from tests.support.tiny import make_tiny_model
+from tests.support.engines import no_progress, settings, some_rows, training, write_rows
 from tests.support.waiting import HANG_S, wait_until
 
 TWO = settings(num_training_processes=2)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
-    return CheckpointRef(sha256="1" * 64, path=make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
 
 
 def start(tmp_path: Path, engine: EngineConfig, progress: Any = no_progress, pulse: Any = lambda: None) -> Worker:

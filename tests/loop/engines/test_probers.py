@@ -13,23 +13,13 @@ from loop.engines.base import LEAST_LOGPROB, CheckpointRef, Forced, Probed, Prob
 from loop.engines.fake import FakeSampler, write_fake_model
 from loop.errors import EngineError
 from tests.support.engines import ask, chat, in_process, no_progress, remote, settings
-from tests.support.tiny import make_tiny_model
 
 TOP = 16
 TRUNCATION = SamplingParams(temperature=1.2, top_k=20, top_p=0.8, max_new_tokens=1)
 DRAWN = SamplingParams(temperature=1.2, top_k=40, max_new_tokens=24)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
-    return CheckpointRef(sha256="1" * 64, path=make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,6 @@ from loop.engines.base import CheckpointRef, Generated, Sampler
 from loop.errors import EngineError
 from loop.workers.worker import RemoteSampler
 from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: they run over this module's pair)
-    teacher_forced,
     test_a_completion_does_not_depend_on_its_batch,
     test_a_stop_string_ends_a_completion,
     test_bare_text_and_no_requests,
@@ -29,7 +28,7 @@ from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: the
     test_the_tokenizer_has_one_hash,
     test_what_can_never_fit_is_refused_by_name,
 )
-from tests.support.engines import GREEDY, HOT, ask, chat, remote, settings
+from tests.support.engines import GREEDY, HOT, ask, chat, remote, settings, teacher_forced
 from tests.support.tiny import make_tiny_model
 
 Start = Callable[..., RemoteSampler]

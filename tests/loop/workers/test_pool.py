@@ -22,13 +22,9 @@ from loop.workers.pool import Pool, _Work
 from loop.workers.up import Engines
 from loop.workers.worker import RemoteSampler, Worker
 from tests.loop.system.test_gpus import GB, Driver, Listener, driver  # noqa: F401
-from tests.loop.workers.test_worker import PARAMS, SETTINGS, alive, bad, engine_of, requests, tree
+from tests.support.workers import PARAMS, SETTINGS, Enough, alive, bad, engine_of, requests, tree
 
 SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
-
-
-class Enough(Exception):
-    pass
 
 
 class Around:

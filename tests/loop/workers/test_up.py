@@ -92,6 +92,33 @@ def test_a_limit_that_was_hit_is_doubled_for_the_next_worker(
     assert limits == [(7.0, 7.0), (14.0, 14.0), (28.0, 28.0)]
 
 
+@pytest.mark.parametrize(
+    ("settings", "sampler_has", "trainer_has"),
+    [
+        ({"device": "cpu"}, False, False),
+        ({"device": "auto"}, True, True),
+        ({"device": "auto", "sampler": "server", "server_url": "http://h/v1"}, False, True),
+    ],
+)
+def test_a_busy_gpu_is_a_sign_of_work_only_of_those_that_compute_on_one(
+    begin: Callable[..., Engines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any], sampler_has: bool, trainer_has: bool,
+) -> None:  # fmt: skip
+    seen: dict[str, bool] = {}
+
+    class Seen:
+        def __init__(self, init: dict[str, Any], *, has_gpu: bool, **_: Any) -> None:
+            seen[init["op"]] = has_gpu
+            raise EngineError("that is enough")
+
+    monkeypatch.setattr(workers, "Worker", Seen)
+    engines = begin(**settings)
+    for start in (engines.sampler, engines.trainer):
+        with pytest.raises(EngineError, match="that is enough"):
+            start(model(tmp_path, 0.5))
+    assert seen == {"load_sampler": sampler_has, "load_trainer": trainer_has}
+
+
 def test_one_sampler_serves_one_checkpoint_after_the_other(begin: Callable[..., Engines], tmp_path: Path) -> None:
     engines, good, bad = begin(), model(tmp_path, 0.9), model(tmp_path, 0.1)
     pids = set()

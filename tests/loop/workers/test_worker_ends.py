@@ -1,0 +1,207 @@
+"""Whatever ends a worker, or stops a part of it, nothing of it is left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from loop.errors import EngineError
+from loop.system import trees as guard
+from loop.workers.worker import RemoteSampler, Worker
+from tests.support import ROOT
+from tests.support.waiting import wait_until
+from tests.support.workers import PARAMS, alive, bad, engine_of, requests, tree
+
+
+@pytest.mark.parametrize("who", ["engine", "guard", "both"])
+def test_sigkill_is_named_within_seconds(start: Callable[..., Worker], who: str) -> None:
+    worker = start("hang")
+    pids = tree(worker)
+    calls = RemoteSampler(worker).generate(requests(1), PARAMS)
+    victims = {"engine": [engine_of(worker)], "guard": [worker.process.pid], "both": pids}[who]
+    killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {' '.join(map(str, victims))}"])
+    with pytest.raises(
+        EngineError, match=r"^sampler: it was killed \(out of memory\?\); lower engine.batch_size.*worker.log$"
+    ):
+        list(calls)
+    killer.wait()
+    assert not [pid for pid in pids if alive(pid)]
+
+
+@pytest.mark.parametrize("count", [1, 3000])
+def test_a_stopped_engine_is_found_and_ended(start: Callable[..., Worker], count: int) -> None:
+    """A small command fits into the pipe, so that the answer is missed; a large one cannot even be sent."""
+    worker = start("hang", heartbeat_timeout_s=2.0)
+    pids = tree(worker)
+    os.kill(engine_of(worker), signal.SIGSTOP)
+    with pytest.raises(EngineError, match="nothing was heard" if count == 1 else "read no command for 2 s"):
+        list(RemoteSampler(worker).generate(requests(count), PARAMS))
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_stopped_guard_is_ended_too(start: Callable[..., Worker]) -> None:
+    """While only the guard is stopped the engine goes on answering."""
+    worker = start()
+    pids = tree(worker)
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    assert len(list(RemoteSampler(worker).generate(requests(1), PARAMS))) == 1
+    worker.end()
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_whole_tree_that_is_stopped_is_found_and_ended(start: Callable[..., Worker], tmp_path: Path) -> None:
+    worker = start("daemon-clean", str(tmp_path / "pid"), heartbeat_timeout_s=2.0)
+    wait_until((tmp_path / "pid").exists)
+    pids = tree(worker)
+    assert len(pids) == 3
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineError, match="nothing was heard from it for 2 s and was ended; something stopped it"):
+        list(RemoteSampler(worker).generate(requests(1), PARAMS))
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_guard_that_is_stopped_when_the_engine_is_killed(
+    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "END_TIMEOUT_S", 1.0)
+    worker = start("hang")
+    pids = tree(worker)
+    os.kill(worker.process.pid, signal.SIGSTOP)
+    os.kill(engine_of(worker), signal.SIGKILL)
+    with pytest.raises(EngineError, match="closed its pipe"):
+        list(RemoteSampler(worker).generate(requests(1), PARAMS))
+    assert not [pid for pid in pids if alive(pid)]
+
+
+@pytest.mark.parametrize("way", ["daemon", "daemon-clean"])
+@pytest.mark.parametrize("how", ["end", "kill the engine"])
+def test_a_daemonised_grandchild_is_gone(start: Callable[..., Worker], tmp_path: Path, way: str, how: str) -> None:
+    """Also one that holds the pipe, ignores SIGTERM, has its own session and, the clean one, another environment."""
+    worker = start(way, str(tmp_path / "pid"))
+    wait_until((tmp_path / "pid").exists)
+    pid = int((tmp_path / "pid").read_text())
+    assert alive(pid)
+    if how == "end":
+        worker.end()
+    else:
+        os.kill(engine_of(worker), signal.SIGKILL)
+        with pytest.raises(EngineError, match="killed"):
+            list(RemoteSampler(worker).generate(requests(1), PARAMS))
+    assert not alive(pid)
+
+
+def test_a_killed_guard_leaves_nothing_either(start: Callable[..., Worker], tmp_path: Path) -> None:
+    worker = start("daemon", str(tmp_path / "pid"))
+    wait_until((tmp_path / "pid").exists)
+    pids = [*tree(worker), int((tmp_path / "pid").read_text())]
+    os.kill(worker.process.pid, signal.SIGKILL)
+    with pytest.raises(EngineError, match="killed"):
+        list(RemoteSampler(worker).generate(requests(1), PARAMS))
+    assert not [pid for pid in pids if alive(pid)]
+
+
+def test_a_worker_without_guard_that_ignores_sigterm(
+    start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard, "END_TIMEOUT_S", 0.5)
+    with pytest.raises(EngineError, match="no progress"):
+        start("unguarded", str(tmp_path / "pid"), stall_timeout_s=2.0)
+    assert not alive(int((tmp_path / "pid").read_text()))
+
+
+def test_ending_one_worker_leaves_the_other(start: Callable[..., Worker], tmp_path: Path) -> None:
+    first, second = start("daemon", str(tmp_path / "one")), start("daemon", str(tmp_path / "two"))
+    wait_until((tmp_path / "one").exists)
+    wait_until((tmp_path / "two").exists)
+    first.end()
+    assert not alive(int((tmp_path / "one").read_text()))
+    others = [*tree(second), int((tmp_path / "two").read_text())]
+    assert all(alive(pid) for pid in others)
+    second.end()
+    assert not any(alive(pid) for pid in others)
+
+
+@pytest.mark.parametrize("stopped", ["nobody", "the engine", "the guard"])
+def test_when_the_parent_is_killed_the_whole_tree_goes(tmp_path: Path, stopped: str) -> None:
+    """With a stopped guard the engine alone goes, and the rest when the guard is continued. See loop/system/trees.py."""
+    script = (
+        "import sys, psutil\n"
+        "from pathlib import Path\n"
+        "from loop.workers.worker import Worker\n"
+        "w = Worker({'op': 'load'}, log_file=Path(sys.argv[1]), stall_timeout_s=60, progress=lambda d, t: None,\n"
+        "           command=sys.argv[2:])\n"
+        "pids = [p.pid for p in psutil.Process().children(recursive=True)]\n"
+        "w.pulse = lambda: print(*pids, flush=True)\n"
+        "w.call({'op': 'hang'})\n"
+    )
+    arguments = [sys.executable, "-c", script, str(tmp_path / "log"), *bad("daemon-clean", str(tmp_path / "pid"))]
+    with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
+        assert parent.stdout is not None
+        pids = [int(word) for word in parent.stdout.readline().split()]
+        wait_until((tmp_path / "pid").exists)
+        pids.append(int((tmp_path / "pid").read_text()))
+        assert len(pids) >= 3 and all(alive(pid) for pid in pids)
+        if stopped != "nobody":
+            os.kill(pids[0 if stopped == "the guard" else 1], signal.SIGSTOP)
+        parent.kill()
+    if stopped == "the guard":
+        try:
+            wait_until(lambda: not alive(pids[1]))
+        finally:
+            os.kill(pids[0], signal.SIGCONT)
+    wait_until(lambda: not any(alive(pid) for pid in pids))
+
+
+def test_one_worker_after_another_leaves_no_open_files(start: Callable[..., Worker]) -> None:
+    start().end()
+    before = psutil.Process().num_fds()
+    for _ in range(3):
+        start().end()
+    assert psutil.Process().num_fds() == before
+
+
+def test_the_oom_killer_takes_the_engine_before_the_daemon_and_the_guard(start: Callable[..., Worker]) -> None:
+    mine = int(Path("/proc/self/oom_score_adj").read_text())
+    worker = start("oom-score")
+    assert worker.info == max(mine, 500)
+    assert int(Path(f"/proc/{worker.process.pid}/oom_score_adj").read_text()) == mine
+
+
+def test_processes_that_the_kernel_does_not_let_go_of_are_named(
+    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = start()
+    with monkeypatch.context() as patch:
+        patch.setattr(guard, "sweep", lambda token, session: [17, 18])
+        with pytest.raises(EngineError, match="sampler: even SIGKILL does not end its processes 17, 18; .*restart"):
+            worker.end()
+    assert not worker.ended
+    worker.end()
+
+
+@pytest.mark.parametrize("end", ["os._exit(0)", "os.kill(os.getpid(), 9)"])
+def test_temporary_files_go_with_the_worker(tmp_path: Path, end: str) -> None:
+    program = f"""
+import os, tempfile
+from loop.system.trees import guard
+
+def work():
+    made = tempfile.mkdtemp()
+    assert made.startswith({str(tmp_path)!r} + "/ssd-loop-")
+    open({str(tmp_path / "made")!r}, "w").write(made)
+    {end}
+
+guard(work, own_tmp=True)
+"""
+    environment = os.environ | {"TMPDIR": str(tmp_path), guard.PARENT: str(os.getpid())}
+    subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, timeout=60, check=False)
+    made = Path((tmp_path / "made").read_text())
+    assert not made.exists() and [path.name for path in tmp_path.iterdir()] == ["made"]
