@@ -95,7 +95,11 @@ def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[t
     if base_dir is not None:
         path = base_dir / path
     choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
-    return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), printable(str(path)), read_file(path, "problems", choices)
+    return (
+        re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name),
+        printable(str(path)),
+        read_file(path, "problems", choices, lists=True),
+    )
 
 
 def _content_hash(problems: list[Problem]) -> str:

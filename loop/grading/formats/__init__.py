@@ -31,7 +31,7 @@ def problem_of(row: dict[str, Any], where: str) -> Problem:
     raise ConfigError(f"{where}: is in no known format (keys: {keys}); expected {DESCRIPTION}")
 
 
-def tests_of(problem: Problem) -> dict[str, Any]:
+def judge_job(problem: Problem) -> dict[str, Any]:
     """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests.
 
     `called` names what a solution has to define; `imports` run before it, and `before` is the beginning that it may have from
@@ -42,7 +42,7 @@ def tests_of(problem: Problem) -> dict[str, Any]:
         before = ""  # it cannot bind the function's name
     names = {"imports": "", "before": before, "called": [problem.entry_point]}
     try:
-        return names | _BY_KIND[problem.kind].tests_of(problem)
+        return names | _BY_KIND[problem.kind].judge_job(problem)
     except ValueError as error:
         raise HarnessError(f"problem {problem.task_id}: {error}") from None
 

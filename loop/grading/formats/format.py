@@ -18,7 +18,7 @@ class Format:
     format if it has one of the keys in `told_by` and none of an earlier format's.
 
     `problem_of` reads a row; its second argument is the row's place. It raises ConfigError, and UntestedProblem where any
-    answer would pass. `tests_of` gives what `judge.py` is told, but for the names that `loop.grading.formats.tests_of` adds; it
+    answer would pass. `judge_job` gives what `judge.py` is told, but for the names that `loop.grading.formats.judge_job` adds; it
     raises ValueError. With `prompt_has_helpers`, code that a prompt has before its function belongs to each solution.
 
     A training prompt has tests in this format if its row has something in one of the `test_keys`; they may need `more_keys`,
@@ -30,7 +30,7 @@ class Format:
     keys: str
     told_by: tuple[str, ...]
     problem_of: Callable[[Row, str], Problem]
-    tests_of: Callable[[Problem], dict[str, Any]]
+    judge_job: Callable[[Problem], dict[str, Any]]
     prompt_has_helpers: bool = False
     test_keys: tuple[str, ...] = ()
     more_keys: tuple[str, ...] = ()

@@ -144,7 +144,7 @@ def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
                 ) from None
 
 
-def _tests_of(problem: Problem) -> dict[str, Any]:
+def _judge_job(problem: Problem) -> dict[str, Any]:
     tests = livecodebench_tests(problem)
     if not tests:
         raise ValueError("has no tests")
@@ -158,7 +158,7 @@ FORMAT = Format(
     keys="question_id, question_content, public_test_cases or private_test_cases",
     told_by=("question_id", "question_content"),
     problem_of=_problem_of,
-    tests_of=_tests_of,
+    judge_job=_judge_job,
     test_keys=("public_test_cases", "private_test_cases"),
     more_keys=("metadata",),
     row_of_prompt=lambda row, name, statement, code: (

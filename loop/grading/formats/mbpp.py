@@ -74,7 +74,7 @@ def _tested_function(test: str, code: Any, preparation: str) -> str | None:
     return next(iter([name for name in unknown if name not in prepared] or unknown or unusual), None)
 
 
-def _tests_of(problem: Problem) -> dict[str, Any]:
+def _judge_job(problem: Problem) -> dict[str, Any]:
     payload = problem.payload
     if not payload["tests"]:
         raise ValueError("has no tests")
@@ -108,7 +108,7 @@ FORMAT = Format(
     keys="task_id, text or prompt, test_list",
     told_by=("test_list",),
     problem_of=_problem_of,
-    tests_of=_tests_of,
+    judge_job=_judge_job,
     test_keys=("test_list",),
     more_keys=("test_setup_code", "test_imports", "prompt", "entry_point", "code"),
     row_of_prompt=lambda row, name, statement, code: {"task_id": name, "text": statement} | row | {"signature": code},

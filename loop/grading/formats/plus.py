@@ -129,7 +129,7 @@ def _problem_of(row: Row, where: str) -> Problem:
     return problem
 
 
-def _tests_of(problem: Problem) -> dict[str, Any]:
+def _judge_job(problem: Problem) -> dict[str, Any]:
     inputs = inputs_of(problem.task_id, problem.payload)
     if not any(inputs.values()):
         raise ValueError("has no tests")
@@ -143,6 +143,6 @@ FORMAT = Format(
     keys="task_id, prompt, entry_point, canonical_solution, base_input",
     told_by=("base_input",),
     problem_of=_problem_of,
-    tests_of=_tests_of,
+    judge_job=_judge_job,
     prompt_has_helpers=True,
 )
