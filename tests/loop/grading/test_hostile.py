@@ -65,6 +65,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             "SOCKET": str(folder / "socket"),
             "HOSTFILE": str(host_file),
             "HOME": os.path.expanduser("~"),
+            "NICENESS": str(os.nice(0)),
             "PACKAGES": repr([str(Path(pytest.__file__).parents[1])]),
         }
     assert host_file.read_text() == "x"

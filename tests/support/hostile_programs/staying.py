@@ -89,7 +89,8 @@ STAYING = {
         "import os\nos.environ['LEFT'] = '1'\nos.umask(0o777)\nos.nice(19)\ndef f(x): return 0", "failed"
     ),
     "find a way to get out": Program(
-        attack("import os\nassert 'LEFT' in os.environ or os.umask(0) == 0o777 or os.nice(0) == 19"), "failed error"
+        attack("import os\nassert 'LEFT' in os.environ or os.umask(0) == 0o777 or os.nice(0) != NICENESS"),
+        "failed error",
     ),
     "open a door for the others": Program(
         "import socket, time\none = socket.socket(socket.AF_UNIX)\none.bind('\\0door')\none.listen()\n"
