@@ -70,12 +70,16 @@ def read_bytes(content: bytes, place: str) -> Iterator[tuple[int, Row | ConfigEr
     return read_rows(BufferedReader(BytesIO(content)), place)
 
 
+def raised(row: Row | ConfigError) -> Row:
+    """The row. Raises it if it is an error."""
+    if isinstance(row, ConfigError):
+        raise row
+    return row
+
+
 def sound(rows: Iterable[tuple[int, Row | ConfigError]]) -> Iterator[tuple[int, Row]]:
     """The same rows. Raises the first that is an error."""
-    for number, row in rows:
-        if isinstance(row, ConfigError):
-            raise row
-        yield number, row
+    return ((number, raised(row)) for number, row in rows)
 
 
 def _elements(content: bytes, place: str, line: int) -> Iterator[tuple[int, Row | ConfigError]]:
