@@ -104,9 +104,8 @@ class Grader:
         """
         ahead = ahead or 4 * self.num_workers
         waiting: deque[tuple[Job, Future[Verdict]]] = deque()
-        recent: dict[
-            bytes, tuple[Problem, Future[Verdict]]
-        ] = {}  # equal programs are samples of one problem, close together
+        # Equal programs are samples of one problem, which follow each other closely.
+        recent: dict[bytes, tuple[Problem, Future[Verdict]]] = {}
         pool = _Pool(self._sandbox)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:

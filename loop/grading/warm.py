@@ -52,7 +52,7 @@ class Warm:
         core = min(os.sched_getaffinity(0)) if core is None else core
         self._sandbox = sandbox
         self.core = core
-        self._own_bubblewrap = sandbox.level != "none" and not sandbox.nested
+        self._apart = sandbox.level != "none" and not sandbox.nested  # each solution in a bubblewrap of its own
         self._directory = tempfile.mkdtemp(prefix="loop-grade-") if sandbox.level == "none" else "/tmp"
         self.problem: object = None  # whose tests the tests' process has
         self._tests: socket.socket | None = None
@@ -84,9 +84,7 @@ class Warm:
             directory = tempfile.mkdtemp(dir=directory)
         program = code.encode()
         order = self._sandbox.order("solution", self._size + len(program), timeout_s, memory_bytes, directory)
-        host = (
-            self._sandbox.interpreter(self.core, directory, self._size) if self._own_bubblewrap else self._interpreter
-        )
+        host = self._sandbox.interpreter(self.core, directory, self._size) if self._apart else self._interpreter
         return Running(self, self._tests, host, order, program, timeout_s, memory_bytes + 8 * self._size)
 
     def _start_tests(self, problem: object, tests: bytes, memory_bytes: int) -> None:

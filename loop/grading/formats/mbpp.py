@@ -60,8 +60,8 @@ def called_names(test: str) -> list[str]:
 
 
 def _tested_function(test: str, code: Any, preparation: str) -> str | None:
-    """The name that the test calls: one that the reference solution defines; else the first that is neither a builtin nor
-    named in what is done before; else the first that is no builtin; else one that is an unusual builtin.
+    """The name that the test calls. The best is one that the reference solution defines, then one that is neither a builtin nor
+    in the preparation, then any that is no builtin, then a builtin that tests seldom use.
     """
     called = called_names(test)
     if isinstance(code, str):

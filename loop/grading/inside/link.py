@@ -1,7 +1,4 @@
-"""The program's side of the questions that its tests ask: it is loaded here, called, and run on standard input.
-
-What a program does to this module only changes which values are said to be its own.
-"""
+"""The program's side of the questions that its tests ask: here it is loaded, called, and run on standard input."""
 
 from __future__ import annotations
 import __future__
@@ -25,7 +22,7 @@ _ANNOTATIONS = __future__.annotations.compiler_flag
 
 
 class Link:
-    """The program's side of the questions. What a program does to it only changes which values are said to be its own."""
+    """Answers questions about one program. A program that tampers with this can only change what its own values are."""
 
     def __init__(self, shut_in: bool) -> None:
         self._shut_in = shut_in
@@ -33,11 +30,11 @@ class Link:
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._program: tuple[CodeType, str] | None = None
-        # bound now: a program may replace what these names stand for
+        # bound before the program runs, because it may replace these builtins
         self._get, self._set, self._iter, self._next = getattr, setattr, iter, next
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """One answer: a value, or what was raised, with what became of the arguments."""
+        """The answer to one question: a value or an exception, and what became of the arguments."""
         given = Decoder(question.get("containers", ()), lambda rest: self._objects[rest[0]])
         try:
             value = getattr(self, "_" + question["do"])(question, given)
@@ -70,14 +67,14 @@ class Link:
         exec(question["imports"], self._space)
         given, own = _parts(code, question["before"])
         exec(given, self._space)
-        # what is called must be what the program binds: of the suite's names it finds these as it finds a builtin
+        # the tests must call what the program binds, so the suite's own definitions are only builtins to it
         offered = {name: self._space.pop(name) for name in question["called"] if name in self._space}
         if offered:
             self._space["__builtins__"] = {**vars(builtins), **offered}
         exec(own, self._space)
 
     def _name(self, question: dict[str, Any], _: Decoder) -> tuple[Any, ...]:
-        """What a global name of the program stands for."""
+        """The value of a global name of the program."""
         name = question["name"]
         if name not in self._space:
             return ("missing",)
@@ -85,7 +82,7 @@ class Link:
         return ("module", value.__name__) if isinstance(value, type(sys)) else ("value", value)
 
     def _entry(self, question: dict[str, Any], _: Decoder) -> Any:
-        """LiveCodeBench: a method of one Solution, or a function. What every object has is none that the program wrote."""
+        """LiveCodeBench: a method of a Solution, or a function. Methods that every object has are not the program's."""
         name, solution = question["name"], self._space.get("Solution")
         if any(name in kind.__dict__ for kind in getattr(solution, "__mro__", ()) if kind is not object):
             return self._get(self._space["Solution"](), name)
@@ -109,14 +106,14 @@ class Link:
         return self._iter(self._objects[question["object"]])
 
     def _proceed(self, question: dict[str, Any], _: Decoder) -> list[Any]:
-        """At most `most` further values of an iterator; a shorter list is the end."""
-        iterator, found = self._objects[question["object"]], []
+        """At most `most` further values of an iterator; fewer mean that it has ended."""
+        iterator, values = self._objects[question["object"]], []
         for _number in range(question["most"]):
             try:
-                found.append(self._next(iterator))
+                values.append(self._next(iterator))
             except StopIteration:
                 break
-        return found
+        return values
 
     def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
         assert self._program is not None
@@ -124,7 +121,7 @@ class Link:
 
 
 def _parts(code: str, before: str) -> tuple[CodeType, CodeType]:
-    """The program in two: what the suite put before it (`before` may be ""), and the rest with its lines as they were."""
+    """The program in two parts: what the suite put before it (`before` may be ""), and the rest with its line numbers."""
     whole = compile(code, "<solution>", "exec", dont_inherit=True)
     end = len(code) - len(code.lstrip()) + len(before)
     if not (before and code[:end].lstrip() == before and code[end : end + 1].isspace()):
@@ -134,13 +131,13 @@ def _parts(code: str, before: str) -> tuple[CodeType, CodeType]:
             given = compile(code[:end], "<solution>", "exec", dont_inherit=True)
             rest = "\n" * code.count("\n", 0, end) + code[end:]
             return given, compile(rest, "<solution>", "exec", given.co_flags & _ANNOTATIONS, dont_inherit=True)
-        except SyntaxError:  # its last line, such as a decorator, belongs to what follows
+        except SyntaxError:  # its last line, such as a decorator, belongs to the rest
             end = code.rfind("\n", 0, end)
     return compile("", "<solution>", "exec"), whole
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """An exception by its type and arguments. A solution's exceptions may themselves raise or lie."""
+    """An exception as plain data: type, text, line and arguments. A solution's exceptions may themselves raise or lie."""
     line, trace = None, error.__traceback__
     while trace is not None:
         if trace.tb_frame.f_code.co_filename == "<solution>":
@@ -148,7 +145,7 @@ def described(error: BaseException) -> dict[str, Any]:
         trace = trace.tb_next
     if line is None and isinstance(error, SyntaxError) and error.filename == "<solution>":
         line = error.lineno
-    known = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
+    built_in = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
     try:
         text = error.msg if isinstance(error, SyntaxError) else str(error)
         text = "".join(character if character.isprintable() else " " for character in str(text)[:MAX_DETAIL])
@@ -157,7 +154,7 @@ def described(error: BaseException) -> dict[str, Any]:
     arguments = [part if isinstance(part, (str, int, float, type(None))) else None for part in error.args[:8]]
     return {
         "kind": type(error).__name__[:80],
-        "builtin": known[0],
+        "builtin": built_in[0],
         "text": text,
         "line": line,
         "args": [part[:MAX_DETAIL] if isinstance(part, str) else part for part in arguments],
@@ -174,11 +171,12 @@ def _fresh_module(name: str) -> dict[str, Any]:
 
 
 def run_program(code: CodeType, imports: str, text: str, max_output: int, shut_in: bool) -> dict[str, Any]:
-    """Fork a process that runs it on this input; what it wrote, or what went wrong. Where this process is shut in with no
-    other but the warm one, all that the program started is gone after.
+    """Run a program on this input in a process of its own. Gives what it wrote, or what went wrong.
+
+    With `shut_in` this process and the program's are alone in their namespace, so all that the program started is ended.
     """
-    given, shown, told = (os.path.join(os.getcwd(), name) for name in (".stdin", ".stdout", ".error"))
-    for path, content in ((given, text), (shown, ""), (told, "")):
+    stdin, stdout, failure = (os.path.join(os.getcwd(), name) for name in (".stdin", ".stdout", ".error"))
+    for path, content in ((stdin, text), (stdout, ""), (failure, "")):
         if os.path.lexists(path):
             os.unlink(path)
         with open(path, "x", encoding="utf-8", newline="", errors="surrogatepass") as file:
@@ -186,25 +184,25 @@ def run_program(code: CodeType, imports: str, text: str, max_output: int, shut_i
     child = os.fork()
     if child == 0:
         try:
-            _program(code, imports, given, shown, told)
-        finally:  # it could not even say what went wrong
+            _program(code, imports, stdin, stdout, failure)
+        finally:  # it could not even write down what went wrong
             os.kill(os.getpid(), signal.SIGKILL)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if shut_in:
         _empty_namespace()
-    with open(told, encoding="utf-8", errors="replace") as file:
+    with open(failure, encoding="utf-8", errors="replace") as file:
         error = file.read(2 * MAX_DETAIL)
     if status == -signal.SIGXCPU:
         return {"timeout": True}
     if error or status < 0:
         return {"error": error or f"killed by signal {-status}"}
-    with open(shown, encoding="utf-8", errors="replace", newline="") as file:
+    with open(stdout, encoding="utf-8", errors="replace", newline="") as file:
         output = file.read(max_output + 1)
     return {"too_much": True} if len(output) > max_output else {"output": output}
 
 
 def _empty_namespace() -> None:
-    """Kill what a program left running, so that the next test begins alone."""
+    """Kill every process that a program left behind, so that the next test begins alone."""
     try:
         os.kill(-1, signal.SIGKILL)
         while True:
@@ -213,11 +211,11 @@ def _empty_namespace() -> None:
         pass
 
 
-def _program(code: CodeType, imports: str, given: str, shown: str, told: str) -> None:
-    """The child: a program with its own standard streams. Never returns."""
+def _program(code: CodeType, imports: str, stdin: str, stdout: str, failure: str) -> None:
+    """Be the child: run a program with these files as its standard streams. Never returns."""
     os.closerange(3, 256)
-    os.dup2(os.open(given, os.O_RDONLY), 0)
-    os.dup2(os.open(shown, os.O_WRONLY | os.O_APPEND), 1)
+    os.dup2(os.open(stdin, os.O_RDONLY), 0)
+    os.dup2(os.open(stdout, os.O_WRONLY | os.O_APPEND), 1)
     os.closerange(3, 256)
     random.seed(0)
     sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -240,8 +238,8 @@ def _program(code: CodeType, imports: str, given: str, shown: str, told: str) ->
     except BaseException as raised:
         error = error or raised
     if error is not None:
-        with open(told, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(remote.in_words(described(error)))
+        with open(failure, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(remote.exception_text(described(error)))
     leave(0)
 
 
