@@ -14,7 +14,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,31 +63,7 @@ def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path
     from `cache_dir` (default: `default_cache_dir()`). Raises ConfigError, with a line for each broken row, and
     PermissionDenied.
     """
-    distinct: dict[str, Prompt] = {}
-    broken: list[str] = []
-    num_rows, has_starter_code = 0, False
-    for place, number, row in _rows(prompts, base_dir, cache_dir):
-        num_rows += 1
-        try:
-            row = raised(row)
-            prompt = _prompt(row, place, number, prompts, model)
-        except ConfigError as error:
-            broken.append(str(error))
-            continue
-        has_starter_code |= prompts.starter_code_column in row
-        distinct.setdefault(prompt.id, prompt)
-        if len(distinct) == prompts.limit:
-            break
-    if broken:
-        more = len(broken) - _MOST_BROKEN_LINES
-        rest = [f"{prompts.source}: {more} more rows are broken in the same or other ways; correct them too"]
-        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES] + (rest if more > 0 else [])))
-    if not num_rows:
-        raise ConfigError(f"{shown(prompts.source)} holds no prompts; give at least one row with a statement")
-    column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
-    if column not in (None, default) and not has_starter_code:
-        raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
-    return list(distinct.values())
+    return _distinct(_rows(prompts, base_dir, cache_dir), prompts, model)
 
 
 def load_tests(
@@ -97,10 +73,14 @@ def load_tests(
 
     Of equal prompts the first that has tests counts. Raises ConfigError if a test is broken, or if no prompt has any.
     """
+    return _tests(_rows(prompts, base_dir, cache_dir, with_tests=True), prompts, model)
+
+
+def _tests(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> dict[str, TestedProblem]:
     tests: dict[str, TestedProblem] = {}
     ids: set[str] = set()
     broken: list[str] = []
-    for place, number, row in _rows(prompts, base_dir, cache_dir, with_tests=True):
+    for place, number, row in rows:
         row = raised(row)
         prompt = _prompt(row, place, number, prompts, model)
         if prompt.id not in ids and len(ids) == prompts.limit:
@@ -192,6 +172,34 @@ def _rows(prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: 
         place, rows = printable(str(path)), read_file(path, "prompts", _SOURCES)
     for line, row in rows:
         yield f"{place}:{line}", str(line), row
+
+
+def _distinct(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> list[Prompt]:
+    distinct: dict[str, Prompt] = {}
+    broken: list[str] = []
+    num_rows, has_starter_code = 0, False
+    for place, number, row in rows:
+        num_rows += 1
+        try:
+            row = raised(row)
+            prompt = _prompt(row, place, number, prompts, model)
+        except ConfigError as error:
+            broken.append(str(error))
+            continue
+        has_starter_code |= prompts.starter_code_column in row
+        distinct.setdefault(prompt.id, prompt)
+        if len(distinct) == prompts.limit:
+            break
+    if broken:
+        more = len(broken) - _MOST_BROKEN_LINES
+        rest = [f"{prompts.source}: {more} more rows are broken in the same or other ways; correct them too"]
+        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES] + (rest if more > 0 else [])))
+    if not num_rows:
+        raise ConfigError(f"{shown(prompts.source)} holds no prompts; give at least one row with a statement")
+    column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
+    if column not in (None, default) and not has_starter_code:
+        raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
+    return list(distinct.values())
 
 
 def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -> Prompt:
