@@ -289,7 +289,7 @@ def _devices(loaded: LoadedConfig | None) -> Line:
 
 
 def _sandbox(loaded: LoadedConfig | None) -> Line:
-    from loop.grading.trying import check_sandbox
+    from loop.grading.working_sandbox import check_sandbox
 
     level = loaded.config.grading.sandbox if loaded else "bubblewrap"
     report = check_sandbox(level)

@@ -1,15 +1,14 @@
 """Takes the program out of an answer.
 
-The text is a model's and hostile, so it is only looked at line by line with short regular expressions: whether it is
-Python is found out in the sandbox (parsing deeply nested text can end an interpreter). The rules are part of what a suite
-measures: change one, and EXTRACTION_VERSION goes up.
+The text comes from a model and may be hostile, so it is only read line by line with short regular expressions. Whether it is
+Python shows in the sandbox, because parsing deeply nested text can end an interpreter. The rules are part of what a suite
+measures: whoever changes one raises EXTRACTION_VERSION.
 """
 
 from __future__ import annotations
 
 import re
 import textwrap
-from typing import NamedTuple
 
 from loop.grading.formats import DEFINITION, code_before
 from loop.grading.problem import Problem
@@ -34,16 +33,10 @@ _CODE_LINE = re.compile(
 )
 
 
-class _Block(NamedTuple):
-    language: str
-    code: str
-
-
 def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> str | None:
-    """The whole program to grade, with whatever of the problem's own code it needs; None when the answer holds none.
+    """The whole program to grade, with the code of the problem that it needs; None if the answer holds no code.
 
-    `prefilled_fence` says that "```python" was put before the completion, which then is code up to the closing fence.
-    Never raises.
+    With `prefilled_fence` the prompt ended with "```python", so the completion is code up to the closing fence. Never raises.
     """
     if len(completion) > MAX_COMPLETION_CHARS:
         return None
@@ -58,14 +51,14 @@ def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> st
 
 
 def why_none(completion: str) -> str:
-    """Why `extract_code` gives nothing for this answer, if it does: the detail of the verdict."""
+    """The detail of the verdict on an answer for which `extract_code` gives None."""
     if len(completion) > MAX_COMPLETION_CHARS:
         return f"the answer has {len(completion):,} characters; one of more than {MAX_COMPLETION_CHARS:,} is not read"
     return "the answer holds no code"
 
 
 def _without_thoughts(text: str) -> str:
-    """Drop <think> blocks: one that never ended, and one that the chat template had opened, too."""
+    """The answer without its <think> blocks, even one that never ended and one that the chat template had opened."""
     text = re.sub(r"<think>.*?</think>", "", text, flags=re.DOTALL) if "</think>" in text else text
     text = text.rpartition("</think>")[2]
     return text.partition("<think>")[0]
@@ -73,8 +66,8 @@ def _without_thoughts(text: str) -> str:
 
 def _until_fence(text: str) -> str:
     lines = text.lstrip("\n").split("\n")
-    if (again := _fence(lines[0])) and again[3]:
-        lines = lines[1:]  # the model opened the fence again although it was open
+    if (opening := _fence(lines[0])) and opening[3]:
+        lines = lines[1:]  # the model opened the fence a second time
     for number, line in enumerate(lines):
         if _fence(line):
             return "\n".join(lines[:number])
@@ -84,11 +77,12 @@ def _until_fence(text: str) -> str:
 
 
 def _fenced(text: str, problem: Problem) -> tuple[str | None, str]:
-    """The code of the fence that counts, or None and the text that holds none.
+    """The code of the fence that counts; or None, and the text in which code is to be looked for without fences.
 
-    It is the last closed fence, or the last of those that define what is asked for, if some do; else one that is open.
+    The last closed fence counts, or the last of those that define the entry point, if any does. Without a closed fence it is
+    the open one.
     """
-    blocks: list[_Block] = []
+    blocks: list[tuple[str, str]] = []  # language, code
     lines = text.split("\n")
     opening: re.Match[str] | None = None
     start = 0
@@ -99,18 +93,18 @@ def _fenced(text: str, problem: Problem) -> tuple[str | None, str]:
         if opening is None:
             opening, start = match, number + 1
         elif match[2].startswith(opening[2]) and not match[3]:
-            blocks.append(_Block(opening[3].lower(), _dedent(lines[start:number], opening[1])))
+            blocks.append((opening[3].lower(), _dedent(lines[start:number], opening[1])))
             opening = None
     if blocks:
-        python = [block.code for block in blocks if block.language in _PYTHON and block.code.strip()]
-        candidates = python or [block.code for block in blocks]
+        python = [code for language, code in blocks if language in _PYTHON and code.strip()]
+        candidates = python or [code for _, code in blocks]
         defining = [code for code in candidates if _defines(code, problem.entry_point)]
         return (defining or candidates)[-1], text
     if opening is None:
         return None, text
     before, rest = lines[: start - 1], lines[start:]
     if not opening[3] and _has_code(before, problem) and not _has_code(rest, problem):
-        return None, "\n".join(before)  # a continuation that closes a fence which it never opened
+        return None, "\n".join(before)  # the answer continues the prompt and closes a fence that it never opened
     return _dedent(rest, opening[1]), text
 
 
@@ -145,21 +139,22 @@ def _unfenced_program(text: str, problem: Problem) -> str | None:
 
 
 def _defines(code: str, entry_point: str | None) -> bool:
-    """Whether the entry point is defined as early as any other code; an inner function of a body does not count."""
+    """Whether the code defines the entry point at its outer level; a function inside a body does not count."""
     if not entry_point:
         return False
     name = re.escape(entry_point)
-    found = re.search(rf"^([ \t]*){DEFINITION}{name}\b|^{name}[ \t]*=(?!=)", code, re.MULTILINE)
-    if found is None:
+    match = re.search(rf"^([ \t]*){DEFINITION}{name}\b|^{name}[ \t]*=(?!=)", code, re.MULTILINE)
+    if match is None:
         return False
-    if not found[1] or re.search(r"^[ \t]*class[ \t]", code[: found.start()], re.MULTILINE):
+    indent = match[1]
+    if not indent or re.search(r"^[ \t]*class[ \t]", code[: match.start()], re.MULTILINE):
         return True
-    indented_alike = next(line for line in code.split("\n") if line.strip()).startswith(found[1])
-    return indented_alike and not re.search(rf"^{found[1]}(?:return|yield)\b", code, re.MULTILINE)
+    first_line = next(line for line in code.split("\n") if line.strip())
+    return first_line.startswith(indent) and not re.search(rf"^{indent}(?:return|yield)\b", code, re.MULTILINE)
 
 
 def _before_entry_point(problem: Problem, program: str) -> str:
-    """HumanEval and HumanEval+: the prompt's imports and helper functions, which a whole program often leaves out."""
+    """The prompt's imports and helper functions for a program that lacks them, as whole programs often do; or ""."""
     before = code_before(problem)
     if not before or before in program or "from __future__" in program:
         return ""
@@ -167,14 +162,14 @@ def _before_entry_point(problem: Problem, program: str) -> str:
 
 
 def _body_indent(prompt: str) -> str:
-    """How far the body that continues the prompt is indented."""
+    """The indentation of the body that continues the prompt."""
     line = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
-    own = line[: len(line) - len(line.lstrip())]
-    return own + "    " if line.rstrip().endswith(":") else own
+    indent = line[: _width(line)]
+    return indent + "    " if line.rstrip().endswith(":") else indent
 
 
 def _as_body(lines: list[str], indent: str) -> str | None:
-    """The lines as the body of a function that is indented so far; None when they do not look like one."""
+    """The lines as the body of a function, with this indentation; None if they do not look like one."""
     lines = lines[next((number for number, line in enumerate(lines) if line.strip()), len(lines)) :]
     if not lines or not indent:
         return None
@@ -189,7 +184,7 @@ def _as_body(lines: list[str], indent: str) -> str | None:
         opens = first.rstrip().endswith((":", "(", "[", "{", ",", "\\"))
         if not opens or _width(rest[0]) > min(map(_width, rest)):  # only the first line lost its indentation
             return "\n".join([indent + first, *lines[1:]]) + "\n"
-    if any(re.match(r"(?:return|yield|pass)\b", line) for line in lines):  # a body that is written at the margin
+    if any(re.match(r"(?:return|yield|pass)\b", line) for line in lines):  # a body without indentation
         return textwrap.indent("\n".join(lines), indent) + "\n"
     return None
 
@@ -199,7 +194,7 @@ def _width(line: str) -> int:
 
 
 def _is_code(line: str) -> bool:
-    """Whether a line at the margin may be code; an indented one is not asked."""
+    """Whether a line without indentation may be code."""
     return bool(line.strip()) and _CODE_LINE.match(line[:400]) is not None
 
 
@@ -208,14 +203,14 @@ def _has_code(lines: list[str], problem: Problem) -> bool:
 
 
 def _until_prose(lines: list[str]) -> list[str]:
-    """The lines before the first that stands at the margin and cannot be code; strings over several lines are kept."""
+    """The lines before the first that has no indentation and cannot be code; strings over several lines are kept."""
     quote: str | None = None
     for number, line in enumerate(lines):
         if quote is None and line[:1] not in (" ", "\t", "") and not _is_code(line):
             return lines[:number]
-        for found in re.findall(r'"""|' + "'''", line):
+        for mark in re.findall(r'"""|' + "'''", line):
             if quote is None:
-                quote = found
-            elif quote == found:
+                quote = mark
+            elif quote == mark:
                 quote = None
     return lines

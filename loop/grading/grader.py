@@ -1,7 +1,7 @@
-"""Grades solutions: each in a sandboxed process of its own, several at a time, verdicts in the order of the jobs.
+"""Grades solutions, each in a sandboxed process of its own and several at a time, with verdicts in the order of the jobs.
 
 A solution never shares a process with its tests or their answers: it is asked for plain values (`values.py`), and a process
-of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` runs; a program that is there twice is run once.
+of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` runs; of equal programs only the first is run.
 """
 
 from __future__ import annotations
@@ -19,20 +19,23 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading.extract import why_none
-from loop.grading.formats import tests_of
+from loop.grading.formats import judge_job
 from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
-from loop.grading.trying import open_sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
+from loop.grading.working_sandbox import open_sandbox
 
 Word = Literal["passed", "failed", "timeout", "error", "no_code", "harness_error"]
 
 MAX_DETAIL = 300
 NUM_ATTEMPTS = 3
-NEAR, STRETCH = 0.75, 1.25
-"""From this share of its time limit on, a program is run again before a verdict stands; so long it may run at all."""
+REPEAT_FROM = 0.75
+"""A run that took more than this share of its limit is repeated before a verdict stands."""
+KILL_AT = 1.25
+"""A run is killed at this multiple of its limit."""
 REFERENCE_TIMEOUT_S = 60.0
 NUM_REMEMBERED = 1024
+"""How many of the latest programs are compared with a new one."""
 
 
 class Job(NamedTuple):
@@ -47,7 +50,7 @@ class Job(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What one run came to; times are seconds, wall and CPU."""
+    """The result of one run, with its wall time and its CPU time in seconds."""
 
     word: Word
     detail: str
@@ -56,7 +59,7 @@ class Outcome(NamedTuple):
 
 
 class Verdict(BaseModel):
-    """What grading says. `detail` is one printable line without addresses or times, the same on every run."""
+    """The verdict on a solution. `detail` is one printable line without addresses or times, the same on every run."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -67,12 +70,12 @@ class Verdict(BaseModel):
 
 
 class Grader:
-    """Grades at one sandbox level; making one finds out that the sandbox works (ConfigError where it does not).
+    """Grades at one sandbox level. Raises ConfigError if that sandbox does not work on this machine.
 
-    `timeout_s` is the time of one solution with all its tests, counted from when its process is ready and without what it
-    waits for a core that others use; where the problem's reference solution takes so long that `timeout_factor` times its
-    time is more, that counts. `memory_bytes` is the address space of each of its processes and the memory of all of them
-    together. Without `num_workers` one solution per core runs at a time.
+    `timeout_s` limits one solution with all its tests. The time counts from when its process is ready, without what it waits
+    for a core that others use. Where `timeout_factor` times the time of the problem's reference solution is more, that is
+    the limit. `memory_bytes` limits the address space of each of its processes and the memory of all of them together.
+    `num_workers` solutions run at a time, by default one per core.
     """
 
     def __init__(
@@ -89,37 +92,38 @@ class Grader:
         self.num_workers = num_workers or len(os.sched_getaffinity(0))
         self.timeout_factor = timeout_factor
         self._sandbox = open_sandbox(level)
-        self._limits: dict[tuple[str, str | None], float] = {}  # by id and reference: suites may use an id alike
+        self._limits: dict[tuple[str, str | None], float] = {}  # by id and reference: two suites may use the same id
 
     def grade(self, jobs: Iterable[Job], ahead: int | None = None) -> Iterator[tuple[Hashable, Verdict]]:
         """Yield a verdict per job, in the jobs' order, as soon as it is known.
 
-        Jobs are taken a few at a time, so memory does not grow with their number: `ahead` before the oldest has its verdict,
-        four per worker if it is not said. While `jobs` is waited for, programs go on. A harness error that stays after repeats
-        is given as such: the caller's stage has failed, and nothing is known about the solution. Whoever stops early (an
-        exception, a closed generator) leaves no program running.
+        Jobs are taken a few at a time, so memory does not grow with their number: at most `ahead`, by default four per worker,
+        wait for their verdicts. Programs keep running while this waits for the next job. A harness error that remains after
+        repeats is a verdict, too: the caller's stage has failed, and nothing is known about the solution. A caller that stops
+        early (an exception, a closed generator) leaves no program running.
         """
         ahead = ahead or 4 * self.num_workers
         waiting: deque[tuple[Job, Future[Verdict]]] = deque()
-        same: dict[bytes, tuple[Problem, Future[Verdict]]] = {}  # of late: samples of a problem follow each other
-        pools = _Pool(self._sandbox)
+        # Equal programs are samples of one problem, which follow each other closely.
+        recent: dict[bytes, tuple[Problem, Future[Verdict]]] = {}
+        pool = _Pool(self._sandbox)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
             for job in jobs:
-                twin = _identity(job)
-                if twin not in same:  # with the problem, so that no other gets the id() of one that is gone
-                    same[twin] = job.problem, threads.submit(self._graded, job.problem, job.code, pools)
-                waiting.append((job._replace(code=None), same[twin][1]))
-                if len(same) > NUM_REMEMBERED:
-                    del same[next(iter(same))]
+                identity = _identity(job)
+                if identity not in recent:  # the problem is kept, so that no other can get its id()
+                    recent[identity] = job.problem, threads.submit(self._graded, job.problem, job.code, pool)
+                waiting.append((job._replace(code=None), recent[identity][1]))
+                if len(recent) > NUM_REMEMBERED:
+                    del recent[next(iter(recent))]
                 while waiting and (waiting[0][1].done() or len(waiting) >= ahead):
-                    yield _said(*waiting.popleft())
+                    yield _result(*waiting.popleft())
             while waiting:
-                yield _said(*waiting.popleft())
+                yield _result(*waiting.popleft())
         finally:
-            pools.stop()
+            pool.stop()
             threads.shutdown(wait=True, cancel_futures=True)
-            pools.close()
+            pool.close()
 
     def grade_one(self, problem: Problem, code: str | None) -> Verdict:
         """The verdict on one solution. Never raises, whatever the solution does."""
@@ -141,18 +145,18 @@ class Grader:
         )
 
     def _decided(self, problem: Problem, code: str, pool: _Pool) -> Outcome:
-        """An outcome that another day would give too: what comes near the limit is run again before it stands."""
+        """An outcome that a repetition on another day would give too: a run that comes near the limit is repeated."""
         limit_s = self._limits.get((problem.task_id, problem.reference), self.timeout_s)
         outcome = self._tried(problem, code, pool, limit_s)
-        if outcome.duration_s <= NEAR * limit_s:
+        if outcome.duration_s <= REPEAT_FROM * limit_s:
             return outcome
         if (longer_s := self._limit_for(problem, pool)) > limit_s:
             limit_s, outcome = longer_s, self._tried(problem, code, pool, longer_s)
-        if outcome.word == "timeout" and outcome.cpu_s < limit_s / 2:  # it waited, or the machine had no time for it
+        if outcome.word == "timeout" and outcome.cpu_s < limit_s / 2:  # it slept, or the machine had no time for it
             outcome = self._tried(problem, code, pool, limit_s)
-        elif outcome.word != "timeout" and outcome.duration_s > NEAR * limit_s:
+        elif outcome.word != "timeout" and outcome.duration_s > REPEAT_FROM * limit_s:
             again = [outcome, *(self._tried(problem, code, pool, limit_s) for _ in range(2))]
-            outcome = sorted(again, key=lambda one: one.duration_s)[1]
+            outcome = sorted(again, key=lambda run: run.duration_s)[1]
         if outcome.word != "timeout" and outcome.duration_s <= limit_s:
             return outcome
         return outcome._replace(
@@ -160,7 +164,7 @@ class Grader:
         )
 
     def _limit_for(self, problem: Problem, pool: _Pool) -> float:
-        """`timeout_s`, or `timeout_factor` times what the reference solution takes here and now. Measured once."""
+        """`timeout_s`, or `timeout_factor` times what the reference solution takes on this machine. Measured once."""
         which = problem.task_id, problem.reference
         if which in self._limits:
             return self._limits[which]
@@ -173,14 +177,14 @@ class Grader:
         return limit_s
 
     def _tried(self, problem: Problem, code: str, pool: _Pool, limit_s: float) -> Outcome:
-        """One run, again if the harness failed. Raises HarnessError when it fails each time."""
+        """One run, repeated if the harness failed. Raises HarnessError if it fails each time."""
         failure: Exception | None = None
         for _ in range(NUM_ATTEMPTS):
             try:
                 return self._run(problem, code, pool, limit_s)
             except (JudgeEnded, HarnessError, OSError) as error:
                 failure = error
-        if isinstance(failure, JudgeEnded):  # each time, beside a sandbox that is well: values that no test can bear
+        if isinstance(failure, JudgeEnded):  # the sandbox works, so the program's values end the tests' process
             return Outcome("error", str(failure), 0.0, 0.0)
         raise HarnessError(str(failure))
 
@@ -188,9 +192,9 @@ class Grader:
         warm = pool.take(problem)
         # a lone surrogate cannot be part of a program, but must not end the harness either
         code = code.encode("utf-8", "replace").decode()
-        at_most_s = STRETCH * limit_s  # to tell a program that is a little late from one that never ends
+        at_most_s = KILL_AT * limit_s  # to tell a program that is a little late from one that never ends
         try:
-            with warm.run(problem, lambda: tests_of(problem), code, at_most_s, self.memory_bytes) as running:
+            with warm.run(problem, lambda: judge_job(problem), code, at_most_s, self.memory_bytes) as running:
                 word, detail = self._judged(running, limit_s)
                 outcome = Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
         except BaseException:
@@ -201,19 +205,19 @@ class Grader:
 
     def _judged(self, running: Running, limit_s: float) -> tuple[Word, str]:
         try:
-            said = running.verdict()
+            verdict = running.verdict()
         except TimedOut:
             return "timeout", _too_late(limit_s)
         except TooMuchMemory:
             return "error", f"used more than {self.memory_bytes >> 20} MiB of memory"
-        if not said["ended"]:
-            return said["verdict"], said["detail"]
+        if not verdict["ended"]:
+            return verdict["verdict"], verdict["detail"]
         end = running.ended(wait=True)
         if end.status == -24 or (end.status == -9 and end.cpu_s >= limit_s):
             return "timeout", "used up its CPU time"
         if end.status is not None and end.status < 0:
             return "error", f"killed by signal {-end.status} before the last test was done"
-        return "error", said["detail"]
+        return "error", verdict["detail"]
 
 
 def _too_late(limit_s: float) -> str:
@@ -229,12 +233,12 @@ class _Pool:
         self._free: list[Warm] = []
         self._busy: set[Warm] = set()
         cores = sorted(os.sched_getaffinity(0))
-        first = os.getpid() % len(cores)  # two runs on one machine need not begin with the same one
-        self._num_on = dict.fromkeys(cores[first:] + cores[:first], 0)  # sandboxes by core
+        first = os.getpid() % len(cores)  # so that two runs on one machine begin with different cores
+        self._num_on = dict.fromkeys(cores[first:] + cores[:first], 0)  # core -> number of sandboxes
         self._stopped = False
 
     def take(self, problem: Problem) -> Warm:
-        """One that is free, if there is one; rather one that knows the problem."""
+        """A free sandbox, if possible one that has this problem's tests; a new one if none is free."""
         with self._lock:
             if self._stopped:
                 raise HarnessError("grading was stopped")
@@ -283,19 +287,19 @@ class _Pool:
             warm.close()
 
 
-def _said(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
+def _result(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
     verdict = future.result()
     return job.key, verdict.model_copy(update={"detail": job.why}) if verdict.verdict == "no_code" else verdict
 
 
 def _identity(job: Job) -> bytes:
-    """Jobs with the same one get the same verdict."""
+    """Jobs of equal identity get the same verdict."""
     code = "" if job.code is None else job.code
     return hashlib.sha256(f"{id(job.problem)} {job.problem.task_id!r} {code}".encode("utf-8", "surrogatepass")).digest()
 
 
 def _printable(text: str) -> str:
-    """One line for a terminal: nothing that moves the cursor, nothing that differs between runs."""
+    """One line that is safe in a terminal and the same on every run: without control characters and addresses."""
     text = re.sub(r"\b0x[0-9a-fA-F]{6,}\b", "0x...", text[: 4 * MAX_DETAIL])
     text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
     return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 3] + "..."

@@ -15,6 +15,7 @@ from loop.errors import HarnessError
 
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "LANG": "C.UTF-8", "TZ": "UTC"}
 START_TIMEOUT_S = 60.0
+"""A busy machine may take long to start a process, which is no fault of the program."""
 END_TIMEOUT_S = 30.0
 
 
@@ -26,17 +27,17 @@ class Ended(NamedTuple):
 
 
 class Interpreter:
-    """A process in a sandbox that forks others when told; it never runs a solution itself."""
+    """A process in a sandbox that forks others on order. It never runs a solution itself."""
 
     def __init__(self, command: list[str], core: int, programs: bytes, level: str, directory: str) -> None:
         self._level = level
         self._errors = _memory_file()
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._control, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
-            with theirs:
+            with its_end:
                 self._process = subprocess.Popen(
                     command,
-                    stdin=theirs.fileno(),
+                    stdin=its_end.fileno(),
                     stdout=subprocess.DEVNULL,
                     stderr=self._errors,
                     env=ENVIRONMENT if level == "none" else {},
@@ -52,38 +53,38 @@ class Interpreter:
         try:
             self._control.send(core.to_bytes(8, "little"))
             self._control.send(programs)
-            said = self._control.recv(100)
+            reply = self._control.recv(100)
         except OSError:
-            said = b""
-        if said != b"ready":
-            words = self.words()
+            reply = b""
+        if reply != b"ready":
+            words = self.last_words()
             self.close()
             raise HarnessError(f"the sandbox could not start: {words}")
         self._control.settimeout(END_TIMEOUT_S)
 
-    def order(self, order: dict[str, Any], theirs: socket.socket) -> None:
-        """Have a process started that holds this socket."""
+    def order(self, order: dict[str, Any], its_end: socket.socket) -> None:
+        """Have it start a process that holds this socket."""
         try:
-            socket.send_fds(self._control, [json.dumps(order).encode()], [theirs.fileno()])
+            socket.send_fds(self._control, [json.dumps(order).encode()], [its_end.fileno()])
         except OSError:
-            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
+            raise HarnessError(f"the sandbox has ended ({self.last_words()})") from None
 
     def end(self, role: str, wait: bool = False) -> Ended:
-        """End a process that it had started. With `wait` it is about to end by itself."""
+        """End a process that it has started. With `wait` the process is given time to end by itself."""
         try:
             self._control.send(json.dumps({"do": "end", "role": role, "wait": wait}).encode())
             return Ended(**json.loads(self._control.recv(1 << 16)))
         except (OSError, ValueError, TypeError):
-            raise HarnessError(f"the sandbox has ended ({self.words()})") from None
+            raise HarnessError(f"the sandbox has ended ({self.last_words()})") from None
 
-    def words(self) -> str:
-        """The last that bwrap or Python said."""
+    def last_words(self) -> str:
+        """The end of what bwrap or Python wrote to standard error, in one line."""
         size = os.fstat(self._errors.fileno()).st_size
         text = os.pread(self._errors.fileno(), 4000, max(0, size - 4000)).decode("utf-8", "replace")
         return " ".join(text.replace(";", ",").split())[-300:] or "it said nothing"
 
     def kill(self) -> None:
-        """End it now; may be called from another thread."""
+        """Kill it; may be called from another thread."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._process.poll() is None or self._level == "none":
                 os.killpg(self.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Reads files with one JSON object a line: problems, completions, prompts. They may be compressed, or be one JSON list.
+"""Reads files with one JSON object a line: problems, completions, prompts. They may be compressed.
 
 A broken line is handed over as the error that names it, so that a caller may stop there or collect all mistakes.
 """
@@ -20,7 +20,7 @@ from loop.words import printable, shown
 Row = dict[str, Any]
 
 
-def read_file(path: Path, holds: str, choices: str) -> Iterator[tuple[int, Row | ConfigError]]:
+def read_file(path: Path, holds: str, choices: str, lists: bool = False) -> Iterator[tuple[int, Row | ConfigError]]:
     """`read_rows` of a file on disk.
 
     `holds` names its content and `choices` what could be given instead, for messages. Raises ConfigError and PermissionDenied.
@@ -28,7 +28,7 @@ def read_file(path: Path, holds: str, choices: str) -> Iterator[tuple[int, Row |
     place = printable(str(path))
     try:
         with path.open("rb") as file:
-            yield from read_rows(file, place)
+            yield from read_rows(file, place, lists)
     except FileNotFoundError:
         raise ConfigError(f"{place}: no such file; {choices}") from None
     except IsADirectoryError:
@@ -40,24 +40,24 @@ def read_file(path: Path, holds: str, choices: str) -> Iterator[tuple[int, Row |
         raise ConfigError(f"{place}: cannot be read ({reason}); give a readable file") from None
 
 
-def read_rows(file: BufferedReader, place: str) -> Iterator[tuple[int, Row | ConfigError]]:
+def read_rows(file: BufferedReader, place: str, lists: bool = False) -> Iterator[tuple[int, Row | ConfigError]]:
     """Each line's number, from 1, and its object, or the error that says what is wrong with it. Blank lines are left out.
 
-    `place` is what messages call the file. Raises ConfigError if its compression is damaged.
+    `place` is what messages call the file. With `lists` the file may also be one JSON list of objects. Raises ConfigError if
+    its compression is damaged.
     """
     compressed = file.peek(1)[:1] == b"\x1f"  # no JSON begins so; a pipe may give no more than this byte
     lines = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if compressed else file
-    first = True
     try:
         for number, raw in enumerate(lines, start=1):
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
                 if not text:
                     continue
-                if first and text.startswith("["):
+                if lists and text.startswith("["):
                     yield from _elements(raw + lines.read(), place, number)
                     return
-                first = False
+                lists = False
                 yield number, _object(json.loads(text), place, number)
             except (ValueError, RecursionError) as error:
                 yield number, _mistake(error, place, number)
@@ -70,12 +70,16 @@ def read_bytes(content: bytes, place: str) -> Iterator[tuple[int, Row | ConfigEr
     return read_rows(BufferedReader(BytesIO(content)), place)
 
 
+def raised(row: Row | ConfigError) -> Row:
+    """The row. Raises it if it is an error."""
+    if isinstance(row, ConfigError):
+        raise row
+    return row
+
+
 def sound(rows: Iterable[tuple[int, Row | ConfigError]]) -> Iterator[tuple[int, Row]]:
     """The same rows. Raises the first that is an error."""
-    for number, row in rows:
-        if isinstance(row, ConfigError):
-            raise row
-        yield number, row
+    return ((number, raised(row)) for number, row in rows)
 
 
 def _elements(content: bytes, place: str, line: int) -> Iterator[tuple[int, Row | ConfigError]]:

@@ -17,9 +17,9 @@ class Problem(BaseModel):
     """One problem, ready to be asked and graded.
 
     `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
-    signature, LiveCodeBench's starter code) or "". `kind` names its format (`loop.grading.formats`); `payload` holds what the grader needs and is plain JSON. `reference` is
-    a whole program that solves it, where the file has one; no model or solution is shown it. `date` is when the problem
-    was published, as the file has it. No hash covers these two.
+    signature, LiveCodeBench's starter code) or "". `kind` names its format (`loop.grading.formats`); `payload` holds what the
+    grader needs, as plain JSON. `reference` is a whole program that solves it, if the file has one; no model or solution sees
+    it. `date` is when the problem was published, as the file has it. No hash covers these two.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -35,5 +35,5 @@ class Problem(BaseModel):
     date: str | None = None
 
     def content(self) -> dict[str, Any]:
-        """What is asked and how it is graded, for hashes: fields that came later are left out, so that they stay."""
+        """What is asked and how it is graded, for hashes. Later fields are left out, so that old hashes stay valid."""
         return self.model_dump(exclude={"reference", "date"})

@@ -1,7 +1,7 @@
-"""Problem suites: HumanEval, MBPP, their plus forms, LiveCodeBench and the shipped first steps, in the field's own formats.
+"""Suites: files of problems in any of the formats, HumanEval from its package, and the shipped first steps.
 
-Formats are told apart by their keys. Everything wrong with a file is a ConfigError of one line with the place and the
-remedy, found here and not in the middle of a run. Nothing in a file is executed or unpickled.
+Every mistake in a file is a ConfigError of one line, raised when the file is read and not in the middle of a run. Nothing in
+a file is executed or unpickled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPLIT_ORDER = ("select", "confirm", "final")
 
 
 class Suite(BaseModel):
-    """Problems in the order of their file. `sha256` covers every problem, statements and tests included."""
+    """Problems in the order of their file. `sha256` covers all of them, with statements and tests."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -37,7 +37,7 @@ class Suite(BaseModel):
 
     @property
     def identity(self) -> str:
-        """What makes two gradings comparable: the problems and the way in which code is taken from an answer."""
+        """Equal for gradings that can be compared: a hash of the problems and of how code is taken out of an answer."""
         return hashlib.sha256(f"{self.sha256} extraction {EXTRACTION_VERSION}".encode()).hexdigest()
 
 
@@ -45,7 +45,7 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
     """Read "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file (relative to `base_dir`).
 
     `limit` takes the problems with the smallest hash of their id, so that a suite that grows keeps most of its subset.
-    Raises ConfigError.
+    Raises ConfigError and PermissionDenied.
     """
     name, place, rows = suite_rows(source, base_dir)
     problems: list[Problem] = []
@@ -74,14 +74,14 @@ def split_of(task_id: str, shares: Mapping[str, float]) -> str:
     It depends on nothing else, so it never moves when problems are added or the shares are written in another order.
     """
     position = int.from_bytes(hashlib.sha256(_utf8(task_id)).digest()[:8], "big") / 2**64
-    known = [name for name in SPLIT_ORDER if shares.get(name, 0.0) > 0.0]
-    names = known + sorted(name for name in shares if name not in SPLIT_ORDER and shares[name] > 0.0)
+    usual = [name for name in SPLIT_ORDER if shares.get(name, 0.0) > 0.0]
+    names = usual + sorted(name for name in shares if name not in SPLIT_ORDER and shares[name] > 0.0)
     end = 0.0
     for name in names:
         end += shares[name]
         if position < end:
             return name
-    return names[-1]  # the shares sum to 1 but for rounding
+    return names[-1]  # the shares sum to 1, except for rounding
 
 
 def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[tuple[int, Row | ConfigError]]]:
@@ -95,7 +95,11 @@ def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[t
     if base_dir is not None:
         path = base_dir / path
     choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
-    return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), printable(str(path)), read_file(path, "problems", choices)
+    return (
+        re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name),
+        printable(str(path)),
+        read_file(path, "problems", choices, lists=True),
+    )
 
 
 def _content_hash(problems: list[Problem]) -> str:
@@ -106,7 +110,7 @@ def _content_hash(problems: list[Problem]) -> str:
 
 
 def _limit_key(task_id: str) -> bytes:
-    # salted, or a limit would keep only problems of the first split
+    # with a prefix of its own, or a limit would keep only problems of the first split
     return hashlib.sha256(b"limit:" + _utf8(task_id)).digest()
 
 

@@ -23,10 +23,10 @@ from loop.grading.interpreter import START_TIMEOUT_S, Ended, Interpreter
 if TYPE_CHECKING:
     from loop.grading.sandbox import Sandbox
 
-"""A loaded machine may take long to start a process; that is no fault of the program."""
 LOOK_S = 0.25
+"""Seconds between two looks at a program's memory and at its waiting time."""
 MOST_WAITING = 8
-"""So many times its `timeout_s` a program may wait for a core that others use."""
+"""A program may wait for a core that others use for this multiple of its `timeout_s`."""
 
 
 class TimedOut(Exception):
@@ -38,23 +38,23 @@ class TooMuchMemory(Exception):
 
 
 class JudgeEnded(Exception):
-    """The tests' process has ended without a verdict, though the sandbox is well."""
+    """The tests' process has ended without a verdict, though the sandbox works."""
 
 
 class Warm:
-    """A sandbox with its warm interpreter: one job at a time, nothing of a solution left for the next. A context manager.
+    """A sandbox with its warm interpreter. It runs one job at a time, and a solution leaves nothing for the next one.
 
-    The tests' process stays for the next solution of the same problem. Where the kernel gives no namespaces inside
-    namespaces, each solution gets a bubblewrap of its own.
+    A context manager. The tests' process stays for further solutions of the same problem. Where the kernel allows no
+    namespaces inside namespaces, each solution gets a bubblewrap of its own.
     """
 
     def __init__(self, sandbox: Sandbox, core: int | None = None) -> None:
         core = min(os.sched_getaffinity(0)) if core is None else core
         self._sandbox = sandbox
         self.core = core
-        self._apart = sandbox.level != "none" and not sandbox.nested
+        self._apart = sandbox.level != "none" and not sandbox.nested  # each solution in a bubblewrap of its own
         self._directory = tempfile.mkdtemp(prefix="loop-grade-") if sandbox.level == "none" else "/tmp"
-        self.problem: object = None  # whose tests' process there is
+        self.problem: object = None  # whose tests the tests' process has
         self._tests: socket.socket | None = None
         self._size = 0
         try:
@@ -72,12 +72,12 @@ class Warm:
     def run(
         self, problem: object, tests: Callable[[], dict[str, Any]], code: str, timeout_s: float, memory_bytes: int
     ) -> Running:
-        """Begin on a solution. `tests` gives what `judge.py` wants to know of the problem, if that is not known there yet.
+        """Start a solution. `tests` is called for what `judge.py` needs of the problem, if its process has another problem.
 
-        `timeout_s` counts from when the solution's process is shut in and ready, without what it waits for others.
+        `timeout_s` counts from when the solution's process is shut in and ready, without the time that it waits for others.
         """
         if self._tests is None or self.problem is not problem:
-            self._begin(problem, marshal.dumps(tests()), memory_bytes)
+            self._start_tests(problem, marshal.dumps(tests()), memory_bytes)
         assert self._tests is not None
         directory = self._directory
         if self._sandbox.level == "none":
@@ -87,38 +87,37 @@ class Warm:
         host = self._sandbox.interpreter(self.core, directory, self._size) if self._apart else self._interpreter
         return Running(self, self._tests, host, order, program, timeout_s, memory_bytes + 8 * self._size)
 
-    def _begin(self, problem: object, tests: bytes, memory_bytes: int) -> None:
-        """A new tests' process."""
+    def _start_tests(self, problem: object, tests: bytes, memory_bytes: int) -> None:
         self.end_tests()
-        self._tests, theirs = socket.socketpair()
+        self._tests, other_end = socket.socketpair()
         directory = self._directory if self._sandbox.level == "none" else "/"
         order = self._sandbox.order("judge", len(tests), 0.0, memory_bytes, directory)
         del order["limits"]["RLIMIT_CPU"]  # it serves many solutions, and each of them has its time
-        with theirs:
-            self._interpreter.order(order, theirs)
+        with other_end:
+            self._interpreter.order(order, other_end)
         self._tests.settimeout(START_TIMEOUT_S)
         try:
             self._tests.sendall(len(tests).to_bytes(8, "little") + tests)
         except OSError:
-            raise HarnessError(f"the sandbox did not take the tests ({self._interpreter.words()})") from None
+            raise HarnessError(f"the sandbox did not take the tests ({self._interpreter.last_words()})") from None
         self.problem, self._size = problem, len(tests)
 
     def end_tests(self) -> None:
-        """End the tests' process, if there is one: it may be in the middle of something."""
+        """End the tests' process, if one runs, whatever it is doing."""
         if self._tests is not None:
             self._tests.close()
             self._tests = None
             self._interpreter.end("judge")
 
     def release(self, host: Interpreter, directory: str) -> None:
-        """Done with a solution that ran in this interpreter and directory."""
+        """Clean up after a solution that ran in this interpreter and directory."""
         if host is not self._interpreter:
             host.close()
         if self._sandbox.level == "none":
             shutil.rmtree(directory, ignore_errors=True)
 
     def kill(self) -> None:
-        """End it now; may be called from another thread."""
+        """Kill the sandbox; may be called from another thread."""
         self._interpreter.kill()
 
     def close(self) -> None:
@@ -135,7 +134,7 @@ class Warm:
 
 
 class Running:
-    """One solution on its way: a context manager at whose end its process is gone, with all that it started."""
+    """A solution that runs. A context manager: at its end the solution's process and all that it started are gone."""
 
     def __init__(
         self,
@@ -151,22 +150,21 @@ class Running:
         self._memory_bytes = memory_bytes
         self._directory = order["directory"]
         self._ended: Ended | None = None
-        self._judged = False
-        self._begin(START_TIMEOUT_S)
+        self._start_clock(START_TIMEOUT_S)
         try:
-            one, other = socket.socketpair()
-            with one, other:
-                host.order(order, other)
-                socket.send_fds(tests, [len(program).to_bytes(8, "little")], [one.fileno()])
+            tests_end, solution_end = socket.socketpair()
+            with tests_end, solution_end:
+                host.order(order, solution_end)
+                socket.send_fds(tests, [len(program).to_bytes(8, "little")], [tests_end.fileno()])
             tests.sendall(program)
             if "ready" not in self._receive():
                 raise HarnessError("the sandbox could not start a solution")
         except (EOFError, OSError):
             self.close()
-            raise HarnessError(f"the sandbox could not start a solution: {host.words()}") from None
+            raise HarnessError(f"the sandbox could not start a solution: {host.last_words()}") from None
         except TimedOut:
             self.close()
-            text = f"neither sandbox nor problem were ready within {START_TIMEOUT_S:g} s"
+            text = f"sandbox and problem were not ready within {START_TIMEOUT_S:g} s"
             raise HarnessError(f"{text}; if it is always this problem, leave it out") from None
         except TooMuchMemory:
             self.close()
@@ -175,7 +173,7 @@ class Running:
         except BaseException:
             self.close()
             raise
-        self._begin(timeout_s)
+        self._start_clock(timeout_s)
 
     def __enter__(self) -> Self:
         return self
@@ -184,53 +182,52 @@ class Running:
         self.close()
 
     def verdict(self) -> dict[str, Any]:
-        """What the tests say. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError when there is no telling."""
+        """The tests' verdict. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError if none can be known."""
         try:
-            said = self._receive()
-            self._said_at = time.monotonic()
+            verdict = self._receive()
+            self._judged_at = time.monotonic()
         except EOFError:
             self.ended()  # raises HarnessError where the sandbox has ended
             raise JudgeEnded("the tests' process did not survive the program's values") from None
-        self._judged = True
-        return said
+        return verdict
 
     def elapsed_s(self) -> float:
-        """From when the solution's process was ready to the verdict, or to now, without what it waited for others."""
-        return (self._said_at or time.monotonic()) - self._started - self._waited_s
+        """Seconds from when the solution's process was ready to the verdict, or to now, without its waiting for others."""
+        return (self._judged_at or time.monotonic()) - self._started - self._waited_s
 
     def ended(self, wait: bool = False) -> Ended:
-        """End the solution's process; how it had ended. With `wait`, it is about to."""
+        """End the solution's process, and say how it had ended. With `wait` it is given time to end by itself."""
         if self._ended is None:
             self._ended = self._host.end("solution", wait)
         return self._ended
 
     def close(self) -> None:
-        """Safe to repeat."""
+        """End the solution's process, and the tests' too if they gave no verdict. Safe to repeat."""
         with contextlib.suppress(HarnessError):
             self.ended()
-            if not self._judged:
+            if not self._judged_at:
                 self._warm.end_tests()
         self._warm.release(self._host, self._directory)
 
     def _receive(self) -> dict[str, Any]:
         try:
-            said = values.receive(self._read)
+            message = values.receive(self._read)
         except (values.Closed, values.NotPlain, OSError):
             raise EOFError from None
-        if not isinstance(said, dict) or "broken" in said:
-            raise HarnessError(
-                str(said.get("broken")) if isinstance(said, dict) else "the tests' process speaks nonsense"
-            )
-        return said
+        if not isinstance(message, dict):
+            raise HarnessError("the tests' process speaks nonsense")
+        if "broken" in message:
+            raise HarnessError(str(message["broken"]))
+        return message
 
-    def _begin(self, timeout_s: float) -> None:
-        """So long from now on."""
-        self._started, self._said_at, self._timeout_s, self._waited_s = time.monotonic(), 0.0, timeout_s, 0.0
+    def _start_clock(self, timeout_s: float) -> None:
+        """What is waited for from now on times out in `timeout_s`."""
+        self._started, self._judged_at, self._timeout_s, self._waited_s = time.monotonic(), 0.0, timeout_s, 0.0
         self._looked: tuple[float, Usage] | None = None
 
     def _read(self, size: int) -> bytes:
-        """The next bytes. What is there already is read however late it is: this process may have been stopped, which is
-        not the program's fault.
+        """The next bytes. Bytes that have arrived are read however late it is: this process may have been stopped meanwhile,
+        which is not the program's fault.
         """
         poll = select.poll()
         poll.register(self._tests, select.POLLIN)
@@ -244,7 +241,7 @@ class Running:
                 raise TooMuchMemory
 
     def _look(self) -> int:
-        """The memory that its processes hold. What they waited for a core that others had is not their time."""
+        """The bytes of memory that its processes hold. Also notes how long they waited for a core that others had."""
         now, usage = time.monotonic(), usage_below(self._host.pid)
         if self._looked is not None:
             before, then = self._looked
@@ -255,7 +252,7 @@ class Running:
 
 
 class Usage(NamedTuple):
-    """What processes hold, the CPU time that they have had, and how long each was ready to run and did not (by id)."""
+    """The memory of some processes, their CPU time, and by id how long each was ready to run but had no core."""
 
     num_bytes: int
     cpu_s: float
@@ -263,12 +260,12 @@ class Usage(NamedTuple):
 
 
 def usage_below(pid: int) -> Usage:
-    """Of all processes below this one. Shared pages are shared out; what is gone meanwhile counts nothing."""
+    """The usage of all processes below this one. Shared pages are divided among them; processes that end are left out."""
     num_bytes, cpu_s, ready_s = 0, 0.0, {}
     with contextlib.suppress(psutil.Error):
         for process in psutil.Process(pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                cpu_s += sum(process.cpu_times()[:4])  # with that of its children that have ended
+                cpu_s += sum(process.cpu_times()[:4])  # with the time of its children that have ended
             with contextlib.suppress(OSError, IndexError, ValueError):
                 ready_s[process.pid] = int(Path(f"/proc/{process.pid}/schedstat").read_text().split()[1]) / 1e9
             with contextlib.suppress(OSError, IndexError, ValueError):
@@ -278,6 +275,6 @@ def usage_below(pid: int) -> Usage:
 
 
 def waited_s(elapsed_s: float, before: Usage, after: Usage) -> float:
-    """How long processes that share a core waited between two looks for others that have it: not for each other."""
+    """How long processes that share a core waited, between two looks, for processes of others rather than for each other."""
     ready_s = sum(after.ready_s[pid] - before.ready_s[pid] for pid in before.ready_s.keys() & after.ready_s.keys())
     return max(0.0, min(ready_s, elapsed_s - (after.cpu_s - before.cpu_s)))

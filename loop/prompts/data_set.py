@@ -2,9 +2,9 @@
 
     python -m loop.prompts.data_set REQUEST_JSON OUT_FILE
 
-Rows have the two columns under their own names, an `id` where the data set has one, and `row`, the number in it from 1.
-Rows that are the same task as an earlier one, or have a blank statement, are left out. OUT_FILE appears whole or not at
-all. A mistake of the user's is one line on stdout and exit code 78.
+Rows have the two columns under their own names, an `id` if the data set has one, and `row`, their number in the data set
+from 1. Rows with a blank statement and repetitions of an earlier task are left out. OUT_FILE appears whole or not at all. A
+user's mistake is one line on stdout and exit code 78.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The distinct rows, at most `limit`. ConfigError says what is wrong with the request or with the way there."""
+    """The distinct rows, at most `limit`. Raises ConfigError if the request is wrong or the data set cannot be read."""
     statement_column, starter_code_column = request["columns"]
     seen: set[bytes] = set()
     for number, row in enumerate(_all_rows(request), start=1):
@@ -90,7 +90,7 @@ def _reason(error: Exception, request: Mapping[str, Any]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """What JSON can say; anything else by its name, for the caller to refuse."""
+    """The value if JSON can hold it; else the name of its type in a list, which the caller refuses."""
     try:
         json.dumps(value, allow_nan=False)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Where the prompts of training come from, and which of them a round uses.
+"""Reads the prompts of training, and their tests, from their source; and chooses those of a round.
 
 A source is "starter" (shipped), a .jsonl or .jsonl.gz file, or a data set: a name on the hub, or files on disk.
 Data sets are read by `loop.prompts.data_set` in a child process, so that the caller never imports the library for them.
@@ -21,7 +21,7 @@ from loop.config.section import HUB_NAME
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.formats import FORMATS_OF_PROMPTS
-from loop.grading.json_lines import Row, read_bytes, read_file, sound
+from loop.grading.json_lines import Row, raised, read_bytes, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
 from loop.prompts.templates import ask, content, opening
@@ -35,14 +35,14 @@ _PlacedRow = tuple[str, str, Row | ConfigError]
 
 _ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.data_set writes other rows
 _NAME_KEYS = ("id", "task_id", "question_id", "name")
-_TEST_KEYS = [key for known in FORMATS_OF_PROMPTS for key in known.test_keys]
-_MORE_KEYS = [key for known in FORMATS_OF_PROMPTS for key in known.more_keys]
+_TEST_KEYS = [key for form in FORMATS_OF_PROMPTS for key in form.test_keys]
+_MORE_KEYS = [key for form in FORMATS_OF_PROMPTS for key in form.more_keys]
 _MOST_BROKEN_LINES = 10
 _SOURCES = 'give "starter", a .jsonl or .jsonl.gz file, a data set on disk, or owner/name of one on the hub'
 
 
 def source_kind(source: str, base_dir: Path) -> SourceKind:
-    """What a `prompts.source` is, by its shape and by what is on disk. ConfigError if it can be nothing."""
+    """What kind of source a `prompts.source` is, by its shape and by what is on disk. Raises ConfigError if it is none."""
     if source == "starter":
         return "starter"
     if source.endswith((".jsonl", ".jsonl.gz")):
@@ -54,7 +54,7 @@ def source_kind(source: str, base_dir: Path) -> SourceKind:
         pass
     if HUB_NAME.fullmatch(source) and not source.endswith((".parquet", ".json", ".csv", ".arrow")):
         return "hub"
-    raise ConfigError(f"{shown(source)} is no source of prompts, and no such file or directory is there; {_SOURCES}")
+    raise ConfigError(f"{shown(source)} is no source of prompts, and no such file or directory exists; {_SOURCES}")
 
 
 def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None) -> list[Prompt]:
@@ -72,15 +72,18 @@ def load_tests(
 ) -> dict[str, TestedProblem]:
     """The tests of the prompts that have some in their rows, by prompt id.
 
-    Of equal prompts the first that has tests counts. ConfigError if a test is broken, or if no prompt has any.
+    Of equal prompts the first that has tests counts. Raises ConfigError if a test is broken, or if no prompt has any.
     """
-    found: dict[str, TestedProblem] = {}
+    return _tests(_rows(prompts, base_dir, cache_dir, with_tests=True), prompts, model)
+
+
+def _tests(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> dict[str, TestedProblem]:
+    tests: dict[str, TestedProblem] = {}
     ids: set[str] = set()
     broken: list[str] = []
-    for place, number, row in _rows(prompts, base_dir, cache_dir, with_tests=True):
-        if isinstance(row, ConfigError):
-            raise row
-        prompt = _prompt(row, number, prompts, model)
+    for place, number, row in rows:
+        row = raised(row)
+        prompt = _prompt(row, place, number, prompts, model)
         if prompt.id not in ids and len(ids) == prompts.limit:
             break
         ids.add(prompt.id)
@@ -90,24 +93,24 @@ def load_tests(
             broken.append(str(error))
             continue
         if tested is not None:
-            found.setdefault(prompt.id, tested)
+            tests.setdefault(prompt.id, tested)
     if broken:
         raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES]))
-    if not found:
+    if not tests:
         raise ConfigError(
             f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; "
             f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
         )
-    return found
+    return tests
 
 
 def prompts_of_round(prompts: Sequence[Prompt], per_round: int | None, seed: int, round_number: int) -> list[Prompt]:
     """The prompts of one round (rounds count from 1): `per_round` of them, taken in turn from seeded shuffles.
 
     Each pass through the set is a new shuffle. Where a round reaches into the next pass, that pass begins with prompts
-    that the round does not have yet, so a round never has a prompt twice and no prompt falls behind by more than one
-    use. A pure function of its arguments, and of the prompts' ids rather than of their order in the file. Without
-    `per_round`, or with one as large as the set, it is the whole set in its own order.
+    that the round does not have yet, so a round never has a prompt twice, and no prompt falls behind by more than one
+    use. The result depends on the arguments alone, and on the prompts' ids rather than on their order in the file. Without
+    `per_round`, or if it is at least the size of the set, a round has the whole set in its own order.
     """
     count = len(prompts)
     if per_round is None or per_round >= count:
@@ -125,11 +128,11 @@ def _pass(prompts: Sequence[Prompt], per_round: int, seed: int, number: int) -> 
     count = len(prompts)
 
     def carried(of_pass: int) -> int:
-        """How many prompts of its first round a pass leaves to the pass before it."""
+        """How many prompts of a pass's first round come from the pass before it."""
         return of_pass * count % per_round
 
-    # A pass is rearranged only within its first `per_round` places. As long as the pass before ends with other places,
-    # its plain shuffle says all; otherwise the rearranging has to be followed from further back.
+    # A pass is rearranged only within its first `per_round` places. Where the end of the pass before lies behind them,
+    # its plain shuffle suffices; otherwise the rearranging has to be computed from an earlier pass on.
     start = number
     while carried(start) and count - carried(start) < per_round:
         start -= 1
@@ -144,7 +147,7 @@ def _pass(prompts: Sequence[Prompt], per_round: int, seed: int, number: int) -> 
 
 
 def _shuffled(prompts: Sequence[Prompt], seed: int, number: int) -> list[Prompt]:
-    # by hash and not by a random generator, whose shuffles may change between versions of Python
+    # by hash rather than by a random generator, whose shuffles may change between versions of Python
     return sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed} {number} {prompt.id}".encode()).digest())
 
 
@@ -173,23 +176,20 @@ def _rows(prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: 
 
 
 def _distinct(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> list[Prompt]:
-    found: dict[str, Prompt] = {}
+    distinct: dict[str, Prompt] = {}
     broken: list[str] = []
     num_rows, has_starter_code = 0, False
-    place = prompts.source
     for place, number, row in rows:
         num_rows += 1
-        if isinstance(row, ConfigError):
-            broken.append(str(row))
-            continue
         try:
-            prompt = _prompt(row, number, prompts, model)
-        except ValueError as error:
-            broken.append(f"{place}: {error}")
+            row = raised(row)
+            prompt = _prompt(row, place, number, prompts, model)
+        except ConfigError as error:
+            broken.append(str(error))
             continue
         has_starter_code |= prompts.starter_code_column in row
-        found.setdefault(prompt.id, prompt)
-        if len(found) == prompts.limit:
+        distinct.setdefault(prompt.id, prompt)
+        if len(distinct) == prompts.limit:
             break
     if broken:
         more = len(broken) - _MOST_BROKEN_LINES
@@ -200,18 +200,19 @@ def _distinct(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> lis
     column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
     if column not in (None, default) and not has_starter_code:
         raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
-    return list(found.values())
+    return list(distinct.values())
 
 
-def _prompt(row: dict[str, Any], number: str, prompts: Prompts, model: Model) -> Prompt:
-    """ValueError says what is wrong with the row."""
-    statement = _text(row, prompts.statement_column, "statement_column")
+def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -> Prompt:
+    statement = _text(row, prompts.statement_column, "statement_column", place)
     if not statement.strip():
-        raise ValueError(f"{shown(prompts.statement_column)} is blank; write the task there, or remove the row")
+        raise ConfigError(
+            f"{place}: {shown(prompts.statement_column)} is blank; write the task there, or remove the row"
+        )
     starter_code, program = "", False
     column = prompts.starter_code_column
     if column is not None and column in row:
-        starter_code = _text(row, column, "starter_code_column") if row[column] is not None else ""
+        starter_code = _text(row, column, "starter_code_column", place) if row[column] is not None else ""
         program = not starter_code.strip()
     asked = content(
         ask(statement, starter_code, program=program),
@@ -225,7 +226,7 @@ def _prompt(row: dict[str, Any], number: str, prompts: Prompts, model: Model) ->
 
 def _tested(row: Row, prompt: Prompt, prompts: Prompts, place: str) -> TestedProblem | None:
     """The row as a problem of the format that its tests are in; None if it has no tests."""
-    tested_in = next((known for known in FORMATS_OF_PROMPTS if any(row.get(key) for key in known.test_keys)), None)
+    tested_in = next((form for form in FORMATS_OF_PROMPTS if any(row.get(key) for key in form.test_keys)), None)
     if tested_in is None:
         return None
     column = prompts.starter_code_column
@@ -236,15 +237,17 @@ def _tested(row: Row, prompt: Prompt, prompts: Prompts, place: str) -> TestedPro
         return None
 
 
-def _text(row: Mapping[str, Any], column: str, option: str) -> str:
+def _text(row: Row, column: str, option: str, place: str) -> str:
     if column not in row:
         keys = ", ".join(shown(key) for key in list(row)[:8]) or "none"
-        raise ValueError(f"has no {shown(column)} (its keys: {keys}); add it, or name the right key in {option}")
+        raise ConfigError(
+            f"{place}: has no {shown(column)} (its keys: {keys}); add it, or name the right key in {option}"
+        )
     value = row[column]
     if not isinstance(value, str):
-        raise ValueError(f"{shown(column)} is {shown(value)}; expected text")
+        raise ConfigError(f"{place}: {shown(column)} is {shown(value)}; expected text")
     if re.search("[\ud800-\udfff]", value):
-        raise ValueError(f"{shown(column)} holds half of a surrogate pair; write the whole character")
+        raise ConfigError(f"{place}: {shown(column)} holds half of a surrogate pair; write the whole character")
     return value
 
 
@@ -265,7 +268,7 @@ def _path(source: str, base_dir: Path) -> Path:
 def _rows_of_data_set(
     prompts: Prompts, kind: SourceKind, base_dir: Path, cache_dir: Path, with_tests: bool
 ) -> Iterator[_PlacedRow]:
-    """From the hub once, then from the cache; from disk every time, since what is there may have changed."""
+    """The rows from the hub, once, and then from the cache; or from disk, every time, because files there may change."""
     request: dict[str, Any] = {
         "version": _ROWS_VERSION,
         "source": prompts.source,
@@ -299,7 +302,7 @@ def _places(file: Path, source: str) -> Iterator[_PlacedRow]:
 
 
 def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
-    """Let the child write `out`, whole or not at all."""
+    """Have a child process write `out`, whole or not at all. Raises ConfigError with the child's last line."""
     quiet = {
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",

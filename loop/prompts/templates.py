@@ -26,14 +26,14 @@ def ask(statement: str, starter_code: str = "", *, program: bool = False) -> str
 
 
 def opening(starter_code: str = "") -> str:
-    """How an answer begins when its fence is opened for the model: with the code that it is to go on with."""
+    """How an answer begins if its fence is opened for the model: with the code that the model continues."""
     return FENCE + starter_code.rstrip()
 
 
 def content(question: str, *, chat: bool, opening: str = "", system_prompt: str | None = None) -> dict[str, Any]:
-    """What goes to the engine: chat messages and the text that opens the answer, or bare text (`chat` false).
+    """What the engine gets: chat messages and the text that opens the answer; or bare text, if `chat` is false.
 
-    `opening` is repeated by itself, because an answer's code is the opening's code and then the completion.
+    `opening` has a key of its own, because an answer's code is the opening's code and then the completion.
     """
     if not chat:
         prefill = f"{question}\n\n{opening}" if opening else question
@@ -43,5 +43,5 @@ def content(question: str, *, chat: bool, opening: str = "", system_prompt: str 
 
 
 def answer(opening: str, text: str) -> str:
-    """The whole answer with the opened fence taken off again: what code is taken out of."""
+    """The whole answer without the opened fence: the text from which code is extracted."""
     return opening.removeprefix(FENCE) + text

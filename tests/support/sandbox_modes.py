@@ -7,11 +7,9 @@ import os
 import shutil
 import subprocess
 
-from loop.grading import sandbox
-from loop.grading.sandbox import Sandbox
-from loop.grading.trying import find_bwrap
+from loop.grading.bubblewrap import Mode, bwrap_command, find_bwrap
+from loop.grading.sandbox import Sandbox, own_python
 
-MODES_AS_USER = sandbox._MODES_AS_USER
 _DROP = ("--reuid=65534", "--regid=65534", "--clear-groups")
 
 
@@ -20,7 +18,7 @@ def readable_python() -> str | None:
     """A Python that a user without rights may run."""
     if os.geteuid() != 0 or shutil.which("setpriv") is None or find_bwrap() is None:
         return None
-    for python in (sandbox._own_python(), "/usr/bin/python3"):
+    for python in (own_python(), "/usr/bin/python3"):
         python = os.path.realpath(python)
         code = f"import sys; open({python!r}); open({find_bwrap()!r}); sys.exit(sys.version_info < (3, 11))"
         command = ["setpriv", *_DROP, python, "-c", code]
@@ -29,10 +27,9 @@ def readable_python() -> str | None:
     return None
 
 
-def as_user(mode: sandbox._Mode) -> Sandbox:
+def as_user(mode: Mode) -> Sandbox:
     """One that starts bubblewrap as nobody."""
     python, bwrap = readable_python(), find_bwrap()
     assert python and bwrap
-    view = sandbox._python_view(python)
-    command = (str(shutil.which("setpriv")), *_DROP, *sandbox._bwrap_command(bwrap, mode, view, python))
+    command = (str(shutil.which("setpriv")), *_DROP, *bwrap_command(bwrap, mode, python))
     return Sandbox("bubblewrap", "", command, own_uid=False, nested=mode.nested)

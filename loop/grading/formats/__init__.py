@@ -15,23 +15,23 @@ _FORMATS = (livecodebench.FORMAT, plus.FORMAT, mbpp.FORMAT, humaneval.FORMAT)
 # A training prompt is tested in the first for which its row has tests. Fetched data sets are known by the keys in this order.
 FORMATS_OF_PROMPTS = (mbpp.FORMAT, humaneval.FORMAT, livecodebench.FORMAT)
 
-_BY_KIND = {known.kind: known for known in _FORMATS}
-NAMES = ", ".join(known.name for known in reversed(_FORMATS))
-_DESCRIBED = [f"{known.name} ({known.keys})" for known in reversed(_FORMATS)]
+_BY_KIND = {form.kind: form for form in _FORMATS}
+NAMES = ", ".join(form.name for form in reversed(_FORMATS))
+_DESCRIBED = [f"{form.name} ({form.keys})" for form in reversed(_FORMATS)]
 DESCRIPTION = f"{', '.join(_DESCRIBED[:-1])} or {_DESCRIBED[-1]}"
 DEFINITION = r"(?:(?:async[ \t]+)?def|class)[ \t]+"
 
 
 def problem_of(row: dict[str, Any], where: str) -> Problem:
     """A row as the problem that it describes; `where` is its place for messages. Raises ConfigError, UntestedProblem."""
-    for known in _FORMATS:
-        if any(key in row for key in known.told_by):
-            return known.problem_of(row, where)
+    for form in _FORMATS:
+        if any(key in row for key in form.told_by):
+            return form.problem_of(row, where)
     keys = ", ".join(shown(key)[1:-1] for key in list(row)[:8]) or "none"
     raise ConfigError(f"{where}: is in no known format (keys: {keys}); expected {DESCRIPTION}")
 
 
-def tests_of(problem: Problem) -> dict[str, Any]:
+def judge_job(problem: Problem) -> dict[str, Any]:
     """What the tests' process is told, as plain data. Raises HarnessError for a problem that has no tests.
 
     `called` names what a solution has to define; `imports` run before it, and `before` is the beginning that it may have from
@@ -42,7 +42,7 @@ def tests_of(problem: Problem) -> dict[str, Any]:
         before = ""  # it cannot bind the function's name
     names = {"imports": "", "before": before, "called": [problem.entry_point]}
     try:
-        return names | _BY_KIND[problem.kind].tests_of(problem)
+        return names | _BY_KIND[problem.kind].judge_job(problem)
     except ValueError as error:
         raise HarnessError(f"problem {problem.task_id}: {error}") from None
 

@@ -14,12 +14,12 @@ from loop.grading.problem import Problem
 class Format:
     """One format.
 
-    `kind` is how its problems and the stores call it, so it never changes; `name` and `keys` are for messages. A row has this
-    format if it has one of the keys in `told_by` and none of an earlier format's.
+    `kind` is its name in problems and stores, so it never changes; `name` and `keys` are for messages. A row has this format
+    if it has one of the keys in `told_by` and none of an earlier format's.
 
     `problem_of` reads a row; its second argument is the row's place. It raises ConfigError, and UntestedProblem where any
-    answer would pass. `tests_of` gives what `judge.py` is told, but for the names that `loop.grading.formats.tests_of` adds; it
-    raises ValueError. With `prompt_has_helpers`, code that a prompt has before its function belongs to each solution.
+    answer would pass. `judge_job` gives what `judge.py` is told, without the names that `loop.grading.formats` adds; it raises
+    ValueError. With `prompt_has_helpers`, code that a prompt has before its function belongs to each solution.
 
     A training prompt has tests in this format if its row has something in one of the `test_keys`; they may need `more_keys`,
     too. `row_of_prompt` makes a row that `problem_of` reads out of the prompt's row, name, statement and starter code.
@@ -30,7 +30,7 @@ class Format:
     keys: str
     told_by: tuple[str, ...]
     problem_of: Callable[[Row, str], Problem]
-    tests_of: Callable[[Problem], dict[str, Any]]
+    judge_job: Callable[[Problem], dict[str, Any]]
     prompt_has_helpers: bool = False
     test_keys: tuple[str, ...] = ()
     more_keys: tuple[str, ...] = ()

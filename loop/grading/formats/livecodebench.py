@@ -1,6 +1,7 @@
 """LiveCodeBench: problems with tests on standard input or of a function, and its packed private tests.
 
-Those are base64 of zlib of a pickle that holds one string of JSON. A pickle is a program, so it is never run: its opcodes are read, and anything but one constant string is refused.
+The packed tests are base64 of zlib of a pickle that holds one string of JSON. A pickle is a program, so it is never run: its
+opcodes are read, and anything but one constant string is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _HARMLESS = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"
 
 
 def unpack_tests(packed: str, key: str) -> str:
-    """The JSON text inside. Raises ValueError with a message for the user."""
+    """The JSON text inside. Raises ValueError, with a message for the user, if it holds anything else."""
     try:
         inflater = zlib.decompressobj()
         pickled = inflater.decompress(base64.b64decode(packed, validate=True), MAX_UNPACKED_BYTES)
@@ -54,7 +55,7 @@ def unpack_tests(packed: str, key: str) -> str:
 
 
 def livecodebench_tests(problem: Problem) -> list[dict[str, str]]:
-    """LiveCodeBench: the public, then the private tests, each with input, output and testtype."""
+    """The public, then the private tests, each with input, output and testtype."""
     payload = problem.payload
     return [
         *_read_tests(payload["public"], "public_test_cases"),
@@ -103,7 +104,7 @@ def _func_name(metadata: Any) -> Any:
 
 
 def _read_tests(value: Any, key: str) -> list[dict[str, str]]:
-    """A list of tests, as JSON, as a string of JSON, or packed as in the published files. Raises ValueError."""
+    """The tests of a list, of JSON in a string, or of a string as the published files pack it. Raises ValueError."""
     if value is None or value == "":
         return []
     if isinstance(value, str):
@@ -144,7 +145,7 @@ def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
                 ) from None
 
 
-def _tests_of(problem: Problem) -> dict[str, Any]:
+def _judge_job(problem: Problem) -> dict[str, Any]:
     tests = livecodebench_tests(problem)
     if not tests:
         raise ValueError("has no tests")
@@ -158,7 +159,7 @@ FORMAT = Format(
     keys="question_id, question_content, public_test_cases or private_test_cases",
     told_by=("question_id", "question_content"),
     problem_of=_problem_of,
-    tests_of=_tests_of,
+    judge_job=_judge_job,
     test_keys=("public_test_cases", "private_test_cases"),
     more_keys=("metadata",),
     row_of_prompt=lambda row, name, statement, code: (

@@ -60,8 +60,8 @@ def called_names(test: str) -> list[str]:
 
 
 def _tested_function(test: str, code: Any, preparation: str) -> str | None:
-    """The name that the test calls: one that the reference solution defines; else the first that is neither a builtin nor
-    named in what is done before; else the first that is no builtin; else one that is an unusual builtin.
+    """The name that the test calls. The best is one that the reference solution defines, then one that is neither a builtin nor
+    in the preparation, then any that is no builtin, then a builtin that tests seldom use.
     """
     called = called_names(test)
     if isinstance(code, str):
@@ -74,7 +74,7 @@ def _tested_function(test: str, code: Any, preparation: str) -> str | None:
     return next(iter([name for name in unknown if name not in prepared] or unknown or unusual), None)
 
 
-def _tests_of(problem: Problem) -> dict[str, Any]:
+def _judge_job(problem: Problem) -> dict[str, Any]:
     payload = problem.payload
     if not payload["tests"]:
         raise ValueError("has no tests")
@@ -108,7 +108,7 @@ FORMAT = Format(
     keys="task_id, text or prompt, test_list",
     told_by=("test_list",),
     problem_of=_problem_of,
-    tests_of=_tests_of,
+    judge_job=_judge_job,
     test_keys=("test_list",),
     more_keys=("test_setup_code", "test_imports", "prompt", "entry_point", "code"),
     row_of_prompt=lambda row, name, statement, code: {"task_id": name, "text": statement} | row | {"signature": code},

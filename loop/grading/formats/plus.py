@@ -1,8 +1,8 @@
-"""HumanEval+ and MBPP+ as EvalPlus publishes them: inputs instead of tests, and a canonical solution that has the answers.
+"""HumanEval+ and MBPP+ as EvalPlus publishes them: inputs instead of tests, and a canonical solution that gives the answers.
 
-JSON has neither tuples nor sets nor complex numbers, so MBPP+ says by task which lists stand for them. A few problems have
-more than one right answer; their oracles go by the function's name. The comparison itself is in `judge.py`.
-Facts: evalplus 0.3.1, `data/mbpp.py`, `eval/__init__.py`, `eval/_special_oracle.py` (Apache-2.0).
+JSON has neither tuples nor sets nor complex numbers, so MBPP+ has rules, by task, for which lists stand for them. A few
+problems accept more than one answer; their oracles are chosen by the function's name. `inside/compare.py` does the comparison.
+The rules are those of evalplus 0.3.1: `data/mbpp.py`, `eval/__init__.py`, `eval/_special_oracle.py` (Apache-2.0).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from loop.words import shown
 
 PARTS = ("base", "plus")
 
-# What an oracle's name means: judge.py.
+# `is_right` in inside/compare.py says what an oracle's name means.
 _HUMANEVAL_ORACLES = {"find_zero": "root"}
 _MBPP_ORACLES = {
     "are_equivalent": "anything",
@@ -37,23 +37,22 @@ _MBPP_ORACLES = {
 
 
 def oracle_of(task_id: str, entry_point: str | None) -> str:
-    """The name of the problem's own oracle, or "" where its answers are compared."""
+    """The name of the problem's own oracle, or "" where equal answers are right."""
     oracles = {"HumanEval": _HUMANEVAL_ORACLES, "Mbpp": _MBPP_ORACLES}.get(task_id.partition("/")[0], {})
     return oracles.get(entry_point or "", "")
 
 
 def inputs_of(task_id: str, payload: dict[str, Any]) -> dict[str, list[list[Any]]]:
-    """The arguments of each call, by part. Raises ValueError with the place where they cannot be what they should be."""
-    restored = _restorer(task_id)
-    found: dict[str, list[list[Any]]] = {}
-    for part in PARTS:
-        found[part] = []
+    """Part -> the arguments of each call. Raises ValueError, with the place, for arguments that the task cannot take."""
+    restore = _restorer(task_id)
+    inputs: dict[str, list[list[Any]]] = {part: [] for part in PARTS}
+    for part, calls in inputs.items():
         for number, arguments in enumerate(json.loads(payload[part]), start=1):
             try:
-                found[part].append(list(restored(arguments)))
+                calls.append(list(restore(arguments)))
             except (TypeError, ValueError, IndexError, AttributeError):
                 raise ValueError(f"{part}_input {number} is not what {task_id} takes") from None
-    return found
+    return inputs
 
 
 def _restorer(task_id: str) -> Callable[[list[Any]], Any]:
@@ -110,10 +109,12 @@ def _problem_of(row: Row, where: str) -> Problem:
     if isinstance(atol, bool) or not isinstance(atol, int | float) or not 0 <= atol < 1:
         raise ConfigError(f"{where}: atol is {shown(atol)}; expected the absolute tolerance of floats, such as 1e-6")
     program = prompt + fields.text(row, "canonical_solution", where)
-    begun = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
+    begins_function = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
     problem = Problem(
         task_id=fields.task_id(row, "task_id", where),
-        statement="Complete the following Python function." if begun else "Write the function that is described here.",
+        statement="Complete the following Python function."
+        if begins_function
+        else "Write the function that is described here.",
         prompt_code=prompt,
         entry_point=entry_point,
         difficulty=fields.difficulty(row, where),
@@ -129,7 +130,7 @@ def _problem_of(row: Row, where: str) -> Problem:
     return problem
 
 
-def _tests_of(problem: Problem) -> dict[str, Any]:
+def _judge_job(problem: Problem) -> dict[str, Any]:
     inputs = inputs_of(problem.task_id, problem.payload)
     if not any(inputs.values()):
         raise ValueError("has no tests")
@@ -143,6 +144,6 @@ FORMAT = Format(
     keys="task_id, prompt, entry_point, canonical_solution, base_input",
     told_by=("base_input",),
     problem_of=_problem_of,
-    tests_of=_tests_of,
+    judge_job=_judge_job,
     prompt_has_helpers=True,
 )

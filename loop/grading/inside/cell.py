@@ -1,16 +1,14 @@
 """What runs inside the sandbox: a warm interpreter that forks a process for each solution, and one for the tests.
 
-The first, `serve`, keeps the right to make namespaces and never runs anything but this file. It learns nothing of a job: the
-tests' process (`loop.grading.inside.judge`) has a socket of its own to the grader, and hands the program to the solution's process
-(`solve`), which is a fork of one that has never held an answer. That is new for each solution: the first process of a PID
-namespace, with an empty /tmp and no rights; when it is ended, the kernel ends all that it started. Network, System V memory
-and the like, which would otherwise need namespaces too, are refused by `loop.grading.inside.seccomp`.
+The warm interpreter (`serve`) keeps the right to make namespaces and never runs anything but our own code. It learns nothing
+of a job: the tests' process (`loop.grading.inside.judge`) has a socket of its own to the grader, and hands the program to the
+solution's process (`solve`), which is a fork of an interpreter that has never held an answer. Each solution has a new one: the
+first process of a PID namespace, with an empty /tmp and no rights. When that is killed, the kernel ends all that it started.
+Network, System V memory and the like would need namespaces, too; `loop.grading.inside.seccomp` refuses them.
 """
 
 from __future__ import annotations
-import __future__
 
-import builtins
 import ctypes
 import gc
 import io
@@ -25,19 +23,17 @@ import sys
 import time
 
 from loop.grading.inside import judge, remote, seccomp
-from loop.grading.inside.values import Closed, Decoder, Encoder, NotPlain, receive, send
+from loop.grading.inside.link import Link, described
+from loop.grading.inside.values import Closed, NotPlain, receive, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import CodeType
     from typing import Any
 
     Order = dict[str, Any]
 
-MAX_DETAIL = 300
 SOCKET = 3
-_ANNOTATIONS = __future__.annotations.compiler_flag
 
 _NEWIPC, _NEWPID, _NEWNET = 0x8000000, 0x20000000, 0x40000000
 _DETACH, _NO_DEVICES_OR_SETUID = 2, 6
@@ -46,25 +42,25 @@ _SAME_FLAGS, _RELATIME = 0xC0E, (0x1000, 0x200000)  # as statvfs and mount have 
 _CLEAR_AMBIENT = (47, 4, 0, 0, 0)
 _CAPABILITIES_3 = 0x20080522
 
-# What programs import most: ready in memory, it costs them nothing. Every library that is loaded makes each fork slower.
+# What programs import most. It is loaded beforehand, and no more than this, because every library makes each fork slower.
 _WARM = "bisect collections copy functools heapq io itertools math operator re string threading typing"
 
 
 def serve(control: socket.socket, core: int) -> None:
-    """Fork what is ordered, end it when told, until the grader hangs up. Never returns."""
+    """Fork processes and end them, as the grader orders, until it hangs up. Never returns."""
     try:
         os.sched_setaffinity(0, {core})
-    except OSError:  # it may not choose: then the kernel does
+    except OSError:  # not permitted: the kernel chooses the core
         pass
     for name in _WARM.split():
         __import__(name)
-    site.setquit()  # `exit` and `quit`, which are not there without site-packages
+    site.setquit()  # `exit` and `quit`, which Python lacks without site-packages
     _rehearse()
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
     running: dict[str, int] = {}
     tmp = _Tmp(libc)
-    # as the first process of a namespace it gets, from those within, no signal but what it has a handler for
+    # processes of its namespace can send the first one only signals that it has a handler for
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     gc.collect()
     gc.freeze()  # a collection in a fork would copy every page
@@ -76,20 +72,20 @@ def serve(control: socket.socket, core: int) -> None:
         order = json.loads(message)
         if order["do"] == "end":
             role = order["role"]
-            end = _end(running.pop(role), order["wait"]) if role in running else None
-            control.send(json.dumps(end).encode())
+            ended = _end(running.pop(role), order["wait"]) if role in running else None
+            control.send(json.dumps(ended).encode())
             continue
-        apart = order["nested"] and order["role"] == "solution"
-        if apart:
+        in_namespace = order["nested"] and order["role"] == "solution"
+        if in_namespace:
             tmp.empty(order["disk"])
-            _must(libc.unshare(_NEWPID), "unshare")  # for the next child
+            _must(libc.unshare(_NEWPID), "unshare")  # the next child begins a new namespace
         pid = os.fork()
         if pid == 0:
             _child(control, handles[0], order, libc)
         running[order["role"]] = pid
         os.close(handles[0])
-        if apart:
-            _must(libc.setns(here, _NEWPID), "setns")  # and no further one
+        if in_namespace:
+            _must(libc.setns(here, _NEWPID), "setns")  # later children are here again
 
 
 _REHEARSED = """
@@ -117,7 +113,7 @@ def f(xs: List[int], names: Optional[Dict[str, Tuple[int, float]]] = None) -> Li
 
 
 def _rehearse() -> None:
-    """Grade a program of our own some times over: what Python sets up when something is done first, every fork then has."""
+    """Grade a program of our own some times over, so that every fork has what Python sets up when it does a thing first."""
     link, answers = Link(shut_in=False), io.BytesIO()
 
     def ask(question: Any) -> int:
@@ -133,22 +129,22 @@ def _rehearse() -> None:
         {**common, "kind": "mbpp", "steps": steps},
         {**common, "kind": "humaneval", "prompt": _REHEARSED, "test": "def check(f):\n " + steps[0][1]},
     ]
-    for job in jobs * 20:  # until the interpreter has specialised what is done often
-        said = judge.judge(job, remote.Solution(answers.read, ask))
-        assert said["verdict"] == "passed", said
+    for job in jobs * 20:  # until the interpreter has specialised the code that runs often
+        verdict = judge.judge(job, remote.Solution(answers.read, ask))
+        assert verdict["verdict"] == "passed", verdict
     for name in ("solution", "tests"):
         del sys.modules[name]
 
 
 class _Tmp:
-    """The solutions' /tmp. Nobody else writes there, and one that a solution has touched is replaced by a new one."""
+    """The solutions' /tmp. Nobody else writes there. If a solution has touched it, the next one gets a new one."""
 
     def __init__(self, libc: Any) -> None:
         self._libc = libc
         self._seen: tuple[Any, ...] = ()
 
     def empty(self, size: int) -> None:
-        """Make it empty, with room for so many bytes."""
+        """Make it empty, with room for `size` bytes."""
         if self._seen == (size, *self._state()):
             return
         if not self._seen:
@@ -160,26 +156,26 @@ class _Tmp:
         self._seen = (size, *self._state())
 
     def _state(self) -> tuple[Any, ...]:
-        """A change time cannot be set back, but may stand still for some milliseconds: hence the rest."""
-        found = os.stat("/tmp")
-        return found.st_ctime_ns, found.st_mode, os.listdir("/tmp"), os.listxattr("/tmp")
+        """What differs once something was changed. The change time alone can miss what happens within milliseconds."""
+        status = os.stat("/tmp")
+        return status.st_ctime_ns, status.st_mode, os.listdir("/tmp"), os.listxattr("/tmp")
 
 
 def _end(pid: int, wait: bool) -> dict[str, Any]:
-    """Kill it and all that it started; how it ended before that, if it had, and its CPU time in seconds.
+    """Kill a process and all that it started. Gives its exit status, or None if it still ran, and its CPU time in seconds.
 
-    With `wait` it has closed its sockets, so it is ending, and is given a moment for it.
+    With `wait` it has closed its sockets and is about to end, and has two seconds for that.
     """
-    patience = time.monotonic() + (2.0 if wait else 0.0)
+    deadline = time.monotonic() + (2.0 if wait else 0.0)
     ended, status, used = os.wait4(pid, os.WNOHANG)
-    while not ended and time.monotonic() < patience:
+    while not ended and time.monotonic() < deadline:
         time.sleep(0.001)
         ended, status, used = os.wait4(pid, os.WNOHANG)
     try:
         os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:  # it has none yet, or has ended
+    except ProcessLookupError:  # it has no group yet, or has ended
         pass
-    if not ended:  # else its number may be another's
+    if not ended:  # if it has ended, another process may have its number
         os.kill(pid, signal.SIGKILL)
         _, status, used = os.wait4(pid, 0)
     return {"status": os.waitstatus_to_exitcode(status) if ended else None, "cpu_s": used.ru_utime + used.ru_stime}
@@ -191,7 +187,7 @@ def _must(result: int, what: str) -> None:
 
 
 def _child(control: socket.socket, handle: int, order: Order, libc: Any) -> None:
-    """One of the two processes of a job, with nothing open but its own socket. Never returns."""
+    """Be one of the two processes of a job, with nothing open but its own socket. Never returns."""
     try:
         os.setsid()
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -203,8 +199,8 @@ def _child(control: socket.socket, handle: int, order: Order, libc: Any) -> None
         os.dup2(64, SOCKET, inheritable=False)
         os.closerange(SOCKET + 1, 256)
         _enter(order, libc)
-        random.seed(0)  # a fork seeds it anew, and programs that draw are to do the same each time
-    except BaseException as error:  # before anything foreign was run: no fault of the program
+        random.seed(0)  # a fork seeds it anew, but programs that draw should draw the same each time
+    except BaseException as error:  # nothing foreign has run yet, so it is no fault of the program
         send(_write, {"broken": f"{type(error).__name__}: {error}"})
         os._exit(1)
     try:
@@ -220,7 +216,7 @@ def _enter(order: Order, libc: Any) -> None:
     """Shut this process in, and give up every right."""
     if order["nested"] and not seccomp.KNOWN:
         _must(libc.unshare(_NEWIPC | _NEWNET), "unshare")
-    if order["uid"]:  # root's processes are not counted against RLIMIT_NPROC: become nobody in particular
+    if order["uid"]:  # RLIMIT_NPROC does not count root's processes, so become a user that nobody else is
         os.setgroups([])
         os.setgid(order["uid"])
         os.setuid(order["uid"])
@@ -233,7 +229,7 @@ def _enter(order: Order, libc: Any) -> None:
             continue
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        # at the end of its CPU time a program gets SIGXCPU, which tells this end from others; a second later it is killed
+        # SIGXCPU at the end of its CPU time tells this end from others; a second later the kernel kills the program
         resource.setrlimit(which, (value, value + 1 if name == "RLIMIT_CPU" and value != hard else value))
     os.chdir(order["directory"])
     if order["role"] == "solution" and order["shut_in"]:
@@ -241,13 +237,13 @@ def _enter(order: Order, libc: Any) -> None:
 
 
 def _keep_devices(libc: Any) -> None:
-    """The devices are the host's: they are read and written, but their modes and dates must not change.
+    """Protect the modes and dates of the devices, which are the host's. Programs can still read and write them.
 
-    bubblewrap cannot do this: what it mounts read-only holds no devices. Where the kernel refuses, they stay as they are.
+    Bubblewrap cannot do this: its read-only mounts hold no devices. Where the kernel refuses, the devices stay as they are.
     """
     for name in (b"/dev/null", b"/dev/zero", b"/dev/urandom"):
-        had = os.statvfs(name).f_flag
-        flags = _REMOUNT_READ_ONLY | had & _SAME_FLAGS | (had & _RELATIME[0] and _RELATIME[1])
+        old = os.statvfs(name).f_flag
+        flags = _REMOUNT_READ_ONLY | old & _SAME_FLAGS | (old & _RELATIME[0] and _RELATIME[1])
         libc.mount(None, name, None, flags, None)
 
 
@@ -263,244 +259,14 @@ def _write(part: Any, write: Callable[[int, Any], int] = os.write) -> int:
 
 
 def solve(shut_in: bool) -> None:
-    """Do what the tests' process asks: load the program, call what it defines. Never returns."""
+    """Answer the tests' process: load the program, call what it defines. Never returns."""
     leave, link = os._exit, Link(shut_in)
     try:
         send(_write, {"ready": True})
         while True:
             try:
                 send(_write, link.answer(receive(_read)))
-            except NotPlain as error:  # too big
+            except NotPlain as error:  # the answer is too big
                 send(_write, {"raised": described(error), "containers": [], "given": []})
     except (Closed, OSError):
         leave(0)
-
-
-class Link:
-    """The program's side of the questions. What a program does to it only changes which values are said to be its own."""
-
-    def __init__(self, shut_in: bool) -> None:
-        self._shut_in = shut_in
-        self._space: dict[str, Any] = {}
-        self._objects: list[Any] = []
-        self._numbers: dict[int, int] = {}
-        self._program: tuple[CodeType, str] | None = None
-        # bound now: a program may replace what these names stand for
-        self._get, self._set, self._iter, self._next = getattr, setattr, iter, next
-
-    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """One answer: a value, or what was raised, with what became of the arguments."""
-        given = Decoder(question.get("containers", ()), lambda rest: self._objects[rest[0]])
-        try:
-            value = getattr(self, "_" + question["do"])(question, given)
-            reply = {"value": value}
-        except BaseException as error:
-            reply = {"raised": described(error)}
-        encoder = Encoder(self._other)
-        if "value" in reply:
-            reply["value"] = encoder.item(reply["value"])
-        changed = [
-            [number, encoder.item(thing)[0]]
-            for number, thing in enumerate(given.objects)
-            if isinstance(thing, (list, dict, set, bytearray))
-        ]
-        return {**reply, "containers": encoder.containers, "given": changed}
-
-    def _other(self, value: Any) -> Any:
-        number = self._numbers.get(id(value))
-        if number is None:
-            number = self._numbers[id(value)] = len(self._objects)
-            self._objects.append(value)
-        return ["o", number, type(value).__name__[:80]]
-
-    def _load(self, question: dict[str, Any], _: Decoder) -> None:
-        code = question["code"].encode("utf-8", "replace").decode()  # a lone surrogate cannot be part of a program
-        if question["kind"] == "stdin":
-            self._program = compile(code, "<solution>", "exec", dont_inherit=True), question["imports"]
-            return
-        self._space = _fresh_module("solution")
-        exec(question["imports"], self._space)
-        given, own = _parts(code, question["before"])
-        exec(given, self._space)
-        # what is called must be what the program binds: of the suite's names it finds these as it finds a builtin
-        offered = {name: self._space.pop(name) for name in question["called"] if name in self._space}
-        if offered:
-            self._space["__builtins__"] = {**vars(builtins), **offered}
-        exec(own, self._space)
-
-    def _name(self, question: dict[str, Any], _: Decoder) -> tuple[Any, ...]:
-        """What a global name of the program stands for."""
-        name = question["name"]
-        if name not in self._space:
-            return ("missing",)
-        value = self._space[name]
-        return ("module", value.__name__) if isinstance(value, type(sys)) else ("value", value)
-
-    def _entry(self, question: dict[str, Any], _: Decoder) -> Any:
-        """LiveCodeBench: a method of one Solution, or a function. What every object has is none that the program wrote."""
-        name, solution = question["name"], self._space.get("Solution")
-        if any(name in kind.__dict__ for kind in getattr(solution, "__mro__", ()) if kind is not object):
-            return self._get(self._space["Solution"](), name)
-        return self._space.get(name)
-
-    def _call(self, question: dict[str, Any], given: Decoder) -> Any:
-        function = self._objects[question["object"]]
-        arguments = [given.value(item) for item in question["args"]]
-        return function(*arguments, **{name: given.value(item) for name, item in question["names"].items()})
-
-    def _attribute(self, question: dict[str, Any], _: Decoder) -> Any:
-        return self._get(self._objects[question["object"]], question["name"])
-
-    def _assign(self, question: dict[str, Any], given: Decoder) -> None:
-        self._set(self._objects[question["object"]], question["name"], given.value(question["value"]))
-
-    def _truth(self, question: dict[str, Any], _: Decoder) -> bool:
-        return bool(self._objects[question["object"]])
-
-    def _iterate(self, question: dict[str, Any], _: Decoder) -> Any:
-        return self._iter(self._objects[question["object"]])
-
-    def _proceed(self, question: dict[str, Any], _: Decoder) -> list[Any]:
-        """At most `most` further values of an iterator; a shorter list is the end."""
-        iterator, found = self._objects[question["object"]], []
-        for _number in range(question["most"]):
-            try:
-                found.append(self._next(iterator))
-            except StopIteration:
-                break
-        return found
-
-    def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
-        assert self._program is not None
-        return run_program(*self._program, question["input"], question["max_output"], self._shut_in)
-
-
-def _parts(code: str, before: str) -> tuple[CodeType, CodeType]:
-    """The program in two: what the suite put before it (`before` may be ""), and the rest with its lines as they were."""
-    whole = compile(code, "<solution>", "exec", dont_inherit=True)
-    end = len(code) - len(code.lstrip()) + len(before)
-    if not (before and code[:end].lstrip() == before and code[end : end + 1].isspace()):
-        end = 0
-    while end > 0:
-        try:
-            given = compile(code[:end], "<solution>", "exec", dont_inherit=True)
-            rest = "\n" * code.count("\n", 0, end) + code[end:]
-            return given, compile(rest, "<solution>", "exec", given.co_flags & _ANNOTATIONS, dont_inherit=True)
-        except SyntaxError:  # its last line, such as a decorator, belongs to what follows
-            end = code.rfind("\n", 0, end)
-    return compile("", "<solution>", "exec"), whole
-
-
-def described(error: BaseException) -> dict[str, Any]:
-    """An exception by its type and arguments. A solution's exceptions may themselves raise or lie."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<solution>":
-            line = trace.tb_lineno
-        trace = trace.tb_next
-    if line is None and isinstance(error, SyntaxError) and error.filename == "<solution>":
-        line = error.lineno
-    known = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
-    try:
-        text = error.msg if isinstance(error, SyntaxError) else str(error)
-        text = "".join(character if character.isprintable() else " " for character in str(text)[:MAX_DETAIL])
-    except BaseException:
-        text = "an exception that cannot be shown"
-    arguments = [part if isinstance(part, (str, int, float, type(None))) else None for part in error.args[:8]]
-    return {
-        "kind": type(error).__name__[:80],
-        "builtin": known[0],
-        "text": text,
-        "line": line,
-        "args": [part[:MAX_DETAIL] if isinstance(part, str) else part for part in arguments],
-    }
-
-
-def _fresh_module(name: str) -> dict[str, Any]:
-    module = type(sys)(name)
-    sys.modules[name] = module
-    return module.__dict__
-
-
-# programs that read standard input
-
-
-def run_program(code: CodeType, imports: str, text: str, max_output: int, shut_in: bool) -> dict[str, Any]:
-    """Fork a process that runs it on this input; what it wrote, or what went wrong. Where this process is shut in with no
-    other but the warm one, all that the program started is gone after.
-    """
-    given, shown, told = (os.path.join(os.getcwd(), name) for name in (".stdin", ".stdout", ".error"))
-    for path, content in ((given, text), (shown, ""), (told, "")):
-        if os.path.lexists(path):
-            os.unlink(path)
-        with open(path, "x", encoding="utf-8", newline="", errors="surrogatepass") as file:
-            file.write(content)
-    child = os.fork()
-    if child == 0:
-        try:
-            _program(code, imports, given, shown, told)
-        finally:  # it could not even say what went wrong
-            os.kill(os.getpid(), signal.SIGKILL)
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if shut_in:
-        _empty_namespace()
-    with open(told, encoding="utf-8", errors="replace") as file:
-        error = file.read(2 * MAX_DETAIL)
-    if status == -signal.SIGXCPU:
-        return {"timeout": True}
-    if error or status < 0:
-        return {"error": error or f"killed by signal {-status}"}
-    with open(shown, encoding="utf-8", errors="replace", newline="") as file:
-        output = file.read(max_output + 1)
-    return {"too_much": True} if len(output) > max_output else {"output": output}
-
-
-def _empty_namespace() -> None:
-    """Kill what a program left running, so that the next test begins alone."""
-    try:
-        os.kill(-1, signal.SIGKILL)
-        while True:
-            os.waitpid(-1, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass
-
-
-def _program(code: CodeType, imports: str, given: str, shown: str, told: str) -> None:
-    """The child: a program with its own standard streams. Never returns."""
-    os.closerange(3, 256)
-    os.dup2(os.open(given, os.O_RDONLY), 0)
-    os.dup2(os.open(shown, os.O_WRONLY | os.O_APPEND), 1)
-    os.closerange(3, 256)
-    random.seed(0)
-    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
-    sys.argv = ["solution.py"]
-    space = _fresh_module("__main__")
-    leave, error = os._exit, None
-    try:
-        exec(imports, space)
-        exec(code, space)
-        _wait_for_threads()
-    except SystemExit:
-        pass
-    except BaseException as raised:
-        error = raised
-    try:
-        sys.stdout.flush()
-    except BaseException as raised:
-        error = error or raised
-    if error is not None:
-        with open(told, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(remote.in_words(described(error)))
-    leave(0)
-
-
-def _wait_for_threads() -> None:
-    threading = sys.modules.get("threading")
-    if threading is None:
-        return
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()

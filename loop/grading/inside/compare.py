@@ -1,4 +1,4 @@
-"""How an answer is compared with the one that is wanted: LiveCodeBench's rules for output, EvalPlus' for its oracles."""
+"""Compares an answer with the wanted one, by LiveCodeBench's rules for output and EvalPlus' rules for its oracles."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _stripped(text: str) -> list[str]:
 
 
 def _same_decimals(line: str, other: str) -> bool:
-    from decimal import Decimal, InvalidOperation  # here: each library that is loaded makes each fork slower
+    from decimal import Decimal, InvalidOperation  # imported late: each library makes each fork slower
 
     words, wanted = line.split(), other.split()
     if len(words) != len(wanted) or max(map(len, words + wanted), default=0) > 4000:
@@ -36,7 +36,7 @@ def _same_decimals(line: str, other: str) -> bool:
 
 
 def is_right(oracle: str, value: Any, wanted: Any, arguments: Any, atol: float) -> bool:
-    """`arguments` are as the suite has them, whatever the solution did to its own."""
+    """Whether the oracle accepts this value. `arguments` are those of the suite, whatever the solution did to its copy."""
     if oracle == "anything":
         return True
     if oracle == "not_none":
@@ -68,7 +68,7 @@ def is_floats(value: Any) -> bool:
 
 
 def _is_number(value: Any) -> bool:
-    """One that an array of numbers holds; a bigger one makes it an array of objects, which are never close."""
+    """Whether NumPy's arrays of numbers can hold it. A bigger one makes an array of objects, which are never close."""
     return type(value) in (bool, float, complex) or (type(value) is int and -(1 << 63) <= value < 1 << 64)
 
 
@@ -78,16 +78,16 @@ def _is_close(value: Any, wanted: Any, atol: float) -> bool:
         return False
     waiting = [(value, wanted)]
     while waiting:
-        one, other = waiting.pop()
-        if type(other) in (list, tuple):
-            if type(one) not in (list, tuple) or len(one) != len(other):
+        part, target = waiting.pop()
+        if type(target) in (list, tuple):
+            if type(part) not in (list, tuple) or len(part) != len(target):
                 return False
-            waiting += zip(one, other, strict=True)
-        elif not _is_number(one):
+            waiting += zip(part, target, strict=True)
+        elif not _is_number(part):
             return False
-        elif one != other:
-            one, other = (part if type(part) is complex else float(part) for part in (one, other))
-            if not (math.isfinite(abs(other)) and abs(one - other) <= atol + 1e-7 * abs(other)):
+        elif part != target:
+            part, target = (number if type(number) is complex else float(number) for number in (part, target))
+            if not (math.isfinite(abs(target)) and abs(part - target) <= atol + 1e-7 * abs(target)):
                 return False
     return True
 
@@ -103,7 +103,7 @@ def _shape(value: Any) -> tuple[int, ...] | None:
 
 
 def _is_root(coefficients: Any, x: Any, atol: float) -> bool:
-    """HumanEval/32: any root of the polynomial will do."""
+    """HumanEval/32 accepts any root of the polynomial."""
     try:
         return bool(abs(sum(factor * math.pow(x, power) for power, factor in enumerate(coefficients))) <= atol)
     except (TypeError, ValueError, OverflowError):
@@ -111,11 +111,11 @@ def _is_root(coefficients: Any, x: Any, atol: float) -> bool:
 
 
 def _surface_area(base_edge: float, height: float) -> int:
-    """Mbpp/581, if the height is not the slanted one."""
+    """The answer to Mbpp/581 if the height is not taken as the slanted one."""
     return round(base_edge**2 + 2 * base_edge * math.sqrt((base_edge / 2) ** 2 + height**2))
 
 
-def _digit_distance(one: Any, other: Any) -> int:
-    """Mbpp/558, if the shorter number has zeros in front."""
-    size = max(len(str(one)), len(str(other)))
-    return sum(abs(int(a) - int(b)) for a, b in zip(str(one).zfill(size), str(other).zfill(size), strict=True))
+def _digit_distance(number: Any, other: Any) -> int:
+    """The answer to Mbpp/558 if the shorter number gets zeros in front."""
+    size = max(len(str(number)), len(str(other)))
+    return sum(abs(int(a) - int(b)) for a, b in zip(str(number).zfill(size), str(other).zfill(size), strict=True))

@@ -1,6 +1,6 @@
-"""The tests of one problem, in a process of their own: they run unchanged, and what they call is asked of a solution.
+"""Runs the tests of one problem, unchanged, in a process of their own.
 
-The solution (`loop.grading.inside.remote`) lives in another process and gives back plain values (`loop.grading.inside.values`).
+The solution is in another process: `loop.grading.inside.remote` asks it, and gets back plain values.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ import functools
 import importlib
 import json
 import marshal
-import os
 import random
 import socket
 import sys
 
 from loop.grading.inside.compare import is_floats, is_right, same_output
 from loop.grading.inside.remote import Gone, Handle, NoPlainValue, NotReady, Solution, handed, holds_handles
-from loop.grading.inside.values import Decoder, Encoder, send
+from loop.grading.inside.values import Decoder, Encoder, exactly, send
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,20 +33,20 @@ PREAMBLE = "\n".join(
 
 
 class SuiteAtFault(Exception):
-    """What the suite brings itself does not run; nothing is known of the solution."""
+    """The suite's own code does not run; nothing is known of the solution."""
 
 
 def main(host: int) -> None:
-    """Judge solutions of the problem that the grader sends first, each over a socket of its own. Never returns."""
+    """Judge solutions of the problem that the grader sends first, each over a socket of its own, until the grader has gone."""
     grader = socket.socket(fileno=host)
-    problem = marshal.loads(_exactly(grader, int.from_bytes(_exactly(grader, 8), "little")))
+    problem = marshal.loads(exactly(grader.recv, int.from_bytes(exactly(grader.recv, 8), "little")))
     while True:
         size, handles, _, _ = socket.recv_fds(grader, 8, 1)
         if not size:
-            os._exit(0)
+            return
         with socket.socket(fileno=handles[0]) as link:
-            code = _exactly(grader, int.from_bytes(size, "little")).decode()
-            random.seed(0)  # tests that draw are to draw the same for each solution
+            code = exactly(grader.recv, int.from_bytes(size, "little")).decode()
+            random.seed(0)  # tests that draw should draw the same for each solution
             solution = Solution(link.recv, link.send)
             try:
                 solution.begin()
@@ -58,26 +57,15 @@ def main(host: int) -> None:
                 send(grader.send, {"broken": str(error)})
 
 
-def _exactly(grader: socket.socket, size: int) -> bytes:
-    parts = []
-    while size:
-        part = grader.recv(min(size, 1 << 20))
-        if not part:
-            os._exit(0)  # the grader has gone
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
-
-
 def prepare(job: dict[str, Any]) -> None:
-    """What the suite's own program answers, once and before a solution's time begins. Raises SuiteAtFault."""
+    """Compute the answers of the suite's own program, once and before a solution's time begins. Raises SuiteAtFault."""
     if job["kind"] != "plus" or "answers" in job:
         return
     space = type(sys)("canonical").__dict__
-    _own(job["program"], space)
-    found: dict[str, list[Any]] = {}
+    _run_suites_code(job["program"], space)
+    answers_by_part: dict[str, list[Any]] = {}
     for part, inputs in job["inputs"].items():
-        found[part] = answers = []
+        answers_by_part[part] = answers = []
         for number, arguments in enumerate(inputs, start=1):
             try:
                 value = space[job["called"][0]](*_copied(arguments))
@@ -88,7 +76,7 @@ def prepare(job: dict[str, Any]) -> None:
             except Exception as error:
                 text = f"the canonical solution fails on {part} input {number}: {type(error).__name__}: {error}"
                 raise SuiteAtFault(f"{text}; leave the problem out") from None
-    job["answers"] = found
+    job["answers"] = answers_by_part
 
 
 def _copied(arguments: Any) -> Any:
@@ -96,7 +84,7 @@ def _copied(arguments: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """The value as it would be if a solution had given it. Raises NotPlain where none could: it is too big."""
+    """The value as it would arrive from a solution. Raises NotPlain if it is too big for that."""
     encoder = Encoder(handed)
     item = encoder.item(value)
     send(len, {"value": item, "containers": encoder.containers, "given": []})
@@ -104,7 +92,7 @@ def _plain(value: Any) -> Any:
 
 
 def judge(job: dict[str, Any], solution: Solution) -> dict[str, Any]:
-    """`verdict` and `detail`; with `ended`, the solution's process has ended by itself, and how it did is the reason."""
+    """`verdict` and `detail`. With `ended` the solution's process has ended by itself, and its exit status is the reason."""
     place = _Place()
     try:
         word, detail = _KINDS[job["kind"]](job, solution, place)
@@ -116,7 +104,7 @@ def judge(job: dict[str, Any], solution: Solution) -> dict[str, Any]:
         word, detail = "failed", f"{place}{error}"
     except BaseException as error:
         word, detail = _word_for(error, solution, place), place.of(error) + solution.words_for(error)
-    if solution.trouble:  # whatever the tests made of it
+    if solution.trouble:  # it counts whatever the tests made of it
         word, detail = "error", solution.trouble
     elif solution.misused and word == "passed":
         word, detail = "failed", solution.misused
@@ -130,7 +118,7 @@ def _word_for(error: BaseException, solution: Solution, place: _Place) -> str:
 
 
 class _Place:
-    """Where the tests are, for people: `test 2: ` or `test line 7: `."""
+    """Where in the tests something happened, for messages: `test 2: ` or `test line 7: `."""
 
     def __init__(self) -> None:
         self.words = ""
@@ -155,7 +143,7 @@ class _Names(dict):  # type: ignore[type-arg]
         self._solution = solution
 
     def __missing__(self, name: str) -> Any:
-        # tests may use a module that they leave to the solution to import; then it is ours that they get
+        # tests may use a module that only the solution imports: they get the one of this process
         ours = name in sys.stdlib_module_names
         value = self[name] = importlib.import_module(name) if ours else self._solution.global_named(name)
         self._solution.used = self._solution.used or not ours
@@ -173,9 +161,9 @@ def _space(solution: Solution, name: str = "tests") -> dict[str, Any]:
 
 
 def _run_humaneval(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
-    """`check(candidate)` beside the prompt's own helper functions, which are the suite's and not the solution's."""
+    """`check(candidate)`, with the prompt's own helper functions, which are the suite's and not the solution's."""
     space = _space(solution)
-    _own(_compiled_prompt(job["prompt"]), space)
+    _run_suites_code(_compiled_prompt(job["prompt"]), space)
     solution.load(job)
     (name,) = job["called"]
     try:
@@ -183,13 +171,12 @@ def _run_humaneval(job: dict[str, Any], solution: Solution, place: _Place) -> tu
     except KeyError:
         return "error", f"the program defines no {name}"
     exec(_compiled(job["test"], "<check>"), space)
-    space[name] = candidate  # whatever the test imports under this name
+    space[name] = candidate  # even if the test imports something under this name
     space["check"](candidate)
     return "passed", ""
 
 
-def _own(code: Any, space: dict[str, Any]) -> None:
-    """Run what is the suite's."""
+def _run_suites_code(code: Any, space: dict[str, Any]) -> None:
     try:
         exec(code, space)
     except Exception as error:
@@ -198,7 +185,7 @@ def _own(code: Any, space: dict[str, Any]) -> None:
 
 @functools.cache
 def _compiled(text: str, name: str) -> Any:
-    """The suite's code. Where it is none, that is no solution's fault."""
+    """The suite's code, compiled. Raises SuiteAtFault if it is not Python."""
     try:
         return compile(text, name, "exec", dont_inherit=True)
     except Exception as error:
@@ -207,7 +194,7 @@ def _compiled(text: str, name: str) -> Any:
 
 @functools.cache
 def _compiled_prompt(prompt: str) -> Any:
-    """The prompt as a module; where its last function still lacks a body, with one."""
+    """The prompt as a module. A last function without a body gets one."""
     last = [line for line in prompt.split("\n") if line.strip()][-1:]
     indent = last[0][: len(last[0]) - len(last[0].lstrip())] if last else ""
     for text in (prompt, f"{prompt}\n{indent}    pass\n", f"{prompt}\n{indent}pass\n"):
@@ -221,23 +208,25 @@ def _compiled_prompt(prompt: str) -> Any:
 def _run_mbpp(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
     """Statements with assertions that call the solution by its name."""
     space = _space(solution)
-    _own(job["imports"], space)
+    _run_suites_code(job["imports"], space)
     solution.load(job)
     own: dict[str, Any] = {}
-    for name in job["called"]:  # a solution may be named like a builtin, and only then hides it
+    for name in job["called"]:  # a solution may have the name of a builtin, and hides no other builtin
         try:
             own[name] = solution.global_named(name)
         except KeyError:
             continue
     offered = {name: space[name] for name in own if name in space}
     space.update(own)
-    solution.used = any(type(value) is not Handle for value in own.values())  # a constant is not asked again
+    solution.used = any(
+        type(value) is not Handle for value in own.values()
+    )  # the tests have no further questions to a constant
     for step, text in job["steps"]:
         place.words = step
         exec(_compiled(text, f"<{step}>"), space)
-        if step == "setup":  # it has imported once more what was imported before
+        if step == "setup":  # it has imported the suite's names again, over the solution's
             space.update({name: own[name] for name, value in offered.items() if space.get(name) is value})
-        elif job["called"] and not own and not solution.used:  # a builtin has answered, or the suite itself
+        elif job["called"] and not own and not solution.used:  # the answer came from a builtin or from the suite
             return "error", f"the program defines no {' or '.join(job['called'])}"
     return "passed", ""
 
@@ -259,20 +248,20 @@ def _run_functional(job: dict[str, Any], solution: Solution, place: _Place) -> t
 
 
 def _run_stdin(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
-    """LiveCodeBench with standard input: a process for each test; exit codes do not count, exceptions do."""
+    """LiveCodeBench with standard input: each test has a process of its own. Exit codes do not count, exceptions do."""
     solution.load(job)
     for number, (text, expected) in enumerate(job["tests"], start=1):
         place.words = f"test {number}"
-        # rounded up, so that a program learns little about its answers from where it is cut off
-        most = 1 << max(13, (2 * len(expected)).bit_length())
-        said = solution.ask({"do": "run", "input": text, "max_output": most})
-        if "timeout" in said:
+        # rounded up, so that the limit tells a program little about its answer
+        max_output = 1 << max(13, (2 * len(expected)).bit_length())
+        result = solution.ask({"do": "run", "input": text, "max_output": max_output})
+        if "timeout" in result:
             return "timeout", f"{place}used up its CPU time"
-        if "error" in said:
-            return "error", f"{place}{said['error']}"
-        if "too_much" in said:
+        if "error" in result:
+            return "error", f"{place}{result['error']}"
+        if "too_much" in result:
             return "failed", f"{place}wrote far more than the answer"
-        if not same_output(str(said["output"]), expected):
+        if not same_output(str(result["output"]), expected):
             return "failed", f"{place}wrong answer"
     return "passed", ""
 
@@ -291,7 +280,7 @@ def _run_plus(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[s
             place.words = f"{part} test {number}"
             value = function(*_copied(arguments))
             if atol == 0 and is_floats(wanted):
-                atol = 1e-6  # from here on, as EvalPlus does
+                atol = 1e-6  # for all further calls, too, as in EvalPlus
             if not is_right(job["oracle"], value, wanted, arguments, atol):
                 return "failed", f"{place}wrong answer"
     return "passed", ""

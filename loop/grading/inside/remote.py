@@ -1,8 +1,8 @@
-"""A solution, seen from its tests: it lives in another process, is asked, and gives back plain values.
+"""A solution as its tests see it: it lives in another process, answers questions, and gives back plain values.
 
-An object of any other type is a `Handle` here: it can be passed back, called, and asked for attributes and elements, and is
-true; but it cannot be compared, hashed or shown, because its own answer would count. Whatever breaks once counts to the end:
-tests that swallow exceptions pass nothing.
+An object of any other type is a `Handle` here. Tests can pass it back, call it, and ask for its attributes, elements, length
+and truth. They cannot compare, hash or print it, because its own answer would count. A solution that broke once is broken to
+the end, so tests that swallow exceptions pass nothing.
 """
 
 from __future__ import annotations
@@ -30,12 +30,14 @@ class Gone(BaseException):
 
 
 class NoPlainValue(Exception):
-    """A test did something with a value that is not plain."""
+    """A test did something with an object that only plain values can do."""
 
 
 class Solution:
-    """Asks the solution's process. `trouble` says that it broke, `misused` that a value was used which is not plain,
-    `used` that the tests did something with what the program defines.
+    """Asks the solution's process.
+
+    `trouble` says how the process broke, `misused` which value was used as if it were plain, and `used` whether the tests did
+    something with what the program defines.
     """
 
     def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:
@@ -43,20 +45,20 @@ class Solution:
         self.ended = self.used = False
         self.trouble = self.misused = ""
         self.last_raised: BaseException | None = None
-        self._said: dict[str, Any] = {}
+        self._last_description: dict[str, Any] = {}
         self._handles: dict[int, Handle] = {}
 
     def begin(self) -> None:
         """Wait until the process is shut in; nothing foreign has run there yet. Raises NotReady."""
         try:
-            said = receive(self._read)
+            message = receive(self._read)
         except (Closed, OSError, NotPlain):
             raise NotReady("the solution's process could not start") from None
-        if said != {"ready": True}:
-            raise NotReady(str(said.get("broken", said) if isinstance(said, dict) else said))
+        if message != {"ready": True}:
+            raise NotReady(str(message.get("broken", message) if isinstance(message, dict) else message))
 
     def ask(self, question: dict[str, Any], encoder: Encoder | None = None) -> Any:
-        """The value of the answer. Raises what the solution raised, and Gone when it cannot answer any more."""
+        """The value of the answer. Raises what the solution raised, and Gone if it cannot answer any more."""
         encoder = encoder or Encoder(handed)
         if self.ended or self.trouble:
             raise Gone
@@ -85,31 +87,31 @@ class Solution:
         self.last_raised = raised
         raise raised
 
-    def _handle(self, said: list[Any]) -> Handle:
-        number = int(said[0])
-        if number not in self._handles:  # one object is one here, too
-            self._handles[number] = Handle(self, number, str(said[1])[:MAX_WORDS])
+    def _handle(self, described: list[Any]) -> Handle:
+        number = int(described[0])
+        if number not in self._handles:  # an object has the same handle each time
+            self._handles[number] = Handle(self, number, str(described[1])[:MAX_WORDS])
         return self._handles[number]
 
-    def _exception(self, said: dict[str, Any]) -> BaseException:
-        """The built-in exception that the solution's is, or extends."""
-        kind = getattr(builtins, str(said["builtin"]), None)
+    def _exception(self, described: dict[str, Any]) -> BaseException:
+        """The built-in exception that the solution's exception is, or extends."""
+        kind = getattr(builtins, str(described["builtin"]), None)
         if not (isinstance(kind, type) and issubclass(kind, BaseException)):
             kind = Exception
-        if issubclass(kind, (StopIteration, StopAsyncIteration)):  # would end a loop of the tests in silence
+        if issubclass(kind, (StopIteration, StopAsyncIteration)):  # would silently end a loop of the tests
             kind = RuntimeError
-        self._said = {"kind": str(said["kind"])[:MAX_WORDS], "text": str(said["text"])[:MAX_WORDS], "line": None}
-        if type(said["line"]) is int and 0 < said["line"] < 1 << 31:
-            self._said["line"] = said["line"]
+        line = described["line"] if type(described["line"]) is int and 0 < described["line"] < 1 << 31 else None
+        words = {key: str(described[key])[:MAX_WORDS] for key in ("kind", "text")}
+        self._last_description = {**words, "line": line}
         try:
-            return kind(*said["args"])
+            return kind(*described["args"])
         except Exception:
-            return RuntimeError(self._said["text"])
+            return RuntimeError(words["text"])
 
     def words_for(self, error: BaseException) -> str:
-        """What kind of exception, and what it says."""
+        """An exception as text. One of the solution's own has its line there, too."""
         if error is self.last_raised:
-            return in_words(self._said)
+            return exception_text(self._last_description)
         kind = type(error).__name__
         try:
             text = error.msg if isinstance(error, SyntaxError) else str(error)
@@ -118,26 +120,26 @@ class Solution:
         return kind + (f": {text[:MAX_WORDS]}" if text.strip() else "")
 
     def load(self, job: dict[str, Any]) -> None:
-        """Run the program, but for its functions."""
+        """Run the program's top level."""
         self.ask({"do": "load", **{key: job[key] for key in ("kind", "code", "imports", "before", "called")}})
 
     def global_named(self, name: str) -> Any:
-        """What the program calls so. Raises KeyError if nothing."""
+        """The value that the program gave this name. Raises KeyError if it gave none."""
         kind, *rest = self.ask({"do": "name", "name": name})
         if kind == "missing":
             raise KeyError(name)
-        if kind == "module":  # by another name than its own: `import numpy as np` would be one
-            known = str(rest[0]).partition(".")[0] in sys.stdlib_module_names and sys.modules.get(str(rest[0]))
-            if not known:  # nor is one imported because a program says so: some run when they are
+        if kind == "module":  # the program may have given it another name, as in `import math as m`
+            module = str(rest[0]).partition(".")[0] in sys.stdlib_module_names and sys.modules.get(str(rest[0]))
+            if not module:  # none is imported because a program names it: some modules do things when they are imported
                 raise KeyError(name)
-            return known
+            return module
         return rest[0]
 
 
-def in_words(said: dict[str, Any]) -> str:
-    """A solution's exception as text: line, kind, what it says."""
-    where = f"line {said['line']}: " if said["line"] else ""
-    return where + str(said["kind"]) + (f": {said['text']}" if said["text"].strip() else "")
+def exception_text(described: dict[str, Any]) -> str:
+    """A solution's exception as text: its line, its type and its message."""
+    where = f"line {described['line']}: " if described["line"] else ""
+    return where + str(described["kind"]) + (f": {described['text']}" if described["text"].strip() else "")
 
 
 def handed(value: Any) -> Any:
@@ -147,7 +149,7 @@ def handed(value: Any) -> Any:
 
 
 class Handle:
-    """An object in the solution's process. Its operations are asked for there; what would decide a test is refused."""
+    """An object in the solution's process, where its operations are carried out. Those that would decide a test are refused."""
 
     __slots__ = ("_kind", "_number", "_solution")
 
@@ -174,10 +176,10 @@ class Handle:
         return _elements(_ask(self, {"do": "iterate"}))
 
     def __next__(self) -> Any:
-        found = _ask(self, {"do": "proceed", "most": 1})
-        if type(found) is not list or len(found) != 1:
+        values = _ask(self, {"do": "proceed", "most": 1})
+        if type(values) is not list or len(values) != 1:
             raise StopIteration
-        return found[0]
+        return values[0]
 
     def __len__(self) -> int:
         return _method(self, "__len__")()  # type: ignore[no-any-return]
@@ -191,7 +193,7 @@ class Handle:
         raise NoPlainValue(solution.misused)
 
     def __bool__(self) -> bool:
-        return _ask(self, {"do": "truth"}) is True  # it could have answered with this value itself
+        return _ask(self, {"do": "truth"}) is True  # no risk: the solution could have given True itself
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _refuse
     __hash__ = __int__ = __index__ = __float__ = __str__ = __repr__ = __format__ = _refuse
@@ -210,12 +212,14 @@ def _method(handle: Handle, name: str) -> Any:
 
 
 def _elements(iterator: Any) -> Iterator[Any]:
-    """Twice as many at a time, so that an endless one is not waited for and a long one not asked for one by one."""
+    """The values of an iterator. Each question asks for twice as many as the one before: few of an endless iterator are made,
+    and a long one takes few questions.
+    """
     most = 1
     while type(iterator) is Handle:
-        found = _ask(iterator, {"do": "proceed", "most": most})
-        yield from found
-        if len(found) < most:
+        values = _ask(iterator, {"do": "proceed", "most": most})
+        yield from values
+        if len(values) < most:
             return
         most = min(2 * most, 1 << 12)
 

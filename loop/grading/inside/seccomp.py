@@ -1,9 +1,9 @@
 """Takes away the system calls that no solution needs and that most escapes from sandboxes begin with.
 
-The filter is classic BPF as in seccomp(2): the calls named here fail with EPERM, `clone` only where it asks for a new namespace,
-`socket` for any family but AF_UNIX; `clone3`, whose arguments a filter cannot see, does not exist, whereupon the C library
-uses `clone`. What would outlive a process, such as System V memory, is refused, so that nothing is left for the next one, and
-so is memory that belongs to no process, since it is the processes' that is counted.
+The filter is classic BPF as in seccomp(2). The calls named here fail with EPERM, `clone` only if it asks for a new namespace,
+and `socket` for every family but AF_UNIX. A filter cannot see the arguments of `clone3`, so that call does not exist, and the C
+library uses `clone` instead. Objects that outlive a process, such as System V memory, are refused, so that nothing is left for
+the next program; so is memory that belongs to no process, because only the processes' memory is counted.
 """
 
 from __future__ import annotations
@@ -84,6 +84,6 @@ _HEADER = ctypes.create_string_buffer(struct.pack("@HxxxxxxP", len(_STEPS) // 8,
 
 
 def install(libc: Any) -> None:
-    """From now on for this process and all that it starts; nothing where this machine's numbers are not `KNOWN`."""
+    """Filter the calls of this process and of all that it starts. Does nothing if this machine's numbers are not `KNOWN`."""
     if KNOWN and libc.prctl(22, 2, _HEADER, 0, 0):
         raise OSError(ctypes.get_errno(), "seccomp")

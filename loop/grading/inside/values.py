@@ -1,10 +1,11 @@
-"""Plain values between two processes that do not trust each other: what one sends, the other rebuilds from built-in types.
+"""Plain values between two processes that do not trust each other: the receiver rebuilds them from built-in types.
 
 A value is one *item* of JSON beside a table of *containers*. None, True, False, floats, texts and whole numbers of up to 64
-bits are themselves; `["i", hex]`, `["c", real, imaginary]`, `["u", hex]` (a text with surrogates), `["b", hex]`, `["r",
-start, stop, step]`, `["T", name]` (a built-in type) and `["e"]` (Ellipsis) are the other scalars; `["o", number, type]` is an
-object that stays where it is; `[n]` is container n. A container is `[kind, contents]`: l list, t tuple, s set, z frozenset, d dict (keys and values in
-turn), B bytearray (hex). One that is met twice is sent once, so that it is one at the other end too; it may hold itself.
+bits stand for themselves. The other scalars are `["i", hex]`, `["c", real, imaginary]`, `["u", hex]` (a text with surrogates),
+`["b", hex]`, `["r", start, stop, step]`, `["T", name]` (a built-in type) and `["e"]` (Ellipsis). `["o", number, type]` is an
+object that stays in its process, `[n]` is container n. A container is `[kind, contents]`: l list, t tuple, s set, z frozenset,
+d dict (keys and values in turn), B bytearray (hex). A container that occurs twice is sent once, so that the receiver has one
+object, too; it may hold itself.
 
 Both sides of the sandbox use this file, so it imports next to nothing, and its names are bound before a solution runs.
 """
@@ -32,7 +33,7 @@ _NAMES = {value: name for name, value in _BUILT_IN.items()}
 
 
 class NotPlain(Exception):
-    """A value that does not go across, or a message that describes none."""
+    """A value that cannot be sent, or a message that describes no value."""
 
 
 class Closed(Exception):
@@ -40,7 +41,7 @@ class Closed(Exception):
 
 
 def send(write: Callable[[Any], int], message: Any) -> None:
-    """One message of JSON, its length in front. Raises OSError when the other side has gone, NotPlain if it is too long."""
+    """Send one message: its length, then JSON. Raises OSError if the other side has gone, NotPlain if it is too long."""
     text = _dumps(message).encode("ascii")
     if len(text) > MAX_FRAME_BYTES:
         raise NotPlain(f"a value of {len(text) >> 20} MiB is too big")
@@ -50,11 +51,11 @@ def send(write: Callable[[Any], int], message: Any) -> None:
 
 
 def receive(read: Callable[[int], bytes]) -> Any:
-    """The next message. Raises Closed at the end, NotPlain for what is none."""
-    (size,) = _length.unpack(_exactly(read, 4))
+    """The next message. Raises Closed at the end, NotPlain if the bytes are no message."""
+    (size,) = _length.unpack(exactly(read, 4))
     if size > MAX_FRAME_BYTES:
         raise NotPlain("a message that is too long")
-    text = _exactly(read, size)
+    text = exactly(read, size)
     try:
         return _loads(text)
     except (ValueError, RecursionError):
@@ -63,7 +64,8 @@ def receive(read: Callable[[int], bytes]) -> Any:
         raise NotPlain("a message that is too big when unpacked") from None
 
 
-def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
+def exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    """The next `size` bytes. Raises Closed if the other side has gone."""
     parts = []
     while size:
         part = read(min(size, 1 << 20))
@@ -75,26 +77,22 @@ def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
 
 
 class Encoder:
-    """Items of several values that share one table. `other` gives the item of an object that is not plain, or raises."""
+    """Makes items of values that share one table. `other` gives the item of an object that is not plain, or raises."""
 
     def __init__(self, other: Callable[[Any], Any]) -> None:
         self.containers: list[Any] = []
-        self.met: list[Any] = []  # the objects of the table, which also keeps their id() theirs
+        self.met: list[Any] = []  # the objects of the table; while they live, no others can get their id()
         self._numbers: dict[int, int] = {}
         self._waiting: list[tuple[list[Any], Iterable[Any]]] = []
         self._other = other
 
     def item(self, value: Any) -> Any:
-        """Subclasses count as the built-in type that they extend; their own methods are not asked."""
-        found = self._item(value)
+        """The item of a value. A subclass counts as the built-in type that it extends; its own methods are not called."""
+        item = self._item(value)
         while self._waiting:  # not by recursion: a value may be nested deeper than any stack
             contents, parts = self._waiting.pop()
             contents.extend(map(self._item, parts))
-        return found
-
-    def number(self, container: Any) -> int | None:
-        """Its number if it was met."""
-        return self._numbers.get(id(container))
+        return item
 
     def _item(self, value: Any) -> Any:
         kind = type(value)
@@ -153,10 +151,10 @@ class Encoder:
 
 
 class Decoder:
-    """Rebuilds what an Encoder described, with nothing but exact built-in types; raises NotPlain for any other message.
+    """Rebuilds the values that an Encoder described, from exact built-in types only. Raises NotPlain for any other message.
 
-    `known` gives containers that are already there: lists, dicts, sets and bytearrays get the new contents in place.
-    `other` makes what stands for an object that stayed at the other side.
+    `known` gives containers that exist here already: lists, dicts, sets and bytearrays get the new contents in place. `other`
+    makes the stand-in for an object that stayed in the other process.
     """
 
     def __init__(self, containers: Any, other: Callable[[Any], Any], known: Mapping[int, Any] | None = None) -> None:
@@ -177,27 +175,27 @@ class Decoder:
         self.objects: list[Any] = [_MISSING] * len(containers)
         for number, (kind, _) in enumerate(containers):
             if kind in _IN_PLACE:
-                there = known.get(number)
-                self.objects[number] = there if type(there) is _IN_PLACE[kind] else _IN_PLACE[kind]()
+                old = known.get(number)
+                self.objects[number] = old if type(old) is _IN_PLACE[kind] else _IN_PLACE[kind]()
         for number in range(len(containers)):
             self._build_fixed(number, containers)
-        for (kind, contents), made in zip(containers, self.objects, strict=True):
+        for (kind, contents), container in zip(containers, self.objects, strict=True):
             if kind == "l":
-                made[:] = map(self._value, contents)
+                container[:] = map(self._value, contents)
             elif kind == "B":
-                made[:] = bytes.fromhex(contents)
+                container[:] = bytes.fromhex(contents)
             elif kind == "s":
                 new = set(map(self._value, contents))
-                made.clear()
-                made.update(new)
+                container.clear()
+                container.update(new)
             elif kind == "d":
                 parts = list(map(self._value, contents))
                 pairs = dict(zip(parts[::2], parts[1::2], strict=True))
-                made.clear()
-                made.update(pairs)
+                container.clear()
+                container.update(pairs)
 
     def _build_fixed(self, number: int, containers: list[tuple[str, Any]]) -> None:
-        """A tuple or a frozenset, after those that it holds."""
+        """Build a tuple or a frozenset, after the containers that it holds."""
         stack, begun = [number], set[int]()
         while stack:
             number = stack[-1]

@@ -186,7 +186,7 @@ def test_a_process_of_its_own_says_it_too(here: Path) -> None:
 @pytest.mark.usefixtures("no_worker")
 def test_no_sandbox(here: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as hidden:
-        hidden.setattr("loop.grading.trying.find_bwrap", lambda: None)
+        hidden.setattr("loop.grading.working_sandbox.find_bwrap", lambda: None)
         one_line(call("run"), 78, "grading.sandbox: bwrap is neither on PATH nor ", "; install bubblewrap")
     assert not (here / ".loop").exists()
 

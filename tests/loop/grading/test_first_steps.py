@@ -1,4 +1,4 @@
-"""The shipped suite measures something: no answer passes that does not look at its task. References: test_grading_grader."""
+"""The shipped suite measures something: no answer passes that does not look at its task. Its references pass: test_verdicts."""
 
 from __future__ import annotations
 

@@ -1,13 +1,16 @@
 """Programs that cheat or attack: none passes, none outlives its run, and a right program after each still passes.
 
-They are in `hostile_programs.py`. Two run at a time, so that siblings can try to meet.
+They are in `tests/support/hostile_programs`. Two run at a time, so that siblings can try to meet.
 """
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
+import operator
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,13 +20,14 @@ from pathlib import Path
 
 import pytest
 
-from loop.grading import interpreter
+from loop.grading import interpreter, sandbox
+from loop.grading.bubblewrap import MODES_AS_USER
 from loop.grading.grader import Grader, Job, Verdict
 from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
-from loop.grading.trying import open_sandbox
+from loop.grading.working_sandbox import open_sandbox
 from tests.support.hostile_programs import CALLS, CLASSES, GIVEN, PROBLEMS, SECRET, SWEEP, WORD, Program, asked, right
-from tests.support.sandbox_modes import MODES_AS_USER, as_user, readable_python
+from tests.support.sandbox_modes import as_user, readable_python
 
 TIMEOUT_S = 1.0
 """Of programs that may end by the clock; the others have all the time that a slow machine needs."""
@@ -61,6 +65,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
             "SOCKET": str(folder / "socket"),
             "HOSTFILE": str(host_file),
             "HOME": os.path.expanduser("~"),
+            "NICENESS": str(os.nice(0)),
             "PACKAGES": repr([str(Path(pytest.__file__).parents[1])]),
         }
     assert host_file.read_text() == "x"
@@ -126,6 +131,22 @@ def check(opened: Sandbox, programs: dict[str, Program], words: dict[str, str], 
             wrong.append(f"{name} on {on}: {'right, but ' if not may_be else ''}{verdict.verdict}: {verdict.detail}")
     assert not wrong, "\n".join(wrong)
     assert no_survivors(WORD)
+
+
+def test_as_many_programs_as_the_documentation_says() -> None:
+    text = (Path(__file__).parents[3] / "docs" / "grading.md").read_text("utf-8")
+    num_programs = sum(map(len, CLASSES.values()))
+    assert f"{num_programs} hostile programs of our own in {len(CLASSES)} classes" in text and num_programs == 571
+
+
+def test_what_hostile_programs_reach_for_is_there() -> None:
+    """A program that replaces what is gone would be refused for nothing."""
+    code = "\n".join(program.code for programs in CLASSES.values() for program in programs.values())
+    reached = set(re.findall(r"\b(cell|judge|link|remote|values)(?:'\])?\.([A-Za-z]\w*(?:\.[a-z_]\w*)?)", code))
+    assert {("link", "run_program"), ("judge", "same_output"), ("values", "Encoder.item")} <= reached
+    for module, name in reached:
+        operator.attrgetter(name)(importlib.import_module(f"loop.grading.inside.{module}"))
+    assert set(re.findall(r"loop\.grading\.inside\.(\w+)", code)) <= set(sandbox._INSIDE)
 
 
 @pytest.mark.parametrize("name", CLASSES)

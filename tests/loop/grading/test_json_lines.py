@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import gzip
 import os
+from io import BufferedReader, BytesIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loop.errors import ConfigError
-from loop.grading.json_lines import read_bytes, read_file, sound
+from loop.grading.json_lines import read_bytes, read_file, read_rows, sound
 
 
-def rows(content: bytes) -> list[tuple[int, Any]]:
-    return [(line, row if isinstance(row, dict) else str(row)) for line, row in read_bytes(content, "x")]
+def rows(content: bytes, lists: bool = False) -> list[tuple[int, Any]]:
+    read = read_rows(BufferedReader(BytesIO(content)), "x", lists)
+    return [(line, row if isinstance(row, dict) else str(row)) for line, row in read]
 
 
 def test_lines_are_counted_from_one_and_blank_ones_are_left_out() -> None:
@@ -24,8 +26,10 @@ def test_lines_are_counted_from_one_and_blank_ones_are_left_out() -> None:
 
 
 def test_the_elements_of_a_list_have_their_own_lines() -> None:
-    assert rows(b' \n[{"a": 1}, {"b":\n 2},\n{"c": 3}\n]\n') == [(2, {"a": 1}), (2, {"b": 2}), (4, {"c": 3})]
-    assert rows(b"[]") == []
+    content = b' \n[{"a": 1}, {"b":\n 2},\n{"c": 3}\n]\n'
+    assert rows(content, lists=True) == [(2, {"a": 1}), (2, {"b": 2}), (4, {"c": 3})]
+    assert rows(b"[]", lists=True) == [] and rows(b"[]") == [(1, "x:1: is []; expected a JSON object")]
+    assert rows(b'{"a": 1}\n[]', lists=True)[1] == (2, "x:2: is []; expected a JSON object")
 
 
 def test_each_mistake_is_one_line_and_the_rest_is_read() -> None:
@@ -38,8 +42,8 @@ def test_each_mistake_is_one_line_and_the_rest_is_read() -> None:
         (5, "x:5: is 7; expected a JSON object"),
         (6, "x:6: is not JSON (nested too deeply or out of range); expected one JSON object per line"),
     ]
-    assert rows(b'[{"a": 1},\n{]')[1][1].startswith("x:2: is not JSON (")
-    assert rows(b'[{"a": 1},\n\n"\xff"]') == [(3, "x:3: is not UTF-8; save the file as UTF-8")]
+    assert rows(b'[{"a": 1},\n{]', lists=True)[1][1].startswith("x:2: is not JSON (")
+    assert rows(b'[{"a": 1},\n\n"\xff"]', lists=True) == [(3, "x:3: is not UTF-8; save the file as UTF-8")]
 
 
 def test_the_first_mistake_can_be_raised() -> None:

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from loop.config.settings import Watching
-from loop.grading.trying import find_bwrap
+from loop.grading.bubblewrap import find_bwrap
 from loop.reading.as_json import as_json
 from loop.reading.reader import reader
 from loop.reading.rounds import whole_round
