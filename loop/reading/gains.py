@@ -25,31 +25,31 @@ class Gain:
     num_worsened: int
 
 
-def gain(store: Reader, ours: Evaluation | None, theirs: Evaluation | None) -> Gain | None:
-    """Ours minus theirs, on the problems that both answered; None if there are none."""
-    if ours is None or theirs is None:
+def gain(store: Reader, measured: Evaluation | None, baseline: Evaluation | None) -> Gain | None:
+    """The gain of one checkpoint over another on the problems that both answered; None without such problems."""
+    if measured is None or baseline is None:
         return None
-    if ours.id == theirs.id:
+    if measured.id == baseline.id:
         return Gain(0.0, (0.0, 0.0), 0, 0)
-    key = key_of(ours, theirs)
-    for number in (ours.round, ours.round + 1):  # measured as the candidate of one round, or as the head of the next
+    key = key_of(measured, baseline)
+    for number in (measured.round, measured.round + 1):  # as the candidate of one round, or the head of the next
         if stored := store.output(number, "evaluating").get(STORED_AS, {}).get(key):
             return Gain(**stored)
-    return _computed(store, ours, theirs)
+    return _computed(store, measured, baseline)
 
 
-def key_of(ours: Evaluation, theirs: Evaluation) -> str:
+def key_of(measured: Evaluation, baseline: Evaluation) -> str:
     """Both ids, and how many problems both answered: a later round may ask the same head for more of them."""
-    num_problems = min((evaluation.metrics or {}).get("num_problems", 0) for evaluation in (ours, theirs))
-    return f"{ours.id}/{theirs.id}/{num_problems}"
+    num_problems = min((evaluation.metrics or {}).get("num_problems", 0) for evaluation in (measured, baseline))
+    return f"{measured.id}/{baseline.id}/{num_problems}"
 
 
-def _computed(store: Reader, ours: Evaluation, theirs: Evaluation) -> Gain | None:
+def _computed(store: Reader, measured: Evaluation, baseline: Evaluation) -> Gain | None:
     from policies.statistics import paired_gain
 
-    our_rates, their_rates = store.pass_rates(ours), store.pass_rates(theirs)
-    common = sorted(our_rates.keys() & their_rates.keys())
+    rates, baseline_rates = store.pass_rates(measured), store.pass_rates(baseline)
+    common = sorted(rates.keys() & baseline_rates.keys())
     if not common:
         return None
-    paired = paired_gain([our_rates[task_id] - their_rates[task_id] for task_id in common], 0.975)
+    paired = paired_gain([rates[task_id] - baseline_rates[task_id] for task_id in common], 0.975)
     return Gain(paired.gain, (paired.lower, paired.upper), paired.num_improved, paired.num_worsened)

@@ -21,18 +21,14 @@ from store.records import Evaluation, Json, Round, Run, StageName
 class Evaluations:
     """Finished evaluations: by id, and the newest by checkpoint and suite."""
 
-    ledger: Ledger
+    store: Reader
     by_id: dict[str, Evaluation]
     newest: dict[tuple[str, str], Evaluation]
-    _named: dict[int, dict[tuple[str, str], str]] = field(default_factory=dict)
 
     def named(self, round: Round) -> dict[tuple[str, str], str]:
         """What a round was decided on: ids by "head" or "candidate" and suite ("suite/split" after the first split)."""
-        if round.number in self._named:
-            return self._named[round.number]
-        stage = self.ledger.stage(round.run_id, round.number, "evaluating")
-        ids = self._named[round.number] = {}
-        for name, id in (stage.output["evaluations"] if stage and stage.output else {}).items():
+        ids = {}
+        for name, id in self.store.output(round.number, "evaluating").get("evaluations", {}).items():
             who, suite = name.split("/", 1)
             ids[who, suite.removesuffix("/all").removesuffix("/select")] = id
         return ids
@@ -52,11 +48,14 @@ class Reader:
     run: Run
     run_dir: Path
     _rates: dict[str, dict[str, Fraction]] = field(default_factory=dict)
+    _outputs: dict[tuple[int, StageName], Json] = field(default_factory=dict)
 
     def output(self, number: int, stage: StageName) -> Json:
-        """What a stage of a round stored when it was done; {} before that."""
-        row = self.ledger.stage(self.run.id, number, stage)
-        return (row.output if row else None) or {}
+        """What a stage of a round stored when it was done, read once; {} before that."""
+        if (number, stage) not in self._outputs:
+            row = self.ledger.stage(self.run.id, number, stage)
+            self._outputs[number, stage] = (row.output if row else None) or {}
+        return self._outputs[number, stage]
 
     def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
         """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""
@@ -70,7 +69,7 @@ class Reader:
         first = ("all", self.run.config["decide"]["split"])
         done = [row for row in self.corpus.evaluations.all(self.run.id) if row.metrics is not None]
         newest = {(row.checkpoint, row.suite_name): row for row in done if row.split in first}
-        return Evaluations(self.ledger, {row.id: row for row in done}, newest)
+        return Evaluations(self, {row.id: row for row in done}, newest)
 
     def decoding(self, evaluation: Evaluation) -> Json | None:
         """How an evaluation's samples were drawn."""

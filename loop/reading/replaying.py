@@ -50,8 +50,8 @@ def replay(decisions: Sequence[DecisionRow], policy: Policy) -> Json:
 
 def _policy_of(row: DecisionRow) -> Policy | str:
     """The policy stored with a decision, or why this version cannot build it."""
-    known = {"split", "confirm", "unclear", "margin", "gates"}
-    if more := sorted(row.policy.keys() - known):
+    keys = {"split", "confirm", "unclear", "margin", "gates"}
+    if more := sorted(row.policy.keys() - keys):
         return f"its policy has {', '.join(more)}, which this version does not know"
     if missing := sorted({"split", "gates"} - row.policy.keys()):
         return f"its policy has no {', '.join(missing)}: it was stored by another version"

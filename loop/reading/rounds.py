@@ -181,14 +181,7 @@ def figures_of(evaluation: Evaluation | None) -> Json | None:
 
 def duration_of(store: Reader, round: Round) -> dict[str, float]:
     """Seconds of work by stage: what its attempts took. One that vanished has no end and does not count."""
-    return {
-        stage.name: sum(
-            seconds_between(attempt.started_at, attempt.finished_at)
-            for attempt in store.ledger.attempts(store.run.id, round.number, stage.name)
-            if attempt.finished_at
-        )
-        for stage in store.ledger.stages(store.run.id, round.number)
-    }
+    return {stage.stage: stage.duration_s for stage in _stages(store, round)}
 
 
 # All of a round
@@ -233,23 +226,21 @@ def all_of(store: Reader, round: Round, decision: DecisionRow | None, evaluation
 
 
 def _stages(store: Reader, round: Round) -> list[StageRow]:
-    durations = duration_of(store, round)
-    return [
-        StageRow(
-            stage=stage.name,
-            started_at=stage.started_at,
-            finished_at=stage.finished_at,
-            duration_s=durations[stage.name],
-            attempts=[
-                AttemptRow(attempt.attempt, attempt.started_at, attempt.finished_at, attempt.error)
-                for attempt in store.ledger.attempts(store.run.id, round.number, stage.name)
-            ],
-            output=None
-            if stage.output is None
-            else {key: value for key, value in stage.output.items() if key not in SHOWN_ELSEWHERE},
+    stages = []
+    for stage in store.ledger.stages(store.run.id, round.number):
+        attempts = store.ledger.attempts(store.run.id, round.number, stage.name)
+        output = stage.output and {key: value for key, value in stage.output.items() if key not in SHOWN_ELSEWHERE}
+        stages.append(
+            StageRow(
+                stage=stage.name,
+                started_at=stage.started_at,
+                finished_at=stage.finished_at,
+                duration_s=sum(seconds_between(a.started_at, a.finished_at) for a in attempts if a.finished_at),
+                attempts=[AttemptRow(a.attempt, a.started_at, a.finished_at, a.error) for a in attempts],
+                output=output,
+            )
         )
-        for stage in store.ledger.stages(store.run.id, round.number)
-    ]
+    return stages
 
 
 def _settings(store: Reader, round: Round) -> tuple[Json, str | None]:

@@ -306,11 +306,11 @@ def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: f
     if last is None or last.state in ("kept", "rolled_back", "failed"):
         return None
     attempts = store.ledger.attempts(store.run.id, last.number, last.stage)
-    known = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None
-    done, total = (known.done, known.total) if known else (None, None)
+    progress = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None
+    done, total = (progress.done, progress.total) if progress else (None, None)
     eta_s = None
-    if known and done and total:
-        eta_s = max(0.0, (known.at - known.part_started_at) / done * (total - done) - max(0.0, now - known.at))
+    if progress and done and total:
+        eta_s = max(0.0, (progress.at - progress.part_started_at) / done * (total - done) - max(0.0, now - progress.at))
     working = attempts and attempts[-1].finished_at is None and beat is not None and beat.state == "running"
     return OpenRound(
         number=last.number,
@@ -320,7 +320,7 @@ def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: f
         total=total,
         elapsed_s=seconds_between(attempts[-1].started_at, as_rfc3339(now)) if working else None,
         eta_s=eta_s,
-        part=f"{known.stage}: {known.part}" if known else None,
+        part=f"{progress.stage}: {progress.part}" if progress else None,
     )
 
 

@@ -182,37 +182,19 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
     x, y = by_round(num), by_value(title, form)
     layers: list[Json] = []
     if base is not None:
-        layers.append(
-            {
-                "data": {"values": [{"base": base}]},
-                "mark": {"type": "rule", "strokeDash": [4, 4], "stroke": GREY},
-                "encoding": {"y": {**y, "field": "base"}},
-            }
-        )
+        dashes = {"type": "rule", "strokeDash": [4, 4], "stroke": GREY}
+        layers.append({"data": {"values": [{"base": base}]}, "mark": dashes, "encoding": {"y": {**y, "field": "base"}}})
     if head:  # vega warns of a layer without data
-        layers.append(
-            {
-                "data": {"values": head},
-                "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2},
-                "encoding": {"x": x, "y": y, "color": colour},
-            }
-        )
+        steps = {"type": "line", "interpolate": "step-after", "strokeWidth": 2}
+        layers.append({"data": {"values": head}, "mark": steps, "encoding": {"x": x, "y": y, "color": colour}})
     if any(point.get("low") is not None for point in values):
-        layers.append(
-            {
-                "transform": [{"filter": "isValid(datum.low)"}],
-                "mark": {"type": "rule", "strokeWidth": 1 if many else 2, "opacity": 0.45 if many else 0.8},
-                "encoding": _span(x, y, colour),
-            }
-        )
+        rule = {"type": "rule", "strokeWidth": 1 if many else 2, "opacity": 0.45 if many else 0.8}
+        valid = [{"filter": "isValid(datum.low)"}]
+        layers.append({"transform": valid, "mark": rule, "encoding": _span(x, y, colour)})
     if values:
         tooltip = [*_tooltip("candidate", ".4~f"), {"field": "head", "title": "head after it", "format": ".4~f"}]
-        layers.append(
-            {
-                "mark": dot(28 if many else 60),
-                "encoding": {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip},
-            }
-        )
+        encoding = {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip}
+        layers.append({"mark": dot(28 if many else 60), "encoding": encoding})
     return {"data": {"values": values}, "layer": layers}
 
 
@@ -270,9 +252,7 @@ def lines(
         mark["point"] = {"filled": True, "size": 18 if num > MANY_ROUNDS else 36}
     layers: list[Json] = [{"mark": mark, "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}}]
     if intervals:
-        tooltip += [
-            {"field": name, "title": word, "format": ".4~f"} for name, word in (("low", "from"), ("high", "to"))
-        ]
+        tooltip += [{"field": end, "title": word, "format": ".4~f"} for end, word in (("low", "from"), ("high", "to"))]
         shape = {"type": "area", "opacity": 0.14} if band else {"type": "rule", "strokeWidth": 1.4, "opacity": 0.55}
         valid = [{"filter": "isValid(datum.low)"}]
         layers.insert(0, {"transform": valid, "mark": shape, "encoding": _span(x, y, colour)})
@@ -304,10 +284,8 @@ def forest(points: Sequence[Json], title: str) -> Json:
     y = {"field": "label", "type": "nominal", "title": None, "sort": None, "axis": {"labelLimit": 260}}
     x = {"type": "quantitative", "title": title, "axis": {"format": "+.3~f"}}
     colour = named(["apart", "cannot be told apart"], [BLUE, GREY], by="clear")
-    tooltip = [
-        {"field": "label", "title": "of"},
-        *({"field": name, "format": "+.4f"} for name in ("value", "low", "high")),
-    ]
+    values = [{"field": name, "format": "+.4f"} for name in ("value", "low", "high")]
+    tooltip = [{"field": "label", "title": "of"}, *values]
     return {
         "height": max(60, 24 * len(points)),
         "data": {"values": list(points)},

@@ -75,11 +75,11 @@ def _signals(facts: Json) -> Figure | None:
 
 def _comparisons(facts: Json) -> Figure | None:
     points = []
-    for one in facts["comparisons"]:
-        low, high = one["interval"]
+    for compared in facts["comparisons"]:
+        low, high = compared["interval"]
         clear = "apart" if low > 0 or high < 0 else "cannot be told apart"
-        label = f"{one['ours']} - {one['theirs']}, round {one['round']}"
-        points.append({"label": label, "value": one["change"], "low": low, "high": high, "clear": clear})
+        label = f"{compared['ours']} - {compared['theirs']}, round {compared['round']}"
+        points.append({"label": label, "value": compared["change"], "low": low, "high": high, "clear": clear})
     if not points:
         return None
     rows = [[point["label"], signed(point["value"]), ends(point, sign=True), point["clear"]] for point in points]

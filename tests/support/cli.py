@@ -6,6 +6,7 @@ import functools
 import json
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -132,3 +133,14 @@ def alive(directory: Path) -> Iterator[Beating]:
     """This process holds the run."""
     with locked(directory / ".loop"):
         yield Beating(directory / ".loop")
+
+
+@contextlib.contextmanager
+def altered(directory: Path) -> Iterator[sqlite3.Connection]:
+    """A run's store, open for changes that its triggers and foreign keys forbid."""
+    conn = sqlite3.connect(directory / ".loop" / "loop.db", isolation_level=None)
+    conn.execute("PRAGMA foreign_keys = OFF")
+    for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
+        conn.execute(f'DROP TRIGGER "{trigger}"')
+    yield conn
+    conn.close()

@@ -1,7 +1,6 @@
 """Gains and their intervals: stored when a round is evaluated, computed for stores that lack them, and equal either way."""
 
 import json
-import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from loop.reading.reader import Reader, reader
 from loop.reading.rounds import whole_round
 from loop.report.facts import run_facts
 from policies import statistics
-from tests.support.cli import Loopctl, call, finished
+from tests.support.cli import Loopctl, altered, call, finished
 from tests.support.report import place_of
 
 __all__ = ["call", "finished"]
@@ -34,19 +33,11 @@ def test_what_was_stored_is_what_would_be_computed(
     suite = stored[1][0]["suites"]["ones"]
     assert suite["gain"]["interval"][0] <= suite["gain"]["gain"] <= suite["gain"]["interval"][1]
     assert STORED_AS not in json.dumps(stored[1][0]["stages"]), "a stage's output repeats nothing"
-    _without_gains(finished)
+    with altered(finished) as conn:  # as an older version would have left the store
+        conn.execute(f"UPDATE stages SET output = json_remove(output, '$.{STORED_AS}') WHERE name = 'evaluating'")
     with reader(finished / ".loop") as store:
         assert STORED_AS not in store.output(1, "evaluating")
     assert answers(call, finished) == stored
-
-
-def _without_gains(directory: Path) -> None:
-    """As an older version would have left the store."""
-    conn = sqlite3.connect(directory / ".loop" / "loop.db", isolation_level=None)
-    for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        conn.execute(f'DROP TRIGGER "{trigger}"')
-    conn.execute(f"UPDATE stages SET output = json_remove(output, '$.{STORED_AS}') WHERE name = 'evaluating'")
-    conn.close()
 
 
 def test_a_gain_on_other_problems_is_computed_again(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,6 @@
 """`loopctl replay`: identical to the last bit under the stored policy, and beside it under another one."""
 
 import json
-import sqlite3
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from loop.system.lock import locked
 from policies.policy import build_policy
 from store.records import DecisionRow
 from tests.policies.test_gates import UP, decide, evidence, sides, split
-from tests.support.cli import CONFIG, Loopctl, call, finished
+from tests.support.cli import CONFIG, Loopctl, altered, call, finished
 
 __all__ = ["call", "finished"]
 POLICY = build_policy([{"type": "improvement"}], "select")
@@ -76,14 +75,11 @@ def test_under_another_policy(finished: Path, call: Loopctl) -> None:
 
 
 def test_a_decision_that_was_altered(finished: Path, call: Loopctl) -> None:
-    with sqlite3.connect(finished / ".loop" / "loop.db") as conn:
-        for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-            conn.execute(f'DROP TRIGGER "{trigger}"')
+    with altered(finished) as conn:
         (gates,) = conn.execute("SELECT gates FROM decisions WHERE round = 2").fetchone()
         found = json.loads(gates)
         found[0]["figures"]["p_value"] += 1e-15
         conn.execute("UPDATE decisions SET gates = ? WHERE round = 2", (json.dumps(found),))
-    conn.close()
     said = call("replay", "--json")
     assert said.code == 1 and "1 round decided differently" in said.err
     first, second = said.json["rounds"]
@@ -92,12 +88,9 @@ def test_a_decision_that_was_altered(finished: Path, call: Loopctl) -> None:
 
 
 def test_a_decision_of_an_older_version_is_said_so_and_no_error(finished: Path, call: Loopctl) -> None:
-    with sqlite3.connect(finished / ".loop" / "loop.db") as conn:
-        for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-            conn.execute(f'DROP TRIGGER "{trigger}"')
+    with altered(finished) as conn:
         old = {"split": "select", "gates": [{"type": "improvement", "confidence": 0.95}]}
         conn.execute("UPDATE decisions SET policy = ? WHERE round = 1", (json.dumps(old),))
-    conn.close()
     said = call("replay", "--json")
     assert said.code == 0, said.err
     first, second = said.json["rounds"]

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,7 @@ from loop.config.place import Place
 from loop.report import charts
 from loop.report.facts import run_facts
 from loop.report.page import body, figures, render, script_json
-from tests.support.cli import finished_run, process, write_configuration
+from tests.support.cli import altered, finished_run, process, write_configuration
 from tests.support.report import facts_of, run_of_the_tests
 
 
@@ -71,11 +70,8 @@ def test_long_texts_of_brackets_keep_to_their_room(tmp_path: Path, monkeypatch: 
 
     directory = tmp_path / "run"
     shutil.copytree(finished_run()[0], directory)
-    conn = sqlite3.connect(directory / ".loop" / "loop.db", isolation_level=None)
-    for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        conn.execute(f'DROP TRIGGER "{trigger}"')
-    conn.execute("UPDATE completions SET text = replace(hex(randomblob(4000)), '0', '<')")
-    conn.close()
+    with altered(directory) as conn:
+        conn.execute("UPDATE completions SET text = replace(hex(randomblob(4000)), '0', '<')")
     monkeypatch.setattr(browser, "MOST_BYTES", 20_000)
     found = facts_of(directory)["browser"]
     ones, greedy, _ = found["groups"]
@@ -103,18 +99,17 @@ def test_a_run_that_has_only_begun(tmp_path: Path) -> None:
         "DELETE FROM stages WHERE name = 'training'", "UPDATE rounds SET candidate_checkpoint = NULL",
         "DELETE FROM selections", "DELETE FROM stages", "DELETE FROM attempts", "DELETE FROM rounds",
     )  # fmt: skip
-    conn = sqlite3.connect(directory / ".loop" / "loop.db", isolation_level=None)
-    for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        conn.execute(f'DROP TRIGGER "{trigger}"')
-    for step in steps:
-        conn.execute(step)
-        facts = facts_of(directory)
-        assert "<h1>small" in render(facts), step
-        for figure in figures(facts):
-            for panel in figure.panels:
-                for layer in panel.get("layer", [panel]):
-                    assert {**panel, **layer}["data"]["values"], f"{step}: {figure.name}: vega has no scale for nothing"
-    conn.close()
+    with altered(directory) as conn:
+        for step in steps:
+            conn.execute(step)
+            facts = facts_of(directory)
+            assert "<h1>small" in render(facts), step
+            for figure in figures(facts):
+                for panel in figure.panels:
+                    for layer in panel.get("layer", [panel]):
+                        assert {**panel, **layer}["data"]["values"], (
+                            f"{step}: {figure.name}: vega has no scale for nothing"
+                        )
 
 
 def test_amounts_begin_at_nothing() -> None:

@@ -5,7 +5,6 @@ import http.server
 import json
 import re
 import shutil
-import sqlite3
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 
 from loop.report.page import body, render
 from tests.support.browser import Shown, needs_a_browser
-from tests.support.cli import finished_run
+from tests.support.cli import altered, finished_run
 from tests.support.report import HOSTILE, chromium, experiment, facts_of, run_of_the_tests, written
 from tests.support.waiting import HANG_S
 
@@ -66,22 +65,18 @@ def test_hostile_text_shows_as_text(chromium: Any, tmp_path: Path) -> None:
     shutil.copytree(finished_run()[0], directory)
     stored = HOSTILE.replace("\ud800", "\u241bd800")
     quoted = json.dumps(HOSTILE)[1:-1]
-    conn = sqlite3.connect(directory / ".loop" / "loop.db", isolation_level=None)
-    conn.execute("PRAGMA foreign_keys = OFF")
-    for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-        conn.execute(f'DROP TRIGGER "{trigger}"')
-    conn.execute("UPDATE completions SET text = ? || text", (stored,))
-    conn.execute("UPDATE prompts SET statement = ? || statement, name = ? || name", (stored, stored))
-    conn.execute("UPDATE problems SET task_id = task_id || ?, difficulty = difficulty || ?", (stored, stored))
-    conn.execute("UPDATE verdicts SET detail = ?, task_id = task_id || ?", (stored, stored))
-    conn.execute("UPDATE selections SET used = 0, reason = ?", (stored,))
-    conn.execute('UPDATE decisions SET gates = replace(gates, \'"reason":"\', ?)', ('"reason":"' + quoted,))
-    conn.execute("UPDATE evaluations SET metrics = replace(metrics, '\"easy\"', ?)", (f'"{quoted}"',))
-    conn.execute(
-        "UPDATE runs SET name = ?, reason = ?, config = replace(config, '\"ones.jsonl\"', ?)",
-        (stored, stored, f'"{quoted}"'),
-    )
-    conn.close()
+    with altered(directory) as conn:
+        conn.execute("UPDATE completions SET text = ? || text", (stored,))
+        conn.execute("UPDATE prompts SET statement = ? || statement, name = ? || name", (stored, stored))
+        conn.execute("UPDATE problems SET task_id = task_id || ?, difficulty = difficulty || ?", (stored, stored))
+        conn.execute("UPDATE verdicts SET detail = ?, task_id = task_id || ?", (stored, stored))
+        conn.execute("UPDATE selections SET used = 0, reason = ?", (stored,))
+        conn.execute('UPDATE decisions SET gates = replace(gates, \'"reason":"\', ?)', ('"reason":"' + quoted,))
+        conn.execute("UPDATE evaluations SET metrics = replace(metrics, '\"easy\"', ?)", (f'"{quoted}"',))
+        conn.execute(
+            "UPDATE runs SET name = ?, reason = ?, config = replace(config, '\"ones.jsonl\"', ?)",
+            (stored, stored, f'"{quoted}"'),
+        )
     path = written(tmp_path, facts_of(directory))
     shown = Shown(chromium, path)
     tab = shown.page
