@@ -6,8 +6,11 @@ For what must start in a blink; tables are in tables.py. Texts come in safe (loo
 from __future__ import annotations
 
 import os
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
+from itertools import accumulate
 from typing import IO, Any
+from unicodedata import combining, east_asian_width
 
 import click
 
@@ -50,13 +53,19 @@ def _width(file: IO[str], terminal: bool) -> int:
 
 def folded(text: str, width: int) -> Iterator[str]:
     """The text in lines of at most `width` cells, broken at spaces, or within a word that is longer than a line."""
-    from rich.cells import cell_len, chop_cells
-
-    while cell_len(text) > width:
-        end = len(chop_cells(text[: 4 * width], width)[0]) or 1  # of a long text only the beginning matters
+    while text:
+        used = list(accumulate(map(cells, text[: 4 * width])))  # a line has no more characters, but for combining ones
+        end = bisect_right(used, width) or 1
+        if end == len(text):
+            yield text
+            return
         space = text.rfind(" ", 1, end + 1)
         line, text = (text[:space], text[space:]) if space > 0 and text[:space].strip() else (text[:end], text[end:])
         yield line.rstrip(" ")
         text = text.lstrip(" ")
-    if text:
-        yield text
+
+
+def cells(text: str) -> int:
+    """The columns that a terminal gives to a text. rich knows them, too, but takes longer to import than a status to print."""
+    wide = {"W": 2, "F": 2}
+    return sum(0 if combining(letter) else wide.get(east_asian_width(letter), 1) for letter in text)

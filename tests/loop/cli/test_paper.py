@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import pytest
-from rich.cells import cell_len
 
-from loop.cli.paper import folded
+from loop.cli.paper import cells, folded
 from tests.support.cli import Loopctl, call, finished
 
 __all__ = ["call", "finished"]
@@ -20,7 +19,7 @@ def test_lines_are_folded_at_spaces_and_within_long_words() -> None:
     for text in ("a " * 200, "日" * 77 + " x", "word " * 50 + "y" * 300):
         for width in (20, 21, 33):
             lines = list(folded(text, width))
-            assert all(cell_len(one) <= width for one in lines)
+            assert all(cells(one) <= width for one in lines)
             assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
