@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loop.daemon.onlooker import Onlookers, Part
+from loop.daemon.onlooker import Onlookers, StagePart
 from loop.system.heartbeat import Beating
 from loop.words import clock, duration
 
@@ -33,16 +33,16 @@ class Plain:
         self._last_line = time.monotonic()
         print(f"{clock()} {text}", file=sys.stderr, flush=True)
 
-    def begun(self, part: Part) -> None:
+    def begun(self, part: StagePart) -> None:
         self._line(part.name)
 
-    def moved(self, part: Part) -> None:
+    def moved(self, part: StagePart) -> None:
         if time.monotonic() - self._last_line >= QUIET_S:
             left = f"{duration(part.left_s)} left" if part.left_s is not None else ""
             known = ", ".join(filter(None, [f"{part.done}/{part.total}", part.rate, left]))
             self._line(f"{part.name}: {known} after {duration(part.elapsed_s)}")
 
-    def ended(self, part: Part) -> None:
+    def ended(self, part: StagePart) -> None:
         self._line(f"{part.name}: done in {duration(part.elapsed_s)}")
 
     def note(self, text: str) -> None:
@@ -56,14 +56,14 @@ class Live:
         self.bar = progress
         self._task: TaskID | None = None
 
-    def begun(self, part: Part) -> None:
+    def begun(self, part: StagePart) -> None:
         self._task = self.bar.add_task(part.name, total=None, rate="")
 
-    def moved(self, part: Part) -> None:
+    def moved(self, part: StagePart) -> None:
         if self._task is not None:
             self.bar.update(self._task, completed=part.done, total=part.total, rate=part.rate)
 
-    def ended(self, part: Part) -> None:
+    def ended(self, part: StagePart) -> None:
         if self._task is not None:
             self.bar.remove_task(self._task)
             self._task = None

@@ -24,7 +24,7 @@ from loop.system.sd_notify import Notifier
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
-    from loop.daemon.onlooker import Part
+    from loop.daemon.onlooker import StagePart
     from loop.run.session import Session
     from loop.system.heartbeat import Heartbeat
     from loop.system.signals import Stop
@@ -75,11 +75,11 @@ class Log:
         self.line("warning" if state in ("paused", "failed") else "info", text)
         self.notifier.status(text)
 
-    def begun(self, part: Part) -> None:
+    def begun(self, part: StagePart) -> None:
         self.round, self.stage = part.round or None, part.stage
         self.line("info", f"{part.stage}: {part.what}")
 
-    def ended(self, part: Part) -> None:
+    def ended(self, part: StagePart) -> None:
         self.line("info", f"{part.stage}: {part.what}: done", duration_s=round(part.elapsed_s, 3))
 
     def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
@@ -121,7 +121,7 @@ def loopd(config: str | None, quiet: bool) -> None:
             log.run = loaded.config.name
             _serve(loaded, log, stop, wake)
     except Interrupted as signal:
-        log.line("info", f"stopped by {signal}; the next start continues where it was left")
+        log.line("info", f"stopped by {signal}; the next start continues the run where it was left")
     except click.exceptions.Exit:
         raise
     except Exception as error:

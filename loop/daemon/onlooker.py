@@ -19,7 +19,7 @@ UNITS = {"sampling": "completions", "evaluating": "completions", "training": "st
 
 
 @dataclass(slots=True)
-class Part:
+class StagePart:
     """A stage, or a part of one, from its beginning to its end."""
 
     round: int
@@ -72,7 +72,7 @@ class Onlookers:
     def __init__(self, beating: Beating, *listeners: object, check: Callable[[], None] = lambda: None) -> None:
         """`check` is called after each beat; what it raises ends what is under way (see `Stop.check`)."""
         self.beating, self.listeners, self.check = beating, list(listeners), check
-        self.part: Part | None = None
+        self.part: StagePart | None = None
 
     def _tell(self, event: str, *what: object) -> None:
         for listener in self.listeners:
@@ -83,7 +83,7 @@ class Onlookers:
     def stage(self, round: int, stage: str, what: str) -> None:
         """See `loop.workers.up.Watch`."""
         self.end_part()
-        self.part = Part(round, stage, what)
+        self.part = StagePart(round, stage, what)
         self.beating.begin(round, stage, what)
         self._tell("begun", self.part)
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from loop.system import trees
 from loop.system.ourselves import ROOT
 
+LOOK_S = 0.1
 NOT_STARTED = {126: "it may not be executed", 127: "there is no such command"}  # exit codes as in a shell
 # The command's parent. It ends the command and all that descends from it when the command ends, on SIGTERM, and when the
 # daemon has died, however it died.
@@ -30,6 +32,20 @@ def work():
 
 guard(work)
 """
+
+
+def run_guarded(command: Sequence[str], is_over: Callable[[], bool], **how: Any) -> int | None:
+    """Run a command below a guard (`how`: see `start_guarded`), and leave nothing of it. Its exit code; None if it still ran
+    when `is_over` became true.
+    """
+    process, token = start_guarded(command, **how)
+    try:
+        while (code := process.poll()) is None and not is_over():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
+        return code
+    finally:
+        end_guarded(process, token)
 
 
 def start_guarded(

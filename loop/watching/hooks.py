@@ -22,12 +22,11 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from loop.config.machine import Watching
 from loop.system import trees as guard
-from loop.system.guarded import NOT_STARTED, end_guarded, start_guarded
+from loop.system.guarded import LOOK_S, NOT_STARTED, run_guarded
 from store.records import DecisionRow, Round, RunState
 
 MOST_WAITING = 100  # events
 END_S = 5.0  # for what is still queued when the daemon ends
-LOOK_S = 0.1
 
 
 class Hooks:
@@ -117,13 +116,10 @@ class Hooks:
                 self._waiting.clear()
             return None
 
-    def _wait(self, ended: Callable[[float], bool]) -> bool:
-        """Wait until `ended` says so, for at most watching.timeout_s and not past the end; whether it did."""
+    def _patience(self) -> Callable[[], bool]:
+        """Tells whether watching.timeout_s have passed since this call, or everything is given up at the end."""
         deadline = self.clock() + self.settings.timeout_s
-        while not ended(LOOK_S):
-            if self.clock() >= min(deadline, self._give_up_at):
-                return False
-        return True
+        return lambda: self.clock() >= min(deadline, self._give_up_at)
 
     def _command(self, body: bytes) -> None:
         if not self.settings.command:
@@ -133,26 +129,15 @@ class Hooks:
         try:
             os.write(stdin, body)
             os.lseek(stdin, 0, os.SEEK_SET)
-            process, token = start_guarded(
-                self.settings.command, stdin=stdin, stderr=subprocess.DEVNULL, cwd=self.directory
+            code = run_guarded(
+                self.settings.command, self._patience(), stdin=stdin, stderr=subprocess.DEVNULL, cwd=self.directory
             )
         finally:
             os.close(stdin)
-
-        def ended(seconds: float) -> bool:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(seconds)
-            return process.returncode is not None
-
-        try:
-            in_time = self._wait(ended)
-        finally:
-            end_guarded(process, token)
-        if not in_time:
+        if code is None:
             self.say("warning", f"watching.command: {name} took too long and was ended")
-        elif code := process.returncode:
-            why = NOT_STARTED.get(code, f"exit code {code}")
-            self.say("warning", f"watching.command: {name}: {why}")
+        elif code:
+            self.say("warning", f"watching.command: {name}: {NOT_STARTED.get(code, f'exit code {code}')}")
 
     def _webhook(self, body: bytes) -> None:
         if not self.settings.webhook:
@@ -169,15 +154,10 @@ class Hooks:
             daemon=True,
         )
         self._posting.start()
-
-        def ended(seconds: float) -> bool:
-            assert self._posting is not None
-            self._posting.join(seconds)
-            return not self._posting.is_alive()
-
-        if not self._wait(ended):
-            problems = ["took too long"]
-        for problem in problems:
+        is_over = self._patience()
+        while self._posting.is_alive() and not is_over():
+            self._posting.join(LOOK_S)
+        for problem in ["took too long"] if self._posting.is_alive() else problems:
             self.say("warning", f"watching.webhook: {host}: {problem}")
 
 

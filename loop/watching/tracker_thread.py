@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from loop.config.machine import Watching
-from loop.system.guarded import end_guarded, start_guarded
+from loop.system.guarded import run_guarded
 from loop.system.ourselves import environment
 from loop.watching.trackers import missing, missing_in_words
 from store.records import DecisionRow, Round
@@ -24,8 +24,8 @@ from store.records import DecisionRow, Round
 TIMEOUT_S = 300.0  # for one tracker to take all rounds that it lacks
 END_S = 60.0  # for all trackers together, when the run ends by itself
 STOP_S = 5.0  # the same, when somebody stops the run
-LOOK_S = 0.1
-ERROR_LENGTH = 300
+ERROR_LENGTH = 300  # characters
+LATER = "the next round sends what it lacks, or `loopctl track`"
 
 
 def tracking_command(name: str, run_dir: Path, project: str, *, anew: bool = False) -> list[str]:
@@ -104,31 +104,20 @@ class TrackerThread:
     def _tell(self, name: str) -> None:
         log = self.run_dir / "logs" / f"tracker-{name}.log"  # written anew each time
         log.parent.mkdir(parents=True, exist_ok=True)
+        deadline = self.clock() + TIMEOUT_S
         with log.open("wb") as stderr:
-            process, token = start_guarded(
+            code = run_guarded(
                 tracking_command(name, self.run_dir, self.project),
+                lambda: self.clock() >= min(deadline, self._give_up_at),
                 environment=environment(),
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
                 cwd=self.run_dir,
             )
-        deadline = self.clock() + TIMEOUT_S
-        try:
-            while process.poll() is None and self.clock() < min(deadline, self._give_up_at):
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(LOOK_S)
-            in_time = process.poll() is not None
-        finally:
-            end_guarded(process, token)
-        if not in_time:
+        if code is None:
             self.say("warning", f"watching.trackers: {name} took too long and was ended; {LATER}")
-        elif process.returncode:
-            self.say(
-                "warning", f"watching.trackers: {name}: {last_line(log) or f'exit code {process.returncode}'}; {LATER}"
-            )
-
-
-LATER = "the next round sends what it lacks, or `loopctl track`"
+        elif code:
+            self.say("warning", f"watching.trackers: {name}: {last_line(log) or f'exit code {code}'}; {LATER}")
 
 
 def last_line(log: Path) -> str:

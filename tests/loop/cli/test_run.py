@@ -137,7 +137,7 @@ def test_loopd_stops_at_a_safe_point(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert said.code == 0 and said.out == ""
     entries = [json.loads(line) for line in said.err.splitlines()]
     assert all(entry.keys() >= {"time", "level", "run", "round", "stage", "message"} for entry in entries)
-    assert "continues where it was left" in entries[-1]["message"]
+    assert "continues the run where it was left" in entries[-1]["message"]
     attempts = call("round", "1", "--json").json["stages"][-1]["attempts"]
     assert attempts[-1]["error"] in (None, "stopped"), "left between two batches, or between two stages"
     status = call("status", "--json").json

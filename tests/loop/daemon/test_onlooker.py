@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from loop.daemon.onlooker import Onlookers, Part
+from loop.daemon.onlooker import Onlookers, StagePart
 from loop.system.heartbeat import Beating
 
 
@@ -21,7 +21,7 @@ class Everything:
 
     def __getattr__(self, event: str) -> Any:
         def tell(*what: object) -> None:
-            self.told.append((event, *(part.what if isinstance(part, Part) else part for part in what)))
+            self.told.append((event, *(part.what if isinstance(part, StagePart) else part for part in what)))
 
         return tell
 
