@@ -1,7 +1,7 @@
 """What the next round changes after rollbacks: a pure function of how many there were in a row.
 
-Fresh samples come by themselves, since every round has its own seeds. What stands here is changed beside that, grows with
-each further rollback, and is taken back when a round is kept. The settings of the yardstick are never touched.
+Fresh samples come by themselves, since every round has its own seeds. The changes here come on top, grow with each further
+rollback, and are taken back when a round is kept. The settings of the yardstick are never touched.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, S
 from policies.by_type import by_type
 from policies.data import DATA_POLICIES, DataPolicy
 
-LOWEST_RATE = 0.01  # of the configured learning rate, where no floor is given
+LOWEST_RATE = 0.01  # the floor where none is given, as a share of the configured learning rate
 
 
 class AfterRollback(BaseModel):
-    """What rounds change after rollbacks in a row, until one is kept. As it stands, nothing but the samples."""
+    """What rounds change after rollbacks in a row, until one is kept. By default nothing but the samples."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
-    patience: PositiveInt = Field(1, description="The first change comes after so many rollbacks in a row.")
+    patience: PositiveInt = Field(1, description="The first change comes after this many rollbacks in a row.")
     learning_rate_factor: float = Field(
         1.0, gt=0.0, le=1.0, description="Each further rollback multiplies the learning rate by this..."
     )
@@ -54,18 +54,13 @@ class Adaptable:
     data: DataPolicy
 
     def training(self) -> dict[str, float | int | None]:
-        """Those of the fine-tune, by their names in [training]."""
-        return {
-            "learning_rate": self.learning_rate,
-            "min_learning_rate": self.min_learning_rate,
-            "num_steps": self.num_steps,
-            "num_epochs": self.num_epochs,
-            "warmup_steps": self.warmup_steps,
-        }
+        """The settings of the fine-tune, by their names in [training]."""
+        names = ("learning_rate", "min_learning_rate", "num_steps", "num_epochs", "warmup_steps")
+        return {name: getattr(self, name) for name in names}
 
 
 def rollbacks_in_a_row(verdicts: Sequence[str]) -> int:
-    """How many of the newest decisions, which come last, did not keep. Inconclusive leaves the head too."""
+    """How many of the newest decisions, which come last, did not keep. An inconclusive one leaves the head, too."""
     num = 0
     for verdict in reversed(verdicts):
         if verdict == "keep":
@@ -75,7 +70,7 @@ def rollbacks_in_a_row(verdicts: Sequence[str]) -> int:
 
 
 def adapted(rule: AfterRollback, num_rollbacks: int, settings: Adaptable) -> Adaptable:
-    """The settings of the round after so many rollbacks in a row, from those of the configuration."""
+    """The settings of the round after `num_rollbacks` rollbacks in a row, from those of the configuration."""
     num_changes = num_rollbacks - rule.patience + 1
     if num_changes < 1:
         return settings
@@ -100,9 +95,9 @@ def adapted(rule: AfterRollback, num_rollbacks: int, settings: Adaptable) -> Ada
 def in_words(before: Adaptable, after: Adaptable, num_rollbacks: int) -> str | None:
     """What was changed and why, in one line; None if nothing was."""
     changes = [
-        f"{one.name} {_shown(getattr(before, one.name))} -> {_shown(getattr(after, one.name))}"
-        for one in fields(before)
-        if getattr(before, one.name) != getattr(after, one.name)
+        f"{field.name} {_shown(getattr(before, field.name))} -> {_shown(getattr(after, field.name))}"
+        for field in fields(before)
+        if getattr(before, field.name) != getattr(after, field.name)
     ]
     if not changes:
         return None
@@ -114,11 +109,8 @@ def _shorter(length: int | None, share: float) -> int | None:
 
 
 def _shown(value: object) -> str:
-    if isinstance(value, BaseModel):
+    if isinstance(value, DataPolicy):
         options = value.model_dump(exclude_defaults=True, exclude={"type"})
-        words = [
-            f"{name} {option:g}" if isinstance(option, float) else f"{name} {option}"
-            for name, option in options.items()
-        ]
-        return " ".join([str(getattr(value, "type", "")), *([f"({', '.join(words)})"] if words else [])])
+        words = ", ".join(f"{name} {_shown(option)}" for name, option in options.items())
+        return f"{value.type} ({words})" if words else value.type
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -48,7 +48,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Usable:
-    """What of one round may be used. `ids` can be gone through again and again, and need not be in memory."""
+    """The completions of one round that may be used. `ids` can be iterated over repeatedly, and need not be in memory."""
 
     round: int
     from_base: bool
@@ -65,7 +65,10 @@ class DataPolicy(BaseModel):
         "none", description="Of completions of one prompt that are the same, or nearly so, the newest alone is used."
     )
     near_similarity: float = Field(
-        0.9, gt=0.0, le=1.0, description="Nearly the same: so much of all runs of 5 characters is common (Jaccard)."
+        0.9,
+        gt=0.0,
+        le=1.0,
+        description="Nearly the same: at least this share of all runs of 5 characters is common (Jaccard).",
     )
     min_tokens: int = Field(0, ge=0, description="Shorter completions are not used.")
     max_tokens: PositiveInt | None = Field(None, description="Longer completions are not used.")
@@ -83,15 +86,15 @@ class DataPolicy(BaseModel):
         return self
 
     def wanted(self, past: Sequence[PastRound]) -> list[int]:
-        """The earlier rounds whose completions come into question."""
+        """The numbers of the earlier rounds whose completions come into question."""
         return []
 
     def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
-        """The ids that are used, of each of `usable`; the same object where that is all of them.
+        """For each of `usable` the ids that are used; the same object where that is all of them.
 
         The order of rounds and of ids does not matter. The same seed draws the same.
         """
-        return [one.ids for one in usable]
+        return [of_round.ids for of_round in usable]
 
     def not_drawn(self) -> str:
         """Why a usable completion was not drawn."""
@@ -102,8 +105,7 @@ class _WithEarlier(DataPolicy):
     only_kept: bool = Field(False, description="Of the earlier rounds take only those that were kept.")
 
     def wanted(self, past: Sequence[PastRound]) -> list[int]:
-        """See `DataPolicy.wanted`."""
-        return sorted(one.number for one in past if one.kept or not self.only_kept)
+        return sorted(round.number for round in past if round.kept or not self.only_kept)
 
 
 class Replace(DataPolicy):
@@ -125,14 +127,13 @@ class Window(_WithEarlier):
     rounds: PositiveInt = Field(description="How many rounds, this one among them.")
 
     def wanted(self, past: Sequence[PastRound]) -> list[int]:
-        """See `DataPolicy.wanted`."""
         return super().wanted(past)[-(self.rounds - 1) :] if self.rounds > 1 else []
 
 
 class Mix(_WithEarlier):
     """All fresh completions, and as many others as it takes for these to have their shares.
 
-    Fewer where there are not so many. Base samples are drawn first; the earlier ones are any that are left.
+    Fewer where that many do not exist. Base samples are drawn first; the earlier ones are any that are left.
     """
 
     type: Literal["mix"] = "mix"
@@ -150,14 +151,12 @@ class Mix(_WithEarlier):
         return self
 
     def wanted(self, past: Sequence[PastRound]) -> list[int]:
-        """See `DataPolicy.wanted`."""
-        return super().wanted([one for one in past if self.earlier or one.from_base])
+        return super().wanted([round for round in past if self.earlier or round.from_base])
 
     def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
-        """See `DataPolicy.draw`."""
-        num_fresh = sum(len(one.ids) for one in usable if one.round == round)
+        num_fresh = sum(len(of_round.ids) for of_round in usable if of_round.round == round)
         num_rows = num_fresh / (1.0 - self.earlier - self.base)
-        drawn: dict[int, set[str]] = {at: set() for at, one in enumerate(usable) if one.round != round}
+        drawn: dict[int, set[str]] = {at: set() for at, of_round in enumerate(usable) if of_round.round != round}
         for share, only_base in ((self.base, True), (self.earlier, False)):
             left = {
                 at: filterfalse(chosen.__contains__, usable[at].ids)
@@ -166,7 +165,7 @@ class Mix(_WithEarlier):
             }
             for at, id in _sample(left, int(share * num_rows + 1e-9), seed):
                 drawn[at].add(id)
-        return [drawn.get(at, one.ids) for at, one in enumerate(usable)]
+        return [drawn.get(at, of_round.ids) for at, of_round in enumerate(usable)]
 
 
 class Pool(_WithEarlier):
@@ -176,14 +175,12 @@ class Pool(_WithEarlier):
     size: PositiveInt = Field(description="How many completions training sees.")
 
     def draw(self, usable: Sequence[Usable], round: int, seed: int) -> list[Collection[str]]:
-        """See `DataPolicy.draw`."""
         drawn: list[set[str]] = [set() for _ in usable]
-        for at, id in _sample({at: one.ids for at, one in enumerate(usable)}, self.size, seed):
+        for at, id in _sample({at: of_round.ids for at, of_round in enumerate(usable)}, self.size, seed):
             drawn[at].add(id)
         return list(drawn)
 
     def not_drawn(self) -> str:
-        """See `DataPolicy.not_drawn`."""
         return f"not drawn from the pool (for the {self.size} that are used)"
 
 
@@ -209,18 +206,18 @@ def why_not(policy: DataPolicy, candidate: Candidate, verdict: str | None) -> st
 
 
 def by_age(candidate: Candidate) -> tuple[int, int, str]:
-    """Sorts the completions of one prompt, the newest first: of those that are the same, that one stays."""
+    """Sorts the completions of one prompt, the newest first: of equal ones the newest stays."""
     return -candidate.round, candidate.sample_index, candidate.id
 
 
 def repeats(policy: DataPolicy, candidates: Collection[Candidate], texts: Mapping[str, str]) -> dict[str, Candidate]:
-    """Of one prompt's completions those that repeat another, and which; none repeats one that repeats one itself.
+    """For each of one prompt's completions that repeats another, by id, the one that it repeats, which stays.
 
     Every text is compared with all that stay, so this is for one prompt at a time and not for a corpus.
     """
     if policy.dedup == "none":
         return {}
-    found: dict[str, Candidate] = {}
+    repeated: dict[str, Candidate] = {}
     first: dict[str, Candidate] = {}  # by text
     stay: list[tuple[Candidate, frozenset[str]]] = []
     for candidate in sorted(candidates, key=by_age):
@@ -228,13 +225,13 @@ def repeats(policy: DataPolicy, candidates: Collection[Candidate], texts: Mappin
         original = first.get(text)
         if original is None and policy.dedup == "near":
             mine = shingles(text)
-            original = next((one for one, its in stay if _similar(mine, its, policy.near_similarity)), None)
+            original = next((other for other, its in stay if _similar(mine, its, policy.near_similarity)), None)
             if original is None:
                 stay.append((candidate, mine))
         if original is not None:
-            found[candidate.id] = original
+            repeated[candidate.id] = original
         first.setdefault(text, original or candidate)
-    return found
+    return repeated
 
 
 def shingles(text: str) -> frozenset[str]:
@@ -243,20 +240,20 @@ def shingles(text: str) -> frozenset[str]:
     return frozenset(text[start : start + SHINGLE] for start in range(max(1, len(text) - SHINGLE + 1)))
 
 
-def similarity(one: frozenset[str], other: frozenset[str]) -> float:
+def similarity(left: frozenset[str], right: frozenset[str]) -> float:
     """Jaccard's index: what is common, as a share of all."""
-    num_common = len(one & other)
-    return num_common / (len(one) + len(other) - num_common)
+    num_common = len(left & right)
+    return num_common / (len(left) + len(right) - num_common)
 
 
-def _similar(one: frozenset[str], other: frozenset[str], least: float) -> bool:
-    if min(len(one), len(other)) < least * max(len(one), len(other)):
+def _similar(left: frozenset[str], right: frozenset[str], least: float) -> bool:
+    if min(len(left), len(right)) < least * max(len(left), len(right)):
         return False  # for no more than the smaller set can be common
-    return similarity(one, other) >= least
+    return similarity(left, right) >= least
 
 
 def _sample(ids: Mapping[int, Iterable[str]], size: int, seed: int) -> list[tuple[int, str]]:
-    """So many of all the ids, each with its key. By hash and not by a random generator: their order does not matter.
+    """`size` of all the ids, each with its key. By hash and not by a random generator: their order does not matter.
 
     Memory is that of what is drawn.
     """
@@ -264,7 +261,7 @@ def _sample(ids: Mapping[int, Iterable[str]], size: int, seed: int) -> list[tupl
         return []
     seeded = hashlib.sha256(f"{seed} ".encode()).copy
     smallest: list[tuple[bytes, str, int]] = []
-    largest = b"\xff" * 32  # of those that may be drawn
+    largest = b"\xff" * 32  # the largest hash that may still be drawn
     for key, some in ids.items():
         for id in some:
             digest = seeded()

@@ -1,6 +1,6 @@
 """What a policy says: each gate's verdict with its figures and its reason, and what should happen next.
 
-The words only; acting on them is the caller's part.
+The caller acts on it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Figure = int | float | str | None
+Verdict = Literal["keep", "rollback", "inconclusive"]
+Action = Literal["keep", "rollback", "sample_more", "confirm", "pause"]
 
 
 class _Frozen(BaseModel):
@@ -28,9 +30,9 @@ class GateResult(_Frozen):
 class Decision(_Frozen):
     """The verdict on a candidate, and the action that follows from it."""
 
-    verdict: Literal["keep", "rollback", "inconclusive"]
+    verdict: Verdict
     gates: tuple[GateResult, ...] = Field(description="In the order of loop.toml.")
-    action: Literal["keep", "rollback", "sample_more", "confirm", "pause"]
+    action: Action
     need: dict[str, JsonValue] | None = Field(
         default=None,
         exclude_if=lambda need: need is None,

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from statistics import NormalDist, fmean
 from typing import Any, Literal
 
@@ -113,7 +114,7 @@ class _Point:
 
 def summarise(sequences: Sequence[Compared], lock_below_nats: float, fork_above_nats: float) -> Summary:
     """Compare the three models on all sequences. ValueError if there is no position, or lists differ in length."""
-    points = [point for number, one in enumerate(sequences) for point in _points(number, one)]
+    points = [point for number, sequence in enumerate(sequences) for point in _points(number, sequence)]
     if not points:
         raise ValueError("a comparison of no positions")
     return Summary(
@@ -128,18 +129,18 @@ def summarise(sequences: Sequence[Compared], lock_below_nats: float, fork_above_
 
 def signals(summary: Summary) -> dict[str, dict[str, float]]:
     """The figures by flat names, for evidence: those of a class without positions are left out."""
-    found: dict[str, dict[str, float]] = {}
+    figures: dict[str, dict[str, float]] = {}
     for who in WHO:
-        mine = found[who] = {"entropy": getattr(summary.everywhere, who).entropy}
+        mine = figures[who] = {"entropy": getattr(summary.everywhere, who).entropy}
         if summary.locks:
             level: Level = getattr(summary.locks, who)
             mine |= {"lock_tail_mass": level.tail_mass, "lock_top_probability": level.top_probability}
         if summary.forks:
             mine["fork_entropy"] = getattr(summary.forks, who).entropy
-    found["candidate"] |= {"kl_to_head": summary.everywhere.kl_to_head, "kl_to_base": summary.everywhere.kl_to_base}
+    figures["candidate"] |= {"kl_to_head": summary.everywhere.kl_to_head, "kl_to_base": summary.everywhere.kl_to_base}
     if summary.locks:
-        found["candidate"]["lock_top_changed"] = summary.locks.top_changed
-    return found
+        figures["candidate"]["lock_top_changed"] = summary.locks.top_changed
+    return figures
 
 
 def in_words(summary: Summary) -> str:
@@ -173,16 +174,15 @@ def outcomes(logprobs: Numbers, rest: float) -> list[float]:
     return [mass / total for mass in masses]
 
 
-def _points(number: int, one: Compared) -> Iterable[_Point]:
-    for index, num_kept in enumerate(one.num_kept):
+def _points(number: int, compared: Compared) -> Iterable[_Point]:
+    for index, num_kept in enumerate(compared.num_kept):
         masses: dict[Who, list[float]] = {}
         levels: dict[Who, Level] = {}
         for who in WHO:
-            model: Positions = getattr(one, who)
-            if not len(model.entropy) == len(one.num_kept) == len(model.logprobs):
-                raise ValueError(
-                    f"sequence {number}: {who} has {len(model.entropy)} positions, not {len(one.num_kept)}"
-                )
+            model: Positions = getattr(compared, who)
+            num_positions = len(compared.num_kept)
+            if not len(model.entropy) == num_positions == len(model.logprobs):
+                raise ValueError(f"sequence {number}: {who} has {len(model.entropy)} positions, not {num_positions}")
             masses[who] = outcomes(model.logprobs[index], model.rest[index])
             tail = math.fsum(masses[who][num_kept:])
             levels[who] = Level(model.entropy[index], model.top_probability[index], tail)
@@ -191,22 +191,22 @@ def _points(number: int, one: Compared) -> Iterable[_Point]:
             levels,
             kl_divergence(masses["candidate"], masses["head"]),
             kl_divergence(masses["candidate"], masses["base"]),
-            one.candidate.top_token_id[index] != one.head.top_token_id[index],
+            compared.candidate.top_token_id[index] != compared.head.top_token_id[index],
         )
 
 
 def _part_or_none(points: Iterable[_Point]) -> Part | None:
-    found = list(points)
-    return _part(found) if found else None
+    given = list(points)
+    return _part(given) if given else None
 
 
 def _part(points: Sequence[_Point]) -> Part:
     def level(who: Who) -> Level:
         mine = [point.levels[who] for point in points]
         return Level(
-            fmean(one.entropy for one in mine),
-            fmean(one.top_probability for one in mine),
-            fmean(one.tail_mass for one in mine),
+            fmean(each.entropy for each in mine),
+            fmean(each.top_probability for each in mine),
+            fmean(each.tail_mass for each in mine),
         )
 
     def change(of: Callable[[Level], float]) -> Change:
@@ -221,26 +221,22 @@ def _part(points: Sequence[_Point]) -> Part:
         base=level("base"),
         head=level("head"),
         candidate=level("candidate"),
-        change={
-            "entropy": change(lambda one: one.entropy),
-            "top_probability": change(lambda one: one.top_probability),
-            "tail_mass": change(lambda one: one.tail_mass),
-        },
+        change={name: change(attrgetter(name)) for name in ("entropy", "top_probability", "tail_mass")},
         kl_to_head=fmean(point.kl_to_head for point in points),
         kl_to_base=fmean(point.kl_to_base for point in points),
         top_changed=fmean(point.top_changed for point in points),
     )
 
 
-def mean_change(clusters: Sequence[Numbers], confidence: float = 0.95) -> Change:
-    """The mean of all values, and an interval that treats each cluster (a sequence) as one draw."""
-    num_values = sum(map(len, clusters))
-    mean = math.fsum(value for cluster in clusters for value in cluster) / num_values
-    if len(clusters) < 2:
+def mean_change(sequences: Sequence[Numbers], confidence: float = 0.95) -> Change:
+    """The mean of all values, and an interval that treats each sequence as one draw."""
+    num_values, num_sequences = sum(map(len, sequences)), len(sequences)
+    mean = math.fsum(value for sequence in sequences for value in sequence) / num_values
+    if num_sequences < 2:
         return Change(mean, None)
-    squares = math.fsum((math.fsum(cluster) - len(cluster) * mean) ** 2 for cluster in clusters)
-    error = math.sqrt(len(clusters) / (len(clusters) - 1) * squares) / num_values
-    half = _students_t(confidence, len(clusters) - 1) * error
+    squares = math.fsum((math.fsum(sequence) - len(sequence) * mean) ** 2 for sequence in sequences)
+    error = math.sqrt(num_sequences / (num_sequences - 1) * squares) / num_values
+    half = _students_t(confidence, num_sequences - 1) * error
     return Change(mean, (mean - half, mean + half))
 
 
@@ -269,26 +265,17 @@ def _moved(before: float, after: float, down: str, up: str) -> str:
     return f"{down if after < before else up} by {abs(after / before - 1):.0%}"
 
 
-def summary_of(found: Mapping[str, Any]) -> Summary:
+def summary_of(table: Mapping[str, Any]) -> Summary:
     """A summary from the JSON that `dataclasses.asdict` of one gives."""
+
+    def change(values: Mapping[str, Any]) -> Change:
+        return Change(values["mean"], None if values["interval"] is None else tuple(values["interval"]))
 
     def part(values: Mapping[str, Any] | None) -> Part | None:
         if values is None:
             return None
         levels: dict[str, Any] = {who: Level(**values[who]) for who in WHO}
-        changes = {
-            name: Change(one["mean"], None if one["interval"] is None else tuple(one["interval"]))
-            for name, one in values["change"].items()
-        }
-        return Part(**(dict(values) | levels | {"change": changes}))
+        return Part(**{**values, **levels, "change": {name: change(each) for name, each in values["change"].items()}})
 
-    everywhere = part(found["everywhere"])
-    assert everywhere is not None
-    return Summary(
-        num_sequences=found["num_sequences"],
-        lock_below_nats=found["lock_below_nats"],
-        fork_above_nats=found["fork_above_nats"],
-        everywhere=everywhere,
-        locks=part(found["locks"]),
-        forks=part(found["forks"]),
-    )
+    parts: dict[str, Any] = {name: part(table[name]) for name in ("everywhere", "locks", "forks")}
+    return Summary(**{field.name: table[field.name] for field in fields(Summary)} | parts)

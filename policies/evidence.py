@@ -5,7 +5,7 @@ Evidence is complete or it is refused: a gap is a failed stage, never a wrong an
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -28,12 +28,12 @@ Outcomes = tuple[Literal[0, 1], ...]
 Signal = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
+T = TypeVar("T")
+Given = Annotated[T | None, Field(exclude_if=lambda value: value is None)]  # a key that may be left out
+
+
 class BadEvidence(ValueError):
-    """Evidence that cannot be judged; one line that names the place and the mistake."""
-
-
-def _absent(value: object) -> bool:
-    return value is None
+    """Evidence that cannot be judged: one line that names the place and the mistake."""
 
 
 class _Frozen(BaseModel):
@@ -44,13 +44,11 @@ class Problem(_Frozen):
     """One problem, its samples graded 0 (failed) or 1 (passed). Candidate and head have equally many."""
 
     task_id: str = Field(coerce_numbers_to_str=True, description="The problem's name, unique within its split.")
-    difficulty: str | None = Field(default=None, exclude_if=_absent, description="As the suite calls it.")
+    difficulty: Given[str] = Field(None, description="As the suite calls it.")
     candidate: Outcomes = Field(description="The checkpoint that may become the head.")
     head: Outcomes = Field(description="The checkpoint that it was trained from.")
-    base: Outcomes | None = Field(default=None, exclude_if=_absent, description="Where round 1 started.")
-    best: Outcomes | None = Field(
-        default=None, exclude_if=_absent, description="The best kept round, where that is not the head."
-    )
+    base: Given[Outcomes] = Field(None, description="Where round 1 started.")
+    best: Given[Outcomes] = Field(None, description="The best kept round, where that is not the head.")
 
     @field_validator("candidate", "head", "base", "best", mode="before")
     @classmethod
@@ -83,24 +81,17 @@ class SplitEvidence(_Frozen):
 
     suite: str = Field(min_length=1, description="What reports call the suite.")
     problems: tuple[Problem, ...] = Field(description="In any order; the order does not matter.")
-    num_planned: Count | None = Field(
-        default=None,
-        exclude_if=_absent,
-        description="How many problems the split has in all; absent: these are all.",
+    num_planned: Given[Count] = Field(
+        None, description="How many problems the split has in all; absent: these are all."
     )
-    num_looks: Annotated[int, Field(ge=1, strict=True)] | None = Field(
-        default=None,
-        exclude_if=_absent,
-        description="In how many parts the problems are drawn, the gates being asked after each; absent: in one.",
+    num_looks: Given[Annotated[int, Field(ge=1, strict=True)]] = Field(
+        None, description="In how many parts the problems are drawn, the gates being asked after each; absent: in one."
     )
-    decoding: dict[str, JsonValue] | None = Field(
-        default=None,
-        exclude_if=_absent,
-        description="How these samples were drawn, where it differs from the evidence's own.",
+    decoding: Given[dict[str, JsonValue]] = Field(
+        None, description="How these samples were drawn, where it differs from the evidence's own."
     )
-    conditions: dict[Who, dict[str, JsonValue]] | None = Field(
-        default=None,
-        exclude_if=_absent,
+    conditions: Given[dict[Who, dict[str, JsonValue]]] = Field(
+        None,
         description="What each side was measured by: hash of the suite, decoding settings, seed. They must be equal.",
     )
 
@@ -131,13 +122,14 @@ class SplitEvidence(_Frozen):
     @model_validator(mode="after")
     def _comparable(self) -> SplitEvidence:
         given = self.conditions or {}
-        for who, theirs in given.items():
-            for key in sorted({*theirs, *given.get("candidate", theirs)}):
-                ours = given.get("candidate", theirs).get(key)
-                if who != "base" and ours != theirs.get(key):
+        for who, conditions in given.items():
+            candidate = given.get("candidate", conditions)
+            for key in sorted({*conditions, *candidate}):
+                if who != "base" and candidate.get(key) != conditions.get(key):
                     raise ValueError(
-                        f"suite {shown(self.suite)}: candidate and {who} differ in {shown(key)}: {shown(ours)} and "
-                        f"{shown(theirs.get(key))}; only what was measured alike can be compared"
+                        f"suite {shown(self.suite)}: candidate and {who} differ in {shown(key)}: "
+                        f"{shown(candidate.get(key))} and {shown(conditions.get(key))}; only what was measured alike can be "
+                        "compared"
                     )
         return self
 
@@ -161,22 +153,18 @@ class Evidence(_Frozen):
     signals: dict[Who, dict[str, Signal | None]] = Field(
         default_factory=dict, description="Entropy, mean length, losses and the like; null where not measured."
     )
-    decoding: dict[str, JsonValue] | None = Field(
-        default=None, exclude_if=_absent, description="How the samples were drawn; stated beside every figure."
+    decoding: Given[dict[str, JsonValue]] = Field(
+        None, description="How the samples were drawn; stated beside every figure."
     )
-    draw: Count | None = Field(
-        default=None,
-        exclude_if=_absent,
+    draw: Given[Count] = Field(
+        None,
         description="What the order of the problems derives from; absent: the round. The same for all of one head.",
     )
-    fruitless_looks: dict[str, Count] | None = Field(
-        default=None,
-        exclude_if=_absent,
+    fruitless_looks: Given[dict[str, Count]] = Field(
+        None,
         description="How often each split was looked at by earlier rounds that were then not kept; absent: every round.",
     )
-    best_round: Count | None = Field(
-        default=None, exclude_if=_absent, description="The best kept round, 0 for the base; absent: the head."
-    )
+    best_round: Given[Count] = Field(None, description="The best kept round, 0 for the base; absent: the head.")
 
     @model_validator(mode="after")
     def _disjoint(self) -> Evidence:

@@ -1,6 +1,6 @@
 """One line out of a pydantic ValidationError: where the first mistake is, and what it is.
 
-Used for evidence files and for the gates in loop.toml. It does not know about files or line numbers.
+Used for evidence files and for the policies in loop.toml. It does not know about files or line numbers.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ def dotted(path: Path) -> str:
 
 def first_mistake(error: ValidationError) -> tuple[Path, str]:
     """Path and problem of the first mistake, the problem in one line without the path."""
-    found = error.errors(include_url=False)[0]
-    path: Path = tuple(part for part in found["loc"] if part != "[key]")  # pydantic's mark of a mistake in a key itself
-    if found["type"] == "missing":
+    details = error.errors(include_url=False)[0]
+    path: Path = tuple(
+        part for part in details["loc"] if part != "[key]"
+    )  # pydantic's mark of a mistake in a key itself
+    if details["type"] == "missing":
         return path, "is missing"
-    if found["type"] == "extra_forbidden":
+    if details["type"] == "extra_forbidden":
         return path, "unknown key"
-    own = found.get("ctx", {}).get("error")
+    own = details.get("ctx", {}).get("error")
     if isinstance(own, ValueError):  # raised by a validator of ours: the message is complete
         return path, str(own)
-    message = found["msg"].splitlines()[0]
-    return path, f"{message[:1].lower()}{message[1:]}, got {shown(found['input'])}"
+    message = details["msg"].splitlines()[0]
+    return path, f"{message[:1].lower()}{message[1:]}, got {shown(details['input'])}"

@@ -3,7 +3,7 @@
 A candidate that is no better than the head differs from it as one checkpoint, measured twice, differs from itself. With n
 samples of a problem that is solved with the chance p, the difference of the two success rates has the variance
 2 p (1 - p) / n; `variance` below is the mean of p (1 - p) over the problems. A true gain that is larger on some problems
-than on others adds to that, so what is said here is the least that it takes.
+than on others adds to that, so the numbers here are the least that it takes.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from policies.statistics import Number
 PRIOR_VARIANCE = 0.10
 """The mean of p (1 - p) before anything was measured: most problems are nearly always or nearly never solved."""
 ROOM = 4.0
-"""Standard deviations of noise that a limit leaves at least: one signal in 30,000 is beyond them by chance."""
+"""How many standard deviations of noise a limit leaves at least: one signal in 30,000 is beyond them by chance."""
 
 
 def variance_within(outcomes: Sequence[Sequence[int]]) -> float:
     """The mean of p (1 - p) over problems, from at least two samples of each; unbiased."""
     if not outcomes or any(len(samples) < 2 for samples in outcomes):
         raise ValueError("the variance within problems wants at least two samples of each")
-    return fmean(sum(one) * (len(one) - sum(one)) / (len(one) * (len(one) - 1)) for one in outcomes)
+    return fmean(sum(each) * (len(each) - sum(each)) / (len(each) * (len(each) - 1)) for each in outcomes)
 
 
 def variance_between(differences: Sequence[Number], num_samples: int) -> float:
@@ -37,7 +37,7 @@ def variance_between(differences: Sequence[Number], num_samples: int) -> float:
 
 
 def variance_from(detectable: float, num_problems: int, num_samples: int, level: float, power: float) -> float:
-    """The variance with which an evaluation of that size detects that gain: `detectable_gain` backwards."""
+    """The variance with which an evaluation of that size detects that gain: the inverse of `detectable_gain`."""
     return (detectable / _reach(level, power)) ** 2 * num_problems * num_samples / 2
 
 
@@ -51,14 +51,14 @@ def detectable_gain(variance: float, num_problems: int, num_samples: int, level:
 
 
 def problems_needed(variance: float, num_samples: int, gain: float, level: float, power: float) -> int:
-    """How many problems find that gain, with so many samples each."""
+    """How many problems it takes to find that gain, with `num_samples` of each."""
     fewest = math.ceil(-math.log2(level))
     by_spread = (_reach(level, power) / gain) ** 2 * 2 * variance / num_samples
     return max(fewest, math.ceil(fewest / (gain * num_samples) - 1e-9), math.ceil(by_spread - 1e-9))
 
 
 def samples_needed(variance: float, num_problems: int, gain: float, level: float, power: float) -> int | None:
-    """How many samples of each of so many problems find that gain; None where no number does."""
+    """How many samples of each of `num_problems` it takes to find that gain; None where no number is enough."""
     fewest = math.ceil(-math.log2(level))
     if num_problems < fewest:
         return None
@@ -86,32 +86,32 @@ def signal_noise(first: Sequence[float], second: Sequence[float]) -> SignalNoise
     """From each problem's value in two measurements; the signal is the mean over problems."""
     if len(first) < 2 or len(first) != len(second):
         raise ValueError("the noise of a signal wants two values of each of at least two problems")
-    differences = [one - other for one, other in zip(first, second, strict=True)]
+    differences = [before - after for before, after in zip(first, second, strict=True)]
     return SignalNoise(sum((*first, *second)) / (2 * len(first)), stdev(differences) / math.sqrt(len(first)))
 
 
 def roomy_limits(limits: Mapping[str, Limit], noise: Mapping[str, SignalNoise], room: float = ROOM) -> dict[str, Limit]:
     """The limits of the signals that were measured, each widened where it leaves less than `room` standard deviations.
 
-    None is made stricter: a round is meant to move signals by more than noise, towards shorter answers for one.
+    No limit is made stricter: a round is meant to move signals by more than noise, for example towards shorter answers.
     """
-    found = {}
+    roomy = {}
     for name, limit in limits.items():
         if name not in noise:
             continue
-        there = noise[name]
-        share = room * there.sd / abs(there.value) if there.value else 0.0
+        signal = noise[name]
+        share = room * signal.sd / abs(signal.value) if signal.value else 0.0
         wider: dict[str, float] = {}
         for key, value in limit.given().items():
             match key.partition("_")[0], key:
                 case "min", _:
                     wider[key] = min(value, max(0.0, _down(1 - share)))
                 case "max", "max_fall" | "max_rise":
-                    wider[key] = max(value, _up(room * there.sd))
+                    wider[key] = max(value, _up(room * signal.sd))
                 case _:
                     wider[key] = max(value, _up(1 + share))
-        found[name] = limit.model_copy(update=wider)
-    return found
+        roomy[name] = limit.model_copy(update=wider)
+    return roomy
 
 
 def _down(value: float) -> float:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import JsonValue
 
-from policies.decision import Decision, GateResult
+from policies.decision import Action, Decision, GateResult, Verdict
 from policies.evidence import Evidence, SplitEvidence
 from policies.gates import GATES, Gate, Look
 
@@ -49,34 +49,33 @@ class Policy:
         confirming = self.confirm is not None and self.confirm in evidence.splits
         first = Look(self.split, screening=self.confirm is not None)
         look = Look(self.confirm or self.split) if confirming else first
-        # The best round is measured on the first split alone.
-        results = [
-            (gate, gate.evaluate(evidence, first if gate.needs_best else look))
-            for gate in self.gates
+        results = {  # by the gate's place; the best round is measured on the first split alone
+            place: gate.evaluate(evidence, first if gate.needs_best else look)
+            for place, gate in enumerate(self.gates)
             if gate.canary is None
-        ]
-        failed = any(result.verdict == "fail" for _, result in results)
-        asked = [pair for pair in results if pair[0].screens] if look.screening else results
-        unclear = any(result.verdict == "inconclusive" for _, result in asked or results)
-        there = evidence.splits[look.split]
-        if not failed and unclear and not there.complete:
-            return self._said(results, "inconclusive", "sample_more", _part(look.split, there))
+        }
+        failed = any(result.verdict == "fail" for result in results.values())
+        screening = [result for place, result in results.items() if self.gates[place].screens and look.screening]
+        unclear = any(result.verdict == "inconclusive" for result in screening or results.values())
+        split = evidence.splits[look.split]
+        if not failed and unclear and not split.complete:
+            return self._decision(results, "inconclusive", "sample_more", _next_part(look.split, split))
         if not failed and not unclear and look.screening:
-            return self._said(results, "inconclusive", "confirm", {"split": self.confirm})
+            return self._decision(results, "inconclusive", "confirm", {"split": self.confirm})
         missing: list[JsonValue] = [name for name in self.canaries if name not in evidence.splits]
         if missing and not failed:
-            return self._said(results, "inconclusive", "sample_more", {"suites": missing})
-        results += [
-            (gate, gate.evaluate(evidence, look))
-            for gate in self.gates
+            return self._decision(results, "inconclusive", "sample_more", {"suites": missing})
+        results |= {
+            place: gate.evaluate(evidence, look)
+            for place, gate in enumerate(self.gates)
             if gate.canary and gate.canary in evidence.splits
-        ]
-        verdicts = {result.verdict for _, result in results}
+        }
+        verdicts = {result.verdict for result in results.values()}
         if "fail" in verdicts:
-            return self._said(results, "rollback", "rollback", _back_to(results))
+            return self._decision(results, "rollback", "rollback", _back_to(results))
         if "inconclusive" in verdicts:
             return self._unclear(results)
-        return self._said(results, "keep", "keep")
+        return self._decision(results, "keep", "keep")
 
     def as_json(self) -> dict[str, JsonValue]:
         """What is stored beside a decision, so that it can be replayed."""
@@ -100,25 +99,23 @@ class Policy:
             counts[last] = counts.get(last, 0) + 1
         return counts
 
-    def _unclear(self, results: Sequence[tuple[Gate, GateResult]]) -> Decision:
+    def _unclear(self, results: Mapping[int, GateResult]) -> Decision:
         if self.unclear == "pause":
-            return self._said(results, "inconclusive", "pause")
+            return self._decision(results, "inconclusive", "pause")
         if self.unclear == "keep_if_not_inferior":
-            open_questions = [result for _, result in results if result.verdict == "inconclusive"]
+            open_questions = [result for result in results.values() if result.verdict == "inconclusive"]
             if all(_not_inferior(result, self.margin) for result in open_questions):
-                return self._said(results, "keep", "keep", {"not_inferior_by": self.margin})
-        return self._said(results, "inconclusive", "rollback")
+                return self._decision(results, "keep", "keep", {"not_inferior_by": self.margin})
+        return self._decision(results, "inconclusive", "rollback")
 
-    def _said(
+    def _decision(
         self,
-        results: Sequence[tuple[Gate, GateResult]],
-        verdict: Literal["keep", "rollback", "inconclusive"],
-        action: Literal["keep", "rollback", "sample_more", "confirm", "pause"],
+        results: Mapping[int, GateResult],
+        verdict: Verdict,
+        action: Action,
         need: dict[str, JsonValue] | None = None,
     ) -> Decision:
-        place = {id(gate): index for index, gate in enumerate(self.gates)}
-        ordered = sorted(results, key=lambda pair: place[id(pair[0])])
-        return Decision(verdict=verdict, gates=tuple(result for _, result in ordered), action=action, need=need)
+        return Decision(verdict=verdict, gates=tuple(results[at] for at in sorted(results)), action=action, need=need)
 
 
 def next_part(num_problems: int, num_planned: int, num_looks: int) -> int:
@@ -127,10 +124,13 @@ def next_part(num_problems: int, num_planned: int, num_looks: int) -> int:
     return next((size for size in parts if size > num_problems), num_planned)
 
 
-def _part(name: str, there: SplitEvidence) -> dict[str, JsonValue]:
-    assert there.num_planned is not None
-    following = next_part(len(there.problems), there.num_planned, there.num_looks or 1)
-    return {"split": name, "num_problems": following - len(there.problems)}
+def _next_part(name: str, split: SplitEvidence) -> dict[str, JsonValue]:
+    assert split.num_planned is not None
+    num_problems = len(split.problems)
+    return {
+        "split": name,
+        "num_problems": next_part(num_problems, split.num_planned, split.num_looks or 1) - num_problems,
+    }
 
 
 def _not_inferior(result: GateResult, margin: float) -> bool:
@@ -138,11 +138,9 @@ def _not_inferior(result: GateResult, margin: float) -> bool:
     return isinstance(lower, float) and lower > -margin
 
 
-def _back_to(results: Sequence[tuple[Gate, GateResult]]) -> dict[str, JsonValue] | None:
-    for _, result in results:
-        if result.figures.get("back_to") is not None:
-            return {"head": result.figures["back_to"]}
-    return None
+def _back_to(results: Mapping[int, GateResult]) -> dict[str, JsonValue] | None:
+    rounds = [result.figures["back_to"] for result in results.values() if result.figures.get("back_to") is not None]
+    return {"head": rounds[0]} if rounds else None
 
 
 def build_policy(
@@ -159,9 +157,9 @@ def build_policy(
 
 def as_stored(gate: Mapping[str, Any]) -> dict[str, Any]:
     """A gate that an earlier version stored, as this one understands it, with the meaning that it had then."""
-    found = dict(gate)
-    if found.get("type") == "collapse":
-        found.setdefault("defaults", 1)
-    if found.get("type") == "improvement" and isinstance(found.get("confidence"), float):
-        found |= {"budget": "round", "alpha": round(1 - found.pop("confidence"), 12)}
-    return found
+    table = dict(gate)
+    if table.get("type") == "collapse":
+        table.setdefault("defaults", 1)
+    if table.get("type") == "improvement" and isinstance(table.get("confidence"), float):
+        table |= {"budget": "round", "alpha": round(1 - table.pop("confidence"), 12)}
+    return table

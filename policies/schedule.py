@@ -14,6 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from policies.by_type import Registry
+from policies.decision import Verdict
 
 
 class _Frozen(BaseModel):
@@ -26,7 +27,7 @@ class History(_Frozen):
     A long run may leave out the oldest. `head_pass_rate` is None while the head has not been evaluated.
     """
 
-    verdicts: tuple[Literal["keep", "rollback", "inconclusive"], ...] = ()
+    verdicts: tuple[Verdict, ...] = ()
     head_pass_rate: float | None = Field(default=None, ge=0.0, le=1.0)
     num_hours: float = Field(default=0.0, ge=0.0)
 
@@ -42,13 +43,12 @@ class StopRule(_Frozen, ABC):
 
 
 class Plateau(StopRule):
-    """Stop after so many decided rounds in a row that were not kept."""
+    """Stop after this many decided rounds in a row that were not kept."""
 
     type: Literal["plateau"] = "plateau"
     rounds: PositiveInt = Field(description="Rounds in a row of which none was kept.")
 
     def why(self, history: History) -> str | None:
-        """See `StopRule.why`."""
         newest = history.verdicts[-self.rounds :]
         if len(newest) < self.rounds or "keep" in newest:
             return None
@@ -63,7 +63,6 @@ class Target(StopRule):
     value: float = Field(gt=0.0, le=1.0, description="pass@1 of the head on the suite that decides.")
 
     def why(self, history: History) -> str | None:
-        """See `StopRule.why`."""
         reached = history.head_pass_rate
         if reached is None or reached < self.value:
             return None
@@ -71,13 +70,12 @@ class Target(StopRule):
 
 
 class Hours(StopRule):
-    """Stop after so much machine time, whatever has come of it."""
+    """Stop after this much machine time, whatever has come of it."""
 
     type: Literal["hours"] = "hours"
     value: float = Field(gt=0.0, description="Hours of work: what all attempts took, failed ones included.")
 
     def why(self, history: History) -> str | None:
-        """See `StopRule.why`."""
         if history.num_hours < self.value:
             return None
         return f"hours: the run has worked {history.num_hours:.1f} hours of {self.value:g}"

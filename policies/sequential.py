@@ -3,8 +3,8 @@
 Two gamblers bet on the differences d of success rates, in drawing order, and never risk all. One bets against "the
 gain is at most min_gain": its wealth, the product of 1 + bet * (d - min_gain), grows only if that is wrong. One bets
 against "the gain is at least target_gain". If what it bets against is true, a gambler who starts with 1 ever reaches
-1/level with a chance of at most `level` (Ville 1939), wherever one stops: so the parts may be as many and as large as
-one likes. Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (2023).
+1/level with a chance of at most `level` (Ville 1939), wherever the game ends: so the parts may be of any number and size.
+Waudby-Smith and Ramdas, "Estimating means of bounded random variables by betting" (2023).
 
 That holds if each problem's difference has, given the earlier ones, a mean of at most min_gain: problems drawn from
 many, in an order that owes nothing to outcomes, each sampled anew. Of the spread of d nothing is assumed.
@@ -21,10 +21,12 @@ from typing import Literal
 
 from policies.statistics import Number, sign_flip_p_value
 
+Finding = Literal["gain", "no_gain", "unclear"]
+
 MOST_AT_RISK = 0.9
 """The largest share of its wealth that a gambler can lose on one problem."""
 EXPECTED_SPREAD = 0.04
-"""Mean square of a difference before any was seen (about 10 samples a problem), worth NUM_IMAGINED problems."""
+"""The mean square of a difference that is assumed at first (about 10 samples a problem), as if of NUM_IMAGINED problems."""
 NUM_IMAGINED = 10
 
 _MOST_WEALTH = 1e300  # more is not needed, and the product must not overflow
@@ -40,21 +42,21 @@ def drawing_order(round: int, task_ids: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What the problems say so far. Unclear: go on if there are more problems, else no keep."""
+    """The verdict of the problems so far. Unclear: more problems may settle it; without any, the candidate is not kept."""
 
-    verdict: Literal["gain", "no_gain", "unclear"]
+    verdict: Finding
     gain: float
     """The mean difference of all problems that were given."""
     lower: float
-    """One-sided bound at the level of the look: `gain` is said where it is above min_gain."""
+    """One-sided bound at the level of the look: the verdict is `gain` where it is above min_gain."""
     upper: float
-    """One-sided bound at `miss`: `no_gain` is said where it is below target_gain."""
+    """One-sided bound at `miss`: the verdict is `no_gain` where it is below target_gain."""
     e_gain: float
     """The most that the gambler against "no more than min_gain" has owned."""
     e_none: float
     """The most that the gambler against "at least target_gain" has owned."""
     p_value: float | None
-    """Of the sign-flip test of all problems, where that was asked; else None."""
+    """The sign-flip test's for all problems, where that decided; else None."""
     num_used: int
     """The number of problems after which the verdict stood."""
     level: float
@@ -73,8 +75,8 @@ def look(
 ) -> Look:
     """Test "no gain of more than min_gain" at `level`, on differences of success rates in drawing order.
 
-    `gain`: the chance of saying it is at most `level` if the gain is min_gain or less. `no_gain`: a gain of
-    target_gain or more would have been missed this way with a chance of at most `miss`. Who is first decides, and
+    `gain`: the chance of this verdict is at most `level` if the gain is min_gain or less. `no_gain`: a gain of
+    target_gain or more is missed this way with a chance of at most `miss`. The gambler who wins first decides, and
     problems that come later cannot change it.
 
     The part `final` of the level is kept for the end: if all problems are there (`complete`) and neither gambler has
@@ -97,7 +99,7 @@ def look(
     against_gain = list(_wealth(values, bets, min_gain))
     against_none = list(_wealth(mirrored, bets, -target_gain))
 
-    verdict: Literal["gain", "no_gain", "unclear"] = "unclear"
+    verdict: Finding = "unclear"
     num_used, p_value, floor = len(values), None, -1.0
     first_gain, first_none = _reaches(against_gain, early), _reaches(against_none, miss)
     if min(first_gain, first_none) <= len(values):
@@ -178,7 +180,7 @@ def _wealth(values: list[float], bets: list[float], mean: float) -> Iterator[flo
 
 
 def _reaches(course: list[float], level: float) -> int:
-    """After how many problems wealth is 1/level for the first time; one more than there are if never."""
+    """The number of problems after which wealth is 1/level for the first time; one more than all if it never is."""
     return next((index for index, owned in enumerate(course, 1) if owned * level >= 1), len(course) + 1)
 
 

@@ -85,7 +85,7 @@ class PairedGain:
 
 
 def _subset_draws(num_scores: int) -> bytes:
-    """The random subsets of so many scores: NUM_DRAWS / 2 rows of whole bytes, a bit for each score, the low bits first."""
+    """The random subsets of `num_scores` scores: NUM_DRAWS / 2 rows of whole bytes, a bit for each score, the low bits first."""
     return hashlib.shake_128(b"subsets of %d" % num_scores).digest(-(-num_scores // 8) * (NUM_DRAWS // 2))
 
 

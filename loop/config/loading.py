@@ -6,17 +6,22 @@ Nothing here imports torch, transformers or datasets.
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loop.config.mistakes import model_mistakes
-from loop.config.settings import Config, naming_mistakes
+from loop.config.section import Mistake
+from loop.config.settings import Config
 from loop.config.toml_file import TomlFile, read_toml
 from loop.config.toml_lines import KeyPath
 from loop.errors import ConfigError
-from loop.words import printable
+from loop.words import printable, shown
+from policies.by_type import BadPolicy
+from policies.gates import GATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,47 @@ def load_config(path: Path) -> LoadedConfig:
 
 def config_mistakes(tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
     """Every mistake in the tables of a loop.toml by its key, the first one of each key; `text`: the same as JSON."""
-    found = model_mistakes(Config, tables, text)
+    mistakes = model_mistakes(Config, tables, text)
     suites, decide = tables.get("suites"), tables.get("decide")
-    if isinstance(suites, list) and isinstance(decide, dict):  # a mistake elsewhere keeps Config from looking at these
-        wrong_splits = any("splits" in key for key in found)
-        for key, problem in naming_mistakes([suite if isinstance(suite, dict) else {} for suite in suites], decide):
+    if isinstance(suites, list) and isinstance(decide, dict):
+        wrong_splits = any("splits" in key for key in mistakes)
+        for key, problem in _naming_mistakes([suite if isinstance(suite, dict) else {} for suite in suites], decide):
             if not (wrong_splits and key == ("decide", "split")):  # a mistake that only follows from another
-                found.setdefault(key, problem)
-    return found
+                mistakes.setdefault(key, problem)
+    return mistakes
+
+
+def _naming_mistakes(suites: list[dict[str, Any]], decide: dict[str, Any]) -> Iterator[Mistake]:
+    """Suites that share a name, and a gate or a decision on what is not there, whatever else is wrong with the tables."""
+    named: dict[str, dict[str, Any]] = {}
+    for index, suite in enumerate(suites):
+        name = suite.get("name")
+        if isinstance(name, str):
+            if name in named:
+                yield ("suites", index, "name"), f"two suites are called {name!r}; give each its own name"
+            named.setdefault(name, suite)
+    chosen, gates = decide.get("suite"), decide.get("gates")
+    others = [name for name in named if name != chosen]
+    for index, gate in enumerate(gates if isinstance(gates, list) else ()):
+        with contextlib.suppress(BadPolicy):  # which is told of the gate itself
+            canary = GATES.build(gate).canary
+            if canary is not None and canary not in others:
+                problem = (
+                    f"{shown(canary)} is no suite beside the one that decides; there: {', '.join(others) or 'none'}"
+                )
+                yield ("decide", "gates", index, "suite"), problem
+    if not isinstance(chosen, str) or not named:
+        return
+    if chosen not in named:
+        yield ("decide", "suite"), f"{chosen!r} is not among the suites; name one of {', '.join(named)}"
+        return
+    splits = named[chosen].get("splits", {"select": 1.0})
+    split, confirm = decide.get("split", "select"), decide.get("confirm")
+    if isinstance(splits, dict) and isinstance(split, str) and not splits.get(split):
+        shares = ", ".join(str(name) for name, share in splits.items() if share) or "none"
+        problem = f"{split!r} has no share of the problems of suite {chosen!r}; its splits are {shares}"
+        yield ("decide", "split"), problem
+    if isinstance(splits, dict) and isinstance(confirm, str) and not splits.get(confirm):
+        example = "{ select = 0.2, confirm = 0.8 }"
+        problem = f"{confirm!r} has no share of the problems of suite {chosen!r}; set its splits, as in {example}"
+        yield ("decide", "confirm"), problem

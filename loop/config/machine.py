@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, tzinfo
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
 from loop.config.cron import cron_fields
-from loop.config.section import Cost, ForSampling, ForTraining, Mistake, Name, Private, Section, refuse
+from loop.config.section import Cost, ForSampling, ForTraining, Mistake, Name, Private, Section
 from loop.config.times import parse_interval, parse_until, parse_window, parse_zone
 from loop.config.toml_lines import KeyPath
 from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
@@ -26,10 +26,13 @@ def _is_web(url: str) -> bool:
         return False
 
 
-def _a_command(command: tuple[str, ...], example: str) -> tuple[str, ...]:
-    if (command and not command[0].strip()) or any("\0" in word for word in command):
-        raise ValueError(f"is no command; give it and its arguments, as in {example}")
-    return command
+def _command(example: str) -> AfterValidator:
+    def checked(command: tuple[str, ...]) -> tuple[str, ...]:
+        if (command and not command[0].strip()) or any("\0" in word for word in command):
+            raise ValueError(f"is no command; give it and its arguments, as in {example}")
+        return command
+
+    return AfterValidator(checked)
 
 
 class Grading(Section):
@@ -62,7 +65,7 @@ class Engine(Section):
     server_url: ForSampling[Private[str | None]] = Field(
         None, description='For "server": where `vllm serve` answers, "http://HOST:PORT/v1"; a key is in OPENAI_API_KEY.'
     )
-    server_command: Cost[Private[tuple[str, ...]]] = Field(
+    server_command: Cost[Private[Annotated[tuple[str, ...], _command('["./reload.sh", "{path}"]')]]] = Field(
         (),
         description='For "server": a command that makes it serve the checkpoint {path}, as ["./reload.sh", "{path}"].',
     )
@@ -117,32 +120,20 @@ class Engine(Section):
             )
         return url
 
-    @field_validator("server_command")
-    @classmethod
-    def _server_command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
-        return _a_command(command, '["./reload.sh", "{path}"]')
-
-    @model_validator(mode="after")
-    def _server(self) -> Engine:
-        mistakes: list[Mistake] = []
+    def mistakes(self) -> Iterator[Mistake]:
         if self.sampler == "server":
             if self.server_url is None:
                 problem = '"server" needs server_url, where it answers; give it, as in "http://gpu-host:8000/v1"'
-                mistakes.append((("sampler",), problem))
+                yield ("sampler",), problem
             if self.num_engines is not None:
-                problem = "has no meaning for a server, which has its own; remove it"
-                mistakes.append((("num_engines",), problem))
+                yield ("num_engines",), "has no meaning for a server, which has its own; remove it"
         else:
             for key in ("server_url", "server_command"):
                 if getattr(self, key):
-                    mistakes.append(
-                        ((key,), f'has no meaning for sampler {self.sampler!r}; remove it, or set "server"')
-                    )
-        refuse(mistakes)
-        return self
+                    yield (key,), f'has no meaning for sampler {self.sampler!r}; remove it, or set "server"'
 
 
-class Schedule(Section):
+class ScheduleTable(Section):
     """When rounds run. It may be changed between two starts of the daemon; `loopctl run` does not look at it."""
 
     every: str | None = Field(
@@ -154,39 +145,34 @@ class Schedule(Section):
     windows: tuple[str, ...] | None = Field(
         None, description='Rounds run only inside: "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin", "weekends".'
     )
-    until: str | None = Field(None, description="After this time nothing begins or goes on.")
+    until: str | None = Field(None, description="After this time nothing begins or continues.")
     stop: tuple[Annotated[SerializeAsAny[StopRule], by_type(STOP_RULES)], ...] = Field(
         (), description='What ends the run: { type = "plateau", rounds = 5 } and so on.'
     )
 
-    @model_validator(mode="after")
-    def _understood(self) -> Schedule:
+    def mistakes(self) -> Iterator[Mistake]:
         zone: tzinfo = UTC
-        mistakes: list[Mistake] = []
         try:
             zone = parse_zone(self.timezone)
         except ValueError as error:
-            mistakes.append((("timezone",), str(error)))
+            yield ("timezone",), str(error)
         if self.every is not None and self.cron is not None:
-            mistakes.append((("every",), "every and cron are both given; give one"))
-        named: list[tuple[KeyPath, str | None, Callable[[str], object]]] = [
+            yield ("every",), "every and cron are both given; give one"
+        if self.windows == ():
+            yield ("windows",), "is empty, so no round would ever begin; leave the key out to run at any time"
+        texts: list[tuple[KeyPath, str | None, Callable[[str], object]]] = [
             (("every",), self.every, parse_interval),
             (("cron",), self.cron, cron_fields),
             (("until",), self.until, lambda text: parse_until(text, zone)),
         ]
-        if self.windows == ():
-            problem = "is empty, so no round would ever begin; leave the key out to run at any time"
-            mistakes.append((("windows",), problem))
         for index, window in enumerate(self.windows or ()):
-            named.append((("windows", index), window, lambda text: parse_window(text, zone)))
-        for key, text, parse in named:
+            texts.append((("windows", index), window, lambda text: parse_window(text, zone)))
+        for key, text, parse in texts:
             try:
                 if text is not None:
                     parse(text)
             except ValueError as error:
-                mistakes.append((key, str(error)))
-        refuse(mistakes)
-        return self
+                yield key, str(error)
 
 
 class Watching(Section):
@@ -195,7 +181,9 @@ class Watching(Section):
     on: tuple[Literal["decision", "pause", "failure"], ...] = Field(
         ("decision", "pause", "failure"), description="What the command and the webhook are told."
     )
-    command: tuple[str, ...] = Field((), description="A command and its arguments; it gets a JSON object on stdin.")
+    command: Annotated[tuple[str, ...], _command('["notify-send", "loop"]')] = Field(
+        (), description="A command and its arguments; it gets a JSON object on stdin."
+    )
     # It may hold a secret: it is neither stored with the run nor printed.
     webhook: str | None = Field(None, exclude=True, repr=False, description="A URL that gets the same by POST.")
     timeout_s: PositiveFloat = Field(30.0, description="A command or a request that takes longer is given up.")
@@ -205,11 +193,6 @@ class Watching(Section):
         description="Experiment trackers that get each round's figures; on this machine only, unless told otherwise.",
     )
     project: Name | None = Field(None, description="What trackers call it; default: the run's name.")
-
-    @field_validator("command")
-    @classmethod
-    def _command(cls, command: tuple[str, ...]) -> tuple[str, ...]:
-        return _a_command(command, '["notify-send", "loop"]')
 
     @field_validator("webhook")
     @classmethod

@@ -1,4 +1,4 @@
-"""What pydantic finds wrong with a file of ours, in our words. They come from the models' own JSON schema: said once, there."""
+"""What pydantic finds wrong with a file of ours, in our words. Limits and purposes come from the models' own JSON schema."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ MOST_COUNTED = 2**31 - 1  # of tokens, rows, threads: what libraries take
 
 def model_mistakes(model: type[BaseModel], tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
     """Every mistake by its key, the first one of each key. `text`: the tables as JSON."""
-    found: dict[KeyPath, str] = {}
+    mistakes: dict[KeyPath, str] = {}
     schema = _Schema(model)
     for key, value in leaves(tables):
         if isinstance(value, datetime.date | datetime.time):
-            found[key] = f"{value} is a date or time; no key takes one (text stands in quotes)"
+            mistakes[key] = f"{value} is a date or time; no key takes one (text stands in quotes)"
         elif isinstance(value, int) and (wanted := schema.nearer_to_zero(key, value)):
-            found[key] = f"{shown(value)} is out of all range; give {wanted}"
+            mistakes[key] = f"{shown(value)} is out of all range; give {wanted}"
     try:
         model.model_validate_json(text)
     except ValidationError as error:
         for details in error.errors(include_url=False):
             for key, problem in _explain(dict(details), tables, schema):
-                found.setdefault(key, problem)
-    return found
+                mistakes.setdefault(key, problem)
+    return mistakes
 
 
 def takes_a_list(model: type[BaseModel], key: KeyPath) -> bool:
-    """Whether what stands at this key may be a list."""
+    """Whether the value of this key may be a list."""
     node = _Schema(model).at(key)
     return "array" in [node.get("type"), *(option.get("type") for option in node.get("anyOf", []))]
 
@@ -64,7 +64,7 @@ def _explain(details: dict[str, Any], tables: Any, schema: _Schema) -> Iterator[
     elif details["loc"][-1] == "[key]":
         yield key, f"unknown key; it can be {_quoted(schema.at(key[:-1])['propertyNames']['enum'])}"
     elif kind == "too_short":
-        if not value:  # else its entries are at fault, and pydantic counts what is left of them
+        if not value:  # else its entries are at fault, and pydantic counts those that are left
             yield key, f"is empty; give at least one entry, {schema.wanted(key)}"
     else:
         yield key, _wrong_value(kind, key, value, schema)
@@ -91,7 +91,7 @@ def _wrong_value(kind: str, key: KeyPath, value: Any, schema: _Schema) -> str:
         return f"is a single table; write {_header((*key, 0))} with double brackets"
     if isinstance(value, list) and wanted == "a table":
         return f"is a list; write {_header(key)} with single brackets, once"
-    return f"{_found(value, wanted)}; give {wanted}"
+    return f"{_wrong_type(value, wanted)}; give {wanted}"
 
 
 def _unknown(key: KeyPath, schema: _Schema) -> str:
@@ -108,7 +108,7 @@ def _unknown(key: KeyPath, schema: _Schema) -> str:
 
 
 def _in_file(location: tuple[Any, ...], tables: Any) -> tuple[KeyPath, Any]:
-    """The part of pydantic's location that is in the file (its marks for unions are not), and what stands there."""
+    """The part of pydantic's location that is in the file (its marks for unions are not), and the value there."""
     key: KeyPath = ()
     value = tables
     for part in location:
@@ -120,7 +120,7 @@ def _in_file(location: tuple[Any, ...], tables: Any) -> tuple[KeyPath, Any]:
 
 
 class _Schema:
-    """What the pydantic models say about a key, in words. Built from their JSON schema, so that they say it once."""
+    """What the pydantic models say about a key, in words, taken from their JSON schema."""
 
     def __init__(self, model: type[BaseModel]) -> None:
         self.root = model.model_json_schema()
@@ -172,7 +172,7 @@ class _Schema:
     def nearer_to_zero(self, key: KeyPath, value: int) -> str | None:
         """What to write in place of a whole number that is beyond all use, at a key that names no limit of its own."""
         node = self.at(key)
-        kind = node.get("type", "number")  # of what a policy judges, the schema says nothing
+        kind = node.get("type", "number")  # the schema says nothing about the keys of a policy
         counts = kind == "integer" and not str(key[-1]).endswith("_bytes")
         most = MOST_COUNTED if counts else MOST
         if kind not in ("integer", "number") or abs(value) <= most or self.limits(key)[value > 0] is not None:
@@ -216,14 +216,14 @@ def _number(node: Mapping[str, Any]) -> str:
     return f"{name} {'of ' if limits[0].startswith('at') else ''}{' and '.join(limits)}" if limits else name
 
 
-def _found(value: Any, wanted: str) -> str:
-    """What is wrong with the type of what stands in the file."""
+def _wrong_type(value: Any, wanted: str) -> str:
+    """What is wrong with the type of a value in the file."""
     if isinstance(value, list | dict):
         return "is a list" if isinstance(value, list) else "is a table"
     if isinstance(value, str):
         return f"{shown(value)} is text"
     kind = re.match(r"a whole number|a number|text|true or false|a list|a table", wanted)
-    return f"{shown(value)} is not {kind[0] if kind else 'among what is possible'}"
+    return f"{shown(value)} is not {kind[0] if kind else 'one of the possible values'}"
 
 
 def _header(table: KeyPath) -> str:

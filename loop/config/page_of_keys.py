@@ -45,9 +45,9 @@ def keys_markdown() -> str:
             parts.append(_table(f"[[{name}]]" if name == "suites" else f"[{name}]", table))
             for key, inner in table.model_fields.items():
                 parts += [
-                    _table(f"[{name}.{key}]", one)
-                    for one in tables_in(inner.annotation)
-                    if "type" not in one.model_fields
+                    _table(f"[{name}.{key}]", inner_table)
+                    for inner_table in tables_in(inner.annotation)
+                    if "type" not in inner_table.model_fields
                 ]
     parts.append("# Tables with a type\n")
     for place, registry in _REGISTRIES.items():
@@ -89,7 +89,7 @@ def _row(key: str, field: FieldInfo) -> str:
 
 def _plain(default: Any) -> Any:
     if isinstance(default, tuple):
-        return [_plain(one) for one in default]
+        return [_plain(entry) for entry in default]
     if isinstance(default, BaseModel):
         return default.model_dump(include={"type"})
     return str(default) if isinstance(default, Path) else default
@@ -103,7 +103,7 @@ def _takes(annotation: Any) -> str:
     if origin is typing.Annotated:
         return _takes(inner[0])
     if origin in (typing.Union, types.UnionType):
-        kinds = [_takes(one) for one in inner if one is not type(None)]
+        kinds = [_takes(option) for option in inner if option is not type(None)]
         return " or ".join(dict.fromkeys(kinds))
     if origin in (tuple, list):
         return f"list: {_takes(inner[0])}"

@@ -30,7 +30,7 @@ def _may_change() -> Iterator[KeyPath]:
             yield from ((name, key) for key in keys_of(field.annotation, "cost"))
 
 
-# How long a run goes on, where it is kept and what computes it. Anything else defines the run and may not change in it.
+# How long a run continues, where it is kept and what computes it. Anything else defines the run and may not change in it.
 MAY_CHANGE = tuple(_may_change())
 
 
@@ -47,7 +47,7 @@ def config_sha256(config: Config) -> str:
 def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration for a run that began with these resolved settings: what a gate's table leaves out is as it was then.
 
-    Defaults of gates change between versions; the figure that a run decides on does not change in it.
+    Defaults of gates change between versions; the figure that a run decides on does not change within it.
     """
     stored = [as_stored(gate) for gate in settings["decide"]["gates"]]
     gates = config.decide.gates
@@ -62,7 +62,7 @@ def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """In what two resolved configurations are different runs; `old` is the run directory's, `new` the one at hand."""
+    """A line for each setting by which two resolved configurations are different runs. `old` is the run directory's."""
     before, now = dict(leaves(_defining(_completed(old)))), dict(leaves(_defining(new)))
     return [
         f"{dotted(key)} is {_setting(now, key)} here and {_setting(before, key)} in the run directory"

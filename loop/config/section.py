@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from loop.config.toml_lines import KeyPath
@@ -52,9 +52,13 @@ class Section(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
+    def mistakes(self) -> Iterable[Mistake]:
+        """What is wrong with how the keys go together."""
+        return ()
 
-def refuse(mistakes: Sequence[Mistake]) -> None:
-    """Raise for mistakes in how keys go together, each with the key that it belongs to; nothing if there are none."""
-    if mistakes:
-        text = "; ".join(problem for _, problem in mistakes)
-        raise PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": list(mistakes)})
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if mistakes := list(self.mistakes()):
+            text = "; ".join(problem for _, problem in mistakes)
+            raise PydanticCustomError("mistakes", "{text}", {"text": text, "mistakes": mistakes})
+        return self

@@ -7,18 +7,17 @@ every table is in `loop/config/section.py`. Reading the file is `loop/config/loa
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
-from loop.config.machine import Daemon, Engine, Grading, Schedule, Storage, Watching
-from loop.config.section import Cost, Mistake, Name, Operation, Section, Share, refuse
+from loop.config.machine import Daemon, Engine, Grading, ScheduleTable, Storage, Watching
+from loop.config.section import Cost, Mistake, Name, Operation, Section, Share
 from loop.words import shown
 from policies.adaptation import AfterRollback
-from policies.by_type import BadPolicy, by_type
+from policies.by_type import by_type
 from policies.data import DATA_POLICIES, DataPolicy, Replace
 from policies.gates import GATES, Collapse, Gate, Improvement
 from policies.policy import Policy
@@ -63,7 +62,7 @@ class Prompts(Section):
         "signature",
         description="The field with code to start from; where it is there but empty, a whole program is asked for.",
     )
-    limit: PositiveInt | None = Field(None, description="Use only the first so many distinct prompts.")
+    limit: PositiveInt | None = Field(None, description="Use only this many distinct prompts, the first ones.")
     per_round: PositiveInt | None = Field(
         None, description="Prompts per round, taken in turn from a seeded shuffle; without it all, every round."
     )
@@ -76,15 +75,19 @@ class Sampling(Decoding):
     num_samples: PositiveInt = Field(1, description="Completions per prompt; the paper takes one.")
     control: bool = Field(False, description="Allow temperature 1 without truncation, as an experiment's control.")
 
-    @model_validator(mode="after")
-    def _not_a_fixed_point(self) -> Sampling:
-        if self.temperature == 1.0 and not self.truncates and self.repetition_penalty == 1.0 and not self.control:
-            problem = (
-                "1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient of training on "
-                "its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"
+    def is_fixed_point(self, temperature: float) -> bool:
+        """Whether training on samples of this temperature changes nothing on average, and `control` does not allow it."""
+        return temperature == 1.0 and not self.truncates and self.repetition_penalty == 1.0 and not self.control
+
+    def mistakes(self) -> Iterator[Mistake]:
+        if self.is_fixed_point(self.temperature):
+            yield (
+                ("temperature",),
+                (
+                    "1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient of training on "
+                    "its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"
+                ),
             )
-            refuse([(("temperature",), problem)])
-        return self
 
 
 class Collect(Section):
@@ -135,19 +138,15 @@ class Training(Section):
         True, description="Recompute activations: less memory, about a third more time."
     )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Training:
-        mistakes: list[Mistake] = []
+    def mistakes(self) -> Iterator[Mistake]:
         if self.num_epochs is not None and self.num_steps is not None:
-            mistakes.append((("num_steps",), "num_epochs and num_steps are both given; give one"))
+            yield ("num_steps",), "num_epochs and num_steps are both given; give one"
         if self.batch_size % self.micro_batch_size:
             problem = f"{self.micro_batch_size} does not divide batch_size {self.batch_size}; give a divisor of it"
-            mistakes.append((("micro_batch_size",), problem))
+            yield ("micro_batch_size",), problem
         if self.min_learning_rate > self.learning_rate:
             problem = f"{self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}; give at most that"
-            mistakes.append((("min_learning_rate",), problem))
-        refuse(mistakes)
-        return self
+            yield ("min_learning_rate",), problem
 
 
 PromptFormat = Literal["chat-fence", "chat", "completion"]
@@ -159,7 +158,7 @@ class Suite(Decoding):
 
     name: Name = Field(description="What reports call it; unique.")
     source: str = Field(description='"first-steps" or "humaneval" (shipped), or a file in one of the known formats.')
-    limit: PositiveInt | None = Field(None, description="Use only so many problems, chosen by the hash of their id.")
+    limit: PositiveInt | None = Field(None, description="Use only this many problems, chosen by the hash of their id.")
     num_samples: PositiveInt = Field(1, description="Completions per problem.")
     pass_at: tuple[PositiveInt, ...] = Field(
         (1,), min_length=1, description="The k of each pass@k; at most num_samples."
@@ -181,22 +180,20 @@ class Suite(Decoding):
             raise ValueError(f"the shares sum to {sum(splits.values()):.10g}; they must sum to 1")
         return splits
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Suite:
-        mistakes: list[Mistake] = []
+    def mistakes(self) -> Iterator[Mistake]:
         if max(self.pass_at) > self.num_samples:
-            problem = (
-                f"pass@{max(self.pass_at)} needs as many samples but num_samples is {self.num_samples}; "
-                f"raise num_samples to at least {max(self.pass_at)}, or ask for a smaller k"
+            yield (
+                ("pass_at",),
+                (
+                    f"pass@{max(self.pass_at)} needs as many samples but num_samples is {self.num_samples}; "
+                    f"raise num_samples to at least {max(self.pass_at)}, or ask for a smaller k"
+                ),
             )
-            mistakes.append((("pass_at",), problem))
         if self.greedy and self.num_samples > 1:
             problem = f"{self.num_samples} greedy completions of a problem are all the same; set num_samples = 1"
-            mistakes.append((("num_samples",), problem))
+            yield ("num_samples",), problem
         if self.greedy and (self.temperature != 1.0 or self.truncates):
-            mistakes.append((("greedy",), "excludes temperature, top_k and top_p; remove them or greedy"))
-        refuse(mistakes)
-        return self
+            yield ("greedy",), "excludes temperature, top_k and top_p; remove them or greedy"
 
 
 class Decide(Section):
@@ -230,11 +227,9 @@ class Decide(Section):
             raise ValueError('no gates, so every candidate would be kept; give at least one, {type = "improvement"}')
         return gates
 
-    @model_validator(mode="after")
-    def _two_parts(self) -> Decide:
+    def mistakes(self) -> Iterator[Mistake]:
         if self.confirm == self.split:
-            refuse([(("confirm",), f"{self.confirm!r} is decide.split, too; what confirms must be another part")])
-        return self
+            yield ("confirm",), f"{self.confirm!r} is decide.split, too; what confirms must be another part"
 
     def policy(self) -> Policy:
         """The policy that this asks for."""
@@ -254,21 +249,19 @@ class Diagnosis(Section):
     lock_below_nats: float = Field(0.3, gt=0.0, description="A position is a lock where the base's entropy is lower.")
     fork_above_nats: float = Field(1.0, gt=0.0, description="A position is a fork where the base's entropy is higher.")
 
-    @model_validator(mode="after")
-    def _sensible(self) -> Diagnosis:
-        mistakes: list[Mistake] = []
+    def mistakes(self) -> Iterator[Mistake]:
         if self.fork_above_nats < self.lock_below_nats:
             problem = f"is below lock_below_nats ({self.lock_below_nats:g}), so a position could be both; raise it"
-            mistakes.append((("fork_above_nats",), problem))
+            yield ("fork_above_nats",), problem
         numbers = self.num_prompts * self.max_new_tokens * self.top
         if numbers > MAX_PROBE_NUMBERS:
-            problem = (
-                f"num_prompts * max_new_tokens * top is {numbers}, and all of it is held in memory; "
-                f"stay at or below {MAX_PROBE_NUMBERS}"
+            yield (
+                ("num_prompts",),
+                (
+                    f"num_prompts * max_new_tokens * top is {numbers}, and all of it is held in memory; "
+                    f"stay at or below {MAX_PROBE_NUMBERS}"
+                ),
             )
-            mistakes.append((("num_prompts",), problem))
-        refuse(mistakes)
-        return self
 
 
 class Config(Section):
@@ -289,7 +282,7 @@ class Config(Section):
     diagnosis: Diagnosis = Field(default_factory=Diagnosis)
     grading: Grading = Field(default_factory=Grading)
     engine: Cost[Engine] = Field(default_factory=Engine)
-    schedule: Operation[Schedule] = Field(default_factory=Schedule)
+    schedule: Operation[ScheduleTable] = Field(default_factory=ScheduleTable)
     storage: Operation[Storage] = Field(default_factory=Storage)
     watching: Operation[Watching] = Field(default_factory=Watching)
     daemon: Operation[Daemon] = Field(default_factory=Daemon)
@@ -307,52 +300,33 @@ class Config(Section):
                 raise ValueError(f"{shown(run_dir)} is not the name of a directory; leave the key out for .loop")
         return run_dir
 
-    @model_validator(mode="after")
-    def _names(self) -> Config:
-        refuse(naming_mistakes([suite.model_dump() for suite in self.suites], self.decide.model_dump()))
-        return self
-
-    @model_validator(mode="after")
-    def _changes(self) -> Config:
-        changes, training = self.after_rollback, self.training
-        mistakes: list[Mistake] = []
+    def mistakes(self) -> Iterator[Mistake]:
+        changes, training, num_processes = self.after_rollback, self.training, self.engine.num_training_processes
         for index, temperature in enumerate(changes.temperatures):
-            fixed = temperature == 1.0 and not self.sampling.truncates and self.sampling.repetition_penalty == 1.0
-            if fixed and not self.sampling.control:
+            if self.sampling.is_fixed_point(temperature):
                 problem = "1 without top_k, top_p or repetition_penalty in [sampling] is a fixed point; give another"
-                mistakes.append((("after_rollback", "temperatures", index), problem))
+                yield ("after_rollback", "temperatures", index), problem
         floor = changes.learning_rate_floor
         if floor is not None and floor > training.learning_rate:
             problem = f"{floor:g} is above training.learning_rate {training.learning_rate:g}; give at most that"
-            mistakes.append((("after_rollback", "learning_rate_floor"), problem))
+            yield ("after_rollback", "learning_rate_floor"), problem
         if changes.length_factor < 1.0 and training.num_steps is None and training.num_epochs in (None, 1):
             problem = "a single epoch cannot be made shorter; give training.num_steps, or leave this out"
-            mistakes.append((("after_rollback", "length_factor"), problem))
-        refuse(mistakes)
-        return self
-
-    @model_validator(mode="after")
-    def _whole_weights(self) -> Config:
-        if self.engine.sampler == "server" and self.training.method == "lora" and not self.training.lora.merge:
+            yield ("after_rollback", "length_factor"), problem
+        if self.engine.sampler == "server" and training.method == "lora" and not training.lora.merge:
             problem = 'a server (engine.sampler = "server") takes whole weights only; set merge = true'
-            refuse([(("training", "lora", "merge"), problem)])
-        return self
-
-    @model_validator(mode="after")
-    def _training_processes(self) -> Config:
-        num, training = self.engine.num_training_processes, self.training
-        mistakes: list[Mistake] = []
-        if num > 1 and training.batch_size % (training.micro_batch_size * num):
-            problem = (
-                f"{num} times training.micro_batch_size {training.micro_batch_size} does not divide "
-                f"training.batch_size {training.batch_size}; lower one of them"
+            yield ("training", "lora", "merge"), problem
+        if num_processes > 1 and training.batch_size % (training.micro_batch_size * num_processes):
+            yield (
+                ("engine", "num_training_processes"),
+                (
+                    f"{num_processes} times training.micro_batch_size {training.micro_batch_size} does not divide "
+                    f"training.batch_size {training.batch_size}; lower one of them"
+                ),
             )
-            mistakes.append((("engine", "num_training_processes"), problem))
-        if num > 1 and training.method == "lora":
+        if num_processes > 1 and training.method == "lora":
             problem = 'LoRA is trained by one process; set 1, or training.method = "full"'
-            mistakes.append((("engine", "num_training_processes"), problem))
-        refuse(mistakes)
-        return self
+            yield ("engine", "num_training_processes"), problem
 
     @property
     def wants_tests(self) -> bool:
@@ -361,43 +335,4 @@ class Config(Section):
 
     def suite(self, name: str) -> Suite:
         """The suite of that name; KeyError if there is none."""
-        for suite in self.suites:
-            if suite.name == name:
-                return suite
-        raise KeyError(name)
-
-
-def naming_mistakes(suites: Sequence[Mapping[str, Any]], decide: Mapping[str, Any]) -> list[Mistake]:
-    """Suites that share a name, and a decision or a gate on what is not there. Gaps in the tables are passed over."""
-    mistakes: list[Mistake] = []
-    named: dict[str, Mapping[str, Any]] = {}
-    for index, suite in enumerate(suites):
-        name = suite.get("name")
-        if isinstance(name, str):
-            if name in named:
-                mistakes.append((("suites", index, "name"), f"two suites are called {name!r}; give each its own name"))
-            named.setdefault(name, suite)
-    chosen, split = decide.get("suite"), decide.get("split", "select")
-    gates, others = decide.get("gates"), [name for name in named if name != chosen]
-    for index, gate in enumerate(gates if isinstance(gates, list | tuple) else ()):
-        with contextlib.suppress(BadPolicy):  # which is told of the gate itself
-            if (canary := GATES.build(gate).canary) is not None and canary not in others:
-                known = ", ".join(others) or "none"
-                problem = f"{shown(canary)} is no suite beside the one that decides; there: {known}"
-                mistakes.append((("decide", "gates", index, "suite"), problem))
-    if not isinstance(chosen, str) or not named:
-        return mistakes
-    if chosen not in named:
-        problem = f"{chosen!r} is not among the suites; name one of {', '.join(named)}"
-        return [*mistakes, (("decide", "suite"), problem)]
-    splits = named[chosen].get("splits", {"select": 1.0})
-    if isinstance(splits, Mapping) and isinstance(split, str) and not splits.get(split):
-        shares = ", ".join(str(name) for name, share in splits.items() if share) or "none"
-        problem = f"{split!r} has no share of the problems of suite {chosen!r}; its splits are {shares}"
-        mistakes.append((("decide", "split"), problem))
-    confirm = decide.get("confirm")
-    if isinstance(splits, Mapping) and isinstance(confirm, str) and not splits.get(confirm):
-        example = "{ select = 0.2, confirm = 0.8 }"
-        problem = f"{confirm!r} has no share of the problems of suite {chosen!r}; set its splits, as in {example}"
-        mistakes.append((("decide", "confirm"), problem))
-    return mistakes
+        return {suite.name: suite for suite in self.suites}[name]

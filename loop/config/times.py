@@ -50,7 +50,7 @@ class Window:
     zone: tzinfo
 
     def spans(self, around: datetime, days: int) -> Iterator[tuple[datetime, datetime]]:
-        """Start and end of every occurrence that starts within two days before `around` and `days` days after it. None is empty."""
+        """Start and end of every occurrence that starts from two days before `around` to `days` days after it. None is empty."""
         midnight = wall_clock(around, self.zone).replace(hour=0, minute=0, second=0, microsecond=0)
         for offset in range(-2, days + 1):
             day = midnight + timedelta(days=offset)
@@ -65,16 +65,16 @@ def parse_window(text: str, zone: tzinfo) -> Window:
     days: frozenset[int] | None = None
     times: tuple[int, ...] | None = None
     words = re.sub(r"\s*,\s*", ",", text).split()
-    for place, word in enumerate(words):
+    for index, word in enumerate(words):
         if times is None and (match := _TIMES.fullmatch(word)):
             times = tuple(int(part) for part in match.groups())
         elif days is None and times is None and (named := _days(word)) is not None:
             days = named
-        elif place == len(words) - 1 and place > 0:
+        elif index == len(words) - 1 and index > 0:
             zone = parse_zone(word)
         else:
-            known = "neither days nor times" if place == 0 else "not expected here"
-            raise ValueError(f"{quoted(text)}: {quoted(word)} is {known}; {_WINDOW_REMEDY}")
+            what = "neither days nor times" if index == 0 else "not expected here"
+            raise ValueError(f"{quoted(text)}: {quoted(word)} is {what}; {_WINDOW_REMEDY}")
     if not words:
         raise ValueError(f"{quoted(text)} names neither days nor times; {_WINDOW_REMEDY}")
     first, first_minute, last, last_minute = times or (0, 0, 24, 0)
@@ -91,14 +91,14 @@ def _days(word: str) -> frozenset[int] | None:
     """The days that a word names, such as Mon-Fri or Sat,Sun; None if it names none."""
     if (named := _NAMED_DAYS.get(word.lower())) is not None:
         return named
-    found: set[int] = set()
+    days: set[int] = set()
     for part in word.split(","):
         first, dash, last = part.partition("-")
         start, end = _day(first), _day(last if dash else first)
         if start is None or end is None:
             return None
-        found.update(day % 7 for day in range(start, end + 1 + 7 * (end < start)))
-    return frozenset(found)
+        days.update(day % 7 for day in range(start, end + 1 + 7 * (end < start)))
+    return frozenset(days)
 
 
 def _day(word: str) -> int | None:
@@ -109,7 +109,7 @@ def _day(word: str) -> int | None:
 def parse_zone(name: str) -> tzinfo:
     """The time zone of an IANA name; ValueError says what is wrong with it."""
     if name == "UTC":
-        return UTC  # there even where no time zones are installed
+        return UTC  # known even where no time zones are installed
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # OSError: the name of a directory of zones
@@ -119,7 +119,7 @@ def parse_zone(name: str) -> tzinfo:
 
 
 def parse_interval(text: str) -> timedelta:
-    """ "continuous" (0), "6h", "90m" or "1d"; ValueError says what is wrong with it."""
+    """The time that "continuous" (0), "6h", "90m" or "1d" means; ValueError says what is wrong with it."""
     if text == "continuous":
         return timedelta(0)
     match = _INTERVAL.fullmatch(text.strip())
@@ -138,8 +138,8 @@ def parse_until(text: str, zone: tzinfo) -> datetime:
     try:
         if not _UNTIL.fullmatch(text):
             raise ValueError("not of this form")
-        found = datetime.fromisoformat(text)
-        return found.astimezone(UTC) if found.tzinfo else moment_of(found, zone)
+        until = datetime.fromisoformat(text)
+        return until.astimezone(UTC) if until.tzinfo else moment_of(until, zone)
     except (ValueError, OverflowError):
         raise ValueError(
             f'{quoted(text)} is not a date with a time; write "2026-12-24T08:00", or "2026-12-24T08:00+01:00"'

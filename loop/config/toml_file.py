@@ -20,7 +20,7 @@ Placed = tuple[str, int, KeyPath, str]  # a mistake: file, line, key, and what i
 
 @dataclass(frozen=True, slots=True)
 class TomlFile:
-    """What was read. `json`: the tables as JSON; `place`: what messages call the file."""
+    """A file that was read. `json`: the tables as JSON; `place`: what messages call the file."""
 
     place: str
     tables: dict[str, Any] = field(repr=False)
@@ -31,20 +31,20 @@ class TomlFile:
         """A mistake at this key, in the line of the nearest part of it that is in the file."""
         return self.place, line_of(self.lines, key), key, problem
 
-    def refuse(self, found: Iterable[tuple[KeyPath, str]]) -> None:
-        """ConfigError with a line for each of these mistakes; nothing if there are none."""
-        if placed := [self.at(key, problem) for key, problem in found]:
+    def refuse(self, mistakes: Iterable[tuple[KeyPath, str]]) -> None:
+        """ConfigError with a line for each of these mistakes; nothing without any."""
+        if placed := [self.at(key, problem) for key, problem in mistakes]:
             raise ConfigError(in_lines(placed))
 
 
-def in_lines(found: Iterable[Placed]) -> str:
+def in_lines(mistakes: Iterable[Placed]) -> str:
     """A line for each mistake, in the order of the files."""
-    ordered = sorted(found, key=lambda one: (one[0], one[1], dotted(one[2])))
+    ordered = sorted(mistakes, key=lambda placed: (*placed[:2], dotted(placed[2])))
     return "\n".join(f"{place}:{line}: {dotted(key)}: {problem}" for place, line, key, problem in ordered)
 
 
 def read_toml(path: Path) -> TomlFile:
-    """ConfigError in one line if it is not there or not TOML; PermissionDenied if it cannot be read."""
+    """ConfigError in one line if the file is missing or not TOML; PermissionDenied if it cannot be read."""
     place = printable(str(path))
     text = _text(path, place)
     try:
@@ -52,9 +52,9 @@ def read_toml(path: Path) -> TomlFile:
         return TomlFile(place, tables, json.dumps(tables, default=str), key_lines(text))
     except tomllib.TOMLDecodeError as error:
         reason, line = str(error), max(1, len(text.splitlines()))
-        if found := re.search(r" \((?:at line (\d+), column \d+|at end of document)\)$", reason):
-            line = int(found[1] or line)
-            reason = reason[: found.start()]
+        if at := re.search(r" \((?:at line (\d+), column \d+|at end of document)\)$", reason):
+            line = int(at[1] or line)
+            reason = reason[: at.start()]
         raise ConfigError(f"{place}:{line}: is not TOML: {printable(reason)}; {_toml_remedy(reason)}") from None
     except (RecursionError, ValueError):  # ValueError: a whole number of thousands of digits
         raise ConfigError(f"{place}: is nested too deeply, or holds a number out of all range; simplify it") from None

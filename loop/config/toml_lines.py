@@ -40,7 +40,7 @@ class _Scanner:
         self.text = text
         self.position = 0
         self.lines: dict[KeyPath, int] = {}
-        self.num_tables: dict[KeyPath, int] = {}  # of each array of tables so far
+        self.num_tables: dict[KeyPath, int] = {}  # how many each array of tables has so far
         self.counted, self.line = 0, 1
 
     def scan(self) -> dict[KeyPath, int]:
@@ -109,12 +109,12 @@ class _Scanner:
             self.entries(path, "}")
         else:
             pattern = _STRING if opening in "\"'" else _BARE_VALUE
-            found = pattern.match(self.text, self.position)
-            assert found is not None, f"no value at {self.position}: the text is not TOML"
-            self.position = found.end()
+            match = pattern.match(self.text, self.position)
+            assert match is not None, f"no value at {self.position}: the text is not TOML"
+            self.position = match.end()
 
     def entries(self, path: KeyPath, closing: str) -> None:
-        """The inside of an array or of an inline table."""
+        """Read the inside of an array or of an inline table."""
         self.position += 1
         index = 0
         while True:
@@ -132,8 +132,8 @@ class _Scanner:
                 index += 1
 
     def skip_blank(self) -> None:
-        found = _BLANK.match(self.text, self.position)
-        self.position = found.end() if found else self.position
+        blank = _BLANK.match(self.text, self.position)
+        self.position = blank.end() if blank else self.position
 
     def line_here(self) -> int:
         self.line += self.text.count("\n", self.counted, self.position)

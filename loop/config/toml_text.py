@@ -13,7 +13,7 @@ _BARE = re.compile(r"[A-Za-z0-9_-]+")
 def toml_text(tables: Mapping[str, Any]) -> str:
     """A TOML document. Values are strings, numbers, booleans, lists and tables; TypeError for anything else.
 
-    A key whose value is None is left out: what is not set does not stand in a file.
+    A key whose value is None is left out: a file does not name what is not set.
     """
     lines = _pairs({name: value for name, value in tables.items() if not _has_header(value)})
     for name, value in tables.items():

@@ -18,7 +18,7 @@ from loop.config.cron import Cron
 from loop.config.times import ONE_DAY, parse_interval, parse_until, parse_window, parse_zone
 
 if TYPE_CHECKING:
-    from loop.config.machine import Schedule as Settings
+    from loop.config.machine import ScheduleTable
 
 
 class Schedule:
@@ -27,7 +27,7 @@ class Schedule:
     It remembers only what it takes to live with a clock that is set back. Answers are in UTC.
     """
 
-    def __init__(self, settings: Settings, begun_at: datetime) -> None:
+    def __init__(self, settings: ScheduleTable, begun_at: datetime) -> None:
         self.settings, self.begun_at = settings, begun_at.astimezone(UTC)
         zone = parse_zone(settings.timezone)
         self.interval = parse_interval(settings.every) if settings.every else timedelta(0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Annotated
@@ -43,7 +43,7 @@ class Gate(BaseModel, ABC):
 
     @property
     def canary(self) -> str | None:
-        """The suite that this gate looks at instead of the one that decides, if it does. It is asked last."""
+        """The suite that this gate looks at instead of the one that decides; such a gate is asked last. None: it does not."""
         return None
 
     @property
@@ -53,29 +53,27 @@ class Gate(BaseModel, ABC):
 
     @property
     def needs_best(self) -> bool:
-        """Whether it wants the best kept round measured beside head and candidate."""
+        """Whether this gate wants the best kept round measured beside head and candidate."""
         return False
 
 
 def values(problems: Sequence[Problem], who: Who, metric: str) -> list[Fraction]:
     """Each problem's success rate, or its pass@k. BadEvidence where k is more than the samples there are."""
     k = int(metric.removeprefix("pass@"))
-    found = []
+    rates = []
     for problem in problems:
         outcomes = getattr(problem, who)
         assert outcomes is not None, who
-        if k == 1:
-            found.append(Fraction(sum(outcomes), len(outcomes)))
-            continue
         try:
-            found.append(Fraction(pass_at_k(len(outcomes), sum(outcomes), k)))
+            exact = Fraction(sum(outcomes), len(outcomes))
+            rates.append(exact if k == 1 else Fraction(pass_at_k(len(outcomes), sum(outcomes), k)))
         except ValueError as error:
             raise BadEvidence(f"task {shown(problem.task_id)}: {error}") from None
-    return found
+    return rates
 
 
 def mean(rates: Sequence[Fraction]) -> float:
-    """Of at least one."""
+    """The mean of at least one rate."""
     return float(sum(rates, Fraction()) / len(rates))
 
 
@@ -98,32 +96,25 @@ def compared(name: str, value: float, limit: float) -> str:
     return f"{name} {signed(value, digits)} {relation} the limit {limit:z.{digits}f}"
 
 
-def sizes(problems: Sequence[Problem], there: SplitEvidence) -> str:
+def sizes(problems: Sequence[Problem], split: SplitEvidence) -> str:
     """'100 of 225 problems x 2 samples'"""
-    num = f"{len(problems)}"
-    if not there.complete:
-        num += f" of {there.num_planned}"
-    return f"{num} {'problem' if num == '1' else 'problems'} x {_samples(len(p.candidate) for p in problems)}"
-
-
-def _samples(num_samples: Iterable[int]) -> str:
-    counts = sorted(set(num_samples))
-    if len(counts) > 1:
-        return f"{counts[0]} to {counts[-1]} samples"
-    return f"{counts[0]} sample" if counts == [1] else f"{counts[0]} samples"
+    num = f"{len(problems)}" if split.complete else f"{len(problems)} of {split.num_planned}"
+    counts = sorted({len(problem.candidate) for problem in problems})
+    samples = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return f"{num} problem{'s' * (num != '1')} x {samples} sample{'s' * (counts != [1])}"
 
 
 def where(evidence: Evidence, split: str) -> str:
     """'first-steps (select, T 1.0, top_p 0.95)': a figure never stands without its decoding settings."""
-    there = evidence.split(split)
-    decoding = there.decoding if there.decoding is not None else evidence.decoding
+    seen = evidence.split(split)
+    decoding = seen.decoding if seen.decoding is not None else evidence.decoding
     name = split if split.isprintable() else shown(split)
-    parts = [*([name] if split != there.suite else []), *_decoding(decoding or {})]
-    return f"{there.suite} ({', '.join(parts)})" if parts else there.suite
+    parts = [*([name] if split != seen.suite else []), *_decoding(decoding or {})]
+    return f"{seen.suite} ({', '.join(parts)})" if parts else seen.suite
 
 
 def _decoding(decoding: Mapping[str, JsonValue]) -> list[str]:
-    """What is said of decoding: greedy, or the temperature and whatever else departs from plain sampling."""
+    """Decoding in words: greedy, or the temperature and whatever else departs from plain sampling."""
     if decoding.get("greedy") or decoding.get("temperature") == 0:
         return ["greedy"]
     neutral = {"temperature": None, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0}
@@ -155,11 +146,10 @@ class Paired:
 def paired(
     evidence: Evidence, split: str, metric: str, *, against: Who = "head", difficulty: str | None = None
 ) -> Paired:
-    """Candidate and the other one on a split. BadEvidence where there is nothing to compare."""
-    there = {problem.task_id: problem for problem in evidence.split(split).problems}
-    draw = evidence.draw if evidence.draw is not None else evidence.round
-    drawn = drawing_order(draw, list(there))
-    problems = tuple(there[task_id] for task_id in drawn if difficulty in (None, there[task_id].difficulty))
+    """Candidate and another checkpoint on a split. BadEvidence where there is nothing to compare."""
+    by_id = {problem.task_id: problem for problem in evidence.split(split).problems}
+    drawn = drawing_order(evidence.draw if evidence.draw is not None else evidence.round, list(by_id))
+    problems = tuple(by_id[task_id] for task_id in drawn if difficulty in (None, by_id[task_id].difficulty))
     if not problems:
         raise BadEvidence(f"splits.{split}: no problem of difficulty {shown(difficulty)}")
     if getattr(problems[0], against) is None:

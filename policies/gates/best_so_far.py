@@ -26,13 +26,12 @@ class BestSoFar(Gate):
 
     @property
     def needs_best(self) -> bool:
-        """See `Gate.needs_best`."""
         return True
 
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Figures: `gain_over_best` with a one-sided upper bound; `back_to`, the round that the head should go back to."""
-        there = evidence.split(look.split)
-        if there.problems[0].best is None:
+        split = evidence.split(look.split)
+        if split.problems[0].best is None:
             return GateResult(
                 type=self.type, verdict="pass", reason="the head is the best round so far", figures={"back_to": None}
             )
@@ -57,7 +56,7 @@ class BestSoFar(Gate):
         reason = (
             f"{self.metric} on {where(evidence, look.split)}: candidate {mean(best.ours):.3f} against {mean(best.theirs):.3f} of "
             f"{name}, the best so far: {signed(ours.gain)}, {percent(1 - self.alpha)} upper bound {signed(ours.upper)}, "
-            f"on {sizes(best.problems, there)}"
+            f"on {sizes(best.problems, split)}"
         )
         if worse:
             reason += f"; worse than {name}"

@@ -18,12 +18,12 @@ from policies.evidence import BadEvidence, Evidence
 from policies.gates.base import Gate, Look
 
 NOISE = 1.25
-"""A signal is beyond a limit if it is so by more than this many standard errors.
+"""A signal is beyond a limit only by more than this many standard errors.
 
-Errors are over problems, as if the other side had answered other ones; as it answers the same, they are larger than need be.
+Errors are over problems, as if the other side had answered other problems; as it answers the same, they are larger than need be.
 """
 FEWEST = 150
-"""Below so many samples in all, errors are too rough to be trusted, and default limits are not asked about what is counted."""
+"""With fewer samples in all, errors are too rough to be trusted, and default limits do not apply to what is counted."""
 
 
 class Limit(BaseModel):
@@ -67,7 +67,7 @@ DEFAULTS: dict[str, Limit] = {
     "mean_length": Limit(min_of_head=0.7, max_of_head=1.6, min_of_base=0.5, max_of_base=2.5),
     **FORM,
 }
-FIRST_DEFAULTS: dict[str, Limit] = {  # of decisions that are stored without `defaults`, so that replay says the same
+FIRST_DEFAULTS: dict[str, Limit] = {  # decisions that are stored without `defaults` had these, and replay needs them
     "entropy": Limit(min_of_head=0.6, min_of_base=0.35),
     "distinct_solution_rate": Limit(min_of_head=0.75, min_of_base=0.5),
     "spread": Limit(min_of_head=0.6, min_of_base=0.4),
@@ -83,8 +83,8 @@ class Collapse(Gate):
     Signals: entropy (mean of the next token's, nats), distinct_solution_rate (different answers to a problem as a share of
     all), distinct_correct_rate (different right ones as a share of all), spread ((pass@k - pass@1) / (1 - pass@1): what
     further samples win of what the first leaves), mean_length (tokens), truncation_rate, code_rate, loss_gap (held-out minus
-    training loss of the final weights, nats; 0 for the base). What samples are counted for comes with its standard error, and 1.25 of them
-    are allowed for. Other signals, such as fork_entropy, only where `limits` names them.
+    training loss of the final weights, nats; 0 for the base). Signals that count samples come with a standard error, of which 1.25 are
+    allowed for. Other signals, such as fork_entropy, only where `limits` names them.
     """
 
     type: Literal["collapse"] = "collapse"
@@ -144,7 +144,7 @@ def _beyond(
     """Each way in which a signal is beyond its limit by more than noise, in words."""
     ours, error = candidate[name], f"{name}_error"
     others = [(who, side) for who, side in (("head", head), ("base", base)) if name in side]
-    found = []
+    ways = []
 
     def room(side: Mapping[str, float], share: float) -> float:
         return NOISE * math.hypot(candidate.get(error, 0.0), share * side.get(error, 0.0))
@@ -154,19 +154,19 @@ def _beyond(
         theirs, left = side[name], _wrong_left(candidate, side) if limit.less_wrong else 1.0
         but = f", with {left:.2g} of its wrong answers left" if left < 1 else ""
         if least is not None and ours + room(side, least * left) < least * left * theirs:
-            found.append(f"under {least:g} of the {who}'s {theirs:.3g}{but}")
+            ways.append(f"under {least:g} of the {who}'s {theirs:.3g}{but}")
         if most is not None and ours - room(side, most) > most * theirs:
-            found.append(f"over {most:g} of the {who}'s {theirs:.3g}")
+            ways.append(f"over {most:g} of the {who}'s {theirs:.3g}")
     _, low = min(others, key=lambda other: other[1][name])
     _, high = max(others, key=lambda other: other[1][name])
     if limit.max_fall is not None and ours + room(low, 1.0) < low[name] - limit.max_fall:
-        found.append(f"more than {limit.max_fall:g} below {low[name]:.3g}")
+        ways.append(f"more than {limit.max_fall:g} below {low[name]:.3g}")
     if limit.max_rise is not None and ours - room(high, 1.0) > high[name] + limit.max_rise:
-        found.append(f"more than {limit.max_rise:g} above {high[name]:.3g}")
-    return found
+        ways.append(f"more than {limit.max_rise:g} above {high[name]:.3g}")
+    return ways
 
 
 def _wrong_left(candidate: Mapping[str, float], other: Mapping[str, float]) -> float:
-    """Which share of the other's wrong answers the candidate still gives; 1 where that is not known, or more."""
+    """The share of the other's wrong answers that the candidate still gives; 1 where it gives more, or that is not known."""
     ours, theirs = candidate.get("pass@1"), other.get("pass@1")
     return 1.0 if ours is None or theirs is None or ours <= theirs else (1 - ours) / (1 - theirs)

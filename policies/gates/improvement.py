@@ -11,21 +11,29 @@ from policies.budget import level as level_of_look
 from policies.decision import Figure, GateResult
 from policies.evidence import Evidence
 from policies.gates.base import Gate, Look, Metric, Paired, Share, compared, mean, paired, percent, signed, sizes, where
+from policies.sequential import Finding
 from policies.sequential import look as sequential_look
 from policies.statistics import paired_gain, sign_flip_p_value, smallest_detectable_gain
 
 FINAL = 0.8
-"""Of a look in parts: the share of its level that is kept for all problems together."""
+"""The share of a level that a look in parts keeps for all problems together."""
 SCREEN_FINAL = 0.99
-"""The same where it only screens: nothing is gained by letting a candidate through early."""
-BARELY = 1e-9  # a bound above the limit of which no more is known
+"""The same where a look only screens: nothing is gained by letting a candidate through early."""
+BARELY = 1e-9  # by how much a bound is above the limit where no more than that is known
+
+
+_VERDICTS: dict[Finding, Literal["pass", "fail", "inconclusive"]] = {
+    "gain": "pass",
+    "no_gain": "fail",
+    "unclear": "inconclusive",
+}
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """What the tests of one look say."""
+class Tested:
+    """The outcome of one look's test."""
 
-    verdict: Literal["gain", "no_gain", "unclear"]
+    verdict: Finding
     gain: float
     lower: float
     upper: float
@@ -53,7 +61,7 @@ class Improvement(Gate):
         default=0.8,
         ge=0.5,
         lt=1.0,
-        description="Of the smallest detectable gain, which is reported and decides nothing.",
+        description="The chance of finding the smallest detectable gain, which is reported and decides nothing.",
     )
     alpha: Share = Field(default=0.05, description="The chance that the whole run ever keeps what is no better.")
     budget: Literal["run", "round"] = Field(
@@ -75,7 +83,6 @@ class Improvement(Gate):
 
     @property
     def screens(self) -> bool:
-        """See `Gate.screens`."""
         return True
 
     @property
@@ -95,9 +102,9 @@ class Improvement(Gate):
         Figures: `lower` is a one-sided bound at 1 - `level`, `upper` one at 1 - miss; `num_samples` is the fewest of any
         problem; `p_value` of "no gain" where all problems were judged at once, `e_gain` and `e_none` where they came in parts.
         """
-        there, level = evidence.split(look.split), self.level(evidence, look)
+        split, level = evidence.split(look.split), self.level(evidence, look)
         pair = paired(evidence, look.split, self.metric)
-        found = self._in_parts(pair, level, there.complete, look) if there.sequential else self._at_once(pair, level)
+        tested = self._in_parts(pair, level, split.complete, look) if split.sequential else self._at_once(pair, level)
         differences = pair.differences
         num_samples = [len(problem.candidate) for problem in pair.problems]
         detectable = smallest_detectable_gain(differences, level, self.power)
@@ -105,13 +112,13 @@ class Improvement(Gate):
             "metric": self.metric,
             "head": mean(pair.theirs),
             "candidate": mean(pair.ours),
-            "gain": found.gain,
-            "lower": found.lower,
-            "upper": found.upper,
+            "gain": tested.gain,
+            "lower": tested.lower,
+            "upper": tested.upper,
             "level": level,
             "min_gain": self.min_gain,
             "target_gain": self.target,
-            **found.figures,
+            **tested.figures,
             "num_problems": len(pair.problems),
             "num_samples": min(num_samples),
             "smallest_detectable_gain": detectable,
@@ -132,14 +139,11 @@ class Improvement(Gate):
             over_base = f" (base {mean(base.theirs):.3f})"
         reason = (
             f"{self.metric} on {where(evidence, look.split)}: {mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}{over_base}, "
-            f"{self._comparison(found, level)}, on {sizes(pair.problems, there)}; {self._meaning(found, look, level, detectable)}"
+            f"{self._comparison(tested, level)}, on {sizes(pair.problems, split)}; {self._meaning(tested, look, level, detectable)}"
         )
-        verdict: Literal["pass", "fail", "inconclusive"] = (
-            "pass" if found.verdict == "gain" else "fail" if found.verdict == "no_gain" else "inconclusive"
-        )
-        return GateResult(type=self.type, verdict=verdict, reason=reason, figures=figures)
+        return GateResult(type=self.type, verdict=_VERDICTS[tested.verdict], reason=reason, figures=figures)
 
-    def _at_once(self, pair: Paired, level: float) -> Found:
+    def _at_once(self, pair: Paired, level: float) -> Tested:
         """The sign-flip test, and a bound at 1 - miss that says whether a gain of target_gain is still likely."""
         gain = mean(pair.ours) - mean(pair.theirs)
         p_value = sign_flip_p_value(pair.differences, self.min_gain)
@@ -147,12 +151,10 @@ class Improvement(Gate):
         above = paired_gain(pair.differences, 1 - self.miss)
         passed = gain > 0 and p_value <= level
         lower = max(below.lower, self.min_gain + BARELY) if p_value <= level else min(below.lower, self.min_gain)
-        verdict: Literal["gain", "no_gain", "unclear"] = (
-            "gain" if passed else "no_gain" if above.upper < self.target else "unclear"
-        )
-        return Found(verdict, gain, min(lower, gain), max(above.upper, gain), {"p_value": p_value})
+        verdict: Finding = "gain" if passed else "no_gain" if above.upper < self.target else "unclear"
+        return Tested(verdict, gain, min(lower, gain), max(above.upper, gain), {"p_value": p_value})
 
-    def _in_parts(self, pair: Paired, level: float, complete: bool, look: Look) -> Found:
+    def _in_parts(self, pair: Paired, level: float, complete: bool, look: Look) -> Tested:
         """A test that may end with any part, and that holds a share of the level back for all problems together."""
         seen = sequential_look(
             pair.differences,
@@ -166,23 +168,18 @@ class Improvement(Gate):
         figures: dict[str, Figure] = {"e_gain": seen.e_gain, "e_none": seen.e_none, "num_used": seen.num_used}
         if seen.p_value is not None:
             figures["p_value"] = seen.p_value
-        return Found(seen.verdict, seen.gain, seen.lower, seen.upper, figures)
+        return Tested(seen.verdict, seen.gain, seen.lower, seen.upper, figures)
 
-    def _comparison(self, found: Found, level: float) -> str:
-        gain = f"gain {signed(found.gain)}" + ("" if found.gain > 0 else " is not positive")
-        return f"{gain}, {compared(f'{percent(1 - level)} lower bound', found.lower, self.min_gain)}"
+    def _comparison(self, tested: Tested, level: float) -> str:
+        gain = f"gain {signed(tested.gain)}" + ("" if tested.gain > 0 else " is not positive")
+        return f"{gain}, {compared(f'{percent(1 - level)} lower bound', tested.lower, self.min_gain)}"
 
-    def _meaning(self, found: Found, look: Look, level: float, detectable: float) -> str:
+    def _meaning(self, tested: Tested, look: Look, level: float, detectable: float) -> str:
+        if tested.verdict == "no_gain":
+            return f"a gain of {self.target:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(tested.upper)}"
         if look.screening:
-            ends = {
-                "gain": "promising: another split has the last word",
-                "no_gain": f"a gain of {self.target:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}",
-                "unclear": "not yet clear",
-            }
-            return ends[found.verdict]
+            return "promising: another split has the last word" if tested.verdict == "gain" else "not yet clear"
         stake = "" if self.budget == "round" else f" (this look's part of the {percent(self.alpha)} for the run)"
-        if found.verdict == "gain":
+        if tested.verdict == "gain":
             return f"it may be wrong with a chance of {percent(level)}{stake}"
-        if found.verdict == "no_gain":
-            return f"a gain of {self.target:g} is unlikely: {percent(1 - self.miss)} upper bound {signed(found.upper)}"
         return f"a gain under {detectable:.3f} could not have been seen with {percent(self.power)} power{stake and f', at {percent(level)}{stake}'}"

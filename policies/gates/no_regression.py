@@ -9,8 +9,9 @@ from pydantic import Field, model_validator
 from policies.decision import Figure, GateResult
 from policies.evidence import BadEvidence, Evidence
 from policies.gates.base import Gate, Look, Metric, Share, compared, mean, paired, percent, signed, sizes, where
+from policies.sequential import Look as SequentialLook
 from policies.sequential import look as sequential_look
-from policies.statistics import paired_gain
+from policies.statistics import PairedGain, paired_gain
 
 Unclear = Literal["pass", "fail", "inconclusive"]
 
@@ -28,7 +29,7 @@ class NoRegression(Gate):
     margin: float = Field(default=0.02, gt=0.0, lt=1.0, description="How much worse is still no regression.")
     alpha: Share = Field(default=0.05, description="The chance, in each round, to pass what is worse by the margin.")
     unclear: Unclear = Field(
-        default="inconclusive", description="What it says where neither is shown; a small suite shows little."
+        default="inconclusive", description="Its verdict where neither is shown; a small suite shows little."
     )
     signal: str | None = Field(
         default=None,
@@ -44,7 +45,6 @@ class NoRegression(Gate):
 
     @property
     def canary(self) -> str | None:
-        """See `Gate.canary`."""
         return self.suite
 
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
@@ -52,37 +52,34 @@ class NoRegression(Gate):
         if self.signal is not None:
             return self._signal(evidence, self.signal)
         split = self.suite or look.split
-        there = evidence.split(split)
-        levels: list[str | None] = [self.difficulty]
+        difficulties: list[str | None] = [self.difficulty]
         if self.difficulty == "each":
-            known = {problem.difficulty for problem in there.problems if problem.difficulty is not None}
-            levels = [*sorted(known)]
-            if not levels:
+            problems = evidence.split(split).problems
+            difficulties = [*sorted({problem.difficulty for problem in problems if problem.difficulty is not None})]
+            if not difficulties:
                 raise BadEvidence(f"splits.{split}: no problem has a difficulty")
-        parts = [self._part(evidence, split, level, self.alpha / len(levels)) for level in levels]
+        parts = [self._part(evidence, split, name, self.alpha / len(difficulties)) for name in difficulties]
         rank = {"fail": 0, "inconclusive": 1, "pass": 2}
         return min(parts, key=lambda part: (rank[part.verdict], -float(part.figures["upper_loss"] or 0)))
 
     def _part(self, evidence: Evidence, split: str, difficulty: str | None, alpha: float) -> GateResult:
-        there = evidence.split(split)
+        seen = evidence.split(split)
         pair = paired(evidence, split, self.metric, difficulty=difficulty)
-        differences = pair.differences
-        if there.sequential:
-            seen = sequential_look(
-                [float(difference) for difference in differences],
-                min_gain=-self.margin, target_gain=0.0, level=alpha, miss=alpha,
-            )  # fmt: skip
-            gain, lower, upper = seen.gain, seen.lower, seen.upper
-            fine, worse = seen.verdict == "gain", upper < -self.margin
+        differences = [float(difference) for difference in pair.differences]
+        tested: SequentialLook | PairedGain
+        if seen.sequential:
+            tested = sequential_look(differences, min_gain=-self.margin, target_gain=0.0, level=alpha, miss=alpha)
+            fine = tested.verdict == "gain"
         else:
-            found = paired_gain(differences, 1 - alpha)
-            gain, lower, upper = found.gain, found.lower, found.upper
-            fine, worse = lower > -self.margin, upper < -self.margin
+            tested = paired_gain(pair.differences, 1 - alpha)
+            fine = tested.lower > -self.margin
+        gain, lower, upper = tested.gain, tested.lower, tested.upper
+        worse = upper < -self.margin
         verdict: Unclear = "pass" if fine else "fail" if worse else self.unclear
         place = where(evidence, split) + (f", {difficulty}" if difficulty else "")
         figures: dict[str, Figure] = {
             "metric": self.metric,
-            "suite": there.suite,
+            "suite": seen.suite,
             "difficulty": difficulty,
             "head": mean(pair.theirs),
             "candidate": mean(pair.ours),
@@ -102,7 +99,7 @@ class NoRegression(Gate):
             words += f", which counts as {verdict}"
         reason = (
             f"{self.metric} on {place}: {mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}, change {signed(gain)}, "
-            f"{compared(f'{percent(1 - alpha)} lower bound', lower, -self.margin)}, on {sizes(pair.problems, there)}; {words}"
+            f"{compared(f'{percent(1 - alpha)} lower bound', lower, -self.margin)}, on {sizes(pair.problems, seen)}; {words}"
         )
         return GateResult(type=self.type, verdict=verdict, reason=reason, figures=figures)
 

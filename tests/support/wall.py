@@ -9,7 +9,7 @@ from itertools import accumulate
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from loop.config.machine import Schedule as Settings
+from loop.config.machine import ScheduleTable
 from loop.daemon.schedule import Schedule
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
@@ -25,7 +25,7 @@ def utc(text: str) -> datetime:
 
 
 def schedule(begun: str = "01-01 00:00", **keys: Any) -> Schedule:
-    return Schedule(Settings.model_validate(keys), utc(begun))
+    return Schedule(ScheduleTable.model_validate(keys), utc(begun))
 
 
 class Wall:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from loop.config.loading import load_config
-from loop.config.machine import Schedule
+from loop.config.machine import ScheduleTable
 from loop.config.same_run import config_sha256, differences, resolved
 from loop.config.settings import Config
 from loop.errors import ConfigError
@@ -147,7 +147,7 @@ def test_the_commented_schedule_of_the_project_is_valid(tmp_path: Path) -> None:
     block = (ROOT / "loop.toml").read_text().split("# [schedule]")[1].split("\n\n")[0]
     lines = [line.removeprefix("# ") for line in block.splitlines()[1:]]
     keys = [line.split(" = ")[0] for line in lines]
-    assert set(keys) == set(Schedule.model_fields)
+    assert set(keys) == set(ScheduleTable.model_fields)
     for leave_out in ("every", "cron"):
         kept = [line for line, key in zip(lines, keys, strict=True) if key != leave_out]
         load(tmp_path, f"{TEXT}[schedule]\n" + "\n".join(kept))

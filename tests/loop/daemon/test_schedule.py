@@ -23,7 +23,7 @@ from tests.support.wall import (
     MINUTE,
     NEW_YORK,
     NUM_DAYS,
-    Settings,
+    ScheduleTable,
     schedule,
     utc,
     wall_of,
@@ -246,11 +246,11 @@ def test_no_cron_time_is_lost_or_served_twice(
 ) -> None:
     times, begun = cron_times(expression, change), wall_of(change).start
     keys = {"cron": expression, "timezone": change[0]}
-    due, days = Schedule(Settings(**keys), begun), Days(begun, tick, lengths, happened)
+    due, days = Schedule(ScheduleTable(**keys), begun), Days(begun, tick, lengths, happened)
     starts: list[datetime] = []
     while days.happen():
         if days.restarted:
-            due, days.restarted = Schedule(Settings(**keys), begun), False
+            due, days.restarted = Schedule(ScheduleTable(**keys), begun), False
         now, last = days.now, starts[-1] if starts else None
         at = due.due_at(last, now)
         assert at == times[bisect_right(times, last or begun)]
