@@ -24,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from loop.config.loading import load_config  # noqa: E402
+from loop.grading.problems import load_suite  # noqa: E402
 from loop.prompts.sources import load_prompts, prompts_of_round  # noqa: E402
 from loop.run.base_model import base_model  # noqa: E402
 from loop.run.opening import _yardstick  # noqa: E402
@@ -227,7 +228,7 @@ def prepare(rounds: int, directory: Path, size: Size) -> tuple[Path, list[Path],
         files.append(directory / f"prompts-{number}.jsonl")
         files[-1].write_text("".join(row(one.content, config.sampling, list(config.sampling.stop)) for one in chosen))
     suite = config.suites[0]
-    yardstick = _yardstick(loaded, suite)
+    yardstick = _yardstick(loaded, suite, load_suite(suite.source, suite.limit, loaded.base_dir))
     problems = directory / "problems.jsonl"
     lines = []
     for id, prompt in yardstick.prompts.items():

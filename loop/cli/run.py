@@ -14,6 +14,7 @@ from loop.words import all_done, safe
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
     from loop.daemon.onlooker import Onlooker
+    from loop.inputs import Inputs
     from loop.reading.reader import Reader
     from loop.run.session import Session
     from store.records import Round
@@ -51,7 +52,7 @@ def run_command(rounds: int | None) -> None:
             watch.note(text)
 
         with (
-            open_session(loaded, watch, lambda: _say_what_comes(loaded, watch, rounds)) as session,
+            open_session(loaded, watch, lambda inputs: _say_what_comes(loaded, inputs, watch, rounds)) as session,
             trackers_of(
                 loaded.config.watching, loaded.config.name, loaded.run_dir, say, lambda: stop.asked
             ) as trackers,
@@ -78,7 +79,7 @@ def run_command(rounds: int | None) -> None:
                 _print_summary(session)
 
 
-def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> None:
+def _say_what_comes(loaded: LoadedConfig, inputs: Inputs, watch: Onlooker, more: int | None) -> None:
     """What a run that begins will do, and how long it may take here."""
     from loop.errors import EngineError
     from loop.run import pace
@@ -86,7 +87,7 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlooker, more: int | None) -> 
 
     if not (num_rounds := more or loaded.config.rounds):
         return
-    work = pace.work_of(loaded, num_rounds)
+    work = pace.work_of(loaded, inputs, num_rounds)
     watch.note(pace.in_words(loaded, work))
     num_parameters = pace.parameters_of(loaded)
     try:

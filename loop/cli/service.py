@@ -67,8 +67,10 @@ def restart_command(now: bool) -> None:
     Examples:
       loopctl restart
     """
+    from loop.inputs import read_inputs
+
     loaded = the_call().load()
-    _check(loaded)
+    read_inputs(loaded, fetch=False)
     _stop(loaded.run_dir, now)
     _tell(_start(loaded))
 
@@ -100,11 +102,12 @@ def _tell(done: Started) -> None:
 
 def _start(loaded: LoadedConfig) -> Started:
     from loop.errors import LoopError
+    from loop.inputs import read_inputs
     from loop.system.lock import holder
 
     if (pid := holder(loaded.run_dir)) is not None:
         return Started(pid, f"already running (process {pid})", False)
-    _check(loaded)
+    read_inputs(loaded, fetch=False)
     words = loaded.run_dir / "logs" / "loopd.err"
     words.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-P", "-m", "loop.daemon", "--quiet", "--config", str(loaded.path)]
@@ -131,14 +134,6 @@ def _start(loaded: LoadedConfig) -> Started:
             return Started(process.pid, f"started (process {process.pid})", True)
         time.sleep(LOOK_S)
     return Started(process.pid, f"started (process {process.pid}); it is still preparing: `loopctl status`", True)
-
-
-def _check(loaded: LoadedConfig) -> None:
-    from loop.errors import ConfigError
-    from loop.inputs import check_inputs
-
-    if mistakes := check_inputs(loaded):
-        raise ConfigError("\n".join(mistakes))
 
 
 def _answers(run_dir: Path) -> int | None:

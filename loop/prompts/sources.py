@@ -17,6 +17,7 @@ import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
@@ -74,10 +75,24 @@ def load_tests(
 
     Of equal prompts the first that has tests counts. ConfigError if a test is broken, or if no prompt has any.
     """
+    return _tests(_rows(prompts, base_dir, cache_dir, with_tests=True), prompts, model)
+
+
+def load_prompts_and_tests(
+    prompts: Prompts, model: Model, base_dir: Path, with_tests: bool
+) -> tuple[list[Prompt], dict[str, TestedProblem]]:
+    """What `load_prompts` and, `with_tests`, `load_tests` give; the source is read once."""
+    if not with_tests:
+        return load_prompts(prompts, model, base_dir), {}
+    rows, again = tee(_rows(prompts, base_dir, None, with_tests=True))
+    return _distinct(rows, prompts, model), _tests(again, prompts, model)
+
+
+def _tests(rows: Iterable[tuple[str, str, dict[str, Any]]], prompts: Prompts, model: Model) -> dict[str, TestedProblem]:
     found: dict[str, TestedProblem] = {}
     ids: set[str] = set()
     broken: list[str] = []
-    for place, number, row in _rows(prompts, base_dir, cache_dir, with_tests=True):
+    for place, number, row in rows:
         prompt = _prompt(row, number, prompts, model)
         if prompt.id not in ids and len(ids) == prompts.limit:
             break

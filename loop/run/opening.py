@@ -17,9 +17,8 @@ from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError
 from loop.grading.grader import Grader
 from loop.grading.problem import Problem as GradingProblem
-from loop.grading.problems import load_suite
-from loop.inputs import BUILT_IN_MODEL, check_inputs
-from loop.prompts.sources import load_prompts, load_tests
+from loop.grading.problems import Suite as GradingSuite
+from loop.inputs import BUILT_IN_MODEL, Inputs, read_inputs
 from loop.run.base_model import base_model
 from loop.run.session import OTHER_BASE, Session, Yardstick
 from loop.stages.evaluating import yardstick
@@ -44,17 +43,16 @@ from store.verify import write_high_water
 
 
 @contextlib.contextmanager
-def open_session(loaded: LoadedConfig, watch: Watch, begins: Callable[[], None] = lambda: None) -> Iterator[Session]:
+def open_session(
+    loaded: LoadedConfig, watch: Watch, begins: Callable[[Inputs], None] = lambda inputs: None
+) -> Iterator[Session]:
     """Everything checked, the run created or found, nothing loaded yet. On the way out every worker is ended.
 
     `begins` is called when a new run is about to begin and nothing of the user's is wrong any more.
     """
-    config = loaded.config
-    if mistakes := check_inputs(loaded):
-        raise ConfigError("\n".join(mistakes))
-    prompts = load_prompts(config.prompts, config.model, loaded.base_dir)
-    tests = load_tests(config.prompts, config.model, loaded.base_dir) if config.wants_tests else {}
-    suites = [_yardstick(loaded, suite) for suite in config.suites]
+    inputs, config = read_inputs(loaded, fetch=True), loaded.config
+    prompts, tests = inputs.prompts, inputs.tests
+    suites = [_yardstick(loaded, *pair) for pair in zip(config.suites, inputs.suites, strict=True)]
     grader = Grader(
         config.grading.sandbox,
         config.grading.timeout_s,
@@ -70,7 +68,7 @@ def open_session(loaded: LoadedConfig, watch: Watch, begins: Callable[[], None] 
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             if begun := ledger.run():
                 loaded = replace(loaded, config=as_begun(loaded.config, begun.config))
-            run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse, begins)
+            run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse, lambda: begins(inputs))
             policy = loaded.config.decide.policy()
             shared = registry_of(loaded.run_dir)
             yield Session(
@@ -83,8 +81,7 @@ def open_session(loaded: LoadedConfig, watch: Watch, begins: Callable[[], None] 
             db.close()
 
 
-def _yardstick(loaded: LoadedConfig, suite: SuiteConfig) -> Yardstick:
-    found = load_suite(suite.source, suite.limit, loaded.base_dir)
+def _yardstick(loaded: LoadedConfig, suite: SuiteConfig, found: GradingSuite) -> Yardstick:
     row, problems, prompts = yardstick(found, suite, loaded.config)
     graded_as: dict[str, GradingProblem] = {}
     for prompt, problem in zip(prompts, found.problems, strict=True):

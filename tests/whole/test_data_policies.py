@@ -20,7 +20,7 @@ from loop.config.same_run import as_begun, config_sha256, differences, resolved
 from loop.errors import ConfigError
 from loop.grading.grader import Job, Verdict
 from loop.grading.problem import Problem
-from loop.inputs import check_inputs
+from loop.inputs import read_inputs
 from loop.reading.reader import reader
 from loop.reading.replaying import replay
 from loop.reading.rounds import whole_round
@@ -225,8 +225,9 @@ def test_only_what_passes_its_tests_in_the_sandbox(tmp_path: Path, without: str)
 
 def test_tests_are_asked_for_before_anything_is_loaded(tmp_path: Path) -> None:
     path = write_run(tmp_path, with_data(CONFIG, '{ type = "replace", passed_tests = true }'))
-    [line] = check_inputs(load_config(path))
-    assert line.endswith(
+    with pytest.raises(ConfigError) as caught:
+        read_inputs(load_config(path), fetch=False)
+    assert str(caught.value).endswith(
         'prompts.source: no row of "starter" has tests, and passed_tests asks for them; give rows with test_list, test or '
         "public_test_cases, or leave passed_tests out"
     )
@@ -234,8 +235,8 @@ def test_tests_are_asked_for_before_anything_is_loaded(tmp_path: Path) -> None:
     with (tmp_path / "tested.jsonl").open("a") as file:
         file.write(json.dumps({"statement": "Odd.", "test_list": ["one() == 1"]}) + "\n")
     path.write_text(asking_for_tests("keep"))
-    [line] = check_inputs(load_config(path))
-    assert "tested.jsonl:9: test 1 of test_list asserts nothing" in line
+    with pytest.raises(ConfigError, match=r"tested\.jsonl:9: test 1 of test_list asserts nothing"):
+        read_inputs(load_config(path), fetch=False)
 
 
 def test_another_set_of_tests_is_another_run(tmp_path: Path) -> None:

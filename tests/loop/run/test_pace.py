@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from loop.config.loading import load_config
+from loop.inputs import read_inputs
 from loop.run import pace
 from tests.support.tiny import make_tiny_model
 
@@ -45,7 +46,7 @@ max_new_tokens = 50
 def work(tmp_path: Path, rounds: int, model: str = "smollm2-135m") -> tuple[pace.LoadedConfig, pace.Work]:
     (tmp_path / "loop.toml").write_text(CONFIG.format(rounds=rounds, model=model))
     loaded = load_config(tmp_path / "loop.toml")
-    return loaded, pace.work_of(loaded, rounds)
+    return loaded, pace.work_of(loaded, read_inputs(loaded, fetch=False), rounds)
 
 
 def test_the_counts_are_those_of_the_rounds(tmp_path: Path) -> None:
