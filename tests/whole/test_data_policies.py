@@ -24,8 +24,8 @@ from loop.inputs import read_inputs
 from loop.reading.reader import reader
 from loop.reading.replaying import replay
 from loop.reading.rounds import whole_round
-from loop.round import frozen_input, run_round
-from loop.run.adapting import settings_of
+from loop.round import run_round
+from loop.run.adapting import frozen_input, settings_of
 from loop.run.choosing import past_rounds
 from loop.run.opening import open_session
 from loop.run.session import Session
@@ -38,7 +38,7 @@ from store.ledger import Ledger
 from store.records import Prompt, Round
 from store.verify import verify_store
 from tests.support import ROOT, TESTS
-from tests.support.runs import CONFIG, KEEPING, drive, dump, write_run
+from tests.support.runs import CONFIG, KEEPING, Quiet, drive, dump, write_run
 
 GREEDY = CONFIG[CONFIG.index('[[suites]]\nname = "ones-greedy"') : CONFIG.index("[decide]")]
 CONFIG, KEEPING = CONFIG.replace(GREEDY, ""), KEEPING.replace(GREEDY, "")
@@ -47,12 +47,6 @@ ROLLED_BACK = CONFIG.replace(
     'suite = "ones"\ngates = [{ type = "improvement", min_gain = 0.9, target_gain = 0.95 }]\n[engine]',
 )
 KILLED = -9
-
-
-class Quiet:
-    def stage(self, round: int, stage: str, what: str) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def with_data(config: str, data: str, more: str = "") -> str:
@@ -455,7 +449,7 @@ def test_a_run_keeps_the_limits_of_collapse_that_it_began_with() -> None:
 def test_a_round_that_an_older_version_began_goes_on_as_it_was(tmp_path: Path) -> None:
     with running(tmp_path, KEEPING) as session:
         round = session.ledger.begin_round(session.run_id)
-        inputs = frozen_input(session, round, "sampling")
+        inputs = frozen_input(session, round)
         assert inputs.pop("data") == {"dedup": "none", "near_similarity": 0.9, "min_tokens": 0, "max_tokens": None,
                                       "passed_tests": False, "without_tests": "keep", "type": "replace"}  # fmt: skip
         assert inputs.pop("adapted") is None

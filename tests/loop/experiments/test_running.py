@@ -31,10 +31,11 @@ from loop.experiments.running import Machine, Supervisor, machine_for, prepare
 from loop.round import run_round
 from loop.run.opening import open_session
 from loop.run.session import Session
-from loop.run.sharing import Turn
+from loop.run.sharing import Product
 from loop.system.lock import holder
 from loop.system.signals import Stop
 from loop.workers.up import Engines
+from policies.patience import Patience
 from store import shared as registry
 from store.corpus import Corpus
 from store.records import Probe
@@ -42,25 +43,11 @@ from store.shared import MEMBERSHIP, registry_of
 from tests.support import ROOT
 from tests.support.browser import Shown, chromium, needs_a_browser
 from tests.support.experiments import BASE, POLICIES, THREE, facts_of, loopctl, sound, tables_of, write_experiment
-from tests.support.runs import environment
+from tests.support.runs import Quiet, environment
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, wait_until
 
 __all__ = ["chromium"]
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.parts: list[str] = []
-
-    def stage(self, round: int, stage: str, what: str) -> None:
-        self.parts.append(f"{stage}: {what}")
-
-    def progress(self, done: int, total: int) -> None: ...
-    def pulse(self) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @pytest.fixture
@@ -77,7 +64,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, wrapped)
 
-    count(Session, "_serving", "sampler")
+    count(Session, "sampler", "sampler")
     count(Engines, "trainer", "trainer")
     return counted
 
@@ -271,7 +258,13 @@ def test_what_a_checkpoint_gave_on_other_texts_is_not_taken(begun: Experiment, m
     def shorter(corpus: Corpus, probe: Probe) -> None:
         add(corpus, replace(probe, sequences=[one | {"token_ids": one["token_ids"][:-1]} for one in probe.sequences]))
 
-    monkeypatch.setattr(Turn, "take_probe", lambda turn, probe_id: False)
+    take = Product.take_record
+
+    def takes_no_probe(product: Product, kind: Any, own: Any) -> None:
+        if kind != "probe":
+            take(product, kind, own)
+
+    monkeypatch.setattr(Product, "take_record", takes_no_probe)
     monkeypatch.setattr(Corpus, "add_probe", shorter)
     run = begun.runs[1]
     drive(run, 1)
@@ -325,15 +318,15 @@ def test_a_run_waits_for_one_that_is_at_the_same_stage_and_can_be_stopped_meanwh
     with all_held(registry, keys), open_session(load_config(second.path), watch := Quiet()) as session:
         waited = []
 
-        def guide(round: Any) -> None:
+        def check_orders(round: Any) -> None:
             waited.append(round)
             if len(waited) > 4:
                 raise Enough
 
-        session.guide = guide
+        session.check_orders = check_orders
         with pytest.raises(Enough):
             run_round(session)
-    assert "sampling: waiting for replace/seed-1, which does the same: 10 completions" in watch.parts
+    assert "1 sampling: waiting for replace/seed-1, which does the same: 10 completions" in watch.parts
     drive(second, 1)
 
 
@@ -603,7 +596,7 @@ def test_a_run_whose_process_keeps_dying_is_given_up_and_said(tmp_path: Path, mo
     text = 'name = "e"\nrounds = 1\nseeds = [1]\n[[arms]]\nname = "a"\n'
     experiment = load_experiment(write_experiment(tmp_path, text))
     monkeypatch.setenv("LOOP_FAILPOINT", "store.begun=kill@1")
-    monkeypatch.setattr(running, "RESTART_WAITS_S", (0.0, 0.0))
+    monkeypatch.setattr(running, "DEAD_RUN", Patience(waits_s=(0.0, 0.0)))
     said: list[str] = []
     outcome = Supervisor(experiment, Machine(1), said.append, Stop(at_once=False)).run()
     assert list(outcome.failed) == ["a/seed-1"] and "killed by signal 9" in outcome.failed["a/seed-1"]
