@@ -27,7 +27,7 @@ class Comparison:
 
     session: Session
     round: Round
-    checkpoints: dict[str, str]  # by "candidate", "head" and, where it is wanted, "best"
+    checkpoints: dict[str, str]  # by "candidate", "head" and, where a gate asks for it, "best"
     best_round: int | None = None
     opened: dict[str, int] = field(default_factory=dict)
     done: dict[tuple[str, str, str], Evaluation] = field(default_factory=dict)  # by who, suite and split
@@ -50,14 +50,14 @@ class Comparison:
 
     @property
     def head_round(self) -> int:
-        """Whose seeds and whose order of problems are used."""
+        """The round of the head, which fixes the seeds and the order of problems."""
         row = self.session.ledger.checkpoint(self.checkpoints["head"])
         assert row is not None
         return row.round
 
     def drawn(self, split: str) -> list[Problem]:
         """All problems of a split in the order in which they are drawn."""
-        problems = {problem.task_id: problem for problem in self.session.decider.problems if problem.split == split}
+        problems = {problem.task_id: problem for problem in self.session.decider.of_split(split)}
         return [problems[task_id] for task_id in drawing_order(self.head_round, list(problems))]
 
     def run(self) -> Decision:
@@ -118,7 +118,7 @@ class Comparison:
         }
 
     def evidence(self) -> Evidence:
-        """What the policy is to see by now."""
+        """What the policy sees of everything that is measured so far."""
         session, policy = self.session, self.session.policy
         name, looks = self.session.decider.config.name, session.loaded.config.decide.looks
         opened = {}

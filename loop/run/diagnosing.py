@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loop.engines.base import Forced, Request, SamplingParams
+from loop.engines.base import Forced, SamplingParams
 from loop.reading.checkpoints import in_words
 from loop.run.session import Session
 from loop.stages.evaluating import params_of
-from loop.stages.sampling import seed_of
+from loop.stages.sampling import request_of, seed_of
 from policies import diagnosis as arithmetic
 from policies.diagnosis import Compared, Positions, Who
 from store.canonical import sha256_of
@@ -24,7 +24,6 @@ from store.records import Json, Probe, ProbeResult, Prompt, Round
 
 TEXTS_AT_ONCE = 32  # sent to the engine in one message
 _COLUMNS = ("entropy", "top_token_id", "top_probability", "logprobs", "rest")
-_OF_A_TEXT = {"text", "prompt_token_ids", "token_ids"}
 
 
 def diagnose(session: Session, round: Round) -> Json:
@@ -33,7 +32,12 @@ def diagnose(session: Session, round: Round) -> Json:
     Measures what is still missing, and nothing else.
     """
     settings = session.loaded.config.diagnosis
-    checkpoints = _checkpoints(session, round)
+    assert round.candidate_checkpoint is not None, round
+    checkpoints: dict[Who, str] = {
+        "base": session.run.base_checkpoint,
+        "head": round.parent_checkpoint,
+        "candidate": round.candidate_checkpoint,
+    }
     for checkpoint in checkpoints.values():
         measure(session, round, checkpoint)
     if not settings.num_prompts:
@@ -84,12 +88,13 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
 
 def _follow(session: Session, checkpoint: str, texts: Sequence[Forced], is_base: bool) -> list[Json]:
     """What is stored of each text. Which tokens are followed, and how many are kept, only the base says."""
-    columns = (*_COLUMNS, "at", "num_kept") if is_base else _COLUMNS
+    columns = {*_COLUMNS, "at", "num_kept"} if is_base else {*_COLUMNS}
     prober, top = session.sampler(checkpoint), session.loaded.config.diagnosis.top
+    truncation = _drawn(session).model_copy(update={"repetition_penalty": 1.0, "stop": ()})  # says what counts as kept
     records: dict[str, Json] = {}
     for start in range(0, len(texts), TEXTS_AT_ONCE):
-        for probed in prober.probe(texts[start : start + TEXTS_AT_ONCE], _truncation(session), top):
-            records |= {each.id: each.model_dump(mode="json", include={*columns}) for each in probed}
+        for probed in prober.probe(texts[start : start + TEXTS_AT_ONCE], truncation, top):
+            records |= {each.id: each.model_dump(mode="json", include=columns) for each in probed}
     return [records[text.id] for text in texts]
 
 
@@ -110,19 +115,18 @@ def _write_probe(session: Session, round: Round, probe_id: str, settings_id: str
     """The base answers the prompts. Stored as a whole: a kill before that costs seconds, and the same is drawn again."""
     base, prompts = session.run.base_checkpoint, _prompts(session)
     session.watch.stage(round.number, "evaluating", f"locks and forks: the base writes {len(prompts)} texts")
-    requests = [
-        Request(
-            id=prompt.id,
-            messages=tuple(prompt.content["messages"]),
-            prefill=prompt.content["prefill"],
-            seed=seed_of(session.loaded.config.seed, "diagnosis", prompt.id),
-        )
-        for prompt in prompts
-    ]
+    seed = session.loaded.config.seed
+    requests = [request_of(prompt, prompt.id, seed_of(seed, "diagnosis", prompt.id)) for prompt in prompts]
     sampler = session.sampler(base)
-    written = {each.id: each for batch in sampler.generate(requests, _drawn(session)) for each in batch}
-    sequences = [
-        {"prompt_id": prompt.id, **written[prompt.id].model_dump(mode="json", include=_OF_A_TEXT)} for prompt in prompts
+    written = {text.id: text for batch in sampler.generate(requests, _drawn(session)) for text in batch}
+    sequences: list[Json] = [
+        {
+            "prompt_id": text.id,
+            "text": text.text,
+            "prompt_token_ids": list(text.prompt_token_ids),
+            "token_ids": list(text.token_ids),
+        }
+        for text in (written[prompt.id] for prompt in prompts)
     ]
     session.corpus.add_probe(Probe(probe_id, round.run_id, base, settings_id, sampler.tokenizer_sha256, sequences))
     session.safe_point()
@@ -131,7 +135,7 @@ def _write_probe(session: Session, round: Round, probe_id: str, settings_id: str
 def _prompts(session: Session) -> list[Prompt]:
     """`num_prompts` of those that the suite that decides is asked with, chosen by hash; only of the split that is opened first."""
     suite = session.decider
-    prompts = [suite.prompts[p.prompt_id] for p in suite.problems if p.split == session.policy.split]
+    prompts = [suite.prompts[problem.prompt_id] for problem in suite.of_split(session.policy.split)]
     seed = session.loaded.config.seed
     chosen = sorted(prompts, key=lambda prompt: (seed_of(seed, "diagnosis", prompt.id), prompt.id))
     return chosen[: session.loaded.config.diagnosis.num_prompts]
@@ -149,11 +153,6 @@ def _drawn(session: Session) -> SamplingParams:
         max_new_tokens=session.loaded.config.diagnosis.max_new_tokens,
         stop=suite.stop,
     )
-
-
-def _truncation(session: Session) -> SamplingParams:
-    """What training data is truncated with; it says which of the base's tokens count as kept."""
-    return _drawn(session).model_copy(update={"repetition_penalty": 1.0, "stop": ()})
 
 
 def _asked(session: Session) -> list[object]:
@@ -176,15 +175,6 @@ def _records(session: Session, checkpoint: str) -> list[Json]:
     result = session.corpus.probe_result(_result_id(session, checkpoint))
     assert result is not None, "measured before"
     return result.records
-
-
-def _checkpoints(session: Session, round: Round) -> dict[Who, str]:
-    assert round.candidate_checkpoint is not None, round
-    return {
-        "base": session.run.base_checkpoint,
-        "head": round.parent_checkpoint,
-        "candidate": round.candidate_checkpoint,
-    }
 
 
 def _positions(record: Mapping[str, Any]) -> Positions:

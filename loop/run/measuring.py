@@ -7,7 +7,7 @@ They are evaluations like any other, stored as they come and continued after a k
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import stdev
 from typing import Any, Literal
@@ -63,9 +63,7 @@ def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, dr
     """One checkpoint on all problems of a split. `changed`: settings of the suite; `draw` fixes the random numbers."""
     problems = _problems(suite, split)
     seed = seed_of(session.loaded.config.seed, suite.config.name, split, draw)
-    variant = Yardstick(
-        suite.config.model_copy(update=changed), suite.row, suite.problems, suite.graded_as, suite.prompts
-    )
+    variant = replace(suite, config=suite.config.model_copy(update=changed))
     last = session.ledger.last_round(session.run_id)
     open_round = session.ledger.open_round(session.run_id)
     number = open_round.number if open_round else last.number + 1 if last else 1
@@ -75,7 +73,7 @@ def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, dr
 
 def _problems(suite: Yardstick, split: str, at_least: int = 1) -> list[Problem]:
     """A split's problems. LoopError where they are too few to say anything."""
-    problems = [problem for problem in suite.problems if problem.split == split]
+    problems = suite.of_split(split)
     if len(problems) < at_least:
         raise LoopError(
             f"split {split} of suite {suite.config.name!r} has {len(problems)} problems; it takes {at_least}"
@@ -101,7 +99,7 @@ def _where(session: Session, suite: Yardstick, split: str) -> Json:
         "suite": suite.config.name,
         "split": split,
         "decoding": decoding_dict(suite),
-        "num_problems": sum(problem.split == split for problem in suite.problems),
+        "num_problems": len(suite.of_split(split)),
         "num_samples": suite.config.num_samples,
     }
 

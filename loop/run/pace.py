@@ -44,7 +44,7 @@ class Work:
 def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
     """The base and every candidate answer all suites; from the second round on the head answers the deciding one again.
 
-    About: a head is asked again only if it is a new one, and looks, confirming splits and other gates change what is asked.
+    This is rough: a head is asked again only if it is new, and looks, confirming splits and other gates change what is asked.
     """
     config = loaded.config
     num_prompts = config.prompts.per_round or len(inputs.prompts)
@@ -128,7 +128,7 @@ def measured_speed(loaded: LoadedConfig) -> Speed | None:
     if engine.device != "cpu" and used_bytes():
         return None
     sampling = auto_dtype(on_gpu=False)[0] if engine.dtype == "auto" else engine.dtype
-    with tempfile.TemporaryDirectory(prefix="ssd-loop-") as directory:  # the run's own is not there yet
+    with tempfile.TemporaryDirectory(prefix="ssd-loop-") as directory:  # the run has none yet
         worker = Worker(
             {
                 "op": "measure_speed",

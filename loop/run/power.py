@@ -48,11 +48,10 @@ class PlannedLook:
 
 def planned_looks(session: Session) -> list[PlannedLook]:
     """The looks of a round: at the split of every round, then at the one that confirms. Empty without such a gate."""
-    policy, decide = session.policy, session.loaded.config.decide
+    policy, suite = session.policy, session.decider
     gate = next((gate for gate in policy.gates if isinstance(gate, Improvement)), None)
     if gate is None:
         return []
-    suite = next(suite for suite in session.suites if suite.config.name == decide.suite)
     before = session.ledger.last_decision(session.run_id)
     counts = policy.fruitless_after(before.evidence, before.verdict) if before else {}
     now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=counts)
@@ -63,7 +62,7 @@ def planned_looks(session: Session) -> list[PlannedLook]:
             gate,
             look.split,
             gate.level(now, look),
-            sum(problem.split == look.split for problem in suite.problems),
+            len(suite.of_split(look.split)),
             suite.config.num_samples,
         )
         for look in looks

@@ -74,6 +74,10 @@ class Yardstick:
     graded_as: dict[str, GradingProblem]  # by prompt id
     prompts: dict[str, Prompt]  # by prompt id, in the suite's order
 
+    def of_split(self, split: str) -> list[Problem]:
+        """The problems of a split."""
+        return [problem for problem in self.problems if problem.split == split]
+
 
 def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yardstick:
     """A suite with the prompts that its problems are asked by, under one content hash. ConfigError if two ask the same.
