@@ -236,14 +236,14 @@ def _selecting(corpus: Corpus, ledger: Ledger, run_id: str, last: int, policy: D
     described, cpu_s = time.perf_counter(), time.process_time()
     own, earlier = collected_of(session, last, False), [earlier_of(session, one) for one in past]
     chosen = choose(policy, own, earlier, corpus.test_verdicts, corpus.texts_at, run_id, last, 7)
-    num_rows = sum(one.used for one in chosen.selections)
+    num_rows = sum(one.used for one in chosen.selections())
     selected, cpu_s = time.perf_counter(), time.process_time() - cpu_s
     peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     of, num_pages = ledger.round(run_id, last), scalar(corpus.db, "PRAGMA page_count")
     assert of is not None and not scalar(corpus.db, "PRAGMA freelist_count")
     with contextlib.suppress(_Undone), transaction(corpus.db):
         begun_storing = time.perf_counter()
-        store_selections(corpus.db, of, chosen.selections)
+        store_selections(corpus.db, of, chosen.selections())
         stored = time.perf_counter()
         num_pages = scalar(corpus.db, "PRAGMA page_count") - num_pages
         begun_reading = time.perf_counter()

@@ -24,9 +24,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from loop.config.loading import load_config  # noqa: E402
+from loop.grading.suite import load_suite  # noqa: E402
 from loop.prompts.sources import load_prompts, prompts_of_round  # noqa: E402
 from loop.run.base_model import base_model  # noqa: E402
-from loop.run.opening import _yardstick  # noqa: E402
+from loop.stages.evaluating import yardstick  # noqa: E402
 
 
 class Size(NamedTuple):
@@ -227,11 +228,11 @@ def prepare(rounds: int, directory: Path, size: Size) -> tuple[Path, list[Path],
         files.append(directory / f"prompts-{number}.jsonl")
         files[-1].write_text("".join(row(one.content, config.sampling, list(config.sampling.stop)) for one in chosen))
     suite = config.suites[0]
-    yardstick = _yardstick(loaded, suite)
+    measured = yardstick(load_suite(suite.source, suite.limit, loaded.base_dir), suite, config)
     problems = directory / "problems.jsonl"
     lines = []
-    for id, prompt in yardstick.prompts.items():
-        problem = yardstick.graded_as[id]
+    for id, prompt in measured.prompts.items():
+        problem = measured.graded_as[id]
         opened = prompt.content["opening"].removeprefix("```python\n")
         asked = problem.payload | {"task_id": problem.task_id, "entry_point": problem.entry_point}
         lines.append(row(prompt.content, suite, ["\n```"], problem=asked, opening=opened))

@@ -1,6 +1,6 @@
-"""What a configuration names, found wrong before any model is loaded: a model directory, prompts, suites.
+"""What a configuration names, read or found wrong before any model is loaded: a model directory, prompts, suites.
 
-That may cost seconds. Hub models and hub data sets are judged by the shape of their name alone. Imports no torch.
+That may cost seconds. A model of the hub is judged by the shape of its name alone. Imports no torch.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import math
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from loop.config.loading import LoadedConfig
 from loop.config.section import HUB_NAME, Mistake
-from loop.config.settings import Config, Suite
+from loop.config.settings import Config, Prompts
+from loop.config.settings import Suite as SuiteTable
 from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
-from loop.grading.suite import load_suite, split_of
-from loop.prompts.sources import load_prompts, load_tests, source_kind
+from loop.grading.problem import Problem
+from loop.grading.suite import Suite, load_suite, split_of
+from loop.prompts.sources import SourceKind, load_prompts_and_tests, source_kind
 from loop.words import printable, shown
+from store.records import Prompt
 
 BUILT_IN_MODEL = "smollm2-135m"
 SMOLLM2_PARAMETERS = 134_515_008
@@ -33,22 +37,57 @@ _OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack")
 _MODEL_SOURCES = f'give "{BUILT_IN_MODEL}", a Hugging Face model directory, or owner/name on the hub'
 
 
-def check_inputs(loaded: LoadedConfig) -> list[str]:
-    """What is wrong with the files, data sets and packages that the configuration names: a line for each mistake."""
-    found = input_mistakes(loaded.config, loaded.base_dir, loaded.run_dir)
-    return [in_lines([loaded.file.at(key, problem)]) for key, problem in found]
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """The prompts and suites that a configuration names, in its order."""
+
+    prompts: list[Prompt]
+    tests: dict[str, Problem]  # of prompts, by prompt id; none unless a data policy asks for them
+    suites: list[Suite]
 
 
-def input_mistakes(config: Config, base_dir: Path, run_dir: Path) -> Iterator[Mistake]:
-    """See `check_inputs`: each mistake and the key that it belongs to."""
-    yield from _model_mistakes(config, base_dir)
-    yield from _prompt_mistakes(config, base_dir)
-    for index, suite in enumerate(config.suites):
-        for name, problem in _suite_mistakes(suite, config, base_dir):
-            yield ("decide", name) if name in ("split", "confirm") else ("suites", index, name), problem
-    there = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
-    if there.exists() and not there.is_dir():
-        yield ("run_dir",), f"{printable(str(there))} is a file; name a directory"
+def read_inputs(loaded: LoadedConfig, fetch: bool) -> Inputs:
+    """Read what the configuration names. ConfigError with a line for each mistake in files, data sets and packages.
+
+    Without `fetch` a data set of the hub is judged by the shape of its name alone, and gives no prompts.
+    """
+    inputs, mistakes = inputs_and_mistakes(loaded.config, loaded.base_dir, loaded.run_dir, fetch)
+    if mistakes:
+        raise ConfigError("\n".join(in_lines([loaded.file.at(key, problem)]) for key, problem in mistakes))
+    return inputs
+
+
+def inputs_and_mistakes(config: Config, base_dir: Path, run_dir: Path, fetch: bool) -> tuple[Inputs, list[Mistake]]:
+    """What could be read, and each mistake with the key that it belongs to. `fetch`: see `read_inputs`."""
+    mistakes = list(_model_mistakes(config, base_dir))
+    inputs, kind = Inputs([], {}, []), None
+    try:
+        kind = source_kind(config.prompts.source, base_dir)
+        mistakes += _needless_keys(config.prompts, kind)
+        if kind != "hub" or fetch:
+            prompts, tests = load_prompts_and_tests(config.prompts, config.model, base_dir, config.wants_tests)
+            inputs = Inputs(prompts, tests, [])
+    except (ConfigError, PermissionDenied) as error:
+        if kind == "hub" and isinstance(
+            error, PermissionDenied
+        ):  # where fetched data sets are kept, not the user's own file
+            raise
+        mistakes += [(("prompts", "source"), line) for line in str(error).splitlines()]
+    for index, table in enumerate(config.suites):
+        try:
+            suite = load_suite(table.source, table.limit, base_dir)
+            inputs.suites.append(suite)
+            if table.name == config.decide.suite:
+                mistakes += _empty_splits(config, table, suite)
+        except (ConfigError, PermissionDenied) as error:
+            mistakes += [(("suites", index, "source"), line) for line in str(error).splitlines()]
+        except RuntimeError:  # "~nobody/problems.jsonl"
+            problem = f"{shown(table.source)} is in the home of a user that does not exist; correct the path"
+            mistakes.append((("suites", index, "source"), problem))
+    existing = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
+    if existing.exists() and not existing.is_dir():
+        mistakes.append((("run_dir",), f"{printable(str(existing))} is a file; name a directory"))
+    return inputs, mistakes
 
 
 def model_directory(source: str, base_dir: Path) -> Path | None:
@@ -158,38 +197,19 @@ def _tokenizer_mistakes(directory: Path, names: set[str], config: Config) -> Ite
         yield ("model", "chat_template"), problem
 
 
-def _prompt_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
-    prompts = config.prompts
-    try:
-        kind = source_kind(prompts.source, base_dir)
-        if kind != "hub":
-            for name in ("config", "revision"):
-                if getattr(prompts, name) is not None and not (kind == "local" and name == "config"):
-                    problem = "has no meaning for prompts that are not from the hub; remove it"
-                    yield ("prompts", name), problem
-            load_prompts(prompts, config.model, base_dir)
-            if config.wants_tests:
-                load_tests(prompts, config.model, base_dir)
-    except (ConfigError, PermissionDenied) as error:
-        yield from ((("prompts", "source"), line) for line in str(error).splitlines())
+def _needless_keys(prompts: Prompts, kind: SourceKind) -> Iterator[Mistake]:
+    for name in ("config", "revision") if kind != "hub" else ():
+        if getattr(prompts, name) is not None and not (kind == "local" and name == "config"):
+            yield ("prompts", name), "has no meaning for prompts that are not from the hub; remove it"
 
 
-def _suite_mistakes(suite: Suite, config: Config, base_dir: Path) -> Iterator[tuple[str, str]]:
-    try:
-        problems = load_suite(suite.source, suite.limit, base_dir).problems
-    except (ConfigError, PermissionDenied) as error:
-        yield from (("source", line) for line in str(error).splitlines())
-        return
-    except RuntimeError:  # "~nobody/problems.jsonl"
-        yield "source", f"{shown(suite.source)} is in the home of a user that does not exist; correct the path"
-        return
-    if suite.name == config.decide.suite:
-        shares = {str(name): share for name, share in suite.splits.items()}
-        for key in ("split", "confirm"):
-            split = getattr(config.decide, key)
-            if split and not any(split_of(problem.task_id, shares) == split for problem in problems):
-                none = f'none of the {len(problems)} problems of suite "{suite.name}" falls into "{split}"'
-                yield key, f"{none}; raise its share in splits, or the suite's limit"
+def _empty_splits(config: Config, table: SuiteTable, suite: Suite) -> Iterator[Mistake]:
+    shares = {str(name): share for name, share in table.splits.items()}
+    for key in ("split", "confirm"):
+        split = getattr(config.decide, key)
+        if split and not any(split_of(problem.task_id, shares) == split for problem in suite.problems):
+            none = f'none of the {len(suite.problems)} problems of suite "{table.name}" falls into "{split}"'
+            yield ("decide", key), f"{none}; raise its share in splits, or the suite's limit"
 
 
 def _json_file(path: Path) -> Any:

@@ -40,12 +40,11 @@ def check_command(context: click.Context) -> None:
       loopctl config check --config loop.toml --json
     """
     from loop.config.same_run import resolved
-    from loop.inputs import check_inputs
+    from loop.inputs import read_inputs
 
     try:
         loaded = the_call().load()
-        if lines := check_inputs(loaded):
-            raise ConfigError("\n".join(lines))
+        read_inputs(loaded, fetch=False)
     except ConfigError as error:
         mistakes = str(error).splitlines()
         if the_call().json:

@@ -135,15 +135,16 @@ def _configuration(call: Call) -> tuple[LoadedConfig | None, list[Line]]:
         return None, [
             Line("loop.toml", "warn", "no such file here", "`loopctl init` writes one, or give --config FILE")
         ]
-    from loop.inputs import check_inputs
+    from loop.inputs import read_inputs
 
     try:
         loaded = call.load()
     except LoopError as error:
         return None, [Line("loop.toml", "fail", *_parted(line)) for line in str(error).splitlines()]
-    mistakes = check_inputs(loaded)
-    if mistakes:
-        return loaded, [Line("model, data", "fail", *_parted(line)) for line in mistakes]
+    try:
+        read_inputs(loaded, fetch=False)
+    except LoopError as error:
+        return loaded, [Line("model, data", "fail", *_parted(line)) for line in str(error).splitlines()]
     config = loaded.config
     sources = ", ".join([config.prompts.source, *dict.fromkeys(suite.source for suite in config.suites)])
     return loaded, [

@@ -13,6 +13,7 @@ from loop.words import all_done, safe
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
     from loop.daemon.onlooker import Onlookers
+    from loop.inputs import Inputs
     from loop.reading.reader import Reader
     from loop.run.session import Session
     from store.records import DecisionRow, Round
@@ -44,7 +45,7 @@ def run_command(rounds: int | None) -> None:
     with (
         stop.listening(),
         onlookers(loaded.run_dir, stop.check) as watch,
-        open_session(loaded, watch, lambda: _say_what_comes(loaded, watch, rounds)) as session,
+        open_session(loaded, watch, lambda inputs: _say_what_comes(loaded, inputs, watch, rounds)) as session,
         trackers_of(
             loaded.config.watching,
             loaded.config.name,
@@ -70,7 +71,7 @@ def run_command(rounds: int | None) -> None:
             _print_summary(session)
 
 
-def _say_what_comes(loaded: LoadedConfig, watch: Onlookers, more: int | None) -> None:
+def _say_what_comes(loaded: LoadedConfig, inputs: Inputs, watch: Onlookers, more: int | None) -> None:
     """What a run that begins will do, and how long it may take here."""
     from loop.errors import EngineError
     from loop.inputs import num_parameters_of
@@ -79,7 +80,7 @@ def _say_what_comes(loaded: LoadedConfig, watch: Onlookers, more: int | None) ->
 
     if not (num_rounds := more or loaded.config.rounds):
         return
-    work = pace.work_of(loaded, num_rounds)
+    work = pace.work_of(loaded, inputs, num_rounds)
     watch.note(pace.in_words(loaded, work))
     num_parameters = num_parameters_of(loaded.config.model.source, loaded.base_dir)
     try:

@@ -98,9 +98,9 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
         for suite in loaded.config.suites:
             if suite.name == name.partition("@")[0]:  # measurements beside the rounds add to its name
                 suite_problems = load_suite(suite.source, suite.limit, loaded.base_dir)
-                row, _, prompts = yardstick(suite_problems, suite, loaded.config)
-                if row.sha256 == sha256:
-                    problems |= {asked.id: known for asked, known in zip(prompts, suite_problems.problems, strict=True)}
+                measured = yardstick(suite_problems, suite, loaded.config)
+                if measured.row.sha256 == sha256:
+                    problems |= measured.graded_as
                     break
         else:
             raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")

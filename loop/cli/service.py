@@ -62,8 +62,10 @@ def restart_command(now: bool) -> None:
     Examples:
       loopctl restart
     """
+    from loop.inputs import read_inputs
+
     loaded = the_call().load()
-    _check(loaded)
+    read_inputs(loaded, fetch=False)
     _stop(loaded.run_dir, now)
     tell(_start(loaded))
 
@@ -95,12 +97,13 @@ def tell(done: Done) -> None:
 
 
 def _start(loaded: LoadedConfig) -> Done:
+    from loop.inputs import read_inputs
     from loop.system.lock import holder
     from loop.system.ourselves import command, start_in_background
 
     if (pid := holder(loaded.run_dir)) is not None:
         return Done(pid, f"already running (process {pid})", False)
-    _check(loaded)
+    read_inputs(loaded, fetch=False)
     log = loaded.run_dir / "logs" / "loopd.err"  # of the last start only
     log.unlink(missing_ok=True)
     words = command("loop.daemon", "--quiet", "--config", loaded.path)
@@ -109,14 +112,6 @@ def _start(loaded: LoadedConfig) -> Done:
         return Done(pid, "the run has nothing to do; `loopctl status` says why", False)
     preparing = "; it is still preparing: `loopctl status`" if how == "preparing" else ""
     return Done(pid, f"started (process {pid}){preparing}", True)
-
-
-def _check(loaded: LoadedConfig) -> None:
-    from loop.errors import ConfigError
-    from loop.inputs import check_inputs
-
-    if mistakes := check_inputs(loaded):
-        raise ConfigError("\n".join(mistakes))
 
 
 def _answers(run_dir: Path) -> int | None:

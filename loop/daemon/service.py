@@ -23,6 +23,7 @@ from loop.round import run_round
 from loop.run.session import Session
 from loop.system.disk import is_no_room
 from loop.system.signals import Interrupted, Stop
+from policies.patience import NO_ROOM
 from policies.schedule import History, StopRule, why_stop
 from store.errors import StoreError
 from store.garbage import collect
@@ -32,7 +33,6 @@ from store.verify import write_high_water
 TICK_S = 2.0  # seconds between two looks while waiting
 LONG_WAIT_S = 5.0  # the engines are closed before a wait that is longer than this
 MOST_VANISHED = 5  # attempts in a row that ended with their process; then the run waits for a person
-NO_ROOM_WAITS_S = (5.0, 15.0, 60.0, 300.0)  # before the next try, after each write in a row that found no room
 
 BY_ITSELF = "the run continues by itself when there is room; `loopctl gc --dry-run` shows what may go"
 STOPPED = "`loopctl start` or `loopctl run` continues the run where it was left"
@@ -91,7 +91,7 @@ class Service:
         self._last_state: tuple[RunState, str | None, datetime | None] | None = None
         self._no_room: tuple[str, float] | None = None  # the reason, and the monotonic time of the next try
         self._num_no_room = 0
-        session.guide, session.wait = self.guide, self.pause
+        session.check_orders, session.wait = self.guide, self.pause
 
     # The loop
 
@@ -266,14 +266,14 @@ class Service:
         self.session.engines.close()
         if self.schedule is None:
             raise NoRoom(f"{error}; make room and run it again: it continues where it was left") from error
-        wait = NO_ROOM_WAITS_S[min(self._num_no_room, len(NO_ROOM_WAITS_S) - 1)]
         self._num_no_room += 1
-        self._no_room = (f"no room: {error}; {BY_ITSELF}", time.monotonic() + wait)
+        wait_s = NO_ROOM.wait_s(self._num_no_room) or 0.0
+        self._no_room = (f"no room: {error}; {BY_ITSELF}", time.monotonic() + wait_s)
 
     # At a safe point, and while it waits
 
     def guide(self, round: Round | None) -> None:
-        """See `Session.guide`: leave the round if something else comes first."""
+        """See `Session.check_orders`: leave the round if something else comes first."""
         self.watch.pulse()
         if self.stop.asked:
             raise LeaveRound("stopped")

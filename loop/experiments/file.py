@@ -25,7 +25,7 @@ from loop.config.toml_file import Placed, TomlFile, in_lines, read_toml
 from loop.config.toml_text import toml_text
 from loop.errors import ConfigError, LoopError
 from loop.experiments.arms import Arm, arms_of, merged, placed
-from loop.inputs import input_mistakes, model_directory
+from loop.inputs import inputs_and_mistakes, model_directory
 from loop.prompts.sources import source_kind
 from loop.reading.reader import reader
 from store.errors import StoreError
@@ -196,7 +196,7 @@ def check_experiment(experiment: Experiment) -> None:
         )
         if inputs not in seen:  # reading suites and prompts may cost seconds
             seen.add(inputs)
-            for key, problem in input_mistakes(config, experiment.base_dir, runs[0].run_dir):
+            for key, problem in inputs_and_mistakes(config, experiment.base_dir, runs[0].run_dir, fetch=False)[1]:
                 found[placed(arm, key, problem, experiment.file, experiment.base)] = None
         for run in runs:
             if changed := _changed(run, experiment.base_dir):

@@ -29,6 +29,7 @@ from loop.system.lock import holder, locked
 from loop.system.ourselves import command, environment
 from loop.system.signals import Stop
 from loop.system.trees import PR_SET_PDEATHSIG, prctl
+from policies.patience import DEAD_RUN
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
 from store.db import DATABASE, open_database
 from store.durable import written
@@ -38,7 +39,6 @@ from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json
 
 TICK_S = 0.2
 LOOK_S = 1.0  # between two looks into the stores of the runs that go on
-RESTART_WAITS_S = (0.0, 1.0, 5.0, 15.0, 60.0)  # before a run that died is started again; more deaths fail it
 GRACE_S = 20.0  # for a run to end after it was told to end at once
 HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd: another process holds the run; a user's mistake
 
@@ -256,12 +256,12 @@ class Supervisor:
             return
         said = _last_line(_errors(run)) or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
         child.num_deaths = child.num_deaths + 1 if child.standing.progress == before else 1
-        if code in MISTAKES or child.num_deaths > len(RESTART_WAITS_S):
+        wait_s = None if code in MISTAKES else DEAD_RUN.wait_s(child.num_deaths)
+        if wait_s is None:
             self._fail(child, said)
         elif not self.stop.asked:
-            wait = RESTART_WAITS_S[child.num_deaths - 1]
-            child.not_before = time.monotonic() + wait
-            self.say(f"{run.name}: its process died ({said}); started again{f' in {wait:g} s' if wait else ''}")
+            child.not_before = time.monotonic() + wait_s
+            self.say(f"{run.name}: its process died ({said}); started again{f' in {wait_s:g} s' if wait_s else ''}")
             waiting.appendleft(child)
 
     def _look(self, child: SupervisedRun) -> None:

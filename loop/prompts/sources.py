@@ -14,6 +14,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import tee
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,6 +76,16 @@ def load_tests(
     Of equal prompts the first that has tests counts. Raises ConfigError if a test is broken, or if no prompt has any.
     """
     return _tests(_rows(prompts, base_dir, cache_dir, with_tests=True), prompts, model)
+
+
+def load_prompts_and_tests(
+    prompts: Prompts, model: Model, base_dir: Path, with_tests: bool
+) -> tuple[list[Prompt], dict[str, TestedProblem]]:
+    """What `load_prompts` and, `with_tests`, `load_tests` give; the source is read once."""
+    if not with_tests:
+        return load_prompts(prompts, model, base_dir), {}
+    rows, again = tee(_rows(prompts, base_dir, None, with_tests=True))
+    return _distinct(rows, prompts, model), _tests(again, prompts, model)
 
 
 def _tests(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> dict[str, TestedProblem]:

@@ -19,16 +19,17 @@ def checkpoint_named(ledger: Ledger, run: Run, name: str) -> Checkpoint:
     """The checkpoint of "head", "base" or a round's number. LoopError if its weights are not there."""
     if name in ("head", "base"):
         sha256: str | None = run.head_checkpoint if name == "head" else run.base_checkpoint
+        what = f"the {name}"
     else:
         if not (name.isascii() and name.isdigit() and int(name)):
             raise UsageError(f"--of {name}: give head, base or a round's number")
         round = ledger.round(run.id, int(name))
         if round is None:
             raise LoopError(f"there is no round {name}; `loopctl rounds` lists them")
-        sha256 = round.candidate_checkpoint
+        sha256, what = round.candidate_checkpoint, f"round {name}"
     row = ledger.checkpoints.get(sha256) if sha256 else None
     if row is None:
-        raise LoopError(f"round {name} has no checkpoint yet")
+        raise LoopError(f"{what} has no checkpoint yet")
     if row.state != "present":
         raise LoopError(
             f"the checkpoint of {round_name(row.round)} is {row.state}; choose another one, or put its directory back"

@@ -1,15 +1,64 @@
-"""The settings that a round really uses: the configuration's, changed by what was decided on the present head so far."""
+"""What a stage of a round works from: the configuration's settings, adapted to what was decided on the head so far.
+
+It is stored with the stage's first attempt, and every later attempt works from what was stored.
+"""
 
 from __future__ import annotations
 
 from loop.config.section import keys_of
 from loop.config.settings import Training
 from loop.errors import ConfigError
+from loop.prompts.sources import prompts_of_round
 from loop.run.session import Session
+from loop.stages.sampling import seed_of
+from loop.stages.training import rows_sha256
 from policies.adaptation import Adaptable, adapted, in_words, rollbacks_in_a_row
+from store.garbage import best_round
 from store.records import Json, Round
 
 MOST_VERDICTS = 1000
+
+
+def frozen_input(session: Session, round: Round) -> Json:
+    """The input of the stage that the round is at. ConfigError for a training that would repeat one that was rolled back."""
+    config, parent = session.loaded.config, round.parent_checkpoint
+    used, why_adapted = settings_of(session, round)
+    match round.stage:
+        case "sampling":
+            chosen = prompts_of_round(session.prompts, config.prompts.per_round, config.seed, round.number)
+            decoding = config.sampling.model_dump(mode="json", exclude={"num_samples", "control"})
+            return {
+                "checkpoint": parent,
+                "prompt_ids": [prompt.id for prompt in chosen],
+                "decoding": decoding | {"temperature": used.temperature},
+                "data": used.data.model_dump(mode="json"),
+                "adapted": why_adapted,
+            }
+        case "training":
+            num_rows, sha256 = rows_sha256(session.corpus.training_rows(round.run_id, round.number))
+            seed = {"seed": seed_of(config.seed, "training", round.number)}
+            settings = config.training.model_dump(mode="json") | used.training() | seed
+            inputs = {"checkpoint": parent, "num_rows": num_rows, "rows_sha256": sha256, "settings": settings}
+            refuse_a_repetition(session, round, inputs)
+            return inputs
+        case "evaluating":
+            sides = {"head": parent, "candidate": round.candidate_checkpoint}
+            return sides | ({"best": best} if (best := best_so_far(session)) else {})
+        case _:
+            evaluated = session.ledger.stage(round.run_id, round.number, "evaluating")
+            assert evaluated is not None and evaluated.output is not None
+            return evaluated.input | evaluated.output
+
+
+def best_so_far(session: Session) -> Json | None:
+    """The best kept round where it is not the head, if a gate wants to see it."""
+    run, ledger = session.run, session.ledger
+    if not session.policy.needs_best:
+        return None
+    number = best_round(ledger, run, session.loaded.config.decide.suite)
+    round = ledger.round(run.id, number) if number else None
+    sha256 = round.candidate_checkpoint if round else run.base_checkpoint
+    return {"round": number, "checkpoint": sha256} if sha256 != run.head_checkpoint else None
 
 
 def settings_of(session: Session, round: Round) -> tuple[Adaptable, str | None]:

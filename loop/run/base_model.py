@@ -1,4 +1,4 @@
-"""From `model.source` to a directory of verified weights. Imports no torch: what needs it runs in a worker."""
+"""From `model.source` to the directory of the base model's weights. Imports no torch: whatever needs it runs in a worker."""
 
 from __future__ import annotations
 

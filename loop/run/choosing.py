@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from functools import partial
 
 from loop.errors import ConfigError
+from loop.run.answering import store_verdicts
 from loop.run.session import Session
 from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, parts_of
 from loop.stages.evaluating import grade
@@ -18,8 +19,6 @@ from loop.stages.sampling import seed_of
 from policies.data import Candidate, DataPolicy, PastRound, why_not
 from store.records import CollectedPart, CompletionVerdict, Round
 
-NUM_RESULTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most run twice after a kill
-
 
 def select(session: Session, round: Round, policy: DataPolicy) -> Chosen:
     """Which completions are used, and why not the others. The same after every restart, whenever it is asked.
@@ -27,15 +26,15 @@ def select(session: Session, round: Round, policy: DataPolicy) -> Chosen:
     ConfigError if none is left.
     """
     corpus, config = session.corpus, session.loaded.config
-    past = {one.number: one for one in past_rounds(session, round)}
+    past = {earlier.number: earlier for earlier in past_rounds(session, round)}
     own = collected_of(session, round.number, _described(session, round).from_base)
     earlier = [earlier_of(session, past[number]) for number in policy.wanted(list(past.values()))]
     if policy.passed_tests:
-        for one in earlier:
-            each = (described.candidate for part in range(PARTS) for _, described in one.usable.described(part))
-            _run_tests(session, round, one.usable.round, policy, each)
-        _run_tests(session, round, round.number, policy, (one.candidate for one in own if one.why is None))
-    num_completions = len(own) + sum(one.num_completions for one in earlier)
+        for usable in (each.usable for each in earlier):
+            candidates = (described.candidate for part in range(PARTS) for _, described in usable.described(part))
+            _run_tests(session, round, usable.round, policy, candidates)
+        _run_tests(session, round, round.number, policy, (each.candidate for each in own if each.why is None))
+    num_completions = len(own) + sum(each.num_completions for each in earlier)
     seed = seed_of(config.seed, "data", round.number)
     chosen = choose(policy, own, earlier, corpus.test_verdicts, corpus.texts_at, round.run_id, round.number, seed)
     if not chosen.num_used:
@@ -54,7 +53,7 @@ def collected_of(session: Session, number: int, from_base: bool) -> list[Collect
 
 
 def earlier_of(session: Session, past: PastRound) -> Earlier:
-    """What is stored of an earlier round. The first who asks reads its texts, and stores it."""
+    """What is stored of an earlier round; the first call reads its texts, and stores it."""
     corpus, run_id, number = session.corpus, session.run_id, past.number
     settings = session.loaded.config.collect
     rule = {"version": 1, "min_lines": settings.min_lines, "drop_shortest": settings.drop_shortest}
@@ -99,22 +98,19 @@ def _described(session: Session, round: Round) -> PastRound:
 def _run_tests(
     session: Session, round: Round, number: int, policy: DataPolicy, candidates: Iterable[Candidate]
 ) -> None:
-    """Find out how a round's completions do on their prompts' tests, where there are any. What is known is not run again."""
+    """Run a round's completions on their prompts' tests, where there are any. What has a verdict is not run again."""
     corpus = session.corpus
     asked = {prompt.id: prompt for prompt in session.prompts}
-    wanted = {one.id for one in candidates if one.prompt_id in session.tests and why_not(policy, one, "passed") is None}
-    unknown = wanted - corpus.test_verdicts(wanted).keys()
-    if not unknown:
+    wanted = {c.id for c in candidates if c.prompt_id in session.tests and why_not(policy, c, "passed") is None}
+    missing = wanted - corpus.test_verdicts(wanted).keys()
+    if not missing:
         return
-    session.watch.stage(round.number, "grading", f"{len(unknown)} completions on their prompts' tests")
-    completions = (one for one in corpus.completions(round.run_id, number) if one.id in unknown)
-    waiting: list[CompletionVerdict] = []
+    session.watch.stage(round.number, "grading", f"{len(missing)} completions on their prompts' tests")
+    completions = (c for c in corpus.completions(round.run_id, number) if c.id in missing)
     graded = grade(completions, session.tests, asked, "", session.grader)
-    for num_graded, said in enumerate(graded, start=1):
-        assert said.verdict != "harness_error", "grading raises then"
-        waiting.append(CompletionVerdict(said.completion_id, said.verdict, said.detail, said.duration_s, said.sandbox))
-        if len(waiting) >= NUM_RESULTS_AT_ONCE or num_graded == len(unknown):
-            corpus.add_test_results(waiting)
-            waiting = []
-            session.safe_point()
-        session.watch.progress(num_graded, len(unknown))
+    verdicts = (
+        CompletionVerdict(v.completion_id, v.verdict, v.detail, v.duration_s, v.sandbox)
+        for v in graded
+        if v.verdict != "harness_error"  # for which `grade` raises
+    )
+    store_verdicts(session, verdicts, corpus.add_test_results, 0, len(missing))

@@ -1,6 +1,6 @@
 """Candidate against head on the suite that decides: opened part by part, and no further than the policy needs.
 
-Restart-safe: what was measured is found again, and the policy, a pure function, asks for the same parts again.
+Restart-safe: what was measured is stored, and the policy, a pure function, asks for the same parts again.
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ from dataclasses import dataclass, field
 from loop.reading.as_json import as_json
 from loop.reading.gains import STORED_AS, gain, key_of
 from loop.reading.reader import Reader
-from loop.run.diagnosing import diagnose, measure, signals
-from loop.run.evaluation import Part, decoding_dict, evaluate, of_split, whole
-from loop.run.session import Session, Yardstick
+from loop.run.diagnosing import diagnose, measure
+from loop.run.evaluation import Part, decoding_dict, evaluate
+from loop.run.session import Session
 from loop.stages.deciding import Measured, Opened, evidence
-from loop.stages.evaluating import outcomes_of
+from loop.stages.evaluating import Yardstick, outcomes_of
+from loop.stages.sampling import seed_of
 from policies.decision import Decision
+from policies.diagnosis import signals, summary_of
 from policies.evidence import Evidence
 from policies.policy import next_part
 from policies.sequential import drawing_order
@@ -28,25 +30,38 @@ class Comparison:
 
     session: Session
     round: Round
-    checkpoints: dict[str, str]  # by "candidate", "head" and, where it is wanted, "best"
+    checkpoints: dict[str, str]  # by "candidate", "head" and, where a gate asks for it, "best"
     best_round: int | None = None
     opened: dict[str, int] = field(default_factory=dict)
     done: dict[tuple[str, str, str], Evaluation] = field(default_factory=dict)  # by who, suite and split
     diagnosis: Json = field(default_factory=dict)  # of locks and forks
 
+    @classmethod
+    def of(cls, session: Session, round: Round, inputs: Json) -> Comparison:
+        """The comparison that a stage's frozen input asks for, with all that `as_output` gave if the input has it."""
+        checkpoints, best_round = {"head": inputs["head"], "candidate": inputs["candidate"]}, None
+        if best := inputs.get("best"):
+            checkpoints["best"], best_round = best["checkpoint"], best["round"]
+        comparison = cls(session, round, checkpoints, best_round, {**inputs.get("opened", {})})
+        for name, id in inputs.get("evaluations", {}).items():
+            who, suite, split = name.split("/", 2)
+            evaluation = session.corpus.evaluations.get(id)
+            assert evaluation is not None
+            comparison.done[who, suite, split] = evaluation
+        comparison.diagnosis = inputs.get("diagnosis", {})
+        return comparison
+
     @property
     def head_round(self) -> int:
-        """Whose seeds and whose order of problems are used."""
+        """The round of the head, which fixes the seeds and the order of problems."""
         row = self.session.ledger.checkpoints.get(self.checkpoints["head"])
         assert row is not None
         return row.round
 
     def drawn(self, split: str) -> list[Problem]:
         """All problems of a split in the order in which they are drawn."""
-        there = {
-            problem.task_id: problem for problem in of_split(self.session, self.session.decider, split, 0).problems
-        }
-        return [there[task_id] for task_id in drawing_order(self.head_round, list(there))]
+        problems = {problem.task_id: problem for problem in self.session.decider.of_split(split)}
+        return [problems[task_id] for task_id in drawing_order(self.head_round, list(problems))]
 
     def run(self) -> Decision:
         """Open what the policy asks for until it has decided, and then what is only reported."""
@@ -76,15 +91,16 @@ class Comparison:
         assert isinstance(names, list)
         for suite in self.session.suites:
             if suite.config.name in names:
+                seed = seed_of(self.session.loaded.config.seed, suite.config.name)
                 for who in ("head", "candidate"):
-                    self._evaluate(who, suite, whole(self.session, suite))
+                    self._evaluate(who, suite, Part("all", suite.problems, seed))
 
     def _open(self, split: str, num_problems: int) -> None:
         self.opened[split] = num_problems
-        base = of_split(self.session, self.session.decider, split, self.head_round)
-        part = Part(split, self.drawn(split)[:num_problems], base.seed)
+        seed = seed_of(self.session.loaded.config.seed, self.session.decider.config.name, split, self.head_round)
+        part = Part(split, self.drawn(split)[:num_problems], seed)
         sides = [who for who in self.checkpoints if who != "best" or split == self.session.policy.split]
-        engines = self.session.engines  # whoever is up already goes first: loading is the dear part
+        engines = self.session.engines  # the checkpoint that is loaded already goes first: loading is expensive
         for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):
             self._evaluate(who, self.session.decider, part)
             if who != "best":
@@ -94,20 +110,10 @@ class Comparison:
         key = (who, suite.config.name, part.split)
         self.done[key] = evaluate(self.session, self.round.number, self.checkpoints[who], suite, part, who)
 
-    # What is known
-
-    def find(self, opened: dict[str, int], evaluations: dict[str, str], diagnosis: Json) -> Comparison:
-        """Take up what the evaluating stage has stored."""
-        self.opened, self.diagnosis = dict(opened), diagnosis
-        for name, id in evaluations.items():
-            who, suite, split = name.split("/", 2)
-            found = self.session.corpus.evaluations.get(id)
-            assert found is not None
-            self.done[who, suite, split] = found
-        return self
+    # What was measured
 
     def as_output(self) -> Json:
-        """What the evaluating stage stores: `find` takes it up."""
+        """What the evaluating stage stores, and `of` takes up."""
         return {
             "opened": self.opened,
             "evaluations": {"/".join(key): evaluation.id for key, evaluation in sorted(self.done.items())},
@@ -129,7 +135,7 @@ class Comparison:
         return gains
 
     def evidence(self) -> Evidence:
-        """What the policy is to see by now."""
+        """What the policy sees of everything that is measured so far."""
         session, policy = self.session, self.session.policy
         name, looks = self.session.decider.config.name, session.loaded.config.decide.looks
         opened = {}
@@ -139,7 +145,7 @@ class Comparison:
         for suite in self.session.suites:
             if ("candidate", suite.config.name, "all") in self.done:
                 opened[suite.config.name] = self._opened(suite, "all", suite.problems, len(suite.problems), 1)
-        figures = {who: one.metrics or {} for (who, suite_name, split), one in self.done.items()
+        figures = {who: evaluation.metrics or {} for (who, suite_name, split), evaluation in self.done.items()
                    if (suite_name, split) == (name, policy.split)}  # fmt: skip
         if (base := self._base()) is not None and base.metrics:
             figures["base"] = base.metrics
@@ -155,36 +161,30 @@ class Comparison:
             training=candidate.origin["training"] if candidate else {},
             fruitless_looks=policy.fruitless_after(before.evidence, before.verdict) if before else {},
             best_round=self.best_round,
-            more_signals=signals(self.diagnosis),
+            more_signals=signals(summary_of(self.diagnosis)) if self.diagnosis else {},
         )
 
     def _base(self) -> Evaluation | None:
         """The base on the split that is looked at first, as it was measured when it was the head."""
         run = self.session.run
-        same = [
-            one
-            for one in self.session.corpus.evaluations.all(run.id, run.base_checkpoint)
-            if (one.suite_name, one.split) == (self.session.decider.config.name, self.session.policy.split)
-            and one.metrics
-        ]
-        return same[-1] if same else None
+        wanted = (self.session.decider.config.name, self.session.policy.split)
+        evaluations = self.session.corpus.evaluations.all(run.id, run.base_checkpoint)
+        finished = [each for each in evaluations if (each.suite_name, each.split) == wanted and each.metrics]
+        return finished[-1] if finished else None
 
     def _opened(
         self, suite: Yardstick, split: str, problems: list[Problem], num_planned: int, num_looks: int
     ) -> Opened:
-        sides = {who: one for (who, name, part), one in self.done.items() if (name, part) == (suite.config.name, split)}
+        key = (suite.config.name, split)
+        sides = {who: evaluation for (who, *rest), evaluation in self.done.items() if tuple(rest) == key}
         if split == self.session.policy.split and (base := self._base()) is not None:
             sides["base"] = base
+        conditions = ("suite_sha256", "decode_settings_id", "num_samples", "seed")
         measured = {
             who: Measured(
-                outcomes_of(self.session.corpus.evaluations.verdicts(one.id)),
-                {
-                    "suite_sha256": one.suite_sha256,
-                    "decode_settings_id": one.decode_settings_id,
-                    "num_samples": one.num_samples,
-                    "seed": one.seed,
-                },
+                outcomes_of(self.session.corpus.evaluations.verdicts(evaluation.id)),
+                {name: getattr(evaluation, name) for name in conditions},
             )
-            for who, one in sides.items()
+            for who, evaluation in sides.items()
         }
         return Opened(suite.config.name, decoding_dict(suite), problems, num_planned, num_looks, measured)

@@ -8,16 +8,15 @@ The arithmetic is in policies/diagnosis.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from loop.engines.base import Forced, Probed, Request, SamplingParams
-from loop.run.evaluation import of_split
+from loop.engines.base import Forced, SamplingParams
 from loop.run.session import Session
-from loop.run.sharing import turn
 from loop.stages.evaluating import params_of
-from loop.stages.sampling import seed_of
+from loop.stages.sampling import request_of, seed_of
+from loop.words import round_name
 from policies import diagnosis as arithmetic
 from policies.diagnosis import Compared, Positions, Who
 from store.canonical import sha256_of
@@ -33,32 +32,23 @@ def diagnose(session: Session, round: Round) -> Json:
     Measures what is still missing, and nothing else.
     """
     settings = session.loaded.config.diagnosis
-    checkpoints = _checkpoints(session, round)
+    assert round.candidate_checkpoint is not None, round
+    checkpoints: dict[Who, str] = {
+        "base": session.run.base_checkpoint,
+        "head": round.parent_checkpoint,
+        "candidate": round.candidate_checkpoint,
+    }
     for checkpoint in checkpoints.values():
         measure(session, round, checkpoint)
     if not settings.num_prompts:
         return {}
-    found = {who: _result(session, checkpoint).records for who, checkpoint in checkpoints.items()}
+    records = {who: _records(session, checkpoint) for who, checkpoint in checkpoints.items()}
     sequences = [
-        Compared(**{who: _positions(records[index]) for who, records in found.items()}, num_kept=base["num_kept"])
-        for index, base in enumerate(found["base"])
+        Compared(**{who: _positions(texts[index]) for who, texts in records.items()}, num_kept=base["num_kept"])
+        for index, base in enumerate(records["base"])
     ]
     summary = arithmetic.summarise(sequences, settings.lock_below_nats, settings.fork_above_nats)
     return {"probe": _probe_id(session), **asdict(summary)}
-
-
-def signals(summary: Json) -> dict[str, dict[str, float]]:
-    """What a decision may look at, by flat names, for candidate, head and base; {} for the summary {}.
-
-    lock_tail_mass, lock_top_probability, fork_entropy and entropy (over all positions) of each; kl_to_head, kl_to_base and
-    lock_top_changed of the candidate. A name is left out where the texts have no lock or no fork.
-    """
-    return arithmetic.signals(summary_of(summary)) if summary else {}
-
-
-def summary_of(summary: Json) -> arithmetic.Summary:
-    """What `diagnose` returned, as the arithmetic has it."""
-    return arithmetic.summary_of(summary)
 
 
 def measure(session: Session, round: Round, checkpoint: str) -> None:
@@ -70,110 +60,82 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
     base = session.run.base_checkpoint
     if checkpoint != base:
         measure(session, round, base)  # says which tokens are followed
-    probe = corpus.probes.get(_probe_id(session)) or _shared_probe(session, round)
+    probe = _probe(session, round)
     at: list[Any] = [None] * len(probe.sequences)
     if checkpoint != base:
-        at = [record["at"] for record in _result(session, base).records]
+        at = [record["at"] for record in _records(session, base)]
     texts = [
-        Forced(id=str(index), prompt_token_ids=one["prompt_token_ids"], token_ids=one["token_ids"], at=tokens)
-        for index, (one, tokens) in enumerate(zip(probe.sequences, at, strict=True))
+        Forced(id=str(index), prompt_token_ids=text["prompt_token_ids"], token_ids=text["token_ids"], at=tokens)
+        for index, (text, tokens) in enumerate(zip(probe.sequences, at, strict=True))
     ]
     row = session.ledger.checkpoints.get(checkpoint)
     assert row is not None, checkpoint
-    who = f"round {row.round}" if row.round else "the base"
-    what = f"locks and forks of {who}"
-    followed = [
-        (one["prompt_token_ids"], one["token_ids"], tokens) for one, tokens in zip(probe.sequences, at, strict=True)
-    ]
-    made_from = {"probe": _inputs(session), "texts": followed}  # what two runs have drawn may differ where engines do
-    with turn(session, round.number, "evaluating", what, checkpoint, **made_from) as ours:
-        if not ours.take_probe_result(result_id, probe.id, row.round):
+    what = f"locks and forks of {round_name(row.round)}"
+    made_from = {  # the texts, too: what two runs have drawn may differ where engines do
+        "probe": _asked(session),
+        "texts": [text.model_dump(mode="json") for text in texts],
+    }
+    own = {"id": result_id, "probe_id": probe.id, "round": row.round}
+    with session.sharing.record("probe_result", round.number, what, checkpoint, own, **made_from):
+        if not corpus.probes.has_result(result_id):
             session.watch.stage(round.number, "evaluating", f"{what} ({len(texts)} texts)")
-            prober = session.prober(checkpoint)
-            records: dict[int, Json] = {}
-            for start in range(0, len(texts), TEXTS_AT_ONCE):
-                batch = texts[start : start + TEXTS_AT_ONCE]
-                for probed in prober.probe(batch, _truncation(session), settings.top):
-                    records |= {int(one.id): _record(one, checkpoint == base) for one in probed}
+            records = _follow(session, checkpoint, texts, is_base=checkpoint == base)
             corpus.probes.add_result(
-                ProbeResult(
-                    id=result_id,
-                    probe_id=probe.id,
-                    run_id=round.run_id,
-                    round=row.round,
-                    checkpoint=checkpoint,
-                    records=[records[index] for index in range(len(texts))],
-                )
-            )
-            ours.done(probe_result=result_id)
+                ProbeResult(result_id, probe.id, round.run_id, row.round, checkpoint, records)
+            )  # fmt: skip
     session.safe_point()
 
 
-def _shared_probe(session: Session, round: Round) -> Probe:
-    base, what = session.run.base_checkpoint, "the texts of locks and forks"
-    with turn(session, round.number, "evaluating", what, base, texts=_inputs(session)) as ours:
-        session.corpus.add_decode_settings(_drawn(session).model_dump(mode="json"))
-        if not ours.take_probe(_probe_id(session)):
-            _write_probe(session, round)
-            ours.done(probe=_probe_id(session))
-    probe = session.corpus.probes.get(_probe_id(session))
+def _follow(session: Session, checkpoint: str, texts: Sequence[Forced], is_base: bool) -> list[Json]:
+    """What is stored of each text. Which tokens are followed, and how many are kept, only the base says."""
+    columns = {*_COLUMNS, "at", "num_kept"} if is_base else {*_COLUMNS}
+    prober, top = session.sampler(checkpoint), session.loaded.config.diagnosis.top
+    truncation = _drawn(session).model_copy(update={"repetition_penalty": 1.0, "stop": ()})  # says what counts as kept
+    records: dict[str, Json] = {}
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        for probed in prober.probe(texts[start : start + TEXTS_AT_ONCE], truncation, top):
+            records |= {each.id: each.model_dump(mode="json", include=columns) for each in probed}
+    return [records[text.id] for text in texts]
+
+
+def _probe(session: Session, round: Round) -> Probe:
+    probe_id, corpus = _probe_id(session), session.corpus
+    if corpus.probes.get(probe_id) is None:
+        settings_id = corpus.add_decode_settings(_drawn(session).model_dump(mode="json"))
+        what, base = "the texts of locks and forks", session.run.base_checkpoint
+        with session.sharing.record("probe", round.number, what, base, {"id": probe_id}, asked=_asked(session)):
+            if corpus.probes.get(probe_id) is None:
+                _write_probe(session, round, probe_id, settings_id)
+    probe = corpus.probes.get(probe_id)
     assert probe is not None
     return probe
 
 
-def _inputs(session: Session) -> Json:
-    """All that the texts depend on, and `top`, on which their records depend."""
-    return {
-        "base": session.run.base_checkpoint,
-        "prompt_ids": [prompt.id for prompt in _prompts(session)],
-        "drawn": _drawn(session).model_dump(mode="json"),
-        "truncation": _truncation(session).model_dump(mode="json"),
-        "seed": session.loaded.config.seed,
-        "top": session.loaded.config.diagnosis.top,
-    }
-
-
-def _write_probe(session: Session, round: Round) -> Probe:
+def _write_probe(session: Session, round: Round, probe_id: str, settings_id: str) -> None:
     """The base answers the prompts. Stored as a whole: a kill before that costs seconds, and the same is drawn again."""
-    config, base = session.loaded.config, session.run.base_checkpoint
-    asked = {prompt.id: prompt for prompt in _prompts(session)}
-    session.watch.stage(round.number, "evaluating", f"locks and forks: the base writes {len(asked)} texts")
-    requests = [
-        Request(
-            id=prompt.id,
-            messages=tuple(prompt.content["messages"]),
-            prefill=prompt.content["prefill"],
-            seed=seed_of(config.seed, "diagnosis", prompt.id),
-        )
-        for prompt in asked.values()
-    ]
+    base, prompts = session.run.base_checkpoint, _prompts(session)
+    session.watch.stage(round.number, "evaluating", f"locks and forks: the base writes {len(prompts)} texts")
+    seed = session.loaded.config.seed
+    requests = [request_of(prompt, prompt.id, seed_of(seed, "diagnosis", prompt.id)) for prompt in prompts]
     sampler = session.sampler(base)
-    written = {one.id: one for batch in sampler.generate(requests, _drawn(session)) for one in batch}
-    probe = Probe(
-        id=_probe_id(session),
-        run_id=round.run_id,
-        checkpoint=base,
-        decode_settings_id=session.corpus.add_decode_settings(_drawn(session).model_dump(mode="json")),
-        tokenizer_sha256=sampler.tokenizer_sha256,
-        sequences=[
-            {
-                "prompt_id": prompt_id,
-                "text": written[prompt_id].text,
-                "prompt_token_ids": list(written[prompt_id].prompt_token_ids),
-                "token_ids": list(written[prompt_id].token_ids),
-            }
-            for prompt_id in asked
-        ],
-    )
-    session.corpus.probes.add(probe)
+    written = {text.id: text for batch in sampler.generate(requests, _drawn(session)) for text in batch}
+    sequences: list[Json] = [
+        {
+            "prompt_id": text.id,
+            "text": text.text,
+            "prompt_token_ids": list(text.prompt_token_ids),
+            "token_ids": list(text.token_ids),
+        }
+        for text in (written[prompt.id] for prompt in prompts)
+    ]
+    session.corpus.probes.add(Probe(probe_id, round.run_id, base, settings_id, sampler.tokenizer_sha256, sequences))
     session.safe_point()
-    return probe
 
 
 def _prompts(session: Session) -> list[Prompt]:
     """`num_prompts` of those that the suite that decides is asked with, chosen by hash; only of the split that is opened first."""
     suite = session.decider
-    prompts = [suite.prompts[one.prompt_id] for one in of_split(session, suite, session.policy.split, 0).problems]
+    prompts = [suite.prompts[problem.prompt_id] for problem in suite.of_split(session.policy.split)]
     seed = session.loaded.config.seed
     chosen = sorted(prompts, key=lambda prompt: (seed_of(seed, "diagnosis", prompt.id), prompt.id))
     return chosen[: session.loaded.config.diagnosis.num_prompts]
@@ -193,49 +155,26 @@ def _drawn(session: Session) -> SamplingParams:
     )
 
 
-def _truncation(session: Session) -> SamplingParams:
-    """What training data is truncated with; it says which of the base's tokens count as kept."""
-    return _drawn(session).model_copy(update={"repetition_penalty": 1.0, "stop": ()})
+def _asked(session: Session) -> list[object]:
+    """All that asks for the probe and for what is recorded of it. Thresholds are applied later and are not part of it."""
+    config = session.loaded.config
+    prompt_ids = [prompt.id for prompt in _prompts(session)]
+    drawn = _drawn(session).model_dump(mode="json")
+    return [session.run.base_checkpoint, prompt_ids, drawn, config.seed, config.diagnosis.top]
 
 
 def _probe_id(session: Session) -> str:
-    """All that asks for the probe and for what is recorded of it. Thresholds are applied later and are not part of it."""
-    return sha256_of(
-        [
-            session.run_id,
-            session.run.base_checkpoint,
-            [prompt.id for prompt in _prompts(session)],
-            _drawn(session).model_dump(mode="json"),
-            session.loaded.config.seed,
-            session.loaded.config.diagnosis.top,
-        ]
-    )
+    return sha256_of([session.run_id, *_asked(session)])
 
 
 def _result_id(session: Session, checkpoint: str) -> str:
     return sha256_of([_probe_id(session), checkpoint])
 
 
-def _result(session: Session, checkpoint: str) -> ProbeResult:
-    found = session.corpus.probes.result(_result_id(session, checkpoint))
-    assert found is not None, "measured before"
-    return found
-
-
-def _checkpoints(session: Session, round: Round) -> dict[Who, str]:
-    assert round.candidate_checkpoint is not None, round
-    return {
-        "base": session.run.base_checkpoint,
-        "head": round.parent_checkpoint,
-        "candidate": round.candidate_checkpoint,
-    }
-
-
-def _record(probed: Probed, is_base: bool) -> Json:
-    """What is stored of one text. Which tokens are followed, and how many are kept, only the base says."""
-    columns = (*_COLUMNS, "at", "num_kept") if is_base else _COLUMNS
-    found = probed.model_dump(mode="json")
-    return {name: found[name] for name in columns}
+def _records(session: Session, checkpoint: str) -> list[Json]:
+    result = session.corpus.probes.result(_result_id(session, checkpoint))
+    assert result is not None, "measured before"
+    return result.records
 
 
 def _positions(record: Mapping[str, Any]) -> Positions:

@@ -1,4 +1,4 @@
-"""One checkpoint on one suite: what is known already is found, and only what is missing is sampled and graded.
+"""One checkpoint on one suite: only what is not stored yet is sampled and graded.
 
 On the suite that decides, head and candidate are measured on the same problems with the same seeds. These seeds belong to
 the head: a checkpoint that was kept because it scored well is measured afresh once it is the head.
@@ -6,47 +6,36 @@ the head: a checkpoint that was kept because it scored well is measured afresh o
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
-from loop.run.session import Session, Yardstick
-from loop.run.sharing import Turn, turn
-from loop.stages.evaluating import decoding_in_words, figures, grade, params_of
-from loop.stages.sampling import Lineage, Planned, gathered, plan, sample, seed_of
+from loop.run.answering import Answers, store_verdicts
+from loop.run.session import Session
+from loop.stages.evaluating import Yardstick, decoding_in_words, figures, grade, params_of
+from loop.stages.sampling import Lineage, plan
+from loop.words import round_name
 from store.canonical import sha256_of
-from store.records import Completion, Evaluation, Json, Problem, Verdict
+from store.records import Completion, Evaluation, Json, Problem
 
-NUM_VERDICTS_AT_ONCE = 32  # how many are stored in one transaction, hence at most graded twice after a kill
 NUM_AHEAD = 512  # ungraded completions at which sampling pauses, where both run at once
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What is asked of a suite: a split, the problems of it that are wanted by now, and the seed of all its samples."""
+    """What is asked of a suite: a split, the problems of it that are wanted by now, and the seed of all their samples."""
 
     split: str
     problems: Sequence[Problem]
     seed: int
 
 
-def whole(session: Session, suite: Yardstick) -> Part:
-    """All problems of a suite that is only reported, or of one with a single use."""
-    return Part("all", suite.problems, seed_of(session.loaded.config.seed, suite.config.name))
-
-
-def of_split(session: Session, suite: Yardstick, split: str, head_round: int) -> Part:
-    """A split of the suite that decides, measured against the head of that round."""
-    problems = [problem for problem in suite.problems if problem.split == split]
-    return Part(split, problems, seed_of(session.loaded.config.seed, suite.config.name, split, head_round))
-
-
 def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, part: Part, who: str) -> Evaluation:
     """One checkpoint on a part of a suite; only missing completions are generated and only missing verdicts graded.
 
-    `number`: the round that goes on, or that would be next; `who`: what the checkpoint is to it.
+    `number`: the round that is open, or that would be next; `who`: what the checkpoint is to it.
     """
-    corpus = session.corpus
+    corpus, row = session.corpus, session.ledger.checkpoints.get(checkpoint)
+    assert row is not None, checkpoint
     params = params_of(suite.config)
     settings = corpus.add_decode_settings(params.model_dump(mode="json"))
     evaluation = corpus.evaluations.begin(
@@ -67,95 +56,47 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
         return evaluation
     prompts = [suite.prompts[problem.prompt_id] for problem in part.problems]
     lineage = Lineage(session.run_id, evaluation.round, checkpoint, evaluation.id, settings)
+    split = "" if part.split in ("all", session.policy.split) else f"{part.split}, "
+    on_suite = f"on {suite.config.name} ({split}{decoding_in_words(suite.config)})"
     planned = plan(lineage, prompts, suite.config.num_samples, part.seed)
-    label = f"{who} on {suite.config.name} ({decoding_in_words(suite.config)})"
-    if part.split not in ("all", session.policy.split):
-        label = f"{who} on {suite.config.name} ({part.split}, {decoding_in_words(suite.config)})"
+    answers = Answers(number, "evaluating", f"{round_name(row.round)} {on_suite}", planned, lineage, params)
     corpus.evaluations.reopen(evaluation.id)
-    row = session.ledger.checkpoints.get(checkpoint)
-    whose = f"round {row.round}" if row and row.round else "the base"
-    what = label.replace(who, whose, 1)
-    with turn(session, number, "evaluating", what, checkpoint, **_inputs(session, suite, part)) as ours:
-        return _evaluate(session, number, suite, planned, lineage, label, ours)
+    grading = session.loaded.config.grading.model_dump(mode="json", exclude={"num_workers"})
+    with session.sharing.answers(answers, suite=suite.row.sha256, grading=grading):
+        return _evaluate(session, suite, answers, evaluation.id, f"{who} {on_suite}")
 
 
-def _evaluate(
-    session: Session,
-    number: int,
-    suite: Yardstick,
-    planned: Sequence[Planned],
-    lineage: Lineage,
-    label: str,
-    ours: Turn,
-) -> Evaluation:
-    assert lineage.evaluation_id is not None
-    corpus, params, evaluation_id = session.corpus, params_of(suite.config), lineage.evaluation_id
-    ours.take_answers(planned, lineage)
-    wanted = {item.id for item in planned}
-    done = corpus.evaluations.completion_ids(evaluation_id)
+def _evaluate(session: Session, suite: Yardstick, answers: Answers, evaluation_id: str, label: str) -> Evaluation:
+    corpus, wanted = session.corpus, {item.id for item in answers.planned}
     graded = corpus.evaluations.graded_ids(evaluation_id) & wanted
-    num_graded, sampling = len(graded), False
-
-    def sampled() -> Iterator[Completion]:
-        """What is missing, each stored when it is given."""
-        if wanted <= done:
-            return
-        session.watch.stage(number, "evaluating", label)
-        sampler = session.sampler(lineage.checkpoint)
-        for batch in gathered(sample(planned, done, lineage, params, sampler), time.monotonic):
-            corpus.add_completions(batch)
-            session.safe_point()
-            yield from batch
+    is_sampling = False
 
     def ungraded() -> Iterator[Completion]:
-        nonlocal sampling
+        """What has no verdict yet: while completions are generated, if that leaves the CPU alone, or else after it."""
+        nonlocal is_sampling
         given: set[str] = set()
-        for completion in sampled():
-            if session.engines.spares_the_cpu:
-                sampling = True
+        for batch in answers.complete(session, label):
+            for completion in batch if session.engines.spares_the_cpu else ():
+                is_sampling = True
                 given.add(completion.id)
                 yield completion
-        sampling = False
-        session.watch.stage(number, "grading", label)
+        is_sampling = False
+        session.watch.stage(answers.round, "grading", label)
         left = wanted - graded - given
         yield from (c for c in completions_of(session, evaluation_id, wanted) if c.id in left)
 
-    waiting: list[Verdict] = []
-    for verdict in grade(ungraded(), suite.graded_as, suite.prompts, evaluation_id, session.grader, NUM_AHEAD):
-        waiting.append(verdict)
-        num_graded += 1
-        if len(waiting) >= NUM_VERDICTS_AT_ONCE or num_graded == len(wanted):
-            corpus.evaluations.add_verdicts(waiting)
-            waiting = []
-            session.safe_point()
-        if not sampling:
-            session.watch.progress(num_graded, len(wanted))
+    new = grade(ungraded(), suite.graded_as, suite.prompts, evaluation_id, session.grader, NUM_AHEAD)
+    store_verdicts(session, new, corpus.evaluations.add_verdicts, len(graded), len(wanted), lambda: not is_sampling)
     verdicts = [verdict for verdict in corpus.evaluations.verdicts(evaluation_id) if verdict.completion_id in wanted]
     assert len(verdicts) == len(wanted), f"{len(verdicts)} verdicts for {len(wanted)} completions"
     measured = figures(verdicts, completions_of(session, evaluation_id, wanted), suite.config.pass_at)
-    finished = corpus.evaluations.finish(evaluation_id, measured)
-    ours.done(evaluation=evaluation_id)
-    return finished
-
-
-def _inputs(session: Session, suite: Yardstick, part: Part) -> Json:
-    """What the answers and their verdicts depend on beside the checkpoint."""
-    grading = session.loaded.config.grading.model_dump(mode="json", exclude={"num_workers"})
-    return {
-        "suite": suite.row.sha256,
-        "split": part.split,
-        "problems": [problem.task_id for problem in part.problems],
-        "decoding": params_of(suite.config).model_dump(mode="json"),
-        "num_samples": suite.config.num_samples,
-        "seed": part.seed,
-        "grading": grading,
-    }
+    return corpus.evaluations.finish(evaluation_id, measured)
 
 
 def completions_of(session: Session, evaluation_id: str, wanted: Collection[str]) -> Iterator[Completion]:
-    """Those of an evaluation's completions that are wanted by now; a killed process may have left more."""
-    found = session.corpus.completions(session.run_id, evaluation_id=evaluation_id)
-    return (completion for completion in found if completion.id in wanted)
+    """An evaluation's completions, as far as they are wanted by now; a killed process may have left more."""
+    completions = session.corpus.completions(session.run_id, evaluation_id=evaluation_id)
+    return (completion for completion in completions if completion.id in wanted)
 
 
 def evaluation_id(session: Session, suite: Yardstick, part: Part, checkpoint: str) -> str:

@@ -1,13 +1,13 @@
 """Measurements beside the rounds: one checkpoint twice (aa), at several temperatures (sweep), and the final split once.
 
-They are evaluations like any other, stored as they come and found again after a kill, but under names of their own
+They are evaluations like any other, stored as they come and continued after a kill, but under names of their own
 ("first-steps@aa1"), so that none of them ever counts as a figure of the run. None of them moves the head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from statistics import stdev
 from typing import Any, Literal
@@ -16,9 +16,9 @@ from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError, UsageError
 from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result
 from loop.run.evaluation import Part, decoding_dict, evaluate
-from loop.run.power import AA_MEASURED, Sight, remedy, sights
-from loop.run.session import Session, Yardstick
-from loop.stages.evaluating import outcomes_of, signals_by_problem
+from loop.run.power import AA_MEASURED, PlannedLook, planned_looks, remedy
+from loop.run.session import Session
+from loop.stages.evaluating import Yardstick, outcomes_of, signals_by_problem
 from loop.stages.sampling import seed_of
 from loop.words import round_name
 from policies.gates import Collapse
@@ -39,7 +39,7 @@ FLATTERED = (
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
+class Measurement:
     """One finished evaluation with each problem's outcomes, by task."""
 
     evaluation: Evaluation
@@ -54,27 +54,27 @@ class Seen:
     def rates(self, k: int = 1) -> dict[str, Fraction]:
         """Each problem's success rate or pass@k."""
         if k == 1:
-            return {task_id: Fraction(sum(found), len(found)) for task_id, found in self.outcomes.items()}
-        return {task_id: Fraction(pass_at_k(len(found), sum(found), k)) for task_id, found in self.outcomes.items()}
+            return {task_id: Fraction(sum(results), len(results)) for task_id, results in self.outcomes.items()}
+        return {
+            task_id: Fraction(pass_at_k(len(results), sum(results), k)) for task_id, results in self.outcomes.items()
+        }
 
 
-def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, draw: str, **changed: Any) -> Seen:
+def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, draw: str, **changed: Any) -> Measurement:
     """One checkpoint on all problems of a split. `changed`: settings of the suite; `draw` fixes the random numbers."""
     problems = _problems(suite, split)
     seed = seed_of(session.loaded.config.seed, suite.config.name, split, draw)
-    variant = Yardstick(
-        suite.config.model_copy(update=changed), suite.row, suite.problems, suite.graded_as, suite.prompts
-    )
+    variant = replace(suite, config=suite.config.model_copy(update=changed))
     last = session.ledger.last_round(session.run_id)
     open_round = session.ledger.open_round(session.run_id)
     number = open_round.number if open_round else last.number + 1 if last else 1
     done = evaluate(session, number, row.sha256, variant, Part(split, problems, seed), round_name(row.round))
-    return Seen(done, outcomes_of(session.corpus.evaluations.verdicts(done.id)))
+    return Measurement(done, outcomes_of(session.corpus.evaluations.verdicts(done.id)))
 
 
 def _problems(suite: Yardstick, split: str, at_least: int = 1) -> list[Problem]:
     """A split's problems. LoopError where they are too few to say anything."""
-    problems = [problem for problem in suite.problems if problem.split == split]
+    problems = suite.of_split(split)
     if len(problems) < at_least:
         raise LoopError(
             f"split {split} of suite {suite.config.name!r} has {len(problems)} problems; it takes {at_least}"
@@ -82,15 +82,15 @@ def _problems(suite: Yardstick, split: str, at_least: int = 1) -> list[Problem]:
     return problems
 
 
-def _paired(ours: Seen, theirs: Seen) -> Json:
-    """Ours minus theirs in pass@1 on the same problems, with a two-sided 95% interval."""
-    one, other = ours.rates(), theirs.rates()
-    found = paired_gain([one[task_id] - other[task_id] for task_id in sorted(one)], 0.975)
+def _paired(measured: Measurement, reference: Measurement) -> Json:
+    """The gain in pass@1 over the reference on the same problems, with a two-sided 95% interval."""
+    rates, before = measured.rates(), reference.rates()
+    gain = paired_gain([rates[task_id] - before[task_id] for task_id in sorted(rates)], 0.975)
     return {
-        "gain": found.gain,
-        "interval": [found.lower, found.upper],
-        "num_improved": found.num_improved,
-        "num_worsened": found.num_worsened,
+        "gain": gain.gain,
+        "interval": [gain.lower, gain.upper],
+        "num_improved": gain.num_improved,
+        "num_worsened": gain.num_worsened,
     }
 
 
@@ -100,7 +100,7 @@ def _where(session: Session, suite: Yardstick, split: str) -> Json:
         "suite": suite.config.name,
         "split": split,
         "decoding": decoding_dict(suite),
-        "num_problems": sum(problem.split == split for problem in suite.problems),
+        "num_problems": len(suite.of_split(split)),
         "num_samples": suite.config.num_samples,
     }
 
@@ -122,16 +122,16 @@ def aa(session: Session, row: Checkpoint) -> Json:
     Recorded as an event, once for each result.
     """
     suite, split = session.decider, session.policy.split
-    looks = sights(session)
+    looks = planned_looks(session)
     metric = looks[0].gate.metric if looks else "pass@1"
     k = int(metric.removeprefix("pass@"))
     _problems(suite, split, at_least=2)
     names = [f"{suite.config.name}@aa{number}" for number in (1, 2)]
     first, second = (_measure(session, suite, row, split, name, name=name) for name in names)
-    one, other = first.rates(k), second.rates(k)
-    tasks = sorted(one)
-    differences = [one[task_id] - other[task_id] for task_id in tasks]
-    found = paired_gain(differences, 0.975)
+    rates, again = first.rates(k), second.rates(k)
+    tasks = sorted(rates)
+    differences = [rates[task_id] - again[task_id] for task_id in tasks]
+    difference = paired_gain(differences, 0.975)
     variance = variance_within([first.outcomes[task_id] + second.outcomes[task_id] for task_id in tasks])
     if k > 1:
         variance = variance_between(differences, suite.config.num_samples)
@@ -140,13 +140,13 @@ def aa(session: Session, row: Checkpoint) -> Json:
         "checkpoint": row.sha256,
         "metric": metric,
         "noise": {
-            "rates": [float(sum(rates.values()) / len(rates)) for rates in (one, other)],
-            "difference": found.gain,
-            "interval": [found.lower, found.upper],
+            "rates": [float(sum(each.values()) / len(each)) for each in (rates, again)],
+            "difference": difference.gain,
+            "interval": [difference.lower, difference.upper],
             "sd": stdev(map(float, differences)),
         },
         "variance_within": variance,
-        "looks": [_sight(look, variance) for look in looks],
+        "looks": [_detectable(look, variance) for look in looks],
         "sizes": _sizes(looks[-1], variance) if looks else [],
         "signals": {name: {"value": noise.value, "sd": noise.sd} for name, noise in signals.items()},
         "collapse": _collapse(session, signals),
@@ -156,7 +156,7 @@ def aa(session: Session, row: Checkpoint) -> Json:
     return answer | {"round": row.round}
 
 
-def _sight(look: Sight, variance: float) -> Json:
+def _detectable(look: PlannedLook, variance: float) -> Json:
     """What one look of the improvement gate can see."""
     detects = look.detects(variance)
     return {
@@ -175,7 +175,7 @@ def _sight(look: Sight, variance: float) -> Json:
     }
 
 
-def _sizes(look: Sight, variance: float) -> list[Json]:
+def _sizes(look: PlannedLook, variance: float) -> list[Json]:
     """The smallest detectable gain by problems and samples: as configured, and two and four times as many."""
     return [
         {
@@ -189,19 +189,19 @@ def _sizes(look: Sight, variance: float) -> list[Json]:
 
 
 def _signals(
-    session: Session, suite: Yardstick, tasks: Sequence[str], first: Seen, second: Seen
+    session: Session, suite: Yardstick, tasks: Sequence[str], first: Measurement, second: Measurement
 ) -> dict[str, SignalNoise]:
     """The noise of the signals that an evaluation gives, by the names that gates know them by."""
-    one, other = (_signals_by_task(session, suite, seen) for seen in (first, second))
+    signals, again = (_signals_by_task(session, suite, measurement) for measurement in (first, second))
     return {
-        name: signal_noise([one[task][name] for task in tasks], [other[task][name] for task in tasks])
-        for name in one[tasks[0]]
+        name: signal_noise([signals[task][name] for task in tasks], [again[task][name] for task in tasks])
+        for name in signals[tasks[0]]
     }
 
 
-def _signals_by_task(session: Session, suite: Yardstick, seen: Seen) -> dict[str, dict[str, float]]:
+def _signals_by_task(session: Session, suite: Yardstick, measurement: Measurement) -> dict[str, dict[str, float]]:
     """Each problem's part of a signal: the signal is the mean over problems."""
-    id = seen.evaluation.id
+    id = measurement.evaluation.id
     completions = session.corpus.completions(session.run_id, evaluation_id=id)
     return signals_by_problem(session.corpus.evaluations.verdicts(id), completions, max(suite.config.pass_at))
 
@@ -212,7 +212,7 @@ def _collapse(session: Session, signals: Mapping[str, SignalNoise]) -> Json:
     limits = gate.limits | roomy_limits(gate.in_force, signals, ROOM)
     table: Json = {
         "type": gate.type,
-        "limits": {name: one.model_dump(exclude_none=True, exclude_defaults=True) for name, one in limits.items()},
+        "limits": {name: limit.model_dump(exclude_none=True, exclude_defaults=True) for name, limit in limits.items()},
     }
     return table | ({"ignore": list(gate.ignore)} if gate.ignore else {})  # fmt: skip
 
@@ -225,8 +225,8 @@ def may_sweep(suite: SuiteConfig, split: str) -> None:
     if split == FINAL:
         raise UsageError("--split final: it can be opened once, by `loopctl final`; sweep another split")
     if not suite.splits.get(split):  # type: ignore[call-overload]
-        there = ", ".join(name for name, share in suite.splits.items() if share)
-        raise UsageError(f"--split {split}: suite {suite.name!r} has no such split; its splits are {there}")
+        splits = ", ".join(name for name, share in suite.splits.items() if share)
+        raise UsageError(f"--split {split}: suite {suite.name!r} has no such split; its splits are {splits}")
 
 
 def sweep(session: Session, rows: Sequence[Checkpoint], temperatures: Sequence[float], split: str) -> Json:
@@ -241,13 +241,13 @@ def sweep(session: Session, rows: Sequence[Checkpoint], temperatures: Sequence[f
     wanted = sorted({*temperatures, own})
     swept = []
     for row in {row.sha256: row for row in (base, *rows)}.values():
-        seen = {
+        by_temperature = {
             t: _measure(session, suite, row, split, "sweep", name=f"{suite.config.name}@T{t:g}", **_at(suite.config, t))
             for t in wanted
         }
-        rates = {t: seen[t].figures["pass@1"] for t in wanted}
+        rates = {t: by_temperature[t].figures["pass@1"] for t in wanted}
         best = max(wanted, key=lambda t, rates=rates: (rates[t], t == own))  # type: ignore[misc]
-        swept.append((row, seen, best))
+        swept.append((row, by_temperature, best))
     (_, bases, base_best), *others = swept
     answer = _where(session, suite, split)
     return answer | {
@@ -258,14 +258,14 @@ def sweep(session: Session, rows: Sequence[Checkpoint], temperatures: Sequence[f
                 "checkpoint": row.sha256,
                 "round": row.round,
                 "best_temperature": best,
-                "figures": [{"temperature": t, **seen[t].figures} for t in wanted],
+                "figures": [{"temperature": t, **by_temperature[t].figures} for t in wanted],
             }
-            for row, seen, best in swept
+            for row, by_temperature, best in swept
         ],
         "decoding_gain": {"temperature": base_best, **_paired(bases[base_best], bases[own])},
         "training_gains": [
-            {"round": row.round, "temperature": best, "base_temperature": base_best, **_paired(seen[best], bases[base_best])}
-            for row, seen, best in others
+            {"round": row.round, "temperature": best, "base_temperature": base_best, **_paired(by_temperature[best], bases[base_best])}
+            for row, by_temperature, best in others
         ],
         "note": FLATTERED,
     }  # fmt: skip
@@ -307,22 +307,21 @@ def final(session: Session) -> Event:
     What was begun is finished with the head that it was begun with, whatever the head is by now.
     """
     ledger, run, suite = session.ledger, session.run, session.decider
-    if (known := final_result(ledger, run.id)) is not None:
-        return known
+    if (result_event := final_result(ledger, run.id)) is not None:
+        return result_event
     _problems(suite, FINAL)
     if may_be_final(ledger, run) == "new":
         ledger.events.append(run.id, FINAL_BEGUN, run.head_round, head=run.head_checkpoint, base=run.base_checkpoint)
     begun = ledger.events.last_of(run.id, FINAL_BEGUN)
     assert begun is not None
     rows = {who: ledger.checkpoints.get(begun.data[who]) for who in ("base", "head")}
-    seen: dict[str, Seen] = {}
+    measured: dict[str, Measurement] = {}
     for who, row in rows.items():
         assert row is not None, who
-        seen[who] = _measure(session, suite, row, FINAL, FINAL, name=f"{suite.config.name}@final")
+        measured[who] = _measure(session, suite, row, FINAL, FINAL, name=f"{suite.config.name}@final")
     sides = {
-        who: {"checkpoint": row.sha256, "round": row.round, **seen[who].figures} for who, row in rows.items() if row
+        who: {"checkpoint": row.sha256, "round": row.round, **measured[who].figures} for who, row in rows.items() if row
     }
-    result = _where(session, suite, FINAL) | sides | _paired(seen["head"], seen["base"])
-    return ledger.events.append(
-        run.id, FINAL_OPENED, begun.round, **result, evaluations={who: one.evaluation.id for who, one in seen.items()}
-    )
+    result = _where(session, suite, FINAL) | sides | _paired(measured["head"], measured["base"])
+    result["evaluations"] = {who: measurement.evaluation.id for who, measurement in measured.items()}
+    return ledger.events.append(run.id, FINAL_OPENED, begun.round, **result)

@@ -9,20 +9,15 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from loop.config.loading import LoadedConfig
 from loop.config.same_run import as_begun, config_sha256, differences, resolved
-from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError
 from loop.grading.grader import Grader
-from loop.grading.problem import Problem as GradingProblem
-from loop.grading.suite import load_suite
-from loop.inputs import BUILT_IN_MODEL, check_inputs
-from loop.prompts.sources import load_prompts, load_tests
+from loop.inputs import BUILT_IN_MODEL, Inputs, read_inputs
 from loop.run.base_model import base_model
-from loop.run.session import OTHER_BASE, Session, Yardstick
-from loop.stages.evaluating import yardstick
+from loop.run.session import OTHER_BASE, Session
+from loop.stages.evaluating import Yardstick, yardstick
 from loop.system.lock import locked
 from loop.workers.up import Engines, Watch
 from store.canonical import sha256_of
@@ -38,43 +33,37 @@ from store.corpus import Corpus
 from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint, StoreError
 from store.ledger import Ledger
-from store.records import Checkpoint, Prompt, Run
-from store.shared import registry_of
+from store.records import Checkpoint, Json, Run
 from store.verify import write_high_water
 
 
 @contextlib.contextmanager
-def open_session(loaded: LoadedConfig, watch: Watch, begins: Callable[[], None] = lambda: None) -> Iterator[Session]:
-    """Everything checked, the run created or found, nothing loaded yet. On the way out every worker is ended.
+def open_session(
+    loaded: LoadedConfig, watch: Watch, begins: Callable[[Inputs], None] = lambda inputs: None
+) -> Iterator[Session]:
+    """Everything checked, the run created or continued, nothing loaded yet. On the way out every worker is ended.
 
     `begins` is called when a new run is about to begin and nothing of the user's is wrong any more.
     """
-    config = loaded.config
-    if mistakes := check_inputs(loaded):
-        raise ConfigError("\n".join(mistakes))
-    prompts = load_prompts(config.prompts, config.model, loaded.base_dir)
-    tests = load_tests(config.prompts, config.model, loaded.base_dir) if config.wants_tests else {}
-    suites = [_yardstick(loaded, suite) for suite in config.suites]
-    grader = Grader(
-        config.grading.sandbox,
-        config.grading.timeout_s,
-        config.grading.memory_bytes,
-        config.grading.num_workers,
-        config.grading.timeout_factor,
-    )
+    inputs, config = read_inputs(loaded, fetch=True), loaded.config
+    suites = [yardstick(suite, table, config) for table, suite in zip(config.suites, inputs.suites, strict=True)]
+    table = config.grading
+    grader = Grader(table.sandbox, table.timeout_s, table.memory_bytes, table.num_workers, table.timeout_factor)
     with locked(loaded.run_dir):
         db = open_database(loaded.run_dir / DATABASE)
         ledger, corpus = Ledger(db), Corpus(db)
         engines = Engines(loaded, watch)
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
-            if begun := ledger.run():
-                loaded = replace(loaded, config=as_begun(loaded.config, begun.config))
-            run = _run(loaded, ledger, corpus, prompts, tests, suites, watch, engines.pulse, begins)
+            run, content = ledger.run(), _content(inputs, suites)
+            if run is None:
+                run = _begin(ledger, corpus, engines, loaded, inputs, suites, content, begins)
+            else:
+                loaded = replace(loaded, config=as_begun(loaded.config, run.config))
+                _continue(run, ledger, engines, loaded, content)
             policy = loaded.config.decide.policy()
-            shared = registry_of(loaded.run_dir)
             yield Session(
-                loaded, ledger, corpus, run.id, engines, grader, policy, prompts, suites, watch, tests, shared=shared
+                loaded, ledger, corpus, run.id, engines, grader, policy, inputs.prompts, suites, watch, inputs.tests
             )
         finally:
             engines.close()
@@ -83,67 +72,52 @@ def open_session(loaded: LoadedConfig, watch: Watch, begins: Callable[[], None] 
             db.close()
 
 
-def _yardstick(loaded: LoadedConfig, suite: SuiteConfig) -> Yardstick:
-    found = load_suite(suite.source, suite.limit, loaded.base_dir)
-    row, problems, prompts = yardstick(found, suite, loaded.config)
-    graded_as: dict[str, GradingProblem] = {}
-    for prompt, problem in zip(prompts, found.problems, strict=True):
-        if twin := graded_as.get(prompt.id):
-            raise ConfigError(
-                f"{suite.source}: problems {twin.task_id!r} and {problem.task_id!r} ask the same question; remove one"
-            )
-        graded_as[prompt.id] = problem
-    return Yardstick(suite, row, problems, graded_as, {prompt.id: prompt for prompt in prompts})
-
-
-def _inputs(prompts: list[Prompt], tests: dict[str, GradingProblem], suites: list[Yardstick]) -> dict[str, Any]:
+def _content(inputs: Inputs, suites: list[Yardstick]) -> Json:
     """What the configuration's names stand for, by content: a file that changes makes another run."""
-    found: dict[str, Any] = {
-        "prompts": sha256_of([prompt.id for prompt in prompts]),
+    content: Json = {
+        "prompts": sha256_of([prompt.id for prompt in inputs.prompts]),
         "suites": {suite.config.name: suite.row.sha256 for suite in suites},
     }
-    if tests:
-        found["tests"] = sha256_of({prompt_id: problem.content() for prompt_id, problem in tests.items()})
-    return found
+    if inputs.tests:
+        content["tests"] = sha256_of({prompt_id: problem.content() for prompt_id, problem in inputs.tests.items()})
+    return content
 
 
-def _run(
-    loaded: LoadedConfig,
+def _continue(run: Run, ledger: Ledger, engines: Engines, loaded: LoadedConfig, content: Json) -> None:
+    """ConfigError if the run began with other settings or inputs, LoopError if its base model is another by now."""
+    _same_run(run, resolved(loaded.config), content, loaded)
+    base = ledger.checkpoints.get(run.base_checkpoint)
+    if base and not Path(base.path).exists():  # a cache was cleared, or the run has been moved
+        directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
+        if str(directory) != base.path:
+            try:
+                verify(directory, base.manifest)
+            except DamagedCheckpoint as damage:
+                raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
+            ledger.checkpoints.move(base.sha256, str(directory))
+
+
+def _begin(
     ledger: Ledger,
     corpus: Corpus,
-    prompts: list[Prompt],
-    tests: dict[str, GradingProblem],
+    engines: Engines,
+    loaded: LoadedConfig,
+    inputs: Inputs,
     suites: list[Yardstick],
-    watch: Watch,
-    pulse: Callable[[], None],
-    begins: Callable[[], None],
+    content: Json,
+    begins: Callable[[Inputs], None],
 ) -> Run:
-    """The run of this directory: found and compared with the configuration, or begun."""
-    settings, inputs = resolved(loaded.config), _inputs(prompts, tests, suites)
-    run = ledger.run()
-    if run is not None:
-        _same_run(run, settings, inputs, loaded)
-        base = ledger.checkpoints.get(run.base_checkpoint)
-        if base and not Path(base.path).exists():  # a cache was cleared, or the run has been moved
-            directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
-            if str(directory) != base.path:
-                try:
-                    verify(directory, base.manifest)
-                except DamagedCheckpoint as damage:
-                    raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
-                ledger.checkpoints.move(base.sha256, str(directory))
-        return run
     if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
         raise LoopError(
             f"{loaded.run_dir / DATABASE}: holds no run, but {CHECKPOINTS}/ beside it holds the weights of one; "
             "put a backup back, or set another run_dir"
         )
     if loaded.config.model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
-        begins()
-    watch.stage(0, "preparing", loaded.config.model.source)
-    directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, pulse)
+        begins(inputs)
+    engines.watch.stage(0, "preparing", loaded.config.model.source)
+    directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
     if loaded.config.model.source != BUILT_IN_MODEL:
-        begins()
+        begins(inputs)
     manifest = hash_directory(directory)
     base = Checkpoint(
         sha256=manifest_sha256(manifest),
@@ -157,24 +131,25 @@ def _run(
         manifest=manifest,
         origin={"source": loaded.config.model.source, "revision": loaded.config.model.revision},
     )
-    corpus.add_prompts(prompts)
+    corpus.add_prompts(inputs.prompts)
     for suite in suites:
         corpus.add_prompts(suite.prompts.values())
         corpus.evaluations.add_suite(suite.row, suite.problems)
-    identity = sha256_of([config_sha256(loaded.config), inputs])
-    return ledger.create_run(loaded.config.name, settings | {"inputs": inputs}, identity, loaded.config.seed, base)
+    identity = sha256_of([config_sha256(loaded.config), content])
+    settings = resolved(loaded.config) | {"inputs": content}
+    return ledger.create_run(loaded.config.name, settings, identity, loaded.config.seed, base)
 
 
-def _same_run(run: Run, settings: dict[str, Any], inputs: dict[str, Any], loaded: LoadedConfig) -> None:
+def _same_run(run: Run, settings: Json, content: Json, loaded: LoadedConfig) -> None:
     changed = differences({key: value for key, value in run.config.items() if key != "inputs"}, settings)
     before = run.config["inputs"]
-    if not changed and (before["prompts"], before.get("tests")) != (inputs["prompts"], inputs.get("tests")):
-        what = "prompts" if before["prompts"] != inputs["prompts"] else "tests of the prompts"
+    if not changed and (before["prompts"], before.get("tests")) != (content["prompts"], content.get("tests")):
+        what = "prompts" if before["prompts"] != content["prompts"] else "tests of the prompts"
         changed = [f"the {what} of {loaded.config.prompts.source} are not those that the run began with"]
     if not changed:
         changed = [
             f"suite {name} is not the one that the run began with (a problem, the prompt format or a split changed)"
-            for name, sha256 in inputs["suites"].items()
+            for name, sha256 in content["suites"].items()
             if before["suites"].get(name) != sha256
         ]
     if changed:

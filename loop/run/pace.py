@@ -13,17 +13,14 @@ from pathlib import Path
 from loop.config.loading import LoadedConfig
 from loop.engines.by_name import sampler_kind
 from loop.engines.precision import auto_dtype
-from loop.grading.suite import load_suite, split_of
-from loop.prompts.sources import load_prompts
+from loop.grading.suite import split_of
+from loop.inputs import Inputs
 from loop.system.gpus import used_bytes
 from loop.workers.worker import Worker
 
 PROMPT_TOKENS = 40  # of a prompt beyond what all prompts begin with
 SHARE_OF_LENGTH = 0.5  # of max_new_tokens: most completions end before
-SAMPLING, TRAINING = (
-    0.5,
-    0.7,
-)  # the share of a plain multiplication's speed that a model's forward pass and a step reach
+SAMPLING, TRAINING = 0.5, 0.7  # shares of a plain multiplication's speed that a forward pass and a training step reach
 TRAINED_IN = "float32"  # on a CPU
 START_S = 20.0  # for workers to start and to load a model, in a run
 
@@ -41,23 +38,22 @@ class Work:
     trained_tokens: int
 
 
-def work_of(loaded: LoadedConfig, num_rounds: int) -> Work:
+def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
     """The base and every candidate answer all suites; from the second round on the head answers the deciding one again.
 
-    About: a head is asked again only if it is a new one, and looks, confirming splits and other gates change what is asked.
+    This is rough: a head is asked again only if it is new, and looks, confirming splits and other gates change what is asked.
     """
     config = loaded.config
-    num_prompts = config.prompts.per_round or len(load_prompts(config.prompts, config.model, loaded.base_dir))
+    num_prompts = config.prompts.per_round or len(inputs.prompts)
     num_sampled = num_prompts * config.sampling.num_samples
     tokens = num_rounds * num_sampled * config.sampling.max_new_tokens * SHARE_OF_LENGTH
     prompts = num_rounds * num_sampled
     num_answers = 0
-    for suite in config.suites:
+    for suite, read in zip(config.suites, inputs.suites, strict=True):
         decides = suite.name == config.decide.suite
         shares = {str(name): share for name, share in suite.splits.items()}
         num_problems = sum(
-            not decides or split_of(problem.task_id, shares) == config.decide.split
-            for problem in load_suite(suite.source, suite.limit, loaded.base_dir).problems
+            not decides or split_of(problem.task_id, shares) == config.decide.split for problem in read.problems
         )
         times = 1 + num_rounds + (num_rounds - 1 if decides else 0)
         num_answers += times * num_problems * suite.num_samples
@@ -108,7 +104,7 @@ def measured_speed(loaded: LoadedConfig) -> Speed | None:
     if engine.device != "cpu" and used_bytes():
         return None
     sampling = auto_dtype(on_gpu=False)[0] if engine.dtype == "auto" else engine.dtype
-    with tempfile.TemporaryDirectory(prefix="ssd-loop-") as directory:  # the run's own is not there yet
+    with tempfile.TemporaryDirectory(prefix="ssd-loop-") as directory:  # the run has none yet
         worker = Worker(
             {
                 "op": "measure_speed",

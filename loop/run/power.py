@@ -13,12 +13,12 @@ from policies.noise import PRIOR_VARIANCE, detectable_gain, problems_needed, sam
 from store.records import DecisionRow
 
 AA_MEASURED = "aa_measured"
-MOST_SAMPLES = 20  # beyond so many of a problem, more problems are the better remedy
+MOST_SAMPLES = 20  # of one problem; beyond that, more problems are the better remedy
 
 
 @dataclass(frozen=True, slots=True)
-class Sight:
-    """One look of the improvement gate as it would be now: what is measured, and at which error."""
+class PlannedLook:
+    """One look of the improvement gate as it would be now: how much is measured, and at which level of error."""
 
     gate: Improvement
     split: str
@@ -32,7 +32,7 @@ class Sight:
         return self.gate.target - self.gate.min_gain
 
     def detects(self, variance: float, num_problems: int | None = None, num_samples: int | None = None) -> float:
-        """The gain over `min_gain` that it finds, with other sizes if given."""
+        """The gain over `min_gain` that this look detects, with other sizes if given."""
         return detectable_gain(
             variance, num_problems or self.num_problems, num_samples or self.num_samples, self.level, self.gate.power
         )
@@ -46,24 +46,23 @@ class Sight:
         return samples_needed(variance, self.num_problems, self.wanted, self.level, self.gate.power)
 
 
-def sights(session: Session) -> list[Sight]:
+def planned_looks(session: Session) -> list[PlannedLook]:
     """The looks of a round: at the split of every round, then at the one that confirms. Empty without such a gate."""
-    policy, decide = session.policy, session.loaded.config.decide
+    policy, suite = session.policy, session.decider
     gate = next((gate for gate in policy.gates if isinstance(gate, Improvement)), None)
     if gate is None:
         return []
-    suite = next(suite for suite in session.suites if suite.config.name == decide.suite)
     before = session.ledger.last_decision(session.run_id)
     counts = policy.fruitless_after(before.evidence, before.verdict) if before else {}
     now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=counts)
     looks = [Look(policy.split, screening=policy.confirm is not None)]
     looks += [Look(policy.confirm)] if policy.confirm is not None else []
     return [
-        Sight(
+        PlannedLook(
             gate,
             look.split,
             gate.level(now, look),
-            sum(problem.split == look.split for problem in suite.problems),
+            len(suite.of_split(look.split)),
             suite.config.num_samples,
         )
         for look in looks
@@ -71,7 +70,7 @@ def sights(session: Session) -> list[Sight]:
 
 
 def known_variance(session: Session, gate: Improvement) -> tuple[float, str] | None:
-    """The variance within problems and where it is known from: measured by `aa`, a decision, or guessed."""
+    """The variance within problems, and its source: "measured" by `aa`, "decided" (a decision's figures) or "guessed"."""
     measured = session.ledger.events.last_of(session.run_id, AA_MEASURED)
     if measured is not None and measured.data.get("metric") == gate.metric:
         return float(measured.data["variance_within"]), "measured"
@@ -88,7 +87,7 @@ def known_variance(session: Session, gate: Improvement) -> tuple[float, str] | N
 
 
 def _figures(decision: DecisionRow, gate: Improvement) -> Iterator[Mapping[str, float]]:
-    """Those of the improvement gate; nothing where a decision of an older version lacks them."""
+    """The figures of the improvement gate; nothing where a decision of an older version lacks them."""
     wanted = ("num_problems", "num_samples", "smallest_detectable_gain", "level")
     for result in decision.gates:
         figures = result.get("figures") or {}
@@ -99,30 +98,30 @@ def _figures(decision: DecisionRow, gate: Improvement) -> Iterator[Mapping[str, 
 
 
 def too_coarse(session: Session) -> str | None:
-    """A line for whoever starts a run whose evaluation would mostly miss the gain that it is asked for; else None."""
-    looks = sights(session)
-    known = known_variance(session, looks[0].gate) if looks else None
-    if known is None:
+    """A warning in one line if the evaluation would mostly miss the gain that it is asked for; else None."""
+    looks = planned_looks(session)
+    variance_and_source = known_variance(session, looks[0].gate) if looks else None
+    if variance_and_source is None:
         return None
-    variance, whence = known
+    variance, source = variance_and_source
     worst = max(looks, key=lambda look: look.detects(variance) - look.wanted)
     gain, gate = worst.detects(variance), worst.gate
     if gain <= worst.wanted:
         return None
     where = f"{worst.split}: " if len(looks) > 1 else ""
-    source = {
+    by = {
         "measured": "",
         "decided": ", by the last decision's figures",
         "guessed": ", by a guess before anything was measured: `loopctl aa` measures it",
-    }[whence]
+    }[source]
     return (
         f"the evaluation ({where}{worst.num_problems} problems x {worst.num_samples} samples) detects a gain of "
-        f"{gate.min_gain + gain:.3f} with {percent(gate.power)} power{source}; target_gain is {gate.target:g}: "
+        f"{gate.min_gain + gain:.3f} with {percent(gate.power)} power{by}; target_gain is {gate.target:g}: "
         f"a gain of that size would mostly be missed; {remedy(worst, variance)}"
     )
 
 
-def remedy(look: Sight, variance: float) -> str:
+def remedy(look: PlannedLook, variance: float) -> str:
     """What would make an evaluation see the gain that is asked for."""
     samples = look.samples_needed(variance)
     more = f"about {look.problems_needed(variance):,} problems"

@@ -8,26 +8,22 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from loop.config.loading import LoadedConfig
-from loop.config.settings import Suite as SuiteConfig
-from loop.engines.base import CheckpointRef, Prober, Sampler
+from loop.engines.base import CheckpointRef
 from loop.errors import LoopError
 from loop.grading.grader import Grader
 from loop.grading.problem import Problem as GradingProblem
+from loop.run.sharing import Sharing
+from loop.stages.evaluating import Yardstick
 from loop.workers.pool import Pool
 from loop.workers.up import Engines, Watch
 from loop.workers.worker import RemoteSampler
 from policies.policy import Policy
-from store.checkpoints import (
-    quarantine,
-    stamps,
-    verify,
-)
+from store.checkpoints import quarantine, stamps, verify
 from store.corpus import Corpus
 from store.errors import DamagedCheckpoint, StoreError
 from store.failpoints import reach
 from store.ledger import Ledger
-from store.records import Checkpoint, Problem, Prompt, Round, Run, Suite
-from store.shared import Registry
+from store.records import Checkpoint, Json, Prompt, Round, Run
 
 OTHER_BASE = "the base model has changed since the run began"
 
@@ -38,17 +34,6 @@ class LostWeights(LoopError):
     def __init__(self, message: str, checkpoint: Checkpoint) -> None:
         super().__init__(message)
         self.checkpoint = checkpoint
-
-
-@dataclass(frozen=True, slots=True)
-class Yardstick:
-    """One suite of the configuration, as it is asked and as it is graded."""
-
-    config: SuiteConfig
-    row: Suite
-    problems: list[Problem]
-    graded_as: dict[str, GradingProblem]  # by prompt id
-    prompts: dict[str, Prompt]  # by prompt id, in the suite's order
 
 
 @dataclass(slots=True)
@@ -66,18 +51,26 @@ class Session:
     suites: list[Yardstick]
     watch: Watch
     tests: dict[str, GradingProblem] = field(default_factory=dict)  # of prompts, by prompt id, if a data policy asks
-    guide: Callable[[Round | None], None] = field(default=lambda round: None)
+    check_orders: Callable[[Round | None], None] = field(default=lambda round: None)  # raises to leave the round
     wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
     verified: dict[str, Any] = field(default_factory=dict)  # the stamps of checkpoints when they were read whole
-    shared: Registry | None = None  # what other runs of its experiment have done, if it belongs to one
+    sharing: Sharing = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sharing = Sharing(self)
 
     def safe_point(self, round: Round | None = None) -> None:
-        """Everything so far is stored. What the guide raises here leaves a round that can be resumed.
+        """Everything so far is stored. What `check_orders` raises here leaves a round that can be resumed.
 
-        Between two stages it is told the round, between two batches of one stage nothing.
+        Between two stages it is given the round, between two batches of one stage None.
         """
         reach("round.safe_point")
-        self.guide(round)
+        self.check_orders(round)
+
+    def finish_stage(self, round: Round, attempt: int, output: Json, **more: Any) -> Round:
+        """End the round's stage as `Ledger.finish_stage` does; the output also names what other runs have made of it."""
+        with self.sharing.ending(round) as shared:
+            return self.ledger.finish_stage(round, round.stage, attempt, output | shared, **more)
 
     def index_texts(self) -> None:
         """Let what was written be found by its text. A round does not fail because that cannot be done."""
@@ -100,15 +93,8 @@ class Session:
         assert run is not None
         return run
 
-    def sampler(self, sha256: str) -> Sampler:
-        """A sampler with these weights: the one that is up already, or a new one over verified weights."""
-        return self._serving(sha256)
-
-    def prober(self, sha256: str) -> Prober:
-        """A prober with these weights: the worker that samples from them."""
-        return self._serving(sha256)
-
-    def _serving(self, sha256: str) -> RemoteSampler | Pool:
+    def sampler(self, sha256: str) -> RemoteSampler | Pool:
+        """A worker that samples from these weights and probes them: the one that serves them already, or a new one."""
         return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
 
     def weights(self, sha256: str) -> CheckpointRef:

@@ -9,6 +9,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 from loop.config.settings import Collect
@@ -29,12 +30,12 @@ class Collected(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What training sees. `selections` has all of the round's own completions, and the earlier ones that are used.
+    """What training sees. `selections` gives all of the round's own completions, and the earlier ones that are used.
 
-    They come in order of position, and can be gone through again and again; they need not be in memory.
+    They come in order of position, anew with each call; they need not be in memory.
     """
 
-    selections: Iterable[Selection]
+    selections: Callable[[], Iterator[Selection]]
     num_used: int
     num_earlier: int
     earlier_left_out: dict[str, int]  # reason -> completions; one by one they would outgrow the corpus
@@ -51,23 +52,23 @@ def collect(
 
     `openings`: prompt id -> the text that opened its answers; a line that it holds counts as a line of the answer.
     """
-    found = [
+    collected = [
         Collected(
-            Candidate(one.id, round, sys.intern(one.prompt_id), one.sample_index, one.num_tokens, from_base),
-            _why_never(one, openings, settings),
-            one.arrival,
-            hashlib.sha256(one.text.encode("utf-8", "surrogatepass")).digest()[:16],
+            Candidate(c.id, round, sys.intern(c.prompt_id), c.sample_index, c.num_tokens, from_base),
+            _why_never(c, openings, settings),
+            c.arrival,
+            hashlib.sha256(c.text.encode("utf-8", "surrogatepass")).digest()[:16],
         )
-        for one in completions
+        for c in completions
     ]
-    found.sort(key=lambda one: place(one.candidate))
-    usable = sorted((one.candidate.num_tokens, one.candidate.id) for one in found if one.why is None)
+    collected.sort(key=lambda each: place(each.candidate))
+    usable = sorted((each.candidate.num_tokens, each.candidate.id) for each in collected if each.why is None)
     shortest = {id for _, id in usable[: int(settings.drop_shortest * len(usable))]}
     return [
-        one._replace(why=f"among the shortest {settings.drop_shortest:.0%} ({one.candidate.num_tokens} tokens)")
-        if one.candidate.id in shortest
-        else one
-        for one in found
+        each._replace(why=f"among the shortest {settings.drop_shortest:.0%} ({each.candidate.num_tokens} tokens)")
+        if each.candidate.id in shortest
+        else each
+        for each in collected
     ]
 
 
@@ -118,14 +119,14 @@ def choose(
     `verdicts_of` is asked by id how completions did on their prompts' tests, and `texts_of` by arrival for one prompt's
     texts at a time. Memory is that of the round's own, of one part of the earlier ones, and of what a draw chooses.
     """
-    left_out = {one.candidate.id: one.why for one in own if one.why is not None}
+    left_out = {each.candidate.id: each.why for each in own if each.why is not None}
     counted: Counter[str] = Counter()
-    for one in earlier:
-        counted.update(one.left_out)
+    for past in earlier:
+        counted.update(past.left_out)
     parts = [part.entries for part in parts_of(own)]
-    from_base = any(one.candidate.from_base for one in own)
+    from_base = any(each.candidate.from_base for each in own)
     fresh = Packed(round, from_base, len(own) - len(left_out), parts.__getitem__)
-    rounds = [*(one.usable for one in earlier), fresh]
+    rounds = [*(past.usable for past in earlier), fresh]
 
     def leave_out(packed: Packed, part: int, at: int, id: str, why: str) -> None:
         packed.drop(part, at)
@@ -158,33 +159,29 @@ def choose(
             counted[_in_short(policy.not_drawn())] += num
         packed.keep_only(drawn)
     return Chosen(
-        selections=_InOrder(own, rounds[:-1], left_out, run_id, round),
+        selections=partial(_in_order, own, rounds[:-1], left_out, run_id, round),
         num_used=sum(map(len, rounds)),
         num_earlier=sum(map(len, rounds[:-1])),
         earlier_left_out=dict(counted),
     )
 
 
-class _InOrder(Iterable[Selection]):
-    def __init__(
-        self, own: Sequence[Collected], earlier: Sequence[Packed], left_out: dict[str, str], run_id: str, round: int
-    ) -> None:
-        self.own, self.earlier, self.left_out, self.run_id, self.round = own, earlier, left_out, run_id, round
-
-    def __iter__(self) -> Iterator[Selection]:
-        own: list[list[bytes]] = [[] for _ in range(PARTS)]
-        for candidate, *_ in self.own:
-            own[part_of(candidate.prompt_id)].append(place(candidate))
-        position = 0
-        for part in range(PARTS):
-            places, own[part] = own[part], []  # of one part at a time
-            for packed in self.earlier:
-                places += packed.places(part)
-            places.sort()
-            for id, arrival in placed(places):
-                why = self.left_out.get(id)
-                yield Selection(self.run_id, self.round, id, position, why is None, why, arrival or None)
-                position += 1
+def _in_order(
+    own: Sequence[Collected], earlier: Sequence[Packed], left_out: dict[str, str], run_id: str, round: int
+) -> Iterator[Selection]:
+    own_places: list[list[bytes]] = [[] for _ in range(PARTS)]
+    for candidate, *_ in own:
+        own_places[part_of(candidate.prompt_id)].append(place(candidate))
+    position = 0
+    for part in range(PARTS):
+        places, own_places[part] = own_places[part], []  # of one part at a time
+        for packed in earlier:
+            places += packed.places(part)
+        places.sort()
+        for id, arrival in placed(places):
+            why = left_out.get(id)
+            yield Selection(run_id, round, id, position, why is None, why, arrival or None)
+            position += 1
 
 
 _Group = list[tuple[Packed, int, Described]]
@@ -205,14 +202,14 @@ def _repeats(
     if len(group) == 1:
         return
     if policy.dedup == "exact":
-        texts = {one.candidate.id: one.text.hex() for _, _, one in group}
+        texts = {described.candidate.id: described.text.hex() for _, _, described in group}
     else:
-        known = texts_of([one.arrival for _, _, one in group])
-        texts = {one.candidate.id: known[one.arrival] for _, _, one in group}
-    found = repeats(policy, [one.candidate for _, _, one in group], texts)
-    for packed, at, one in group:
-        if original := found.get(one.candidate.id):
-            yield packed, at, one.candidate.id, original
+        by_arrival = texts_of([described.arrival for _, _, described in group])
+        texts = {described.candidate.id: by_arrival[described.arrival] for _, _, described in group}
+    originals = repeats(policy, [described.candidate for _, _, described in group], texts)
+    for packed, at, described in group:
+        if original := originals.get(described.candidate.id):
+            yield packed, at, described.candidate.id, original
 
 
 def _in_short(why: str) -> str:

@@ -13,7 +13,7 @@ from store.records import Json, Problem
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One side on one split: outcomes by problem, and by what it was measured."""
+    """One side on one split: outcomes by problem, and the conditions that they were measured under."""
 
     outcomes: dict[str, list[int]]
     conditions: Json
@@ -21,7 +21,7 @@ class Measured:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """One split, as far as it was opened: its problems so far, how many there are in all, and each side on them."""
+    """One split as far as it was opened: its problems so far, how many it has in all, and each side on them."""
 
     suite: str
     decoding: Json
@@ -42,18 +42,18 @@ class Opened:
         for problem in sorted(self.problems, key=lambda problem: problem.task_id):
             row = {"task_id": problem.task_id, "difficulty": problem.difficulty}
             rows.append(row | {who: side.outcomes[problem.task_id] for who, side in sides.items()})
-        found: Json = {"suite": self.suite, "problems": rows, "decoding": self.decoding}
-        found["conditions"] = {who: side.conditions for who, side in sides.items()}
+        split: Json = {"suite": self.suite, "problems": rows, "decoding": self.decoding}
+        split["conditions"] = {who: side.conditions for who, side in sides.items()}
         if self.num_looks > 1:
-            found |= {"num_planned": self.num_planned, "num_looks": self.num_looks}
-        return found
+            split |= {"num_planned": self.num_planned, "num_looks": self.num_looks}
+        return split
 
 
 def signals_of(figures: Json) -> dict[str, float]:
     """What a decision sees of an evaluation's figures beside outcomes, by the names that gates know: NAME, NAME_error."""
     named = {"pass@1": "pass@1", "num_completions": "num_samples", **SIGNALS}
-    found = {name: figures[key] for key, name in named.items() if figures.get(key) is not None}
-    return found | {f"{name}_error": error for name, error in figures.get("errors", {}).items()}
+    signals = {name: figures[key] for key, name in named.items() if figures.get(key) is not None}
+    return signals | {f"{name}_error": error for name, error in figures.get("errors", {}).items()}
 
 
 def evidence(
@@ -73,15 +73,15 @@ def evidence(
     `training`: the trainer's report of the candidate. `figures`: "candidate", "head" and "base" -> the figures of their evaluations on the first split.
     """
     signals: dict[str, dict[str, float]] = {}
-    for who, found in figures.items():
-        signals[who] = {**signals_of(found), **more_signals.get(who, {})}
+    for who, measured in figures.items():
+        signals[who] = {**signals_of(measured), **more_signals.get(who, {})}
     if losses := training.get("losses"):
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)
     if (held_out := training.get("held_out_loss")) is not None:
         gap = held_out - training["train_loss"]
         signals["candidate"] |= {"train_loss": training["train_loss"], "held_out_loss": held_out, "loss_gap": gap}
         signals.setdefault("base", {})["loss_gap"] = 0.0  # it was trained on none of these rows
-    seen: Json = {
+    shown: Json = {
         "round": round,
         "rounds_so_far": rounds_so_far,
         "draw": draw,
@@ -90,5 +90,5 @@ def evidence(
         "fruitless_looks": dict(fruitless_looks),
     }
     if best_round is not None:
-        seen["best_round"] = best_round
-    return read_evidence(seen)
+        shown["best_round"] = best_round
+    return read_evidence(shown)

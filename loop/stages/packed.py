@@ -33,50 +33,49 @@ def part_of(prompt_id: str) -> int:
     return int(prompt_id[0], 16)
 
 
-def pack(one: Described) -> bytes:
+def pack(described: Described) -> bytes:
     """A completion as an entry. Ids are SHA-256 in hex; entries sort by prompt, sample and id."""
-    c = one.candidate
+    c = described.candidate
     ids = bytes.fromhex(c.prompt_id), bytes.fromhex(c.id)
     assert [*map(len, ids)] == [32, 32], f"completion {c.id} of prompt {c.prompt_id}"
-    return ENTRY.pack(ids[0], c.sample_index, ids[1], c.num_tokens, one.arrival, one.text)
+    return ENTRY.pack(ids[0], c.sample_index, ids[1], c.num_tokens, described.arrival, described.text)
 
 
 class Packed:
-    """The usable completions of one round: so many, and `entries` gives those of a part, sorted, as often as asked."""
+    """The `num` usable completions of one round; `entries` gives those of a part, sorted, as often as it is called."""
 
     def __init__(self, round: int, from_base: bool, num: int, entries: Callable[[int], bytes]) -> None:
         self.round = round
         self.from_base = from_base
         self.num = num
         self._entries = entries
-        self._kept: list[bytearray | None] = [
-            None
-        ] * PARTS  # per part: one byte an entry, 1 = still in; None = all still in
+        # per part: one byte an entry, 1 = still in; None = all still in
+        self._kept: list[bytearray | None] = [None] * PARTS
 
     def __len__(self) -> int:
         return self.num
 
     @property
     def ids(self) -> Collection[str]:
-        """The ids of those that stay, read anew each time that they are gone through."""
+        """The ids of the completions that stay, read anew by each loop over them."""
         return _Ids(self)
 
     def ids_of(self, part: int) -> Iterable[str]:
-        """The ids of those of a part that stay."""
+        """The ids of a part's completions that stay."""
         ids, kept = self._all_ids(part), self._kept[part]
         return ids if kept is None else compress(ids, kept)
 
     def described(self, part: int) -> Iterator[tuple[int, Described]]:
-        """Those of a part that stay, each with where it is in the part."""
+        """A part's completions that stay, each after its place in the part."""
         now = self._kept[part]
-        kept = None if now is None else bytes(now)  # who goes through it may drop what it finds
+        kept = None if now is None else bytes(now)  # a copy: the caller may drop what it is given
         for at, (prompt, index, id, num_tokens, arrival, text) in enumerate(ENTRY.iter_unpack(self._entries(part))):
             if kept is None or kept[at]:
                 candidate = Candidate(id.hex(), self.round, prompt.hex(), index, num_tokens, self.from_base)
                 yield at, Described(candidate, arrival, text)
 
     def places(self, part: int) -> list[bytes]:
-        """The `place` of each of a part that stays, with number of tokens and arrival at its end."""
+        """The `place` of each completion of a part that stays; it ends with number of tokens and arrival."""
         entries, number = self._entries(part), self.round.to_bytes(4, "big")
         starts, kept = range(0, len(entries), ENTRY.size), self._kept[part]
         return [
@@ -85,7 +84,7 @@ class Packed:
         ]
 
     def drop(self, part: int, at: int) -> None:
-        """Leave out one that stays."""
+        """Leave out the completion at this place of a part."""
         kept = self._kept[part]
         if kept is None:
             kept = self._kept[part] = bytearray(b"\1") * (len(self._entries(part)) // ENTRY.size)
@@ -93,7 +92,7 @@ class Packed:
         kept[at] = 0
 
     def keep_only(self, ids: Container[str]) -> None:
-        """Leave out all others."""
+        """Leave out all completions but these."""
         for part in range(PARTS):
             stay = bytearray([id in ids for id in self._all_ids(part)])
             if kept := self._kept[part]:
@@ -117,7 +116,7 @@ class _Ids(Collection[str]):
         return chain.from_iterable(map(self._packed.ids_of, range(PARTS)))
 
     def __contains__(self, id: object) -> bool:
-        return any(id == one for one in self)
+        return any(id == each for each in self)
 
 
 def place(candidate: Candidate) -> bytes:

@@ -1,4 +1,4 @@
-"""Sampling: one completion per prompt and index from the frozen head, exactly those that are missing."""
+"""Sampling: one completion per prompt and index from one checkpoint, and only what is missing is generated."""
 
 from __future__ import annotations
 
@@ -64,6 +64,11 @@ def plan(lineage: Lineage, prompts: Sequence[Prompt], num_samples: int, seed: in
     ]
 
 
+def request_of(prompt: Prompt, id: str, seed: int) -> Request:
+    """The request for one completion of a prompt."""
+    return Request(id=id, messages=tuple(prompt.content["messages"]), prefill=prompt.content["prefill"], seed=seed)
+
+
 def sample(
     planned: Sequence[Planned], done: Collection[str], lineage: Lineage, params: SamplingParams, sampler: Sampler
 ) -> Iterator[list[Completion]]:
@@ -74,15 +79,7 @@ def sample(
     """
     for start in range(0, len(planned), SLICE):
         wanted = {item.id: item for item in planned[start : start + SLICE] if item.id not in done}
-        requests = [
-            Request(
-                id=item.id,
-                messages=tuple(item.prompt.content["messages"]),
-                prefill=item.prompt.content["prefill"],
-                seed=item.seed,
-            )
-            for item in wanted.values()
-        ]
+        requests = [request_of(item.prompt, item.id, item.seed) for item in wanted.values()]
         for batch in sampler.generate(requests, params) if requests else ():
             yield [_completion(wanted[item.id], item, lineage, sampler.tokenizer_sha256) for item in batch]
 
@@ -91,7 +88,7 @@ def gathered(batches: Iterable[list[T]], clock: Callable[[], float]) -> Iterator
     """The same rows in the same order in fewer lists: an engine may give rows one by one, and each transaction is a sync.
 
     A list is handed on once it has STORED_AT_ONCE rows, or STORED_EVERY_S after the one before it by `clock` (seconds).
-    What is left is handed on at the end, and before an error of the source goes on. Time is looked at only when rows come:
+    What is left is handed on at the end, and before an error of the source is raised. The clock is read only when rows come:
     a kill loses what has come since the last list (fewer than STORED_AT_ONCE rows, all of them within STORED_EVERY_S of
     it), and the resumed stage makes it again.
     """
@@ -104,7 +101,7 @@ def gathered(batches: Iterable[list[T]], clock: Callable[[], float]) -> Iterator
                 ready, waiting = waiting, []
                 yield ready
                 before = clock()
-    except BaseException:  # a signal too; for who stops listening nothing is waiting
+    except BaseException:  # a signal, too; where the consumer has stopped, nothing is waiting
         if waiting:
             yield waiting
         raise

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from loop.config.loading import load_config
-from loop.inputs import check_inputs, model_directory
+from loop.errors import ConfigError
+from loop.inputs import model_directory, read_inputs
 from tests.support import ROOT
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
@@ -32,7 +33,11 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
         )
         text += '[engine]\nsampler = "fake"\ntrainer = "fake"\n' if '"fake"' in model else ""
         Path("loop.toml").write_text(text)
-        return check_inputs(load_config(Path("loop.toml")))
+        try:
+            read_inputs(load_config(Path("loop.toml")), fetch=False)
+        except ConfigError as error:
+            return str(error).splitlines()
+        return []
 
     return check_text
 
@@ -168,7 +173,7 @@ def test_run_dir_may_not_be_a_file(check: Check, tmp_path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipes_are_valid(path: Path) -> None:
     loaded = load_config(path)
-    assert check_inputs(loaded) == []
+    read_inputs(loaded, fetch=False)
     assert loaded.config.name == path.stem
     assert loaded.config.sampling.max_new_tokens < loaded.config.training.max_tokens
 

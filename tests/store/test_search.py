@@ -20,9 +20,9 @@ from store.errors import CannotWrite, StoreError
 from store.search import Search
 from store.verify import verify_store
 from tests.support.cli import Loopctl, call, finished
-from tests.support.runs import CONFIG, KEEPING, write_run
+from tests.support.runs import CONFIG, KEEPING, Quiet, write_run
 from tests.support.stores import World
-from tests.whole.test_data_policies import Quiet, running
+from tests.whole.test_data_policies import running
 
 __all__ = ["call", "finished"]
 PIECES = st.sampled_from(

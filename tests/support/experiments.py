@@ -18,7 +18,7 @@ from loop.round import run_round
 from loop.run.opening import open_session
 from store.db import open_database
 from store.verify import verify_store
-from tests.support.runs import KEEPING, environment, write_run
+from tests.support.runs import KEEPING, Quiet, environment, write_run
 from tests.support.waiting import HANG_S
 
 BASE = KEEPING.replace("num_prompts = 0", "num_prompts = 4\nmax_new_tokens = 16") + "\n[storage]\nmin_free_bytes = 0\n"
@@ -100,20 +100,6 @@ def run_of(experiment: Experiment, arm: str, seed: int) -> ExperimentRun:
 
 
 # In this process
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.parts: list[str] = []
-
-    def stage(self, round: int, stage: str, what: str) -> None:
-        self.parts.append(f"{stage}: {what}")
-
-    def progress(self, done: int, total: int) -> None: ...
-    def pulse(self) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def prepared(directory: Path, text: str = POLICIES, base: str = BASE) -> Experiment:

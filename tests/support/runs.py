@@ -22,6 +22,31 @@ from tests.support.waiting import HANG_S
 
 CONFIG = configuration()
 
+
+class Quiet:
+    """A watch that shows nothing and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.parts: list[str] = []
+        self.notes: list[str] = []
+
+    def stage(self, round: int, stage: str, what: str) -> None:
+        """See `loop.workers.up.Watch`, as for the others."""
+        self.stages.append(stage)
+        self.parts.append(f"{round} {stage}: {what}")
+
+    def progress(self, done: int, total: int) -> None:
+        """Forgotten."""
+
+    def note(self, text: str) -> None:
+        """Kept."""
+        self.notes.append(text)
+
+    def pulse(self) -> None:
+        """Nothing to do."""
+
+
 # Its rounds are kept: the fake model learns much, and any gain will do.
 KEEPING = CONFIG.replace("[training]", "[training]\nnum_steps = 20").replace(
     'suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = -0.9 }]'
@@ -114,7 +139,7 @@ class Quiet:
 
 loaded = load_config(Path(config))
 with opening.open_session(loaded, Quiet()) as session:
-    session.guide = lambda round: maybe("between_stages", "at") if round else None
+    session.check_orders = lambda round: maybe("between_stages", "at") if round else None
     while len(session.ledger.decisions(session.run_id)) < loaded.config.rounds:
         round = rounds.run_round(session)
         assert round.state != "failed", round.error

@@ -20,12 +20,12 @@ from loop.config.same_run import as_begun, config_sha256, differences, resolved
 from loop.errors import ConfigError
 from loop.grading.grader import Job, Verdict
 from loop.grading.problem import Problem
-from loop.inputs import check_inputs
+from loop.inputs import read_inputs
 from loop.reading.reader import reader
 from loop.reading.replaying import replay
 from loop.reading.rounds import whole_round
-from loop.round import frozen_input, run_round
-from loop.run.adapting import settings_of
+from loop.round import run_round
+from loop.run.adapting import frozen_input, settings_of
 from loop.run.choosing import past_rounds
 from loop.run.opening import open_session
 from loop.run.session import Session
@@ -38,7 +38,7 @@ from store.ledger import Ledger
 from store.records import Prompt, Round
 from store.verify import verify_store
 from tests.support import ROOT, TESTS
-from tests.support.runs import CONFIG, KEEPING, drive, dump, write_run
+from tests.support.runs import CONFIG, KEEPING, Quiet, drive, dump, write_run
 
 GREEDY = CONFIG[CONFIG.index('[[suites]]\nname = "ones-greedy"') : CONFIG.index("[decide]")]
 CONFIG, KEEPING = CONFIG.replace(GREEDY, ""), KEEPING.replace(GREEDY, "")
@@ -46,12 +46,6 @@ ROLLED_BACK = CONFIG.replace(
     'suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = 0.9, target_gain = 0.95 }]'
 )
 KILLED = -9
-
-
-class Quiet:
-    def stage(self, round: int, stage: str, what: str) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 def with_data(config: str, data: str, more: str = "") -> str:
@@ -224,8 +218,9 @@ def test_only_what_passes_its_tests_in_the_sandbox(tmp_path: Path, without: str)
 
 def test_tests_are_asked_for_before_anything_is_loaded(tmp_path: Path) -> None:
     path = write_run(tmp_path, with_data(CONFIG, '{ type = "replace", passed_tests = true }'))
-    [line] = check_inputs(load_config(path))
-    assert line.endswith(
+    with pytest.raises(ConfigError) as caught:
+        read_inputs(load_config(path), fetch=False)
+    assert str(caught.value).endswith(
         'prompts.source: no row of "starter" has tests, and passed_tests asks for them; give rows with test_list, test or '
         "public_test_cases, or leave passed_tests out"
     )
@@ -233,8 +228,8 @@ def test_tests_are_asked_for_before_anything_is_loaded(tmp_path: Path) -> None:
     with (tmp_path / "tested.jsonl").open("a") as file:
         file.write(json.dumps({"statement": "Odd.", "test_list": ["one() == 1"]}) + "\n")
     path.write_text(asking_for_tests("keep"))
-    [line] = check_inputs(load_config(path))
-    assert "tested.jsonl:9: test 1 of test_list asserts nothing" in line
+    with pytest.raises(ConfigError, match=r"tested\.jsonl:9: test 1 of test_list asserts nothing"):
+        read_inputs(load_config(path), fetch=False)
 
 
 def test_another_set_of_tests_is_another_run(tmp_path: Path) -> None:
@@ -453,7 +448,7 @@ def test_a_run_keeps_the_limits_of_collapse_that_it_began_with() -> None:
 def test_a_round_that_an_older_version_began_goes_on_as_it_was(tmp_path: Path) -> None:
     with running(tmp_path, KEEPING) as session:
         round = session.ledger.begin_round(session.run_id)
-        inputs = frozen_input(session, round, "sampling")
+        inputs = frozen_input(session, round)
         assert inputs.pop("data") == {"dedup": "none", "near_similarity": 0.9, "min_tokens": 0, "max_tokens": None,
                                       "passed_tests": False, "without_tests": "keep", "type": "replace"}  # fmt: skip
         assert inputs.pop("adapted") is None

@@ -24,7 +24,7 @@ from store.db import execute, insert, transaction
 from store.ledger import Ledger
 from store.records import DecisionRow, GradedVerdict, Round
 from tests.support.powercut_runs import Recording, after_each_promise, all_broken, out_of_order, record_run
-from tests.support.runs import KEEPING, write_run
+from tests.support.runs import KEEPING, Quiet, write_run
 from tests.whole import test_round_commits
 
 
@@ -181,13 +181,6 @@ def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
         return {task_id: results * 2 for task_id, results in real(verdicts).items()}
 
     monkeypatch.setattr(loop.run.comparison, "outcomes_of", outcomes_of)
-
-
-class Quiet(test_round_commits.Quiet):
-    """A watch that looks away."""
-
-    def pulse(self) -> None:
-        """See `loop.run.session.Watch`."""
 
 
 def counted_again(directory: Path) -> None:

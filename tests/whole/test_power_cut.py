@@ -38,7 +38,7 @@ LIKE_A_LONG_RUN = """
 from store.verify import write_high_water
 def opened(session):
     session.ledger.db.conn.execute("PRAGMA wal_autocheckpoint = 60")
-    session.guide = lambda round: write_high_water(session.ledger.db, loaded.run_dir)
+    session.check_orders = lambda round: write_high_water(session.ledger.db, loaded.run_dir)
 """
 
 

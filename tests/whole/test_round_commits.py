@@ -16,23 +16,10 @@ from store.corpus import Corpus
 from store.db import open_database
 from store.ledger import Ledger
 from store.verify import verify_store
-from tests.support.runs import KEEPING, drive, dump, write_run
+from tests.support.runs import KEEPING, Quiet, drive, dump, write_run
 from tests.whole.test_round_kill import KILLED, check
 
 # Training teaches much and the gate asks for little: every round is kept.
-
-
-class Quiet:
-    """A watch that looks away."""
-
-    def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.run.session.Watch`."""
-
-    def progress(self, done: int, total: int) -> None:
-        """See `loop.run.session.Watch`."""
-
-    def note(self, text: str) -> None:
-        """See `loop.run.session.Watch`."""
 
 
 @pytest.fixture(scope="module")

@@ -15,23 +15,9 @@ from loop.run.opening import open_session
 from store.db import backup, execute, open_database, transaction
 from store.ledger import Ledger
 from store.verify import verify_store
-from tests.support.runs import CONFIG, KEEPING, drive, dump, write_run
+from tests.support.runs import CONFIG, KEEPING, Quiet, drive, dump, write_run
 
 ONE = CONFIG.replace("rounds = 2", "rounds = 1")
-
-
-class Quiet:
-    def stage(self, round: int, stage: str, what: str) -> None: ...
-    def progress(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
-
-
-class Noting(Quiet):
-    def __init__(self, notes: list[str]) -> None:
-        self.notes = notes
-
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 def said(config: Path) -> str:
@@ -73,14 +59,14 @@ def test_a_damaged_head_falls_back_to_the_last_good_one_loudly(num_damaged: int,
     checkpoints = tmp_path / ".loop" / "checkpoints"
     for number in range(2, 2 - num_damaged, -1):
         damage(checkpoints / f"round-{number:04d}")
-    with open_session(load_config(config), Noting(notes := [])) as session:
+    with open_session(load_config(config), watch := Quiet()) as session:
         failed = run_round(session)
         assert failed.state == "failed" and failed.number == 3
         back_to = 2 - num_damaged
         run = session.run
         assert run.head_round == back_to
         words = f"the head falls back to {'round 1' if back_to else 'the base'}"
-        assert any("is damaged" in note and words in note for note in notes), notes
+        assert any("is damaged" in note and words in note for note in watch.notes), watch.notes
         again = run_round(session)
         assert again.number == 4 and again.parent_checkpoint == run.head_checkpoint and again.state == "kept"
     assert findings(config) == []

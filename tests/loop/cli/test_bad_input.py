@@ -20,8 +20,7 @@ from loop.system.lock import locked
 from store.db import execute, open_database
 from store.verify import verify_store
 from tests.support.cli import Loopctl, Said, call, command, environment, process, write_configuration
-from tests.support.runs import dump
-from tests.whole.test_round_commits import Quiet
+from tests.support.runs import Quiet, dump
 
 __all__ = ["call"]
 

@@ -22,11 +22,12 @@ from loop.run.opening import open_session
 from loop.run.session import Session
 from loop.system.heartbeat import Beating
 from loop.system.signals import Stop
+from policies.patience import Patience
 from store import failpoints
 from store.ledger import Ledger
 from store.records import DecisionRow, Round, RunState
 from store.verify import verify_store
-from tests.support.runs import KEEPING, drive, dump, write_run
+from tests.support.runs import KEEPING, Quiet, drive, dump, write_run
 
 FREE = "\n[storage]\nmin_free_bytes = 0\n"
 START = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)  # a Monday
@@ -65,20 +66,6 @@ class Around:
     @property
     def states(self) -> list[str]:
         return [state for state, _, _ in self.said]
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.stages: list[str] = []
-
-    def stage(self, round: int, stage: str, what: str) -> None:
-        self.stages.append(stage)
-
-    def progress(self, done: int, total: int) -> None: ...
-    def pulse(self) -> None: ...
-    def note(self, text: str) -> None:
-        self.notes.append(text)
 
 
 @contextmanager
@@ -230,7 +217,7 @@ def test_a_lack_of_room_pauses_before_a_stage_and_ends_by_itself(tmp_path: Path,
 @pytest.mark.parametrize("count", [pytest.param(n, marks=[pytest.mark.slow] if n % 3 else []) for n in range(1, 30)])
 def test_a_full_disk_at_any_write_loses_nothing(count: int, tmp_path: Path, monkeypatch: Any) -> None:
     with serving(tmp_path, rounds=1) as (service, around, session):
-        monkeypatch.setattr("loop.daemon.service.NO_ROOM_WAITS_S", (0.0,))
+        monkeypatch.setattr("loop.daemon.service.NO_ROOM", Patience(waits_s=(0.0,), never_ends=True))
         monkeypatch.setattr(failpoints, "ARMED", {"store.commit": ("full", count, False)})
         failpoints._reached.clear()
         assert service.run().state == "idle"

@@ -21,13 +21,14 @@ from loop.experiments.running import Machine, prepare
 from loop.round import run_round
 from loop.run.opening import open_session
 from loop.run.session import Session
-from loop.run.sharing import Turn
+from loop.run.sharing import Product
 from loop.workers.up import Engines
 from store import shared as registry
 from store.probes import Probes
 from store.records import Probe
 from store.shared import MEMBERSHIP, registry_of
-from tests.support.experiments import Quiet, begun, drive, first_done, prepared, run_of, sound
+from tests.support.experiments import begun, drive, first_done, prepared, run_of, sound
+from tests.support.runs import Quiet
 
 __all__ = ["begun", "first_done"]
 
@@ -46,7 +47,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
         monkeypatch.setattr(owner, name, wrapped)
 
-    count(Session, "_serving", "sampler")
+    count(Session, "sampler", "sampler")
     count(Engines, "trainer", "trainer")
     return counted
 
@@ -212,7 +213,13 @@ def test_what_a_checkpoint_gave_on_other_texts_is_not_taken(begun: Experiment, m
     def shorter(probes: Probes, probe: Probe) -> None:
         add(probes, replace(probe, sequences=[one | {"token_ids": one["token_ids"][:-1]} for one in probe.sequences]))
 
-    monkeypatch.setattr(Turn, "take_probe", lambda turn, probe_id: False)
+    take = Product.take_record
+
+    def takes_no_probe(product: Product, kind: Any, own: Any) -> None:
+        if kind != "probe":
+            take(product, kind, own)
+
+    monkeypatch.setattr(Product, "take_record", takes_no_probe)
     monkeypatch.setattr(Probes, "add", shorter)
     run = begun.runs[1]
     drive(run, 1)
@@ -266,15 +273,15 @@ def test_a_run_waits_for_one_that_is_at_the_same_stage_and_can_be_stopped_meanwh
     with all_held(registry, keys), open_session(load_config(second.path), watch := Quiet()) as session:
         waited = []
 
-        def guide(round: Any) -> None:
+        def check_orders(round: Any) -> None:
             waited.append(round)
             if len(waited) > 4:
                 raise Enough
 
-        session.guide = guide
+        session.check_orders = check_orders
         with pytest.raises(Enough):
             run_round(session)
-    assert "sampling: waiting for replace/seed-1, which does the same: 10 completions" in watch.parts
+    assert "1 sampling: waiting for replace/seed-1, which does the same: 10 completions" in watch.parts
     drive(second, 1)
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError
 from loop.prompts import sources
-from loop.prompts.sources import load_prompts, load_tests, prompts_of_round
+from loop.prompts.sources import load_prompts, load_prompts_and_tests, load_tests, prompts_of_round
 from store.canonical import sha256_of
 from store.records import Prompt
 
@@ -168,8 +168,10 @@ def test_a_data_set_on_disk(data_set: Path) -> None:
     assert ["standard input" in question for question in asked] == [False, True, True]
 
 
-def test_the_tests_of_a_data_sets_prompts(tmp_path: Path) -> None:
-    """The published files' own keys survive the child; rows without tests are passed over."""
+def test_the_tests_of_a_data_sets_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The published files' own keys survive the child, which is started once; rows without tests are passed over."""
+    children, fetch = [], sources._fetch
+    monkeypatch.setattr(sources, "_fetch", lambda *given: children.append(given) or fetch(*given))
     (tmp_path / "tasks").mkdir()
     write(
         tmp_path / "tasks" / "train.jsonl",
@@ -177,9 +179,10 @@ def test_the_tests_of_a_data_sets_prompts(tmp_path: Path) -> None:
         {"task_id": 8, "text": "Print a poem.", "test_list": [], "code": "x"},
     )
     prompts = Prompts(source="tasks", statement_column="text", starter_code_column=None)
-    [first, _second] = load_prompts(prompts, MODEL, tmp_path)
-    [(prompt_id, tested)] = load_tests(prompts, MODEL, tmp_path).items()
-    assert prompt_id == first.id
+    [first, second], tests = load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=True)
+    [(prompt_id, tested)] = tests.items()
+    assert prompt_id == first.id and len(children) == 1
+    assert load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=False) == ([first, second], {})
     assert (tested.task_id, tested.kind, tested.payload["tests"]) == ("7", "mbpp", ["assert add(1) == 2"])
 
 

@@ -151,13 +151,13 @@ def test_what_holds_for_every_selection(
         return [one for each in (*earlier.values(), own) for one in each], found
 
     collected, found = chosen(rows)
-    selections = list(found.selections)
+    selections = list(found.selections())
     expected = chosen_in_memory(policy, collected, verdicts, texts, 3, 99)
     assert (selections, found.earlier_left_out) == expected
-    assert list(found.selections) == selections, "they can be gone through again"
+    assert list(found.selections()) == selections, "they can be gone through again"
     shuffled = rows[:]
     shuffle.shuffle(shuffled)
-    assert list(chosen(shuffled)[1].selections) == selections
+    assert list(chosen(shuffled)[1].selections()) == selections
 
     never = {one.candidate.id: one.why for one in collected if one.why is not None}
     candidates = {one.candidate.id: one.candidate for one in collected}
@@ -228,7 +228,7 @@ def test_memory_is_that_of_a_part_and_of_what_is_drawn() -> None:
         policy = DATA_POLICIES.build(table, ("collect", "data"))
         tracemalloc.start()
         chosen = choose(policy, own, earlier, lambda ids: {}, lambda arrivals: {}, "run", 2, 7)
-        num_used = sum(one.used for one in chosen.selections)
+        num_used = sum(one.used for one in chosen.selections())
         peak_bytes = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert num_used == chosen.num_used and num_used in (20_000, 1111)

@@ -21,8 +21,7 @@ from policies.evidence import Evidence, read_evidence
 from policies.policy import Policy, build_policy
 from store.records import Completion, GradedVerdict, Json, Problem
 from store.verify import verify_store
-from tests.loop.daemon.test_service import Quiet
-from tests.support.runs import CONFIG, drive, dump, write_run
+from tests.support.runs import CONFIG, Quiet, drive, dump, write_run
 
 SPLITS = "splits = { select = 0.6, confirm = 0.4 }\ntemperature = 0.9"
 SURE = '{ type = "improvement", target_gain = 0.1 }'

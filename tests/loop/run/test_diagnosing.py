@@ -13,14 +13,13 @@ from loop.config.loading import load_config
 from loop.config.same_run import config_sha256, differences, resolved
 from loop.errors import ConfigError
 from loop.round import run_round
-from loop.run.diagnosing import diagnose, signals, summary_of
+from loop.run.diagnosing import diagnose
 from loop.run.opening import open_session
 from loop.run.session import Session
-from policies.diagnosis import in_words
+from policies.diagnosis import in_words, signals, summary_of
 from store.records import Round
 from tests.support.cli import Loopctl, call
-from tests.support.runs import CONFIG, KEEPING, drive, dump, write_run
-from tests.whole.test_round_commits import Quiet
+from tests.support.runs import CONFIG, KEEPING, Quiet, drive, dump, write_run
 
 __all__ = ["call"]
 
@@ -34,17 +33,6 @@ def probing(lines: str, config: str = CONFIG) -> str:
 FORKS = probing("fork_above_nats = 0.6", KEEPING)
 
 
-class Calls(Quiet):
-    """A watch that writes down what begins."""
-
-    def __init__(self) -> None:
-        self.parts: list[str] = []
-
-    def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.run.session.Watch`."""
-        self.parts.append(f"{round} {stage}: {what}")
-
-
 def summaries(session: Session) -> list[dict[str, Any]]:
     stages = [session.ledger.stage(session.run_id, number, "evaluating") for number in (1, 2)]
     return [stage.output["diagnosis"] for stage in stages if stage and stage.output]
@@ -54,7 +42,7 @@ def summaries(session: Session) -> list[dict[str, Any]]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[str]]:
     """A run of two kept rounds: its configuration, the summaries, and what its watch was told."""
     config = write_run(tmp_path_factory.mktemp("whole"), FORKS)
-    watch = Calls()
+    watch = Quiet()
     with open_session(load_config(config), watch) as session:
         assert [run_round(session).state for _ in range(2)] == ["kept", "kept"]
         return config, summaries(session), watch.parts
@@ -91,18 +79,17 @@ def test_the_summary_says_what_the_fine_tune_did(whole: tuple[Path, list[Any], l
 
 
 def test_signals_are_those_of_the_summary(whole: tuple[Path, list[Any], list[str]]) -> None:
-    found = signals(whole[1][1])
+    found = signals(summary_of(whole[1][1]))
     assert set(found) == {"base", "head", "candidate"}
     assert found["candidate"]["lock_tail_mass"] < found["head"]["lock_tail_mass"] < found["base"]["lock_tail_mass"]
     assert all(isinstance(value, float) for one in found.values() for value in one.values())
-    assert signals({}) == {}
 
 
 def test_the_decision_sees_the_signals(whole: tuple[Path, list[Any], list[str]]) -> None:
     decisions = dump(whole[0].parent / ".loop")["decisions"]
     for row, summary in zip(sorted(decisions, key=lambda row: row["round"]), whole[1], strict=True):
         seen = json.loads(row["evidence"])["signals"]
-        for who, named in signals(summary).items():
+        for who, named in signals(summary_of(summary)).items():
             assert named.items() <= seen[who].items()
         assert {"mean_length", "train_loss"} <= seen["candidate"].keys(), "beside the others"
 
@@ -112,7 +99,7 @@ def test_a_gate_can_look_at_them(tmp_path: Path) -> None:
     gates = '{ type = "improvement", min_gain = -0.9 }, { type = "collapse", limits = { fork_entropy = { min_of_head = 0.99 } } }'
     config = FORKS.replace('{ type = "improvement", min_gain = -0.9 }', gates)
     assert gates in config
-    with open_session(load_config(write_run(tmp_path, config)), Calls()) as session:
+    with open_session(load_config(write_run(tmp_path, config)), Quiet()) as session:
         assert run_round(session).state == "rolled_back"
         decision = session.ledger.last_decision(session.run_id)
         assert decision is not None
@@ -123,7 +110,7 @@ def test_a_gate_can_look_at_them(tmp_path: Path) -> None:
 
 def test_asking_again_measures_nothing_and_says_the_same(whole: tuple[Path, list[Any], list[str]]) -> None:
     config, expected, _ = whole
-    watch = Calls()
+    watch = Quiet()
     with open_session(load_config(config), watch) as session:
         round = session.ledger.round(session.run_id, 2)
         assert round is not None
@@ -144,7 +131,7 @@ def test_what_is_stored_are_the_bases_own_words(whole: tuple[Path, list[Any], li
 
 def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
     config = write_run(tmp_path, probing("num_prompts = 0"))
-    watch = Calls()
+    watch = Quiet()
     with open_session(load_config(config), watch) as session:
         round: Round = run_round(session)
         assert round.state in ("kept", "rolled_back") and not [part for part in watch.parts if "locks" in part]
@@ -152,11 +139,11 @@ def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
 
 
 def test_no_forks_are_no_mistake(tmp_path: Path) -> None:
-    with open_session(load_config(write_run(tmp_path, probing("num_prompts = 2", KEEPING))), Calls()) as session:
+    with open_session(load_config(write_run(tmp_path, probing("num_prompts = 2", KEEPING))), Quiet()) as session:
         assert run_round(session).state == "kept"
         (found,) = summaries(session)
         assert found["forks"] is None and found["locks"]["num_positions"] > 0
-        assert "fork_entropy" not in signals(found)["candidate"]
+        assert "fork_entropy" not in signals(summary_of(found))["candidate"]
 
 
 def test_a_kill_in_the_middle_measures_nothing_twice(tmp_path: Path, whole: tuple[Path, list[Any], list[str]]) -> None:

@@ -12,27 +12,16 @@ import pytest
 from loop.config.loading import load_config
 from loop.grading.grader import Verdict
 from loop.round import run_round
-from loop.run import evaluation
+from loop.run import answering
 from loop.run.opening import open_session
 from loop.run.session import Session
 from loop.workers.up import Engines
 from store.corpus import Corpus
 from store.evaluations import Evaluations
 from store.verify import verify_store
-from tests.support.runs import CONFIG, KEEPING, dump, write_run
+from tests.support.runs import CONFIG, KEEPING, Quiet, dump, write_run
 
 CONFIG = KEEPING.replace(CONFIG[CONFIG.index('[[suites]]\nname = "ones-greedy"') : CONFIG.index("[decide]")], "")
-
-
-class Quiet:
-    def __init__(self) -> None:
-        self.seen: list[str] = []
-
-    def stage(self, round: int, stage: str, what: str) -> None:
-        self.seen.append(stage)
-
-    def progress(self, done: int, total: int) -> None: ...
-    def note(self, text: str) -> None: ...
 
 
 class Stop(Exception):
@@ -43,7 +32,7 @@ class Stop(Exception):
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The sampler seems to be elsewhere, and each of its lists is stored by itself."""
     monkeypatch.setattr(Engines, "spares_the_cpu", True)
-    monkeypatch.setattr(evaluation, "gathered", lambda batches, clock: batches)
+    monkeypatch.setattr(answering, "gathered", lambda batches, clock: batches)
     yield
 
 
@@ -59,7 +48,7 @@ def one_round(directory: Path, before: Callable[[Session], None] = lambda sessio
         before(session)
         assert run_round(session).state == "kept"
         assert verify_store(session.ledger.db, session.loaded.run_dir).findings == []
-    return watch.seen
+    return watch.stages
 
 
 def test_grading_goes_on_while_completions_come(
@@ -122,13 +111,13 @@ def test_a_stop_at_any_safe_point_loses_and_repeats_nothing(
     left = where
 
     def stops(session: Session) -> None:
-        def guide(round: Any) -> None:
+        def check_orders(round: Any) -> None:
             nonlocal left
             left -= bool(session.corpus.evaluations.all(session.run_id))
             if not left:
                 raise Stop
 
-        session.guide = guide
+        session.check_orders = check_orders
 
     with pytest.raises(Stop):
         one_round(tmp_path / "broken", stops)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from loop.config.loading import load_config
-from loop.inputs import SMOLLM2_PARAMETERS, num_parameters_of
+from loop.inputs import SMOLLM2_PARAMETERS, num_parameters_of, read_inputs
 from loop.run import pace
 from tests.support.configurations import configuration
 from tests.support.tiny import make_tiny_model
@@ -31,7 +31,7 @@ CONFIG: dict[str, Any] = {
 def work(tmp_path: Path, rounds: int, model: str = "smollm2-135m") -> tuple[pace.LoadedConfig, pace.Work]:
     (tmp_path / "loop.toml").write_text(configuration(**CONFIG, rounds=rounds, model={"source": model}))
     loaded = load_config(tmp_path / "loop.toml")
-    return loaded, pace.work_of(loaded, rounds)
+    return loaded, pace.work_of(loaded, read_inputs(loaded, fetch=False), rounds)
 
 
 def test_the_counts_are_those_of_the_rounds(tmp_path: Path) -> None:

@@ -15,8 +15,7 @@ from loop.errors import EngineError
 from loop.round import run_round
 from loop.run.opening import open_session
 from loop.stages.sampling import STORED_AT_ONCE, STORED_EVERY_S, gathered
-from tests.support.runs import CONFIG, write_run
-from tests.whole.test_round_recovers import Quiet
+from tests.support.runs import CONFIG, Quiet, write_run
 
 COMING = st.lists(
     st.tuples(st.integers(0, 100), st.floats(0, 1)), max_size=30

@@ -1,0 +1,28 @@
+"""What is tried again, after how long, and what is given up: as tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from policies.patience import DEAD_RUN, NO_ROOM, Patience, doubling
+
+STAGE = doubling(3, 5.0, (ValueError,))
+
+
+@pytest.mark.parametrize(
+    ("patience", "waits_s"),
+    [
+        (STAGE, [5.0, 10.0, None]),
+        (doubling(1, 5.0, ()), [None]),
+        (doubling(2, 0.0, ()), [0.0, None, None]),
+        (DEAD_RUN, [0.0, 1.0, 5.0, 15.0, 60.0, None]),
+        (NO_ROOM, [5.0, 15.0, 60.0, 300.0, 300.0, 300.0]),
+    ],
+)
+def test_how_long_it_waits(patience: Patience, waits_s: list[float | None]) -> None:
+    assert [patience.wait_s(number) for number in range(1, len(waits_s) + 1)] == waits_s
+
+
+def test_what_does_not_mend_is_given_up_at_once() -> None:
+    assert STAGE.wait_s(1, UnicodeError()) is None
+    assert STAGE.wait_s(1, OSError()) == 5.0
