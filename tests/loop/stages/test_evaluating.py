@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-from loop.grading.problems import problem_of
 
 from loop.errors import HarnessError
+from loop.grading.formats import problem_of
 from loop.grading.grader import Job
 from loop.grading.grader import Verdict as Graded
 from loop.stages.evaluating import grade
