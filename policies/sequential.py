@@ -41,7 +41,7 @@ def drawing_order(round: int, task_ids: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
+class Outcome:
     """The verdict of the problems so far. Unclear: more problems may settle it; without any, the candidate is not kept."""
 
     verdict: Finding
@@ -72,7 +72,7 @@ def look(
     miss: float = 0.1,
     final: float = 0.8,
     complete: bool = True,
-) -> Look:
+) -> Outcome:
     """Test "no gain of more than min_gain" at `level`, on differences of success rates in drawing order.
 
     `gain`: the chance of this verdict is at most `level` if the gain is min_gain or less. `no_gain`: a gain of
@@ -110,7 +110,7 @@ def look(
         if p_value <= final * level:
             verdict, floor = "gain", min_gain
     gain = sum(values) / len(values)
-    return Look(
+    return Outcome(
         verdict=verdict,
         gain=gain,
         lower=min(gain, max(floor, _lower(values, bets, early))),

@@ -25,7 +25,7 @@ MOST_COUNTED = 2**31 - 1  # of tokens, rows, threads: what libraries take
 def model_mistakes(model: type[BaseModel], tables: dict[str, Any], text: str) -> dict[KeyPath, str]:
     """Every mistake by its key, the first one of each key. `text`: the tables as JSON."""
     mistakes: dict[KeyPath, str] = {}
-    schema = _Schema(model)
+    schema = Schema(model)
     for key, value in leaves(tables):
         if isinstance(value, datetime.date | datetime.time):
             mistakes[key] = f"{value} is a date or time; no key takes one (text stands in quotes)"
@@ -42,11 +42,11 @@ def model_mistakes(model: type[BaseModel], tables: dict[str, Any], text: str) ->
 
 def takes_a_list(model: type[BaseModel], key: KeyPath) -> bool:
     """Whether the value of this key may be a list."""
-    node = _Schema(model).at(key)
+    node = Schema(model).at(key)
     return "array" in [node.get("type"), *(option.get("type") for option in node.get("anyOf", []))]
 
 
-def _explain(details: dict[str, Any], tables: Any, schema: _Schema) -> Iterator[Mistake]:
+def _explain(details: dict[str, Any], tables: Any, schema: Schema) -> Iterator[Mistake]:
     """Our words for one of pydantic's errors: usually one mistake, several for a check of ours that found several."""
     kind, context = details["type"], details.get("ctx", {})
     key, value = _in_file(details["loc"], tables)
@@ -70,7 +70,7 @@ def _explain(details: dict[str, Any], tables: Any, schema: _Schema) -> Iterator[
         yield key, _wrong_value(kind, key, value, schema)
 
 
-def _wrong_value(kind: str, key: KeyPath, value: Any, schema: _Schema) -> str:
+def _wrong_value(kind: str, key: KeyPath, value: Any, schema: Schema) -> str:
     wanted = schema.wanted(key)
     if kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         if key[-1] == "temperature" and value == 0:
@@ -94,7 +94,7 @@ def _wrong_value(kind: str, key: KeyPath, value: Any, schema: _Schema) -> str:
     return f"{_wrong_type(value, wanted)}; give {wanted}"
 
 
-def _unknown(key: KeyPath, schema: _Schema) -> str:
+def _unknown(key: KeyPath, schema: Schema) -> str:
     name, table = str(key[-1]), key[:-1]
     known = schema.keys(table)
     elsewhere = [header for header, keys in schema.tables().items() if name in keys]
@@ -119,7 +119,7 @@ def _in_file(location: tuple[Any, ...], tables: Any) -> tuple[KeyPath, Any]:
     return key, value
 
 
-class _Schema:
+class Schema:
     """What the pydantic models say about a key, in words, taken from their JSON schema."""
 
     def __init__(self, model: type[BaseModel]) -> None:
@@ -180,6 +180,7 @@ class _Schema:
         return _number({**node, "type": kind, **({"maximum": most} if value > 0 else {"minimum": -most})})
 
     def wanted(self, key: KeyPath) -> str:
+        """The values that a key takes, with their limits."""
         return self._wanted(self.at(key))
 
     def _wanted(self, node: dict[str, Any]) -> str:
@@ -196,8 +197,8 @@ class _Schema:
             return _number(node)
         if kind == "array":
             entry = self._resolve(node.get("items", {}))
-            entries = {"string": "texts in quotes", "integer": "whole numbers", "object": "tables"}
-            return f"a list of {entries.get(entry.get('type', ''), 'values')}"
+            entries = {"string": "texts in quotes", "integer": "whole numbers", "number": "numbers", "object": "tables"}
+            return f"a list of {_quoted(entry['enum']) if 'enum' in entry else entries.get(entry.get('type', ''), 'values')}"
         return {"string": "text in quotes", "boolean": "true or false", "object": "a table"}.get(kind or "", "a value")
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from loop.config.mistakes import Schema
 from loop.config.settings import Config
 from loop.config.toml_text import toml_value
 from policies.by_type import Registry
@@ -27,14 +28,14 @@ from policies.schedule import STOP_RULES
 _OPENING = """# Every key of loop.toml
 
 Made by `python -m loop.config.page_of_keys` from `loop/config/settings.py`, `loop/config/machine.py` and `policies/`; edit those.
-`loopctl init` writes a file with the keys that matter most; `loopctl config check` names any mistake. "needed" has no default; "none" is the default of a key that is left out.
+`loopctl init` writes a file with the keys that matter most; `loopctl config check` names any mistake. "needed" has no default;
+"none" is the default of a key that is left out.
 """
 _REGISTRIES: dict[str, Registry[Any]] = {
     "collect.data, after_rollback.data": DATA_POLICIES,
     "schedule.stop": STOP_RULES,
     "decide.gates": GATES,
 }
-_KINDS = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "table"}
 
 
 def keys_markdown() -> str:
@@ -73,17 +74,22 @@ def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
 
 def _table(heading: str, table: type[BaseModel], known: Container[str] = (), also: str = "") -> str:
     words = " ".join((inspect.getdoc(table) or "").split()) + also
-    rows = [_row(key, field) for key, field in table.model_fields.items() if field.description and key not in known]
+    schema = Schema(table)
+    rows = [
+        _row(key, field, schema.wanted((key,)))
+        for key, field in table.model_fields.items()
+        if field.description and key not in known
+    ]
     head = ["| key | takes | default | |", "|---|---|---|---|"] if rows else []
     return "\n".join([f"## {heading}", "", words, *([""] if rows else []), *head, *rows, ""])
 
 
-def _row(key: str, field: FieldInfo) -> str:
+def _row(key: str, field: FieldInfo, takes: str) -> str:
     default = "needed"
     if not field.is_required():
         value = field.get_default(call_default_factory=True, validated_data={})
         default = "none" if value is None else f"`{toml_value(_plain(value))}`"
-    cells = [f"`{key}`", _takes(field.annotation), default, field.description or ""]
+    cells = [f"`{key}`", takes, default, field.description or ""]
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
@@ -93,21 +99,6 @@ def _plain(default: Any) -> Any:
     if isinstance(default, BaseModel):
         return default.model_dump(include={"type"})
     return str(default) if isinstance(default, Path) else default
-
-
-def _takes(annotation: Any) -> str:
-    """What a value may be, in words."""
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is typing.Literal:
-        return ", ".join(f"`{toml_value(value)}`" for value in inner)
-    if origin is typing.Annotated:
-        return _takes(inner[0])
-    if origin in (typing.Union, types.UnionType):
-        kinds = [_takes(option) for option in inner if option is not type(None)]
-        return " or ".join(dict.fromkeys(kinds))
-    if origin in (tuple, list):
-        return f"list: {_takes(inner[0])}"
-    return _KINDS.get(origin or annotation, "table")
 
 
 if __name__ == "__main__":

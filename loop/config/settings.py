@@ -96,7 +96,7 @@ class Collect(Section):
     min_lines: int = Field(
         2, ge=0, description="Leave out stubs with fewer lines that are not blank; 0 leaves none out."
     )
-    drop_shortest: Share = Field(0.0, lt=1.0, description="Leave out this share of the shortest completions.")
+    drop_shortest: float = Field(0.0, ge=0.0, lt=1.0, description="Leave out this share of the shortest completions.")
     data: Annotated[SerializeAsAny[DataPolicy], by_type(DATA_POLICIES)] = Field(
         default_factory=Replace, description="Which of the completions that are left are trained on."
     )

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from policies.decision import Figure, GateResult
 from policies.evidence import BadEvidence, Evidence
 from policies.gates.base import Gate, Look, Metric, Share, compared, mean, paired, percent, signed, sizes, where
-from policies.sequential import Look as SequentialLook
+from policies.sequential import Outcome
 from policies.sequential import look as sequential_look
 from policies.statistics import PairedGain, paired_gain
 
@@ -66,7 +66,7 @@ class NoRegression(Gate):
         seen = evidence.split(split)
         pair = paired(evidence, split, self.metric, difficulty=difficulty)
         differences = [float(difference) for difference in pair.differences]
-        tested: SequentialLook | PairedGain
+        tested: Outcome | PairedGain
         if seen.sequential:
             tested = sequential_look(differences, min_gain=-self.margin, target_gain=0.0, level=alpha, miss=alpha)
             fine = tested.verdict == "gain"

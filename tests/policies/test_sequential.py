@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from policies import sequential
 from policies.budget import level
-from policies.sequential import Look, confidence_sequence, drawing_order, look
+from policies.sequential import Outcome, confidence_sequence, drawing_order, look
 from policies.statistics import sign_flip_p_value
 
 tenths = st.integers(-10, 10).map(lambda score: Fraction(score, 10))
@@ -199,7 +199,7 @@ def test_the_final_test_waits_for_all_problems_and_gets_its_part_of_the_level() 
 def test_a_look_is_frozen_to_the_bit() -> None:
     """A change here changes how recorded rounds replay."""
     differences = [Fraction(score, 10) for score in (1, 0, 0, 2, -1, 3, 0, 0, 1, -2) * 6]
-    assert look(differences, target_gain=0.03, level=0.025) == Look(
+    assert look(differences, target_gain=0.03, level=0.025) == Outcome(
         verdict="gain",
         gain=0.04,
         lower=0.0,
@@ -289,7 +289,7 @@ def test_confidence_sequence_refuses(differences: list[float], at: float, gap: f
 # error rates
 
 
-def drawn_look(gain: float, numbers: random.Random, num_problems: int, at: float) -> Look:
+def drawn_look(gain: float, numbers: random.Random, num_problems: int, at: float) -> Outcome:
     differences = []
     for _ in range(num_problems):
         rate = numbers.betavariate(0.35, 0.35)

@@ -171,6 +171,8 @@ TABLE = [
     ("[decide]", "[grading]\nsandbox = true\n[promts]\n[decide]",
      ['15: grading.sandbox: true is unknown; give "bubblewrap" or "none"',
       "16: promts: unknown key; the closest is prompts"]),
+    ("[decide]", '[watching]\non = "decision"\n[decide]',
+     ['15: watching.on: "decision" is text; give a list of "decision", "pause" or "failure"']),
     ("num_steps = 4", "num_steps = 9_999_999_999",
      ["8: training.num_steps: 9999999999 is out of all range; give a whole number of at least 1 and at most 2147483647"]),
     ("[decide]", "[grading]\nmemory_bytes = 99_999_999_999_999_999\ntimeout_s = 99_999_999_999_999_999\n[decide]",
