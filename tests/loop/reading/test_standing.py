@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from loop.reading import standing
+from loop.reading.as_json import as_json
 from loop.system.heartbeat import HEARTBEAT, Beating
 from loop.system.lock import locked
 from store.db import open_database, transaction
@@ -250,6 +251,14 @@ def test_an_error_is_shown_while_it_matters(finished: Path, call: Loopctl) -> No
         assert "the round fails" in line(call("status").out, "error")
         book.set_run_state(run.id, "failed", f"round 3, training: {failed.error}")
         assert line(call("status").out, "error") == "", "the title says it"
+
+
+def test_before_the_first_run_the_answer_has_the_same_keys(finished: Path) -> None:
+    before = as_json(standing.status(finished / "elsewhere", "small"))
+    after = as_json(standing.status(finished / ".loop", "small"))
+    assert list(before) == list(after) and list(before["disk"]) == list(after["disk"])
+    assert (before["state"], before["head"], before["trend"], before["needs_you"]) == ("stopped", None, [], [])
+    assert {"pass@1", "pass@1_interval"} < after["base"].keys() and "gain_over_base" not in after["base"]
 
 
 # How much it reads
