@@ -29,7 +29,7 @@ from store.checkpoints import commit_directory, manifest_sha256, remove_director
 from store.corpus import Corpus, completion_sha256
 from store.db import DATABASE, open_database, transaction
 from store.errors import StoreError
-from store.probes import probe_sha256
+from store.probes import Probes, probe_sha256
 from store.records import Completion, Json, Round, StageName, Verdict
 from store.shared import EVENT, Registry, link_tree, registry_of
 
@@ -193,12 +193,8 @@ class Product:
         if self.entry is None:
             return
         other_id, probes = self.entry[kind], self.session.corpus.probes
-        add: Any = probes.add if kind == "probe" else probes.add_result
-
-        def other(store: Corpus) -> list[Any]:
-            return [store.probes.get(other_id) if kind == "probe" else store.probes.result(other_id)]
-
-        record = next(self._rows(other), None)
+        read, add = (Probes.get, probes.add) if kind == "probe" else (Probes.result, probes.add_result)
+        record: Any = next(self._rows(lambda store: [read(store.probes, other_id)]), None)
         if record is not None and record.sha256 == probe_sha256(record):
             with transaction(self.session.ledger.db):
                 add(replace(record, run_id=self.session.run_id, **own))
