@@ -190,6 +190,10 @@ def test_collected_weights_come_back_when_they_are_made_again() -> None:
     world.ledger.checkpoints.add(replace(made, path="elsewhere"))
     again = world.ledger.checkpoints.pin(made.sha256)
     assert (again.state, again.path, again.pinned) == ("present", "elsewhere", True)
+    last = world.ledger.events.last()
+    world.ledger.checkpoints.pin(made.sha256)
+    world.ledger.checkpoints.move(made.sha256, "elsewhere")
+    assert world.ledger.checkpoints.set_state(made.sha256, "present") == again and world.ledger.events.last() == last
 
 
 def test_a_run_is_created_once_and_its_state_is_news_once() -> None:
