@@ -28,6 +28,7 @@ class Used(NamedTuple):
     ran_s: float  # of CPU time, all threads together
     waited_s: float | None = 0.0  # for a core, all threads together; None where the kernel does not say
     read_bytes: int = 0  # from a disk
+    is_runnable: bool = False  # whether a thread runs or waits for a core right now
 
 
 class Patience:
@@ -73,6 +74,8 @@ class Patience:
         ran_s = min(passed_s, max(0.0, self._seen.ran_s - before.ran_s))
         if self._seen.read_bytes > before.read_bytes:
             ran_s = wanted_s = passed_s
+        elif self._seen.is_runnable and before.is_runnable:
+            wanted_s = passed_s  # the kernel counts a wait only once it is over
         elif self._seen.waited_s is None or before.waited_s is None:
             wanted_s = passed_s if ran_s >= SIGN_OF_WORK * passed_s else 0.0
         else:
@@ -100,7 +103,7 @@ class Patience:
 
 def used_by(pid: int) -> Used:
     """What a process and all below it have used; those of them that have ended, too."""
-    ran_s, read_bytes = 0.0, 0
+    ran_s, read_bytes, is_runnable = 0.0, 0, False
     waited_s: float | None = None
     try:
         root = psutil.Process(pid)
@@ -113,8 +116,9 @@ def used_by(pid: int) -> Used:
         ):  # gone meanwhile, or not to be known
             times = process.cpu_times()
             ran_s += times.user + times.system + times.children_user + times.children_system
-            for facts in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+            for thread in Path(f"/proc/{process.pid}/task").iterdir():
                 with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that has ended
-                    waited_s = (waited_s or 0.0) + int(facts.read_text().split()[1]) / 1e9
+                    is_runnable |= (thread / "stat").read_text().rpartition(")")[2].split()[0] == "R"
+                    waited_s = (waited_s or 0.0) + int((thread / "schedstat").read_text().split()[1]) / 1e9
             read_bytes += process.io_counters().read_bytes
-    return Used(ran_s, waited_s, read_bytes)
+    return Used(ran_s, waited_s, read_bytes, is_runnable)

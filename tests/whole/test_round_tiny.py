@@ -52,6 +52,7 @@ max_new_tokens = 8
 suite = "tiny"
 [engine]
 device = "cpu"
+dtype = "float32"
 batch_size = 8
 num_threads = 1
 retry_wait_s = 0.0

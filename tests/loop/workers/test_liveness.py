@@ -18,14 +18,21 @@ LIMIT_S, SILENCE_S = 600.0, 120.0
 class Machine:
     """A fake clock, and a worker that in each second runs and waits for a core for so many seconds."""
 
-    def __init__(self, ran: float = 0.0, waited: float | None = 0.0, reads: int = 0, gpu_busy: bool = False) -> None:
+    def __init__(
+        self,
+        ran: float = 0.0,
+        waited: float | None = 0.0,
+        reads: int = 0,
+        gpu_busy: bool = False,
+        runnable: bool = False,
+    ) -> None:
         self.now_s = 0.0
-        self.ran, self.waited, self.reads, self.gpu_busy = ran, waited, reads, gpu_busy
+        self.ran, self.waited, self.reads, self.gpu_busy, self.runnable = ran, waited, reads, gpu_busy, runnable
         self.patience = Patience(LIMIT_S, SILENCE_S, lambda: self.now_s, self.used, lambda: self.gpu_busy)
 
     def used(self) -> Used:
         waited_s = None if self.waited is None else self.waited * self.now_s
-        return Used(self.ran * self.now_s, waited_s, int(self.reads * self.now_s))
+        return Used(self.ran * self.now_s, waited_s, int(self.reads * self.now_s), self.runnable)
 
     def lives(self, seconds: float, heard: bool = True) -> str | None:
         """What is said of the worker in this time, at its end or when it is too much."""
@@ -64,6 +71,12 @@ def test_a_starved_worker_gets_as_much_more_time_as_it_is_starved(share: float) 
     starved = Machine(ran=share, waited=1 - share)
     assert starved.lives(0.9 * BUSY_FACTOR * LIMIT_S / share, heard=False) is None
     assert starved.lives(0.2 * BUSY_FACTOR * LIMIT_S / share) is not None
+
+
+@pytest.mark.parametrize("waited", [0.0, None])
+def test_a_worker_that_waits_for_a_core_all_the_time_is_starved(waited: float | None) -> None:
+    """The kernel adds a wait to its count when it is over."""
+    assert Machine(waited=waited, runnable=True).lives(50_000.0, heard=False) is None
 
 
 def test_a_worker_that_polls_beside_an_idle_core_is_not_starved() -> None:
@@ -105,9 +118,9 @@ def test_what_a_tree_uses_is_read_from_the_kernel(spinner: int) -> None:
         pass  # two processes that spin on what cores there are: both run or wait
     used = used_by(spinner)
     assert used.waited_s is None or used.waited_s >= 0.0
+    assert used.is_runnable
     os.killpg(spinner, signal.SIGSTOP)
-    before = used_by(spinner)
-    while (now := used_by(spinner)).ran_s > before.ran_s:  # the signal may take a moment
-        before = now
-    assert used_by(spinner).ran_s == before.ran_s
+    while (stopped := used_by(spinner)).is_runnable:
+        pass  # the signal takes effect when the process gets a core
+    assert used_by(spinner).ran_s == stopped.ran_s
     assert used_by(2**22 + 1) == Used(0.0, None)
