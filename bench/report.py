@@ -33,7 +33,7 @@ from bench.stores import (  # noqa: E402
     write_configuration,
 )
 from loop.stages.sampling import Lineage, completion_id  # noqa: E402
-from policies.diagnosis import Change, Level, Part, Summary  # noqa: E402
+from policies.diagnosis import Change, Level, PositionClass, Summary  # noqa: E402
 from store.records import Evaluation, Round  # noqa: E402
 
 SAMPLING = {"temperature": 1.2, "top_k": 20, "top_p": 1.0}  # as the stores have it
@@ -104,7 +104,7 @@ class _Whole(_Filling):
         }
 
     def _diagnosis(self) -> dict[str, Any]:
-        def part(num: int) -> Part:
+        def part(num: int) -> PositionClass:
             def level() -> Level:
                 return Level(self.chance.uniform(0.2, 1), self.chance.uniform(0.5, 1), self.chance.uniform(0, 0.1))
 
@@ -112,7 +112,7 @@ class _Whole(_Filling):
                 name: Change(self.chance.gauss(0, 0.01), (-0.01, 0.01))
                 for name in ("entropy", "top_probability", "tail_mass")
             }
-            return Part(num, level(), level(), level(), change, 0.01, 0.03, 0.02)
+            return PositionClass(num, level(), level(), level(), change, 0.01, 0.03, 0.02)
 
         return {"probe": "p" * 64, **asdict(Summary(32, 0.1, 1.0, part(4000), part(2500), part(400)))}
 

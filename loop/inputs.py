@@ -24,7 +24,7 @@ from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problem import Problem
 from loop.grading.suite import Suite, load_suite, split_of
 from loop.prompts.sources import SourceKind, load_prompts_and_tests, source_kind
-from loop.words import printable, shown
+from loop.words import safe, shown
 from store.records import Prompt
 
 BUILT_IN_MODEL = "smollm2-135m"
@@ -86,7 +86,7 @@ def inputs_and_mistakes(config: Config, base_dir: Path, run_dir: Path, fetch: bo
             mistakes.append((("suites", index, "source"), problem))
     existing = next(path for path in (run_dir, *run_dir.parents) if os.path.lexists(path))
     if existing.exists() and not existing.is_dir():
-        mistakes.append((("run_dir",), f"{printable(str(existing))} is a file; name a directory"))
+        mistakes.append((("run_dir",), f"{safe(existing)} is a file; name a directory"))
     return inputs, mistakes
 
 
@@ -145,7 +145,7 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
 
 
 def _directory_mistakes(directory: Path, config: Config) -> Iterator[Mistake]:
-    key, place = ("model", "source"), printable(str(directory))
+    key, place = ("model", "source"), safe(directory)
     try:
         names = {entry.name for entry in directory.iterdir()}
         if "config.json" not in names:
@@ -175,17 +175,17 @@ def _weights_mistakes(directory: Path, names: set[str], place: str) -> Iterator[
         parts = _json_file(directory / index).get("weight_map", {})
         missing = sorted(set(parts.values()) - weights)
         if missing:
-            yield f"{place} lacks {len(missing)} of its parts, {printable(missing[0])} first; fetch the model again"
+            yield f"{place} lacks {len(missing)} of its parts, {safe(missing[0])} first; fetch the model again"
     elif not weights:
         others = sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
         if others:
-            yield f"{place} has its weights in {printable(others[0])} only; convert them to safetensors"
+            yield f"{place} has its weights in {safe(others[0])} only; convert them to safetensors"
         else:
             yield f"{place} has no *.safetensors; fetch the model again, or name another directory"
 
 
 def _tokenizer_mistakes(directory: Path, names: set[str], config: Config) -> Iterator[Mistake]:
-    place = printable(str(directory))
+    place = safe(directory)
     if not names.intersection(_TOKENIZER_FILES):
         yield ("model", "source"), f"{place} has no tokenizer; add tokenizer.json and tokenizer_config.json"
         return

@@ -27,14 +27,6 @@ def safe(text: object, *, lines: bool = False) -> str:
     )
 
 
-printable = safe
-
-
-def clipped(text: object, length: int) -> str:
-    """One safe line of at most `length` characters."""
-    return one_line(text, length)
-
-
 def one_line(text: object, max_length: int | None = None) -> str:
     """`text` on one line: spaces for what does not print, one space for several, and "..." where it is too long."""
     line = " ".join("".join(letter if letter.isprintable() else " " for letter in str(text)).split())

@@ -75,7 +75,7 @@ class Level:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class PositionClass:
     """Positions of one class. `kl`: mean KL(candidate || other), a lower bound. `top_changed`: share where the
     candidate's likeliest token is another than the head's."""
 
@@ -96,9 +96,9 @@ class Summary:
     num_sequences: int
     lock_below_nats: float
     fork_above_nats: float
-    everywhere: Part
-    locks: Part | None
-    forks: Part | None
+    everywhere: PositionClass
+    locks: PositionClass | None
+    forks: PositionClass | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,12 +195,12 @@ def _points(number: int, compared: Compared) -> Iterable[_Point]:
         )
 
 
-def _part_or_none(points: Iterable[_Point]) -> Part | None:
+def _part_or_none(points: Iterable[_Point]) -> PositionClass | None:
     given = list(points)
     return _part(given) if given else None
 
 
-def _part(points: Sequence[_Point]) -> Part:
+def _part(points: Sequence[_Point]) -> PositionClass:
     def level(who: Who) -> Level:
         mine = [point.levels[who] for point in points]
         return Level(
@@ -216,7 +216,7 @@ def _part(points: Sequence[_Point]) -> Part:
             by_sequence.setdefault(point.sequence, []).append(difference)
         return mean_change(list(by_sequence.values()))
 
-    return Part(
+    return PositionClass(
         num_positions=len(points),
         base=level("base"),
         head=level("head"),
@@ -271,11 +271,13 @@ def summary_of(table: Mapping[str, Any]) -> Summary:
     def change(values: Mapping[str, Any]) -> Change:
         return Change(values["mean"], None if values["interval"] is None else tuple(values["interval"]))
 
-    def part(values: Mapping[str, Any] | None) -> Part | None:
+    def part(values: Mapping[str, Any] | None) -> PositionClass | None:
         if values is None:
             return None
         levels: dict[str, Any] = {who: Level(**values[who]) for who in WHO}
-        return Part(**{**values, **levels, "change": {name: change(each) for name, each in values["change"].items()}})
+        return PositionClass(
+            **{**values, **levels, "change": {name: change(each) for name, each in values["change"].items()}}
+        )
 
     parts: dict[str, Any] = {name: part(table[name]) for name in ("everywhere", "locks", "forks")}
     return Summary(**{field.name: table[field.name] for field in fields(Summary)} | parts)

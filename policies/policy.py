@@ -155,7 +155,7 @@ def build_policy(
     return Policy(built, split, confirm, unclear, margin)
 
 
-def as_stored(gate: Mapping[str, Any]) -> dict[str, Any]:
+def upgraded_gate(gate: Mapping[str, Any]) -> dict[str, Any]:
     """A gate that an earlier version stored, as this one understands it, with the meaning that it had then."""
     table = dict(gate)
     if table.get("type") == "collapse":

@@ -78,27 +78,27 @@ def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
     from loop.reading.checkpoints import checkpoint_named
     from loop.reading.reader import reader
 
-    with reader(run_dir) as found:
-        row = checkpoint_named(found.ledger, found.run, which)
-        number = {"head": found.run.head_round, "base": 0}[which] if not which.isdigit() else int(which)
-        facts = facts_of(found, row, number, base_dir)
-        return _source(found, row, facts), facts
+    with reader(run_dir) as store:
+        row = checkpoint_named(store.ledger, store.run, which)
+        number = {"head": store.run.head_round, "base": 0}[which] if not which.isdigit() else int(which)
+        facts = facts_of(store, row, number, base_dir)
+        return _source(store, row, facts), facts
 
 
-def _source(found: Reader, row: Checkpoint, facts: Json) -> Source:
+def _source(store: Reader, row: Checkpoint, facts: Json) -> Source:
     from loop.publishing.exporting import Source, licences_in
 
-    ledger, known = found.ledger, facts["base"]
-    first = ledger.checkpoints.get(found.run.base_checkpoint)
+    ledger, known = store.ledger, facts["base"]
+    first = ledger.checkpoints.get(store.run.base_checkpoint)
     assert first is not None
     over = ledger.checkpoints.get(row.base) if row.base else None
     origin = {"origin": known["on_hub"] if known["fetched"] else known["source"], "revision": known["revision"]}
-    base = Source(over, found.run_dir / over.path, "the base", **origin) if over else None
+    base = Source(over, store.run_dir / over.path, "the base", **origin) if over else None
     return Source(
         row,
-        found.run_dir / row.path,
+        store.run_dir / row.path,
         round_name(facts["round"]),
-        licences=licences_in(found.run_dir / first.path, first.manifest),
+        licences=licences_in(store.run_dir / first.path, first.manifest),
         base=base,
         **origin,
     )

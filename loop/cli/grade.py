@@ -13,7 +13,7 @@ import click
 from loop.cli.options import Call, shared_options, the_call
 from loop.errors import ConfigError, LoopError
 from loop.grading.formats import NAMES, problem_of
-from loop.words import clipped, count, safe
+from loop.words import count, one_line, safe
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def grade_command(context: click.Context, problems_file: str, completions_file: 
         if the_call().json:
             click.echo(json.dumps(line))
         else:
-            click.echo(f"{verdict.verdict:13} {clipped(task_id, 40)} {index}  {safe(verdict.detail)}".rstrip())
+            click.echo(f"{verdict.verdict:13} {one_line(task_id, 40)} {index}  {safe(verdict.detail)}".rstrip())
     summary = _summary(outcomes, words, len(rows), grader.level)
     if the_call().json:
         click.echo(json.dumps({"summary": summary}))

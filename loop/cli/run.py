@@ -36,7 +36,7 @@ def run_command(rounds: int | None) -> None:
     from loop.daemon.service import Service
     from loop.errors import LoopError
     from loop.run.opening import open_session
-    from loop.run.power import too_coarse
+    from loop.run.power import coarseness_warning
     from loop.system.signals import Stop
     from loop.watching.tracker_thread import trackers_of
 
@@ -58,7 +58,7 @@ def run_command(rounds: int | None) -> None:
         watch.listeners += [Tables(session, watch), trackers]
         if session.ledger.release_run(session.run_id):
             watch.note("the run was paused; it continues now")
-        if (coarse := too_coarse(session)) is not None:
+        if (coarse := coarseness_warning(session)) is not None:
             watch.note(coarse)
         before = session.run.num_kept + session.run.num_rolled_back
         ending = Service(session, stop, watch, wake.wait, more=rounds).run()

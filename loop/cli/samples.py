@@ -41,21 +41,21 @@ def samples_command(
     """
     from loop.reading.reader import reader
 
-    with reader(the_call().place().run_dir) as found:
+    with reader(the_call().place().run_dir) as store:
         if suite is not None:
             known = list(
-                dict.fromkeys([*found.suites, *(one.suite_name for one in found.corpus.evaluations.all(found.run.id))])
+                dict.fromkeys([*store.suites, *(one.suite_name for one in store.corpus.evaluations.all(store.run.id))])
             )
             if suite not in known:
                 raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(known)}")
-        completions = found.corpus.search.find(
-            run_id=found.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
+        completions = store.corpus.search.find(
+            run_id=store.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
         )
-        answer = samples(found, completions)
+        answer = samples(store, completions)
         if show_code:
-            problems = _problems(found, completions)
+            problems = _problems(store, completions)
             for sample, completion in zip(answer, completions, strict=True):
-                sample["code"] = _code(found, completion, problems)
+                sample["code"] = _code(store, completion, problems)
     if the_call().json:
         print_json(answer)
         return
@@ -69,22 +69,22 @@ def samples_command(
     show(console(), Group(*(_lines(sample) for sample in answer)))
 
 
-def samples(found: Reader, completions: list[Completion]) -> list[Json]:
+def samples(store: Reader, completions: list[Completion]) -> list[Json]:
     """Completions with their prompt, their lineage and what became of them."""
     wanted = {completion.id for completion in completions}
     selected: dict[str, Selection] = {}
     for number in {completion.round for completion in completions}:
-        for selection in found.corpus.own_selections(found.run.id, number):
+        for selection in store.corpus.own_selections(store.run.id, number):
             if selection.completion_id in wanted:
                 selected[selection.completion_id] = selection
-    outcomes = found.corpus.outcomes(wanted)
+    outcomes = store.corpus.outcomes(wanted)
     return [
-        _sample(found, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
+        _sample(store, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
         for completion in completions
     ]
 
 
-def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem]:
+def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem]:
     """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
     from loop.grading.suite import load_suite
     from loop.prompts.sources import load_tests
@@ -92,7 +92,7 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
 
     problems: dict[str, Problem] = {}
     of_suites = {completion.evaluation_id for completion in completions if completion.evaluation_id}
-    evaluations = [one for one in found.corpus.evaluations.all(found.run.id) if one.id in of_suites]
+    evaluations = [one for one in store.corpus.evaluations.all(store.run.id) if one.id in of_suites]
     for name, sha256 in {(one.suite_name, one.suite_sha256) for one in evaluations}:
         loaded = the_call().load()
         for suite in loaded.config.suites:
@@ -104,19 +104,19 @@ def _problems(found: Reader, completions: list[Completion]) -> dict[str, Problem
                     break
         else:
             raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")
-    if found.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
+    if store.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
         loaded = the_call().load()
         problems |= load_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir)
     return problems
 
 
-def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
+def _code(store: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
     """The program in an answer. Where nothing is known but what was asked: what every problem's rules would find."""
     from loop.grading.extract import extract_code
     from loop.grading.problem import Problem
     from loop.prompts.templates import answer
 
-    asked = found.corpus.prompt(completion.prompt_id)
+    asked = store.corpus.prompt(completion.prompt_id)
     opened = asked.content.get("opening", "") if asked else ""
     problem = problems.get(completion.prompt_id)
     if problem is None:
@@ -125,10 +125,10 @@ def _code(found: Reader, completion: Completion, problems: dict[str, Problem]) -
 
 
 def _sample(
-    found: Reader, completion: Completion, selection: Selection | None, verdict: str | None, detail: str | None
+    store: Reader, completion: Completion, selection: Selection | None, verdict: str | None, detail: str | None
 ) -> Json:
-    prompt = found.corpus.prompt(completion.prompt_id)
-    settings = found.corpus.decode_settings(completion.decode_settings_id)
+    prompt = store.corpus.prompt(completion.prompt_id)
+    settings = store.corpus.decode_settings(completion.decode_settings_id)
     logprob, num_tokens = completion.logprob_sum, completion.num_tokens
     return {
         "id": completion.id,

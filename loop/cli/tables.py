@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loop.cli.paper import Paper
-from loop.words import clipped, count, decoding_words, duration, interval, rate, round_name, safe, signed
+from loop.words import count, decoding_words, duration, interval, one_line, rate, round_name, safe, signed
 from store.records import Json
 
 WHO = ("base", "head", "candidate")
@@ -156,7 +156,7 @@ def _lines_of(suite: Json) -> list[tuple[str, str, str | None]]:
         (key, key, None) for key in sorted(keys or ["pass@1"], key=lambda key: int(key.removeprefix("pass@")))
     ]
     for level, group in known.get("by_difficulty", {}).items():
-        lines.append((f"  {clipped(level, 20)} ({group['num_problems']})", "pass@1", level))
+        lines.append((f"  {one_line(level, 20)} ({group['num_problems']})", "pass@1", level))
     return lines
 
 

@@ -19,7 +19,7 @@ from loop.config.settings import Config
 from loop.config.toml_file import TomlFile, read_toml
 from loop.config.toml_lines import KeyPath
 from loop.errors import ConfigError
-from loop.words import printable, shown
+from loop.words import safe, shown
 from policies.by_type import BadPolicy
 from policies.gates import GATES
 
@@ -41,7 +41,7 @@ def find_config(explicit: str | None) -> Path:
     if given is not None:
         return Path(given)
     if not os.path.lexists("loop.toml"):
-        raise ConfigError(f"no loop.toml in {printable(os.getcwd())}; run `loopctl init` or give --config FILE")
+        raise ConfigError(f"no loop.toml in {safe(os.getcwd())}; run `loopctl init` or give --config FILE")
     return Path("loop.toml")
 
 

@@ -17,7 +17,7 @@ from loop.words import shown
 from policies.by_type import BadPolicy
 from policies.gates import GATES
 from policies.mistakes import dotted
-from policies.policy import as_stored
+from policies.policy import upgraded_gate
 from store.canonical import sha256_of
 
 
@@ -44,12 +44,12 @@ def config_sha256(config: Config) -> str:
     return sha256_of(_defining(resolved(config)))
 
 
-def as_begun(config: Config, settings: Mapping[str, Any]) -> Config:
+def with_stored_gates(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration for a run that began with these resolved settings: what a gate's table leaves out is as it was then.
 
     Defaults of gates change between versions; the figure that a run decides on does not change within it.
     """
-    stored = [as_stored(gate) for gate in settings["decide"]["gates"]]
+    stored = [upgraded_gate(gate) for gate in settings["decide"]["gates"]]
     gates = config.decide.gates
     if [gate.type for gate in gates] != [gate["type"] for gate in stored]:
         return config  # another run, which `differences` says
@@ -78,7 +78,7 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = dict(settings)
     if isinstance(gates := whole.get("decide", {}).get("gates"), list):
-        whole["decide"] = whole["decide"] | {"gates": [as_stored(gate) for gate in gates]}
+        whole["decide"] = whole["decide"] | {"gates": [upgraded_gate(gate) for gate in gates]}
     for name, described in Config.model_fields.items():
         if (name,) in MAY_CHANGE or (name not in settings and described.is_required()):
             continue

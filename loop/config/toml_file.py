@@ -12,7 +12,7 @@ from typing import Any
 
 from loop.config.toml_lines import KeyPath, key_lines, line_of
 from loop.errors import ConfigError, PermissionDenied
-from loop.words import printable
+from loop.words import safe
 from policies.mistakes import dotted
 
 Placed = tuple[str, int, KeyPath, str]  # a mistake: file, line, key, and what is wrong with it
@@ -45,7 +45,7 @@ def in_lines(mistakes: Iterable[Placed]) -> str:
 
 def read_toml(path: Path) -> TomlFile:
     """ConfigError in one line if the file is missing or not TOML; PermissionDenied if it cannot be read."""
-    place = printable(str(path))
+    place = safe(path)
     text = _text(path, place)
     try:
         tables = tomllib.loads(text)
@@ -55,7 +55,7 @@ def read_toml(path: Path) -> TomlFile:
         if at := re.search(r" \((?:at line (\d+), column \d+|at end of document)\)$", reason):
             line = int(at[1] or line)
             reason = reason[: at.start()]
-        raise ConfigError(f"{place}:{line}: is not TOML: {printable(reason)}; {_toml_remedy(reason)}") from None
+        raise ConfigError(f"{place}:{line}: is not TOML: {safe(reason)}; {_toml_remedy(reason)}") from None
     except (RecursionError, ValueError):  # ValueError: a whole number of thousands of digits
         raise ConfigError(f"{place}: is nested too deeply, or holds a number out of all range; simplify it") from None
 
@@ -66,7 +66,7 @@ def _text(path: Path, place: str) -> str:
     except FileNotFoundError:
         raise ConfigError(f"{place}: no such file; run `loopctl init` or give --config FILE") from None
     except IsADirectoryError:
-        raise ConfigError(f"{place}: is a directory; name the file, {printable(str(path / 'loop.toml'))}") from None
+        raise ConfigError(f"{place}: is a directory; name the file, {safe(path / 'loop.toml')}") from None
     except PermissionError:
         raise PermissionDenied(f"{place}: permission denied; make the file readable for this user") from None
     except (OSError, ValueError) as error:

@@ -18,6 +18,7 @@ from loop.config.settings import Config
 from loop.daemon.control import Control, Wake
 from loop.errors import LoopError, UsageError
 from loop.system.signals import Stop
+from loop.words import round_name
 from store.checkpoints import stamps, verify
 from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint
@@ -230,4 +231,4 @@ def _answer(text: str, changed: bool, **more: Any) -> Json:
 
 
 def _name(number: int) -> str:
-    return f"round {number}" if number else "the base"
+    return round_name(number)

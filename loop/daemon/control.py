@@ -22,6 +22,7 @@ from typing import Any
 
 from loop.errors import LoopError, PermissionDenied
 from store.errors import StoreError
+from store.records import Json
 
 SOCKET = "control.sock"
 MAX_REQUEST_BYTES = 1 << 16
@@ -31,7 +32,6 @@ MOST_CLIENTS = 128  # at a time; one more cuts off the oldest
 MOST_WAITING = 512  # connections that the kernel keeps while a request is being answered
 END_TIMEOUT_S = 5.0  # how long the end of the block waits for the request that is being answered
 LONGEST_WAIT_S = 86_400.0  # poll(2) takes a C int of milliseconds
-Json = dict[str, Any]
 
 
 class NotRunning(LoopError):

@@ -139,7 +139,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
     from loop.daemon.schedule import Schedule
     from loop.daemon.service import Service
     from loop.run.opening import open_session
-    from loop.run.power import too_coarse
+    from loop.run.power import coarseness_warning
     from loop.system.heartbeat import Beating
     from loop.watching.hooks import hooks_of
     from loop.watching.metrics import metrics_of
@@ -165,7 +165,7 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         if not service.is_over():  # a process that answers on the socket counts as one that has begun to work
             stack.enter_context(commanded(loaded, stop, wake))
         log.line("info", "started")
-        if (coarse := too_coarse(session)) is not None:
+        if (coarse := coarseness_warning(session)) is not None:
             watch.note(coarse)
         log.ready()
         try:

@@ -14,6 +14,7 @@ import httpx2 as httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from loop.errors import EngineError
+from loop.words import one_line
 
 CONNECT_TIMEOUT_S = 10.0
 KEEP_S = 2.0  # an unused connection; uvicorn closes its own after 5
@@ -137,7 +138,7 @@ class Server:
         """The beginning of a stranger's text, on one printable line and without the API key."""
         if self._key:
             text = text.replace(self._key, "***")
-        return "".join(letter if letter.isprintable() else " " for letter in text)[:SHOWN_CHARACTERS].strip()
+        return one_line(text)[:SHOWN_CHARACTERS].strip()
 
     async def close(self) -> None:
         """Let go of all connections. Safe to repeat."""

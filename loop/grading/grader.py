@@ -24,6 +24,7 @@ from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
 from loop.grading.working_sandbox import open_sandbox
+from loop.words import one_line
 
 Word = Literal["passed", "failed", "timeout", "error", "no_code", "harness_error"]
 
@@ -300,6 +301,4 @@ def _identity(job: Job) -> bytes:
 
 def _printable(text: str) -> str:
     """One line that is safe in a terminal and the same on every run: without control characters and addresses."""
-    text = re.sub(r"\b0x[0-9a-fA-F]{6,}\b", "0x...", text[: 4 * MAX_DETAIL])
-    text = " ".join("".join(character if character.isprintable() else " " for character in text).split())
-    return text if len(text) <= MAX_DETAIL else text[: MAX_DETAIL - 3] + "..."
+    return one_line(re.sub(r"\b0x[0-9a-fA-F]{6,}\b", "0x...", text[: 4 * MAX_DETAIL]), MAX_DETAIL)

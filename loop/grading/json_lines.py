@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 from loop.errors import ConfigError, PermissionDenied
-from loop.words import printable, shown
+from loop.words import safe, shown
 
 Row = dict[str, Any]
 
@@ -25,7 +25,7 @@ def read_file(path: Path, holds: str, choices: str, lists: bool = False) -> Iter
 
     `holds` names its content and `choices` what could be given instead, for messages. Raises ConfigError and PermissionDenied.
     """
-    place = printable(str(path))
+    place = safe(path)
     try:
         with path.open("rb") as file:
             yield from read_rows(file, place, lists)

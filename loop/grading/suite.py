@@ -20,7 +20,7 @@ from loop.grading.extract import EXTRACTION_VERSION
 from loop.grading.formats import DESCRIPTION, humaneval, problem_of
 from loop.grading.json_lines import Row, read_bytes, read_file, sound
 from loop.grading.problem import Problem
-from loop.words import printable, shown
+from loop.words import safe, shown
 
 SPLIT_ORDER = ("select", "confirm", "final")
 
@@ -97,7 +97,7 @@ def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[t
     choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
     return (
         re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name),
-        printable(str(path)),
+        safe(path),
         read_file(path, "problems", choices, lists=True),
     )
 

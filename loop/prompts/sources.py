@@ -27,7 +27,7 @@ from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
 from loop.prompts.templates import ask, content, opening
 from loop.system.ourselves import command, environment
-from loop.words import printable, shown
+from loop.words import safe, shown
 from store.canonical import sha256_of
 from store.records import Prompt
 
@@ -181,7 +181,7 @@ def _rows(prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: 
         place, rows = "starter.jsonl", read_bytes(shipped, "starter.jsonl")
     else:
         path = _path(prompts.source, base_dir)
-        place, rows = printable(str(path)), read_file(path, "prompts", _SOURCES)
+        place, rows = safe(path), read_file(path, "prompts", _SOURCES)
     for line, row in rows:
         yield f"{place}:{line}", str(line), row
 
@@ -309,7 +309,7 @@ def _places(file: Path, source: str) -> Iterator[_PlacedRow]:
     """The child's rows under the place that a user knows: the data set and the number of the row in it, from 1."""
     for _, row in sound(read_file(file, "rows", "fetch the data set again")):
         number = str(row.pop("row", "?"))
-        yield f"{printable(source)}: row {number}", number, row
+        yield f"{safe(source)}: row {number}", number, row
 
 
 def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
@@ -331,8 +331,8 @@ def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
     if child.returncode == 0:
         return
     said = (child.stdout if child.returncode == ConfigError.exit_code else child.stderr).strip().splitlines()
-    reason = printable(said[-1].strip()) if said else f"its reader ended with {child.returncode}; try again"
-    raise ConfigError(f"{printable(source)}: {reason}")
+    reason = safe(said[-1].strip()) if said else f"its reader ended with {child.returncode}; try again"
+    raise ConfigError(f"{safe(source)}: {reason}")
 
 
 def _make_directory(directory: Path) -> None:
@@ -340,4 +340,4 @@ def _make_directory(directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
-        raise PermissionDenied(f"{printable(str(directory))}: {problem}") from None
+        raise PermissionDenied(f"{safe(directory)}: {problem}") from None

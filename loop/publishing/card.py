@@ -16,7 +16,7 @@ from loop.engines.by_name import SAMPLER_PACKAGES
 from loop.inputs import BUILT_IN_MODEL
 from loop.publishing.card_facts import BUILT_IN_ON_HUB
 from loop.publishing.markdown import block, words
-from loop.reading.checkpoints import public
+from loop.reading.checkpoints import publishable
 from loop.words import count, decoding_words, interval, rate, round_name, safe, signed
 from store.records import Json
 
@@ -404,7 +404,7 @@ def _reproduce(facts: Json) -> list[str]:
         f"`{facts['checkpoint']}`. Packages where this was exported: {', '.join(versions)}. With this as `loop.toml`, `loopctl run` does the "
         "same again; on other hardware, or with other versions, floating-point noise makes other completions.",
         "<details><summary>The whole configuration</summary>",
-        block(_escaped(toml_text(public(facts["config"])).rstrip("\n")), "toml"),
+        block(_escaped(toml_text(publishable(facts["config"])).rstrip("\n")), "toml"),
         "</details>",
     ]
 

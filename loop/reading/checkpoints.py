@@ -60,7 +60,7 @@ def decoding_of(config: Json) -> Json:
     return {key: suite[key] for key in kept if key in suite} | ({"temperature": 0.0} if suite["greedy"] else {})
 
 
-def public(config: Json) -> Json:
+def publishable(config: Json) -> Json:
     """The settings without those that say nothing of the result, or where somebody's machines are."""
     from loop.config.machine import Engine
     from loop.config.section import keys_of  # pydantic, which `loopctl status` does not wait for

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from policies.by_type import BadPolicy
 from policies.decision import Decision
 from policies.evidence import BadEvidence, read_evidence
-from policies.policy import Policy, as_stored, build_policy
+from policies.policy import Policy, build_policy, upgraded_gate
 from store.canonical import canonical_json
 from store.records import DecisionRow, Json
 
@@ -57,7 +57,7 @@ def _policy_of(row: DecisionRow) -> Policy | str:
         return f"its policy has no {', '.join(missing)}: it was stored by another version"
     try:
         # older stores name some keys differently
-        gates = [gate if "confidence" in gate else as_stored(gate) for gate in row.policy["gates"]]
+        gates = [gate if "confidence" in gate else upgraded_gate(gate) for gate in row.policy["gates"]]
         return build_policy(**row.policy | {"gates": gates})
     except (BadPolicy, TypeError) as error:
         return f"this version cannot build its policy: {error}"

@@ -9,6 +9,7 @@ from itertools import count
 from loop.errors import ConfigError, LoopError, NoRoom
 from loop.run.session import LostWeights, Session
 from loop.system.disk import is_no_room
+from loop.words import round_name
 from policies.evidence import BadEvidence
 from policies.patience import doubling
 from store.checkpoints import CHECKPOINTS, sweep_temporaries
@@ -92,7 +93,7 @@ def without_weights(session: Session, round: Round, attempt: int, lost: LostWeig
     if target is None:
         fail_attempt("the round fails; restore the weights")
         return ledger.fail_round(round, f"{lost}; restore them from a backup, or `loopctl rollback`")
-    fail_attempt(f"the head falls back to {f'round {target}' if target else 'the base'}")
+    fail_attempt(f"the head falls back to {round_name(target)}")
     ledger.move_head(run_id, target, str(lost))
     failed = ledger.round(run_id, round.number)
     assert failed is not None

@@ -11,10 +11,10 @@ from loop.reading.as_json import as_json
 from loop.reading.gains import STORED_AS, gain, key_of
 from loop.reading.reader import Reader
 from loop.run.diagnosing import diagnose, measure
-from loop.run.evaluation import Part, decoding_dict, evaluate
+from loop.run.evaluation import SuitePart, evaluate
 from loop.run.session import Session
 from loop.stages.deciding import Measured, Opened, evidence
-from loop.stages.evaluating import Yardstick, outcomes_of
+from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of
 from loop.stages.sampling import seed_of
 from policies.decision import Decision
 from policies.diagnosis import signals, summary_of
@@ -93,12 +93,12 @@ class Comparison:
             if suite.config.name in names:
                 seed = seed_of(self.session.loaded.config.seed, suite.config.name)
                 for who in ("head", "candidate"):
-                    self._evaluate(who, suite, Part("all", suite.problems, seed))
+                    self._evaluate(who, suite, SuitePart("all", suite.problems, seed))
 
     def _open(self, split: str, num_problems: int) -> None:
         self.opened[split] = num_problems
         seed = seed_of(self.session.loaded.config.seed, self.session.decider.config.name, split, self.head_round)
-        part = Part(split, self.drawn(split)[:num_problems], seed)
+        part = SuitePart(split, self.drawn(split)[:num_problems], seed)
         sides = [who for who in self.checkpoints if who != "best" or split == self.session.policy.split]
         engines = self.session.engines  # the checkpoint that is loaded already goes first: loading is expensive
         for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):
@@ -106,7 +106,7 @@ class Comparison:
             if who != "best":
                 measure(self.session, self.round, self.checkpoints[who])  # now, while its weights are loaded
 
-    def _evaluate(self, who: str, suite: Yardstick, part: Part) -> None:
+    def _evaluate(self, who: str, suite: Yardstick, part: SuitePart) -> None:
         key = (who, suite.config.name, part.split)
         self.done[key] = evaluate(self.session, self.round.number, self.checkpoints[who], suite, part, who)
 
@@ -187,4 +187,4 @@ class Comparison:
             )
             for who, evaluation in sides.items()
         }
-        return Opened(suite.config.name, decoding_dict(suite), problems, num_planned, num_looks, measured)
+        return Opened(suite.config.name, decoding_of(suite.config), problems, num_planned, num_looks, measured)

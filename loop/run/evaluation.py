@@ -15,13 +15,13 @@ from loop.stages.evaluating import Yardstick, decoding_in_words, figures, grade,
 from loop.stages.sampling import Lineage, plan
 from loop.words import round_name
 from store.canonical import sha256_of
-from store.records import Completion, Evaluation, Json, Problem
+from store.records import Completion, Evaluation, Problem
 
 NUM_AHEAD = 512  # ungraded completions at which sampling pauses, where both run at once
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class SuitePart:
     """What is asked of a suite: a split, the problems of it that are wanted by now, and the seed of all their samples."""
 
     split: str
@@ -29,7 +29,7 @@ class Part:
     seed: int
 
 
-def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, part: Part, who: str) -> Evaluation:
+def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, part: SuitePart, who: str) -> Evaluation:
     """One checkpoint on a part of a suite; only missing completions are generated and only missing verdicts graded.
 
     `number`: the round that is open, or that would be next; `who`: what the checkpoint is to it.
@@ -99,7 +99,7 @@ def completions_of(session: Session, evaluation_id: str, wanted: Collection[str]
     return (completion for completion in completions if completion.id in wanted)
 
 
-def evaluation_id(session: Session, suite: Yardstick, part: Part, checkpoint: str) -> str:
+def evaluation_id(session: Session, suite: Yardstick, part: SuitePart, checkpoint: str) -> str:
     """The id of an evaluation: checkpoint, suite, split, decoding settings, number of samples and seed fix it."""
     return sha256_of(
         [
@@ -113,8 +113,3 @@ def evaluation_id(session: Session, suite: Yardstick, part: Part, checkpoint: st
             part.seed,
         ]
     )
-
-
-def decoding_dict(suite: Yardstick) -> Json:
-    """The decoding settings of a suite, as they stand beside its figures."""
-    return {key: value for key, value in params_of(suite.config).model_dump(mode="json").items() if key != "stop"}

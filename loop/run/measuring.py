@@ -15,10 +15,10 @@ from typing import Any, Literal
 from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError, UsageError
 from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result
-from loop.run.evaluation import Part, decoding_dict, evaluate
+from loop.run.evaluation import SuitePart, evaluate
 from loop.run.power import AA_MEASURED, PlannedLook, planned_looks, remedy
 from loop.run.session import Session
-from loop.stages.evaluating import Yardstick, outcomes_of, signals_by_problem
+from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of, signals_by_problem
 from loop.stages.sampling import seed_of
 from loop.words import round_name
 from policies.gates import Collapse
@@ -68,7 +68,7 @@ def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, dr
     last = session.ledger.last_round(session.run_id)
     open_round = session.ledger.open_round(session.run_id)
     number = open_round.number if open_round else last.number + 1 if last else 1
-    done = evaluate(session, number, row.sha256, variant, Part(split, problems, seed), round_name(row.round))
+    done = evaluate(session, number, row.sha256, variant, SuitePart(split, problems, seed), round_name(row.round))
     return Measurement(done, outcomes_of(session.corpus.evaluations.verdicts(done.id)))
 
 
@@ -99,7 +99,7 @@ def _where(session: Session, suite: Yardstick, split: str) -> Json:
         "run": session.run.name,
         "suite": suite.config.name,
         "split": split,
-        "decoding": decoding_dict(suite),
+        "decoding": decoding_of(suite.config),
         "num_problems": len(suite.of_split(split)),
         "num_samples": suite.config.num_samples,
     }

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from loop.config.loading import LoadedConfig
-from loop.config.same_run import as_begun, config_sha256, differences, resolved
+from loop.config.same_run import config_sha256, differences, resolved, with_stored_gates
 from loop.errors import ConfigError, LoopError
 from loop.grading.grader import Grader
 from loop.inputs import BUILT_IN_MODEL, Inputs, read_inputs
@@ -59,7 +59,7 @@ def open_session(
             if run is None:
                 run = _begin(ledger, corpus, engines, loaded, inputs, suites, content, begins)
             else:
-                loaded = replace(loaded, config=as_begun(loaded.config, run.config))
+                loaded = replace(loaded, config=with_stored_gates(loaded.config, run.config))
                 _continue(run, ledger, engines, loaded, content)
             policy = loaded.config.decide.policy()
             yield Session(

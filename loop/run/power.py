@@ -97,7 +97,7 @@ def _figures(decision: DecisionRow, gate: Improvement) -> Iterator[Mapping[str, 
             yield figures
 
 
-def too_coarse(session: Session) -> str | None:
+def coarseness_warning(session: Session) -> str | None:
     """A warning in one line if the evaluation would mostly miss the gain that it is asked for; else None."""
     looks = planned_looks(session)
     variance_and_source = known_variance(session, looks[0].gate) if looks else None

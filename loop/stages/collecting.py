@@ -72,14 +72,14 @@ def collect(
     ]
 
 
-class Part(NamedTuple):
+class PackedPart(NamedTuple):
     """A part of a round (see `packed`): its usable completions packed, and reason -> how many are left out."""
 
     entries: bytes
     left_out: dict[str, int]
 
 
-def parts_of(collected: Iterable[Collected]) -> list[Part]:
+def parts_of(collected: Iterable[Collected]) -> list[PackedPart]:
     """What later rounds need to know of a round that is `collect`ed, in PARTS parts."""
     entries, left_out = [bytearray() for _ in range(PARTS)], [Counter[str]() for _ in range(PARTS)]
     for candidate, why, arrival, text in collected:
@@ -88,7 +88,7 @@ def parts_of(collected: Iterable[Collected]) -> list[Part]:
             entries[part] += pack(Described(candidate, arrival, text))
         else:
             left_out[part][_in_short(why)] += 1
-    return [Part(bytes(packed), dict(counted)) for packed, counted in zip(entries, left_out, strict=True)]
+    return [PackedPart(bytes(packed), dict(counted)) for packed, counted in zip(entries, left_out, strict=True)]
 
 
 @dataclass(frozen=True, slots=True)

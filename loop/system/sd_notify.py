@@ -10,6 +10,8 @@ import os
 import socket
 import time
 
+from loop.words import one_line
+
 MAX_STATUS = 1000  # characters
 
 
@@ -39,8 +41,7 @@ class Notifier:
 
     def status(self, text: str) -> None:
         """Give `systemctl status` its line: line breaks become spaces, a long text is cut."""
-        line = "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
-        self._say("STATUS", line[:MAX_STATUS])
+        self._say("STATUS", one_line(text)[:MAX_STATUS])
 
     def watchdog(self) -> None:
         """Say that the loop moves. Call it as often as it does: a message goes out in every third of the time allowed."""

@@ -16,7 +16,7 @@ from typing import Any
 
 from loop.errors import LoopError
 from loop.reading.as_json import as_json
-from loop.reading.checkpoints import decoding_of, public
+from loop.reading.checkpoints import decoding_of, publishable
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import whole_round
 from loop.watching.trackers import QUIET, TRACKERS, About, Figures
@@ -28,7 +28,7 @@ from store.records import Json
 def about(reading: Reader, project: str) -> About:
     """The run, with the decoding settings that its figures belong to."""
     run = reading.run
-    config = public(run.config) | {
+    config = publishable(run.config) | {
         "run_id": run.id,
         "config_sha256": run.config_sha256,
         "base_checkpoint": run.base_checkpoint,

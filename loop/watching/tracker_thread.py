@@ -19,6 +19,7 @@ from loop.config.machine import Watching
 from loop.system.guarded import run_guarded
 from loop.system.ourselves import environment
 from loop.watching.trackers import missing, missing_in_words
+from loop.words import one_line
 from store.records import DecisionRow, Round
 
 TIMEOUT_S = 300.0  # for one tracker to take all rounds that it lacks
@@ -124,9 +125,7 @@ def last_line(log: Path) -> str:
     """The last line that a process wrote, printable and at most `ERROR_LENGTH` characters; empty if it wrote none."""
     with contextlib.suppress(OSError):
         lines = log.read_bytes()[-10_000:].decode(errors="replace").split("\n")
-        last = next((line for line in reversed(lines) if line.strip()), "")
-        line = "".join(letter for letter in " ".join(last.split()) if letter.isprintable())
-        return line if len(line) <= ERROR_LENGTH else line[: ERROR_LENGTH - 3] + "..."
+        return one_line(next((line for line in reversed(lines) if line.strip()), ""), ERROR_LENGTH)
     return ""
 
 

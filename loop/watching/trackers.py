@@ -9,7 +9,6 @@ nothing touches the network.
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 from loop.config.toml_file import leaves
 from loop.errors import LoopError
+from loop.words import one_line
 from store.records import Json
 
 EXTRA = "pip install 'ssd-loop[trackers]'"
@@ -171,7 +171,7 @@ class Mlflow(Tracker):
             return
         self.id = self.client.create_run(number, run_name=run.name, tags={self.tag: run.id}).info.run_id
         settings = [
-            Param(".".join(map(str, key)), _in_a_line(value)) for key, value in leaves(run.config) if value != []
+            Param(".".join(map(str, key)), one_line(value, 500)) for key, value in leaves(run.config) if value != []
         ]
         for start in range(0, len(settings), 100):
             self.client.log_batch(self.id, params=settings[start : start + 100])
@@ -194,11 +194,6 @@ class Mlflow(Tracker):
 
     def close(self) -> None:
         self.client.set_terminated(self.id)
-
-
-def _in_a_line(value: Any) -> str:
-    text = str(value)
-    return (text if text.isprintable() else json.dumps(text))[:500]
 
 
 TRACKERS: dict[str, type[Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflow": Mlflow}

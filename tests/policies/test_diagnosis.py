@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from policies.diagnosis import (
     WHO,
     Compared,
-    Part,
+    PositionClass,
     Positions,
     in_words,
     kl_divergence,
@@ -102,7 +102,7 @@ def test_means_are_those_of_the_whole_distributions(seed: int) -> None:
     summary = summarise(world.compared, 0.3, 1.0)
     assert summary.num_sequences == 6
     for name, chosen in CLASSES.items():
-        part: Part = getattr(summary, name)
+        part: PositionClass = getattr(summary, name)
         for who in WHO:
             expected, found = world.expected(who, chosen), getattr(part, who)
             assert part.num_positions == expected["count"] > 0

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loop.config.loading import load_config
-from loop.config.same_run import as_begun, config_sha256, differences, resolved
+from loop.config.same_run import config_sha256, differences, resolved, with_stored_gates
 from loop.errors import ConfigError
 from loop.grading.grader import Job, Verdict
 from loop.grading.problem import Problem
@@ -368,12 +368,12 @@ def test_a_run_that_an_older_version_began_decides_as_it_did(golden: str, tmp_pa
     assert run is not None and "after_rollback" not in run.config and "data" not in run.config["collect"]
     settings = {key: value for key, value in run.config.items() if key != "inputs"}
     config = load_config(tmp_path / "loop.toml").config
-    (gate,) = as_begun(config, settings).decide.policy().gates
+    (gate,) = with_stored_gates(config, settings).decide.policy().gates
     assert isinstance(gate, Improvement) and (gate.budget, gate.alpha, gate.min_gain) == ("round", 0.05, -0.9)
-    assert differences(settings, resolved(as_begun(config, settings))) == []
+    assert differences(settings, resolved(with_stored_gates(config, settings))) == []
     text = (tmp_path / "loop.toml").read_text().replace("min_gain = -0.9", 'min_gain = -0.9, budget = "run"')
     (tmp_path / "loop.toml").write_text(text)
-    changed = as_begun(load_config(tmp_path / "loop.toml").config, settings)
+    changed = with_stored_gates(load_config(tmp_path / "loop.toml").config, settings)
     assert differences(settings, resolved(changed)) == [
         'decide.gates[0].budget is "run" here and "round" in the run directory'
     ]
@@ -439,10 +439,10 @@ def test_a_run_keeps_the_limits_of_collapse_that_it_began_with() -> None:
     config = load_config(ROOT / "loop.toml").config
     old = json.loads(json.dumps(resolved(config)))
     del old["decide"]["gates"][1]["defaults"]  # as before there were others
-    gate = as_begun(config, old).decide.policy().gates[1]
+    gate = with_stored_gates(config, old).decide.policy().gates[1]
     assert isinstance(gate, Collapse) and gate.defaults == 1 and "fork_entropy" in gate.in_force
-    assert differences(old, resolved(as_begun(config, old))) == []
-    assert as_begun(config, resolved(config)).decide.policy() == config.decide.policy()
+    assert differences(old, resolved(with_stored_gates(config, old))) == []
+    assert with_stored_gates(config, resolved(config)).decide.policy() == config.decide.policy()
 
 
 def test_a_round_that_an_older_version_began_goes_on_as_it_was(tmp_path: Path) -> None:

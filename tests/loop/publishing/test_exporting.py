@@ -23,7 +23,7 @@ from loop.publishing.card import PAPER, card
 from loop.publishing.card_facts import facts_of
 from loop.publishing.exporting import generation_config
 from loop.publishing.markdown import block, words
-from loop.reading.checkpoints import checkpoint_named, public
+from loop.reading.checkpoints import checkpoint_named, publishable
 from loop.reading.reader import reader
 from loop.words import decoding_words, interval, rate, signed
 from tests.support import ROOT
@@ -280,7 +280,7 @@ def test_any_configuration_survives_being_written_out(path: Path, tmp_path: Path
     from loop.config.same_run import resolved
 
     config = load_config(path).config
-    (tmp_path / "loop.toml").write_text(toml_text(public(resolved(config))))
+    (tmp_path / "loop.toml").write_text(toml_text(publishable(resolved(config))))
     assert config_sha256(load_config(tmp_path / "loop.toml").config) == config_sha256(config)
 
 

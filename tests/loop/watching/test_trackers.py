@@ -333,7 +333,7 @@ def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         trackers.look()
         wait_until(lambda number=number: len(said) == number)
     trackers.close()
-    assert said[0] == said[1] and said[0].startswith("watching.trackers: mlflow: no[31m server xxx")
+    assert said[0] == said[1] and said[0].startswith("watching.trackers: mlflow: no [31m server xxx")
     assert len(said[0]) < 500 and "loopctl track" in said[0]
 
 
