@@ -1,4 +1,4 @@
-"""One round of Simple Self-Distillation, top to bottom: sample, collect, train, evaluate, decide.
+"""One round of Simple Self-Distillation, top to bottom: sample (and collect), train, evaluate, decide.
 
 Each stage does only what is still missing, stores it before going on, and ends in one transaction that also moves the
 round to the next stage. Whatever line the power goes out after, running the round again goes on from there. What a stage
@@ -25,9 +25,9 @@ from store.records import Checkpoint, DecisionRow, Json, Round
 def run_round(session: Session) -> Round:
     """Begin a round on the head, or go on with the one that is open or failed; returns it kept, rolled back or failed."""
     round = current_round(session)
-    while round.state in STAGES:
+    while round.state in WORK_OF:
         session.safe_point(round)
-        round = attempt(session, round, frozen_input, STAGES[round.state])
+        round = attempt(session, round, frozen_input, WORK_OF[round.state])
         session.index_texts()
     return round
 
@@ -123,7 +123,8 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
     )
 
 
-STAGES: dict[str, Work] = {
+# By the state of a round. Their order is `store.records.STAGES`: each names the next in `next_state`.
+WORK_OF: dict[str, Work] = {
     "sampling": sampling,
     "training": training,
     "evaluating": evaluating,

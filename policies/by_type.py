@@ -1,6 +1,7 @@
 """Policies out of tables of loop.toml, chosen by their `type`: a registry for each kind, and mistakes in our words.
 
-To add a type, name it in its registry. A package of somebody else offers one in an entry point of the registry's group.
+To add a type, name it in its registry: GATES in policies/gates/__init__.py, DATA_POLICIES in policies/data.py, STOP_RULES in
+policies/stopping.py. A package of somebody else offers one in an entry point of the registry's group.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which completions the next fine-tune sees: pure functions of what completions are, not of what they say.
+"""The rules that `collect.data` chooses from: which completions the next fine-tune sees, by what they are, not by what they say.
 
 A data policy is a frozen pydantic model chosen by `type` in loop.toml's `collect.data`; its fields are the keys there. To
 add one, subclass DataPolicy and name it in `DATA_POLICIES`; a package of your own names it in an entry point of the group
@@ -6,7 +6,8 @@ add one, subclass DataPolicy and name it in `DATA_POLICIES`; a package of your o
 
 The round's own completions are *fresh*; *earlier* ones are those of the rounds before it on the way from the base to the
 present head. A round that was rolled back is among them: its completions were drawn from the head, whatever became of the
-candidate. What no policy ever sees is what `[collect]` leaves out.
+candidate. No policy sees empty completions, or what
+`collect.min_lines` and `collect.drop_shortest` leave out.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class PastRound:
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
+class CompletionFacts:
     """A completion that may be trained on, without its text."""
 
     id: str
@@ -189,7 +190,7 @@ DATA_POLICIES = Registry(
 )
 
 
-def why_not(policy: DataPolicy, candidate: Candidate, verdict: str | None) -> str | None:
+def why_not(policy: DataPolicy, candidate: CompletionFacts, verdict: str | None) -> str | None:
     """Why one completion is not used, whatever the others are; None if it may be.
 
     `verdict`: how it did on its prompt's tests ("passed", "failed", ...); None if there are none, or none are wanted.
@@ -205,21 +206,23 @@ def why_not(policy: DataPolicy, candidate: Candidate, verdict: str | None) -> st
     return None
 
 
-def by_age(candidate: Candidate) -> tuple[int, int, str]:
+def by_age(candidate: CompletionFacts) -> tuple[int, int, str]:
     """Sorts the completions of one prompt, the newest first: of equal ones the newest stays."""
     return -candidate.round, candidate.sample_index, candidate.id
 
 
-def repeats(policy: DataPolicy, candidates: Collection[Candidate], texts: Mapping[str, str]) -> dict[str, Candidate]:
+def repeats(
+    policy: DataPolicy, candidates: Collection[CompletionFacts], texts: Mapping[str, str]
+) -> dict[str, CompletionFacts]:
     """For each of one prompt's completions that repeats another, by id, the one that it repeats, which stays.
 
     Every text is compared with all that stay, so this is for one prompt at a time and not for a corpus.
     """
     if policy.dedup == "none":
         return {}
-    repeated: dict[str, Candidate] = {}
-    first: dict[str, Candidate] = {}  # by text
-    stay: list[tuple[Candidate, frozenset[str]]] = []
+    repeated: dict[str, CompletionFacts] = {}
+    first: dict[str, CompletionFacts] = {}  # by text
+    stay: list[tuple[CompletionFacts, frozenset[str]]] = []
     for candidate in sorted(candidates, key=by_age):
         text = texts[candidate.id]
         original = first.get(text)

@@ -1,7 +1,7 @@
 """The schema as a numbered, append-only list of migrations. A released migration is never edited; add another.
 
 To add a column to a table, say completions: a migration here, a field in records.py, and whoever writes or reads it
-(corpus.py). Before that, pack a store of the present schema into tests/golden: every old store must open.
+(corpus.py: `_row` and `_covered` name the fields by hand and in order, and the hashes of old rows must stay). Before that, pack a store of the present schema into tests/golden: every old store must open.
 
 The comment beside each column and at the top of each table stays in SQLite's own schema; docs/schema.md is made from
 it (schema_page.py). Keep one column to a line. In ALTER TABLE the comment is written `/* -- What it holds. */`; a

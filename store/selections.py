@@ -1,4 +1,4 @@
-"""What a round is trained on, as the store holds it: a row for each of its own completions, hundreds of earlier ones to a line."""
+"""How the store holds the list of what a round was trained on: a row for each of its own completions, hundreds of earlier ones to a line."""
 
 from __future__ import annotations
 

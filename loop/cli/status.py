@@ -1,4 +1,7 @@
-"""`loopctl status`: what is happening, what was decided and why, and whether anything needs you."""
+"""`loopctl status`: what is happening, what was decided and why, and whether anything needs you.
+
+The lines are made in `loop.reading.status_words` from what `loop.reading.standing` knows; here are the title and the exit code.
+"""
 
 from __future__ import annotations
 

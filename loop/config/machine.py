@@ -15,7 +15,7 @@ from loop.config.times import parse_interval, parse_until, parse_window, parse_z
 from loop.config.toml_lines import KeyPath
 from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
 from policies.by_type import by_type
-from policies.schedule import STOP_RULES, StopRule
+from policies.stopping import STOP_RULES, StopRule
 
 
 def _is_web(url: str) -> bool:

@@ -23,7 +23,7 @@ from policies.by_type import Registry
 from policies.data import DATA_POLICIES
 from policies.gates import GATES
 from policies.gates.collapse import Limit
-from policies.schedule import STOP_RULES
+from policies.stopping import STOP_RULES
 
 _OPENING = """# Every key of loop.toml
 

@@ -1,7 +1,7 @@
-"""loop.toml as frozen pydantic models: every key, its default (here and nowhere else), its sentence and its limits.
+"""loop.toml as frozen pydantic models: a key's default is declared once, with its sentence, its limits and its kind.
 
-Here is `Config`, the whole file, with the tables of the method; those of the machine are in `loop/config/machine.py`, and what
-every table is in `loop/config/section.py`. Reading the file is `loop/config/loading.py`; mistakes become one-line messages in
+Here is `Config`, the whole file, with the tables of the method; those of the machine are in `loop/config/machine.py`, the
+keys of gates, data policies and stop rules in `policies/`, and what every table is in `loop/config/section.py`. Reading the file is `loop/config/loading.py`; mistakes become one-line messages in
 `loop/config/mistakes.py`.
 """
 

@@ -23,8 +23,8 @@ from loop.round import run_round
 from loop.run.session import Session
 from loop.system.disk import is_no_room
 from loop.system.signals import Interrupted, Stop
-from policies.patience import NO_ROOM
-from policies.schedule import History, StopRule, why_stop
+from policies.retries import NO_ROOM
+from policies.stopping import History, StopRule, why_stop
 from store.errors import StoreError
 from store.garbage import collect
 from store.records import Round, Run, RunState

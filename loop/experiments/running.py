@@ -29,7 +29,7 @@ from loop.system.lock import holder, locked
 from loop.system.ourselves import command, environment
 from loop.system.signals import Stop
 from loop.system.trees import PR_SET_PDEATHSIG, prctl
-from policies.patience import DEAD_RUN
+from policies.retries import DEAD_RUN
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
 from store.db import DATABASE, open_database
 from store.durable import written

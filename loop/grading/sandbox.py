@@ -1,5 +1,9 @@
 """Runs programs that a model wrote. Bubblewrap shuts them in: no network, no host file but a read-only Python, nothing left.
 
+The walls around all programs are in bubblewrap.py, those around each one in inside/cell.py (namespaces, user, /tmp) and
+inside/seccomp.py (system calls). Limits are here, and warm.py watches over memory and time. working_sandbox.py finds out which of
+the ways works on this machine.
+
 Level "none" is a plain subprocess with resource limits, for machines that one can lose; it is never chosen automatically.
 Starting bubblewrap and Python takes longer than most programs, so a sandbox is kept warm: `cell.py` runs inside and forks a
 process with namespaces of its own for each solution, and another for its tests (`judge.py`).

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOOK_S = 0.25
 """Seconds between two looks at a program's memory and at its waiting time."""
 MOST_WAITING = 8
-"""A program may wait for a core that others use for this multiple of its `timeout_s`."""
+"""A program may wait for a core that others use for this multiple of the time after which it is killed (`grader.KILL_AT` times its limit)."""
 
 
 class TimedOut(Exception):

@@ -11,7 +11,7 @@ from loop.run.session import LostWeights, Session
 from loop.system.disk import is_no_room
 from loop.words import round_name
 from policies.evidence import BadEvidence
-from policies.patience import doubling
+from policies.retries import doubling
 from store.checkpoints import CHECKPOINTS, sweep_temporaries
 from store.errors import StoreError
 from store.records import Json, Round
@@ -26,18 +26,18 @@ def current_round(session: Session) -> Round:
     """The round to work on: the open one, the failed one, or a new one from the head."""
     ledger, run = session.ledger, session.run
     last = ledger.last_round(run.id)
-    if last and last.state in ("failed", "paused") and run.head_checkpoint == last.parent_checkpoint:
+    if last and last.state == "failed" and run.head_checkpoint == last.parent_checkpoint:
         return ledger.resume_round(last)
     return ledger.open_round(run.id) or ledger.begin_round(run.id)
 
 
 def attempt(session: Session, round: Round, freeze: Freeze, work: Work) -> Round:
-    """Try the round's stage until it is done or patience ends (see policies/patience.py); then the round fails.
+    """Try the round's stage until it is done or `policies.retries` gives up; then the round fails.
 
     Its input is frozen by the first attempt. A full disk is no failure: NoRoom leaves the round to be resumed.
     """
     ledger, engine, stage = session.ledger, session.loaded.config.engine, round.stage
-    patience = doubling(engine.max_attempts, engine.retry_wait_s, HOPELESS)
+    retries = doubling(engine.max_attempts, engine.retry_wait_s, HOPELESS)
     for num_failures in count(1):
         begun, number = ledger.stage(round.run_id, round.number, stage), None
         try:
@@ -54,7 +54,7 @@ def attempt(session: Session, round: Round, freeze: Freeze, work: Work) -> Round
             if is_no_room(error):
                 _leave(session, round, number, reason)
                 raise NoRoom(reason) from error
-            wait_s = patience.wait_s(num_failures, error)
+            wait_s = retries.wait_s(num_failures, error)
             next_step = "the round fails" if wait_s is None else f"tried again in {wait_s:g} s"
             session.watch.note(f"round {round.number}, {stage}: {reason}; {next_step}")
             if number is not None:

@@ -1,4 +1,4 @@
-"""What a round's fine-tune sees: the round's own completions and those of earlier rounds, as the data policy wants them.
+"""Reads from the store what `stages.collecting` chooses from: the round's own completions, and the earlier rounds that may be used.
 
 Earlier rounds are read packed, a part at a time, and neither their texts nor their rows are needed.
 """
@@ -16,7 +16,7 @@ from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, 
 from loop.stages.evaluating import grade
 from loop.stages.packed import ENTRY, PARTS, Packed
 from loop.stages.sampling import seed_of
-from policies.data import Candidate, DataPolicy, PastRound, why_not
+from policies.data import CompletionFacts, DataPolicy, PastRound, why_not
 from store.records import CollectedPart, CompletionVerdict, Round
 
 
@@ -96,7 +96,7 @@ def _described(session: Session, round: Round) -> PastRound:
 
 
 def _run_tests(
-    session: Session, round: Round, number: int, policy: DataPolicy, candidates: Iterable[Candidate]
+    session: Session, round: Round, number: int, policy: DataPolicy, candidates: Iterable[CompletionFacts]
 ) -> None:
     """Run a round's completions on their prompts' tests, where there are any. What has a verdict is not run again."""
     corpus = session.corpus

@@ -1,5 +1,7 @@
-"""Collecting: which completions the fine-tune sees, and why not the others. Raw, minus empties, stubs and what the data
-policy of the round leaves out.
+"""Collecting, the end of sampling: leaves out empty completions, stubs and the shortest, and applies the data policy to the rest.
+
+Pure functions. The policies are in `policies.data`; `loop.run.choosing` reads the store for both. Whoever changes what is left out
+raises "version" in `choosing.earlier_of`, or earlier rounds keep what the old rule gave.
 """
 
 from __future__ import annotations
@@ -15,14 +17,14 @@ from typing import NamedTuple
 from loop.config.settings import Collect
 from loop.prompts.templates import answer
 from loop.stages.packed import PARTS, Described, Packed, pack, part_of, place, placed
-from policies.data import Candidate, DataPolicy, Usable, repeats, why_not
+from policies.data import CompletionFacts, DataPolicy, Usable, repeats, why_not
 from store.records import CompletionText, Selection
 
 
 class Collected(NamedTuple):
     """A completion, and why no training ever sees it. See `Described` for the rest."""
 
-    candidate: Candidate
+    candidate: CompletionFacts
     why: str | None
     arrival: int
     text: bytes
@@ -54,7 +56,7 @@ def collect(
     """
     collected = [
         Collected(
-            Candidate(c.id, round, sys.intern(c.prompt_id), c.sample_index, c.num_tokens, from_base),
+            CompletionFacts(c.id, round, sys.intern(c.prompt_id), c.sample_index, c.num_tokens, from_base),
             _why_never(c, openings, settings),
             c.arrival,
             hashlib.sha256(c.text.encode("utf-8", "surrogatepass")).digest()[:16],
@@ -197,7 +199,7 @@ def _by_prompt(rounds: Sequence[Packed], part: int) -> Iterable[_Group]:
 
 def _repeats(
     policy: DataPolicy, group: _Group, texts_of: Callable[[list[int]], Mapping[int, str]]
-) -> Iterator[tuple[Packed, int, str, Candidate]]:
+) -> Iterator[tuple[Packed, int, str, CompletionFacts]]:
     """Which of one prompt's completions repeat another, and which other."""
     if len(group) == 1:
         return

@@ -12,7 +12,7 @@ from itertools import chain, compress
 from operator import and_
 from typing import NamedTuple
 
-from policies.data import Candidate
+from policies.data import CompletionFacts
 
 PARTS = 16  # by the first hexadecimal digit of the prompt's id; of earlier rounds one part is in memory at a time
 ENTRY = struct.Struct(">32sI32sIQ16s")  # prompt, sample, id, number of tokens, arrival, beginning of the text's SHA-256
@@ -23,7 +23,7 @@ _PLACED = struct.Struct(">40x32s4xQ")  # id and arrival in a place
 class Described(NamedTuple):
     """A completion of a packed round. `text` stands for its text: those of the same text have the same."""
 
-    candidate: Candidate
+    candidate: CompletionFacts
     arrival: int
     text: bytes
 
@@ -71,7 +71,7 @@ class Packed:
         kept = None if now is None else bytes(now)  # a copy: the caller may drop what it is given
         for at, (prompt, index, id, num_tokens, arrival, text) in enumerate(ENTRY.iter_unpack(self._entries(part))):
             if kept is None or kept[at]:
-                candidate = Candidate(id.hex(), self.round, prompt.hex(), index, num_tokens, self.from_base)
+                candidate = CompletionFacts(id.hex(), self.round, prompt.hex(), index, num_tokens, self.from_base)
                 yield at, Described(candidate, arrival, text)
 
     def places(self, part: int) -> list[bytes]:
@@ -119,7 +119,7 @@ class _Ids(Collection[str]):
         return any(id == each for each in self)
 
 
-def place(candidate: Candidate) -> bytes:
+def place(candidate: CompletionFacts) -> bytes:
     """Sorts completions of several rounds: by prompt, sample, round and id. It ends as those of `Packed.places` do, with 0."""
     return (
         bytes.fromhex(candidate.prompt_id)

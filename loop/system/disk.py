@@ -7,7 +7,7 @@ import errno
 from loop.errors import EngineError, NoRoom
 from store.errors import CannotWrite
 
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+NO_ROOM_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def is_no_room(error: BaseException) -> bool:
@@ -16,7 +16,7 @@ def is_no_room(error: BaseException) -> bool:
     while seen is not None:
         if isinstance(seen, NoRoom | CannotWrite):
             return True
-        if isinstance(seen, OSError) and seen.errno in NO_ROOM:
+        if isinstance(seen, OSError) and seen.errno in NO_ROOM_ERRNOS:
             return True
         if isinstance(seen, EngineError) and ("No space left on device" in str(seen) or "os error 28" in str(seen)):
             return True

@@ -1,6 +1,6 @@
 """The experiment trackers: a class for each, which says what it needs and how it is told.
 
-A new tracker is a class here, a line in `TRACKERS`, and its name in `loop.config.settings.Watching`. The libraries are
+A new tracker is a class here, a line in `TRACKERS`, and its name in `loop.config.machine.Watching`. The libraries are
 imported only by the process that tells one (`loop.watching.tracker_process`). Without other wishes in the environment
 (WANDB_MODE, MLFLOW_TRACKING_URI, TRACKIO_SPACE_ID and the like) everything stays in the run directory's `trackers/`, and
 nothing touches the network.

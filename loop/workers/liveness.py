@@ -4,7 +4,8 @@ Three workers look alike from outside: one that does nothing (stopped, or waitin
 for ever without a result, and one that a busy machine rarely lets run. The kernel tells them apart: it counts for each
 thread how long it ran and how long it waited for a core. Seconds in which a worker neither ran nor waited for a core count
 towards `limit_s`; seconds in which it ran, towards BUSY_FACTOR times that. So a starved worker gets as much more time as it
-is starved, and a busy one still ends.
+is starved, and a busy one still ends. `Worker` asks and ends it, `loop.workers.up` doubles the limit for the next attempt, and
+`loop.run.attempting` makes that attempt.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Used(NamedTuple):
     is_runnable: bool = False  # whether a thread runs or waits for a core right now
 
 
-class Patience:
+class StallWatch:
     """Counts a worker's seconds without progress and without a sign of life.
 
     `clock`: seconds. `used`: what the worker has used by now. `gpu_busy`: whether its GPUs compute now; asked only where

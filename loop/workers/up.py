@@ -1,4 +1,4 @@
-"""The engines that are up. To start one and load a model is expensive, so an engine that may be of use again stays.
+"""Starts, reuses and ends the workers of sampler and trainer: the engines that are up. To start one and load a model is expensive, so an engine that may be of use again stays.
 
 On a GPU one engine at a time has the memory: the sampler leaves when training begins, and the trainer waits until its memory
 is free. On a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that

@@ -34,7 +34,7 @@ from loop.errors import ConfigError, EngineError, StalledError
 from loop.system import ourselves, trees
 from loop.system.gpus import is_any_busy
 from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
-from loop.workers.liveness import Patience, used_by
+from loop.workers.liveness import StallWatch, used_by
 
 HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
 LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
@@ -129,7 +129,7 @@ class Worker:
         devices = whole_environment.get("CUDA_VISIBLE_DEVICES") if has_gpu else ""
         try:
             pid = self.process.pid
-            self.patience = Patience(
+            self.patience = StallWatch(
                 stall_timeout_s, heartbeat_timeout_s, self._clock, lambda: used_by(pid), lambda: is_any_busy(devices)
             )
             self.info = self.call(init)

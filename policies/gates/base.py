@@ -1,4 +1,4 @@
-"""What every gate is, and the words and figures that they share."""
+"""What every gate is, and the words and figures that they share. A new gate is a file beside this and a name in `__init__.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Metric = Annotated[str, StringConstraints(pattern=r"^pass@[1-9][0-9]{0,3}$")]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Which split is looked at, and whether it only screens: then another one, still closed, has the last word."""
+    """Which split a gate is asked about. `screening`: passing there only opens the split that confirms."""
 
     split: str
     screening: bool = False
@@ -48,7 +48,10 @@ class Gate(BaseModel, ABC):
 
     @property
     def screens(self) -> bool:
-        """Whether a split that only screens waits for this gate to pass. Of the others it is enough that none fails."""
+        """With decide.confirm: whether this gate must pass on the first split before the second is opened.
+
+        A gate that says False must only not fail there.
+        """
         return False
 
     @property

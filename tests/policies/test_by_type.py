@@ -13,7 +13,7 @@ from policies.data import DATA_POLICIES, DataPolicy, Replace
 from policies.decision import GateResult
 from policies.evidence import Evidence
 from policies.gates import GATES, Gate, Improvement, Look
-from policies.schedule import STOP_RULES, History, Plateau, StopRule
+from policies.stopping import STOP_RULES, History, Plateau, StopRule
 
 
 class FixedGate(Gate):

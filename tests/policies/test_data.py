@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from policies.by_type import BadPolicy
 from policies.data import (
     DATA_POLICIES,
-    Candidate,
+    CompletionFacts,
     Mix,
     PastRound,
     Usable,
@@ -32,12 +32,14 @@ def data(type: str, **keys: Any) -> Any:
     return DATA_POLICIES.build({"type": type, **keys}, WHERE)
 
 
-def candidate(name: str, round: int = 1, prompt: str = "p", num_tokens: int = 10, base: bool = False) -> Candidate:
+def candidate(
+    name: str, round: int = 1, prompt: str = "p", num_tokens: int = 10, base: bool = False
+) -> CompletionFacts:
     """A completion with this id."""
-    return Candidate(name, round, prompt, 0, num_tokens, base)
+    return CompletionFacts(name, round, prompt, 0, num_tokens, base)
 
 
-def corpus(*sizes: int) -> list[Candidate]:
+def corpus(*sizes: int) -> list[CompletionFacts]:
     """So many completions per round, from round 1, which the base wrote."""
     return [
         candidate(f"{number}-{index}", number, f"p{index}", base=number == 1)
@@ -46,9 +48,9 @@ def corpus(*sizes: int) -> list[Candidate]:
     ]
 
 
-def drawn(policy: Any, candidates: list[Candidate], round: int, seed: int) -> set[str]:
+def drawn(policy: Any, candidates: list[CompletionFacts], round: int, seed: int) -> set[str]:
     """What a policy draws of these completions."""
-    by_round: dict[int, list[Candidate]] = {}
+    by_round: dict[int, list[CompletionFacts]] = {}
     for one in candidates:
         by_round.setdefault(one.round, []).append(one)
     usable = [Usable(number, of[0].from_base, [one.id for one in of]) for number, of in by_round.items()]
@@ -148,7 +150,7 @@ def test_what_holds_for_every_draw(policy: Any, sizes: list[int], seed: int, shu
         shares_hold(policy, usable, chosen, newest)
 
 
-def shares_hold(policy: Mix, usable: list[Candidate], chosen: set[str], newest: int) -> None:
+def shares_hold(policy: Mix, usable: list[CompletionFacts], chosen: set[str], newest: int) -> None:
     """All fresh ones; the others have their shares to within two rows, or there are no more of them."""
     fresh = {one.id for one in usable if one.round == newest}
     others = [one for one in usable if one.round != newest]

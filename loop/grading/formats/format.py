@@ -1,4 +1,4 @@
-"""What a format of problem files says of itself. `loop.grading.formats` lists them all."""
+"""What a format of problem files says of itself. A new format is a file beside this and a name in `__init__.py`."""
 
 from __future__ import annotations
 

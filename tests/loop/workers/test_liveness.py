@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loop.workers.liveness import BUSY_FACTOR, Patience, Used, used_by
+from loop.workers.liveness import BUSY_FACTOR, StallWatch, Used, used_by
 
 LIMIT_S, SILENCE_S = 600.0, 120.0
 
@@ -28,7 +28,7 @@ class Machine:
     ) -> None:
         self.now_s = 0.0
         self.ran, self.waited, self.reads, self.gpu_busy, self.runnable = ran, waited, reads, gpu_busy, runnable
-        self.patience = Patience(LIMIT_S, SILENCE_S, lambda: self.now_s, self.used, lambda: self.gpu_busy)
+        self.patience = StallWatch(LIMIT_S, SILENCE_S, lambda: self.now_s, self.used, lambda: self.gpu_busy)
 
     def used(self) -> Used:
         waited_s = None if self.waited is None else self.waited * self.now_s

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from policies.by_type import BadPolicy
-from policies.schedule import STOP_RULES, History, Plateau, StopRule, Target, why_stop
+from policies.stopping import STOP_RULES, History, Plateau, StopRule, Target, why_stop
 
 PLATEAU, TARGET = {"type": "plateau", "rounds": 3}, {"type": "target", "value": 0.5}
 VERDICTS = {"k": "keep", "r": "rollback", "i": "inconclusive"}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from policies.patience import DEAD_RUN, NO_ROOM, Patience, doubling
+from policies.retries import DEAD_RUN, NO_ROOM, Retries, doubling
 
 STAGE = doubling(3, 5.0, (ValueError,))
 
 
 @pytest.mark.parametrize(
-    ("patience", "waits_s"),
+    ("retries", "waits_s"),
     [
         (STAGE, [5.0, 10.0, None]),
         (doubling(1, 5.0, ()), [None]),
@@ -19,8 +19,8 @@ STAGE = doubling(3, 5.0, (ValueError,))
         (NO_ROOM, [5.0, 15.0, 60.0, 300.0, 300.0, 300.0]),
     ],
 )
-def test_how_long_it_waits(patience: Patience, waits_s: list[float | None]) -> None:
-    assert [patience.wait_s(number) for number in range(1, len(waits_s) + 1)] == waits_s
+def test_how_long_it_waits(retries: Retries, waits_s: list[float | None]) -> None:
+    assert [retries.wait_s(number) for number in range(1, len(waits_s) + 1)] == waits_s
 
 
 def test_what_does_not_mend_is_given_up_at_once() -> None:
