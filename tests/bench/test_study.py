@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT))
 
 from bench import study, study_model
 from loop.experiments.file import load_experiment
+from tests.support.experiments import run_of
 
 TASK = (1, 4, 1)  # even numbers, times 2, the sum
 
@@ -68,7 +69,7 @@ def test_the_studys_experiment_has_the_arms_and_pairs_that_it_says(tmp_path: Pat
     names = [f"{gates}-{policy}" for gates in ("ungated", "gated") for policy in policies]
     assert [arm.name for arm in found.arms] == [*names, "t1-control", "t2-untruncated"]
     assert len(found.runs) == 24 and found.rounds >= 6 and len(found.pairs) == 7 and found.suite == "held-out"
-    control, hot = (found.run(arm, 1).config.sampling for arm in ("t1-control", "t2-untruncated"))
+    control, hot = (run_of(found, arm, 1).config.sampling for arm in ("t1-control", "t2-untruncated"))
     assert (control.temperature, hot.temperature) == (1.0, 2.0) and not control.truncates and not hot.truncates
     assert {run.config.decide.confirm for run in found.of_arm("gated-mix")} == {"confirm"}
     assert {run.config.decide.confirm for run in found.of_arm("ungated-mix")} == {None}

@@ -87,7 +87,7 @@ def test_the_pages_sampler_answers_every_request_once(package: Path, tmp_path: P
 
 
 def test_the_pages_format_is_read_and_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "examples_of_the_page.py").write_text(BLOCKS["loop/grading/formats/examples.py"])
+    (tmp_path / "examples_of_the_page.py").write_text(BLOCKS["examples.py"])
     monkeypatch.syspath_prepend(str(tmp_path))
     added = importlib.import_module("examples_of_the_page").FORMAT
     monkeypatch.setattr(formats, "_FORMATS", (*formats._FORMATS, added))

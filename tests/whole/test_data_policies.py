@@ -221,8 +221,8 @@ def test_tests_are_asked_for_before_anything_is_loaded(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         read_inputs(load_config(path), fetch=False)
     assert str(caught.value).endswith(
-        'prompts.source: no row of "starter" has tests, and passed_tests asks for them; give rows with test_list, test or '
-        "public_test_cases, or leave passed_tests out"
+        'prompts.source: no row of "starter" has tests, and passed_tests asks for them; give rows with test_list, test, '
+        "public_test_cases or private_test_cases, or leave passed_tests out"
     )
     write_prompts(tmp_path)
     with (tmp_path / "tested.jsonl").open("a") as file:

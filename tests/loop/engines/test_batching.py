@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loop.config.settings import Training
 from loop.engines.base import CheckpointRef
 from loop.engines.batching import micro_batches
+from tests.support.engines import ON_A_CPU
 from tests.support.tiny import make_tiny_model
 
 # ---- the cut -------------------------------------------------------------------------------------------------------
@@ -87,7 +88,7 @@ def train(
     if settings["method"] == "lora":
         torch.manual_seed(1)
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    arguments = TrlTrainer({"device": "cpu"}, lambda done, total: None).arguments(settings, scratch)
+    arguments = TrlTrainer(ON_A_CPU, lambda done, total: None).arguments(settings, scratch)
     rows = ragged_rows(14)  # the last step of an epoch has 6
     more = {"model": model, "train_dataset": Dataset.from_dict(rows), "processing_class": load_tokenizer(tiny)[0]}
     micro = settings["micro_batch_size"]

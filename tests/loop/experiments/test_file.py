@@ -155,7 +155,7 @@ def test_a_mistake_is_one_line_with_its_place_and_remedy(tmp_path: Path, text: s
 def test_a_mistake_in_the_base_is_said_once_and_stands_in_the_base(tmp_path: Path) -> None:
     base = BASE.replace("top_k = 20", "top_k = -1")
     assert mistakes(tmp_path, POLICIES, base) == [
-        "loop.toml:11: sampling.top_k: -1 is too small; give a whole number of at least 0"
+        "loop.toml:13: sampling.top_k: -1 is too small; give a whole number of at least 0"
     ]
     arms = HEAD + ARM + "sampling.top_k = 5\n"
     assert experiment(tmp_path / "given", arms, base).runs[0].config.sampling.top_k == 5

@@ -126,9 +126,9 @@ def test_a_page_of_many_rounds_reads_each_thing_once(monkeypatch: pytest.MonkeyP
     from store import db
 
     asked: list[str] = []
-    plain = db.Reading.execute
+    plain = db.Database.execute
     monkeypatch.setattr(
-        db.Reading, "execute", lambda self, sql, parameters=(): (asked.append(sql), plain(self, sql, parameters))[1]
+        db.Database, "execute", lambda self, sql, parameters=(): (asked.append(sql), plain(self, sql, parameters))[1]
     )
     facts_of(finished_run()[0])
     for sql in (
