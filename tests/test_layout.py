@@ -1,0 +1,82 @@
+"""Where a module's tests are: in a file with its name in the same folder under tests/, or in the one that is named here."""
+
+from __future__ import annotations
+
+from tests.support import ROOT, TESTS
+
+# A test file, and the modules whose tests it holds beside those of its own name.
+COVERS = {
+    "docs/test_words.py": "loop/config/page_of_keys",
+    "loop/cli/test_files.py": "loop/cli: config doctor grade init; loop/system: disk exits files; loop/config/place",
+    "loop/cli/test_measure.py": "loop/run: measuring power",
+    "loop/cli/test_read.py": "loop/cli: corpus main options rounds samples tables verify",
+    "loop/cli/test_run.py": "loop/cli/progress; loop/system/signals",
+    "loop/cli/test_safety.py": "loop/words",
+    "loop/config/test_loading.py": "loop/config: mistakes same_run settings toml_file; loop/errors",
+    "loop/config/test_times.py": "loop/config/cron",
+    "loop/daemon/test_service.py": "loop/daemon/space",
+    "loop/engines/test_distributed.py": "loop/engines/distributed_rank; loop/system/trees",
+    "loop/engines/test_models.py": "loop/engines: hf_cache hf_models; loop/run/base_model",
+    "loop/engines/test_probers.py": "loop/engines/hf_prober",
+    "loop/engines/test_samplers.py": "loop/engines: base fake prompting",
+    "loop/engines/test_server.py": "loop/engines: server_command server_http server_sampler",
+    "loop/engines/test_batching.py": "loop/engines/step_trainer",
+    "loop/engines/test_vllm.py": "loop/engines: vllm_sampler vllm_weights weights_proof",
+    "loop/experiments/test_facts.py": "loop/experiments/arithmetic",
+    "loop/experiments/test_file.py": "loop/experiments/arms; loop/config/toml_text",
+    "loop/experiments/test_running.py": "loop/cli/experiment",
+    "loop/experiments/test_sharing.py": "loop/run/sharing; store/shared; loop/system/lock",
+    "loop/grading/test_grader.py": "loop/grading: bubblewrap interpreter warm working_sandbox",
+    "loop/grading/test_hostile.py": "loop/grading/sandbox; loop/grading/inside: cell link remote seccomp",
+    "loop/grading/test_plus.py": "loop/grading/formats/plus; loop/grading/inside/compare",
+    "loop/grading/test_suite.py": "loop/grading/problem; loop/grading/formats: fields format humaneval livecodebench mbpp",
+    "loop/grading/test_values.py": "loop/grading/inside/values",
+    "loop/grading/test_verdicts.py": "loop/grading/inside/judge",
+    "loop/prompts/test_sources.py": "loop/prompts: data_set templates",
+    "loop/publishing/test_exporting.py": "loop/cli/export; loop/publishing: card card_facts markdown; loop/reading/checkpoints",
+    "loop/reading/test_gains.py": "loop/reading: as_json reader rounds",
+    "loop/reading/test_replaying.py": "loop/cli: decide replay; loop/reading/decisions",
+    "loop/reading/test_standing.py": "loop/cli/status; loop/reading/status_words",
+    "loop/report/test_facts.py": "loop/report: browser charts experiment_figures run_figures",
+    "loop/report/test_page.py": "loop/cli/report",
+    "loop/run/test_choosing.py": "loop/stages: collecting packed",
+    "loop/run/test_comparison.py": "loop/stages/deciding; loop/run: opening session",
+    "loop/run/test_evaluation.py": "loop/run/answering; store/evaluations",
+    "loop/run/test_pace.py": "loop/engines/speed",
+    "loop/serve/test_server.py": "loop/cli/serve; loop/serve: app live sources who_may_ask",
+    "loop/watching/test_hooks.py": "loop/system/guarded",
+    "loop/watching/test_trackers.py": "loop/cli/track; loop/watching: tracker_process tracker_thread",
+    "loop/workers/test_worker.py": "loop/workers/child",
+    "policies/test_gates.py": "policies/gates: base best_so_far collapse improvement no_regression; policies: budget evidence",
+    "policies/test_policy.py": "policies: decision mistakes",
+    "store/test_db.py": "store: errors migrations schema_page",
+    "store/test_ledger.py": "store: checkpoint_rows events records",
+    "store/test_selections.py": "store/canonical",
+    "whole/test_daemon.py": "loop/cli: backup control doctor_deep service; loop/daemon: commands loopd",
+    "whole/test_data_policies.py": "loop/run/adapting",
+    "whole/test_kills.py": "store/failpoints",
+    "whole/test_round_recovers.py": "loop/run/attempting",
+    "whole/test_round_tiny.py": "loop/round; loop/stages/training",
+}
+
+
+def modules_of(text: str) -> list[str]:
+    """["loop/system/disk", "loop/system/exits"] of "loop/system: disk exits"."""
+    modules = []
+    for part in text.split("; "):
+        folder, colon, names = part.partition(": ")
+        modules += [f"{folder}/{name}" for name in names.split()] if colon else [folder]
+    return modules
+
+
+def test_every_module_has_its_test_file_or_is_listed_with_the_one_that_covers_it() -> None:
+    listed = [module for text in COVERS.values() for module in modules_of(text)]
+    by_name, without = [], []
+    for path in sorted(path for top in ("loop", "store", "policies") for path in (ROOT / top).rglob("*.py")):
+        module = path.relative_to(ROOT).with_suffix("")
+        if path.name.startswith("__"):
+            continue
+        (by_name if list((TESTS / module.parent).glob(f"test_{module.name}*.py")) else without).append(str(module))
+    assert sorted(without) == sorted(listed), "either a file of its name, or one entry in COVERS"
+    assert [file for file in COVERS if not (TESTS / file).exists()] == []
+    assert not set(by_name) & set(listed)
