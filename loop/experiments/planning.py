@@ -22,7 +22,7 @@ from loop.experiments.running import Machine, rounds_kept
 from loop.grading.suite import load_suite
 from loop.inputs import num_parameters_of
 from loop.prompts.sources import load_prompts
-from policies.data import DataPolicy, Usable
+from policies.data import DATA_POLICIES, DataPolicy, Usable
 from store.canonical import sha256_of
 from store.corpus import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.records import Json
@@ -89,7 +89,8 @@ def _known(run: ExperimentRun) -> list[str]:
 def _first_collect(config: Config) -> Json:
     """What [collect] is for a first round: all data policies are the same that use whatever a round without earlier ones has."""
     parts, policy, ids = config.collect.model_dump(mode="json"), config.collect.data, ["any"]
-    if policy.draw([Usable(1, True, ids)], 1, 0)[0] is ids:
+    is_built_in = type(policy) in DATA_POLICIES.built_in.values()  # what another package's policy draws is not known
+    if is_built_in and policy.draw([Usable(1, True, ids)], 1, 0)[0] is ids:
         parts["data"] = {key: parts["data"][key] for key in DataPolicy.model_fields if key != "type"}
     return parts
 
@@ -119,10 +120,10 @@ def _disk(experiment: Experiment) -> tuple[int | None, str]:
         num_parameters = num_parameters_of(config.model.source, experiment.base_dir)
         if num_parameters is None and config.engine.sampler != "fake":
             return None, "the model is not on this disk, so its size is not known"
+        bytes_per_round = _bytes_per_round(config, experiment.base_dir)
         for run in runs:
             num_kept = max(min(experiment.rounds, config.storage.keep_last + 2), shared[run.name])
-            total += _bytes_per_round(config, experiment.base_dir) * experiment.rounds
-            total += 4 * (num_parameters or 0) * num_kept
+            total += bytes_per_round * experiment.rounds + 4 * (num_parameters or 0) * num_kept
     return total, (
         "at most: completions as long as they may be, weights in float32, of each run the newest (storage.keep_last), the head "
         "and the best, and where another arm may want them those of all rounds until it is past them"

@@ -302,9 +302,13 @@ def _making(facts: Json) -> list[str]:
 
 def _policy(table: Json) -> str:
     """A data policy in a line: its type, and what in it is not the default."""
+    from policies.by_type import BadPolicy
     from policies.data import DATA_POLICIES
 
-    chosen = DATA_POLICIES.build(table).model_dump(mode="json", exclude_defaults=True)
+    try:
+        chosen = DATA_POLICIES.build(table).model_dump(mode="json", exclude_defaults=True)
+    except BadPolicy:  # it came from a package that is not installed here
+        chosen = table
     return ", ".join([str(table["type"]), *(f"{key} {value}" for key, value in chosen.items() if key != "type")])
 
 
