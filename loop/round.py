@@ -64,7 +64,7 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
     rows = session.corpus.training_rows(round.run_id, round.number)
-    trained = session.sharing.weights(
+    with session.sharing.weights(
         round.number,
         what,
         parent.sha256,
@@ -72,22 +72,22 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
         lambda: train(rows, parent, settings, session.engines.trainer(parent), final_dir),
         rows_sha256=inputs["rows_sha256"],
         settings=settings,
-    )
-    report = trained.result.model_dump(mode="json")
-    candidate = Checkpoint(
-        sha256=manifest_sha256(trained.manifest),
-        run_id=round.run_id,
-        round=round.number,
-        kind="adapter" if trained.result.adapter else "full",
-        path=str(final_dir.relative_to(session.loaded.run_dir)),
-        parent=parent.sha256,
-        base=(parent_row.base or parent_row.sha256) if trained.result.adapter else None,
-        size_bytes=manifest_size_bytes(trained.manifest),
-        manifest=trained.manifest,
-        origin={"training": report},
-    )
-    output = {"checkpoint": candidate.sha256, **report}
-    return session.finish_stage(round, number, output, next_state="evaluating", candidate=candidate)
+    ) as trained:
+        report = trained.result.model_dump(mode="json")
+        candidate = Checkpoint(
+            sha256=manifest_sha256(trained.manifest),
+            run_id=round.run_id,
+            round=round.number,
+            kind="adapter" if trained.result.adapter else "full",
+            path=str(final_dir.relative_to(session.loaded.run_dir)),
+            parent=parent.sha256,
+            base=(parent_row.base or parent_row.sha256) if trained.result.adapter else None,
+            size_bytes=manifest_size_bytes(trained.manifest),
+            manifest=trained.manifest,
+            origin={"training": report},
+        )
+        output = {"checkpoint": candidate.sha256, **report}
+        return session.finish_stage(round, number, output, next_state="evaluating", candidate=candidate)
 
 
 def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Round:

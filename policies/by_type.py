@@ -41,7 +41,9 @@ class Registry(Generic[P]):
             raise BadPolicy(where, f"type is missing; known types: {', '.join(self.built_in)}")
         model = self._model(table["type"], (*where, "type"))
         try:
-            return model.model_validate_json(json.dumps(dict(table)))  # in JSON a list may stand for a tuple
+            return model.model_validate_json(
+                json.dumps(dict(table), default=str)
+            )  # in JSON a list may stand for a tuple
         except ValidationError as error:
             path, problem = first_mistake(error)
             if problem == "unknown key":

@@ -28,7 +28,7 @@ class Retries(BaseModel):
 
 def doubling(max_attempts: int, first_wait_s: float, hopeless: tuple[type[Exception], ...]) -> Retries:
     """Up to `max_attempts` tries, with waits that double."""
-    waits_s = tuple(first_wait_s * 2**number for number in range(max_attempts - 1))
+    waits_s = tuple(first_wait_s * 2.0 ** min(number, 60) for number in range(max_attempts - 1))
     return Retries(waits_s=waits_s, hopeless=hopeless)
 
 

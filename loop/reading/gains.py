@@ -39,9 +39,9 @@ def gain(store: Reader, measured: Evaluation | None, baseline: Evaluation | None
 
 
 def key_of(measured: Evaluation, baseline: Evaluation) -> str:
-    """Both ids, and how many problems both answered: a later round may ask the same head for more of them."""
-    num_problems = min((evaluation.metrics or {}).get("num_problems", 0) for evaluation in (measured, baseline))
-    return f"{measured.id}/{baseline.id}/{num_problems}"
+    """Both ids, and how many problems each answered: a later round may ask the same head for more of them."""
+    sizes = [str((evaluation.metrics or {}).get("num_problems", 0)) for evaluation in (measured, baseline)]
+    return "/".join([measured.id, baseline.id, *sizes])
 
 
 def _computed(store: Reader, measured: Evaluation, baseline: Evaluation) -> Gain | None:

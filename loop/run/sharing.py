@@ -84,10 +84,14 @@ class Sharing:
             yield
             product.offer({kind: own["id"]})
 
+    @contextlib.contextmanager
     def weights(
         self, round: int, what: str, parent: str, final_dir: Path, train: Callable[[], Trained], **made_from: object
-    ) -> Trained:
-        """The weights of a fine-tune under their final name: taken from another run, or else trained here."""
+    ) -> Iterator[Trained]:
+        """The weights of a fine-tune under their final name: taken from another run, or else trained here.
+
+        The block ends the stage: other runs may take the weights once the ledger names them.
+        """
         with self._turn(round, "training", what, parent, made_from) as product:
             trained = product.take_weights(final_dir) or train()
             self._weights_taken = [product.origin] if product.origin else []
@@ -97,8 +101,8 @@ class Sharing:
                 "manifest": trained.manifest,
                 "report": trained.result.model_dump(mode="json"),
             }
+            yield trained
             product.offer(where, weights=final_dir)
-            return trained
 
     @contextlib.contextmanager
     def ending(self, round: Round) -> Iterator[Json]:
@@ -322,7 +326,10 @@ def _record(session: Session, round: int, stage: StageName, origin: Json) -> Non
 @cache
 def _machine() -> Json:
     """What is installed of what results may depend on, and whether there is a GPU."""
-    installed = {each.name: each.version for each in metadata.distributions() if each.name in PACKAGES}
+    installed: Json = {}
+    for each in metadata.distributions():
+        if each.name in PACKAGES:
+            installed.setdefault(each.name, each.version)  # the first is the one that is imported
     return {
         "gpu": bool(visible_devices()),
         "python": platform.python_version(),
