@@ -98,7 +98,7 @@ class _Whole(_Filling):
         moved = self.chance.gauss(0, 0.03)
         gain = {"gain": moved, "interval": [moved - 0.05, moved + 0.05], "num_improved": 9, "num_worsened": 7}
         return {
-            f"{self.evaluated[candidate, suite]}/{self.evaluated[side, suite]}/{NUM_PROBLEMS}": gain
+            f"{self.evaluated[candidate, suite]}/{self.evaluated[side, suite]}/{NUM_PROBLEMS}/{NUM_PROBLEMS}": gain
             for suite in ("suite", "canary")
             for side in (head, self.run.base_checkpoint)
         }

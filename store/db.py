@@ -7,6 +7,7 @@ itself, so that a reader such as `loopctl status` starts at once; the schema goe
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import sqlite3
@@ -60,10 +61,11 @@ class Database:
         modules: dict[str, Any] = sys.modules
         hidden = set() if "sqlite_utils" in modules else {"numpy", "pandas"} - modules.keys()
         modules.update(dict.fromkeys(hidden))  # None makes an import an ImportError, which sqlite-utils expects
-        import sqlite_utils
-
-        for name in hidden:
-            del modules[name]
+        try:
+            import sqlite_utils
+        finally:
+            for name in hidden:
+                del modules[name]
         return sqlite_utils.Database(self.conn, execute_plugins=False)
 
     def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Cursor:
@@ -270,6 +272,8 @@ def backup(db: Database, target: str | Path) -> None:
     target = Path(target)
     if target.exists():
         raise StoreError(f"{target}: already exists; choose another name")
+    for left in target.parent.glob(f".{glob.escape(target.name[:50])}.*.partial"):  # of a backup that was killed
+        left.unlink(missing_ok=True)
     with _translated(target), written(target) as file:
         copy = sqlite3.connect(file.name)
         try:

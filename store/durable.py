@@ -21,8 +21,12 @@ def fsync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def written(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write to. When the block ends it is on disk as `path`, whole; if the block raises, `path` is as before."""
+def written(path: Path, sync_name: bool = True) -> Iterator[IO[bytes]]:
+    """A file to write to. When the block ends it is on disk as `path`, whole; if the block raises, `path` is as before.
+
+    Without `sync_name` a power cut may take the file back to what it was, which is right where a directory may be written to but
+    not read.
+    """
     partial = path.with_name(f".{path.name[:50]}.{os.urandom(4).hex()}.partial")
     try:
         with open(partial, "xb") as file:
@@ -36,4 +40,5 @@ def written(path: Path) -> Iterator[IO[bytes]]:
             os.unlink(partial)
         raise
     reach("file.named")
-    fsync(path.parent)
+    if sync_name:
+        fsync(path.parent)

@@ -79,6 +79,7 @@ def _socket(loaded: LoadedConfig) -> str:
 def _model(loaded: LoadedConfig) -> str:
     """The sampler starts with the base model, writes a few tokens, and is gone again."""
     from loop.engines.base import CheckpointRef, Request, SamplingParams
+    from loop.engines.by_name import sampler_kind
     from loop.run.base_model import base_model
     from loop.workers.up import engine_config
     from loop.workers.worker import RemoteSampler, Worker
@@ -93,7 +94,7 @@ def _model(loaded: LoadedConfig) -> str:
         stall_timeout_s=loaded.config.engine.stall_timeout_s,
         progress=nothing,
         tag="doctor",
-        has_gpu=loaded.config.engine.device != "cpu",
+        has_gpu=loaded.config.engine.device != "cpu" and not sampler_kind(loaded.config.engine.sampler).is_elsewhere,
     )
     try:
         request = Request(id="doctor", messages=({"role": "user", "content": "Add two numbers."},), prefill="", seed=1)

@@ -9,7 +9,6 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -185,8 +184,8 @@ COMMANDS: dict[str, Callable[..., Json]] = {
     "pause": pause,
     "resume": resume,
     "rollback": rollback,
-    "pin": partial(pin, pinned=True),
-    "unpin": partial(pin, pinned=False),
+    "pin": lambda held, round: pin(held, round, pinned=True),
+    "unpin": lambda held, round: pin(held, round, pinned=False),
     "gc": gc,
 }
 

@@ -136,15 +136,20 @@ class Control:
         while not self._ended:
             try:
                 connection, _ = self._listener.accept()
-                if len(self._clients) >= MOST_CLIENTS:
-                    oldest, thread = next(iter(self._clients.items()))
+                if len(clients := list(self._clients.items())) >= MOST_CLIENTS:
+                    oldest, thread = clients[0]
                     self._clients.pop(oldest, None)
                     _shut(oldest, socket.SHUT_RDWR)
                     thread.join(1.0)  # its descriptor is free again, or its request is being carried out
                 thread = threading.Thread(target=self._serve, args=(connection,), name="control client", daemon=True)
                 self._clients[connection] = thread
-                thread.start()
-            except (OSError, RuntimeError):  # no descriptor or thread is free; whoever waits is served when one is
+                try:
+                    thread.start()
+                except RuntimeError:
+                    self._clients.pop(connection, None)
+                    connection.close()
+                    raise
+            except (OSError, RuntimeError):  # no descriptor or thread is free; the next client is served when one is
                 if not self._ended:
                     time.sleep(0.05)
 

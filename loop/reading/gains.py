@@ -1,17 +1,19 @@
 """Whether one checkpoint is better than another on the same problems: the gain in pass@1 and its interval.
 
 An interval takes some 20 ms and never changes once both checkpoints are measured, so the evaluating stage stores those of its
-round. What it did not store (an older store, a round that is still evaluated) is computed here at each look.
+round. What it did not store (an older store, a round that is still evaluated) is computed here, once in a process.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from loop.reading.reader import Reader
 from store.records import Evaluation
 
+_COMPUTED: dict[tuple[Path, str], Gain | None] = {}  # by run directory and `key_of`
 STORED_AS = "gains"  # this key of the evaluating stage's output holds gains by `key_of`
 
 
@@ -35,7 +37,9 @@ def gain(store: Reader, measured: Evaluation | None, baseline: Evaluation | None
     for number in (measured.round, measured.round + 1):  # as the candidate of one round, or the head of the next
         if stored := store.output(number, "evaluating").get(STORED_AS, {}).get(key):
             return Gain(**stored)
-    return _computed(store, measured, baseline)
+    if (store.run_dir, key) not in _COMPUTED:
+        _COMPUTED[store.run_dir, key] = _computed(store, measured, baseline)
+    return _COMPUTED[store.run_dir, key]
 
 
 def key_of(measured: Evaluation, baseline: Evaluation) -> str:

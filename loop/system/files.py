@@ -38,5 +38,5 @@ def opened(file: str | Path) -> Iterator[IO[bytes]]:
             yield out
         return
     check_place(path)
-    with written(path) as out:
+    with written(path, sync_name=False) as out:
         yield out

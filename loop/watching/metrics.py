@@ -6,10 +6,11 @@ They are read from one frozen snapshot, so that a scrape never touches the store
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from loop.config.machine import Watching
 from loop.errors import ConfigError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 STATES: tuple[RunState, ...] = get_args(RunState)
 LOOK_S = 5.0  # between two snapshots while nothing changes: making one reads the store
+MOST_CLIENTS = 128  # at a time
 CLIENT_TIMEOUT_S = 5.0  # for each read of a request
 
 
@@ -124,9 +126,33 @@ def metrics_of(settings: Watching, look: Callable[[], Snapshot]) -> Iterator[Met
     # A client that says nothing must not keep a descriptor for ever, and one that goes away is no news for the journal.
     server.RequestHandlerClass.timeout = CLIENT_TIMEOUT_S  # type: ignore[attr-defined]
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
+    _take_few_at_a_time(server)
     try:
         yield metrics
     finally:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def _take_few_at_a_time(server: Any) -> None:
+    """Turn clients away beyond MOST_CLIENTS, so that nobody can use up the daemon's descriptors."""
+    free, begin, work = threading.BoundedSemaphore(MOST_CLIENTS), server.process_request, server.process_request_thread
+
+    def begin_if_free(request: Any, address: Any) -> None:
+        if not free.acquire(blocking=False):
+            server.shutdown_request(request)
+            return
+        try:
+            begin(request, address)
+        except BaseException:  # no thread was free
+            free.release()
+            raise
+
+    def work_and_release(request: Any, address: Any) -> None:
+        try:
+            work(request, address)
+        finally:
+            free.release()
+
+    server.process_request, server.process_request_thread = begin_if_free, work_and_release

@@ -445,3 +445,7 @@ class RemoteTrainer:
 
     def close(self) -> None:
         self.worker.end()
+
+
+if __name__ == "__main__":  # a daemon of an older version starts its workers so; this line is in their log
+    raise SystemExit("the package was upgraded while the daemon ran; restart the daemon")

@@ -171,6 +171,14 @@ def test_those_who_say_nothing_are_in_nobodys_way(endpoint: Endpoint) -> None:
         assert endpoint.get()[0] == 200
 
 
+def test_more_clients_than_the_daemon_can_spare_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics_module, "MOST_CLIENTS", 4)
+    port = free_port()
+    with metrics_of(Watching(prometheus_port=port), lambda: FULL), contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=HANG_S)) for _ in range(5)]
+        assert silent[-1].recv(1) == b"", "closed at once, and not after the limit of a silent client"
+
+
 def test_those_who_say_nothing_are_dropped(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(metrics_module, "CLIENT_TIMEOUT_S", 0.2)
     port = free_port()
