@@ -168,9 +168,11 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Standing:
 
     `planned`: how many rounds the configuration wants, 0 for no end; if it does not say, as many as when the run began.
     """
+    # Before the store: a process writes a pause into the store first, so whoever is seen to pause has its reason there.
+    last_beat = read_heartbeat(run_dir)
     try:
         with reader(run_dir) as store:
-            return status_of(store, planned)
+            return status_of(store, planned, last_beat)
     except NoStore:
         pid, now = holder(run_dir), time.time()
         uptime_s, heartbeat_age_s = _ages(_own(read_heartbeat(run_dir), pid), now)
@@ -188,10 +190,10 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Standing:
         )
 
 
-def status_of(store: Reader, planned: int | None = None) -> Standing:
-    """`status` of a store that is open already."""
+def status_of(store: Reader, planned: int | None = None, last_beat: Heartbeat | None = None) -> Standing:
+    """`status` of a store that is open already. `last_beat`: the heartbeat as it was before the store was opened."""
     run, now = store.run, time.time()
-    pid, last_beat = holder(store.run_dir), read_heartbeat(store.run_dir)
+    pid, last_beat = holder(store.run_dir), last_beat or read_heartbeat(store.run_dir)
     beat = _own(last_beat, pid)
     control = store.ledger.control(run.id)
     state, reason = _living(beat) if pid is not None else _left(run, last_beat)

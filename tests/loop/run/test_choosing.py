@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from loop.config.settings import Collect
 from loop.stages.collecting import Chosen, Collected, Earlier, choose, collect, parts_of
 from loop.stages.packed import ENTRY, PARTS, Packed
-from policies.data import DATA_POLICIES, Candidate, DataPolicy, Mix, Pool, repeats, why_not
+from policies.data import DATA_POLICIES, CompletionFacts, DataPolicy, Mix, Pool, repeats, why_not
 from store.canonical import sha256_of
 from store.records import CompletionText, Selection
 
@@ -100,8 +100,8 @@ def chosen_in_memory(
     return selections, dict(Counter(left_out[id].partition(" (")[0] for id in others))
 
 
-def drawn_in_memory(policy: DataPolicy, usable: list[Candidate], round: int, seed: int) -> set[str]:
-    def sample(candidates: list[Candidate], size: int) -> set[str]:
+def drawn_in_memory(policy: DataPolicy, usable: list[CompletionFacts], round: int, seed: int) -> set[str]:
+    def sample(candidates: list[CompletionFacts], size: int) -> set[str]:
         places = ((hashlib.sha256(f"{seed} {one.id}".encode()).digest(), one.id) for one in candidates)
         return {id for _, id in heapq.nsmallest(size, places)}
 
