@@ -7,30 +7,33 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict
 
+MOST_DOUBLINGS = 60  # beyond them a wait is longer than anybody lives
+
 
 class Retries(BaseModel):
-    """So many seconds before each further try. After the last of them it gives up, or `never_ends` and waits as long again."""
+    """The wait before each further try, in seconds; after the last of them it waits as long again.
+
+    `max_failures`: how many in a row are the end; None: there is no end.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     waits_s: tuple[float, ...]
-    never_ends: bool = False
+    max_failures: int | None = None
     hopeless: tuple[type[Exception], ...] = ()  # errors that do not go away by trying again
 
     def wait_s(self, num_failures: int, error: Exception | None = None) -> float | None:
         """Seconds before the next try after so many failures in a row, the last of them `error`; None: give up."""
-        if isinstance(error, self.hopeless):
+        if isinstance(error, self.hopeless) or (self.max_failures is not None and num_failures >= self.max_failures):
             return None
-        if num_failures <= len(self.waits_s):
-            return self.waits_s[num_failures - 1]
-        return self.waits_s[-1] if self.never_ends else None
+        return self.waits_s[min(num_failures, len(self.waits_s)) - 1]
 
 
 def doubling(max_attempts: int, first_wait_s: float, hopeless: tuple[type[Exception], ...]) -> Retries:
     """Up to `max_attempts` tries, with waits that double."""
-    waits_s = tuple(first_wait_s * 2.0 ** min(number, 60) for number in range(max_attempts - 1))
-    return Retries(waits_s=waits_s, hopeless=hopeless)
+    waits_s = tuple(first_wait_s * 2.0**number for number in range(min(max_attempts, MOST_DOUBLINGS)))
+    return Retries(waits_s=waits_s, max_failures=max_attempts, hopeless=hopeless)
 
 
-NO_ROOM = Retries(waits_s=(5.0, 15.0, 60.0, 300.0), never_ends=True)  # a full disk, until somebody has made room
-DEAD_RUN = Retries(waits_s=(0.0, 1.0, 5.0, 15.0, 60.0))  # of an experiment, whose process died
+NO_ROOM = Retries(waits_s=(5.0, 15.0, 60.0, 300.0))  # a full disk, until somebody has made room
+DEAD_RUN = Retries(waits_s=(0.0, 1.0, 5.0, 15.0, 60.0), max_failures=6)  # of an experiment, whose process died

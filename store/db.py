@@ -272,7 +272,8 @@ def backup(db: Database, target: str | Path) -> None:
     target = Path(target)
     if target.exists():
         raise StoreError(f"{target}: already exists; choose another name")
-    for left in target.parent.glob(f".{glob.escape(target.name[:50])}.*.partial"):  # of a backup that was killed
+    begins, random = glob.escape(f".{target.name[:50]}."), "[0-9a-f]" * 8
+    for left in target.parent.glob(f"{begins}{random}.partial"):  # of a backup that was killed; see `written`
         left.unlink(missing_ok=True)
     with _translated(target), written(target) as file:
         copy = sqlite3.connect(file.name)

@@ -266,6 +266,14 @@ def test_a_backup_is_a_store(tmp_path: Path) -> None:
         backup(reader, tmp_path / "copy.db")
 
 
+def test_what_a_killed_backup_left_goes_with_the_next_and_nothing_else(tmp_path: Path) -> None:
+    left, of_another = tmp_path / ".copy.db.0123abcd.partial", tmp_path / ".copy.db.old.0123abcd.partial"
+    left.touch()
+    of_another.touch()
+    backup(World(tmp_path / "loop.db").db, tmp_path / "copy.db")
+    assert not left.exists() and of_another.exists()
+
+
 def test_views_can_be_read() -> None:
     world = World()
     world.whole_round()

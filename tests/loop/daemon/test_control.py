@@ -386,6 +386,26 @@ def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / SOCKET).exists()
 
 
+def test_a_client_for_whom_no_thread_is_free_is_let_go_and_the_next_is_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start, num_refused = threading.Thread.start, 0
+
+    def refuses_once(thread: threading.Thread) -> None:
+        nonlocal num_refused
+        if thread.name == "control client" and not num_refused:
+            num_refused += 1
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", refuses_once)
+    with Control(tmp_path, echo) as serving:
+        with raw(tmp_path) as connection:
+            assert all_of(connection) == b""
+        assert num_refused == 1 and not serving._clients
+        assert ask(tmp_path, "ping")["echo"]["command"] == "ping"
+
+
 def test_nothing_is_left(tmp_path: Path) -> None:
     before, threads = num_descriptors(), threading.active_count()
     for _ in range(3):

@@ -217,7 +217,7 @@ def test_a_lack_of_room_pauses_before_a_stage_and_ends_by_itself(tmp_path: Path,
 @pytest.mark.parametrize("count", [pytest.param(n, marks=[pytest.mark.slow] if n % 3 else []) for n in range(1, 30)])
 def test_a_full_disk_at_any_write_loses_nothing(count: int, tmp_path: Path, monkeypatch: Any) -> None:
     with serving(tmp_path, rounds=1) as (service, around, session):
-        monkeypatch.setattr("loop.daemon.service.NO_ROOM", Retries(waits_s=(0.0,), never_ends=True))
+        monkeypatch.setattr("loop.daemon.service.NO_ROOM", Retries(waits_s=(0.0,)))
         monkeypatch.setattr(failpoints, "ARMED", {"store.commit": ("full", count, False)})
         failpoints._reached.clear()
         assert service.run().state == "idle"

@@ -279,7 +279,7 @@ def test_a_run_whose_process_keeps_dying_is_given_up_and_said(tmp_path: Path, mo
     text = 'name = "e"\nrounds = 1\nseeds = [1]\n[[arms]]\nname = "a"\n'
     experiment = load_experiment(write_experiment(tmp_path, text))
     monkeypatch.setenv("LOOP_FAILPOINT", "store.begun=kill@1")
-    monkeypatch.setattr(running, "DEAD_RUN", Retries(waits_s=(0.0, 0.0)))
+    monkeypatch.setattr(running, "DEAD_RUN", Retries(waits_s=(0.0, 0.0), max_failures=3))
     said: list[str] = []
     outcome = Supervisor(experiment, Machine(1), said.append, Stop(at_once=False)).run()
     assert list(outcome.failed) == ["a/seed-1"] and "killed by signal 9" in outcome.failed["a/seed-1"]
