@@ -17,18 +17,14 @@ from typing import Any
 _MARK = "\u241b"
 _UNSAFE = re.compile("[\0\u241b\ud800-\udfff]")
 _ESCAPED = re.compile("\u241b([0-9a-f]{4})")
-_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
+# Canonical JSON of a value whose keys are strings already, in half the time.
+compact_json = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode
 quoted = encoder.encode_basestring  # a string as canonical JSON
 
 
 def canonical_json(value: Any) -> str:
     """Canonical JSON of anything that JSON can say; ValueError or TypeError for the rest (NaN, sets, objects)."""
     return compact_json(json.loads(compact_json(value)))  # keys that were not strings sort differently once they are
-
-
-def compact_json(value: Any) -> str:
-    """The same for a value whose keys are strings already, in half the time."""
-    return _encode(value)
 
 
 def sha256_of(value: Any) -> str:

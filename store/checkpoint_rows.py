@@ -4,18 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from store.db import execute, insert, select, select_one, transaction
-from store.errors import StoreError
-from store.events import Events
+from store.db import execute, insert, required, select, select_one, transaction
+from store.events import WithHistory
 from store.records import Checkpoint, CheckpointState, Json
 
 
-class Checkpoints:
+class Checkpoints(WithHistory):
     """The checkpoints of one open store. Each change appends its event in the same transaction."""
-
-    def __init__(self, events: Events) -> None:
-        self.db = events.db
-        self.events = events
 
     def add(self, checkpoint: Checkpoint) -> None:
         """Record verified weights. Known weights keep their row; if theirs are gone, these take their place."""
@@ -26,25 +21,20 @@ class Checkpoints:
         )
         with transaction(self.db):
             if insert(self.db, "checkpoints", [checkpoint], clause=revive):
-                data = {"sha256": checkpoint.sha256, "path": checkpoint.path, "parent": checkpoint.parent}
+                data: Json = {"sha256": checkpoint.sha256, "path": checkpoint.path, "parent": checkpoint.parent}
                 self.events.append(checkpoint.run_id, "checkpoint_added", checkpoint.round, **data)
 
     def get(self, sha256: str) -> Checkpoint | None:
-        """One checkpoint by its hash; None if there is none."""
         return select_one(self.db, Checkpoint, "SELECT * FROM checkpoints WHERE sha256 = ?", (sha256,))
 
     def known(self, sha256: str) -> Checkpoint:
-        """The same; StoreError if there is none."""
-        checkpoint = self.get(sha256)
-        if checkpoint is None:
-            raise StoreError(f"no checkpoint has the hash {sha256!r}")
-        return checkpoint
+        """One checkpoint by its hash; StoreError if there is none."""
+        return required(self.get(sha256), f"no checkpoint has the hash {sha256!r}")
 
     def all(self, run_id: str) -> list[Checkpoint]:
         """All checkpoints of a run, whatever their state, base first."""
-        return select(
-            self.db, Checkpoint, "SELECT * FROM checkpoints WHERE run_id = ? ORDER BY round, rowid", (run_id,)
-        )
+        sql = "SELECT * FROM checkpoints WHERE run_id = ? ORDER BY round, rowid"
+        return select(self.db, Checkpoint, sql, (run_id,))
 
     def set_state(self, sha256: str, state: CheckpointState) -> Checkpoint:
         """Say whether a checkpoint can be loaded. Say "collected" before its directory is removed, never after."""

@@ -18,12 +18,12 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import takewhile
+from itertools import chain, count, takewhile
 from pathlib import Path
 
 from store.canonical import canonical_json, sha256_of
 from store.durable import fsync
-from store.errors import DamagedCheckpoint, StoreError, UnsafeWeights
+from store.errors import DamagedCheckpoint, StoreError
 from store.failpoints import reach
 from store.records import Json
 
@@ -57,7 +57,7 @@ def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
     """Make a directory durable under its final name, on the same file system; its manifest.
 
     Order: every file and directory is fsynced, the manifest is written and fsynced, the directory is fsynced, renamed,
-    and its parent fsynced. Raises UnsafeWeights, or StoreError for anything that is not a plain file.
+    and its parent fsynced. StoreError for weights that can run code, and for anything that is not a plain file.
     """
     manifest = write_manifest(tmp_dir)
     if final_dir.exists():
@@ -85,7 +85,7 @@ def write_manifest(directory: Path) -> Json:
     with ThreadPoolExecutor(1) as disk:
         for path in _plain_files(directory, StoreError):
             if path.suffix.lower() in PICKLES:
-                raise UnsafeWeights(f"{path}: can run code when it is loaded; write safetensors")
+                raise StoreError(f"{path}: can run code when it is loaded; write safetensors")
             synced = disk.submit(fsync, path)
             files[path.relative_to(directory).as_posix()] = _measure(path)
             synced.result()
@@ -94,10 +94,8 @@ def write_manifest(directory: Path) -> Json:
             fsync(path)
     reach("checkpoint.files_synced")
     manifest: Json = {"files": files, "whole_directory": True}
-    with open(directory / MANIFEST, "wb") as file:
-        file.write(canonical_json(manifest).encode("utf-8", "surrogatepass"))
-        file.flush()
-        os.fsync(file.fileno())
+    (directory / MANIFEST).write_bytes(canonical_json(manifest).encode("utf-8", "surrogatepass"))
+    fsync(directory / MANIFEST)
     fsync(directory)
     reach("checkpoint.manifest_synced")
     return manifest
@@ -106,14 +104,14 @@ def write_manifest(directory: Path) -> Json:
 def hash_directory(directory: Path) -> Json:
     """The manifest of weights that are not ours to write beside: links are followed, hidden files left out.
 
-    Pickled weights beside safetensors are left out, as they are never loaded; without safetensors: UnsafeWeights.
+    Pickled weights beside safetensors are left out, as they are never loaded; without safetensors: StoreError.
     """
     if not directory.is_dir():
         raise StoreError(f"{directory}: no such directory")
     files = {path.relative_to(directory): path for path in sorted(directory.rglob("*")) if path.is_file()}
     visible = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
     if not any(name.suffix == ".safetensors" for name in visible):
-        raise UnsafeWeights(f"{directory}: holds no safetensors; convert the weights first")
+        raise StoreError(f"{directory}: holds no safetensors; convert the weights first")
     measured = {name.as_posix(): _measure(path) for name, path in visible.items() if name.suffix.lower() not in PICKLES}
     return {"files": measured, "whole_directory": False}
 
@@ -140,14 +138,11 @@ def verify(directory: Path, manifest: Json) -> None:
 
 def stamps(directory: Path, manifest: Json) -> dict[str, tuple[int, ...]]:
     """Figures that change when anybody writes to a file of the manifest or replaces it, by name. Empty if a file is missing."""
-    stats: dict[str, tuple[int, ...]] = {}
-    for name in (*manifest["files"], "."):
-        try:
-            stat = (directory / name).stat()
-        except OSError:
-            return {}
-        stats[name] = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-    return stats
+    try:
+        stats = {name: (directory / name).stat() for name in (*manifest["files"], ".")}
+    except OSError:
+        return {}
+    return {name: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items()}
 
 
 def committed(directory: Path) -> Json | None:
@@ -157,10 +152,10 @@ def committed(directory: Path) -> Json | None:
     try:
         manifest = read_manifest(directory)
         verify(directory, manifest)
+        return manifest
     except DamagedCheckpoint:
         quarantine(directory)
         return None
-    return manifest
 
 
 def read_manifest(directory: Path) -> Json:
@@ -187,11 +182,8 @@ def manifest_size_bytes(manifest: Json) -> int:
 
 def quarantine(directory: Path) -> Path:
     """Set a damaged directory aside as `<name>.damaged`, or `.damaged-2` and so on; its new path."""
-    target = directory.with_name(directory.name + ".damaged")
-    number = 1
-    while target.exists():
-        number += 1
-        target = directory.with_name(f"{directory.name}.damaged-{number}")
+    names = chain([f"{directory.name}.damaged"], (f"{directory.name}.damaged-{number}" for number in count(2)))
+    target = next(path for path in map(directory.with_name, names) if not path.exists())
     os.rename(directory, target)
     fsync(directory.parent)
     reach("checkpoint.set_aside")
@@ -234,7 +226,5 @@ def _plain_files(directory: Path, refusal: type[StoreError]) -> Iterator[Path]:
 
 def _measure(path: Path) -> Json:
     with open(path, "rb") as file:
-        return {
-            "size_bytes": os.fstat(file.fileno()).st_size,
-            "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
-        }
+        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size_bytes": os.fstat(file.fileno()).st_size, "sha256": sha256}

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
 from functools import cache
 from heapq import merge
-from itertools import islice
 from math import isfinite
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -30,43 +29,24 @@ from store.db import (
     query,
     scalar,
     select_one,
+    stream,
     transaction,
     unpack,
     utc_now,
-)  # fmt: skip
+)
 from store.errors import Conflict, StoreError
 from store.evaluations import Evaluations
 from store.events import Events
 from store.probes import Probes
-from store.records import (
-    CollectedPart,
-    Completion,
-    CompletionText,
-    CompletionVerdict,
-    DecodeSettings,
-    Json,
-    Prompt,
-    Selection,
-)
+from store.records import CollectedPart, Completion, CompletionText, CompletionVerdict, Json, Prompt, Selection
 from store.search import Search
 
-PAGE = 500  # rows held in memory by a streaming read
 _COLUMNS = [field.name for field in fields(Completion)]
-
-# Both queries give one page: of the rows of a round's list, and of the lines that hold its completions of earlier rounds.
-_OWN = (
-    "s.run_id = :run_id AND s.round = :round AND (s.position, s.completion_id) > (:position, :id) "
-    f"ORDER BY s.position, s.completion_id LIMIT {PAGE}"
-)
-_LINES = (
-    "SELECT position, arrivals, '' AS id FROM earlier_selections WHERE run_id = :run_id AND round = :round "
-    f"AND position > :position ORDER BY position LIMIT {PAGE}"
-)
+_BEFORE = -(2**63)  # every position
 
 
-def completion_sha256(completion: Completion) -> str:
+def completion_sha256(c: Completion) -> str:
     """The SHA-256 of the canonical JSON of every field but `created_at` and `sha256`."""
-    c = completion
     return sha256_of_text(_covered(c, compact_json(c.prompt_token_ids), compact_json(c.token_ids)))
 
 
@@ -109,7 +89,7 @@ class Corpus:
         self.search = Search(db)
 
     def add_prompts(self, prompts: Iterable[Prompt]) -> int:
-        """Store prompts; how many are new. A known one keeps the source and name that it first came with.
+        """Store prompts; how many are new. A prompt keeps the source and name that it first came with.
 
         ValueError if an id is not the hash of its content.
         """
@@ -121,52 +101,47 @@ class Corpus:
             return insert(self.db, "prompts", prompts, clause="ON CONFLICT (id) DO NOTHING")
 
     def prompt(self, prompt_id: str) -> Prompt | None:
-        """One prompt by its id."""
         return select_one(self.db, Prompt, "SELECT * FROM prompts WHERE id = ?", (prompt_id,))
 
     def add_decode_settings(self, settings: Json) -> str:
-        """Store a way of drawing tokens; its id."""
-        stored = DecodeSettings(sha256_of(settings), settings)
+        """Store a way of drawing tokens; its id, which is the SHA-256 of its canonical JSON."""
+        settings_id = sha256_of(settings)
+        sql = "INSERT INTO decode_settings (id, settings) VALUES (?, ?) ON CONFLICT (id) DO NOTHING"
         with transaction(self.db):
-            insert(self.db, "decode_settings", [stored], clause="ON CONFLICT (id) DO NOTHING")
-        return stored.id
+            execute(self.db, sql, (settings_id, canonical_json(settings)))
+        return settings_id
 
-    def decode_settings(self, settings_id: str) -> DecodeSettings | None:
-        """One way of drawing tokens by its id."""
-        return select_one(self.db, DecodeSettings, "SELECT * FROM decode_settings WHERE id = ?", (settings_id,))
+    def decode_settings(self, settings_id: str) -> Json | None:
+        stored = scalar(self.db, "SELECT settings FROM decode_settings WHERE id = ?", (settings_id,))
+        settings: Json | None = json.loads(stored) if stored else None
+        return settings
 
     def add_completions(self, batch: Iterable[Completion]) -> int:
         """Store completions and count them; how many are new. `created_at` and `sha256` are filled in.
 
-        All or nothing, and on disk when it returns. Known ones are passed over if they are the same, and Conflict if
+        All or nothing, and on disk when it returns. Stored ones are passed over if they are the same, and Conflict if
         they are not: an id stands for one text for ever.
         """
         at, batch = self.now(), list(batch)
         prompt_json = cache(_integers)  # samples of one prompt lie side by side
         rows = [_row(c, c.created_at or at, prompt_json(c.prompt_token_ids)) for c in batch]
+        stored = "SELECT id, sha256 FROM completions WHERE id IN (SELECT value FROM json_each(?))"
+        grown = "num_completions = num_completions + ?, completion_bytes = completion_bytes + ?"
         with transaction(self.db):
-            known = self._known([c.id for c in batch])
+            hashes = {row["id"]: row["sha256"] for row in query(self.db, stored, (json.dumps([c.id for c in batch]),))}
             new = []
-            num_new: Counter[str] = Counter()
-            num_bytes_of: Counter[str] = Counter()
+            sizes: dict[str, list[int]] = defaultdict(list)  # of new texts of the corpus, by run
             for c, row in zip(batch, rows, strict=True):
-                sha256 = row[-1]
-                if c.id not in known:
-                    known[c.id] = sha256
+                if c.id not in hashes:
+                    hashes[c.id] = row[-1]
                     new.append(row)
                     if c.evaluation_id is None:
-                        num_new[c.run_id] += 1
-                        num_bytes_of[c.run_id] += num_bytes(c.text)
-                elif known[c.id] != sha256:
+                        sizes[c.run_id].append(num_bytes(c.text))
+                elif hashes[c.id] != row[-1]:
                     raise Conflict(f"completion {c.id}: was stored before with other content")
             insert_rows(self.db, "completions", _COLUMNS, new)
-            for run_id, num in num_new.items():
-                execute(
-                    self.db,
-                    "UPDATE runs SET num_completions = num_completions + ?, completion_bytes = completion_bytes + ? "
-                    "WHERE id = ?",
-                    (num, num_bytes_of[run_id], run_id),
-                )
+            for run_id, of_run in sizes.items():
+                execute(self.db, f"UPDATE runs SET {grown} WHERE id = ?", (len(of_run), sum(of_run), run_id))
         return len(new)
 
     def existing_ids(self, run_id: str, round: int) -> set[str]:
@@ -177,30 +152,20 @@ class Corpus:
     def completions(
         self, run_id: str, round: int | None = None, *, evaluation_id: str | None = None
     ) -> Iterator[Completion]:
-        """The training corpus of a round or of all, or an evaluation's completions; in order of arrival in a round."""
-        if round is None and evaluation_id is None:
-            for row in query(self.db, "SELECT number FROM rounds WHERE run_id = ? ORDER BY number", (run_id,)):
-                yield from self.completions(run_id, row["number"])
-            return
-        where = "evaluation_id = :evaluation_id AND run_id = :run_id"
-        if evaluation_id is None:
-            where = "evaluation_id IS NULL AND run_id = :run_id AND round = :round"
-        sql = f"SELECT * FROM completions WHERE {where} AND arrival > :after ORDER BY arrival LIMIT {PAGE}"
-        given = {"run_id": run_id, "round": round, "evaluation_id": evaluation_id, "after": 0}
-        while rows := query(self.db, sql, given):
-            yield from _completions(rows)
-            given["after"] = rows[-1]["arrival"]
+        """The training corpus of a round, or an evaluation's completions; in order of arrival."""
+        own = "evaluation_id IS NULL AND round = :round"
+        which = own if evaluation_id is None else "evaluation_id = :evaluation_id"
+        sql = f"SELECT * FROM completions WHERE {which} AND run_id = :run_id AND arrival > :arrival ORDER BY arrival"
+        rows = stream(self.db, sql, {"arrival": 0}, run_id=run_id, round=round, evaluation_id=evaluation_id)
+        return (unpack(Completion, row) for row in rows)
 
     def texts(self, run_id: str, round: int) -> Iterator[CompletionText]:
         """A round's training corpus without token ids and lineage, in order of arrival."""
         sql = (
             "SELECT arrival, id, prompt_id, sample_index, num_tokens, text FROM completions WHERE evaluation_id IS NULL "
-            f"AND run_id = ? AND round = ? AND arrival > ? ORDER BY arrival LIMIT {PAGE}"
+            "AND run_id = :run_id AND round = :round AND arrival > :arrival ORDER BY arrival"
         )
-        after = 0
-        while rows := query(self.db, sql, (run_id, round, after)):
-            yield from (unpack(CompletionText, row) for row in rows)
-            after = rows[-1]["arrival"]
+        return (unpack(CompletionText, row) for row in stream(self.db, sql, {"arrival": 0}, run_id=run_id, round=round))
 
     def texts_at(self, arrivals: Iterable[int]) -> dict[int, str]:
         """Texts by arrival, which is the order on disk: faster than by id. All that are asked for are held in memory."""
@@ -208,7 +173,7 @@ class Corpus:
         return {row["arrival"]: row["text"] for row in query(self.db, sql, (json.dumps(list(arrivals)),))}
 
     def add_collected(self, parts: Iterable[CollectedPart]) -> None:
-        """Store what later rounds need to know of a round, all or nothing; what is known stays."""
+        """Store what later rounds need to know of a round, all or nothing; what is stored already stays."""
         stored = [replace(part, sha256=collected_sha256(part)) for part in parts]
         with transaction(self.db):
             insert(self.db, "collected", stored, clause="ON CONFLICT DO NOTHING")
@@ -222,17 +187,13 @@ class Corpus:
     def collected_entries(self, run_id: str, round: int, rule: Json, part: int) -> bytes:
         """The entries of one part that is stored."""
         sql = "SELECT entries FROM collected WHERE (run_id, round, rule, part) = (?, ?, ?, ?)"
-        entries: bytes = scalar(self.db, sql, (run_id, round, canonical_json(rule), part))
-        return entries
+        return bytes(scalar(self.db, sql, (run_id, round, canonical_json(rule), part)))
 
     def training_rows(self, run_id: str, round: int) -> Iterator[Completion]:
         """What a round's fine-tune sees, in order: the completions whose selection is `used`."""
-        sql = (
-            "SELECT c.*, s.position FROM selections AS s JOIN completions AS c ON c.id = s.completion_id "
-            f"WHERE s.used AND {_OWN}"
-        )
-        own, earlier = self._in_pages(run_id, round, sql), self._earlier(run_id, round, "*")
-        return _completions(merge(own, earlier, key=itemgetter("position", "id")))
+        own = self._own(run_id, round, "c.*", "JOIN completions AS c ON c.id = s.completion_id AND s.used")
+        rows = merge(own, self._earlier(run_id, round, "*"), key=itemgetter("position", "id"))
+        return (unpack(Completion, row) for row in rows)
 
     def selections(self, run_id: str, round: int) -> Iterator[Selection]:
         """A round's whole list, left-out completions with their reasons included, in order."""
@@ -244,27 +205,30 @@ class Corpus:
 
     def own_selections(self, run_id: str, round: int) -> Iterator[Selection]:
         """The part of that list that the round sampled itself, often a small one; all of it where an older version wrote it."""
-        sql = f"SELECT s.*, s.completion_id AS id, NULL AS arrival FROM selections AS s WHERE {_OWN}"
-        return (unpack(Selection, row) for row in self._in_pages(run_id, round, sql))
+        return (unpack(Selection, row) for row in self._own(run_id, round, "s.*, NULL AS arrival"))
+
+    def _own(self, run_id: str, round: int, columns: str, join: str = "") -> Iterator[Row]:
+        sql = (
+            f"SELECT s.position, s.completion_id, {columns} FROM selections AS s {join} WHERE s.run_id = :run_id AND "
+            "s.round = :round AND (s.position, s.completion_id) > (:position, :completion_id) "
+            "ORDER BY s.position, s.completion_id"
+        )
+        return stream(self.db, sql, {"position": _BEFORE, "completion_id": ""}, run_id=run_id, round=round)
 
     def _earlier(self, run_id: str, round: int, columns: str) -> Iterator[Row]:
         """Columns of the completions that are listed by arrival, each with its position. StoreError if one is gone."""
-        lines = self._in_pages(run_id, round, _LINES)
-        listed = (pair for line in lines for pair in enumerate(json.loads(line["arrivals"]), line["position"]))
-        sql = f"SELECT {columns} FROM completions WHERE arrival IN (SELECT value FROM json_each(?))"
-        while page := list(islice(listed, PAGE)):
-            arrivals = json.dumps([arrival for _, arrival in page])
-            rows = {row["arrival"]: row for row in query(self.db, sql, (arrivals,))}
-            for position, arrival in page:
+        sql = (
+            "SELECT position, arrivals FROM earlier_selections WHERE run_id = :run_id AND round = :round "
+            "AND position > :position ORDER BY position"
+        )
+        lines = stream(self.db, sql, {"position": _BEFORE}, run_id=run_id, round=round)
+        listed = f"SELECT {columns} FROM completions WHERE arrival IN (SELECT value FROM json_each(?))"
+        for line in lines:
+            rows = {row["arrival"]: row for row in query(self.db, listed, (line["arrivals"],))}
+            for position, arrival in enumerate(json.loads(line["arrivals"]), line["position"]):
                 if arrival not in rows:  # no foreign key holds it
                     raise StoreError(f"round {round} was to see the completion of arrival {arrival}, which is gone")
                 yield rows[arrival] | {"position": position}
-
-    def _in_pages(self, run_id: str, round: int, sql: str) -> Iterator[Row]:
-        given: dict[str, Any] = {"run_id": run_id, "round": round, "position": -(2**63), "id": ""}
-        while rows := query(self.db, sql, given):
-            yield from rows
-            given |= {"position": rows[-1]["position"], "id": rows[-1]["id"]}
 
     def selection_counts(self, run_id: str, round: int) -> list[Row]:
         """How many completions a round's fine-tune saw and left out: `used`, `reason` and `num`, most first.
@@ -323,10 +287,6 @@ class Corpus:
         rows = query(self.db, sql, (json.dumps(list(completion_ids)),))
         return {row["completion_id"]: (row["verdict"], row["detail"]) for row in rows}
 
-    def _known(self, ids: list[str]) -> dict[str, str]:
-        sql = "SELECT id, sha256 FROM completions WHERE id IN (SELECT value FROM json_each(?))"
-        return {row["id"]: row["sha256"] for row in query(self.db, sql, (json.dumps(ids),))}
-
 
 def _row(c: Completion, created_at: str, prompt_token_ids: str) -> tuple[Any, ...]:
     """The columns of a completion, in the order of its fields; what `pack` gives, with the hash filled in."""
@@ -343,10 +303,6 @@ def _row(c: Completion, created_at: str, prompt_token_ids: str) -> tuple[Any, ..
 def _integers(values: tuple[int, ...]) -> str:
     """Integers as JSON, in a third of the time that an encoder takes."""
     return "[" + ("%d," * len(values))[:-1] % values + "]"
-
-
-def _completions(rows: Iterable[Row]) -> Iterator[Completion]:
-    return (unpack(Completion, row) for row in rows)
 
 
 TEXT_BYTES_PER_TOKEN = 24  # text, token ids and log, with SQLite's overhead

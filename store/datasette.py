@@ -9,7 +9,6 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 from store.migrations import FULL_TEXT
 from store.records import Json
@@ -61,19 +60,12 @@ TABLES: dict[str, Json] = {
 }
 
 
-class Query(NamedTuple):
-    """One query of docs/looking-in.md."""
-
-    name: str
-    title: str
-    words: str
-    sql: str
-
-
-def queries() -> list[Query]:
-    """The queries of the page, in order."""
-    matches = _QUERY.finditer(PAGE.read_text(encoding="utf-8"))
-    return [Query(match["name"], match["title"], " ".join(match["words"].split()), match["sql"]) for match in matches]
+def queries() -> dict[str, Json]:
+    """The queries of the page by name, in order, as Datasette takes them."""
+    return {
+        match["name"]: {"title": match["title"], "description": " ".join(match["words"].split()), "sql": match["sql"]}
+        for match in _QUERY.finditer(PAGE.read_text(encoding="utf-8"))
+    }
 
 
 def metadata(database: str = "loop") -> Json:
@@ -81,14 +73,13 @@ def metadata(database: str = "loop") -> Json:
     tables = {
         table.name: {"description": table.words}
         | TABLES.get(table.name, {})
-        | ({"columns": {column.name: column.words for column in table.columns}} if table.columns else {})
+        | ({"columns": {name: words for name, _, words in table.columns}} if table.columns else {})
         for table in described()
     }
-    canned = {query.name: {"title": query.title, "description": query.words, "sql": query.sql} for query in queries()}
     return {
         "title": "A run of self-distillation",
         "description": "What was sampled, measured and decided. Read-only; begin with the views and the queries.",
-        "databases": {database: {"tables": tables, "queries": canned}},
+        "databases": {database: {"tables": tables, "queries": queries()}},
     }
 
 

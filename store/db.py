@@ -13,8 +13,9 @@ import os
 import sqlite3
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x6C6F6F70  # "loop", in the file's header
 BUSY_TIMEOUT_S = 30.0
 CACHE_KIB = 32 * 1024
+PAGE = 500  # rows that a streaming read holds in memory
 JOURNAL_LIMIT_BYTES = 64 << 20  # the WAL shrinks back to this after a long read held it open
 
 _WRITING = threading.RLock()  # SQLite before 3.51.3 can lose a WAL that two connections write and reset at once
@@ -39,19 +41,32 @@ _WRITING = threading.RLock()  # SQLite before 3.51.3 can lose a WAL that two con
 DATABASE = "loop.db"  # its name in a run directory
 Row = dict[str, Any]
 R = TypeVar("R")
+_Codec = tuple[Callable[[Any], Any], Callable[[Any], Any]]  # a value as a column, and a column as its value
 
 # SQLite's codes for a quota that is reached, a file system that turned read-only, and a disk that fails.
 _NOT_WRITTEN = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMSIZE)
 
-_CODEC_OF = {"Json": "json", "Json | None": "json", "list[Json]": "json", "tuple[int, ...]": "tuple", "bool": "bool"}
-_CODECS: dict[type[Any], tuple[tuple[str, str], ...]] = {}
+_JSON: _Codec = (canonical_json, json.loads)
+_CODECS: dict[str, _Codec] = {  # by the type of a field; all other fields are columns as they are
+    "Json": _JSON,
+    "Json | None": _JSON,
+    "list[Json]": _JSON,
+    "Compressed": (
+        lambda value: zlib.compress(compact_json(value).encode()),
+        lambda column: json.loads(zlib.decompress(column)),
+    ),
+    "tuple[int, ...]": (compact_json, lambda column: tuple(json.loads(column))),
+    "bool": (int, bool),
+}
+_COLUMNS: dict[type[Any], list[tuple[str, _Codec | None]]] = {}  # of each kind of record, when it is first asked for
 
 
 class Database:
-    """An open store; without a connection, an empty one in memory."""
+    """An open store; without a connection, an empty one in memory. Errors call it by `name`."""
 
-    def __init__(self, conn: sqlite3.Connection | None = None) -> None:
+    def __init__(self, conn: sqlite3.Connection | None = None, name: str = "store") -> None:
         self.conn = conn or sqlite3.connect(":memory:", isolation_level=None)
+        self.name = name
         self.conn.execute("PRAGMA foreign_keys = ON")
         self.conn.execute("PRAGMA recursive_triggers = ON")  # or REPLACE would get past the append-only triggers
 
@@ -69,11 +84,9 @@ class Database:
         return sqlite_utils.Database(self.conn, execute_plugins=False)
 
     def execute(self, sql: str, parameters: Sequence[Any] | dict[str, Any] = ()) -> sqlite3.Cursor:
-        """Run one statement."""
         return self.conn.execute(sql, parameters)
 
     def close(self) -> None:
-        """Close the connection."""
         self.conn.close()
 
 
@@ -94,13 +107,13 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
     if path.is_dir():
         raise NotAStore(f"{path}: is a directory, not a store")
     mode = "mode=ro" if read_only else "mode=rwc"
-    if read_only and _nobody_can_write(path):
-        mode += "&immutable=1"
-    with _translated(path):
+    if read_only and not path.with_name(f"{path.name}-wal").exists() and not os.access(path.parent, os.W_OK):
+        mode += "&immutable=1"  # nothing can be writing here: SQLite opens a WAL database only if it is told that
+    with _translated(str(path)):
         conn = sqlite3.connect(f"{path.as_uri()}?{mode}", uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         try:
             pending = _pending(conn, path)  # before anything is done to what may not be ours
-            db = Database(conn)
+            db = Database(conn, str(path))
             conn.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
             conn.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
             if read_only:
@@ -108,9 +121,8 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
                 if len(pending) == len(MIGRATIONS):  # made by a process that went no further
                     raise NoStore(f"{path}: holds nothing yet")
                 if pending:
-                    raise StoreTooOld(
-                        f"{path}: lacks migration {pending[0].number} ({pending[0].name}); `loopctl run` applies it"
-                    )
+                    first = f"{pending[0].number} ({pending[0].name})"
+                    raise StoreTooOld(f"{path}: lacks migration {first}; `loopctl run` applies it")
                 return db
             if conn.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise StoreError(f"{path}: this file system does not support SQLite's WAL; use a local disk")
@@ -141,7 +153,7 @@ def transaction(db: Database) -> Iterator[None]:
 
     When the block ends, what it wrote is on disk. Any exception undoes it; SQLite's become StoreError.
     """
-    with _translated(db):
+    with _translated(db.name):
         if db.conn.in_transaction:
             db.conn.execute("SAVEPOINT inner")
             try:
@@ -170,33 +182,43 @@ def transaction(db: Database) -> Iterator[None]:
 @contextmanager
 def snapshot(db: Database) -> Iterator[None]:
     """Reads inside see one state of the store, however much is written meanwhile. The WAL grows until it ends."""
-    with _translated(db):
-        if db.conn.in_transaction:
-            yield
-            return
-        db.conn.execute("BEGIN")
+    with _translated(db.name):
+        nested = db.conn.in_transaction
+        if not nested:
+            db.conn.execute("BEGIN")
         try:
             yield
         finally:
-            if db.conn.in_transaction:
+            if db.conn.in_transaction and not nested:
                 db.conn.execute("ROLLBACK")
 
 
 def execute(db: Database, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> int:
     """Run one statement inside the caller's transaction; the number of rows that it changed."""
-    with _translated(db):
+    with _translated(db.name):
         return db.execute(sql, _parameters(parameters)).rowcount
 
 
 def query(db: Database, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
     """The rows of a bounded SELECT, by column name, with text as it was before it was stored."""
-    with _translated(db):
+    with _translated(db.name):
         cursor = db.execute(sql, _parameters(parameters))
         names = [column[0] for column in cursor.description]
         return [
             {name: unescape(value) if isinstance(value, str) else value for name, value in zip(names, row, strict=True)}
             for row in cursor
         ]
+
+
+def stream(db: Database, sql: str, after: Row, **given: Any) -> Iterator[Row]:
+    """The same for a SELECT of any size: memory stays flat, and no read holds a writer up.
+
+    `after`: the columns by which the SELECT is ordered, with values before the first row. Each is a parameter, too: the
+    SELECT asks for the rows that come after them.
+    """
+    while rows := query(db, f"{sql} LIMIT {PAGE}", given | after):
+        yield from rows
+        after = {name: rows[-1][name] for name in after}
 
 
 def scalar(db: Database, sql: str, parameters: Sequence[Any] = ()) -> Any:
@@ -215,21 +237,23 @@ def select_one(db: Database, kind: type[R], sql: str, parameters: Sequence[Any] 
     return next(iter(select(db, kind, sql, parameters)), None)
 
 
+def required(record: R | None, missing: str) -> R:
+    """The record; StoreError with the words for its absence if there is none."""
+    if record is None:
+        raise StoreError(missing)
+    return record
+
+
 def insert(db: Database, table: str, records: Iterable[Any], *, clause: str = "") -> int:
     """Store records of one dataclass inside the caller's transaction; the number of rows stored or changed."""
-    records = list(records)
-    if not records:
-        return 0
-    names = [name for name, _ in _codecs(type(records[0]))]
-    return insert_rows(db, table, names, [bound(pack(record).values()) for record in records], clause=clause)
+    rows = [pack(record) for record in records]
+    return insert_rows(db, table, list(rows[0]), [bound(row.values()) for row in rows], clause) if rows else 0
 
 
-def insert_rows(
-    db: Database, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]], *, clause: str = ""
-) -> int:
+def insert_rows(db: Database, table: str, names: Sequence[str], rows: Iterable[Sequence[Any]], clause: str = "") -> int:
     """The same for rows that are `bound` columns already, in the order of `names`."""
     sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))}) {clause}"
-    with _translated(db):
+    with _translated(db.name):
         return db.conn.executemany(sql, rows).rowcount
 
 
@@ -240,31 +264,14 @@ def bound(values: Iterable[Any]) -> list[Any]:
 
 def pack(record: Any) -> Row:
     """A record as columns: JSON as canonical text, booleans as 0 and 1."""
-    row: Row = {}
-    for name, codec in _codecs(type(record)):
-        value = getattr(record, name)
-        if codec == "tuple":
-            value = compact_json(value)
-        elif codec == "json" and value is not None:
-            value = canonical_json(value)
-        row[name] = value
-    return row
+    values = ((name, codec, getattr(record, name)) for name, codec in _columns(type(record)))
+    return {name: codec[0](value) if codec and value is not None else value for name, codec, value in values}
 
 
 def unpack(kind: type[R], row: Row) -> R:
     """The record of a row that `query` gave; columns that the record does not have are left out."""
-    values: Row = {}
-    for name, codec in _codecs(kind):
-        value = row[name]
-        if value is not None:
-            if codec == "json":
-                value = json.loads(value)
-            elif codec == "tuple":
-                value = tuple(json.loads(value))
-            elif codec == "bool":
-                value = bool(value)
-        values[name] = value
-    return kind(**values)
+    values = ((name, codec, row[name]) for name, codec in _columns(kind))
+    return kind(**{name: codec[1](value) if codec and value is not None else value for name, codec, value in values})
 
 
 def backup(db: Database, target: str | Path) -> None:
@@ -275,18 +282,14 @@ def backup(db: Database, target: str | Path) -> None:
     begins, random = glob.escape(f".{target.name[:50]}."), "[0-9a-f]" * 8
     for left in target.parent.glob(f"{begins}{random}.partial"):  # of a backup that was killed; see `written`
         left.unlink(missing_ok=True)
-    with _translated(target), written(target) as file:
-        copy = sqlite3.connect(file.name)
-        try:
-            db.conn.backup(copy)
-        finally:
-            copy.close()
+    with _translated(str(target)), written(target) as file, closing(sqlite3.connect(file.name)) as copy:
+        db.conn.backup(copy)
 
 
-def _codecs(kind: type[Any]) -> tuple[tuple[str, str], ...]:
-    if kind not in _CODECS:
-        _CODECS[kind] = tuple((field.name, _CODEC_OF.get(str(field.type), "plain")) for field in fields(kind))
-    return _CODECS[kind]
+def _columns(kind: type[Any]) -> list[tuple[str, _Codec | None]]:
+    if kind not in _COLUMNS:
+        _COLUMNS[kind] = [(field.name, _CODECS.get(str(field.type))) for field in fields(kind)]
+    return _COLUMNS[kind]
 
 
 def _parameters(given: Sequence[Any] | Mapping[str, Any]) -> list[Any] | dict[str, Any]:
@@ -308,54 +311,38 @@ def _pending(conn: sqlite3.Connection, path: Path) -> list[Migration]:
         if num_objects or application_id:
             raise NotAStore(f"{path}: is another program's database; it was left alone")
         return list(MIGRATIONS)
-    known = {(migration.number, migration.name) for migration in MIGRATIONS}
-    applied = {(number, name) for number, name in conn.execute("SELECT number, name FROM schema_migrations")}
-    if unknown := sorted(applied - known):
+    applied = set(conn.execute("SELECT number, name FROM schema_migrations"))
+    if unknown := sorted(applied - {migration[:2] for migration in MIGRATIONS}):
         raise StoreTooNew(
             f"{path}: has migration {unknown[0][0]} ({unknown[0][1]}), which this version does not know; "
             "use the version that wrote it, or a newer one"
         )
-    return [migration for migration in MIGRATIONS if (migration.number, migration.name) not in applied]
-
-
-def _nobody_can_write(path: Path) -> bool:
-    """Whether nothing can be writing here: a WAL database then opens only if SQLite is told so."""
-    return not path.with_name(path.name + "-wal").exists() and not os.access(path.parent, os.W_OK)
+    return [migration for migration in MIGRATIONS if migration[:2] not in applied]
 
 
 @contextmanager
-def _translated(where: Database | Path) -> Iterator[None]:
+def _translated(name: str) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
         code = getattr(error, "sqlite_errorcode", None) or 0
         cannot = code & 0xFF in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY) or code in _NOT_WRITTEN
-        raise (CannotWrite if cannot else StoreError)(f"{_name(where)}: {_explanation(error)}") from error
+        explanation = _explanation(code, " ".join(str(error).split()))
+        raise (CannotWrite if cannot else StoreError)(f"{name}: {explanation}") from error
     except OverflowError as error:
-        raise StoreError(f"{_name(where)}: a number is too large for SQLite's 64 bits") from error
+        raise StoreError(f"{name}: a number is too large for SQLite's 64 bits") from error
 
 
-def _name(where: Database | Path) -> str:
-    if isinstance(where, Path):
-        return str(where)
-    try:
-        return next((row[2] for row in where.conn.execute("PRAGMA database_list") if row[1] == "main"), "store")
-    except sqlite3.Error:
-        return "store"
-
-
-def _explanation(error: sqlite3.Error) -> str:
-    words = " ".join(str(error).split())
-    code = getattr(error, "sqlite_errorcode", None) or 0
+def _explanation(code: int, words: str) -> str:
     if code in _NOT_WRITTEN:
         return f"the disk takes nothing ({words}): full, over its quota or read-only; nothing of this was stored"
-    code &= 0xFF
-    if code == sqlite3.SQLITE_FULL:
-        return "the disk is full; nothing of this was stored; free some space and try again"
-    if code == sqlite3.SQLITE_BUSY:
-        return f"another process has been writing for {BUSY_TIMEOUT_S:.0f} s; only one daemon may hold a run"
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-        return f"the file is damaged ({words}); restore a backup"
-    if code in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM):
-        return f"cannot be opened or written ({words}); check that the directory exists and its permissions"
+    match code & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return "the disk is full; nothing of this was stored; free some space and try again"
+        case sqlite3.SQLITE_BUSY:
+            return f"another process has been writing for {BUSY_TIMEOUT_S:.0f} s; only one daemon may hold a run"
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return f"the file is damaged ({words}); restore a backup"
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return f"cannot be opened or written ({words}); check that the directory exists and its permissions"
     return words

@@ -31,17 +31,9 @@ class StaleState(StoreError):
     """A compare-and-swap failed: the round, stage or attempt is no longer where the caller believed it to be."""
 
 
-class FrozenInput(StoreError):
-    """A later attempt at a stage came with another input than the first one."""
-
-
 class Conflict(StoreError):
-    """Something that never changes was added again with other content."""
+    """Something that never changes, a stage's input among it, was given again with other content."""
 
 
 class DamagedCheckpoint(StoreError):
     """A directory of weights is not what its manifest says. It must not be loaded."""
-
-
-class UnsafeWeights(StoreError):
-    """The weights are in a format that can run code when it is loaded."""

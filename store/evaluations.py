@@ -10,15 +10,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from store.canonical import canonical_json, sha256_of
-from store.db import Row, execute, insert, pack, query, select, select_one, transaction
+from store.db import Row, execute, insert, pack, query, required, select, select_one, transaction
 from store.errors import Conflict, StaleState, StoreError
-from store.events import Events
+from store.events import WithHistory
 from store.records import Evaluation, GradedVerdict, Json, Problem, Suite, Verdict
-
-_IN_SUITE = (
-    "SELECT 1 FROM evaluations AS e JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 "
-    "WHERE e.id = :evaluation_id AND p.task_id = :task_id"
-)
 
 
 def verdicts_sha256(verdicts: Iterable[Verdict]) -> str:
@@ -26,17 +21,13 @@ def verdicts_sha256(verdicts: Iterable[Verdict]) -> str:
     return sha256_of([[v.task_id, v.sample_index, v.completion_id, v.verdict, v.detail, v.sandbox] for v in verdicts])
 
 
-class Evaluations:
+class Evaluations(WithHistory):
     """Suites and evaluations of one open store. The end of an evaluation appends its event."""
-
-    def __init__(self, events: Events) -> None:
-        self.db = events.db
-        self.events = events
 
     def add_suite(self, suite: Suite, problems: Iterable[Problem]) -> None:
         """Store a suite with its problems, whose prompts are stored already. Harmless to repeat.
 
-        Conflict if its hash is known with other problems.
+        Conflict if its hash stands for other problems.
         """
         problems = sorted(problems, key=lambda problem: problem.position)
         if len(problems) != suite.num_problems:
@@ -47,39 +38,35 @@ class Evaluations:
             elif self.problems(suite.sha256) != problems:
                 raise Conflict(f"suite {suite.name!r}: is known under the same hash with other problems")
 
-    def problems(self, suite_sha256: str, split: str | None = None) -> list[Problem]:
-        """A suite's problems, or those of one split, in order."""
-        sql = "SELECT * FROM problems WHERE suite_sha256 = :suite_sha256 AND (:split IS NULL OR split = :split) "
-        sql += "ORDER BY position, task_id"
-        return select(self.db, Problem, sql, {"suite_sha256": suite_sha256, "split": split})
+    def problems(self, suite_sha256: str) -> list[Problem]:
+        """A suite's problems, in order."""
+        sql = "SELECT * FROM problems WHERE suite_sha256 = ? ORDER BY position, task_id"
+        return select(self.db, Problem, sql, (suite_sha256,))
 
     def begin(self, evaluation: Evaluation) -> Evaluation:
         """Store an evaluation, or find it as it was begun before, with its metrics if it is finished.
 
-        Conflict if its id is known with another checkpoint, suite, decoding, seed or number of samples.
+        Conflict if its id stands for another checkpoint, suite, decoding, seed or number of samples.
         """
-        draft = replace(
-            evaluation, created_at=evaluation.created_at or self.events.now(), finished_at=None, metrics=None
-        )
+        draft = replace(evaluation, created_at=self.events.now(), finished_at=None, metrics=None)
         with transaction(self.db):
             insert(self.db, "evaluations", [draft], clause="ON CONFLICT (id) DO NOTHING")
             stored = self._known(draft.id)
-            begun = {"round": 0, "suite_name": "", "created_at": "", "finished_at": None, "metrics": None}
-            if pack(stored) | begun != pack(draft) | begun:
+            may_differ = ("round", "suite_name", "created_at", "finished_at", "metrics")
+            if replace(stored, **{name: getattr(draft, name) for name in may_differ}) != draft:
                 raise Conflict(f"evaluation {draft.id}: was begun before with other settings")
         return stored
 
     def get(self, evaluation_id: str) -> Evaluation | None:
-        """One evaluation by its id."""
         return select_one(self.db, Evaluation, "SELECT * FROM evaluations WHERE id = ?", (evaluation_id,))
 
     def all(self, run_id: str, checkpoint: str | None = None) -> list[Evaluation]:
         """The evaluations of a run, or of one checkpoint in it, in the order in which they were begun."""
-        where, given = ("run_id = ?", [run_id])
-        if checkpoint is not None:  # a condition of its own, so that SQLite takes the index
-            where, given = f"{where} AND checkpoint = ?", [run_id, checkpoint]
-        sql = f"SELECT * FROM evaluations WHERE {where} ORDER BY rowid"
-        return select(self.db, Evaluation, sql, given)
+        of_it = (
+            "" if checkpoint is None else "AND checkpoint = :checkpoint"
+        )  # without OR, so that SQLite takes the index
+        sql = f"SELECT * FROM evaluations WHERE run_id = :run_id {of_it} ORDER BY rowid"
+        return select(self.db, Evaluation, sql, {"run_id": run_id, "checkpoint": checkpoint})
 
     def last_rates(self, run_id: str, suite_name: str, split: str, num_rounds: int) -> list[Row]:
         """pass@1 of the candidates of the newest rounds that were decided: `round`, `state` and `rate`, oldest first."""
@@ -99,7 +86,7 @@ class Evaluations:
         return {row["id"] for row in rows}
 
     def graded_ids(self, evaluation_id: str) -> set[str]:
-        """The ids of the completions with a verdict. A harness error is none: that completion is graded again."""
+        """The ids of the completions with a verdict. A harness error does not count: that completion is graded again."""
         sql = "SELECT completion_id FROM verdicts WHERE evaluation_id = ? AND verdict <> 'harness_error'"
         return {row["completion_id"] for row in query(self.db, sql, (evaluation_id,))}
 
@@ -109,24 +96,25 @@ class Evaluations:
         A verdict stands: the same outcome again is passed over, another is Conflict. Only a harness error gives way.
         """
         key = "evaluation_id = :evaluation_id AND task_id = :task_id AND sample_index = :sample_index"
+        problem = (
+            "SELECT 1 FROM evaluations AS e JOIN problems AS p ON p.suite_sha256 = e.suite_sha256 "
+            "WHERE e.id = :evaluation_id AND p.task_id = :task_id"
+        )
         num_new = 0
         with transaction(self.db):
             for verdict in batch:
-                row = pack(verdict)
-                for stored in query(self.db, f"SELECT * FROM verdicts WHERE {key}", row):
-                    if stored["verdict"] == "harness_error" != verdict.verdict:
-                        execute(self.db, f"DELETE FROM verdicts WHERE {key}", row)
-                    elif (stored["completion_id"], stored["verdict"]) == (verdict.completion_id, verdict.verdict):
-                        break
-                    else:
-                        raise Conflict(
-                            f"{verdict.task_id}, sample {verdict.sample_index}: was graded {stored['verdict']} before, "
-                            f"now {verdict.verdict}"
-                        )
-                else:
-                    if not query(self.db, _IN_SUITE, row):
-                        raise StoreError(f"{verdict.task_id}: is not a problem of the suite that is evaluated")
-                    num_new += insert(self.db, "verdicts", [verdict])
+                row, now = pack(verdict), verdict.verdict
+                before = select_one(self.db, Verdict, f"SELECT * FROM verdicts WHERE {key}", row)
+                if before and (before.completion_id, before.verdict) == (verdict.completion_id, now):
+                    continue
+                if before and not before.verdict == "harness_error" != now:
+                    which = f"{verdict.task_id}, sample {verdict.sample_index}"
+                    raise Conflict(f"{which}: was graded {before.verdict} before, now {now}")
+                if not query(self.db, problem, row):
+                    raise StoreError(f"{verdict.task_id}: is not a problem of the suite that is evaluated")
+                if before:
+                    execute(self.db, f"DELETE FROM verdicts WHERE {key}", row)
+                num_new += insert(self.db, "verdicts", [verdict])
         return num_new
 
     def verdicts(self, evaluation_id: str) -> list[GradedVerdict]:
@@ -160,35 +148,24 @@ class Evaluations:
         """Store the figures, once; StaleState if they are in already."""
         at = self.events.now()
         with transaction(self.db):
-            evaluation = self._known(evaluation_id)
-            if evaluation.finished_at is not None:
+            row = self._known(evaluation_id)
+            if row.finished_at is not None:
                 raise StaleState(f"evaluation {evaluation_id}: was finished before")
             sql = "UPDATE evaluations SET finished_at = ?, metrics = ? WHERE id = ?"
             execute(self.db, sql, (at, canonical_json(metrics), evaluation_id))
-            data: Json = {
-                "evaluation": evaluation_id,
-                "checkpoint": evaluation.checkpoint,
-                "suite": evaluation.suite_name,
-                "metrics": metrics,
-                "verdicts_sha256": verdicts_sha256(self.verdicts(evaluation_id)),
-            }
-            run_id, round = evaluation.run_id, evaluation.round
-            self.events.append(run_id, "evaluation_finished", round, "evaluating", at=at, **data)
+            data: Json = {"evaluation": evaluation_id, "checkpoint": row.checkpoint, "suite": row.suite_name}
+            data |= {"metrics": metrics, "verdicts_sha256": verdicts_sha256(self.verdicts(evaluation_id))}
+            self.events.append(row.run_id, "evaluation_finished", row.round, "evaluating", at=at, **data)
         return self._known(evaluation_id)
 
-    def reopen(self, evaluation_id: str) -> Evaluation:
+    def reopen(self, evaluation_id: str) -> None:
         """Discard the figures of an evaluation, as more problems of its split are to be added. Harmless to repeat."""
         with transaction(self.db):
-            evaluation = self._known(evaluation_id)
-            if evaluation.finished_at is not None:
+            row = self._known(evaluation_id)
+            if row.finished_at is not None:
                 sql = "UPDATE evaluations SET finished_at = NULL, metrics = NULL WHERE id = ?"
                 execute(self.db, sql, (evaluation_id,))
-                run_id, round = evaluation.run_id, evaluation.round
-                self.events.append(run_id, "evaluation_reopened", round, "evaluating", evaluation=evaluation_id)
-        return self._known(evaluation_id)
+                self.events.append(row.run_id, "evaluation_reopened", row.round, "evaluating", evaluation=evaluation_id)
 
     def _known(self, evaluation_id: str) -> Evaluation:
-        evaluation = self.get(evaluation_id)
-        if evaluation is None:
-            raise StoreError(f"no evaluation has the id {evaluation_id!r}")
-        return evaluation
+        return required(self.get(evaluation_id), f"no evaluation has the id {evaluation_id!r}")

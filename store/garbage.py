@@ -19,31 +19,16 @@ from store.records import Checkpoint, Run
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """A checkpoint that stays, and why."""
-
-    checkpoint: Checkpoint
-    why: str
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
     """What a collection does. `leftovers` are directories of checkpoints that were collected or set aside before."""
 
-    kept: tuple[Kept, ...]
+    kept: tuple[tuple[Checkpoint, str], ...]  # with the reason for which each stays
     doomed: tuple[Checkpoint, ...]
     leftovers: tuple[Path, ...]
 
 
 def plan_collection(
-    ledger: Ledger,
-    run: Run,
-    run_dir: Path,
-    suite_name: str,
-    *,
-    keep_last: int,
-    max_total_bytes: int | None = None,
-    damaged: bool = False,
+    ledger: Ledger, run: Run, run_dir: Path, suite: str, *, keep_last: int, max_total_bytes: int | None, damaged: bool
 ) -> Plan:
     """Base, head, best, pinned, what an open round works with and the newest `keep_last` stay.
 
@@ -51,7 +36,7 @@ def plan_collection(
     never one that stays for another reason. `damaged`: remove what was set aside, too.
     """
     present = [row for row in ledger.checkpoints.all(run.id) if row.state == "present"]
-    needed = _needed(ledger, run, suite_name, {row.sha256: row for row in present})
+    needed = _needed(ledger, run, suite, {row.sha256: row for row in present})
     inside = [row for row in present if not Path(row.path).is_absolute()]  # the run directory
     newest = sorted((row for row in inside if row.sha256 not in needed), key=lambda row: row.round, reverse=True)
     num_bytes = sum(row.size_bytes for row in inside if row.sha256 in needed)
@@ -62,7 +47,7 @@ def plan_collection(
             doomed.append(row)
         else:
             needed[row.sha256] = f"among the newest {keep_last}"
-    kept = tuple(Kept(row, needed[row.sha256]) for row in present if row.sha256 in needed)
+    kept = tuple((row, needed[row.sha256]) for row in present if row.sha256 in needed)
     return Plan(kept, tuple(sorted(doomed, key=lambda row: row.round)), _leftovers(ledger, run, run_dir, damaged))
 
 
@@ -70,12 +55,8 @@ def collect(ledger: Ledger, run_dir: Path, plan: Plan) -> int:
     """Carry a plan out; the bytes that it freed. Harmless to repeat. StoreError if the ledger has moved on since."""
     with transaction(ledger.db):
         for row in plan.doomed:
-            run = ledger.run_of(row.run_id)
-            last = ledger.last_round(row.run_id)
-            used = {run.head_checkpoint, run.base_checkpoint}
-            if last and last.state not in ("kept", "rolled_back"):
-                used |= {last.parent_checkpoint, last.candidate_checkpoint or ""}
-            if row.sha256 in used or (now := ledger.checkpoints.get(row.sha256)) is None or now.pinned:
+            in_use = _in_use(ledger, ledger.run_of(row.run_id))
+            if row.sha256 in in_use or ledger.checkpoints.known(row.sha256).pinned:
                 raise StoreError(f"the checkpoint of round {row.round} is needed since; ask again")
             ledger.checkpoints.set_state(row.sha256, "collected")
     reach("checkpoint.collected")
@@ -100,23 +81,25 @@ def best_round(ledger: Ledger, run: Run, suite_name: str) -> int:
     )  # the last row of a checkpoint counts: a head answers afresh, so that having been selected flatters it no longer
     split = run.config.get("decide", {}).get("split", "all")
     rates = {row["checkpoint"]: row["rate"] for row in query(ledger.db, sql, (run.id, suite_name, split))}
-    sql = (
-        "SELECT number, candidate_checkpoint AS sha256 FROM rounds WHERE run_id = ? AND state = 'kept' ORDER BY number"
-    )
-    best, number = rates.get(run.base_checkpoint, -1.0), 0
-    for row in query(ledger.db, sql, (run.id,)):
-        if rates.get(row["sha256"], -1.0) > best:
-            best, number = rates[row["sha256"]], row["number"]
-    return number
+    sql = "SELECT number, candidate_checkpoint FROM rounds WHERE run_id = ? AND state = 'kept' ORDER BY number"
+    kept = {0: run.base_checkpoint}
+    kept |= {row["number"]: row["candidate_checkpoint"] for row in query(ledger.db, sql, (run.id,))}
+    return max(kept, key=lambda number: rates.get(kept[number], -1.0))
+
+
+def _in_use(ledger: Ledger, run: Run) -> dict[str, str]:
+    """Hash of each checkpoint that the run works with now, and why."""
+    in_use = {run.base_checkpoint: "the base", run.head_checkpoint: "the head"}
+    last = ledger.last_round(run.id)
+    if last and last.state not in ("kept", "rolled_back"):
+        for sha256 in filter(None, (last.parent_checkpoint, last.candidate_checkpoint)):
+            in_use.setdefault(sha256, f"round {last.number} works with it")
+    return in_use
 
 
 def _needed(ledger: Ledger, run: Run, suite_name: str, present: Mapping[str, Checkpoint]) -> dict[str, str]:
     """Hash of each checkpoint that must stay, whatever the retention says, and why."""
-    needed = {run.base_checkpoint: "the base", run.head_checkpoint: "the head"}
-    last = ledger.last_round(run.id)
-    if last and last.state not in ("kept", "rolled_back"):
-        for sha256 in filter(None, (last.parent_checkpoint, last.candidate_checkpoint)):
-            needed.setdefault(sha256, f"round {last.number} works with it")
+    needed = _in_use(ledger, run)
     wanted = ledger.control(run.id).wanted_head
     for number, why in ((best_round(ledger, run, suite_name), "the best"), (wanted, "to be the head")):
         if number and (round := ledger.round(run.id, number)) and round.candidate_checkpoint:
@@ -131,22 +114,14 @@ def _needed(ledger: Ledger, run: Run, suite_name: str, present: Mapping[str, Che
 
 
 def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[Path, ...]:
-    rows = ledger.checkpoints.all(run.id)
-    present = {row.path for row in rows if row.state == "present"}
+    rows, last = ledger.checkpoints.all(run.id), ledger.last_round(run.id)
+    recorded, present = {row.path for row in rows}, {row.path for row in rows if row.state == "present"}
     paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
-    paths += _unrecorded(ledger, run, run_dir, {row.path for row in rows})
-    if damaged:
-        paths += sorted((run_dir / CHECKPOINTS).glob("*.damaged*"))
-    return tuple(path for path in paths if path.is_dir())
-
-
-def _unrecorded(ledger: Ledger, run: Run, run_dir: Path, recorded: set[str]) -> list[Path]:
-    """Directories of rounds that are over and whose weights have another home: those of an equal checkpoint."""
-    last = ledger.last_round(run.id)
-    over = (last.number if last.state in ("kept", "rolled_back") else last.number - 1) if last else 0
-    paths = []
-    for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):
+    over = last.number - (last.state not in ("kept", "rolled_back")) if last else 0
+    for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):  # the weights of an equal checkpoint have another home
         number = path.name.removeprefix("round-")
         if number.isdigit() and int(number) <= over and str(path.relative_to(run_dir)) not in recorded:
             paths.append(path)
-    return paths
+    if damaged:
+        paths += sorted((run_dir / CHECKPOINTS).glob("*.damaged*"))
+    return tuple(path for path in paths if path.is_dir())

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from itertools import takewhile
+from itertools import pairwise, takewhile
 from typing import Literal
 
 from store.canonical import canonical_json, sha256_of
 from store.checkpoint_rows import Checkpoints
-from store.db import Database, execute, insert, query, select, select_one, transaction, utc_now
-from store.errors import FrozenInput, StaleState, StoreError
+from store.db import Database, execute, insert, query, required, scalar, select, select_one, transaction, utc_now
+from store.errors import Conflict, StaleState, StoreError
 from store.events import Events
 from store.records import (
     STAGES,
@@ -42,11 +42,6 @@ _STAGE = (
 )
 
 
-def run_id_of(name: str, config_sha256: str, seed: int) -> str:
-    """The id of a run: the same configuration started afresh elsewhere has the same one, hence the same draws."""
-    return sha256_of({"name": name, "config_sha256": config_sha256, "seed": seed})[:16]
-
-
 def _round_words(number: int) -> str:
     return f"round {number}" if number else "the base"
 
@@ -69,14 +64,13 @@ class Ledger:
 
     def create_run(self, name: str, config: Json, config_sha256: str, seed: int, base: Checkpoint) -> Run:
         """Start a run whose head is its base. `base.run_id` is filled in. StoreError if the name is taken."""
-        run_id = run_id_of(name, config_sha256, seed)
-        at = self.now()
+        # The same configuration started afresh elsewhere gives the same id, hence the same draws.
+        run_id = sha256_of({"name": name, "config_sha256": config_sha256, "seed": seed})[:16]
+        at, head = self.now(), base.sha256
         with transaction(self.db):
             if self.run(name):
                 raise StoreError(f"run {name!r} already exists in this store; go on with it or choose another run_dir")
-            run = Run(
-                run_id, name, config_sha256, config, seed, "idle", None, at, base.sha256, base.sha256, 0, 0, 0, 0, 0, 0
-            )
+            run = Run(run_id, name, config_sha256, config, seed, "idle", None, at, head, head, 0, 0, 0, 0, 0, 0)
             insert(self.db, "runs", [run])
             self.events.append(run_id, "run_created", at=at, name=name, seed=seed, base=base.sha256, config=config)
             self.checkpoints.add(replace(base, run_id=run_id, round=0))
@@ -90,18 +84,15 @@ class Ledger:
     def run_of(self, run_id: str) -> Run:
         """The run with that id; StoreError if there is none."""
         run = select_one(self.db, Run, "SELECT * FROM runs WHERE id = ?", (run_id,))
-        if run is None:
-            raise StoreError(f"no run has the id {run_id!r}")
-        return run
+        return required(run, f"no run has the id {run_id!r}")
 
-    def set_run_state(self, run_id: str, state: RunState, reason: str | None = None) -> Run:
+    def set_run_state(self, run_id: str, state: RunState, reason: str | None = None) -> None:
         """Say what the run is doing and why; an event only if that is news."""
         with transaction(self.db):
             before = self.run_of(run_id)
             if (before.state, before.reason) != (state, reason):
                 execute(self.db, "UPDATE runs SET state = ?, reason = ? WHERE id = ?", (state, reason, run_id))
                 self.events.append(run_id, "run_state", state=state, reason=reason)
-        return self.run_of(run_id)
 
     # What was asked of the run
 
@@ -166,9 +157,8 @@ class Ledger:
         return self.run_of(run_id)
 
     def _checkpoint_for_head(self, run: Run, to_round: int) -> str:
-        if not to_round:
-            checkpoint = run.base_checkpoint
-        else:
+        checkpoint = run.base_checkpoint
+        if to_round:
             target = self._round(run.id, to_round)
             if target.state != "kept" or target.candidate_checkpoint is None:
                 raise StoreError(f"round {to_round} is {target.state}; the head can move to a kept round or the base")
@@ -179,11 +169,8 @@ class Ledger:
         return checkpoint
 
     def _set_control(self, control: Control) -> None:
-        clause = (
-            "ON CONFLICT (run_id) DO UPDATE SET held_by = excluded.held_by, hold_reason = excluded.hold_reason, "
-            "released_at = excluded.released_at, wanted_head = excluded.wanted_head"
-        )
-        insert(self.db, "control", [control], clause=clause)
+        execute(self.db, "DELETE FROM control WHERE run_id = ?", (control.run_id,))
+        insert(self.db, "control", [control])
 
     # Rounds
 
@@ -191,23 +178,21 @@ class Ledger:
         """Open the next round on the head. StaleState while one is open. A failed round does not stand in the way."""
         at = self.now()
         with transaction(self.db):
-            run = self.run_of(run_id)
-            last = self.last_round(run_id)
-            if last and last.state not in ("kept", "rolled_back", "failed"):
+            head, last = self.run_of(run_id).head_checkpoint, self.last_round(run_id)
+            if last and last.state in STAGES:
                 raise StaleState(f"round {last.number} is not finished ({last.state}); go on with it first")
             number = last.number + 1 if last else 1
-            round = Round(run_id, number, "sampling", "sampling", run.head_checkpoint, None, at, None, None)
+            round = Round(run_id, number, "sampling", "sampling", head, None, at, None, None)
             insert(self.db, "rounds", [round])
-            self.events.append(run_id, "round_begun", number, at=at, parent=run.head_checkpoint)
+            self.events.append(run_id, "round_begun", number, at=at, parent=head)
         return round
 
     def open_round(self, run_id: str) -> Round | None:
         """The round that is active; None between rounds and after a failed one."""
         last = self.last_round(run_id)
-        return last if last and last.state not in ("kept", "rolled_back", "failed") else None
+        return last if last and last.state in STAGES else None
 
     def round(self, run_id: str, number: int) -> Round | None:
-        """One round."""
         return select_one(self.db, Round, "SELECT * FROM rounds WHERE run_id = ? AND number = ?", (run_id, number))
 
     def rounds(self, run_id: str) -> list[Round]:
@@ -215,7 +200,6 @@ class Ledger:
         return select(self.db, Round, "SELECT * FROM rounds WHERE run_id = ? ORDER BY number", (run_id,))
 
     def last_round(self, run_id: str) -> Round | None:
-        """The newest round."""
         sql = "SELECT * FROM rounds WHERE run_id = ? ORDER BY number DESC LIMIT 1"
         return select_one(self.db, Round, sql, (run_id,))
 
@@ -232,8 +216,8 @@ class Ledger:
         with transaction(self.db):
             before = self._swap(round, ("failed",), None)
             last = self.last_round(round.run_id)
-            if last is None or last.number != round.number:
-                raise StaleState(f"round {round.number} is over: round {last.number if last else 0} has begun")
+            if last and last.number != round.number:
+                raise StaleState(f"round {round.number} is over: round {last.number} has begun")
             if self.run_of(round.run_id).head_checkpoint != before.parent_checkpoint:
                 raise StaleState(f"round {round.number} is over: the head has moved since; begin the next round")
             self._count(round.run_id, "num_failed", -1)
@@ -245,7 +229,7 @@ class Ledger:
     def begin_attempt(self, round: Round, stage: StageName, input: Json) -> int:
         """Record that a try at the round's current stage begins; its number, from 1.
 
-        The first attempt freezes the stage's input; another input later is FrozenInput. Whoever resumes a stage works
+        The first attempt freezes the stage's input; another input later is Conflict. Whoever resumes a stage works
         from `stage(...).input`. An earlier attempt that neither succeeded nor failed stays so: its process vanished.
         """
         at = self.now()
@@ -259,13 +243,11 @@ class Ledger:
                 sql = "INSERT INTO stages (run_id, round, name, input, started_at) VALUES (?, ?, ?, ?, ?)"
                 execute(self.db, sql, (*key, canonical_json(input), at))
             elif canonical_json(begun.input) != canonical_json(input):
-                raise FrozenInput(f"round {round.number}, {stage}: the input differs from that of the first attempt")
+                raise Conflict(f"round {round.number}, {stage}: the input differs from that of the first attempt")
             number = begun.num_attempts + 1 if begun else 1
             insert(self.db, "attempts", [Attempt(*key, number, at, None, None)])
-            sha256 = sha256_of(input)
-            self.events.append(
-                round.run_id, "attempt_begun", round.number, stage, at=at, attempt=number, input_sha256=sha256
-            )
+            particulars: Json = {"attempt": number, "input_sha256": sha256_of(input)}
+            self.events.append(round.run_id, "attempt_begun", round.number, stage, at=at, **particulars)
         return number
 
     def fail_attempt(self, round: Round, stage: StageName, attempt: int, error: str, next_step: str) -> None:
@@ -288,20 +270,16 @@ class Ledger:
     ) -> Round:
         """Store a stage's output and move the round to the stage after it, with what belongs to that moment.
 
-        `selections` (in order of position) come with the end of sampling and `candidate` with the end of training, and
-        with nothing else.
-        Finishing twice is StaleState, even with the same output: after a restart the round's state says that the stage
-        is done, so a second finish is a second writer or a mistake. Deciding ends with `decide`.
+        `selections` (in order of position) come with the end of sampling, `candidate` with the end of training. Finishing
+        twice is StaleState, even with the same output: after a restart the round's state says that the stage is done, so a
+        second finish is a second writer or a mistake. Deciding ends with `decide`.
         """
-        if stage == "deciding" or next_state != STAGES[STAGES.index(stage) + 1]:
-            raise ValueError(f"{stage} does not lead to {next_state}")
-        if (candidate is not None) != (stage == "training") or (selections is not None) != (stage == "sampling"):
-            raise ValueError(f"{stage}: selections belong to the end of sampling, a candidate to the end of training")
+        assert dict(pairwise(STAGES)).get(stage) == next_state, f"{stage} does not lead to {next_state}"
+        assert (candidate is None, selections is None) == (stage != "training", stage != "sampling"), stage
         at = self.now()
         with transaction(self.db):
-            self._swap(round, (stage,), next_state, stage=next_state)
-            self._end_attempt(round, stage, attempt, None, at)
-            self._end_stage(round, stage, output, at)
+            self._swap(round, (stage,), next_state)
+            self._end_stage(round, stage, attempt, output, at)
             particulars: Json = {"attempt": attempt, "output_sha256": sha256_of(output)}
             if selections is not None:
                 particulars["selections_sha256"] = store_selections(self.db, round, selections)
@@ -325,14 +303,14 @@ class Ledger:
         What was measured of them stays; the later stages begin anew with the candidate that comes.
         """
         with transaction(self.db):
-            before = self._swap(round, ("evaluating", "deciding"), "training", stage="training")
-            key = (round.run_id, round.number)
-            for table, column in (("attempts", "stage"), ("stages", "name")):
-                later = f"DELETE FROM {table} WHERE run_id = ? AND round = ? AND {column} IN ('evaluating', 'deciding')"
-                execute(self.db, later, key)
-            undone = "UPDATE stages SET output = NULL, finished_at = NULL WHERE run_id = ? AND round = ? AND name = 'training'"
-            execute(self.db, undone, key)
-            execute(self.db, "UPDATE rounds SET candidate_checkpoint = NULL WHERE run_id = ? AND number = ?", key)
+            before = self._swap(round, ("evaluating", "deciding"), "training")
+            for undo in (
+                "DELETE FROM attempts WHERE run_id = ? AND round = ? AND stage IN ('evaluating', 'deciding')",
+                "DELETE FROM stages WHERE run_id = ? AND round = ? AND name IN ('evaluating', 'deciding')",
+                "UPDATE stages SET output = NULL, finished_at = NULL WHERE run_id = ? AND round = ? AND name = 'training'",
+                "UPDATE rounds SET candidate_checkpoint = NULL WHERE run_id = ? AND number = ?",
+            ):
+                execute(self.db, undo, (round.run_id, round.number))
             lost = before.candidate_checkpoint
             self.events.append(round.run_id, "training_undone", round.number, "training", why=why, candidate=lost)
         return self._round(round.run_id, round.number)
@@ -348,24 +326,20 @@ class Ledger:
 
     def attempts(self, run_id: str, number: int, name: StageName) -> list[Attempt]:
         """All tries at a stage, in order."""
-        where = "run_id = ? AND round = ? AND stage = ?"
-        return select(
-            self.db, Attempt, f"SELECT * FROM attempts WHERE {where} ORDER BY attempt", (run_id, number, name)
-        )
+        sql = "SELECT * FROM attempts WHERE run_id = ? AND round = ? AND stage = ? ORDER BY attempt"
+        return select(self.db, Attempt, sql, (run_id, number, name))
 
     def hours_of_work(self, run_id: str) -> float:
         """What all attempts took that have an end, failed ones included. One whose process vanished has none."""
         sql = (
-            "SELECT coalesce(sum(max(0.0, julianday(finished_at) - julianday(started_at))), 0.0) * 24 AS hours "
+            "SELECT coalesce(sum(max(0.0, julianday(finished_at) - julianday(started_at))), 0.0) * 24 "
             "FROM attempts WHERE run_id = ? AND finished_at IS NOT NULL"
         )
-        return float(query(self.db, sql, (run_id,))[0]["hours"])
+        return float(scalar(self.db, sql, (run_id,)))
 
     # Decisions
 
-    def decide(
-        self, round: Round, decision: DecisionRow, *, back_to: int | None = None, hold: str | None = None
-    ) -> Round:
+    def decide(self, round: Round, decision: DecisionRow, back_to: int | None = None, hold: str | None = None) -> Round:
         """Store the decision, the round's final state and the head, all at once; StaleState unless it is deciding.
 
         "keep" moves the head to the candidate; "rollback" and "inconclusive" leave it, or move it `back_to` an earlier
@@ -373,26 +347,23 @@ class Ledger:
         successfully.
         """
         at = self.now()
+        assert (decision.run_id, decision.round) == (round.run_id, round.number), decision
         decision = replace(decision, decided_at=decision.decided_at or at)
         keep = decision.verdict == "keep"
         with transaction(self.db):
             run = self.run_of(round.run_id)
             before = self._swap(round, ("deciding",), "kept" if keep else "rolled_back")
             expected = before.candidate_checkpoint if keep else run.head_checkpoint
-            if (decision.run_id, decision.round) != (round.run_id, round.number):
-                raise ValueError(f"a decision on round {decision.round} was given for round {round.number}")
             if decision.head_before != run.head_checkpoint or decision.head_after != expected:
                 raise StaleState(f"round {round.number}: the decision was taken on another head than the run's")
             insert(self.db, "decisions", [decision])
             if keep:
                 self._set_head(round.run_id, round.number, decision.head_after)
             self._count(round.run_id, "num_kept" if keep else "num_rolled_back", 1)
-            deciding = self.stage(round.run_id, round.number, "deciding")
-            if deciding:
-                self._end_attempt(round, "deciding", deciding.num_attempts, None, at)
-                self._end_stage(round, "deciding", {"verdict": decision.verdict, "action": decision.action}, at)
-            outcome = {"verdict": decision.verdict, "action": decision.action, "head_after": decision.head_after}
-            outcome["decision_sha256"] = decision_sha256(decision)
+            outcome = {"verdict": decision.verdict, "action": decision.action}
+            if deciding := self.stage(round.run_id, round.number, "deciding"):
+                self._end_stage(round, "deciding", deciding.num_attempts, outcome, at)
+            outcome |= {"head_after": decision.head_after, "decision_sha256": decision_sha256(decision)}
             self.events.append(round.run_id, "round_decided", round.number, "deciding", at=at, **outcome)
             if back_to is not None:
                 self.move_head(round.run_id, back_to, f"round {round.number}: worse than the best so far")
@@ -416,69 +387,42 @@ class Ledger:
         return [row["verdict"] for row in newest][::-1]
 
     def last_decision(self, run_id: str) -> DecisionRow | None:
-        """The newest decision; None if there is none yet."""
-        return select_one(
-            self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT 1", (run_id,)
-        )
+        sql = "SELECT * FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT 1"
+        return select_one(self.db, DecisionRow, sql, (run_id,))
 
     def decision(self, run_id: str, number: int) -> DecisionRow | None:
-        """The decision on a round; None if there is none yet."""
-        return select_one(
-            self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? AND round = ?", (run_id, number)
-        )
+        sql = "SELECT * FROM decisions WHERE run_id = ? AND round = ?"
+        return select_one(self.db, DecisionRow, sql, (run_id, number))
 
     # Inside a transaction
 
     def _round(self, run_id: str, number: int) -> Round:
-        round = self.round(run_id, number)
-        if round is None:
-            raise StoreError(f"there is no round {number}")
-        return round
+        return required(self.round(run_id, number), f"there is no round {number}")
 
-    def _swap(
-        self,
-        round: Round,
-        expected: Sequence[RoundState],
-        to: RoundState | None,
-        *,
-        stage: RoundState | None = None,
-        error: str | None = None,
-    ) -> Round:
+    def _swap(self, round: Round, expected: Sequence[str], to: RoundState | None, error: str | None = None) -> Round:
         """Move a round out of one of the expected states into `to` (None: the stage that it remembers); the round before."""
         before = self._round(round.run_id, round.number)
         if before.state not in expected:
             raise StaleState(f"round {round.number} is at {before.state}, not at {' or '.join(expected)}")
         to = to or before.stage
-        finished_at = self.now() if to in ("kept", "rolled_back", "failed") else None
-        execute(
-            self.db,
-            "UPDATE rounds SET state = ?, stage = ?, finished_at = ?, error = ? WHERE run_id = ? AND number = ?",
-            (to, stage or before.stage, finished_at, error, round.run_id, round.number),
-        )
+        stage, finished_at = (to, None) if to in STAGES else (before.stage, self.now())
+        sql = "UPDATE rounds SET state = ?, stage = ?, finished_at = ?, error = ? WHERE run_id = ? AND number = ?"
+        execute(self.db, sql, (to, stage, finished_at, error, round.run_id, round.number))
         return before
 
-    def _end_attempt(
-        self, round: Round, stage: StageName, attempt: int, error: str | None, at: str | None = None
-    ) -> None:
-        changed = execute(
-            self.db,
+    def _end_attempt(self, round: Round, stage: StageName, attempt: int, error: str | None, at: str = "") -> None:
+        sql = (
             "UPDATE attempts SET finished_at = ?, error = ? WHERE run_id = ? AND round = ? AND stage = ? "
             "AND attempt = ? AND finished_at IS NULL AND attempt = (SELECT max(attempt) FROM attempts AS a "
-            "WHERE a.run_id = attempts.run_id AND a.round = attempts.round AND a.stage = attempts.stage)",
-            (at or self.now(), error, round.run_id, round.number, stage, attempt),
+            "WHERE a.run_id = attempts.run_id AND a.round = attempts.round AND a.stage = attempts.stage)"
         )
-        if not changed:
+        if not execute(self.db, sql, (at or self.now(), error, round.run_id, round.number, stage, attempt)):
             raise StaleState(f"round {round.number}, {stage}: attempt {attempt} is over, or a later one has begun")
 
-    def _end_stage(self, round: Round, stage: StageName, output: Json, at: str) -> None:
-        changed = execute(
-            self.db,
-            "UPDATE stages SET output = ?, finished_at = ? WHERE run_id = ? AND round = ? AND name = ? "
-            "AND finished_at IS NULL",
-            (canonical_json(output), at, round.run_id, round.number, stage),
-        )
-        if not changed:
-            raise StaleState(f"round {round.number}, {stage}: was finished before")
+    def _end_stage(self, round: Round, stage: StageName, attempt: int, output: Json, at: str) -> None:
+        self._end_attempt(round, stage, attempt, None, at)
+        sql = "UPDATE stages SET output = ?, finished_at = ? WHERE run_id = ? AND round = ? AND name = ?"
+        execute(self.db, sql, (canonical_json(output), at, round.run_id, round.number, stage))
 
     def _set_head(self, run_id: str, round: int, checkpoint: str) -> None:
         sql = "UPDATE runs SET head_round = ?, head_checkpoint = ? WHERE id = ?"

@@ -12,6 +12,7 @@ StageName = Literal["sampling", "training", "evaluating", "deciding"]
 STAGES: tuple[StageName, ...] = ("sampling", "training", "evaluating", "deciding")
 DecisionVerdict = Literal["keep", "rollback", "inconclusive"]
 Json = dict[str, Any]
+Compressed = list[Json]  # its column holds zlib-compressed JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +65,7 @@ class Control:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One round. `state` moves only by compare-and-swap; a failed one remembers the stage to go on with."""
+    """One round. `state` moves only by compare-and-swap; a failed one remembers the stage at which it continues."""
 
     run_id: str
     number: int
@@ -113,14 +114,6 @@ class Prompt:
     name: str
     statement: str
     content: Json
-
-
-@dataclass(frozen=True, slots=True)
-class DecodeSettings:
-    """One way of drawing tokens; `id` is the SHA-256 of the canonical JSON of `settings`."""
-
-    id: str
-    settings: Json
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,7 +291,7 @@ class ProbeResult:
     run_id: str
     round: int  # of the checkpoint; 0 is the base
     checkpoint: str
-    records: list[Json]
+    records: Compressed
     created_at: str = ""  # filled in by the corpus
     sha256: str = ""  # likewise
 

@@ -22,21 +22,13 @@ as U+241B (␛) and four hex digits, and that symbol itself as `␛241b`.
 """
 
 
-class Column(NamedTuple):
-    """A column in words. `type` says "or NULL" where it may be."""
-
-    name: str
-    type: str
-    words: str
-
-
 class Described(NamedTuple):
-    """A table or view in words, from the comments in SQLite's own schema. Of a view the columns have none."""
+    """A table or view in words, from the comments in SQLite's own schema, which says nothing of a view's columns."""
 
     name: str
     kind: Literal["table", "view", "index"]
     words: str
-    columns: list[Column]
+    columns: list[tuple[str, str, str]]  # name, type, which ends with "or NULL" where a column may be that, and words
 
 
 def described() -> Iterator[Described]:
@@ -61,7 +53,7 @@ def schema_markdown() -> str:
         note = " Rows are never changed or deleted." if table.name in APPEND_ONLY else ""
         parts.append(f"## {table.name}{' (view)' * (table.kind == 'view')}\n\n{table.words}{note}\n")
         if table.columns:
-            rows = [f"| `{column.name}` | {column.type} | {column.words} |" for column in table.columns]
+            rows = [f"| `{name}` | {type} | {words} |" for name, type, words in table.columns]
             parts.append("\n".join(["| column | type | |", "|---|---|---|", *rows]) + "\n")
     return "\n".join(parts)
 
@@ -71,12 +63,12 @@ def _comments(table: Queryable) -> list[str]:
     return re.findall(r"-- (.+?)(?: \*/|$)", table.schema, re.MULTILINE)
 
 
-def _columns(table: Table, comments: list[str]) -> Iterator[Column]:
+def _columns(table: Table, comments: list[str]) -> Iterator[tuple[str, str, str]]:
     targets = {key.column: key.other_table for key in table.foreign_keys}
     for column, words in zip(table.columns, comments, strict=True):
         required = "" if column.notnull or column.is_pk else " or NULL"
         target = targets.get(column.name)
-        yield Column(column.name, column.type.lower() + required, words + (f" → `{target}`" if target else ""))
+        yield column.name, column.type.lower() + required, words + (f" → `{target}`" if target else "")
 
 
 if __name__ == "__main__":

@@ -31,14 +31,11 @@ class Search:
 
         Yields how many rows were done after each transaction; nothing if there is nothing to do.
         """
+        texts = "SELECT arrival, text FROM completions WHERE arrival > ? ORDER BY arrival LIMIT ?"
         while most > 0 and self._last_indexed() < scalar(self.db, "SELECT coalesce(max(arrival), 0) FROM completions"):
             with transaction(self.db):
-                num_rows = execute(
-                    self.db,
-                    "INSERT INTO completions_fts (rowid, text) SELECT arrival, text FROM completions "
-                    "WHERE arrival > ? ORDER BY arrival LIMIT ?",
-                    (self._last_indexed(), min(ROWS_AT_ONCE, most)),
-                )
+                page = (self._last_indexed(), min(ROWS_AT_ONCE, most))
+                num_rows = execute(self.db, f"INSERT INTO completions_fts (rowid, text) {texts}", page)
             most -= num_rows
             yield num_rows
 

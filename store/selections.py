@@ -14,7 +14,6 @@ from store.records import Round, Selection
 
 PER_LINE = 500  # of table earlier_selections at most: some 4 KB, a page
 _SELECTION = [field.name for field in fields(Selection) if field.name != "arrival"]
-_EARLIER = ["run_id", "round", "position", "arrivals"]
 
 
 def _hashed(selections: Iterable[Selection], sha256: hashlib._Hash) -> Iterator[Selection]:
@@ -57,7 +56,8 @@ def store_selections(db: Database, round: Round, selections: Iterable[Selection]
             bound((s.run_id, s.round, s.completion_id, s.position, s.used, s.reason)) for s in batch if not _is_short(s)
         )
         insert_rows(db, "selections", _SELECTION, rows)
-        insert_rows(db, "earlier_selections", _EARLIER, _lines(filter(_is_short, batch), round))
+        lines = _lines(filter(_is_short, batch), round)
+        insert_rows(db, "earlier_selections", ["run_id", "round", "position", "arrivals"], lines)
     return sha256.hexdigest()
 
 

@@ -38,19 +38,17 @@ class Registry:
     def turn(self, key: str, wait: Callable[[str], None]) -> Iterator[None]:
         """Hold a key's lock. While another run holds it, `wait` is called with that run's name; what it raises ends it."""
         make_directory(self.directory)
-        descriptor = os.open(self.directory / f"{key}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
+        descriptor = os.open(self.directory / f"{key}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "r+b", buffering=0) as lock:
             while True:
                 try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
                 except BlockingIOError:
                     wait(os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another run")
-            os.pwrite(descriptor, words := f"{self.arm}/seed-{self.seed}\n".encode(), 0)
-            os.ftruncate(descriptor, len(words))
+            lock.write(f"{self.arm}/seed-{self.seed}\n".encode())
+            lock.truncate()
             yield
-        finally:
-            os.close(descriptor)
 
     def known(self, key: str) -> Json | None:
         """The entry under a key; None if there is none, if it cannot be read, or if this run wrote it."""
@@ -63,12 +61,9 @@ class Registry:
 
     def register(self, key: str, entry: Json) -> None:
         """Say that this run has done it. Durable when it returns."""
-        entry = entry | {
-            "key": key,
-            "ran_in": {"arm": self.arm, "seed": self.seed},
-            "run_dir": os.path.relpath(self.run_dir, self.directory),
-        }
-        write_json(self.directory / f"{key}.json", entry)
+        run_dir = os.path.relpath(self.run_dir, self.directory)
+        ours = {"key": key, "ran_in": {"arm": self.arm, "seed": self.seed}, "run_dir": run_dir}
+        write_json(self.directory / f"{key}.json", entry | ours)
 
     def keep(self, key: str, round: int, weights: Path) -> None:
         """Keep a committed checkpoint under a key. What cannot be linked is not kept: another run then trains itself."""
@@ -94,14 +89,11 @@ def registry_of(run_dir: Path) -> Registry | None:
     A run directory that was moved or copied away from its experiment is a run of its own: it writes to no place that lies
     where the registry would be.
     """
-    entry = read_entry(run_dir / MEMBERSHIP)
-    if entry is None:
-        return None
+    entry = read_entry(run_dir / MEMBERSHIP) or {}
     with contextlib.suppress(KeyError, TypeError, ValueError):
         shared = Path(os.path.normpath(run_dir / entry["shared"]))
-        if not shared.is_dir() or Path(os.path.normpath(shared / entry["run_dir"])) != run_dir:
-            return None
-        return Registry(shared, run_dir, str(entry["arm"]), int(entry["seed"]), int(entry["keeps_rounds"]))
+        if shared.is_dir() and Path(os.path.normpath(shared / entry["run_dir"])) == run_dir:
+            return Registry(shared, run_dir, str(entry["arm"]), int(entry["seed"]), int(entry["keeps_rounds"]))
     return None
 
 

@@ -16,20 +16,20 @@ from pathlib import Path
 from store.canonical import sha256_of
 from store.checkpoints import MANIFEST, manifest_sha256, read_manifest, verify
 from store.corpus import Corpus, collected_sha256, completion_sha256, num_bytes
-from store.db import Database, Row, query, scalar, snapshot, unpack
+from store.db import Database, Row, query, scalar, select, snapshot, stream, unpack
 from store.durable import written
 from store.errors import DamagedCheckpoint, StoreError
 from store.evaluations import verdicts_sha256
 from store.events import BEFORE_THE_FIRST, Events, event_sha256
 from store.ledger import Ledger, decision_sha256
 from store.probes import probe_sha256
-from store.records import STAGES, CollectedPart, Completion, DecodeSettings, Event, Prompt, Run
+from store.records import STAGES, CollectedPart, Completion, Event, Run
 from store.selections import selections_sha256
 
 HIGH_WATER = "high_water.json"
 MOST_FINDINGS = 50  # listed for each kind; further ones are only counted
-PAGE = 500
 _NEXT: dict[str, str] = dict(pairwise(STAGES))
+_STATES = {"round_begun": "sampling", "training_undone": "training", "round_failed": "failed"}  # a round's, by event
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,14 +50,14 @@ class Verification:
 
 def write_high_water(db: Database, run_dir: Path) -> None:
     """Note outside the database how far it has come. Call it now and then, after a commit."""
-    last = Events(db).last()
-    mark = {
-        "seq": last.seq if last else 0,
-        "sha256": last.sha256 if last else BEFORE_THE_FIRST,
-        "arrival": scalar(db, "SELECT coalesce(max(arrival), 0) FROM completions"),
-    }
     with written(run_dir / HIGH_WATER) as file:
-        file.write(json.dumps(mark).encode())
+        file.write(json.dumps(_mark(db)).encode())
+
+
+def _mark(db: Database) -> Row:
+    last = Events(db).last()
+    seq, sha256 = (last.seq, last.sha256) if last else (0, BEFORE_THE_FIRST)
+    return {"seq": seq, "sha256": sha256, "arrival": scalar(db, "SELECT coalesce(max(arrival), 0) FROM completions")}
 
 
 def verify_store(db: Database, run_dir: Path) -> Verification:
@@ -81,16 +81,15 @@ def verify_store(db: Database, run_dir: Path) -> Verification:
 
 
 def _collect(result: Verification, kind: str, messages: Iterable[str]) -> None:
-    num_found = 0
+    num = 0
     try:
-        for message in messages:
-            num_found += 1
-            if num_found <= MOST_FINDINGS:
+        for num, message in enumerate(messages, start=1):
+            if num <= MOST_FINDINGS:
                 result.findings.append(Finding(kind, message))
     except (StoreError, ValueError, LookupError, TypeError) as error:  # what lies there can no longer be read
         result.findings.append(Finding(kind, f"the check cannot go on: {' '.join(str(error).split())}"))
-    if num_found > MOST_FINDINGS:
-        result.findings.append(Finding(kind, f"{num_found - MOST_FINDINGS} more of this kind"))
+    if num > MOST_FINDINGS:
+        result.findings.append(Finding(kind, f"{num - MOST_FINDINGS} more of this kind"))
 
 
 def _database(db: Database) -> Iterator[str]:
@@ -105,15 +104,13 @@ def _high_water(db: Database, run_dir: Path) -> Iterator[str]:
     path = run_dir / HIGH_WATER
     if not path.exists():
         return
-    mark = json.loads(path.read_text(encoding="utf-8"))
-    last = Events(db).last()
-    if (last.seq if last else 0) < mark["seq"]:
-        yield f"events after {last.seq if last else 0} are lost: there were {mark['seq']}"
+    mark, now = json.loads(path.read_text(encoding="utf-8")), _mark(db)
+    if now["seq"] < mark["seq"]:
+        yield f"events after {now['seq']} are lost: there were {mark['seq']}"
     elif mark["seq"] and scalar(db, "SELECT sha256 FROM events WHERE seq = ?", (mark["seq"],)) != mark["sha256"]:
         yield f"event {mark['seq']} is another than there was"
-    arrival = scalar(db, "SELECT coalesce(max(arrival), 0) FROM completions")
-    if arrival < mark["arrival"]:
-        yield f"{mark['arrival'] - arrival} completions are lost: there were {mark['arrival']}"
+    if now["arrival"] < mark["arrival"]:
+        yield f"{mark['arrival'] - now['arrival']} completions are lost: there were {mark['arrival']}"
 
 
 def _events(db: Database, checked: Counter[str]) -> Iterator[str]:
@@ -132,15 +129,13 @@ def _events(db: Database, checked: Counter[str]) -> Iterator[str]:
 
 def _addresses(db: Database, checked: Counter[str]) -> Iterator[str]:
     for row in _pages(db, "prompts"):
-        prompt = unpack(Prompt, row)
         checked["prompts"] += 1
-        if prompt.id != sha256_of(prompt.content):
-            yield f"prompt {prompt.id}: the content was altered (SHA-256)"
+        if row["id"] != sha256_of(json.loads(row["content"])):
+            yield f"prompt {row['id']}: the content was altered (SHA-256)"
     for row in _pages(db, "decode_settings"):
-        settings = unpack(DecodeSettings, row)
         checked["decode settings"] += 1
-        if settings.id != sha256_of(settings.settings):
-            yield f"decode settings {settings.id}: were altered (SHA-256)"
+        if row["id"] != sha256_of(json.loads(row["settings"])):
+            yield f"decode settings {row['id']}: were altered (SHA-256)"
 
 
 def _completions(db: Database, checked: Counter[str]) -> Iterator[str]:
@@ -212,7 +207,10 @@ class _Story:
     head: tuple[int, str] = (0, "")
 
     def read(self, event: Event) -> None:
-        number, data, hashes = event.round or 0, event.data, self.hashes[event.round or 0]
+        number, data = event.round or 0, event.data
+        hashes, of_run = self.hashes[number], self.hashes[0]
+        if event.kind in _STATES:
+            self.states[number] = _STATES[event.kind]
         match event.kind:
             case "run_created":
                 self.head = (0, data["base"])
@@ -221,8 +219,6 @@ class _Story:
                 hashes["state"] = sha256_of([data["state"], data["reason"]])
             case "head_moved":
                 self.head = (number, data["head_after"])
-            case "round_begun":
-                self.states[number] = "sampling"
             case "attempt_begun":
                 hashes[f"{event.stage} input"] = data["input_sha256"]
             case "stage_finished":
@@ -230,11 +226,8 @@ class _Story:
                 hashes |= {what.removesuffix("_sha256"): data[what] for what in data if what.endswith("_sha256")}
                 hashes[f"{event.stage} output"] = hashes.pop("output")
             case "training_undone":
-                self.states[number] = "training"
                 for what in ("training output", "candidate", "evaluating input", "evaluating output", "deciding input"):
                     hashes.pop(what, None)
-            case "round_failed":
-                self.states[number] = "failed"
             case "round_resumed":
                 self.states[number] = event.stage or ""
             case "round_decided":
@@ -244,12 +237,12 @@ class _Story:
                 hashes["decision"] = data["decision_sha256"]
             case "evaluation_reopened":
                 for what in ("evaluation", "verdicts of evaluation"):
-                    self.hashes[0].pop(f"{what} {data['evaluation']}", None)
+                    of_run.pop(f"{what} {data['evaluation']}", None)
             case "evaluation_finished":
-                self.hashes[0][f"evaluation {data['evaluation']}"] = sha256_of(data["metrics"])
-                self.hashes[0][f"verdicts of evaluation {data['evaluation']}"] = data["verdicts_sha256"]
+                of_run[f"evaluation {data['evaluation']}"] = sha256_of(data["metrics"])
+                of_run[f"verdicts of evaluation {data['evaluation']}"] = data["verdicts_sha256"]
             case "probe_stored" | "probe_result_stored":
-                self.hashes[0][f"{event.kind.removesuffix('_stored').replace('_', ' ')} {data['id']}"] = data["sha256"]
+                of_run[f"{event.kind.removesuffix('_stored').replace('_', ' ')} {data['id']}"] = data["sha256"]
 
 
 def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
@@ -266,11 +259,10 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
             actual["state"] = sha256_of([run.state, run.reason])
         for evaluation in corpus.evaluations.all(run.id):
             if evaluation.metrics is not None:
+                verdicts = corpus.evaluations.verdicts(evaluation.id)
                 actual[f"evaluation {evaluation.id}"] = sha256_of(evaluation.metrics)
-                actual[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(
-                    corpus.evaluations.verdicts(evaluation.id)
-                )
-        actual |= {f"{kind} {row['id']}": row["sha256"] for kind, row in corpus.probes.hashes(run.id)}
+                actual[f"verdicts of evaluation {evaluation.id}"] = verdicts_sha256(verdicts)
+        actual |= corpus.probes.hashes(run.id)
         yield from _differences(f"run {run.name}", story.hashes[0], actual)
         rounds = ledger.rounds(run.id)
         counted = Counter(round.state for round in rounds)
@@ -282,8 +274,9 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
             if story.states.pop(round.number, None) != round.state:
                 yield f"round {round.number}: is {round.state}, which does not follow from the events"
             expected = story.hashes[round.number]
-            actual = {f"{stage.name} input": sha256_of(stage.input) for stage in ledger.stages(run.id, round.number)}
+            actual = {}
             for stage in ledger.stages(run.id, round.number):
+                actual[f"{stage.name} input"] = sha256_of(stage.input)
                 if stage.output is not None and stage.name != "deciding":  # that one repeats the decision
                     actual[f"{stage.name} output"] = sha256_of(stage.output)
             if "selections" in expected:
@@ -320,12 +313,9 @@ def _checkpoints(db: Database, run_dir: Path, checked: Counter[str]) -> Iterator
 
 
 def _runs(db: Database) -> list[Run]:
-    return [unpack(Run, row) for row in query(db, "SELECT * FROM runs")]
+    return select(db, Run, "SELECT * FROM runs")
 
 
 def _pages(db: Database, table: str) -> Iterator[Row]:
-    sql = f"SELECT rowid AS row_number, * FROM {table} WHERE rowid > ? ORDER BY rowid LIMIT {PAGE}"
-    after = -(2**63)
-    while rows := query(db, sql, (after,)):
-        yield from rows
-        after = rows[-1]["row_number"]
+    sql = f"SELECT rowid AS row_number, * FROM {table} WHERE rowid > :row_number ORDER BY rowid"
+    return stream(db, sql, {"row_number": -(2**63)})

@@ -93,7 +93,7 @@ def conversations(store: Reader) -> Iterator[Json]:
                 prompts[completion.prompt_id] = store.corpus.prompt(completion.prompt_id)
             if completion.decode_settings_id not in decoding:
                 settings = store.corpus.decode_settings(completion.decode_settings_id)
-                decoding[completion.decode_settings_id] = settings.settings if settings else {}
+                decoding[completion.decode_settings_id] = settings or {}
             row = _row(completion, prompts[completion.prompt_id], decoding[completion.decode_settings_id])
             used, reason = selected.get(completion.id, (None, None))
             yield row | {"run": store.run.name, "used": used, "left_out": reason}

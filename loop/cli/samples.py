@@ -152,7 +152,7 @@ def _sample(
         "verdict": verdict,
         "detail": detail,
         "checkpoint": completion.checkpoint,
-        "decoding": settings.settings if settings else None,
+        "decoding": settings,
         "seed": completion.seed,
         "created_at": completion.created_at,
         "sha256": completion.sha256,

@@ -111,7 +111,7 @@ def gc(held: HeldRun, dry_run: bool = False) -> Json:
         {"round": row.round, "path": str(held.run_dir / row.path), "bytes": row.size_bytes} for row in plan.doomed
     ]
     removed += [{"round": None, "path": str(path), "bytes": size_bytes(path)} for path in plan.leftovers]
-    kept = [{"round": row.checkpoint.round, "why": row.why, "bytes": row.checkpoint.size_bytes} for row in plan.kept]
+    kept = [{"round": row.round, "why": why, "bytes": row.size_bytes} for row, why in plan.kept]
     total = sum(row["bytes"] for row in removed)
     if not dry_run and removed:
         collect(held.ledger, held.run_dir, plan)

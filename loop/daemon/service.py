@@ -255,7 +255,9 @@ class Service:
             return
         attempts = ledger.attempts(round.run_id, round.number, round.stage)
         num = len(list(takewhile(lambda attempt: attempt.finished_at is None, reversed(attempts))))
-        if num and num % MOST_VANISHED == 0 and not ledger.events.was_released_since_an_attempt(round.run_id):
+        # Their order tells which is newer, not their times: a clock may be set back.
+        newest = ledger.events.last_of(round.run_id, "run_released", "attempt_begun")
+        if num and num % MOST_VANISHED == 0 and newest and newest.kind != "run_released":
             reason = (
                 f"round {round.number}: the process vanished {num} times in {round.stage} (killed? out of memory? power?); "
                 "look into the system's log, lower engine.batch_size or training.micro_batch_size, then `loopctl resume`"

@@ -73,8 +73,7 @@ class Reader:
 
     def decoding(self, evaluation: Evaluation) -> Json | None:
         """How an evaluation's samples were drawn."""
-        settings = self.corpus.decode_settings(evaluation.decode_settings_id)
-        return settings.settings if settings else None
+        return self.corpus.decode_settings(evaluation.decode_settings_id)
 
     @property
     def decider(self) -> str:

@@ -342,7 +342,7 @@ def _last_decision(store: Reader) -> LastDecision | None:
 
 
 def _last_error(store: Reader, last: Round | None) -> LastError | None:
-    event = store.ledger.events.last_failed_attempt(store.run.id, NUM_EVENTS)
+    event = store.ledger.events.last_of(store.run.id, "attempt_failed", among=NUM_EVENTS)
     if event is None or event.round is None:
         return None
     stages = store.ledger.stages(store.run.id, event.round)

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -29,17 +30,23 @@ from store.checkpoints import (
     verify,
     write_manifest,
 )
-from store.errors import DamagedCheckpoint, StoreError, UnsafeWeights
+from store.errors import DamagedCheckpoint, StoreError
 from tests.support import ROOT
 
 
 def written(root: Path, text: str = "weights") -> Path:
     directory = temporary_directory(root)
-    (directory / "model.safetensors").write_text(text)
-    (directory / "config.json").write_text("{}")
     (directory / "tokenizer").mkdir()
-    (directory / "tokenizer" / "vocab.txt").write_text("a\nb\n")
+    for name, content in {"model.safetensors": text, "config.json": "{}", "tokenizer/vocab.txt": "a\nb\n"}.items():
+        (directory / name).write_text(content)
     return directory
+
+
+@pytest.fixture
+def final(tmp_path: Path) -> Path:
+    """A committed directory."""
+    commit_directory(written(tmp_path), tmp_path / "round-1")
+    return tmp_path / "round-1"
 
 
 def test_a_committed_directory_is_whole_and_known_by_its_manifest(tmp_path: Path) -> None:
@@ -56,21 +63,16 @@ def test_a_committed_directory_is_whole_and_known_by_its_manifest(tmp_path: Path
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing": (lambda d: (d / "tokenizer/vocab.txt").unlink(), "tokenizer/vocab.txt: the file is missing"),
     "truncated": (lambda d: (d / "model.safetensors").write_text("weigh"), "model.safetensors: the size is 5 bytes"),
-    "altered": (
-        lambda d: (d / "model.safetensors").write_text("weighty"[:7]),
-        "model.safetensors: the content differs",
-    ),
+    "altered": (lambda d: (d / "model.safetensors").write_text("weighty"), "model.safetensors: the content differs"),
     "extra": (lambda d: (d / "model.py").write_text(""), "model.py: the file is not in the manifest"),
     "link": (lambda d: (d / "link").symlink_to("config.json"), "link: is a link"),
     "gone": (lambda d: shutil.rmtree(d), "the directory is missing"),
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_every_damage_is_noticed_and_named(tmp_path: Path, damage: str) -> None:
-    final = tmp_path / "round-1"
-    manifest = commit_directory(written(tmp_path), final)
-    act, message = DAMAGES[damage]
+@pytest.mark.parametrize(("act", "message"), DAMAGES.values(), ids=DAMAGES)
+def test_every_damage_is_noticed_and_named(final: Path, act: Callable[[Path], object], message: str) -> None:
+    manifest = read_manifest(final)
     act(final)
     with pytest.raises(DamagedCheckpoint, match=re.escape(message)) as caught:
         verify(final, manifest)
@@ -79,21 +81,16 @@ def test_every_damage_is_noticed_and_named(tmp_path: Path, damage: str) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"files": {}}', '{"files": {}, "whole_directory": true}'])
-def test_a_damaged_manifest_is_never_trusted(tmp_path: Path, content: str) -> None:
-    final = tmp_path / "round-1"
-    commit_directory(written(tmp_path), final)
+def test_a_damaged_manifest_is_never_trusted(final: Path, tmp_path: Path, content: str) -> None:
     (final / "MANIFEST.json").write_text(content)
     assert committed(final) is None
     assert (tmp_path / "round-1.damaged" / "model.safetensors").read_text() == "weights"
 
 
-def test_committing_again_after_a_crash_is_harmless(tmp_path: Path) -> None:
-    final = tmp_path / "round-1"
-    first = commit_directory(written(tmp_path), final)
-    inode = final.stat().st_ino
-    assert commit_directory(written(tmp_path), final) == first and final.stat().st_ino == inode, (
-        "equal weights are kept"
-    )
+def test_committing_again_after_a_crash_is_harmless(final: Path, tmp_path: Path) -> None:
+    first, inode = read_manifest(final), final.stat().st_ino
+    assert commit_directory(written(tmp_path), final) == first
+    assert final.stat().st_ino == inode, "equal weights are kept"
     other = commit_directory(written(tmp_path, "other"), final)
     assert other != first and committed(final) == other
     (final / "model.safetensors").write_text("broken")
@@ -114,7 +111,7 @@ def test_weights_that_run_code_are_refused(tmp_path: Path, name: str) -> None:
     directory = written(tmp_path)
     (directory / name).parent.mkdir(exist_ok=True)
     (directory / name).write_text("pickle")
-    with pytest.raises(UnsafeWeights, match=re.escape(name)):
+    with pytest.raises(StoreError, match=f"{re.escape(name)}: can run code"):
         commit_directory(directory, tmp_path / "round-1")
     assert not (tmp_path / "round-1").exists()
 
@@ -141,30 +138,23 @@ def test_a_base_outside_is_hashed_through_its_links_and_not_written_to(tmp_path:
     with pytest.raises(DamagedCheckpoint, match="content differs"):
         verify(base, manifest)
     (base / "model.safetensors").unlink()
-    with pytest.raises(UnsafeWeights):
+    with pytest.raises(StoreError, match="holds no safetensors"):
         hash_directory(base)
     with pytest.raises(StoreError, match="no such directory"):
         hash_directory(tmp_path / "nowhere")
 
 
-def test_leftovers_are_swept_and_nothing_else(tmp_path: Path) -> None:
-    commit_directory(written(tmp_path), tmp_path / "round-1")
+def test_leftovers_are_swept_and_nothing_else(final: Path, tmp_path: Path) -> None:
     written(tmp_path)
     assert len(sweep_temporaries(tmp_path)) == 1
     assert os.listdir(tmp_path) == ["round-1"]
-    remove_directory(tmp_path / "round-1")
+    remove_directory(final)
     assert os.listdir(tmp_path) == [] == sweep_temporaries(tmp_path)
 
 
-def test_removal_takes_the_name_away_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    final = tmp_path / "round-1"
-    commit_directory(written(tmp_path), final)
-
-    def lights_out(path: Path) -> None:
-        raise KeyboardInterrupt
-
+def test_removal_takes_the_name_away_first(final: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(shutil, "rmtree", lights_out)
+        patched.setattr(shutil, "rmtree", Mock(side_effect=KeyboardInterrupt))
         remove_directory(final)
     assert not final.exists()
     assert len(sweep_temporaries(tmp_path)) == 1 and os.listdir(tmp_path) == []
@@ -184,14 +174,8 @@ def test_the_order_of_a_commit_as_the_kernel_sees_it(tmp_path: Path) -> None:
     if subprocess.run([*strace, "true"], capture_output=True, check=False).returncode:
         pytest.skip("strace may not trace here")
     subprocess.run([*strace, sys.executable, "-c", code], check=True)
-    seen = []
-    for line in log.read_text().splitlines():
-        if str(root) not in line:
-            continue
-        call = re.search(r"(fsync|rename|write)", line)
-        path = re.search(rf"{re.escape(str(root))}([^>\"]*)", line)
-        assert call and path
-        seen.append((call[1], re.sub(r"^/(tmp-\w+)", "/tmp", path[1])))
+    calls = re.findall(rf"(fsync|rename|write).*?{re.escape(str(root))}([^>\"]*)", log.read_text())
+    seen = [(call, re.sub(r"^/(tmp-\w+)", "/tmp", path)) for call, path in calls]
     files = {("fsync", f"/tmp/{name}") for name in ("config.json", "model.safetensors", "tokenizer/vocab.txt")}
     assert set(seen[:3]) == files
     assert seen[3:] == [
@@ -204,27 +188,24 @@ def test_the_order_of_a_commit_as_the_kernel_sees_it(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("how", ["written", "replaced", "removed", "added"])
-def test_stamps_change_with_every_touch(tmp_path: Path, how: str) -> None:
+TOUCHES: dict[str, Callable[[Path], object]] = {
+    "written": lambda file: file.write_bytes(b"12345679"),
+    "replaced": lambda file: shutil.copy(file, file.with_suffix(".new")).replace(file),
+    "removed": lambda file: file.unlink(),
+    "added": lambda file: (file.parent / "more.json").write_text("{}"),
+}
+
+
+@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
+def test_stamps_change_with_every_touch(tmp_path: Path, touch: Callable[[Path], object]) -> None:
     """Bytes of the same length, an old modification time: what was read whole before is read again all the same."""
-    directory = tmp_path / "weights"
-    directory.mkdir()
-    (directory / "model.safetensors").write_bytes(b"12345678")
-    manifest = write_manifest(directory)
-    before, times = stamps(directory, manifest), (directory / "model.safetensors").stat()
-    assert before and before == stamps(directory, manifest)
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(b"12345678")
+    manifest = write_manifest(tmp_path)
+    before, times = stamps(tmp_path, manifest), file.stat()
+    assert before and before == stamps(tmp_path, manifest)
     time.sleep(0.02)  # the clock of the file system
-    target = directory / "model.safetensors"
-    match how:
-        case "written":
-            target.write_bytes(b"12345679")
-        case "replaced":
-            (tmp_path / "other").write_bytes(b"12345679")
-            (tmp_path / "other").replace(target)
-        case "removed":
-            target.unlink()
-        case _:
-            (directory / "more.json").write_text("{}")
-    if target.exists():
-        os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert stamps(directory, manifest) != before
+    touch(file)
+    if file.exists():
+        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert stamps(tmp_path, manifest) != before

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from store.canonical import sha256_of
 from store.checkpoints import commit_directory, manifest_sha256, manifest_size_bytes, temporary_directory, verify
 from store.errors import StoreError
 from store.garbage import best_round, collect, plan_collection
-from store.records import Checkpoint, Evaluation
+from store.records import Checkpoint, Round
 from store.verify import verify_store
 from tests.support.stores import World
 
@@ -25,7 +24,6 @@ class Weights(World):
     def __init__(self, run_dir: Path) -> None:
         super().__init__()
         self.run_dir = run_dir
-        self.ones = self.suite()
         self.measure(self.run.base_checkpoint, 0, 0.1)
 
     def candidate(self, number: int) -> Checkpoint:
@@ -37,23 +35,27 @@ class Weights(World):
         return Checkpoint(manifest_sha256(manifest), self.run.id, number, "full", path, None, None, size, manifest)
 
     def measure(self, checkpoint: str, round: int, rate: float) -> None:
-        row = Evaluation(
-            sha256_of([checkpoint]), self.run.id, round, checkpoint, self.ones.sha256, "suite", self.settings_id, 1, 7
-        )
-        self.corpus.evaluations.begin(row)
+        row = self.evaluation(round, sha256_of([checkpoint]), checkpoint)
         self.corpus.evaluations.finish(row.id, {"pass@1": rate})
 
+    def trained(self) -> Round:
+        round = self.round_at("training")
+        return self.stage(round, "training", candidate=self.candidate(round.number))
+
     def round_of(self, verdict: str, rate: float) -> None:
-        round = self.stage(self.ledger.begin_round(self.run.id), "sampling")
-        round = self.stage(round, "training", candidate=self.candidate(round.number))
+        round = self.trained()
         self.measure(round.candidate_checkpoint or "", round.number, rate)
         round = self.stage(round, "evaluating")
         self.ledger.begin_attempt(round, "deciding", {})
         self.ledger.decide(round, self.decision(round, verdict))
 
     def plan(self, **settings: Any) -> Any:
-        settings = {"keep_last": 1} | settings
-        return plan_collection(self.ledger, self.ledger.run_of(self.run.id), self.run_dir, "suite", **settings)
+        settings = {"keep_last": 1, "max_total_bytes": None, "damaged": False} | settings
+        return plan_collection(self.ledger, self.now, self.run_dir, "suite", **settings)
+
+    def doomed(self, **settings: Any) -> list[int]:
+        """The rounds whose checkpoints a collection removes."""
+        return [row.round for row in self.plan(**settings).doomed]
 
     def present(self) -> set[int]:
         return {row.round for row in self.ledger.checkpoints.all(self.run.id) if row.state == "present"}
@@ -62,88 +64,78 @@ class Weights(World):
         return {path.name for path in self.run_dir.glob("checkpoints/*")}
 
 
-def test_base_head_best_pinned_and_the_newest_stay(tmp_path: Path) -> None:
-    world = Weights(tmp_path)
-    for verdict, rate in [
-        ("keep", 0.2),
-        ("keep", 0.9),
-        ("keep", 0.3),
-        ("rollback", 0.99),
-        ("keep", 0.4),
-        ("rollback", 0.1),
-    ]:
+@pytest.fixture
+def world(tmp_path: Path) -> Weights:
+    return Weights(tmp_path)
+
+
+def test_base_head_best_pinned_and_the_newest_stay(world: Weights) -> None:
+    rounds = [("keep", 0.2), ("keep", 0.9), ("keep", 0.3), ("rollback", 0.99), ("keep", 0.4), ("rollback", 0.1)]
+    for verdict, rate in rounds:
         world.round_of(verdict, rate)
     first = next(row for row in world.ledger.checkpoints.all(world.run.id) if row.round == 1)
     world.ledger.checkpoints.pin(first.sha256)
-    assert best_round(world.ledger, world.ledger.run_of(world.run.id), "suite") == 2
+    assert best_round(world.ledger, world.now, "suite") == 2
     plan = world.plan()
-    assert {kept.checkpoint.round: kept.why for kept in plan.kept} == {
+    assert {row.round: why for row, why in plan.kept} == {
         0: "the base", 1: "pinned", 2: "the best", 5: "the head", 6: "among the newest 1",
     }  # fmt: skip
     assert [row.round for row in plan.doomed] == [3, 4]
     size = sum(row.size_bytes for row in plan.doomed)
-    assert collect(world.ledger, tmp_path, plan) >= size
+    assert collect(world.ledger, world.run_dir, plan) >= size
     assert world.present() == {0, 1, 2, 5, 6}
     assert world.directories() == {"round-0001", "round-0002", "round-0005", "round-0006"}
     assert world.plan().doomed == () and world.plan().leftovers == ()
-    with pytest.raises(StoreError, match="the checkpoint of round 3 is collected"):
+    with world.refused(StoreError, "the checkpoint of round 3 is collected"):
         world.ledger.move_head(world.run.id, 3, "too late")
 
 
-def test_what_an_open_round_works_with_stays_after_a_rollback_by_hand(tmp_path: Path) -> None:
-    world = Weights(tmp_path)
+def test_what_an_open_round_works_with_stays_after_a_rollback_by_hand(world: Weights) -> None:
     world.round_of("keep", 0.5)
     world.round_of("keep", 0.4)
-    round = world.stage(world.ledger.begin_round(world.run.id), "sampling")
-    world.stage(round, "training", candidate=world.candidate(3))
-    assert world.plan(keep_last=0).doomed == ()
+    world.trained()
+    assert world.doomed(keep_last=0) == []
     world.ledger.move_head(world.run.id, 0, "by hand")
-    assert [row.round for row in world.plan(keep_last=0).doomed] == [], "a failed round may still be looked at"
+    assert world.doomed(keep_last=0) == [], "a failed round may still be looked at"
     world.round_of("rollback", 0.0)
-    assert [row.round for row in world.plan(keep_last=0).doomed] == [2, 3, 4]
+    assert world.doomed(keep_last=0) == [2, 3, 4]
 
 
-def test_the_oldest_of_the_newest_go_where_the_total_is_bounded(tmp_path: Path) -> None:
-    world = Weights(tmp_path)
+def test_the_oldest_of_the_newest_go_where_the_total_is_bounded(world: Weights) -> None:
     for _ in range(4):
         world.round_of("rollback", 0.0)
-    assert [row.round for row in world.plan(keep_last=4, max_total_bytes=210).doomed] == [1, 2]
-    assert [row.round for row in world.plan(keep_last=4, max_total_bytes=0).doomed] == [1, 2, 3, 4]
-    assert world.plan(keep_last=4, max_total_bytes=10_000).doomed == ()
+    for max_total_bytes, doomed in ((210, [1, 2]), (0, [1, 2, 3, 4]), (10_000, [])):
+        assert world.doomed(keep_last=4, max_total_bytes=max_total_bytes) == doomed
 
 
-def test_a_kill_between_the_word_and_the_deed_leaves_what_the_next_collection_removes(tmp_path: Path) -> None:
-    world = Weights(tmp_path)
+def test_a_kill_between_the_word_and_the_deed_leaves_what_the_next_collection_removes(world: Weights) -> None:
     for _ in range(3):
         world.round_of("rollback", 0.0)
-    doomed = world.plan().doomed
-    for row in doomed:
+    for row in world.plan().doomed:
         world.ledger.checkpoints.set_state(row.sha256, "collected")
     plan = world.plan()
     assert [path.name for path in plan.leftovers] == ["round-0001", "round-0002"] and plan.doomed == ()
-    assert collect(world.ledger, tmp_path, plan) > 0
+    assert collect(world.ledger, world.run_dir, plan) > 0
     assert world.directories() == {"round-0003"}
 
 
-def test_a_plan_that_is_out_of_date_is_refused_as_a_whole(tmp_path: Path) -> None:
-    world = Weights(tmp_path)
+def test_a_plan_that_is_out_of_date_is_refused_as_a_whole(world: Weights) -> None:
     world.round_of("keep", 0.2)
     world.round_of("keep", 0.9)
     world.round_of("keep", 0.9)
     plan = world.plan(keep_last=0)
     assert [row.round for row in plan.doomed] == [1]
     world.ledger.move_head(world.run.id, 1, "by hand")
-    with pytest.raises(StoreError, match="round 1 is needed since"):
-        collect(world.ledger, tmp_path, plan)
+    with world.refused(StoreError, "round 1 is needed since"):
+        collect(world.ledger, world.run_dir, plan)
     assert world.present() == {0, 1, 2, 3} and "round-0001" in world.directories()
 
 
-def test_damaged_copies_go_only_when_that_is_asked(tmp_path: Path) -> None:
-    world = Weights(tmp_path)
+def test_damaged_copies_go_only_when_that_is_asked(world: Weights) -> None:
     world.round_of("keep", 0.2)
-    (tmp_path / "checkpoints" / "round-0001.damaged").mkdir()
+    (world.run_dir / "checkpoints" / "round-0001.damaged").mkdir()
     assert world.plan().leftovers == ()
-    assert collect(world.ledger, tmp_path, world.plan(damaged=True)) == 0
+    assert collect(world.ledger, world.run_dir, world.plan(damaged=True)) == 0
     assert world.directories() == {"round-0001"}
 
 
@@ -174,6 +166,5 @@ def test_nothing_that_is_needed_ever_goes(
         if row.round and row.state == "present":
             verify(world.run_dir / row.path, row.manifest)
     assert len(world.directories()) == len(present - {0})
-    found = [one.message for one in verify_store(world.db, world.run_dir).findings]
-    assert all("checkpoints/base" in message for message in found), found
-    assert replace(world.plan(keep_last=keep_last, max_total_bytes=bound), kept=()).doomed == ()
+    assert all("checkpoints/base" in finding.message for finding in verify_store(world.db, world.run_dir).findings)
+    assert world.doomed(keep_last=keep_last, max_total_bytes=bound) == []

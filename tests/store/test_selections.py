@@ -13,8 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from store.canonical import compact_json, sha256_of_text
-from store.corpus import PAGE
-from store.db import execute, query, scalar, transaction
+from store.db import PAGE, execute, query, scalar, transaction
 from store.errors import StoreError
 from store.records import Completion, Selection
 from store.selections import PER_LINE
@@ -54,32 +53,26 @@ def world() -> World:
     return world
 
 
+@pytest.fixture(scope="module")
+def whole(world: World) -> dict[str, Completion]:
+    return {row.id: row for number in (1, 2) for row in world.corpus.completions(world.run.id, number)}
+
+
 def listed(world: World, stretches: list[tuple[str, int, int]], first: int) -> list[Selection]:
-    left = {
-        number: [
-            (one.id, one.arrival) for one in sorted(world.corpus.texts(world.run.id, number), key=lambda one: one.id)
-        ]
-        for number in (1, 2)
-    }
-    found, position = [], first
+    left = [sorted(world.corpus.texts(world.run.id, number), key=lambda text: text.id) for number in (1, 2)]
+    selections, position = [], first
     for kind, num, step in stretches:
-        for _ in range(num):
-            if not left[1 if kind == "earlier" else 2]:
-                break
-            id, arrival = left[1 if kind == "earlier" else 2].pop()
-            reason = "a stub (of one line)" if kind == "left out" else None
-            found.append(
-                Selection(world.run.id, 2, id, position, not reason, reason, arrival if kind == "earlier" else None)
-            )
+        earlier, reason = kind == "earlier", "a stub (of one line)" if kind == "left out" else None
+        for _ in range(min(num, len(left[not earlier]))):
+            text = left[not earlier].pop()
+            arrival = text.arrival if earlier else None
+            selections.append(Selection(world.run.id, 2, text.id, position, not reason, reason, arrival))
             position += step
-    return found
+    return selections
 
 
 def finish(world: World, selections: list[Selection]) -> None:
-    round = world.ledger.open_round(world.run.id)
-    assert round is not None
-    attempt = world.ledger.begin_attempt(round, "sampling", {})
-    world.ledger.finish_stage(round, "sampling", attempt, {}, next_state="training", selections=iter(selections))
+    world.stage(world.ledger.open_round(world.run.id), "sampling", selections=iter(selections))
 
 
 @pytest.mark.parametrize("by_older_version", [False, True])
@@ -89,55 +82,54 @@ def finish(world: World, selections: list[Selection]) -> None:
 @example([("earlier", NUM, 1), ("own", NUM, 1)], 0)
 @example([("earlier", 1, 700), ("left out", PAGE, 1), ("earlier", PAGE + 1, 1)], 0)
 def test_the_list_comes_back_as_it_was(
-    by_older_version: bool, world: World, stretches: list[tuple[str, int, int]], first: int
+    by_older_version: bool,
+    world: World,
+    whole: dict[str, Completion],
+    stretches: list[tuple[str, int, int]],
+    first: int,
 ) -> None:
     expected = listed(world, stretches, first)
     if by_older_version:  # every one has a row
-        expected = [replace(one, arrival=None) for one in expected]
+        expected = [replace(s, arrival=None) for s in expected]
     corpus, run_id = world.corpus, world.run.id
     with undone(world):
         finish(world, expected)
         assert list(corpus.selections(run_id, 2)) == expected
-        assert [row.id for row in corpus.training_rows(run_id, 2)] == [
-            one.completion_id for one in expected if one.used
-        ]
-        assert list(corpus.own_selections(run_id, 2)) == [one for one in expected if one.arrival is None]
+        assert list(corpus.training_rows(run_id, 2)) == [whole[s.completion_id] for s in expected if s.used]
+        assert list(corpus.own_selections(run_id, 2)) == [s for s in expected if s.arrival is None]
         counts = {(bool(row["used"]), row["reason"]): row["num"] for row in corpus.selection_counts(run_id, 2)}
-        assert counts == Counter((one.used, "a stub" if one.reason else None) for one in expected)
-        said = world.ledger.events.last()
-        covered = [[one.position, one.completion_id, one.used, one.reason] for one in expected]
-        assert said is not None and said.data["selections_sha256"] == sha256_of_text(compact_json(covered))
+        assert counts == Counter((s.used, "a stub" if s.reason else None) for s in expected)
+        last = world.ledger.events.last()
+        covered = [[s.position, s.completion_id, s.used, s.reason] for s in expected]
+        assert last and last.data["selections_sha256"] == sha256_of_text(compact_json(covered))
         lines = query(world.db, "SELECT json_array_length(arrivals) AS num FROM earlier_selections")
-        assert sum(row["num"] for row in lines) == sum(one.arrival is not None for one in expected)
+        assert sum(row["num"] for row in lines) == sum(s.arrival is not None for s in expected)
         assert all(row["num"] <= PER_LINE for row in lines)
 
 
 def test_many_earlier_ones_take_few_lines(world: World) -> None:
     """A line for some hundreds; where the round's own lie between, one for each of those at most."""
-    for stretches, most in (
-        ([("earlier", NUM, 1)], NUM // PER_LINE),
-        ([("own", 1, 1), ("earlier", 9, 1)] * 100, 100 + 1000 // PER_LINE),
+    for stretches, num_own, most in (
+        ([("earlier", NUM, 1)], 0, NUM // PER_LINE),
+        ([("own", 1, 1), ("earlier", 9, 1)] * 100, 100, 100 + 1000 // PER_LINE),
     ):
         with undone(world):
             finish(world, listed(world, stretches, 0))
             assert scalar(world.db, "SELECT count(*) FROM earlier_selections") <= most
-            assert scalar(world.db, "SELECT count(*) FROM selections WHERE round = 2") == (
-                100 if len(stretches) > 1 else 0
-            )
+            assert scalar(world.db, "SELECT count(*) FROM selections WHERE round = 2") == num_own
 
 
 def test_nothing_is_stored_of_a_list_that_breaks_off(world: World) -> None:
     good = listed(world, [("earlier", PAGE + 10, 1), ("own", 1, 1)], 0)
-    last = world.ledger.events.last()
     for bad in (
         [*good[:-1], replace(good[-1], round=1)],
         [*good[:-2], replace(good[-2], run_id="another"), good[-1]],
         [*good[:-2], replace(good[-2], position=0), good[-1]],
         [*good[:-1], replace(good[-1], completion_id="unknown")],
     ):
-        with pytest.raises((StoreError, ValueError)), transaction(world.db):
+        with world.refused((StoreError, ValueError)), transaction(world.db):
             finish(world, bad)
-        assert world.ledger.events.last() == last and not scalar(world.db, "SELECT count(*) FROM earlier_selections")
+        assert not scalar(world.db, "SELECT count(*) FROM earlier_selections")
 
 
 def test_a_reason_or_a_completion_that_is_not_used_is_kept_with_an_arrival_too(world: World) -> None:
@@ -145,7 +137,7 @@ def test_a_reason_or_a_completion_that_is_not_used_is_kept_with_an_arrival_too(w
     odd = [replace(first, used=False, reason="a stub"), replace(second, reason="why"), third]
     with undone(world):
         finish(world, odd)
-        kept = [replace(one, arrival=None) for one in odd[:2]] + [third]
+        kept = [replace(s, arrival=None) for s in odd[:2]] + [third]
         assert list(world.corpus.selections(world.run.id, 2)) == kept
 
 
@@ -160,11 +152,3 @@ def test_a_completion_that_is_gone_is_not_passed_over(world: World) -> None:
         for read in (world.corpus.training_rows, world.corpus.selections):
             with pytest.raises(StoreError, match=f"arrival {selections[1].arrival}, which is gone"):
                 list(read(world.run.id, 2))
-
-
-def test_rows_are_whole(world: World) -> None:
-    with undone(world):
-        finish(world, listed(world, [("earlier", 2, 1), ("own", 2, 1)], 0))
-        rows: list[Completion] = list(world.corpus.training_rows(world.run.id, 2))
-        stored = {row.id: row for row in world.corpus.completions(world.run.id)}
-        assert rows == [stored[row.id] for row in rows] and [row.round for row in rows] == [1, 1, 2, 2]

@@ -17,11 +17,9 @@ from store.verify import verify_store, write_high_water
 from tests.support.stores import World, weights
 
 ARRIVALS = (
-    "insert(arrivals, '$[#]', 1)",
-    "remove(arrivals, '$[0]')",
-    "set(arrivals, '$[1]', 3)",
-    "set(arrivals, '$[1]', 99)",
-)
+    "insert(arrivals, '$[#]', 1)", "remove(arrivals, '$[0]')", "set(arrivals, '$[1]', 3)", "set(arrivals, '$[1]', 99)",
+)  # fmt: skip
+OF_RUNS = "config state reason head_round head_checkpoint num_completions completion_bytes num_kept num_rolled_back num_failed"
 
 
 def sound(world: World) -> World:
@@ -48,13 +46,12 @@ def without_guards(world: World) -> sqlite3.Connection:
     conn: sqlite3.Connection = world.db.conn
     for (name,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
         conn.execute(f"DROP TRIGGER {name}")
-    conn.execute("PRAGMA foreign_keys = OFF")
-    conn.execute("PRAGMA ignore_check_constraints = ON")
+    conn.executescript("PRAGMA foreign_keys = OFF; PRAGMA ignore_check_constraints = ON")
     return conn
 
 
-def test_a_sound_store_has_no_findings(tmp_path: Path) -> None:
-    world = sound(World(tmp_path / "loop.db"))
+def test_a_sound_store_has_no_findings(on_disk: World, tmp_path: Path) -> None:
+    world = sound(on_disk)
     write_high_water(world.db, tmp_path)
     reader = open_database(tmp_path / "loop.db", read_only=True)
     result = verify_store(reader, tmp_path)
@@ -68,27 +65,23 @@ def columns(table: str) -> list[str]:
 
 
 def messages_after(world: World, sql: str, parameters: Any = ()) -> list[str]:
-    """What is found after a change, which is then undone."""
+    """What a verification says after a change, which is then undone."""
     conn = without_guards(world)
     conn.execute("BEGIN")
     try:
         conn.execute(sql, parameters)
-        return [f"{f.kind}: {f.message}" for f in verify_store(world.db, Path("/nowhere")).findings]
+        return world.findings()
     finally:
         conn.execute("ROLLBACK")
 
 
 @pytest.mark.parametrize("column", columns("events"))
-def test_a_change_to_any_field_of_any_event_is_found(column: str) -> None:
-    world = sound(World())
-    change = {
-        "seq": "seq + 1000",
-        "round": "coalesce(round, 0) + 1",
-        "data": "json_set(data, '$.x', 1)",
-    }.get(column, f"coalesce({column}, '') || '0'")
-    for event in world.ledger.events.every():
-        found = messages_after(world, f"UPDATE events SET {column} = {change} WHERE seq = ?", (event.seq,))
-        assert any(message.startswith("event") for message in found), event.seq
+def test_a_change_to_any_field_of_any_event_is_found(world: World, column: str) -> None:
+    changes = {"seq": "seq + 1000", "round": "coalesce(round, 0) + 1", "data": "json_set(data, '$.x', 1)"}
+    change = changes.get(column, f"coalesce({column}, '') || '0'")
+    for event in sound(world).ledger.events.every():
+        messages = messages_after(world, f"UPDATE events SET {column} = {change} WHERE seq = ?", (event.seq,))
+        assert any(message.startswith("event") for message in messages), event.seq
 
 
 @settings(max_examples=30)
@@ -107,11 +100,7 @@ def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> 
             + [("earlier_selections", "arrivals", f"json_{c}") for c in ARRIVALS]
             + [("stages", "input", "json('{}')"), ("stages", "output", "json('{}')")]
             + [("rounds", "state", "CASE state WHEN 'kept' THEN 'failed' ELSE 'kept' END")]
-            + [
-                ("runs", c, None)
-                for c in ("config", "state", "reason", "head_round", "head_checkpoint", "num_completions")
-            ]
-            + [("runs", c, None) for c in ("completion_bytes", "num_kept", "num_rolled_back", "num_failed")]
+            + [("runs", c, None) for c in OF_RUNS.split()]
             + [("collected", c, None) for c in ("run_id", "round", "part", "sha256")]
             + [("collected", "entries", "x'00'")]
             + [("collected", c, f"json_set({c}, '$.x', 1)") for c in ("rule", "left_out")]
@@ -133,17 +122,16 @@ def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> 
     where = " AND ".join(f"{k} = ?" for k in keys)
     if table == "stages" and column == "output":
         where += " AND name <> 'deciding'"
-    done = conn.execute(f"UPDATE {table} SET {column} = {change} WHERE {where}", chosen).rowcount
-    if done:
-        assert verify_store(world.db, Path("/nowhere")).findings, (table, column, chosen)
+    if conn.execute(f"UPDATE {table} SET {column} = {change} WHERE {where}", chosen).rowcount:
+        assert world.findings(), (table, column, chosen)
 
 
 @pytest.mark.parametrize(
     "table",
     ["events", "completions", "selections", "earlier_selections", "decisions", "rounds", "stages", "runs", "prompts"],
 )
-def test_a_lost_row_is_found(table: str) -> None:
-    world = sound(World())
+def test_a_lost_row_is_found(world: World, table: str) -> None:
+    sound(world)
     keys = [row["name"] for row in query(world.db, f"PRAGMA table_info({table})") if row["pk"]]
     where = " AND ".join(f"{key} = ?" for key in keys)
     lost = world.db.conn.execute(f"SELECT {', '.join(keys)} FROM {table} ORDER BY {', '.join(keys)}").fetchall()
@@ -180,11 +168,10 @@ def test_weights_are_read_where_they_should_be(tmp_path: Path) -> None:
     assert len(messages) == 2 and "content differs" in messages[0] and "is missing" in messages[1]
 
 
-def test_a_damaged_page_is_a_finding_and_not_a_crash(tmp_path: Path) -> None:
+def test_a_damaged_page_is_a_finding_and_not_a_crash(on_disk: World, tmp_path: Path) -> None:
     path = tmp_path / "loop.db"
-    world = World(path)
-    world.whole_round(num_completions=300)
-    world.db.close()
+    on_disk.whole_round(num_completions=300)
+    on_disk.db.close()
     content = bytearray(path.read_bytes())
     for page in range(len(content) // 4096 // 2, len(content) // 4096):
         content[page * 4096 : page * 4096 + 64] = b"\xff" * 64
@@ -193,9 +180,8 @@ def test_a_damaged_page_is_a_finding_and_not_a_crash(tmp_path: Path) -> None:
     assert findings and all("\n" not in finding.message for finding in findings)
 
 
-def test_many_findings_are_counted_not_listed() -> None:
-    world = World()
+def test_many_findings_are_counted_not_listed(world: World) -> None:
     world.whole_round(num_completions=200)
     without_guards(world).execute("UPDATE completions SET text = 'x'")
-    found: Any = [f for f in verify_store(world.db, Path("/nowhere")).findings if f.kind == "completion"]
-    assert len(found) == 51 and found[-1].message == "151 more of this kind"  # 200 texts and the byte counter
+    messages = [message for message in world.findings() if message.startswith("completion: ")]
+    assert len(messages) == 51 and messages[-1] == "completion: 151 more of this kind"  # 200 texts and the byte counter

@@ -276,8 +276,9 @@ def test_a_round_says_what_it_changed_and_the_report_shows_what_it_used(tmp_path
         assert used_settings(session, 3) == (0.9, 1.25e-6, "mix")
         assert rounds_of_rows(session, 2) == {1: 10, 2: 10} and rounds_of_rows(session, 3).total() == 20
         temperatures = [
-            session.corpus.decode_settings(row.decode_settings_id).settings["temperature"]  # type: ignore[union-attr]
-            for row in session.corpus.completions(session.run_id)
+            session.corpus.decode_settings(row.decode_settings_id)["temperature"]  # type: ignore[index]
+            for number in (1, 2, 3)
+            for row in session.corpus.completions(session.run_id, number)
         ]
         assert Counter(temperatures) == {1.2: 10, 1.1: 10, 0.9: 10}
     with reader(tmp_path / ".loop") as found:

@@ -257,7 +257,7 @@ def test_an_altered_completion_of_another_run_is_not_taken(begun: Experiment) ->
     watch = Quiet()
     drive(second, 1, watch)
     with open_session(load_config(second.path), Quiet()) as session:
-        texts = [one.text for one in session.corpus.completions(session.run_id)]
+        texts = [one.text for one in session.corpus.completions(session.run_id, 1)]
     assert len(texts) == 10 and "return 7" not in texts and any("not as it was written" in note for note in watch.notes)
 
 
