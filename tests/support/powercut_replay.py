@@ -18,13 +18,12 @@ import random
 import shutil
 import struct
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import repeat
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tests.support import TESTS
 
@@ -33,8 +32,7 @@ SECTOR = 512
 HEADER = struct.Struct("@IIi c3x Qq")
 
 How = Literal["dropped", "kept", "mixed", "prefix"]
-Op = Literal["create", "mkdir", "truncate", "write", "sync", "sync all", "rename", "remove", "link", "mark"]
-OPS: dict[str, Op] = {
+OPS = {  # what a record says, by its letter in the log
     "C": "create", "D": "mkdir", "T": "truncate", "W": "write", "S": "sync", "A": "sync all", "R": "rename",
     "U": "remove", "L": "link", "M": "mark",
 }  # fmt: skip
@@ -44,22 +42,13 @@ OPS: dict[str, Op] = {
 class Record:
     """One change, in its place in the order of all. Paths are relative to the root, "" is the root itself."""
 
-    op: Op
+    op: str  # one of OPS
     pid: int
     path: str
     inode: int
     offset: int  # of a write; the new size of a truncation
-    data: bytes = b""  # of a write or a mark
+    data: bytes = b""  # of a write or a mark; of a renaming, the target as it stands in the log
     target: str = ""  # of a renaming
-
-
-def why_not() -> str | None:
-    """Why nothing can be recorded on this machine; None if it can."""
-    if sys.platform != "linux":
-        return "recording needs Linux"
-    if shutil.which("cc") is None:
-        return "recording needs a C compiler (cc)"
-    return None
 
 
 @cache
@@ -99,10 +88,8 @@ def read_log(log: Path, root: Path) -> list[Record]:
         path, more = content[place : place + path_size], content[place + path_size : place + path_size + more_size]
         place += path_size + more_size
         kind = OPS[op.decode()]
-        if kind == "rename":
-            records.append(Record(kind, pid, relative(path), inode, offset, target=relative(more)))
-        else:
-            records.append(Record(kind, pid, "" if kind == "mark" else relative(path), inode, offset, data=more))
+        name, target = "" if kind == "mark" else relative(path), relative(more) if kind == "rename" else ""
+        records.append(Record(kind, pid, name, inode, offset, more, target))
     return records
 
 
@@ -127,12 +114,12 @@ class _File:
     synced: bool = False  # at least once since it was made
 
 
-@dataclass(slots=True, eq=False)
 class _Directory:
     pass
 
 
 _Node = _File | _Directory
+_Entries = list[tuple[_Directory, str, _Node | None]]
 
 
 @dataclass(slots=True, eq=False)
@@ -167,9 +154,9 @@ class _Naming:
     """Names given and taken in one step; None takes one away."""
 
     number: int
-    entries: list[tuple[_Directory, str, _Node | None]]
+    entries: _Entries
     durable: bool = False
-    creates: _File | None = None
+    creates: _Node | None = None
 
 
 class Disk:
@@ -190,8 +177,7 @@ class Disk:
     def _take_in(self, path: Path, directory: _Directory) -> None:
         for entry in sorted(path.iterdir()):
             node: _Node = _Directory() if entry.is_dir() else _File(bytearray(entry.read_bytes()), synced=True)
-            self._name([(directory, entry.name, node)])
-            self.namings[-1].durable = True
+            self._name([(directory, entry.name, node)], durable=True)
             self._meet(node, entry.stat().st_ino)
             if isinstance(node, _Directory):
                 self._take_in(entry, node)
@@ -200,14 +186,10 @@ class Disk:
         """One more change."""
         self.number += 1
         match record.op:
-            case "mark":
-                pass
             case "create" | "mkdir":
                 node: _Node = _File() if record.op == "create" else _Directory()
                 self._meet(node, record.inode)
-                self._name([(*self._place(record.path), node)])
-                if isinstance(node, _File):
-                    self.namings[-1].creates = node
+                self._name([(*self._place(record.path), node)], creates=node)
             case "link":
                 self._name([(*self._place(record.path), self.by_inode[record.inode])])
             case "rename":
@@ -218,15 +200,13 @@ class Disk:
                 self._name([(*self._place(record.path), None)])
             case "write" | "truncate":
                 file = self.by_inode[record.inode]
-                assert isinstance(file, _File), record
                 data = record.data if record.op == "write" else None
                 file.pending.append(_Change(self.number, record.offset, data))
             case "sync":
                 self._sync(self.by_inode[record.inode])
             case "sync all":
-                everything: list[_Node] = [*self.files, *self.seen]
-                for one in everything:
-                    self._sync(one)
+                for node in (*self.files, *self.seen):
+                    self._sync(node)
 
     def _meet(self, node: _Node, inode: int) -> None:
         self.by_inode[inode] = node
@@ -239,13 +219,11 @@ class Disk:
         *parents, name = path.split("/")
         directory = self.root
         for parent in parents:
-            found = self.seen[directory][parent]
-            assert isinstance(found, _Directory), path
-            directory = found
+            directory = self.seen[directory][parent]
         return directory, name
 
-    def _name(self, entries: list[tuple[_Directory, str, _Node | None]]) -> None:
-        self.namings.append(_Naming(self.number, entries))
+    def _name(self, entries: _Entries, **particulars: Any) -> None:
+        self.namings.append(_Naming(self.number, entries, **particulars))
         _apply_names(self.seen, entries)
 
     def _sync(self, node: _Node) -> None:
@@ -284,7 +262,7 @@ class Disk:
 
         names: dict[_Directory, dict[str, _Node]] = {}
         for naming in self.namings:
-            follows = chance.names_follow_files and naming.creates is not None and naming.creates.synced
+            follows = chance.names_follow_files and isinstance(naming.creates, _File) and naming.creates.synced
             if naming.durable or follows or survives(naming.number):
                 _apply_names(names, naming.entries)
         return self._tree(names, kept)
@@ -309,15 +287,12 @@ class Disk:
         return tree
 
 
-def _apply_names(
-    names: dict[_Directory, dict[str, _Node]], entries: list[tuple[_Directory, str, _Node | None]]
-) -> None:
+def _apply_names(names: dict[_Directory, dict[str, _Node]], entries: _Entries) -> None:
     for directory, name, node in entries:
-        found = names.setdefault(directory, {})
-        if node is None:
-            found.pop(name, None)
-        else:
-            found[name] = node
+        entry = names.setdefault(directory, {})
+        entry.pop(name, None)
+        if node is not None:
+            entry[name] = node
 
 
 def tree_of(root: Path) -> dict[str, bytes | None]:
@@ -331,8 +306,7 @@ def tree_of(root: Path) -> dict[str, bytes | None]:
 
 def write_tree(root: Path, tree: dict[str, bytes | None]) -> None:
     """Lay files and directories down in place of what was there."""
-    if root.exists():
-        shutil.rmtree(root)
+    shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     for name, content in tree.items():  # a directory comes before what is in it
         if content is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,17 +18,15 @@ import pytest
 
 from loop.engines.fake import write_fake_model
 from loop.run.base_model import FAKE_SKILL
-from store.checkpoints import read_manifest, verify
 from store.db import Database, open_database, query
-from store.errors import DamagedCheckpoint, StoreError
-from store.ledger import Ledger
+from store.errors import StoreError
 from store.verify import verify_store
-from tests.support.powercut_replay import Chance, Disk, Record, library, read_log, record, tree_of, why_not, write_tree
+from tests.support.powercut_replay import Chance, Disk, Record, library, read_log, record, tree_of, write_tree
 from tests.support.runs import KEEPING, ROOT, drive, dump, environment, write_run
 
 RUN_DIR, CHECKPOINTS, MODEL = ".loop", ".loop/checkpoints", ".loop/fake-model"
 ACCUMULATE = '[collect]\ndata = { type = "accumulate" }\n'  # the second round then lists completions of the first, too
-THERE = (RUN_DIR, CHECKPOINTS, MODEL)  # a run directory in which a run was prepared long ago
+PREPARED = (RUN_DIR, CHECKPOINTS, MODEL)  # a run directory in which a run was prepared long ago
 
 # Runs rounds and says in the log what was acknowledged: that call has returned, so it is a promise. argv: the configuration,
 # the number of rounds, and code that changes something first.
@@ -44,8 +42,8 @@ from store import corpus, evaluations, ledger
 
 sampling.STORED_AT_ONCE = 1  # cuts are to come between the lists of one stage
 
-def say(**said):
-    powercut_replay.mark(json.dumps(said))
+def say(**words):
+    powercut_replay.mark(json.dumps(words))
 
 def wrap(owner, name, promise):
     real = getattr(owner, name)
@@ -91,21 +89,11 @@ say(kind="end")
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """A run's configuration, the disk before it began, and every change since. Disks are built in the run's own place."""
+    """A run's own place, the disk there before it began, and every change since. Disks are built there, too."""
 
-    config: Path
+    root: Path
     before: Disk
-    records: list[Record]
-
-    @property
-    def root(self) -> Path:
-        """What the recorded paths are relative to."""
-        return self.config.parent
-
-    @property
-    def run_dir(self) -> Path:
-        """The run's own directory."""
-        return self.root / RUN_DIR
+    records: list[Record]  # paths are relative to the root
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,64 +110,61 @@ def record_run(
     num_rounds: int = 2,
     change: str = "",
     failpoints: Sequence[str] = ("",),
-    there: Sequence[str] = THERE,
+    made: Sequence[str] = PREPARED,
 ) -> Recording:
     """Run under the recorder, in one process after another, each with its failpoint; the last one reaches the end.
 
-    `change` is code that changes the program first; `there` is what of the run directory is on disk before that. Skips
+    `change` is code that changes the program first; `made` is what of the run directory is on disk before that. Skips
     the test where nothing can be recorded.
     """
-    if reason := why_not():
-        pytest.skip(reason)
-    config, log = write_run(place / "disk", KEEPING + ACCUMULATE), place / "log"
-    for name in there:
-        (config.parent / name).mkdir()
-    if MODEL in there:
-        write_fake_model(config.parent / MODEL, FAKE_SKILL)
-    before = Disk(config.parent)
+    if sys.platform != "linux":
+        pytest.skip("recording needs Linux")
+    root, log = write_run(place / "disk", KEEPING + ACCUMULATE).parent, place / "log"
+    for name in made:
+        (root / name).mkdir()
+    if MODEL in made:
+        write_fake_model(root / MODEL, FAKE_SKILL)
+    before = Disk(root)
     try:
         preload = library(place)
     except (OSError, subprocess.SubprocessError) as error:
         pytest.skip(f"recording needs a C compiler that works: {error}")
     for failpoint in failpoints:
-        code = _drive(config, log, preload, num_rounds, change, failpoint)
+        code = _drive(root, log, preload, num_rounds, change, failpoint)
         assert code == (-signal.SIGKILL if failpoint else 0), log.with_suffix(".stderr").read_text()
-    records = read_log(log, config.parent)
+    records = read_log(log, root)
     writes = Counter(record.path for record in records if record.op == "write")
     if not any(path.endswith("loop.db-wal") for path in writes):
         pytest.skip("this Python's SQLite calls the system without libc; its writes cannot be recorded")
-    recording = Recording(config, before, records)
-    assert unrecorded(recording) == [], "files that were changed past the recorder"
-    return recording
+    return _whole(Recording(root, before, records))
 
 
 def record_recovery(recording: Recording, cut: Cut, *, num_rounds: int = 2, change: str = "") -> Recording:
-    """How the run goes on after a cut, in the same place. What had been acknowledged before the cut leads the records."""
+    """How the run continues after a cut, in the same place. What had been acknowledged before the cut leads the records."""
     for _ in lay_down(recording, [cut]):
         before = Disk(recording.root)
     log = recording.root.parent / f"log-after-{cut.after}-{cut.chance.seed}"
-    code = _drive(recording.config, log, library(recording.root.parent), num_rounds, change)
+    code = _drive(recording.root, log, library(recording.root.parent), num_rounds, change)
     assert code == 0, (cut, log.with_suffix(".stderr").read_text())
-    known = [change for change in recording.records[: cut.after] if change.op == "mark"]
-    again = Recording(recording.config, before, known + read_log(log, recording.root))
-    assert unrecorded(again) == [], "files that were changed past the recorder"
-    return again
+    marks = [change for change in recording.records[: cut.after] if change.op == "mark"]
+    return _whole(replace(recording, before=before, records=marks + read_log(log, recording.root)))
 
 
-def _drive(config: Path, log: Path, preload: Path, num_rounds: int, change: str, failpoint: str = "") -> int:
-    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    given = environment() | {"PYTHONPATH": paths, "LOOP_FAILPOINT": failpoint}
-    command = [sys.executable, "-P", "-c", DRIVER, str(config), str(num_rounds), change]
-    return record(command, config.parent, log, preload, given)
+def _drive(root: Path, log: Path, preload: Path, num_rounds: int, change: str, failpoint: str = "") -> int:
+    given = environment() | {"PYTHONPATH": str(ROOT), "LOOP_FAILPOINT": failpoint}
+    command = [sys.executable, "-P", "-c", DRIVER, str(root / "loop.toml"), str(num_rounds), change]
+    return record(command, root, log, preload, given)
 
 
-def unrecorded(recording: Recording) -> list[str]:
-    """Paths that do not lie there as the log says: what the recorder missed. Right after the recording only."""
+def _whole(recording: Recording) -> Recording:
+    """The recording, right after it was made, if the disk is as the log says: the recorder missed nothing."""
     disk = copy.deepcopy(recording.before)
     for change in recording.records:
         disk.apply(change)
-    logged, there = disk.as_seen(), tree_of(recording.root)
-    return sorted(path for path in logged.keys() | there.keys() if logged.get(path, b"?") != there.get(path, b"?"))
+    logged, tree = disk.as_seen(), tree_of(recording.root)
+    missed = [path for path in logged.keys() | tree.keys() if logged.get(path, b"?") != tree.get(path, b"?")]
+    assert missed == [], "files that were changed past the recorder"
+    return recording
 
 
 def promises(records: Iterable[Record]) -> Iterator[dict[str, Any]]:
@@ -207,67 +192,43 @@ def lay_down(recording: Recording, cuts: Iterable[Cut]) -> Iterator[Cut]:
 def broken(recording: Recording, cut: Cut) -> list[str]:
     """What is wrong with the disk that lies there after the cut: promises that do not hold, and what `verify` finds."""
     promised = list(promises(recording.records[: cut.after]))
-    path = recording.run_dir / "loop.db"
+    path = recording.root / RUN_DIR / "loop.db"
     if not path.exists():
         return ["the store is gone"] if promised else []
     try:
-        db = open_database(path)
+        with closing(open_database(path)) as db:
+            return _findings(db, recording) + list(_unkept(db, promised))
     except StoreError as error:
-        return [f"the store does not open: {error}"]
-    try:
-        found = [f"{finding.kind}: {finding.message}" for finding in verify_store(db, recording.run_dir).findings]
-        return found + list(_unkept(db, promised)) + list(_damaged(db, recording.run_dir))
-    finally:
-        db.close()
+        return [f"the store does not open or cannot be read: {error}"]
+
+
+def _findings(db: Database, recording: Recording) -> list[str]:
+    return [f"{finding.kind}: {finding.message}" for finding in verify_store(db, recording.root / RUN_DIR).findings]
 
 
 def _unkept(db: Database, promised: list[dict[str, Any]]) -> Iterator[str]:
-    completions = Counter(row["id"] for row in query(db, "SELECT id FROM completions"))
-    verdicts = Counter(row["completion_id"] for row in query(db, "SELECT completion_id FROM verdicts"))
-    hashes = {row["seq"]: row["sha256"] for row in query(db, "SELECT seq, sha256 FROM events")}
-    ledger = Ledger(db)
-    run = ledger.run()
-    for said in promised:
-        if hashes.get(said.get("seq") or None, said.get("sha256")) != said.get("sha256"):
-            yield f"event {said['seq']} is another than was acknowledged"
-        if (said.get("seq") or 0) > max(hashes, default=0):
-            yield f"event {said['seq']} was acknowledged and is gone ({said['kind']})"
-        yield from (f"completion {id} is there {completions[id]} times" for id in said.get("completions", [])
-                    if completions[id] != 1)  # fmt: skip
-        yield from (f"verdict on {id} is there {verdicts[id]} times" for id in said.get("verdicts", [])
-                    if verdicts[id] != 1)  # fmt: skip
-        if "run" in said and (run is None or run.id != said["run"]):
+    def rows(sql: str) -> Counter[tuple[Any, ...]]:
+        return Counter(tuple(row.values()) for row in query(db, f"SELECT {sql}"))
+
+    stored = {"completions": rows("id FROM completions"), "verdicts": rows("completion_id FROM verdicts")}
+    runs, events = rows("id FROM runs"), rows("seq, sha256 FROM events")
+    finished = rows("round, name FROM stages WHERE finished_at IS NOT NULL")
+    present = rows("sha256 FROM checkpoints WHERE state = 'present'")
+    decided = rows("number, state FROM rounds AS r JOIN decisions AS d ON d.run_id = r.run_id AND d.round = r.number")
+    for promise in promised:
+        if promise.get("seq") and (promise["seq"], promise["sha256"]) not in events:
+            yield f"event {promise['seq']} was acknowledged and is gone, or is another ({promise['kind']})"
+        for what, num in stored.items():
+            ids = [id for id in promise.get(what, []) if num[id,] != 1]
+            yield from (f"{what} of {id}: {num[id,]} in place of one" for id in ids)
+        if "run" in promise and (promise["run"],) not in runs:
             yield "the run is gone"
-        if run is None:
-            continue
-        if "finished" in said:
-            number, name = said["finished"]
-            stage = ledger.stage(run.id, number, name)
-            if stage is None or stage.finished_at is None:
-                yield f"round {number}: {name} was acknowledged as finished and is not"
-        if candidate := said.get("candidate"):
-            row = ledger.checkpoints.get(candidate)
-            if row is None or row.state != "present":
-                yield f"checkpoint {candidate} was acknowledged and is not present"
-        if "decided" in said:
-            round = ledger.round(run.id, said["decided"])
-            if round is None or round.state != said["state"] or ledger.decision(run.id, round.number) is None:
-                yield f"round {said['decided']}: the decision was acknowledged and is gone"
-
-
-def _damaged(db: Database, run_dir: Path) -> Iterator[str]:
-    """Each present checkpoint of a round, verified by the manifest that lies in its directory."""
-    ledger = Ledger(db)
-    run = ledger.run()
-    for row in ledger.checkpoints.all(run.id) if run else []:
-        if row.state == "present" and row.round:
-            try:
-                manifest = read_manifest(run_dir / row.path)
-                verify(run_dir / row.path, manifest)
-                if manifest != row.manifest:
-                    yield f"{row.path}: the manifest is another than the ledger's"
-            except DamagedCheckpoint as damage:
-                yield f"the ledger says present: {damage}"
+        if "finished" in promise and tuple(promise["finished"]) not in finished:
+            yield f"{promise['finished']} was acknowledged as finished and is not"
+        if promise.get("candidate") and (promise["candidate"],) not in present:
+            yield f"checkpoint {promise['candidate']} was acknowledged and is not present"
+        if "decided" in promise and (promise["decided"], promise["state"]) not in decided:
+            yield f"round {promise['decided']}: the decision was acknowledged and is gone"
 
 
 def as_if_synced(recording: Recording, paths: Iterable[str]) -> Recording:
@@ -279,7 +240,7 @@ def as_if_synced(recording: Recording, paths: Iterable[str]) -> Recording:
         changes = [place for place, change in enumerate(records) if change.path == path and change.op != "sync"]
         for synced in (path, path.rpartition("/")[0]):
             records.insert(max(changes) + 1, Record("sync", 0, synced, inodes[synced], 0))
-    return Recording(recording.config, recording.before, records)
+    return replace(recording, records=records)
 
 
 def all_broken(recording: Recording, cuts: Iterable[Cut]) -> list[str]:
@@ -329,13 +290,11 @@ def out_of_order(recording: Recording, number: int) -> list[str]:
 
 def go_on(recording: Recording, uninterrupted: dict[str, Any]) -> list[str]:
     """Drive the run from what lies there to its end; how that differs from a run that was never interrupted."""
-    if drive(recording.config) != 0:
-        return [f"the run does not go on: {(recording.root / 'stderr').read_text()[-2000:]}"]
-    found = dump(recording.run_dir)
-    differing = [
-        f"{table}: differs from an uninterrupted run" for table in uninterrupted if found[table] != uninterrupted[table]
-    ]
-    db = open_database(recording.run_dir / "loop.db", read_only=True)
-    differing += [f"{finding.kind}: {finding.message}" for finding in verify_store(db, recording.run_dir).findings]
-    db.close()
-    return differing + [f"{path.name} is left" for path in (recording.run_dir / "checkpoints").glob("tmp-*")]
+    if drive(recording.root / "loop.toml") != 0:
+        return [f"the run does not continue: {(recording.root / 'stderr').read_text()[-2000:]}"]
+    ended = dump(recording.root / RUN_DIR)
+    differing = [table for table in uninterrupted if ended[table] != uninterrupted[table]]
+    wrong = [f"{table}: differs from an uninterrupted run" for table in differing]
+    with closing(open_database(recording.root / RUN_DIR / "loop.db", read_only=True)) as db:
+        wrong += _findings(db, recording)
+    return wrong + [f"{path.name} is left" for path in (recording.root / CHECKPOINTS).glob("tmp-*")]
