@@ -8,14 +8,11 @@ import os
 import random
 import signal
 import sys
+from types import CodeType
+from typing import Any
 
 from loop.grading.inside import remote
 from loop.grading.inside.values import Decoder, Encoder
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from types import CodeType
-    from typing import Any
 
 MAX_DETAIL = 300
 _ANNOTATIONS = __future__.annotations.compiler_flag
@@ -63,7 +60,7 @@ class Link:
         if question["kind"] == "stdin":
             self._program = compile(code, "<solution>", "exec", dont_inherit=True), question["imports"]
             return
-        self._space = _fresh_module("solution")
+        self._space = remote.new_module("solution")
         exec(question["imports"], self._space)
         given, own = _parts(code, question["before"])
         exec(given, self._space)
@@ -138,11 +135,7 @@ def _parts(code: str, before: str) -> tuple[CodeType, CodeType]:
 
 def described(error: BaseException) -> dict[str, Any]:
     """An exception as plain data: type, text, line and arguments. A solution's exceptions may themselves raise or lie."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<solution>":
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    line = remote.last_line(error, "<solution>")
     if line is None and isinstance(error, SyntaxError) and error.filename == "<solution>":
         line = error.lineno
     built_in = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
@@ -159,12 +152,6 @@ def described(error: BaseException) -> dict[str, Any]:
         "line": line,
         "args": [part[:MAX_DETAIL] if isinstance(part, str) else part for part in arguments],
     }
-
-
-def _fresh_module(name: str) -> dict[str, Any]:
-    module = type(sys)(name)
-    sys.modules[name] = module
-    return module.__dict__
 
 
 # programs that read standard input
@@ -223,7 +210,7 @@ def _program(code: CodeType, imports: str, stdin: str, stdout: str, failure: str
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     sys.argv = ["solution.py"]
-    space = _fresh_module("__main__")
+    space = remote.new_module("__main__")
     leave, error = os._exit, None
     try:
         exec(imports, space)
@@ -245,8 +232,6 @@ def _program(code: CodeType, imports: str, stdin: str, stdout: str, failure: str
 
 def _wait_for_threads() -> None:
     threading = sys.modules.get("threading")
-    if threading is None:
-        return
-    for thread in threading.enumerate():
+    for thread in threading.enumerate() if threading else ():
         if thread is not threading.current_thread() and not thread.daemon:
             thread.join()

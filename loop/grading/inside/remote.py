@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import builtins
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from loop.grading.inside.values import Closed, Decoder, Encoder, NotPlain, receive, send
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
 
 MAX_WORDS = 300
 _DESCRIBING = {"__name__", "__qualname__", "__doc__", "__annotations__", "__dict__"}
@@ -36,14 +33,14 @@ class NoPlainValue(Exception):
 class Solution:
     """Asks the solution's process.
 
-    `trouble` says how the process broke, `misused` which value was used as if it were plain, and `used` whether the tests did
-    something with what the program defines.
+    `place` says which test asks, for messages: `test 2: `. `trouble` says how the process broke, `misused` which value was used
+    as if it were plain, and `used` whether the tests did something with what the program defines.
     """
 
     def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:
         self._read, self._write = read, write
         self.ended = self.used = False
-        self.trouble = self.misused = ""
+        self.place = self.trouble = self.misused = ""
         self.last_raised: BaseException | None = None
         self._last_description: dict[str, Any] = {}
         self._handles: dict[int, Handle] = {}
@@ -66,26 +63,21 @@ class Solution:
         try:
             send(self._write, {**question, "containers": encoder.containers})
             reply = receive(self._read)
+            known = {its: encoder.met[ours] for ours, its in reply["given"] if type(ours) is type(its) is int}
+            decoder = Decoder(reply["containers"], self._handle, known)
+            if "raised" not in reply:
+                return decoder.value(reply["value"])
+            self.last_raised = self._exception(reply["raised"])
         except (Closed, OSError):
             self.ended, self.trouble = True, "ended before the last test was done"
             raise Gone from None
         except NotPlain as error:
             self.trouble = f"the program's answer: {error}"
             raise Gone from None
-        try:
-            known = {there: encoder.met[here] for here, there in reply["given"] if type(here) is type(there) is int}
-            decoder = Decoder(reply["containers"], self._handle, known)
-            if "raised" not in reply:
-                return decoder.value(reply["value"])
-            raised = self._exception(reply["raised"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, MemoryError):
             self.trouble = "the program spoke in the harness's name"
             raise Gone from None
-        except NotPlain as error:
-            self.trouble = f"the program's answer: {error}"
-            raise Gone from None
-        self.last_raised = raised
-        raise raised
+        raise self.last_raised
 
     def _handle(self, described: list[Any]) -> Handle:
         number = int(described[0])
@@ -112,12 +104,11 @@ class Solution:
         """An exception as text. One of the solution's own has its line there, too."""
         if error is self.last_raised:
             return exception_text(self._last_description)
-        kind = type(error).__name__
         try:
             text = error.msg if isinstance(error, SyntaxError) else str(error)
         except Exception:
             text = ""
-        return kind + (f": {text[:MAX_WORDS]}" if text.strip() else "")
+        return exception_text({"line": None, "kind": type(error).__name__, "text": text[:MAX_WORDS]})
 
     def load(self, job: dict[str, Any]) -> None:
         """Run the program's top level."""
@@ -140,6 +131,22 @@ def exception_text(described: dict[str, Any]) -> str:
     """A solution's exception as text: its line, its type and its message."""
     where = f"line {described['line']}: " if described["line"] else ""
     return where + str(described["kind"]) + (f": {described['text']}" if described["text"].strip() else "")
+
+
+def last_line(error: BaseException, file_name: str) -> int | None:
+    """The line of this file where the exception was raised; None if it came through no line of the file."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file_name:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def new_module(name: str) -> dict[str, Any]:
+    """The names of an empty module, which can be imported under this name."""
+    module = sys.modules[name] = type(sys)(name)
+    return module.__dict__
 
 
 def handed(value: Any) -> Any:

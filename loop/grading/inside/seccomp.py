@@ -11,10 +11,7 @@ from __future__ import annotations
 import ctypes
 import platform
 import struct
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
+from typing import Any
 
 # Names and numbers as in the kernel's tables, for (x86_64, aarch64).
 REFUSED = {
