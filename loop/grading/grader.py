@@ -6,6 +6,7 @@ of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -158,24 +159,21 @@ class Grader:
         elif outcome.word != "timeout" and outcome.duration_s > REPEAT_FROM * limit_s:
             again = [outcome, *(self._tried(problem, code, pool, limit_s) for _ in range(2))]
             outcome = sorted(again, key=lambda run: run.duration_s)[1]
-        if outcome.word != "timeout" and outcome.duration_s <= limit_s:
-            return outcome
-        return outcome._replace(
-            word="timeout", detail=outcome.detail if outcome.word == "timeout" else _too_late(limit_s)
-        )
+        if outcome.word != "timeout" and outcome.duration_s > limit_s:
+            return outcome._replace(word="timeout", detail=_too_late(limit_s))
+        return outcome
 
     def _limit_for(self, problem: Problem, pool: _Pool) -> float:
         """`timeout_s`, or `timeout_factor` times what the reference solution takes on this machine. Measured once."""
         which = problem.task_id, problem.reference
-        if which in self._limits:
-            return self._limits[which]
-        limit_s = self.timeout_s
-        if problem.reference is not None:
-            reference = self._tried(problem, problem.reference, pool, REFERENCE_TIMEOUT_S)
-            if reference.word == "passed":
-                limit_s = max(limit_s, self.timeout_factor * reference.duration_s)
-        self._limits[which] = limit_s
-        return limit_s
+        if which not in self._limits:
+            limit_s = self.timeout_s
+            if problem.reference is not None:
+                reference = self._tried(problem, problem.reference, pool, REFERENCE_TIMEOUT_S)
+                if reference.word == "passed":
+                    limit_s = max(limit_s, self.timeout_factor * reference.duration_s)
+            self._limits[which] = limit_s
+        return self._limits[which]
 
     def _tried(self, problem: Problem, code: str, pool: _Pool, limit_s: float) -> Outcome:
         """One run, repeated if the harness failed. Raises HarnessError if it fails each time."""
@@ -190,19 +188,15 @@ class Grader:
         raise HarnessError(str(failure))
 
     def _run(self, problem: Problem, code: str, pool: _Pool, limit_s: float) -> Outcome:
-        warm = pool.take(problem)
         # a lone surrogate cannot be part of a program, but must not end the harness either
         code = code.encode("utf-8", "replace").decode()
         at_most_s = KILL_AT * limit_s  # to tell a program that is a little late from one that never ends
-        try:
-            with warm.run(problem, lambda: judge_job(problem), code, at_most_s, self.memory_bytes) as running:
-                word, detail = self._judged(running, limit_s)
-                outcome = Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
-        except BaseException:
-            pool.drop(warm)
-            raise
-        pool.give(warm)
-        return outcome
+        with (
+            pool.warm_for(problem) as warm,
+            warm.run(problem, lambda: judge_job(problem), code, at_most_s, self.memory_bytes) as running,
+        ):
+            word, detail = self._judged(running, limit_s)
+            return Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
 
     def _judged(self, running: Running, limit_s: float) -> tuple[Word, str]:
         try:
@@ -238,44 +232,36 @@ class _Pool:
         self._num_on = dict.fromkeys(cores[first:] + cores[:first], 0)  # core -> number of sandboxes
         self._stopped = False
 
-    def take(self, problem: Problem) -> Warm:
-        """A free sandbox, if possible one that has this problem's tests; a new one if none is free."""
+    @contextlib.contextmanager
+    def warm_for(self, problem: Problem) -> Iterator[Warm]:
+        """A free sandbox, if possible one that has this problem's tests, or a new one. It is closed if its use fails."""
         with self._lock:
             if self._stopped:
                 raise HarnessError("grading was stopped")
-            if self._free:
-                warm = next((warm for warm in self._free if warm.problem is problem), self._free[0])
+            warm = next((warm for warm in self._free if warm.problem is problem), self._free[0] if self._free else None)
+            if warm:
                 self._free.remove(warm)
-                self._busy.add(warm)
-                return warm
-            core = min(self._num_on, key=self._num_on.__getitem__)
-            self._num_on[core] += 1
+                core = warm.core
+            else:
+                core = min(self._num_on, key=self._num_on.__getitem__)
+                self._num_on[core] += 1
         try:
-            warm = Warm(self._sandbox, core)
+            warm = warm or Warm(self._sandbox, core)
+            with self._lock:
+                self._busy.add(warm)
+                if self._stopped:  # in the meantime
+                    warm.kill()
+            yield warm
         except BaseException:
-            self._left(core)
+            with self._lock:
+                self._num_on[core] -= 1
+                self._busy -= {warm}
+            if warm:
+                warm.close()
             raise
         with self._lock:
-            if not self._stopped:
-                self._busy.add(warm)
-                return warm
-        warm.close()
-        raise HarnessError("grading was stopped")
-
-    def give(self, warm: Warm) -> None:
-        with self._lock:
-            self._busy.discard(warm)
+            self._busy.remove(warm)
             self._free.append(warm)
-
-    def drop(self, warm: Warm) -> None:
-        with self._lock:
-            self._busy.discard(warm)
-        self._left(warm.core)
-        warm.close()
-
-    def _left(self, core: int) -> None:
-        with self._lock:
-            self._num_on[core] -= 1
 
     def stop(self) -> None:
         with self._lock:

@@ -16,6 +16,7 @@ import itertools
 import marshal
 import math
 import os
+import re
 import sys
 from typing import Any
 
@@ -84,15 +85,13 @@ class Sandbox:
         }
         if self.level == "none" or not (self.own_uid or _counts_per_namespace()):
             del limits["RLIMIT_NPROC"]  # would count all the user's processes on the machine
-        uid = _FIRST_UID + next(self._next_uid) % _NUM_UIDS if self.own_uid else 0
-        disk = DISK_BYTES + 4 * (job_bytes >> 20 << 20)  # equal for most jobs, so that /tmp can stay
         return {
             "do": "start",
             "role": role,
             "nested": self.nested,
             "shut_in": self.level != "none",
-            "uid": uid,
-            "disk": disk,
+            "uid": _FIRST_UID + next(self._next_uid) % _NUM_UIDS if self.own_uid else 0,
+            "disk": DISK_BYTES + 4 * (job_bytes >> 20 << 20),  # equal for most jobs, so that /tmp can stay
             "limits": limits,
             "directory": directory,
         }
@@ -105,8 +104,5 @@ def own_python() -> str:
 
 def _counts_per_namespace() -> bool:
     """Since Linux 5.14 RLIMIT_NPROC counts within the user namespace."""
-    release = os.uname().release.split(".")
-    try:
-        return (int(release[0]), int(release[1])) >= (5, 14)
-    except (ValueError, IndexError):
-        return False
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return release is not None and (int(release[1]), int(release[2])) >= (5, 14)

@@ -18,7 +18,6 @@ _ALLOW = (
     "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0), "
     'run as root, or set grading.sandbox = "none" on a machine that you can lose'
 )
-_REPAIR = "repair the Python installation"
 
 
 class SandboxReport(NamedTuple):
@@ -68,7 +67,7 @@ def open_sandbox(level: str, python: str | None = None) -> Sandbox:
     python = python or own_python()
     if level == "none":
         plain = Sandbox(level, "none: programs run with your rights", (python,), own_uid=False, nested=False)
-        return _first_that_works([plain], _REPAIR)
+        return _first_that_works([plain], "repair the Python installation")
     if level != "bubblewrap":
         raise ConfigError(f'grading.sandbox: {level!r} is no level; "bubblewrap" or "none"')
     bwrap = find_bwrap()
