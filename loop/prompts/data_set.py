@@ -19,8 +19,8 @@ from typing import Any
 from loop.errors import ConfigError
 from store.durable import written
 
-_FORMATS = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
-_NAME_COLUMNS = ("id", "task_id", "question_id", "name")
+FORMATS = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+NAME_COLUMNS = ("id", "task_id", "question_id", "name")
 
 
 def main() -> None:
@@ -52,7 +52,7 @@ def rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if digest in seen:
             continue
         seen.add(digest)
-        names = (*_NAME_COLUMNS, statement_column, starter_code_column, *request.get("also", ()))
+        names = (*NAME_COLUMNS, statement_column, starter_code_column, *request.get("also", ()))
         kept = {name: row[name] for name in names if name in row}
         yield {"row": number, **{name: _plain(value) for name, value in kept.items()}}
         if len(seen) == request["limit"]:
@@ -69,9 +69,9 @@ def _all_rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             saved = datasets.load_from_disk(source)
             yield from saved[request["split"]] if isinstance(saved, datasets.DatasetDict) else saved
         elif path.is_file():
-            if path.suffix not in _FORMATS:
-                raise ConfigError(f"is a {path.suffix or 'nameless'} file; known are .jsonl, {', '.join(_FORMATS)}")
-            yield from datasets.load_dataset(_FORMATS[path.suffix], data_files=source, **options)
+            if path.suffix not in FORMATS:
+                raise ConfigError(f"is a {path.suffix or 'nameless'} file; known are .jsonl, {', '.join(FORMATS)}")
+            yield from datasets.load_dataset(FORMATS[path.suffix], data_files=source, **options)
         else:
             yield from datasets.load_dataset(source, request["config"], **options)
     except ConfigError:

@@ -13,8 +13,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import tee
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +24,7 @@ from loop.grading.formats import FORMATS_OF_PROMPTS
 from loop.grading.json_lines import Row, raised, read_bytes, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
+from loop.prompts.data_set import FORMATS, NAME_COLUMNS
 from loop.prompts.templates import ask, content, opening
 from loop.system.ourselves import command, environment
 from loop.words import safe, shown
@@ -35,7 +35,6 @@ SourceKind = Literal["starter", "file", "local", "hub"]
 _PlacedRow = tuple[str, str, Row | ConfigError]
 
 _ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.data_set writes other rows
-_NAME_KEYS = ("id", "task_id", "question_id", "name")
 _TEST_KEYS = [key for form in FORMATS_OF_PROMPTS for key in form.test_keys]
 _MORE_KEYS = [key for form in FORMATS_OF_PROMPTS for key in form.more_keys]
 _MOST_BROKEN_LINES = 10
@@ -53,66 +52,60 @@ def source_kind(source: str, base_dir: Path) -> SourceKind:
             return "local"
     except (OSError, ValueError, RuntimeError):
         pass
-    if HUB_NAME.fullmatch(source) and not source.endswith((".parquet", ".json", ".csv", ".arrow")):
+    if HUB_NAME.fullmatch(source) and not source.endswith(tuple(FORMATS)):
         return "hub"
     raise ConfigError(f"{shown(source)} is no source of prompts, and no such file or directory exists; {_SOURCES}")
 
 
-def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None) -> list[Prompt]:
+def load_prompts(prompts: Prompts, model: Model, base_dir: Path) -> list[Prompt]:
     """Every distinct prompt in the order of its source, the first of equal ones; at most `prompts.limit`.
 
-    What is asked depends on the model's chat settings, and so do the ids. A hub data set is fetched once and then read
-    from `cache_dir` (default: `default_cache_dir()`). Raises ConfigError, with a line for each broken row, and
-    PermissionDenied.
+    What is asked depends on the model's chat settings, and so do the ids. A hub data set is fetched once and then read from
+    `default_cache_dir()`. Raises ConfigError, with a line for each broken row, and PermissionDenied.
     """
-    return _distinct(_rows(prompts, base_dir, cache_dir), prompts, model)
-
-
-def load_tests(
-    prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None
-) -> dict[str, TestedProblem]:
-    """The tests of the prompts that have some in their rows, by prompt id.
-
-    Of equal prompts the first that has tests counts. Raises ConfigError if a test is broken, or if no prompt has any.
-    """
-    return _tests(_rows(prompts, base_dir, cache_dir, with_tests=True), prompts, model)
+    return load_prompts_and_tests(prompts, model, base_dir, with_tests=False)[0]
 
 
 def load_prompts_and_tests(
     prompts: Prompts, model: Model, base_dir: Path, with_tests: bool
 ) -> tuple[list[Prompt], dict[str, TestedProblem]]:
-    """What `load_prompts` and, `with_tests`, `load_tests` give; the source is read once."""
-    if not with_tests:
-        return load_prompts(prompts, model, base_dir), {}
-    rows, again = tee(_rows(prompts, base_dir, None, with_tests=True))
-    return _distinct(rows, prompts, model), _tests(again, prompts, model)
+    """What `load_prompts` gives and, `with_tests`, the tests of the prompts that have some in their rows, by prompt id.
 
-
-def _tests(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> dict[str, TestedProblem]:
+    Of equal prompts the first that has tests counts. Raises ConfigError if a test is broken, too, or if no prompt has any.
+    """
+    distinct: dict[str, Prompt] = {}
     tests: dict[str, TestedProblem] = {}
-    ids: set[str] = set()
     broken: list[str] = []
-    for place, number, row in rows:
-        row = raised(row)
-        prompt = _prompt(row, place, number, prompts, model)
-        if prompt.id not in ids and len(ids) == prompts.limit:
-            break
-        ids.add(prompt.id)
+    has_starter_code = False
+    for place, number, row_or_error in _rows(prompts, base_dir, with_tests):
         try:
-            tested = _tested(row, prompt, prompts, place)
+            row = raised(row_or_error)
+            prompt = _prompt(row, place, number, prompts, model)
+            if prompt.id not in distinct and len(distinct) == prompts.limit:
+                break
+            distinct.setdefault(prompt.id, prompt)
+            has_starter_code |= prompts.starter_code_column in row
+            if with_tests and (tested := _tested(row, prompt, prompts, place)):
+                tests.setdefault(prompt.id, tested)
         except ConfigError as error:
             broken.append(str(error))
-            continue
-        if tested is not None:
-            tests.setdefault(prompt.id, tested)
+        if len(distinct) == prompts.limit and not with_tests:  # an equal prompt that comes later may have tests
+            break
     if broken:
-        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES]))
-    if not tests:
+        more = len(broken) - _MOST_BROKEN_LINES
+        rest = [f"{prompts.source}: {more} more rows are broken in the same or other ways; correct them too"]
+        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES] + (rest if more > 0 else [])))
+    if not distinct:
+        raise ConfigError(f"{shown(prompts.source)} holds no prompts; give at least one row with a statement")
+    column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
+    if column not in (None, default) and not has_starter_code:
+        raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
+    if with_tests and not tests:
         raise ConfigError(
             f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; "
             f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
         )
-    return tests
+    return list(distinct.values()), tests
 
 
 def prompts_of_round(prompts: Sequence[Prompt], per_round: int | None, seed: int, round_number: int) -> list[Prompt]:
@@ -167,14 +160,11 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd-loop" / "prompts"
 
 
-# Rows to prompts
-
-
-def _rows(prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: bool = False) -> Iterator[_PlacedRow]:
+def _rows(prompts: Prompts, base_dir: Path, with_tests: bool) -> Iterator[_PlacedRow]:
     """Each row of the source with its place for messages and its number there, which names a prompt that has no name."""
     kind = source_kind(prompts.source, base_dir)
     if kind in ("hub", "local"):
-        yield from _rows_of_data_set(prompts, kind, base_dir, cache_dir or default_cache_dir(), with_tests)
+        yield from _rows_of_data_set(prompts, kind, base_dir, with_tests)
         return
     if kind == "starter":
         shipped = (importlib.resources.files("loop.prompts") / "starter.jsonl").read_bytes()
@@ -184,34 +174,6 @@ def _rows(prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: 
         place, rows = safe(path), read_file(path, "prompts", _SOURCES)
     for line, row in rows:
         yield f"{place}:{line}", str(line), row
-
-
-def _distinct(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> list[Prompt]:
-    distinct: dict[str, Prompt] = {}
-    broken: list[str] = []
-    num_rows, has_starter_code = 0, False
-    for place, number, row in rows:
-        num_rows += 1
-        try:
-            row = raised(row)
-            prompt = _prompt(row, place, number, prompts, model)
-        except ConfigError as error:
-            broken.append(str(error))
-            continue
-        has_starter_code |= prompts.starter_code_column in row
-        distinct.setdefault(prompt.id, prompt)
-        if len(distinct) == prompts.limit:
-            break
-    if broken:
-        more = len(broken) - _MOST_BROKEN_LINES
-        rest = [f"{prompts.source}: {more} more rows are broken in the same or other ways; correct them too"]
-        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES] + (rest if more > 0 else [])))
-    if not num_rows:
-        raise ConfigError(f"{shown(prompts.source)} holds no prompts; give at least one row with a statement")
-    column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
-    if column not in (None, default) and not has_starter_code:
-        raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
-    return list(distinct.values())
 
 
 def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -> Prompt:
@@ -231,7 +193,7 @@ def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -
         opening=opening(starter_code) if prompts.prefill_fence else "",
         system_prompt=model.system_prompt,
     )
-    name = next((row[key] for key in _NAME_KEYS if isinstance(row.get(key), str | int) and row[key] != ""), number)
+    name = next((row[key] for key in NAME_COLUMNS if isinstance(row.get(key), str | int) and row[key] != ""), number)
     return Prompt(id=sha256_of(asked), source=prompts.source, name=str(name), statement=statement, content=asked)
 
 
@@ -262,23 +224,14 @@ def _text(row: Row, column: str, option: str, place: str) -> str:
     return value
 
 
-# Files
-
-
 def _path(source: str, base_dir: Path) -> Path:
     try:
         return base_dir / Path(source).expanduser()
     except RuntimeError:
-        problem = "is in the home of a user that does not exist; correct the path"
-        raise ConfigError(f"{shown(source)} {problem}") from None
+        raise ConfigError(f"{shown(source)} is in the home of a user that does not exist; correct the path") from None
 
 
-# Data sets
-
-
-def _rows_of_data_set(
-    prompts: Prompts, kind: SourceKind, base_dir: Path, cache_dir: Path, with_tests: bool
-) -> Iterator[_PlacedRow]:
+def _rows_of_data_set(prompts: Prompts, kind: SourceKind, base_dir: Path, with_tests: bool) -> Iterator[_PlacedRow]:
     """The rows from the hub, once, and then from the cache; or from disk, every time, because files there may change."""
     request: dict[str, Any] = {
         "version": _ROWS_VERSION,
@@ -292,9 +245,13 @@ def _rows_of_data_set(
     if with_tests:
         request["also"] = list(dict.fromkeys(_TEST_KEYS + _MORE_KEYS))
     if kind == "hub":
-        rows = cache_dir / f"{sha256_of(request)[:32]}.jsonl"
+        rows = default_cache_dir() / f"{sha256_of(request)[:32]}.jsonl"
         if not rows.exists():
-            _make_directory(cache_dir)
+            try:
+                rows.parent.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
+                raise PermissionDenied(f"{safe(rows.parent)}: {problem}") from None
             _fetch(request, rows, prompts.source)
         yield from _places(rows, prompts.source)
         return
@@ -314,30 +271,18 @@ def _places(file: Path, source: str) -> Iterator[_PlacedRow]:
 
 def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
     """Have a child process write `out`, whole or not at all. Raises ConfigError with the child's last line."""
-    quiet = {
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    quiet = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY")
     child = subprocess.run(
         command("loop.prompts.data_set", json.dumps(request), out),
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         errors="replace",
-        env=environment() | quiet,
+        env=environment() | dict.fromkeys(quiet, "1"),
         check=False,
     )
     if child.returncode == 0:
         return
-    said = (child.stdout if child.returncode == ConfigError.exit_code else child.stderr).strip().splitlines()
-    reason = safe(said[-1].strip()) if said else f"its reader ended with {child.returncode}; try again"
+    lines = (child.stdout if child.returncode == ConfigError.exit_code else child.stderr).strip().splitlines()
+    reason = safe(lines[-1].strip()) if lines else f"its reader ended with {child.returncode}; try again"
     raise ConfigError(f"{safe(source)}: {reason}")
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
-        raise PermissionDenied(f"{safe(directory)}: {problem}") from None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError
 from loop.prompts import sources
-from loop.prompts.sources import load_prompts, load_prompts_and_tests, load_tests, prompts_of_round
+from loop.prompts.sources import load_prompts, load_prompts_and_tests, prompts_of_round
 from store.canonical import sha256_of
 from store.records import Prompt
 
@@ -191,14 +191,14 @@ def test_tests_of_prompts_in_a_file(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", ROWS[0], own, {**own, "test_list": ["assert one() == 2"]}, ROWS[1])
     prompts = Prompts(source="p.jsonl")
     asked = {prompt.id: prompt.name for prompt in load_prompts(prompts, MODEL, tmp_path)}
-    [(prompt_id, tested)] = load_tests(prompts, MODEL, tmp_path).items()
+    [(prompt_id, tested)] = load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=True)[1].items()
     assert asked[prompt_id] == tested.task_id == "2" and tested.prompt_code == "def one():"
     assert tested.payload["tests"] == ["assert one() == 1"], "of equal prompts the first"
     with pytest.raises(ConfigError, match="no row of .* has tests"):
-        load_tests(Prompts(source="p.jsonl", limit=1), MODEL, tmp_path)
+        load_prompts_and_tests(Prompts(source="p.jsonl", limit=1), MODEL, tmp_path, with_tests=True)
     write(tmp_path / "p.jsonl", {**own, "test_list": ["one() == 1"]}, {**own, "test_list": "assert"})
     with pytest.raises(ConfigError) as caught:
-        load_tests(prompts, MODEL, tmp_path)
+        load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=True)
     first, second = str(caught.value).splitlines()
     assert first.endswith("p.jsonl:1: test 1 of test_list asserts nothing; write it as an assert statement")
     assert "p.jsonl:2: test_list is not a list of strings" in second
@@ -229,9 +229,10 @@ def test_a_hub_data_set_is_fetched_once_for_each_way_of_asking(tmp_path: Path, m
         write(out, {"row": 1, "question": "Add.", "starter_code": None})
 
     monkeypatch.setattr(sources, "_fetch", fetch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for limit in (3, 3, 4):
         prompts = Prompts(source="a/b", limit=limit, **COLUMNS)  # type: ignore[arg-type]
-        [prompt] = load_prompts(prompts, MODEL, tmp_path, cache_dir=tmp_path / "cache")
+        [prompt] = load_prompts(prompts, MODEL, tmp_path)
     assert fetched == [3, 4]
     assert (prompt.source, prompt.name) == ("a/b", "1")
 
