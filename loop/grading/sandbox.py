@@ -18,6 +18,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from loop.grading.interpreter import Interpreter
@@ -46,19 +47,21 @@ module.serve(control, int.from_bytes(core, "little"))
 """
 
 
+@dataclass(eq=False)
 class Sandbox:
     """One way of running programs on this machine, of which any number of interpreters can be started. Thread-safe.
 
     `words` describe it to people; `command` starts Python in it. `own_uid` and `nested` are those of `bubblewrap.Mode`.
     """
 
-    def __init__(self, level: str, words: str, command: tuple[str, ...], own_uid: bool, nested: bool) -> None:
-        self.level = level
-        self.words = words
-        self.own_uid = own_uid
-        self.nested = nested
-        self._command = command
-        same = command[-1] == own_python()  # it can run what this process has compiled
+    level: str
+    words: str
+    command: tuple[str, ...]
+    own_uid: bool
+    nested: bool
+
+    def __post_init__(self) -> None:
+        same = self.command[-1] == own_python()  # it can run what this process has compiled
         inside = importlib.resources.files("loop.grading.inside")
         texts = {name: (inside / f"{name}.py").read_text("utf-8") for name in _INSIDE}
         self._programs = marshal.dumps(
@@ -69,7 +72,7 @@ class Sandbox:
     def interpreter(self, core: int, directory: str, job_bytes: int = 0) -> Interpreter:
         """Start a process inside that forks others on order. `job_bytes` is added to the size of /tmp."""
         size = ("--size", str(DISK_BYTES + 4 * job_bytes))
-        command = [word for part in self._command for word in (size if part == SIZE_HERE else (part,))]
+        command = [word for part in self.command for word in (size if part == SIZE_HERE else (part,))]
         return Interpreter([*command, *_PYTHON_FLAGS, "-c", _BOOT], core, self._programs, self.level, directory)
 
     def order(self, role: str, job_bytes: int, timeout_s: float, memory_bytes: int, directory: str) -> dict[str, Any]:

@@ -7,7 +7,6 @@ Data sets are read by `loop.prompts.data_set` in a child process, so that the ca
 from __future__ import annotations
 
 import hashlib
-import importlib.resources
 import json
 import os
 import re
@@ -21,7 +20,7 @@ from loop.config.section import HUB_NAME
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.formats import FORMATS_OF_PROMPTS
-from loop.grading.json_lines import Row, raised, read_bytes, read_file, sound
+from loop.grading.json_lines import Row, raised, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
 from loop.prompts.data_set import FORMATS, NAME_COLUMNS
@@ -166,14 +165,9 @@ def _rows(prompts: Prompts, base_dir: Path, with_tests: bool) -> Iterator[_Place
     if kind in ("hub", "local"):
         yield from _rows_of_data_set(prompts, kind, base_dir, with_tests)
         return
-    if kind == "starter":
-        shipped = (importlib.resources.files("loop.prompts") / "starter.jsonl").read_bytes()
-        place, rows = "starter.jsonl", read_bytes(shipped, "starter.jsonl")
-    else:
-        path = _path(prompts.source, base_dir)
-        place, rows = safe(path), read_file(path, "prompts", _SOURCES)
-    for line, row in rows:
-        yield f"{place}:{line}", str(line), row
+    path = Path(__file__).with_name("starter.jsonl") if kind == "starter" else _path(prompts.source, base_dir)
+    for line, row in read_file(path, "prompts", _SOURCES):
+        yield f"{safe(path)}:{line}", str(line), row
 
 
 def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -> Prompt:

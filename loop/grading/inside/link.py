@@ -4,10 +4,12 @@ from __future__ import annotations
 import __future__
 
 import builtins
+import operator
 import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from types import CodeType
 from typing import Any
 
@@ -28,14 +30,21 @@ class Link:
         self._numbers: dict[int, int] = {}
         self._program: tuple[CodeType, str] | None = None
         # bound before the program runs, because it may replace these builtins
-        self._get, self._set, self._iter, self._next = getattr, setattr, iter, next
+        self._get, self._next = getattr, next
+        self._operations: dict[str, Callable[..., Any]] = {
+            "attribute": getattr,
+            "assign": setattr,
+            "truth": bool,
+            "iterate": iter,
+            "proceed": self._proceed,
+            "call": operator.call,
+        }
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """The answer to one question: a value or an exception, and what became of the arguments."""
         given = Decoder(question.get("containers", ()), lambda rest: self._objects[rest[0]])
         try:
-            value = getattr(self, "_" + question["do"])(question, given)
-            reply = {"value": value}
+            reply = {"value": getattr(self, "_" + question["do"])(question, given)}
         except BaseException as error:
             reply = {"raised": described(error)}
         encoder = Encoder(self._other)
@@ -85,31 +94,20 @@ class Link:
             return self._get(self._space["Solution"](), name)
         return self._space.get(name)
 
-    def _call(self, question: dict[str, Any], given: Decoder) -> Any:
-        function = self._objects[question["object"]]
+    def _operate(self, question: dict[str, Any], given: Decoder) -> Any:
+        """An operation on one of the program's objects."""
         arguments = [given.value(item) for item in question["args"]]
-        return function(*arguments, **{name: given.value(item) for name, item in question["names"].items()})
+        names = {name: given.value(item) for name, item in question["names"].items()}
+        return self._operations[question["operation"]](self._objects[question["object"]], *arguments, **names)
 
-    def _attribute(self, question: dict[str, Any], _: Decoder) -> Any:
-        return self._get(self._objects[question["object"]], question["name"])
-
-    def _assign(self, question: dict[str, Any], given: Decoder) -> None:
-        self._set(self._objects[question["object"]], question["name"], given.value(question["value"]))
-
-    def _truth(self, question: dict[str, Any], _: Decoder) -> bool:
-        return bool(self._objects[question["object"]])
-
-    def _iterate(self, question: dict[str, Any], _: Decoder) -> Any:
-        return self._iter(self._objects[question["object"]])
-
-    def _proceed(self, question: dict[str, Any], _: Decoder) -> list[Any]:
+    def _proceed(self, iterator: Any, most: int) -> list[Any]:
         """At most `most` further values of an iterator; fewer mean that it has ended."""
-        iterator, values = self._objects[question["object"]], []
-        for _number in range(question["most"]):
-            try:
+        values: list[Any] = []
+        try:
+            while len(values) < most:
                 values.append(self._next(iterator))
-            except StopIteration:
-                break
+        except StopIteration:
+            pass
         return values
 
     def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
@@ -231,7 +229,7 @@ def _program(code: CodeType, imports: str, stdin: str, stdout: str, failure: str
 
 
 def _wait_for_threads() -> None:
-    threading = sys.modules.get("threading")
-    for thread in threading.enumerate() if threading else ():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    if threading := sys.modules.get("threading"):
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()

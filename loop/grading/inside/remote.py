@@ -167,23 +167,19 @@ class Handle:
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__") and name not in _DESCRIBING:
             return object.__getattribute__(self, name)
-        return _ask(self, {"do": "attribute", "name": name})
+        return _operate(self, "attribute", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        encoder = Encoder(handed)
-        _ask(self, {"do": "assign", "name": name, "value": encoder.item(value)}, encoder)
+        _operate(self, "assign", name, value)
 
-    def __call__(self, *args: Any, **names: Any) -> Any:
-        encoder = Encoder(handed)
-        items = [encoder.item(value) for value in args]
-        named = {name: encoder.item(value) for name, value in names.items()}
-        return _ask(self, {"do": "call", "args": items, "names": named}, encoder)
+    def __call__(self, /, *args: Any, **names: Any) -> Any:
+        return _operate(self, "call", *args, **names)
 
     def __iter__(self) -> Iterator[Any]:
-        return _elements(_ask(self, {"do": "iterate"}))
+        return _elements(_operate(self, "iterate"))
 
     def __next__(self) -> Any:
-        values = _ask(self, {"do": "proceed", "most": 1})
+        values = _operate(self, "proceed", 1)
         if type(values) is not list or len(values) != 1:
             raise StopIteration
         return values[0]
@@ -200,20 +196,28 @@ class Handle:
         raise NoPlainValue(solution.misused)
 
     def __bool__(self) -> bool:
-        return _ask(self, {"do": "truth"}) is True  # no risk: the solution could have given True itself
+        return _operate(self, "truth") is True  # no risk: the solution could have given True itself
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _refuse
     __hash__ = __int__ = __index__ = __float__ = __str__ = __repr__ = __format__ = _refuse
 
 
-def _ask(handle: Handle, question: dict[str, Any], encoder: Encoder | None = None) -> Any:
-    number = object.__getattribute__(handle, "_number")
-    return object.__getattribute__(handle, "_solution").ask({**question, "object": number}, encoder)
+def _operate(handle: Handle, operation: str, /, *args: Any, **names: Any) -> Any:
+    """The result of one of `Link`'s operations on the object."""
+    encoder = Encoder(handed)
+    question = {
+        "do": "operate",
+        "operation": operation,
+        "object": object.__getattribute__(handle, "_number"),
+        "args": [encoder.item(value) for value in args],
+        "names": {name: encoder.item(value) for name, value in names.items()},
+    }
+    return object.__getattribute__(handle, "_solution").ask(question, encoder)
 
 
 def _method(handle: Handle, name: str) -> Any:
     try:
-        return _ask(handle, {"do": "attribute", "name": name})
+        return _operate(handle, "attribute", name)
     except AttributeError:  # TypeError is what `list` expects of what has no length
         raise TypeError(f"a value of type {object.__getattribute__(handle, '_kind')} has no {name}") from None
 
@@ -224,7 +228,7 @@ def _elements(iterator: Any) -> Iterator[Any]:
     """
     most = 1
     while type(iterator) is Handle:
-        values = _ask(iterator, {"do": "proceed", "most": most})
+        values = _operate(iterator, "proceed", most)
         yield from values
         if len(values) < most:
             return

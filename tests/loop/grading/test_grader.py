@@ -267,7 +267,7 @@ def test_tests_that_are_not_python_are_a_harness_error(problem: Problem, grader:
 )
 def test_a_sandbox_that_breaks_is_never_a_wrong_answer(command: tuple[str, ...]) -> None:
     broken = Grader(num_workers=1)
-    broken._sandbox._command = command
+    broken._sandbox.command = command
     verdict = broken.grade_one(PLUS_ONE, "def f(x): return x + 1")
     assert verdict.verdict == "harness_error" and verdict.detail.startswith("the sandbox could not start")
 
