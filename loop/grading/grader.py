@@ -108,7 +108,7 @@ class Grader:
         waiting: deque[tuple[Job, Future[Verdict]]] = deque()
         # Equal programs are samples of one problem, which follow each other closely.
         recent: dict[bytes, tuple[Problem, Future[Verdict]]] = {}
-        pool = _Pool(self._sandbox)
+        pool = _Pool(self._sandbox, self.num_workers)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
             for job in jobs:
@@ -133,18 +133,13 @@ class Grader:
         return verdict
 
     def _graded(self, problem: Problem, code: str | None, pool: _Pool) -> Verdict:
-        outcome = Outcome("no_code", why_none(""), 0.0, 0.0)
+        word, detail, duration_s, _ = Outcome("no_code", why_none(""), 0.0, 0.0)
         if code is not None and code.strip():
             try:
-                outcome = self._decided(problem, code, pool)
+                word, detail, duration_s, _ = self._decided(problem, code, pool)
             except (HarnessError, OSError) as error:
-                outcome = Outcome("harness_error", str(error), 0.0, 0.0)
-        return Verdict(
-            verdict=outcome.word,
-            detail=_printable(outcome.detail),
-            duration_s=round(outcome.duration_s, 6),
-            sandbox=self.level,
-        )
+                word, detail = "harness_error", str(error)
+        return Verdict(verdict=word, detail=_printable(detail), duration_s=round(duration_s, 6), sandbox=self.level)
 
     def _decided(self, problem: Problem, code: str, pool: _Pool) -> Outcome:
         """An outcome that a repetition on another day would give too: a run that comes near the limit is repeated."""
@@ -220,16 +215,18 @@ def _too_late(limit_s: float) -> str:
 
 
 class _Pool:
-    """The warm sandboxes of one call of `grade`, which can all be ended at once."""
+    """The warm sandboxes of one call of `grade`, one per worker, which can all be ended at once."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, num_workers: int) -> None:
         self._sandbox = sandbox
         self._lock = threading.Lock()
-        self._free: list[Warm] = []
-        self._busy: set[Warm] = set()
         cores = sorted(os.sched_getaffinity(0))
-        first = os.getpid() % len(cores)  # so that two runs on one machine begin with different cores
-        self._num_on = dict.fromkeys(cores[first:] + cores[:first], 0)  # core -> number of sandboxes
+        numbers = range(
+            os.getpid(), os.getpid() + num_workers
+        )  # so that two runs on one machine begin with other cores
+        # a core, and the sandbox on it once it has been started
+        self._free: list[tuple[int, Warm | None]] = [(cores[number % len(cores)], None) for number in numbers]
+        self._busy: set[Warm] = set()
         self._stopped = False
 
     @contextlib.contextmanager
@@ -238,13 +235,9 @@ class _Pool:
         with self._lock:
             if self._stopped:
                 raise HarnessError("grading was stopped")
-            warm = next((warm for warm in self._free if warm.problem is problem), self._free[0] if self._free else None)
-            if warm:
-                self._free.remove(warm)
-                core = warm.core
-            else:
-                core = min(self._num_on, key=self._num_on.__getitem__)
-                self._num_on[core] += 1
+            core, warm = max(self._free, key=lambda free: 0 if free[1] is None else 1 + (free[1].problem is problem))
+            self._free.remove((core, warm))
+        failed = True
         try:
             warm = warm or Warm(self._sandbox, core)
             with self._lock:
@@ -252,16 +245,13 @@ class _Pool:
                 if self._stopped:  # in the meantime
                     warm.kill()
             yield warm
-        except BaseException:
+            failed = False
+        finally:
             with self._lock:
-                self._num_on[core] -= 1
                 self._busy -= {warm}
-            if warm:
+                self._free.append((core, None if failed else warm))
+            if failed and warm:
                 warm.close()
-            raise
-        with self._lock:
-            self._busy.remove(warm)
-            self._free.append(warm)
 
     def stop(self) -> None:
         with self._lock:
@@ -270,8 +260,9 @@ class _Pool:
                 warm.kill()
 
     def close(self) -> None:
-        for warm in self._free:
-            warm.close()
+        for _, warm in self._free:
+            if warm:
+                warm.close()
 
 
 def _result(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
