@@ -63,10 +63,9 @@ class Sandbox:
     def __post_init__(self) -> None:
         same = self.command[-1] == own_python()  # it can run what this process has compiled
         inside = importlib.resources.files("loop.grading.inside")
-        texts = {name: (inside / f"{name}.py").read_text("utf-8") for name in _INSIDE}
-        self._programs = marshal.dumps(
-            [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts.items()]
-        )
+        texts = ((name, (inside / f"{name}.py").read_text("utf-8")) for name in _INSIDE)
+        programs = [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts]
+        self._programs = marshal.dumps(programs)
         self._next_uid = itertools.count(os.getpid() * 31)
 
     def interpreter(self, core: int, directory: str, job_bytes: int = 0) -> Interpreter:

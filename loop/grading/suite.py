@@ -54,10 +54,8 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
         where = f"{place}:{line}"
         problem = problem_of(row, where)
         if problem.task_id in lines:
-            raise ConfigError(
-                f"{where}: task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}; "
-                "each problem needs its own"
-            )
+            earlier = f"task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}"
+            raise ConfigError(f"{where}: {earlier}; each problem needs its own")
         lines[problem.task_id] = line
         problems.append(problem)
     if not problems:

@@ -24,7 +24,6 @@ NAME_COLUMNS = ("id", "task_id", "question_id", "name")
 
 
 def main() -> None:
-    """See the module."""
     request, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     try:
         with written(out) as file:
@@ -53,8 +52,7 @@ def rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             continue
         seen.add(digest)
         names = (*NAME_COLUMNS, statement_column, starter_code_column, *request.get("also", ()))
-        kept = {name: row[name] for name in names if name in row}
-        yield {"row": number, **{name: _plain(value) for name, value in kept.items()}}
+        yield {"row": number, **{name: _plain(row[name]) for name in names if name in row}}
         if len(seen) == request["limit"]:
             return
 

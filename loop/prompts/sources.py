@@ -6,6 +6,7 @@ Data sets are read by `loop.prompts.data_set` in a child process, so that the ca
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -173,16 +174,12 @@ def _rows(prompts: Prompts, base_dir: Path, with_tests: bool) -> Iterator[_Place
 def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -> Prompt:
     statement = _text(row, prompts.statement_column, "statement_column", place)
     if not statement.strip():
-        raise ConfigError(
-            f"{place}: {shown(prompts.statement_column)} is blank; write the task there, or remove the row"
-        )
-    starter_code, program = "", False
-    column = prompts.starter_code_column
-    if column is not None and column in row:
-        starter_code = _text(row, column, "starter_code_column", place) if row[column] is not None else ""
-        program = not starter_code.strip()
+        column = shown(prompts.statement_column)
+        raise ConfigError(f"{place}: {column} is blank; write the task there, or remove the row")
+    starter_code = _starter_code(row, prompts, place)
+    is_program = prompts.starter_code_column in row and not starter_code.strip()
     asked = content(
-        ask(statement, starter_code, program=program),
+        ask(statement, starter_code, program=is_program),
         chat=model.chat_template,
         opening=opening(starter_code) if prompts.prefill_fence else "",
         system_prompt=model.system_prompt,
@@ -196,20 +193,23 @@ def _tested(row: Row, prompt: Prompt, prompts: Prompts, place: str) -> TestedPro
     tested_in = next((form for form in FORMATS_OF_PROMPTS if any(row.get(key) for key in form.test_keys)), None)
     if tested_in is None:
         return None
-    column = prompts.starter_code_column
-    starter_code = str((row.get(column) if column is not None else "") or "")
+    starter_code = _starter_code(row, prompts, place)
     try:
         return tested_in.problem_of(tested_in.row_of_prompt(row, prompt.name, prompt.statement, starter_code), place)
     except UntestedProblem:
         return None
 
 
+def _starter_code(row: Row, prompts: Prompts, place: str) -> str:
+    column = prompts.starter_code_column
+    return "" if column is None or row.get(column) is None else _text(row, column, "starter_code_column", place)
+
+
 def _text(row: Row, column: str, option: str, place: str) -> str:
     if column not in row:
-        keys = ", ".join(shown(key) for key in list(row)[:8]) or "none"
-        raise ConfigError(
-            f"{place}: has no {shown(column)} (its keys: {keys}); add it, or name the right key in {option}"
-        )
+        keys = ", ".join(map(shown, list(row)[:8])) or "none"
+        words = f"has no {shown(column)} (its keys: {keys}); add it, or name the right key in {option}"
+        raise ConfigError(f"{place}: {words}")
     value = row[column]
     if not isinstance(value, str):
         raise ConfigError(f"{place}: {shown(column)} is {shown(value)}; expected text")
@@ -229,51 +229,35 @@ def _rows_of_data_set(prompts: Prompts, kind: SourceKind, base_dir: Path, with_t
     """The rows from the hub, once, and then from the cache; or from disk, every time, because files there may change."""
     request: dict[str, Any] = {
         "version": _ROWS_VERSION,
-        "source": prompts.source,
-        "config": prompts.config,
-        "split": prompts.split,
-        "revision": prompts.revision,
         "columns": [prompts.statement_column, prompts.starter_code_column],
-        "limit": prompts.limit,
+        **prompts.model_dump(include={"source", "config", "split", "revision", "limit"}),
     }
     if with_tests:
         request["also"] = list(dict.fromkeys(_TEST_KEYS + _MORE_KEYS))
-    if kind == "hub":
-        rows = default_cache_dir() / f"{sha256_of(request)[:32]}.jsonl"
-        if not rows.exists():
+    with contextlib.ExitStack() as stack:
+        folder = default_cache_dir()
+        if kind == "local":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loop-prompts-")))
+            request["source"] = os.path.abspath(_path(prompts.source, base_dir))
+        fetched = folder / f"{sha256_of(request)[:32]}.jsonl"
+        if not fetched.exists():
             try:
-                rows.parent.mkdir(parents=True, exist_ok=True)
+                folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
-                raise PermissionDenied(f"{safe(rows.parent)}: {problem}") from None
-            _fetch(request, rows, prompts.source)
-        yield from _places(rows, prompts.source)
-        return
-    request["source"] = os.path.abspath(_path(prompts.source, base_dir))
-    with tempfile.TemporaryDirectory(prefix="loop-prompts-") as scratch:
-        rows = Path(scratch) / "rows.jsonl"
-        _fetch(request, rows, prompts.source)
-        yield from _places(rows, prompts.source)
-
-
-def _places(file: Path, source: str) -> Iterator[_PlacedRow]:
-    """The child's rows under the place that a user knows: the data set and the number of the row in it, from 1."""
-    for _, row in sound(read_file(file, "rows", "fetch the data set again")):
-        number = str(row.pop("row", "?"))
-        yield f"{safe(source)}: row {number}", number, row
+                raise PermissionDenied(f"{safe(folder)}: {problem}") from None
+            _fetch(request, fetched, prompts.source)
+        for _, row in sound(read_file(fetched, "rows", "fetch the data set again")):
+            number = str(row.pop("row", "?"))  # in the data set, from 1
+            yield f"{safe(prompts.source)}: row {number}", number, row
 
 
 def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
     """Have a child process write `out`, whole or not at all. Raises ConfigError with the child's last line."""
     quiet = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY")
+    words, env = command("loop.prompts.data_set", json.dumps(request), out), environment() | dict.fromkeys(quiet, "1")
     child = subprocess.run(
-        command("loop.prompts.data_set", json.dumps(request), out),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment() | dict.fromkeys(quiet, "1"),
-        check=False,
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=env, check=False
     )
     if child.returncode == 0:
         return

@@ -106,21 +106,17 @@ def _read_tests(value: Any, key: str) -> list[dict[str, str]]:
     if value is None or value == "":
         return []
     if isinstance(value, str):
-        value = _unstring(value, key)
+        text = value if value.lstrip()[:1] in ("[", "{") else unpack_tests(value, key)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{key} is a string that is not JSON; expected a list of tests") from None
     if not isinstance(value, list):
         raise ValueError(f"{key} is {fields.json_type(value)}; expected a list of tests, or one as a JSON string")
     for number, test in enumerate(value, start=1):
         if not isinstance(test, dict) or not all(isinstance(test.get(k), str) for k in ("input", "output", "testtype")):
             raise ValueError(f"test {number} of {key} lacks the strings input, output and testtype")
     return value
-
-
-def _unstring(value: str, key: str) -> Any:
-    text = value if value.lstrip()[:1] in ("[", "{") else unpack_tests(value, key)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{key} is a string that is not JSON; expected a list of tests") from None
 
 
 def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:

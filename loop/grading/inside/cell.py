@@ -248,9 +248,6 @@ def _write(part: Any, write: Callable[[int, Any], int] = os.write) -> int:
     return write(SOCKET, part)
 
 
-# the solution's process
-
-
 def solve(shut_in: bool) -> None:
     """Answer the tests' process: load the program, call what it defines. Never returns."""
     leave, link = os._exit, Link(shut_in)

@@ -133,10 +133,7 @@ def _space(solution: Solution) -> dict[str, Any]:
     return space
 
 
-# the kinds of tests
-
-
-def _run_humaneval(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
+def _humaneval(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """`check(candidate)`, with the prompt's own helper functions, which are the suite's and not the solution's."""
     space = _space(solution)
     _run_suites_code(_compiled_prompt(job["prompt"]), space)
@@ -181,7 +178,7 @@ def _compiled_prompt(prompt: str) -> Any:
     return compile("", "<prompt>", "exec")
 
 
-def _run_mbpp(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
+def _mbpp(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """Statements with assertions that call the solution by its name."""
     space = _space(solution)
     _run_suites_code(job["imports"], space)
@@ -205,7 +202,7 @@ def _run_mbpp(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     return "passed", ""
 
 
-def _run_functional(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
+def _functional(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """LiveCodeBench with a function."""
     solution.load(job)
     (name,) = job["called"]
@@ -221,7 +218,7 @@ def _run_functional(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     return "passed", ""
 
 
-def _run_stdin(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
+def _stdin(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """LiveCodeBench with standard input: each test has a process of its own. Exit codes do not count, exceptions do."""
     solution.load(job)
     for number, (text, expected) in enumerate(job["tests"], start=1):
@@ -240,7 +237,7 @@ def _run_stdin(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     return "passed", ""
 
 
-def _run_plus(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
+def _plus(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """EvalPlus: the values of all calls against those of the canonical solution."""
     solution.load(job)
     (name,) = job["called"]
@@ -260,10 +257,4 @@ def _run_plus(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     return "passed", ""
 
 
-_KINDS = {
-    "humaneval": _run_humaneval,
-    "mbpp": _run_mbpp,
-    "plus": _run_plus,
-    "functional": _run_functional,
-    "stdin": _run_stdin,
-}
+_KINDS = {"humaneval": _humaneval, "mbpp": _mbpp, "plus": _plus, "functional": _functional, "stdin": _stdin}

@@ -152,9 +152,6 @@ def described(error: BaseException) -> dict[str, Any]:
     }
 
 
-# programs that read standard input
-
-
 def run_program(code: CodeType, imports: str, text: str, max_output: int, shut_in: bool) -> dict[str, Any]:
     """Run a program on this input in a process of its own. Gives what it wrote, or what went wrong.
 
