@@ -9,9 +9,9 @@ The hashes are sorted and carry no date, so that running the script again on the
 
 import argparse
 import gzip
-import json
 from pathlib import Path
 
+from loop.grading.json_lines import read_file, sound
 from tests.support import TESTS
 from tests.support.overlap import RUN_LENGTH, fingerprints
 
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("mbpp", type=Path, help="MBPP problems, one JSON object per line")
     parser.add_argument("--output", type=Path, default=HASH_FILE, help="file to write (default: %(default)s)")
     options = parser.parse_args(arguments)
-    texts = [json.loads(line)["text"] for line in options.mbpp.read_text("utf-8").splitlines() if line.strip()]
-    hashes = sorted({mark for text in texts for mark in fingerprints(text)})
+    rows = sound(read_file(options.mbpp, "MBPP problems", "name mbpp.jsonl"))
+    hashes = sorted({mark for _, row in rows for mark in fingerprints(row["text"])})
     body = HEADER + "".join(f"{mark}\n" for mark in hashes)
     options.output.write_bytes(gzip.compress(body.encode("ascii"), compresslevel=9, mtime=0))
     print(f"{len(hashes)} hashes written to {options.output}")
