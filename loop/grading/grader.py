@@ -41,9 +41,7 @@ NUM_REMEMBERED = 1024
 
 
 class Job(NamedTuple):
-    """One solution to grade: the whole program, or None where the answer held none, and `why`. `key` comes back with the
-    verdict.
-    """
+    """A whole program to grade, or None where the answer held none, and `why`. `key` comes back with the verdict."""
 
     key: Hashable
     problem: Problem
@@ -88,11 +86,9 @@ class Grader:
         num_workers: int | None = None,
         timeout_factor: float = 20.0,
     ) -> None:
-        self.level = level
-        self.timeout_s = timeout_s
-        self.memory_bytes = memory_bytes
+        self.level, self.memory_bytes = level, memory_bytes
+        self.timeout_s, self.timeout_factor = timeout_s, timeout_factor
         self.num_workers = num_workers or len(os.sched_getaffinity(0))
-        self.timeout_factor = timeout_factor
         self._sandbox = open_sandbox(level)
         self._limits: dict[tuple[str, str | None], float] = {}  # by id and reference: two suites may use the same id
 
@@ -272,8 +268,8 @@ def _result(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
 
 def _identity(job: Job) -> bytes:
     """Jobs of equal identity get the same verdict."""
-    code = "" if job.code is None else job.code
-    return hashlib.sha256(f"{id(job.problem)} {job.problem.task_id!r} {code}".encode("utf-8", "surrogatepass")).digest()
+    text = f"{id(job.problem)} {job.problem.task_id!r} {job.code or ''}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _printable(text: str) -> str:

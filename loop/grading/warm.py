@@ -138,8 +138,7 @@ class Running(contextlib.AbstractContextManager["Running"]):
         memory_bytes: int,
     ) -> None:
         self._warm, self._tests, self._host = warm, tests, host
-        self._memory_bytes = memory_bytes
-        self._directory = order["directory"]
+        self._memory_bytes, self._directory = memory_bytes, order["directory"]
         self._ended: Ended | None = None
         self._start_clock(START_TIMEOUT_S)
         with contextlib.ExitStack() as after_a_failure:
@@ -211,9 +210,7 @@ class Running(contextlib.AbstractContextManager["Running"]):
         self._looked: tuple[float, Usage] | None = None
 
     def _read(self, size: int) -> bytes:
-        """The next bytes. Bytes that have arrived are read however late it is: this process may have been stopped meanwhile,
-        which is not the program's fault.
-        """
+        """The next bytes, however late it is once they have arrived: this process may have been stopped meanwhile."""
         poll = select.poll()
         poll.register(self._tests, select.POLLIN)
         while True:

@@ -62,18 +62,16 @@ def _all_rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     source, options = request["source"], {"split": request["split"], "revision": request["revision"], "streaming": True}
     path = Path(source)
+    if path.is_file() and path.suffix not in FORMATS:
+        raise ConfigError(f"is a {path.suffix or 'nameless'} file; known are .jsonl, {', '.join(FORMATS)}")
     try:
         if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(source)
             yield from saved[request["split"]] if isinstance(saved, datasets.DatasetDict) else saved
         elif path.is_file():
-            if path.suffix not in FORMATS:
-                raise ConfigError(f"is a {path.suffix or 'nameless'} file; known are .jsonl, {', '.join(FORMATS)}")
             yield from datasets.load_dataset(FORMATS[path.suffix], data_files=source, **options)
         else:
             yield from datasets.load_dataset(source, request["config"], **options)
-    except ConfigError:
-        raise
     except Exception as error:  # the library raises its own, fsspec's, the network's and pyarrow's
         raise ConfigError(_reason(error, request)) from error
 

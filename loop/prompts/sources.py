@@ -101,10 +101,8 @@ def load_prompts_and_tests(
     if column not in (None, default) and not has_starter_code:
         raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
     if with_tests and not tests:
-        raise ConfigError(
-            f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; "
-            f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
-        )
+        remedy = f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
+        raise ConfigError(f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; {remedy}")
     return list(distinct.values()), tests
 
 

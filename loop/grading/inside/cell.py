@@ -92,14 +92,14 @@ class Pair:
 
 def f(xs: List[int], names: Optional[Dict[str, Tuple[int, float]]] = None) -> List[str]:
     \'\'\'Doc.\'\'\'
-    found = []
+    parts = []
     for number, x in enumerate(sorted(set(xs), reverse=True)):
         if x % 2 == 0 and number < len(xs):
-            found.append(f"{x}-{number:02d}".upper())
+            parts.append(f"{x}-{number:02d}".upper())
         else:
-            found += [str(y) for y in range(x)][:2]
+            parts += [str(y) for y in range(x)][:2]
     try:
-        return found + list(names or {})
+        return parts + list(names or {})
     except (KeyError, ValueError) as error:
         raise TypeError(str(error)) from error
     finally:

@@ -23,11 +23,8 @@ from loop.grading.inside.values import Decoder, Encoder, exactly, send
 # LiveCodeBench runs every solution after these lines.
 _STARS = ["string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"]
 _STARS += ["itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"]
-PREAMBLE = "\n".join(
-    [f"from {name} import *" for name in _STARS]
-    + [f"import {name}" for name in _STARS[:-2]]
-    + ["sys.setrecursionlimit(50000)", ""]
-)
+_IMPORTS = [f"from {name} import *" for name in _STARS] + [f"import {name}" for name in _STARS[:-2]]
+PREAMBLE = "\n".join([*_IMPORTS, "sys.setrecursionlimit(50000)", ""])
 
 
 class SuiteAtFault(Exception):

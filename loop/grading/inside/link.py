@@ -81,10 +81,9 @@ class Link:
 
     def _name(self, question: dict[str, Any], _: Decoder) -> tuple[Any, ...]:
         """The value of a global name of the program."""
-        name = question["name"]
-        if name not in self._space:
+        if question["name"] not in self._space:
             return ("missing",)
-        value = self._space[name]
+        value = self._space[question["name"]]
         return ("module", value.__name__) if isinstance(value, type(sys)) else ("value", value)
 
     def _entry(self, question: dict[str, Any], _: Decoder) -> Any:

@@ -63,8 +63,8 @@ class Solution:
         try:
             send(self._write, {**question, "containers": encoder.containers})
             reply = receive(self._read)
-            known = {its: encoder.met[ours] for ours, its in reply["given"] if type(ours) is type(its) is int}
-            decoder = Decoder(reply["containers"], self._handle, known)
+            existing = {its: encoder.met[ours] for ours, its in reply["given"] if type(ours) is type(its) is int}
+            decoder = Decoder(reply["containers"], self._handle, existing)
             if "raised" not in reply:
                 return decoder.value(reply["value"])
             self.last_raised = self._exception(reply["raised"])
@@ -223,9 +223,7 @@ def _method(handle: Handle, name: str) -> Any:
 
 
 def _elements(iterator: Any) -> Iterator[Any]:
-    """The values of an iterator. Each question asks for twice as many as the one before: few of an endless iterator are made,
-    and a long one takes few questions.
-    """
+    """An iterator's values in doubling numbers: few of an endless one are made, and a long one takes few questions."""
     most = 1
     while type(iterator) is Handle:
         values = _operate(iterator, "proceed", most)

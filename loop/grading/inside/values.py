@@ -151,14 +151,14 @@ class Encoder:
 class Decoder:
     """Rebuilds the values that an Encoder described, from exact built-in types only. Raises NotPlain for any other message.
 
-    `known` gives containers that exist here already: lists, dicts, sets and bytearrays get the new contents in place. `other`
+    `existing` gives containers that exist here already: lists, dicts, sets and bytearrays get the new contents in place. `other`
     makes the stand-in for an object that stayed in the other process.
     """
 
-    def __init__(self, containers: Any, other: Callable[[Any], Any], known: Mapping[int, Any] | None = None) -> None:
+    def __init__(self, containers: Any, other: Callable[[Any], Any], existing: Mapping[int, Any] | None = None) -> None:
         self._other = other
         try:
-            self._build([(kind, contents) for kind, contents in containers], known or {})
+            self._build([(kind, contents) for kind, contents in containers], existing or {})
         except _MALFORMED as error:
             raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
 
@@ -169,11 +169,11 @@ class Decoder:
         except _MALFORMED as error:
             raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
 
-    def _build(self, containers: list[tuple[str, Any]], known: Mapping[int, Any]) -> None:
+    def _build(self, containers: list[tuple[str, Any]], existing: Mapping[int, Any]) -> None:
         self.objects: list[Any] = [_MISSING] * len(containers)
         for number, (kind, _) in enumerate(containers):
             if kind in _IN_PLACE:
-                old = known.get(number)
+                old = existing.get(number)
                 self.objects[number] = old if type(old) is _IN_PLACE[kind] else _IN_PLACE[kind]()
         for number in range(len(containers)):
             self._build_fixed(number, containers)

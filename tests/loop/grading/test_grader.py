@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from loop.cli import doctor
 from loop.errors import ConfigError, HarnessError
 from loop.grading import warm as warm_module
 from loop.grading import working_sandbox
@@ -24,7 +25,7 @@ from loop.grading.extract import extract_code, why_none
 from loop.grading.grader import Grader, Job, Outcome, Verdict
 from loop.grading.problem import Problem
 from loop.grading.warm import Usage, Warm
-from loop.grading.working_sandbox import check_sandbox, open_sandbox
+from loop.grading.working_sandbox import open_sandbox
 from tests.support.odd_programs import PROGRAMS
 from tests.support.problems import PLUS_ONE, SUM, assert_problem, live_problem, wrong_verdicts
 from tests.support.sandbox_modes import as_user, readable_python
@@ -283,8 +284,6 @@ def test_without_bwrap_there_is_an_error_with_the_remedy(monkeypatch: pytest.Mon
     monkeypatch.setattr(working_sandbox, "find_bwrap", lambda: None)
     with pytest.raises(ConfigError, match=r'grading\.sandbox: bwrap is neither .*apt install bubblewrap.*= "none"'):
         Grader()
-    report = check_sandbox("bubblewrap")
-    assert not report.ok and "install bubblewrap" in report.remedy and "bwrap" in report.detail
 
 
 def test_bwrap_that_may_not_make_namespaces(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -293,9 +292,9 @@ def test_bwrap_that_may_not_make_namespaces(monkeypatch: pytest.MonkeyPatch, tmp
     fake.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert find_bwrap() == str(fake)
-    report = check_sandbox("bubblewrap")
-    assert not report.ok and "No permissions to create new namespace" in report.detail
-    assert "allow user namespaces" in report.remedy and "\n" not in report.remedy
+    line = doctor._sandbox(None)
+    assert line.verdict == "fail" and "No permissions to create new namespace" in line.detail
+    assert "allow user namespaces" in line.remedy and "\n" not in line.remedy
 
 
 def test_a_program_that_ended_while_nobody_listened_is_not_out_of_time() -> None:
@@ -304,11 +303,10 @@ def test_a_program_that_ended_while_nobody_listened_is_not_out_of_time() -> None
         assert running.verdict()["verdict"] == "passed"
 
 
-def test_check_sandbox() -> None:
-    assert check_sandbox("bubblewrap").ok
-    report = check_sandbox("none")
-    assert report.ok and "with your rights" in report.detail
-    assert not check_sandbox("firejail").ok
+def test_the_levels_of_sandboxes() -> None:
+    assert open_sandbox("bubblewrap").level == "bubblewrap" and "with your rights" in open_sandbox("none").words
+    with pytest.raises(ConfigError, match="'firejail' is no level"):
+        open_sandbox("firejail")
 
 
 def test_level_none_runs_and_cleans_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -40,12 +40,12 @@ def problem(source: Path | str, **options: object) -> str:
 
 
 def test_the_starter_prompts() -> None:
-    found = load_prompts(Prompts(), MODEL, Path("/"))
-    assert len(found) > 300
-    assert len({prompt.id for prompt in found}) == len(found)
-    assert (found[0].source, found[0].name) == ("starter", "starter/001")
-    assert all(prompt.id == sha256_of(prompt.content) for prompt in found)
-    assert load_prompts(Prompts(limit=7), MODEL, Path("/")) == found[:7]
+    loaded = load_prompts(Prompts(), MODEL, Path("/"))
+    assert len(loaded) > 300
+    assert len({prompt.id for prompt in loaded}) == len(loaded)
+    assert (loaded[0].source, loaded[0].name) == ("starter", "starter/001")
+    assert all(prompt.id == sha256_of(prompt.content) for prompt in loaded)
+    assert load_prompts(Prompts(limit=7), MODEL, Path("/")) == loaded[:7]
 
 
 def test_rows_become_questions(tmp_path: Path) -> None:
@@ -65,8 +65,8 @@ def test_rows_become_questions(tmp_path: Path) -> None:
 
 def test_the_first_of_equal_prompts_stays_and_the_limit_counts_distinct_ones(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", ROWS[0], ROWS[3], ROWS[0], ROWS[1], ROWS[2])
-    found = load_prompts(Prompts(source="p.jsonl", limit=2), MODEL, tmp_path)
-    assert [prompt.name for prompt in found] == ["one", "4"]
+    loaded = load_prompts(Prompts(source="p.jsonl", limit=2), MODEL, tmp_path)
+    assert [prompt.name for prompt in loaded] == ["one", "4"]
 
 
 def test_the_model_settings_are_part_of_a_prompt(tmp_path: Path) -> None:
@@ -136,9 +136,9 @@ COLUMNS = {"statement_column": "question", "starter_code_column": "starter_code"
 
 
 def test_a_data_set_on_disk(data_set: Path) -> None:
-    found = load_prompts(Prompts(source="tasks", **COLUMNS), MODEL, data_set.parent)  # type: ignore[arg-type]
-    assert [prompt.name for prompt in found] == ["a", "b", "e"]
-    asked = [prompt.content["messages"][0]["content"] for prompt in found]
+    loaded = load_prompts(Prompts(source="tasks", **COLUMNS), MODEL, data_set.parent)  # type: ignore[arg-type]
+    assert [prompt.name for prompt in loaded] == ["a", "b", "e"]
+    asked = [prompt.content["messages"][0]["content"] for prompt in loaded]
     assert ["standard input" in question for question in asked] == [False, True, True]
 
 
