@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError
+from loop.grading.problem import Problem
 from loop.prompts import sources
 from loop.prompts.sources import load_prompts, load_prompts_and_tests, prompts_of_round
 from store.canonical import sha256_of
@@ -113,9 +114,6 @@ def test_a_misspelt_starter_code_column_is_noticed(tmp_path: Path) -> None:
     assert problem(path, starter_code_column="starter").endswith('has "starter"; correct starter_code_column')
 
 
-# Data sets: a child process reads them
-
-
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that `datasets` reads as it reads one from the hub, with the columns of rStar-Coder."""
@@ -161,18 +159,23 @@ def test_the_tests_of_a_data_sets_prompts(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_tests_of_prompts_in_a_file(tmp_path: Path) -> None:
+    def tests_of(prompts: Prompts) -> dict[str, Problem]:
+        return load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=True)[1]
+
     own = {"statement": "Return one.", "signature": "def one():", "test_list": ["assert one() == 1"]}
     write(tmp_path / "p.jsonl", ROWS[0], own, {**own, "test_list": ["assert one() == 2"]}, ROWS[1])
     prompts = Prompts(source="p.jsonl")
     asked = {prompt.id: prompt.name for prompt in load_prompts(prompts, MODEL, tmp_path)}
-    [(prompt_id, tested)] = load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=True)[1].items()
+    [(prompt_id, tested)] = tests_of(prompts).items()
     assert asked[prompt_id] == tested.task_id == "2" and tested.prompt_code == "def one():"
     assert tested.payload["tests"] == ["assert one() == 1"], "of equal prompts the first"
     with pytest.raises(ConfigError, match="no row of .* has tests"):
-        load_prompts_and_tests(Prompts(source="p.jsonl", limit=1), MODEL, tmp_path, with_tests=True)
+        tests_of(Prompts(source="p.jsonl", limit=1))
+    write(tmp_path / "p.jsonl", ROWS[0], {**ROWS[3], "test_list": ["assert add(1, 2) == 3"]})
+    assert tests_of(Prompts(source="p.jsonl", limit=1)), "of a prompt that is equal to the last one that counts"
     write(tmp_path / "p.jsonl", {**own, "test_list": ["one() == 1"]}, {**own, "test_list": "assert"})
     with pytest.raises(ConfigError) as caught:
-        load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=True)
+        tests_of(prompts)
     first, second = str(caught.value).splitlines()
     assert first.endswith("p.jsonl:1: test 1 of test_list asserts nothing; write it as an assert statement")
     assert "p.jsonl:2: test_list is not a list of strings" in second
@@ -209,9 +212,6 @@ def test_a_hub_data_set_is_fetched_once_for_each_way_of_asking(tmp_path: Path, m
         [prompt] = load_prompts(prompts, MODEL, tmp_path)
     assert fetched == [3, 4]
     assert (prompt.source, prompt.name) == ("a/b", "1")
-
-
-# Rounds
 
 
 def prompt_set(count: int) -> list[Prompt]:
