@@ -217,9 +217,8 @@ class _Pool:
         self._sandbox = sandbox
         self._lock = threading.Lock()
         cores = sorted(os.sched_getaffinity(0))
-        numbers = range(
-            os.getpid(), os.getpid() + num_workers
-        )  # so that two runs on one machine begin with other cores
+        first = os.getpid()  # so that two runs on one machine begin with different cores
+        numbers = range(first, first + num_workers)
         # a core, and the sandbox on it once it has been started
         self._free: list[tuple[int, Warm | None]] = [(cores[number % len(cores)], None) for number in numbers]
         self._busy: set[Warm] = set()

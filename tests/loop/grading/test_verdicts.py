@@ -50,7 +50,8 @@ def test_nothing_of_a_reference_is_sent() -> None:
 NODE = assert_problem("assert f(n) == 1", setup="n = Node(1)")
 TWICE = live_problem(("1", "2"), ("2", "3"), func_name="f")
 TWO_RUNS = live_problem(("1", "2"), ("2", "3"))
-BY_ZERO = "test 1: line 1: ZeroDivisionError: division by zero"
+BY_ZERO = "ZeroDivisionError: division by zero"
+NOTHING_USED = "the tests use nothing that a solution defines: anything would pass; leave the problem out"
 CHECK = "def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(2) == 3, 'more'\n"
 IN_LINES = Problem(task_id="h", statement="", entry_point="f", kind="humaneval", payload={"test": CHECK})
 
@@ -89,20 +90,20 @@ VERDICTS: list[Row] = [
     (NODE, "class Node(int): pass\ndef f(x): return x", "passed", ""),
     (NODE, "x = 1", "error", "setup: NameError: name 'Node' is not defined"),
     (assert_problem("assert math.isclose(f(1), 1)", imports=("import math",)), "def f(x): return x", "passed", ""),
-    (assert_problem("assert f()\nassert g()"), "def f(): return 1\ndef g(): return 0", "failed", "test 1: AssertionError"),
+    (assert_problem("assert f()\nassert g()"), "def f(): return 1\ndef g(): pass", "failed", "test 1: AssertionError"),
     (TWICE, "def f(x): return 2", "failed", "test 2: wrong answer"),
-    (TWICE, "def f(x): return 1 / 0", "error", BY_ZERO),
+    (TWICE, "def f(x): return 1 / 0", "error", f"test 1: line 1: {BY_ZERO}"),
     (TWO_RUNS, "print(2)", "failed", "test 2: wrong answer"),
-    (TWO_RUNS, "print(1 / 0)", "error", BY_ZERO),
+    (TWO_RUNS, "print(1 / 0)", "error", f"test 1: line 1: {BY_ZERO}"),
     (TWO_RUNS, "print(", "error", "line 1: SyntaxError: '(' was never closed"),
     (IN_LINES, "def f(x): return 2", "failed", "test line 3: AssertionError: more"),
     # lines are counted from the program's first
-    (STAR, f"\n{STAR.prompt_code}    return 1 / 0\n", "error", "test line 2: line 8: ZeroDivisionError: division by zero"),
+    (STAR, f"\n{STAR.prompt_code}    return 1 / 0\n", "error", f"test line 2: line 8: {BY_ZERO}"),
     # a decorator of the prompt binds nothing
     (DECORATED, DECORATED.prompt_code.replace(" gcd", " g") + "    return 2", "error", "the program defines no gcd"),
     (SUITES, "def g(x): return 3", "error", "the program defines no f"),
-    (SUITES, "def f(x): return 3", "harness_error", "the tests use nothing that a solution defines: anything would pass; leave the problem out"),
-]  # fmt: skip
+    (SUITES, "def f(x): return 3", "harness_error", NOTHING_USED),
+]
 
 
 def test_verdicts(grader: Grader) -> None:
@@ -133,13 +134,13 @@ OFFERED = [
     (loaded("assert len(s) == 0", test_setup_code="s = Stack()"), "class Stack:\n    def __len__(self): return 0"),
     (loaded("assert LIMIT == 3", entry_point="LIMIT"), "LIMIT = 3"),
     (loaded("assert LIMIT[0] == 3", "assert LIMIT[1] == 4"), "LIMIT = [3, 4]"),
-    (loaded("assert f(0).a is f(0) and f(1) is not f(0)"), "class A: pass\nx = A(); x.a = x\ndef f(n): return x if not n else A()"),
+    (loaded("assert f(0).a is f(0) is not f(1)"), "class A: pass\nx = A(); x.a = x\ndef f(n): return A() if n else x"),
     (loaded("assert not f(0) and f(1)"), "from fractions import Fraction as f"),
     (loaded("assert f.__name__ == 'f' and f.__doc__ == 'X.'"), "def f(): 'X.'"),
     (STAR, f"{STAR.prompt_code}    return floor(a / b + 2)\n"),
     (STAR, "from math import gcd"),
     (DECORATED, f"{DECORATED.prompt_code}    return 2\n"),
-]  # fmt: skip
+]
 ODD_BUT_RIGHT = {
     "functions": [(PLUS_ONE, code) for code in FUNCTIONS.values()],
     "programs": [(SUM, code) for code in PROGRAMS.values()],
