@@ -33,8 +33,8 @@ class NoPlainValue(Exception):
 class Solution:
     """Asks the solution's process.
 
-    `place` says which test asks, for messages: `test 2: `. `trouble` says how the process broke, `misused` which value was used
-    as if it were plain, and `used` whether the tests did something with what the program defines.
+    `place` is the test that asks, for messages (`test 2: `). `trouble` says how the process broke, `misused` which value was
+    used as if it were plain, and `used` whether the tests did something with what the program defines.
     """
 
     def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:

@@ -151,7 +151,7 @@ class Encoder:
 class Decoder:
     """Rebuilds the values that an Encoder described, from exact built-in types only. Raises NotPlain for any other message.
 
-    `existing` gives containers that exist here already: lists, dicts, sets and bytearrays get the new contents in place. `other`
+    `existing` are containers that are here already: lists, dicts, sets and bytearrays get the new contents in place. `other`
     makes the stand-in for an object that stayed in the other process.
     """
 

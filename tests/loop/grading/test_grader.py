@@ -48,7 +48,7 @@ def test_jobs_are_taken_a_few_at_a_time_and_come_back_in_order(grader: Grader) -
 
 
 def test_stopping_early_leaves_nothing_running(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is waited for either: the programs would go on for a day. The first verdict comes when two of them run."""
+    """Nothing is waited for either: the programs would run for a day. The first verdict comes when two of them run."""
     grader, before = Grader(timeout_s=86400.0, num_workers=3), psutil.Process().children()
     num_begun = threading.Semaphore(0)
     verdict_of, graded = warm_module.Running.verdict, grader._graded

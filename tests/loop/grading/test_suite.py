@@ -247,7 +247,7 @@ def test_dates_are_kept_and_no_hash_covers_them(tmp_path: Path) -> None:
 
 
 def test_the_shipped_suites_keep_their_identity() -> None:
-    """A run that was begun goes on only with the same: never change these."""
+    """A run continues only with the same suites: never change these."""
     assert load_suite("first-steps").sha256[:12] == "60adb6023b72"
     problem = load_suite("first-steps").problems[0]
     hashed = {"task_id", "statement", "prompt_code", "entry_point", "difficulty", "kind", "payload"}
