@@ -18,7 +18,7 @@ import click
 
 from loop.cli.options import Call, print_json, shared_options, the_call
 from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
-from loop.errors import LoopError
+from loop.errors import ConfigError, LoopError
 from loop.words import safe, size
 
 if TYPE_CHECKING:
@@ -290,14 +290,14 @@ def _devices(loaded: LoadedConfig | None) -> Line:
 
 
 def _sandbox(loaded: LoadedConfig | None) -> Line:
-    from loop.grading.working_sandbox import check_sandbox
+    from loop.grading.working_sandbox import open_sandbox
 
-    level = loaded.config.grading.sandbox if loaded else "bubblewrap"
-    report = check_sandbox(level)
-    if not report.ok:
-        return Line("sandbox", "fail", report.detail, report.remedy)
-    if level == "none":
-        return Line(
-            "sandbox", "warn", report.detail, 'set grading.sandbox = "bubblewrap" unless you can lose this machine'
-        )
-    return Line("sandbox", "ok", report.detail)
+    try:
+        sandbox = open_sandbox(loaded.config.grading.sandbox if loaded else "bubblewrap")
+    except ConfigError as error:
+        detail, _, remedy = str(error).removeprefix("grading.sandbox: ").partition("; ")
+        return Line("sandbox", "fail", detail, remedy)
+    if sandbox.level == "none":
+        remedy = 'set grading.sandbox = "bubblewrap" unless you can lose this machine'
+        return Line("sandbox", "warn", sandbox.words, remedy)
+    return Line("sandbox", "ok", sandbox.words)

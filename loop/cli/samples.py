@@ -87,7 +87,7 @@ def samples(store: Reader, completions: list[Completion]) -> list[Json]:
 def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem]:
     """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
     from loop.grading.suite import load_suite
-    from loop.prompts.sources import load_tests
+    from loop.prompts.sources import load_prompts_and_tests
     from loop.stages.evaluating import yardstick
 
     problems: dict[str, Problem] = {}
@@ -106,7 +106,8 @@ def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem
             raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")
     if store.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
         loaded = the_call().load()
-        problems |= load_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir)
+        _, tests = load_prompts_and_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir, with_tests=True)
+        problems |= tests
     return problems
 
 

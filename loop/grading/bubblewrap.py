@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.metadata
-import itertools
 import json
 import os
 import shutil
@@ -88,12 +87,9 @@ def bubblewrap_sandboxes(bwrap: str, python: str) -> list[Sandbox]:
 def bwrap_command(bwrap: str, mode: Mode, python: str) -> tuple[str, ...]:
     """The command that starts this Python in a sandbox; its own arguments are still to be added."""
     environment = {**ENVIRONMENT, "HOME": "/tmp", "TMPDIR": "/tmp"}
-    command = [
-        *(
-            "/bin/sh",
-            "-c",
-            '{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$0" "$@"',
-        ),  # the first that the kernel ends for memory
+    first_to_end = '{ echo 1000 >/proc/self/oom_score_adj; } 2>/dev/null; exec "$0" "$@"'  # where memory is short
+    return (
+        *(("/bin/sh", "-c", first_to_end) if os.access("/bin/sh", os.X_OK) else ()),
         *(bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--hostname", "sandbox"),
         *("--die-with-parent", "--new-session", "--cap-drop", "ALL", *mode.flags),
@@ -101,15 +97,10 @@ def bwrap_command(bwrap: str, mode: Mode, python: str) -> tuple[str, ...]:
         *("--perms", "1777", SIZE_HERE, "--tmpfs", "/tmp", *_python_view(python)),
         *("--perms", "0755", "--dir", "/dev"),
         *("--symlink", "/tmp/.stdin", "/dev/stdin", "--symlink", "/tmp", "/dev/shm"),
-        *itertools.chain.from_iterable(
-            ("--dev-bind", f"/dev/{name}", f"/dev/{name}") for name in ("null", "zero", "urandom")
-        ),
-        *itertools.chain.from_iterable(("--setenv", name, value) for name, value in environment.items()),
+        *(word for name in ("null", "zero", "urandom") for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
+        *(word for name, value in environment.items() for word in ("--setenv", name, value)),
         *("--remount-ro", "/", "--chdir", "/tmp", python),
-    ]
-    if not os.access("/bin/sh", os.X_OK):
-        command = command[3:]
-    return tuple(command)
+    )
 
 
 @functools.lru_cache(maxsize=8)
@@ -122,11 +113,8 @@ def _python_view(python: str) -> tuple[str, ...]:
     except (OSError, subprocess.SubprocessError, ValueError):
         raise ConfigError(f"grading.sandbox: {python} cannot be run; repair the Python installation") from None
     folders = [folder for folder in needed["folders"] if not _is_inside(folder, needed["folders"])]
-    libraries = [
-        name
-        for name in dict.fromkeys(needed["libraries"])
-        if os.path.isabs(name) and os.path.exists(name) and not _is_inside(name, folders)
-    ]
+    paths = filter(os.path.isabs, dict.fromkeys(needed["libraries"]))
+    libraries = [path for path in paths if os.path.exists(path) and not _is_inside(path, folders)]
     shown = {name: os.path.realpath(name) for name in [*folders, *libraries, python]}
     view: list[str] = []
     for parent in dict.fromkeys(str(Path(name).parent) for name in shown):  # other users cannot enter those bwrap makes

@@ -41,10 +41,7 @@ def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> st
     if len(completion) > MAX_COMPLETION_CHARS:
         return None
     text = _without_thoughts(completion.replace("\r\n", "\n").replace("\r", "\n"))
-    if prefilled_fence:
-        code: str | None = _until_fence(text)
-    else:
-        code, text = _fenced(text, problem)
+    code, text = (_until_fence(text), "") if prefilled_fence else _fenced(text, problem)
     if code is not None:
         return _program(code, problem) if code.strip() else None
     return _unfenced_program(text, problem)
@@ -121,18 +118,16 @@ def _program(code: str, problem: Problem) -> str:
     if _defines(code, problem.entry_point):
         code = textwrap.dedent(code)
         return _before_entry_point(problem, code) + code
-    body = _as_body(code.split("\n"), _body_indent(problem.prompt_code)) if problem.prompt_code.strip() else None
-    return code if body is None else problem.prompt_code.rstrip() + "\n" + body
+    return _continued(problem.prompt_code, code.split("\n")) or code
 
 
 def _unfenced_program(text: str, problem: Problem) -> str | None:
     """An answer without fences: a whole program with prose around it, or a continuation with prose after it."""
     lines = text.split("\n")
     start = next((number for number, line in enumerate(lines) if line.strip()), len(lines))
-    if problem.prompt_code.strip() and not _defines(text, problem.entry_point):
-        body = _as_body(_until_prose(lines[start:]), _body_indent(problem.prompt_code))
-        if body is not None:
-            return problem.prompt_code.rstrip() + "\n" + body
+    whole = _defines(text, problem.entry_point)
+    if not whole and (program := _continued(problem.prompt_code, _until_prose(lines[start:]))):
+        return program
     start = next((number for number, line in enumerate(lines) if _is_code(line)), len(lines))
     code = "\n".join(_until_prose(lines[start:])).rstrip()
     return _before_entry_point(problem, code) + code + "\n" if code else None
@@ -161,11 +156,12 @@ def _before_entry_point(problem: Problem, program: str) -> str:
     return before + "\n\n\n"
 
 
-def _body_indent(prompt: str) -> str:
-    """The indentation of the body that continues the prompt."""
-    line = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
-    indent = line[: _width(line)]
-    return indent + "    " if line.rstrip().endswith(":") else indent
+def _continued(prompt: str, lines: list[str]) -> str | None:
+    """The prompt's code with these lines as the body that continues it; None if they do not look like one."""
+    last = next((line for line in reversed(prompt.split("\n")) if line.strip()), "")
+    indent = last[: _width(last)] + ("    " if last.rstrip().endswith(":") else "")
+    body = _as_body(lines, indent)
+    return None if body is None else prompt.rstrip() + "\n" + body
 
 
 def _as_body(lines: list[str], indent: str) -> str | None:

@@ -6,6 +6,7 @@ of ours runs the tests on them (`judge.py`). Sandboxes stay warm while `grade` r
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -40,9 +41,7 @@ NUM_REMEMBERED = 1024
 
 
 class Job(NamedTuple):
-    """One solution to grade: the whole program, or None where the answer held none, and `why`. `key` comes back with the
-    verdict.
-    """
+    """A whole program to grade, or None where the answer held none, and `why`. `key` comes back with the verdict."""
 
     key: Hashable
     problem: Problem
@@ -87,11 +86,9 @@ class Grader:
         num_workers: int | None = None,
         timeout_factor: float = 20.0,
     ) -> None:
-        self.level = level
-        self.timeout_s = timeout_s
-        self.memory_bytes = memory_bytes
+        self.level, self.memory_bytes = level, memory_bytes
+        self.timeout_s, self.timeout_factor = timeout_s, timeout_factor
         self.num_workers = num_workers or len(os.sched_getaffinity(0))
-        self.timeout_factor = timeout_factor
         self._sandbox = open_sandbox(level)
         self._limits: dict[tuple[str, str | None], float] = {}  # by id and reference: two suites may use the same id
 
@@ -107,7 +104,7 @@ class Grader:
         waiting: deque[tuple[Job, Future[Verdict]]] = deque()
         # Equal programs are samples of one problem, which follow each other closely.
         recent: dict[bytes, tuple[Problem, Future[Verdict]]] = {}
-        pool = _Pool(self._sandbox)
+        pool = _Pool(self._sandbox, self.num_workers)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
             for job in jobs:
@@ -132,18 +129,13 @@ class Grader:
         return verdict
 
     def _graded(self, problem: Problem, code: str | None, pool: _Pool) -> Verdict:
-        outcome = Outcome("no_code", why_none(""), 0.0, 0.0)
+        word, detail, duration_s, _ = Outcome("no_code", why_none(""), 0.0, 0.0)
         if code is not None and code.strip():
             try:
-                outcome = self._decided(problem, code, pool)
+                word, detail, duration_s, _ = self._decided(problem, code, pool)
             except (HarnessError, OSError) as error:
-                outcome = Outcome("harness_error", str(error), 0.0, 0.0)
-        return Verdict(
-            verdict=outcome.word,
-            detail=_printable(outcome.detail),
-            duration_s=round(outcome.duration_s, 6),
-            sandbox=self.level,
-        )
+                word, detail = "harness_error", str(error)
+        return Verdict(verdict=word, detail=_printable(detail), duration_s=round(duration_s, 6), sandbox=self.level)
 
     def _decided(self, problem: Problem, code: str, pool: _Pool) -> Outcome:
         """An outcome that a repetition on another day would give too: a run that comes near the limit is repeated."""
@@ -158,24 +150,21 @@ class Grader:
         elif outcome.word != "timeout" and outcome.duration_s > REPEAT_FROM * limit_s:
             again = [outcome, *(self._tried(problem, code, pool, limit_s) for _ in range(2))]
             outcome = sorted(again, key=lambda run: run.duration_s)[1]
-        if outcome.word != "timeout" and outcome.duration_s <= limit_s:
-            return outcome
-        return outcome._replace(
-            word="timeout", detail=outcome.detail if outcome.word == "timeout" else _too_late(limit_s)
-        )
+        if outcome.word != "timeout" and outcome.duration_s > limit_s:
+            return outcome._replace(word="timeout", detail=_too_late(limit_s))
+        return outcome
 
     def _limit_for(self, problem: Problem, pool: _Pool) -> float:
         """`timeout_s`, or `timeout_factor` times what the reference solution takes on this machine. Measured once."""
         which = problem.task_id, problem.reference
-        if which in self._limits:
-            return self._limits[which]
-        limit_s = self.timeout_s
-        if problem.reference is not None:
-            reference = self._tried(problem, problem.reference, pool, REFERENCE_TIMEOUT_S)
-            if reference.word == "passed":
-                limit_s = max(limit_s, self.timeout_factor * reference.duration_s)
-        self._limits[which] = limit_s
-        return limit_s
+        if which not in self._limits:
+            limit_s = self.timeout_s
+            if problem.reference is not None:
+                reference = self._tried(problem, problem.reference, pool, REFERENCE_TIMEOUT_S)
+                if reference.word == "passed":
+                    limit_s = max(limit_s, self.timeout_factor * reference.duration_s)
+            self._limits[which] = limit_s
+        return self._limits[which]
 
     def _tried(self, problem: Problem, code: str, pool: _Pool, limit_s: float) -> Outcome:
         """One run, repeated if the harness failed. Raises HarnessError if it fails each time."""
@@ -190,19 +179,15 @@ class Grader:
         raise HarnessError(str(failure))
 
     def _run(self, problem: Problem, code: str, pool: _Pool, limit_s: float) -> Outcome:
-        warm = pool.take(problem)
         # a lone surrogate cannot be part of a program, but must not end the harness either
         code = code.encode("utf-8", "replace").decode()
         at_most_s = KILL_AT * limit_s  # to tell a program that is a little late from one that never ends
-        try:
-            with warm.run(problem, lambda: judge_job(problem), code, at_most_s, self.memory_bytes) as running:
-                word, detail = self._judged(running, limit_s)
-                outcome = Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
-        except BaseException:
-            pool.drop(warm)
-            raise
-        pool.give(warm)
-        return outcome
+        with (
+            pool.warm_for(problem) as warm,
+            warm.run(problem, lambda: judge_job(problem), code, at_most_s, self.memory_bytes) as running,
+        ):
+            word, detail = self._judged(running, limit_s)
+            return Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
 
     def _judged(self, running: Running, limit_s: float) -> tuple[Word, str]:
         try:
@@ -226,56 +211,42 @@ def _too_late(limit_s: float) -> str:
 
 
 class _Pool:
-    """The warm sandboxes of one call of `grade`, which can all be ended at once."""
+    """The warm sandboxes of one call of `grade`, one per worker, which can all be ended at once."""
 
-    def __init__(self, sandbox: Sandbox) -> None:
+    def __init__(self, sandbox: Sandbox, num_workers: int) -> None:
         self._sandbox = sandbox
         self._lock = threading.Lock()
-        self._free: list[Warm] = []
-        self._busy: set[Warm] = set()
         cores = sorted(os.sched_getaffinity(0))
-        first = os.getpid() % len(cores)  # so that two runs on one machine begin with different cores
-        self._num_on = dict.fromkeys(cores[first:] + cores[:first], 0)  # core -> number of sandboxes
+        first = os.getpid()  # so that two runs on one machine begin with different cores
+        numbers = range(first, first + num_workers)
+        # a core, and the sandbox on it once it has been started
+        self._free: list[tuple[int, Warm | None]] = [(cores[number % len(cores)], None) for number in numbers]
+        self._busy: set[Warm] = set()
         self._stopped = False
 
-    def take(self, problem: Problem) -> Warm:
-        """A free sandbox, if possible one that has this problem's tests; a new one if none is free."""
+    @contextlib.contextmanager
+    def warm_for(self, problem: Problem) -> Iterator[Warm]:
+        """A free sandbox, if possible one that has this problem's tests, or a new one. It is closed if its use fails."""
         with self._lock:
             if self._stopped:
                 raise HarnessError("grading was stopped")
-            if self._free:
-                warm = next((warm for warm in self._free if warm.problem is problem), self._free[0])
-                self._free.remove(warm)
-                self._busy.add(warm)
-                return warm
-            core = min(self._num_on, key=self._num_on.__getitem__)
-            self._num_on[core] += 1
+            core, warm = max(self._free, key=lambda free: 0 if free[1] is None else 1 + (free[1].problem is problem))
+            self._free.remove((core, warm))
+        failed = True
         try:
-            warm = Warm(self._sandbox, core)
-        except BaseException:
-            self._left(core)
-            raise
-        with self._lock:
-            if not self._stopped:
+            warm = warm or Warm(self._sandbox, core)
+            with self._lock:
                 self._busy.add(warm)
-                return warm
-        warm.close()
-        raise HarnessError("grading was stopped")
-
-    def give(self, warm: Warm) -> None:
-        with self._lock:
-            self._busy.discard(warm)
-            self._free.append(warm)
-
-    def drop(self, warm: Warm) -> None:
-        with self._lock:
-            self._busy.discard(warm)
-        self._left(warm.core)
-        warm.close()
-
-    def _left(self, core: int) -> None:
-        with self._lock:
-            self._num_on[core] -= 1
+                if self._stopped:  # in the meantime
+                    warm.kill()
+            yield warm
+            failed = False
+        finally:
+            with self._lock:
+                self._busy -= {warm}
+                self._free.append((core, None if failed else warm))
+            if failed and warm:
+                warm.close()
 
     def stop(self) -> None:
         with self._lock:
@@ -284,8 +255,9 @@ class _Pool:
                 warm.kill()
 
     def close(self) -> None:
-        for warm in self._free:
-            warm.close()
+        for _, warm in self._free:
+            if warm:
+                warm.close()
 
 
 def _result(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
@@ -295,8 +267,8 @@ def _result(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
 
 def _identity(job: Job) -> bytes:
     """Jobs of equal identity get the same verdict."""
-    code = "" if job.code is None else job.code
-    return hashlib.sha256(f"{id(job.problem)} {job.problem.task_id!r} {code}".encode("utf-8", "surrogatepass")).digest()
+    text = f"{id(job.problem)} {job.problem.task_id!r} {job.code or ''}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
 
 
 def _printable(text: str) -> str:

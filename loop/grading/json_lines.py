@@ -49,18 +49,17 @@ def read_rows(file: BufferedReader, place: str, lists: bool = False) -> Iterator
     compressed = file.peek(1)[:1] == b"\x1f"  # no JSON begins so; a pipe may give no more than this byte
     lines = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if compressed else file
     try:
-        for number, raw in enumerate(lines, start=1):
-            try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-                if not text:
-                    continue
-                if lists and text.startswith("["):
-                    yield from _elements(raw + lines.read(), place, number)
-                    return
-                lists = False
-                yield number, _object(json.loads(text), place, number)
-            except (ValueError, RecursionError) as error:
-                yield number, _mistake(error, place, number)
+        for line, value in _values(lines, lists):
+            if isinstance(value, dict):
+                yield line, value
+                continue
+            text = f"is {shown(value)}; expected a JSON object"
+            if isinstance(value, UnicodeDecodeError):
+                text = "is not UTF-8; save the file as UTF-8"
+            elif isinstance(value, Exception):
+                reason = value.msg if isinstance(value, json.JSONDecodeError) else "nested too deeply or out of range"
+                text = f"is not JSON ({reason}); expected one JSON object per line"
+            yield line, ConfigError(f"{place}:{line}: {text}")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigError(f"{place}: is not a whole gzip file ({error}); fetch or write it again") from None
 
@@ -82,13 +81,28 @@ def sound(rows: Iterable[tuple[int, Row | ConfigError]]) -> Iterator[tuple[int, 
     return ((number, raised(row)) for number, row in rows)
 
 
-def _elements(content: bytes, place: str, line: int) -> Iterator[tuple[int, Row | ConfigError]]:
+def _values(lines: IO[bytes], lists: bool) -> Iterator[tuple[int, Any]]:
+    """Each line's number and its value, or the exception that reading it raises."""
+    for number, raw in enumerate(lines, start=1):
+        try:
+            text = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            if not text:
+                continue
+            if lists and text.startswith("["):
+                yield from _elements(raw + lines.read(), number)
+                return
+            lists = False
+            yield number, json.loads(text)
+        except (ValueError, RecursionError) as error:
+            yield number, error
+
+
+def _elements(content: bytes, line: int) -> Iterator[tuple[int, Any]]:
     """The elements of a JSON list that begins on this line, each with its own; what is not JSON ends it."""
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line += content.count(b"\n", 0, error.start)
-        yield line, _mistake(error, place, line)
+        yield line + content.count(b"\n", 0, error.start), error
         return
     decoder, separator = json.JSONDecoder(), re.compile(r"[\s,]*")
     position, counted = text.index("[") + 1, 0
@@ -98,21 +112,8 @@ def _elements(content: bytes, place: str, line: int) -> Iterator[tuple[int, Row 
         if text[position : position + 1] == "]" and not text[position + 1 :].strip():
             return
         try:
-            row, position = decoder.raw_decode(text, position)
+            value, position = decoder.raw_decode(text, position)
         except (ValueError, RecursionError) as error:
-            yield line, _mistake(error, place, line)
+            yield line, error
             return
-        yield line, _object(row, place, line)
-
-
-def _object(row: Any, place: str, line: int) -> Row | ConfigError:
-    if isinstance(row, dict):
-        return row
-    return ConfigError(f"{place}:{line}: is {shown(row)}; expected a JSON object")
-
-
-def _mistake(error: Exception, place: str, line: int) -> ConfigError:
-    if isinstance(error, UnicodeDecodeError):
-        return ConfigError(f"{place}:{line}: is not UTF-8; save the file as UTF-8")
-    reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply or out of range"
-    return ConfigError(f"{place}:{line}: is not JSON ({reason}); expected one JSON object per line")
+        yield line, value

@@ -16,7 +16,9 @@ import itertools
 import marshal
 import math
 import os
+import re
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 from loop.grading.interpreter import Interpreter
@@ -45,30 +47,31 @@ module.serve(control, int.from_bytes(core, "little"))
 """
 
 
+@dataclass(eq=False)
 class Sandbox:
     """One way of running programs on this machine, of which any number of interpreters can be started. Thread-safe.
 
     `words` describe it to people; `command` starts Python in it. `own_uid` and `nested` are those of `bubblewrap.Mode`.
     """
 
-    def __init__(self, level: str, words: str, command: tuple[str, ...], own_uid: bool, nested: bool) -> None:
-        self.level = level
-        self.words = words
-        self.own_uid = own_uid
-        self.nested = nested
-        self._command = command
-        same = command[-1] == own_python()  # it can run what this process has compiled
+    level: str
+    words: str
+    command: tuple[str, ...]
+    own_uid: bool
+    nested: bool
+
+    def __post_init__(self) -> None:
+        same = self.command[-1] == own_python()  # it can run what this process has compiled
         inside = importlib.resources.files("loop.grading.inside")
-        texts = {name: (inside / f"{name}.py").read_text("utf-8") for name in _INSIDE}
-        self._programs = marshal.dumps(
-            [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts.items()]
-        )
+        texts = ((name, (inside / f"{name}.py").read_text("utf-8")) for name in _INSIDE)
+        programs = [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts]
+        self._programs = marshal.dumps(programs)
         self._next_uid = itertools.count(os.getpid() * 31)
 
     def interpreter(self, core: int, directory: str, job_bytes: int = 0) -> Interpreter:
         """Start a process inside that forks others on order. `job_bytes` is added to the size of /tmp."""
         size = ("--size", str(DISK_BYTES + 4 * job_bytes))
-        command = [word for part in self._command for word in (size if part == SIZE_HERE else (part,))]
+        command = [word for part in self.command for word in (size if part == SIZE_HERE else (part,))]
         return Interpreter([*command, *_PYTHON_FLAGS, "-c", _BOOT], core, self._programs, self.level, directory)
 
     def order(self, role: str, job_bytes: int, timeout_s: float, memory_bytes: int, directory: str) -> dict[str, Any]:
@@ -84,15 +87,13 @@ class Sandbox:
         }
         if self.level == "none" or not (self.own_uid or _counts_per_namespace()):
             del limits["RLIMIT_NPROC"]  # would count all the user's processes on the machine
-        uid = _FIRST_UID + next(self._next_uid) % _NUM_UIDS if self.own_uid else 0
-        disk = DISK_BYTES + 4 * (job_bytes >> 20 << 20)  # equal for most jobs, so that /tmp can stay
         return {
             "do": "start",
             "role": role,
             "nested": self.nested,
             "shut_in": self.level != "none",
-            "uid": uid,
-            "disk": disk,
+            "uid": _FIRST_UID + next(self._next_uid) % _NUM_UIDS if self.own_uid else 0,
+            "disk": DISK_BYTES + 4 * (job_bytes >> 20 << 20),  # equal for most jobs, so that /tmp can stay
             "limits": limits,
             "directory": directory,
         }
@@ -105,8 +106,5 @@ def own_python() -> str:
 
 def _counts_per_namespace() -> bool:
     """Since Linux 5.14 RLIMIT_NPROC counts within the user namespace."""
-    release = os.uname().release.split(".")
-    try:
-        return (int(release[0]), int(release[1])) >= (5, 14)
-    except (ValueError, IndexError):
-        return False
+    release = re.match(r"(\d+)\.(\d+)", os.uname().release)
+    return release is not None and (int(release[1]), int(release[2])) >= (5, 14)

@@ -54,18 +54,19 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
         where = f"{place}:{line}"
         problem = problem_of(row, where)
         if problem.task_id in lines:
-            raise ConfigError(
-                f"{where}: task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}; "
-                "each problem needs its own"
-            )
+            earlier = f"task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}"
+            raise ConfigError(f"{where}: {earlier}; each problem needs its own")
         lines[problem.task_id] = line
         problems.append(problem)
     if not problems:
         raise ConfigError(f"{place}: holds no problems; expected one JSON object per line: {DESCRIPTION}")
     if limit is not None and limit < len(problems):
-        chosen = set(sorted(lines, key=_limit_key)[:limit])
+        # with a prefix of its own, or a limit would keep only problems of the first split
+        chosen = set(sorted(lines, key=lambda task_id: _hash("limit:" + task_id))[:limit])
         problems = [problem for problem in problems if problem.task_id in chosen]
-    return Suite(name=name, source=source, problems=tuple(problems), sha256=_content_hash(problems))
+    hashes = (hashlib.sha256(json.dumps(problem.content(), sort_keys=True).encode()).digest() for problem in problems)
+    sha256 = hashlib.sha256(b"".join(hashes)).hexdigest()
+    return Suite(name=name, source=source, problems=tuple(problems), sha256=sha256)
 
 
 def split_of(task_id: str, shares: Mapping[str, float]) -> str:
@@ -73,9 +74,9 @@ def split_of(task_id: str, shares: Mapping[str, float]) -> str:
 
     It depends on nothing else, so it never moves when problems are added or the shares are written in another order.
     """
-    position = int.from_bytes(hashlib.sha256(_utf8(task_id)).digest()[:8], "big") / 2**64
-    usual = [name for name in SPLIT_ORDER if shares.get(name, 0.0) > 0.0]
-    names = usual + sorted(name for name in shares if name not in SPLIT_ORDER and shares[name] > 0.0)
+    position = int.from_bytes(_hash(task_id)[:8], "big") / 2**64
+    order = [*SPLIT_ORDER, *sorted(shares.keys() - set(SPLIT_ORDER))]
+    names = [name for name in order if shares.get(name, 0.0) > 0.0]
     end = 0.0
     for name in names:
         end += shares[name]
@@ -91,28 +92,11 @@ def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[t
         return source, "first_steps.jsonl", read_bytes(content, "first_steps.jsonl")
     if source == "humaneval":
         return source, "HumanEval.jsonl.gz", read_bytes(humaneval.installed_file(), "HumanEval.jsonl.gz")
-    path = Path(source).expanduser()
-    if base_dir is not None:
-        path = base_dir / path
+    path = (base_dir or Path()) / Path(source).expanduser()
     choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
-    return (
-        re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name),
-        safe(path),
-        read_file(path, "problems", choices, lists=True),
-    )
+    rows = read_file(path, "problems", choices, lists=True)
+    return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), safe(path), rows
 
 
-def _content_hash(problems: list[Problem]) -> str:
-    digest = hashlib.sha256()
-    for problem in problems:
-        digest.update(hashlib.sha256(json.dumps(problem.content(), sort_keys=True).encode()).digest())
-    return digest.hexdigest()
-
-
-def _limit_key(task_id: str) -> bytes:
-    # with a prefix of its own, or a limit would keep only problems of the first split
-    return hashlib.sha256(b"limit:" + _utf8(task_id)).digest()
-
-
-def _utf8(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+def _hash(text: str) -> bytes:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()

@@ -12,16 +12,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import psutil
 
 from loop.errors import HarnessError
 from loop.grading.inside import values
 from loop.grading.interpreter import START_TIMEOUT_S, Ended, Interpreter
-
-if TYPE_CHECKING:
-    from loop.grading.sandbox import Sandbox
+from loop.grading.sandbox import Sandbox
 
 LOOK_S = 0.25
 """Seconds between two looks at a program's memory and at its waiting time."""
@@ -41,30 +39,26 @@ class JudgeEnded(Exception):
     """The tests' process has ended without a verdict, though the sandbox works."""
 
 
-class Warm:
+class Warm(contextlib.AbstractContextManager["Warm"]):
     """A sandbox with its warm interpreter. It runs one job at a time, and a solution leaves nothing for the next one.
 
-    A context manager. The tests' process stays for further solutions of the same problem. Where the kernel allows no
+    The tests' process stays for further solutions of the same problem. Where the kernel allows no
     namespaces inside namespaces, each solution gets a bubblewrap of its own.
     """
 
     def __init__(self, sandbox: Sandbox, core: int | None = None) -> None:
-        core = min(os.sched_getaffinity(0)) if core is None else core
         self._sandbox = sandbox
-        self.core = core
+        self.core = min(os.sched_getaffinity(0)) if core is None else core
         self._apart = sandbox.level != "none" and not sandbox.nested  # each solution in a bubblewrap of its own
         self._directory = tempfile.mkdtemp(prefix="loop-grade-") if sandbox.level == "none" else "/tmp"
         self.problem: object = None  # whose tests the tests' process has
         self._tests: socket.socket | None = None
         self._size = 0
         try:
-            self._interpreter = sandbox.interpreter(core, self._directory)
+            self._interpreter = sandbox.interpreter(self.core, self._directory)
         except BaseException:
-            self._remove_directory()
+            self._remove(self._directory)
             raise
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -79,9 +73,7 @@ class Warm:
         if self._tests is None or self.problem is not problem:
             self._start_tests(problem, marshal.dumps(tests()), memory_bytes)
         assert self._tests is not None
-        directory = self._directory
-        if self._sandbox.level == "none":
-            directory = tempfile.mkdtemp(dir=directory)
+        directory = tempfile.mkdtemp(dir=self._directory) if self._sandbox.level == "none" else self._directory
         program = code.encode()
         order = self._sandbox.order("solution", self._size + len(program), timeout_s, memory_bytes, directory)
         host = self._sandbox.interpreter(self.core, directory, self._size) if self._apart else self._interpreter
@@ -113,8 +105,7 @@ class Warm:
         """Clean up after a solution that ran in this interpreter and directory."""
         if host is not self._interpreter:
             host.close()
-        if self._sandbox.level == "none":
-            shutil.rmtree(directory, ignore_errors=True)
+        self._remove(directory)
 
     def kill(self) -> None:
         """Kill the sandbox; may be called from another thread."""
@@ -126,15 +117,15 @@ class Warm:
             self._tests.close()
             self._tests = None
         self._interpreter.close()
-        self._remove_directory()
+        self._remove(self._directory)
 
-    def _remove_directory(self) -> None:
+    def _remove(self, directory: str) -> None:
         if self._sandbox.level == "none":
-            shutil.rmtree(self._directory, ignore_errors=True)
+            shutil.rmtree(directory, ignore_errors=True)
 
 
-class Running:
-    """A solution that runs. A context manager: at its end the solution's process and all that it started are gone."""
+class Running(contextlib.AbstractContextManager["Running"]):
+    """A solution that runs. At the end of the context the solution's process and all that it started are gone."""
 
     def __init__(
         self,
@@ -147,36 +138,29 @@ class Running:
         memory_bytes: int,
     ) -> None:
         self._warm, self._tests, self._host = warm, tests, host
-        self._memory_bytes = memory_bytes
-        self._directory = order["directory"]
+        self._memory_bytes, self._directory = memory_bytes, order["directory"]
         self._ended: Ended | None = None
         self._start_clock(START_TIMEOUT_S)
-        try:
-            tests_end, solution_end = socket.socketpair()
-            with tests_end, solution_end:
-                host.order(order, solution_end)
-                socket.send_fds(tests, [len(program).to_bytes(8, "little")], [tests_end.fileno()])
-            tests.sendall(program)
-            if "ready" not in self._receive():
-                raise HarnessError("the sandbox could not start a solution")
-        except (EOFError, OSError):
-            self.close()
-            raise HarnessError(f"the sandbox could not start a solution: {host.last_words()}") from None
-        except TimedOut:
-            self.close()
-            text = f"sandbox and problem were not ready within {START_TIMEOUT_S:g} s"
-            raise HarnessError(f"{text}; if it is always this problem, leave it out") from None
-        except TooMuchMemory:
-            self.close()
-            text = f"the problem by itself uses more than {memory_bytes >> 20} MiB of memory"
-            raise HarnessError(f"{text}; raise grading.memory_bytes, or leave the problem out") from None
-        except BaseException:
-            self.close()
-            raise
+        with contextlib.ExitStack() as after_a_failure:
+            after_a_failure.callback(self.close)
+            try:
+                tests_end, solution_end = socket.socketpair()
+                with tests_end, solution_end:
+                    host.order(order, solution_end)
+                    socket.send_fds(tests, [len(program).to_bytes(8, "little")], [tests_end.fileno()])
+                tests.sendall(program)
+                if "ready" not in self._receive():
+                    raise HarnessError("the sandbox could not start a solution")
+            except (EOFError, OSError):
+                raise HarnessError(f"the sandbox could not start a solution: {host.last_words()}") from None
+            except TimedOut:
+                text = f"sandbox and problem were not ready within {START_TIMEOUT_S:g} s"
+                raise HarnessError(f"{text}; if it is always this problem, leave it out") from None
+            except TooMuchMemory:
+                text = f"the problem by itself uses more than {memory_bytes >> 20} MiB of memory"
+                raise HarnessError(f"{text}; raise grading.memory_bytes, or leave the problem out") from None
+            after_a_failure.pop_all()
         self._start_clock(timeout_s)
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -185,10 +169,10 @@ class Running:
         """The tests' verdict. Raises TimedOut, TooMuchMemory, JudgeEnded, and HarnessError if none can be known."""
         try:
             verdict = self._receive()
-            self._judged_at = time.monotonic()
         except EOFError:
             self.ended()  # raises HarnessError where the sandbox has ended
             raise JudgeEnded("the tests' process did not survive the program's values") from None
+        self._judged_at = time.monotonic()
         return verdict
 
     def elapsed_s(self) -> float:
@@ -226,9 +210,7 @@ class Running:
         self._looked: tuple[float, Usage] | None = None
 
     def _read(self, size: int) -> bytes:
-        """The next bytes. Bytes that have arrived are read however late it is: this process may have been stopped meanwhile,
-        which is not the program's fault.
-        """
+        """The next bytes, however late it is once they have arrived: this process may have been stopped meanwhile."""
         poll = select.poll()
         poll.register(self._tests, select.POLLIN)
         while True:

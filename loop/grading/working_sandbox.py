@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from loop.errors import ConfigError, HarnessError
 from loop.grading.bubblewrap import bubblewrap_sandboxes, find_bwrap
 from loop.grading.interpreter import START_TIMEOUT_S
@@ -18,26 +16,6 @@ _ALLOW = (
     "allow user namespaces (sysctl kernel.unprivileged_userns_clone=1 or kernel.apparmor_restrict_unprivileged_userns=0), "
     'run as root, or set grading.sandbox = "none" on a machine that you can lose'
 )
-_REPAIR = "repair the Python installation"
-
-
-class SandboxReport(NamedTuple):
-    """Whether a level works here, in words for `doctor`; `remedy` is "" if it does."""
-
-    level: str
-    ok: bool
-    detail: str
-    remedy: str = ""
-
-
-def check_sandbox(level: str) -> SandboxReport:
-    """Run a trivial program at this level. The report says whether it worked, and if not, what would help."""
-    try:
-        sandbox = open_sandbox(level)
-    except ConfigError as error:
-        detail, _, remedy = str(error).removeprefix("grading.sandbox: ").partition("; ")
-        return SandboxReport(level, False, detail, remedy)
-    return SandboxReport(level, True, sandbox.words)
 
 
 def _first_that_works(candidates: list[Sandbox], remedy: str) -> Sandbox:
@@ -68,7 +46,7 @@ def open_sandbox(level: str, python: str | None = None) -> Sandbox:
     python = python or own_python()
     if level == "none":
         plain = Sandbox(level, "none: programs run with your rights", (python,), own_uid=False, nested=False)
-        return _first_that_works([plain], _REPAIR)
+        return _first_that_works([plain], "repair the Python installation")
     if level != "bubblewrap":
         raise ConfigError(f'grading.sandbox: {level!r} is no level; "bubblewrap" or "none"')
     bwrap = find_bwrap()

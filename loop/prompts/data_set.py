@@ -19,12 +19,11 @@ from typing import Any
 from loop.errors import ConfigError
 from store.durable import written
 
-_FORMATS = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
-_NAME_COLUMNS = ("id", "task_id", "question_id", "name")
+FORMATS = {".parquet": "parquet", ".json": "json", ".csv": "csv", ".arrow": "arrow"}
+NAME_COLUMNS = ("id", "task_id", "question_id", "name")
 
 
 def main() -> None:
-    """See the module."""
     request, out = json.loads(sys.argv[1]), Path(sys.argv[2])
     try:
         with written(out) as file:
@@ -52,9 +51,8 @@ def rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         if digest in seen:
             continue
         seen.add(digest)
-        names = (*_NAME_COLUMNS, statement_column, starter_code_column, *request.get("also", ()))
-        kept = {name: row[name] for name in names if name in row}
-        yield {"row": number, **{name: _plain(value) for name, value in kept.items()}}
+        names = (*NAME_COLUMNS, statement_column, starter_code_column, *request.get("also", ()))
+        yield {"row": number, **{name: _plain(row[name]) for name in names if name in row}}
         if len(seen) == request["limit"]:
             return
 
@@ -64,18 +62,16 @@ def _all_rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     source, options = request["source"], {"split": request["split"], "revision": request["revision"], "streaming": True}
     path = Path(source)
+    if path.is_file() and path.suffix not in FORMATS:
+        raise ConfigError(f"is a {path.suffix or 'nameless'} file; known are .jsonl, {', '.join(FORMATS)}")
     try:
         if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):
             saved = datasets.load_from_disk(source)
             yield from saved[request["split"]] if isinstance(saved, datasets.DatasetDict) else saved
         elif path.is_file():
-            if path.suffix not in _FORMATS:
-                raise ConfigError(f"is a {path.suffix or 'nameless'} file; known are .jsonl, {', '.join(_FORMATS)}")
-            yield from datasets.load_dataset(_FORMATS[path.suffix], data_files=source, **options)
+            yield from datasets.load_dataset(FORMATS[path.suffix], data_files=source, **options)
         else:
             yield from datasets.load_dataset(source, request["config"], **options)
-    except ConfigError:
-        raise
     except Exception as error:  # the library raises its own, fsspec's, the network's and pyarrow's
         raise ConfigError(_reason(error, request)) from error
 

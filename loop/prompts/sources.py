@@ -6,15 +6,14 @@ Data sets are read by `loop.prompts.data_set` in a child process, so that the ca
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import importlib.resources
 import json
 import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import tee
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,9 +21,10 @@ from loop.config.section import HUB_NAME
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.formats import FORMATS_OF_PROMPTS
-from loop.grading.json_lines import Row, raised, read_bytes, read_file, sound
+from loop.grading.json_lines import Row, raised, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
+from loop.prompts.data_set import FORMATS, NAME_COLUMNS
 from loop.prompts.templates import ask, content, opening
 from loop.system.ourselves import command, environment
 from loop.words import safe, shown
@@ -35,7 +35,6 @@ SourceKind = Literal["starter", "file", "local", "hub"]
 _PlacedRow = tuple[str, str, Row | ConfigError]
 
 _ROWS_VERSION = 1  # of the cached files: raise it when loop.prompts.data_set writes other rows
-_NAME_KEYS = ("id", "task_id", "question_id", "name")
 _TEST_KEYS = [key for form in FORMATS_OF_PROMPTS for key in form.test_keys]
 _MORE_KEYS = [key for form in FORMATS_OF_PROMPTS for key in form.more_keys]
 _MOST_BROKEN_LINES = 10
@@ -53,66 +52,58 @@ def source_kind(source: str, base_dir: Path) -> SourceKind:
             return "local"
     except (OSError, ValueError, RuntimeError):
         pass
-    if HUB_NAME.fullmatch(source) and not source.endswith((".parquet", ".json", ".csv", ".arrow")):
+    if HUB_NAME.fullmatch(source) and not source.endswith(tuple(FORMATS)):
         return "hub"
     raise ConfigError(f"{shown(source)} is no source of prompts, and no such file or directory exists; {_SOURCES}")
 
 
-def load_prompts(prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None) -> list[Prompt]:
+def load_prompts(prompts: Prompts, model: Model, base_dir: Path) -> list[Prompt]:
     """Every distinct prompt in the order of its source, the first of equal ones; at most `prompts.limit`.
 
-    What is asked depends on the model's chat settings, and so do the ids. A hub data set is fetched once and then read
-    from `cache_dir` (default: `default_cache_dir()`). Raises ConfigError, with a line for each broken row, and
-    PermissionDenied.
+    What is asked depends on the model's chat settings, and so do the ids. A hub data set is fetched once and then read from
+    `default_cache_dir()`. Raises ConfigError, with a line for each broken row, and PermissionDenied.
     """
-    return _distinct(_rows(prompts, base_dir, cache_dir), prompts, model)
-
-
-def load_tests(
-    prompts: Prompts, model: Model, base_dir: Path, cache_dir: Path | None = None
-) -> dict[str, TestedProblem]:
-    """The tests of the prompts that have some in their rows, by prompt id.
-
-    Of equal prompts the first that has tests counts. Raises ConfigError if a test is broken, or if no prompt has any.
-    """
-    return _tests(_rows(prompts, base_dir, cache_dir, with_tests=True), prompts, model)
+    return load_prompts_and_tests(prompts, model, base_dir, with_tests=False)[0]
 
 
 def load_prompts_and_tests(
     prompts: Prompts, model: Model, base_dir: Path, with_tests: bool
 ) -> tuple[list[Prompt], dict[str, TestedProblem]]:
-    """What `load_prompts` and, `with_tests`, `load_tests` give; the source is read once."""
-    if not with_tests:
-        return load_prompts(prompts, model, base_dir), {}
-    rows, again = tee(_rows(prompts, base_dir, None, with_tests=True))
-    return _distinct(rows, prompts, model), _tests(again, prompts, model)
+    """What `load_prompts` gives and, `with_tests`, the tests of the prompts that have some in their rows, by prompt id.
 
-
-def _tests(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> dict[str, TestedProblem]:
+    Of equal prompts the first that has tests counts. Raises ConfigError if a test is broken, too, or if no prompt has any.
+    """
+    distinct: dict[str, Prompt] = {}
     tests: dict[str, TestedProblem] = {}
-    ids: set[str] = set()
     broken: list[str] = []
-    for place, number, row in rows:
-        row = raised(row)
-        prompt = _prompt(row, place, number, prompts, model)
-        if prompt.id not in ids and len(ids) == prompts.limit:
-            break
-        ids.add(prompt.id)
+    has_starter_code = False
+    for place, number, row_or_error in _rows(prompts, base_dir, with_tests):
         try:
-            tested = _tested(row, prompt, prompts, place)
+            row = raised(row_or_error)
+            prompt = _prompt(row, place, number, prompts, model)
+            if prompt.id not in distinct and len(distinct) == prompts.limit:
+                break
+            distinct.setdefault(prompt.id, prompt)
+            has_starter_code |= prompts.starter_code_column in row
+            if with_tests and (tested := _tested(row, prompt, prompts, place)):
+                tests.setdefault(prompt.id, tested)
         except ConfigError as error:
             broken.append(str(error))
-            continue
-        if tested is not None:
-            tests.setdefault(prompt.id, tested)
+        if len(distinct) == prompts.limit and not with_tests:  # an equal prompt that comes later may have tests
+            break
     if broken:
-        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES]))
-    if not tests:
-        raise ConfigError(
-            f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; "
-            f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
-        )
-    return tests
+        more = len(broken) - _MOST_BROKEN_LINES
+        rest = [f"{prompts.source}: {more} more rows are broken in the same or other ways; correct them too"]
+        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES] + (rest if more > 0 else [])))
+    if not distinct:
+        raise ConfigError(f"{shown(prompts.source)} holds no prompts; give at least one row with a statement")
+    column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
+    if column not in (None, default) and not has_starter_code:
+        raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
+    if with_tests and not tests:
+        remedy = f"give rows with {', '.join(_TEST_KEYS[:-1])} or {_TEST_KEYS[-1]}, or leave passed_tests out"
+        raise ConfigError(f"no row of {shown(prompts.source)} has tests, and passed_tests asks for them; {remedy}")
+    return list(distinct.values()), tests
 
 
 def prompts_of_round(prompts: Sequence[Prompt], per_round: int | None, seed: int, round_number: int) -> list[Prompt]:
@@ -167,71 +158,31 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssd-loop" / "prompts"
 
 
-# Rows to prompts
-
-
-def _rows(prompts: Prompts, base_dir: Path, cache_dir: Path | None, with_tests: bool = False) -> Iterator[_PlacedRow]:
+def _rows(prompts: Prompts, base_dir: Path, with_tests: bool) -> Iterator[_PlacedRow]:
     """Each row of the source with its place for messages and its number there, which names a prompt that has no name."""
     kind = source_kind(prompts.source, base_dir)
     if kind in ("hub", "local"):
-        yield from _rows_of_data_set(prompts, kind, base_dir, cache_dir or default_cache_dir(), with_tests)
+        yield from _rows_of_data_set(prompts, kind, base_dir, with_tests)
         return
-    if kind == "starter":
-        shipped = (importlib.resources.files("loop.prompts") / "starter.jsonl").read_bytes()
-        place, rows = "starter.jsonl", read_bytes(shipped, "starter.jsonl")
-    else:
-        path = _path(prompts.source, base_dir)
-        place, rows = safe(path), read_file(path, "prompts", _SOURCES)
-    for line, row in rows:
-        yield f"{place}:{line}", str(line), row
-
-
-def _distinct(rows: Iterable[_PlacedRow], prompts: Prompts, model: Model) -> list[Prompt]:
-    distinct: dict[str, Prompt] = {}
-    broken: list[str] = []
-    num_rows, has_starter_code = 0, False
-    for place, number, row in rows:
-        num_rows += 1
-        try:
-            row = raised(row)
-            prompt = _prompt(row, place, number, prompts, model)
-        except ConfigError as error:
-            broken.append(str(error))
-            continue
-        has_starter_code |= prompts.starter_code_column in row
-        distinct.setdefault(prompt.id, prompt)
-        if len(distinct) == prompts.limit:
-            break
-    if broken:
-        more = len(broken) - _MOST_BROKEN_LINES
-        rest = [f"{prompts.source}: {more} more rows are broken in the same or other ways; correct them too"]
-        raise ConfigError("\n".join(broken[:_MOST_BROKEN_LINES] + (rest if more > 0 else [])))
-    if not num_rows:
-        raise ConfigError(f"{shown(prompts.source)} holds no prompts; give at least one row with a statement")
-    column, default = prompts.starter_code_column, Prompts.model_fields["starter_code_column"].default
-    if column not in (None, default) and not has_starter_code:
-        raise ConfigError(f"no row of {shown(prompts.source)} has {shown(column)}; correct starter_code_column")
-    return list(distinct.values())
+    path = Path(__file__).with_name("starter.jsonl") if kind == "starter" else _path(prompts.source, base_dir)
+    for line, row in read_file(path, "prompts", _SOURCES):
+        yield f"{safe(path)}:{line}", str(line), row
 
 
 def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -> Prompt:
     statement = _text(row, prompts.statement_column, "statement_column", place)
     if not statement.strip():
-        raise ConfigError(
-            f"{place}: {shown(prompts.statement_column)} is blank; write the task there, or remove the row"
-        )
-    starter_code, program = "", False
-    column = prompts.starter_code_column
-    if column is not None and column in row:
-        starter_code = _text(row, column, "starter_code_column", place) if row[column] is not None else ""
-        program = not starter_code.strip()
+        column = shown(prompts.statement_column)
+        raise ConfigError(f"{place}: {column} is blank; write the task there, or remove the row")
+    starter_code = _starter_code(row, prompts, place)
+    is_program = prompts.starter_code_column in row and not starter_code.strip()
     asked = content(
-        ask(statement, starter_code, program=program),
+        ask(statement, starter_code, program=is_program),
         chat=model.chat_template,
         opening=opening(starter_code) if prompts.prefill_fence else "",
         system_prompt=model.system_prompt,
     )
-    name = next((row[key] for key in _NAME_KEYS if isinstance(row.get(key), str | int) and row[key] != ""), number)
+    name = next((row[key] for key in NAME_COLUMNS if isinstance(row.get(key), str | int) and row[key] != ""), number)
     return Prompt(id=sha256_of(asked), source=prompts.source, name=str(name), statement=statement, content=asked)
 
 
@@ -240,20 +191,23 @@ def _tested(row: Row, prompt: Prompt, prompts: Prompts, place: str) -> TestedPro
     tested_in = next((form for form in FORMATS_OF_PROMPTS if any(row.get(key) for key in form.test_keys)), None)
     if tested_in is None:
         return None
-    column = prompts.starter_code_column
-    starter_code = str((row.get(column) if column is not None else "") or "")
+    starter_code = _starter_code(row, prompts, place)
     try:
         return tested_in.problem_of(tested_in.row_of_prompt(row, prompt.name, prompt.statement, starter_code), place)
     except UntestedProblem:
         return None
 
 
+def _starter_code(row: Row, prompts: Prompts, place: str) -> str:
+    column = prompts.starter_code_column
+    return "" if column is None or row.get(column) is None else _text(row, column, "starter_code_column", place)
+
+
 def _text(row: Row, column: str, option: str, place: str) -> str:
     if column not in row:
-        keys = ", ".join(shown(key) for key in list(row)[:8]) or "none"
-        raise ConfigError(
-            f"{place}: has no {shown(column)} (its keys: {keys}); add it, or name the right key in {option}"
-        )
+        keys = ", ".join(map(shown, list(row)[:8])) or "none"
+        words = f"has no {shown(column)} (its keys: {keys}); add it, or name the right key in {option}"
+        raise ConfigError(f"{place}: {words}")
     value = row[column]
     if not isinstance(value, str):
         raise ConfigError(f"{place}: {shown(column)} is {shown(value)}; expected text")
@@ -262,82 +216,49 @@ def _text(row: Row, column: str, option: str, place: str) -> str:
     return value
 
 
-# Files
-
-
 def _path(source: str, base_dir: Path) -> Path:
     try:
         return base_dir / Path(source).expanduser()
     except RuntimeError:
-        problem = "is in the home of a user that does not exist; correct the path"
-        raise ConfigError(f"{shown(source)} {problem}") from None
+        raise ConfigError(f"{shown(source)} is in the home of a user that does not exist; correct the path") from None
 
 
-# Data sets
-
-
-def _rows_of_data_set(
-    prompts: Prompts, kind: SourceKind, base_dir: Path, cache_dir: Path, with_tests: bool
-) -> Iterator[_PlacedRow]:
+def _rows_of_data_set(prompts: Prompts, kind: SourceKind, base_dir: Path, with_tests: bool) -> Iterator[_PlacedRow]:
     """The rows from the hub, once, and then from the cache; or from disk, every time, because files there may change."""
     request: dict[str, Any] = {
         "version": _ROWS_VERSION,
-        "source": prompts.source,
-        "config": prompts.config,
-        "split": prompts.split,
-        "revision": prompts.revision,
         "columns": [prompts.statement_column, prompts.starter_code_column],
-        "limit": prompts.limit,
+        **prompts.model_dump(include={"source", "config", "split", "revision", "limit"}),
     }
     if with_tests:
         request["also"] = list(dict.fromkeys(_TEST_KEYS + _MORE_KEYS))
-    if kind == "hub":
-        rows = cache_dir / f"{sha256_of(request)[:32]}.jsonl"
-        if not rows.exists():
-            _make_directory(cache_dir)
-            _fetch(request, rows, prompts.source)
-        yield from _places(rows, prompts.source)
-        return
-    request["source"] = os.path.abspath(_path(prompts.source, base_dir))
-    with tempfile.TemporaryDirectory(prefix="loop-prompts-") as scratch:
-        rows = Path(scratch) / "rows.jsonl"
-        _fetch(request, rows, prompts.source)
-        yield from _places(rows, prompts.source)
-
-
-def _places(file: Path, source: str) -> Iterator[_PlacedRow]:
-    """The child's rows under the place that a user knows: the data set and the number of the row in it, from 1."""
-    for _, row in sound(read_file(file, "rows", "fetch the data set again")):
-        number = str(row.pop("row", "?"))
-        yield f"{safe(source)}: row {number}", number, row
+    with contextlib.ExitStack() as stack:
+        folder = default_cache_dir()
+        if kind == "local":
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loop-prompts-")))
+            request["source"] = os.path.abspath(_path(prompts.source, base_dir))
+        fetched = folder / f"{sha256_of(request)[:32]}.jsonl"
+        if not fetched.exists():
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
+                raise PermissionDenied(f"{safe(folder)}: {problem}") from None
+            _fetch(request, fetched, prompts.source)
+        for _, row in sound(read_file(fetched, "rows", "fetch the data set again")):
+            number = str(row.pop("row", "?"))  # in the data set, from 1
+            yield f"{safe(prompts.source)}: row {number}", number, row
 
 
 def _fetch(request: Mapping[str, Any], out: Path, source: str) -> None:
     """Have a child process write `out`, whole or not at all. Raises ConfigError with the child's last line."""
-    quiet = {
-        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-    }
+    quiet = ("HF_DATASETS_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_PROGRESS_BARS", "HF_HUB_DISABLE_TELEMETRY")
+    words, env = command("loop.prompts.data_set", json.dumps(request), out), environment() | dict.fromkeys(quiet, "1")
     child = subprocess.run(
-        command("loop.prompts.data_set", json.dumps(request), out),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment() | quiet,
-        check=False,
+        words, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=env, check=False
     )
     if child.returncode == 0:
         return
-    said = (child.stdout if child.returncode == ConfigError.exit_code else child.stderr).strip().splitlines()
-    reason = safe(said[-1].strip()) if said else f"its reader ended with {child.returncode}; try again"
+    lines = (child.stdout if child.returncode == ConfigError.exit_code else child.stderr).strip().splitlines()
+    reason = safe(lines[-1].strip()) if lines else f"its reader ended with {child.returncode}; try again"
     raise ConfigError(f"{safe(source)}: {reason}")
-
-
-def _make_directory(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        problem = f"cannot be made ({error.strerror}); set XDG_CACHE_HOME to a directory that can be written"
-        raise PermissionDenied(f"{safe(directory)}: {problem}") from None

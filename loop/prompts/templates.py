@@ -17,9 +17,8 @@ def ask(statement: str, starter_code: str = "", *, program: bool = False) -> str
         where = "Write a Python program that reads from standard input and prints the answer to standard output."
         return f"{statement}\n\n{where}" if statement else where
     if signature := _SIGNATURE.fullmatch(code):
-        return (
-            f"Write a Python {'class' if signature[1] == 'class' else 'function'} `{signature[2]}`. {statement}".strip()
-        )
+        noun = "class" if signature[1] == "class" else "function"
+        return f"Write a Python {noun} `{signature[2]}`. {statement}".strip()
     if code:
         return f"{statement}\n\nComplete this Python code:\n\n{FENCE}{starter_code.rstrip()}\n```".strip()
     return f"{statement}\n\nAnswer with Python code."

@@ -9,10 +9,9 @@ The hashes are sorted and carry no date, so that running the script again on the
 
 import argparse
 import gzip
-import json
-from collections.abc import Iterable
 from pathlib import Path
 
+from loop.grading.json_lines import read_file, sound
 from tests.support import TESTS
 from tests.support.overlap import RUN_LENGTH, fingerprints
 
@@ -27,38 +26,22 @@ HEADER = f"""\
 """
 
 
-def mbpp_texts(path: Path) -> list[str]:
-    """Return the problem statements of an MBPP file with one JSON object per line."""
-    with path.open(encoding="utf-8") as lines:
-        return [json.loads(line)["text"] for line in lines if line.strip()]
-
-
-def hashes_of(texts: Iterable[str]) -> set[str]:
-    """Return the distinct fingerprints of all `texts`."""
-    return {mark for text in texts for mark in fingerprints(text)}
-
-
-def write_hashes(hashes: Iterable[str], path: Path) -> None:
-    """Write `hashes` below the explaining header, compressed without a time stamp."""
-    body = HEADER + "".join(f"{mark}\n" for mark in sorted(hashes))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(gzip.compress(body.encode("ascii"), compresslevel=9, mtime=0))
-
-
 def read_hashes(path: Path = HASH_FILE) -> frozenset[str]:
-    """Return the hashes of a file made by `write_hashes`, without its header."""
+    """The hashes of a file that this script has written, without its header."""
     body = gzip.decompress(path.read_bytes()).decode("ascii")
     return frozenset(line for line in body.splitlines() if not line.startswith("#"))
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Read the MBPP file named on the command line and write its hashes."""
+    """Write the hashes of the MBPP file that the command line names, compressed without a time stamp."""
     parser = argparse.ArgumentParser(description="Write the hashed word runs of MBPP for the overlap tests.")
     parser.add_argument("mbpp", type=Path, help="MBPP problems, one JSON object per line")
     parser.add_argument("--output", type=Path, default=HASH_FILE, help="file to write (default: %(default)s)")
     options = parser.parse_args(arguments)
-    hashes = hashes_of(mbpp_texts(options.mbpp))
-    write_hashes(hashes, options.output)
+    rows = sound(read_file(options.mbpp, "MBPP problems", "name mbpp.jsonl"))
+    hashes = sorted({mark for _, row in rows for mark in fingerprints(row["text"])})
+    body = HEADER + "".join(f"{mark}\n" for mark in hashes)
+    options.output.write_bytes(gzip.compress(body.encode("ascii"), compresslevel=9, mtime=0))
     print(f"{len(hashes)} hashes written to {options.output}")
 
 

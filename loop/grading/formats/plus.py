@@ -15,13 +15,12 @@ from typing import Any
 from loop.errors import ConfigError
 from loop.grading.formats import fields
 from loop.grading.formats.format import Format
+from loop.grading.formats.humaneval import STATEMENT
 from loop.grading.json_lines import Row
 from loop.grading.problem import Problem, UntestedProblem
 from loop.words import shown
 
-PARTS = ("base", "plus")
-
-# `is_right` in inside/compare.py says what an oracle's name means.
+# `is_right` in inside/compare.py says what an oracle's name means. Without one, equal answers are right.
 _HUMANEVAL_ORACLES = {"find_zero": "root"}
 _MBPP_ORACLES = {
     "are_equivalent": "anything",
@@ -29,39 +28,31 @@ _MBPP_ORACLES = {
     "surface_Area": "surface_area",
     "digit_distance_nums": "digit_distance",
     **dict.fromkeys(("check_str", "text_match_three", "text_starta_endb"), "not_none"),
-    **dict.fromkeys(
-        ("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly", "larg_nnum"), "set"
-    ),
-    **dict.fromkeys(("intersection_array", "find_dissimilar", "Diff"), "set"),
+    **dict.fromkeys(("similar_elements", "find_char_long", "common_in_nested_lists", "extract_singly"), "set"),
+    **dict.fromkeys(("larg_nnum", "intersection_array", "find_dissimilar", "Diff"), "set"),
 }
-
-
-def oracle_of(task_id: str, entry_point: str | None) -> str:
-    """The name of the problem's own oracle, or "" where equal answers are right."""
-    oracles = {"HumanEval": _HUMANEVAL_ORACLES, "Mbpp": _MBPP_ORACLES}.get(task_id.partition("/")[0], {})
-    return oracles.get(entry_point or "", "")
 
 
 def inputs_of(task_id: str, payload: dict[str, Any]) -> dict[str, list[list[Any]]]:
     """Part -> the arguments of each call. Raises ValueError, with the place, for arguments that the task cannot take."""
-    restore = _restorer(task_id)
-    inputs: dict[str, list[list[Any]]] = {part: [] for part in PARTS}
+    suite, _, number = task_id.partition("/")
+    restore = _RESTORERS.get(int(number), list) if suite == "Mbpp" and number.isdecimal() else list
+    inputs: dict[str, list[list[Any]]] = {"base": [], "plus": []}
     for part, calls in inputs.items():
-        for number, arguments in enumerate(json.loads(payload[part]), start=1):
+        for place, arguments in enumerate(json.loads(payload[part]), start=1):
             try:
                 calls.append(list(restore(arguments)))
             except (TypeError, ValueError, IndexError, AttributeError):
-                raise ValueError(f"{part}_input {number} is not what {task_id} takes") from None
+                raise ValueError(f"{part}_input {place} is not what {task_id} takes") from None
     return inputs
-
-
-def _restorer(task_id: str) -> Callable[[list[Any]], Any]:
-    suite, _, number = task_id.partition("/")
-    return _RESTORERS.get(int(number), list) if suite == "Mbpp" and number.isdecimal() else list
 
 
 def _tuples(values: Any) -> list[Any]:
     return [tuple(value) for value in values]
+
+
+def _lists_of_tuples(values: Any) -> list[Any]:
+    return list(map(_tuples, values))
 
 
 def _deep(value: Any) -> Any:
@@ -79,9 +70,7 @@ def _sets(values: Any) -> list[Any]:
 _RESTORERS: dict[int, Callable[[list[Any]], Any]] = {
     **dict.fromkeys((2, 116, 132, 143, 222, 261, 273, 394, 399, 421, 424, 429, 470, 560, 579, 596, 616, 630), _tuples),
     **dict.fromkeys((726, 740, 744, 809), _tuples),
-    **dict.fromkeys(
-        (63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780), lambda given: list(map(_tuples, given))
-    ),
+    **dict.fromkeys((63, 64, 70, 94, 120, 237, 272, 299, 400, 409, 417, 438, 473, 614, 780), _lists_of_tuples),
     **dict.fromkeys((75, 413, 444, 753), lambda given: [_tuples(given[0]), given[1]]),
     **dict.fromkeys((106, 750), lambda given: [given[0], tuple(given[1])]),
     **dict.fromkeys((250, 405, 446, 617, 720, 763, 808), lambda given: [tuple(given[0]), given[1]]),
@@ -112,9 +101,7 @@ def _problem_of(row: Row, where: str) -> Problem:
     begins_function = re.search(rf"^\s*(?:async\s+)?(?:def|class)\s+{entry_point}\b", prompt, re.MULTILINE)
     problem = Problem(
         task_id=fields.task_id(row, "task_id", where),
-        statement="Complete the following Python function."
-        if begins_function
-        else "Write the function that is described here.",
+        statement=STATEMENT if begins_function else "Write the function that is described here.",
         prompt_code=prompt,
         entry_point=entry_point,
         difficulty=fields.difficulty(row, where),
@@ -134,7 +121,8 @@ def _judge_job(problem: Problem) -> dict[str, Any]:
     inputs = inputs_of(problem.task_id, problem.payload)
     if not any(inputs.values()):
         raise ValueError("has no tests")
-    compared = {"atol": problem.payload["atol"], "oracle": oracle_of(problem.task_id, problem.entry_point)}
+    oracles = {"HumanEval": _HUMANEVAL_ORACLES, "Mbpp": _MBPP_ORACLES}.get(problem.task_id.partition("/")[0], {})
+    compared = {"atol": problem.payload["atol"], "oracle": oracles.get(problem.entry_point or "", "")}
     return {"kind": "plus", "program": problem.payload["program"], "inputs": inputs, **compared}
 
 

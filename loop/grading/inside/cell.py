@@ -21,17 +21,12 @@ import site
 import socket
 import sys
 import time
+from collections.abc import Callable
+from typing import Any
 
 from loop.grading.inside import judge, remote, seccomp
 from loop.grading.inside.link import Link, described
 from loop.grading.inside.values import Closed, NotPlain, receive, send
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
-
-    Order = dict[str, Any]
 
 SOCKET = 3
 
@@ -97,14 +92,14 @@ class Pair:
 
 def f(xs: List[int], names: Optional[Dict[str, Tuple[int, float]]] = None) -> List[str]:
     \'\'\'Doc.\'\'\'
-    found = []
+    parts = []
     for number, x in enumerate(sorted(set(xs), reverse=True)):
         if x % 2 == 0 and number < len(xs):
-            found.append(f"{x}-{number:02d}".upper())
+            parts.append(f"{x}-{number:02d}".upper())
         else:
-            found += [str(y) for y in range(x)][:2]
+            parts += [str(y) for y in range(x)][:2]
     try:
-        return found + list(names or {})
+        return parts + list(names or {})
     except (KeyError, ValueError) as error:
         raise TypeError(str(error)) from error
     finally:
@@ -186,7 +181,7 @@ def _must(result: int, what: str) -> None:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
-def _child(control: socket.socket, handle: int, order: Order, libc: Any) -> None:
+def _child(control: socket.socket, handle: int, order: dict[str, Any], libc: Any) -> None:
     """Be one of the two processes of a job, with nothing open but its own socket. Never returns."""
     try:
         os.setsid()
@@ -212,7 +207,7 @@ def _child(control: socket.socket, handle: int, order: Order, libc: Any) -> None
         os._exit(1)
 
 
-def _enter(order: Order, libc: Any) -> None:
+def _enter(order: dict[str, Any], libc: Any) -> None:
     """Shut this process in, and give up every right."""
     if order["nested"] and not seccomp.KNOWN:
         _must(libc.unshare(_NEWIPC | _NEWNET), "unshare")
@@ -224,9 +219,7 @@ def _enter(order: Order, libc: Any) -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
     _must(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
     for name, value in order["limits"].items():
-        which = getattr(resource, name, None)
-        if which is None:
-            continue
+        which = getattr(resource, name)
         hard = resource.getrlimit(which)[1]
         value = value if hard == resource.RLIM_INFINITY else min(value, hard)
         # SIGXCPU at the end of its CPU time tells this end from others; a second later the kernel kills the program
@@ -253,9 +246,6 @@ def _read(size: int, read: Callable[[int, int], bytes] = os.read) -> bytes:
 
 def _write(part: Any, write: Callable[[int, Any], int] = os.write) -> int:
     return write(SOCKET, part)
-
-
-# the solution's process
 
 
 def solve(shut_in: bool) -> None:

@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from loop.grading.inside.remote import holds_handles
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 
 def same_output(output: str, expected: str) -> bool:
     """LiveCodeBench's comparison: line by line, blanks at the ends ignored, decimals equal when both lines are numbers."""
-    lines, wanted = _stripped(output), _stripped(expected)
-    return len(lines) == len(wanted) and all(
-        line == other or _same_decimals(line, other) for line, other in zip(lines, wanted, strict=True)
-    )
-
-
-def _stripped(text: str) -> list[str]:
-    return [line.strip() for line in text.strip().split("\n")]
+    lines, wanted = ([line.strip() for line in text.strip().split("\n")] for text in (output, expected))
+    same = (line == other or _same_decimals(line, other) for line, other in zip(lines, wanted, strict=True))
+    return len(lines) == len(wanted) and all(same)
 
 
 def _same_decimals(line: str, other: str) -> bool:
@@ -62,9 +54,8 @@ def is_right(oracle: str, value: Any, wanted: Any, arguments: Any, atol: float) 
 
 
 def is_floats(value: Any) -> bool:
-    return type(value) is float or (
-        type(value) in (list, tuple) and len(value) > 0 and all(type(part) is float for part in value)
-    )
+    parts = value if type(value) in (list, tuple) else [value]
+    return len(parts) > 0 and all(type(part) is float for part in parts)
 
 
 def _is_number(value: Any) -> bool:

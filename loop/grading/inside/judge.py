@@ -13,23 +13,18 @@ import marshal
 import random
 import socket
 import sys
+from typing import Any
 
+from loop.grading.inside import remote
 from loop.grading.inside.compare import is_floats, is_right, same_output
-from loop.grading.inside.remote import Gone, Handle, NoPlainValue, NotReady, Solution, handed, holds_handles
+from loop.grading.inside.remote import Gone, Handle, NoPlainValue, NotReady, Solution
 from loop.grading.inside.values import Decoder, Encoder, exactly, send
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from typing import Any
 
 # LiveCodeBench runs every solution after these lines.
 _STARS = ["string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random", "statistics"]
 _STARS += ["itertools", "functools", "operator", "io", "sys", "json", "builtins", "typing"]
-PREAMBLE = "\n".join(
-    [f"from {name} import *" for name in _STARS]
-    + [f"import {name}" for name in _STARS[:-2]]
-    + ["sys.setrecursionlimit(50000)", ""]
-)
+_IMPORTS = [f"from {name} import *" for name in _STARS] + [f"import {name}" for name in _STARS[:-2]]
+PREAMBLE = "\n".join([*_IMPORTS, "sys.setrecursionlimit(50000)", ""])
 
 
 class SuiteAtFault(Exception):
@@ -85,25 +80,26 @@ def _copied(arguments: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     """The value as it would arrive from a solution. Raises NotPlain if it is too big for that."""
-    encoder = Encoder(handed)
+    encoder = Encoder(remote.handed)
     item = encoder.item(value)
     send(len, {"value": item, "containers": encoder.containers, "given": []})
-    return Decoder(encoder.containers, handed).value(item)
+    return Decoder(encoder.containers, remote.handed).value(item)
 
 
 def judge(job: dict[str, Any], solution: Solution) -> dict[str, Any]:
     """`verdict` and `detail`. With `ended` the solution's process has ended by itself, and its exit status is the reason."""
-    place = _Place()
     try:
-        word, detail = _KINDS[job["kind"]](job, solution, place)
+        word, detail = _KINDS[job["kind"]](job, solution)
     except SuiteAtFault:
         raise
     except Gone:
         word, detail = "error", ""
     except NoPlainValue as error:
-        word, detail = "failed", f"{place}{error}"
+        word, detail = "failed", f"{solution.place}{error}"
     except BaseException as error:
-        word, detail = _word_for(error, solution, place), place.of(error) + solution.words_for(error)
+        word = "failed" if isinstance(error, AssertionError) and solution.last_raised is not error else "error"
+        line = remote.last_line(error, "<check>")
+        detail = (f"test line {line}: " if line else solution.place) + solution.words_for(error)
     if solution.trouble:  # it counts whatever the tests made of it
         word, detail = "error", solution.trouble
     elif solution.misused and word == "passed":
@@ -111,28 +107,6 @@ def judge(job: dict[str, Any], solution: Solution) -> dict[str, Any]:
     elif word == "passed" and not solution.used:
         raise SuiteAtFault("the tests use nothing that a solution defines: anything would pass; leave the problem out")
     return {"verdict": word, "detail": detail, "ended": solution.ended}
-
-
-def _word_for(error: BaseException, solution: Solution, place: _Place) -> str:
-    return "failed" if isinstance(error, AssertionError) and solution.last_raised is not error else "error"
-
-
-class _Place:
-    """Where in the tests something happened, for messages: `test 2: ` or `test line 7: `."""
-
-    def __init__(self) -> None:
-        self.words = ""
-
-    def __str__(self) -> str:
-        return f"{self.words}: " if self.words else ""
-
-    def of(self, error: BaseException) -> str:
-        trace, line = error.__traceback__, None
-        while trace is not None:
-            if trace.tb_frame.f_code.co_filename == "<check>":
-                line = trace.tb_lineno
-            trace = trace.tb_next
-        return f"test line {line}: " if line else str(self)
 
 
 class _Names(dict):  # type: ignore[type-arg]
@@ -150,17 +124,13 @@ class _Names(dict):  # type: ignore[type-arg]
         return value
 
 
-def _space(solution: Solution, name: str = "tests") -> dict[str, Any]:
-    module = type(sys)(name)
-    sys.modules[name] = module
-    module.__dict__["__builtins__"] = _Names(solution)
-    return module.__dict__
+def _space(solution: Solution) -> dict[str, Any]:
+    space = remote.new_module("tests")
+    space["__builtins__"] = _Names(solution)
+    return space
 
 
-# the kinds of tests
-
-
-def _run_humaneval(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+def _humaneval(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """`check(candidate)`, with the prompt's own helper functions, which are the suite's and not the solution's."""
     space = _space(solution)
     _run_suites_code(_compiled_prompt(job["prompt"]), space)
@@ -205,7 +175,7 @@ def _compiled_prompt(prompt: str) -> Any:
     return compile("", "<prompt>", "exec")
 
 
-def _run_mbpp(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+def _mbpp(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """Statements with assertions that call the solution by its name."""
     space = _space(solution)
     _run_suites_code(job["imports"], space)
@@ -218,11 +188,9 @@ def _run_mbpp(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[s
             continue
     offered = {name: space[name] for name in own if name in space}
     space.update(own)
-    solution.used = any(
-        type(value) is not Handle for value in own.values()
-    )  # the tests have no further questions to a constant
+    solution.used = any(type(value) is not Handle for value in own.values())  # no test has a question to a constant
     for step, text in job["steps"]:
-        place.words = step
+        solution.place = f"{step}: "
         exec(_compiled(text, f"<{step}>"), space)
         if step == "setup":  # it has imported the suite's names again, over the solution's
             space.update({name: own[name] for name, value in offered.items() if space.get(name) is value})
@@ -231,7 +199,7 @@ def _run_mbpp(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[s
     return "passed", ""
 
 
-def _run_functional(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+def _functional(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """LiveCodeBench with a function."""
     solution.load(job)
     (name,) = job["called"]
@@ -239,34 +207,34 @@ def _run_functional(job: dict[str, Any], solution: Solution, place: _Place) -> t
     if type(function) is not Handle:
         return "error", f"the program defines no {name}"
     for number, (text, expected) in enumerate(job["tests"], start=1):
-        place.words = f"test {number}"
+        solution.place = f"test {number}: "
         value = function(*[json.loads(line) for line in text.split("\n")])
         value = list(value) if type(value) is tuple else value  # as LiveCodeBench does, at the top only
-        if holds_handles(value) or value != json.loads(expected):
-            return "failed", f"{place}wrong answer"
+        if remote.holds_handles(value) or value != json.loads(expected):
+            return "failed", f"{solution.place}wrong answer"
     return "passed", ""
 
 
-def _run_stdin(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+def _stdin(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """LiveCodeBench with standard input: each test has a process of its own. Exit codes do not count, exceptions do."""
     solution.load(job)
     for number, (text, expected) in enumerate(job["tests"], start=1):
-        place.words = f"test {number}"
+        solution.place = f"test {number}: "
         # rounded up, so that the limit tells a program little about its answer
         max_output = 1 << max(13, (2 * len(expected)).bit_length())
         result = solution.ask({"do": "run", "input": text, "max_output": max_output})
         if "timeout" in result:
-            return "timeout", f"{place}used up its CPU time"
+            return "timeout", f"{solution.place}used up its CPU time"
         if "error" in result:
-            return "error", f"{place}{result['error']}"
+            return "error", f"{solution.place}{result['error']}"
         if "too_much" in result:
-            return "failed", f"{place}wrote far more than the answer"
+            return "failed", f"{solution.place}wrote far more than the answer"
         if not same_output(str(result["output"]), expected):
-            return "failed", f"{place}wrong answer"
+            return "failed", f"{solution.place}wrong answer"
     return "passed", ""
 
 
-def _run_plus(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[str, str]:
+def _plus(job: dict[str, Any], solution: Solution) -> tuple[str, str]:
     """EvalPlus: the values of all calls against those of the canonical solution."""
     solution.load(job)
     (name,) = job["called"]
@@ -277,19 +245,13 @@ def _run_plus(job: dict[str, Any], solution: Solution, place: _Place) -> tuple[s
     for part, inputs in job["inputs"].items():
         atol = job["atol"]
         for number, (arguments, wanted) in enumerate(zip(inputs, job["answers"][part], strict=True), start=1):
-            place.words = f"{part} test {number}"
+            solution.place = f"{part} test {number}: "
             value = function(*_copied(arguments))
             if atol == 0 and is_floats(wanted):
                 atol = 1e-6  # for all further calls, too, as in EvalPlus
             if not is_right(job["oracle"], value, wanted, arguments, atol):
-                return "failed", f"{place}wrong answer"
+                return "failed", f"{solution.place}wrong answer"
     return "passed", ""
 
 
-_KINDS = {
-    "humaneval": _run_humaneval,
-    "mbpp": _run_mbpp,
-    "plus": _run_plus,
-    "functional": _run_functional,
-    "stdin": _run_stdin,
-}
+_KINDS = {"humaneval": _humaneval, "mbpp": _mbpp, "plus": _plus, "functional": _functional, "stdin": _stdin}

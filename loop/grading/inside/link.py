@@ -4,18 +4,17 @@ from __future__ import annotations
 import __future__
 
 import builtins
+import operator
 import os
 import random
 import signal
 import sys
+from collections.abc import Callable
+from types import CodeType
+from typing import Any
 
 from loop.grading.inside import remote
 from loop.grading.inside.values import Decoder, Encoder
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from types import CodeType
-    from typing import Any
 
 MAX_DETAIL = 300
 _ANNOTATIONS = __future__.annotations.compiler_flag
@@ -31,14 +30,21 @@ class Link:
         self._numbers: dict[int, int] = {}
         self._program: tuple[CodeType, str] | None = None
         # bound before the program runs, because it may replace these builtins
-        self._get, self._set, self._iter, self._next = getattr, setattr, iter, next
+        self._get, self._next = getattr, next
+        self._operations: dict[str, Callable[..., Any]] = {
+            "attribute": getattr,
+            "assign": setattr,
+            "truth": bool,
+            "iterate": iter,
+            "proceed": self._proceed,
+            "call": operator.call,
+        }
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         """The answer to one question: a value or an exception, and what became of the arguments."""
         given = Decoder(question.get("containers", ()), lambda rest: self._objects[rest[0]])
         try:
-            value = getattr(self, "_" + question["do"])(question, given)
-            reply = {"value": value}
+            reply = {"value": getattr(self, "_" + question["do"])(question, given)}
         except BaseException as error:
             reply = {"raised": described(error)}
         encoder = Encoder(self._other)
@@ -63,7 +69,7 @@ class Link:
         if question["kind"] == "stdin":
             self._program = compile(code, "<solution>", "exec", dont_inherit=True), question["imports"]
             return
-        self._space = _fresh_module("solution")
+        self._space = remote.new_module("solution")
         exec(question["imports"], self._space)
         given, own = _parts(code, question["before"])
         exec(given, self._space)
@@ -75,10 +81,9 @@ class Link:
 
     def _name(self, question: dict[str, Any], _: Decoder) -> tuple[Any, ...]:
         """The value of a global name of the program."""
-        name = question["name"]
-        if name not in self._space:
+        if question["name"] not in self._space:
             return ("missing",)
-        value = self._space[name]
+        value = self._space[question["name"]]
         return ("module", value.__name__) if isinstance(value, type(sys)) else ("value", value)
 
     def _entry(self, question: dict[str, Any], _: Decoder) -> Any:
@@ -88,31 +93,20 @@ class Link:
             return self._get(self._space["Solution"](), name)
         return self._space.get(name)
 
-    def _call(self, question: dict[str, Any], given: Decoder) -> Any:
-        function = self._objects[question["object"]]
+    def _operate(self, question: dict[str, Any], given: Decoder) -> Any:
+        """An operation on one of the program's objects."""
         arguments = [given.value(item) for item in question["args"]]
-        return function(*arguments, **{name: given.value(item) for name, item in question["names"].items()})
+        names = {name: given.value(item) for name, item in question["names"].items()}
+        return self._operations[question["operation"]](self._objects[question["object"]], *arguments, **names)
 
-    def _attribute(self, question: dict[str, Any], _: Decoder) -> Any:
-        return self._get(self._objects[question["object"]], question["name"])
-
-    def _assign(self, question: dict[str, Any], given: Decoder) -> None:
-        self._set(self._objects[question["object"]], question["name"], given.value(question["value"]))
-
-    def _truth(self, question: dict[str, Any], _: Decoder) -> bool:
-        return bool(self._objects[question["object"]])
-
-    def _iterate(self, question: dict[str, Any], _: Decoder) -> Any:
-        return self._iter(self._objects[question["object"]])
-
-    def _proceed(self, question: dict[str, Any], _: Decoder) -> list[Any]:
+    def _proceed(self, iterator: Any, most: int) -> list[Any]:
         """At most `most` further values of an iterator; fewer mean that it has ended."""
-        iterator, values = self._objects[question["object"]], []
-        for _number in range(question["most"]):
-            try:
+        values: list[Any] = []
+        try:
+            while len(values) < most:
                 values.append(self._next(iterator))
-            except StopIteration:
-                break
+        except StopIteration:
+            pass
         return values
 
     def _run(self, question: dict[str, Any], _: Decoder) -> dict[str, Any]:
@@ -138,11 +132,7 @@ def _parts(code: str, before: str) -> tuple[CodeType, CodeType]:
 
 def described(error: BaseException) -> dict[str, Any]:
     """An exception as plain data: type, text, line and arguments. A solution's exceptions may themselves raise or lie."""
-    line, trace = None, error.__traceback__
-    while trace is not None:
-        if trace.tb_frame.f_code.co_filename == "<solution>":
-            line = trace.tb_lineno
-        trace = trace.tb_next
+    line = remote.last_line(error, "<solution>")
     if line is None and isinstance(error, SyntaxError) and error.filename == "<solution>":
         line = error.lineno
     built_in = [kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins"]
@@ -159,15 +149,6 @@ def described(error: BaseException) -> dict[str, Any]:
         "line": line,
         "args": [part[:MAX_DETAIL] if isinstance(part, str) else part for part in arguments],
     }
-
-
-def _fresh_module(name: str) -> dict[str, Any]:
-    module = type(sys)(name)
-    sys.modules[name] = module
-    return module.__dict__
-
-
-# programs that read standard input
 
 
 def run_program(code: CodeType, imports: str, text: str, max_output: int, shut_in: bool) -> dict[str, Any]:
@@ -223,7 +204,7 @@ def _program(code: CodeType, imports: str, stdin: str, stdout: str, failure: str
     sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr  # type: ignore[misc]
     sys.argv = ["solution.py"]
-    space = _fresh_module("__main__")
+    space = remote.new_module("__main__")
     leave, error = os._exit, None
     try:
         exec(imports, space)
@@ -244,9 +225,7 @@ def _program(code: CodeType, imports: str, stdin: str, stdout: str, failure: str
 
 
 def _wait_for_threads() -> None:
-    threading = sys.modules.get("threading")
-    if threading is None:
-        return
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and not thread.daemon:
-            thread.join()
+    if threading := sys.modules.get("threading"):
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()

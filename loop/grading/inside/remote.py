@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import builtins
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from loop.grading.inside.values import Closed, Decoder, Encoder, NotPlain, receive, send
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
 
 MAX_WORDS = 300
 _DESCRIBING = {"__name__", "__qualname__", "__doc__", "__annotations__", "__dict__"}
@@ -36,14 +33,14 @@ class NoPlainValue(Exception):
 class Solution:
     """Asks the solution's process.
 
-    `trouble` says how the process broke, `misused` which value was used as if it were plain, and `used` whether the tests did
-    something with what the program defines.
+    `place` is the test that asks, for messages (`test 2: `). `trouble` says how the process broke, `misused` which value was
+    used as if it were plain, and `used` whether the tests did something with what the program defines.
     """
 
     def __init__(self, read: Callable[[int], bytes], write: Callable[[Any], int]) -> None:
         self._read, self._write = read, write
         self.ended = self.used = False
-        self.trouble = self.misused = ""
+        self.place = self.trouble = self.misused = ""
         self.last_raised: BaseException | None = None
         self._last_description: dict[str, Any] = {}
         self._handles: dict[int, Handle] = {}
@@ -66,26 +63,21 @@ class Solution:
         try:
             send(self._write, {**question, "containers": encoder.containers})
             reply = receive(self._read)
+            existing = {its: encoder.met[ours] for ours, its in reply["given"] if type(ours) is type(its) is int}
+            decoder = Decoder(reply["containers"], self._handle, existing)
+            if "raised" not in reply:
+                return decoder.value(reply["value"])
+            self.last_raised = self._exception(reply["raised"])
         except (Closed, OSError):
             self.ended, self.trouble = True, "ended before the last test was done"
             raise Gone from None
         except NotPlain as error:
             self.trouble = f"the program's answer: {error}"
             raise Gone from None
-        try:
-            known = {there: encoder.met[here] for here, there in reply["given"] if type(here) is type(there) is int}
-            decoder = Decoder(reply["containers"], self._handle, known)
-            if "raised" not in reply:
-                return decoder.value(reply["value"])
-            raised = self._exception(reply["raised"])
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, MemoryError):
             self.trouble = "the program spoke in the harness's name"
             raise Gone from None
-        except NotPlain as error:
-            self.trouble = f"the program's answer: {error}"
-            raise Gone from None
-        self.last_raised = raised
-        raise raised
+        raise self.last_raised
 
     def _handle(self, described: list[Any]) -> Handle:
         number = int(described[0])
@@ -112,12 +104,11 @@ class Solution:
         """An exception as text. One of the solution's own has its line there, too."""
         if error is self.last_raised:
             return exception_text(self._last_description)
-        kind = type(error).__name__
         try:
             text = error.msg if isinstance(error, SyntaxError) else str(error)
         except Exception:
             text = ""
-        return kind + (f": {text[:MAX_WORDS]}" if text.strip() else "")
+        return exception_text({"line": None, "kind": type(error).__name__, "text": text[:MAX_WORDS]})
 
     def load(self, job: dict[str, Any]) -> None:
         """Run the program's top level."""
@@ -142,6 +133,22 @@ def exception_text(described: dict[str, Any]) -> str:
     return where + str(described["kind"]) + (f": {described['text']}" if described["text"].strip() else "")
 
 
+def last_line(error: BaseException, file_name: str) -> int | None:
+    """The line of this file where the exception was raised; None if it came through no line of the file."""
+    line, trace = None, error.__traceback__
+    while trace is not None:
+        if trace.tb_frame.f_code.co_filename == file_name:
+            line = trace.tb_lineno
+        trace = trace.tb_next
+    return line
+
+
+def new_module(name: str) -> dict[str, Any]:
+    """The names of an empty module, which can be imported under this name."""
+    module = sys.modules[name] = type(sys)(name)
+    return module.__dict__
+
+
 def handed(value: Any) -> Any:
     if type(value) is Handle:
         return ["o", object.__getattribute__(value, "_number"), ""]
@@ -160,23 +167,19 @@ class Handle:
     def __getattribute__(self, name: str) -> Any:
         if name.startswith("__") and name.endswith("__") and name not in _DESCRIBING:
             return object.__getattribute__(self, name)
-        return _ask(self, {"do": "attribute", "name": name})
+        return _operate(self, "attribute", name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        encoder = Encoder(handed)
-        _ask(self, {"do": "assign", "name": name, "value": encoder.item(value)}, encoder)
+        _operate(self, "assign", name, value)
 
-    def __call__(self, *args: Any, **names: Any) -> Any:
-        encoder = Encoder(handed)
-        items = [encoder.item(value) for value in args]
-        named = {name: encoder.item(value) for name, value in names.items()}
-        return _ask(self, {"do": "call", "args": items, "names": named}, encoder)
+    def __call__(self, /, *args: Any, **names: Any) -> Any:
+        return _operate(self, "call", *args, **names)
 
     def __iter__(self) -> Iterator[Any]:
-        return _elements(_ask(self, {"do": "iterate"}))
+        return _elements(_operate(self, "iterate"))
 
     def __next__(self) -> Any:
-        values = _ask(self, {"do": "proceed", "most": 1})
+        values = _operate(self, "proceed", 1)
         if type(values) is not list or len(values) != 1:
             raise StopIteration
         return values[0]
@@ -193,31 +196,37 @@ class Handle:
         raise NoPlainValue(solution.misused)
 
     def __bool__(self) -> bool:
-        return _ask(self, {"do": "truth"}) is True  # no risk: the solution could have given True itself
+        return _operate(self, "truth") is True  # no risk: the solution could have given True itself
 
     __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __contains__ = _refuse
     __hash__ = __int__ = __index__ = __float__ = __str__ = __repr__ = __format__ = _refuse
 
 
-def _ask(handle: Handle, question: dict[str, Any], encoder: Encoder | None = None) -> Any:
-    number = object.__getattribute__(handle, "_number")
-    return object.__getattribute__(handle, "_solution").ask({**question, "object": number}, encoder)
+def _operate(handle: Handle, operation: str, /, *args: Any, **names: Any) -> Any:
+    """The result of one of `Link`'s operations on the object."""
+    encoder = Encoder(handed)
+    question = {
+        "do": "operate",
+        "operation": operation,
+        "object": object.__getattribute__(handle, "_number"),
+        "args": [encoder.item(value) for value in args],
+        "names": {name: encoder.item(value) for name, value in names.items()},
+    }
+    return object.__getattribute__(handle, "_solution").ask(question, encoder)
 
 
 def _method(handle: Handle, name: str) -> Any:
     try:
-        return _ask(handle, {"do": "attribute", "name": name})
+        return _operate(handle, "attribute", name)
     except AttributeError:  # TypeError is what `list` expects of what has no length
         raise TypeError(f"a value of type {object.__getattribute__(handle, '_kind')} has no {name}") from None
 
 
 def _elements(iterator: Any) -> Iterator[Any]:
-    """The values of an iterator. Each question asks for twice as many as the one before: few of an endless iterator are made,
-    and a long one takes few questions.
-    """
+    """An iterator's values in doubling numbers: few of an endless one are made, and a long one takes few questions."""
     most = 1
     while type(iterator) is Handle:
-        values = _ask(iterator, {"do": "proceed", "most": most})
+        values = _operate(iterator, "proceed", most)
         yield from values
         if len(values) < most:
             return

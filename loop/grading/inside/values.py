@@ -7,7 +7,7 @@ object that stays in its process, `[n]` is container n. A container is `[kind, c
 d dict (keys and values in turn), B bytearray (hex). A container that occurs twice is sent once, so that the receiver has one
 object, too; it may hold itself.
 
-Both sides of the sandbox use this file, so it imports next to nothing, and its names are bound before a solution runs.
+Both sides of the sandbox use this file. Its names are bound before a solution runs.
 """
 
 from __future__ import annotations
@@ -15,21 +15,27 @@ from __future__ import annotations
 import builtins
 import json
 import struct
-
-TYPE_CHECKING = False  # importing `typing` would double the time to start
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
-    from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 MAX_FRAME_BYTES = 64 << 20
 
 _dumps, _loads = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode, json.loads
 _length = struct.Struct("<I")
+_LETTERS: dict[Any, str] = {list: "l", tuple: "t", dict: "d", set: "s", frozenset: "z"}
 _IN_PLACE = {"l": list, "s": set, "d": dict, "B": bytearray}
 _SCALARS = (type(None), bool, int, float, str)
 _MALFORMED = (TypeError, ValueError, LookupError, OverflowError, RecursionError, MemoryError)
 _BUILT_IN = {name: value for name, value in vars(builtins).items() if type(value) is type and name[0] != "_"}
 _NAMES = {value: name for name, value in _BUILT_IN.items()}
+_READ: dict[str, Callable[..., Any]] = {
+    "i": lambda digits: int(digits, 16),
+    "c": lambda real, imaginary: complex(float(real), float(imaginary)),
+    "u": lambda digits: bytes.fromhex(digits).decode("utf-8", "surrogatepass"),
+    "b": bytes.fromhex,
+    "T": _BUILT_IN.__getitem__,
+    "e": lambda: ...,
+}
 
 
 class NotPlain(Exception):
@@ -96,9 +102,7 @@ class Encoder:
 
     def _item(self, value: Any) -> Any:
         kind = type(value)
-        if value is None or kind is bool:
-            return value
-        if kind is float:
+        if value is None or kind is bool or kind is float:
             return value
         if isinstance(value, int):
             value = int.__pos__(value)
@@ -131,36 +135,30 @@ class Encoder:
             return number
         number = self._numbers[id(value)] = len(self.containers)
         self.met.append(value)
-        contents: list[Any] = []
         if isinstance(value, bytearray):
             self.containers.append(["B", bytearray.hex(value)])
             return number
-        if isinstance(value, list):
-            kind, parts = "l", list.__getitem__(value, slice(None))
-        elif isinstance(value, tuple):
-            kind, parts = "t", list(tuple.__iter__(value))
-        elif isinstance(value, dict):
-            kind, parts = "d", [part for pair in dict.items(value) for part in pair]
-        elif isinstance(value, set):
-            kind, parts = "s", list(set.__iter__(value))
-        else:
-            kind, parts = "z", list(frozenset.__iter__(value))
-        self.containers.append([kind, contents])
-        self._waiting.append((contents, parts))
+        contents: list[Any] = []
+        for base, letter in _LETTERS.items():
+            if isinstance(value, base):
+                items = [part for pair in dict.items(value) for part in pair] if base is dict else base.__iter__(value)
+                self.containers.append([letter, contents])
+                self._waiting.append((contents, list(items)))
+                break
         return number
 
 
 class Decoder:
     """Rebuilds the values that an Encoder described, from exact built-in types only. Raises NotPlain for any other message.
 
-    `known` gives containers that exist here already: lists, dicts, sets and bytearrays get the new contents in place. `other`
+    `existing` are containers that are here already: lists, dicts, sets and bytearrays get the new contents in place. `other`
     makes the stand-in for an object that stayed in the other process.
     """
 
-    def __init__(self, containers: Any, other: Callable[[Any], Any], known: Mapping[int, Any] | None = None) -> None:
+    def __init__(self, containers: Any, other: Callable[[Any], Any], existing: Mapping[int, Any] | None = None) -> None:
         self._other = other
         try:
-            self._build([(kind, contents) for kind, contents in containers], known or {})
+            self._build([(kind, contents) for kind, contents in containers], existing or {})
         except _MALFORMED as error:
             raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
 
@@ -171,11 +169,11 @@ class Decoder:
         except _MALFORMED as error:
             raise NotPlain(f"a value that cannot be rebuilt ({type(error).__name__})") from None
 
-    def _build(self, containers: list[tuple[str, Any]], known: Mapping[int, Any]) -> None:
+    def _build(self, containers: list[tuple[str, Any]], existing: Mapping[int, Any]) -> None:
         self.objects: list[Any] = [_MISSING] * len(containers)
         for number, (kind, _) in enumerate(containers):
             if kind in _IN_PLACE:
-                old = known.get(number)
+                old = existing.get(number)
                 self.objects[number] = old if type(old) is _IN_PLACE[kind] else _IN_PLACE[kind]()
         for number in range(len(containers)):
             self._build_fixed(number, containers)
@@ -184,15 +182,11 @@ class Decoder:
                 container[:] = map(self._value, contents)
             elif kind == "B":
                 container[:] = bytes.fromhex(contents)
-            elif kind == "s":
-                new = set(map(self._value, contents))
+            elif kind in _IN_PLACE:
+                parts = list(map(self._value, contents))
+                new = set(parts) if kind == "s" else dict(zip(parts[::2], parts[1::2], strict=True))
                 container.clear()
                 container.update(new)
-            elif kind == "d":
-                parts = list(map(self._value, contents))
-                pairs = dict(zip(parts[::2], parts[1::2], strict=True))
-                container.clear()
-                container.update(pairs)
 
     def _build_fixed(self, number: int, containers: list[tuple[str, Any]]) -> None:
         """Build a tuple or a frozenset, after the containers that it holds."""
@@ -221,23 +215,9 @@ class Decoder:
             if rest or head < 0 or self.objects[head] is _MISSING:
                 raise ValueError(head)
             return self.objects[head]
-        if head == "i":
-            return int(rest[0], 16)
-        if head == "c":
-            return complex(*map(float, rest))
-        if head == "u":
-            return bytes.fromhex(rest[0]).decode("utf-8", "surrogatepass")
-        if head == "b":
-            return bytes.fromhex(rest[0])
         if head == "r":
             return range(*map(self._value, rest))
-        if head == "e":
-            return ...
-        if head == "T":
-            return _BUILT_IN[rest[0]]
-        if head == "o":
-            return self._other(rest)
-        raise ValueError(head)
+        return self._other(rest) if head == "o" else _READ[head](*rest)
 
 
 _MISSING = object()

@@ -13,10 +13,8 @@ from loop.grading.problem import Problem
 
 PROMPT = 'from typing import List\n\n\ndef twice(x: int) -> List[int]:\n    """Return x two times.\n    """\n'
 HUMANEVAL = Problem(task_id="h", statement="", prompt_code=PROMPT, entry_point="twice", kind="humaneval", payload={})
-SIGNATURE = Problem(
-    task_id="s", statement="", prompt_code="def twice(x):", entry_point="twice", kind="mbpp", payload={}
-)
 MBPP = Problem(task_id="m", statement="", entry_point="twice", kind="mbpp", payload={})
+SIGNATURE = MBPP.model_copy(update={"prompt_code": "def twice(x):"})
 STDIN = Problem(task_id="l", statement="", kind="livecodebench", payload={})
 STARTER = "class Solution:\n    def twice(self, x: int) -> int:\n        "
 METHOD = Problem(task_id="f", statement="", prompt_code=STARTER, entry_point="twice", kind="livecodebench", payload={})
@@ -79,23 +77,19 @@ def works(code: str | None) -> bool:
     return bool(space["twice"](2) == [2, 2])  # type: ignore[operator]
 
 
+IN_FULL = {
+    name: text for name, text in PROGRAMS.items() if "body" not in name and "block" not in name and name != "tabs"
+}
+
+
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_humaneval_answers(name: str) -> None:
+def test_whole_programs_are_taken_out_of_answers(name: str) -> None:
     code = extract_code(PROGRAMS[name], HUMANEVAL, prefilled_fence=False)
     assert works(code)
     assert code is not None and "List" in code  # with the prompt's imports
-
-
-@pytest.mark.parametrize("name", PROGRAMS)
-def test_answers_under_a_signature(name: str) -> None:
     assert works(extract_code(PROGRAMS[name], SIGNATURE, prefilled_fence=False))
-
-
-@pytest.mark.parametrize(
-    "name", [name for name in PROGRAMS if "body" not in name and "block" not in name and name != "tabs"]
-)
-def test_mbpp_answers(name: str) -> None:
-    assert works(extract_code(PROGRAMS[name], MBPP, prefilled_fence=False))
+    if name in IN_FULL:
+        assert works(extract_code(PROGRAMS[name], MBPP, prefilled_fence=False))
 
 
 @pytest.mark.parametrize("problem", [HUMANEVAL, SIGNATURE])
@@ -155,10 +149,8 @@ def test_nothing_after_a_prefilled_fence() -> None:
     ],
 )
 def test_a_program_that_reads_stdin(completion: str) -> None:
-    assert extract_code(completion, STDIN, prefilled_fence=False) in (
-        "n = int(input())\nprint(2 * n)\n",
-        "n = int(input())\nprint(2 * n)",
-    )
+    code = extract_code(completion, STDIN, prefilled_fence=False)
+    assert code is not None and code.removesuffix("\n") == "n = int(input())\nprint(2 * n)"
 
 
 @pytest.mark.parametrize(
@@ -191,9 +183,7 @@ def test_answers_to_the_plus_suites() -> None:
         assert extract_code(completion, humaneval, False) == extract_code(completion, HUMANEVAL, False)
     prompt = '"""\nWrite a function that gives x twice.\nassert twice(1) == [1, 1]\n"""\n'
     mbpp = HUMANEVAL.model_copy(update={"kind": "plus", "prompt_code": prompt})
-    for name, completion in PROGRAMS.items():
-        if "body" not in name and "block" not in name and name != "tabs":
-            assert works(extract_code(completion, mbpp, prefilled_fence=False))
+    assert all(works(extract_code(completion, mbpp, prefilled_fence=False)) for completion in IN_FULL.values())
     assert works(extract_code(prompt + WHOLE + "```\nDone.", mbpp, prefilled_fence=True))
     assert works(extract_code(f"```python\n{prompt}{WHOLE}```", mbpp, prefilled_fence=False))
 
@@ -252,9 +242,20 @@ def test_hostile_text_takes_no_time(number: int) -> None:
                 "\treturn x",
                 "text",
                 "",
+            ]
+            + [
+                '"""',
+                "class A:",
+                "\r",
+                "\x00",
+                "\ud800",
+                "return 1",
+                "@d",
+                "import x",
+                "    def twice(x):",
+                "x = (",
                 "'''",
             ]
-            + ['"""', "class A:", "\r", "\x00", "\ud800", "return 1", "@d", "import x", "    def twice(x):", "x = ("]
         )
     ),
     st.booleans(),

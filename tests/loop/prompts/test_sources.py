@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError
+from loop.grading.problem import Problem
 from loop.prompts import sources
-from loop.prompts.sources import load_prompts, load_prompts_and_tests, load_tests, prompts_of_round
+from loop.prompts.sources import load_prompts, load_prompts_and_tests, prompts_of_round
 from store.canonical import sha256_of
 from store.records import Prompt
 
@@ -40,17 +41,20 @@ def problem(source: Path | str, **options: object) -> str:
 
 
 def test_the_starter_prompts() -> None:
-    found = load_prompts(Prompts(), MODEL, Path("/"))
-    assert len(found) > 300
-    assert len({prompt.id for prompt in found}) == len(found)
-    assert (found[0].source, found[0].name) == ("starter", "starter/001")
-    assert all(prompt.id == sha256_of(prompt.content) for prompt in found)
-    assert load_prompts(Prompts(limit=7), MODEL, Path("/")) == found[:7]
+    loaded = load_prompts(Prompts(), MODEL, Path("/"))
+    assert len(loaded) > 300
+    assert len({prompt.id for prompt in loaded}) == len(loaded)
+    assert (loaded[0].source, loaded[0].name) == ("starter", "starter/001")
+    assert all(prompt.id == sha256_of(prompt.content) for prompt in loaded)
+    assert load_prompts(Prompts(limit=7), MODEL, Path("/")) == loaded[:7]
 
 
 def test_rows_become_questions(tmp_path: Path) -> None:
-    write(tmp_path / "p.jsonl", *ROWS)
+    path = write(tmp_path / "p.jsonl", *ROWS)
     function, program, code = load_prompts(Prompts(source="p.jsonl"), MODEL, tmp_path)
+    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(path.read_bytes()))
+    compressed = load_prompts(Prompts(source="p.jsonl.gz"), MODEL, tmp_path)
+    assert [prompt.id for prompt in compressed] == [function.id, program.id, code.id]
     asked = [prompt.content["messages"][0]["content"] for prompt in (function, program, code)]
     assert asked[0] == "Write a Python function `add(a, b)`. Add two numbers."
     assert "standard input" in asked[1]
@@ -62,8 +66,8 @@ def test_rows_become_questions(tmp_path: Path) -> None:
 
 def test_the_first_of_equal_prompts_stays_and_the_limit_counts_distinct_ones(tmp_path: Path) -> None:
     write(tmp_path / "p.jsonl", ROWS[0], ROWS[3], ROWS[0], ROWS[1], ROWS[2])
-    found = load_prompts(Prompts(source="p.jsonl", limit=2), MODEL, tmp_path)
-    assert [prompt.name for prompt in found] == ["one", "4"]
+    loaded = load_prompts(Prompts(source="p.jsonl", limit=2), MODEL, tmp_path)
+    assert [prompt.name for prompt in loaded] == ["one", "4"]
 
 
 def test_the_model_settings_are_part_of_a_prompt(tmp_path: Path) -> None:
@@ -74,49 +78,20 @@ def test_the_model_settings_are_part_of_a_prompt(tmp_path: Path) -> None:
     assert len(ids) == 4
 
 
-def test_gz_by_content_and_a_byte_order_mark(tmp_path: Path) -> None:
-    plain = write(tmp_path / "p.jsonl", *ROWS).read_bytes()
-    (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf" + plain))
-    (tmp_path / "q.jsonl").write_bytes(gzip.compress(plain))
-    texts = [
-        [prompt.content for prompt in load_prompts(Prompts(source=name), MODEL, tmp_path)]
-        for name in ("p.jsonl", "p.jsonl.gz", "q.jsonl")
-    ]
-    assert texts[0] == texts[1] == texts[2]
-    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(plain)[:-9])
-    assert problem(tmp_path / "cut.jsonl.gz").startswith(f"{tmp_path}/cut.jsonl.gz: is not a whole gzip file (")
-
-
 def test_broken_lines_are_all_named(tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "p.jsonl",
-        ROWS[0],
-        "",
-        "{",
-        [1],
-        {"question": "x", "n": 2},
-        {"statement": " "},
-        {"statement": 5},
-        {"statement": "x", "signature": 5},
-        '{"statement": "\\ud800"}',
-    )
-    path.write_bytes(path.read_bytes() + b"\xff\n")
-    assert problem(path).splitlines() == [
-        f"{path}:{line}: {text}"
-        for line, text in [
-            (3, "is not JSON (Expecting property name enclosed in double quotes); expected one JSON object per line"),
-            (4, "is [1]; expected a JSON object"),
-            (
-                5,
-                'has no "statement" (its keys: "question", "n"); add it, or name the right key in statement_column',
-            ),
-            (6, '"statement" is blank; write the task there, or remove the row'),
-            (7, '"statement" is 5; expected text'),
-            (8, '"signature" is 5; expected text'),
-            (9, '"statement" holds half of a surrogate pair; write the whole character'),
-            (10, "is not UTF-8; save the file as UTF-8"),
-        ]
+    broken: list[tuple[object, str]] = [
+        ([1], "is [1]; expected a JSON object"),
+        (
+            {"question": "x", "n": 2},
+            'has no "statement" (its keys: "question", "n"); add it, or name the right key in statement_column',
+        ),
+        ({"statement": " "}, '"statement" is blank; write the task there, or remove the row'),
+        ({"statement": 5}, '"statement" is 5; expected text'),
+        ({"statement": "x", "signature": 5}, '"signature" is 5; expected text'),
+        ({"statement": "\ud800"}, '"statement" holds half of a surrogate pair; write the whole character'),
     ]
+    path = write(tmp_path / "p.jsonl", ROWS[0], "", *(row for row, _ in broken))
+    assert problem(path).splitlines() == [f"{path}:{line}: {text}" for line, (_, text) in enumerate(broken, start=3)]
     write(path, *["{"] * 30)
     lines = problem(path).splitlines()
     assert (len(lines), lines[-1]) == (
@@ -139,9 +114,6 @@ def test_a_misspelt_starter_code_column_is_noticed(tmp_path: Path) -> None:
     assert problem(path, starter_code_column="starter").endswith('has "starter"; correct starter_code_column')
 
 
-# Data sets: a child process reads them
-
-
 @pytest.fixture(scope="module")
 def data_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that `datasets` reads as it reads one from the hub, with the columns of rStar-Coder."""
@@ -162,9 +134,9 @@ COLUMNS = {"statement_column": "question", "starter_code_column": "starter_code"
 
 
 def test_a_data_set_on_disk(data_set: Path) -> None:
-    found = load_prompts(Prompts(source="tasks", **COLUMNS), MODEL, data_set.parent)  # type: ignore[arg-type]
-    assert [prompt.name for prompt in found] == ["a", "b", "e"]
-    asked = [prompt.content["messages"][0]["content"] for prompt in found]
+    loaded = load_prompts(Prompts(source="tasks", **COLUMNS), MODEL, data_set.parent)  # type: ignore[arg-type]
+    assert [prompt.name for prompt in loaded] == ["a", "b", "e"]
+    asked = [prompt.content["messages"][0]["content"] for prompt in loaded]
     assert ["standard input" in question for question in asked] == [False, True, True]
 
 
@@ -187,18 +159,23 @@ def test_the_tests_of_a_data_sets_prompts(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_tests_of_prompts_in_a_file(tmp_path: Path) -> None:
+    def tests_of(prompts: Prompts) -> dict[str, Problem]:
+        return load_prompts_and_tests(prompts, MODEL, tmp_path, with_tests=True)[1]
+
     own = {"statement": "Return one.", "signature": "def one():", "test_list": ["assert one() == 1"]}
     write(tmp_path / "p.jsonl", ROWS[0], own, {**own, "test_list": ["assert one() == 2"]}, ROWS[1])
     prompts = Prompts(source="p.jsonl")
     asked = {prompt.id: prompt.name for prompt in load_prompts(prompts, MODEL, tmp_path)}
-    [(prompt_id, tested)] = load_tests(prompts, MODEL, tmp_path).items()
+    [(prompt_id, tested)] = tests_of(prompts).items()
     assert asked[prompt_id] == tested.task_id == "2" and tested.prompt_code == "def one():"
     assert tested.payload["tests"] == ["assert one() == 1"], "of equal prompts the first"
     with pytest.raises(ConfigError, match="no row of .* has tests"):
-        load_tests(Prompts(source="p.jsonl", limit=1), MODEL, tmp_path)
+        tests_of(Prompts(source="p.jsonl", limit=1))
+    write(tmp_path / "p.jsonl", ROWS[0], {**ROWS[3], "test_list": ["assert add(1, 2) == 3"]})
+    assert tests_of(Prompts(source="p.jsonl", limit=1)), "of a prompt that is equal to the last one that counts"
     write(tmp_path / "p.jsonl", {**own, "test_list": ["one() == 1"]}, {**own, "test_list": "assert"})
     with pytest.raises(ConfigError) as caught:
-        load_tests(prompts, MODEL, tmp_path)
+        tests_of(prompts)
     first, second = str(caught.value).splitlines()
     assert first.endswith("p.jsonl:1: test 1 of test_list asserts nothing; write it as an assert statement")
     assert "p.jsonl:2: test_list is not a list of strings" in second
@@ -229,14 +206,12 @@ def test_a_hub_data_set_is_fetched_once_for_each_way_of_asking(tmp_path: Path, m
         write(out, {"row": 1, "question": "Add.", "starter_code": None})
 
     monkeypatch.setattr(sources, "_fetch", fetch)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for limit in (3, 3, 4):
         prompts = Prompts(source="a/b", limit=limit, **COLUMNS)  # type: ignore[arg-type]
-        [prompt] = load_prompts(prompts, MODEL, tmp_path, cache_dir=tmp_path / "cache")
+        [prompt] = load_prompts(prompts, MODEL, tmp_path)
     assert fetched == [3, 4]
     assert (prompt.source, prompt.name) == ("a/b", "1")
-
-
-# Rounds
 
 
 def prompt_set(count: int) -> list[Prompt]:

@@ -1,0 +1,12 @@
+"""What the tests of grading share."""
+
+from __future__ import annotations
+
+import pytest
+
+from loop.grading.grader import Grader
+
+
+@pytest.fixture(scope="module")
+def grader() -> Grader:
+    return Grader(timeout_s=10.0, num_workers=2)
