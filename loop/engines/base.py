@@ -111,9 +111,9 @@ class Forced(Value):
 class Probed(Value):
     """A model's next-token distribution at each token of a `Forced` text, given the prompt and the tokens before it.
 
-    An entry per token. Temperature 1, nothing truncated, natural logarithms. `entropy`, `top_token_id` and
-    `top_probability` come from the whole distribution. `at`: the tokens that `logprobs` belong to, likeliest first
-    where none were given; `rest`: the log of the mass of all other tokens. No logarithm is below LEAST_LOGPROB.
+    Every field but `id` has an entry per token. Temperature 1, nothing truncated, natural logarithms. `entropy`,
+    `top_token_id` and `top_probability` come from the whole distribution. `at`: the tokens that `logprobs` belong to,
+    likeliest first where none were given; `rest`: the log of the mass of all other tokens. No logarithm is below LEAST_LOGPROB.
     `num_kept`: how many of the model's likeliest tokens the truncation keeps, at most as many as `at` has.
     """
 
@@ -125,6 +125,12 @@ class Probed(Value):
     logprobs: tuple[tuple[float, ...], ...]
     rest: tuple[float, ...]
     num_kept: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: Forced, entries: Sequence[dict[str, Any]]) -> Probed:
+        """The record of a text from one entry a token, with the fields as keys."""
+        columns = {name: [entry[name] for entry in entries] for name in cls.model_fields if name != "id"}
+        return cls.model_validate({"id": text.id, **columns})
 
 
 LEAST_LOGPROB = -100.0  # stands for minus infinity, too, which JSON cannot say
@@ -138,15 +144,16 @@ class TrainingRow(Value):
 
 
 def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int]:
-    """The indices of the rows that a fine-tune leaves out, chosen by a hash of its seed and their tokens, in whatever order.
+    """The indices of the rows that a fine-tune leaves out, chosen by a hash of its seed and their tokens.
 
     settings["held_out"] says how many, at most one in 20; settings of older versions say nothing, so none.
     """
     num = min(settings.get("held_out", 0), len(rows) // 20)
-    if not num:
-        return set()
-    hashes = [hashlib.sha256(f"{settings['seed']} {list(row)}".encode()).digest() for row in rows]
-    return set(sorted(range(len(rows)), key=lambda index: (hashes[index], index))[:num])
+
+    def hashed(index: int) -> bytes:
+        return hashlib.sha256(f"{settings['seed']} {list(rows[index])}".encode()).digest()
+
+    return set(sorted(range(len(rows)), key=hashed)[:num]) if num else set()
 
 
 class TrainingResult(Value):
