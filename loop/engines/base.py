@@ -180,10 +180,7 @@ Progress = Callable[[int, int], None]  # (done, total), called as often as there
 class Sampler(Protocol):
     """Generates from one fixed checkpoint, until it is given another."""
 
-    @property
-    def tokenizer_sha256(self) -> str:
-        """The hash of the tokenizer and chat template; part of each completion's lineage."""
-        ...
+    tokenizer_sha256: str  # of tokenizer and chat template; part of each completion's lineage
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """Yield every request's completion exactly once, in lists, as they finish.
@@ -192,15 +189,12 @@ class Sampler(Protocol):
         that is lost when the worker dies; whatever is left is asked for again, and asking again is harmless. Memory
         does not grow with the number of requests. Raises EngineError for a request that can never fit the model.
         """
-        ...
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """Serve another checkpoint from now on. False where the sampler cannot show that it does: it is of no use then."""
-        ...
 
     def close(self) -> None:
         """Free the device memory; the sampler is not used again. Safe to repeat."""
-        ...
 
 
 class Prober(Protocol):
@@ -215,7 +209,6 @@ class Prober(Protocol):
         settings give the same records; asking again is harmless. Raises EngineError for a text that cannot fit the
         model or has no token.
         """
-        ...
 
 
 class Trainer(Protocol):
@@ -229,8 +222,6 @@ class Trainer(Protocol):
         machine give the same weights.
         Raises EngineError when the loss is not finite.
         """
-        ...
 
     def close(self) -> None:
         """Free the device memory. Safe to repeat."""
-        ...

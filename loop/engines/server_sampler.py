@@ -185,11 +185,8 @@ class ServerSampler(ProbesHere):
             "model": self.model.id,
             "prompt": list(prompt),
             "max_tokens": params.max_new_tokens,
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
+            **params.model_dump(exclude={"max_new_tokens", "stop"}),  # temperature, top_k, top_p, repetition_penalty
             "min_p": 0.0,
-            "repetition_penalty": params.repetition_penalty,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "seed": seed % 2**63,

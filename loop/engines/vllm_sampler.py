@@ -144,10 +144,7 @@ class VllmSampler(ProbesHere):
         from vllm.sampling_params import RequestOutputKind
 
         return VllmParams(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            repetition_penalty=params.repetition_penalty,
+            **params.model_dump(exclude={"max_new_tokens", "stop"}),  # temperature, top_k, top_p, repetition_penalty
             max_tokens=params.max_new_tokens,
             seed=request.seed % 2**63,
             stop=list(params.stop),

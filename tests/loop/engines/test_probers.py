@@ -154,15 +154,8 @@ def test_few_logits_are_in_memory_at_a_time(tiny: CheckpointRef, monkeypatch: py
 
     monkeypatch.setattr(hf_prober, "MAX_LOGITS", 400 * 4 * 5)
     prober = in_process(tiny)
-    sizes = []
-    real = prober.model.forward
-
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        output = real(*args, **kwargs)
-        sizes.append(output.logits.numel())
-        return output
-
-    prober.model.forward = forward
+    sizes: list[int] = []
+    prober.model.register_forward_hook(lambda module, inputs, output: sizes.append(output.logits.numel()))
     text = Forced(id="long", prompt_token_ids=tuple(range(5, 205)), token_ids=tuple(range(5, 205)) * 3)
     look(prober, [text.model_copy(update={"id": str(i)}) for i in range(4)])
     assert max(sizes) <= 400 * 4 * 5 and len(sizes) > 100
