@@ -72,8 +72,6 @@ class PlacesLayer(DynamicLayer):  # type: ignore[misc]
 class Places:
     """Room for `num_places` rows of `width` tokens; rows in use are the first ones."""
 
-    can_refill = True
-
     def __init__(self, num_places: int, width: int, device: torch.device) -> None:
         self.size = num_places, width
         self.columns = torch.arange(width, device=device)
@@ -121,8 +119,6 @@ class Places:
 
 class Batch:
     """Rows that began together, in the cache that transformers made for them."""
-
-    can_refill = False
 
     def put(self, cache: DynamicCache, mask: torch.Tensor, index: torch.Tensor) -> None:
         """See `Places.put`; only while no row is here."""

@@ -52,8 +52,7 @@ class TransformersSampler:
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.device = choose_device(settings.device)
         self.dtype = DTYPES[choose_dtype(settings.dtype, self.device)]
-        self.batch_size = settings.batch_size
-        self.progress = progress
+        self.batch_size, self.progress = settings.batch_size, progress
         self.change(checkpoint)
 
     def change(self, checkpoint: CheckpointRef) -> bool:
@@ -94,7 +93,7 @@ class TransformersSampler:
         tokens = torch.zeros(0, dtype=torch.long, device=self.device)
         while waiting or active:
             num_free = num_places - len(active)
-            refill = waiting and (not active or (room.can_refill and num_free * REFILL_SHARE >= num_places))
+            refill = waiting and (not active or (self.takes_rows_later and num_free * REFILL_SHARE >= num_places))
             done: list[Generated] = []
             with torch.inference_mode():
                 logits = None

@@ -27,14 +27,11 @@ class VllmSampler(ProbesHere):
     """A Sampler over one vLLM engine, and a Prober with the same weights under transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
-        self.settings = settings
-        self.progress = progress
-        self.batch_size = settings.batch_size
+        self.settings, self.batch_size, self.progress = settings, settings.batch_size, progress
         device = choose_device(settings.device)
         self.on_gpu = device.type == "cuda"
         self.dtype = choose_dtype(settings.dtype, device)
-        self.num_requests = 0
-        self.num_adapters = 0
+        self.num_requests = self.num_adapters = 0
         proof = reference(checkpoint, self.dtype)  # before the engine takes its memory
         self._take(checkpoint, proof)
         self.engine = self._start(checkpoint)

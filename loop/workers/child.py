@@ -31,8 +31,7 @@ class Child:
     """Answers commands one at a time."""
 
     def __init__(self, commands: BinaryIO, answers: BinaryIO) -> None:
-        self.commands = commands
-        self.answers = answers
+        self.commands, self.answers = commands, answers
         self.lock = threading.Lock()
         self.call = 0
         self.engine: Any = None

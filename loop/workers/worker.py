@@ -98,15 +98,11 @@ class Worker:
         environment: Mapping[str, str] | None = None,
         has_gpu: bool = True,
     ) -> None:
-        self.tag = tag
-        self.progress = progress
-        self.pulse = pulse
-        self.stalled = stalled
-        self.log_file = log_file
+        self.tag, self.log_file = tag, log_file
+        self.progress, self.pulse, self.stalled = progress, pulse, stalled
         self.token = secrets.token_hex(16)
         self._buffer = bytearray()
-        self._call = 0
-        self._busy = False
+        self._call, self._busy = 0, False
         self.ended = False  # it takes no more calls then
         self._waited_s, self._looked_at_s = 0.0, time.monotonic()
         whole_environment = _environment(self.token) | dict(environment or {})
