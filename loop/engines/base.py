@@ -113,8 +113,8 @@ class Probed(Value):
 
     Every field but `id` has an entry per token. Temperature 1, nothing truncated, natural logarithms. `entropy`,
     `top_token_id` and `top_probability` come from the whole distribution. `at`: the tokens that `logprobs` belong to,
-    likeliest first where none were given; `rest`: the log of the mass of all other tokens. No logarithm is below LEAST_LOGPROB.
-    `num_kept`: how many of the model's likeliest tokens the truncation keeps, at most as many as `at` has.
+    likeliest first where none were given; `rest`: the log of the mass of all other tokens. No logarithm is below
+    LEAST_LOGPROB. `num_kept`: how many of the likeliest tokens the truncation keeps, at most as many as `at` has.
     """
 
     id: str

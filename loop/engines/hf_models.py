@@ -1,4 +1,4 @@
-"""Loading models and tokenizers with transformers, the built-in SmolLM2, and the speed of torch. Runs only inside a worker."""
+"""Loading models and tokenizers, the built-in SmolLM2, and how fast torch computes. Runs only inside a worker process."""
 
 from __future__ import annotations
 

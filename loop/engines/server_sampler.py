@@ -71,9 +71,8 @@ class ServerSampler(ProbesHere):
             raise EngineError(f"{where}: may still serve the weights before, which are as near; {remedy} there anew")
         self.checkpoint, self.proof, self.logprobs = checkpoint, proof, logprobs
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
-        config = AutoConfig.from_pretrained(
-            checkpoint.base_path or checkpoint.path, local_files_only=True
-        ).get_text_config()
+        full = checkpoint.base_path or checkpoint.path
+        config = AutoConfig.from_pretrained(full, local_files_only=True).get_text_config()
         self.num_tokens = config.vocab_size
         self.max_tokens = self.model.max_model_len or getattr(config, "max_position_embeddings", None)
         return True
@@ -102,7 +101,7 @@ class ServerSampler(ProbesHere):
                 time.sleep(LOOK_S)
 
     def _run(self, words: Sequence[str], time_left: Callable[[], bool]) -> None:
-        """Run the user's command, without a shell. EngineError with its exit code and last line where it fails or takes too long.
+        """Run the user's command without a shell. EngineError with its last line where it fails or takes too long.
 
         Processes that it leaves running end with this worker.
         """

@@ -67,7 +67,7 @@ def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float
     """`held_out_loss` and `train_loss`; empty where nothing was held out or, for want of memory, they cannot be measured."""
     if not (num_held_out := len(left_out["labels"])):
         return {}
-    every = len(rows["labels"]) // num_held_out  # rows of earlier rounds may stand at the beginning
+    every = len(rows["labels"]) // num_held_out  # from the whole list: rows of earlier rounds may stand first
     seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
     try:
         return {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}

@@ -1,6 +1,7 @@
-"""How two texts are compared for shared wording: by the script that prepares the shipped hashes and by the tests that use them.
+"""How two texts are compared for shared wording.
 
-Both must cut and hash texts in exactly the same way, or a copied sentence would slip through unnoticed.
+The script that prepares the shipped hashes and the tests that use them must cut and hash texts in exactly the same way, or a
+copied sentence would slip through unnoticed.
 """
 
 import hashlib

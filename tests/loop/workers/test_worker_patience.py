@@ -60,7 +60,7 @@ def test_every_message_is_a_pulse(start: Start) -> None:
 
 
 def test_progress_without_advance_does_not_count_for_ever(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not even where it goes back and forth. But a long completion may be in the making for as many reports as it has tokens."""
+    """Not even where it goes back and forth. But a long completion may be in the making for a report per token."""
     monkeypatch.setattr(worker_module, "IDLE_REPORTS", 10)
     reports: list[int] = []
     with pytest.raises(EngineError, match=r"no progress for 0\.5 s"):
