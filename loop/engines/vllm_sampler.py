@@ -42,7 +42,13 @@ class VllmSampler(ProbesHere):
         """Take over a checkpoint, apart from the engine's weights: tokenizer, adapter and proof."""
         self.checkpoint, self.proof = checkpoint, proof
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
-        self.adapter = self._adapter(checkpoint)
+        self.adapter: Any = None
+        if checkpoint.base_path is not None:
+            check_adapter(checkpoint.path)
+            from vllm.lora.request import LoRARequest
+
+            self.num_adapters += 1
+            self.adapter = LoRARequest(checkpoint.sha256, self.num_adapters, str(checkpoint.path))
 
     def _start(self, checkpoint: CheckpointRef) -> Any:
         os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -81,15 +87,6 @@ class VllmSampler(ProbesHere):
                 'engine.kv_cache_bytes or engine.batch_size; engine.sampler = "transformers" does without vLLM; '
                 "sampler.log says more"
             ) from None
-
-    def _adapter(self, checkpoint: CheckpointRef) -> Any:
-        if checkpoint.base_path is None:
-            return None
-        check_adapter(checkpoint.path)
-        from vllm.lora.request import LoRARequest
-
-        self.num_adapters += 1
-        return LoRARequest(checkpoint.sha256, self.num_adapters, str(checkpoint.path))
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`. An adapter over the base that is loaded needs no loading of weights."""

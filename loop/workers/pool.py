@@ -173,15 +173,12 @@ class Pool:
                         for answer in batch:
                             del missing[answer.id]
                         self._put(batch)
-                except EngineError as error:
-                    if not member.sampler.ended:  # the request is at fault, not the engine
-                        work.close()
+                except BaseException as error:
+                    if not isinstance(error, EngineError) or not member.sampler.ended:
+                        work.close()  # a request is at fault, not the engine; or the pool is closed
                         raise
                     work.finish(missing.values(), died=True)
                     self._bury(member, error)
-                except BaseException:
-                    work.close()
-                    raise
                 else:
                     work.finish()
 

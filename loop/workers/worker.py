@@ -369,15 +369,10 @@ class RemoteSampler:
         return self._answers(message, texts, Probed, "record", longest)
 
     def _answers(
-        self,
-        message: dict[str, Any],
-        asked: Sequence[Request] | Sequence[Forced],
-        kind: type[Answer],
-        noun: str,
-        idle_reports: int,
+        self, message: dict[str, Any], asked: Sequence[Any], kind: type[Answer], noun: str, idle_reports: int
     ) -> Iterator[list[Answer]]:
         """Lists of answers as they come, exactly one for each that was asked. A worker that sends anything else is ended."""
-        missing = {each.id: each for each in asked}
+        missing = {question.id: question for question in asked}
         for event, value in self.worker.stream(message, idle_reports=idle_reports + IDLE_REPORTS):
             if event != "items":
                 continue
@@ -389,7 +384,7 @@ class RemoteSampler:
                 question = missing.pop(answer.id, None)
                 if question is None:
                     raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice")
-                if isinstance(answer, Probed) and isinstance(question, Forced) and not _fits(answer, question):
+                if isinstance(answer, Probed) and not _fits(answer, question):
                     raise self.worker.broken(f"it sent a {noun} that does not fit its text")
             yield answers
         if missing:

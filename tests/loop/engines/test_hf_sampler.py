@@ -169,14 +169,12 @@ def test_every_end_token_of_the_generation_config_ends(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "of_the_cpu", "expected"),
+    ("dtype", "cpu", "expected"),
     [("auto", "float32", "float32"), ("auto", "bfloat16", "bfloat16"), ("bfloat16", "float32", "bfloat16")],
 )
-def test_precisions(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, of_the_cpu: str, expected: str
-) -> None:
+def test_precisions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, cpu: str, expected: str) -> None:
     """auto is what the CPU can do, whatever the checkpoint's own is; bfloat16 works where it is asked for."""
-    monkeypatch.setattr(hf_models, "auto_dtype", lambda on_gpu: (of_the_cpu, "it can"))
+    monkeypatch.setattr(hf_models, "auto_dtype", lambda on_gpu: (cpu, "it can"))
     sampler = in_process(at(make_tiny_model(tmp_path / "model", bfloat16=True)), dtype=dtype)
     assert sampler.model.dtype == hf_models.DTYPES[expected]
     drawn = ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(8)], HOT)
