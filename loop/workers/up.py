@@ -209,25 +209,20 @@ class Engines:
     def _remote_sampler(
         self, checkpoint: CheckpointRef, tag: str = "sampler", settings: EngineConfig | None = None, **more: Any
     ) -> RemoteSampler:
-        if self.kind.is_elsewhere:
-            more["has_gpu"] = False
-        init = {"op": "load_sampler", "checkpoint": checkpoint}
-        return RemoteSampler(self._worker(init, tag, settings or self.settings, **more))
+        init, here = {"op": "load_sampler", "checkpoint": checkpoint}, not self.kind.is_elsewhere
+        return RemoteSampler(self._worker(init, tag, settings or self.settings, here, **more))
 
-    def _worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, **more: Any) -> Worker:
-        """A worker that is told these settings. `more`: what else `Worker` takes, in place of our own."""
+    def _worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, here: bool = True, **more: Any) -> Worker:
+        """A worker with these settings that computes `here` or not. `more`: what else `Worker` takes, in place of our own."""
         limit_s = settings.stall_timeout_s * self._more_patience
-        own: dict[str, Any] = {
-            "progress": self.watch.progress,
-            "pulse": self.pulse,
-            "has_gpu": settings.device != "cpu",
-        }
+        own: dict[str, Any] = {"progress": self.watch.progress, "pulse": self.pulse}
         return Worker(
             init | {"settings": settings.changed(stall_timeout_s=limit_s)},
             log_file=self.logs / f"{tag}.log",
             stall_timeout_s=limit_s,
             stalled=self._be_more_patient,
             tag=tag,
+            has_gpu=here and settings.device != "cpu",
             **own | more,
         )
 
