@@ -111,10 +111,10 @@ class Forced(Value):
 class Probed(Value):
     """A model's next-token distribution at each token of a `Forced` text, given the prompt and the tokens before it.
 
-    An entry per token. Temperature 1, nothing truncated, natural logarithms. `entropy`, `top_token_id` and
-    `top_probability` come from the whole distribution. `at`: the tokens that `logprobs` belong to, likeliest first
-    where none were given; `rest`: the log of the mass of all other tokens. No logarithm is below LEAST_LOGPROB.
-    `num_kept`: how many of the model's likeliest tokens the truncation keeps, at most as many as `at` has.
+    Every field but `id` has an entry per token. Temperature 1, nothing truncated, natural logarithms. `entropy`,
+    `top_token_id` and `top_probability` come from the whole distribution. `at`: the tokens that `logprobs` belong to,
+    likeliest first where none were given; `rest`: the log of the mass of all other tokens. No logarithm is below
+    LEAST_LOGPROB. `num_kept`: how many of the likeliest tokens the truncation keeps, at most as many as `at` has.
     """
 
     id: str
@@ -125,6 +125,12 @@ class Probed(Value):
     logprobs: tuple[tuple[float, ...], ...]
     rest: tuple[float, ...]
     num_kept: tuple[int, ...]
+
+    @classmethod
+    def of(cls, text: Forced, entries: Sequence[dict[str, Any]]) -> Probed:
+        """The record of a text from one entry a token, with the fields as keys."""
+        columns = {name: [entry[name] for entry in entries] for name in cls.model_fields if name != "id"}
+        return cls.model_validate({"id": text.id, **columns})
 
 
 LEAST_LOGPROB = -100.0  # stands for minus infinity, too, which JSON cannot say
@@ -138,15 +144,16 @@ class TrainingRow(Value):
 
 
 def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int]:
-    """The indices of the rows that a fine-tune leaves out, chosen by a hash of its seed and their tokens, in whatever order.
+    """The indices of the rows that a fine-tune leaves out, chosen by a hash of its seed and their tokens.
 
     settings["held_out"] says how many, at most one in 20; settings of older versions say nothing, so none.
     """
     num = min(settings.get("held_out", 0), len(rows) // 20)
-    if not num:
-        return set()
-    hashes = [hashlib.sha256(f"{settings['seed']} {list(row)}".encode()).digest() for row in rows]
-    return set(sorted(range(len(rows)), key=lambda index: (hashes[index], index))[:num])
+
+    def hashed(index: int) -> bytes:
+        return hashlib.sha256(f"{settings['seed']} {list(rows[index])}".encode()).digest()
+
+    return set(sorted(range(len(rows)), key=hashed)[:num]) if num else set()
 
 
 class TrainingResult(Value):
@@ -173,10 +180,7 @@ Progress = Callable[[int, int], None]  # (done, total), called as often as there
 class Sampler(Protocol):
     """Generates from one fixed checkpoint, until it is given another."""
 
-    @property
-    def tokenizer_sha256(self) -> str:
-        """The hash of the tokenizer and chat template; part of each completion's lineage."""
-        ...
+    tokenizer_sha256: str  # of tokenizer and chat template; part of each completion's lineage
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """Yield every request's completion exactly once, in lists, as they finish.
@@ -185,15 +189,12 @@ class Sampler(Protocol):
         that is lost when the worker dies; whatever is left is asked for again, and asking again is harmless. Memory
         does not grow with the number of requests. Raises EngineError for a request that can never fit the model.
         """
-        ...
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """Serve another checkpoint from now on. False where the sampler cannot show that it does: it is of no use then."""
-        ...
 
     def close(self) -> None:
         """Free the device memory; the sampler is not used again. Safe to repeat."""
-        ...
 
 
 class Prober(Protocol):
@@ -208,7 +209,6 @@ class Prober(Protocol):
         settings give the same records; asking again is harmless. Raises EngineError for a text that cannot fit the
         model or has no token.
         """
-        ...
 
 
 class Trainer(Protocol):
@@ -222,8 +222,6 @@ class Trainer(Protocol):
         machine give the same weights.
         Raises EngineError when the loss is not finite.
         """
-        ...
 
     def close(self) -> None:
         """Free the device memory. Safe to repeat."""
-        ...

@@ -7,7 +7,7 @@ token, so it ends with the worker.
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -15,11 +15,20 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult
+from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult, Value
 from loop.errors import EngineError
 
 POLL_S = 0.2
-END_S = 10.0  # that torchrun has to end its ranks
+
+
+class Job(Value):
+    """What the ranks are told: the arguments of `Trainer.fit`, and the settings of the engine."""
+
+    engine: EngineConfig
+    rows_file: Path
+    parent: CheckpointRef
+    settings: dict[str, Any]
+    out_dir: Path
 
 
 class DistributedTrainer:
@@ -33,17 +42,11 @@ class DistributedTrainer:
         # loop.config.settings refuses all others.
         assert settings["batch_size"] % (settings["micro_batch_size"] * self.num_processes) == 0
         assert settings["method"] == "full" and parent.base_path is None
+        job = Job(engine=self.settings, rows_file=rows_file, parent=parent, settings=settings, out_dir=out_dir)
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
-            engine, ref = self.settings.model_dump(mode="json"), parent.model_dump(mode="json")
-            job = {
-                "engine": engine,
-                "rows_file": str(rows_file),
-                "parent": ref,
-                "settings": settings,
-                "out_dir": str(out_dir),
-            }
-            (scratch / "job.json").write_text(json.dumps(job))
+            (scratch / "job.json").write_text(job.model_dump_json())
+            (scratch / "progress").touch()
             self._run(scratch)
             return TrainingResult.model_validate_json((scratch / "result.json").read_text())
 
@@ -52,34 +55,22 @@ class DistributedTrainer:
         command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--max-restarts=0"]
         command += [f"--nproc-per-node={self.num_processes}", "-m", "loop.engines.distributed_rank", str(scratch)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment)
         seen = ""
-        try:
-            while True:
-                try:
-                    code: int | None = process.wait(POLL_S)
-                except subprocess.TimeoutExpired:
-                    code = None
-                report = scratch / "progress"
-                text = report.read_text() if report.exists() else ""
-                if text != seen:
-                    seen = text
-                    done, total = map(int, text.split())
-                    self.progress(done, total)
-                if code is not None:
-                    break
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                try:
-                    process.wait(END_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+        with subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment) as process:
+            try:
+                while process.returncode is None:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        process.wait(POLL_S)
+                    if (text := (scratch / "progress").read_text()) != seen:
+                        seen = text
+                        done, total = map(int, text.split())
+                        self.progress(done, total)
+            finally:
+                process.terminate()  # torchrun ends its ranks then; nothing happens where it has ended
         errors = sorted(scratch.glob("error.*"), key=lambda file: file.stat().st_mtime_ns)
         if errors:
             raise EngineError(errors[0].read_text())
-        if code or not (scratch / "result.json").exists():
+        if process.returncode or not (scratch / "result.json").exists():
             raise EngineError(
                 "a training process was ended from outside (out of memory?) and the others with it; lower "
                 "training.micro_batch_size, or see the worker's log"

@@ -6,7 +6,6 @@ and optimizer state are sharded (FSDP 2).
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import traceback
@@ -19,7 +18,8 @@ from accelerate.data_loader import SeedableRandomSampler
 from datasets import Dataset
 from trl import SFTTrainer
 
-from loop.engines.base import CheckpointRef, EngineConfig, TrainingResult
+from loop.engines.base import TrainingResult
+from loop.engines.distributed import Job
 from loop.engines.hf_models import load_model, load_tokenizer
 from loop.engines.trl_trainer import Columns, Report, StartingPoint, TrlTrainer, read_rows
 from loop.errors import EngineError, LoopError
@@ -61,31 +61,29 @@ class GroupTrainer(SFTTrainer):  # type: ignore[misc]
         return Padded(self.num_rows, self.num_fill, self.args.seed)
 
 
-def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult | None:
+def train(job: Job, rank: int, scratch: Path) -> TrainingResult | None:
     """The part of one rank. Rank 0 gathers the weights, writes them as the one-process trainer does, and reports."""
     num_processes = int(os.environ["WORLD_SIZE"])
-    settings, parent = job["settings"], CheckpointRef.model_validate(job["parent"])
-    trainer_of_one = TrlTrainer(EngineConfig.model_validate(job["engine"]), lambda done, total: None)
+    trainer_of_one = TrlTrainer(job.engine, lambda done, total: None)
     on_gpu = trainer_of_one.device.type == "cuda"
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     if on_gpu:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         trainer_of_one.device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-    rows, left_out = read_rows(Path(job["rows_file"]), settings)
+    rows, left_out = read_rows(job.rows_file, job.settings)
 
     def progress(done: int, total: int) -> None:
         if rank == 0:
             write_whole(scratch / "progress", f"{done} {total}")
 
     spread = {"fsdp": "full_shard auto_wrap", "fsdp_config": {"version": 2}} if on_gpu else {}
-    report = Report(progress)
     trainer = GroupTrainer(
         rows,
         num_processes,
-        args=trainer_of_one.arguments(settings, scratch / "out", num_processes, **spread),
-        model=load_model(parent, "auto", torch.device("cpu")).float(),
-        processing_class=load_tokenizer(parent)[0],
-        callbacks=[report],
+        args=trainer_of_one.arguments(job.settings, scratch / "out", num_processes, **spread),
+        model=load_model(job.parent, "auto", torch.device("cpu")).float(),
+        processing_class=load_tokenizer(job.parent)[0],
+        callbacks=[Report(progress)],
     )
     trainer.train()
     if on_gpu and not trainer.is_fsdp_enabled:
@@ -93,9 +91,9 @@ def train(job: dict[str, Any], rank: int, scratch: Path) -> TrainingResult | Non
     state = trainer.accelerator.get_state_dict(trainer.model)
     result = None
     if rank == 0:
-        start = StartingPoint(parent, trainer_of_one.device)
+        start = StartingPoint(job.parent, trainer_of_one.device)
         start.model.load_state_dict(state)
-        result = start.write(start.model, True, rows, left_out, Path(job["out_dir"]), report)
+        result = start.write(start.model, True, rows, left_out, job.out_dir, trainer.state)
     trainer.accelerator.wait_for_everyone()
     trainer.accelerator.end_training()
     return result
@@ -105,7 +103,7 @@ def main(scratch: Path) -> None:
     """One rank. The first error of each is left in a file."""
     rank = int(os.environ["RANK"])
     try:
-        result = train(json.loads((scratch / "job.json").read_text()), rank, scratch)
+        result = train(Job.model_validate_json((scratch / "job.json").read_text()), rank, scratch)
         if result is not None:
             write_whole(scratch / "result.json", result.model_dump_json())
     except BaseException as error:

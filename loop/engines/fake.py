@@ -9,13 +9,14 @@ last.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
 import random
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from loop.engines.base import (
     TrainingRow,
     held_out,
 )
+from loop.engines.prompting import check_prompt, check_text
 from loop.errors import EngineError
 
 END = 256  # the end-of-sequence token
@@ -54,74 +56,64 @@ class FakeSampler:
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.change(checkpoint)
-        self.batch_size = settings.batch_size
-        self.progress = progress
+        self.batch_size, self.progress = settings.batch_size, progress
         self.tokenizer_sha256 = hashlib.sha256(b"fake: one token per byte").hexdigest()
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        """See `Sampler.change`."""
         self.skill: float = json.loads((checkpoint.path / "config.json").read_text())["skill"]
         return True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        """See `Sampler.generate`."""
-        for start in range(0, len(requests), self.batch_size):
-            completions = [self._complete(request, params) for request in requests[start : start + self.batch_size]]
+        return self._batches(requests, lambda request: self._complete(request, params))
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        return self._batches(texts, lambda text: self._follow(text, truncation, top))
+
+    def _batches(self, asked: Sequence[Any], answer: Callable[[Any], Any]) -> Iterator[list[Any]]:
+        for start in range(0, len(asked), self.batch_size):
+            answers = [answer(each) for each in asked[start : start + self.batch_size]]
             time.sleep(STEP_S)
-            self.progress(start + len(completions), len(requests))
-            yield completions
+            self.progress(start + len(answers), len(asked))
+            yield answers
 
     def _complete(self, request: Request, params: SamplingParams) -> Generated:
-        prompt = "\n".join(message["content"] for message in request.messages) + request.prefill
-        if not prompt:
-            raise EngineError(f"request {request.id}: the prompt is empty")
-        if len(prompt.encode()) + params.max_new_tokens > MAX_TOKENS:
-            raise EngineError(
-                f"a prompt that begins {request.beginning!r}: exceeds the model's {MAX_TOKENS} tokens; lower max_new_tokens"
-            )
+        prompt = ("\n".join(message["content"] for message in request.messages) + request.prefill).encode()
+        check_prompt(request, len(prompt), params, MAX_TOKENS)
         draw = random.Random(request.seed).random() if params.temperature else 0.5
         opened = request.prefill.rstrip().endswith(":")  # the prompt has the signature: only the body is wanted
         text = _answer(opened, int(draw < self.skill))
         ends = [text.index(string) + len(string) for string in params.stop if string in text]
         token_ids = [*(text[: min(ends)].encode() if ends else [*text.encode(), END])][: params.max_new_tokens]
-        ended = token_ids[-1] == END
         stopped = bool(ends) and len(token_ids) == min(ends)
         return Generated(
             id=request.id,
             text=bytes(token for token in token_ids if token != END).decode(errors="replace"),
             token_ids=tuple(token_ids),
-            prompt_token_ids=tuple(prompt.encode()),
-            finish_reason="eos" if ended else "stop" if stopped else "length",
+            prompt_token_ids=tuple(prompt),
+            finish_reason="eos" if token_ids[-1] == END else "stop" if stopped else "length",
             logprob_sum=-0.125 * len(token_ids),
         )
 
-    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`."""
-        for start in range(0, len(texts), self.batch_size):
-            records = [self._follow(text, truncation, top) for text in texts[start : start + self.batch_size]]
-            time.sleep(STEP_S)
-            self.progress(start + len(records), len(texts))
-            yield records
-
     def _follow(self, text: Forced, truncation: SamplingParams, top: int) -> Probed:
-        num_tokens = len(text.prompt_token_ids) + len(text.token_ids)
-        if not text.prompt_token_ids or not text.token_ids or num_tokens > MAX_TOKENS:
-            raise EngineError(f"text {text.id}: has no prompt or no token, or its {num_tokens} exceed {MAX_TOKENS}")
-        columns: dict[str, list[Any]] = {name: [] for name in Probed.model_fields if name != "id"}
+        check_text(text, MAX_TOKENS)
+        entries = []
         for index in range(len(text.token_ids)):
             masses = self._distribution(text.prompt_token_ids, text.token_ids[:index])
             likeliest = sorted(range(len(masses)), key=lambda token: (-masses[token], token))
             at = list(text.at[index]) if text.at is not None else likeliest[:top]
-            named = set(at)
-            others = math.fsum(mass for token, mass in enumerate(masses) if token not in named)
-            columns["entropy"].append(-math.fsum(mass * math.log(mass) for mass in masses if mass))
-            columns["top_token_id"].append(likeliest[0])
-            columns["top_probability"].append(masses[likeliest[0]])
-            columns["at"].append(at)
-            columns["logprobs"].append([_log(masses[token]) for token in at])
-            columns["rest"].append(_log(others))
-            columns["num_kept"].append(min(len(at), _num_kept([masses[token] for token in likeliest], truncation)))
-        return Probed.model_validate({"id": text.id, **columns})
+            others = set(likeliest).difference(at)
+            num_kept = _num_kept([masses[token] for token in likeliest], truncation)
+            entry = {
+                "entropy": -math.fsum(mass * math.log(mass) for mass in masses if mass),
+                "top_token_id": likeliest[0],
+                "top_probability": masses[likeliest[0]],
+                "at": at,
+                "logprobs": [_log(masses[token]) for token in at],
+                "rest": _log(math.fsum(masses[token] for token in others)),
+                "num_kept": min(len(at), num_kept),
+            }
+            entries.append(entry)
+        return Probed.of(text, entries)
 
     def _distribution(self, prompt: Sequence[int], before: Sequence[int]) -> list[float]:
         """The probability of each token after these: nearly all of it is on the next bytes of the model's two answers."""
@@ -153,12 +145,8 @@ def _log(mass: float) -> float:
 
 def _num_kept(likeliest_first: Sequence[float], truncation: SamplingParams) -> int:
     powers = [mass ** (1 / truncation.temperature) for mass in likeliest_first][: truncation.top_k or None]
-    before = 0.0
-    for count, power in enumerate(powers):
-        if before >= truncation.top_p * sum(powers):
-            return count
-        before += power
-    return len(powers)
+    limit = truncation.top_p * sum(powers)
+    return sum(before < limit for before in [0.0, *itertools.accumulate(powers)][:-1])
 
 
 class FakeTrainer:
@@ -168,7 +156,6 @@ class FakeTrainer:
         self.progress = progress
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
-        """See `Trainer.fit`."""
         rows = [TrainingRow.model_validate_json(line) for line in rows_file.read_text().splitlines()]
         if not rows:
             raise EngineError("there is no completion to train on")

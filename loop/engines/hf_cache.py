@@ -1,7 +1,7 @@
 """Where the rows of a running batch keep their keys and values, and attention over them without copies.
 
 `Places` is for models whose layers all look back over everything: a place per row, filled from the left, so that a row
-can leave and another come while the rest go on. `Batch` is for all other kinds of cache (sliding windows, states):
+can leave and another come while the rest continue. `Batch` is for all other kinds of cache (sliding windows, states):
 rows can leave it, but none can come before it is empty.
 """
 
@@ -58,8 +58,8 @@ class PlacesLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
-        """Each row's new token goes where the row ends. (n, H, 1, d) twice -> (n, H, width, d) twice."""
-        rows, columns, width = self.places.rows, self.places.lengths, self.places.width
+        """Each row's new token is its last one. (n, H, 1, d) twice -> (n, H, width, d) twice."""
+        rows, columns, width = self.places.rows, self.places.lengths - 1, self.places.width
         self.keys[rows, :, columns] = key_states[:, :, 0]
         self.values[rows, :, columns] = value_states[:, :, 0]
         return self.keys[: len(rows), :, :width], self.values[: len(rows), :, :width]
@@ -72,29 +72,29 @@ class PlacesLayer(DynamicLayer):  # type: ignore[misc]
 class Places:
     """Room for `num_places` rows of `width` tokens; rows in use are the first ones."""
 
-    can_refill = True
+    def __init__(self, num_places: int, width: int, device: torch.device) -> None:
+        self.size = num_places, width
+        self.columns = torch.arange(width, device=device)
+        self.cache = Cache(layers=[])  # made as the first rows come, whose layers show the shapes
+        self._use(torch.zeros(0, dtype=torch.long, device=device))
 
-    def __init__(self, like: DynamicCache, num_places: int, width: int) -> None:
-        self.device = like.layers[0].keys.device
-        self.lengths = torch.zeros(0, dtype=torch.long, device=self.device)  # (n,): tokens of each row
-        self.cache = Cache(layers=[PlacesLayer(self, layer, num_places, width) for layer in like.layers])
-        self.columns = torch.arange(width, device=self.device)
-        self._count()
-
-    def _count(self) -> None:
-        self.rows = torch.arange(len(self.lengths), device=self.device)
-        self.width = int(self.lengths.max()) + 1 if len(self.lengths) else 1
+    def _use(self, lengths: torch.Tensor) -> None:
+        """Rows with so many tokens each are in use. (n,)"""
+        self.lengths = lengths
+        self.rows = torch.arange(len(lengths), device=lengths.device)
+        self.width = int(lengths.max()) if len(lengths) else 0
 
     def put(self, cache: DynamicCache, mask: torch.Tensor, index: torch.Tensor) -> None:
         """New rows behind those in use: row i is row index[i] of the left-padded `cache` with its `mask` (B, T)."""
-        for number in index.tolist():
+        if not self.cache.layers:
+            self.cache = Cache(layers=[PlacesLayer(self, layer, *self.size) for layer in cache.layers])
+        lengths = mask.sum(-1)[index]
+        for place, (number, length) in enumerate(zip(index.tolist(), lengths.tolist(), strict=True), len(self.lengths)):
             real = mask[number].bool()
-            place, length = len(self.lengths), int(real.sum())
             for layer, new in zip(self.cache.layers, cache.layers, strict=True):
                 layer.keys[place, :, :length] = new.keys[number][:, real]
                 layer.values[place, :, :length] = new.values[number][:, real]
-            self.lengths = torch.cat([self.lengths, self.lengths.new_tensor([length])])
-        self._count()
+        self._use(torch.cat([self.lengths, lengths]))
 
     def keep(self, kept: Sequence[int]) -> list[int]:
         """Let go of all other rows; the last ones move into the gaps. The order of the rows that are left."""
@@ -106,53 +106,37 @@ class Places:
                 layer.keys[gap, :, :length] = layer.keys[last, :, :length]
                 layer.values[gap, :, :length] = layer.values[last, :, :length]
         order = [moved.get(place, place) for place in range(len(kept))]
-        self.lengths = self.lengths[torch.tensor(order, dtype=torch.long, device=self.device)]
-        self._count()
+        self._use(self.lengths[torch.tensor(order, dtype=torch.long, device=self.lengths.device)])
         return order
 
     def inputs(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
-        """The cache, its mask (n, width) and the positions (n, 1) for one new token of each row."""
-        mask = (self.columns[: self.width] <= self.lengths[:, None]).long()
-        return self.cache, mask, self.lengths[:, None]
-
-    def advance(self) -> None:
-        """Each row has one token more."""
+        """Each row gets one token more: the cache, its mask (n, width) and the positions (n, 1) of the new tokens."""
         self.lengths = self.lengths + 1
         self.width += 1
+        mask = (self.columns[: self.width] < self.lengths[:, None]).long()
+        return self.cache, mask, self.lengths[:, None] - 1
 
 
 class Batch:
     """Rows that began together, in the cache that transformers made for them."""
 
-    can_refill = False
-
     def put(self, cache: DynamicCache, mask: torch.Tensor, index: torch.Tensor) -> None:
         """See `Places.put`; only while no row is here."""
         cache.batch_select_indices(index)
         self.cache, self.mask = cache, mask[index]
-        self.positions = self.mask.sum(-1, keepdim=True) - 1
 
     def keep(self, kept: Sequence[int]) -> list[int]:
         """See `Places.keep`."""
         index = torch.tensor(kept, dtype=torch.long, device=self.mask.device)
         if len(kept):
             self.cache.batch_select_indices(index)
-        self.mask, self.positions = self.mask[index], self.positions[index]
+        self.mask = self.mask[index]
         return list(kept)
 
     def inputs(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """See `Places.inputs`."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        self.positions = self.positions + 1
-        return self.cache, self.mask, self.positions
-
-    def advance(self) -> None:
-        """See `Places.advance`; `inputs` did it."""
-
-
-def room_for(like: DynamicCache, num_places: int, width: int) -> Places | Batch:
-    """`Places` where every layer of a prefilled cache is an ordinary one, else a `Batch`."""
-    return Places(like, num_places, width) if takes_rows_later(like) else Batch()
+        return self.cache, self.mask, self.mask.sum(-1, keepdim=True) - 1
 
 
 def takes_rows_later(cache: DynamicCache) -> bool:

@@ -1,4 +1,4 @@
-"""Loading models and tokenizers with transformers, and the built-in SmolLM2. Runs only inside a worker process."""
+"""Loading models and tokenizers, the built-in SmolLM2, and how fast torch computes. Runs only inside a worker process."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from loop.engines.precision import auto_dtype
 from loop.errors import ConfigError, EngineError
 from store.durable import fsync
 
+ROWS, WIDTH, LAYER = 64, 1024, 4096  # of the matrices for `measured_flops`: a batch, and a layer of a small model
+MEASURED_S = 0.3
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -48,17 +51,14 @@ def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torc
 
     `dtype` "auto" is the checkpoint's own.
     """
-    if checkpoint.base_path is None:
-        return _from_pretrained(checkpoint.path, dtype).to(device)
-    from peft import PeftModel
+    full = checkpoint.base_path or checkpoint.path
+    model: Any = AutoModelForCausalLM.from_pretrained(full, dtype=dtype, use_safetensors=True, local_files_only=True)
+    if checkpoint.base_path is not None:
+        from peft import PeftModel
 
-    check_adapter(checkpoint.path)
-    base = _from_pretrained(checkpoint.base_path, dtype)
-    return PeftModel.from_pretrained(base, checkpoint.path).merge_and_unload().to(device)
-
-
-def _from_pretrained(directory: Path, dtype: torch.dtype | str) -> Any:
-    return AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, use_safetensors=True, local_files_only=True)
+        check_adapter(checkpoint.path)
+        model = PeftModel.from_pretrained(model, checkpoint.path).merge_and_unload()
+    return model.to(device)
 
 
 def write_merged(checkpoint: CheckpointRef, target: Path) -> None:
@@ -76,16 +76,10 @@ def check_adapter(directory: Path) -> None:
 def load_tokenizer(checkpoint: CheckpointRef) -> tuple[Any, str]:
     """The tokenizer and the SHA-256 over everything that turns text into ids: its files and the chat template."""
     tokenizer = AutoTokenizer.from_pretrained(checkpoint.path, local_files_only=True)
-    digest = hashlib.sha256()
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        digest.update(backend.to_str().encode())
-    else:
-        digest.update(json.dumps(tokenizer.get_vocab(), sort_keys=True).encode())
-    digest.update(
-        json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], sort_keys=True, default=str).encode()
-    )
-    return tokenizer, digest.hexdigest()
+    content = backend.to_str() if backend is not None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    content += json.dumps([tokenizer.chat_template, tokenizer.special_tokens_map], sort_keys=True, default=str)
+    return tokenizer, hashlib.sha256(content.encode()).hexdigest()
 
 
 def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -136,9 +130,10 @@ def _write_smollm2(gguf: Path, directory: Path) -> None:
         del config.quantization_config
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     model.load_state_dict(quantized.state_dict())
-    eos = [tokenizer.convert_tokens_to_ids("<|im_end|>"), tokenizer.convert_tokens_to_ids("<|endoftext|>")]
     model.generation_config = GenerationConfig(
-        bos_token_id=config.bos_token_id, eos_token_id=eos, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=config.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"]),
+        pad_token_id=tokenizer.pad_token_id,
     )
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
@@ -157,3 +152,13 @@ def fetch_hub_model(name: str, revision: str | None) -> str:
     except (HfHubHTTPError, OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
     raise ConfigError(f"model.source: {name!r}: {reason}; give a directory, check the name, or connect and try again")
+
+
+def measured_flops(dtype: torch.dtype) -> float:
+    """Floating-point operations per second in a precision, the mean over a moment."""
+    states, weights = torch.randn(ROWS, WIDTH, dtype=dtype), torch.randn(LAYER, WIDTH, dtype=dtype)
+    began, num = time.perf_counter(), 0
+    while num < 3 or time.perf_counter() - began < MEASURED_S:
+        torch.nn.functional.linear(states, weights)
+        num += 1
+    return 2 * ROWS * WIDTH * LAYER * num / (time.perf_counter() - began)

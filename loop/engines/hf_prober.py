@@ -14,27 +14,55 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import DynamicCache
 
-from loop.engines.base import LEAST_LOGPROB, Forced, Probed, SamplingParams
+from loop.engines.base import LEAST_LOGPROB, CheckpointRef, EngineConfig, Forced, Probed, Progress, SamplingParams
+from loop.engines.drawing import truncated_distribution
+from loop.engines.prompting import check_text
 from loop.errors import EngineError
 
 if TYPE_CHECKING:
     from loop.engines.hf_sampler import TransformersSampler
 
 MAX_LOGITS = 1 << 24  # in one slice: 64 MB in float32, and a few copies of it
-DIGITS, LOGPROB_DIGITS = (
-    6,
-    4,
-)  # digits that are kept: a fine-tune changes figures by more, and half of the bytes are saved
+# The digits that are kept: a fine-tune changes figures by more, and half of the bytes are saved.
+DIGITS, LOGPROB_DIGITS = 6, 4
+
+
+class ProbesHere:
+    """A Prober for a sampler whose weights are elsewhere: the same weights under transformers, until the next completions.
+
+    Neither vLLM nor a server gives whole distributions.
+    """
+
+    checkpoint: CheckpointRef
+    settings: EngineConfig
+    progress: Progress
+    prober: TransformersSampler | None = None
+
+    def probing_device(self) -> str:
+        """The device of the weights under transformers."""
+        return "cpu"
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        from loop.engines.hf_sampler import TransformersSampler
+
+        if self.prober is None:
+            settings = self.settings.changed(device=self.probing_device())
+            self.prober = TransformersSampler(self.checkpoint, settings, self.progress)
+        yield from self.prober.probe(texts, truncation, top)
+
+    def end_prober(self) -> None:
+        """Free its memory."""
+        if self.prober is not None:
+            self.prober.close()
+            self.prober = None
 
 
 @dataclass
 class Record:
-    """The record of one text, as far as it is known."""
+    """A text, and the entries of its record so far."""
 
     text: Forced
-    columns: dict[str, list[Any]] = field(
-        default_factory=lambda: {name: [] for name in Probed.model_fields if name != "id"}
-    )
+    entries: list[dict[str, Any]] = field(default_factory=list)
 
 
 def probe(
@@ -42,13 +70,7 @@ def probe(
 ) -> Iterator[list[Probed]]:
     """See `Prober.probe`. The longest texts come first, so that one that does not fit in memory fails at once."""
     for text in texts:
-        num_tokens = len(text.prompt_token_ids) + len(text.token_ids)
-        if not text.prompt_token_ids or not text.token_ids:
-            raise EngineError(f"text {text.id}: has no prompt or no token to look at")
-        if loaded.max_tokens and num_tokens > loaded.max_tokens:
-            raise EngineError(
-                f"text {text.id}: {num_tokens} tokens exceed the model's {loaded.max_tokens}; lower max_new_tokens"
-            )
+        check_text(text, loaded.max_tokens)
     waiting = sorted(texts, key=lambda text: -len(text.prompt_token_ids) - len(text.token_ids))
     num_done = 0
     while waiting:
@@ -59,20 +81,18 @@ def probe(
                 loaded.progress(num_done, len(texts))
         num_done += len(batch)
         loaded.progress(num_done, len(texts))
-        yield [Probed.model_validate({"id": record.text.id, **record.columns}) for record in records]
+        yield [Probed.of(record.text, record.entries) for record in records]
 
 
 def _slices(loaded: TransformersSampler, records: list[Record], truncation: SamplingParams, top: int) -> Iterator[None]:
     """Run over the batch slice by slice and fill in the records."""
     rows = [[*record.text.prompt_token_ids, *record.text.token_ids] for record in records]
+    begins = [len(record.text.prompt_token_ids) for record in records]
     width = max(map(len, rows)) - 1  # nobody asks what follows the last token
     input_ids = torch.tensor([[*row, *[0] * (width + 1 - len(row))] for row in rows], device=loaded.device)  # (B, T+1)
     step = max(1, MAX_LOGITS // (len(rows) * loaded.model.config.get_text_config().vocab_size))
     cache = DynamicCache(config=loaded.model.config)
-    start, end = (
-        0,
-        min(len(record.text.prompt_token_ids) for record in records),
-    )  # the first slice ends where an answer begins
+    start, end = 0, min(begins)  # the first slice ends where an answer begins
     while start < width:
         end = min(end, width)
         output = loaded.model(
@@ -85,24 +105,20 @@ def _slices(loaded: TransformersSampler, records: list[Record], truncation: Samp
         )
         first = end - output.logits.shape[1]  # logits are (B, t, V), for what follows the tokens from `first` to `end`
         wanted = [
-            (number, position - len(record.text.prompt_token_ids) + 1)
-            for number, record in enumerate(records)
-            for position in range(first, end)
-            if len(record.text.prompt_token_ids) - 1 <= position < len(rows[number]) - 1
+            (number, position)
+            for number, row in enumerate(rows)
+            for position in range(max(first, begins[number] - 1), min(end, len(row) - 1))
         ]
         if wanted:
-            places = [(n, len(records[n].text.prompt_token_ids) - 1 + index - first) for n, index in wanted]
-            chosen = torch.tensor(places, device=loaded.device)
-            logits = output.logits[chosen[:, 0], chosen[:, 1]].float()  # (N, V)
-            _look(logits, [(records[n], index) for n, index in wanted], truncation, top)
+            chosen = torch.tensor(wanted, device=loaded.device)
+            logits = output.logits[chosen[:, 0], chosen[:, 1] - first].float()  # (N, V)
+            _look(logits, [(records[n], position + 1 - begins[n]) for n, position in wanted], truncation, top)
         start, end = end, end + step
         yield
 
 
 def _look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: SamplingParams, top: int) -> None:
     """Add a row of logits (N, V) to each record, in order of position."""
-    from loop.engines.drawing import truncated_distribution
-
     logprobs = logits.log_softmax(-1)
     probabilities = logprobs.exp()
     top_probability, top_token_id = probabilities.max(-1)
@@ -117,22 +133,19 @@ def _look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: Sa
         own[row] if record.text.at is None else list(record.text.at[index])
         for row, (record, index) in enumerate(places)
     ]
-    masses, rest = _at(logprobs, at)
-    per_row = zip(
-        places, entropy.tolist(), top_token_id.tolist(), top_probability.tolist(), num_kept.tolist(), strict=True
-    )
-    for row, ((record, _), nats, token, share, count) in enumerate(per_row):
+    figures = (each.tolist() for each in (entropy, top_token_id, top_probability, num_kept))
+    rows = zip(places, at, *figures, *_at(logprobs, at), strict=True)
+    for (record, _), ids, nats, token, share, count, masses, rest in rows:
         entry = {
             "entropy": round(max(0.0, nats), DIGITS),
             "top_token_id": token,
             "top_probability": round(share, DIGITS),
-            "at": at[row],
-            "logprobs": [round(mass, LOGPROB_DIGITS) for mass in masses[row]],
-            "rest": round(rest[row], LOGPROB_DIGITS),
-            "num_kept": min(count, len(at[row])),
+            "at": ids,
+            "logprobs": [round(mass, LOGPROB_DIGITS) for mass in masses],
+            "rest": round(rest, LOGPROB_DIGITS),
+            "num_kept": min(count, len(ids)),
         }
-        for name, value in entry.items():
-            record.columns[name].append(value)
+        record.entries.append(entry)
 
 
 def _at(logprobs: torch.Tensor, at: list[list[int]]) -> tuple[list[list[float]], list[float]]:

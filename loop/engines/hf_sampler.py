@@ -18,9 +18,10 @@ from transformers import DynamicCache
 
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.drawing import draw, truncated_distribution
-from loop.engines.hf_cache import Batch, Places, room_for, takes_rows_later, use_grouped_attention
+from loop.engines.hf_cache import Batch, Places, takes_rows_later, use_grouped_attention
 from loop.engines.hf_models import DTYPES, choose_device, choose_dtype, eos_token_ids, load_model, load_tokenizer
-from loop.engines.prompting import fitting_prompts
+from loop.engines.hf_prober import probe
+from loop.engines.prompting import completion, fitting_prompts
 from loop.errors import EngineError
 
 PREFILL_TOKENS = 4096  # of padded prompts in one forward pass, after which progress is reported; bounds the memory
@@ -39,7 +40,7 @@ class Row:
     """One completion in the making."""
 
     request: Request
-    prompt_token_ids: list[int]
+    prompt_token_ids: tuple[int, ...]
     token_ids: list[int] = field(default_factory=list)
     logprob_sum: float = 0.0
     finish_reason: str | None = None
@@ -51,16 +52,15 @@ class TransformersSampler:
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.device = choose_device(settings.device)
         self.dtype = DTYPES[choose_dtype(settings.dtype, self.device)]
-        self.batch_size = settings.batch_size
-        self.progress = progress
+        self.batch_size, self.progress = settings.batch_size, progress
         self.change(checkpoint)
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        """See `Sampler.change`."""
         self.model: Any = None  # its memory is free before the next model is loaded
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, self.dtype, self.device).eval()
         use_grouped_attention(self.model)
+        self.takes_rows_later = takes_rows_later(DynamicCache(config=self.model.config))
         self.eos = eos_token_ids(self.model, self.tokenizer)
         self.texts: dict[int, str] = {}  # of single tokens
         self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
@@ -69,23 +69,23 @@ class TransformersSampler:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         """See `Sampler.generate`. The longest prompts come first, so that one that does not fit in memory fails at once."""
         prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
-        rows = [Row(request, prompts.pop(request.id)) for request in requests]
+        rows = [Row(request, tuple(prompts.pop(request.id))) for request in requests]
+        if not rows:
+            return
         first: dict[tuple[int, ...], int] = {}
-        for row in rows:
-            first.setdefault(tuple(row.prompt_token_ids), len(first))
-        rows.sort(key=lambda row: (-len(row.prompt_token_ids), first[tuple(row.prompt_token_ids)]))
-        common = list(rows[0].prompt_token_ids[: shared_beginning(list(first))]) if len(first) > 1 else []
+        for i, row in enumerate(rows):
+            first.setdefault(row.prompt_token_ids, i)
+        rows.sort(key=lambda row: (-len(row.prompt_token_ids), first[row.prompt_token_ids]))
+        common = rows[0].prompt_token_ids[: shared_beginning(list(first))] if len(first) > 1 else ()
         rows.reverse()
         yield from self._run(rows, params, common)
 
-    def _run(self, waiting: list[Row], params: SamplingParams, common: list[int]) -> Iterator[list[Generated]]:
+    def _run(self, waiting: list[Row], params: SamplingParams, common: tuple[int, ...]) -> Iterator[list[Generated]]:
         """Run over all rows, the last of `waiting` first; after each token, yield those that finished."""
-        if not waiting:
-            return
         num_total, num_done = len(waiting), 0
         num_places = min(self.batch_size, num_total)
         width = len(waiting[-1].prompt_token_ids) + params.max_new_tokens
-        room: Places | Batch | None = None
+        room = Places(num_places, width, self.device) if self.takes_rows_later else Batch()
         active: list[Row] = []
         draws: list[random.Random] = []
         seen: torch.Tensor | None = None
@@ -93,26 +93,20 @@ class TransformersSampler:
         tokens = torch.zeros(0, dtype=torch.long, device=self.device)
         while waiting or active:
             num_free = num_places - len(active)
-            refill = bool(waiting) and (
-                not active or (room is not None and room.can_refill and num_free * REFILL_SHARE >= num_places)
-            )
+            refill = waiting and (not active or (self.takes_rows_later and num_free * REFILL_SHARE >= num_places))
             done: list[Generated] = []
             with torch.inference_mode():
                 logits = None
                 if active:
-                    assert room is not None
                     if seen is not None:
                         seen.scatter_(1, tokens[:, None], True)
                     logits = self._forward(tokens[:, None], *room.inputs())
-                    room.advance()
                 if refill:
                     if common and beginning is None:
                         beginning = self._begin(common)
                     incoming = [waiting.pop() for _ in range(min(num_free, len(waiting)))]
                     for new in self._slices(incoming, len(common)):
                         more, cache, mask, index = self._prefill(new, common, beginning)
-                        if room is None:
-                            room = room_for(cache, num_places, width)
                         room.put(cache, mask, index)
                         del cache
                         logits = more if logits is None else torch.cat([logits, more])
@@ -121,16 +115,16 @@ class TransformersSampler:
                         if params.repetition_penalty != 1.0:
                             fresh = torch.zeros_like(more, dtype=torch.bool)
                             for i, row in enumerate(new):
-                                fresh[i, row.prompt_token_ids] = True
+                                fresh[i, list(row.prompt_token_ids)] = True
                             seen = fresh if seen is None else torch.cat([seen, fresh])
                         self.progress(num_done, num_total)
-                assert logits is not None and room is not None
+                assert logits is not None
                 tokens, logprobs = self._choose(logits, [stream.random() for stream in draws], params, seen)
                 for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
                     self._append(row, token, logprob, params)
                 kept = [i for i, row in enumerate(active) if row.finish_reason is None]
                 if len(kept) < len(active):
-                    done = [self._finished(row) for row in active if row.finish_reason is not None]
+                    done = [self._completion(row) for row in active if row.finish_reason is not None]
                     num_done += len(active) - len(kept)
                     order = room.keep(kept)
                     active, draws = [active[i] for i in order], [draws[i] for i in order]
@@ -145,13 +139,13 @@ class TransformersSampler:
 
         A model whose rows must begin together gets them in one.
         """
-        if not takes_rows_later(DynamicCache(config=self.model.config)):
+        if not self.takes_rows_later:
             return [rows]
         slices: list[list[Row]] = []
         prompts: set[tuple[int, ...]] = set()
         width = 0
         for row in rows:
-            prompt = tuple(row.prompt_token_ids)
+            prompt = row.prompt_token_ids
             if not slices or (prompt not in prompts and (len(prompts) + 1) * width > PREFILL_TOKENS):
                 slices.append([])
                 prompts, width = set(), len(prompt) - start  # no later prompt is longer
@@ -159,7 +153,7 @@ class TransformersSampler:
             prompts.add(prompt)
         return slices
 
-    def _begin(self, common: list[int]) -> DynamicCache:
+    def _begin(self, common: tuple[int, ...]) -> DynamicCache:
         """The cache of the tokens with which all prompts of a call begin."""
         cache = DynamicCache(config=self.model.config)
         ids = self._tensor([common])
@@ -167,13 +161,13 @@ class TransformersSampler:
         return cache
 
     def _prefill(
-        self, rows: list[Row], common: list[int], beginning: DynamicCache | None
+        self, rows: list[Row], common: tuple[int, ...], beginning: DynamicCache | None
     ) -> tuple[torch.Tensor, DynamicCache, torch.Tensor, torch.Tensor]:
         """The logits after each row's prompt (n, V); the cache and mask (B, T) of the distinct prompts; each row's (n,).
 
         Each distinct prompt is computed once, after `beginning`, which holds the `common` tokens.
         """
-        prompts = list(dict.fromkeys(tuple(row.prompt_token_ids) for row in rows))
+        prompts = list(dict.fromkeys(row.prompt_token_ids for row in rows))
         start = len(common)
         width = max(map(len, prompts)) - start
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else min(self.eos, default=0)
@@ -187,7 +181,7 @@ class TransformersSampler:
             cache.batch_repeat_interleave(len(prompts))
         logits = self._forward(input_ids, cache, mask, positions)
         number = {prompt: i for i, prompt in enumerate(prompts)}
-        index = self._tensor([number[tuple(row.prompt_token_ids)] for row in rows])
+        index = self._tensor([number[row.prompt_token_ids] for row in rows])
         return logits[index], cache, mask, index
 
     def _forward(
@@ -249,20 +243,13 @@ class TransformersSampler:
         tail = self.tokenizer.decode(row.token_ids[-longest - 1 :], skip_special_tokens=True)
         return any(string in tail for string in stop)
 
-    def _finished(self, row: Row) -> Generated:
-        return Generated(
-            id=row.request.id,
-            text=self.tokenizer.decode(row.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-            token_ids=tuple(row.token_ids),
-            prompt_token_ids=tuple(row.prompt_token_ids),
-            finish_reason=row.finish_reason,
-            logprob_sum=row.logprob_sum,
+    def _completion(self, row: Row) -> Generated:
+        return completion(
+            self.tokenizer, row.request.id, row.prompt_token_ids, row.token_ids, row.finish_reason, row.logprob_sum
         )
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
         """See `Prober.probe`. The model is loaded already, which is the expensive part."""
-        from loop.engines.hf_prober import probe
-
         return probe(self, texts, truncation, top)
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
 """Which precision `engine.dtype = "auto"` stands for. Reads what the kernel says of the CPU; imports no torch.
 
 A CPU without instructions for bfloat16 emulates it, more slowly than it computes in float32, so the name of a precision
-can't be a default for every machine. The answer depends on the machine alone, never on how busy it is: a run that goes
-on after a kill goes on in the same precision.
+can't be a default for every machine. The answer depends on the machine alone, never on how busy it is: a run that continues
+after a kill keeps its precision.
 """
 
 from __future__ import annotations
@@ -22,6 +22,6 @@ def auto_dtype(on_gpu: bool) -> tuple[str, str]:
     except OSError:
         return "float32", "this system does not say what its CPU can do"
     flags = {flag for line in lines if line.lower().startswith(("flags", "features")) for flag in line.split()}
-    if found := [flag for flag in BFLOAT16_FLAGS if flag in flags]:
-        return "bfloat16", f"this CPU computes in bfloat16 ({found[0]})"
+    if flag := next(filter(flags.__contains__, BFLOAT16_FLAGS), None):
+        return "bfloat16", f"this CPU computes in bfloat16 ({flag})"
     return "float32", "this CPU has no instructions for bfloat16 and would emulate it, slower than float32"

@@ -74,7 +74,7 @@ Answer = TypeVar("Answer", Models, Completions)
 
 
 class Server:
-    """A server at `url` ("http://HOST:PORT/v1"). Use within one event loop, as an asynchronous context or with `close`."""
+    """A server at `url` ("http://HOST:PORT/v1"). Use within one event loop, and close it."""
 
     def __init__(self, url: str, timeout_s: float | None = None) -> None:
         """`timeout_s` limits each step of an answer; without it, the caller limits the whole."""
@@ -90,23 +90,23 @@ class Server:
 
     async def models(self) -> Models:
         """The models that are served, in one attempt. Unavailable, or another EngineError."""
-        return self._understood("/models", await self._body("GET", "/models", None, MODELS_BYTES), Models)
+        return await self._answer(Models, "/models", MODELS_BYTES)
 
     async def complete(self, body: dict[str, Any]) -> Choice:
         """The completion of one prompt of token ids; where the server is unavailable, in a second attempt."""
         most = MODELS_BYTES + TOKEN_BYTES * (len(body["prompt"]) + body["max_tokens"])
         try:
-            answer = await self._body("POST", "/completions", body, most)
+            answer = await self._answer(Completions, "/completions", most, body)
         except Unavailable:
             await asyncio.sleep(RETRY_WAIT_S)
-            answer = await self._body("POST", "/completions", body, most)
-        return self._understood("/completions", answer, Completions).choices[0]
+            answer = await self._answer(Completions, "/completions", most, body)
+        return answer.choices[0]
 
-    async def _body(self, method: str, path: str, sent: dict[str, Any] | None, most: int) -> bytes:
-        """The whole body of an answer with status 200. Raw, so that no compressed body can grow beyond `most` bytes."""
+    async def _answer(self, kind: type[Answer], path: str, most: int, sent: dict[str, Any] | None = None) -> Answer:
+        """The answer with status 200 to what is sent. Read raw, so that no compressed body can grow beyond `most` bytes."""
         got = bytearray()
         try:
-            async with self._client.stream(method, self.url + path, json=sent) as answer:
+            async with self._client.stream("POST" if sent else "GET", self.url + path, json=sent) as answer:
                 async for piece in answer.aiter_raw():
                     got += piece
                     if len(got) > most:
@@ -116,14 +116,9 @@ class Server:
             raise Unavailable(f"{self.url}{path}: does not answer: {reason}") from None
         if answer.status_code != 200:
             reason = f"status {answer.status_code}: {self.shown(got.decode(errors='replace'))}"
-            raise (
-                Unavailable(f"{self.url}{path}: {reason}") if answer.status_code >= 500 else self.refusal(path, reason)
-            )
-        return bytes(got)
-
-    def _understood(self, path: str, body: bytes, kind: type[Answer]) -> Answer:
+            raise (Unavailable if answer.status_code >= 500 else EngineError)(f"{self.url}{path}: {reason}")
         try:
-            return kind.model_validate_json(body)
+            return kind.model_validate_json(bytes(got))
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))

@@ -7,36 +7,41 @@ its engine. Before the first sample from a checkpoint, `weights_proof` shows tha
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import tempfile
 import time
 from collections import deque
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
+from transformers import AutoConfig
+
+from loop.engines.base import CheckpointRef, EngineConfig, Generated, Progress, Request, SamplingParams
 from loop.engines.hf_models import load_tokenizer
-from loop.engines.prompting import fitting_prompts
-from loop.engines.server_command import LOOK_S, run_command
+from loop.engines.hf_prober import ProbesHere
+from loop.engines.prompting import completion, fitting_prompts
 from loop.engines.server_http import Choice, ModelCard, Server, Unavailable
 from loop.engines.weights_proof import Proof, check, reference, tells_apart
 from loop.errors import EngineError
 
 QUEUE = 2  # batches of requests at the server
+LOOK_S = 0.5  # between two looks at the command, or for the server after it
+OUTPUT_BYTES = 4096  # of the end of the command's output, in which its last line is looked for
 PATIENCE = 0.9  # of stall_timeout_s, after which the daemon would end this worker with a worse message
 
 Result = TypeVar("Result")
 
 
-class ServerSampler:
+class ServerSampler(ProbesHere):
     """A Sampler over a server, and a Prober with the same weights under transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
-        self.settings = settings
-        self.progress = progress
-        self.batch_size = settings.batch_size
+        self.settings, self.batch_size, self.progress = settings, settings.batch_size, progress
         self.dtype = settings.dtype if settings.dtype != "auto" else "bfloat16"  # the servers' own default
         self.limit_s = settings.stall_timeout_s
         self.patience_s = PATIENCE * self.limit_s
-        self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
         self.proof: Proof | None = None
         self.logprobs: list[float] = []  # the server's, of the probe text
         assert settings.server_url is not None, "loop.config.settings.Engine asks for it"
@@ -50,7 +55,7 @@ class ServerSampler:
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`. True, or an EngineError: another start of this sampler would not change the server."""
-        self._end_prober()
+        self.end_prober()
         before, self.proof = self.proof, None
         proof = reference(checkpoint, self.dtype)
         self.model = self._ready(checkpoint)
@@ -66,8 +71,10 @@ class ServerSampler:
             raise EngineError(f"{where}: may still serve the weights before, which are as near; {remedy} there anew")
         self.checkpoint, self.proof, self.logprobs = checkpoint, proof, logprobs
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
-        self.num_tokens, longest = _limits(checkpoint)
-        self.max_tokens = self.model.max_model_len or longest
+        full = checkpoint.base_path or checkpoint.path
+        config = AutoConfig.from_pretrained(full, local_files_only=True).get_text_config()
+        self.num_tokens = config.vocab_size
+        self.max_tokens = self.model.max_model_len or getattr(config, "max_position_embeddings", None)
         return True
 
     # ---- the server gets the weights -------------------------------------------------------------------------------
@@ -83,8 +90,7 @@ class ServerSampler:
             return now - since < self.limit_s
 
         if command:
-            words = [word.replace("{path}", str(checkpoint.path)) for word in command]
-            run_command(words, lambda: time_left(began), self.server.shown)
+            self._run([word.replace("{path}", str(checkpoint.path)) for word in command], lambda: time_left(began))
         ended = time.monotonic()
         while True:
             try:
@@ -93,6 +99,34 @@ class ServerSampler:
                 if not command or not time_left(ended):
                     raise EngineError(f"{error}; start it there: `vllm serve {checkpoint.path}`") from None
                 time.sleep(LOOK_S)
+
+    def _run(self, words: Sequence[str], time_left: Callable[[], bool]) -> None:
+        """Run the user's command without a shell. EngineError with its last line where it fails or takes too long.
+
+        Processes that it leaves running end with this worker.
+        """
+        shown = self.server.shown
+        with tempfile.TemporaryFile() as output:  # no pipe: a process that it leaves running would hold that open
+            try:
+                process = subprocess.Popen(
+                    words, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+                )
+            except (OSError, ValueError) as error:
+                raise EngineError(f"engine.server_command: cannot be run: {shown(str(error))}") from None
+            how = ""
+            while not how:
+                try:
+                    how = f"ended with exit code {process.wait(LOOK_S)}"
+                except subprocess.TimeoutExpired:
+                    if not time_left():
+                        os.killpg(process.pid, signal.SIGKILL)
+                        process.wait()
+                        how = "took longer than engine.stall_timeout_s and was ended"
+            if process.returncode:
+                output.seek(max(0, output.seek(0, os.SEEK_END) - OUTPUT_BYTES))
+                lines = output.read().decode(errors="replace").strip().splitlines()
+                last = shown(lines[-1]) if lines else "none"
+                raise EngineError(f"engine.server_command: {shown(words[0])} {how}; its last line: {last}")
 
     def _served(self, proof: Proof) -> list[float]:
         """The server's own log-probabilities of the probe text."""
@@ -113,8 +147,7 @@ class ServerSampler:
     # ---- completions -----------------------------------------------------------------------------------------------
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        """See `Sampler.generate`."""
-        self._end_prober()
+        self.end_prober()
         prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
         waiting, num_done = deque(requests), 0
         inside: set[asyncio.Task[Generated]] = set()
@@ -149,11 +182,8 @@ class ServerSampler:
             "model": self.model.id,
             "prompt": list(prompt),
             "max_tokens": params.max_new_tokens,
-            "temperature": params.temperature,
-            "top_k": params.top_k,
-            "top_p": params.top_p,
+            **params.model_dump(exclude={"max_new_tokens", "stop"}),  # temperature, top_k, top_p, repetition_penalty
             "min_p": 0.0,
-            "repetition_penalty": params.repetition_penalty,
             "presence_penalty": 0.0,
             "frequency_penalty": 0.0,
             "seed": seed % 2**63,
@@ -171,13 +201,9 @@ class ServerSampler:
         if wrong := self._wrong(choice, prompt, params):
             raise self.server.refusal("/completions", f"request {self.server.shown(request.id)}: {wrong}")
         stopped = "stop" if isinstance(choice.stop_reason, str) else "eos"
-        return Generated(
-            id=request.id,
-            text=self.tokenizer.decode(choice.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-            token_ids=tuple(choice.token_ids),
-            prompt_token_ids=tuple(prompt),
-            finish_reason="length" if choice.finish_reason == "length" else stopped,
-            logprob_sum=sum(choice.logprobs.token_logprobs),
+        reason = "length" if choice.finish_reason == "length" else stopped
+        return completion(
+            self.tokenizer, request.id, prompt, choice.token_ids, reason, sum(choice.logprobs.token_logprobs)
         )
 
     def _wrong(self, choice: Choice, prompt: list[int], params: SamplingParams) -> str:
@@ -193,42 +219,16 @@ class ServerSampler:
         if len(logprobs) != len(drawn) or not all(-1e5 < logprob < 0.01 for logprob in logprobs):
             return "token_logprobs are not a log-probability by token"
         if choice.finish_reason == "length":
-            short = (
-                f"it ended after {len(drawn)} of {params.max_new_tokens} tokens; `--generation-config vllm` may help"
-            )
-            return short if len(drawn) < params.max_new_tokens else ""
-        is_an_end = (
-            choice.stop_reason in params.stop if isinstance(choice.stop_reason, str) else drawn[-1] in self.proof.eos
-        )
+            if len(drawn) == params.max_new_tokens:
+                return ""
+            return f"it ended after {len(drawn)} of {params.max_new_tokens} tokens; `--generation-config vllm` may help"
+        at_a_word = isinstance(choice.stop_reason, str)
+        is_an_end = choice.stop_reason in params.stop if at_a_word else drawn[-1] in self.proof.eos
         return "" if is_an_end else "it was stopped by nothing that ends a completion of this checkpoint"
-
-    # ---- distributions ---------------------------------------------------------------------------------------------
-
-    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`. The server gives no whole distributions, so the same weights answer here, on the CPU."""
-        from loop.engines.hf_sampler import TransformersSampler
-
-        if self.prober is None:
-            self.prober = TransformersSampler(self.checkpoint, self.settings.changed(device="cpu"), self.progress)
-        yield from self.prober.probe(texts, truncation, top)
-
-    def _end_prober(self) -> None:
-        if self.prober is not None:
-            self.prober.close()
-            self.prober = None
 
     def close(self) -> None:
         """Let go of prober and connections. Safe to repeat."""
-        self._end_prober()
+        self.end_prober()
         if not self.loop.is_closed():
             self.loop.run_until_complete(self.server.close())
             self.loop.close()
-
-
-def _limits(checkpoint: CheckpointRef) -> tuple[int, int | None]:
-    """The size of the vocabulary, and the most tokens of a text where the model has a limit."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(checkpoint.base_path or checkpoint.path, local_files_only=True)
-    text = config.get_text_config()
-    return text.vocab_size, getattr(text, "max_position_embeddings", None)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 from trl import SFTConfig
 
 from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult, TrainingRow, held_out
@@ -54,11 +54,11 @@ def mean_loss(model: Any, rows: Columns) -> float:
     """The mean loss per completion token, in nats. One row at a time, so without padding."""
     model.eval()
     total, count = 0.0, 0
-    for input_ids, labels in zip(rows["input_ids"], rows["labels"], strict=True):
-        num = sum(label != -100 for label in labels[1:])
-        tensors = (torch.tensor([each], device=model.device) for each in (input_ids, labels))
+    for each in zip(rows["input_ids"], rows["labels"], strict=True):
+        input_ids, labels = (torch.tensor([values], device=model.device) for values in each)
+        num = int((labels[:, 1:] != -100).sum())
         with torch.no_grad():
-            total += num * float(model(**dict(zip(("input_ids", "labels"), tensors, strict=True))).loss)
+            total += num * float(model(input_ids=input_ids, labels=labels).loss)
         count += num
     return total / count
 
@@ -67,9 +67,7 @@ def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float
     """`held_out_loss` and `train_loss`; empty where nothing was held out or, for want of memory, they cannot be measured."""
     if not (num_held_out := len(left_out["labels"])):
         return {}
-    every = (
-        len(rows["labels"]) // num_held_out
-    )  # from the whole list, at whose beginning rows of earlier rounds may stand
+    every = len(rows["labels"]) // num_held_out  # from the whole list: rows of earlier rounds may stand first
     seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
     try:
         return {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
@@ -79,24 +77,17 @@ def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
-    """Counts optimizer steps, passes each on as progress, and stops at once when the loss is no number."""
+    """Passes each optimizer step on as progress, and stops at once when the loss is no number."""
 
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
-        self.num_steps = 0
-        self.losses: list[float] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.num_steps = state.global_step
         self.progress(state.global_step, state.max_steps)
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss")
-        if loss is None:
-            return
-        if not math.isfinite(loss):
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float], **kwargs: Any) -> None:
+        if not math.isfinite(loss := logs.get("loss", 0.0)):
             raise EngineError(f"the loss is {loss} at step {state.global_step}; lower training.learning_rate")
-        self.losses.append(float(loss))
 
 
 class StartingPoint:
@@ -111,14 +102,14 @@ class StartingPoint:
         self.config, self.generation_config = copy.deepcopy((model.config, model.generation_config))
 
     def write(
-        self, trained: Any, merge: bool, rows: Columns, left_out: Columns, out_dir: Path, report: Report
+        self, trained: Any, merge: bool, rows: Columns, left_out: Columns, out_dir: Path, state: TrainerState
     ) -> TrainingResult:
         """Check, write and measure the trained weights, in the parent's precision. `merge`: an adapter into its base."""
         if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
             raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
-        adapter = isinstance(trained, PeftModel) and not merge
-        if isinstance(trained, PeftModel) and not adapter:
+        if isinstance(trained, PeftModel) and merge:
             trained = trained.merge_and_unload()
+        adapter = isinstance(trained, PeftModel)
         if not adapter:
             trained = trained.to(self.dtype)
             trained.config, trained.generation_config = self.config, self.generation_config
@@ -126,10 +117,10 @@ class StartingPoint:
         (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
         load_tokenizer(self.parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
         return TrainingResult(
-            num_steps=report.num_steps,
+            num_steps=state.global_step,
             num_rows=len(rows["labels"]),
             num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
-            losses=tuple(report.losses),
+            losses=tuple(entry["loss"] for entry in state.log_history if "loss" in entry),
             num_held_out=len(left_out["labels"]),
             **losses_of(trained, rows, left_out),  # when the weights are written: no figure is worth them
             adapter=adapter,
@@ -146,7 +137,6 @@ class TrlTrainer:
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
         rows, left_out = read_rows(rows_file, settings)
-        tokenizer, _ = load_tokenizer(parent)
         start, lora = StartingPoint(parent, self.device), settings["lora"]
         model = start.model
         if parent.base_path is not None:
@@ -154,72 +144,58 @@ class TrlTrainer:
             model = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
         elif settings["method"] == "lora":
             torch.manual_seed(settings["seed"])
-            model = get_peft_model(
-                model,
-                LoraConfig(
-                    r=lora["rank"],
-                    lora_alpha=lora["alpha"],
-                    lora_dropout=lora["dropout"],
-                    target_modules=lora["target_modules"],
-                    task_type="CAUSAL_LM",
-                ),
+            adapter = LoraConfig(
+                r=lora["rank"],
+                lora_alpha=lora["alpha"],
+                lora_dropout=lora["dropout"],
+                target_modules=lora["target_modules"],
+                task_type="CAUSAL_LM",
             )
-        report = Report(self.progress)
+            model = get_peft_model(model, adapter)
         with tempfile.TemporaryDirectory() as scratch:
             trainer = StepTrainer(
                 model=model,
                 budget=settings["micro_batch_size"] * max(map(len, rows["input_ids"])),
                 args=self.arguments(settings, Path(scratch)),
                 train_dataset=Dataset.from_dict(rows),
-                processing_class=tokenizer,
-                callbacks=[report],
+                processing_class=load_tokenizer(parent)[0],
+                callbacks=[Report(self.progress)],
             )
             trainer.train()
         trained = trainer.accelerator.unwrap_model(trainer.model)
-        return start.write(trained, lora["merge"], rows, left_out, out_dir, report)
+        return start.write(trained, lora["merge"], rows, left_out, out_dir, trainer.state)
 
     def arguments(self, settings: dict[str, Any], scratch: Path, num_processes: int = 1, **more: Any) -> SFTConfig:
         """The arguments of TRL's trainer; `more` says how the model is spread over several processes."""
         on_gpu = self.device.type == "cuda"
-        peak = settings["learning_rate"]
-        if num_processes == 1:
-            # StepTrainer cuts a step into forward passes.
-            more = {"per_device_train_batch_size": settings["batch_size"], "gradient_accumulation_steps": 1}
-        else:
-            micro = settings["micro_batch_size"]
-            more["per_device_train_batch_size"] = micro
-            more["gradient_accumulation_steps"] = settings["batch_size"] // (micro * num_processes)
+        num_passes = 1  # StepTrainer cuts a step into forward passes
+        if num_processes > 1:
+            num_passes = settings["batch_size"] // (settings["micro_batch_size"] * num_processes)
+        as_they_are = ("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
+                       "gradient_checkpointing")  # fmt: skip
         arguments = SFTConfig(
             output_dir=str(scratch),
             seed=settings["seed"] % 2**32,
             num_train_epochs=settings["num_epochs"] or 1,
             max_steps=settings["num_steps"] or -1,
-            learning_rate=peak,
             lr_scheduler_type="cosine_with_min_lr",
             lr_scheduler_kwargs={"min_lr": settings["min_learning_rate"]},
-            warmup_steps=settings["warmup_steps"],
-            weight_decay=settings["weight_decay"],
-            adam_beta1=settings["adam_beta1"],
-            adam_beta2=settings["adam_beta2"],
-            max_grad_norm=settings["max_grad_norm"],
-            gradient_checkpointing=settings["gradient_checkpointing"],
+            per_device_train_batch_size=settings["batch_size"] // (num_passes * num_processes),
+            gradient_accumulation_steps=num_passes,
             bf16=on_gpu,
             use_cpu=not on_gpu,
             max_length=None,  # rows are cut in read_rows
-            packing=False,
             logging_steps=1,
             logging_nan_inf_filter=False,  # it would report a loss that is no number as an earlier one
             report_to="none",
             save_strategy="no",
             disable_tqdm=True,
-            dataloader_num_workers=0,
             dataloader_pin_memory=False,
+            **{key: settings[key] for key in as_they_are},
             **more,
         )
         if on_gpu and num_processes == 1:
-            arguments._n_gpu = (
-                1  # else several GPUs would be used through DataParallel, with larger batches than asked for
-            )
+            arguments._n_gpu = 1  # DataParallel would use all GPUs, with larger batches than asked for
         return arguments
 
     def close(self) -> None:

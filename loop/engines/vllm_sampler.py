@@ -12,9 +12,10 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import CheckpointRef, EngineConfig, Generated, Progress, Request, SamplingParams
 from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
-from loop.engines.prompting import fitting_prompts
+from loop.engines.hf_prober import ProbesHere
+from loop.engines.prompting import completion, fitting_prompts
 from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
 from loop.errors import EngineError
 
@@ -22,19 +23,15 @@ CPU_CACHE_BYTES = 2 << 30
 QUEUE = 2  # batches of requests inside the engine: one that it computes and one that waits
 
 
-class VllmSampler:
+class VllmSampler(ProbesHere):
     """A Sampler over one vLLM engine, and a Prober with the same weights under transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
-        self.settings = settings
-        self.progress = progress
-        self.batch_size = settings.batch_size
+        self.settings, self.batch_size, self.progress = settings, settings.batch_size, progress
         device = choose_device(settings.device)
         self.on_gpu = device.type == "cuda"
         self.dtype = choose_dtype(settings.dtype, device)
-        self.prober: Any = None  # the same weights under transformers, from the first probe to the next completions
-        self.num_requests = 0
-        self.num_adapters = 0
+        self.num_requests = self.num_adapters = 0
         proof = reference(checkpoint, self.dtype)  # before the engine takes its memory
         self._take(checkpoint, proof)
         self.engine = self._start(checkpoint)
@@ -45,7 +42,13 @@ class VllmSampler:
         """Take over a checkpoint, apart from the engine's weights: tokenizer, adapter and proof."""
         self.checkpoint, self.proof = checkpoint, proof
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
-        self.adapter = self._adapter(checkpoint)
+        self.adapter: Any = None
+        if checkpoint.base_path is not None:
+            check_adapter(checkpoint.path)
+            from vllm.lora.request import LoRARequest
+
+            self.num_adapters += 1
+            self.adapter = LoRARequest(checkpoint.sha256, self.num_adapters, str(checkpoint.path))
 
     def _start(self, checkpoint: CheckpointRef) -> Any:
         os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
@@ -85,24 +88,15 @@ class VllmSampler:
                 "sampler.log says more"
             ) from None
 
-    def _adapter(self, checkpoint: CheckpointRef) -> Any:
-        if checkpoint.base_path is None:
-            return None
-        check_adapter(checkpoint.path)
-        from vllm.lora.request import LoRARequest
-
-        self.num_adapters += 1
-        return LoRARequest(checkpoint.sha256, self.num_adapters, str(checkpoint.path))
-
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`. An adapter over the base that is loaded needs no loading of weights."""
-        self._end_prober()
-        before = self.checkpoint
-        if (checkpoint.base_path or checkpoint.path) != (before.base_path or before.path):
-            if self.settings.lora_rank:
-                return False  # vLLM does not reload layers that it wrapped for adapters
-            old, new = self.proof, reference(checkpoint, self.dtype)
-            if not tells_apart(old, new, self.dtype):
+        self.end_prober()
+        others = (checkpoint.base_path or checkpoint.path) != (self.checkpoint.base_path or self.checkpoint.path)
+        if others and self.settings.lora_rank:
+            return False  # vLLM does not reload layers that it wrapped for adapters
+        proof = reference(checkpoint, self.dtype)
+        if others:
+            if not tells_apart(self.proof, proof, self.dtype):
                 return False
             try:
                 self.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint.path)})
@@ -111,15 +105,12 @@ class VllmSampler:
             except Exception:  # vLLM cannot reload every model; a new engine can load it
                 traceback.print_exc()
                 return False
-        else:
-            new = reference(checkpoint, self.dtype)
         self.engine.reset_prefix_cache()
-        self._take(checkpoint, new)
-        return serves(new, self._served(new), self.dtype)
+        self._take(checkpoint, proof)
+        return serves(proof, self._served(proof), self.dtype)
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        """See `Sampler.generate`."""
-        self._end_prober()
+        self.end_prober()
         prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
         waiting, inside, num_done = deque(requests), dict[str, Request](), 0
         while waiting or inside:
@@ -147,10 +138,7 @@ class VllmSampler:
         from vllm.sampling_params import RequestOutputKind
 
         return VllmParams(
-            temperature=params.temperature,
-            top_k=params.top_k,
-            top_p=params.top_p,
-            repetition_penalty=params.repetition_penalty,
+            **params.model_dump(exclude={"max_new_tokens", "stop"}),  # temperature, top_k, top_p, repetition_penalty
             max_tokens=params.max_new_tokens,
             seed=request.seed % 2**63,
             stop=list(params.stop),
@@ -167,14 +155,7 @@ class VllmSampler:
             reason = "stop" if isinstance(output.stop_reason, str) else "eos"
         if reason not in ("eos", "stop", "length"):
             raise EngineError(f"request {request.id}: vLLM ended it with {reason!r}")
-        return Generated(
-            id=request.id,
-            text=self.tokenizer.decode(output.token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
-            token_ids=tuple(output.token_ids),
-            prompt_token_ids=tuple(prompt),
-            finish_reason=reason,
-            logprob_sum=output.cumulative_logprob,
-        )
+        return completion(self.tokenizer, request.id, prompt, output.token_ids, reason, output.cumulative_logprob)
 
     def _served(self, proof: Proof) -> list[float]:
         """The engine's own log-probabilities of the probe text."""
@@ -187,24 +168,12 @@ class VllmSampler:
                     pairs = zip(proof.token_ids[1:], output.prompt_logprobs[1:], strict=True)
                     return [logprobs[token].logprob for token, logprobs in pairs]
 
-    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`. vLLM gives no whole distributions, so the same weights under transformers answer."""
+    def probing_device(self) -> str:
+        """See `ProbesHere`. The GPU where it has room beside the engine."""
         import torch
 
-        from loop.engines.hf_sampler import TransformersSampler
-
-        if self.prober is None:
-            device = "cpu"
-            if self.on_gpu:
-                size = sum(path.stat().st_size for path in self.checkpoint.path.glob("*.safetensors"))
-                device = "cuda" if torch.cuda.mem_get_info()[0] > 3 * size else "cpu"
-            self.prober = TransformersSampler(self.checkpoint, self.settings.changed(device=device), self.progress)
-        yield from self.prober.probe(texts, truncation, top)
-
-    def _end_prober(self) -> None:
-        if self.prober is not None:
-            self.prober.close()
-            self.prober = None
+        size = sum(path.stat().st_size for path in self.checkpoint.path.glob("*.safetensors"))
+        return "cuda" if self.on_gpu and torch.cuda.mem_get_info()[0] > 3 * size else "cpu"
 
     def close(self) -> None:
         """Does nothing: only the end of the process has been seen to free the memory."""

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.by_name import sampler_kind
+from loop.engines.fake import FakeTrainer
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -30,8 +31,7 @@ class Child:
     """Answers commands one at a time."""
 
     def __init__(self, commands: BinaryIO, answers: BinaryIO) -> None:
-        self.commands = commands
-        self.answers = answers
+        self.commands, self.answers = commands, answers
         self.lock = threading.Lock()
         self.call = 0
         self.engine: Any = None
@@ -59,17 +59,14 @@ class Child:
             try:
                 self.send(type="items", items=piece)
             except BadFrame as too_large:
-                if "text" not in piece[0]:
-                    longest = max(len(item["entropy"]) for item in piece)
-                    raise EngineError(
-                        f"a record of {longest} positions cannot be sent: its message {too_large}; lower diagnosis.top "
-                        "or diagnosis.max_new_tokens"
-                    ) from None
-                largest = max(piece, key=lambda item: len(item["text"]) + len(item["token_ids"]))
-                raise EngineError(
-                    f"a completion of {len(largest['token_ids'])} tokens and {len(largest['text'])} characters cannot "
-                    f"be sent: its message {too_large}; lower max_new_tokens"
-                ) from None
+                item = piece[0]  # the only one: a piece of several is never too large
+                if "entropy" in item:
+                    what = f"a record of {len(item['entropy'])} positions"
+                    keys = "diagnosis.top or diagnosis.max_new_tokens"
+                else:
+                    what = f"a completion of {len(item['token_ids'])} tokens and {len(item['text'])} characters"
+                    keys = "max_new_tokens"
+                raise EngineError(f"{what} cannot be sent: its message {too_large}; lower {keys}") from None
 
     def heartbeat(self) -> None:
         while True:
@@ -108,27 +105,21 @@ class Child:
                 return {}
             case "generate":
                 requests = [Request.model_validate(request) for request in command["requests"]]
-                params = SamplingParams.model_validate(command["params"])
-                for batch in self.engine.generate(requests, params):
+                for batch in self.engine.generate(requests, SamplingParams.model_validate(command["params"])):
                     self.items(batch)
-                return None
             case "probe":
                 texts = [Forced.model_validate(text) for text in command["texts"]]
                 truncation = SamplingParams.model_validate(command["truncation"])
                 for records in self.engine.probe(texts, truncation, command["top"]):
                     self.items(records)
-                return None
             case "fit":
-                parent = CheckpointRef.model_validate(command["parent"])
-                result = self.engine.fit(
-                    Path(command["rows_file"]), parent, command["settings"], Path(command["out_dir"])
-                )
+                rows, parent = Path(command["rows_file"]), CheckpointRef.model_validate(command["parent"])
+                result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]))
                 give_back_memory()
                 return result.model_dump(mode="json")
             case "measure_speed":
                 prepare_torch(command["num_threads"])
-                from loop.engines.hf_models import DTYPES
-                from loop.engines.speed import measured_flops
+                from loop.engines.hf_models import DTYPES, measured_flops
 
                 return {"flops": {name: measured_flops(DTYPES[name]) for name in command["precisions"]}}
             case "convert_smollm2":
@@ -159,8 +150,6 @@ def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: P
 def build_trainer(settings: EngineConfig, progress: Progress) -> Any:
     """The trainer that `settings.trainer` names."""
     if settings.trainer == "fake":
-        from loop.engines.fake import FakeTrainer
-
         return FakeTrainer(settings, progress)
     prepare_torch(settings.num_threads)
     if settings.num_training_processes > 1:

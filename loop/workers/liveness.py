@@ -2,10 +2,9 @@
 
 Three workers look alike from outside: one that does nothing (stopped, or waiting for what never comes), one that computes
 for ever without a result, and one that a busy machine rarely lets run. The kernel tells them apart: it counts for each
-thread how long it ran and how long it waited for a core. Seconds in which a worker neither ran nor waited for a core count
-towards `limit_s`; seconds in which it ran, towards BUSY_FACTOR times that. So a starved worker gets as much more time as it
-is starved, and a busy one still ends. `Worker` asks and ends it, `loop.workers.up` doubles the limit for the next attempt, and
-`loop.run.attempting` makes that attempt.
+thread how long it ran and how long it waited for a core. Seconds in which a worker did neither count towards `limit_s`;
+seconds in which it ran, towards BUSY_FACTOR times that. So a starved worker gets as much more time as it is starved, and a
+busy one still ends. `Worker` asks and ends it, and `loop.workers.up` doubles the limit for the next attempt.
 """
 
 from __future__ import annotations
@@ -17,9 +16,9 @@ from typing import NamedTuple
 
 import psutil
 
-BUSY_FACTOR = 4.0  # a worker that computes may go so many times as long without a report as one that does nothing
+BUSY_FACTOR = 4.0  # a worker that computes may go this many times as long without a report as one that does nothing
 MAX_WINDOW_S = 10.0  # between two looks at what it uses
-NUM_LOOKS = 4  # within a limit that is shorter than so many windows
+NUM_LOOKS = 4  # at least, within a limit
 SIGN_OF_WORK = 0.01  # of one core, where the kernel does not count the waiting: such a worker may be starved
 
 
@@ -106,15 +105,13 @@ def used_by(pid: int) -> Used:
     """What a process and all below it have used; those of them that have ended, too."""
     ran_s, read_bytes, is_runnable = 0.0, 0, False
     waited_s: float | None = None
-    try:
+    processes: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
         root = psutil.Process(pid)
         processes = [root, *root.children(recursive=True)]
-    except psutil.Error:
-        processes = []
     for process in processes:
-        with contextlib.suppress(
-            psutil.Error, AttributeError, OSError, ValueError
-        ):  # gone meanwhile, or not to be known
+        # The process may be gone meanwhile, or not tell.
+        with contextlib.suppress(psutil.Error, AttributeError, OSError, ValueError):
             times = process.cpu_times()
             ran_s += times.user + times.system + times.children_user + times.children_system
             for thread in Path(f"/proc/{process.pid}/task").iterdir():

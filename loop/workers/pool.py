@@ -8,10 +8,12 @@ engine is started again with the next weights.
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
@@ -19,6 +21,7 @@ from loop.errors import EngineError
 from loop.workers.worker import LOOK_S, RemoteSampler
 
 Pulse = Callable[[], None]
+ENDED = "sampler: its engines were ended; start others"
 Start = Callable[[CheckpointRef, Pulse], RemoteSampler]  # called in the engine's own thread
 
 
@@ -70,26 +73,17 @@ class _Work:
 
 
 class _Member:
-    """One engine and its thread. `sampler` is None while no worker runs; only the thread sets it."""
+    """One engine, and the thread in which it lives. `sampler` is None while no worker runs; only the thread sets it."""
 
     def __init__(self, number: int, start: Start) -> None:
         self.start = start
         self.sampler: RemoteSampler | None = None
-        self.busy = False
-        self.stuck: EngineError | None = None
-        self.jobs: queue.SimpleQueue[Callable[[_Member], None] | None] = queue.SimpleQueue()
-        self.thread = threading.Thread(target=self._run, name=f"sampler-{number}", daemon=True)
-        self.thread.start()
+        self.thread = ThreadPoolExecutor(1, f"sampler-{number}")
 
-    def _run(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            job(self)
-        try:
-            if self.sampler:
-                self.sampler.close()
-        except EngineError as error:
-            self.stuck = error
-        self.sampler = None
+    def close(self) -> None:
+        sampler, self.sampler = self.sampler, None
+        if sampler:
+            sampler.close()
 
 
 class Pool:
@@ -115,12 +109,12 @@ class Pool:
         self._stopped = threading.Event()
         self._calling = False
         self._work: _Work | None = None
-        self._failed: list[BaseException] = []
         self._dead: EngineError | None = None  # why the engine that died last has died
         self._out: queue.Queue[Any] = queue.Queue(2 * len(starts))
         self._members = [_Member(number, start) for number, start in enumerate(starts, 1)]
+        self._closing: list[Future[None]] = []
         try:
-            self._change(checkpoint)
+            self.change(checkpoint)
         except BaseException:
             self.close()
             raise
@@ -132,12 +126,10 @@ class Pool:
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`. All engines change at once; those that died are started again."""
-        self._check_not_ended()
-        return self._change(checkpoint)
-
-    def _change(self, checkpoint: CheckpointRef) -> bool:
         answers: list[bool] = []
         first = not self.tokenizer_sha256
+        if not first:
+            self._check_not_ended()
 
         def job(member: _Member) -> None:
             try:
@@ -159,16 +151,14 @@ class Pool:
         for _ in self._all(job, hasty=first):
             raise AssertionError("nothing is generated here")
         if not answers:
-            raise self._last_words()
+            raise self._dead or EngineError(ENDED)
         self.tokenizer_sha256 = next(member.sampler.tokenizer_sha256 for member in self._members if member.sampler)
         return all(answers)
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        """See `Sampler.generate`."""
         return self._share(requests, lambda sampler, chunk: sampler.generate(chunk, params))
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`."""
         return self._share(texts, lambda sampler, chunk: sampler.probe(chunk, truncation, top))
 
     def _share(self, asked: Sequence[Any], ask: Callable[[RemoteSampler, Any], Iterator[list[Any]]]) -> Iterator[Any]:
@@ -182,16 +172,13 @@ class Pool:
                     for batch in ask(member.sampler, chunk):
                         for answer in batch:
                             del missing[answer.id]
-                        self._out.put(batch)
-                except EngineError as error:
-                    if not member.sampler.ended:  # the request is at fault, not the engine
-                        work.close()
+                        self._put(batch)
+                except BaseException as error:
+                    if not isinstance(error, EngineError) or not member.sampler.ended:
+                        work.close()  # a request is at fault, not the engine; or the pool is closed
                         raise
                     work.finish(missing.values(), died=True)
                     self._bury(member, error)
-                except BaseException:
-                    work.close()
-                    raise
                 else:
                     work.finish()
 
@@ -201,7 +188,7 @@ class Pool:
             self.progress(num_done, len(asked))
             yield batch
         if num_done < len(asked):
-            raise self._last_words()
+            raise self._dead or EngineError(ENDED)
 
     def _all(self, job: Callable[[_Member], None], work: _Work | None = None, hasty: bool = False) -> Iterator[Any]:
         """Do a job in every thread and yield the lists that they put out. What a job raised is raised when all are done, or
@@ -210,18 +197,22 @@ class Pool:
             self.close()
             raise EngineError("sampler: the call before was given up half-way and its engines were ended; start others")
         self._calling, self._work = True, work
-        self._failed.clear()
-        for member in self._members:
-            member.busy = True
-            member.jobs.put(lambda member: self._do(job, member))
+        failed: list[BaseException] = []
+        num_busy = len(self._members)
         try:
-            while self._busy() or not self._out.empty():
+            for member in self._members:
+                member.thread.submit(self._put, member.thread.submit(job, member))
+            while num_busy and not self._stopped.is_set() and not (hasty and failed):
                 try:
                     out = self._out.get(timeout=LOOK_S)
                 except queue.Empty:
                     out = None
                 self.pulse()
-                if isinstance(out, EngineError):
+                if isinstance(out, Future):
+                    num_busy -= 1
+                    if error := out.exception():
+                        failed.append(error)
+                elif isinstance(out, EngineError):
                     self._dead = out
                     if not self.ended:
                         self.note(
@@ -229,59 +220,42 @@ class Pool:
                         )
                 elif out:
                     yield out
-                if hasty and self._failed:
-                    break
-            if self._failed:
-                raise self._failed[0]
+            if failed:
+                raise failed[0]
         except BaseException:
-            if self._busy() or not self._out.empty():
+            if num_busy:
                 self.close()
             raise
         finally:
             self._calling, self._work = False, None
 
-    def _do(self, job: Callable[[_Member], None], member: _Member) -> None:
-        try:
-            job(member)
-        except _GivenUp:
-            pass
-        except BaseException as error:  # for the caller's thread
-            self._failed.append(error)
-        finally:
-            member.busy = False
-            self._out.put(None)  # wakes the caller's thread
+    def _put(self, out: list[Any] | EngineError | Future[None]) -> None:
+        """Give the caller's thread a list, an engine's death or a job that is done. Waits for room until the pool closes."""
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                return self._out.put(out, timeout=LOOK_S / 10)
 
     def _bury(self, member: _Member, error: EngineError) -> None:
         member.sampler = None
-        self._out.put(error)
+        self._put(error)
 
     def _check(self) -> None:
         """The pulse of every worker: raises where the pool is closed."""
         if self._stopped.is_set():
             raise _GivenUp
 
-    def _busy(self) -> bool:
-        return any(member.busy for member in self._members)
-
     def _check_not_ended(self) -> None:
         if self.ended:
-            raise EngineError("sampler: its engines were ended; start others")
-
-    def _last_words(self) -> EngineError:
-        return self._dead or EngineError("sampler: its engines were ended; start others")
+            raise EngineError(ENDED)
 
     def close(self) -> None:
         """End every engine, whatever it does. Safe to repeat. EngineError if the kernel does not let go of one."""
-        self._stopped.set()
-        if self._work:
-            self._work.close()
+        if not self._stopped.is_set():
+            self._stopped.set()
+            if self._work:
+                self._work.close()
+            self._closing = [member.thread.submit(member.close) for member in self._members]
         for member in self._members:
-            member.jobs.put(None)
-        for member in self._members:
-            while member.thread.is_alive():
-                try:
-                    self._out.get(timeout=LOOK_S / 10)  # the thread may wait for room in the queue
-                except queue.Empty:
-                    member.thread.join(LOOK_S / 10)
-        if stuck := [member.stuck for member in self._members if member.stuck]:
-            raise stuck[0]
+            member.thread.shutdown()
+        for closing in self._closing:
+            closing.result()

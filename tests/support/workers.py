@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import psutil
 
-from loop.engines.base import Request, SamplingParams
-from loop.workers.worker import Worker
+from loop.engines.base import CheckpointRef, Generated, Request, SamplingParams
+from loop.engines.fake import write_fake_model
+from loop.workers.up import Engines
+from loop.workers.worker import RemoteSampler, Worker
 from tests.support import SUPPORT
 from tests.support.engines import settings
 
+Start = Callable[..., Worker]
+Begin = Callable[..., Engines]
 PARAMS = SamplingParams(temperature=1.0, max_new_tokens=100)
-
-
 SETTINGS = settings(sampler="fake", trainer="fake")
 
 
@@ -24,6 +27,21 @@ def bad(*arguments: str) -> list[str]:
 
 def requests(count: int) -> list[Request]:
     return [Request(id=f"r{i}", prefill=f"def f{i}():", seed=i) for i in range(count)]
+
+
+def generate(worker: Worker, count: int = 1) -> list[list[Generated]]:
+    """What it answers to `count` requests."""
+    return list(RemoteSampler(worker).generate(requests(count), PARAMS))
+
+
+def fake_model(path: Path, skill: float = 0.5, sha256: str = "0" * 64) -> CheckpointRef:
+    write_fake_model(path, skill)
+    return CheckpointRef(sha256=sha256, path=path)
+
+
+def nothing_left() -> bool:
+    """Whether no process that descends from this one lives."""
+    return not [child for child in psutil.Process().children(recursive=True) if alive(child.pid)]
 
 
 def alive(pid: int) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loop.engines.base import CheckpointRef, Trainer
-from loop.engines.fake import FakeTrainer, write_fake_model
+from loop.engines.fake import FakeSampler, write_fake_model
+from loop.workers.child import build_trainer
+from loop.workers.pool import Pool, Start
 from loop.workers.worker import RemoteTrainer, Worker
-from tests.support.engines import no_progress, settings
-from tests.support.model_server import StandIn
+from tests.support.engines import Models, in_process, make_models, no_progress, remote, settings
+from tests.support.model_server import StandIn, server_sampler
 from tests.support.tiny import make_tiny_model
 from tests.support.waiting import HANG_S
 
@@ -31,8 +35,36 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
 @pytest.fixture(scope="module")
 def fake(tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
     directory = tmp_path_factory.mktemp("models") / "fake"
-    write_fake_model(directory, 0.5)
+    write_fake_model(directory, 0.4)
     return CheckpointRef(sha256="2" * 64, path=directory)
+
+
+def pool_of(checkpoint: CheckpointRef, logs: Path) -> Pool:
+    def start_of(number: int) -> Start:
+        return lambda checkpoint, pulse: remote(checkpoint, "fake", logs / f"sampler-{number}.log")
+
+    starts = [start_of(number) for number in (1, 2)]
+    return Pool(starts, checkpoint, batch_size=4, progress=no_progress, pulse=lambda: None, note=pytest.fail)
+
+
+@pytest.fixture(scope="module", params=["fake", "fake remote", "pool of fakes", "transformers", "transformers remote"])
+def pair(
+    request: pytest.FixtureRequest, fake: CheckpointRef, tiny: CheckpointRef, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Any, Any]]:
+    """The sampler and prober under test, with batches of 4, and another of the same checkpoint in process, of 7."""
+    log = tmp_path_factory.mktemp("logs") / "worker.log"
+    samplers: dict[str, Any] = {
+        "fake": lambda: FakeSampler(fake, settings(), no_progress),
+        "fake remote": lambda: remote(fake, "fake", log),
+        "pool of fakes": lambda: pool_of(fake, log.parent),
+        "transformers": lambda: in_process(tiny),
+        "transformers remote": lambda: remote(tiny, "transformers", log),
+    }
+    sampler = samplers[request.param]()
+    other = FakeSampler(fake, settings(batch_size=7), no_progress)
+    yield sampler, other if "fake" in request.param else in_process(tiny, batch_size=7)
+    sampler.close()
+    sampler.close()
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +74,24 @@ def trainers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str
 
     def trainer(name: str) -> Trainer:
         if name not in started:
-            if name == "fake":
-                started[name] = FakeTrainer(settings(), no_progress)
-            elif name == "trl":
-                from loop.engines.trl_trainer import TrlTrainer
-
-                started[name] = TrlTrainer(settings(), no_progress)
-            else:
+            if "remote" in name:
                 init = {"op": "load_trainer", "settings": settings(trainer=name.removesuffix(" remote"))}
                 log = tmp_path_factory.mktemp("logs") / "worker.log"
                 worker = Worker(init, log_file=log, stall_timeout_s=HANG_S, progress=no_progress, tag="trainer")
                 started[name] = RemoteTrainer(worker)
+            else:
+                started[name] = build_trainer(settings(trainer=name), no_progress)
         return started[name]
 
     yield trainer
     for engine in started.values():
         engine.close()
         engine.close()
+
+
+@pytest.fixture
+def trl(trainers: Callable[[str], Trainer]) -> Trainer:
+    return trainers("trl")
 
 
 @pytest.fixture
@@ -80,31 +113,35 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CheckpointRef]:
-    """Two checkpoints of one shape with other weights: "one" and "other"; and "near", which no proof tells from "one"."""
-    import safetensors.torch
-
-    root = tmp_path_factory.mktemp("models")
-    for name, seed in (("one", 0), ("other", 1), ("near", 0)):
-        make_tiny_model(root / name, seed=seed)
-    tensors = safetensors.torch.load_file(root / "near" / "model.safetensors")
-    tensors["model.norm.weight"] += 1e-6
-    safetensors.torch.save_file(tensors, root / "near" / "model.safetensors", metadata={"format": "pt"})
-    return {name: CheckpointRef(sha256=name, path=root / name) for name in ("one", "other", "near")}
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return make_models(tmp_path_factory.mktemp("models"))
 
 
 @pytest.fixture(scope="module")
-def shared(models: dict[str, CheckpointRef]) -> Iterator[StandIn]:
+def shared(models: Models) -> Iterator[StandIn]:
     stand_in = StandIn(models["one"])
     yield stand_in
     stand_in.close()
 
 
 @pytest.fixture
-def served(shared: StandIn, models: dict[str, CheckpointRef], monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+def served(shared: StandIn, models: Models, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
     """The stand-in as new, with "one"."""
     monkeypatch.setattr("loop.engines.server_http.RETRY_WAIT_S", 0.01)
     shared.asked.clear()
     yield shared
     shared.spoil, shared.statuses = lambda answer: answer, []
     shared.load(models["one"])
+
+
+@pytest.fixture
+def start(served: StandIn, models: Models) -> Iterator[Callable[..., Any]]:
+    """Start a sampler over the stand-in, by default with "one"; all are closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(name: str = "one", **changed: Any) -> Any:
+            sampler = server_sampler(models[name], served.url, **changed)
+            stack.callback(sampler.close)
+            return sampler
+
+        yield begin

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from loop.config.settings import Training
 from loop.engines.base import CheckpointRef
 from loop.engines.batching import micro_batches
-from tests.support.engines import ON_A_CPU
-from tests.support.tiny import make_tiny_model
+from tests.support.engines import ON_A_CPU, float_model, no_progress
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # ---- the cut -------------------------------------------------------------------------------------------------------
 
@@ -52,14 +53,6 @@ def test_the_cheapest_cut_is_found() -> None:
 # ---- the same training ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> CheckpointRef:
-    import torch
-
-    torch.set_num_threads(1)
-    return CheckpointRef(sha256="", path=make_tiny_model(tmp_path_factory.mktemp("models") / "tiny"))
-
-
 def ragged_rows(count: int) -> dict[str, list[list[int]]]:
     stream = random.Random(3)
     columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
@@ -80,15 +73,15 @@ def train(
     from peft import LoraConfig, get_peft_model
     from trl import SFTTrainer
 
-    from loop.engines.hf_models import load_model, load_tokenizer
+    from loop.engines.hf_models import load_tokenizer
     from loop.engines.step_trainer import StepTrainer
     from loop.engines.trl_trainer import TrlTrainer
 
-    model: Any = load_model(tiny, torch.float32, torch.device("cpu"))
+    model = float_model(tiny)
     if settings["method"] == "lora":
         torch.manual_seed(1)
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    arguments = TrlTrainer(ON_A_CPU, lambda done, total: None).arguments(settings, scratch)
+    arguments = TrlTrainer(ON_A_CPU, no_progress).arguments(settings, scratch)
     rows = ragged_rows(14)  # the last step of an epoch has 6
     more = {"model": model, "train_dataset": Dataset.from_dict(rows), "processing_class": load_tokenizer(tiny)[0]}
     micro = settings["micro_batch_size"]
@@ -114,10 +107,11 @@ def test_losses_and_weights_are_those_of_plain_sft_trainer(
              "min_learning_rate": 1e-5, "gradient_checkpointing": checkpointing}  # fmt: skip
     settings = Training.model_validate(table).model_dump(mode="json") | {"seed": 7}
     expected, weights = train(True, tiny, settings, tmp_path / "plain")
-    losses, found = train(False, tiny, settings, tmp_path / "ours")
+    losses, ours = train(False, tiny, settings, tmp_path / "ours")
     assert len(losses) == 4 and losses == pytest.approx(expected, abs=1e-4)
-    assert found.keys() == weights.keys()
+    assert ours.keys() == weights.keys()
     before = train(False, tiny, settings | {"learning_rate": 1e-30, "min_learning_rate": 0.0}, tmp_path / "none")[1]
-    moved = max(float((weights[name] - before[name]).abs().max()) for name in weights)
-    apart = max(float((weights[name] - found[name]).abs().max()) for name in weights)
+    moved, apart = (
+        max(float((weights[name] - others[name]).abs().max()) for name in weights) for others in (before, ours)
+    )
     assert moved > 1e-4 and apart < 1e-5

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import importlib.util
+import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from loop.engines.base import CheckpointRef
 from loop.engines.by_name import SAMPLERS, sampler_kind
 from loop.engines.fake import write_fake_model
 from loop.errors import ConfigError
 from tests.loop.config.test_loading import GOOD, Load, load, mistakes  # noqa: F401
-from tests.support.engines import HOT, ask, chat, remote
+from tests.support.engines import HOT, ask, at, chat, remote
 
 ECHO = """
 from loop.engines.fake import FakeSampler
@@ -43,7 +44,7 @@ def test_every_name_of_ours_has_its_class() -> None:
         module, _, name = kind.path.partition(":")
         spec = importlib.util.find_spec(module)
         assert spec is not None and spec.origin is not None
-        assert f"\nclass {name}:" in Path(spec.origin).read_text()
+        assert re.search(rf"^class {name}\b", Path(spec.origin).read_text(), re.MULTILINE)
         assert kind.offered_by is None
 
 
@@ -51,31 +52,28 @@ def test_another_packages_sampler_samples(installed: Path) -> None:
     kind = sampler_kind("echo")
     assert (kind.offered_by, kind.computes_here) == ("echo-sampler 1.5", True)
     write_fake_model(installed / "model", 0.5)
-    sampler = remote(CheckpointRef(sha256="", path=installed / "model"), "echo", installed / "log")
     request = chat("r", seed=1)
-    try:
+    with closing(remote(at(installed / "model"), "echo", installed / "log")) as sampler:
         assert ask(sampler, [request], HOT)["r"].text == request.beginning
-    finally:
-        sampler.close()
 
 
 def test_what_cannot_be_imported_is_one_line(installed: Path) -> None:
     (installed / "echo_sampler.py").write_text("import no_such_module")
     with pytest.raises(ConfigError) as refused:
-        remote(CheckpointRef(sha256="", path=installed), "echo", installed / "log")
-    said = "engine.sampler: echo_sampler:EchoSampler of echo-sampler 1.5 cannot be imported: No module named 'no_such_module'"
-    assert str(refused.value) == said
+        remote(at(installed), "echo", installed / "log")
+    what = "engine.sampler: echo_sampler:EchoSampler of echo-sampler 1.5 cannot be imported"
+    assert str(refused.value) == f"{what}: No module named 'no_such_module'"
 
 
 @pytest.mark.parametrize(
-    ("name", "said"),
+    ("name", "message"),
     [
         ("vlm", '"vlm" is unknown; give "auto", "transformers", "vllm", "server", "fake", "echo" or "twice"'),
         ("twice", '"twice" is offered more than once (a:B, c:D); uninstall all but one'),
     ],
 )
 def test_a_name_that_no_one_package_provides_is_a_mistake_in_the_configuration(
-    installed: Path, load: Load, name: str, said: str  # noqa: F811
+    installed: Path, load: Load, name: str, message: str  # noqa: F811
 ) -> None:  # fmt: skip
-    assert mistakes(load, f'{GOOD}\n[engine]\nsampler = "{name}"') == [f"loop.toml:19: engine.sampler: {said}"]
+    assert mistakes(load, f'{GOOD}\n[engine]\nsampler = "{name}"') == [f"loop.toml:19: engine.sampler: {message}"]
     assert load(f'{GOOD}\n[engine]\nsampler = "echo"').config.engine.sampler == "echo"

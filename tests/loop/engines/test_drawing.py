@@ -15,6 +15,17 @@ from tests.support.engines import ask, in_process
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def warped(logits: Any, params: SamplingParams, before: Any = None) -> Any:
+    """The logits as transformers' own processors leave them; `before`: the tokens before, for the repetition penalty."""
+    import transformers
+
+    if params.repetition_penalty != 1:
+        logits = transformers.RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(before, logits.clone())
+    logits = transformers.TemperatureLogitsWarper(params.temperature)(None, logits) if params.temperature else logits
+    logits = transformers.TopKLogitsWarper(params.top_k)(None, logits) if params.top_k else logits
+    return transformers.TopPLogitsWarper(params.top_p)(None, logits) if params.top_p < 1 else logits
+
+
 def full(logits: Any, params: SamplingParams) -> Any:
     """`truncated_distribution` as (B, V)."""
     import torch
@@ -42,21 +53,15 @@ def test_the_distribution_is_that_of_transformers(
     """In float64, so that the border of the nucleus cannot fall differently for rounding. Flat logits over 3,000 tokens
     need a nucleus of more than the 1,024 that are sorted first."""
     import torch
-    from transformers import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(3, vocabulary, generator=generator, dtype=torch.float64) * spread
     logits[2] *= 8  # a sharp row beside flat ones
     params = SamplingParams(temperature=temperature, top_k=top_k, top_p=top_p, max_new_tokens=1)
-    expected = TemperatureLogitsWarper(temperature)(None, logits)
-    if top_k:
-        expected = TopKLogitsWarper(top_k)(None, expected)
-    if top_p < 1.0:
-        expected = TopPLogitsWarper(top_p)(None, expected)
-    found = full(logits, params)
-    torch.testing.assert_close(found, expected.softmax(-1), atol=1e-9, rtol=1e-9)
+    distribution = full(logits, params)
+    torch.testing.assert_close(distribution, warped(logits, params).softmax(-1), atol=1e-9, rtol=1e-9)
     for row in range(3):
-        torch.testing.assert_close(full(logits[row : row + 1], params)[0], found[row], atol=0, rtol=0)
+        torch.testing.assert_close(full(logits[row : row + 1], params)[0], distribution[row], atol=0, rtol=0)
 
 
 def test_ties_fall_the_same_whoever_else_is_in_the_batch() -> None:
@@ -78,16 +83,15 @@ def test_ties_fall_the_same_whoever_else_is_in_the_batch() -> None:
 @given(seed=st.integers(0, 2**31), penalty=st.floats(0.5, 2.0))
 def test_the_repetition_penalty_is_that_of_transformers(seed: int, penalty: float) -> None:
     import torch
-    from transformers import RepetitionPenaltyLogitsProcessor
 
     from loop.engines.hf_sampler import TransformersSampler
 
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(4, 50, generator=generator)
     before = torch.randint(0, 50, (4, 12), generator=generator)
-    expected = RepetitionPenaltyLogitsProcessor(penalty)(before, logits.clone())
     seen = torch.zeros(4, 50, dtype=torch.bool).scatter_(1, before, True)
     params = SamplingParams(temperature=0.0, repetition_penalty=penalty, max_new_tokens=1)
+    expected = warped(logits, params, before)
     tokens, logprobs = TransformersSampler._choose(None, logits, [0.0] * 4, params, seen)  # type: ignore[arg-type]
     assert tokens.tolist() == expected.argmax(-1).tolist()
     torch.testing.assert_close(logprobs, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0])
@@ -105,25 +109,15 @@ def test_drawn_frequencies_are_the_distribution(tiny: CheckpointRef, params: Sam
     """2,000 first tokens against teacher-forced logits through transformers' processors; chi-square, fixed seeds."""
     import torch
     from scipy.stats import chisquare
-    from transformers import (
-        RepetitionPenaltyLogitsProcessor,
-        TemperatureLogitsWarper,
-        TopKLogitsWarper,
-        TopPLogitsWarper,
-    )
 
     sampler = in_process(tiny, batch_size=500)
     count = 2000
-    found = ask(sampler, [Request(id=f"r{i}", prefill="def ", seed=i) for i in range(count)], params)
-    drawn = torch.tensor([generated.token_ids[0] for generated in found.values()]).bincount(minlength=400)
-    prompt = torch.tensor([next(iter(found.values())).prompt_token_ids])
+    completions = ask(sampler, [Request(id=f"r{i}", prefill="def ", seed=i) for i in range(count)], params)
+    drawn = torch.tensor([generated.token_ids[0] for generated in completions.values()]).bincount(minlength=400)
+    prompt = torch.tensor([completions["r0"].prompt_token_ids])
     with torch.no_grad():
         logits = sampler.model(input_ids=prompt).logits[:, -1]
-    scores = RepetitionPenaltyLogitsProcessor(params.repetition_penalty)(prompt, logits)
-    scores = TemperatureLogitsWarper(params.temperature)(None, scores)
-    scores = TopKLogitsWarper(params.top_k)(None, scores) if params.top_k else scores
-    scores = TopPLogitsWarper(params.top_p)(None, scores) if params.top_p < 1 else scores
-    expected = scores.softmax(-1)[0].double()
+    expected = warped(logits, params, prompt).softmax(-1)[0].double()
     assert int(drawn[expected == 0].sum()) == 0
     common = expected * count >= 5
     observed = torch.cat([drawn[common], drawn[~common].sum()[None]]).double()

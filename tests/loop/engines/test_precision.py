@@ -18,11 +18,12 @@ TILES = "processor\t: 0\nflags\t\t: fpu avx2 amx_bf16 amx_tile\n"
 ARM = "processor\t: 0\nFeatures\t: fp asimd bf16 sve\n"
 
 
+@pytest.fixture(autouse=True)
 def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> None:
-    path = tmp_path / "cpuinfo"
+    """What the kernel says of the CPU; None: nothing."""
+    monkeypatch.setattr(precision, "CPU_FACTS", tmp_path / "cpuinfo")
     if text is not None:
-        path.write_text(text)
-    monkeypatch.setattr(precision, "CPU_FACTS", path)
+        precision.CPU_FACTS.write_text(text)
 
 
 @pytest.mark.parametrize(
@@ -36,10 +37,7 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None) -> 
         (None, "float32", "does not say"),
     ],
 )
-def test_a_cpu_gets_the_precision_that_it_computes_in(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str | None, dtype: str, why: str
-) -> None:
-    facts(tmp_path, monkeypatch, text)
+def test_a_cpu_gets_the_precision_that_it_computes_in(text: str | None, dtype: str, why: str) -> None:
     chosen, reason = auto_dtype(on_gpu=False)
     assert chosen == dtype and why in reason
     assert auto_dtype(on_gpu=True) == ("bfloat16", "a GPU samples")
@@ -55,10 +53,7 @@ def test_a_cpu_gets_the_precision_that_it_computes_in(
         (VECTORS, "float32", "ok", "float32, as engine.dtype says"),
     ],
 )
-def test_doctor_says_which_and_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, dtype: str, verdict: str, words: str
-) -> None:
-    facts(tmp_path, monkeypatch, text)
+def test_doctor_says_which_and_why(text: str, dtype: str, verdict: str, words: str) -> None:
     loaded: Any = SimpleNamespace(config=SimpleNamespace(engine=SimpleNamespace(device="cpu", dtype=dtype)))
     line = _precision(loaded)
     assert (line.verdict, words in line.detail) == (verdict, True), line

@@ -6,57 +6,49 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from loop.engines.base import CheckpointRef, Forced, Sampler
+from loop.engines.base import Sampler
 from loop.errors import EngineError
 from loop.workers.worker import RemoteSampler
 from tests.loop.config.test_loading import GOOD, Load, load, mistakes  # noqa: F401
-from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: they run over this module's pair)
-    test_a_completion_does_not_depend_on_its_batch,
-    test_a_stop_string_ends_a_completion,
-    test_bare_text_and_no_requests,
-    test_reasons_and_limits,
-    test_same_requests_same_completions,
-    test_seeds_make_the_difference_and_greedy_knows_none,
-    test_the_tokenizer_has_one_hash,
-    test_what_can_never_fit_is_refused_by_name,
-)
-from tests.support.engines import GREEDY, HOT, ask, chat, in_process, remote, settings
-from tests.support.model_server import KEY, StandIn, reload_command, start
+from tests.loop.engines.test_samplers import TestTheContract  # noqa: F401  (runs over this module's pair)
+from tests.support.engines import GREEDY, HOT, Models, ask, chat, check_probe, in_process, no_progress, remote, settings
+from tests.support.model_server import KEY, StandIn, reload_command, server_sampler
 from tests.support.waiting import HANG_S
 
+Start = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module", params=["in process", "remote"])
 def pair(
-    request: pytest.FixtureRequest,
-    shared: StandIn,
-    models: dict[str, CheckpointRef],
+    request: pytest.FixtureRequest, shared: StandIn, models: Models,
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[tuple[Sampler, Sampler]]:
+) -> Iterator[tuple[Sampler, Sampler]]:  # fmt: skip
     """The sampler, and transformers itself with the same weights."""
-    if request.param == "remote":
-        log = tmp_path_factory.mktemp("logs") / "sampler.log"
-        sampler: Any = remote(models["one"], "server", log, server_url=shared.url)
-    else:
-        sampler = start(models["one"], shared.url)
+    log = tmp_path_factory.mktemp("logs") / "sampler.log"
+    samplers: dict[str, Any] = {
+        "in process": lambda: server_sampler(models["one"], shared.url),
+        "remote": lambda: remote(models["one"], "server", log, server_url=shared.url),
+    }
+    sampler = samplers[request.param]()
     yield sampler, in_process(models["one"], batch_size=7)
     sampler.close()
     sampler.close()
 
 
 def test_requests_stay_bounded_and_leave_nothing_to_the_server(
-    served: StandIn, models: dict[str, CheckpointRef], monkeypatch: pytest.MonkeyPatch
+    served: StandIn, models: Models, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    sampler = start(models["one"], served.url)
+    sampler = start()
     served.asked.clear()
     lists = sampler.generate([chat(f"r{i}", seed=i) for i in range(40)], HOT)
     next(lists)
@@ -67,67 +59,58 @@ def test_requests_stay_bounded_and_leave_nothing_to_the_server(
     drawing = {"temperature", "top_k", "top_p", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty"}
     assert drawing <= body.keys() and (body["top_k"], body["top_p"]) == (HOT.top_k, HOT.top_p)
     assert body["stop_token_ids"] == sorted(in_process(models["one"]).eos)
-    assert len(ask(sampler, [chat(f"r{i}", seed=i) for i in range(3)], HOT)) == 3, "it goes on after that"
-    sampler.close()
+    assert len(ask(sampler, [chat(f"r{i}", seed=i) for i in range(3)], HOT)) == 3, "the sampler works after that"
 
 
-def test_a_prober_is_there_while_the_server_serves(served: StandIn, models: dict[str, CheckpointRef]) -> None:
-    sampler = start(models["one"], served.url)
-    one = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
-    text = Forced(id="t", prompt_token_ids=one.prompt_token_ids, token_ids=one.token_ids)
-    (record,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
-    for token, at, logprobs in zip(one.token_ids, record.at, record.logprobs, strict=True):
-        assert dict(zip(at, logprobs, strict=True))[token] > logprobs[0] - 1e-3, "greedy: each token was the likeliest"
-    assert ask(sampler, [chat("r", seed=1)], GREEDY)["r"] == one
+def test_a_prober_is_there_while_the_server_serves(start: Start) -> None:
+    sampler = start()
+    drawn = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
+    check_probe(sampler, drawn)
+    assert ask(sampler, [chat("r", seed=1)], GREEDY)["r"] == drawn
     assert sampler.prober is None
-    sampler.close()
 
 
 @pytest.mark.parametrize("dtype", ["float32", "auto"])
-def test_other_weights_are_refused(served: StandIn, models: dict[str, CheckpointRef], dtype: str) -> None:
+def test_other_weights_are_refused(served: StandIn, models: Models, start: Start, dtype: str) -> None:
     with pytest.raises(EngineError) as refused:
-        start(models["other"], served.url, dtype=dtype)
+        start("other", dtype=dtype)
     for part in (served.url, f"with {models['other'].path}:", f"`vllm serve {models['other'].path}`", "does not serve"):
         assert part in str(refused.value)
-    sampler = start(models["one"], served.url, dtype=dtype)
+    sampler = start(dtype=dtype)
     with pytest.raises(EngineError, match="does not serve the weights"):
         sampler.change(models["other"])
-    sampler.close()
 
 
-def test_the_command_brings_the_weights(served: StandIn, models: dict[str, CheckpointRef]) -> None:
-    sampler = start(models["one"], served.url, server_command=reload_command(served))
+def test_the_command_brings_the_weights(served: StandIn, models: Models, start: Start) -> None:
+    sampler = start(server_command=reload_command(served))
     requests = [chat(f"r{i}", seed=i, task=i) for i in range(4)]
     before = ask(sampler, requests, HOT)
     for name in ("other", "one", "near"):
         assert sampler.change(models[name])
         assert sampler.checkpoint == models[name]
         assert (ask(sampler, requests, HOT)["r0"].logprob_sum == before["r0"].logprob_sum) == (name == "one")
-    sampler.close()
 
 
-def test_near_weights_that_were_not_brought_are_noticed(served: StandIn, models: dict[str, CheckpointRef]) -> None:
+def test_near_weights_that_were_not_brought_are_noticed(models: Models, start: Start) -> None:
     """The proof fits the weights before as well: without a command, or with one that changed nothing, there is none."""
     for command in ([], [sys.executable, "-c", ""]):
-        sampler = start(models["one"], served.url, server_command=command)
+        sampler = start(server_command=command)
         assert sampler.change(models["one"])
         with pytest.raises(EngineError, match="may still serve the weights before"):
             sampler.change(models["near"])
-        sampler.close()
 
 
 def test_the_server_is_waited_for_after_the_command(
-    served: StandIn, models: dict[str, CheckpointRef], monkeypatch: pytest.MonkeyPatch
+    served: StandIn, start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loop.engines.server_sampler.LOOK_S", 0.01)
     served.statuses = [200, 503, 502, 503]  # the command's own request is the first
-    sampler = start(models["one"], served.url, server_command=reload_command(served))
+    start(server_command=reload_command(served))
     assert [path for path, _, _ in served.asked] == ["/reload", *["/v1/models"] * 4, "/v1/completions"]
-    sampler.close()
 
 
 @pytest.mark.parametrize(
-    ("program", "said"),
+    ("program", "message"),
     [
         ("print('first'); print('no\\x1b[31m such ' + 'sk-very-secret'); raise SystemExit(3)", "exit code 3; its last line: no [31m such ***"),
         ("raise SystemExit(4)", "exit code 4; its last line: none"),
@@ -136,12 +119,7 @@ def test_the_server_is_waited_for_after_the_command(
     ],
 )  # fmt: skip
 def test_a_command_that_fails(
-    served: StandIn,
-    models: dict[str, CheckpointRef],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    program: str,
-    said: str,
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, program: str, message: str
 ) -> None:
     clock = lambda: time.monotonic() + HANG_S * Path("said").exists()  # noqa: E731
     monkeypatch.setattr("loop.engines.server_sampler.time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
@@ -149,13 +127,13 @@ def test_a_command_that_fails(
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     command = [sys.executable, "-c", program] if program else ["/no/such/command"]
     with pytest.raises(EngineError) as failed:
-        start(models["one"], served.url, server_command=command)
+        start(server_command=command)
     assert str(failed.value).startswith("engine.server_command: ") and str(failed.value).isprintable()
-    assert said in str(failed.value)
+    assert message in str(failed.value)
 
 
 @pytest.mark.parametrize(
-    ("lines", "said"),
+    ("lines", "messages"),
     [
         (['sampler = "server"'], ['19: engine.sampler: "server" needs server_url, where it answers; give it, as in "http://gpu-host:8000/v1"']),
         (['server_url = "http://h/v1"'], ["19: engine.server_url: has no meaning for sampler 'auto'; remove it, or set \"server\""]),
@@ -163,8 +141,8 @@ def test_a_command_that_fails(
         (['sampler = "server"', 'server_url = "http://h/v1"', "num_engines = 2"], ["21: engine.num_engines: has no meaning for a server, which has its own; remove it"]),
     ],
 )  # fmt: skip
-def test_mistakes_in_the_configuration(load: Load, lines: list[str], said: list[str]) -> None:  # noqa: F811
-    assert mistakes(load, GOOD + "\n[engine]\n" + "\n".join(lines)) == [f"loop.toml:{line}" for line in said]
+def test_mistakes_in_the_configuration(load: Load, lines: list[str], messages: list[str]) -> None:  # noqa: F811
+    assert mistakes(load, GOOD + "\n[engine]\n" + "\n".join(lines)) == [f"loop.toml:{line}" for line in messages]
 
 
 @pytest.mark.parametrize("url", ["gpu-host:8000", "ftp://h/v1", "http://", "http://me:secret@h/v1", "http://h/v1?k=secret", "http://h /v1", "http://h:x/"])  # fmt: skip
@@ -182,40 +160,29 @@ def test_an_adapter_needs_to_be_merged(load: Load) -> None:  # noqa: F811
     assert line.startswith("loop.toml:10: training.lora.merge: a server") and line.endswith("set merge = true")
 
 
-class Watcher:
-    """Nobody looks on."""
-
-    def stage(self, round: int, stage: str, what: str) -> None: ...
-
-    def progress(self, done: int, total: int) -> None: ...
-
-    def note(self, text: str) -> None:
-        pytest.fail(text)
-
-
 def test_engines_keep_one_sampler_whatever_devices_there_are(
-    served: StandIn, models: dict[str, CheckpointRef], load: Load, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    served: StandIn, models: Models, load: Load, monkeypatch: pytest.MonkeyPatch  # noqa: F811
 ) -> None:  # fmt: skip
     from loop.workers.up import Engines
 
     monkeypatch.setattr("loop.workers.up.visible_devices", lambda: [("0", 0), ("1", 1)])
     text = f'[engine]\nsampler = "server"\nserver_url = "{served.url}"\ndtype = "float32"\nnum_threads = 1\n'
     words = json.dumps(reload_command(served))
-    engines = Engines(load(GOOD + text + f"server_command = {words}"), Watcher())  # type: ignore[arg-type]
-    try:
+    watch: Any = SimpleNamespace(progress=no_progress, note=pytest.fail)
+    engines = Engines(load(GOOD + text + f"server_command = {words}"), watch)
+    with closing(engines):
         sampler = engines.sampler(models["one"])
         assert isinstance(sampler, RemoteSampler), "one asks the server, not one for each device"
         before = ask(sampler, [chat("r", seed=1)], GREEDY)
         assert engines.sampler(models["other"]) is sampler, "the weights change in place"
         assert ask(sampler, [chat("r", seed=1)], GREEDY) != before
-    finally:
-        engines.close()
 
 
 def test_doctor_says_what_is_served(served: StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     from loop.cli.doctor import _server
 
-    assert "torch" not in imported_by("import loop.engines.server_http")
+    program = "import loop.engines.server_http, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)
     monkeypatch.setattr("loop.cli.doctor.SERVER_TIMEOUT_S", HANG_S)
     line = _server(served.url)
     assert (line.name, line.verdict, line.detail) == ("server", "ok", f"{served.url} serves served")
@@ -226,7 +193,3 @@ def test_doctor_says_what_is_served(served: StandIn, monkeypatch: pytest.MonkeyP
     with served.lock:
         line = _server(served.url)
     assert line.verdict == "fail" and "does not answer" in line.detail
-
-
-def imported_by(program: str) -> str:
-    return subprocess.run([sys.executable, "-c", program + "; import sys; print(*sys.modules)"], capture_output=True, text=True, check=True).stdout  # fmt: skip

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from loop.engines.base import CheckpointRef
 from loop.errors import EngineError
-from tests.support.engines import GREEDY, HOT, ask, chat
-from tests.support.model_server import KEY, Body, StandIn, start
+from tests.support.engines import HOT, Models, ask, chat, greedy
+from tests.support.model_server import KEY, Body, StandIn, server_sampler
 
+Start = Callable[..., Any]
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -31,7 +32,7 @@ def without(key: str) -> Callable[[Body], Body]:
 
 
 def logprob(value: Any) -> Callable[[Body], Body]:
-    return put("logprobs", lambda said: {"token_logprobs": [value, *said["token_logprobs"][1:]]})
+    return put("logprobs", lambda right: {"token_logprobs": [value, *right["token_logprobs"][1:]]})
 
 
 HOSTILE: dict[str, tuple[Callable[[Body], Any], str]] = {
@@ -71,47 +72,41 @@ HOSTILE: dict[str, tuple[Callable[[Body], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_answers(served: StandIn, models: dict[str, CheckpointRef], name: str) -> None:
-    sampler = start(models["one"], served.url)
-    request, params = chat("r", seed=3), GREEDY.model_copy(update={"max_new_tokens": 32})
+def test_hostile_answers(served: StandIn, start: Start, name: str) -> None:
+    sampler, request, params = start(), chat("r", seed=3), greedy(max_new_tokens=32)
     assert ask(sampler, [request], params)["r"].finish_reason == "eos"
-    served.spoil, said = HOSTILE[name]
-    with pytest.raises(EngineError, match=said) as refused:
+    served.spoil, message = HOSTILE[name]
+    with pytest.raises(EngineError, match=message) as refused:
         ask(sampler, [request], params)
     assert str(refused.value).startswith(f"{served.url}/completions: ") and str(refused.value).isprintable()
     assert len(str(refused.value)) < 500
-    sampler.close()
 
 
 @pytest.mark.parametrize("logprobs", [None, [], [None], [None, {"7": {"logprob": -1.0}}], "all but one"])
-def test_hostile_proofs(served: StandIn, models: dict[str, CheckpointRef], monkeypatch: Any, logprobs: Any) -> None:
+def test_hostile_proofs(served: StandIn, start: Start, monkeypatch: Any, logprobs: Any) -> None:
     real = served.choice
 
     def choice(body: Body) -> Body:
-        said = real(body)
-        return said | {"prompt_logprobs": said["prompt_logprobs"][:-1] if logprobs == "all but one" else logprobs}
+        right = real(body)
+        return right | {"prompt_logprobs": right["prompt_logprobs"][:-1] if logprobs == "all but one" else logprobs}
 
     monkeypatch.setattr(served, "choice", choice)
     with pytest.raises(EngineError, match=f"{served.url}/completions: prompt_logprobs are not those"):
-        start(models["one"], served.url)
+        start()
 
 
 @pytest.mark.parametrize(
     "answer", [{}, {"data": []}, {"data": [{"id": 7}]}, {"data": [{"id": "m", "max_model_len": -1}]}]
 )
-def test_hostile_lists_of_models(
-    served: StandIn, models: dict[str, CheckpointRef], monkeypatch: Any, answer: Body
-) -> None:
-    monkeypatch.setattr(served, "said", lambda path, body: answer)
+def test_hostile_lists_of_models(served: StandIn, start: Start, monkeypatch: Any, answer: Body) -> None:
+    monkeypatch.setattr(served, "answer_to", lambda path, body: answer)
     with pytest.raises(EngineError, match=f"{served.url}/models: its answer is not what vLLM's is"):
-        start(models["one"], served.url)
+        start()
 
 
-def test_a_passing_fault_is_tried_again_once(
-    served: StandIn, models: dict[str, CheckpointRef], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_passing_fault_is_tried_again_once(served: StandIn, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    sampler = start(models["one"], served.url)
+    sampler = start()
     served.statuses = [503]
     assert ask(sampler, [chat("r", seed=1)], HOT)
     for statuses, num_asked in (([500, 500], 2), ([400], 1), ([301], 1)):
@@ -123,50 +118,39 @@ def test_a_passing_fault_is_tried_again_once(
         assert message.startswith(f"{served.url}/completions: status {statuses[0]}: ") and message.isprintable()
         assert KEY not in message and "***" in message and len(message) < 300
         assert len(served.asked) == num_asked
-    sampler.close()
 
 
-def test_what_is_finished_beside_a_fault_is_kept(served: StandIn, models: dict[str, CheckpointRef]) -> None:
-    sampler = start(models["one"], served.url, batch_size=1)
-    bad = []
-
-    def spoil(answer: Body) -> Any:
-        bad.append(1)
-        return answer if len(bad) < 4 else b""
-
-    served.spoil, found = spoil, []
+def test_what_is_finished_beside_a_fault_is_kept(served: StandIn, start: Start) -> None:
+    sampler, kept, number = start(batch_size=1), [], itertools.count()
+    served.spoil = lambda answer: answer if next(number) < 3 else b""
     with pytest.raises(EngineError):
         for batch in sampler.generate([chat(f"r{i}", seed=i) for i in range(8)], HOT):
-            found += batch
-    assert len(found) in (2, 3)  # two are asked at a time: the third may still have been on its way
-    sampler.close()
+            kept += batch
+    assert len(kept) in (2, 3)  # two are asked at a time: the third may still have been on its way
 
 
-def test_no_server(models: dict[str, CheckpointRef], served: StandIn) -> None:
-    gone = StandIn.__new__(StandIn)
-    gone.http = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
-    url = f"http://127.0.0.1:{gone.http.server_port}/v1"
-    gone.http.server_close()
+def test_no_server(models: Models, start: Start) -> None:
+    gone = ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler)
+    url = f"http://127.0.0.1:{gone.server_port}/v1"
+    gone.server_close()
     with pytest.raises(EngineError, match=f"{url}/models: does not answer: .*; start it there: `vllm serve") as failed:
-        start(models["one"], url)
+        server_sampler(models["one"], url)
     assert str(failed.value).isprintable()
-    sampler = start(models["one"], served.url)
+    sampler = start()
     sampler.server.url = url
     with pytest.raises(EngineError, match=f"{url}/completions: does not answer: "):
         ask(sampler, [chat("r", seed=1)], HOT)
-    sampler.close()
 
 
-def test_a_server_that_says_nothing_more(served: StandIn, models: dict[str, CheckpointRef]) -> None:
-    sampler = start(models["one"], served.url)
+def test_a_server_that_says_nothing_more(served: StandIn, start: Start) -> None:
+    sampler = start()
     sampler.patience_s = 0.2
     with served.lock, pytest.raises(EngineError, match="no completion came for 0.2 s"):
         ask(sampler, [chat("r", seed=1)], HOT)
-    sampler.close()
 
 
-def test_a_key_that_is_none_is_not_shown(models: dict[str, CheckpointRef], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_key_that_is_none_is_not_shown(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk secret\nX: y")
     with pytest.raises(EngineError, match="OPENAI_API_KEY: is no API key") as refused:
-        start(models["one"], "http://127.0.0.1:9/v1")
+        server_sampler(models["one"], "http://127.0.0.1:9/v1")
     assert "secret" not in str(refused.value)

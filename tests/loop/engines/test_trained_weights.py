@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loop.engines.base import CheckpointRef, Trainer
 from loop.errors import EngineError
-from tests.support.engines import fit, logits, many_rows, sample, training
+from tests.support.engines import at, fit, logits, many_rows, sample, training
 from tests.support.tiny import make_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -20,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("config_says", [True, False])
 def test_weights_keep_the_parents_precision_and_its_configuration(
-    bfloat16: bool, method: str, config_says: bool, trainers: Callable[[str], Trainer], tmp_path: Path
+    bfloat16: bool, method: str, config_says: bool, trl: Trainer, tmp_path: Path
 ) -> None:
     """Also where config.json names no dtype. Several end tokens, use_cache and the rest of the configs stay as they were."""
     from safetensors.torch import load_file
@@ -31,7 +30,7 @@ def test_weights_keep_the_parents_precision_and_its_configuration(
     before = json.loads((path / "config.json").read_text())
     if not config_says:
         (path / "config.json").write_text(json.dumps({key: before[key] for key in before if key != "dtype"}))
-    fit(trainers("trl"), CheckpointRef(sha256="", path=path), training(method), tmp_path / "out")
+    fit(trl, at(path), training(method), tmp_path / "out")
     old, new = load_file(path / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     assert {name: tensor.dtype for name, tensor in old.items()} == {name: tensor.dtype for name, tensor in new.items()}
     assert any(not old[name].equal(new[name]) for name in old)
@@ -41,7 +40,7 @@ def test_weights_keep_the_parents_precision_and_its_configuration(
 
 
 @pytest.mark.parametrize("has_pad", [True, False])
-def test_the_tokenizer_keeps_its_hash(has_pad: bool, trainers: Callable[[str], Trainer], tmp_path: Path) -> None:
+def test_the_tokenizer_keeps_its_hash(has_pad: bool, trl: Trainer, tmp_path: Path) -> None:
     """Over two rounds, and also where there is no padding token and the trainer has to invent one."""
     from loop.engines.hf_models import load_tokenizer
 
@@ -50,71 +49,63 @@ def test_the_tokenizer_keeps_its_hash(has_pad: bool, trainers: Callable[[str], T
         table = json.loads((path / "tokenizer_config.json").read_text())
         del table["pad_token"]
         (path / "tokenizer_config.json").write_text(json.dumps(table))
-    parent = CheckpointRef(sha256="", path=path)
+    parent = at(path)
     hashes = {load_tokenizer(parent)[1]}
     for name in ("one", "two"):
-        fit(trainers("trl"), parent, training(num_steps=1), tmp_path / name)
-        parent = CheckpointRef(sha256="", path=tmp_path / name)
+        fit(trl, parent, training(num_steps=1), tmp_path / name)
+        parent = at(tmp_path / name)
         hashes.add(load_tokenizer(parent)[1])
         sample(parent)
     assert len(hashes) == 1
 
 
 def test_an_adapter_and_its_merged_weights_are_the_same_model(
-    trainers: Callable[[str], Trainer], tiny: CheckpointRef, tmp_path: Path
+    trl: Trainer, tiny: CheckpointRef, tmp_path: Path
 ) -> None:
-    """And a parent adapter goes on being trained: its next step starts where it stood, and merging it later works."""
+    """And a parent adapter is trained further: its next step starts where it stood, and merging it later works."""
     import torch
 
-    fit(trainers("trl"), tiny, training("lora", merge=False), tmp_path / "adapter")
-    fit(trainers("trl"), tiny, training("lora", merge=True), tmp_path / "merged")
-    adapter = CheckpointRef(sha256="", path=tmp_path / "adapter", base_path=tiny.path)
-    merged = CheckpointRef(sha256="", path=tmp_path / "merged")
+    fit(trl, tiny, training("lora", merge=False), tmp_path / "adapter")
+    fit(trl, tiny, training("lora", merge=True), tmp_path / "merged")
+    adapter, merged = at(tmp_path / "adapter", tiny.path), at(tmp_path / "merged")
     torch.testing.assert_close(logits(adapter), logits(merged), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(adapter), logits(tiny), atol=1e-2)
 
-    one = fit(trainers("trl"), adapter, training("lora", merge=False), tmp_path / "second")
-    fit(trainers("trl"), adapter, training("lora", merge=True), tmp_path / "second-merged")
-    other = fit(trainers("trl"), merged, training(num_steps=1), tmp_path / "other")
-    assert one.adapter and one.losses[0] == pytest.approx(other.losses[0], abs=1e-4)
-    second = CheckpointRef(sha256="", path=tmp_path / "second", base_path=tiny.path)
+    further = fit(trl, adapter, training("lora", merge=False), tmp_path / "second")
+    fit(trl, adapter, training("lora", merge=True), tmp_path / "second-merged")
+    other = fit(trl, merged, training(num_steps=1), tmp_path / "other")
+    assert further.adapter and further.losses[0] == pytest.approx(other.losses[0], abs=1e-4)
+    second = at(tmp_path / "second", tiny.path)
     assert not torch.allclose(logits(second), logits(adapter), atol=1e-3)
-    again = logits(CheckpointRef(sha256="", path=tmp_path / "second-merged"))
+    again = logits(at(tmp_path / "second-merged"))
     torch.testing.assert_close(logits(second), again, atol=1e-4, rtol=1e-4)
 
 
-def test_an_adapter_over_bfloat16_is_to_the_bit_what_the_trainer_merges(
-    trainers: Callable[[str], Trainer], tmp_path: Path
-) -> None:
+def test_an_adapter_over_bfloat16_is_to_the_bit_what_the_trainer_merges(trl: Trainer, tmp_path: Path) -> None:
     import torch
 
     from loop.engines.hf_models import load_model
 
     base = make_tiny_model(tmp_path / "model", bfloat16=True)
-    parent = CheckpointRef(sha256="", path=base)
-    fit(trainers("trl"), parent, training("lora", merge=False), tmp_path / "adapter")
-    fit(trainers("trl"), parent, training("lora", merge=True), tmp_path / "merged")
-    refs = [
-        CheckpointRef(sha256="", path=tmp_path / "adapter", base_path=base),
-        CheckpointRef(sha256="", path=tmp_path / "merged"),
-    ]
+    for name in ("adapter", "merged"):
+        fit(trl, at(base), training("lora", merge=name == "merged"), tmp_path / name)
+    refs = (at(tmp_path / "adapter", base), at(tmp_path / "merged"))
     adapter, merged = (load_model(ref, torch.bfloat16, torch.device("cpu")).state_dict() for ref in refs)
     assert all(torch.equal(adapter[name], merged[name]) for name in merged)
 
 
-def test_a_pickled_adapter_is_refused(trainers: Callable[[str], Trainer], tiny: CheckpointRef, tmp_path: Path) -> None:
-    fit(trainers("trl"), tiny, training("lora", merge=False, num_steps=1), tmp_path / "adapter")
+def test_a_pickled_adapter_is_refused(trl: Trainer, tiny: CheckpointRef, tmp_path: Path) -> None:
+    fit(trl, tiny, training("lora", merge=False, num_steps=1), tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_model.safetensors").rename(tmp_path / "adapter" / "adapter_model.bin")
-    adapter = CheckpointRef(sha256="", path=tmp_path / "adapter", base_path=tiny.path)
-    with pytest.raises(EngineError, match=r"holds no adapter_model\.safetensors"):
-        sample(adapter)
-    with pytest.raises(EngineError, match=r"holds no adapter_model\.safetensors"):
-        fit(trainers("trl"), adapter, training("lora"), tmp_path / "out")
+    adapter = at(tmp_path / "adapter", tiny.path)
+    for use in (sample, lambda adapter: fit(trl, adapter, training("lora"), tmp_path / "out")):
+        with pytest.raises(EngineError, match=r"holds no adapter_model\.safetensors"):
+            use(adapter)
 
 
 @pytest.mark.parametrize("error", [RuntimeError("CUDA out of memory"), MemoryError()])
 def test_no_figure_is_worth_the_weights(
-    trainers: Callable[[str], Trainer], tiny: CheckpointRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    trl: Trainer, tiny: CheckpointRef, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     error: Exception,
 ) -> None:  # fmt: skip
     """What cannot be measured after a fine-tune is not known; the weights are written all the same."""
@@ -124,6 +115,6 @@ def test_no_figure_is_worth_the_weights(
         raise error
 
     monkeypatch.setattr(trl_trainer, "mean_loss", too_large)
-    result = fit(trainers("trl"), tiny, training(num_epochs=1, held_out=3), tmp_path / "out", many_rows(65))
+    result = fit(trl, tiny, training(num_epochs=1, held_out=3), tmp_path / "out", many_rows(65))
     assert (result.num_held_out, result.held_out_loss, result.train_loss) == (3, None, None)
     assert result.num_steps > 0 and (tmp_path / "out" / "model.safetensors").stat().st_size > 0

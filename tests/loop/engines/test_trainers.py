@@ -13,7 +13,7 @@ import pytest
 
 from loop.engines.base import CheckpointRef, Trainer
 from loop.errors import EngineError
-from tests.support.engines import contents, fit, sample, some_rows, training
+from tests.support.engines import at, contents, fit, sample, some_rows, training
 from tests.support.tiny import make_tiny_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -32,14 +32,9 @@ KINDS = [
 
 @pytest.mark.parametrize(("name", "method", "merge"), KINDS)
 def test_the_contract(
-    name: str,
-    method: str,
-    merge: bool,
-    trainers: Callable[[str], Trainer],
-    fake: CheckpointRef,
-    tiny: CheckpointRef,
+    name: str, method: str, merge: bool, trainers: Callable[[str], Trainer], fake: CheckpointRef, tiny: CheckpointRef,
     tmp_path: Path,
-) -> None:
+) -> None:  # fmt: skip
     trainer = trainers(name)
     seen: list[tuple[int, int]] = []
     holder: Any = trainer.worker if "remote" in name else trainer
@@ -64,11 +59,11 @@ def test_the_contract(
     assert contents(tmp_path / "two") == written
 
     base_path = parent.path if adapter else None
-    child = CheckpointRef(sha256="3" * 64, path=tmp_path / "one", base_path=base_path)
+    child = at(tmp_path / "one", base_path)
     assert sample(child, name) != sample(parent, name) or name.startswith("fake")
     again = fit(trainer, child, training(method, merge=merge, num_steps=3), tmp_path / "three")
     assert again.num_steps == 3 and again.adapter == adapter
-    sample(CheckpointRef(sha256="4" * 64, path=tmp_path / "three", base_path=base_path), name)
+    sample(at(tmp_path / "three", base_path), name)
 
     with pytest.raises(EngineError, match="completion"):
         fit(trainer, parent, settings, tmp_path / "none", rows=[])
@@ -78,10 +73,8 @@ def test_the_contract(
 def test_remote_and_in_process_agree_to_the_bit(
     trainers: Callable[[str], Trainer], tiny: CheckpointRef, tmp_path: Path
 ) -> None:
-    here = fit(trainers("trl"), tiny, training(), tmp_path / "here")
-    there = fit(trainers("trl remote"), tiny, training(), tmp_path / "there")
-    assert here == there
-    assert contents(tmp_path / "here") == contents(tmp_path / "there")
+    here, remote = (fit(trainers(name), tiny, training(), tmp_path / name) for name in ("trl", "trl remote"))
+    assert here == remote and contents(tmp_path / "trl") == contents(tmp_path / "trl remote")
 
 
 @pytest.mark.slow
@@ -90,18 +83,20 @@ def test_a_trainer_that_stays_up_does_not_grow(trainers: Callable[[str], Trainer
     path = make_tiny_model(tmp_path / "model", head_size=256, trained=False)
     size_bytes = sum(file.stat().st_size for file in path.glob("*.safetensors"))
     trainer: Any = trainers("trl remote")
-    fit(trainer, CheckpointRef(sha256="", path=path), training(num_steps=1), tmp_path / "first")
+
+    def fit_once(path: Path, name: str) -> None:
+        fit(trainer, at(path), training(num_steps=1), tmp_path / name)
 
     def rss_bytes() -> int:
         guard = psutil.Process(trainer.worker.process.pid)
         return max(process.memory_info().rss for process in [guard, *guard.children(recursive=True)])
 
+    fit_once(path, "first")
     before = rss_bytes()
     for number in range(20):
-        out_dir = tmp_path / f"fit-{number}"
-        fit(trainer, CheckpointRef(sha256="", path=path), training(num_steps=1), out_dir)
-        shutil.rmtree(out_dir)
+        fit_once(path, f"fit-{number}")
+        shutil.rmtree(tmp_path / f"fit-{number}")
         assert abs(rss_bytes() - before) < size_bytes, number
     small = make_tiny_model(tmp_path / "small", trained=False)
-    fit(trainer, CheckpointRef(sha256="", path=small), training(num_steps=1), tmp_path / "small-fit")
+    fit_once(small, "small-fit")
     assert before - rss_bytes() < size_bytes, "the first fit left something behind"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -15,34 +16,19 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it")
 
-from loop.engines.base import CheckpointRef, Generated, Sampler
+from loop.engines.base import CheckpointRef, Forced, Generated, Sampler
 from loop.errors import EngineError
 from loop.workers.worker import RemoteSampler
-from tests.loop.engines.test_samplers import (  # noqa: F401  (the contract: they run over this module's pair)
-    test_a_completion_does_not_depend_on_its_batch,
-    test_a_stop_string_ends_a_completion,
-    test_bare_text_and_no_requests,
-    test_reasons_and_limits,
-    test_same_requests_same_completions,
-    test_seeds_make_the_difference_and_greedy_knows_none,
-    test_the_tokenizer_has_one_hash,
-    test_what_can_never_fit_is_refused_by_name,
-)
-from tests.support.engines import GREEDY, HOT, ask, chat, remote, settings, teacher_forced
+from tests.loop.engines.test_samplers import TestTheContract  # noqa: F401  (runs over this module's pair)
+from tests.support.engines import GREEDY, HOT, Models, ask, chat, check_probe, forced, make_models, remote, settings
 from tests.support.tiny import make_tiny_model
 
 Start = Callable[..., RemoteSampler]
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CheckpointRef]:
-    """Two checkpoints of one shape with other weights: "one" and "other"."""
-    root = tmp_path_factory.mktemp("models")
-    paths = {
-        "one": make_tiny_model(root / "one", head_size=32),
-        "other": make_tiny_model(root / "other", head_size=32, seed=1),
-    }
-    return {name: CheckpointRef(sha256=name, path=path) for name, path in paths.items()}
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return make_models(tmp_path_factory.mktemp("models"), head_size=32)
 
 
 @pytest.fixture(scope="module")
@@ -60,29 +46,31 @@ def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
 
 
 @pytest.fixture(scope="module")
-def pair(models: dict[str, CheckpointRef], start: Start) -> tuple[Sampler, Sampler]:
+def pair(models: Models, start: Start) -> tuple[Sampler, Sampler]:
     return start(models["one"]), start(models["one"], batch_size=7)
 
 
-def same(found: dict[str, Generated], wanted: dict[str, Generated]) -> bool:
+def same(drawn: dict[str, Generated], wanted: dict[str, Generated]) -> bool:
     """Whether these are the same completions; in another batch the last digits of their log-probabilities are others."""
-    return found.keys() == wanted.keys() and all(
-        one.token_ids == wanted[name].token_ids and abs(one.logprob_sum - wanted[name].logprob_sum) < 1e-3
-        for name, one in found.items()
+    return drawn.keys() == wanted.keys() and all(
+        each.token_ids == wanted[name].token_ids and abs(each.logprob_sum - wanted[name].logprob_sum) < 1e-3
+        for name, each in drawn.items()
     )
+
+
+def check_logprobs(model_path: Path, drawn: dict[str, Generated]) -> None:
+    """They are those under transformers."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(model_path)
+    for generated in drawn.values():
+        assert generated.logprob_sum == forced(model, generated)
 
 
 # ---- the proof, and what changes weights ---------------------------------------------------------------------------
 
 
-def forced(model_path: Path, generated: Generated) -> float:
-    """The completion's log-probability under transformers."""
-    from transformers import AutoModelForCausalLM
-
-    return float(teacher_forced(AutoModelForCausalLM.from_pretrained(model_path), generated).sum())
-
-
-def test_other_weights_are_served_in_place_and_proved(models: dict[str, CheckpointRef], start: Start) -> None:
+def test_other_weights_are_served_in_place_and_proved(models: Models, start: Start) -> None:
     """To and fro: each time what is drawn is what a fresh engine would draw, with the new weights' log-probabilities."""
     sampler = start(models["one"])
     requests = [chat(f"r{i}", seed=i, task=i) for i in range(8)]
@@ -90,79 +78,60 @@ def test_other_weights_are_served_in_place_and_proved(models: dict[str, Checkpoi
     pid = sampler.worker.process.pid
     for name in ("other", "one", "other"):
         assert sampler.change(models[name])
-        found = ask(sampler, requests, HOT)
-        assert same(found, before) == (name == "one")
-        for one in found.values():
-            assert one.logprob_sum == pytest.approx(forced(models[name].path, one), abs=1e-3)
+        drawn = ask(sampler, requests, HOT)
+        assert same(drawn, before) == (name == "one")
+        check_logprobs(models[name].path, drawn)
     assert sampler.worker.process.pid == pid
     sampler.close()
 
 
-def test_weights_that_cannot_be_told_apart_are_not_changed_in_place(
-    models: dict[str, CheckpointRef], start: Start, tmp_path: Path
-) -> None:
+def test_weights_that_cannot_be_told_apart_are_not_changed_in_place(models: Models, start: Start) -> None:
     """The proof would pass for the old ones too: that is none."""
-    import safetensors.torch
-
-    shutil.copytree(models["one"].path, tmp_path / "near")
-    tensors = safetensors.torch.load_file(tmp_path / "near" / "model.safetensors")
-    tensors["model.norm.weight"] += 1e-6
-    safetensors.torch.save_file(tensors, tmp_path / "near" / "model.safetensors", metadata={"format": "pt"})
     sampler = start(models["one"])
-    assert not sampler.change(CheckpointRef(sha256="near", path=tmp_path / "near"))
+    assert not sampler.change(models["near"])
     sampler.close()
 
 
-def test_a_model_that_vllm_cannot_reload_is_left_to_a_new_engine(models: dict[str, CheckpointRef]) -> None:
+def sampler_over(engine: Any, checkpoint: CheckpointRef) -> Any:
+    """A VllmSampler whose engine is a stand-in."""
     from loop.engines.vllm_sampler import VllmSampler
     from loop.engines.weights_proof import reference
 
-    class Engine:
-        def collective_rpc(self, method: str, kwargs: Any = None) -> None:
-            raise NotImplementedError(f"{method} is not there for this model")
-
     sampler = object.__new__(VllmSampler)
-    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = settings(), "float32", False, None
-    sampler.engine, sampler.num_adapters = Engine(), 0
-    sampler._take(models["one"], reference(models["one"], "float32"))
+    sampler.settings, sampler.dtype, sampler.on_gpu = settings(), "float32", False
+    sampler.engine, sampler.num_adapters = engine, 0
+    sampler._take(checkpoint, reference(checkpoint, "float32"))
+    return sampler
+
+
+def test_a_model_that_vllm_cannot_reload_is_left_to_a_new_engine(models: Models) -> None:
+    def missing(method: str, kwargs: Any = None) -> None:
+        raise NotImplementedError(f"{method} is not there for this model")
+
+    sampler = sampler_over(SimpleNamespace(collective_rpc=missing), models["one"])
     assert not sampler.change(models["other"])
 
 
-@pytest.mark.parametrize("broken", ["reload_weights", "repack_shared_weights"])
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
 def test_a_change_that_is_reported_but_not_made_is_noticed(
-    models: dict[str, CheckpointRef], broken: str, monkeypatch: pytest.MonkeyPatch
+    models: Models, share: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second is what vLLM itself leaves out on a CPU."""
-    from loop.engines.vllm_sampler import VllmSampler
+    """An engine that then serves this share of the new weights. On a CPU vLLM itself leaves the old output layer in use."""
     from loop.engines.weights_proof import reference
 
-    served: dict[str, Any] = {}
-
-    class Engine:
-        """An engine over one or more models, of which it serves whatever it was really told to."""
-
-        def collective_rpc(self, method: str, kwargs: Any = None) -> None:
-            served[method] = True
-
-        def reset_prefix_cache(self) -> None:
-            pass
-
-    old, new = (reference(models[name], "float32") for name in ("one", "other"))
-    sampler = object.__new__(VllmSampler)
-    sampler.settings, sampler.dtype, sampler.on_gpu, sampler.prober = settings(), "float32", False, None
-    sampler.engine, sampler.num_adapters = Engine(), 0
-    sampler._take(models["one"], old)
-    done = {"reload_weights", "repack_shared_weights"} - {broken}
-    mixed = [(a + b) / 2 for a, b in zip(old.logprobs, new.logprobs, strict=True)]
-    says = {"reload_weights": old.logprobs, "repack_shared_weights": mixed}[broken]
-    monkeypatch.setattr(sampler, "_served", lambda proof: new.logprobs if not done else says)
-    assert not sampler.change(models["other"])
-    assert served.keys() == {"reload_weights", "repack_shared_weights"}
+    called: list[str] = []
+    sampler = sampler_over(
+        SimpleNamespace(collective_rpc=lambda name, kwargs=None: called.append(name), reset_prefix_cache=lambda: None),
+        models["one"],
+    )
+    pairs = zip(*(reference(models[name], "float32").logprobs for name in ("one", "other")), strict=True)
+    served = [(1 - share) * old + share * new for old, new in pairs]
+    monkeypatch.setattr(sampler, "_served", lambda proof: served)
+    assert sampler.change(models["other"]) == (share == 1.0)
+    assert called == ["reload_weights", "repack_shared_weights"]
 
 
-def test_an_adapter_is_served_over_the_resident_base(
-    models: dict[str, CheckpointRef], start: Start, tmp_path: Path
-) -> None:
+def test_an_adapter_is_served_over_the_resident_base(models: Models, start: Start, tmp_path: Path) -> None:
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -191,18 +160,14 @@ def test_an_adapter_is_served_over_the_resident_base(
     sampler.close()
 
 
-def test_a_prober_is_there_while_vllm_serves(models: dict[str, CheckpointRef], start: Start) -> None:
-    from loop.engines.base import Forced
-
+def test_a_prober_is_there_while_vllm_serves(models: Models, start: Start) -> None:
     sampler = start(models["one"])
-    one = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
-    text = Forced(id="t", prompt_token_ids=one.prompt_token_ids, token_ids=one.token_ids)
-    (record,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
-    for token, at, logprobs in zip(one.token_ids, record.at, record.logprobs, strict=True):
-        assert dict(zip(at, logprobs, strict=True))[token] > logprobs[0] - 1e-3, "greedy: each token was the likeliest"
-    assert same(ask(sampler, [chat("r", seed=1)], GREEDY), {"r": one})
+    drawn = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
+    record = check_probe(sampler, drawn)
+    assert same(ask(sampler, [chat("r", seed=1)], GREEDY), {"r": drawn})
     assert sampler.change(models["other"])
-    (after,) = [record for records in sampler.probe([text], HOT, 8) for record in records]
+    text = Forced(id="t", prompt_token_ids=drawn.prompt_token_ids, token_ids=drawn.token_ids)
+    ((after,),) = sampler.probe([text], HOT, 8)
     assert after.entropy != record.entropy
     sampler.close()
 
@@ -215,7 +180,7 @@ def engine_of(sampler: RemoteSampler) -> psutil.Process:
     return psutil.Process(sampler.worker.process.pid).children()[0]
 
 
-def test_a_killed_engine_loses_only_what_was_unfinished(models: dict[str, CheckpointRef], start: Start) -> None:
+def test_a_killed_engine_loses_only_what_was_unfinished(models: Models, start: Start) -> None:
     sampler = start(models["one"])
     requests = [chat(f"r{i}", seed=i, task=i) for i in range(600)]  # more than the pipe holds
     whole = ask(sampler, requests, HOT)
@@ -223,17 +188,17 @@ def test_a_killed_engine_loses_only_what_was_unfinished(models: dict[str, Checkp
     killed = False
     with pytest.raises(EngineError, match="sampler: it was killed"):
         for batch in sampler.generate(requests, HOT):
-            kept |= {one.id: one for one in batch}
+            kept |= {generated.id: generated for generated in batch}
             if len(kept) >= 8 and not killed:
                 killed = True
                 engine_of(sampler).kill()
     assert 8 <= len(kept) < 600
     again = start(models["one"])
-    assert same(kept | ask(again, [one for one in requests if one.id not in kept], HOT), whole)
+    assert same(kept | ask(again, [request for request in requests if request.id not in kept], HOT), whole)
     again.close()
 
 
-def test_a_hung_engine_is_ended(models: dict[str, CheckpointRef], start: Start) -> None:
+def test_a_hung_engine_is_ended(models: Models, start: Start) -> None:
     sampler = start(models["one"])
     sampler.worker.heartbeat_timeout_s = 3.0
     with pytest.raises(EngineError, match="nothing was heard from it"):
@@ -242,7 +207,7 @@ def test_a_hung_engine_is_ended(models: dict[str, CheckpointRef], start: Start) 
     assert sampler.worker.process.poll() is not None
 
 
-def test_no_memory_for_the_cache_is_said_in_one_line(models: dict[str, CheckpointRef], start: Start) -> None:
+def test_no_memory_for_the_cache_is_said_in_one_line(models: Models, start: Start) -> None:
     with pytest.raises(EngineError) as refused:
         start(models["one"], kv_cache_bytes=1 << 50)
     assert "\n" not in str(refused.value)
@@ -251,7 +216,7 @@ def test_no_memory_for_the_cache_is_said_in_one_line(models: dict[str, Checkpoin
 
 @pytest.mark.slow
 def test_ten_starts_leave_nothing(
-    models: dict[str, CheckpointRef], start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    models: Models, start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes, shared memory and temporary files are as before; so is this process's memory, but for a few MB."""
     us = psutil.Process()
@@ -287,8 +252,8 @@ def test_an_export_is_served_with_its_weights_and_its_decoding_settings(
     monkeypatch.chdir(tmp_path)
     assert run(["export", "1", "out"], loopctl, "loopctl") == 0, capsys.readouterr()
     sampler = start(CheckpointRef(sha256="exported", path=tmp_path / "out"))
-    for one in ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(8)], HOT).values():
-        assert one.logprob_sum == pytest.approx(forced(tmp_path / ".loop/checkpoints/round-0001", one), abs=1e-3)
+    drawn = ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(8)], HOT)
+    check_logprobs(tmp_path / ".loop/checkpoints/round-0001", drawn)
     sampler.close()
     taken = ModelConfig(model=str(tmp_path / "out")).get_diff_sampling_param()
     assert taken == {"temperature": 0.8, "top_k": 0, "top_p": 0.9, "max_tokens": 16}

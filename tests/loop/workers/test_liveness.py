@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 
@@ -15,19 +16,18 @@ from loop.workers.liveness import BUSY_FACTOR, StallWatch, Used, used_by
 LIMIT_S, SILENCE_S = 600.0, 120.0
 
 
+@dataclass
 class Machine:
-    """A fake clock, and a worker that in each second runs and waits for a core for so many seconds."""
+    """A fake clock, and a worker that in each second runs and waits for a core for some part of it."""
 
-    def __init__(
-        self,
-        ran: float = 0.0,
-        waited: float | None = 0.0,
-        reads: int = 0,
-        gpu_busy: bool = False,
-        runnable: bool = False,
-    ) -> None:
-        self.now_s = 0.0
-        self.ran, self.waited, self.reads, self.gpu_busy, self.runnable = ran, waited, reads, gpu_busy, runnable
+    ran: float = 0.0
+    waited: float | None = 0.0
+    reads: int = 0
+    gpu_busy: bool = False
+    runnable: bool = False
+    now_s: float = 0.0
+
+    def __post_init__(self) -> None:
         self.patience = StallWatch(LIMIT_S, SILENCE_S, lambda: self.now_s, self.used, lambda: self.gpu_busy)
 
     def used(self) -> Used:
@@ -73,20 +73,19 @@ def test_a_starved_worker_gets_as_much_more_time_as_it_is_starved(share: float) 
     assert starved.lives(0.2 * BUSY_FACTOR * LIMIT_S / share) is not None
 
 
-@pytest.mark.parametrize("waited", [0.0, None])
-def test_a_worker_that_waits_for_a_core_all_the_time_is_starved(waited: float | None) -> None:
-    """The kernel adds a wait to its count when it is over."""
-    assert Machine(waited=waited, runnable=True).lives(50_000.0, heard=False) is None
-
-
-def test_a_worker_that_polls_beside_an_idle_core_is_not_starved() -> None:
-    polling = Machine(ran=0.05)
-    assert "did nothing" in str(polling.lives(700.0))
-
-
-def test_where_the_kernel_does_not_count_the_waiting_a_little_work_is_a_sign() -> None:
-    assert Machine(ran=0.02, waited=None).lives(50_000.0) is None
-    assert "did nothing" in str(Machine(ran=0.001, waited=None).lives(700.0))
+@pytest.mark.parametrize(
+    ("how", "is_starved"),
+    [
+        ({"runnable": True}, True),  # it waits all the time: the kernel adds a wait to its count when it is over
+        ({"runnable": True, "waited": None}, True),
+        ({"ran": 0.02, "waited": None}, True),  # where the kernel does not count the waiting, a little work is a sign
+        ({"ran": 0.001, "waited": None}, False),
+        ({"ran": 0.05}, False),  # it polls beside an idle core
+    ],
+)
+def test_who_is_starved(how: dict, is_starved: bool) -> None:
+    verdict = Machine(**how).lives(50_000.0, heard=not is_starved)
+    assert verdict is None if is_starved else "did nothing" in str(verdict)
 
 
 @pytest.mark.parametrize("elsewhere", [{"reads": 1000}, {"gpu_busy": True}])

@@ -8,21 +8,20 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from loop.config.settings import Engine, Training
 from loop.engines.base import CheckpointRef, Forced
-from loop.engines.fake import FakeSampler, write_fake_model
+from loop.engines.fake import FakeSampler
 from loop.errors import ConfigError, EngineError
 from loop.workers.pool import Pool, _Work
 from loop.workers.up import Engines
 from loop.workers.worker import RemoteSampler, Worker
-from tests.loop.system.test_gpus import GB, Driver, Listener, driver  # noqa: F401
-from tests.support.workers import PARAMS, SETTINGS, Enough, alive, bad, engine_of, requests, tree
+from tests.loop.system.test_gpus import GB, Driver, driver  # noqa: F401
+from tests.support.engines import no_progress
+from tests.support.workers import PARAMS, SETTINGS, Begin, Enough, bad, engine_of, fake_model, nothing_left, requests
 
 SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
 
@@ -30,33 +29,24 @@ SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
 class Around:
     """A pool of fakes, what it told, and what it started: `ways` says how each engine is at its first start."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, start: Callable[..., Worker]) -> None:
         self.notes: list[str] = []
         self.seen: list[tuple[int, int]] = []
         self.callers: set[int] = set()
         self.started: list[tuple[int, Worker]] = []
         self.on_pulse: Callable[[], None] = lambda: None
-        self.directory = directory
+        self.directory, self.start = directory, start
         self.pool: Pool | None = None
 
     def model(self, skill: float) -> CheckpointRef:
-        path = self.directory / f"model-{skill}"
-        if not path.exists():
-            write_fake_model(path, skill)
-        return CheckpointRef(sha256="0" * 64, path=path)
+        return fake_model(self.directory / f"model-{skill}", skill)
 
-    def begin(self, *ways: dict[str, Any], skill: float = 0.5) -> Pool:
+    def begin(self, *ways: dict[str, Any]) -> Pool:
         def start_of(number: int, first: dict[str, Any]) -> Any:
             def start(checkpoint: CheckpointRef, pulse: Callable[[], None]) -> RemoteSampler:
-                worker = Worker(
-                    {"op": "load_sampler", "checkpoint": checkpoint, "settings": SETTINGS},
-                    log_file=self.directory / f"sampler-{number}.log",
-                    stall_timeout_s=60,
-                    progress=lambda done, total: None,
-                    pulse=pulse,
-                    tag=f"sampler-{number}",
-                    **({} if any(who == number for who, _ in self.started) else first),
-                )
+                name, way = f"sampler-{number}", {} if any(who == number for who, _ in self.started) else first
+                init = {"op": "load_sampler", "checkpoint": checkpoint, "settings": SETTINGS}
+                worker = self.start(init=init, log_file=self.directory / f"{name}.log", pulse=pulse, tag=name, **way)
                 self.started.append((number, worker))
                 return RemoteSampler(worker)
 
@@ -64,34 +54,31 @@ class Around:
 
         self.pool = Pool(
             [start_of(number, way) for number, way in enumerate(ways, 1)],
-            self.model(skill),
+            self.model(0.5),
             batch_size=4,
-            progress=self.progress,
-            pulse=self.pulse,
-            note=self.note,
+            progress=self.told(lambda done, total: self.seen.append((done, total))),
+            pulse=self.told(lambda: self.on_pulse()),
+            note=self.told(self.notes.append),
         )
         return self.pool
 
-    def progress(self, done: int, total: int) -> None:
-        self.callers.add(threading.get_ident())
-        self.seen.append((done, total))
+    def told(self, listener: Callable[..., None]) -> Callable[..., None]:
+        """This listener; the threads that it is called from are kept."""
 
-    def pulse(self) -> None:
-        self.callers.add(threading.get_ident())
-        self.on_pulse()
+        def tell(*what: Any) -> None:
+            self.callers.add(threading.get_ident())
+            listener(*what)
 
-    def note(self, text: str) -> None:
-        self.callers.add(threading.get_ident())
-        self.notes.append(text)
+        return tell
 
     def worker(self, number: int) -> Worker:
         return next(worker for who, worker in reversed(self.started) if who == number)
 
 
 @pytest.fixture
-def around(tmp_path: Path) -> Iterator[Around]:
+def around(tmp_path: Path, start: Callable[..., Worker]) -> Iterator[Around]:
     before = set(threading.enumerate())
-    around = Around(tmp_path)
+    around = Around(tmp_path, start)
     yield around
     if around.pool:
         around.pool.close()
@@ -100,40 +87,34 @@ def around(tmp_path: Path) -> Iterator[Around]:
     assert nothing_left()
 
 
-def nothing_left() -> bool:
-    return not [child for child in psutil.Process().children(recursive=True) if alive(child.pid)]
-
-
-def found(calls: Iterator[list[Any]]) -> dict[str, Any]:
-    everything = [one for batch in calls for one in batch]
-    assert max(Counter(one.id for one in everything).values(), default=1) == 1, "twice"
-    return {one.id: one for one in everything}
+def by_id(calls: Iterator[list[Any]]) -> dict[str, Any]:
+    everything = [answer for batch in calls for answer in batch]
+    assert len({answer.id for answer in everything}) == len(everything), "twice"
+    return {answer.id: answer for answer in everything}
 
 
 def expected(around: Around, count: int, skill: float = 0.5) -> dict[str, Any]:
-    alone = FakeSampler(around.model(skill), SETTINGS, lambda done, total: None)
-    return {one.id: one for batch in alone.generate(requests(count), PARAMS) for one in batch}
+    return by_id(FakeSampler(around.model(skill), SETTINGS, no_progress).generate(requests(count), PARAMS))
 
 
 def test_each_completion_once_and_the_same_as_of_one(around: Around) -> None:
     pool = around.begin({}, {}, {})
     for count in (1, 2, 5, 100):
-        assert found(pool.generate(requests(count), PARAMS)) == expected(around, count)
+        assert by_id(pool.generate(requests(count), PARAMS)) == expected(around, count)
         assert around.seen[-1] == (count, count)
-    assert [done for done, total in around.seen if total == 100] == sorted(
-        done for done, total in around.seen if total == 100
-    )
+    reports = [done for done, total in around.seen if total == 100]
+    assert reports == sorted(reports)
     assert list(pool.generate([], PARAMS)) == []
     texts = [Forced(id=f"t{i}", prompt_token_ids=(100,), token_ids=(32, 33)) for i in range(30)]
-    alone = FakeSampler(around.model(0.5), SETTINGS, lambda done, total: None)
-    assert found(pool.probe(texts, PARAMS, 5)) == found(alone.probe(texts, PARAMS, 5))
+    alone = FakeSampler(around.model(0.5), SETTINGS, no_progress)
+    assert by_id(pool.probe(texts, PARAMS, 5)) == by_id(alone.probe(texts, PARAMS, 5))
     assert around.notes == [] and not pool.ended
 
 
 def test_all_take_other_weights(around: Around) -> None:
     pool = around.begin({}, {})
     assert pool.change(around.model(0.9))
-    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
+    assert by_id(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
     assert len(around.started) == 2
 
 
@@ -148,15 +129,15 @@ def test_one_killed_in_the_middle_loses_nothing_and_comes_back(around: Around) -
     calls = pool.generate(requests(60), PARAMS)
     first = next(calls)
     os.kill(engine_of(around.worker(1)), signal.SIGKILL)
-    everything = found(iter([first, *calls]))
+    everything = by_id(iter([first, *calls]))
     assert everything == expected(around, 60)
     assert len(around.notes) == 1 and around.notes[0].startswith("sampler-1: it was killed (out of memory?)")
     assert "lower engine.batch_size" in around.notes[0]
-    assert found(pool.generate(requests(30), PARAMS)) == expected(around, 30)  # by the other alone
+    assert by_id(pool.generate(requests(30), PARAMS)) == expected(around, 30)  # by the other alone
     assert len(around.notes) == 1 and len(around.started) == 2
     assert pool.change(around.model(0.9))
     assert len(around.started) == 3 and around.started[2][0] == 1
-    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
+    assert by_id(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
     assert len(around.notes) == 1
 
 
@@ -166,7 +147,7 @@ def test_one_that_died_unseen_is_started_with_the_weights(around: Around) -> Non
     around.worker(2).process.wait()
     assert pool.change(around.model(0.9))
     assert len(around.started) == 3 and len(around.notes) == 1
-    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
+    assert by_id(pool.generate(requests(60), PARAMS)) == expected(around, 60, 0.9)
 
 
 def test_the_last_one_that_dies_is_raised(around: Around) -> None:
@@ -183,12 +164,10 @@ def test_the_last_one_that_dies_is_raised(around: Around) -> None:
             call()
 
 
-@pytest.mark.parametrize(
-    "way", ["completions-twice", "completions-stranger", "completions-malformed", "completions-none"]
-)
-def test_nonsense_is_the_end_of_one_and_its_work_is_done_by_others(around: Around, way: str) -> None:
-    pool = around.begin({"command": bad(way)}, {"environment": SLOW})
-    assert found(pool.generate(requests(60), PARAMS)) == expected(around, 60)
+@pytest.mark.parametrize("kind", ["twice", "stranger", "malformed", "none"])
+def test_nonsense_is_the_end_of_one_and_its_work_is_done_by_others(around: Around, kind: str) -> None:
+    pool = around.begin({"command": bad(f"completions-{kind}")}, {"environment": SLOW})
+    assert by_id(pool.generate(requests(60), PARAMS)) == expected(around, 60)
     assert len(around.notes) == 1 and around.notes[0].startswith("sampler-1: it ")
     assert around.worker(1).ended and not pool.ended
 
@@ -199,28 +178,24 @@ def test_a_request_that_can_never_fit_is_raised_and_all_stay(around: Around) -> 
     with pytest.raises(EngineError, match=r"^a prompt that begins 'xxx"):
         list(pool.generate([*requests(20), long], PARAMS))
     assert not around.worker(1).ended and not around.worker(2).ended and around.notes == []
-    assert found(pool.generate(requests(20), PARAMS)) == expected(around, 20)
+    assert by_id(pool.generate(requests(20), PARAMS)) == expected(around, 20)
+
+
+def enough() -> None:
+    raise Enough
 
 
 def test_a_pulse_that_raises_ends_all(around: Around) -> None:
     pool = around.begin({"environment": SLOW}, {"command": bad("hang")})
     calls = pool.generate(requests(100), PARAMS)
     next(calls)
-    trees = [pid for number in (1, 2) for pid in tree(around.worker(number))]
-
-    def enough() -> None:
-        raise Enough
-
     around.on_pulse = enough
     with pytest.raises(Enough):
         list(calls)
-    assert pool.ended and not [pid for pid in trees if alive(pid)]
+    assert pool.ended and nothing_left()
 
 
 def test_a_pulse_that_raises_ends_the_loading(around: Around) -> None:
-    def enough() -> None:
-        raise Enough
-
     around.on_pulse = enough
     with pytest.raises(Enough):
         around.begin({}, {"command": bad("hang-init")})
@@ -256,8 +231,7 @@ def test_a_caller_that_dawdles_has_few_lists_waiting(around: Around) -> None:
     calls = pool.generate(requests(400), PARAMS)
     first = next(calls)
     assert pool._out.maxsize == 4
-    rest = found(calls)
-    assert rest | {one.id: one for one in first} == expected(around, 400)
+    assert by_id(iter([first, *calls])) == expected(around, 400)
 
 
 def test_the_slow_one_gets_fewer(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +245,7 @@ def test_the_slow_one_gets_fewer(around: Around, monkeypatch: pytest.MonkeyPatch
             return ask(chunk, params)
 
         monkeypatch.setattr(member.sampler, "generate", counted)
-    assert found(pool.generate(requests(100), PARAMS)) == expected(around, 100)
+    assert by_id(pool.generate(requests(100), PARAMS)) == expected(around, 100)
     assert got[1] + got[2] == 100 and 0 < got[1] < got[2]
 
 
@@ -294,26 +268,11 @@ def test_chunks_are_two_batches_then_one_and_the_end_is_divided() -> None:
 # ---- GPUs, by a stand-in for their driver ----------------------------------------------------------------------------
 
 
-@pytest.fixture
-def engines(tmp_path: Path) -> Iterator[Callable[..., Engines]]:
-    made: list[Engines] = []
-
-    def begin(**settings: Any) -> Engines:
-        config = SimpleNamespace(engine=Engine(sampler="fake", trainer="fake", **settings), training=Training())
-        made.append(Engines(SimpleNamespace(config=config, run_dir=tmp_path), Listener()))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield begin
-    for one in made:
-        one.close()
-    assert nothing_left()
-
-
-def seen_by(engines: Engines, path: Path) -> list[str | None]:
-    write_fake_model(path / "model", 0.5)
-    sampler = engines.sampler(CheckpointRef(sha256="0" * 64, path=path / "model"))
+def variables(engines: Engines, tmp_path: Path, name: str = "CUDA_VISIBLE_DEVICES") -> list[str | None]:
+    """What each engine of a sampler has in its environment under this name."""
+    sampler = engines.sampler(fake_model(tmp_path / "model"))
     workers = [sampler.worker] if isinstance(sampler, RemoteSampler) else [m.sampler.worker for m in sampler._members]
-    return [psutil.Process(engine_of(worker)).environ().get("CUDA_VISIBLE_DEVICES") for worker in workers]
+    return [psutil.Process(engine_of(worker)).environ().get(name) for worker in workers]
 
 
 @pytest.mark.parametrize(
@@ -334,57 +293,41 @@ def seen_by(engines: Engines, path: Path) -> list[str | None]:
     ],
 )
 def test_each_engine_sees_its_own_devices(
-    driver: Driver,  # noqa: F811
-    engines: Callable[..., Engines],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    visible: str | None,
-    settings: dict[str, Any],
-    expected: list[str | None],
-) -> None:
+    driver: Driver, begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,  # noqa: F811
+    visible: str | None, settings: dict[str, Any], expected: list[str | None],
+) -> None:  # fmt: skip
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-    assert seen_by(engines(**settings), tmp_path) == expected
+    assert variables(begin(**{"device": "auto"} | settings), tmp_path) == expected
     if len(expected) > 1:
-        assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
-            f"sampler-{number}.log" for number in range(1, len(expected) + 1)
-        ]
+        logs = {f"sampler-{number}.log" for number in range(1, len(expected) + 1)}
+        assert {path.name for path in (tmp_path / "logs").iterdir()} == logs
 
 
 def test_engines_on_a_cpu_are_bound_to_cores_of_their_own(
-    engines: Callable[..., Engines], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    begin: Begin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 2, 4, 5, 7})
-    several = engines(device="cpu", num_engines=2)
-    seen_by(several, tmp_path)
-    pool = several._sampler
-    assert isinstance(pool, Pool)
-    environments = [psutil.Process(engine_of(member.sampler.worker)).environ() for member in pool._members]  # type: ignore[union-attr]
-    assert [environment["VLLM_CPU_OMP_THREADS_BIND"] for environment in environments] == ["1,2", "4,5"]
+    assert variables(begin(num_engines=2), tmp_path, "VLLM_CPU_OMP_THREADS_BIND") == ["1,2", "4,5"]
 
 
-def test_more_engines_than_devices_are_refused(driver: Driver, engines: Callable[..., Engines], tmp_path: Path) -> None:  # noqa: F811
+def test_more_engines_than_devices_are_refused(driver: Driver, begin: Begin, tmp_path: Path) -> None:  # noqa: F811
     with pytest.raises(ConfigError, match="num_engines = 3 needs 6 GPUs .*but 4 are visible"):
-        seen_by(engines(num_engines=3, gpus_per_engine=2), tmp_path)
+        variables(begin(device="auto", num_engines=3, gpus_per_engine=2), tmp_path)
 
 
-def test_one_that_died_waits_for_the_memory_of_its_own_device(
-    driver: Driver,  # noqa: F811
-    engines: Callable[..., Engines],
-    tmp_path: Path,
-) -> None:
-    several = engines(num_engines=2)
-    seen_by(several, tmp_path)
-    pool = several._sampler
-    assert isinstance(pool, Pool)
-    driver.used[:2] = [70 * GB, 70 * GB]  # the second one's own model lies there, and what the first one left
-    sampler = pool._members[0].sampler
-    assert sampler
-    os.kill(engine_of(sampler.worker), signal.SIGKILL)
-    sampler.worker.process.wait()
+def test_an_engine_that_died_waits_for_the_memory_of_its_own_device(
+    driver: Driver, begin: Begin, tmp_path: Path  # noqa: F811
+) -> None:  # fmt: skip
+    engines = begin(device="auto", num_engines=2)
+    pool = engines.sampler(fake_model(tmp_path / "model"))
+    assert isinstance(pool, Pool) and pool._members[0].sampler
+    driver.used[:2] = [70 * GB, 70 * GB]  # the second engine's own model, and what the first has left
+    worker = pool._members[0].sampler.worker
+    os.kill(engine_of(worker), signal.SIGKILL)
+    worker.process.wait()
     driver.num_asked = 0
     driver.on_ask = lambda: driver.used.__setitem__(0, (70 if driver.num_asked < 2 else 5) * GB)
-    write_fake_model(tmp_path / "next", 0.9)
-    assert several.sampler(CheckpointRef(sha256="1" * 64, path=tmp_path / "next")) is pool
+    assert engines.sampler(fake_model(tmp_path / "next", 0.9, sha256="1" * 64)) is pool
     assert driver.num_asked == 3
-    assert pool._members[0].sampler and several.serving("1" * 64) is pool
+    assert pool._members[0].sampler and engines.serving("1" * 64) is pool

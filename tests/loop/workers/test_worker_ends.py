@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -14,49 +13,42 @@ import pytest
 
 from loop.errors import EngineError
 from loop.system import trees as guard
-from loop.workers.worker import RemoteSampler, Worker
 from tests.support import ROOT
 from tests.support.waiting import wait_until
-from tests.support.workers import PARAMS, alive, bad, engine_of, requests, tree
+from tests.support.workers import Start, alive, bad, engine_of, generate, tree
 
 
 @pytest.mark.parametrize("who", ["engine", "guard", "both"])
-def test_sigkill_is_named_within_seconds(start: Callable[..., Worker], who: str) -> None:
+def test_sigkill_is_named_within_seconds(start: Start, who: str) -> None:
     worker = start("hang")
-    pids = tree(worker)
-    calls = RemoteSampler(worker).generate(requests(1), PARAMS)
-    victims = {"engine": [engine_of(worker)], "guard": [worker.process.pid], "both": pids}[who]
+    victims = {"engine": [engine_of(worker)], "guard": [worker.process.pid], "both": tree(worker)}[who]
     killer = subprocess.Popen(["sh", "-c", f"sleep 0.3; kill -9 {' '.join(map(str, victims))}"])
     with pytest.raises(
         EngineError, match=r"^sampler: it was killed \(out of memory\?\); lower engine.batch_size.*worker.log$"
     ):
-        list(calls)
+        generate(worker)
     killer.wait()
-    assert not [pid for pid in pids if alive(pid)]
+    assert worker.ended
 
 
 @pytest.mark.parametrize("count", [1, 3000])
-def test_a_stopped_engine_is_found_and_ended(start: Callable[..., Worker], count: int) -> None:
+def test_a_stopped_engine_is_found_and_ended(start: Start, count: int) -> None:
     """A small command fits into the pipe, so that the answer is missed; a large one cannot even be sent."""
     worker = start("hang", heartbeat_timeout_s=2.0)
-    pids = tree(worker)
     os.kill(engine_of(worker), signal.SIGSTOP)
     with pytest.raises(EngineError, match="nothing was heard" if count == 1 else "read no command for 2 s"):
-        list(RemoteSampler(worker).generate(requests(count), PARAMS))
-    assert not [pid for pid in pids if alive(pid)]
+        generate(worker, count)
+    assert worker.ended
 
 
-def test_a_stopped_guard_is_ended_too(start: Callable[..., Worker]) -> None:
-    """While only the guard is stopped the engine goes on answering."""
+def test_a_stopped_guard_is_ended_too(start: Start) -> None:
+    """While only the guard is stopped the engine still answers."""
     worker = start()
-    pids = tree(worker)
     os.kill(worker.process.pid, signal.SIGSTOP)
-    assert len(list(RemoteSampler(worker).generate(requests(1), PARAMS))) == 1
-    worker.end()
-    assert not [pid for pid in pids if alive(pid)]
+    assert len(generate(worker)) == 1
 
 
-def test_a_whole_tree_that_is_stopped_is_found_and_ended(start: Callable[..., Worker], tmp_path: Path) -> None:
+def test_a_whole_tree_that_is_stopped_is_found_and_ended(start: Start, tmp_path: Path) -> None:
     worker = start("daemon-clean", str(tmp_path / "pid"), heartbeat_timeout_s=2.0)
     wait_until((tmp_path / "pid").exists)
     pids = tree(worker)
@@ -64,52 +56,48 @@ def test_a_whole_tree_that_is_stopped_is_found_and_ended(start: Callable[..., Wo
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     with pytest.raises(EngineError, match="nothing was heard from it for 2 s and was ended; something stopped it"):
-        list(RemoteSampler(worker).generate(requests(1), PARAMS))
+        generate(worker)
     assert not [pid for pid in pids if alive(pid)]
 
 
-def test_a_guard_that_is_stopped_when_the_engine_is_killed(
-    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guard_that_is_stopped_when_the_engine_is_killed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "END_TIMEOUT_S", 1.0)
     worker = start("hang")
-    pids = tree(worker)
     os.kill(worker.process.pid, signal.SIGSTOP)
     os.kill(engine_of(worker), signal.SIGKILL)
     with pytest.raises(EngineError, match="closed its pipe"):
-        list(RemoteSampler(worker).generate(requests(1), PARAMS))
-    assert not [pid for pid in pids if alive(pid)]
+        generate(worker)
+    assert worker.ended
 
 
-@pytest.mark.parametrize("way", ["daemon", "daemon-clean"])
-@pytest.mark.parametrize("how", ["end", "kill the engine"])
-def test_a_daemonised_grandchild_is_gone(start: Callable[..., Worker], tmp_path: Path, way: str, how: str) -> None:
+def pid_in(file: Path) -> int:
+    """The process of the daemon that writes its number there."""
+    wait_until(file.exists)
+    pid = int(file.read_text())
+    assert alive(pid)
+    return pid
+
+
+@pytest.mark.parametrize(
+    ("way", "how"),
+    [(way, how) for way in ("daemon", "daemon-clean") for how in ("end", "kill the engine")]
+    + [("daemon", "kill the guard")],
+)
+def test_a_daemonised_grandchild_is_gone(start: Start, tmp_path: Path, way: str, how: str) -> None:
     """Also one that holds the pipe, ignores SIGTERM, has its own session and, the clean one, another environment."""
     worker = start(way, str(tmp_path / "pid"))
-    wait_until((tmp_path / "pid").exists)
-    pid = int((tmp_path / "pid").read_text())
-    assert alive(pid)
+    pid = pid_in(tmp_path / "pid")
     if how == "end":
         worker.end()
     else:
-        os.kill(engine_of(worker), signal.SIGKILL)
+        os.kill(engine_of(worker) if how == "kill the engine" else worker.process.pid, signal.SIGKILL)
         with pytest.raises(EngineError, match="killed"):
-            list(RemoteSampler(worker).generate(requests(1), PARAMS))
-    assert not alive(pid)
-
-
-def test_a_killed_guard_leaves_nothing_either(start: Callable[..., Worker], tmp_path: Path) -> None:
-    worker = start("daemon", str(tmp_path / "pid"))
-    wait_until((tmp_path / "pid").exists)
-    pids = [*tree(worker), int((tmp_path / "pid").read_text())]
-    os.kill(worker.process.pid, signal.SIGKILL)
-    with pytest.raises(EngineError, match="killed"):
-        list(RemoteSampler(worker).generate(requests(1), PARAMS))
-    assert not [pid for pid in pids if alive(pid)]
+            generate(worker)
+    assert worker.ended and not alive(pid)
 
 
 def test_a_worker_without_guard_that_ignores_sigterm(
-    start: Callable[..., Worker], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard, "END_TIMEOUT_S", 0.5)
     with pytest.raises(EngineError, match="no progress"):
@@ -117,13 +105,11 @@ def test_a_worker_without_guard_that_ignores_sigterm(
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
-def test_ending_one_worker_leaves_the_other(start: Callable[..., Worker], tmp_path: Path) -> None:
+def test_ending_one_worker_leaves_the_other(start: Start, tmp_path: Path) -> None:
     first, second = start("daemon", str(tmp_path / "one")), start("daemon", str(tmp_path / "two"))
-    wait_until((tmp_path / "one").exists)
-    wait_until((tmp_path / "two").exists)
+    pid, others = pid_in(tmp_path / "one"), [*tree(second), pid_in(tmp_path / "two")]
     first.end()
-    assert not alive(int((tmp_path / "one").read_text()))
-    others = [*tree(second), int((tmp_path / "two").read_text())]
+    assert not alive(pid)
     assert all(alive(pid) for pid in others)
     second.end()
     assert not any(alive(pid) for pid in others)
@@ -146,8 +132,7 @@ def test_when_the_parent_is_killed_the_whole_tree_goes(tmp_path: Path, stopped: 
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True, cwd=ROOT) as parent:
         assert parent.stdout is not None
         pids = [int(word) for word in parent.stdout.readline().split()]
-        wait_until((tmp_path / "pid").exists)
-        pids.append(int((tmp_path / "pid").read_text()))
+        pids.append(pid_in(tmp_path / "pid"))
         assert len(pids) >= 3 and all(alive(pid) for pid in pids)
         if stopped != "nobody":
             os.kill(pids[0 if stopped == "the guard" else 1], signal.SIGSTOP)
@@ -160,7 +145,7 @@ def test_when_the_parent_is_killed_the_whole_tree_goes(tmp_path: Path, stopped: 
     wait_until(lambda: not any(alive(pid) for pid in pids))
 
 
-def test_one_worker_after_another_leaves_no_open_files(start: Callable[..., Worker]) -> None:
+def test_one_worker_after_another_leaves_no_open_files(start: Start) -> None:
     start().end()
     before = psutil.Process().num_fds()
     for _ in range(3):
@@ -168,16 +153,14 @@ def test_one_worker_after_another_leaves_no_open_files(start: Callable[..., Work
     assert psutil.Process().num_fds() == before
 
 
-def test_the_oom_killer_takes_the_engine_before_the_daemon_and_the_guard(start: Callable[..., Worker]) -> None:
+def test_the_oom_killer_takes_the_engine_before_the_daemon_and_the_guard(start: Start) -> None:
     mine = int(Path("/proc/self/oom_score_adj").read_text())
     worker = start("oom-score")
     assert worker.info == max(mine, 500)
     assert int(Path(f"/proc/{worker.process.pid}/oom_score_adj").read_text()) == mine
 
 
-def test_processes_that_the_kernel_does_not_let_go_of_are_named(
-    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_that_the_kernel_does_not_let_go_of_are_named(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = start()
     with monkeypatch.context() as patch:
         patch.setattr(guard, "sweep", lambda token, session: [17, 18])

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loop.workers import worker as worker_module
-from loop.workers.worker import RemoteSampler, Worker
-from tests.support.workers import PARAMS, Enough, requests
+from tests.support.workers import Enough, Start, generate
 
 
-def test_what_libraries_print_lands_in_the_log(start: Callable[..., Worker], tmp_path: Path) -> None:
+def test_what_libraries_print_lands_in_the_log(start: Start, tmp_path: Path) -> None:
     script = tmp_path / "loud.py"
     script.write_text(
         "import os, sys, subprocess\nfrom loop.workers import child\n"
@@ -25,12 +23,12 @@ def test_what_libraries_print_lands_in_the_log(start: Callable[..., Worker], tmp
         "child.build_sampler = load\nchild.main()\n"
     )
     worker = start(command=[sys.executable, "-P", str(script)])
-    assert len(list(RemoteSampler(worker).generate(requests(3), PARAMS))) == 1
+    assert len(generate(worker, 3)) == 1
     log = worker.log_file.read_text()
     assert all(word in log for word in ("printed", "written", "warned", "echoed"))
 
 
-def test_a_log_that_is_large_is_set_aside_when_a_worker_starts(start: Callable[..., Worker], tmp_path: Path) -> None:
+def test_a_log_that_is_large_is_set_aside_when_a_worker_starts(start: Start, tmp_path: Path) -> None:
     logs = tmp_path / "logs"
     logs.mkdir()
     log, old = logs / "worker.log", logs / "worker.old.log"
@@ -44,9 +42,7 @@ def test_a_log_that_is_large_is_set_aside_when_a_worker_starts(start: Callable[.
     assert len(list(logs.iterdir())) == 2
 
 
-def test_a_log_that_grows_too_large_is_cut_and_says_so(
-    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_log_that_grows_too_large_is_cut_and_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The beginning and the end stay."""
     monkeypatch.setattr(worker_module, "MAX_LOG_BYTES", 1 << 20)
     worker = start("loud")
@@ -58,9 +54,7 @@ def test_a_log_that_grows_too_large_is_cut_and_says_so(
     assert "cut here: this log was larger than 1048576 bytes" in log
 
 
-def test_a_worker_that_floods_its_log_cannot_fill_the_disk(
-    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_floods_its_log_cannot_fill_the_disk(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(worker_module, "MAX_LOG_BYTES", 1 << 20)
     monkeypatch.setattr(worker_module, "LOG_HEAD_BYTES", 1 << 10)
     worker = start("shouting", stall_timeout_s=30.0)
@@ -71,5 +65,5 @@ def test_a_worker_that_floods_its_log_cannot_fill_the_disk(
 
     worker.pulse = pulse
     with pytest.raises(Enough):
-        list(RemoteSampler(worker).generate(requests(1), PARAMS))
+        generate(worker)
     assert worker.log_file.stat().st_size <= 1 << 20

@@ -1,87 +1,75 @@
-"""How long a worker is waited for: silence, progress, and the pulse that goes on meanwhile."""
+"""How long a worker is waited for: silence, progress, and the pulse meanwhile."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
-from collections.abc import Callable
 
-import psutil
 import pytest
 
 from loop.engines.base import SamplingParams
 from loop.errors import EngineError, StalledError
 from loop.workers import worker as worker_module
-from loop.workers.worker import RemoteSampler, Worker
-from tests.support.workers import PARAMS, Enough, alive, counting, engine_of, requests, tree
+from loop.workers.worker import RemoteSampler
+from tests.support.workers import PARAMS, Enough, Start, counting, engine_of, generate, nothing_left, requests
 
 
-def test_a_silent_worker_is_found_by_its_missing_heartbeat(start: Callable[..., Worker]) -> None:
-    with pytest.raises(EngineError, match="nothing was heard from it for 1 s"):
-        start("silent", heartbeat_timeout_s=1.0)
-
-
-def test_a_beating_heart_is_not_progress(start: Callable[..., Worker]) -> None:
-    sampler = RemoteSampler(start("hang", stall_timeout_s=1.5, heartbeat_timeout_s=1.4))
-    with pytest.raises(EngineError, match=r"no progress for 1\.5 s"):
-        list(sampler.generate(requests(1), PARAMS))
-
-
-def test_computing_without_a_report_is_borne_longer_but_not_for_ever(start: Callable[..., Worker]) -> None:
-    ended: list[str] = []
-    sampler = RemoteSampler(start("spin", stall_timeout_s=0.5, stalled=lambda: ended.append("stalled")))
-    with pytest.raises(StalledError, match=r"no progress in 2 s of computing and was ended; .*engine\.stall_timeout_s"):
-        list(sampler.generate(requests(1), PARAMS))
-    assert ended == ["stalled"]
+@pytest.mark.parametrize(
+    ("way", "how", "message"),
+    [
+        ("silent", {"heartbeat_timeout_s": 1.0}, "nothing was heard from it for 1 s"),
+        ("hang", {"stall_timeout_s": 1.5, "heartbeat_timeout_s": 1.4}, r"no progress for 1\.5 s"),
+        ("spin", {"stall_timeout_s": 0.5}, r"no progress in 2 s of computing and was ended; .*engine\.stall_timeout_s"),
+    ],
+)
+def test_silence_a_beating_heart_and_computing_without_a_report_end_a_worker(
+    start: Start, way: str, how: dict[str, float], message: str
+) -> None:
+    """Each after its own time. For want of progress a worker is ended as stalled."""
+    stalled: list[str] = []
+    with pytest.raises(EngineError, match=message) as ended:
+        generate(start(way, stalled=lambda: stalled.append(way), **how))
+    assert isinstance(ended.value, StalledError) == ("no progress" in message) == (stalled == [way])
 
 
 @pytest.mark.parametrize("way", ["silent", "hang-init", "half-a-frame"])
-def test_the_pulse_goes_on_while_nothing_comes_and_may_end_it(start: Callable[..., Worker], way: str) -> None:
+def test_the_pulse_beats_while_nothing_comes_and_may_end_it(start: Start, way: str) -> None:
     _, pulse = counting(4)
     with pytest.raises(Enough):
         start(way, pulse=pulse, stall_timeout_s=30.0)
-    assert not [process for process in psutil.Process().children(recursive=True) if alive(process.pid)]
+    assert nothing_left()
 
 
-def test_what_the_pulse_raises_ends_a_call_cleanly(start: Callable[..., Worker]) -> None:
+@pytest.mark.parametrize("num_requests", [1, 3000])
+def test_what_the_pulse_raises_ends_a_call_cleanly(start: Start, num_requests: int) -> None:
+    """Also while a command is not read, which is too large for the pipe."""
     worker = start("hang")
-    pids = tree(worker)
+    if num_requests > 1:
+        os.kill(engine_of(worker), signal.SIGSTOP)
     _, worker.pulse = counting(3)
     with pytest.raises(Enough):
-        list(RemoteSampler(worker).generate(requests(1), PARAMS))
-    assert worker.ended and not [pid for pid in pids if alive(pid)]
+        generate(worker, num_requests)
+    assert worker.ended and nothing_left()
 
 
-def test_the_pulse_goes_on_while_a_command_is_not_read(start: Callable[..., Worker]) -> None:
-    worker = start("hang")
-    os.kill(engine_of(worker), signal.SIGSTOP)
-    _, worker.pulse = counting(3)
-    with pytest.raises(Enough):
-        list(RemoteSampler(worker).generate(requests(3000), PARAMS))
-    assert worker.ended
-
-
-def test_every_message_is_a_pulse(start: Callable[..., Worker]) -> None:
+def test_every_message_is_a_pulse(start: Start) -> None:
     beats, pulse = counting(-1)
     start("hundred-heartbeats", pulse=pulse)
     assert len(beats) >= 100
 
 
-def test_progress_without_advance_does_not_count_for_ever(
-    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not even where it goes back and forth. But a long completion may be in the making for so many reports."""
+def test_progress_without_advance_does_not_count_for_ever(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even where it goes back and forth. But a long completion may be in the making for a report per token."""
     monkeypatch.setattr(worker_module, "IDLE_REPORTS", 10)
     reports: list[int] = []
-    sampler = RemoteSampler(start("repeats", stall_timeout_s=0.5, progress=lambda done, total: reports.append(done)))
     with pytest.raises(EngineError, match=r"no progress for 0\.5 s"):
-        list(sampler.generate(requests(1), PARAMS))
+        generate(start("repeats", stall_timeout_s=0.5, progress=lambda done, total: reports.append(done)))
     assert len(reports) > PARAMS.max_new_tokens
 
 
 @pytest.mark.parametrize("way", ["repeats", "advances"])
-def test_slow_progress_is_progress(start: Callable[..., Worker], way: str) -> None:
+def test_slow_progress_is_progress(start: Start, way: str) -> None:
     began: list[float] = []
 
     def progress(done: int, total: int) -> None:
@@ -95,7 +83,7 @@ def test_slow_progress_is_progress(start: Callable[..., Worker], way: str) -> No
 
 
 def test_time_in_which_the_daemon_itself_was_stopped_does_not_count(
-    start: Callable[..., Worker], monkeypatch: pytest.MonkeyPatch
+    start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker = start("hang", stall_timeout_s=30.0, heartbeat_timeout_s=20.0)
     beats, pulse = counting(8)
@@ -110,4 +98,4 @@ def test_time_in_which_the_daemon_itself_was_stopped_does_not_count(
 
     worker.pulse = long_pulse
     with pytest.raises(Enough):
-        list(RemoteSampler(worker).generate(requests(1), PARAMS))
+        generate(worker)
