@@ -96,15 +96,15 @@ def _wrong_value(kind: str, key: KeyPath, value: Any, schema: Schema) -> str:
 
 def _unknown(key: KeyPath, schema: Schema) -> str:
     name, table = str(key[-1]), key[:-1]
-    known = schema.keys(table)
+    keys_here = schema.keys(table)
     elsewhere = [header for header, keys in schema.tables().items() if name in keys]
     if table and name in schema.keys(()):
         return f"unknown key here; {name} is a key above the first [table]"
     if elsewhere:
         return f"unknown key here; it is a key of {' and '.join(elsewhere)}"
-    if close := difflib.get_close_matches(name, known, n=1):
+    if close := difflib.get_close_matches(name, keys_here, n=1):
         return f"unknown key; the closest is {close[0]}"
-    return f"unknown key; {_header(table)} has {', '.join(known)}"
+    return f"unknown key; {_header(table)} has {', '.join(keys_here)}"
 
 
 def _in_file(location: tuple[Any, ...], tables: Any) -> tuple[KeyPath, Any]:
