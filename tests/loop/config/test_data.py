@@ -10,11 +10,9 @@ from typing import Literal
 import pytest
 from pydantic import Field
 
-from loop.config.loading import load_config
 from loop.config.same_run import resolved
-from loop.config.settings import Config
-from loop.errors import ConfigError
 from policies.data import DataPolicy, Mix, Pool, Replace
+from tests.support.configurations import load_text, mistakes_in
 
 TEXT = """\
 name = "demo"
@@ -32,12 +30,6 @@ source = "first-steps"
 suite = "first"
 """
 TYPES = "replace, accumulate, mix, window, pool"
-
-
-def load(directory: Path, more: str) -> Config:
-    path = directory / "loop.toml"
-    path.write_text(TEXT + more)
-    return load_config(path).config
 
 
 @pytest.mark.parametrize(
@@ -73,9 +65,7 @@ def load(directory: Path, more: str) -> Config:
     ],
 )  # fmt: skip
 def test_a_mistake_has_its_line(tmp_path: Path, more: str, lines: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, more)
-    assert str(caught.value).splitlines() == [f"{tmp_path}/loop.toml:{line}" for line in lines]
+    assert mistakes_in(tmp_path, TEXT + more) == lines
 
 
 class Longest(DataPolicy):
@@ -89,22 +79,22 @@ def test_a_third_partys_data_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
     points = EntryPoints([EntryPoint("longest", "third_party:Longest", "loop.data_policies")])
     monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points.select(group=group))
-    config = load(tmp_path, '[collect]\ndata = { type = "longest", num = 3 }\n')
+    config = load_text(tmp_path, TEXT + '[collect]\ndata = { type = "longest", num = 3 }\n').config
     assert config.collect.data == Longest(num=3)
     assert resolved(config)["collect"]["data"]["num"] == 3  # the run is known by it
-    with pytest.raises(ConfigError, match=r"15: collect.data.num: input should be greater than 0, got 0$"):
-        load(tmp_path, '[collect]\ndata = { type = "longest", num = 0 }\n')
+    lines = mistakes_in(tmp_path, TEXT + '[collect]\ndata = { type = "longest", num = 0 }\n')
+    assert lines == ["15: collect.data.num: input should be greater than 0, got 0"]
 
 
 def test_what_is_read(tmp_path: Path) -> None:
-    config = load(tmp_path, "")
+    config = load_text(tmp_path, TEXT).config
     assert config.collect.data == Replace() and config.after_rollback.data is None
     assert not config.wants_tests
     more = (
         '[collect]\ndata = { type = "pool", size = 9, dedup = "near" }\n[after_rollback]\ntemperatures = [1.1, 0.8]\n'
         'data = { type = "mix", base = 0.1, passed_tests = true }\n'
     )
-    config = load(tmp_path, more)
+    config = load_text(tmp_path, TEXT + more).config
     assert config.collect.data == Pool(size=9, dedup="near")
     assert config.after_rollback.data == Mix(base=0.1, passed_tests=True)
     assert config.wants_tests

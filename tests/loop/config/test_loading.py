@@ -5,14 +5,14 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
-from loop.config.loading import LoadedConfig, config_mistakes, find_config, load_config
+from loop.config.loading import config_mistakes, find_config, load_config
 from loop.config.page_of_keys import tables_in
 from loop.config.same_run import config_sha256, differences, resolved
 from loop.config.settings import Config
@@ -20,6 +20,7 @@ from loop.config.toml_lines import KeyPath
 from loop.errors import ConfigError, PermissionDenied
 from policies.mistakes import dotted
 from tests.support import ROOT
+from tests.support.configurations import load_text, mistakes_in
 
 GOOD = """\
 name = "demo"
@@ -40,46 +41,21 @@ suite = "first"
 gates = [{ type = "improvement" }]
 """
 
-Load = Callable[[str], LoadedConfig]
-
-
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Load a text as ./loop.toml."""
-    monkeypatch.chdir(tmp_path)
-
-    def load_text(text: str) -> LoadedConfig:
-        Path("loop.toml").write_text(text, encoding="utf-8")
-        return load_config(Path("loop.toml"))
-
-    return load_text
-
-
-def mistakes(load: Load, text: str) -> list[str]:
-    """The lines of the error."""
-    with pytest.raises(ConfigError) as caught:
-        load(text)
-    assert caught.value.exit_code == 78
-    return str(caught.value).splitlines()
-
-
-def test_a_good_file(load: Load, tmp_path: Path) -> None:
-    loaded = load(GOOD)
-    assert loaded.config.suite("first").pass_at == (1, 4)
-    assert loaded.path == tmp_path / "loop.toml"
-    assert (loaded.run_dir, loaded.base_dir) == (tmp_path / ".loop", tmp_path)
-
 
 @pytest.mark.parametrize("text", ["\ufeff" + GOOD, GOOD.replace("\n", "\r\n")])
-def test_windows_files_are_read_too(load: Load, text: str) -> None:
-    assert load(text).config == load(GOOD).config
+def test_windows_files_are_read_too(tmp_path: Path, text: str) -> None:
+    assert load_text(tmp_path, text).config == load_text(tmp_path, GOOD).config
 
 
-def test_run_dir_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "my.toml").write_text('run_dir = "../runs/a"\n' + GOOD)
+def test_a_good_file_and_run_dir_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert load_config(Path("deep/my.toml")).run_dir == tmp_path / "runs" / "a"
+    Path("deep").mkdir()
+    for more, run_dir in (("", "deep/.loop"), ('run_dir = "../runs/a"\n', "runs/a")):
+        Path("deep/my.toml").write_text(more + GOOD)
+        loaded = load_config(Path("deep/my.toml"))
+        assert loaded.config.suite("first").pass_at == (1, 4)
+        assert (loaded.path, loaded.base_dir) == (tmp_path / "deep/my.toml", tmp_path / "deep")
+        assert loaded.run_dir == tmp_path / run_dir
 
 
 # One change to the good file (old text, new text) and the lines that it must give.
@@ -185,10 +161,9 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), TABLE, ids=[row[1][:40] or "removed" for row in TABLE])
-def test_a_mistake_has_its_line(load: Load, old: str, new: str, expected: list[str]) -> None:
+def test_a_mistake_has_its_line(tmp_path: Path, old: str, new: str, expected: list[str]) -> None:
     assert old in GOOD
-    lines = mistakes(load, GOOD.replace(old, new, 1))
-    assert lines == [f"loop.toml:{line}" for line in expected]
+    assert mistakes_in(tmp_path, GOOD.replace(old, new, 1)) == expected
 
 
 def numeric_keys(table: type[BaseModel] = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -197,8 +172,8 @@ def numeric_keys(table: type[BaseModel] = Config, path: KeyPath = ()) -> Iterato
         kind = str(field.annotation)
         here: KeyPath = (*path, name, 0) if "uple[" in kind and name != "lora" else (*path, name)
         below = list(tables_in(field.annotation))
-        for one in below:
-            yield from numeric_keys(one, here)
+        for inner in below:
+            yield from numeric_keys(inner, here)
         if not below and re.search(r"\b(int|float)\b", kind):
             yield here
 
@@ -213,26 +188,25 @@ def test_a_number_that_no_store_takes_is_refused_in_one_line(key: KeyPath, numbe
     assert len(problem) < 200 and re.search(r"\d.*; give a ", problem), problem
 
 
-def test_all_mistakes_come_at_once_in_the_order_of_the_file(load: Load) -> None:
+def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = (
         GOOD.replace('"demo"', "3")
         .replace("top_p = 0.8", "top_p = 8")
         .replace('suite = "first"', 'suite = "none"')
         .replace('gates = [{ type = "improvement" }]', 'gates = [{ type = "a" }, { type = "b" }]')
     )
-    places = [":".join(line.split(":")[:3]) for line in mistakes(load, text)]
-    assert places == [
-        "loop.toml:1: name",
-        "loop.toml:6: sampling.top_p",
-        "loop.toml:15: decide.suite",
-        "loop.toml:16: decide.gates[0].type",
-        "loop.toml:16: decide.gates[1].type",
-    ]
+    places = [": ".join(line.split(": ")[:2]) for line in mistakes_in(tmp_path, text)]
+    gates = ["16: decide.gates[0].type", "16: decide.gates[1].type"]
+    assert places == ["1: name", "6: sampling.top_p", "15: decide.suite", *gates]
 
 
-def test_an_empty_file_lists_what_is_needed(load: Load) -> None:
-    keys = [line.split(": ")[1] for line in mistakes(load, "# nothing\n")]
+def test_an_empty_file_lists_what_is_needed(tmp_path: Path) -> None:
+    keys = [line.split(": ")[1] for line in mistakes_in(tmp_path, "# nothing\n")]
     assert keys == ["decide", "model", "name", "sampling", "suites"]
+
+
+NO_VALUE = 'is not TOML: Invalid value; text stands in "quotes", true and false are lower case'
+TOO_DEEP = " is nested too deeply, or holds a number out of all range; simplify it"
 
 
 @pytest.mark.parametrize(
@@ -240,37 +214,35 @@ def test_an_empty_file_lists_what_is_needed(load: Load) -> None:
     [
         (
             "a",
-            ":1: is not TOML: Expected '=' after a key in a key/value pair; "
-            "a line is key = value, [table] or # comment",
+            "1: is not TOML: Expected '=' after a key in a key/value pair; a line is key = value, [table] or # comment",
         ),
-        ("\na = b\n", ':2: is not TOML: Invalid value; text stands in "quotes", true and false are lower case'),
+        ("\na = b\n", f"2: {NO_VALUE}"),
         (
             "a=1\na=2\n",
-            ":2: is not TOML: Cannot overwrite a value; a key or table is given a second time; keep one of them",
+            "2: is not TOML: Cannot overwrite a value; a key or table is given a second time; keep one of them",
         ),
-        ('a = "x\nb = 1', ":1: is not TOML: Illegal character '\\n'; correct this line or the one before"),
-        ("a = [\n", ':1: is not TOML: Invalid value; text stands in "quotes", true and false are lower case'),
-        ("a = " + "[" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
-        ("a = " + "9" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
-        ("a = 0x" + "f" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
+        ('a = "x\nb = 1', "1: is not TOML: Illegal character '\\n'; correct this line or the one before"),
+        ("a = [\n", f"1: {NO_VALUE}"),
+        ("a = " + "[" * 5000, TOO_DEEP),
+        ("a = " + "9" * 5000, TOO_DEEP),
+        ("a = 0x" + "f" * 5000, TOO_DEEP),
     ],
 )
-def test_broken_toml(load: Load, text: str, expected: str) -> None:
-    assert mistakes(load, text) == [f"loop.toml{expected}"]
+def test_broken_toml(tmp_path: Path, text: str, expected: str) -> None:
+    assert mistakes_in(tmp_path, text) == [expected]
 
 
-def test_files_that_are_none(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases: list[tuple[str, bytes | None, str]] = [
-        ("latin.toml", b'name = "a"\n# caf\xe9\n', "latin.toml:2: is not UTF-8; save the file as UTF-8"),
-        ("no.toml", None, "no.toml: no such file; run `loopctl init` or give --config FILE"),
-        (".", None, ".: is a directory; name the file, loop.toml"),
-    ]
-    for name, content, expected in cases:
-        if content is not None:
-            Path(name).write_bytes(content)
+def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin.toml").write_bytes(b'name = "a"\n# caf\xe9\n')
+    for name, problem in (
+        ("latin.toml", ":2: is not UTF-8; save the file as UTF-8"),
+        ("no.toml", ": no such file; run `loopctl init` or give --config FILE"),
+        (".", ": is a directory; name the file, loop.toml"),
+    ):
         with pytest.raises(ConfigError) as caught:
             load_config(Path(name))
-        assert str(caught.value) == expected
+        assert str(caught.value) == name + problem
 
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
@@ -282,10 +254,9 @@ def test_files_that_are_none(load: Load, tmp_path: Path, monkeypatch: pytest.Mon
     assert refused.value.exit_code == 77
 
 
-def test_a_hostile_value_stays_one_printable_line(load: Load) -> None:
-    [line] = mistakes(load, GOOD.replace('"demo"', '"\\u001b[31m\\u202e\\nred' + "x" * 500 + '"'))
-    assert line.isprintable()
-    assert len(line) < 250
+def test_a_hostile_value_stays_one_printable_line(tmp_path: Path) -> None:
+    [line] = mistakes_in(tmp_path, GOOD.replace('"demo"', '"\\u001b[31m\\u202e\\nred' + "x" * 500 + '"'))
+    assert line.isprintable() and len(line) < 250
 
 
 def test_finding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,8 +272,8 @@ def test_finding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert find_config("given.toml") == Path("given.toml")
 
 
-def test_resolved_is_a_config_again(load: Load) -> None:
-    config = load(GOOD).config
+def test_resolved_is_a_config_again(tmp_path: Path) -> None:
+    config = load_text(tmp_path, GOOD).config
     settings = resolved(config)
     assert settings["decide"]["gates"][0]["alpha"] == 0.05
     again = Config.model_validate_json(json.dumps(settings))
@@ -310,21 +281,10 @@ def test_resolved_is_a_config_again(load: Load) -> None:
     assert config_sha256(again) == config_sha256(config)
 
 
-def test_only_what_defines_the_run_changes_its_hash(load: Load) -> None:
-    config = load(GOOD).config
-    same = 'rounds = 9\nrun_dir = "elsewhere"\n' + GOOD + "[engine]\nbatch_size = 2\n[grading]\nnum_workers = 3\n"
-    assert config_sha256(load(same).config) == config_sha256(config)
-    assert differences(resolved(config), resolved(load(same).config)) == []
-    other = load(GOOD.replace("1.2", "1.1")).config
-    assert config_sha256(other) != config_sha256(config)
-
-
-def test_differences_in_words(load: Load) -> None:
-    old = resolved(load(GOOD).config)
-    new = load(
-        GOOD.replace("1.2", "1.1").replace("num_steps = 4", "num_epochs = 2")
-        + '[[suites]]\nname = "b"\nsource = "humaneval"\ngreedy = true\n'
-    )
+def test_differences_in_words(tmp_path: Path) -> None:
+    old = resolved(load_text(tmp_path, GOOD).config)
+    changed = GOOD.replace("1.2", "1.1").replace("num_steps = 4", "num_epochs = 2")
+    new = load_text(tmp_path, changed + '[[suites]]\nname = "b"\nsource = "humaneval"\ngreedy = true\n')
     lines = differences(old, resolved(new.config))
     assert lines[:3] == [
         "sampling.temperature is 1.1 here and 1.2 in the run directory",
