@@ -17,13 +17,13 @@ from typing import Any
 
 from loop.config.loading import LoadedConfig
 from loop.config.section import HUB_NAME, Mistake
-from loop.config.settings import Config, Prompts
+from loop.config.settings import Config
 from loop.config.settings import Suite as SuiteTable
 from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problem import Problem
 from loop.grading.suite import Suite, load_suite, split_of
-from loop.prompts.sources import SourceKind, load_prompts_and_tests, source_kind
+from loop.prompts.sources import load_prompts_and_tests, source_kind
 from loop.words import safe, shown
 from store.records import Prompt
 
@@ -63,7 +63,9 @@ def inputs_and_mistakes(config: Config, base_dir: Path, run_dir: Path, fetch: bo
     inputs, kind = Inputs([], {}, []), None
     try:
         kind = source_kind(config.prompts.source, base_dir)
-        mistakes += _needless_keys(config.prompts, kind)
+        for name in {"hub": [], "local": ["revision"]}.get(kind, ["config", "revision"]):
+            if getattr(config.prompts, name) is not None:
+                mistakes.append((("prompts", name), "has no meaning for prompts that are not from the hub; remove it"))
         if kind != "hub" or fetch:
             prompts, tests = load_prompts_and_tests(config.prompts, config.model, base_dir, config.wants_tests)
             inputs = Inputs(prompts, tests, [])
@@ -190,12 +192,6 @@ def _tokenizer_mistakes(directory: Path, names: set[str], config: Config) -> Ite
     if not settings.get("chat_template"):
         problem = f"{place} has no chat template; set model.chat_template = false, or add chat_template.jinja"
         yield ("model", "chat_template"), problem
-
-
-def _needless_keys(prompts: Prompts, kind: SourceKind) -> Iterator[Mistake]:
-    for name in {"hub": [], "local": ["revision"]}.get(kind, ["config", "revision"]):
-        if getattr(prompts, name) is not None:
-            yield ("prompts", name), "has no meaning for prompts that are not from the hub; remove it"
 
 
 def _empty_splits(config: Config, table: SuiteTable, suite: Suite) -> Iterator[Mistake]:

@@ -5,11 +5,16 @@ Reads no store. Text that did not come from our own source goes through `words` 
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from jinja2 import Environment, StrictUndefined
 
 from loop.config.toml_text import toml_text
 from loop.engines.by_name import SAMPLER_PACKAGES
@@ -18,6 +23,8 @@ from loop.publishing.card_facts import BUILT_IN_ON_HUB
 from loop.publishing.markdown import block, words
 from loop.reading.checkpoints import publishable
 from loop.words import count, decoding_words, interval, rate, round_name, safe, signed
+from policies.by_type import BadPolicy
+from policies.data import DATA_POLICIES
 from store.records import Json
 
 PAPER = "https://arxiv.org/abs/2604.01193"
@@ -28,10 +35,9 @@ PROMPT_LENGTH = 1500
 
 def card(facts: Json, *, merged: bool) -> str:
     """README.md: YAML metadata, then the text. `merged`: an adapter is exported as whole weights."""
-    from huggingface_hub import ModelCard
-
     adapter = facts["kind"] == "adapter" and not merged
     decider, lineage = facts["config"]["decide"]["suite"], facts["lineage"]
+    measured = {name for name, *_ in _measured(facts)}
     text = _template().render(
         facts,
         adapter=adapter,
@@ -40,8 +46,8 @@ def card(facts: Json, *, merged: bool) -> str:
         built_in_model=BUILT_IN_MODEL,
         built_in_on_hub=BUILT_IN_ON_HUB,
         decider=decider,
-        rows=_rows(facts),
-        missing=[name for name, suite in facts["suites"].items() if _measured(facts, suite) is None],
+        rows=list(_rows(facts)),
+        missing=[name for name in facts["suites"] if name not in measured],
         policy=_policy(facts["settings"]["collect"]["data"]),
         lineage_decoding=next(filter(None, (row["suites"][decider]["decoding"] for row in lineage)), None),
         versions=_versions(),
@@ -52,8 +58,6 @@ def card(facts: Json, *, merged: bool) -> str:
 
 
 def _template() -> Any:
-    from jinja2 import Environment, StrictUndefined
-
     environment = Environment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
@@ -64,8 +68,6 @@ def _template() -> Any:
 
 
 def _metadata(facts: Json, adapter: bool) -> str:
-    from huggingface_hub import ModelCardData
-
     base, results = facts["base"], _results(facts)
     more: Json = {}
     if base["on_hub"]:
@@ -87,40 +89,34 @@ def _metadata(facts: Json, adapter: bool) -> str:
 
 def _results(facts: Json) -> list[Any]:
     """The hub's model-index. Results are told apart by `config`, so the decoding settings are in it."""
-    from huggingface_hub import EvalResult
-
     results = []
-    for name, suite in facts["suites"].items():
-        if (measured := _measured(facts, suite)) is None:
-            continue
+    sources = {table["name"]: table["source"] for table in facts["config"]["suites"]}
+    for name, suite, figures, metric in _measured(facts):
         base_name = name.split("/")[0]
-        sources = {table["name"]: table["source"] for table in facts["config"]["suites"]}
         source = sources.get(base_name, base_name)
         decoding = _decoding(suite["decoding"])
-        for metric in _metrics(measured):
-            args: Json = {"num_samples": suite["num_samples"], "num_problems": measured["num_problems"]}
-            args |= {key: value for key, value in (suite["decoding"] or {}).items() if value not in (None, [], ())}
-            args["role"] = "decides" if suite["decides"] else "canary"
-            if metric == "pass@1":
-                args["interval_95"] = measured["pass@1_interval"]
-                if over := suite["gain_over_base"]:
-                    args |= {"gain_over_base": over["gain"], "gain_over_base_interval_95": over["interval"]}
-            if suite["base"]:
-                args["base"] = suite["base"][metric]
-            results.append(
-                EvalResult(
-                    task_type="text-generation",
-                    task_name="Code generation",
-                    dataset_type=DATA_SETS.get(source, safe(Path(source).name)),
-                    dataset_name=safe(name),
-                    dataset_config=f"{safe(name)}: {decoding}",
-                    dataset_split=_safe(suite["split"]),
-                    metric_type=metric,
-                    metric_name=f"{metric} ({decoding})",
-                    metric_value=measured[metric],
-                    metric_args=_safe(args),
-                )
-            )
+        args: Json = {"num_samples": suite["num_samples"], "num_problems": figures["num_problems"]}
+        args |= {key: value for key, value in (suite["decoding"] or {}).items() if value not in (None, [], ())}
+        args["role"] = "decides" if suite["decides"] else "canary"
+        if metric == "pass@1":
+            args["interval_95"] = figures["pass@1_interval"]
+            if over := suite["gain_over_base"]:
+                args |= {"gain_over_base": over["gain"], "gain_over_base_interval_95": over["interval"]}
+        if suite["base"]:
+            args["base"] = suite["base"][metric]
+        result = EvalResult(
+            task_type="text-generation",
+            task_name="Code generation",
+            dataset_type=DATA_SETS.get(source, safe(Path(source).name)),
+            dataset_name=safe(name),
+            dataset_config=f"{safe(name)}: {decoding}",
+            dataset_split=_safe(suite["split"]),
+            metric_type=metric,
+            metric_name=f"{metric} ({decoding})",
+            metric_value=figures[metric],
+            metric_args=_safe(args),
+        )
+        results.append(result)
     return results
 
 
@@ -133,8 +129,12 @@ def _safe(value: Any) -> Any:
     return safe(value) if isinstance(value, str) else value
 
 
-def _metrics(figures: Json) -> list[str]:
-    return sorted((key for key in figures if re.fullmatch(r"pass@\d+", key)), key=lambda key: int(key[5:]))
+def _measured(facts: Json) -> Iterator[tuple[str, Json, Json, str]]:
+    """Each pass@k of the checkpoint itself: the suite's name, the suite, its figures, and the key of this one in them."""
+    for name, suite in facts["suites"].items():
+        figures = (suite["candidate"] if facts["round"] else suite["base"]) or {}
+        for k in sorted(int(key[5:]) for key in figures if re.fullmatch(r"pass@\d+", key)):
+            yield name, suite, figures, f"pass@{k}"
 
 
 def _decoding(settings: Json | None) -> str:
@@ -145,27 +145,14 @@ def _decoding(settings: Json | None) -> str:
     return f"{text}, stop strings" if settings.get("stop") else text
 
 
-def _measured(facts: Json, suite: Json) -> Json | None:
-    """The figures of the checkpoint itself on a suite."""
-    figures: Json | None = suite["candidate"] if facts["round"] else suite["base"]
-    return figures
-
-
-def _rows(facts: Json) -> list[list[str]]:
+def _rows(facts: Json) -> Iterator[list[str]]:
     """The cells of the table of figures."""
-    rows = []
-    for name, suite in facts["suites"].items():
-        figures, base = _measured(facts, suite), suite["base"]
+    for name, suite, figures, metric in _measured(facts):
         role = "decides" if suite["decides"] else "split that was opened" if "/" in name else "canary"
         split = f", {words(suite['split'])}" if suite["split"] not in (None, "all") else ""
-        for metric in _metrics(figures or {}):
-            assert figures is not None
-            row = [f"{words(name)} ({role}{split})", _decoding(suite["decoding"])]
-            row += [f"{figures['num_problems']} x {suite['num_samples']}", metric, _rate(base, metric)]
-            if facts["round"]:
-                row += [_rate(figures, metric), _gain(suite, figures, base, metric)]
-            rows.append(row)
-    return rows
+        row = [f"{words(name)} ({role}{split})", _decoding(suite["decoding"])]
+        row += [f"{figures['num_problems']} x {suite['num_samples']}", metric, _rate(suite["base"], metric)]
+        yield row + ([_rate(figures, metric), _gain(suite, figures, metric)] if facts["round"] else [])
 
 
 def _rate(figures: Json | None, metric: str) -> str:
@@ -174,8 +161,8 @@ def _rate(figures: Json | None, metric: str) -> str:
     return f"{rate(figures[metric])} {interval(figures.get(f'{metric}_interval'))}".strip()
 
 
-def _gain(suite: Json, figures: Json, base: Json | None, metric: str) -> str:
-    over = suite["gain_over_base"]
+def _gain(suite: Json, figures: Json, metric: str) -> str:
+    over, base = suite["gain_over_base"], suite["base"]
     if metric == "pass@1" and over:
         return f"{signed(over['gain'])} {interval(over['interval'], sign=True)}"
     return signed(figures[metric] - base[metric]) if base and base.get(metric) is not None else "-"
@@ -183,9 +170,6 @@ def _gain(suite: Json, figures: Json, base: Json | None, metric: str) -> str:
 
 def _policy(table: Json) -> str:
     """A data policy in a line: its type, and what in it is not the default."""
-    from policies.by_type import BadPolicy
-    from policies.data import DATA_POLICIES
-
     try:
         chosen = DATA_POLICIES.build(table).model_dump(mode="json", exclude_defaults=True)
     except BadPolicy:  # it came from a package that is not installed here
@@ -200,14 +184,10 @@ def _asked(content: Json) -> str:
     return text if len(text) <= PROMPT_LENGTH else f"{text[:PROMPT_LENGTH]}\n[...]"
 
 
-def _versions() -> list[str]:
-    versions = []
+def _versions() -> Iterator[str]:
     for name in PACKAGES:
-        try:
-            versions.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            yield f"{name} {importlib.metadata.version(name)}"
 
 
 def _escaped(toml: str) -> str:

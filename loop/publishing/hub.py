@@ -87,18 +87,14 @@ def _explained(error: BaseException, repo: str, endpoint: str) -> LoopError:
     again = "the directory is whole; the same command tries again"
     for cause in _causes(error):
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
-            return _refused(cause.response.status_code, cause.server_message or "", repo, endpoint)
+            status, message = cause.response.status_code, one_line(cause.server_message or "", SAID_LENGTH)
+            answer = f"--push {repo}: {endpoint} answered {status}{f' ({message})' if message else ''}"
+            kind = PermissionDenied if status in (401, 403) else LoopError
+            return kind(answer + REFUSALS.get(status, "; the directory is whole: the same command tries again"))
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
             why = one_line(str(cause) or type(cause).__name__, SAID_LENGTH)
             return LoopError(f"--push {repo}: {endpoint} cannot be reached ({why}); {again}")
     return LoopError(f"--push {repo}: {one_line(f'{type(error).__name__}: {error}', SAID_LENGTH)}; {again}")
-
-
-def _refused(status: int, message: str, repo: str, endpoint: str) -> LoopError:
-    because = f" ({one_line(message, SAID_LENGTH)})" if message else ""
-    remedy = REFUSALS.get(status, "; the directory is whole: the same command tries again")
-    error = PermissionDenied if status in (401, 403) else LoopError
-    return error(f"--push {repo}: {endpoint} answered {status}{because}{remedy}")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

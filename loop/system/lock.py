@@ -33,17 +33,13 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise LockedError(f"{run_dir}: process {named} holds this run; wait for it or stop it first") from None
         os.pwrite(descriptor, words := f"{os.getpid():<20}\n".encode(), 0)  # in place, which needs no room
         os.ftruncate(descriptor, len(words))
-        _may_write(run_dir)
+        for path in (run_dir, *(run_dir / name for name in (DATABASE, CHECKPOINTS, "logs"))):
+            if path.exists() and not os.access(path, os.W_OK):  # else hours of sampling pass before the error comes
+                remedy = "make it writable for this user, or set another run_dir"
+                raise PermissionDenied(f"{path}: permission denied; {remedy}")
         yield
     finally:
         os.close(descriptor)
-
-
-def _may_write(run_dir: Path) -> None:
-    """PermissionDenied, before hours of sampling, where a part of the run directory belongs to another user."""
-    for path in (run_dir, *(run_dir / name for name in (DATABASE, CHECKPOINTS, "logs"))):
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionDenied(f"{path}: permission denied; make it writable for this user, or set another run_dir")
 
 
 def holder(run_dir: Path) -> int | None:
