@@ -9,6 +9,26 @@ from loop.config.loading import LoadedConfig, load_config
 from loop.config.toml_text import toml_text
 from loop.errors import ConfigError
 
+# Mistakes are asserted with their lines: keep it at 16.
+VALID = """\
+name = "demo"
+[model]
+source = "smollm2-135m"
+[sampling]
+temperature = 1.2
+top_p = 0.8
+[training]
+num_steps = 4
+[[suites]]
+name = "first"
+source = "first-steps"
+num_samples = 4
+pass_at = [1, 4]
+[decide]
+suite = "first"
+gates = [{ type = "improvement" }]
+"""
+
 _SMALL: dict[str, Any] = {
     "name": "small",
     "rounds": 2,

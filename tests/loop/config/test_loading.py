@@ -6,11 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from loop.config.loading import config_mistakes, find_config, load_config
 from loop.config.page_of_keys import tables_in
@@ -18,40 +19,22 @@ from loop.config.same_run import config_sha256, differences, resolved
 from loop.config.settings import Config
 from loop.config.toml_lines import KeyPath
 from loop.errors import ConfigError, PermissionDenied
+from policies.data import DataPolicy, Mix, Pool, Replace
 from policies.mistakes import dotted
 from tests.support import ROOT
-from tests.support.configurations import load_text, mistakes_in
-
-GOOD = """\
-name = "demo"
-[model]
-source = "smollm2-135m"
-[sampling]
-temperature = 1.2
-top_p = 0.8
-[training]
-num_steps = 4
-[[suites]]
-name = "first"
-source = "first-steps"
-num_samples = 4
-pass_at = [1, 4]
-[decide]
-suite = "first"
-gates = [{ type = "improvement" }]
-"""
+from tests.support.configurations import VALID, load_text, mistakes_in
 
 
-@pytest.mark.parametrize("text", ["\ufeff" + GOOD, GOOD.replace("\n", "\r\n")])
+@pytest.mark.parametrize("text", ["\ufeff" + VALID, VALID.replace("\n", "\r\n")])
 def test_windows_files_are_read_too(tmp_path: Path, text: str) -> None:
-    assert load_text(tmp_path, text).config == load_text(tmp_path, GOOD).config
+    assert load_text(tmp_path, text).config == load_text(tmp_path, VALID).config
 
 
 def test_a_good_file_and_run_dir_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("deep").mkdir()
     for more, run_dir in (("", "deep/.loop"), ('run_dir = "../runs/a"\n', "runs/a")):
-        Path("deep/my.toml").write_text(more + GOOD)
+        Path("deep/my.toml").write_text(more + VALID)
         loaded = load_config(Path("deep/my.toml"))
         assert loaded.config.suite("first").pass_at == (1, 4)
         assert (loaded.path, loaded.base_dir) == (tmp_path / "deep/my.toml", tmp_path / "deep")
@@ -162,8 +145,49 @@ TABLE = [
 
 @pytest.mark.parametrize(("old", "new", "expected"), TABLE, ids=[row[1][:40] or "removed" for row in TABLE])
 def test_a_mistake_has_its_line(tmp_path: Path, old: str, new: str, expected: list[str]) -> None:
-    assert old in GOOD
-    assert mistakes_in(tmp_path, GOOD.replace(old, new, 1)) == expected
+    assert old in VALID
+    assert mistakes_in(tmp_path, VALID.replace(old, new, 1)) == expected
+
+
+TYPES = "replace, accumulate, mix, window, pool"
+# Nothing is cut from the distribution, and there is a single epoch. What is added begins in line 17.
+PLAIN = VALID.replace("top_p = 0.8\n", "").replace("num_steps = 4", "num_epochs = 1\nlearning_rate = 1e-5")
+
+
+@pytest.mark.parametrize(
+    ("more", "lines"),
+    [
+        ('[collect]\ndata = "replace"', [
+            "18: collect.data: 'replace' is not a table; give one such as { type = \"accumulate\" }"]),
+        ("[collect]\ndata = {}", [f"18: collect.data: type is missing; known types: {TYPES}"]),
+        ('[collect]\ndata = { type = "all" }', [f"18: collect.data.type: unknown type 'all'; known types: {TYPES}"]),
+        ('[collect]\nmin_line = 3\n[collect.data]\ntype = "pool"\nsize = "5"', [
+            "18: collect.min_line: unknown key; the closest is min_lines",
+            "21: collect.data.size: input should be a valid integer, got '5' (How many completions training sees)"]),
+        ('[collect]\ndata = { type = "mix", earlier = 0.6, base = 0.6 }', [
+            "18: collect.data: earlier 0.6 and base 0.6 leave no share for fresh completions"]),
+        ('[collect]\ndata = { type = "pool", size = 5, rounds = 3 }', [
+            "18: collect.data.rounds: unknown key; the keys of 'pool' are type, dedup, near_similarity, min_tokens, "
+            "max_tokens, passed_tests, without_tests, only_kept, size"]),
+        ('[after_rollback]\ndata = { type = "window" }', [
+            "18: after_rollback.data.rounds: is missing (How many rounds, this one among them)"]),
+        ("[after_rollback]\npatience = 0\nlearning_rate_factor = 2\ntemperatures = [0]\nlearning_rate = 1", [
+            "18: after_rollback.patience: 0 is too small; give a whole number of at least 1",
+            "19: after_rollback.learning_rate_factor: 2 is not between 0 and 1; give a number above 0 and at most 1",
+            "20: after_rollback.temperatures[0]: 0 is not between 0 and 10; give a number above 0 and at most 10",
+            "21: after_rollback.learning_rate: unknown key here; it is a key of [training]"]),
+        ("[after_rollback]\ntemperatures = [1.1, 1.0]\nlearning_rate_floor = 1e-4\nlength_factor = 0.5", [
+            "18: after_rollback.temperatures[1]: 1 without top_k, top_p or repetition_penalty in [sampling] is a fixed "
+            "point; give another",
+            "19: after_rollback.learning_rate_floor: 0.0001 is above training.learning_rate 1e-05; give at most that",
+            "20: after_rollback.length_factor: a single epoch cannot be made shorter; give training.num_steps, or leave "
+            "this out"]),
+        ('[schedule]\nstop = [{ type = "hours" }]', [
+            "18: schedule.stop[0].value: is missing (Hours of work: what all attempts took, failed ones included)"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_what_is_added_has_its_line(tmp_path: Path, more: str, lines: list[str]) -> None:
+    assert mistakes_in(tmp_path, PLAIN + more) == lines
 
 
 def numeric_keys(table: type[BaseModel] = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -190,7 +214,7 @@ def test_a_number_that_no_store_takes_is_refused_in_one_line(key: KeyPath, numbe
 
 def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = (
-        GOOD.replace('"demo"', "3")
+        VALID.replace('"demo"', "3")
         .replace("top_p = 0.8", "top_p = 8")
         .replace('suite = "first"', 'suite = "none"')
         .replace('gates = [{ type = "improvement" }]', 'gates = [{ type = "a" }, { type = "b" }]')
@@ -255,7 +279,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_hostile_value_stays_one_printable_line(tmp_path: Path) -> None:
-    [line] = mistakes_in(tmp_path, GOOD.replace('"demo"', '"\\u001b[31m\\u202e\\nred' + "x" * 500 + '"'))
+    [line] = mistakes_in(tmp_path, VALID.replace('"demo"', '"\\u001b[31m\\u202e\\nred' + "x" * 500 + '"'))
     assert line.isprintable() and len(line) < 250
 
 
@@ -273,7 +297,7 @@ def test_finding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_resolved_is_a_config_again(tmp_path: Path) -> None:
-    config = load_text(tmp_path, GOOD).config
+    config = load_text(tmp_path, VALID).config
     settings = resolved(config)
     assert settings["decide"]["gates"][0]["alpha"] == 0.05
     again = Config.model_validate_json(json.dumps(settings))
@@ -282,8 +306,8 @@ def test_resolved_is_a_config_again(tmp_path: Path) -> None:
 
 
 def test_differences_in_words(tmp_path: Path) -> None:
-    old = resolved(load_text(tmp_path, GOOD).config)
-    changed = GOOD.replace("1.2", "1.1").replace("num_steps = 4", "num_epochs = 2")
+    old = resolved(load_text(tmp_path, VALID).config)
+    changed = VALID.replace("1.2", "1.1").replace("num_steps = 4", "num_epochs = 2")
     new = load_text(tmp_path, changed + '[[suites]]\nname = "b"\nsource = "humaneval"\ngreedy = true\n')
     lines = differences(old, resolved(new.config))
     assert lines[:3] == [
@@ -299,3 +323,36 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, loop.config.loading; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Longest(DataPolicy):
+    """A data policy of somebody else's package."""
+
+    type: Literal["longest"] = "longest"
+    num: int = Field(gt=0)
+
+
+def test_a_third_partys_data_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    points = EntryPoints([EntryPoint("longest", "third_party:Longest", "loop.data_policies")])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points.select(group=group))
+    config = load_text(tmp_path, VALID + '[collect]\ndata = { type = "longest", num = 3 }\n').config
+    assert config.collect.data == Longest(num=3)
+    assert resolved(config)["collect"]["data"]["num"] == 3  # the run is known by it
+    lines = mistakes_in(tmp_path, VALID + '[collect]\ndata = { type = "longest", num = 0 }\n')
+    assert lines == ["18: collect.data.num: input should be greater than 0, got 0"]
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    config = load_text(tmp_path, VALID).config
+    assert config.collect.data == Replace() and config.after_rollback.data is None
+    assert not config.wants_tests
+    more = (
+        '[collect]\ndata = { type = "pool", size = 9, dedup = "near" }\n[after_rollback]\ntemperatures = [1.1, 0.8]\n'
+        'data = { type = "mix", base = 0.1, passed_tests = true }\n'
+    )
+    config = load_text(tmp_path, VALID + more).config
+    assert config.collect.data == Pool(size=9, dedup="near")
+    assert config.after_rollback.data == Mix(base=0.1, passed_tests=True)
+    assert config.wants_tests
+    assert resolved(config)["after_rollback"]["data"]["near_similarity"] == 0.9
