@@ -173,10 +173,8 @@ def _copied(source: Source, name: str, target: Path, expected: str) -> None:
     except FileNotFoundError as error:
         raise LoopError(f"{source.words}: {error.filename} is missing; `loopctl verify` checks all files") from None
     if digest.hexdigest() != expected:
-        raise LoopError(
-            f"{source.words} is damaged: {source.path / name}: the content differs from the manifest (SHA-256); "
-            "nothing was exported"
-        )
+        damage = f"{source.path / name}: the content differs from the manifest (SHA-256)"
+        raise LoopError(f"{source.words} is damaged: {damage}; nothing was exported")
 
 
 def _merge(source: Source, base: Source, target: Path, logs: Path) -> None:

@@ -121,9 +121,7 @@ def choose(
     texts at a time. Memory is that of the round's own, of one part of the earlier ones, and of what a draw chooses.
     """
     left_out = {each.candidate.id: each.why for each in own if each.why is not None}
-    counted: Counter[str] = Counter()
-    for past in earlier:
-        counted.update(past.left_out)
+    counted = sum((Counter(past.left_out) for past in earlier), Counter[str]())
     parts = [part.entries for part in parts_of(own)]
     from_base = any(each.candidate.from_base for each in own)
     fresh = Packed(round, from_base, len(own) - len(left_out), parts.__getitem__)
@@ -139,8 +137,7 @@ def choose(
     if policy.passed_tests or policy.min_tokens or policy.max_tokens is not None:
         for packed in rounds:
             for part in range(PARTS):
-                ids = list(packed.ids_of(part)) if policy.passed_tests else []
-                verdicts = verdicts_of(ids) if ids else {}
+                verdicts = verdicts_of(list(packed.ids_of(part))) if policy.passed_tests else {}
                 for at, (candidate, _, _) in packed.described(part):
                     if why := why_not(policy, candidate, verdicts.get(candidate.id)):
                         leave_out(packed, part, at, candidate.id, why)

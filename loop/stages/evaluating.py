@@ -81,9 +81,8 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
     Problems, prompt format and wording, extraction and splits are all in the hash: change one, and it is another suite.
     """
     prompts = [_prompt(problem, loaded, suite, config) for problem in loaded.problems]
-    identity = sha256_of(
-        [loaded.identity, suite.prompt_format, TEMPLATE_VERSION, dict(suite.splits), [prompt.id for prompt in prompts]]
-    )
+    asked = dict(suite.splits), [prompt.id for prompt in prompts]
+    identity = sha256_of([loaded.identity, suite.prompt_format, TEMPLATE_VERSION, *asked])
     rows = [
         Problem(
             suite_sha256=identity,
@@ -100,9 +99,8 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
     graded_as: dict[str, GradingProblem] = {}
     for prompt, problem in zip(prompts, loaded.problems, strict=True):
         if (twin := graded_as.setdefault(prompt.id, problem)) is not problem:
-            raise ConfigError(
-                f"{suite.source}: problems {twin.task_id!r} and {problem.task_id!r} ask the same question; remove one"
-            )
+            both = f"problems {twin.task_id!r} and {problem.task_id!r}"
+            raise ConfigError(f"{suite.source}: {both} ask the same question; remove one")
     row = Suite(identity, suite.name, loaded.source, suite.prompt_format, len(rows))
     return Yardstick(suite, row, rows, graded_as, {prompt.id: prompt for prompt in prompts})
 
@@ -113,12 +111,8 @@ def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, 
         asked = content(problem.prompt_code or problem.statement, chat=False)
     else:
         opened = opening(problem.prompt_code) if suite.prompt_format == "chat-fence" else ""
-        asked = content(
-            ask(problem.statement, problem.prompt_code),
-            chat=model.chat_template,
-            opening=opened,
-            system_prompt=model.system_prompt,
-        )
+        question = ask(problem.statement, problem.prompt_code)
+        asked = content(question, chat=model.chat_template, opening=opened, system_prompt=model.system_prompt)
     return Prompt(sha256_of(asked), loaded.source, problem.task_id, problem.statement, asked)
 
 

@@ -14,6 +14,7 @@ from tests.support import ROOT
 from tests.support.configurations import VALID, load_text, mistakes_in
 
 WINDOW_REMEDY = 'write "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin" or "weekends"'
+UNTIL_REMEDY = 'write "2026-12-24T08:00", or "2026-12-24T08:00+01:00"'
 CRON_REMEDY = 'write minute, hour, day, month and weekday: "0 22 * * *" or "30 6 * * 1-5"'
 
 
@@ -29,17 +30,15 @@ CRON_REMEDY = 'write minute, hour, day, month and weekday: "0 22 * * *" or "30 6
         ('every = "continuous"\ncron = "0 22 * * *"', ["18: schedule.every: every and cron are both given; give one"]),
         ('cron = "0 22 * *"', [f"18: schedule.cron: '0 22 * *' has 4 fields, not 5; {CRON_REMEDY}"]),
         ('cron = ""', [f"18: schedule.cron: '' has 0 fields, not 5; {CRON_REMEDY}"]),
-        ('cron = "60 22 * * *"',
-         [f"18: schedule.cron: '60 22 * * *': minute 60 is not between 0 and 59; {CRON_REMEDY}"]),
-        ('cron = "0 0 * * mon-fri,x"', [f"18: schedule.cron: '0 0 * * mon-fri,x': 'x' is no weekday; {CRON_REMEDY}"]),
-        ('cron = "0 0 * * mon-fri/0"',
-         [f"18: schedule.cron: '0 0 * * mon-fri/0': 'mon-fri/0' is no weekday; {CRON_REMEDY}"]),
-        ('cron = "0 0 1 march *"', [f"18: schedule.cron: '0 0 1 march *': 'march' is no month; {CRON_REMEDY}"]),
-        ('cron = "0 8-6 * * *"',
-         [f"18: schedule.cron: '0 8-6 * * *': the hours '8-6' end before they begin; {CRON_REMEDY}"]),
-        ('cron = "0 0 30 2 *"', ["18: schedule.cron: '0 0 30 2 *' never comes; give a day that is in the month"]),
-        ('cron = "0 0 31 2,4,jun *"',
-         ["18: schedule.cron: '0 0 31 2,4,jun *' never comes; give a day that is in the month"]),
+        *((f'cron = "{text}"', [f"18: schedule.cron: '{text}': {problem}; {CRON_REMEDY}"]) for text, problem in (
+            ("60 22 * * *", "minute 60 is not between 0 and 59"),
+            ("0 0 * * mon-fri,x", "'x' is no weekday"),
+            ("0 0 * * mon-fri/0", "'mon-fri/0' is no weekday"),
+            ("0 0 * * *-fri", "'*-fri' is no weekday"),
+            ("0 0 1 march *", "'march' is no month"),
+            ("0 8-6 * * *", "the hours '8-6' end before they begin"))),
+        *((f'cron = "{text}"', [f"18: schedule.cron: '{text}' never comes; give a day that is in the month"])
+          for text in ("0 0 30 2 *", "0 0 31 2,4,jun *")),
         ('cron = "0 0 13 * 5"', ["18: schedule.cron: '0 0 13 * 5' names a day of the month and a weekday, and cron "
                                  "programs differ in what that means; put * for one of them"]),
         ('timezone = "Europe/Berln"',
@@ -54,22 +53,15 @@ CRON_REMEDY = 'write minute, hour, day, month and weekday: "0 22 * * *" or "30 6
         ('windows = [\n "weekends",\n "10:00-10:00",\n "",\n]',
          ["20: schedule.windows[1]: '10:00-10:00' ends when it begins; write 00:00-24:00 for the whole day",
           f"21: schedule.windows[2]: '' names neither days nor times; {WINDOW_REMEDY}"]),
-        ('windows = ["10-18"]', [f"18: schedule.windows[0]: '10-18': '10-18' is neither days nor times; {WINDOW_REMEDY}"]),
-        ('windows = ["Mo 10:00-12:00"]',
-         [f"18: schedule.windows[0]: 'Mo 10:00-12:00': 'Mo' is neither days nor times; {WINDOW_REMEDY}"]),
-        ('windows = ["saturn"]',
-         [f"18: schedule.windows[0]: 'saturn': 'saturn' is neither days nor times; {WINDOW_REMEDY}"]),
+        *((f'windows = ["{text}"]',
+           [f"18: schedule.windows[0]: '{text}': '{text.split()[0]}' is neither days nor times; {WINDOW_REMEDY}"])
+          for text in ("10-18", "Mo 10:00-12:00", "saturn")),
         ('windows = ["22:00-07:00 weekends UTC"]',
          [f"18: schedule.windows[0]: '22:00-07:00 weekends UTC': 'weekends' is not expected here; {WINDOW_REMEDY}"]),
         ('windows = ["weekends Erope/Berlin"]',
          ["18: schedule.windows[0]: 'Erope/Berlin' is no time zone; the closest is Europe/Berlin"]),
-        ('until = "Christmas"', ["""18: schedule.until: 'Christmas' is not a date with a time; write "2026-12-24T08:00", """
-                                 'or "2026-12-24T08:00+01:00"']),
-        ('until = "2026-12-24"', ["""18: schedule.until: '2026-12-24' is not a date with a time; write """
-                                  '"2026-12-24T08:00", or "2026-12-24T08:00+01:00"']),
-        ('until = "0001-01-01T00:00+14:00"',
-         ["""18: schedule.until: '0001-01-01T00:00+14:00' is not a date with a time; write "2026-12-24T08:00", """
-          'or "2026-12-24T08:00+01:00"']),
+        *((f'until = "{text}"', [f"18: schedule.until: '{text}' is not a date with a time; {UNTIL_REMEDY}"])
+          for text in ("Christmas", "2026-12-24", "0001-01-01T00:00+14:00")),
         ("until = 2026-12-24T08:00:00",
          ["18: schedule.until: 2026-12-24 08:00:00 is a date or time; no key takes one (text stands in quotes)"]),
         ('stop = [\n { type = "plateau", rounds = 5 },\n { type = "taget", value = 0.5 },\n]',
@@ -117,10 +109,14 @@ def test_only_what_defines_the_run_changes_its_hash(tmp_path: Path) -> None:
     assert config_sha256(load_text(tmp_path, VALID.replace("1.2", "1.1")).config) != config_sha256(plain)
 
 
-def test_a_resolved_schedule_is_valid_again(tmp_path: Path) -> None:
+def test_resolved_is_a_config_again(tmp_path: Path) -> None:
     for text in (VALID, VALID + FULL, f'{VALID}[schedule]\nevery = "6h"\n'):
         config = load_text(tmp_path, text).config
-        assert Config.model_validate_json(json.dumps(resolved(config))).schedule == config.schedule
+        settings = resolved(config)
+        assert settings["decide"]["gates"][0]["alpha"] == 0.05
+        again = Config.model_validate_json(json.dumps(settings))
+        assert resolved(again) == settings and again.schedule == config.schedule
+        assert config_sha256(again) == config_sha256(config)
 
 
 def test_the_commented_schedule_of_the_project_is_valid(tmp_path: Path) -> None:

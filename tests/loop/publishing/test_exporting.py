@@ -58,9 +58,6 @@ def left_over(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name.endswith(".partial")]
 
 
-# ---- the directory ---------------------------------------------------------------------------------------------------
-
-
 def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
     base = call("export", "base", "deep/er/base", "--json").json
     assert (base["path"], base["round"], base["kind"]) == (str(finished / "deep/er/base"), 0, "full")
@@ -192,9 +189,6 @@ def test_the_model_libraries_stay_out(finished: Path) -> None:
 def test_the_generation_config(decoding: dict[str, Any], expected: dict[str, Any]) -> None:
     before = {"eos_token_id": 2, "temperature": 0.1, "top_k": 50, "min_p": 0.1, "do_sample": True, "max_length": 20}
     assert generation_config(before, decoding) == expected
-
-
-# ---- the card --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -293,11 +293,3 @@ def test_a_watch_without_pulse_will_do_and_one_with_it_is_told(
     assert watch.num_beats == 0
     begin().sampler(checkpoint)
     assert watch.num_beats > 0
-
-
-def test_a_sampler_that_was_ended_serves_nothing(begin: Begin, checkpoint: CheckpointRef) -> None:
-    engines = begin()
-    sampler = engines.sampler(checkpoint)
-    assert engines.serving(checkpoint.sha256) is sampler and engines.serving("1" * 64) is None
-    sampler.worker.end()  # type: ignore[attr-defined]
-    assert engines.serving(checkpoint.sha256) is None
