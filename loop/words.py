@@ -73,8 +73,9 @@ def size(num_bytes: float | None) -> str:
     """81 GB, 2.1 GB, 11 MB: powers of ten, as disks are sold."""
     if num_bytes is None:
         return "-"
-    units = iter(("B", "kB", "MB", "GB", "TB"))
-    while (unit := next(units)) != "TB" and num_bytes >= 999.5:
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if num_bytes < 999.5 or unit == "TB":
+            break
         num_bytes /= 1000
     return f"{num_bytes:.1f} {unit}" if unit != "B" and num_bytes < 9.95 else f"{num_bytes:.0f} {unit}"
 

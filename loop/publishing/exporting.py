@@ -57,7 +57,6 @@ class Exported:
 
     @property
     def size_bytes(self) -> int:
-        """The sum over all files."""
         return sum(entry["size_bytes"] for entry in self.files)
 
 
@@ -156,9 +155,6 @@ def _copy(source: Source, target: Path) -> None:
     for name, expected in source.row.manifest["files"].items():
         if _is_wanted(name):
             _copied(source, name, target / name, expected["sha256"])
-    for name, path in source.licences.items():
-        if not (target / name).exists():
-            shutil.copyfile(path, target / name)
 
 
 def _copied(source: Source, name: str, target: Path, expected: str) -> None:
@@ -194,8 +190,6 @@ def _merge(source: Source, base: Source, target: Path, logs: Path) -> None:
         tag="merging the adapter",
     )
     worker.end()
-    for name, path in source.licences.items():
-        shutil.copyfile(path, target / name)
 
 
 def _write_texts(source: Source, target: Path, card: str, decoding: Json) -> None:
@@ -206,6 +200,9 @@ def _write_texts(source: Source, target: Path, card: str, decoding: Json) -> Non
     if (adapter := target / ADAPTER_CONFIG).is_file():
         named = {"base_model_name_or_path": source.origin, "revision": source.revision}
         _write_json(adapter, _json(adapter) | named)
+    for name, path in source.licences.items():
+        if not (target / name).exists():
+            shutil.copyfile(path, target / name)
     (target / CARD).write_text(card, encoding="utf-8")
 
 

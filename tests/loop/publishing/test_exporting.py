@@ -65,8 +65,10 @@ def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
         "README.md", "config.json", "generation_config.json", "model.safetensors",
     ]  # fmt: skip
     assert base["size_bytes"] == sum(path.stat().st_size for path in Path("deep/er/base").iterdir())
-    said = call("export", "1", "one")
-    assert said.code == 0 and said.out.startswith(f"round 1: exported: {finished}/one (4 files, ") and said.err == ""
+    result = call("export", "1", "one")
+    assert (
+        result.code == 0 and result.out.startswith(f"round 1: exported: {finished}/one (4 files, ") and result.err == ""
+    )
     assert call("export", "head", "head").code == 0
     Path("beside").mkdir()
     assert Path("one").stat().st_mode == Path("beside").stat().st_mode
@@ -89,9 +91,9 @@ def test_what_is_there_is_refused(finished: Path, call: Loopctl) -> None:
     Path("full/mine").touch()
     Path("file").touch()
     for name, why in (("full", "is not empty"), ("file", "is a file"), ("file/below", f"{finished}/file is a file")):
-        said = call("export", "head", name)
-        assert said.code == 1 and said.out == "" and said.err.count("\n") == 1, said
-        assert said.err.startswith(f"{name}: {why}")
+        result = call("export", "head", name)
+        assert result.code == 1 and result.out == "" and result.err.count("\n") == 1, result
+        assert result.err.startswith(f"{name}: {why}")
     assert os.listdir("full") == ["mine"]
     Path("empty").mkdir()
     Path("link").symlink_to("empty")
@@ -104,11 +106,11 @@ def test_damaged_weights_are_not_exported(finished: Path, call: Loopctl) -> None
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    said = call("export", "1", "out")
-    assert said.code == 1 and said.err.count("\n") == 1 and "round 1 is damaged" in said.err
+    result = call("export", "1", "out")
+    assert result.code == 1 and result.err.count("\n") == 1 and "round 1 is damaged" in result.err
     weights.unlink()
-    said = call("export", "1", "out")
-    assert said.code == 1 and "model.safetensors is missing" in said.err
+    result = call("export", "1", "out")
+    assert result.code == 1 and "model.safetensors is missing" in result.err
     assert not Path("out").exists() and left_over(finished) == []
 
 
@@ -120,8 +122,8 @@ def test_ended_anywhere_it_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporting, place, interrupted)
-    said = call("export", "1", "out")
-    assert (said.code, said.err) == (130, "interrupted; nothing was written\n")
+    result = call("export", "1", "out")
+    assert (result.code, result.err) == (130, "interrupted; nothing was written\n")
     assert not Path("out").exists() and left_over(finished) == []
 
 
@@ -130,8 +132,8 @@ def test_a_full_disk(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(exporting, "_copied", full)
-    said = call("export", "1", "out")
-    assert said.code == NoRoom.exit_code and said.err.count("\n") == 1 and "the disk is full" in said.err
+    result = call("export", "1", "out")
+    assert result.code == NoRoom.exit_code and result.err.count("\n") == 1 and "the disk is full" in result.err
     assert left_over(finished) == []
 
 
@@ -162,8 +164,8 @@ def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: P
         ("head out --private", 2, "--push OWNER/NAME"),
         ("7 out", 1, "there is no round 7"),
     ):
-        said = call("export", *arguments.split())
-        assert said.code == code and problem in said.err and said.err.count("\n") == 1, arguments
+        result = call("export", *arguments.split())
+        assert result.code == code and problem in result.err and result.err.count("\n") == 1, arguments
     write_configuration(tmp_path / "new")
     assert "no run in" in call("export", "head", "out", "--config", str(tmp_path / "new/loop.toml")).err
     assert not Path("out").exists()

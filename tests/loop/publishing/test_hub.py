@@ -30,20 +30,20 @@ def push(hub: Hub, *arguments: str, repo: str = REPO, **more: str) -> Said:
     return process(Path.cwd(), *export, **hub.environment(**home | more))
 
 
-def failed(said: Said, *words: str, code: int = 1, exported: bool = True) -> None:
+def failed(result: Said, *words: str, code: int = 1, exported: bool = True) -> None:
     """One line that says why, and where the whole directory is."""
-    assert said.code == code and said.out == "", said
-    assert said.err.count("\n") == (2 if exported else 1), said.err
-    assert "Traceback" not in said.err
+    assert result.code == code and result.out == "", result
+    assert result.err.count("\n") == (2 if exported else 1), result.err
+    assert "Traceback" not in result.err
     for word in words:
-        assert word in said.err.splitlines()[-1], said.err
-    assert (Path("out/README.md").exists(), "exported, but not pushed" in said.err) == (exported, exported)
+        assert word in result.err.splitlines()[-1], result.err
+    assert (Path("out/README.md").exists(), "exported, but not pushed" in result.err) == (exported, exported)
 
 
 def test_a_push_and_the_same_again(finished: Path, hub: Hub) -> None:
-    said = push(hub, "--private", "--json")
-    assert said.code == 0, said.err
-    answer = said.json
+    result = push(hub, "--private", "--json")
+    assert result.code == 0, result.err
+    answer = result.json
     repository = hub.repositories[REPO]
     assert repository.private and answer["pushed"]["private"]
     assert answer["pushed"]["url"] == f"{hub.url}/{REPO}" and answer["pushed"]["commit"] == repository.commits[0]
@@ -121,9 +121,9 @@ def test_the_hub_refuses(finished: Path, hub: Hub, where: str, status: int, code
     hub.answers[where] = (status, "bad front matter \x1b[31m" if status == 400 else "no")
     if where == "repos/create":
         hub.answers["GET /api/models"] = (403, "no")
-    said = push(hub)
-    failed(said, words, code=code)
-    assert "\x1b" not in said.err
+    result = push(hub)
+    failed(result, words, code=code)
+    assert "\x1b" not in result.err
     if status == 409:
         hub.answers.clear()
         assert push(hub).code == 0 and hub.repositories[REPO].files
@@ -132,6 +132,6 @@ def test_the_hub_refuses(finished: Path, hub: Hub, where: str, status: int, code
 def test_a_directory_with_other_files_is_not_pushed(finished: Path, hub: Hub) -> None:
     Path("out").mkdir()
     Path("out/notes.txt").write_text("mine")
-    said = push(hub)
-    assert said.code == 1 and "holds other files" in said.err and said.err.count("\n") == 1
+    result = push(hub)
+    assert result.code == 1 and "holds other files" in result.err and result.err.count("\n") == 1
     assert [path.name for path in Path("out").iterdir()] == ["notes.txt"] and hub.asked == []

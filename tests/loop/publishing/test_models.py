@@ -105,8 +105,8 @@ def test_a_full_checkpoint(place: Path, call: Loopctl) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     record(place, "full", lambda target: make_tiny_model(target, seed=1, trained=False))
-    said = call("export", "1", "out", "--json")
-    assert said.code == 0, said.err
+    result = call("export", "1", "out", "--json")
+    assert result.code == 0, result.err
     ours, theirs = Path("out"), Path(".loop/checkpoints/round-0001")
     model = AutoModelForCausalLM.from_pretrained(ours)
     same = torch.equal(logprobs(model, ours), logprobs(AutoModelForCausalLM.from_pretrained(theirs), theirs))
@@ -131,19 +131,19 @@ def test_an_adapter_and_the_same_merged(place: Path, call: Loopctl) -> None:
     from transformers import AutoModelForCausalLM
 
     record(place, "adapter", adapter(place))
-    said = call("export", "1", "adapter", "--json")
-    assert said.code == 0 and said.json["kind"] == "adapter", said.err
-    names = {entry["name"] for entry in said.json["files"]}
+    result = call("export", "1", "adapter", "--json")
+    assert result.code == 0 and result.json["kind"] == "adapter", result.err
+    names = {entry["name"] for entry in result.json["files"]}
     assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
     assert "config.json" not in names
     assert json.loads(Path("adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "model"
     card = Path("adapter/README.md").read_text()
     assert "library_name: peft" in card and "belongs over the weights of" in card and "--merge" in card
 
-    said = call("export", "1", "merged", "--merge", "--json")
-    assert said.code == 0 and said.json["kind"] == "full", said.err
-    assert "config.json" in {entry["name"] for entry in said.json["files"]}
-    assert not any(entry["name"].startswith("adapter") for entry in said.json["files"])
+    result = call("export", "1", "merged", "--merge", "--json")
+    assert result.code == 0 and result.json["kind"] == "full", result.err
+    assert "config.json" in {entry["name"] for entry in result.json["files"]}
+    assert not any(entry["name"].startswith("adapter") for entry in result.json["files"])
     card = Path("merged/README.md").read_text()
     assert "library_name: transformers" in card and "merged into its base" in card
     base = AutoModelForCausalLM.from_pretrained("model")
@@ -159,6 +159,6 @@ def test_a_damaged_base_is_found_before_it_is_merged(place: Path, call: Loopctl)
     with (place / "model/model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    said = call("export", "1", "merged", "--merge")
-    assert said.code == 1 and said.err.count("\n") == 1 and "the base is damaged" in said.err
+    result = call("export", "1", "merged", "--merge")
+    assert result.code == 1 and result.err.count("\n") == 1 and "the base is damaged" in result.err
     assert not Path("merged").exists()
