@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.repocard import metadata_load
+
 from loop.config.section import HUB_NAME
 from loop.errors import LoopError
 from loop.inputs import BUILT_IN_MODEL
@@ -91,8 +93,6 @@ def _data_set(source: str, base_dir: Path) -> str | None:
 
 def _licence(readme: Path) -> str | None:
     """What the base's own card says in its metadata."""
-    from huggingface_hub.repocard import metadata_load
-
     try:
         name: Any = (metadata_load(readme) or {}).get("license") if readme.is_file() else None
     except Exception:  # somebody else's file: not our business

@@ -18,6 +18,7 @@ from typing import Any
 
 from loop.engines.base import CheckpointRef
 from loop.errors import LoopError, NoRoom
+from loop.workers.worker import Worker
 from store.canonical import sha256_of
 from store.checkpoints import make_directory, verify
 from store.durable import fsync
@@ -174,8 +175,6 @@ def _copied(source: Source, name: str, target: Path, expected: str) -> None:
 
 
 def _merge(source: Source, base: Source, target: Path, logs: Path) -> None:
-    from loop.workers.worker import Worker
-
     for part in (source, base):
         try:
             verify(part.path, part.row.manifest)

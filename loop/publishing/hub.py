@@ -5,9 +5,14 @@ Uses HF_ENDPOINT, HF_TOKEN and the token that `hf auth login` stored. Pushing th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import httpx2
+from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import disable_progress_bars, logging, set_client_factory, validate_repo_id
+from huggingface_hub.utils._http import default_client_factory
 
 from loop.errors import LoopError, PermissionDenied, UsageError
 from loop.words import one_line
@@ -30,10 +35,6 @@ REFUSALS = {  # by the server's status: what is wrong, and the remedy
 
 def check_push(repo: str) -> None:
     """Check what can be checked before anything is written: UsageError for a bad name, LoopError without a token."""
-    from huggingface_hub import constants, get_token
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
-
     try:
         validate_repo_id(repo)
     except HFValidationError as error:
@@ -47,11 +48,6 @@ def check_push(repo: str) -> None:
 
 def push(directory: Path, repo: str, *, private: bool, message: str) -> Json:
     """Create the repository if it is missing, and commit what has changed. Returns where it is now; LoopError if that fails."""
-    import httpx2
-    import huggingface_hub
-    from huggingface_hub import constants
-    from huggingface_hub.utils import disable_progress_bars, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
 
     def client() -> Any:
         made = default_client_factory()
@@ -60,10 +56,10 @@ def push(directory: Path, repo: str, *, private: bool, message: str) -> Json:
 
     endpoint = constants.ENDPOINT
     disable_progress_bars()
-    huggingface_hub.utils.logging.set_verbosity_error()
+    logging.set_verbosity_error()
     set_client_factory(client)
     try:
-        api = huggingface_hub.HfApi(library_name="ssd-loop")
+        api = HfApi(library_name="ssd-loop")
         made = api.create_repo(repo, private=True if private else None, exist_ok=True)
         is_private = bool(api.repo_info(made.repo_id).private)
         if private and not is_private:
@@ -81,11 +77,9 @@ def push(directory: Path, repo: str, *, private: bool, message: str) -> Json:
 
 def _explained(error: BaseException, repo: str, endpoint: str) -> LoopError:
     """The error in one line, with the remedy. Words of the server are shortened, because they may be hostile."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
-
     again = "the directory is whole; the same command tries again"
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, HfHubHTTPError) and cause.response is not None:
             status, message = cause.response.status_code, one_line(cause.server_message or "", SAID_LENGTH)
             answer = f"--push {repo}: {endpoint} answered {status}{f' ({message})' if message else ''}"
@@ -94,11 +88,5 @@ def _explained(error: BaseException, repo: str, endpoint: str) -> LoopError:
         if isinstance(cause, httpx2.TransportError | ConnectionError | TimeoutError):
             why = one_line(str(cause) or type(cause).__name__, SAID_LENGTH)
             return LoopError(f"--push {repo}: {endpoint} cannot be reached ({why}); {again}")
+        cause = cause.__cause__ or cause.__context__
     return LoopError(f"--push {repo}: {one_line(f'{type(error).__name__}: {error}', SAID_LENGTH)}; {again}")
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
