@@ -38,7 +38,7 @@ def card(facts: Json, *, merged: bool) -> str:
     adapter = facts["kind"] == "adapter" and not merged
     decider, lineage = facts["config"]["decide"]["suite"], facts["lineage"]
     measured = {name for name, *_ in _measured(facts)}
-    text = _template().render(
+    text: str = _template().render(
         facts,
         adapter=adapter,
         metadata=_metadata(facts, adapter),
