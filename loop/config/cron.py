@@ -14,7 +14,7 @@ from loop.config.times import moment_of, quoted, wall_clock
 _WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 _MONTH_LENGTHS = (31, 29, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31)
-_PART = re.compile(r"(?P<first>\*|[a-z]+|[0-9]{1,4})(-(?P<last>[a-z]+|[0-9]{1,4}))?(/(?P<step>[0-9]{1,4}))?")
+_PART = re.compile(r"(\*|(?P<first>[a-z]+|[0-9]{1,4})(-(?P<last>[a-z]+|[0-9]{1,4}))?)(/(?P<step>(?!0+$)[0-9]{1,4}))?")
 _REMEDY = 'write minute, hour, day, month and weekday: "0 22 * * *" or "30 6 * * 1-5"'
 
 
@@ -85,10 +85,10 @@ def _field(name: str, text: str, low: int, high: int, names: tuple[str, ...] = (
     values: set[int] = set()
     for part in text.split(","):
         match = _PART.fullmatch(part)
-        if not match or (match["first"] == "*" and match["last"]) or match["step"] in ("0", "00"):
+        if not match:
             raise ValueError(f"{quoted(part)} is no {name}")
-        first = low if match["first"] == "*" else number(match["first"])
-        last = number(match["last"]) if match["last"] else high if match["step"] or match["first"] == "*" else first
+        first = number(match["first"]) if match["first"] else low
+        last = number(match["last"]) if match["last"] else first if match["first"] and not match["step"] else high
         if last < first and name == "weekday":  # Fri-Sun, Sat-Mon
             last += 7
         if last < first:

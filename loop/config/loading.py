@@ -82,22 +82,19 @@ def _naming_mistakes(suites: list[dict[str, Any]], decide: dict[str, Any]) -> It
         with contextlib.suppress(BadPolicy):  # which is told of the gate itself
             canary = GATES.build(gate).canary
             if canary is not None and canary not in others:
-                problem = (
-                    f"{shown(canary)} is no suite beside the one that decides; there: {', '.join(others) or 'none'}"
-                )
-                yield ("decide", "gates", index, "suite"), problem
+                problem = f"{shown(canary)} is no suite beside the one that decides"
+                yield ("decide", "gates", index, "suite"), f"{problem}; there: {', '.join(others) or 'none'}"
     if not isinstance(chosen, str) or not named:
         return
     if chosen not in named:
         yield ("decide", "suite"), f"{chosen!r} is not among the suites; name one of {', '.join(named)}"
         return
     splits = named[chosen].get("splits", {"select": 1.0})
-    split, confirm = decide.get("split", "select"), decide.get("confirm")
-    if isinstance(splits, dict) and isinstance(split, str) and not splits.get(split):
-        shares = ", ".join(str(name) for name, share in splits.items() if share) or "none"
-        problem = f"{split!r} has no share of the problems of suite {chosen!r}; its splits are {shares}"
-        yield ("decide", "split"), problem
-    if isinstance(splits, dict) and isinstance(confirm, str) and not splits.get(confirm):
-        example = "{ select = 0.2, confirm = 0.8 }"
-        problem = f"{confirm!r} has no share of the problems of suite {chosen!r}; set its splits, as in {example}"
-        yield ("decide", "confirm"), problem
+    if not isinstance(splits, dict):
+        return
+    shares = ", ".join(str(name) for name, share in splits.items() if share) or "none"
+    remedies = {"split": f"its splits are {shares}", "confirm": "set its splits, as in { select = 0.2, confirm = 0.8 }"}
+    for key, remedy in remedies.items():
+        split = decide.get(key, "select" if key == "split" else None)
+        if isinstance(split, str) and not splits.get(split):
+            yield ("decide", key), f"{split!r} has no share of the problems of suite {chosen!r}; {remedy}"

@@ -165,8 +165,8 @@ class ScheduleTable(Section):
             (("cron",), self.cron, cron_fields),
             (("until",), self.until, lambda text: parse_until(text, zone)),
         ]
-        for index, window in enumerate(self.windows or ()):
-            texts.append((("windows", index), window, lambda text: parse_window(text, zone)))
+        windows = enumerate(self.windows or ())
+        texts += [(("windows", index), window, lambda text: parse_window(text, zone)) for index, window in windows]
         for key, text, parse in texts:
             try:
                 if text is not None:
@@ -197,7 +197,9 @@ class Watching(Section):
     @field_validator("webhook")
     @classmethod
     def _webhook(cls, webhook: str | None) -> str | None:
-        if webhook is not None and (not _is_web(webhook) or any(one <= " " or one == "\x7f" for one in webhook)):
+        if webhook is not None and (
+            not _is_web(webhook) or any(letter <= " " or letter == "\x7f" for letter in webhook)
+        ):
             raise ValueError('is no web address; give one such as "https://example.org/hook"')  # not what was given
         return webhook
 

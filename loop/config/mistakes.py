@@ -91,20 +91,25 @@ def _wrong_value(kind: str, key: KeyPath, value: Any, schema: Schema) -> str:
         return f"is a single table; write {_header((*key, 0))} with double brackets"
     if isinstance(value, list) and wanted == "a table":
         return f"is a list; write {_header(key)} with single brackets, once"
-    return f"{_wrong_type(value, wanted)}; give {wanted}"
+    if isinstance(value, list | dict):
+        return f"is {'a list' if isinstance(value, list) else 'a table'}; give {wanted}"
+    if isinstance(value, str):
+        return f"{shown(value)} is text; give {wanted}"
+    possible = re.match(r"a whole number|a number|text|true or false|a list|a table", wanted)
+    return f"{shown(value)} is not {possible[0] if possible else 'one of the possible values'}; give {wanted}"
 
 
 def _unknown(key: KeyPath, schema: Schema) -> str:
     name, table = str(key[-1]), key[:-1]
-    known = schema.keys(table)
+    keys_here = schema.keys(table)
     elsewhere = [header for header, keys in schema.tables().items() if name in keys]
     if table and name in schema.keys(()):
         return f"unknown key here; {name} is a key above the first [table]"
     if elsewhere:
         return f"unknown key here; it is a key of {' and '.join(elsewhere)}"
-    if close := difflib.get_close_matches(name, known, n=1):
+    if close := difflib.get_close_matches(name, keys_here, n=1):
         return f"unknown key; the closest is {close[0]}"
-    return f"unknown key; {_header(table)} has {', '.join(known)}"
+    return f"unknown key; {_header(table)} has {', '.join(keys_here)}"
 
 
 def _in_file(location: tuple[Any, ...], tables: Any) -> tuple[KeyPath, Any]:
@@ -215,16 +220,6 @@ def _number(node: Mapping[str, Any]) -> str:
     ]
     name = "a whole number" if node["type"] == "integer" else "a number"
     return f"{name} {'of ' if limits[0].startswith('at') else ''}{' and '.join(limits)}" if limits else name
-
-
-def _wrong_type(value: Any, wanted: str) -> str:
-    """What is wrong with the type of a value in the file."""
-    if isinstance(value, list | dict):
-        return "is a list" if isinstance(value, list) else "is a table"
-    if isinstance(value, str):
-        return f"{shown(value)} is text"
-    kind = re.match(r"a whole number|a number|text|true or false|a list|a table", wanted)
-    return f"{shown(value)} is not {kind[0] if kind else 'one of the possible values'}"
 
 
 def _header(table: KeyPath) -> str:

@@ -45,11 +45,8 @@ def keys_markdown() -> str:
         for table in tables_in(field.annotation):
             parts.append(_table(f"[[{name}]]" if name == "suites" else f"[{name}]", table))
             for key, inner in table.model_fields.items():
-                parts += [
-                    _table(f"[{name}.{key}]", inner_table)
-                    for inner_table in tables_in(inner.annotation)
-                    if "type" not in inner_table.model_fields
-                ]
+                inside = [each for each in tables_in(inner.annotation) if "type" not in each.model_fields]
+                parts += [_table(f"[{name}.{key}]", inner_table) for inner_table in inside]
     parts.append("# Tables with a type\n")
     for place, registry in _REGISTRIES.items():
         common: set[str] = set()
@@ -72,16 +69,16 @@ def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from tables_in(inner)
 
 
-def _table(heading: str, table: type[BaseModel], known: Container[str] = (), also: str = "") -> str:
+def _table(heading: str, table: type[BaseModel], left_out: Container[str] = (), also: str = "") -> str:
     words = " ".join((inspect.getdoc(table) or "").split()) + also
     schema = Schema(table)
     rows = [
         _row(key, field, schema.wanted((key,)))
         for key, field in table.model_fields.items()
-        if field.description and key not in known
+        if field.description and key not in left_out
     ]
-    head = ["| key | takes | default | |", "|---|---|---|---|"] if rows else []
-    return "\n".join([f"## {heading}", "", words, *([""] if rows else []), *head, *rows, ""])
+    head = ["", "| key | takes | default | |", "|---|---|---|---|"] if rows else []
+    return "\n".join([f"## {heading}", "", words, *head, *rows, ""])
 
 
 def _row(key: str, field: FieldInfo, takes: str) -> str:

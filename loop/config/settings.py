@@ -1,12 +1,12 @@
 """loop.toml as frozen pydantic models: a key's default is declared once, with its sentence, its limits and its kind.
 
-Here is `Config`, the whole file, with the tables of the method; those of the machine are in `loop/config/machine.py`, the
-keys of gates, data policies and stop rules in `policies/`, and what every table is in `loop/config/section.py`. Reading the file is `loop/config/loading.py`; mistakes become one-line messages in
-`loop/config/mistakes.py`.
+Here is `Config`, the whole file, with the tables of the method. Those of the machine are in `machine.py`, the keys of gates, data
+policies and stop rules in `policies/`. `loading.py` reads the file; `mistakes.py` turns mistakes into one-line messages.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
@@ -81,13 +81,11 @@ class Sampling(Decoding):
 
     def mistakes(self) -> Iterator[Mistake]:
         if self.is_fixed_point(self.temperature):
-            yield (
-                ("temperature",),
-                (
-                    "1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient of training on "
-                    "its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"
-                ),
+            problem = (
+                "1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient of training on its "
+                "samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"
             )
+            yield ("temperature",), problem
 
 
 class Collect(Section):
@@ -181,14 +179,9 @@ class Suite(Decoding):
         return splits
 
     def mistakes(self) -> Iterator[Mistake]:
-        if max(self.pass_at) > self.num_samples:
-            yield (
-                ("pass_at",),
-                (
-                    f"pass@{max(self.pass_at)} needs as many samples but num_samples is {self.num_samples}; "
-                    f"raise num_samples to at least {max(self.pass_at)}, or ask for a smaller k"
-                ),
-            )
+        if (k := max(self.pass_at)) > self.num_samples:
+            remedy = f"raise num_samples to at least {k}, or ask for a smaller k"
+            yield ("pass_at",), f"pass@{k} needs as many samples but num_samples is {self.num_samples}; {remedy}"
         if self.greedy and self.num_samples > 1:
             problem = f"{self.num_samples} greedy completions of a problem are all the same; set num_samples = 1"
             yield ("num_samples",), problem
@@ -216,8 +209,7 @@ class Decide(Section):
     )
     margin: float = Field(0.01, gt=0.0, lt=1.0, description="For keep_if_not_inferior: how much worse is not inferior.")
     gates: tuple[Annotated[SerializeAsAny[Gate], by_type(GATES)], ...] = Field(
-        (Improvement(), Collapse()),
-        description="What must hold to keep a candidate; each has a type and its own keys.",
+        (Improvement(), Collapse()), description="What must hold to keep a candidate; each has a type and its own keys."
     )
 
     @field_validator("gates")
@@ -255,13 +247,8 @@ class Diagnosis(Section):
             yield ("fork_above_nats",), problem
         numbers = self.num_prompts * self.max_new_tokens * self.top
         if numbers > MAX_PROBE_NUMBERS:
-            yield (
-                ("num_prompts",),
-                (
-                    f"num_prompts * max_new_tokens * top is {numbers}, and all of it is held in memory; "
-                    f"stay at or below {MAX_PROBE_NUMBERS}"
-                ),
-            )
+            problem = f"is {numbers}, and all of it is held in memory; stay at or below {MAX_PROBE_NUMBERS}"
+            yield ("num_prompts",), f"num_prompts * max_new_tokens * top {problem}"
 
 
 class Config(Section):
@@ -291,12 +278,8 @@ class Config(Section):
     @classmethod
     def _a_directory(cls, run_dir: object) -> object:
         if isinstance(run_dir, str):
-            try:
-                Path(run_dir).expanduser()
-                broken = not run_dir.strip() or "\0" in run_dir
-            except RuntimeError:  # "~nobody"
-                broken = True
-            if broken:
+            has_no_home = os.path.expanduser(Path(run_dir)).startswith("~")  # "~nobody"
+            if has_no_home or not run_dir.strip() or "\0" in run_dir:
                 raise ValueError(f"{shown(run_dir)} is not the name of a directory; leave the key out for .loop")
         return run_dir
 
@@ -317,13 +300,9 @@ class Config(Section):
             problem = 'a server (engine.sampler = "server") takes whole weights only; set merge = true'
             yield ("training", "lora", "merge"), problem
         if num_processes > 1 and training.batch_size % (training.micro_batch_size * num_processes):
-            yield (
-                ("engine", "num_training_processes"),
-                (
-                    f"{num_processes} times training.micro_batch_size {training.micro_batch_size} does not divide "
-                    f"training.batch_size {training.batch_size}; lower one of them"
-                ),
-            )
+            product = f"{num_processes} times training.micro_batch_size {training.micro_batch_size}"
+            problem = f"{product} does not divide training.batch_size {training.batch_size}; lower one of them"
+            yield ("engine", "num_training_processes"), problem
         if num_processes > 1 and training.method == "lora":
             problem = 'LoRA is trained by one process; set 1, or training.method = "full"'
             yield ("engine", "num_training_processes"), problem

@@ -102,8 +102,7 @@ def _days(word: str) -> frozenset[int] | None:
 
 
 def _day(word: str) -> int | None:
-    matching = [number for number, day in enumerate(DAYS) if len(word) >= 3 and day.startswith(word.lower())]
-    return matching[0] if matching else None
+    return next((day for day, name in enumerate(DAYS) if len(word) >= 3 and name.startswith(word.lower())), None)
 
 
 def parse_zone(name: str) -> tzinfo:

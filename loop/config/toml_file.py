@@ -16,6 +16,12 @@ from loop.words import safe
 from policies.mistakes import dotted
 
 Placed = tuple[str, int, KeyPath, str]  # a mistake: file, line, key, and what is wrong with it
+_REMEDIES = {  # by what tomllib says
+    "Invalid value": 'text stands in "quotes", true and false are lower case',
+    "overwrite|twice|mutate": "a key or table is given a second time; keep one of them",
+    "'='|Invalid statement": "a line is key = value, [table] or # comment",
+    "": "correct this line or the one before",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +61,8 @@ def read_toml(path: Path) -> TomlFile:
         if at := re.search(r" \((?:at line (\d+), column \d+|at end of document)\)$", reason):
             line = int(at[1] or line)
             reason = reason[: at.start()]
-        raise ConfigError(f"{place}:{line}: is not TOML: {safe(reason)}; {_toml_remedy(reason)}") from None
+        remedy = next(remedy for cause, remedy in _REMEDIES.items() if re.search(cause, reason))
+        raise ConfigError(f"{place}:{line}: is not TOML: {safe(reason)}; {remedy}") from None
     except (RecursionError, ValueError):  # ValueError: a whole number of thousands of digits
         raise ConfigError(f"{place}: is nested too deeply, or holds a number out of all range; simplify it") from None
 
@@ -77,16 +84,6 @@ def _text(path: Path, place: str) -> str:
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{place}:{line}: is not UTF-8; save the file as UTF-8") from None
-
-
-def _toml_remedy(reason: str) -> str:
-    if "Invalid value" in reason:
-        return 'text stands in "quotes", true and false are lower case'
-    if "overwrite" in reason or "twice" in reason or "mutate" in reason:
-        return "a key or table is given a second time; keep one of them"
-    if "'='" in reason or "Invalid statement" in reason:
-        return "a line is key = value, [table] or # comment"
-    return "correct this line or the one before"
 
 
 def leaves(value: Any, key: KeyPath = ()) -> Iterator[tuple[KeyPath, Any]]:

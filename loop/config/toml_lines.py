@@ -13,11 +13,12 @@ KeyPath = tuple[str | int, ...]
 
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
 _STRING = re.compile(
-    r'"""(?:\\.|[^\\])*?""""{0,2}' r"|'''.*?''''{0,2}" r'|"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'",
-    re.DOTALL,
+    r'"""(?:\\.|[^\\])*?""""{0,2}' r"|'''.*?''''{0,2}" r'|"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'", re.DOTALL
 )
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _BARE_VALUE = re.compile(r"[^,\]}#\n]*")
+_BRACKETS = re.compile(r"\[\[?|\]\]?")
+_DOT = re.compile(r"\.")
 
 
 def key_lines(text: str) -> dict[KeyPath, int]:
@@ -25,7 +26,16 @@ def key_lines(text: str) -> dict[KeyPath, int]:
 
     A table that only a dotted key or a longer header implies has the line of the first one that does.
     """
-    return _Scanner(text).scan()
+    scanner = _Scanner(text)
+    table: KeyPath = ()
+    scanner.take(_BLANK)
+    while scanner.position < len(text):
+        if scanner.next == "[":
+            table = scanner.header()
+        else:
+            scanner.pair(table)
+        scanner.take(_BLANK)
+    return scanner.lines
 
 
 def line_of(lines: Mapping[KeyPath, int], path: KeyPath) -> int:
@@ -43,33 +53,31 @@ class _Scanner:
         self.num_tables: dict[KeyPath, int] = {}  # how many each array of tables has so far
         self.counted, self.line = 0, 1
 
-    def scan(self) -> dict[KeyPath, int]:
-        table: KeyPath = ()
-        self.skip_blank()
-        while self.position < len(self.text):
-            if self.text[self.position] == "[":
-                table = self.header()
-            else:
-                self.pair(table)
-            self.skip_blank()
-        return self.lines
+    @property
+    def next(self) -> str:
+        return self.text[self.position]
+
+    def take(self, pattern: re.Pattern[str]) -> str:
+        """What fits the pattern here, which is then behind; "" where nothing does."""
+        match = pattern.match(self.text, self.position)
+        self.position = match.end() if match else self.position
+        return match[0] if match else ""
 
     def header(self) -> KeyPath:
         """[a.b] or [[a.b]]: the path of the table that it opens."""
-        line, is_array = self.line_here(), self.text.startswith("[[", self.position)
-        self.position += 2 if is_array else 1
-        keys = self.key()
+        line, brackets = self.line_here(), self.take(_BRACKETS)
+        *above, name = self.key()
         path: KeyPath = ()
-        for key in keys[:-1]:
+        for key in above:
             path = self.newest((*path, key))
             self.lines.setdefault(path, line)
-        path = (*path, keys[-1])
-        if is_array:
+        path = (*path, name)
+        if brackets == "[[":
             self.lines.setdefault(path, line)
             self.num_tables[path] = self.num_tables.get(path, 0) + 1
             path = self.newest(path)
         self.lines[path] = line
-        self.position += 2 if is_array else 1
+        self.take(_BRACKETS)
         return path
 
     def newest(self, path: KeyPath) -> KeyPath:
@@ -82,47 +90,34 @@ class _Scanner:
             path = (*path, key)
             self.lines.setdefault(path, line)
         self.position += 1  # the equals sign
-        self.skip_blank()
+        self.take(_BLANK)
         self.value(path)
 
     def key(self) -> list[str]:
         """A dotted key, up to the "=" or "]" after it."""
         keys = []
         while True:
-            self.skip_blank()
-            if quoted := _STRING.match(self.text, self.position):
-                keys.append(tomllib.loads(f"key = {quoted[0]}")["key"])
-                self.position = quoted.end()
-            elif bare := _BARE_KEY.match(self.text, self.position):
-                keys.append(bare[0])
-                self.position = bare.end()
-            self.skip_blank()
-            if self.text[self.position] != ".":
+            self.take(_BLANK)
+            quoted = self.take(_STRING)
+            keys.append(tomllib.loads(f"key = {quoted}")["key"] if quoted else self.take(_BARE_KEY))
+            self.take(_BLANK)
+            if not self.take(_DOT):
                 return keys
-            self.position += 1
 
     def value(self, path: KeyPath) -> None:
-        opening = self.text[self.position]
-        if opening == "[":
-            self.entries(path, "]")
-        elif opening == "{":
-            self.entries(path, "}")
+        if self.next in "[{":
+            self.entries(path, "]" if self.next == "[" else "}")
         else:
-            pattern = _STRING if opening in "\"'" else _BARE_VALUE
-            match = pattern.match(self.text, self.position)
-            assert match is not None, f"no value at {self.position}: the text is not TOML"
-            self.position = match.end()
+            value = self.take(_STRING) or self.take(_BARE_VALUE)
+            assert value, f"no value at {self.position}: the text is not TOML"
 
     def entries(self, path: KeyPath, closing: str) -> None:
         """Read the inside of an array or of an inline table."""
         self.position += 1
         index = 0
-        while True:
-            self.skip_blank()
-            if self.text[self.position] == closing:
-                self.position += 1
-                return
-            if self.text[self.position] == ",":
+        self.take(_BLANK)
+        while self.next != closing:
+            if self.next == ",":
                 self.position += 1
             elif closing == "}":
                 self.pair(path)
@@ -130,10 +125,8 @@ class _Scanner:
                 self.lines[(*path, index)] = self.line_here()
                 self.value((*path, index))
                 index += 1
-
-    def skip_blank(self) -> None:
-        blank = _BLANK.match(self.text, self.position)
-        self.position = blank.end() if blank else self.position
+            self.take(_BLANK)
+        self.position += 1
 
     def line_here(self) -> int:
         self.line += self.text.count("\n", self.counted, self.position)

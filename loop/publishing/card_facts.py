@@ -4,37 +4,36 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from huggingface_hub.repocard import metadata_load
 
 from loop.config.section import HUB_NAME
 from loop.errors import LoopError
 from loop.inputs import BUILT_IN_MODEL
-from loop.reading.checkpoints import decoding_of, lineage
+from loop.prompts.sources import source_kind
+from loop.reading.as_json import as_json
+from loop.reading.checkpoints import decoding_of, final_result, lineage
+from loop.reading.decisions import decision_of
+from loop.reading.reader import Reader
+from loop.reading.rounds import rows, settings_of_run, suites_of_base, whole_round
 from store.records import Checkpoint, Json
-
-if TYPE_CHECKING:
-    from loop.reading.reader import Reader
 
 BUILT_IN_ON_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
-def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Json:
+def facts_of(store: Reader, row: Checkpoint, number: int, base_dir: Path) -> Json:
     """All that the card says, from one moment of the store.
 
     `number`: the round; equal weights of two rounds are one checkpoint. `base_dir`: where relative paths of the configuration
     begin.
     """
-    from loop.reading.as_json import as_json
-    from loop.reading.checkpoints import final_result
-    from loop.reading.decisions import decision_of
-    from loop.reading.rounds import rows, settings_of_run, suites_of_base, whole_round
-
-    run, ledger = found.run, found.ledger
+    run, ledger = store.run, store.ledger
     base = ledger.checkpoints.get(run.base_checkpoint)
     assert base is not None
-    whole = whole_round(found, number) if number else None
-    suites = as_json(whole.suites if whole else suites_of_base(found))
-    by_number = {row.round: as_json(row) for row in rows(found)}
+    whole = whole_round(store, number) if number else None
+    suites = as_json(whole.suites if whole else suites_of_base(store))
+    by_number = {row.round: as_json(row) for row in rows(store)}
     decision = ledger.decision(run.id, number) if number else None
     opened = final_result(ledger, run.id)
     final = opened.data if opened and opened.data["head"]["checkpoint"] == row.sha256 and number else None
@@ -49,25 +48,25 @@ def facts_of(found: Reader, row: Checkpoint, number: int, base_dir: Path) -> Jso
         "is_head": row.sha256 == run.head_checkpoint,
         "checkpoint": row.sha256,
         "kind": row.kind,
-        "base": _base(found, base),
+        "base": _base(store, base),
         "state": whole.state if whole else "base",
         "decision": as_json(decision_of(decision)),
         "detectable": _detectable(decision.gates if decision else [], run.config),
-        "lineage": [by_number[one] for one in lineage(found, number)],
+        "lineage": [by_number[each] for each in lineage(store, number)],
         "suites": suites,
         "training": as_json(whole.training) if whole else None,
-        "settings": whole.settings if whole else settings_of_run(found),
+        "settings": whole.settings if whole else settings_of_run(store),
         "adapted": whole.adapted if whole else None,
         "final": final,
-        "sandboxes": _sandboxes(found, row),
-        "example": _example(found),
-        "decoding": suites[found.decider]["decoding"] or decoding_of(run.config),
+        "sandboxes": _sandboxes(store, row),
+        "example": _example(store),
+        "decoding": suites[store.decider]["decoding"] or decoding_of(run.config),
         "data_set": _data_set(run.config["prompts"]["source"], base_dir),
     }
 
 
-def _base(found: Reader, base: Checkpoint) -> Json:
-    model = found.run.config["model"]
+def _base(store: Reader, base: Checkpoint) -> Json:
+    model = store.run.config["model"]
     source, revision = model["source"], model["revision"]
     directory = Path(base.path)
     on_hub, fetched = BUILT_IN_ON_HUB if source == BUILT_IN_MODEL else None, False
@@ -86,8 +85,6 @@ def _base(found: Reader, base: Checkpoint) -> Json:
 
 def _data_set(source: str, base_dir: Path) -> str | None:
     """The prompts' name on the hub, where they are from there."""
-    from loop.prompts.sources import source_kind
-
     try:
         return source if source_kind(source, base_dir) == "hub" else None
     except (LoopError, OSError, ValueError):
@@ -96,32 +93,30 @@ def _data_set(source: str, base_dir: Path) -> str | None:
 
 def _licence(readme: Path) -> str | None:
     """What the base's own card says in its metadata."""
-    from huggingface_hub.repocard import metadata_load
-
     try:
-        found: Any = (metadata_load(readme) or {}).get("license") if readme.is_file() else None
+        name: Any = (metadata_load(readme) or {}).get("license") if readme.is_file() else None
     except Exception:  # somebody else's file: not our business
         return None
-    return found if isinstance(found, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", found) else None
+    return name if isinstance(name, str) and re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,40}", name) else None
 
 
 def _detectable(gates: list[Json], config: Json) -> list[Json]:
     power = next((gate["power"] for gate in config["decide"]["gates"] if "power" in gate), 0.8)
     wanted = ("metric", "smallest_detectable_gain", "num_problems", "num_samples", "level")
-    found = [gate["figures"] for gate in gates if "smallest_detectable_gain" in gate["figures"]]
-    return [{key: figures.get(key) for key in wanted} | {"power": power} for figures in found]
+    limits = [gate["figures"] for gate in gates if "smallest_detectable_gain" in gate["figures"]]
+    return [{key: figures.get(key) for key in wanted} | {"power": power} for figures in limits]
 
 
-def _sandboxes(found: Reader, row: Checkpoint) -> list[str]:
+def _sandboxes(store: Reader, row: Checkpoint) -> list[str]:
     """Under which levels of isolation the solutions of the suite that decides ran."""
-    evaluation = found.evaluations().newest.get((row.sha256, found.decider))
-    verdicts = found.corpus.evaluations.verdicts(evaluation.id) if evaluation else []
+    evaluation = store.evaluations().newest.get((row.sha256, store.decider))
+    verdicts = store.corpus.evaluations.verdicts(evaluation.id) if evaluation else []
     return sorted({verdict.sandbox for verdict in verdicts})
 
 
-def _example(found: Reader) -> Json | None:
+def _example(store: Reader) -> Json | None:
     """How the suite that decides asks: its first problem."""
-    evaluation = next((one for one in found.evaluations().by_id.values() if one.suite_name == found.decider), None)
-    problems = found.corpus.evaluations.problems(evaluation.suite_sha256) if evaluation else []
-    prompt = found.corpus.prompt(problems[0].prompt_id) if problems else None
+    evaluation = next((each for each in store.evaluations().by_id.values() if each.suite_name == store.decider), None)
+    problems = store.corpus.evaluations.problems(evaluation.suite_sha256) if evaluation else []
+    prompt = store.corpus.prompt(problems[0].prompt_id) if problems else None
     return prompt.content if prompt else None

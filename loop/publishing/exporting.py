@@ -11,17 +11,18 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from loop.engines.base import CheckpointRef
 from loop.errors import LoopError, NoRoom
+from loop.workers.worker import Worker
 from store.canonical import sha256_of
-from store.checkpoints import make_directory
+from store.checkpoints import make_directory, verify
 from store.durable import fsync
+from store.errors import DamagedCheckpoint
 from store.records import Checkpoint, Json
 
 CARD, GENERATION_CONFIG, ADAPTER_CONFIG = "README.md", "generation_config.json", "adapter_config.json"
@@ -57,7 +58,6 @@ class Exported:
 
     @property
     def size_bytes(self) -> int:
-        """The sum over all files."""
         return sum(entry["size_bytes"] for entry in self.files)
 
 
@@ -77,33 +77,26 @@ def checked_target(directory: str, *, again: bool = False) -> Path:
 
 
 def export(
-    source: Source,
-    directory: Path,
-    *,
-    card: str,
-    decoding: Json | None,
-    merge: bool,
-    logs: Path,
-    again: bool = False,
-    pulse: Callable[[], None] = lambda: None,
+    source: Source, directory: Path, *, card: str, decoding: Json, merge: bool, logs: Path, again: bool = False
 ) -> Exported:
     """Write the checkpoint, its card and a generation config into `directory`, which appears once all of it is on disk.
 
-    `decoding`: the settings that the figures in the card were measured with; None leaves the model's own. `again`: a
-    directory that holds the same files counts as exported.
+    `decoding`: the settings that the figures in the card were measured with. `again`: a directory that holds the same files
+    counts as exported.
     """
     parent = directory.parent
     _room_for(source, merge, parent)
     make_directory(parent)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{directory.name[:100]}.", suffix=".partial", dir=parent))
+    scratch = parent / f".{directory.name[:100]}.{os.urandom(4).hex()}.partial"
+    scratch.mkdir()
     try:
         if merge and source.base is not None:
-            _merge(source, scratch, logs, pulse)
+            _merge(source, source.base, scratch, logs)
         else:
             _copy(source, scratch)
         _write_texts(source, scratch, card, decoding)
         files = listed(scratch)
-        sha256 = sha256_of({entry["name"]: entry["sha256"] for entry in files})
+        sha256 = _sha256_of(files)
         for path in [*scratch.rglob("*"), scratch]:
             fsync(path)
         was_there = _put(scratch, directory, sha256, again)
@@ -126,6 +119,10 @@ def listed(directory: Path) -> list[Json]:
         name = path.relative_to(directory).as_posix()
         files.append({"name": name, "size_bytes": path.stat().st_size, "sha256": digest})
     return files
+
+
+def _sha256_of(files: list[Json]) -> str:
+    return sha256_of({entry["name"]: entry["sha256"] for entry in files})
 
 
 def licences_in(directory: Path, manifest: Json) -> dict[str, Path]:
@@ -159,9 +156,6 @@ def _copy(source: Source, target: Path) -> None:
     for name, expected in source.row.manifest["files"].items():
         if _is_wanted(name):
             _copied(source, name, target / name, expected["sha256"])
-    for name, path in source.licences.items():
-        if not (target / name).exists():
-            shutil.copyfile(path, target / name)
 
 
 def _copied(source: Source, name: str, target: Path, expected: str) -> None:
@@ -176,51 +170,38 @@ def _copied(source: Source, name: str, target: Path, expected: str) -> None:
     except FileNotFoundError as error:
         raise LoopError(f"{source.words}: {error.filename} is missing; `loopctl verify` checks all files") from None
     if digest.hexdigest() != expected:
-        raise LoopError(
-            f"{source.words} is damaged: {source.path / name}: the content differs from the manifest (SHA-256); "
-            "nothing was exported"
-        )
+        damage = f"{source.path / name}: the content differs from the manifest (SHA-256)"
+        raise LoopError(f"{source.words} is damaged: {damage}; nothing was exported")
 
 
-def _verified(source: Source) -> None:
-    from store.checkpoints import verify
-    from store.errors import DamagedCheckpoint
-
-    try:
-        verify(source.path, source.row.manifest)
-    except DamagedCheckpoint as damage:
-        raise LoopError(f"{source.words} is damaged: {damage}; nothing was exported") from None
-
-
-def _merge(source: Source, target: Path, logs: Path, pulse: Callable[[], None]) -> None:
-    from loop.workers.worker import Worker
-
-    assert source.base is not None
-    _verified(source)
-    _verified(source.base)
-    checkpoint = CheckpointRef(sha256=source.row.sha256, path=source.path, base_path=source.base.path)
+def _merge(source: Source, base: Source, target: Path, logs: Path) -> None:
+    for part in (source, base):
+        try:
+            verify(part.path, part.row.manifest)
+        except DamagedCheckpoint as damage:
+            raise LoopError(f"{part.words} is damaged: {damage}; nothing was exported") from None
+    checkpoint = CheckpointRef(sha256=source.row.sha256, path=source.path, base_path=base.path)
     worker = Worker(
         {"op": "merge_adapter", "checkpoint": checkpoint, "target": str(target)},
         log_file=logs / "export.log",
         stall_timeout_s=STALL_S,
         progress=lambda done, total: None,
-        pulse=pulse,
         tag="merging the adapter",
     )
     worker.end()
-    for name, path in source.licences.items():
-        shutil.copyfile(path, target / name)
 
 
-def _write_texts(source: Source, target: Path, card: str, decoding: Json | None) -> None:
-    if decoding is not None:
-        whole = (target / GENERATION_CONFIG, source.path / GENERATION_CONFIG)
-        paths = [*whole, source.base.path / GENERATION_CONFIG] if source.base else whole
-        before = next((_json(path) for path in paths if path.is_file()), {})
-        _write_json(target / GENERATION_CONFIG, generation_config(before, decoding))
+def _write_texts(source: Source, target: Path, card: str, decoding: Json) -> None:
+    places = (target, source.path, *([source.base.path] if source.base else []))
+    paths = [place / GENERATION_CONFIG for place in places]
+    before = next((_json(path) for path in paths if path.is_file()), {})
+    _write_json(target / GENERATION_CONFIG, generation_config(before, decoding))
     if (adapter := target / ADAPTER_CONFIG).is_file():
         named = {"base_model_name_or_path": source.origin, "revision": source.revision}
         _write_json(adapter, _json(adapter) | named)
+    for name, path in source.licences.items():
+        if not (target / name).exists():
+            shutil.copyfile(path, target / name)
     (target / CARD).write_text(card, encoding="utf-8")
 
 
@@ -229,18 +210,9 @@ def generation_config(before: Json, decoding: Json) -> Json:
 
     Strings that end a completion stay out, because transformers would then want the tokenizer at every call.
     """
-    replaced = {
-        "temperature",
-        "top_k",
-        "top_p",
-        "min_p",
-        "typical_p",
-        "repetition_penalty",
-        "max_length",
-        "max_new_tokens",
-    }
+    replaced = {"temperature", "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "max_length"}
     after = {key: value for key, value in before.items() if key not in replaced}
-    after |= {"max_new_tokens": decoding["max_new_tokens"]}
+    after["max_new_tokens"] = decoding["max_new_tokens"]
     if decoding.get("repetition_penalty", 1.0) != 1.0:
         after["repetition_penalty"] = decoding["repetition_penalty"]
     if not decoding["temperature"]:
@@ -263,10 +235,9 @@ def _write_json(path: Path, value: Json) -> None:
 def _put(scratch: Path, directory: Path, sha256: str, again: bool) -> bool:
     """Rename the scratch directory; True if the directory held the same files already."""
     if again and directory.is_dir() and any(directory.iterdir()):
-        if sha256_of({entry["name"]: entry["sha256"] for entry in listed(directory)}) == sha256:
+        if _sha256_of(listed(directory)) == sha256:
             return True
         raise LoopError(f"{directory}: holds other files than this export; name another directory, or empty this one")
-    scratch.chmod(0o777 & ~_umask())
     try:
         os.rename(scratch, directory)  # onto a name that is free, or onto an empty directory
     except OSError as error:
@@ -274,9 +245,3 @@ def _put(scratch: Path, directory: Path, sha256: str, again: bool) -> bool:
             raise LoopError(f"{directory}: something else appeared there meanwhile; name another directory") from None
         raise
     return False
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

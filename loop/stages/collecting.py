@@ -66,10 +66,9 @@ def collect(
     collected.sort(key=lambda each: place(each.candidate))
     usable = sorted((each.candidate.num_tokens, each.candidate.id) for each in collected if each.why is None)
     shortest = {id for _, id in usable[: int(settings.drop_shortest * len(usable))]}
+    why = f"among the shortest {settings.drop_shortest:.0%}"
     return [
-        each._replace(why=f"among the shortest {settings.drop_shortest:.0%} ({each.candidate.num_tokens} tokens)")
-        if each.candidate.id in shortest
-        else each
+        each._replace(why=f"{why} ({each.candidate.num_tokens} tokens)") if each.candidate.id in shortest else each
         for each in collected
     ]
 
@@ -87,7 +86,7 @@ def parts_of(collected: Iterable[Collected]) -> list[PackedPart]:
     for candidate, why, arrival, text in collected:
         part = part_of(candidate.prompt_id)
         if why is None:
-            entries[part] += pack(Described(candidate, arrival, text))
+            entries[part] += pack(candidate, arrival, text)
         else:
             left_out[part][_in_short(why)] += 1
     return [PackedPart(bytes(packed), dict(counted)) for packed, counted in zip(entries, left_out, strict=True)]
@@ -122,9 +121,7 @@ def choose(
     texts at a time. Memory is that of the round's own, of one part of the earlier ones, and of what a draw chooses.
     """
     left_out = {each.candidate.id: each.why for each in own if each.why is not None}
-    counted: Counter[str] = Counter()
-    for past in earlier:
-        counted.update(past.left_out)
+    counted = sum((Counter(past.left_out) for past in earlier), Counter[str]())
     parts = [part.entries for part in parts_of(own)]
     from_base = any(each.candidate.from_base for each in own)
     fresh = Packed(round, from_base, len(own) - len(left_out), parts.__getitem__)
@@ -140,8 +137,7 @@ def choose(
     if policy.passed_tests or policy.min_tokens or policy.max_tokens is not None:
         for packed in rounds:
             for part in range(PARTS):
-                ids = list(packed.ids_of(part)) if policy.passed_tests else []
-                verdicts = verdicts_of(ids) if ids else {}
+                verdicts = verdicts_of(list(packed.ids_of(part))) if policy.passed_tests else {}
                 for at, (candidate, _, _) in packed.described(part):
                     if why := why_not(policy, candidate, verdicts.get(candidate.id)):
                         leave_out(packed, part, at, candidate.id, why)
@@ -151,12 +147,12 @@ def choose(
                 for packed, at, id, original in _repeats(policy, group, texts_of):
                     why = f"repeats another completion of its prompt (round {original.round}, sample {original.sample_index})"
                     leave_out(packed, part, at, id, why)
-    usable = [Usable(packed.round, packed.from_base, packed.ids) for packed in rounds]
-    for packed, before, drawn in zip(rounds, usable, policy.draw(usable, round, seed), strict=True):
-        if drawn is before.ids:
+    usable = [Usable(packed.round, packed.from_base, packed) for packed in rounds]
+    for packed, drawn in zip(rounds, policy.draw(usable, round, seed), strict=True):
+        if drawn is packed:
             continue
         if packed is fresh:
-            left_out |= {id: policy.not_drawn() for id in packed.ids if id not in drawn}
+            left_out |= {id: policy.not_drawn() for id in packed if id not in drawn}
         elif num := len(packed) - len(drawn):
             counted[_in_short(policy.not_drawn())] += num
         packed.keep_only(drawn)

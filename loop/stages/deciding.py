@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from loop.stages.evaluating import SIGNALS
 from policies.evidence import Evidence, read_evidence
@@ -32,16 +31,16 @@ class Opened:
 
     def as_evidence(self) -> Json:
         """Base and best only where all the problems are measured: a gap would be a wrong answer."""
-        wanted = [problem.task_id for problem in self.problems]
+        difficulties = {problem.task_id: problem.difficulty for problem in self.problems}
         sides = {
             who: side
             for who, side in self.measured.items()
-            if who in ("candidate", "head") or all(task_id in side.outcomes for task_id in wanted)
+            if who in ("candidate", "head") or difficulties.keys() <= side.outcomes.keys()
         }
-        rows: list[dict[str, Any]] = []
-        for problem in sorted(self.problems, key=lambda problem: problem.task_id):
-            row = {"task_id": problem.task_id, "difficulty": problem.difficulty}
-            rows.append(row | {who: side.outcomes[problem.task_id] for who, side in sides.items()})
+        rows = [
+            {"task_id": id, "difficulty": difficulty, **{who: side.outcomes[id] for who, side in sides.items()}}
+            for id, difficulty in sorted(difficulties.items())
+        ]
         split: Json = {"suite": self.suite, "problems": rows, "decoding": self.decoding}
         split["conditions"] = {who: side.conditions for who, side in sides.items()}
         if self.num_looks > 1:
@@ -70,11 +69,10 @@ def evidence(
 ) -> Evidence:
     """What the policy sees of a round. BadEvidence if it is not sound.
 
-    `training`: the trainer's report of the candidate. `figures`: "candidate", "head" and "base" -> the figures of their evaluations on the first split.
+    `training`: the trainer's report of the candidate. `figures`: "candidate", "head" and "base" -> the figures of their
+    evaluations on the first split.
     """
-    signals: dict[str, dict[str, float]] = {}
-    for who, measured in figures.items():
-        signals[who] = {**signals_of(measured), **more_signals.get(who, {})}
+    signals = {who: {**signals_of(measured), **more_signals.get(who, {})} for who, measured in figures.items()}
     if losses := training.get("losses"):
         signals["candidate"]["train_loss"] = sum(losses) / len(losses)
     if (held_out := training.get("held_out_loss")) is not None:

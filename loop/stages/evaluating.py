@@ -6,6 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from statistics import fmean, stdev
 from typing import cast
 
@@ -29,7 +30,7 @@ STOPS: dict[PromptFormat, tuple[str, ...]] = {
     "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),  # human-eval's, and a fence
 }
 
-# how the grader's words begin where a problem, and not the sandbox, is what fails
+# How the grader's words begin where a problem, and not the sandbox, is what fails.
 SUITE_AT_FAULT = ("problem ", "the problem ", "the suite's ", "the canonical solution ", "the tests use nothing ")
 
 SIGNALS = {  # what an evaluation's figures call a signal, and what decisions call it
@@ -44,14 +45,9 @@ SIGNALS = {  # what an evaluation's figures call a signal, and what decisions ca
 
 def params_of(suite: SuiteConfig) -> SamplingParams:
     """A suite's decoding settings. A completion also ends where its prompt format says that the answer is over."""
-    return SamplingParams(
-        temperature=0.0 if suite.greedy else suite.temperature,
-        top_k=suite.top_k,
-        top_p=suite.top_p,
-        repetition_penalty=suite.repetition_penalty,
-        max_new_tokens=suite.max_new_tokens,
-        stop=(*suite.stop, *STOPS[suite.prompt_format]),
-    )
+    decoding = suite.model_dump(include=set(SamplingParams.model_fields))
+    decoding["stop"] = (*suite.stop, *STOPS[suite.prompt_format])
+    return SamplingParams(**decoding | ({"temperature": 0.0} if suite.greedy else {}))
 
 
 def decoding_of(suite: SuiteConfig) -> Json:
@@ -85,9 +81,8 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
     Problems, prompt format and wording, extraction and splits are all in the hash: change one, and it is another suite.
     """
     prompts = [_prompt(problem, loaded, suite, config) for problem in loaded.problems]
-    identity = sha256_of(
-        [loaded.identity, suite.prompt_format, TEMPLATE_VERSION, dict(suite.splits), [prompt.id for prompt in prompts]]
-    )
+    asked = dict(suite.splits), [prompt.id for prompt in prompts]
+    identity = sha256_of([loaded.identity, suite.prompt_format, TEMPLATE_VERSION, *asked])
     rows = [
         Problem(
             suite_sha256=identity,
@@ -104,9 +99,8 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
     graded_as: dict[str, GradingProblem] = {}
     for prompt, problem in zip(prompts, loaded.problems, strict=True):
         if (twin := graded_as.setdefault(prompt.id, problem)) is not problem:
-            raise ConfigError(
-                f"{suite.source}: problems {twin.task_id!r} and {problem.task_id!r} ask the same question; remove one"
-            )
+            both = f"problems {twin.task_id!r} and {problem.task_id!r}"
+            raise ConfigError(f"{suite.source}: {both} ask the same question; remove one")
     row = Suite(identity, suite.name, loaded.source, suite.prompt_format, len(rows))
     return Yardstick(suite, row, rows, graded_as, {prompt.id: prompt for prompt in prompts})
 
@@ -117,12 +111,8 @@ def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, 
         asked = content(problem.prompt_code or problem.statement, chat=False)
     else:
         opened = opening(problem.prompt_code) if suite.prompt_format == "chat-fence" else ""
-        asked = content(
-            ask(problem.statement, problem.prompt_code),
-            chat=model.chat_template,
-            opening=opened,
-            system_prompt=model.system_prompt,
-        )
+        question = ask(problem.statement, problem.prompt_code)
+        asked = content(question, chat=model.chat_template, opening=opened, system_prompt=model.system_prompt)
     return Prompt(sha256_of(asked), loaded.source, problem.task_id, problem.statement, asked)
 
 
@@ -151,16 +141,8 @@ def grade(
         completion_id, sample_index, task_id = cast("tuple[str, int, str]", which)
         if outcome.verdict == "harness_error":
             raise HarnessError(f"grading {task_id} failed: {_with_remedy(outcome.detail)}")
-        yield Verdict(
-            evaluation_id,
-            task_id,
-            sample_index,
-            completion_id,
-            outcome.verdict,
-            outcome.detail,
-            outcome.duration_s,
-            outcome.sandbox,
-        )
+        graded = outcome.verdict, outcome.detail, outcome.duration_s, outcome.sandbox
+        yield Verdict(evaluation_id, task_id, sample_index, completion_id, *graded)
 
 
 def _with_remedy(detail: str) -> str:
@@ -201,8 +183,7 @@ def signals_by_problem(
             "truncation_rate": fmean(truncated),
             "code_rate": fmean(has_code),
             "distinct_solution_rate": len(set(text)) / len(rows),
-            "distinct_correct_rate": len({t for t, is_correct in zip(text, correct, strict=True) if is_correct})
-            / len(rows),
+            "distinct_correct_rate": len(set(compress(text, correct))) / len(rows),
         }
         if most > 1 and left:
             results = outcomes[task_id]

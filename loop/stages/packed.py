@@ -33,32 +33,34 @@ def part_of(prompt_id: str) -> int:
     return int(prompt_id[0], 16)
 
 
-def pack(described: Described) -> bytes:
-    """A completion as an entry. Ids are SHA-256 in hex; entries sort by prompt, sample and id."""
-    c = described.candidate
+def pack(c: CompletionFacts, arrival: int, text: bytes) -> bytes:
+    """A completion as an entry (see `Described`). Ids are SHA-256 in hex; entries sort by prompt, sample and id."""
     ids = bytes.fromhex(c.prompt_id), bytes.fromhex(c.id)
     assert [*map(len, ids)] == [32, 32], f"completion {c.id} of prompt {c.prompt_id}"
-    return ENTRY.pack(ids[0], c.sample_index, ids[1], c.num_tokens, described.arrival, described.text)
+    return ENTRY.pack(ids[0], c.sample_index, ids[1], c.num_tokens, arrival, text)
 
 
-class Packed:
-    """The `num` usable completions of one round; `entries` gives those of a part, sorted, as often as it is called."""
+class Packed(Collection[str]):
+    """The `num` usable completions of one round; `entries` gives those of a part, sorted, as often as it is called.
+
+    As a collection it holds the ids of the completions that stay; each loop over them reads them anew.
+    """
 
     def __init__(self, round: int, from_base: bool, num: int, entries: Callable[[int], bytes]) -> None:
         self.round = round
         self.from_base = from_base
         self.num = num
         self._entries = entries
-        # per part: one byte an entry, 1 = still in; None = all still in
-        self._kept: list[bytearray | None] = [None] * PARTS
+        self._kept: list[bytearray | None] = [None] * PARTS  # one byte an entry, 1 = still in; None = all still in
 
     def __len__(self) -> int:
         return self.num
 
-    @property
-    def ids(self) -> Collection[str]:
-        """The ids of the completions that stay, read anew by each loop over them."""
-        return _Ids(self)
+    def __iter__(self) -> Iterator[str]:
+        return chain.from_iterable(map(self.ids_of, range(PARTS)))
+
+    def __contains__(self, id: object) -> bool:
+        return any(id == each for each in self)
 
     def ids_of(self, part: int) -> Iterable[str]:
         """The ids of a part's completions that stay."""
@@ -103,20 +105,6 @@ class Packed:
     def _all_ids(self, part: int) -> list[str]:
         text = self._entries(part).hex()
         return [text[at : at + 64] for at in range(2 * _PLACE, len(text), 2 * ENTRY.size)]
-
-
-class _Ids(Collection[str]):
-    def __init__(self, packed: Packed) -> None:
-        self._packed = packed
-
-    def __len__(self) -> int:
-        return len(self._packed)
-
-    def __iter__(self) -> Iterator[str]:
-        return chain.from_iterable(map(self._packed.ids_of, range(PARTS)))
-
-    def __contains__(self, id: object) -> bool:
-        return any(id == each for each in self)
 
 
 def place(candidate: CompletionFacts) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 from loop.engines.base import Generated, Request, Sampler, SamplingParams
 from store.canonical import sha256_of
@@ -24,7 +24,7 @@ def seed_of(*address: str | int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What the completions of one stage have in common."""
+    """What the completions of one stage have in common: fields of `Completion`."""
 
     run_id: str
     round: int
@@ -53,12 +53,7 @@ def plan(lineage: Lineage, prompts: Sequence[Prompt], num_samples: int, seed: in
     """Every completion of a stage. The seeds of an evaluation do not depend on the checkpoint: comparisons are paired."""
     draw = ["evaluation"] if lineage.evaluation_id else ["sampling", lineage.round]
     return [
-        Planned(
-            completion_id(lineage, prompt.id, index),
-            prompt,
-            index,
-            seed_of(seed, *draw, prompt.id, index),
-        )
+        Planned(completion_id(lineage, prompt.id, index), prompt, index, seed_of(seed, *draw, prompt.id, index))
         for prompt in prompts
         for index in range(num_samples)
     ]
@@ -77,11 +72,12 @@ def sample(
     The plan is asked for in slices that do not depend on what is done, so that memory stays flat and a resumed stage
     forms the same batches.
     """
+    shared = asdict(lineage) | {"tokenizer_sha256": sampler.tokenizer_sha256}
     for start in range(0, len(planned), SLICE):
         wanted = {item.id: item for item in planned[start : start + SLICE] if item.id not in done}
         requests = [request_of(item.prompt, item.id, item.seed) for item in wanted.values()]
         for batch in sampler.generate(requests, params) if requests else ():
-            yield [_completion(wanted[item.id], item, lineage, sampler.tokenizer_sha256) for item in batch]
+            yield [_completion(wanted[item.id], item, shared) for item in batch]
 
 
 def gathered(batches: Iterable[list[T]], clock: Callable[[], float]) -> Iterator[list[T]]:
@@ -109,21 +105,16 @@ def gathered(batches: Iterable[list[T]], clock: Callable[[], float]) -> Iterator
         yield waiting
 
 
-def _completion(item: Planned, generated: Generated, lineage: Lineage, tokenizer_sha256: str) -> Completion:
+def _completion(item: Planned, generated: Generated, shared: dict[str, Any]) -> Completion:
     return Completion(
+        **shared,
         id=item.id,
-        run_id=lineage.run_id,
-        round=lineage.round,
-        evaluation_id=lineage.evaluation_id,
-        checkpoint=lineage.checkpoint,
         prompt_id=item.prompt.id,
         sample_index=item.sample_index,
-        decode_settings_id=lineage.decode_settings_id,
         seed=item.seed,
         text=generated.text,
         token_ids=generated.token_ids,
         prompt_token_ids=generated.prompt_token_ids,
-        tokenizer_sha256=tokenizer_sha256,
         num_tokens=len(generated.token_ids),
         num_prompt_tokens=len(generated.prompt_token_ids),
         finish_reason=generated.finish_reason,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
-from typing import Any
 
 import click
+
+from loop.errors import LoopError
+from store.errors import NoStore, NotAStore, StoreError, StoreTooNew
 
 
 def version() -> str:
     """The version that is installed."""
-    from importlib import metadata
+    from importlib import metadata  # a command that only looks does not wait for it
 
     try:
         return metadata.version("ssd-loop")
@@ -21,8 +23,6 @@ def version() -> str:
 
 def explained(error: BaseException) -> tuple[int, str]:
     """The exit code and the one line for an error that ended a command."""
-    from loop.errors import LoopError
-
     if isinstance(error, LoopError):
         return error.exit_code, str(error)
     if isinstance(error, click.ClickException):
@@ -39,12 +39,6 @@ def explained(error: BaseException) -> tuple[int, str]:
         return 1, f"{_file(error)}is a directory; name a file"
     if isinstance(error, OSError):
         return 1, f"{_file(error)}{error.strerror or error}"
-    return _explained_by_the_store(error)
-
-
-def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
-    from store.errors import NoStore, NotAStore, StoreError, StoreTooNew
-
     if isinstance(error, NoStore):
         return 1, f"no run in {os.path.dirname(str(error).partition(': ')[0])} yet; start one with `loopctl run`"
     if isinstance(error, NotAStore):
@@ -58,7 +52,7 @@ def _explained_by_the_store(error: BaseException) -> tuple[int, str]:
 
 def _usage(error: click.ClickException) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
-    context: Any = getattr(error, "ctx", None)
+    context: click.Context | None = getattr(error, "ctx", None)
     return f"{text}; see `{context.command_path if context else 'loopctl'} --help`"
 
 

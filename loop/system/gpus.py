@@ -58,17 +58,12 @@ def _devices(names: str | None = None) -> Iterator[tuple[Any, str, int, Any]]:
         import pynvml
     except ImportError:
         return
-    try:
+    with contextlib.suppress(pynvml.NVMLError):
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return
-    try:
-        for name, index, device in _visible(pynvml, os.environ.get("CUDA_VISIBLE_DEVICES") if names is None else names):
-            yield pynvml, name, index, device
-    except pynvml.NVMLError:
-        pass
-    finally:
-        with contextlib.suppress(pynvml.NVMLError):
+        try:
+            names = os.environ.get("CUDA_VISIBLE_DEVICES") if names is None else names
+            yield from ((pynvml, *visible) for visible in _visible(pynvml, names))
+        finally:
             pynvml.nvmlShutdown()
 
 
@@ -83,17 +78,12 @@ def _visible(nvml: Any, names: str | None) -> Iterator[tuple[str, int, Any]]:
             yield name, nvml.nvmlDeviceGetIndex(nvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part)), part
             continue
         if name.startswith("GPU-"):  # may be abbreviated
-            matches = [i for i, device in enumerate(devices) if _uuid(nvml, device).startswith(name)]
+            matches = [i for i, device in enumerate(devices) if nvml.nvmlDeviceGetUUID(device).startswith(name)]
         else:
             matches = [int(name)] if name.isdecimal() and int(name) < len(devices) else []
         if len(matches) != 1:
             return
         yield name, matches[0], devices[matches[0]]
-
-
-def _uuid(nvml: Any, device: Any) -> str:
-    uuid = nvml.nvmlDeviceGetUUID(device)
-    return uuid.decode() if isinstance(uuid, bytes) else str(uuid)
 
 
 def wait_until_free(

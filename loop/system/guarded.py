@@ -34,24 +34,13 @@ guard(work)
 """
 
 
-def run_guarded(command: Sequence[str], is_over: Callable[[], bool], **how: Any) -> int | None:
-    """Run a command below a guard (`how`: see `start_guarded`), and leave nothing of it. Its exit code; None if it still ran
-    when `is_over` became true.
+def run_guarded(
+    command: Sequence[str], is_over: Callable[[], bool], *, environment: Mapping[str, str] | None = None, **how: Any
+) -> int | None:
+    """Run a command below a guard. Its exit code; None if it still ran when `is_over` became true.
+
+    No process of it is left afterwards, even if its guard was killed. `how`: its stdin, stderr and cwd.
     """
-    process, token = start_guarded(command, **how)
-    try:
-        while (code := process.poll()) is None and not is_over():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(LOOK_S)
-        return code
-    finally:
-        end_guarded(process, token)
-
-
-def start_guarded(
-    command: Sequence[str], *, environment: Mapping[str, str] | None = None, **how: Any
-) -> tuple[subprocess.Popen[bytes], str]:
-    """Start a command below a guard: the process, and the token for `end_guarded`. `how`: its stdin, stderr and cwd."""
     token = secrets.token_hex(16)
     process = subprocess.Popen(
         [sys.executable, "-P", "-c", _GUARDED, str(ROOT), *command],
@@ -60,11 +49,12 @@ def start_guarded(
         env=os.environ | dict(environment or {}) | {trees.TREE: token, trees.PARENT: str(os.getpid())},
         **how,
     )
-    return process, token
-
-
-def end_guarded(process: subprocess.Popen[bytes], token: str) -> None:
-    """End the command; no process of it is left afterwards, even if its guard was killed."""
-    trees.end_guard(process)
-    if process.returncode is None or process.returncode < 0:
-        trees.sweep(token, process.pid)
+    try:
+        while (code := process.poll()) is None and not is_over():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_S)
+        return code
+    finally:
+        trees.end_guard(process)
+        if process.returncode is None or process.returncode < 0:
+            trees.sweep(token, process.pid)

@@ -112,21 +112,13 @@ def read_heartbeat(run_dir: Path) -> Heartbeat | None:
     """The last heartbeat of any process; None if none can be read."""
     for _ in range(NUM_READS):
         try:
-            content = (run_dir / HEARTBEAT).read_bytes()
+            values = json.loads((run_dir / HEARTBEAT).read_bytes())
+            if values.pop("write") == values.pop("written"):
+                names = {field.name for field in fields(Heartbeat)}
+                return Heartbeat(**{name: value for name, value in values.items() if name in names})
         except OSError:
             return None
-        if (beat := _decoded(content)) is not None:
-            return beat
+        except (ValueError, TypeError, AttributeError, KeyError):  # torn, or another program's
+            pass
         time.sleep(READ_AGAIN_S)
     return None
-
-
-def _decoded(content: bytes) -> Heartbeat | None:
-    try:
-        values = json.loads(content)
-        if values.pop("write") != values.pop("written"):
-            return None
-        names = {field.name for field in fields(Heartbeat)}
-        return Heartbeat(**{name: value for name, value in values.items() if name in names})
-    except (ValueError, TypeError, AttributeError, KeyError):  # torn, or another program's
-        return None

@@ -33,17 +33,13 @@ def locked(run_dir: Path) -> Iterator[None]:
             raise LockedError(f"{run_dir}: process {named} holds this run; wait for it or stop it first") from None
         os.pwrite(descriptor, words := f"{os.getpid():<20}\n".encode(), 0)  # in place, which needs no room
         os.ftruncate(descriptor, len(words))
-        _may_write(run_dir)
+        for path in (run_dir, *(run_dir / name for name in (DATABASE, CHECKPOINTS, "logs"))):
+            if path.exists() and not os.access(path, os.W_OK):  # else hours of sampling pass before the error comes
+                remedy = "make it writable for this user, or set another run_dir"
+                raise PermissionDenied(f"{path}: permission denied; {remedy}")
         yield
     finally:
         os.close(descriptor)
-
-
-def _may_write(run_dir: Path) -> None:
-    """PermissionDenied, before hours of sampling, where a part of the run directory belongs to another user."""
-    for path in (run_dir, *(run_dir / name for name in (DATABASE, CHECKPOINTS, "logs"))):
-        if path.exists() and not os.access(path, os.W_OK):
-            raise PermissionDenied(f"{path}: permission denied; make it writable for this user, or set another run_dir")
 
 
 def holder(run_dir: Path) -> int | None:
@@ -64,23 +60,18 @@ def holder(run_dir: Path) -> int | None:
         return _flocked().get(inode)  # another user's file or process
     except (OSError, ValueError, OverflowError):
         return None
-    opened = _opened(pid, inode)
-    if opened is None:
-        opened = inode in _flocked()
-    return pid if opened else None
+    return pid if _has_open(pid, inode) else None
 
 
-def _opened(pid: int, inode: int) -> bool | None:
-    """Whether the process has the file open; None if this user may not see that."""
+def _has_open(pid: int, inode: int) -> bool:
     try:
-        with os.scandir(f"/proc/{pid}/fd") as descriptors:
-            for descriptor in descriptors:
-                with contextlib.suppress(OSError):
-                    if os.readlink(descriptor.path).endswith("/lock") and os.stat(descriptor.path).st_ino == inode:
-                        return True
+        for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if os.readlink(descriptor).endswith("/lock") and descriptor.stat().st_ino == inode:
+                    return True
         return False
-    except OSError:
-        return None
+    except OSError:  # this user may not see what the process has open
+        return inode in _flocked()
 
 
 def _flocked() -> dict[int, int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import time
 
@@ -26,7 +27,8 @@ class Notifier:
         address = os.environ.pop("NOTIFY_SOCKET", "")
         watchdog_usec, watchdog_pid = os.environ.pop("WATCHDOG_USEC", ""), os.environ.pop("WATCHDOG_PID", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
-        self._every_s = _third_s(watchdog_usec) if watchdog_pid in ("", str(os.getpid())) else None
+        is_wanted = watchdog_pid in ("", str(os.getpid())) and re.fullmatch("0*[1-9][0-9]{0,17}", watchdog_usec)
+        self._every_s = int(watchdog_usec) / 3e6 if is_wanted else None  # a third of the time that is allowed
         self._last = float("-inf")
         self._unsaid: dict[str, str] = {}
         self._socket: socket.socket | None = None
@@ -62,10 +64,3 @@ class Notifier:
         with contextlib.suppress(OSError, ValueError):
             self._socket.sendto(message.encode(errors="replace"), self._address)
             self._unsaid = {}
-
-
-def _third_s(usec: str) -> float | None:
-    """A third of the time that the watchdog allows; None without one."""
-    with contextlib.suppress(ValueError, OverflowError):
-        return int(usec) / 3e6 if int(usec) > 0 else None
-    return None

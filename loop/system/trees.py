@@ -38,9 +38,6 @@ def prctl(option: int, value: int) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
 
 
-# ---- in the daemon ---------------------------------------------------------------------------------------------------
-
-
 def end_guard(process: subprocess.Popen[bytes]) -> None:
     """End a guard, which ends its tree first: by SIGTERM, also where it is stopped; by SIGKILL where it takes too long."""
     if process.poll() is not None:
@@ -86,9 +83,6 @@ def _lives(process: psutil.Process) -> bool:
         return process.is_running() and process.status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
     except psutil.NoSuchProcess:
         return False
-
-
-# ---- in the worker ---------------------------------------------------------------------------------------------------
 
 
 def guard(work: Callable[[], None], *, own_tmp: bool = False) -> None:

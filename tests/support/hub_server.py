@@ -34,6 +34,11 @@ class Repository:
             return hashlib.sha256(content).hexdigest()
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
+    def mode(self, path: str) -> dict[str, Any]:
+        """How a file is to be uploaded."""
+        mode = "lfs" if path.endswith(".safetensors") else "regular"
+        return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": self.oid(path)}
+
 
 @dataclass
 class Hub:
@@ -59,20 +64,14 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self.serve()
-
-    do_POST = do_PUT = do_GET
-
-    def serve(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         path = self.path.partition("?")[0]
         asked = f"{self.command} {path}"
         self.hub.asked.append(asked)
-        for part, (status, message) in self.hub.answers.items():
-            if part in asked:
-                self.answer(status, {"error": message}, message)
-                return
-        if path.startswith("/lfs/"):
+        refusals = (refusal for part, refusal in self.hub.answers.items() if part in asked)
+        if refusal := next(refusals, None):
+            self.answer(refusal[0], {"error": refusal[1]}, refusal[1])
+        elif path.startswith("/lfs/"):
             assert hashlib.sha256(body).hexdigest() == path.removeprefix("/lfs/")
             self.hub.stored[path.removeprefix("/lfs/")] = body
             self.answer(200, {})
@@ -81,32 +80,31 @@ class Handler(BaseHTTPRequestHandler):
         else:
             self.answer(*self.carried_out(path, body))
 
+    do_POST = do_PUT = do_GET
+
     def carried_out(self, path: str, body: bytes) -> tuple[int, Any]:
         if path == "/api/validate-yaml":
             assert json.loads(body)["content"].startswith("---\n")
             return 200, {"errors": [], "warnings": []}
         if path == "/api/repos/create":
             return self.create(json.loads(body))
-        name, _, rest = path.removeprefix("/api/models/").removeprefix("/").partition(".git/")
-        parts = name.split("/")
-        repository = self.hub.repositories.get("/".join(parts[:2]))
+        owner, name, *rest = path.removeprefix("/api/models").removeprefix("/").replace(".git/", "/").split("/")
+        repository = self.hub.repositories.get(f"{owner}/{name}")
         if repository is None:
             return 404, {"error": "Repository not found"}
-        if rest == "info/lfs/objects/batch":
-            return 200, {"transfer": "basic", "objects": [self.action(one) for one in json.loads(body)["objects"]]}
-        match parts[2:]:
+        match rest:
+            case ["info", "lfs", "objects", "batch"]:
+                return 200, {"transfer": "basic", "objects": list(map(self.action, json.loads(body)["objects"]))}
             case [] | ["revision", "main"]:
                 sha = repository.commits[-1] if repository.commits else None
-                return 200, {"id": "/".join(parts[:2]), "private": repository.private, "sha": sha, "siblings": []}
+                return 200, {"id": f"{owner}/{name}", "private": repository.private, "sha": sha, "siblings": []}
             case ["tree", "main"]:
-                return 200, [
-                    {"type": "file", "path": name, "size": len(content), "oid": repository.oid(name)}
-                    for name, content in repository.files.items()
-                ]
+                files = repository.files.items()
+                return 200, [{"type": "file", "path": p, "size": len(c), "oid": repository.oid(p)} for p, c in files]
             case ["preupload", "main"]:
-                return 200, {"files": [self.mode(repository, one) for one in json.loads(body)["files"]]}
+                return 200, {"files": [repository.mode(file["path"]) for file in json.loads(body)["files"]]}
             case ["commit", "main"]:
-                return self.commit("/".join(parts[:2]), repository, body)
+                return self.commit(f"{owner}/{name}", repository, body)
         return 404, {"error": "not here"}
 
     def create(self, wanted: Any) -> tuple[int, Any]:
@@ -118,29 +116,20 @@ class Handler(BaseHTTPRequestHandler):
         return 200, url
 
     def action(self, wanted: Any) -> Any:
-        known = {"oid": wanted["oid"], "size": wanted["size"]}
-        if wanted["oid"] in self.hub.stored:
-            return known
-        return known | {"actions": {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}", "header": {}}}}
-
-    def mode(self, repository: Repository, wanted: Any) -> Any:
-        mode = "lfs" if wanted["path"].endswith(".safetensors") else "regular"
-        oid = repository.oid(wanted["path"])
-        return {"path": wanted["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+        upload = {"upload": {"href": f"{self.hub.url}/lfs/{wanted['oid']}", "header": {}}}
+        actions = {} if wanted["oid"] in self.hub.stored else {"actions": upload}
+        return {"oid": wanted["oid"], "size": wanted["size"]} | actions
 
     def commit(self, name: str, repository: Repository, body: bytes) -> tuple[int, Any]:
-        files = dict(repository.files)
-        for line in body.splitlines():
-            entry = json.loads(line)
+        for entry in map(json.loads, body.splitlines()):
             value = entry["value"]
             if entry["key"] == "file":
-                files[value["path"]] = base64.b64decode(value["content"])
+                repository.files[value["path"]] = base64.b64decode(value["content"])
             elif entry["key"] == "lfsFile":
-                files[value["path"]] = self.hub.stored[value["oid"]]
+                repository.files[value["path"]] = self.hub.stored[value["oid"]]
             elif entry["key"] == "deletedFile":
-                del files[value["path"]]
+                del repository.files[value["path"]]
         oid = hashlib.sha1(body).hexdigest()
-        repository.files = files
         repository.commits.append(oid)
         return 200, {"commitUrl": f"{self.hub.url}/{name}/commit/{oid}", "commitOid": oid, "pullRequestUrl": None}
 

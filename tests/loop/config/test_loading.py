@@ -5,81 +5,40 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from loop.config.loading import LoadedConfig, config_mistakes, find_config, load_config
+from loop.config.loading import config_mistakes, find_config, load_config
 from loop.config.page_of_keys import tables_in
-from loop.config.same_run import config_sha256, differences, resolved
+from loop.config.same_run import differences, resolved
 from loop.config.settings import Config
 from loop.config.toml_lines import KeyPath
 from loop.errors import ConfigError, PermissionDenied
+from policies.data import DataPolicy, Mix, Pool, Replace
 from policies.mistakes import dotted
 from tests.support import ROOT
-
-GOOD = """\
-name = "demo"
-[model]
-source = "smollm2-135m"
-[sampling]
-temperature = 1.2
-top_p = 0.8
-[training]
-num_steps = 4
-[[suites]]
-name = "first"
-source = "first-steps"
-num_samples = 4
-pass_at = [1, 4]
-[decide]
-suite = "first"
-gates = [{ type = "improvement" }]
-"""
-
-Load = Callable[[str], LoadedConfig]
+from tests.support.configurations import VALID, load_text, mistakes_in
 
 
-@pytest.fixture
-def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
-    """Load a text as ./loop.toml."""
+@pytest.mark.parametrize("text", ["\ufeff" + VALID, VALID.replace("\n", "\r\n")])
+def test_windows_files_are_read_too(tmp_path: Path, text: str) -> None:
+    assert load_text(tmp_path, text).config == load_text(tmp_path, VALID).config
+
+
+def test_a_good_file_and_run_dir_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def load_text(text: str) -> LoadedConfig:
-        Path("loop.toml").write_text(text, encoding="utf-8")
-        return load_config(Path("loop.toml"))
-
-    return load_text
-
-
-def mistakes(load: Load, text: str) -> list[str]:
-    """The lines of the error."""
-    with pytest.raises(ConfigError) as caught:
-        load(text)
-    assert caught.value.exit_code == 78
-    return str(caught.value).splitlines()
-
-
-def test_a_good_file(load: Load, tmp_path: Path) -> None:
-    loaded = load(GOOD)
-    assert loaded.config.suite("first").pass_at == (1, 4)
-    assert loaded.path == tmp_path / "loop.toml"
-    assert (loaded.run_dir, loaded.base_dir) == (tmp_path / ".loop", tmp_path)
-
-
-@pytest.mark.parametrize("text", ["\ufeff" + GOOD, GOOD.replace("\n", "\r\n")])
-def test_windows_files_are_read_too(load: Load, text: str) -> None:
-    assert load(text).config == load(GOOD).config
-
-
-def test_run_dir_is_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "deep").mkdir()
-    (tmp_path / "deep" / "my.toml").write_text('run_dir = "../runs/a"\n' + GOOD)
-    monkeypatch.chdir(tmp_path)
-    assert load_config(Path("deep/my.toml")).run_dir == tmp_path / "runs" / "a"
+    Path("deep").mkdir()
+    for more, run_dir in (("", "deep/.loop"), ('run_dir = "../runs/a"\n', "runs/a")):
+        Path("deep/my.toml").write_text(more + VALID)
+        loaded = load_config(Path("deep/my.toml"))
+        assert loaded.config.suite("first").pass_at == (1, 4)
+        assert (loaded.path, loaded.base_dir) == (tmp_path / "deep/my.toml", tmp_path / "deep")
+        assert loaded.run_dir == tmp_path / run_dir
 
 
 # One change to the good file (old text, new text) and the lines that it must give.
@@ -91,10 +50,9 @@ TABLE = [
     ('name = "demo"', 'name = "demo"\nseed = 1.5',
      ["2: seed: 1.5 is not a whole number; give a whole number of at least 0 and below 9223372036854775808"]),
     ('name = "demo"', 'name = "demo"\nrun_dir = 3', ["2: run_dir: 3 is not text; give text in quotes"]),
-    ('name = "demo"', 'name = "demo"\nrun_dir = ""',
-     ['2: run_dir: "" is not the name of a directory; leave the key out for .loop']),
-    ('name = "demo"', 'name = "demo"\nrun_dir = "a\\u0000b"',
-     ['2: run_dir: "a\\u0000b" is not the name of a directory; leave the key out for .loop']),
+    *(('name = "demo"', f'name = "demo"\nrun_dir = "{text}"',
+       [f'2: run_dir: "{text}" is not the name of a directory; leave the key out for .loop'])
+      for text in ("", "a\\u0000b", "~nobody-here/x", "./~nobody-here")),
     ('name = "demo"', 'name = "demo"\ntemperature = 1',
      ["2: temperature: unknown key here; it is a key of [sampling] and [[suites]]"]),
     ('[model]\nsource = "smollm2-135m"', "", ["1: model: is missing; add a table [model]"]),
@@ -114,12 +72,10 @@ TABLE = [
      ['5: sampling.temperature: "1.2" is text; give a number above 0 and at most 10']),
     ("temperature = 1.2", "temperature = nan",
      ["5: sampling.temperature: nan is not a finite number; give a number above 0 and at most 10"]),
-    ("temperature = 1.2\ntop_p = 0.8", "temperature = 1",
-     ["5: sampling.temperature: 1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient "
-      "of training on its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"]),
-    ("temperature = 1.2\ntop_p = 0.8", "",
-     ["4: sampling.temperature: 1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient "
-      "of training on its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"]),
+    *(("temperature = 1.2\ntop_p = 0.8", sampling,
+       [f"{line}: sampling.temperature: 1 without top_k, top_p or repetition_penalty is a fixed point: the expected gradient "
+        "of training on its samples is zero; set temperature above 1, or top_k or top_p (control = true allows it)"])
+      for sampling, line in (("temperature = 1", 5), ("", 4))),
     ("top_p = 0.8", "top_p = 2", ["6: sampling.top_p: 2 is not between 0 and 1; give a number above 0 and at most 1"]),
     ("top_p = 0.8", "topp = 0.8", ["6: sampling.topp: unknown key; the closest is top_p"]),
     ("top_p = 0.8", "greedy = true", ["6: sampling.greedy: unknown key here; it is a key of [[suites]]"]),
@@ -185,10 +141,50 @@ TABLE = [
 
 
 @pytest.mark.parametrize(("old", "new", "expected"), TABLE, ids=[row[1][:40] or "removed" for row in TABLE])
-def test_a_mistake_has_its_line(load: Load, old: str, new: str, expected: list[str]) -> None:
-    assert old in GOOD
-    lines = mistakes(load, GOOD.replace(old, new, 1))
-    assert lines == [f"loop.toml:{line}" for line in expected]
+def test_a_mistake_has_its_line(tmp_path: Path, old: str, new: str, expected: list[str]) -> None:
+    assert old in VALID
+    assert mistakes_in(tmp_path, VALID.replace(old, new, 1)) == expected
+
+
+TYPES = "replace, accumulate, mix, window, pool"
+# Nothing is cut from the distribution, and there is a single epoch. What is added begins in line 17.
+PLAIN = VALID.replace("top_p = 0.8\n", "").replace("num_steps = 4", "num_epochs = 1\nlearning_rate = 1e-5")
+
+
+@pytest.mark.parametrize(
+    ("more", "lines"),
+    [
+        ('[collect]\ndata = "replace"', [
+            "18: collect.data: 'replace' is not a table; give one such as { type = \"accumulate\" }"]),
+        ("[collect]\ndata = {}", [f"18: collect.data: type is missing; known types: {TYPES}"]),
+        ('[collect]\ndata = { type = "all" }', [f"18: collect.data.type: unknown type 'all'; known types: {TYPES}"]),
+        ('[collect]\nmin_line = 3\n[collect.data]\ntype = "pool"\nsize = "5"', [
+            "18: collect.min_line: unknown key; the closest is min_lines",
+            "21: collect.data.size: input should be a valid integer, got '5' (How many completions training sees)"]),
+        ('[collect]\ndata = { type = "mix", earlier = 0.6, base = 0.6 }', [
+            "18: collect.data: earlier 0.6 and base 0.6 leave no share for fresh completions"]),
+        ('[collect]\ndata = { type = "pool", size = 5, rounds = 3 }', [
+            "18: collect.data.rounds: unknown key; the keys of 'pool' are type, dedup, near_similarity, min_tokens, "
+            "max_tokens, passed_tests, without_tests, only_kept, size"]),
+        ('[after_rollback]\ndata = { type = "window" }', [
+            "18: after_rollback.data.rounds: is missing (How many rounds, this one among them)"]),
+        ("[after_rollback]\npatience = 0\nlearning_rate_factor = 2\ntemperatures = [0]\nlearning_rate = 1", [
+            "18: after_rollback.patience: 0 is too small; give a whole number of at least 1",
+            "19: after_rollback.learning_rate_factor: 2 is not between 0 and 1; give a number above 0 and at most 1",
+            "20: after_rollback.temperatures[0]: 0 is not between 0 and 10; give a number above 0 and at most 10",
+            "21: after_rollback.learning_rate: unknown key here; it is a key of [training]"]),
+        ("[after_rollback]\ntemperatures = [1.1, 1.0]\nlearning_rate_floor = 1e-4\nlength_factor = 0.5", [
+            "18: after_rollback.temperatures[1]: 1 without top_k, top_p or repetition_penalty in [sampling] is a fixed "
+            "point; give another",
+            "19: after_rollback.learning_rate_floor: 0.0001 is above training.learning_rate 1e-05; give at most that",
+            "20: after_rollback.length_factor: a single epoch cannot be made shorter; give training.num_steps, or leave "
+            "this out"]),
+        ('[schedule]\nstop = [{ type = "hours" }]', [
+            "18: schedule.stop[0].value: is missing (Hours of work: what all attempts took, failed ones included)"]),
+    ],
+)  # fmt: skip
+def test_a_mistake_in_what_is_added_has_its_line(tmp_path: Path, more: str, lines: list[str]) -> None:
+    assert mistakes_in(tmp_path, PLAIN + more) == lines
 
 
 def numeric_keys(table: type[BaseModel] = Config, path: KeyPath = ()) -> Iterator[KeyPath]:
@@ -197,8 +193,8 @@ def numeric_keys(table: type[BaseModel] = Config, path: KeyPath = ()) -> Iterato
         kind = str(field.annotation)
         here: KeyPath = (*path, name, 0) if "uple[" in kind and name != "lora" else (*path, name)
         below = list(tables_in(field.annotation))
-        for one in below:
-            yield from numeric_keys(one, here)
+        for inner in below:
+            yield from numeric_keys(inner, here)
         if not below and re.search(r"\b(int|float)\b", kind):
             yield here
 
@@ -213,26 +209,25 @@ def test_a_number_that_no_store_takes_is_refused_in_one_line(key: KeyPath, numbe
     assert len(problem) < 200 and re.search(r"\d.*; give a ", problem), problem
 
 
-def test_all_mistakes_come_at_once_in_the_order_of_the_file(load: Load) -> None:
+def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = (
-        GOOD.replace('"demo"', "3")
+        VALID.replace('"demo"', "3")
         .replace("top_p = 0.8", "top_p = 8")
         .replace('suite = "first"', 'suite = "none"')
         .replace('gates = [{ type = "improvement" }]', 'gates = [{ type = "a" }, { type = "b" }]')
     )
-    places = [":".join(line.split(":")[:3]) for line in mistakes(load, text)]
-    assert places == [
-        "loop.toml:1: name",
-        "loop.toml:6: sampling.top_p",
-        "loop.toml:15: decide.suite",
-        "loop.toml:16: decide.gates[0].type",
-        "loop.toml:16: decide.gates[1].type",
-    ]
+    places = [": ".join(line.split(": ")[:2]) for line in mistakes_in(tmp_path, text)]
+    gates = ["16: decide.gates[0].type", "16: decide.gates[1].type"]
+    assert places == ["1: name", "6: sampling.top_p", "15: decide.suite", *gates]
 
 
-def test_an_empty_file_lists_what_is_needed(load: Load) -> None:
-    keys = [line.split(": ")[1] for line in mistakes(load, "# nothing\n")]
+def test_an_empty_file_lists_what_is_needed(tmp_path: Path) -> None:
+    keys = [line.split(": ")[1] for line in mistakes_in(tmp_path, "# nothing\n")]
     assert keys == ["decide", "model", "name", "sampling", "suites"]
+
+
+NO_VALUE = 'is not TOML: Invalid value; text stands in "quotes", true and false are lower case'
+TOO_DEEP = " is nested too deeply, or holds a number out of all range; simplify it"
 
 
 @pytest.mark.parametrize(
@@ -240,37 +235,35 @@ def test_an_empty_file_lists_what_is_needed(load: Load) -> None:
     [
         (
             "a",
-            ":1: is not TOML: Expected '=' after a key in a key/value pair; "
-            "a line is key = value, [table] or # comment",
+            "1: is not TOML: Expected '=' after a key in a key/value pair; a line is key = value, [table] or # comment",
         ),
-        ("\na = b\n", ':2: is not TOML: Invalid value; text stands in "quotes", true and false are lower case'),
+        ("\na = b\n", f"2: {NO_VALUE}"),
         (
             "a=1\na=2\n",
-            ":2: is not TOML: Cannot overwrite a value; a key or table is given a second time; keep one of them",
+            "2: is not TOML: Cannot overwrite a value; a key or table is given a second time; keep one of them",
         ),
-        ('a = "x\nb = 1', ":1: is not TOML: Illegal character '\\n'; correct this line or the one before"),
-        ("a = [\n", ':1: is not TOML: Invalid value; text stands in "quotes", true and false are lower case'),
-        ("a = " + "[" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
-        ("a = " + "9" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
-        ("a = 0x" + "f" * 5000, ": is nested too deeply, or holds a number out of all range; simplify it"),
+        ('a = "x\nb = 1', "1: is not TOML: Illegal character '\\n'; correct this line or the one before"),
+        ("a = [\n", f"1: {NO_VALUE}"),
+        ("a = " + "[" * 5000, TOO_DEEP),
+        ("a = " + "9" * 5000, TOO_DEEP),
+        ("a = 0x" + "f" * 5000, TOO_DEEP),
     ],
 )
-def test_broken_toml(load: Load, text: str, expected: str) -> None:
-    assert mistakes(load, text) == [f"loop.toml{expected}"]
+def test_broken_toml(tmp_path: Path, text: str, expected: str) -> None:
+    assert mistakes_in(tmp_path, text) == [expected]
 
 
-def test_files_that_are_none(load: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases: list[tuple[str, bytes | None, str]] = [
-        ("latin.toml", b'name = "a"\n# caf\xe9\n', "latin.toml:2: is not UTF-8; save the file as UTF-8"),
-        ("no.toml", None, "no.toml: no such file; run `loopctl init` or give --config FILE"),
-        (".", None, ".: is a directory; name the file, loop.toml"),
-    ]
-    for name, content, expected in cases:
-        if content is not None:
-            Path(name).write_bytes(content)
+def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("latin.toml").write_bytes(b'name = "a"\n# caf\xe9\n')
+    for name, problem in (
+        ("latin.toml", ":2: is not UTF-8; save the file as UTF-8"),
+        ("no.toml", ": no such file; run `loopctl init` or give --config FILE"),
+        (".", ": is a directory; name the file, loop.toml"),
+    ):
         with pytest.raises(ConfigError) as caught:
             load_config(Path(name))
-        assert str(caught.value) == expected
+        assert str(caught.value) == name + problem
 
     def denied(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied", str(path))
@@ -282,10 +275,9 @@ def test_files_that_are_none(load: Load, tmp_path: Path, monkeypatch: pytest.Mon
     assert refused.value.exit_code == 77
 
 
-def test_a_hostile_value_stays_one_printable_line(load: Load) -> None:
-    [line] = mistakes(load, GOOD.replace('"demo"', '"\\u001b[31m\\u202e\\nred' + "x" * 500 + '"'))
-    assert line.isprintable()
-    assert len(line) < 250
+def test_a_hostile_value_stays_one_printable_line(tmp_path: Path) -> None:
+    [line] = mistakes_in(tmp_path, VALID.replace('"demo"', '"\\u001b[31m\\u202e\\nred' + "x" * 500 + '"'))
+    assert line.isprintable() and len(line) < 250
 
 
 def test_finding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,30 +293,10 @@ def test_finding_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert find_config("given.toml") == Path("given.toml")
 
 
-def test_resolved_is_a_config_again(load: Load) -> None:
-    config = load(GOOD).config
-    settings = resolved(config)
-    assert settings["decide"]["gates"][0]["alpha"] == 0.05
-    again = Config.model_validate_json(json.dumps(settings))
-    assert resolved(again) == settings
-    assert config_sha256(again) == config_sha256(config)
-
-
-def test_only_what_defines_the_run_changes_its_hash(load: Load) -> None:
-    config = load(GOOD).config
-    same = 'rounds = 9\nrun_dir = "elsewhere"\n' + GOOD + "[engine]\nbatch_size = 2\n[grading]\nnum_workers = 3\n"
-    assert config_sha256(load(same).config) == config_sha256(config)
-    assert differences(resolved(config), resolved(load(same).config)) == []
-    other = load(GOOD.replace("1.2", "1.1")).config
-    assert config_sha256(other) != config_sha256(config)
-
-
-def test_differences_in_words(load: Load) -> None:
-    old = resolved(load(GOOD).config)
-    new = load(
-        GOOD.replace("1.2", "1.1").replace("num_steps = 4", "num_epochs = 2")
-        + '[[suites]]\nname = "b"\nsource = "humaneval"\ngreedy = true\n'
-    )
+def test_differences_in_words(tmp_path: Path) -> None:
+    old = resolved(load_text(tmp_path, VALID).config)
+    changed = VALID.replace("1.2", "1.1").replace("num_steps = 4", "num_epochs = 2")
+    new = load_text(tmp_path, changed + '[[suites]]\nname = "b"\nsource = "humaneval"\ngreedy = true\n')
     lines = differences(old, resolved(new.config))
     assert lines[:3] == [
         "sampling.temperature is 1.1 here and 1.2 in the run directory",
@@ -339,3 +311,36 @@ def test_nothing_heavy_is_imported() -> None:
     code = f"import sys, loop.config.loading; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class Longest(DataPolicy):
+    """A data policy of somebody else's package."""
+
+    type: Literal["longest"] = "longest"
+    num: int = Field(gt=0)
+
+
+def test_a_third_partys_data_policy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "third_party", sys.modules[__name__])
+    points = EntryPoints([EntryPoint("longest", "third_party:Longest", "loop.data_policies")])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda group: points.select(group=group))
+    config = load_text(tmp_path, VALID + '[collect]\ndata = { type = "longest", num = 3 }\n').config
+    assert config.collect.data == Longest(num=3)
+    assert resolved(config)["collect"]["data"]["num"] == 3  # the run is known by it
+    lines = mistakes_in(tmp_path, VALID + '[collect]\ndata = { type = "longest", num = 0 }\n')
+    assert lines == ["18: collect.data.num: input should be greater than 0, got 0"]
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    config = load_text(tmp_path, VALID).config
+    assert config.collect.data == Replace() and config.after_rollback.data is None
+    assert not config.wants_tests
+    more = (
+        '[collect]\ndata = { type = "pool", size = 9, dedup = "near" }\n[after_rollback]\ntemperatures = [1.1, 0.8]\n'
+        'data = { type = "mix", base = 0.1, passed_tests = true }\n'
+    )
+    config = load_text(tmp_path, VALID + more).config
+    assert config.collect.data == Pool(size=9, dedup="near")
+    assert config.after_rollback.data == Mix(base=0.1, passed_tests=True)
+    assert config.wants_tests
+    assert resolved(config)["after_rollback"]["data"]["near_similarity"] == 0.9

@@ -7,106 +7,77 @@ from pathlib import Path
 
 import pytest
 
-from loop.config.loading import load_config
 from loop.config.machine import ScheduleTable
 from loop.config.same_run import config_sha256, differences, resolved
 from loop.config.settings import Config
-from loop.errors import ConfigError
 from tests.support import ROOT
+from tests.support.configurations import VALID, load_text, mistakes_in
 
-TEXT = """\
-name = "demo"
-[model]
-source = "smollm2-135m"
-[sampling]
-temperature = 1.2
-[[suites]]
-name = "first"
-source = "first-steps"
-[decide]
-suite = "first"
-"""  # fmt: skip
 WINDOW_REMEDY = 'write "22:00-07:00", "Mon-Fri 20:00-06:00 Europe/Berlin" or "weekends"'
+UNTIL_REMEDY = 'write "2026-12-24T08:00", or "2026-12-24T08:00+01:00"'
 CRON_REMEDY = 'write minute, hour, day, month and weekday: "0 22 * * *" or "30 6 * * 1-5"'
-
-
-def load(directory: Path, text: str) -> Config:
-    (directory / "loop.toml").write_text(text)
-    return load_config(directory / "loop.toml").config
 
 
 @pytest.mark.parametrize(
     ("keys", "expected"),
     [
-        ('every = "0h"', ["""12: schedule.every: '0h' is no time at all; write "continuous" for one round after the """
+        ('every = "0h"', ["""18: schedule.every: '0h' is no time at all; write "continuous" for one round after the """
                           'other, or "6h"']),
-        ('every = "often"', ["""12: schedule.every: 'often' is no interval; write "continuous", or a number and s, m, h, """
+        ('every = "often"', ["""18: schedule.every: 'often' is no interval; write "continuous", or a number and s, m, h, """
                              'd or w: "6h"']),
-        ('every = "999999999d"', ["12: schedule.every: '999999999d' is more than a year; give at most 366d"]),
-        ("every = 6", ["12: schedule.every: 6 is not text; give text in quotes"]),
-        ('every = "6h"\ncron = "0 22 * * *"', ["12: schedule.every: every and cron are both given; give one"]),
-        ('every = "continuous"\ncron = "0 22 * * *"', ["12: schedule.every: every and cron are both given; give one"]),
-        ('cron = "0 22 * *"', [f"12: schedule.cron: '0 22 * *' has 4 fields, not 5; {CRON_REMEDY}"]),
-        ('cron = ""', [f"12: schedule.cron: '' has 0 fields, not 5; {CRON_REMEDY}"]),
-        ('cron = "60 22 * * *"',
-         [f"12: schedule.cron: '60 22 * * *': minute 60 is not between 0 and 59; {CRON_REMEDY}"]),
-        ('cron = "0 0 * * mon-fri,x"', [f"12: schedule.cron: '0 0 * * mon-fri,x': 'x' is no weekday; {CRON_REMEDY}"]),
-        ('cron = "0 0 * * mon-fri/0"',
-         [f"12: schedule.cron: '0 0 * * mon-fri/0': 'mon-fri/0' is no weekday; {CRON_REMEDY}"]),
-        ('cron = "0 0 1 march *"', [f"12: schedule.cron: '0 0 1 march *': 'march' is no month; {CRON_REMEDY}"]),
-        ('cron = "0 8-6 * * *"',
-         [f"12: schedule.cron: '0 8-6 * * *': the hours '8-6' end before they begin; {CRON_REMEDY}"]),
-        ('cron = "0 0 30 2 *"', ["12: schedule.cron: '0 0 30 2 *' never comes; give a day that is in the month"]),
-        ('cron = "0 0 31 2,4,jun *"',
-         ["12: schedule.cron: '0 0 31 2,4,jun *' never comes; give a day that is in the month"]),
-        ('cron = "0 0 13 * 5"', ["12: schedule.cron: '0 0 13 * 5' names a day of the month and a weekday, and cron "
+        ('every = "999999999d"', ["18: schedule.every: '999999999d' is more than a year; give at most 366d"]),
+        ("every = 6", ["18: schedule.every: 6 is not text; give text in quotes"]),
+        ('every = "continuous"\ncron = "0 22 * * *"', ["18: schedule.every: every and cron are both given; give one"]),
+        ('cron = "0 22 * *"', [f"18: schedule.cron: '0 22 * *' has 4 fields, not 5; {CRON_REMEDY}"]),
+        ('cron = ""', [f"18: schedule.cron: '' has 0 fields, not 5; {CRON_REMEDY}"]),
+        *((f'cron = "{text}"', [f"18: schedule.cron: '{text}': {problem}; {CRON_REMEDY}"]) for text, problem in (
+            ("60 22 * * *", "minute 60 is not between 0 and 59"),
+            ("0 0 * * mon-fri,x", "'x' is no weekday"),
+            ("0 0 * * mon-fri/0", "'mon-fri/0' is no weekday"),
+            ("0 0 * * *-fri", "'*-fri' is no weekday"),
+            ("0 0 1 march *", "'march' is no month"),
+            ("0 8-6 * * *", "the hours '8-6' end before they begin"))),
+        *((f'cron = "{text}"', [f"18: schedule.cron: '{text}' never comes; give a day that is in the month"])
+          for text in ("0 0 30 2 *", "0 0 31 2,4,jun *")),
+        ('cron = "0 0 13 * 5"', ["18: schedule.cron: '0 0 13 * 5' names a day of the month and a weekday, and cron "
                                  "programs differ in what that means; put * for one of them"]),
         ('timezone = "Europe/Berln"',
-         ["12: schedule.timezone: 'Europe/Berln' is no time zone; the closest is Europe/Berlin"]),
-        ('timezone = "?"', ["""12: schedule.timezone: '?' is no time zone; give a name like "Europe/Berlin" or "UTC\""""]),
+         ["18: schedule.timezone: 'Europe/Berln' is no time zone; the closest is Europe/Berlin"]),
+        ('timezone = "?"', ["""18: schedule.timezone: '?' is no time zone; give a name like "Europe/Berlin" or "UTC\""""]),
         ('timezone = "Europe"\nwindows = ["25:00-26:00"]',
-         ["12: schedule.timezone: 'Europe' is no time zone; give a name like \"Europe/Berlin\" or \"UTC\"",
-          "13: schedule.windows[0]: '25:00-26:00': a window begins from 00:00 to 23:59 and ends at 24:00 at the latest"]),
+         ["18: schedule.timezone: 'Europe' is no time zone; give a name like \"Europe/Berlin\" or \"UTC\"",
+          "19: schedule.windows[0]: '25:00-26:00': a window begins from 00:00 to 23:59 and ends at 24:00 at the latest"]),
         ("windows = []",
-         ["12: schedule.windows: is empty, so no round would ever begin; leave the key out to run at any time"]),
-        ('windows = "weekends"', ['12: schedule.windows: "weekends" is text; give a list of texts in quotes']),
+         ["18: schedule.windows: is empty, so no round would ever begin; leave the key out to run at any time"]),
+        ('windows = "weekends"', ['18: schedule.windows: "weekends" is text; give a list of texts in quotes']),
         ('windows = [\n "weekends",\n "10:00-10:00",\n "",\n]',
-         ["14: schedule.windows[1]: '10:00-10:00' ends when it begins; write 00:00-24:00 for the whole day",
-          f"15: schedule.windows[2]: '' names neither days nor times; {WINDOW_REMEDY}"]),
-        ('windows = ["10-18"]', [f"12: schedule.windows[0]: '10-18': '10-18' is neither days nor times; {WINDOW_REMEDY}"]),
-        ('windows = ["Mo 10:00-12:00"]',
-         [f"12: schedule.windows[0]: 'Mo 10:00-12:00': 'Mo' is neither days nor times; {WINDOW_REMEDY}"]),
-        ('windows = ["saturn"]',
-         [f"12: schedule.windows[0]: 'saturn': 'saturn' is neither days nor times; {WINDOW_REMEDY}"]),
+         ["20: schedule.windows[1]: '10:00-10:00' ends when it begins; write 00:00-24:00 for the whole day",
+          f"21: schedule.windows[2]: '' names neither days nor times; {WINDOW_REMEDY}"]),
+        *((f'windows = ["{text}"]',
+           [f"18: schedule.windows[0]: '{text}': '{text.split()[0]}' is neither days nor times; {WINDOW_REMEDY}"])
+          for text in ("10-18", "Mo 10:00-12:00", "saturn")),
         ('windows = ["22:00-07:00 weekends UTC"]',
-         [f"12: schedule.windows[0]: '22:00-07:00 weekends UTC': 'weekends' is not expected here; {WINDOW_REMEDY}"]),
+         [f"18: schedule.windows[0]: '22:00-07:00 weekends UTC': 'weekends' is not expected here; {WINDOW_REMEDY}"]),
         ('windows = ["weekends Erope/Berlin"]',
-         ["12: schedule.windows[0]: 'Erope/Berlin' is no time zone; the closest is Europe/Berlin"]),
-        ('until = "Christmas"', ["""12: schedule.until: 'Christmas' is not a date with a time; write "2026-12-24T08:00", """
-                                 'or "2026-12-24T08:00+01:00"']),
-        ('until = "2026-12-24"', ["""12: schedule.until: '2026-12-24' is not a date with a time; write """
-                                  '"2026-12-24T08:00", or "2026-12-24T08:00+01:00"']),
-        ('until = "0001-01-01T00:00+14:00"',
-         ["""12: schedule.until: '0001-01-01T00:00+14:00' is not a date with a time; write "2026-12-24T08:00", """
-          'or "2026-12-24T08:00+01:00"']),
+         ["18: schedule.windows[0]: 'Erope/Berlin' is no time zone; the closest is Europe/Berlin"]),
+        *((f'until = "{text}"', [f"18: schedule.until: '{text}' is not a date with a time; {UNTIL_REMEDY}"])
+          for text in ("Christmas", "2026-12-24", "0001-01-01T00:00+14:00")),
         ("until = 2026-12-24T08:00:00",
-         ["12: schedule.until: 2026-12-24 08:00:00 is a date or time; no key takes one (text stands in quotes)"]),
+         ["18: schedule.until: 2026-12-24 08:00:00 is a date or time; no key takes one (text stands in quotes)"]),
         ('stop = [\n { type = "plateau", rounds = 5 },\n { type = "taget", value = 0.5 },\n]',
-         ["14: schedule.stop[1].type: unknown type 'taget'; known types: plateau, target, hours"]),
+         ["20: schedule.stop[1].type: unknown type 'taget'; known types: plateau, target, hours"]),
         ('stop = [{ type = "plateau", round = 5, rounds = 5 }]',
-         ["12: schedule.stop[0].round: unknown key; the keys of 'plateau' are type, rounds"]),
+         ["18: schedule.stop[0].round: unknown key; the keys of 'plateau' are type, rounds"]),
         ('stop = [{ type = "plateau" }, 3]',
-         ["12: schedule.stop[0].rounds: is missing (Rounds in a row of which none was kept)",
-          '12: schedule.stop[1]: 3 is not a table; give one such as { type = "plateau", rounds = 5 }']),
+         ["18: schedule.stop[0].rounds: is missing (Rounds in a row of which none was kept)",
+          '18: schedule.stop[1]: 3 is not a table; give one such as { type = "plateau", rounds = 5 }']),
         ('stop = { type = "plateau", rounds = 5 }',
-         ["12: schedule.stop: is a single table; write [[schedule.stop]] with double brackets"]),
-        ("evry = 3", ["12: schedule.evry: unknown key; the closest is every"]),
+         ["18: schedule.stop: is a single table; write [[schedule.stop]] with double brackets"]),
+        ("evry = 3", ["18: schedule.evry: unknown key; the closest is every"]),
     ],
 )  # fmt: skip
 def test_a_mistake_has_its_line_and_remedy(tmp_path: Path, keys: str, expected: list[str]) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load(tmp_path, f"{TEXT}[schedule]\n{keys}\n")
-    assert str(caught.value).splitlines() == [f"{tmp_path}/loop.toml:{line}" for line in expected]
+    assert mistakes_in(tmp_path, f"{VALID}[schedule]\n{keys}\n") == expected
 
 
 def test_hostile_text_stays_one_printable_line(tmp_path: Path) -> None:
@@ -114,9 +85,7 @@ def test_hostile_text_stays_one_printable_line(tmp_path: Path) -> None:
     keys = ("every", "cron", "timezone", "until")
     text = "".join(f"{key} = {hostile}\n" for key in keys[:1] + keys[2:]) + f"windows = [{hostile}]\n"
     for block in (text, f"cron = {hostile}\n", f'cron = "0 0 * * {"9" * 5000}"\n'):
-        with pytest.raises(ConfigError) as caught:
-            load(tmp_path, f"{TEXT}[schedule]\n{block}")
-        lines = str(caught.value).splitlines()
+        lines = mistakes_in(tmp_path, f"{VALID}[schedule]\n{block}")
         assert len(lines) == block.count("=") and all(line.isprintable() and len(line) < 400 for line in lines)
 
 
@@ -130,17 +99,24 @@ stop = [{ type = "plateau", rounds = 5 }, { type = "target", value = 0.5 }]
 """
 
 
-def test_the_schedule_and_rounds_may_change_within_a_run(tmp_path: Path) -> None:
-    plain, full = load(tmp_path, TEXT), load(tmp_path, f"rounds = 0\n{TEXT}{FULL}")
+def test_only_what_defines_the_run_changes_its_hash(tmp_path: Path) -> None:
+    plain = load_text(tmp_path, VALID).config
+    more = "[engine]\nbatch_size = 2\n[grading]\nnum_workers = 3\n"
+    full = load_text(tmp_path, f'rounds = 0\nrun_dir = "elsewhere"\n{VALID}{FULL}{more}').config
     assert full.rounds == 0 and [stop.type for stop in full.schedule.stop] == ["plateau", "target"]
     assert config_sha256(plain) == config_sha256(full)
     assert differences(resolved(plain), resolved(full)) == []
+    assert config_sha256(load_text(tmp_path, VALID.replace("1.2", "1.1")).config) != config_sha256(plain)
 
 
-def test_a_resolved_schedule_is_valid_again(tmp_path: Path) -> None:
-    for text in (TEXT, TEXT + FULL, f'{TEXT}[schedule]\nevery = "6h"\n'):
-        config = load(tmp_path, text)
-        assert Config.model_validate_json(json.dumps(resolved(config))).schedule == config.schedule
+def test_resolved_is_a_config_again(tmp_path: Path) -> None:
+    for text in (VALID, VALID + FULL, f'{VALID}[schedule]\nevery = "6h"\n'):
+        config = load_text(tmp_path, text).config
+        settings = resolved(config)
+        assert settings["decide"]["gates"][0]["alpha"] == 0.05
+        again = Config.model_validate_json(json.dumps(settings))
+        assert resolved(again) == settings and again.schedule == config.schedule
+        assert config_sha256(again) == config_sha256(config)
 
 
 def test_the_commented_schedule_of_the_project_is_valid(tmp_path: Path) -> None:
@@ -150,4 +126,4 @@ def test_the_commented_schedule_of_the_project_is_valid(tmp_path: Path) -> None:
     assert set(keys) == set(ScheduleTable.model_fields)
     for leave_out in ("every", "cron"):
         kept = [line for line, key in zip(lines, keys, strict=True) if key != leave_out]
-        load(tmp_path, f"{TEXT}[schedule]\n" + "\n".join(kept))
+        load_text(tmp_path, f"{VALID}[schedule]\n" + "\n".join(kept))

@@ -14,17 +14,17 @@ from tests.support.wall import BERLIN, CHANGES, DAY, MINUTE, NEW_YORK, schedule,
 
 def spans(window: Schedule, first: str, last: str) -> list[str]:
     """When it opens and closes, by looking every few minutes; it must open when it says that it will."""
-    found, now, was_open = [], utc(first), False
+    seen, now, was_open = [], utc(first), False
     foretold: datetime | None = None
     while now < utc(last):
         is_open = window.is_open(now)
         assert foretold is None or is_open == (now == foretold)
         if is_open != was_open:
-            found.append(f"{now:%d %H:%M}")
+            seen.append(f"{now:%d %H:%M}")
         foretold, was_open = window.opens_at(now), is_open
         assert (foretold is None) == is_open
         now += 15 * MINUTE
-    return found
+    return seen
 
 
 @pytest.mark.parametrize(
@@ -92,12 +92,12 @@ def test_windows_are_what_the_wall_says(
             if day.weekday() in DAY_SETS[days]:
                 begins, ends = (int((wall.first(day + at) - wall.start) / MINUTE) for at in (start, end))
                 open_minutes.update(range(begins, ends))
-    found = schedule(windows=tuple(texts), timezone=change[0])
+    planned = schedule(windows=tuple(texts), timezone=change[0])
     for minute in looks:
         now = wall.start + minute * MINUTE + timedelta(seconds=30)
-        assert found.is_open(now) == (minute in open_minutes)
+        assert planned.is_open(now) == (minute in open_minutes)
         opens = min(later for later in open_minutes if later >= minute)
-        assert found.opens_at(now) == (None if opens == minute else wall.start + opens * MINUTE)
+        assert planned.opens_at(now) == (None if opens == minute else wall.start + opens * MINUTE)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_windows_are_what_the_wall_says(
     ],
 )
 def test_until(until: str, zone: str, over_at: str) -> None:
-    found = schedule(until=until, timezone=zone)
-    assert not found.is_over(utc(over_at) - timedelta(seconds=1))
-    assert found.is_over(utc(over_at)) and found.is_over(utc(over_at) + 1000 * DAY)
+    planned = schedule(until=until, timezone=zone)
+    assert not planned.is_over(utc(over_at) - timedelta(seconds=1))
+    assert planned.is_over(utc(over_at)) and planned.is_over(utc(over_at) + 1000 * DAY)
     assert not schedule().is_over(utc("2099-01-01 00:00"))

@@ -118,7 +118,7 @@ def documents(draw: Any) -> Writer:
 def paths(value: Any, path: KeyPath = ()) -> set[KeyPath]:
     """The path of everything inside."""
     entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    return {found for key, entry in entries for found in {(*path, key)} | paths(entry, (*path, key))}
+    return {inner for key, entry in entries for inner in {(*path, key)} | paths(entry, (*path, key))}
 
 
 @settings(max_examples=200)

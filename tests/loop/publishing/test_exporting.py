@@ -7,15 +7,19 @@ import errno
 import json
 import os
 import re
+import subprocess
+import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from loop.config.loading import load_config
-from loop.config.same_run import config_sha256
+from loop.config.same_run import config_sha256, resolved
 from loop.config.toml_text import toml_text
 from loop.errors import NoRoom
 from loop.publishing import exporting
@@ -25,9 +29,9 @@ from loop.publishing.exporting import generation_config
 from loop.publishing.markdown import block, words
 from loop.reading.checkpoints import checkpoint_named, publishable
 from loop.reading.reader import reader
-from loop.words import decoding_words, interval, rate, signed
+from loop.words import decoding_words, interval, rate, safe, signed
 from tests.support import ROOT
-from tests.support.cli import Loopctl, call, finished, write_configuration
+from tests.support.cli import Loopctl, call, environment, finished, write_configuration
 
 __all__ = ["call", "finished"]
 HOSTILE = [
@@ -44,13 +48,7 @@ HOSTILE = [
     "---\nmodel: other\n---",
     "\x1b[31m red \u202e right to left \u200b \ud800",
     "- item\n1. item\n> quote\n# heading",
-    "- item",
-    "+ item",
-    "1. item",
-    "12) item",
-    "> quote",
-    "# heading",
-    "=== ---",
+    *("- item", "+ item", "1. item", "12) item", "> quote", "# heading", "=== ---"),
     "&#60;b&#62; &lt;i&gt; &amp;",
     "mailto:me@example.org xmpp:me@example.org",
 ]
@@ -60,9 +58,6 @@ def left_over(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.name.endswith(".partial")]
 
 
-# ---- the directory ---------------------------------------------------------------------------------------------------
-
-
 def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
     base = call("export", "base", "deep/er/base", "--json").json
     assert (base["path"], base["round"], base["kind"]) == (str(finished / "deep/er/base"), 0, "full")
@@ -70,10 +65,13 @@ def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
         "README.md", "config.json", "generation_config.json", "model.safetensors",
     ]  # fmt: skip
     assert base["size_bytes"] == sum(path.stat().st_size for path in Path("deep/er/base").iterdir())
-    said = call("export", "1", "one")
-    assert said.code == 0 and said.out.startswith(f"round 1: exported: {finished}/one (4 files, ") and said.err == ""
+    result = call("export", "1", "one")
+    assert (
+        result.code == 0 and result.out.startswith(f"round 1: exported: {finished}/one (4 files, ") and result.err == ""
+    )
     assert call("export", "head", "head").code == 0
-    assert Path("one").stat().st_mode & 0o777 == 0o777 & ~exporting._umask()
+    Path("beside").mkdir()
+    assert Path("one").stat().st_mode == Path("beside").stat().st_mode
     again = call("export", "base", "again", "--json").json
     assert again["sha256"] == base["sha256"], "the same ledger gives the same bytes"
     assert left_over(finished) == []
@@ -93,9 +91,9 @@ def test_what_is_there_is_refused(finished: Path, call: Loopctl) -> None:
     Path("full/mine").touch()
     Path("file").touch()
     for name, why in (("full", "is not empty"), ("file", "is a file"), ("file/below", f"{finished}/file is a file")):
-        said = call("export", "head", name)
-        assert said.code == 1 and said.out == "" and said.err.count("\n") == 1, said
-        assert said.err.startswith(f"{name}: {why}")
+        result = call("export", "head", name)
+        assert result.code == 1 and result.out == "" and result.err.count("\n") == 1, result
+        assert result.err.startswith(f"{name}: {why}")
     assert os.listdir("full") == ["mine"]
     Path("empty").mkdir()
     Path("link").symlink_to("empty")
@@ -108,11 +106,11 @@ def test_damaged_weights_are_not_exported(finished: Path, call: Loopctl) -> None
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    said = call("export", "1", "out")
-    assert said.code == 1 and said.err.count("\n") == 1 and "round 1 is damaged" in said.err
+    result = call("export", "1", "out")
+    assert result.code == 1 and result.err.count("\n") == 1 and "round 1 is damaged" in result.err
     weights.unlink()
-    said = call("export", "1", "out")
-    assert said.code == 1 and "model.safetensors is missing" in said.err
+    result = call("export", "1", "out")
+    assert result.code == 1 and "model.safetensors is missing" in result.err
     assert not Path("out").exists() and left_over(finished) == []
 
 
@@ -124,8 +122,8 @@ def test_ended_anywhere_it_leaves_nothing(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(exporting, place, interrupted)
-    said = call("export", "1", "out")
-    assert (said.code, said.err) == (130, "interrupted; nothing was written\n")
+    result = call("export", "1", "out")
+    assert (result.code, result.err) == (130, "interrupted; nothing was written\n")
     assert not Path("out").exists() and left_over(finished) == []
 
 
@@ -134,8 +132,8 @@ def test_a_full_disk(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPa
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(exporting, "_copied", full)
-    said = call("export", "1", "out")
-    assert said.code == NoRoom.exit_code and said.err.count("\n") == 1 and "the disk is full" in said.err
+    result = call("export", "1", "out")
+    assert result.code == NoRoom.exit_code and result.err.count("\n") == 1 and "the disk is full" in result.err
     assert left_over(finished) == []
 
 
@@ -160,14 +158,14 @@ def test_only_files_of_the_model_are_taken() -> None:
 
 
 def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: Path) -> None:
-    for arguments, code, said in (
-        (("export", "newest", "out"), 2, "neither head nor base nor a round's number"),
-        (("export", "head"), 2, "DIR"),
-        (("export", "head", "out", "--private"), 2, "--push OWNER/NAME"),
-        (("export", "7", "out"), 1, "there is no round 7"),
+    for arguments, code, problem in (
+        ("newest out", 2, "neither head nor base nor a round's number"),
+        ("head", 2, "DIR"),
+        ("head out --private", 2, "--push OWNER/NAME"),
+        ("7 out", 1, "there is no round 7"),
     ):
-        found = call(*arguments)
-        assert found.code == code and said in found.err and found.err.count("\n") == 1, arguments
+        result = call("export", *arguments.split())
+        assert result.code == code and problem in result.err and result.err.count("\n") == 1, arguments
     write_configuration(tmp_path / "new")
     assert "no run in" in call("export", "head", "out", "--config", str(tmp_path / "new/loop.toml")).err
     assert not Path("out").exists()
@@ -176,11 +174,6 @@ def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: P
 def test_the_model_libraries_stay_out(finished: Path) -> None:
     words = "import sys; from loop.cli.main import loopctl, run; code = run(['export', 'head', 'out'], loopctl, 'loopctl'); "
     words += "sys.exit(code or any(name in sys.modules for name in ('torch', 'transformers', 'datasets', 'peft')))"
-    import subprocess
-    import sys
-
-    from tests.support.cli import environment
-
     assert subprocess.run([sys.executable, "-c", words], env=environment(), check=False).returncode == 0
 
 
@@ -200,13 +193,10 @@ def test_the_generation_config(decoding: dict[str, Any], expected: dict[str, Any
     assert generation_config(before, decoding) == expected
 
 
-# ---- the card --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def facts(finished: Path) -> Iterator[dict[str, Any]]:
-    with reader(finished / ".loop") as found:
-        yield facts_of(found, checkpoint_named(found.ledger, found.run, "2"), 2, finished)
+    with reader(finished / ".loop") as store:
+        yield facts_of(store, checkpoint_named(store.ledger, store.run, "2"), 2, finished)
 
 
 def test_every_figure_has_its_decoding_settings_beside_it(finished: Path, call: Loopctl) -> None:
@@ -222,52 +212,47 @@ def test_every_figure_has_its_decoding_settings_beside_it(finished: Path, call: 
             cells = [cell.strip() for cell in row.split("|")]
             assert decoding in cells[2] and f"at most {suite['decoding']['max_new_tokens']} tokens" in cells[2]
             assert cells[3] == f"{suite['candidate']['num_problems']} x {suite['num_samples']}"
-            assert cells[5].startswith(rate(suite["base"][cells[4]])) and cells[6].startswith(
-                rate(suite["candidate"][cells[4]])
-            )
+            assert cells[5].startswith(rate(suite["base"][cells[4]]))
+            assert cells[6].startswith(rate(suite["candidate"][cells[4]]))
         over = suite["gain_over_base"]
         assert any(f"{signed(over['gain'])} {interval(over['interval'], sign=True)}" in row for row in mine)
         assert interval(suite["candidate"]["pass@1_interval"]) in mine[0]
         assert ("canary" in mine[0]) == (not suite["decides"])
-    for wanted in (
+    promised = (
         "What could not have been seen",
         "## Limits",
         "bubblewrap",
         "No safety work",
         "Contamination",
         "Selection",
-    ):
-        assert wanted in text
-    assert all(words(reason) in text for reason in answer["decision"]["reasons"])
+    )
+    reasons = map(words, answer["decision"]["reasons"])
+    assert [passage for passage in (*promised, *reasons, "\n| 2 | rolled back | ") if passage not in text] == []
 
 
 def test_the_metadata_is_what_the_hubs_client_reads(finished: Path, call: Loopctl) -> None:
-    from huggingface_hub import ModelCard
-
     answer = call("round", "2", "--json").json
     call("export", "2", "two")
     data = ModelCard.load("two/README.md").data
-    assert (
-        data.library_name == "transformers" and "self-distillation" in data.tags and data.model_name == "small, round 2"
-    )
-    found = {(one.dataset_name, one.metric_type): one for one in data.eval_results}
-    assert set(found) == {("ones", "pass@1"), ("ones", "pass@2"), ("greedy", "pass@1")}
-    one = found["ones", "pass@1"]
-    suite = answer["suites"]["ones"]
-    assert one.metric_value == suite["candidate"]["pass@1"] and "T 0.9, top_p 0.95" in one.metric_name
-    assert one.metric_args["interval_95"] == suite["candidate"]["pass@1_interval"]
-    assert one.metric_args["gain_over_base"] == suite["gain_over_base"]["gain"]
-    assert (one.metric_args["temperature"], one.metric_args["top_p"], one.metric_args["role"]) == (0.9, 0.95, "decides")
-    greedy = found["greedy", "pass@1"]
+    assert (data.library_name, data.model_name) == ("transformers", "small, round 2")
+    assert "self-distillation" in data.tags
+    results = {(result.dataset_name, result.metric_type): result for result in data.eval_results}
+    assert set(results) == {("ones", "pass@1"), ("ones", "pass@2"), ("greedy", "pass@1")}
+    result, suite = results["ones", "pass@1"], answer["suites"]["ones"]
+    args = result.metric_args
+    assert result.metric_value == suite["candidate"]["pass@1"] and "T 0.9, top_p 0.95" in result.metric_name
+    assert args["interval_95"] == suite["candidate"]["pass@1_interval"]
+    assert args["gain_over_base"] == suite["gain_over_base"]["gain"]
+    assert (args["temperature"], args["top_p"], args["role"]) == (0.9, 0.95, "decides")
+    greedy = results["greedy", "pass@1"]
     assert greedy.metric_args["role"] == "canary" and "greedy" in greedy.metric_name
 
 
 def test_the_configuration_in_it_runs_again(finished: Path, call: Loopctl, tmp_path: Path) -> None:
     call("export", "2", "two")
     text = Path("two/README.md").read_text()
-    found = re.search(r"```toml\n(.*?)\n```", text, re.DOTALL)
-    assert found
-    (finished / "again.toml").write_text(found[1])
+    toml = text.partition("```toml\n")[2].partition("\n```")[0]
+    (finished / "again.toml").write_text(toml)
     assert call("config", "check", "--config", "again.toml").code == 0
     sha256 = config_sha256(load_config(finished / "again.toml").config)
     assert sha256 == config_sha256(load_config(finished / "loop.toml").config)
@@ -277,8 +262,6 @@ def test_the_configuration_in_it_runs_again(finished: Path, call: Loopctl, tmp_p
     "path", [ROOT / "loop.toml", *sorted((ROOT / "recipes").glob("*.toml"))], ids=lambda path: path.stem
 )
 def test_any_configuration_survives_being_written_out(path: Path, tmp_path: Path) -> None:
-    from loop.config.same_run import resolved
-
     config = load_config(path).config
     (tmp_path / "loop.toml").write_text(toml_text(publishable(resolved(config))))
     assert config_sha256(load_config(tmp_path / "loop.toml").config) == config_sha256(config)
@@ -295,8 +278,6 @@ def test_what_is_nobodys_business_is_left_out(facts: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_nothing_foreign_becomes_markup(facts: dict[str, Any], hostile: str) -> None:
-    from huggingface_hub import ModelCard
-
     facts = copy.deepcopy(facts)
     facts["config"]["model"] |= {"source": hostile, "system_prompt": hostile}
     facts["config"]["prompts"]["source"] = hostile
@@ -318,22 +299,15 @@ def test_nothing_foreign_becomes_markup(facts: dict[str, Any], hostile: str) -> 
     for token in [each for outer in tokens for each in (outer, *(outer.children or []))]:
         if token.type in ("html_block", "html_inline"):
             assert token.content.strip() in ("<details><summary>The whole configuration</summary>", "</details>")
-        assert token.type not in ("image", "code_inline") or (
-            token.type == "code_inline" and hostile not in token.content
-        )
+        assert token.type != "image" and not (token.type == "code_inline" and hostile in token.content)
         if token.type == "link_open":
             assert token.attrs["href"] == PAPER
-    assert len([token for token in tokens if token.type == "table_open"]) == 2
-    columns = {"th_open": 0, "tr_open": 0, "td_open": 0}
-    for token in tokens:
-        columns[token.type] = columns.get(token.type, 0) + 1
-    assert (columns["th_open"], len([t for t in tokens if t.type == "fence"])) == (12, 4)
+    num = Counter(token.type for token in tokens)
+    assert (num["table_open"], num["th_open"], num["fence"]) == (2, 12, 4)
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)
 def test_foreign_text_is_shown_as_it_is(hostile: str) -> None:
-    from loop.words import safe
-
     (opened, inline, closed) = MarkdownIt("gfm-like", {"linkify": False, "html": True}).parse(words(hostile))
     assert opened.type == "paragraph_open" and closed.type == "paragraph_close"
     assert inline.children is not None and {token.type for token in inline.children} <= {"text", "text_special"}

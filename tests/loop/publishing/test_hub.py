@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from loop.errors import UsageError
+from loop.publishing.hub import check_push
 from tests.support.cli import Said, finished, process
 from tests.support.hub_server import Hub, Repository, hub_server
 
@@ -21,35 +23,27 @@ def hub() -> Iterator[Hub]:
         yield running
 
 
-def push(hub: Hub, *arguments: str, repo: str = REPO, directory: Path | None = None, **more: str) -> Said:
+def push(hub: Hub, *arguments: str, repo: str = REPO, **more: str) -> Said:
     """`loopctl export base out --push REPO` in a process of its own, with nobody's own login."""
     home = {"HF_HOME": str(Path.cwd() / "hf-home"), "HF_HUB_OFFLINE": ""}
-    return process(
-        Path.cwd(),
-        "export",
-        "base",
-        str(directory or "out"),
-        "--push",
-        repo,
-        *arguments,
-        **hub.environment(**home | more),
-    )
+    export = ("export", "base", "out", "--push", repo, *arguments)
+    return process(Path.cwd(), *export, **hub.environment(**home | more))
 
 
-def failed(said: Said, *words: str, code: int = 1, exported: bool = True) -> None:
+def failed(result: Said, *words: str, code: int = 1, exported: bool = True) -> None:
     """One line that says why, and where the whole directory is."""
-    assert said.code == code and said.out == "", said
-    assert said.err.count("\n") == (2 if exported else 1), said.err
-    assert "Traceback" not in said.err
+    assert result.code == code and result.out == "", result
+    assert result.err.count("\n") == (2 if exported else 1), result.err
+    assert "Traceback" not in result.err
     for word in words:
-        assert word in said.err.splitlines()[-1], said.err
-    assert (Path("out/README.md").exists(), "exported, but not pushed" in said.err) == (exported, exported)
+        assert word in result.err.splitlines()[-1], result.err
+    assert (Path("out/README.md").exists(), "exported, but not pushed" in result.err) == (exported, exported)
 
 
 def test_a_push_and_the_same_again(finished: Path, hub: Hub) -> None:
-    said = push(hub, "--private", "--json")
-    assert said.code == 0, said.err
-    answer = said.json
+    result = push(hub, "--private", "--json")
+    assert result.code == 0, result.err
+    answer = result.json
     repository = hub.repositories[REPO]
     assert repository.private and answer["pushed"]["private"]
     assert answer["pushed"]["url"] == f"{hub.url}/{REPO}" and answer["pushed"]["commit"] == repository.commits[0]
@@ -79,8 +73,18 @@ def test_private_is_not_pushed_where_everybody_reads(finished: Path, hub: Hub) -
     assert not hub.repositories[REPO].commits
 
 
-def test_without_a_token(finished: Path, hub: Hub) -> None:
-    failed(push(hub, HF_TOKEN=""), f"no token for {hub.url}", "HF_TOKEN", exported=False)
+@pytest.mark.parametrize(
+    ("given", "words", "code"),
+    [
+        ({"HF_TOKEN": ""}, ["no token for http://127.0.0.1:", "HF_TOKEN"], 1),
+        ({"HF_HUB_OFFLINE": "1"}, ["HF_HUB_OFFLINE"], 1),
+        ({"repo": "a/b/c"}, ["--push a/b/c"], 2),
+    ],
+)
+def test_it_ends_before_anything_is_written(
+    finished: Path, hub: Hub, given: dict[str, str], words: list[str], code: int
+) -> None:
+    failed(push(hub, **given), *words, code=code, exported=False)
     assert hub.asked == []
 
 
@@ -90,27 +94,16 @@ def test_a_token_that_is_not_accepted(finished: Path, hub: Hub) -> None:
 
 @pytest.mark.parametrize("repo", ["a/b/c", "me/", "me/x--y", "me/\x1b[31m", "me/x.git", "../x", "-x"])
 def test_a_bad_name(repo: str) -> None:
-    from loop.errors import UsageError
-    from loop.publishing.hub import check_push
-
     with pytest.raises(UsageError) as caught:
         check_push(repo)
     assert str(caught.value).startswith(f"--push {repo}: ") and "owner/name" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_bad_name_ends_before_anything_is_written(finished: Path, hub: Hub) -> None:
-    failed(push(hub, repo="a/b/c"), "--push a/b/c", code=2, exported=False)
-
-
 def test_without_a_network(finished: Path, hub: Hub) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         nobody = f"http://127.0.0.1:{listener.getsockname()[1]}"
     failed(push(hub, HF_ENDPOINT=nobody), f"{nobody} cannot be reached")
-
-
-def test_offline(finished: Path, hub: Hub) -> None:
-    failed(push(hub, HF_HUB_OFFLINE="1"), "HF_HUB_OFFLINE", exported=False)
 
 
 @pytest.mark.parametrize(
@@ -128,9 +121,9 @@ def test_the_hub_refuses(finished: Path, hub: Hub, where: str, status: int, code
     hub.answers[where] = (status, "bad front matter \x1b[31m" if status == 400 else "no")
     if where == "repos/create":
         hub.answers["GET /api/models"] = (403, "no")
-    said = push(hub)
-    failed(said, words, code=code)
-    assert "\x1b" not in said.err
+    result = push(hub)
+    failed(result, words, code=code)
+    assert "\x1b" not in result.err
     if status == 409:
         hub.answers.clear()
         assert push(hub).code == 0 and hub.repositories[REPO].files
@@ -139,6 +132,6 @@ def test_the_hub_refuses(finished: Path, hub: Hub, where: str, status: int, code
 def test_a_directory_with_other_files_is_not_pushed(finished: Path, hub: Hub) -> None:
     Path("out").mkdir()
     Path("out/notes.txt").write_text("mine")
-    said = push(hub)
-    assert said.code == 1 and "holds other files" in said.err and said.err.count("\n") == 1
+    result = push(hub)
+    assert result.code == 1 and "holds other files" in result.err and result.err.count("\n") == 1
     assert [path.name for path in Path("out").iterdir()] == ["notes.txt"] and hub.asked == []

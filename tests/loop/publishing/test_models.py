@@ -27,9 +27,7 @@ CONFIG = configuration(
     prompts=None,
     sampling={"temperature": 1.1},
     training={"method": "lora", "lora": {"rank": 4, "merge": False}, "batch_size": None, "micro_batch_size": None},
-    suites=[
-        {"name": "first-steps", "source": "first-steps", "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 16},
-    ],
+    suites=[{"name": "first-steps", "source": "first-steps", "temperature": 0.8, "top_p": 0.9, "max_new_tokens": 16}],
     decide={"suite": "first-steps"},
     diagnosis=None,
     engine=None,
@@ -37,7 +35,7 @@ CONFIG = configuration(
 TEXT = "<|im_start|>user\nWrite a function that returns the sum of numbers.<|im_end|>\n<|im_start|>assistant\n"
 
 
-def record(directory: Path, kind: str, make: Any) -> None:
+def record(directory: Path, kind: Any, make: Any) -> None:
     """A run on `directory`/model whose first round has trained what `make` writes into a directory."""
     (directory / "loop.toml").write_text(CONFIG)
     loaded = load_config(directory / "loop.toml")
@@ -57,16 +55,9 @@ def record(directory: Path, kind: str, make: Any) -> None:
     make(scratch)
     trained = commit_directory(scratch, place)
     candidate = Checkpoint(
-        manifest_sha256(trained),
-        run.id,
-        1,
-        "adapter" if kind == "adapter" else "full",
-        "checkpoints/round-0001",
-        base.sha256,
-        base.sha256 if kind == "adapter" else None,
-        manifest_size_bytes(trained),
-        trained,
-    )
+        manifest_sha256(trained), run.id, 1, kind, "checkpoints/round-0001", base.sha256,
+        base.sha256 if kind == "adapter" else None, manifest_size_bytes(trained), trained,
+    )  # fmt: skip
     attempt = ledger.begin_attempt(round, "training", {})
     ledger.finish_stage(round, "training", attempt, {}, next_state="evaluating", candidate=candidate)
     db.close()
@@ -114,13 +105,12 @@ def test_a_full_checkpoint(place: Path, call: Loopctl) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     record(place, "full", lambda target: make_tiny_model(target, seed=1, trained=False))
-    said = call("export", "1", "out", "--json")
-    assert said.code == 0, said.err
+    result = call("export", "1", "out", "--json")
+    assert result.code == 0, result.err
     ours, theirs = Path("out"), Path(".loop/checkpoints/round-0001")
     model = AutoModelForCausalLM.from_pretrained(ours)
-    assert torch.equal(logprobs(model, ours), logprobs(AutoModelForCausalLM.from_pretrained(theirs), theirs)), (
-        "the same log-probabilities"
-    )
+    same = torch.equal(logprobs(model, ours), logprobs(AutoModelForCausalLM.from_pretrained(theirs), theirs))
+    assert same, "the log-probabilities"
     tokenizer = AutoTokenizer.from_pretrained(ours)
     assert tokenizer.chat_template == AutoTokenizer.from_pretrained(place / "model").chat_template
     settings = GenerationConfig.from_pretrained(ours)
@@ -141,22 +131,19 @@ def test_an_adapter_and_the_same_merged(place: Path, call: Loopctl) -> None:
     from transformers import AutoModelForCausalLM
 
     record(place, "adapter", adapter(place))
-    said = call("export", "1", "adapter", "--json")
-    assert said.code == 0 and said.json["kind"] == "adapter", said.err
-    names = {entry["name"] for entry in said.json["files"]}
-    assert {
-        "adapter_config.json",
-        "adapter_model.safetensors",
-        "tokenizer.json",
-    } <= names and "config.json" not in names
+    result = call("export", "1", "adapter", "--json")
+    assert result.code == 0 and result.json["kind"] == "adapter", result.err
+    names = {entry["name"] for entry in result.json["files"]}
+    assert {"adapter_config.json", "adapter_model.safetensors", "tokenizer.json"} <= names
+    assert "config.json" not in names
     assert json.loads(Path("adapter/adapter_config.json").read_text())["base_model_name_or_path"] == "model"
     card = Path("adapter/README.md").read_text()
     assert "library_name: peft" in card and "belongs over the weights of" in card and "--merge" in card
 
-    said = call("export", "1", "merged", "--merge", "--json")
-    assert said.code == 0 and said.json["kind"] == "full", said.err
-    assert "config.json" in {entry["name"] for entry in said.json["files"]}
-    assert not any(entry["name"].startswith("adapter") for entry in said.json["files"])
+    result = call("export", "1", "merged", "--merge", "--json")
+    assert result.code == 0 and result.json["kind"] == "full", result.err
+    assert "config.json" in {entry["name"] for entry in result.json["files"]}
+    assert not any(entry["name"].startswith("adapter") for entry in result.json["files"])
     card = Path("merged/README.md").read_text()
     assert "library_name: transformers" in card and "merged into its base" in card
     base = AutoModelForCausalLM.from_pretrained("model")
@@ -172,6 +159,6 @@ def test_a_damaged_base_is_found_before_it_is_merged(place: Path, call: Loopctl)
     with (place / "model/model.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x7f")
-    said = call("export", "1", "merged", "--merge")
-    assert said.code == 1 and said.err.count("\n") == 1 and "the base is damaged" in said.err
+    result = call("export", "1", "merged", "--merge")
+    assert result.code == 1 and result.err.count("\n") == 1 and "the base is damaged" in result.err
     assert not Path("merged").exists()

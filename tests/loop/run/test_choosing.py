@@ -185,13 +185,13 @@ def test_the_parts_of_a_round_hold_its_usable_completions_in_order() -> None:
     found = [one for part in range(PARTS) for _, one in packed.described(part)]
     usable = [one for one in collected if one.why is None]
     assert [tuple(one) for one in found] == [(one.candidate, one.arrival, one.text) for one in usable]
-    assert list(packed.ids) == [one.candidate.id for one in usable] and len(packed) == len(packed.ids) == len(usable)
+    assert list(packed) == [one.candidate.id for one in usable] and len(packed) == len(usable)
     packed.keep_only({one.candidate.id for one in usable[:50]})
     packed.keep_only({one.candidate.id for one in usable[40:]})
-    assert list(packed.ids) == [one.candidate.id for one in usable[40:50]] and len(packed) == 10
+    assert list(packed) == [one.candidate.id for one in usable[40:50]] and len(packed) == 10
     at, first = next((at, one) for part in range(PARTS) for at, one in packed.described(part))
     packed.drop(int(first.candidate.prompt_id[0], 16), at)
-    assert list(packed.ids) == [one.candidate.id for one in usable[41:50]] and len(packed) == 9
+    assert list(packed) == [one.candidate.id for one in usable[41:50]] and len(packed) == 9
 
 
 @pytest.mark.parametrize(

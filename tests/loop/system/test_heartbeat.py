@@ -23,18 +23,10 @@ def test_a_heartbeat_has_one_size_and_one_file(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [HEARTBEAT]
     assert (tmp_path / HEARTBEAT).stat().st_size == SIZE_BYTES == 4096
     assert (tmp_path / HEARTBEAT).stat().st_ino == inode, "written in place"
-    found = read_heartbeat(tmp_path)
-    assert found and found.reason and found.reason.startswith("日本語" * 10)
-    assert (found.state, found.next_due_at, found.pid) == ("paused", 1e9, os.getpid())
-    assert (found.round, found.stage, found.part) == (0, "", ""), "nothing goes on while it is paused"
-
-
-def test_a_longer_file_of_before_is_cut(tmp_path: Path) -> None:
-    (tmp_path / HEARTBEAT).write_text("x" * 9000)
-    assert read_heartbeat(tmp_path) is None
-    Beating(tmp_path).begin(1, "sampling", "here")
-    found = read_heartbeat(tmp_path)
-    assert found and found.part == "here" and found.state == "running" and found.reason is None
+    beat = read_heartbeat(tmp_path)
+    assert beat and beat.reason and beat.reason.startswith("日本語" * 10)
+    assert (beat.state, beat.next_due_at, beat.pid) == ("paused", 1e9, os.getpid())
+    assert (beat.round, beat.stage, beat.part) == (0, "", ""), "nothing goes on while it is paused"
 
 
 def test_news_are_written_at_once_and_beats_once_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,8 +77,8 @@ def test_what_cannot_be_written_is_not(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr("loop.system.heartbeat.os.pwrite", full)
     beating.say("paused")
-    found = read_heartbeat(tmp_path / "not" / "there")
-    assert found and found.state == "running", "the one before"
+    beat = read_heartbeat(tmp_path / "not" / "there")
+    assert beat and beat.state == "running", "the one before"
 
 
 def test_a_torn_heartbeat_is_none_and_is_read_again(tmp_path: Path) -> None:
@@ -101,16 +93,20 @@ def test_a_torn_heartbeat_is_none_and_is_read_again(tmp_path: Path) -> None:
     assert read_heartbeat(tmp_path) is None
     timer = threading.Timer(0.004, (tmp_path / HEARTBEAT).write_bytes, [later])
     timer.start()
-    found = read_heartbeat(tmp_path)
+    beat = read_heartbeat(tmp_path)
     timer.join()
-    assert found is None or found.round == 2
-    found = read_heartbeat(tmp_path)
-    assert found and found.round == 2
+    assert beat is None or beat.round == 2
+    beat = read_heartbeat(tmp_path)
+    assert beat and beat.round == 2
     (tmp_path / HEARTBEAT).write_bytes(later.replace(b'"written"', b'"of_a_later_version": 1, "written"'))
     assert read_heartbeat(tmp_path), "what a later version adds is passed over"
-    for damaged in (b"", b"\0" * SIZE_BYTES, b"[]", b"null", b"{}", b'{"write": 1, "written": 1, "pid": 3}'):
+    no_beat = b'{"write": 1, "written": 1, "pid": 3}'
+    for damaged in (b"", b"\0" * SIZE_BYTES, b"[]", b"null", b"{}", no_beat, b"x" * 9000):
         (tmp_path / HEARTBEAT).write_bytes(damaged)
         assert read_heartbeat(tmp_path) is None
+    Beating(tmp_path).begin(1, "sampling", "here")  # which cuts the longer file of before
+    beat = read_heartbeat(tmp_path)
+    assert beat and beat.part == "here" and beat.state == "running" and beat.reason is None
 
 
 def test_readers_see_whole_heartbeats(tmp_path: Path) -> None:
@@ -127,8 +123,8 @@ def test_readers_see_whole_heartbeats(tmp_path: Path) -> None:
     writer.start()
     try:
         for _ in range(2000):
-            found = wait_until(lambda: read_heartbeat(tmp_path))  # None where writes came in between, again and again
-            assert found.stage == found.part and found.round == len(found.part)
+            beat = wait_until(lambda: read_heartbeat(tmp_path))  # None where writes came in between, again and again
+            assert beat.stage == beat.part and beat.round == len(beat.part)
     finally:
         ended.set()
         writer.join()
