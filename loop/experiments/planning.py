@@ -30,15 +30,13 @@ from store.records import Json
 
 def plan_of(experiment: Experiment, machine: Machine) -> Json:
     """Everything of `loopctl experiment run --dry-run`."""
-    known: Counter[str] = Counter()
-    num: Counter[str] = Counter()
+    num, done = Counter[str](), Counter[str]()
     for run in experiment.runs:
-        known.update(_known(run))
+        done.update(_known_beforehand(run))
         suites, rounds = len(run.config.suites), experiment.rounds
         num.update({"sampling": rounds, "training": rounds, "evaluations": suites * (rounds + 1)})
         if run.config.diagnosis.num_prompts:
             num["diagnoses"] += rounds + 1
-    shared = sum(count - 1 for count in known.values())
     runs = [run_facts(experiment, run)[0] for run in experiment.runs]
     time_s, time_from = _time(runs, machine)
     disk_bytes, disk_from = _disk(experiment)
@@ -53,7 +51,7 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
         "num_rounds_left": sum(_rounds_left(run) for run in runs),
         "stages": dict(num),
         "num_stages": num.total(),
-        "num_shared_at_least": shared,
+        "num_shared_at_least": done.total() - len(done),
         "jobs": machine.jobs,
         "devices": list(machine.devices),
         "num_threads": machine.num_threads,
@@ -66,7 +64,7 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
     }
 
 
-def _known(run: ExperimentRun) -> list[str]:
+def _known_beforehand(run: ExperimentRun) -> list[str]:
     """What a run does that only depends on its configuration, as hashes of just that."""
     config = run.config
     parts = config.model_dump(mode="json")
@@ -75,15 +73,13 @@ def _known(run: ExperimentRun) -> list[str]:
     grading = {key: value for key, value in parts["grading"].items() if key not in keys_of(Grading, "cost")}
     sampled = sha256_of([*start, "sampling", parts["prompts"], parts["sampling"]])
     trained = sha256_of([sampled, _first_collect(config), parts["training"]])
-    found = [sampled, trained]
+    measured = []
     for suite in parts["suites"]:
-        split = config.decide.split if suite["name"] == config.decide.suite else "all"
-        found += [sha256_of([*place, suite, split, grading]) for place in (start, [trained])]
-    if config.diagnosis.num_prompts:
-        decider = config.suite(config.decide.suite).model_dump(mode="json")
-        probe = [decider, config.decide.split, parts["sampling"], parts["diagnosis"]]
-        found += [sha256_of([*place, "probe", probe]) for place in (start, [trained])]
-    return found
+        decides = suite["name"] == config.decide.suite
+        measured.append([suite, config.decide.split if decides else "all", grading])
+        if decides and config.diagnosis.num_prompts:
+            measured.append(["probe", suite, config.decide.split, parts["sampling"], parts["diagnosis"]])
+    return [sampled, trained, *(sha256_of([*by, *what]) for what in measured for by in (start, [trained]))]
 
 
 def _first_collect(config: Config) -> Json:
@@ -132,9 +128,7 @@ def _disk(experiment: Experiment) -> tuple[int | None, str]:
 
 def _bytes_per_round(config: Config, base_dir: Path) -> int:
     """What a round adds to the store at most."""
-    num_prompts = config.prompts.per_round
-    if num_prompts is None:
-        num_prompts = len(load_prompts(config.prompts, config.model, base_dir))
+    num_prompts = config.prompts.per_round or len(load_prompts(config.prompts, config.model, base_dir))
     texts = [(num_prompts * config.sampling.num_samples, config.sampling.max_new_tokens)]
     for suite in config.suites:
         num_problems = len(load_suite(suite.source, suite.limit, base_dir).problems)
