@@ -58,8 +58,7 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     what = f"{inputs['num_rows']} completions"
     session.watch.stage(round.number, "training", what)
     parent = session.weights(round.parent_checkpoint)
-    parent_row = session.ledger.checkpoints.get(round.parent_checkpoint)
-    assert parent_row is not None
+    parent_row = session.ledger.checkpoints.known(round.parent_checkpoint)
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
     settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
@@ -113,20 +112,10 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
         head_before=head,
         head_after=inputs["candidate"] if decision.verdict == "keep" else head,
     )
-    back_to = (decision.need or {}).get("head")
-    why = f"round {round.number} is inconclusive, and decide.unclear is pause; `loopctl resume` goes on with the head as it is"
-    return session.ledger.decide(
-        round,
-        row,
-        back_to=back_to if isinstance(back_to, int) else None,
-        hold=why if decision.action == "pause" else None,
-    )
+    need: Json = decision.need or {}
+    why = f"round {round.number} is inconclusive, and decide.unclear is pause; `loopctl resume` continues with the head as it is"
+    return session.ledger.decide(round, row, back_to=need.get("head"), hold=why if decision.action == "pause" else None)
 
 
 # By the state of a round. Their order is `store.records.STAGES`: each names the next in `next_state`.
-WORK_OF: dict[str, Work] = {
-    "sampling": sampling,
-    "training": training,
-    "evaluating": evaluating,
-    "deciding": deciding,
-}
+WORK_OF: dict[str, Work] = {"sampling": sampling, "training": training, "evaluating": evaluating, "deciding": deciding}

@@ -112,11 +112,12 @@ def _begin(
             f"{loaded.run_dir / DATABASE}: holds no run, but {CHECKPOINTS}/ beside it holds the weights of one; "
             "put a backup back, or set another run_dir"
         )
-    if loaded.config.model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
+    model = loaded.config.model
+    if model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
         begins(inputs)
-    engines.watch.stage(0, "preparing", loaded.config.model.source)
+    engines.watch.stage(0, "preparing", model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
-    if loaded.config.model.source != BUILT_IN_MODEL:
+    if model.source != BUILT_IN_MODEL:
         begins(inputs)
     manifest = hash_directory(directory)
     base = Checkpoint(
@@ -129,7 +130,7 @@ def _begin(
         base=None,
         size_bytes=manifest_size_bytes(manifest),
         manifest=manifest,
-        origin={"source": loaded.config.model.source, "revision": loaded.config.model.revision},
+        origin={"source": model.source, "revision": model.revision},
     )
     corpus.add_prompts(inputs.prompts)
     for suite in suites:
@@ -143,15 +144,14 @@ def _begin(
 def _same_run(run: Run, settings: Json, content: Json, loaded: LoadedConfig) -> None:
     changed = differences({key: value for key, value in run.config.items() if key != "inputs"}, settings)
     before = run.config["inputs"]
-    if not changed and (before["prompts"], before.get("tests")) != (content["prompts"], content.get("tests")):
-        what = "prompts" if before["prompts"] != content["prompts"] else "tests of the prompts"
-        changed = [f"the {what} of {loaded.config.prompts.source} are not those that the run began with"]
-    if not changed:
-        changed = [
-            f"suite {name} is not the one that the run began with (a problem, the prompt format or a split changed)"
-            for name, sha256 in content["suites"].items()
-            if before["suites"].get(name) != sha256
-        ]
+    for key, what in (("prompts", "prompts"), ("tests", "tests of the prompts")):
+        if not changed and before.get(key) != content.get(key):
+            changed = [f"the {what} of {loaded.config.prompts.source} are not those that the run began with"]
+    changed = changed or [
+        f"suite {name} is not the one that the run began with (a problem, the prompt format or a split changed)"
+        for name, sha256 in content["suites"].items()
+        if before["suites"].get(name) != sha256
+    ]
     if changed:
         raise ConfigError(
             f"{loaded.run_dir} belongs to another configuration: {'; '.join(changed)}; "

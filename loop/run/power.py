@@ -52,19 +52,11 @@ def planned_looks(session: Session) -> list[PlannedLook]:
     gate = next((gate for gate in policy.gates if isinstance(gate, Improvement)), None)
     if gate is None:
         return []
-    before = session.ledger.last_decision(session.run_id)
-    counts = policy.fruitless_after(before.evidence, before.verdict) if before else {}
-    now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=counts)
+    now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=session.fruitless_looks())
     looks = [Look(policy.split, screening=policy.confirm is not None)]
     looks += [Look(policy.confirm)] if policy.confirm is not None else []
     return [
-        PlannedLook(
-            gate,
-            look.split,
-            gate.level(now, look),
-            len(suite.of_split(look.split)),
-            suite.config.num_samples,
-        )
+        PlannedLook(gate, look.split, gate.level(now, look), len(suite.of_split(look.split)), suite.config.num_samples)
         for look in looks
     ]
 
@@ -100,10 +92,9 @@ def _figures(decision: DecisionRow, gate: Improvement) -> Iterator[Mapping[str, 
 def coarseness_warning(session: Session) -> str | None:
     """A warning in one line if the evaluation would mostly miss the gain that it is asked for; else None."""
     looks = planned_looks(session)
-    variance_and_source = known_variance(session, looks[0].gate) if looks else None
-    if variance_and_source is None:
+    if not looks or (estimate := known_variance(session, looks[0].gate)) is None:
         return None
-    variance, source = variance_and_source
+    variance, source = estimate
     worst = max(looks, key=lambda look: look.detects(variance) - look.wanted)
     gain, gate = worst.detects(variance), worst.gate
     if gain <= worst.wanted:
