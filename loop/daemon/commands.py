@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from loop.config.settings import Config
 from loop.daemon.control import Control, Wake
 from loop.errors import LoopError, UsageError
 from loop.system.signals import Stop
-from loop.words import round_name
+from loop.words import count, round_name
 from store.checkpoints import stamps, verify
 from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint
@@ -88,10 +88,8 @@ def rollback(held: HeldRun, to: str | int, dry_run: bool = False) -> Json:
     _revive(held, target, dry_run)
     if dry_run:
         return _answer(f"would move the head from {before} to {where}{given_up}", False, **figures)
-    if held.alive:
-        moved = ledger.ask_head(run.id, number, "by hand")
-    else:
-        moved = bool(ledger.move_head(run.id, number, "by hand"))
+    wish = (run.id, number, "by hand")
+    moved = ledger.ask_head(*wish) if held.alive else bool(ledger.move_head(*wish))
     text = f"the head moved from {before} to {where}" if moved else f"the head moves to {where} at the next safe point"
     return _answer(f"{text}{given_up}", True, moved=moved, **figures)
 
@@ -108,8 +106,7 @@ def gc(held: HeldRun, dry_run: bool = False) -> Json:
     if not dry_run and removed:
         collect(held.ledger, held.run_dir, plan)
     verb = "would remove" if dry_run else "removed"
-    number = f"{len(removed)} checkpoint{'s' if len(removed) != 1 else ''}"
-    text = f"{verb} {number}, {total / 1e6:.1f} MB" if removed else "nothing to remove"
+    text = f"{verb} {count(len(removed), 'checkpoint')}, {total / 1e6:.1f} MB" if removed else "nothing to remove"
     return _answer(text, bool(removed) and not dry_run, removed=removed, kept=kept, freed_bytes=total)
 
 
@@ -189,8 +186,7 @@ def carry_out(held: HeldRun, request: Json) -> Json:
         raise UsageError(f"{name}: {error}") from None
 
 
-@contextlib.contextmanager
-def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Iterator[None]:
+def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Control:
     """Answer `loopctl` on the control socket while the block lasts. The caller holds the run's lock."""
 
     def answer(request: Json) -> Json:
@@ -208,8 +204,7 @@ def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Iterator[None]:
         wake.wake()
         return done
 
-    with Control(loaded.run_dir, answer):
-        yield
+    return Control(loaded.run_dir, answer)
 
 
 def _answer(text: str, changed: bool, **more: Any) -> Json:

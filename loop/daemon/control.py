@@ -251,7 +251,7 @@ def ask(run_dir: Path, command: str, timeout_s: float = 5.0, **arguments: Any) -
 
 
 def _exchange(run_dir: Path, request: Json, timeout_s: float) -> Json:
-    deadline = time.monotonic() + timeout_s
+    deadline, at = time.monotonic() + timeout_s, run_dir / SOCKET
     line = _line(request)
     if len(line) > MAX_REQUEST_BYTES:
         raise _too_long()
@@ -273,13 +273,11 @@ def _exchange(run_dir: Path, request: Json, timeout_s: float) -> Json:
             f"the daemon did not answer within {timeout_s:g} s; ask again, or see `loopctl status`"
         ) from None
     except PermissionError:
-        raise PermissionDenied(
-            f"{run_dir / SOCKET}: permission denied; ask as the user who runs the loop, or as root"
-        ) from None
+        raise PermissionDenied(f"{at}: permission denied; ask as the user who runs the loop, or as root") from None
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise NotRunning(f"nothing runs in {run_dir}; `loopctl start` starts the daemon") from None
     except OSError as error:
-        raise LoopError(f"{run_dir / SOCKET}: {error.strerror}; see `loopctl status`") from None
+        raise LoopError(f"{at}: {error.strerror}; see `loopctl status`") from None
     try:
         answer = json.loads(text)
         if not isinstance(answer, dict):

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 LOG_FILE = "loopd.log"
 LOG_BYTES, NUM_OLD_LOGS = 8 << 20, 3
-LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class Log:
@@ -64,7 +63,7 @@ class Log:
         from store.db import utc_now
 
         entry = {"time": utc_now(), "level": level, "run": self.run, "round": self.round, "stage": self.stage}
-        self.logger.log(LEVELS[level], "%s", json.dumps({**entry, "message": message, **more}))
+        self.logger.log(getattr(logging, level.upper()), "%s", json.dumps({**entry, "message": message, **more}))
 
     def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
         when = f" until {until:%Y-%m-%d %H:%M:%S} UTC" if until else ""
@@ -149,12 +148,9 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         session = stack.enter_context(open_session(loaded, watch))
         log.keep(loaded.run_dir / "logs")
         watch.listeners += [
-            stack.enter_context(listener)
-            for listener in (
-                hooks_of(watching, name, log.line, loaded.base_dir),
-                trackers_of(watching, name, loaded.run_dir, log.line, lambda: stop.asked),
-                metrics_of(watching, lambda: snapshot_of(session, beating.now)),
-            )
+            stack.enter_context(hooks_of(watching, name, log.line, loaded.base_dir)),
+            stack.enter_context(trackers_of(watching, name, loaded.run_dir, log.line, lambda: stop.asked)),
+            stack.enter_context(metrics_of(watching, lambda: snapshot_of(session, beating.now))),
         ]
         schedule = Schedule(config.schedule, datetime.fromisoformat(session.run.created_at))
         service = Service(session, stop, watch, wake.wait, schedule=schedule, stops=config.schedule.stop)

@@ -115,11 +115,9 @@ def load_experiment(path: Path) -> Experiment:
     if not path.exists():
         raise ConfigError(f"{path}: no such file; name the file of an experiment (docs/your-first-experiment.md)")
     file = read_toml(path)
-    elsewhere = (
-        "unknown key; put what all runs have in common into the base configuration, and what differs into an arm"
-    )
+    hint = "unknown key; put what all runs have in common into the base configuration, and what differs into an arm"
     file.refuse(
-        (key, elsewhere if problem.startswith("unknown key") and key[0] in Config.model_fields else problem)
+        (key, hint if problem.startswith("unknown key") and key[0] in Config.model_fields else problem)
         for key, problem in model_mistakes(Description, file.tables, file.json).items()
     )
     described = Description.model_validate_json(file.json)
@@ -242,9 +240,7 @@ def _name_mistakes(arms: Sequence[Arm]) -> Iterator[Mistake]:
         taken.add(arm.name.lower())
 
 
-def _yardstick_mistakes(
-    name: str, given: bool, arms: Sequence[Arm], runs: Sequence[ExperimentRun]
-) -> Iterator[Mistake]:
+def _yardstick_mistakes(name: str, given: bool, arms: list[Arm], runs: list[ExperimentRun]) -> Iterator[Mistake]:
     """Arms can only be compared where the suite that figures come from is the same in all of them."""
     first: tuple[str, dict[str, Any]] | None = None
     configs = {run.arm: run.config for run in runs}

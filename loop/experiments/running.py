@@ -39,7 +39,7 @@ from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json
 
 ERRORS = "loopd.err"  # beside a run's loop.toml: the standard error of its process
 TICK_S = 0.2
-LOOK_S = 1.0  # between two looks into the stores of the runs that go on
+LOOK_S = 1.0  # between two looks into the stores of the runs that have a process
 GRACE_S = 20.0  # for a run to end after it was told to end at once
 HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd: another process holds the run; a user's mistake
 OF_A_SERVICE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # what it has told this process alone

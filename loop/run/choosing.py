@@ -21,10 +21,7 @@ from store.records import CollectedPart, CompletionVerdict, Round
 
 
 def select(session: Session, round: Round, policy: DataPolicy) -> Chosen:
-    """Which completions are used, and why not the others. The same after every restart, whenever it is asked.
-
-    ConfigError if none is left.
-    """
+    """Which completions are used, and why not the others: the same after every restart. ConfigError if none is left."""
     corpus, config = session.corpus, session.loaded.config
     past = {earlier.number: earlier for earlier in past_rounds(session, round)}
     own = collected_of(session, round.number, _described(session, round).from_base)

@@ -27,10 +27,7 @@ _COLUMNS = ("entropy", "top_token_id", "top_probability", "logprobs", "rest")
 
 
 def diagnose(session: Session, round: Round) -> Json:
-    """The summary of a round with a candidate, as JSON (policies.diagnosis.Summary); {} where it is switched off.
-
-    Measures what is still missing, and nothing else.
-    """
+    """The summary of a round with a candidate, as JSON (policies.diagnosis.Summary); {} where it is switched off."""
     settings = session.loaded.config.diagnosis
     assert round.candidate_checkpoint is not None, round
     checkpoints: dict[Who, str] = {

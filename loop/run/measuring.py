@@ -271,7 +271,7 @@ def may_open_final(suite: SuiteConfig, split: str, confirm: str | None) -> None:
 
 
 def may_be_final(ledger: Ledger, run: Run) -> Literal["new", "begun"]:
-    """Whether opening the final split would begin now or go on. LoopError where the head is the base."""
+    """Whether opening the final split would begin now or continue. LoopError where the head is the base."""
     if ledger.events.last_of(run.id, FINAL_BEGUN) is not None:
         return "begun"
     if run.head_checkpoint == run.base_checkpoint:

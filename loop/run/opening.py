@@ -57,7 +57,13 @@ def open_session(
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run, content = ledger.run(), _content(inputs, suites)
             if run is None:
-                run = _begin(ledger, corpus, engines, loaded, inputs, suites, content, begins)
+                base = _base(loaded, engines, lambda: begins(inputs))
+                corpus.add_prompts(inputs.prompts)
+                for suite in suites:
+                    corpus.add_prompts(suite.prompts.values())
+                    corpus.evaluations.add_suite(suite.row, suite.problems)
+                identity, settings = sha256_of([config_sha256(config), content]), resolved(config) | {"inputs": content}
+                run = ledger.create_run(config.name, settings, identity, config.seed, base)
             else:
                 loaded = replace(loaded, config=with_stored_gates(loaded.config, run.config))
                 _continue(run, ledger, engines, loaded, content)
@@ -97,16 +103,8 @@ def _continue(run: Run, ledger: Ledger, engines: Engines, loaded: LoadedConfig, 
             ledger.checkpoints.move(base.sha256, str(directory))
 
 
-def _begin(
-    ledger: Ledger,
-    corpus: Corpus,
-    engines: Engines,
-    loaded: LoadedConfig,
-    inputs: Inputs,
-    suites: list[Yardstick],
-    content: Json,
-    begins: Callable[[Inputs], None],
-) -> Run:
+def _base(loaded: LoadedConfig, engines: Engines, begins: Callable[[], None]) -> Checkpoint:
+    """The base of a new run. LoopError where the run directory holds the weights of another one."""
     if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
         raise LoopError(
             f"{loaded.run_dir / DATABASE}: holds no run, but {CHECKPOINTS}/ beside it holds the weights of one; "
@@ -114,13 +112,13 @@ def _begin(
         )
     model = loaded.config.model
     if model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
-        begins(inputs)
+        begins()
     engines.watch.stage(0, "preparing", model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
     if model.source != BUILT_IN_MODEL:
-        begins(inputs)
+        begins()
     manifest = hash_directory(directory)
-    base = Checkpoint(
+    return Checkpoint(
         sha256=manifest_sha256(manifest),
         run_id="",
         round=0,
@@ -132,13 +130,6 @@ def _begin(
         manifest=manifest,
         origin={"source": model.source, "revision": model.revision},
     )
-    corpus.add_prompts(inputs.prompts)
-    for suite in suites:
-        corpus.add_prompts(suite.prompts.values())
-        corpus.evaluations.add_suite(suite.row, suite.problems)
-    identity = sha256_of([config_sha256(loaded.config), content])
-    settings = resolved(loaded.config) | {"inputs": content}
-    return ledger.create_run(loaded.config.name, settings, identity, loaded.config.seed, base)
 
 
 def _same_run(run: Run, settings: Json, content: Json, loaded: LoadedConfig) -> None:

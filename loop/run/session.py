@@ -38,7 +38,7 @@ class LostWeights(LoopError):
 
 @dataclass(slots=True)
 class Session:
-    """An open run. The store says where it is; this only holds what is needed to go on."""
+    """An open run. The store says where it is; this only holds what the next step needs."""
 
     loaded: LoadedConfig
     ledger: Ledger
@@ -109,10 +109,7 @@ class Session:
         return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
 
     def weights(self, sha256: str) -> CheckpointRef:
-        """A checkpoint, every byte of it verified, again whenever its files were touched since.
-
-        A damaged one is set aside, and the error says what to do.
-        """
+        """A checkpoint, every byte verified, again whenever its files were touched since; a damaged one is set aside."""
         row = self.ledger.checkpoints.known(sha256)
         path = self.loaded.run_dir / row.path  # an absolute path stays as it is
         try:

@@ -45,9 +45,7 @@ WAIT_S = 0.2
 ROWS_AT_ONCE = 200  # of one transaction
 SAMPLER_SETTINGS = (*keys_of(Engine, "sampling"), "lora_rank")
 TRAINER_SETTINGS = keys_of(Engine, "training")
-PACKAGES = (
-    "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", *SAMPLER_PACKAGES,
-)  # fmt: skip
+PACKAGES = ("ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", *SAMPLER_PACKAGES)
 
 
 class Sharing:
@@ -78,10 +76,7 @@ class Sharing:
     def record(
         self, kind: Record, round: int, what: str, checkpoint: str, own: Json, **made_from: object
     ) -> Iterator[bool]:
-        """Around a probe (the texts that checkpoints are compared on), or what a checkpoint gave on it; `own`: its ids here.
-
-        Gives whether it is to be made here.
-        """
+        """Around a probe, or what a checkpoint gave on it (`own`: its ids here); gives whether it is to be made here."""
         with self._turn(round, "evaluating", what, checkpoint, made_from) as product:
             yield not product.take_record(kind, own)
             product.offer({kind: own["id"]})
