@@ -18,7 +18,11 @@ from tests.support.runs import KEEPING, Quiet, findings, patient_loopctl, write_
 
 BASE = KEEPING.replace("num_prompts = 0", "num_prompts = 4\nmax_new_tokens = 16") + "\n[storage]\nmin_free_bytes = 0\n"
 
-POLICIES = """
+MIX = """[[arms]]
+name = "mix"
+collect.data = { type = "mix", earlier = 0.25 }
+"""
+POLICIES = f"""
 name = "policies"
 rounds = 2
 seeds = [1]
@@ -26,20 +30,10 @@ seeds = [1]
 name = "replace"
 [[arms]]
 name = "accumulate"
-collect.data = { type = "accumulate" }
-[[arms]]
-name = "mix"
-[arms.collect]
-data = { type = "mix", earlier = 0.25 }
-[[arms]]
+collect.data = {{ type = "accumulate" }}
+{MIX}[[arms]]
 name = "strict"
-decide.gates = [{ type = "improvement", min_gain = 0.9 }]
-"""
-
-MIX = """[[arms]]
-name = "mix"
-[arms.collect]
-data = { type = "mix", earlier = 0.25 }
+decide.gates = [{{ type = "improvement", min_gain = 0.9 }}]
 """
 THREE = POLICIES.replace(MIX, "")
 

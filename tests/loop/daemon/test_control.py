@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -39,14 +40,7 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
     return {"echo": request}
 
 
-def raising(error: BaseException) -> Callable[[Any], Any]:
-    def answer(_request: Any) -> Any:
-        raise error
-
-    return answer
-
-
-not_asked = raising(AssertionError("not asked"))
+not_asked = Mock(side_effect=AssertionError("not asked"))
 
 
 @contextlib.contextmanager
@@ -104,7 +98,7 @@ def test_a_directory_with_a_long_name(tmp_path: Path) -> None:
     ],
 )
 def test_what_it_raises_is_an_answer(tmp_path: Path, error: BaseException, text: str, code: int) -> None:
-    with Control(tmp_path, raising(error)):
+    with Control(tmp_path, Mock(side_effect=error)):
         for _ in range(2):  # the service outlives it
             with pytest.raises(LoopError) as caught:
                 ask(tmp_path, "x")
@@ -329,19 +323,15 @@ except PermissionError:
                     ).stdout
             return ""
 
-        said = as_nobody()
-        if not said:
+        if not (answer := as_nobody()):
             pytest.skip("another user cannot run this Python")
-        assert said == "EACCES\n"
+        assert answer == "EACCES\n"
         (run_dir / SOCKET).chmod(0o666)
         assert "user 65534 may not command this run" in as_nobody()
 
 
 def test_what_may_not_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(control, "_connect", denied)
+    monkeypatch.setattr(control, "_connect", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(PermissionDenied, match="as the user who runs the loop"):
         ask(tmp_path, "x")
 
@@ -464,10 +454,10 @@ def test_a_daemon_that_says_nothing_or_drips(tmp_path: Path, drop: bytes) -> Non
             while not over.wait(0.05):
                 connection.sendall(drop)
 
-    with stand_in(tmp_path, drip):
+    with stand_in(tmp_path, drip), contextlib.ExitStack() as stack:
+        stack.callback(over.set)
         with pytest.raises(LoopError, match=r"within 0\.4 s") as caught:
             ask(tmp_path, "x", timeout_s=0.4)
-        over.set()
     assert not isinstance(caught.value, NotRunning)
 
 

@@ -38,7 +38,7 @@ class Around:
 
     def __init__(self) -> None:
         self.now = START
-        self.said: list[tuple[RunState, str | None, datetime | None]] = []
+        self.told: list[tuple[RunState, str | None, datetime | None]] = []
         self.rounds: list[tuple[int, str, datetime]] = []
         self.waiting: list[Callable[[], None]] = []  # one is done at each wait
         self.beating: list[Callable[[], None]] = []  # one is done at each beat
@@ -46,7 +46,7 @@ class Around:
         self.most_waits = 2000
 
     def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
-        self.said.append((state, reason, until))
+        self.told.append((state, reason, until))
 
     def beat(self) -> None:
         if self.beating:
@@ -60,7 +60,7 @@ class Around:
         assert self.num_waits < self.most_waits, "it spins, or waits for what never comes"
         if self.waiting:
             self.waiting.pop(0)()
-        until = self.said[-1][2]
+        until = self.told[-1][2]
         self.now = max(self.now + timedelta(seconds=seconds), until or self.now)  # nothing else happens until then
 
     def pass_by(self, time: timedelta) -> None:
@@ -68,7 +68,7 @@ class Around:
 
     @property
     def states(self) -> list[str]:
-        return [state for state, _, _ in self.said]
+        return [state for state, _, _ in self.told]
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def test_a_window_that_closes_pauses_at_a_safe_point_and_opens_again(tmp_path: P
     with serving(tmp_path, '[schedule]\nwindows = ["11:00-13:00"]\n', rounds=1) as (service, around, session):
         around.beating = [lambda: None] * 4 + [partial(around.pass_by, timedelta(hours=1))]
         assert service.run().state == "idle"
-        paused = next(said for said in around.said if said[0] == "paused")
+        paused = next(told for told in around.told if told[0] == "paused")
         assert paused[1] == "outside schedule.windows; the run continues by itself"
         assert paused[2] == START + timedelta(hours=23)
         assert around.rounds[0][2] >= START + timedelta(hours=23)
@@ -173,7 +173,7 @@ def test_a_stage_that_keeps_failing_pauses_the_run_and_does_not_spin(tmp_path: P
         around.waiting = [lambda: None] * 50 + [monkeypatch.undo, lambda: commands.resume(run) and None]
         assert service.run().state == "idle"
         assert broken.call_count == session.loaded.config.engine.max_attempts
-        reason = next(reason or "" for state, reason, _ in around.said if state == "paused")
+        reason = next(reason or "" for state, reason, _ in around.told if state == "paused")
         assert "round 1 failed in training: the trainer is broken" in reason
         assert "`loopctl resume` tries it again" in reason
         assert around.rounds[-1][:2] == (1, "kept") and session.run.num_failed == 0
@@ -185,7 +185,7 @@ def test_a_lack_of_room_pauses_before_a_stage_and_ends_by_itself(tmp_path: Path,
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
         around.waiting = [lambda: None] * 5 + [monkeypatch.undo]
         assert service.run().state == "idle"
-        assert "disk short: 0 MB free" in (around.said[0][1] or "") and around.states[0] == "paused"
+        assert "disk short: 0 MB free" in (around.told[0][1] or "") and around.states[0] == "paused"
         assert around.rounds[0][:2] == (1, "kept") and session.run.num_failed == 0
 
 

@@ -39,7 +39,7 @@ from tests.support.experiments import (
     tables_of,
     write_experiment,
 )
-from tests.support.runs import environment, family, kill
+from tests.support.runs import environment, family, kill, patient_loopctl
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, wait_until
 
@@ -105,9 +105,9 @@ def output_of(path: Path) -> str:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The experiment run to its end by one command."""
     path = write_experiment(tmp_path_factory.mktemp("undisturbed"), THREE)
-    said = loopctl("run", path, "--jobs", "2")
-    assert "strict/seed-1: done, 0 of 2 rounds kept" in said and "replace/seed-1: round 2 of 2 kept" in said
-    assert "accumulate and replace cannot be told apart at round 2" in said
+    words = loopctl("run", path, "--jobs", "2")
+    assert "strict/seed-1: done, 0 of 2 rounds kept" in words and "replace/seed-1: round 2 of 2 kept" in words
+    assert "accumulate and replace cannot be told apart at round 2" in words
     return path
 
 
@@ -120,11 +120,10 @@ def test_one_command_runs_it_all_and_says_what_came_out(undisturbed: Path) -> No
     experiment = sound(undisturbed)
     again = loopctl("run", undisturbed)
     assert "3 of 3 runs are done already" in again and "begins" not in again
-    said = loopctl("status", undisturbed)
-    assert "policies: done" in said and "95% interval" in said
+    words = loopctl("status", undisturbed)
+    assert "policies: done" in words and "95% interval" in words
     run = next(run for run, row in zip(experiment.runs, facts["runs"], strict=True) if row["shared"] > 5)
-    command = [sys.executable, "-m", "loop.cli.main", "round", "1", "--config", str(run.path)]
-    shown = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+    shown = patient_loopctl("round", "1", "--config", run.path).stdout
     assert "taken from" in shown and "/seed-1" in shown
 
 
@@ -148,8 +147,10 @@ ONE_ROUND = 'name = "e"\nrounds = 1\nseeds = [1]\n'
 def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> None:
     text = ONE_ROUND + '[[arms]]\nname = "none-left"\ncollect.min_lines = 99\n[[arms]]\nname = "fine"\n'
     path = write_experiment(tmp_path, text)
-    said = loopctl("run", path, code=1)
-    assert "none-left/seed-1: failed: round 1 failed in sampling" in said and "1 run failed (none-left/seed-1)" in said
+    words = loopctl("run", path, code=1)
+    assert (
+        "none-left/seed-1: failed: round 1 failed in sampling" in words and "1 run failed (none-left/seed-1)" in words
+    )
     facts = facts_of(path)
     assert [run["state"] for run in facts["runs"]] == ["failed", "done"] and "left out" in facts["runs"][0]["error"]
     assert facts["state"] == "failed" and [line["arm"] for line in facts["lines"]] == ["fine", "fine"]
@@ -268,7 +269,7 @@ def test_the_experiment_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, text)
     assert "4 arms x 2 seeds = 8 runs" in loopctl("run", path, "--dry-run")
     path.write_text(text.replace("[1, 2]", "[2]").replace("rounds = 2", "rounds = 1"))
-    said = loopctl("run", path, "--jobs", "2")
-    assert "hot-1.5/seed-2: done" in said and "hot-1.3" in said
+    words = loopctl("run", path, "--jobs", "2")
+    assert "hot-1.5/seed-2: done" in words and "hot-1.3" in words
     assert [arm["name"] for arm in facts_of(path)["arms"]] == ["replace", "mix", "hot-1.3", "hot-1.5"]
     sound(path)

@@ -40,18 +40,14 @@ __all__ = ["begun", "first_done"]
 def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often engines were asked for, in this process."""
     counted: Counter[str] = Counter()
-
-    def count(owner: Any, name: str) -> None:
+    for owner, name in ((Session, "sampler"), (Engines, "trainer")):
         real = getattr(owner, name)
 
-        def wrapped(self: Any, *arguments: Any) -> Any:
+        def wrapped(self: Any, *arguments: Any, name: str = name, real: Any = real) -> Any:
             counted[name] += 1
             return real(self, *arguments)
 
         monkeypatch.setattr(owner, name, wrapped)
-
-    count(Session, "sampler")
-    count(Engines, "trainer")
     return counted
 
 
@@ -76,10 +72,9 @@ def test_four_arms_with_equal_first_rounds_run_it_once(tmp_path: Path, calls: Co
     for product in round_1:
         assert product["ran_in"] == {"arm": "replace", "seed": 1}
         assert [used["arm"] for used in product["used_by"]] == ["accumulate", "mix", "strict"]
-    second = [
-        product["used_by"] for product in facts["shared"] if (product["round"], product["stage"]) == (2, "sampling")
-    ]
-    assert [used["arm"] for users in second for used in users] == ["accumulate", "mix"], "strict: another head"
+    second = [product for product in facts["shared"] if (product["round"], product["stage"]) == (2, "sampling")]
+    users = [used["arm"] for product in second for used in product["used_by"]]
+    assert users == ["accumulate", "mix"], "strict: another head"
     rates = {(line["arm"], line["round"]): line["pass@1"] for line in facts["lines"]}
     assert len(rates) == 12 and facts["state"] == "done"
     assert rates["accumulate", 1] == rates["mix", 1] == rates["replace", 1] > rates["strict", 1] == rates["replace", 0]
