@@ -101,9 +101,7 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
     row = DecisionRow(
         run_id=round.run_id,
         round=round.number,
-        verdict=decision.verdict,
-        action=decision.action,
-        gates=[gate.model_dump(mode="json") for gate in decision.gates],
+        **decision.model_dump(mode="json", exclude={"need"}),
         policy=policy.as_json(),
         evidence=evidence.model_dump(mode="json"),
         head_before=head,

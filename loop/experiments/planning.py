@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -48,13 +49,11 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
         "seeds": list(experiment.seeds),
         "num_runs": len(experiment.runs),
         "num_rounds": len(experiment.runs) * experiment.rounds,
-        "num_rounds_left": sum(_rounds_left(run) for run in runs),
+        "num_rounds_left": sum(max(0, run.rounds - run.rounds_done) for run in runs),
         "stages": dict(num),
         "num_stages": num.total(),
         "num_shared_at_least": done.total() - len(done),
-        "jobs": machine.jobs,
-        "devices": list(machine.devices),
-        "num_threads": machine.num_threads,
+        **asdict(machine),
         "time_s": time_s,
         "time_from": time_from,
         "disk_bytes": disk_bytes,
@@ -91,10 +90,6 @@ def _first_collect(config: Config) -> Json:
     return parts
 
 
-def _rounds_left(run: RunFacts) -> int:
-    return 0 if run.state == "done" else run.rounds - run.rounds_done
-
-
 def _time(runs: Sequence[RunFacts], machine: Machine) -> tuple[float | None, str]:
     """Seconds for what is left, from what a round of the same arm took, or of any arm where none of its own is finished."""
     by_arm: dict[str, list[float]] = {}
@@ -104,7 +99,7 @@ def _time(runs: Sequence[RunFacts], machine: Machine) -> tuple[float | None, str
     if not by_arm:
         return None, "no round is finished yet"
     all_arms = [seconds for arm in by_arm.values() for seconds in arm]
-    total_s = sum(_rounds_left(run) * fmean(by_arm.get(run.arm, all_arms)) for run in runs)
+    total_s = sum(max(0, run.rounds - run.rounds_done) * fmean(by_arm.get(run.arm, all_arms)) for run in runs)
     return total_s / machine.jobs, f"the {sum(run.rounds_done for run in runs)} rounds that are finished"
 
 

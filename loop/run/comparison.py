@@ -17,7 +17,6 @@ from loop.run.session import Session
 from loop.stages.deciding import Measured, Opened, evidence
 from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of
 from loop.stages.sampling import seed_of
-from policies.decision import Decision
 from policies.diagnosis import signals, summary_of
 from policies.evidence import Evidence
 from policies.policy import next_part
@@ -62,7 +61,7 @@ class Comparison:
         problems = {problem.task_id: problem for problem in self.session.decider.of_split(split)}
         return [problems[task_id] for task_id in drawing_order(self.head_round, list(problems))]
 
-    def run(self) -> Decision:
+    def run(self) -> None:
         """Open what the policy asks for until it has decided, and then what is only reported."""
         policy, looks = self.session.policy, self.session.loaded.config.decide.looks
         self._open(policy.split, next_part(0, len(self.drawn(policy.split)), looks))
@@ -79,7 +78,7 @@ class Comparison:
                     self._report(suite for suite in self.session.suites if suite.config.name in need["suites"])
                 case _:
                     self._report(suite for suite in self.session.suites if suite is not self.session.decider)
-                    return decision
+                    return
 
     def _report(self, suites: Iterable[Yardstick]) -> None:
         """Head and candidate on suites that do not decide by themselves."""

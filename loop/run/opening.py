@@ -80,10 +80,8 @@ def open_session(
 
 def _content(inputs: Inputs, suites: list[Yardstick]) -> Json:
     """What the configuration's names stand for, by content: a file that changes makes another run."""
-    content: Json = {
-        "prompts": sha256_of([prompt.id for prompt in inputs.prompts]),
-        "suites": {suite.config.name: suite.row.sha256 for suite in suites},
-    }
+    content: Json = {"prompts": sha256_of([prompt.id for prompt in inputs.prompts])}
+    content["suites"] = {suite.config.name: suite.row.sha256 for suite in suites}
     if inputs.tests:
         content["tests"] = sha256_of({prompt_id: problem.content() for prompt_id, problem in inputs.tests.items()})
     return content

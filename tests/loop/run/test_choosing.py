@@ -20,16 +20,8 @@ from policies.data import DATA_POLICIES, CompletionFacts, DataPolicy, Mix, Pool,
 from store.canonical import sha256_of
 from store.records import CompletionText, Selection
 
-TEXTS = [
-    "",
-    " \n",
-    "x = 1",
-    "x = 1\ny = 2",
-    "x = 1\ny = 3",
-    "x = 1\ny = 2\nprint(x + y)\n",
-    "```\nx\n```",
-    "import x\ny\n",
-]
+ROUND, SEED = 3, 99
+TEXTS = ["", " \n", "x", "x = 1\ny = 2", "x = 1\ny = 3", "x = 1\ny = 2\nprint(x + y)\n", "```\nx\n```", "import x\ny\n"]
 
 OPTIONS = st.fixed_dictionaries(
     {},
@@ -46,9 +38,8 @@ TYPES: Any = st.sampled_from(
     [{"type": "replace"}, {"type": "accumulate"}, {"type": "window", "rounds": 2}, {"type": "pool", "size": 4},
      {"type": "mix", "earlier": 0.4, "base": 0.2}]
 )  # fmt: skip
-COMPLETIONS = st.lists(
-    st.tuples(st.integers(1, 3), st.sampled_from("pqr"), st.sampled_from(TEXTS), st.integers(0, 10)), max_size=25
-)
+ROWS = st.tuples(st.integers(1, ROUND), st.sampled_from("pqr"), st.sampled_from(TEXTS), st.integers(0, 10))
+COMPLETIONS = st.lists(ROWS, max_size=25)
 VERDICTS = st.sampled_from([None, "passed", "failed", "timeout"])
 
 
@@ -61,12 +52,7 @@ def earlier_round(collected: list[Collected], number: int, from_base: bool) -> E
 
 
 def chosen_in_memory(
-    policy: DataPolicy,
-    collected: list[Collected],
-    verdicts: dict[str, str],
-    texts: dict[str, str],
-    round: int,
-    seed: int,
+    policy: DataPolicy, collected: list[Collected], verdicts: dict[str, str], texts: dict[str, str]
 ) -> tuple[list[Selection], dict[str, int]]:
     """What `choose` means, with everything in memory at once: the selections, and why earlier ones are left out."""
     left_out: dict[str, str] = {}
@@ -78,31 +64,30 @@ def chosen_in_memory(
             groups[candidate.prompt_id].append(candidate)
     for group in groups.values():
         for id, first in repeats(policy, group, texts).items():
-            left_out[id] = (
-                f"repeats another completion of its prompt (round {first.round}, sample {first.sample_index})"
-            )
+            which = f"(round {first.round}, sample {first.sample_index})"
+            left_out[id] = f"repeats another completion of its prompt {which}"
     candidates = sorted((c for c, *_ in collected), key=lambda c: (c.prompt_id, c.sample_index, c.round, c.id))
     usable = [c for c in candidates if c.id not in left_out]
-    drawn = drawn_in_memory(policy, usable, round, seed)
+    drawn = drawn_in_memory(policy, usable)
     left_out |= {c.id: policy.not_drawn() for c in usable if c.id not in drawn}
-    arrivals = {each.candidate.id: each.arrival for each in collected if each.candidate.round != round}
+    arrivals = {each.candidate.id: each.arrival for each in collected if each.candidate.round != ROUND}
     selections = [
-        Selection("run", round, c.id, position, c.id in drawn, left_out.get(c.id), arrivals.get(c.id))
-        for position, c in enumerate(c for c in candidates if c.round == round or c.id in drawn)
+        Selection("run", ROUND, c.id, position, c.id in drawn, left_out.get(c.id), arrivals.get(c.id))
+        for position, c in enumerate(c for c in candidates if c.round == ROUND or c.id in drawn)
     ]
-    others = [c.id for c in candidates if c.round != round and c.id not in drawn]
+    others = [c.id for c in candidates if c.round != ROUND and c.id not in drawn]
     return selections, dict(Counter(left_out[id].partition(" (")[0] for id in others))
 
 
-def drawn_in_memory(policy: DataPolicy, usable: list[CompletionFacts], round: int, seed: int) -> set[str]:
+def drawn_in_memory(policy: DataPolicy, usable: list[CompletionFacts]) -> set[str]:
     def sample(candidates: list[CompletionFacts], size: int) -> set[str]:
-        places = ((hashlib.sha256(f"{seed} {c.id}".encode()).digest(), c.id) for c in candidates)
+        places = ((hashlib.sha256(f"{SEED} {c.id}".encode()).digest(), c.id) for c in candidates)
         return {id for _, id in heapq.nsmallest(size, places)}
 
     if isinstance(policy, Pool):
         return sample(usable, policy.size)
     if isinstance(policy, Mix):
-        chosen = {c.id for c in usable if c.round == round}
+        chosen = {c.id for c in usable if c.round == ROUND}
         num_rows = len(chosen) / (1.0 - policy.earlier - policy.base)
         for share, only_base in ((policy.base, True), (policy.earlier, False)):
             left = [c for c in usable if c.id not in chosen and (c.from_base or not only_base)]
@@ -131,22 +116,20 @@ def test_what_holds_for_every_selection(
         def collected(number: int) -> list[Collected]:
             return collect([row for round, row in rows if round == number], {}, rule, number, number == 1)
 
-        own, earlier = collected(3), {number: collected(number) for number in wanted}
-        chosen = choose(
-            policy,
-            own,
-            [earlier_round(each, number, number == 1) for number, each in earlier.items()],
-            lambda ids: {id: verdicts[id] for id in ids if id in verdicts},
-            lambda arrivals: {row.arrival: row.text for _, row in rows if row.arrival in arrivals},
-            "run",
-            3,
-            99,
-        )
-        return [completion for each in (*earlier.values(), own) for completion in each], chosen
+        def verdicts_of(ids: list[str]) -> dict[str, str]:
+            return {id: verdicts[id] for id in ids if id in verdicts}
+
+        def texts_of(arrivals: list[int]) -> dict[int, str]:
+            return {row.arrival: row.text for _, row in rows if row.arrival in arrivals}
+
+        own, before = collected(ROUND), {number: collected(number) for number in wanted}
+        earlier = [earlier_round(each, number, number == 1) for number, each in before.items()]
+        chosen = choose(policy, own, earlier, verdicts_of, texts_of, "run", ROUND, SEED)
+        return [completion for each in (*before.values(), own) for completion in each], chosen
 
     collected, chosen = chosen_of(rows)
     selections = list(chosen.selections())
-    assert (selections, chosen.earlier_left_out) == chosen_in_memory(policy, collected, verdicts, texts, 3, 99)
+    assert (selections, chosen.earlier_left_out) == chosen_in_memory(policy, collected, verdicts, texts)
     assert list(chosen.selections()) == selections, "they can be gone through again"
     shuffled = rows[:]
     shuffle.shuffle(shuffled)
@@ -157,7 +140,7 @@ def test_what_holds_for_every_selection(
     assert used == {selection.completion_id for selection in selections if selection.reason is None}
     of_p = [c for c, *_ in collected if c.id in used and c.prompt_id == sha256_of("p")]
     assert repeats(policy, of_p, texts) == {}
-    assert (chosen.num_used, chosen.num_earlier) == (len(used), sum(of_round[id] != 3 for id in used))
+    assert (chosen.num_used, chosen.num_earlier) == (len(used), sum(of_round[id] != ROUND for id in used))
     assert len(selections) + sum(chosen.earlier_left_out.values()) == len(of_round), "each has its line, or is counted"
 
 
