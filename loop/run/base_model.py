@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,11 @@ def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[]
 
     `pulse` is called about once a second meanwhile; what it raises ends that.
     """
+
+    def prepare(command: dict[str, Any]) -> Any:
+        return in_worker(command, run_dir / "logs" / "model.log", config.engine, "preparing the model", pulse)
+
     source = config.model.source
-    prepare = partial(
-        in_worker, log_file=run_dir / "logs" / "model.log", engine=config.engine, tag="preparing the model", pulse=pulse
-    )
     if source == FAKE_MODEL:
         directory = run_dir / "fake-model"
         if not (directory / "model.safetensors").exists():
