@@ -91,6 +91,7 @@ def test_a_directory_with_a_long_name(tmp_path: Path) -> None:
         (UsageError("no such round; there are 3"), "no such round; there are 3", 2),
         (PermissionDenied("no"), "no", 77),
         (StaleState("it moved"), "it moved", 1),
+        (LoopError(), "LoopError", 1),
         (ValueError("seven\nlines"), "ValueError: seven lines", 1),
         (KeyError(), "KeyError", 1),
         (SystemExit(3), "SystemExit: 3", 1),

@@ -75,9 +75,13 @@ def test_a_list_where_the_key_takes_none_is_a_grid(tmp_path: Path) -> None:
 
 def test_a_suite_is_changed_by_its_name_and_a_table_with_a_type_is_taken_whole(tmp_path: Path) -> None:
     base = BASE.replace("[training]", '[collect]\ndata = { type = "mix", earlier = 0.5 }\n[training]')
-    text = HEAD + '[[arms]]\nname = "a"\nsuites.ones-greedy = { limit = 2 }\ncollect.data = { type = "accumulate" }\n'
+    text = (
+        HEAD
+        + ARM
+        + 'suites = { ones-greedy = { limit = 2 }, ones = { pass_at = [1] } }\ncollect.data.type = "accumulate"\n'
+    )
     run = experiment(tmp_path, text, base).runs[0]
-    assert [suite.limit for suite in run.config.suites] == [None, 2]
+    assert [(suite.limit, suite.pass_at) for suite in run.config.suites] == [(None, (1,)), (2, (1,))]
     assert run.config.collect.data.type == "accumulate"
 
 
