@@ -1,7 +1,7 @@
 """One round of Simple Self-Distillation, top to bottom: sample (and collect), train, evaluate, decide.
 
 Each stage does only what is still missing, stores it before going on, and ends in one transaction that also moves the
-round to the next stage. Whatever line the power goes out after, running the round again goes on from there. What a stage
+round to the next stage. Whatever line the power goes out after, running the round again continues from there. What a stage
 works from is frozen with its first attempt (run/adapting.py).
 """
 
@@ -16,14 +16,14 @@ from loop.run.choosing import select
 from loop.run.comparison import Comparison
 from loop.run.session import Session
 from loop.stages.sampling import Lineage, plan
-from loop.stages.training import train
+from loop.stages.training import Trained, train
 from policies.data import DATA_POLICIES
 from store.checkpoints import CHECKPOINTS, manifest_sha256, manifest_size_bytes
 from store.records import Checkpoint, DecisionRow, Json, Round
 
 
 def run_round(session: Session) -> Round:
-    """Begin a round on the head, or go on with the one that is open or failed; returns it kept, rolled back or failed."""
+    """Begin a round on the head, or continue the one that is open or failed; returns it kept, rolled back or failed."""
     round = current_round(session)
     while round.state in WORK_OF:
         session.safe_point(round)
@@ -58,21 +58,17 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     what = f"{inputs['num_rows']} completions"
     session.watch.stage(round.number, "training", what)
     parent = session.weights(round.parent_checkpoint)
-    parent_row = session.ledger.checkpoints.get(round.parent_checkpoint)
-    assert parent_row is not None
+    parent_row = session.ledger.checkpoints.known(round.parent_checkpoint)
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
     settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
     rows = session.corpus.training_rows(round.run_id, round.number)
-    with session.sharing.weights(
-        round.number,
-        what,
-        parent.sha256,
-        final_dir,
-        lambda: train(rows, parent, settings, session.engines.trainer(parent), final_dir),
-        rows_sha256=inputs["rows_sha256"],
-        settings=settings,
-    ) as trained:
+
+    def make() -> Trained:
+        return train(rows, parent, settings, session.engines.trainer(parent), final_dir)
+
+    made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}
+    with session.sharing.weights(round.number, what, parent.sha256, final_dir, make, **made_from) as trained:
         report = trained.result.model_dump(mode="json")
         candidate = Checkpoint(
             sha256=manifest_sha256(trained.manifest),
@@ -105,28 +101,16 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
     row = DecisionRow(
         run_id=round.run_id,
         round=round.number,
-        verdict=decision.verdict,
-        action=decision.action,
-        gates=[gate.model_dump(mode="json") for gate in decision.gates],
+        **decision.model_dump(mode="json", exclude={"need"}),
         policy=policy.as_json(),
         evidence=evidence.model_dump(mode="json"),
         head_before=head,
         head_after=inputs["candidate"] if decision.verdict == "keep" else head,
     )
-    back_to = (decision.need or {}).get("head")
-    why = f"round {round.number} is inconclusive, and decide.unclear is pause; `loopctl resume` goes on with the head as it is"
-    return session.ledger.decide(
-        round,
-        row,
-        back_to=back_to if isinstance(back_to, int) else None,
-        hold=why if decision.action == "pause" else None,
-    )
+    need: Json = decision.need or {}
+    why = f"round {round.number} is inconclusive, and decide.unclear is pause; `loopctl resume` continues with the head as it is"
+    return session.ledger.decide(round, row, back_to=need.get("head"), hold=why if decision.action == "pause" else None)
 
 
 # By the state of a round. Their order is `store.records.STAGES`: each names the next in `next_state`.
-WORK_OF: dict[str, Work] = {
-    "sampling": sampling,
-    "training": training,
-    "evaluating": evaluating,
-    "deciding": deciding,
-}
+WORK_OF: dict[str, Work] = {"sampling": sampling, "training": training, "evaluating": evaluating, "deciding": deciding}

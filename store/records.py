@@ -51,6 +51,11 @@ class Run:
     num_rolled_back: int
     num_failed: int
 
+    @property
+    def num_decided(self) -> int:
+        """The rounds that were kept or rolled back."""
+        return self.num_kept + self.num_rolled_back
+
 
 @dataclass(frozen=True, slots=True)
 class Control:

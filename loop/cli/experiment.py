@@ -16,7 +16,6 @@ from loop.words import count, decoding_words, duration, interval, rate, safe, si
 if TYPE_CHECKING:
     from loop.experiments.facts import ExperimentFacts
     from loop.experiments.file import Experiment
-    from loop.experiments.running import Outcome
     from store.records import Json
 
 LOG = "experiment.log"  # in the experiment's logs/
@@ -68,13 +67,13 @@ def run_command(file: Path, jobs: int | None, dry_run: bool) -> None:
         return
     stop, say = Stop(at_once=False), _clocked()
     with stop.listening():
-        outcome = Supervisor(experiment, machine, say, stop).run()
+        failed = Supervisor(experiment, machine, say, stop).run()
     _show(experiment_facts(experiment))
-    if outcome.interrupted:
+    if stop.asked:
         warn(f"stopped; `loopctl experiment run {safe(file)}` continues where it was")
         raise click.exceptions.Exit(stop.exit_code)
-    if outcome.failed:
-        raise LoopError(_failures(outcome, file))
+    if failed:
+        raise LoopError(_failures(failed, file))
 
 
 @experiment_command.command("start")
@@ -176,11 +175,11 @@ def _clocked() -> Callable[[str], None]:
     return say
 
 
-def _failures(outcome: Outcome, file: Path) -> str:
-    names = ", ".join(outcome.failed)
-    first = next(iter(outcome.failed.values()))
+def _failures(failed: dict[str, str], file: Path) -> str:
+    names = ", ".join(failed)
+    first = next(iter(failed.values()))
     return (
-        f"{count(len(outcome.failed), 'run')} failed ({names}): {first}; the others ran on, and "
+        f"{count(len(failed), 'run')} failed ({names}): {first}; the others ran on, and "
         f"`loopctl experiment run {file}` tries again"
     )
 

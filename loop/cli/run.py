@@ -60,12 +60,12 @@ def run_command(rounds: int | None) -> None:
             watch.note("the run was paused; it continues now")
         if (coarse := coarseness_warning(session)) is not None:
             watch.note(coarse)
-        before = session.run.num_kept + session.run.num_rolled_back
+        before = session.run.num_decided
         ending = Service(session, stop, watch, wake.wait, more=rounds).run()
         if (last := ending.failed) is not None:
             remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
             raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
-        if session.run.num_kept + session.run.num_rolled_back == before and ending.state == "idle":
+        if session.run.num_decided == before and ending.state == "idle":
             watch.note(all_done(loaded.config.rounds))
         with watch.aside():
             _print_summary(session)

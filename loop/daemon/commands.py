@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from loop.config.settings import Config
 from loop.daemon.control import Control, Wake
 from loop.errors import LoopError, UsageError
 from loop.system.signals import Stop
-from loop.words import round_name
+from loop.words import count, round_name
 from store.checkpoints import stamps, verify
 from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint
@@ -30,14 +30,9 @@ BY_HAND = "paused by hand; `loopctl resume` continues the run"
 
 def planned_collection(ledger: Ledger, run: Run, run_dir: Path, config: Config, *, damaged: bool = False) -> Plan:
     """What the configuration's [storage] lets go and keeps. `damaged`: copies that were set aside may go, too."""
+    suite, kept = config.decide.suite, config.storage
     return plan_collection(
-        ledger,
-        run,
-        run_dir,
-        config.decide.suite,
-        keep_last=config.storage.keep_last,
-        max_total_bytes=config.storage.max_total_bytes,
-        damaged=damaged,
+        ledger, run, run_dir, suite, keep_last=kept.keep_last, max_total_bytes=kept.max_total_bytes, damaged=damaged
     )
 
 
@@ -62,8 +57,7 @@ class HeldRun:
 def pause(held: HeldRun) -> Json:
     """Let no stage begin until the run is resumed; the stage under way is left at its next safe point."""
     run = held.run
-    changed = held.ledger.hold_run(run.id, "user", BY_HAND)
-    if not changed:
+    if not held.ledger.hold_run(run.id, "user", BY_HAND):
         control = held.ledger.control(run.id)
         why = "" if control.held_by == "user" else f": {control.hold_reason}"
         return _answer(f"already paused{why}", False)
@@ -75,8 +69,7 @@ def pause(held: HeldRun) -> Json:
 
 def resume(held: HeldRun) -> Json:
     """Take back a pause, by hand or after a failure."""
-    changed = held.ledger.release_run(held.run.id)
-    if not changed:
+    if not held.ledger.release_run(held.run.id):
         return _answer("not paused", False)
     return _answer("the run continues" if held.alive else "no longer paused; `loopctl start` continues the run", True)
 
@@ -86,7 +79,7 @@ def rollback(held: HeldRun, to: str | int, dry_run: bool = False) -> Json:
     ledger, run = held.ledger, held.run
     number = _round_number(held, run, to)
     target = _checkpoint_of(held, run, number)
-    where, before = _name(number), _name(run.head_round)
+    where, before = round_name(number), round_name(run.head_round)
     figures = {"from": run.head_round, "to": number, "checkpoint": target.sha256}
     if number == run.head_round and target.sha256 == run.head_checkpoint:
         return _answer(f"the head is {where} already", False, **figures)
@@ -95,13 +88,10 @@ def rollback(held: HeldRun, to: str | int, dry_run: bool = False) -> Json:
     _revive(held, target, dry_run)
     if dry_run:
         return _answer(f"would move the head from {before} to {where}{given_up}", False, **figures)
-    if held.alive:
-        moved = ledger.ask_head(run.id, number, "by hand")
-    else:
-        moved = bool(ledger.move_head(run.id, number, "by hand"))
-    when = "" if moved else f" at the next safe point{given_up}"
-    text = f"the head moved from {before} to {where}{given_up}" if moved else f"the head moves to {where}{when}"
-    return _answer(text, True, moved=moved, **figures)
+    wish = (run.id, number, "by hand")
+    moved = ledger.ask_head(*wish) if held.alive else bool(ledger.move_head(*wish))
+    text = f"the head moved from {before} to {where}" if moved else f"the head moves to {where} at the next safe point"
+    return _answer(f"{text}{given_up}", True, moved=moved, **figures)
 
 
 def gc(held: HeldRun, dry_run: bool = False) -> Json:
@@ -116,8 +106,7 @@ def gc(held: HeldRun, dry_run: bool = False) -> Json:
     if not dry_run and removed:
         collect(held.ledger, held.run_dir, plan)
     verb = "would remove" if dry_run else "removed"
-    number = f"{len(removed)} checkpoint{'s' if len(removed) != 1 else ''}"
-    text = f"{verb} {number}, {total / 1e6:.1f} MB" if removed else "nothing to remove"
+    text = f"{verb} {count(len(removed), 'checkpoint')}, {total / 1e6:.1f} MB" if removed else "nothing to remove"
     return _answer(text, bool(removed) and not dry_run, removed=removed, kept=kept, freed_bytes=total)
 
 
@@ -146,20 +135,15 @@ def _round_number(held: HeldRun, run: Run, to: str | int) -> int:
 
 def _checkpoint_of(held: HeldRun, run: Run, number: int, *, kept: bool = True) -> Checkpoint:
     if number == 0:
-        sha256: str | None = run.base_checkpoint
-    else:
-        round = held.ledger.round(run.id, number)
-        if round is None:
-            raise LoopError(f"there is no round {number}; `loopctl rounds` lists them")
-        if kept and round.state != "kept":
-            raise LoopError(
-                f"round {number} is {round.state.replace('_', ' ')}; the head can move to a kept round or base"
-            )
-        sha256 = round.candidate_checkpoint
-    row = held.ledger.checkpoints.get(sha256) if sha256 else None
-    if row is None:
+        return held.ledger.checkpoints.known(run.base_checkpoint)
+    round = held.ledger.round(run.id, number)
+    if round is None:
+        raise LoopError(f"there is no round {number}; `loopctl rounds` lists them")
+    if kept and round.state != "kept":
+        raise LoopError(f"round {number} is {round.state.replace('_', ' ')}; the head can move to a kept round or base")
+    if round.candidate_checkpoint is None:
         raise LoopError(f"round {number} has no checkpoint yet")
-    return row
+    return held.ledger.checkpoints.known(round.candidate_checkpoint)
 
 
 def _revive(held: HeldRun, row: Checkpoint, dry_run: bool) -> None:
@@ -202,8 +186,7 @@ def carry_out(held: HeldRun, request: Json) -> Json:
         raise UsageError(f"{name}: {error}") from None
 
 
-@contextlib.contextmanager
-def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Iterator[None]:
+def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Control:
     """Answer `loopctl` on the control socket while the block lasts. The caller holds the run's lock."""
 
     def answer(request: Json) -> Json:
@@ -221,13 +204,8 @@ def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Iterator[None]:
         wake.wake()
         return done
 
-    with Control(loaded.run_dir, answer):
-        yield
+    return Control(loaded.run_dir, answer)
 
 
 def _answer(text: str, changed: bool, **more: Any) -> Json:
     return {"text": text, "changed": changed, **more}
-
-
-def _name(number: int) -> str:
-    return round_name(number)

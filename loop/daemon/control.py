@@ -189,8 +189,7 @@ class Control:
 def _listen(run_dir: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with contextlib.suppress(FileNotFoundError):
-            (run_dir / SOCKET).unlink()
+        (run_dir / SOCKET).unlink(missing_ok=True)
         os.fchmod(listener.fileno(), 0o600)  # Linux creates the file with the mode of the socket: never any wider
         with _reachable(run_dir) as name:
             listener.bind(name)
@@ -217,10 +216,9 @@ def _shut(connection: socket.socket, how: int) -> None:
 
 
 def _failed(error: BaseException) -> bytes:
-    message = " ".join(str(error).split())
-    name = type(error).__name__
+    name, message = type(error).__name__, " ".join(str(error).split())
     is_ours = isinstance(error, LoopError | StoreError)
-    text = (message or name) if is_ours else f"{name}: {message}" if message else name
+    text = message if is_ours and message else ": ".join(filter(None, (name, message)))
     exit_code = error.exit_code if isinstance(error, LoopError) else 1
     return _line({"ok": False, "error": text, "exit_code": exit_code})
 
@@ -253,24 +251,21 @@ def ask(run_dir: Path, command: str, timeout_s: float = 5.0, **arguments: Any) -
 
 
 def _exchange(run_dir: Path, request: Json, timeout_s: float) -> Json:
-    deadline = time.monotonic() + timeout_s
-    line = json.dumps(request).encode() + b"\n"
+    deadline, at = time.monotonic() + timeout_s, run_dir / SOCKET
+    line = _line(request)
     if len(line) > MAX_REQUEST_BYTES:
         raise _too_long()
     text = bytearray()
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             _connect(connection, run_dir, deadline)
-            try:
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused unread: the answer says why
                 connection.settimeout(_left(deadline))
                 connection.sendall(line)
-            except (BrokenPipeError, ConnectionResetError):
-                pass  # refused before it was read: the answer says why
             with contextlib.suppress(ConnectionResetError):
                 while not text.endswith(b"\n") and len(text) <= MAX_ANSWER_BYTES:
                     connection.settimeout(_left(deadline))
-                    chunk = connection.recv(1 << 16)
-                    if not chunk:
+                    if not (chunk := connection.recv(1 << 16)):
                         break
                     text += chunk
     except TimeoutError:
@@ -278,13 +273,11 @@ def _exchange(run_dir: Path, request: Json, timeout_s: float) -> Json:
             f"the daemon did not answer within {timeout_s:g} s; ask again, or see `loopctl status`"
         ) from None
     except PermissionError:
-        raise PermissionDenied(
-            f"{run_dir / SOCKET}: permission denied; ask as the user who runs the loop, or as root"
-        ) from None
+        raise PermissionDenied(f"{at}: permission denied; ask as the user who runs the loop, or as root") from None
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError):
         raise NotRunning(f"nothing runs in {run_dir}; `loopctl start` starts the daemon") from None
     except OSError as error:
-        raise LoopError(f"{run_dir / SOCKET}: {error.strerror}; see `loopctl status`") from None
+        raise LoopError(f"{at}: {error.strerror}; see `loopctl status`") from None
     try:
         answer = json.loads(text)
         if not isinstance(answer, dict):

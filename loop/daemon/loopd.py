@@ -15,7 +15,7 @@ import sys
 from datetime import datetime
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 LOG_FILE = "loopd.log"
 LOG_BYTES, NUM_OLD_LOGS = 8 << 20, 3
-LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
 class Log:
@@ -57,17 +56,14 @@ class Log:
         """Write to a file in this directory, too, from now on. Only for the process that holds the run."""
         with contextlib.suppress(OSError):
             logs.mkdir(parents=True, exist_ok=True)
-            handler = RotatingFileHandler(
-                logs / LOG_FILE, maxBytes=LOG_BYTES, backupCount=NUM_OLD_LOGS, encoding="utf-8"
-            )
-            self.logger.addHandler(handler)
+            self.logger.addHandler(RotatingFileHandler(logs / LOG_FILE, maxBytes=LOG_BYTES, backupCount=NUM_OLD_LOGS))
 
     def line(self, level: str, message: str, **more: Any) -> None:
         """Write one line; `more` are fields for programs that read it."""
         from store.db import utc_now
 
         entry = {"time": utc_now(), "level": level, "run": self.run, "round": self.round, "stage": self.stage}
-        self.logger.log(LEVELS[level], "%s", json.dumps({**entry, "message": message, **more}))
+        self.logger.log(getattr(logging, level.upper()), "%s", json.dumps({**entry, "message": message, **more}))
 
     def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
         when = f" until {until:%Y-%m-%d %H:%M:%S} UTC" if until else ""
@@ -84,9 +80,8 @@ class Log:
 
     def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
         self.round, self.stage = round.number, None
-        words = {"kept": "kept", "rolled_back": "rolled back"}.get(round.state, round.state)
         reasons = [gate["reason"] for gate in decision.gates] if decision else [f"in {round.stage}: {round.error}"]
-        text = "; ".join([f"round {round.number} {words}", *reasons])
+        text = "; ".join([f"round {round.number} {round.state.replace('_', ' ')}", *reasons])
         self.line("info" if decision else "error", text, state=round.state)
 
     def note(self, text: str) -> None:
@@ -153,16 +148,13 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
         session = stack.enter_context(open_session(loaded, watch))
         log.keep(loaded.run_dir / "logs")
         watch.listeners += [
-            stack.enter_context(listener)
-            for listener in (
-                hooks_of(watching, name, log.line, loaded.base_dir),
-                trackers_of(watching, name, loaded.run_dir, log.line, lambda: stop.asked),
-                metrics_of(watching, lambda: snapshot_of(session, beating.now)),
-            )
+            stack.enter_context(hooks_of(watching, name, log.line, loaded.base_dir)),
+            stack.enter_context(trackers_of(watching, name, loaded.run_dir, log.line, lambda: stop.asked)),
+            stack.enter_context(metrics_of(watching, lambda: snapshot_of(session, beating.now))),
         ]
         schedule = Schedule(config.schedule, datetime.fromisoformat(session.run.created_at))
         service = Service(session, stop, watch, wake.wait, schedule=schedule, stops=config.schedule.stop)
-        if not service.is_over():  # a process that answers on the socket counts as one that has begun to work
+        if service.ending() is None:  # a process that answers on the socket counts as one that has begun to work
             stack.enter_context(commanded(loaded, stop, wake))
         log.line("info", "started")
         if (coarse := coarseness_warning(session)) is not None:
@@ -178,13 +170,10 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
 
 
 def snapshot_of(session: Session, beat: Heartbeat) -> Snapshot:
-    """What the metrics show of a run."""
     from loop.watching.metrics import Snapshot
 
-    run, config = session.run, session.loaded.config
-    measured = session.corpus.evaluations.all(run.id, run.head_checkpoint)
-    decides = (config.decide.suite, config.decide.split)
-    rates = [e.metrics["pass@1"] for e in measured if e.metrics and (e.suite_name, e.split) == decides]
+    run = session.run
+    head = session.measured(run.head_checkpoint)
     present = (row for row in session.ledger.checkpoints.all(run.id) if row.state == "present" and row.round)
     return Snapshot(
         run=run.name,
@@ -197,7 +186,7 @@ def snapshot_of(session: Session, beat: Heartbeat) -> Snapshot:
         rounds_failed=run.num_failed,
         completions=run.num_completions,
         head_round=run.head_round,
-        head_pass_ratio=rates[-1] if rates else None,
+        head_pass_ratio=head.metrics["pass@1"] if head and head.metrics else None,
         free_bytes=shutil.disk_usage(session.loaded.run_dir).free,
         checkpoints_bytes=sum(row.size_bytes for row in present),
         started_at=beat.started_at,
@@ -206,11 +195,5 @@ def snapshot_of(session: Session, beat: Heartbeat) -> Snapshot:
     )
 
 
-def main() -> NoReturn:
-    """The entry point of `loopd`."""
+def main() -> None:
     loopd.main(prog_name="loopd")
-    raise AssertionError("unreachable")
-
-
-if __name__ == "__main__":
-    main()

@@ -57,7 +57,7 @@ class StagePart:
 
 
 class Onlookers:
-    """Keeps the heartbeat and passes on what happens; the watch (`loop.workers.up.Watch`) of every open run.
+    """Keeps the heartbeat and passes on what happens; the watch of every open run (its methods: `loop.workers.up.Watch`).
 
     A listener has any of these methods, and is told nothing of the rest:
     `state(state, reason, until)`: what the run does from now on, and when that changes by itself.
@@ -81,41 +81,34 @@ class Onlookers:
                     method(*what)
 
     def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.workers.up.Watch`."""
         self.end_part()
         self.part = StagePart(round, stage, what)
         self.beating.begin(round, stage, what)
         self._tell("begun", self.part)
 
     def progress(self, done: int, total: int) -> None:
-        """See `loop.workers.up.Watch`."""
         self.beating.progress(done, total)
         if self.part:
             self.part.done, self.part.total = done, total
             self._tell("moved", self.part)
 
     def note(self, text: str) -> None:
-        """See `loop.workers.up.Watch`."""
         self._tell("note", safe(text))
 
     def pulse(self) -> None:
-        """See `loop.workers.up.Watch`."""
         self.beating.beat()
         self._tell("beat")
         self.check()
 
     def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
-        """What the run does from now on, why, and the moment at which that changes by itself."""
         self.beating.say(state, reason, until.timestamp() if until else None)
         self._tell("state", state, reason, until)
 
     def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
-        """A round was kept or rolled back; without a decision it has failed."""
         self.end_part()
         self._tell("round_ended", round, decision)
 
     def end_part(self) -> None:
-        """The part that was under way is over."""
         part, self.part = self.part, None
         if part:
             self._tell("ended", part)

@@ -79,5 +79,4 @@ class Schedule:
         return min(start for window in self.windows for start, _ in window.spans(now, days=16) if start > now)
 
     def is_over(self, now: datetime) -> bool:
-        """Whether `until` has come."""
         return self.until is not None and now >= self.until

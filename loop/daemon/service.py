@@ -61,11 +61,6 @@ class Ending:
     failed: Round | None = None
 
 
-def num_decided(run: Run) -> int:
-    """How many rounds of the run were kept or rolled back."""
-    return run.num_kept + run.num_rolled_back
-
-
 class Service:
     """Rounds of one open session until something ends them."""
 
@@ -87,7 +82,10 @@ class Service:
         """
         self.session, self.stop, self.watch, self.wait = session, stop, watch, wait
         self.schedule, self.stops, self.clock = schedule, stops, clock
-        self.goal = self._goal(more)
+        run = session.run
+        self.goal = run.num_decided + more if more is not None else session.loaded.config.rounds or None
+        if self.goal is not None and self._under_way(run, session.ledger.last_round(run.id)):
+            self.goal = max(self.goal, run.num_decided + 1)
         self._last_state: tuple[RunState, str | None, datetime | None] | None = None
         self._no_room: tuple[str, float] | None = None  # the reason, and the monotonic time of the next try
         self._num_no_room = 0
@@ -115,22 +113,27 @@ class Service:
 
     def tick(self) -> Ending | None:
         """Look at everything once, then do a round or wait a moment. Returns how the service ended; None: call it again."""
-        if (ending := self._ending()) is not None:
+        if (ending := self.ending()) is not None:
             return ending
         try:
             if (obstacle := self._obstacle()) is not None:
                 self._wait_for(obstacle)
-            elif (failed := self._one_round()) is not None:
-                return Ending("failed", f"round {failed.number}, {failed.stage}: {failed.error}", failed)
+            else:
+                return self._one_round()
         except (NoRoom, StoreError, OSError) as error:
             if not is_no_room(error):
                 raise
-            self._out_of_room(error)
+            self.session.engines.close()
+            if self.schedule is None:
+                raise NoRoom(f"{error}; make room and run it again: it continues where it was left") from error
+            self._num_no_room += 1
+            wait_s = NO_ROOM.wait_s(self._num_no_room) or 0.0
+            self._no_room = (f"no room: {error}; {BY_ITSELF}", time.monotonic() + wait_s)
         return None
 
-    def _one_round(self) -> Round | None:
-        """Begin or continue a round. Returns the round if it failed and that ends the service."""
-        session = self.session
+    def _one_round(self) -> Ending | None:
+        """Begin or continue a round. Returns how the service ended if the round failed and that ends it."""
+        session, ledger = self.session, self.session.ledger
         self._set_state("running")
         try:
             round = run_round(session)
@@ -138,25 +141,17 @@ class Service:
             session.engines.close()
             return None
         self._num_no_room = 0
-        return self._after(round)
-
-    def _after(self, round: Round) -> Round | None:
-        session, ledger = self.session, self.session.ledger
         with contextlib.suppress(OSError):
             write_high_water(ledger.db, session.loaded.run_dir)
-        decision = ledger.decision(round.run_id, round.number)
-        self.watch.round_ended(round, decision)
-        if round.state == "failed":
-            if session.run.head_checkpoint != round.parent_checkpoint:
-                return None  # the head fell back, or was moved by hand: the next round begins from there
+        self.watch.round_ended(round, ledger.decision(round.run_id, round.number))
+        if round.state != "failed":
+            self.collect_garbage()
+        elif session.run.head_checkpoint == round.parent_checkpoint:  # else the next round begins from another head
             if self.schedule is None:
-                return round
+                return Ending("failed", f"round {round.number}, {round.stage}: {round.error}", round)
             remedy = f"`loopctl round {round.number}` shows its attempts, `loopctl resume` tries it again"
-            ledger.hold_run(
-                round.run_id, "failure", f"round {round.number} failed in {round.stage}: {round.error}; {remedy}"
-            )
-            return None
-        self.collect_garbage()
+            why = f"round {round.number} failed in {round.stage}: {round.error}; {remedy}"
+            ledger.hold_run(round.run_id, "failure", why)
         return None
 
     def collect_garbage(self) -> None:
@@ -169,60 +164,44 @@ class Service:
 
     # What ends it, and what stands in the way
 
-    def is_over(self) -> bool:
-        """Whether the service would end at its next look."""
-        return self._ending() is not None
-
-    def _goal(self, more: int | None) -> int | None:
-        run, rounds = self.session.run, self.session.loaded.config.rounds
-        goal = num_decided(run) + more if more is not None else rounds or None
-        if goal is not None and self._under_way(run, self.session.ledger.last_round(run.id)):
-            goal = max(goal, num_decided(run) + 1)
-        return goal
-
     def _under_way(self, run: Run, last: Round | None) -> Round | None:
         """The last round, if it is to be continued: undecided, and not failed before the head moved elsewhere."""
         if last is None or last.state in ("kept", "rolled_back"):
             return None
         return last if last.state != "failed" or run.head_checkpoint == last.parent_checkpoint else None
 
-    def _ending(self) -> Ending | None:
+    def ending(self) -> Ending | None:
+        """How the service ends at its next look, if it does."""
         if self.stop.asked:
             self.stop.check()
             return Ending("stopped", STOPPED)
         run = self.session.run
-        if self.goal is not None and num_decided(run) >= self.goal:
+        if self.goal is not None and run.num_decided >= self.goal:
             return Ending("idle", None)
         if self.schedule is not None and self.schedule.is_over(self.clock()):
             return Ending("idle", f"schedule.until ({self.schedule.settings.until}) has passed")
         if not self.stops or self.session.ledger.open_round(run.id):
             return None
-        why = why_stop(self.stops, self._history(run))
-        return Ending("idle", f"schedule.stop: {why}") if why else None
-
-    def _history(self, run: Run) -> History:
-        config = self.session.loaded.config
-        decides = (config.decide.suite, config.decide.split)
-        rate = None
-        for evaluation in self.session.corpus.evaluations.all(run.id, run.head_checkpoint):
-            if (evaluation.suite_name, evaluation.split) == decides and evaluation.metrics:
-                rate = evaluation.metrics["pass@1"]  # the last one: of a head, which its selection has not flattered
-        return History(
+        head = self.session.measured(run.head_checkpoint)
+        history = History(
             verdicts=tuple(self.session.ledger.last_verdicts(run.id, 1000)),
-            head_pass_rate=rate,
+            head_pass_rate=head.metrics["pass@1"] if head and head.metrics else None,
             num_hours=self.session.ledger.hours_of_work(run.id),
         )
+        why = why_stop(self.stops, history)
+        return Ending("idle", f"schedule.stop: {why}") if why else None
 
     def _obstacle(self) -> Obstacle | None:
         session, now = self.session, self.clock()
         run = session.run
         control = session.ledger.control(run.id)
-        waits = self._no_room is not None and time.monotonic() < self._no_room[1]  # meanwhile nothing can be written
-        if control.wanted_head is not None and not waits:
-            session.ledger.move_head(run.id, control.wanted_head, "by hand")
-            run = session.run
+        no_room = self._no_room  # until its time comes nothing can be written
+        if no_room is not None and time.monotonic() >= no_room[1]:
+            no_room = None
+        if control.wanted_head is not None and no_room is None:
+            run = session.ledger.move_head(run.id, control.wanted_head, "by hand")
         last = session.ledger.last_round(run.id)
-        if control.held_by is None and last is not None and not waits:
+        if control.held_by is None and last is not None and no_room is None:
             self._hold_if_it_keeps_vanishing(last)
             control = session.ledger.control(run.id)
         if control.held_by is not None:
@@ -234,8 +213,8 @@ class Service:
             due = self.schedule.due_at(datetime.fromisoformat(last.started_at) if last else None, now)
             if due > now:
                 return Obstacle("idle", None, due)
-        if waits and self._no_room is not None:
-            return Obstacle("paused", self._no_room[0])
+        if no_room is not None:
+            return Obstacle("paused", no_room[0])
         self._no_room = None
         short = space.shortage(session, under_way)
         if short is not None and self.schedule is None:
@@ -245,8 +224,8 @@ class Service:
     def _closed(self, now: datetime) -> Obstacle | None:
         if self.schedule is None or self.schedule.is_open(now):
             return None
-        opens = self.schedule.opens_at(now)
-        return Obstacle("paused", "outside schedule.windows; the run continues by itself", opens)
+        why = "outside schedule.windows; the run continues by itself"
+        return Obstacle("paused", why, self.schedule.opens_at(now))
 
     def _hold_if_it_keeps_vanishing(self, round: Round) -> None:
         """Hold the run if its process is killed again and again in one stage, which could repeat for weeks."""
@@ -254,7 +233,7 @@ class Service:
         if round.state != round.stage:
             return
         attempts = ledger.attempts(round.run_id, round.number, round.stage)
-        num = len(list(takewhile(lambda attempt: attempt.finished_at is None, reversed(attempts))))
+        num = sum(1 for _ in takewhile(lambda attempt: attempt.finished_at is None, reversed(attempts)))
         # Their order tells which is newer, not their times: a clock may be set back.
         newest = ledger.events.last_of(round.run_id, "run_released", "attempt_begun")
         if num and num % MOST_VANISHED == 0 and newest and newest.kind != "run_released":
@@ -263,14 +242,6 @@ class Service:
                 "look into the system's log, lower engine.batch_size or training.micro_batch_size, then `loopctl resume`"
             )
             ledger.hold_run(round.run_id, "failure", reason)
-
-    def _out_of_room(self, error: Exception) -> None:
-        self.session.engines.close()
-        if self.schedule is None:
-            raise NoRoom(f"{error}; make room and run it again: it continues where it was left") from error
-        self._num_no_room += 1
-        wait_s = NO_ROOM.wait_s(self._num_no_room) or 0.0
-        self._no_room = (f"no room: {error}; {BY_ITSELF}", time.monotonic() + wait_s)
 
     # At a safe point, and while it waits
 

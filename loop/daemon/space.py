@@ -13,10 +13,7 @@ WEIGHTS_MARGIN = 1.1
 
 
 def needed_bytes(session: Session, round: Round | None) -> int:
-    """What the round's present stage will write at most; for sampling the checkpoint that follows it, too.
-
-    None stands for a round that has not begun.
-    """
+    """What the round's present stage (None: a new round's first) will write at most; for sampling the checkpoint, too."""
     config = session.loaded.config
     stage = round.state if round else "sampling"
     if stage == "sampling":

@@ -61,9 +61,8 @@ def interval(values: Sequence[Fraction], num_comparisons: int = 1) -> list[float
     return list(_interval(tuple(values), num_comparisons))
 
 
-@lru_cache(maxsize=10_000)
+@lru_cache(maxsize=10_000)  # arms have rounds in common, and a live page asks again and again
 def _interval(values: tuple[Fraction, ...], num_comparisons: int) -> tuple[float, float]:
-    """Cached, because arms have rounds in common, and a live page asks again and again."""
     gain = paired_gain(values, 1 - (1 - CONFIDENCE) / 2 / num_comparisons)
     return gain.lower, gain.upper
 
@@ -93,7 +92,7 @@ def lines_of(arm: str, runs: HeadsBySeed, seeds: Sequence[int]) -> list[dict[str
                 for name in now[0].figures
                 if name.startswith("pass@") and name[5:].isdigit()
             },
-            "change": float(fmean(moved)) if number and moved else 0.0 if not number else None,
+            "change": float(fmean(moved)) if moved else None,
             "change_interval": interval(moved) if number and moved else None,
             "change_by_seed": [
                 mean_difference([runs[seed][number].rates], [runs[seed][0].rates]) if seed in measured else None
@@ -122,8 +121,7 @@ def comparisons(
         if number < 1:
             continue
         mine, its = ([heads[arm][seed][number].rates for seed in seeds] for arm in (ours, theirs))
-        moved = differences(mine, its)
-        if not moved:
+        if not (moved := differences(mine, its)):
             continue
         change, ends = float(fmean(moved)), interval(moved, len(pairs))
         compared.append(

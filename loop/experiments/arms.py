@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
+import operator
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -54,11 +56,8 @@ def arms_of(tables: Sequence[Mapping[str, Any]], file: TomlFile, base: TomlFile)
             file.refuse([(where, f"is a grid of {num} arms; stay at or below {MOST_ARMS}")])
         for picked in itertools.product(*(values for _, values in axes)):
             chosen = json.loads(json.dumps(overrides, default=str)) if axes else overrides
-            for (key, _), value in zip(axes, picked, strict=True):
-                table_of_key = chosen
-                for part in key[:-1]:
-                    table_of_key = table_of_key[part]
-                table_of_key[key[-1]] = value
+            for ((*parts, last), _), value in zip(axes, picked, strict=True):
+                functools.reduce(operator.getitem, parts, chosen)[last] = value
             labels = [_label(value, values) for value, (_, values) in zip(picked, axes, strict=True)]
             yield Arm("-".join([str(name), *labels]), chosen, index)
 
@@ -69,13 +68,11 @@ def _axes(table: Mapping[str, Any], key: tuple[str, ...] = ()) -> Iterator[tuple
         path = (*key, name)
         if isinstance(value, Mapping):
             yield from _axes(value, path)
-        elif isinstance(value, list) and not takes_a_list(Config, _in_config(path)):
-            yield path, value
-
-
-def _in_config(key: KeyPath) -> KeyPath:
-    """The key of an arm as the schema of loop.toml has it, where a suite has a number in place of its name."""
-    return ("suites", 0, *key[2:]) if key[0] == "suites" and len(key) > 1 else key
+        elif isinstance(value, list):
+            # where an arm names a suite, the schema has a number
+            in_config: KeyPath = ("suites", 0, *path[2:]) if key[:1] == ("suites",) else path
+            if not takes_a_list(Config, in_config):
+                yield path, value
 
 
 def _label(value: Any, values: Sequence[Any] = ()) -> str:
@@ -106,15 +103,13 @@ def merged(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, A
     """The base with the arm's keys. A table is merged key by key, but one with a `type` replaces the base's."""
     result = dict(base)
     for name, value in overrides.items():
-        old = base.get(name)
-        if isinstance(value, Mapping) and "type" not in value:
-            if isinstance(old, Mapping):
-                result[name] = merged(old, value)
-                continue
-            if isinstance(old, list) and name == "suites":
-                result[name] = [merged(suite, value.get(suite.get("name"), {})) for suite in old]
-                continue
-        result[name] = value
+        old, is_whole = base.get(name), not isinstance(value, Mapping) or "type" in value
+        if isinstance(old, Mapping) and not is_whole:
+            result[name] = merged(old, value)
+        elif isinstance(old, list) and name == "suites" and not is_whole:
+            result[name] = [merged(suite, value.get(suite.get("name"), {})) for suite in old]
+        else:
+            result[name] = value
     return result
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from fractions import Fraction
 from typing import Any
 
 from loop.experiments.arithmetic import Head, comparisons, correction_in_words, lines_of
@@ -18,7 +17,7 @@ from loop.system.heartbeat import read_heartbeat
 from loop.system.lock import holder
 from store.db import utc_now
 from store.errors import NoStore, StoreError
-from store.records import Evaluation, Json, Round
+from store.records import Event, Json
 from store.shared import EVENT
 
 FAILURE = "failure.txt"  # beside a run's loop.toml: why it was given up, where its store cannot say
@@ -79,21 +78,21 @@ class ExperimentFacts:
     shared: list[Json]
 
     def as_json(self) -> Json:
-        """The one form that leaves the program."""
         return asdict(self) | {"arms": [{"name": arm.name, "overrides": dict(arm.overrides)} for arm in self.arms]}
 
 
 def experiment_facts(experiment: Experiment) -> ExperimentFacts:
-    """The experiment as it is now."""
     runs: list[RunFacts] = []
     heads: dict[str, dict[int, list[Head]]] = {arm.name: {} for arm in experiment.arms}
     shared: dict[tuple[str, str, int], Json] = {}
     for run in experiment.runs:
-        facts, heads[run.arm][run.seed] = run_facts(experiment, run)
+        facts, heads[run.arm][run.seed], taken = run_facts(experiment, run)
         runs.append(facts)
-        for taken in _taken(run):
-            key = (taken.pop("key"), taken["ran_in"]["arm"], taken["ran_in"]["seed"])
-            shared.setdefault(key, taken | {"used_by": []})["used_by"].append({"arm": run.arm, "seed": run.seed})
+        for event in taken:
+            what, ran_in = event.data["what"], event.data["ran_in"]
+            product = {"stage": event.stage, "round": event.round, "what": what, "ran_in": ran_in, "used_by": []}
+            key = (event.data["key"], ran_in["arm"], ran_in["seed"])
+            shared.setdefault(key, product)["used_by"].append({"arm": run.arm, "seed": run.seed})
     config = experiment.runs[0].config
     suite = config.suite(experiment.suite)
     pid = holder(experiment.directory)
@@ -119,8 +118,8 @@ def experiment_facts(experiment: Experiment) -> ExperimentFacts:
     )
 
 
-def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[RunFacts, list[Head]]:
-    """A run's facts, and its heads on the suite that figures come from.
+def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[RunFacts, list[Head], list[Event]]:
+    """A run's facts, its heads on the suite that figures come from, and the events of what it took from other runs.
 
     A store that cannot be read is that run's failure, and hides no other run.
     """
@@ -128,46 +127,45 @@ def run_facts(experiment: Experiment, run: ExperimentRun) -> tuple[RunFacts, lis
         arm=run.arm, seed=run.seed, rounds=experiment.rounds, run_dir=str(run.run_dir), config=str(run.path)
     )
     heads: list[Head] = []
+    taken: list[Event] = []
     pid = holder(run.run_dir)
     try:
         with reader(run.run_dir) as store:
-            facts = replace(facts, **_stored(store, experiment.rounds, pid is not None))
-            heads = heads_of(store, run, experiment.suite)
+            taken = store.ledger.events.of(store.run.id, EVENT)
+            facts = replace(facts, shared=len(taken), **_stored(store, experiment.rounds, pid is not None))
+            heads = heads_of(store, experiment.suite)
     except NoStore:
         pass
     except StoreError as error:
         facts = replace(facts, state="failed", error=str(error))
     if pid is not None and facts.state in ("waiting", "stopped"):
-        beat = read_heartbeat(run.run_dir)
-        if beat is None or beat.pid != pid:
-            return replace(facts, state="running"), heads
-        state = "paused" if beat.state == "paused" else "running"
-        return replace(facts, state=state, reason=beat.part or beat.reason), heads
+        facts = replace(facts, state="running")
+        if (beat := read_heartbeat(run.run_dir)) is not None and beat.pid == pid:
+            state = "paused" if beat.state == "paused" else "running"
+            facts = replace(facts, state=state, reason=beat.part or beat.reason)
     with contextlib.suppress(OSError):
         if facts.state in ("waiting", "stopped"):
             words = (run.directory / FAILURE).read_text(encoding="utf-8").strip()
             facts = replace(facts, state="failed", error=words or "it ended without a word")
-    return facts, heads
+    return facts, heads, taken
 
 
 def _stored(store: Reader, num_rounds: int, is_held: bool) -> dict[str, Any]:
     """What the store alone says of a run, as fields of RunFacts. `is_held`: whether a process works on it."""
     run, rounds, control = store.run, store.ledger.rounds(store.run.id), store.ledger.control(store.run.id)
-    num_decided = run.num_kept + run.num_rolled_back
     spent: Counter[str] = Counter()
     for each in rounds:
         spent.update(duration_of(store, each))
-    is_open = rounds and rounds[-1].state not in ("kept", "rolled_back") and num_decided < num_rounds
+    is_open = rounds and rounds[-1].state not in ("kept", "rolled_back") and run.num_decided < num_rounds
     stored: dict[str, Any] = {
         "state": "stopped" if rounds else "waiting",
-        "rounds_done": num_decided,
+        "rounds_done": run.num_decided,
         "num_kept": run.num_kept,
         "spent_s": {stage: round(seconds, 3) for stage, seconds in spent.items()},
         "round": rounds[-1].number if is_open else None,
         "stage": rounds[-1].stage if is_open else None,
-        "shared": len(store.ledger.events.of(run.id, EVENT)),
     }
-    if num_decided >= num_rounds:
+    if run.num_decided >= num_rounds:
         return stored | {"state": "done"}
     if control.held_by == "failure" or run.state == "failed":
         return stored | {"state": "failed", "error": control.hold_reason or run.reason}
@@ -178,44 +176,18 @@ def _stored(store: Reader, num_rounds: int, is_held: bool) -> dict[str, Any]:
     return stored
 
 
-def heads_of(store: Reader, run: ExperimentRun, suite: str) -> list[Head]:
+def heads_of(store: Reader, suite: str) -> list[Head]:
     """The base and the head after each round that was decided, up to the first that is not measured on the suite yet."""
-    evaluations = _evaluations(store, run, suite)
-    decided = [one for one in store.ledger.rounds(store.run.id) if one.state in ("kept", "rolled_back")]
-    after = [one.parent_checkpoint for one in decided[1:]] + [store.run.head_checkpoint]
+    newest = store.evaluations().newest  # of a head as a head, not the answers that it was chosen for
+    decided = [round for round in store.ledger.rounds(store.run.id) if round.state in ("kept", "rolled_back")]
+    checkpoints = [*(round.parent_checkpoint for round in decided), store.run.head_checkpoint]
     heads: list[Head] = []
-    measured: dict[str, tuple[dict[str, Fraction], Json]] = {}
-    before: list[tuple[Round | None, str]] = [(None, store.run.base_checkpoint), *zip(decided, after, strict=False)]
-    for round_, checkpoint in before:
-        one = evaluations.get(checkpoint)
-        if one is None:
+    for kept, checkpoint in zip([False, *(round.state == "kept" for round in decided)], checkpoints, strict=True):
+        evaluation = newest.get((checkpoint, suite))
+        if evaluation is None:
             break
-        if checkpoint not in measured:
-            counts = store.corpus.evaluations.counts(one.id)
-            rates = {task: Fraction(num_passed, num) for task, (num_passed, num) in counts.items()}
-            measured[checkpoint] = (rates, one.metrics or {})
-        heads.append(Head(bool(round_ and round_.state == "kept"), *measured[checkpoint]))
+        heads.append(Head(kept, store.pass_rates(evaluation), evaluation.metrics or {}))
     return heads
-
-
-def _evaluations(store: Reader, run: ExperimentRun, suite: str) -> dict[str, Evaluation]:
-    """The newest finished one of each checkpoint: of a suite that decides, that of the head, which its choice has not flattered."""
-    split = run.config.decide.split if run.config.decide.suite == suite else "all"
-    return {
-        one.checkpoint: one
-        for one in store.corpus.evaluations.all(store.run.id)
-        if one.suite_name == suite and one.split == split and one.metrics is not None
-    }
-
-
-def _taken(run: ExperimentRun) -> list[Json]:
-    """What a run took from others, as its events say it."""
-    with contextlib.suppress(StoreError), reader(run.run_dir) as store:
-        return [
-            {"stage": event.stage, "round": event.round, **{key: event.data[key] for key in ("key", "what", "ran_in")}}
-            for event in store.ledger.events.of(store.run.id, EVENT)
-        ]
-    return []
 
 
 def _state(states: list[str], supervised: bool) -> str:

@@ -37,8 +37,6 @@ _RESERVED = (SHARED, LOGS, "lock")  # names in the experiment's directory that n
 
 
 class Description(Section):
-    """The keys of the file."""
-
     name: Name = Field(description="What reports call the experiment.")
     config: str = Field("loop.toml", description="The base configuration, relative to this file.")
     rounds: PositiveInt = Field(description="How many rounds each run has.")
@@ -76,17 +74,14 @@ class ExperimentRun:
 
     @property
     def path(self) -> Path:
-        """Its loop.toml."""
         return self.directory / CONFIG
 
     @property
     def run_dir(self) -> Path:
-        """Its run directory."""
         return self.directory / ".loop"
 
     @property
     def name(self) -> str:
-        """The name in messages."""
         return f"{self.arm}/seed-{self.seed}"
 
 
@@ -109,7 +104,6 @@ class Experiment:
     base: TomlFile
 
     def of_arm(self, arm: str) -> list[ExperimentRun]:
-        """The runs of an arm, one for each seed."""
         return [run for run in self.runs if run.arm == arm]
 
 
@@ -121,13 +115,11 @@ def load_experiment(path: Path) -> Experiment:
     if not path.exists():
         raise ConfigError(f"{path}: no such file; name the file of an experiment (docs/your-first-experiment.md)")
     file = read_toml(path)
-    mistakes = model_mistakes(Description, file.tables, file.json)
-    for key, problem in mistakes.items():
-        if problem.startswith("unknown key") and isinstance(key[0], str) and key[0] in Config.model_fields:
-            mistakes[key] = (
-                "unknown key; put what all runs have in common into the base configuration, and what differs into an arm"
-            )
-    file.refuse(mistakes.items())
+    hint = "unknown key; put what all runs have in common into the base configuration, and what differs into an arm"
+    file.refuse(
+        (key, hint if problem.startswith("unknown key") and key[0] in Config.model_fields else problem)
+        for key, problem in model_mistakes(Description, file.tables, file.json).items()
+    )
     described = Description.model_validate_json(file.json)
     path = Path(os.path.abspath(path))
     base_path = path.parent / Path(described.config).expanduser()
@@ -140,7 +132,6 @@ def load_experiment(path: Path) -> Experiment:
     runs: list[ExperimentRun] = []
     mistakes_in_arms: dict[Placed, None] = {}
     for arm in arms:
-        arm_runs = []
         for seed in described.seeds:
             tables = merged(base.tables, arm.overrides) | {
                 "name": f"{described.name}-{arm.name}-{seed}", "seed": seed, "rounds": described.rounds
@@ -152,8 +143,7 @@ def load_experiment(path: Path) -> Experiment:
             if mistakes_in_arms:
                 break
             config = Config.model_validate_json(json.dumps(tables))
-            arm_runs.append(ExperimentRun(arm.name, seed, directory / arm.name / f"seed-{seed}", config, tables))
-        runs += arm_runs
+            runs.append(ExperimentRun(arm.name, seed, directory / arm.name / f"seed-{seed}", config, tables))
     if mistakes_in_arms:
         raise ConfigError(in_lines(mistakes_in_arms))
     suite = described.suite or runs[0].config.decide.suite
@@ -161,20 +151,13 @@ def load_experiment(path: Path) -> Experiment:
     names = [arm.name for arm in arms]
     pairs = described.compare if described.compare is not None else tuple(itertools.combinations(reversed(names), 2))
     file.refuse(
-        [
-            (("compare", index), f"{name!r} is not an arm; the arms are: {', '.join(names)}")
-            for index, pair in enumerate(described.compare or ())
-            for name in pair
-            if name not in names
-        ]
+        (("compare", number), f"{name!r} is not an arm; the arms are: {', '.join(names)}")
+        for number, pair in enumerate(pairs)
+        for name in pair
+        if name not in names
     )
-    file.refuse(
-        [
-            (("compare", n), "compares an arm with itself; name two")
-            for n, pair in enumerate(pairs)
-            if pair[0] == pair[1]
-        ]
-    )
+    with_itself = [number for number, (ours, theirs) in enumerate(pairs) if ours == theirs]
+    file.refuse((("compare", number), "compares an arm with itself; name two") for number in with_itself)
     return Experiment(
         described.name, path, directory, base_path.parent, described.rounds, described.seeds, described.jobs,
         suite, tuple(arms), tuple(runs), tuple(pairs), file, base,
@@ -184,29 +167,25 @@ def load_experiment(path: Path) -> Experiment:
 def check_experiment(experiment: Experiment) -> None:
     """Check what the arms' configurations name, and the runs that exist. ConfigError with a line per mistake."""
     seen = set[str]()
-    found: dict[Placed, None] = {}
+    mistakes: dict[Placed, None] = {}
     for arm in experiment.arms:
         runs = experiment.of_arm(arm.name)
         config = runs[0].config
-        inputs = json.dumps(
-            [
-                config.model_dump(mode="json", include={"model", "prompts", "suites", "decide", "engine"}),
-                config.wants_tests,
-            ]
-        )
+        tables = config.model_dump(mode="json", include={"model", "prompts", "suites", "decide", "engine"})
+        inputs = json.dumps([tables, config.wants_tests])
         if inputs not in seen:  # reading suites and prompts may cost seconds
             seen.add(inputs)
             for key, problem in inputs_and_mistakes(config, experiment.base_dir, runs[0].run_dir, fetch=False)[1]:
-                found[placed(arm, key, problem, experiment.file, experiment.base)] = None
+                mistakes[placed(arm, key, problem, experiment.file, experiment.base)] = None
         for run in runs:
             if changed := _changed(run, experiment.base_dir):
                 problem = (
                     f"{run.directory} belongs to another configuration: {'; '.join(changed)}; change it back, give the "
                     "arm another name, or set another directory"
                 )
-                found[experiment.file.at(("arms", arm.index), problem)] = None
-    if found:
-        raise ConfigError(in_lines(found))
+                mistakes[experiment.file.at(("arms", arm.index), problem)] = None
+    if mistakes:
+        raise ConfigError(in_lines(mistakes))
 
 
 def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:
@@ -251,21 +230,19 @@ def run_text(run: ExperimentRun, base_dir: Path, num_threads: int | None = None)
 
 
 def _name_mistakes(arms: Sequence[Arm]) -> Iterator[Mistake]:
-    known: set[str] = set()
+    taken: set[str] = set()
     for arm in arms:
         key = ("arms", arm.index, "name")
         if arm.name.lower() in _RESERVED:
             yield key, f"{arm.name!r} is the name of something else in the experiment's directory; choose another"
-        if arm.name.lower() in known:
+        if arm.name.lower() in taken:
             yield key, f"two arms are called {arm.name!r}; give each its own name"
-        known.add(arm.name.lower())
+        taken.add(arm.name.lower())
 
 
-def _yardstick_mistakes(
-    name: str, given: bool, arms: Sequence[Arm], runs: Sequence[ExperimentRun]
-) -> Iterator[Mistake]:
+def _yardstick_mistakes(name: str, given: bool, arms: list[Arm], runs: list[ExperimentRun]) -> Iterator[Mistake]:
     """Arms can only be compared where the suite that figures come from is the same in all of them."""
-    first: tuple[str, dict[str, Any], Any] | None = None
+    first: tuple[str, dict[str, Any]] | None = None
     configs = {run.arm: run.config for run in runs}
     for arm in arms:
         config, key = configs[arm.name], (("suite",) if given else ("arms", arm.index))
@@ -274,18 +251,16 @@ def _yardstick_mistakes(
             yield key, f"arm {arm.name} has no suite {name!r}; name one that all arms have ({', '.join(names)})"
             continue
         decides = config.decide.split if config.decide.suite == name else None
-        suite = config.suite(name).model_dump(mode="json", exclude=None if decides else {"splits"})
-        if first is None:
-            first = (arm.name, suite, decides)
-            continue
-        other = [key for key in suite if suite[key] != first[1][key]]
-        other += ["decide"] if decides != first[2] else []
-        if other:
-            yield (
-                key,
+        suite = config.suite(name).model_dump(mode="json") | {"decide": decides}
+        if not decides:
+            del suite["splits"]
+        first = first or (arm.name, suite)
+        if other := [key for key in suite if suite[key] != first[1].get(key)]:
+            problem = (
                 f"suite {name!r}, which figures come from, differs between the arms {arm.name} and {first[0]} "
-                f"({', '.join(other)}); set `suite` to one that is the same in all arms",
+                f"({', '.join(other)}); set `suite` to one that is the same in all arms"
             )
+            yield key, problem
 
 
 def _changed(run: ExperimentRun, base_dir: Path) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -30,15 +31,13 @@ from store.records import Json
 
 def plan_of(experiment: Experiment, machine: Machine) -> Json:
     """Everything of `loopctl experiment run --dry-run`."""
-    known: Counter[str] = Counter()
-    num: Counter[str] = Counter()
+    num, done = Counter[str](), Counter[str]()
     for run in experiment.runs:
-        known.update(_known(run))
+        done.update(_known_beforehand(run))
         suites, rounds = len(run.config.suites), experiment.rounds
         num.update({"sampling": rounds, "training": rounds, "evaluations": suites * (rounds + 1)})
         if run.config.diagnosis.num_prompts:
             num["diagnoses"] += rounds + 1
-    shared = sum(count - 1 for count in known.values())
     runs = [run_facts(experiment, run)[0] for run in experiment.runs]
     time_s, time_from = _time(runs, machine)
     disk_bytes, disk_from = _disk(experiment)
@@ -50,13 +49,11 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
         "seeds": list(experiment.seeds),
         "num_runs": len(experiment.runs),
         "num_rounds": len(experiment.runs) * experiment.rounds,
-        "num_rounds_left": sum(_rounds_left(run) for run in runs),
+        "num_rounds_left": sum(max(0, run.rounds - run.rounds_done) for run in runs),
         "stages": dict(num),
         "num_stages": num.total(),
-        "num_shared_at_least": shared,
-        "jobs": machine.jobs,
-        "devices": list(machine.devices),
-        "num_threads": machine.num_threads,
+        "num_shared_at_least": done.total() - len(done),
+        **asdict(machine),
         "time_s": time_s,
         "time_from": time_from,
         "disk_bytes": disk_bytes,
@@ -66,7 +63,7 @@ def plan_of(experiment: Experiment, machine: Machine) -> Json:
     }
 
 
-def _known(run: ExperimentRun) -> list[str]:
+def _known_beforehand(run: ExperimentRun) -> list[str]:
     """What a run does that only depends on its configuration, as hashes of just that."""
     config = run.config
     parts = config.model_dump(mode="json")
@@ -75,15 +72,13 @@ def _known(run: ExperimentRun) -> list[str]:
     grading = {key: value for key, value in parts["grading"].items() if key not in keys_of(Grading, "cost")}
     sampled = sha256_of([*start, "sampling", parts["prompts"], parts["sampling"]])
     trained = sha256_of([sampled, _first_collect(config), parts["training"]])
-    found = [sampled, trained]
+    measured = []
     for suite in parts["suites"]:
-        split = config.decide.split if suite["name"] == config.decide.suite else "all"
-        found += [sha256_of([*place, suite, split, grading]) for place in (start, [trained])]
-    if config.diagnosis.num_prompts:
-        decider = config.suite(config.decide.suite).model_dump(mode="json")
-        probe = [decider, config.decide.split, parts["sampling"], parts["diagnosis"]]
-        found += [sha256_of([*place, "probe", probe]) for place in (start, [trained])]
-    return found
+        decides = suite["name"] == config.decide.suite
+        measured.append([suite, config.decide.split if decides else "all", grading])
+        if decides and config.diagnosis.num_prompts:
+            measured.append(["probe", suite, config.decide.split, parts["sampling"], parts["diagnosis"]])
+    return [sampled, trained, *(sha256_of([*by, *what]) for what in measured for by in (start, [trained]))]
 
 
 def _first_collect(config: Config) -> Json:
@@ -95,10 +90,6 @@ def _first_collect(config: Config) -> Json:
     return parts
 
 
-def _rounds_left(run: RunFacts) -> int:
-    return 0 if run.state == "done" else run.rounds - run.rounds_done
-
-
 def _time(runs: Sequence[RunFacts], machine: Machine) -> tuple[float | None, str]:
     """Seconds for what is left, from what a round of the same arm took, or of any arm where none of its own is finished."""
     by_arm: dict[str, list[float]] = {}
@@ -108,7 +99,7 @@ def _time(runs: Sequence[RunFacts], machine: Machine) -> tuple[float | None, str
     if not by_arm:
         return None, "no round is finished yet"
     all_arms = [seconds for arm in by_arm.values() for seconds in arm]
-    total_s = sum(_rounds_left(run) * fmean(by_arm.get(run.arm, all_arms)) for run in runs)
+    total_s = sum(max(0, run.rounds - run.rounds_done) * fmean(by_arm.get(run.arm, all_arms)) for run in runs)
     return total_s / machine.jobs, f"the {sum(run.rounds_done for run in runs)} rounds that are finished"
 
 
@@ -132,9 +123,7 @@ def _disk(experiment: Experiment) -> tuple[int | None, str]:
 
 def _bytes_per_round(config: Config, base_dir: Path) -> int:
     """What a round adds to the store at most."""
-    num_prompts = config.prompts.per_round
-    if num_prompts is None:
-        num_prompts = len(load_prompts(config.prompts, config.model, base_dir))
+    num_prompts = config.prompts.per_round or len(load_prompts(config.prompts, config.model, base_dir))
     texts = [(num_prompts * config.sampling.num_samples, config.sampling.max_new_tokens)]
     for suite in config.suites:
         num_problems = len(load_suite(suite.source, suite.limit, base_dir).problems)

@@ -37,10 +37,12 @@ from store.errors import StoreError
 from store.ledger import Ledger
 from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json
 
+ERRORS = "loopd.err"  # beside a run's loop.toml: the standard error of its process
 TICK_S = 0.2
-LOOK_S = 1.0  # between two looks into the stores of the runs that go on
+LOOK_S = 1.0  # between two looks into the stores of the runs that have a process
 GRACE_S = 20.0  # for a run to end after it was told to end at once
 HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd: another process holds the run; a user's mistake
+OF_A_SERVICE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # what it has told this process alone
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +100,7 @@ def standing_of(run: ExperimentRun) -> RunStanding:
             control, last = ledger.control(row.id), ledger.last_round(row.id)
             verdicts = ledger.last_verdicts(row.id, 1000)
             return RunStanding(
-                row.num_kept + row.num_rolled_back,
+                row.num_decided,
                 tuple("kept" if verdict == "keep" else "rolled back" for verdict in verdicts),
                 (row.num_completions, len(verdicts), last.number if last else 0, last.stage if last else ""),
                 control.held_by,
@@ -126,45 +128,32 @@ class SupervisedRun:
     is_told_to_stop: bool = False
 
 
-@dataclass(slots=True)
-class Outcome:
-    """How an experiment ended: which runs failed and why, which were stopped by hand, whether a signal interrupted it all."""
-
-    failed: dict[str, str] = field(default_factory=dict)
-    stopped: list[str] = field(default_factory=list)
-    interrupted: bool = False
-
-
 class Supervisor:
     """Runs an experiment to its end, or to the first signal. Holds the experiment's directory."""
 
     def __init__(self, experiment: Experiment, machine: Machine, say: Callable[[str], None], stop: Stop) -> None:
         self.experiment, self.machine, self.say, self.stop = experiment, machine, say, stop
         self.children = [SupervisedRun(run) for run in experiment.runs]
-        self.outcome = Outcome()
+        self.failed: dict[str, str] = {}  # by run, why
         self._looked_at_s = 0.0
         self._partners = partners_of(experiment)
 
-    def run(self) -> Outcome:
-        """LockedError if somebody else runs it already."""
+    def run(self) -> dict[str, str]:
+        """Which runs failed, and why. LockedError if somebody else runs it already."""
         with locked(self.experiment.directory):
             sweep_temporaries(self.experiment.directory / SHARED)
             prepare(self.experiment, self.machine)
-            waiting: deque[SupervisedRun] = deque()
             for child in self.children:
                 child.standing = standing_of(child.run)
-                if child.standing.decided < self.experiment.rounds:
-                    waiting.append(child)
+            waiting = deque(child for child in self.children if child.standing.decided < self.experiment.rounds)
             if num_done := len(self.children) - len(waiting):
                 self.say(f"{num_done} of {len(self.children)} runs are done already")
             try:
                 self._until_done(waiting)
             finally:
                 self._end_at_once()
-                with contextlib.suppress(OSError, StoreError):
-                    self._prune()
-        self.outcome.interrupted = self.stop.asked
-        return self.outcome
+                self._prune()
+        return self.failed
 
     def _until_done(self, waiting: deque[SupervisedRun]) -> None:
         while True:
@@ -176,28 +165,24 @@ class Supervisor:
                 self._looked_at_s = time.monotonic()
                 for child in going:
                     self._look(child)
+            if not going and (self.stop.asked or not waiting):
+                return
             if self.stop.asked:
-                if not going:
-                    return
                 for child in going:
                     self._ask_to_stop(child)
-            elif not waiting and not going:
-                return
             else:
                 for _ in range(len(waiting)):
-                    if len(going) >= self.machine.jobs:
-                        break
-                    child = waiting.popleft()
-                    if not self._start(child, going):
-                        waiting.append(child)
-                    going = self._with_process()
+                    if len(self._with_process()) < self.machine.jobs:
+                        child = waiting.popleft()
+                        if not self._start(child):
+                            waiting.append(child)
             self.stop.check()
             time.sleep(TICK_S)
 
     def _with_process(self) -> list[SupervisedRun]:
         return [child for child in self.children if child.process is not None]
 
-    def _start(self, child: SupervisedRun, going: list[SupervisedRun]) -> bool:
+    def _start(self, child: SupervisedRun) -> bool:
         """Start its process; False if that has to wait."""
         run = child.run
         if time.monotonic() < child.not_before:
@@ -208,8 +193,10 @@ class Supervisor:
         if standing_of(run).held_by == "failure" and not _release(run):
             return False
         (run.directory / FAILURE).unlink(missing_ok=True)
-        slots = {other.slot for other in going}
+        slots = {other.slot for other in self._with_process()}
         child.slot = next(slot for slot in range(len(slots) + 1) if slot not in slots)
+        inherited = {name: value for name, value in environment().items() if name not in OF_A_SERVICE_MANAGER}
+        share = self.machine.environment(child.slot)
         myself = os.getpid()
 
         def die_with_us() -> None:
@@ -217,7 +204,7 @@ class Supervisor:
             if os.getppid() != myself:
                 os._exit(0)
 
-        with _errors(run).open("wb") as errors:
+        with (run.directory / ERRORS).open("wb") as errors:
             child.process = subprocess.Popen(
                 command("loop.daemon", "--quiet", "--config", run.path),
                 stdin=subprocess.DEVNULL,
@@ -225,13 +212,13 @@ class Supervisor:
                 stderr=errors,
                 start_new_session=True,  # Ctrl-C reaches the supervisor alone, which tells its runs
                 cwd="/",
-                env=_environment() | self.machine.environment(child.slot),
+                env=inherited | share,
                 preexec_fn=die_with_us,
             )
         if not child.num_deaths:
-            devices = self.machine.environment(child.slot).get("CUDA_VISIBLE_DEVICES")
             what = "continues" if child.standing.progress else "begins"
-            self.say(f"{run.name}: {what}{f' on GPU {devices}' if devices else ''}")
+            where = f" on GPU {share['CUDA_VISIBLE_DEVICES']}" if share else ""
+            self.say(f"{run.name}: {what}{where}")
         child.is_told_to_stop, child.last_notice = False, ""
         return True
 
@@ -240,28 +227,28 @@ class Supervisor:
         code, child.process, run = child.process.returncode, None, child.run
         before = child.standing.progress
         self._look(child)
-        if child.standing.decided >= self.experiment.rounds:
-            self.say(
-                f"{run.name}: done, {child.standing.outcomes.count('kept')} of {child.standing.decided} rounds kept"
-            )
+        now = child.standing
+        if now.decided >= self.experiment.rounds:
+            self.say(f"{run.name}: done, {now.outcomes.count('kept')} of {now.decided} rounds kept")
             return
-        if run.name in self.outcome.failed or (self.stop.asked and code in (0, HELD, -signal.SIGTERM)):
+        if run.name in self.failed or (self.stop.asked and code in (0, HELD, -signal.SIGTERM)):
             return
         if code == HELD:
             waiting.append(child)
             return
         if code == 0:
-            self.outcome.stopped.append(run.name)
-            self.say(f"{run.name}: ended after {child.standing.decided} rounds: {child.standing.reason or 'stopped'}")
+            self.say(f"{run.name}: ended after {now.decided} rounds: {now.reason or 'stopped'}")
             return
-        said = _last_line(_errors(run)) or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
-        child.num_deaths = child.num_deaths + 1 if child.standing.progress == before else 1
+        last_words = _last_line(run.directory / ERRORS)
+        last_words = last_words or (f"killed by signal {-code}" if code < 0 else f"exit code {code}")
+        child.num_deaths = child.num_deaths + 1 if now.progress == before else 1
         wait_s = None if code in MISTAKES else DEAD_RUN.wait_s(child.num_deaths)
         if wait_s is None:
-            self._fail(child, said)
+            self._fail(child, last_words)
         elif not self.stop.asked:
             child.not_before = time.monotonic() + wait_s
-            self.say(f"{run.name}: its process died ({said}); started again{f' in {wait_s:g} s' if wait_s else ''}")
+            when = f" in {wait_s:g} s" if wait_s else ""
+            self.say(f"{run.name}: its process died ({last_words}); started again{when}")
             waiting.appendleft(child)
 
     def _look(self, child: SupervisedRun) -> None:
@@ -270,22 +257,20 @@ class Supervisor:
         for number in range(before.decided + 1, now.decided + 1):
             self.say(f"{run.name}: round {number} of {self.experiment.rounds} {now.outcomes[number - 1 - now.decided]}")
         if now.decided != before.decided:
-            with contextlib.suppress(OSError, StoreError):
-                self._prune()
+            self._prune()
         if child.process is None or now.held_by is None:
             return
         if now.held_by == "failure":
             self._fail(child, now.reason or "it failed")
             self._ask_to_stop(child)
         else:
-            self._say_once(
-                child, f"{run.name}: paused: {now.reason or 'by hand'}; `loopctl resume --config {run.path}` continues"
-            )
+            why = now.reason or "by hand"
+            self._say_once(child, f"{run.name}: paused: {why}; `loopctl resume --config {run.path}` continues")
 
     def _fail(self, child: SupervisedRun, why: str) -> None:
-        if child.run.name in self.outcome.failed:
+        if child.run.name in self.failed:
             return
-        self.outcome.failed[child.run.name] = why
+        self.failed[child.run.name] = why
         self.say(f"{child.run.name}: failed: {why}")
         with contextlib.suppress(OSError):
             (child.run.directory / FAILURE).write_text(f"{why}\n", encoding="utf-8")
@@ -306,8 +291,7 @@ class Supervisor:
         left = [child.process for child in self.children if child.process is not None]
         for signum in (signal.SIGTERM, signal.SIGTERM, signal.SIGKILL):
             for process in left:
-                if process.poll() is None:
-                    process.send_signal(signum)
+                process.send_signal(signum)  # nothing, where it has ended
             deadline = time.monotonic() + (GRACE_S if signum == signal.SIGTERM else 5.0)
             while any(process.poll() is None for process in left) and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -316,15 +300,16 @@ class Supervisor:
         """Remove the shared weights that no run can want any more, and all of them when the disk gets short."""
         shared, decided = self.experiment.directory / SHARED, {c.run.name: c.standing.decided for c in self.children}
         reserve = 2 * max(run.config.storage.min_free_bytes for run in self.experiment.runs)
-        short = shutil.disk_usage(shared).free < reserve
-        for weights in shared.glob(f"*{WEIGHTS}"):
-            entry = read_entry(shared / f"{weights.name.removesuffix(WEIGHTS)}.json")
-            if entry is not None and not short:
-                name, number = f"{entry['ran_in']['arm']}/seed-{entry['ran_in']['seed']}", entry["round"]
-                partners = self._partners.get(name, ([], []))  # none where the file no longer has this arm
-                if any(decided[other] < number for other in partners[number > 1]):
-                    continue
-            remove_directory(weights)
+        with contextlib.suppress(OSError, StoreError):
+            short = shutil.disk_usage(shared).free < reserve
+            for weights in shared.glob(f"*{WEIGHTS}"):
+                entry = read_entry(shared / f"{weights.name.removesuffix(WEIGHTS)}.json")
+                if entry is not None and not short:
+                    name, number = f"{entry['ran_in']['arm']}/seed-{entry['ran_in']['seed']}", entry["round"]
+                    partners = self._partners.get(name, ([], []))  # none where the file no longer has this arm
+                    if any(decided[other] < number for other in partners[number > 1]):
+                        continue
+                remove_directory(weights)
 
 
 def prepare(experiment: Experiment, machine: Machine) -> None:
@@ -370,39 +355,22 @@ def partners_of(experiment: Experiment) -> dict[str, tuple[list[str], list[str]]
 
 def rounds_kept(experiment: Experiment) -> dict[str, int]:
     """For each run, from how many of its first rounds the checkpoints stay for others."""
-    return {
-        name: experiment.rounds if later else 1 if first else 0
-        for name, (first, later) in partners_of(experiment).items()
-    }
+    partners = partners_of(experiment)
+    return {name: experiment.rounds if later else min(1, len(first)) for name, (first, later) in partners.items()}
 
 
 def _release(run: ExperimentRun) -> bool:
     """Release the hold that a failure left, because running the experiment again means to try again; False if it is locked."""
     try:
-        with locked(run.run_dir):
-            db = open_database(run.run_dir / DATABASE)
-            try:
-                ledger = Ledger(db)
-                if row := ledger.run():
-                    ledger.release_run(row.id)
-            finally:
-                db.close()
+        with locked(run.run_dir), contextlib.closing(open_database(run.run_dir / DATABASE)) as db:
+            ledger = Ledger(db)
+            if row := ledger.run():
+                ledger.release_run(row.id)
     except LockedError:
         return False
     except (LoopError, StoreError):
         pass  # its own process says what is wrong
     return True
-
-
-def _environment() -> dict[str, str]:
-    """Ours, without what a service manager has told us alone."""
-    ours = {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"}
-    return {name: value for name, value in environment().items() if name not in ours}
-
-
-def _errors(run: ExperimentRun) -> Path:
-    """Where the standard error of a run's process goes."""
-    return run.directory / "loopd.err"
 
 
 def _last_line(path: Path) -> str:

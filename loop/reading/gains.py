@@ -6,8 +6,9 @@ round. What it did not store (an older store, a round that is still evaluated) i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from loop.reading.reader import Reader
@@ -38,7 +39,7 @@ def gain(store: Reader, measured: Evaluation | None, baseline: Evaluation | None
         if stored := store.output(number, "evaluating").get(STORED_AS, {}).get(key):
             return Gain(**stored)
     if (store.run_dir, key) not in _COMPUTED:
-        _COMPUTED[store.run_dir, key] = _computed(store, measured, baseline)
+        _COMPUTED[store.run_dir, key] = gain_of(store.pass_rates(measured), store.pass_rates(baseline))
     return _COMPUTED[store.run_dir, key]
 
 
@@ -48,10 +49,10 @@ def key_of(measured: Evaluation, baseline: Evaluation) -> str:
     return "/".join([measured.id, baseline.id, *sizes])
 
 
-def _computed(store: Reader, measured: Evaluation, baseline: Evaluation) -> Gain | None:
+def gain_of(rates: Mapping[str, Fraction], baseline_rates: Mapping[str, Fraction]) -> Gain | None:
+    """The gain by problem's pass rates, on the problems that both have; None without such problems."""
     from policies.statistics import paired_gain
 
-    rates, baseline_rates = store.pass_rates(measured), store.pass_rates(baseline)
     common = sorted(rates.keys() & baseline_rates.keys())
     if not common:
         return None

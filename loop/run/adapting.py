@@ -5,6 +5,8 @@ It is stored with the stage's first attempt, and every later attempt works from 
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from loop.config.section import keys_of
 from loop.config.settings import Training
 from loop.errors import ConfigError
@@ -67,17 +69,9 @@ def settings_of(session: Session, round: Round) -> tuple[Adaptable, str | None]:
     Only decisions on the round's own parent count: whoever moves the head by hand begins anew.
     """
     config = session.loaded.config
+    training = config.training.model_dump(include={field.name for field in fields(Adaptable)})
+    configured = Adaptable(temperature=config.sampling.temperature, data=config.collect.data, **training)
     verdicts = session.ledger.verdicts_on(round.run_id, round.parent_checkpoint, MOST_VERDICTS)
-    training = config.training
-    configured = Adaptable(
-        temperature=config.sampling.temperature,
-        learning_rate=training.learning_rate,
-        min_learning_rate=training.min_learning_rate,
-        num_steps=training.num_steps,
-        num_epochs=training.num_epochs,
-        warmup_steps=training.warmup_steps,
-        data=config.collect.data,
-    )
     num_rollbacks = rollbacks_in_a_row(verdicts)
     used = adapted(config.after_rollback, num_rollbacks, configured)
     return used, in_words(configured, used, num_rollbacks)
@@ -90,7 +84,7 @@ def refuse_a_repetition(session: Session, round: Round, inputs: Json) -> None:
     with top_k = 1 or a temperature near 0; then the run would go in circles for as long as it is let.
     """
     for earlier in session.ledger.rounds(round.run_id):
-        if earlier.state != "rolled_back" or earlier.parent_checkpoint != round.parent_checkpoint:
+        if (earlier.state, earlier.parent_checkpoint) != ("rolled_back", round.parent_checkpoint):
             continue
         stage = session.ledger.stage(round.run_id, earlier.number, "training")
         if stage is not None and _what_counts(stage.input) == _what_counts(inputs):

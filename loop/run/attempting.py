@@ -88,7 +88,9 @@ def without_weights(session: Session, round: Round, attempt: int, lost: LostWeig
     if is_candidate and num_trained < session.loaded.config.engine.max_attempts:
         fail_attempt("training is done again")
         return ledger.train_again(round, str(lost))
-    heads = [] if is_candidate else _earlier_heads(session)
+    head_round = session.run.head_round
+    kept = [each.number for each in ledger.rounds(run_id) if each.state == "kept" and each.number < head_round]
+    heads = [] if is_candidate else [*reversed(kept), 0]
     target = next((number for number in heads if _is_whole(session, number)), None)
     if target is None:
         fail_attempt("the round fails; restore the weights")
@@ -98,13 +100,6 @@ def without_weights(session: Session, round: Round, attempt: int, lost: LostWeig
     failed = ledger.round(run_id, round.number)
     assert failed is not None
     return failed
-
-
-def _earlier_heads(session: Session) -> list[int]:
-    """The rounds that were kept before the head, newest first, and 0 for the base."""
-    run = session.run
-    kept = [round.number for round in session.ledger.rounds(run.id) if round.state == "kept"]
-    return [*sorted((number for number in kept if number < run.head_round), reverse=True), 0]
 
 
 def _is_whole(session: Session, number: int) -> bool:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from loop.config.machine import Engine
 from loop.config.settings import Config
 from loop.engines.fake import write_fake_model
 from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, model_directory
@@ -26,6 +28,10 @@ def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[]
 
     `pulse` is called about once a second meanwhile; what it raises ends that.
     """
+
+    def prepare(command: dict[str, Any]) -> Any:
+        return in_worker(command, run_dir / "logs" / "model.log", config.engine, "preparing the model", pulse)
+
     source = config.model.source
     if source == FAKE_MODEL:
         directory = run_dir / "fake-model"
@@ -36,25 +42,23 @@ def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[]
     if source == BUILT_IN_MODEL:
         directory = cache_directory() / "models" / CONVERSION
         if not (directory / "config.json").exists():
-            _in_worker(config, run_dir, pulse, {"op": "convert_smollm2", "target": str(directory)})
+            prepare({"op": "convert_smollm2", "target": str(directory)})
         return directory
     local = model_directory(source, base_dir)
     if local is not None:
         return local.resolve()
-    command = {"op": "fetch_hub_model", "name": source, "revision": config.model.revision}
-    return Path(_in_worker(config, run_dir, pulse, command))
+    return Path(prepare({"op": "fetch_hub_model", "name": source, "revision": config.model.revision}))
 
 
-def _in_worker(config: Config, run_dir: Path, pulse: Callable[[], None], command: Mapping[str, object]) -> str:
+def in_worker(
+    command: dict[str, Any], log_file: Path, engine: Engine, tag: str, pulse: Callable[[], None] = lambda: None
+) -> Any:
+    """The answer to one command, by a worker of its own that is gone afterwards."""
     worker = Worker(
-        dict(command),
-        log_file=run_dir / "logs" / "model.log",
-        stall_timeout_s=config.engine.stall_timeout_s,
-        progress=lambda done, total: None,
-        pulse=pulse,
-        tag="preparing the model",
-    )
+        command, log_file=log_file, stall_timeout_s=engine.stall_timeout_s, progress=lambda done, total: None,
+        pulse=pulse, tag=tag,
+    )  # fmt: skip
     try:
-        return str(worker.info)
+        return worker.info
     finally:
         worker.end()

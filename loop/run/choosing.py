@@ -21,18 +21,16 @@ from store.records import CollectedPart, CompletionVerdict, Round
 
 
 def select(session: Session, round: Round, policy: DataPolicy) -> Chosen:
-    """Which completions are used, and why not the others. The same after every restart, whenever it is asked.
-
-    ConfigError if none is left.
-    """
+    """Which completions are used, and why not the others: the same after every restart. ConfigError if none is left."""
     corpus, config = session.corpus, session.loaded.config
     past = {earlier.number: earlier for earlier in past_rounds(session, round)}
     own = collected_of(session, round.number, _described(session, round).from_base)
     earlier = [earlier_of(session, past[number]) for number in policy.wanted(list(past.values()))]
     if policy.passed_tests:
-        for usable in (each.usable for each in earlier):
-            candidates = (described.candidate for part in range(PARTS) for _, described in usable.described(part))
-            _run_tests(session, round, usable.round, policy, candidates)
+        for each in earlier:
+            parts = map(each.usable.described, range(PARTS))
+            candidates = (described.candidate for part in parts for _, described in part)
+            _run_tests(session, round, each.usable.round, policy, candidates)
         _run_tests(session, round, round.number, policy, (each.candidate for each in own if each.why is None))
     num_completions = len(own) + sum(each.num_completions for each in earlier)
     seed = seed_of(config.seed, "data", round.number)
@@ -60,14 +58,9 @@ def earlier_of(session: Session, past: PastRound) -> Earlier:
     parts = corpus.collected(run_id, number, rule)
     if not parts:
         made = parts_of(collected_of(session, number, past.from_base))
-        corpus.add_collected(
-            CollectedPart(run_id, number, rule, part, entries, left_out)
-            for part, (entries, left_out) in enumerate(made)
-        )
+        corpus.add_collected(CollectedPart(run_id, number, rule, part, *packed) for part, packed in enumerate(made))
         parts = corpus.collected(run_id, number, rule)
-    left_out: Counter[str] = Counter()
-    for _, of_part in parts:
-        left_out.update(of_part)
+    left_out = sum((Counter(of_part) for _, of_part in parts), Counter[str]())
     num_usable = sum(size for size, _ in parts) // ENTRY.size
     entries = partial(corpus.collected_entries, run_id, number, rule)
     return Earlier(Packed(number, past.from_base, num_usable, entries), left_out)

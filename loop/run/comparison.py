@@ -5,7 +5,8 @@ Restart-safe: what was measured is stored, and the policy, a pure function, asks
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from loop.reading.as_json import as_json
 from loop.reading.gains import STORED_AS, gain, key_of
@@ -16,7 +17,6 @@ from loop.run.session import Session
 from loop.stages.deciding import Measured, Opened, evidence
 from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of
 from loop.stages.sampling import seed_of
-from policies.decision import Decision
 from policies.diagnosis import signals, summary_of
 from policies.evidence import Evidence
 from policies.policy import next_part
@@ -31,69 +31,61 @@ class Comparison:
     session: Session
     round: Round
     checkpoints: dict[str, str]  # by "candidate", "head" and, where a gate asks for it, "best"
-    best_round: int | None = None
-    opened: dict[str, int] = field(default_factory=dict)
-    done: dict[tuple[str, str, str], Evaluation] = field(default_factory=dict)  # by who, suite and split
-    diagnosis: Json = field(default_factory=dict)  # of locks and forks
+    best_round: int | None
+    opened: dict[str, int]
+    done: dict[tuple[str, str, str], Evaluation]  # by who, suite and split
+    diagnosis: Json  # of locks and forks
 
     @classmethod
     def of(cls, session: Session, round: Round, inputs: Json) -> Comparison:
         """The comparison that a stage's frozen input asks for, with all that `as_output` gave if the input has it."""
-        checkpoints, best_round = {"head": inputs["head"], "candidate": inputs["candidate"]}, None
-        if best := inputs.get("best"):
-            checkpoints["best"], best_round = best["checkpoint"], best["round"]
-        comparison = cls(session, round, checkpoints, best_round, {**inputs.get("opened", {})})
+        checkpoints, best = {who: inputs[who] for who in ("head", "candidate")}, inputs.get("best", {})
+        if best:
+            checkpoints["best"] = best["checkpoint"]
+        diagnosis = inputs.get("diagnosis", {})
+        comparison = cls(session, round, checkpoints, best.get("round"), {**inputs.get("opened", {})}, {}, diagnosis)
         for name, id in inputs.get("evaluations", {}).items():
             who, suite, split = name.split("/", 2)
             evaluation = session.corpus.evaluations.get(id)
             assert evaluation is not None
             comparison.done[who, suite, split] = evaluation
-        comparison.diagnosis = inputs.get("diagnosis", {})
         return comparison
 
     @property
     def head_round(self) -> int:
         """The round of the head, which fixes the seeds and the order of problems."""
-        row = self.session.ledger.checkpoints.get(self.checkpoints["head"])
-        assert row is not None
-        return row.round
+        return self.session.ledger.checkpoints.known(self.checkpoints["head"]).round
 
     def drawn(self, split: str) -> list[Problem]:
         """All problems of a split in the order in which they are drawn."""
         problems = {problem.task_id: problem for problem in self.session.decider.of_split(split)}
         return [problems[task_id] for task_id in drawing_order(self.head_round, list(problems))]
 
-    def run(self) -> Decision:
+    def run(self) -> None:
         """Open what the policy asks for until it has decided, and then what is only reported."""
         policy, looks = self.session.policy, self.session.loaded.config.decide.looks
         self._open(policy.split, next_part(0, len(self.drawn(policy.split)), looks))
         self.diagnosis = diagnose(self.session, self.round)
         while True:
             decision = policy.decide(self.evidence())
-            need = decision.need or {}
+            need: Json = decision.need or {}
             match decision.action:
                 case "confirm":
-                    split = str(need["split"])
-                    self._open(split, next_part(0, len(self.drawn(split)), looks))
+                    self._open(need["split"], next_part(0, len(self.drawn(need["split"])), looks))
                 case "sample_more" if "split" in need:
-                    split = str(need["split"])
-                    self._open(split, self.opened[split] + int(str(need["num_problems"])))
+                    self._open(need["split"], self.opened[need["split"]] + need["num_problems"])
                 case "sample_more":
-                    self.report(need["suites"])
+                    self._report(suite for suite in self.session.suites if suite.config.name in need["suites"])
                 case _:
-                    self.report(
-                        [suite.config.name for suite in self.session.suites if suite is not self.session.decider]
-                    )
-                    return decision
+                    self._report(suite for suite in self.session.suites if suite is not self.session.decider)
+                    return
 
-    def report(self, names: object) -> None:
+    def _report(self, suites: Iterable[Yardstick]) -> None:
         """Head and candidate on suites that do not decide by themselves."""
-        assert isinstance(names, list)
-        for suite in self.session.suites:
-            if suite.config.name in names:
-                seed = seed_of(self.session.loaded.config.seed, suite.config.name)
-                for who in ("head", "candidate"):
-                    self._evaluate(who, suite, SuitePart("all", suite.problems, seed))
+        for suite in suites:
+            seed = seed_of(self.session.loaded.config.seed, suite.config.name)
+            for who in ("head", "candidate"):
+                self._evaluate(who, suite, SuitePart("all", suite.problems, seed))
 
     def _open(self, split: str, num_problems: int) -> None:
         self.opened[split] = num_problems
@@ -136,55 +128,42 @@ class Comparison:
 
     def evidence(self) -> Evidence:
         """What the policy sees of everything that is measured so far."""
-        session, policy = self.session, self.session.policy
-        name, looks = self.session.decider.config.name, session.loaded.config.decide.looks
+        session, run, decider = self.session, self.session.run, self.session.decider
         opened = {}
         for split, num_problems in self.opened.items():
-            drawn = self.drawn(split)
-            opened[split] = self._opened(self.session.decider, split, drawn[:num_problems], len(drawn), looks)
-        for suite in self.session.suites:
+            drawn, looks = self.drawn(split), session.loaded.config.decide.looks
+            opened[split] = self._opened(decider, split, drawn[:num_problems], len(drawn), looks)
+        for suite in session.suites:
             if ("candidate", suite.config.name, "all") in self.done:
                 opened[suite.config.name] = self._opened(suite, "all", suite.problems, len(suite.problems), 1)
-        figures = {who: evaluation.metrics or {} for (who, suite_name, split), evaluation in self.done.items()
-                   if (suite_name, split) == (name, policy.split)}  # fmt: skip
-        if (base := self._base()) is not None and base.metrics:
-            figures["base"] = base.metrics
+        first = self._sides(decider, session.policy.split)
+        figures = {who: evaluation.metrics or {} for who, evaluation in first.items()}
         candidate = session.ledger.checkpoints.get(self.checkpoints["candidate"])
-        before = session.ledger.last_decision(self.round.run_id)
-        run = session.run
         return evidence(
             self.round.number,
-            run.num_kept + run.num_rolled_back,
+            run.num_decided,
             opened,
             draw=self.head_round,
             figures=figures,
             training=candidate.origin["training"] if candidate else {},
-            fruitless_looks=policy.fruitless_after(before.evidence, before.verdict) if before else {},
+            fruitless_looks=session.fruitless_looks(),
             best_round=self.best_round,
             more_signals=signals(summary_of(self.diagnosis)) if self.diagnosis else {},
         )
 
-    def _base(self) -> Evaluation | None:
-        """The base on the split that is looked at first, as it was measured when it was the head."""
-        run = self.session.run
-        wanted = (self.session.decider.config.name, self.session.policy.split)
-        evaluations = self.session.corpus.evaluations.all(run.id, run.base_checkpoint)
-        finished = [each for each in evaluations if (each.suite_name, each.split) == wanted and each.metrics]
-        return finished[-1] if finished else None
+    def _sides(self, suite: Yardstick, split: str) -> dict[str, Evaluation]:
+        """Who was measured there; on the split that is looked at first also the base, as it was when it was the head."""
+        sides = {who: done for (who, *where), done in self.done.items() if where == [suite.config.name, split]}
+        base = self.session.measured(self.session.run.base_checkpoint)
+        return sides | ({"base": base} if base and split == self.session.policy.split else {})
 
-    def _opened(
-        self, suite: Yardstick, split: str, problems: list[Problem], num_planned: int, num_looks: int
-    ) -> Opened:
-        key = (suite.config.name, split)
-        sides = {who: evaluation for (who, *rest), evaluation in self.done.items() if tuple(rest) == key}
-        if split == self.session.policy.split and (base := self._base()) is not None:
-            sides["base"] = base
+    def _opened(self, suite: Yardstick, split: str, problems: list[Problem], planned: int, looks: int) -> Opened:
         conditions = ("suite_sha256", "decode_settings_id", "num_samples", "seed")
         measured = {
             who: Measured(
                 outcomes_of(self.session.corpus.evaluations.verdicts(evaluation.id)),
                 {name: getattr(evaluation, name) for name in conditions},
             )
-            for who, evaluation in sides.items()
+            for who, evaluation in self._sides(suite, split).items()
         }
-        return Opened(suite.config.name, decoding_of(suite.config), problems, num_planned, num_looks, measured)
+        return Opened(suite.config.name, decoding_of(suite.config), problems, planned, looks, measured)

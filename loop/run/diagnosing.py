@@ -8,9 +8,9 @@ The arithmetic is in policies/diagnosis.py.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
+from itertools import repeat
 
 from loop.engines.base import Forced, SamplingParams
 from loop.run.session import Session
@@ -27,10 +27,7 @@ _COLUMNS = ("entropy", "top_token_id", "top_probability", "logprobs", "rest")
 
 
 def diagnose(session: Session, round: Round) -> Json:
-    """The summary of a round with a candidate, as JSON (policies.diagnosis.Summary); {} where it is switched off.
-
-    Measures what is still missing, and nothing else.
-    """
+    """The summary of a round with a candidate, as JSON (policies.diagnosis.Summary); {} where it is switched off."""
     settings = session.loaded.config.diagnosis
     assert round.candidate_checkpoint is not None, round
     checkpoints: dict[Who, str] = {
@@ -43,8 +40,11 @@ def diagnose(session: Session, round: Round) -> Json:
     if not settings.num_prompts:
         return {}
     records = {who: _records(session, checkpoint) for who, checkpoint in checkpoints.items()}
+    positions = {
+        who: [Positions(**{name: text[name] for name in _COLUMNS}) for text in texts] for who, texts in records.items()
+    }
     sequences = [
-        Compared(**{who: _positions(texts[index]) for who, texts in records.items()}, num_kept=base["num_kept"])
+        Compared(**{who: texts[index] for who, texts in positions.items()}, num_kept=base["num_kept"])
         for index, base in enumerate(records["base"])
     ]
     summary = arithmetic.summarise(sequences, settings.lock_below_nats, settings.fork_above_nats)
@@ -61,28 +61,23 @@ def measure(session: Session, round: Round, checkpoint: str) -> None:
     if checkpoint != base:
         measure(session, round, base)  # says which tokens are followed
     probe = _probe(session, round)
-    at: list[Any] = [None] * len(probe.sequences)
-    if checkpoint != base:
-        at = [record["at"] for record in _records(session, base)]
+    followed = [record["at"] for record in _records(session, base)] if checkpoint != base else repeat(None)
     texts = [
-        Forced(id=str(index), prompt_token_ids=text["prompt_token_ids"], token_ids=text["token_ids"], at=tokens)
-        for index, (text, tokens) in enumerate(zip(probe.sequences, at, strict=True))
+        Forced(id=str(index), prompt_token_ids=text["prompt_token_ids"], token_ids=text["token_ids"], at=at)
+        for index, (text, at) in enumerate(zip(probe.sequences, followed, strict=False))
     ]
-    row = session.ledger.checkpoints.get(checkpoint)
-    assert row is not None, checkpoint
+    row = session.ledger.checkpoints.known(checkpoint)
     what = f"locks and forks of {round_name(row.round)}"
     made_from = {  # the texts, too: what two runs have drawn may differ where engines do
         "probe": _asked(session),
         "texts": [text.model_dump(mode="json") for text in texts],
     }
     own = {"id": result_id, "probe_id": probe.id, "round": row.round}
-    with session.sharing.record("probe_result", round.number, what, checkpoint, own, **made_from):
-        if not corpus.probes.has_result(result_id):
+    with session.sharing.record("probe_result", round.number, what, checkpoint, own, **made_from) as is_missing:
+        if is_missing:
             session.watch.stage(round.number, "evaluating", f"{what} ({len(texts)} texts)")
             records = _follow(session, checkpoint, texts, is_base=checkpoint == base)
-            corpus.probes.add_result(
-                ProbeResult(result_id, probe.id, round.run_id, row.round, checkpoint, records)
-            )  # fmt: skip
+            corpus.probes.add_result(ProbeResult(result_id, probe.id, round.run_id, row.round, checkpoint, records))
     session.safe_point()
 
 
@@ -103,8 +98,9 @@ def _probe(session: Session, round: Round) -> Probe:
     if corpus.probes.get(probe_id) is None:
         settings_id = corpus.add_decode_settings(_drawn(session).model_dump(mode="json"))
         what, base = "the texts of locks and forks", session.run.base_checkpoint
-        with session.sharing.record("probe", round.number, what, base, {"id": probe_id}, asked=_asked(session)):
-            if corpus.probes.get(probe_id) is None:
+        shared = session.sharing.record("probe", round.number, what, base, {"id": probe_id}, asked=_asked(session))
+        with shared as is_missing:
+            if is_missing:
                 _write_probe(session, round, probe_id, settings_id)
     probe = corpus.probes.get(probe_id)
     assert probe is not None
@@ -119,14 +115,9 @@ def _write_probe(session: Session, round: Round, probe_id: str, settings_id: str
     requests = [request_of(prompt, prompt.id, seed_of(seed, "diagnosis", prompt.id)) for prompt in prompts]
     sampler = session.sampler(base)
     written = {text.id: text for batch in sampler.generate(requests, _drawn(session)) for text in batch}
+    columns = {"text", "prompt_token_ids", "token_ids"}
     sequences: list[Json] = [
-        {
-            "prompt_id": text.id,
-            "text": text.text,
-            "prompt_token_ids": list(text.prompt_token_ids),
-            "token_ids": list(text.token_ids),
-        }
-        for text in (written[prompt.id] for prompt in prompts)
+        {"prompt_id": prompt.id, **written[prompt.id].model_dump(mode="json", include=columns)} for prompt in prompts
     ]
     session.corpus.probes.add(Probe(probe_id, round.run_id, base, settings_id, sampler.tokenizer_sha256, sequences))
     session.safe_point()
@@ -143,16 +134,10 @@ def _prompts(session: Session) -> list[Prompt]:
 
 def _drawn(session: Session) -> SamplingParams:
     """How the texts are drawn: as training data is, ended as the suite's answers are."""
-    suite = params_of(session.decider.config)
-    sampling = session.loaded.config.sampling
-    return SamplingParams(
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        repetition_penalty=sampling.repetition_penalty,
-        max_new_tokens=session.loaded.config.diagnosis.max_new_tokens,
-        stop=suite.stop,
-    )
+    config = session.loaded.config
+    drawn = config.sampling.model_dump(include={"temperature", "top_k", "top_p", "repetition_penalty"})
+    stop = params_of(session.decider.config).stop
+    return SamplingParams(**drawn, max_new_tokens=config.diagnosis.max_new_tokens, stop=stop)
 
 
 def _asked(session: Session) -> list[object]:
@@ -175,7 +160,3 @@ def _records(session: Session, checkpoint: str) -> list[Json]:
     result = session.corpus.probes.result(_result_id(session, checkpoint))
     assert result is not None, "measured before"
     return result.records
-
-
-def _positions(record: Mapping[str, Any]) -> Positions:
-    return Positions(**{name: record[name] for name in _COLUMNS})

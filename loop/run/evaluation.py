@@ -6,7 +6,7 @@ the head: a checkpoint that was kept because it scored well is measured afresh o
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from loop.run.answering import Answers, store_verdicts
@@ -34,13 +34,13 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
 
     `number`: the round that is open, or that would be next; `who`: what the checkpoint is to it.
     """
-    corpus, row = session.corpus, session.ledger.checkpoints.get(checkpoint)
-    assert row is not None, checkpoint
-    params = params_of(suite.config)
-    settings = corpus.add_decode_settings(params.model_dump(mode="json"))
+    corpus, params = session.corpus, params_of(suite.config)
+    drawn = params.model_dump(mode="json")
+    settings = corpus.add_decode_settings(drawn)
+    asked = [suite.row.sha256, part.split, drawn, suite.config.num_samples, part.seed]
     evaluation = corpus.evaluations.begin(
         Evaluation(
-            id=evaluation_id(session, suite, part, checkpoint),
+            id=sha256_of([session.run_id, suite.config.name, checkpoint, *asked]),
             run_id=session.run_id,
             round=number if who == "candidate" else number - 1,
             checkpoint=checkpoint,
@@ -59,7 +59,8 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
     split = "" if part.split in ("all", session.policy.split) else f"{part.split}, "
     on_suite = f"on {suite.config.name} ({split}{decoding_in_words(suite.config)})"
     planned = plan(lineage, prompts, suite.config.num_samples, part.seed)
-    answers = Answers(number, "evaluating", f"{round_name(row.round)} {on_suite}", planned, lineage, params)
+    what = f"{round_name(session.ledger.checkpoints.known(checkpoint).round)} {on_suite}"
+    answers = Answers(number, "evaluating", what, planned, lineage, params)
     corpus.evaluations.reopen(evaluation.id)
     grading = session.loaded.config.grading.model_dump(mode="json", exclude={"num_workers"})
     with session.sharing.answers(answers, suite=suite.row.sha256, grading=grading):
@@ -70,6 +71,11 @@ def _evaluate(session: Session, suite: Yardstick, answers: Answers, evaluation_i
     corpus, wanted = session.corpus, {item.id for item in answers.planned}
     graded = corpus.evaluations.graded_ids(evaluation_id) & wanted
     is_sampling = False
+
+    def completions() -> Iterator[Completion]:
+        """All that are stored and wanted by now; a killed process may have left more."""
+        stored = corpus.completions(session.run_id, evaluation_id=evaluation_id)
+        return (completion for completion in stored if completion.id in wanted)
 
     def ungraded() -> Iterator[Completion]:
         """What has no verdict yet: while completions are generated, if that leaves the CPU alone, or else after it."""
@@ -83,33 +89,10 @@ def _evaluate(session: Session, suite: Yardstick, answers: Answers, evaluation_i
         is_sampling = False
         session.watch.stage(answers.round, "grading", label)
         left = wanted - graded - given
-        yield from (c for c in completions_of(session, evaluation_id, wanted) if c.id in left)
+        yield from (completion for completion in completions() if completion.id in left)
 
     new = grade(ungraded(), suite.graded_as, suite.prompts, evaluation_id, session.grader, NUM_AHEAD)
     store_verdicts(session, new, corpus.evaluations.add_verdicts, len(graded), len(wanted), lambda: not is_sampling)
     verdicts = [verdict for verdict in corpus.evaluations.verdicts(evaluation_id) if verdict.completion_id in wanted]
     assert len(verdicts) == len(wanted), f"{len(verdicts)} verdicts for {len(wanted)} completions"
-    measured = figures(verdicts, completions_of(session, evaluation_id, wanted), suite.config.pass_at)
-    return corpus.evaluations.finish(evaluation_id, measured)
-
-
-def completions_of(session: Session, evaluation_id: str, wanted: Collection[str]) -> Iterator[Completion]:
-    """An evaluation's completions, as far as they are wanted by now; a killed process may have left more."""
-    completions = session.corpus.completions(session.run_id, evaluation_id=evaluation_id)
-    return (completion for completion in completions if completion.id in wanted)
-
-
-def evaluation_id(session: Session, suite: Yardstick, part: SuitePart, checkpoint: str) -> str:
-    """The id of an evaluation: checkpoint, suite, split, decoding settings, number of samples and seed fix it."""
-    return sha256_of(
-        [
-            session.run_id,
-            suite.config.name,
-            checkpoint,
-            suite.row.sha256,
-            part.split,
-            params_of(suite.config).model_dump(mode="json"),
-            suite.config.num_samples,
-            part.seed,
-        ]
-    )
+    return corpus.evaluations.finish(evaluation_id, figures(verdicts, completions(), suite.config.pass_at))

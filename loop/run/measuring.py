@@ -14,7 +14,9 @@ from typing import Any, Literal
 
 from loop.config.settings import Suite as SuiteConfig
 from loop.errors import ConfigError, LoopError, UsageError
+from loop.reading.as_json import as_json
 from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result
+from loop.reading.gains import gain_of
 from loop.run.evaluation import SuitePart, evaluate
 from loop.run.power import AA_MEASURED, PlannedLook, planned_looks, remedy
 from loop.run.session import Session
@@ -35,9 +37,6 @@ FLATTERED = (
 )
 
 
-# Which checkpoint, which problems
-
-
 @dataclass(frozen=True, slots=True)
 class Measurement:
     """One finished evaluation with each problem's outcomes, by task."""
@@ -47,17 +46,15 @@ class Measurement:
 
     @property
     def figures(self) -> Json:
-        """Its pass@1 with the interval."""
         metrics = self.evaluation.metrics or {}
         return {"pass@1": metrics["pass@1"], "pass@1_interval": metrics["pass@1_interval"]}
 
     def rates(self, k: int = 1) -> dict[str, Fraction]:
         """Each problem's success rate or pass@k."""
+        counts = {task_id: (sum(results), len(results)) for task_id, results in self.outcomes.items()}
         if k == 1:
-            return {task_id: Fraction(sum(results), len(results)) for task_id, results in self.outcomes.items()}
-        return {
-            task_id: Fraction(pass_at_k(len(results), sum(results), k)) for task_id, results in self.outcomes.items()
-        }
+            return {task_id: Fraction(num_passed, num) for task_id, (num_passed, num) in counts.items()}
+        return {task_id: Fraction(pass_at_k(num, num_passed, k)) for task_id, (num_passed, num) in counts.items()}
 
 
 def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, draw: str, **changed: Any) -> Measurement:
@@ -65,9 +62,8 @@ def _measure(session: Session, suite: Yardstick, row: Checkpoint, split: str, dr
     problems = _problems(suite, split)
     seed = seed_of(session.loaded.config.seed, suite.config.name, split, draw)
     variant = replace(suite, config=suite.config.model_copy(update=changed))
-    last = session.ledger.last_round(session.run_id)
-    open_round = session.ledger.open_round(session.run_id)
-    number = open_round.number if open_round else last.number + 1 if last else 1
+    last, open_round = session.ledger.last_round(session.run_id), session.ledger.open_round(session.run_id)
+    number = open_round.number if open_round else (last.number if last else 0) + 1
     done = evaluate(session, number, row.sha256, variant, SuitePart(split, problems, seed), round_name(row.round))
     return Measurement(done, outcomes_of(session.corpus.evaluations.verdicts(done.id)))
 
@@ -84,14 +80,8 @@ def _problems(suite: Yardstick, split: str, at_least: int = 1) -> list[Problem]:
 
 def _paired(measured: Measurement, reference: Measurement) -> Json:
     """The gain in pass@1 over the reference on the same problems, with a two-sided 95% interval."""
-    rates, before = measured.rates(), reference.rates()
-    gain = paired_gain([rates[task_id] - before[task_id] for task_id in sorted(rates)], 0.975)
-    return {
-        "gain": gain.gain,
-        "interval": [gain.lower, gain.upper],
-        "num_improved": gain.num_improved,
-        "num_worsened": gain.num_worsened,
-    }
+    gain: Json = as_json(gain_of(measured.rates(), reference.rates()))
+    return gain
 
 
 def _where(session: Session, suite: Yardstick, split: str) -> Json:
@@ -128,14 +118,16 @@ def aa(session: Session, row: Checkpoint) -> Json:
     _problems(suite, split, at_least=2)
     names = [f"{suite.config.name}@aa{number}" for number in (1, 2)]
     first, second = (_measure(session, suite, row, split, name, name=name) for name in names)
+    ids = [first.evaluation.id, second.evaluation.id]
     rates, again = first.rates(k), second.rates(k)
     tasks = sorted(rates)
     differences = [rates[task_id] - again[task_id] for task_id in tasks]
     difference = paired_gain(differences, 0.975)
-    variance = variance_within([first.outcomes[task_id] + second.outcomes[task_id] for task_id in tasks])
     if k > 1:
         variance = variance_between(differences, suite.config.num_samples)
-    signals = _signals(session, suite, tasks, first, second)
+    else:
+        variance = variance_within([first.outcomes[task_id] + second.outcomes[task_id] for task_id in tasks])
+    signals = _signals(session, suite, tasks, ids)
     answer = _where(session, suite, split) | {
         "checkpoint": row.sha256,
         "metric": metric,
@@ -150,7 +142,7 @@ def aa(session: Session, row: Checkpoint) -> Json:
         "sizes": _sizes(looks[-1], variance) if looks else [],
         "signals": {name: {"value": noise.value, "sd": noise.sd} for name, noise in signals.items()},
         "collapse": _collapse(session, signals),
-        "evaluations": [first.evaluation.id, second.evaluation.id],
+        "evaluations": ids,
     }
     session.ledger.events.append_news(session.run_id, AA_MEASURED, row.round, **answer)
     return answer | {"round": row.round}
@@ -188,22 +180,17 @@ def _sizes(look: PlannedLook, variance: float) -> list[Json]:
     ]  # fmt: skip
 
 
-def _signals(
-    session: Session, suite: Yardstick, tasks: Sequence[str], first: Measurement, second: Measurement
-) -> dict[str, SignalNoise]:
-    """The noise of the signals that an evaluation gives, by the names that gates know them by."""
-    signals, again = (_signals_by_task(session, suite, measurement) for measurement in (first, second))
+def _signals(session: Session, suite: Yardstick, tasks: Sequence[str], ids: Sequence[str]) -> dict[str, SignalNoise]:
+    """The noise of the signals that an evaluation gives, by the names that gates know them by; from two evaluations."""
+    corpus, most = session.corpus, max(suite.config.pass_at)
+    signals, again = (
+        signals_by_problem(corpus.evaluations.verdicts(id), corpus.completions(session.run_id, evaluation_id=id), most)
+        for id in ids
+    )
     return {
         name: signal_noise([signals[task][name] for task in tasks], [again[task][name] for task in tasks])
         for name in signals[tasks[0]]
     }
-
-
-def _signals_by_task(session: Session, suite: Yardstick, measurement: Measurement) -> dict[str, dict[str, float]]:
-    """Each problem's part of a signal: the signal is the mean over problems."""
-    id = measurement.evaluation.id
-    completions = session.corpus.completions(session.run_id, evaluation_id=id)
-    return signals_by_problem(session.corpus.evaluations.verdicts(id), completions, max(suite.config.pass_at))
 
 
 def _collapse(session: Session, signals: Mapping[str, SignalNoise]) -> Json:
@@ -239,18 +226,16 @@ def sweep(session: Session, rows: Sequence[Checkpoint], temperatures: Sequence[f
     base = checkpoint_named(session.ledger, session.run, "base")
     own = 0.0 if suite.config.greedy else suite.config.temperature
     wanted = sorted({*temperatures, own})
-    swept = []
-    for row in {row.sha256: row for row in (base, *rows)}.values():
-        by_temperature = {
-            t: _measure(session, suite, row, split, "sweep", name=f"{suite.config.name}@T{t:g}", **_at(suite.config, t))
-            for t in wanted
-        }
-        rates = {t: by_temperature[t].figures["pass@1"] for t in wanted}
-        best = max(wanted, key=lambda t, rates=rates: (rates[t], t == own))  # type: ignore[misc]
-        swept.append((row, by_temperature, best))
-    (_, bases, base_best), *others = swept
-    answer = _where(session, suite, split)
-    return answer | {
+
+    def swept(row: Checkpoint) -> tuple[Checkpoint, dict[float, Measurement], float]:
+        measured = {}
+        for t in wanted:
+            drawn: Json = {"greedy": False, "temperature": t} if t else {"greedy": True}
+            measured[t] = _measure(session, suite, row, split, "sweep", name=f"{suite.config.name}@T{t:g}", **drawn)
+        return row, measured, max(wanted, key=lambda t: (measured[t].figures["pass@1"], t == own))
+
+    (_, bases, base_best), *others = map(swept, {row.sha256: row for row in (base, *rows)}.values())
+    return _where(session, suite, split) | {
         "T_eval": own,
         "temperatures": wanted,
         "checkpoints": [
@@ -258,22 +243,17 @@ def sweep(session: Session, rows: Sequence[Checkpoint], temperatures: Sequence[f
                 "checkpoint": row.sha256,
                 "round": row.round,
                 "best_temperature": best,
-                "figures": [{"temperature": t, **by_temperature[t].figures} for t in wanted],
+                "figures": [{"temperature": t, **measured[t].figures} for t in wanted],
             }
-            for row, by_temperature, best in swept
+            for row, measured, best in ((base, bases, base_best), *others)
         ],
         "decoding_gain": {"temperature": base_best, **_paired(bases[base_best], bases[own])},
         "training_gains": [
-            {"round": row.round, "temperature": best, "base_temperature": base_best, **_paired(by_temperature[best], bases[base_best])}
-            for row, by_temperature, best in others
+            {"round": row.round, "temperature": best, "base_temperature": base_best, **_paired(measured[best], bases[base_best])}
+            for row, measured, best in others
         ],
         "note": FLATTERED,
     }  # fmt: skip
-
-
-def _at(suite: SuiteConfig, temperature: float) -> Json:
-    """The settings of a suite at another temperature; everything else stays."""
-    return {"greedy": True} if not temperature else {"greedy": False, "temperature": temperature}
 
 
 # The final split
@@ -291,7 +271,7 @@ def may_open_final(suite: SuiteConfig, split: str, confirm: str | None) -> None:
 
 
 def may_be_final(ledger: Ledger, run: Run) -> Literal["new", "begun"]:
-    """Whether opening the final split would begin now or go on. LoopError where the head is the base."""
+    """Whether opening the final split would begin now or continue. LoopError where the head is the base."""
     if ledger.events.last_of(run.id, FINAL_BEGUN) is not None:
         return "begun"
     if run.head_checkpoint == run.base_checkpoint:
@@ -310,18 +290,16 @@ def final(session: Session) -> Event:
     if (result_event := final_result(ledger, run.id)) is not None:
         return result_event
     _problems(suite, FINAL)
-    if may_be_final(ledger, run) == "new":
-        ledger.events.append(run.id, FINAL_BEGUN, run.head_round, head=run.head_checkpoint, base=run.base_checkpoint)
     begun = ledger.events.last_of(run.id, FINAL_BEGUN)
-    assert begun is not None
-    rows = {who: ledger.checkpoints.get(begun.data[who]) for who in ("base", "head")}
-    measured: dict[str, Measurement] = {}
+    if begun is None:
+        may_be_final(ledger, run)
+        sides = {"head": run.head_checkpoint, "base": run.base_checkpoint}
+        begun = ledger.events.append(run.id, FINAL_BEGUN, run.head_round, **sides)
+    rows = {who: ledger.checkpoints.known(begun.data[who]) for who in ("base", "head")}
+    name = f"{suite.config.name}@final"
+    measured = {who: _measure(session, suite, row, FINAL, FINAL, name=name) for who, row in rows.items()}
+    result = _where(session, suite, FINAL) | _paired(measured["head"], measured["base"])
     for who, row in rows.items():
-        assert row is not None, who
-        measured[who] = _measure(session, suite, row, FINAL, FINAL, name=f"{suite.config.name}@final")
-    sides = {
-        who: {"checkpoint": row.sha256, "round": row.round, **measured[who].figures} for who, row in rows.items() if row
-    }
-    result = _where(session, suite, FINAL) | sides | _paired(measured["head"], measured["base"])
+        result[who] = {"checkpoint": row.sha256, "round": row.round, **measured[who].figures}
     result["evaluations"] = {who: measurement.evaluation.id for who, measurement in measured.items()}
     return ledger.events.append(run.id, FINAL_OPENED, begun.round, **result)

@@ -57,7 +57,13 @@ def open_session(
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run, content = ledger.run(), _content(inputs, suites)
             if run is None:
-                run = _begin(ledger, corpus, engines, loaded, inputs, suites, content, begins)
+                base = _base(loaded, engines, lambda: begins(inputs))
+                corpus.add_prompts(inputs.prompts)
+                for suite in suites:
+                    corpus.add_prompts(suite.prompts.values())
+                    corpus.evaluations.add_suite(suite.row, suite.problems)
+                identity, settings = sha256_of([config_sha256(config), content]), resolved(config) | {"inputs": content}
+                run = ledger.create_run(config.name, settings, identity, config.seed, base)
             else:
                 loaded = replace(loaded, config=with_stored_gates(loaded.config, run.config))
                 _continue(run, ledger, engines, loaded, content)
@@ -74,10 +80,8 @@ def open_session(
 
 def _content(inputs: Inputs, suites: list[Yardstick]) -> Json:
     """What the configuration's names stand for, by content: a file that changes makes another run."""
-    content: Json = {
-        "prompts": sha256_of([prompt.id for prompt in inputs.prompts]),
-        "suites": {suite.config.name: suite.row.sha256 for suite in suites},
-    }
+    content: Json = {"prompts": sha256_of([prompt.id for prompt in inputs.prompts])}
+    content["suites"] = {suite.config.name: suite.row.sha256 for suite in suites}
     if inputs.tests:
         content["tests"] = sha256_of({prompt_id: problem.content() for prompt_id, problem in inputs.tests.items()})
     return content
@@ -97,29 +101,22 @@ def _continue(run: Run, ledger: Ledger, engines: Engines, loaded: LoadedConfig, 
             ledger.checkpoints.move(base.sha256, str(directory))
 
 
-def _begin(
-    ledger: Ledger,
-    corpus: Corpus,
-    engines: Engines,
-    loaded: LoadedConfig,
-    inputs: Inputs,
-    suites: list[Yardstick],
-    content: Json,
-    begins: Callable[[Inputs], None],
-) -> Run:
+def _base(loaded: LoadedConfig, engines: Engines, begins: Callable[[], None]) -> Checkpoint:
+    """The base of a new run. LoopError where the run directory holds the weights of another one."""
     if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
         raise LoopError(
             f"{loaded.run_dir / DATABASE}: holds no run, but {CHECKPOINTS}/ beside it holds the weights of one; "
             "put a backup back, or set another run_dir"
         )
-    if loaded.config.model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
-        begins(inputs)
-    engines.watch.stage(0, "preparing", loaded.config.model.source)
+    model = loaded.config.model
+    if model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
+        begins()
+    engines.watch.stage(0, "preparing", model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
-    if loaded.config.model.source != BUILT_IN_MODEL:
-        begins(inputs)
+    if model.source != BUILT_IN_MODEL:
+        begins()
     manifest = hash_directory(directory)
-    base = Checkpoint(
+    return Checkpoint(
         sha256=manifest_sha256(manifest),
         run_id="",
         round=0,
@@ -129,29 +126,21 @@ def _begin(
         base=None,
         size_bytes=manifest_size_bytes(manifest),
         manifest=manifest,
-        origin={"source": loaded.config.model.source, "revision": loaded.config.model.revision},
+        origin={"source": model.source, "revision": model.revision},
     )
-    corpus.add_prompts(inputs.prompts)
-    for suite in suites:
-        corpus.add_prompts(suite.prompts.values())
-        corpus.evaluations.add_suite(suite.row, suite.problems)
-    identity = sha256_of([config_sha256(loaded.config), content])
-    settings = resolved(loaded.config) | {"inputs": content}
-    return ledger.create_run(loaded.config.name, settings, identity, loaded.config.seed, base)
 
 
 def _same_run(run: Run, settings: Json, content: Json, loaded: LoadedConfig) -> None:
     changed = differences({key: value for key, value in run.config.items() if key != "inputs"}, settings)
     before = run.config["inputs"]
-    if not changed and (before["prompts"], before.get("tests")) != (content["prompts"], content.get("tests")):
-        what = "prompts" if before["prompts"] != content["prompts"] else "tests of the prompts"
-        changed = [f"the {what} of {loaded.config.prompts.source} are not those that the run began with"]
-    if not changed:
-        changed = [
-            f"suite {name} is not the one that the run began with (a problem, the prompt format or a split changed)"
-            for name, sha256 in content["suites"].items()
-            if before["suites"].get(name) != sha256
-        ]
+    for key, what in (("prompts", "prompts"), ("tests", "tests of the prompts")):
+        if not changed and before.get(key) != content.get(key):
+            changed = [f"the {what} of {loaded.config.prompts.source} are not those that the run began with"]
+    changed = changed or [
+        f"suite {name} is not the one that the run began with (a problem, the prompt format or a split changed)"
+        for name, sha256 in content["suites"].items()
+        if before["suites"].get(name) != sha256
+    ]
     if changed:
         raise ConfigError(
             f"{loaded.run_dir} belongs to another configuration: {'; '.join(changed)}; "

@@ -15,8 +15,8 @@ from loop.engines.by_name import sampler_kind
 from loop.engines.precision import auto_dtype
 from loop.grading.suite import split_of
 from loop.inputs import Inputs
+from loop.run.base_model import in_worker
 from loop.system.gpus import used_bytes
-from loop.workers.worker import Worker
 
 PROMPT_TOKENS = 40  # of a prompt beyond what all prompts begin with
 SHARE_OF_LENGTH = 0.5  # of max_new_tokens: most completions end before
@@ -46,31 +46,22 @@ def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
     config = loaded.config
     num_prompts = config.prompts.per_round or len(inputs.prompts)
     num_sampled = num_prompts * config.sampling.num_samples
-    tokens = num_rounds * num_sampled * config.sampling.max_new_tokens * SHARE_OF_LENGTH
-    prompts = num_rounds * num_sampled
-    num_answers = 0
+    prompts, num_answers = num_rounds * num_sampled, 0
+    tokens = prompts * config.sampling.max_new_tokens * SHARE_OF_LENGTH
     for suite, read in zip(config.suites, inputs.suites, strict=True):
-        decides = suite.name == config.decide.suite
-        shares = {str(name): share for name, share in suite.splits.items()}
-        num_problems = sum(
-            not decides or split_of(problem.task_id, shares) == config.decide.split for problem in read.problems
-        )
-        times = 1 + num_rounds + (num_rounds - 1 if decides else 0)
-        num_answers += times * num_problems * suite.num_samples
-        prompts += times * num_problems
-        tokens += times * num_problems * suite.num_samples * suite.max_new_tokens * SHARE_OF_LENGTH
+        num_asked = (num_rounds + 1) * len(read.problems)
+        if suite.name == config.decide.suite:
+            shares = {str(name): share for name, share in suite.splits.items()}
+            splits = [split_of(problem.task_id, shares) for problem in read.problems]
+            num_asked = 2 * num_rounds * splits.count(config.decide.split)
+        prompts += num_asked
+        num_answers += num_asked * suite.num_samples
+        tokens += num_asked * suite.num_samples * suite.max_new_tokens * SHARE_OF_LENGTH
     training = config.training
     rows = training.num_steps * training.batch_size if training.num_steps else num_sampled * (training.num_epochs or 1)
     row = PROMPT_TOKENS + config.sampling.max_new_tokens * SHARE_OF_LENGTH
-    return Work(
-        num_rounds,
-        num_prompts,
-        num_sampled,
-        num_answers,
-        round(tokens),
-        prompts * PROMPT_TOKENS,
-        round(num_rounds * rows * row),
-    )
+    trained = round(num_rounds * rows * row)
+    return Work(num_rounds, num_prompts, num_sampled, num_answers, round(tokens), prompts * PROMPT_TOKENS, trained)
 
 
 def in_words(loaded: LoadedConfig, work: Work) -> str:
@@ -104,19 +95,7 @@ def measured_speed(loaded: LoadedConfig) -> Speed | None:
     if engine.device != "cpu" and used_bytes():
         return None
     sampling = auto_dtype(on_gpu=False)[0] if engine.dtype == "auto" else engine.dtype
+    command = {"op": "measure_speed", "num_threads": engine.num_threads, "precisions": [sampling, TRAINED_IN]}
     with tempfile.TemporaryDirectory(prefix="ssd-loop-") as directory:  # the run has none yet
-        worker = Worker(
-            {
-                "op": "measure_speed",
-                "num_threads": engine.num_threads,
-                "precisions": [sampling, TRAINED_IN],
-            },
-            log_file=Path(directory) / "speed.log",
-            stall_timeout_s=engine.stall_timeout_s,
-            progress=lambda done, total: None,
-            tag="measuring this machine",
-        )
-        try:
-            return Speed(worker.info["flops"][sampling], worker.info["flops"][TRAINED_IN])
-        finally:
-            worker.end()
+        flops = in_worker(command, Path(directory) / "speed.log", engine, "measuring this machine")["flops"]
+    return Speed(flops[sampling], flops[TRAINED_IN])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from loop.run.session import Session
@@ -10,9 +9,9 @@ from policies.evidence import Evidence
 from policies.gates import Improvement, Look
 from policies.gates.base import percent
 from policies.noise import PRIOR_VARIANCE, detectable_gain, problems_needed, samples_needed, variance_from
-from store.records import DecisionRow
 
 AA_MEASURED = "aa_measured"
+DETECTED = ("num_problems", "num_samples", "smallest_detectable_gain", "level")  # figures that older decisions lack
 MOST_SAMPLES = 20  # of one problem; beyond that, more problems are the better remedy
 
 
@@ -52,68 +51,44 @@ def planned_looks(session: Session) -> list[PlannedLook]:
     gate = next((gate for gate in policy.gates if isinstance(gate, Improvement)), None)
     if gate is None:
         return []
-    before = session.ledger.last_decision(session.run_id)
-    counts = policy.fruitless_after(before.evidence, before.verdict) if before else {}
-    now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=counts)
+    now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=session.fruitless_looks())
     looks = [Look(policy.split, screening=policy.confirm is not None)]
     looks += [Look(policy.confirm)] if policy.confirm is not None else []
     return [
-        PlannedLook(
-            gate,
-            look.split,
-            gate.level(now, look),
-            len(suite.of_split(look.split)),
-            suite.config.num_samples,
-        )
+        PlannedLook(gate, look.split, gate.level(now, look), len(suite.of_split(look.split)), suite.config.num_samples)
         for look in looks
     ]
 
 
 def known_variance(session: Session, gate: Improvement) -> tuple[float, str] | None:
-    """The variance within problems, and its source: "measured" by `aa`, "decided" (a decision's figures) or "guessed"."""
+    """The variance within problems, and where it is from unless `aa` has measured it, in words. None: nothing is known."""
     measured = session.ledger.events.last_of(session.run_id, AA_MEASURED)
     if measured is not None and measured.data.get("metric") == gate.metric:
-        return float(measured.data["variance_within"]), "measured"
+        return float(measured.data["variance_within"]), ""
     decided = session.ledger.last_decision(session.run_id)
-    for figures in _figures(decided, gate) if decided else ():
-        sizes = int(figures["num_problems"]), int(figures["num_samples"])
-        detectable, level = float(figures["smallest_detectable_gain"]), float(figures["level"])
-        if detectable < 1.0:
-            return variance_from(detectable, *sizes, level, gate.power), "decided"
-    decide = session.loaded.config.decide
-    if gate.metric != "pass@1" or session.loaded.config.suite(decide.suite).greedy:
-        return None  # of these nothing is known beforehand
-    return PRIOR_VARIANCE, "guessed"
-
-
-def _figures(decision: DecisionRow, gate: Improvement) -> Iterator[Mapping[str, float]]:
-    """The figures of the improvement gate; nothing where a decision of an older version lacks them."""
-    wanted = ("num_problems", "num_samples", "smallest_detectable_gain", "level")
-    for result in decision.gates:
+    for result in decided.gates if decided else ():
         figures = result.get("figures") or {}
-        if (result.get("type"), figures.get("metric")) != (gate.type, gate.metric):
-            continue
-        if all(isinstance(figures.get(key), int | float) and figures[key] > 0 for key in wanted):
-            yield figures
+        num_problems, num_samples, detectable, level = (figures.get(key) or 0 for key in DETECTED)
+        is_this_gate = (result.get("type"), figures.get("metric")) == (gate.type, gate.metric)
+        if is_this_gate and min(num_problems, num_samples, level) > 0 and 0 < detectable < 1:
+            variance = variance_from(detectable, num_problems, num_samples, level, gate.power)
+            return variance, ", by the last decision's figures"
+    if gate.metric != "pass@1" or session.decider.config.greedy:
+        return None  # of these nothing is known beforehand
+    return PRIOR_VARIANCE, ", by a guess before anything was measured: `loopctl aa` measures it"
 
 
 def coarseness_warning(session: Session) -> str | None:
     """A warning in one line if the evaluation would mostly miss the gain that it is asked for; else None."""
     looks = planned_looks(session)
-    variance_and_source = known_variance(session, looks[0].gate) if looks else None
-    if variance_and_source is None:
+    if not looks or (estimate := known_variance(session, looks[0].gate)) is None:
         return None
-    variance, source = variance_and_source
+    variance, by = estimate
     worst = max(looks, key=lambda look: look.detects(variance) - look.wanted)
     gain, gate = worst.detects(variance), worst.gate
     if gain <= worst.wanted:
         return None
     where = f"{worst.split}: " if len(looks) > 1 else ""
-    by = {
-        "measured": "",
-        "decided": ", by the last decision's figures",
-        "guessed": ", by a guess before anything was measured: `loopctl aa` measures it",
-    }[source]
     return (
         f"the evaluation ({where}{worst.num_problems} problems x {worst.num_samples} samples) detects a gain of "
         f"{gate.min_gain + gain:.3f} with {percent(gate.power)} power{by}; target_gain is {gate.target:g}: "

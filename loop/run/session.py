@@ -23,7 +23,7 @@ from store.corpus import Corpus
 from store.errors import DamagedCheckpoint, StoreError
 from store.failpoints import reach
 from store.ledger import Ledger
-from store.records import Checkpoint, Json, Prompt, Round, Run
+from store.records import Checkpoint, Evaluation, Json, Prompt, Round, Run
 
 OTHER_BASE = "the base model has changed since the run began"
 
@@ -38,7 +38,7 @@ class LostWeights(LoopError):
 
 @dataclass(slots=True)
 class Session:
-    """An open run. The store says where it is; this only holds what is needed to go on."""
+    """An open run. The store says where it is; this only holds what the next step needs."""
 
     loaded: LoadedConfig
     ledger: Ledger
@@ -82,7 +82,6 @@ class Session:
 
     @property
     def decider(self) -> Yardstick:
-        """The suite that decides."""
         name = self.loaded.config.decide.suite
         return next(suite for suite in self.suites if suite.config.name == name)
 
@@ -93,17 +92,25 @@ class Session:
         assert run is not None
         return run
 
+    def measured(self, checkpoint: str) -> Evaluation | None:
+        """The newest finished evaluation of a checkpoint on the split of every round: of a head, not the one that chose it."""
+        wanted = (self.decider.config.name, self.policy.split)
+        evaluations = self.corpus.evaluations.all(self.run_id, checkpoint)
+        finished = [each for each in evaluations if (each.suite_name, each.split) == wanted and each.metrics]
+        return finished[-1] if finished else None
+
+    def fruitless_looks(self) -> dict[str, int]:
+        """How often each split has been looked at in vain, as `Policy.fruitless_after` counts."""
+        before = self.ledger.last_decision(self.run_id)
+        return self.policy.fruitless_after(before.evidence, before.verdict) if before else {}
+
     def sampler(self, sha256: str) -> RemoteSampler | Pool:
         """A worker that samples from these weights and probes them: the one that serves them already, or a new one."""
         return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
 
     def weights(self, sha256: str) -> CheckpointRef:
-        """A checkpoint, every byte of it verified, again whenever its files were touched since.
-
-        A damaged one is set aside, and the error says what to do.
-        """
-        row = self.ledger.checkpoints.get(sha256)
-        assert row is not None, sha256
+        """A checkpoint, every byte verified, again whenever its files were touched since; a damaged one is set aside."""
+        row = self.ledger.checkpoints.known(sha256)
         path = self.loaded.run_dir / row.path  # an absolute path stays as it is
         try:
             stamped = stamps(path, row.manifest)

@@ -11,7 +11,7 @@ import contextlib
 import os
 import platform
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from importlib import metadata
 from itertools import islice
@@ -45,9 +45,7 @@ WAIT_S = 0.2
 ROWS_AT_ONCE = 200  # of one transaction
 SAMPLER_SETTINGS = (*keys_of(Engine, "sampling"), "lora_rank")
 TRAINER_SETTINGS = keys_of(Engine, "training")
-PACKAGES = (
-    "ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", *SAMPLER_PACKAGES,
-)  # fmt: skip
+PACKAGES = ("ssd-loop", "torch", "transformers", "tokenizers", "trl", "peft", "accelerate", *SAMPLER_PACKAGES)
 
 
 class Sharing:
@@ -77,11 +75,10 @@ class Sharing:
     @contextlib.contextmanager
     def record(
         self, kind: Record, round: int, what: str, checkpoint: str, own: Json, **made_from: object
-    ) -> Iterator[None]:
-        """Around a probe (the texts that checkpoints are compared on), or what a checkpoint gave on it; `own`: its ids here."""
+    ) -> Iterator[bool]:
+        """Around a probe, or what a checkpoint gave on it (`own`: its ids here); gives whether it is to be made here."""
         with self._turn(round, "evaluating", what, checkpoint, made_from) as product:
-            product.take_record(kind, own)
-            yield
+            yield not product.take_record(kind, own)
             product.offer({kind: own["id"]})
 
     @contextlib.contextmanager
@@ -142,7 +139,7 @@ class Sharing:
             session.wait(WAIT_S)
 
         with self.registry.turn(key, wait):
-            yield Product(session, self.registry, round, stage, what, key, sampler, self.registry.known(key))
+            yield Product(session, self.registry, round, stage, what, key, sampler, self.registry.known(key) or {})
 
 
 @dataclass(slots=True)
@@ -156,12 +153,12 @@ class Product:
     what: str
     key: str = ""
     sampler: str = ""  # the engine that the key speaks of
-    entry: Json | None = None  # which other run has made it, and where it lies there
+    entry: Json = field(default_factory=dict)  # which other run has made it, and where it lies there
     origin: Json | None = None  # once something of it was taken: from where, as the stage's output says it
 
     def take_answers(self, answers: Answers) -> None:
         """Store completions that are missing, and for an evaluation the verdicts on those that are the same."""
-        if self.entry is None:
+        if not self.entry:
             return
         evaluation_id, corpus = answers.lineage.evaluation_id, self.session.corpus
         stored = answers.stored_ids(self.session)
@@ -174,7 +171,7 @@ class Product:
 
     def take_weights(self, final_dir: Path) -> Trained | None:
         """A fine-tune's checkpoint under its final name, every byte of it verified; None if it cannot be had."""
-        if self.entry is None or self.registry is None:
+        if not self.entry or self.registry is None:
             return None
         for source in self.registry.weights_of(self.key, self.entry):
             scratch = temporary_directory(final_dir.parent)
@@ -192,17 +189,19 @@ class Product:
                     self._refuse(str(error))
         return None
 
-    def take_record(self, kind: Record, own: Json) -> None:
-        """Store a probe, or what a checkpoint gave on it, under this run's ids."""
-        if self.entry is None:
-            return
+    def take_record(self, kind: Record, own: Json) -> bool:
+        """Store a probe, or what a checkpoint gave on it, under this run's ids; whether that was possible."""
+        if not self.entry:
+            return False
         other_id, probes = self.entry[kind], self.session.corpus.probes
         read, add = (Probes.get, probes.add) if kind == "probe" else (Probes.result, probes.add_result)
         record: Any = next(self._rows(lambda store: [read(store.probes, other_id)]), None)
-        if record is not None and record.sha256 == probe_sha256(record):
-            with transaction(self.session.ledger.db):
-                add(replace(record, run_id=self.session.run_id, **own))
-                self._record(**{kind: other_id})
+        if record is None or record.sha256 != probe_sha256(record):
+            return False
+        with transaction(self.session.ledger.db):
+            add(replace(record, run_id=self.session.run_id, **own))
+            self._record(**{kind: other_id})
+        return True
 
     def offer(self, where: Json, weights: Path | None = None) -> None:
         """It is made and stored here: others may take it. `weights` stay for them even when this run lets its own go."""
@@ -224,7 +223,7 @@ class Product:
 
     def _rows(self, query: Callable[[Corpus], Iterable[T]]) -> Iterator[T]:
         """Rows of the other run's store, as far as they can be read: whatever is wrong with it is no failure of this run."""
-        assert self.entry is not None and self.registry is not None
+        assert self.registry is not None
         try:
             db = open_database(self.registry.run_dir_of(self.entry) / DATABASE, read_only=True)
             with contextlib.closing(db):
@@ -234,44 +233,28 @@ class Product:
 
     def _take_completions(self, answers: Answers, stored: set[str]) -> dict[str, tuple[str, str]]:
         """By this run's id: the hash of the other run's text, and that completion's id. In the order of their arrival there."""
-        assert self.entry is not None
-        lineage, entry = answers.lineage, self.entry
+        own, entry = asdict(answers.lineage), self.entry
+        other_id = entry.get("evaluation")
+        number = None if other_id else entry["round"]
         wanted = {(item.prompt.id, item.sample_index): item for item in answers.planned}
-        evaluation_id = entry.get("evaluation")
         others: dict[str, tuple[str, str]] = {}
 
         def missing() -> Iterator[Completion]:
-            number = None if evaluation_id else entry["round"]
-            for row in self._rows(
-                lambda store: store.completions(entry["run_id"], number, evaluation_id=evaluation_id)
-            ):
+            for row in self._rows(lambda store: store.completions(entry["run_id"], number, evaluation_id=other_id)):
                 item = wanted.get((row.prompt_id, row.sample_index))
                 if item is None:
                     continue
-                if row.sha256 != completion_sha256(row) or (row.seed, row.checkpoint) != (
-                    item.seed,
-                    lineage.checkpoint,
-                ):
+                if (row.sha256, row.seed, row.checkpoint) != (completion_sha256(row), item.seed, own["checkpoint"]):
                     self._refuse(f"completion {row.id} is not as it was written")
                     continue
                 others[item.id] = (sha256_of_text(row.text), row.id)
                 if item.id not in stored:
-                    yield replace(
-                        row,
-                        id=item.id,
-                        run_id=lineage.run_id,
-                        round=lineage.round,
-                        evaluation_id=lineage.evaluation_id,
-                        decode_settings_id=lineage.decode_settings_id,
-                        created_at="",
-                        sha256="",
-                    )
+                    yield replace(row, id=item.id, **own, created_at="", sha256="")
 
         self._store(self.session.corpus.add_completions, missing())
         return others
 
     def _take_verdicts(self, others: dict[str, tuple[str, str]], evaluation_id: str) -> None:
-        assert self.entry is not None
         corpus, other_evaluation_id = self.session.corpus, self.entry["evaluation"]
         graded = corpus.evaluations.graded_ids(evaluation_id)
         same = {
@@ -302,13 +285,11 @@ class Product:
             _record(self.session, self.round, self.stage, self.origin)
 
     def _described(self, **where: object) -> Json:
-        assert self.entry is not None
         entry, kept = self.entry, ("ran_in", "run_dir", "evaluation")
         described = {"key": self.key, "what": self.what, "of_run": entry["run_id"], "of_round": entry["round"]}
         return described | {name: entry[name] for name in kept if name in entry} | where
 
     def _refuse(self, why: str) -> None:
-        assert self.entry is not None
         ran_in = self.entry["ran_in"]
         self.session.watch.note(
             f"round {self.round}, {self.stage}: {self.what} of {ran_in['arm']}/seed-{ran_in['seed']} cannot be used ({why}); "
@@ -330,7 +311,5 @@ def _machine() -> Json:
     for each in metadata.distributions():
         if each.name in PACKAGES:
             installed.setdefault(each.name, each.version)  # the first is the one that is imported
-    return {
-        "gpu": bool(visible_devices()),
-        "python": platform.python_version(),
-    } | installed  # Python runs the solutions
+    # Python runs the solutions
+    return {"gpu": bool(visible_devices()), "python": platform.python_version()} | installed

@@ -13,24 +13,13 @@ from typing import Any
 import psutil
 import pytest
 
-from store.db import open_database
-from store.verify import verify_store
-from tests.support.runs import KEEPING, environment, write_run
+from tests.support.runs import KEEPING, environment, findings, patient_loopctl, workers_of, write_run
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, wait_until
 
 LONGER = KEEPING.replace("per_round = 10", "per_round = 60").replace("batch_size = 8", "batch_size = 4")
 ROOMY = LONGER + "\n[storage]\nmin_free_bytes = 0\n"
 STEADY = ROOMY.replace("rounds = 2", "rounds = 0")
-
-# loopctl, which otherwise gives up waiting for a daemon after seconds.
-PATIENT = f"""
-from loop.daemon import control
-from loop.cli import main, service
-service.PATIENCE_S = {HANG_S}
-control.ask.__defaults__ = ({HANG_S},)
-main.main()
-"""
 
 
 class Daemon:
@@ -61,36 +50,30 @@ class Daemon:
         return done.stdout + done.stderr
 
     def _loopctl(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-P", "-c", PATIENT, *arguments, "--config", str(self.config)]
-        env = environment() | self.variables
-        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S)
+        return patient_loopctl(*arguments, "--config", self.config, **self.variables)
 
     def status(self) -> Any:
         return json.loads(self._loopctl("status", "--json").stdout)
 
     def says(self, wanted: str) -> str:
         """Wait until `loopctl status` says so to people; all that it says then."""
-        said = ""
-
-        def is_said() -> bool:
-            nonlocal said
-            said = self._loopctl("status").stdout
-            return wanted in " ".join(said.split())
-
-        wait_until(is_said, lambda: (wanted, said, self.journal()[-2000:]))
-        return said
+        shown = self._look(lambda: self._loopctl("status").stdout, lambda s: wanted in " ".join(s.split()), wanted)
+        return str(shown)
 
     def until(self, holds: Callable[[Any], Any]) -> Any:
         """Wait until the status is so; that status."""
-        status: Any = None
+        return self._look(self.status, holds)
+
+    def _look(self, look: Callable[[], Any], holds: Callable[[Any], Any], *wanted: str) -> Any:
+        seen: Any = None
 
         def is_so() -> Any:
-            nonlocal status
-            status = self.status()
-            return holds(status)
+            nonlocal seen
+            seen = look()
+            return holds(seen)
 
-        wait_until(is_so, lambda: (status, self.journal()[-2000:]))
-        return status
+        wait_until(is_so, lambda: (*wanted, seen, self.journal()[-2000:]))
+        return seen
 
     def in_stage(self, stage: str) -> Any:
         """Wait until that stage stands still and the status says so; that status."""
@@ -98,16 +81,7 @@ class Daemon:
         return self.until(lambda s: s["round"] and s["round"]["stage"] == stage and s["round"]["done"])
 
     def workers(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            try:
-                if "loop.workers.child" in (process.info["cmdline"] or []) and any(
-                    str(self.run_dir) in file.path for file in process.open_files()
-                ):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return workers_of(self.run_dir)
 
     def alone(self) -> bool:
         """True as soon as no worker is left."""
@@ -123,11 +97,7 @@ class Daemon:
         assert process.wait(HANG_S) == 0 and self.findings() == []
 
     def findings(self) -> list[Any]:
-        db = open_database(self.run_dir / "loop.db", read_only=True)
-        try:
-            return verify_store(db, self.run_dir).findings
-        finally:
-            db.close()
+        return findings(self.run_dir)
 
     def journal(self) -> str:
         return (self.config.parent / "journal").read_text()
@@ -139,12 +109,11 @@ def decided(status: Any) -> int:
 
 @pytest.fixture
 def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    found = Daemon(tmp_path, getattr(request, "param", ROOMY))
-    yield found
-    for process in found.processes:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    daemon = Daemon(tmp_path, getattr(request, "param", ROOMY))
+    yield daemon
+    for process in daemon.processes:
+        process.kill()
+        process.wait()
 
 
 steady = pytest.mark.parametrize("daemon", [STEADY], indirect=True)

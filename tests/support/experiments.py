@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,15 @@ from loop.experiments.file import Experiment, ExperimentRun, load_experiment
 from loop.experiments.running import Machine, prepare
 from loop.round import run_round
 from loop.run.opening import open_session
-from store.db import open_database
-from store.verify import verify_store
-from tests.support.runs import KEEPING, Quiet, environment, write_run
-from tests.support.waiting import HANG_S
+from tests.support.runs import KEEPING, Quiet, findings, patient_loopctl, write_run
 
 BASE = KEEPING.replace("num_prompts = 0", "num_prompts = 4\nmax_new_tokens = 16") + "\n[storage]\nmin_free_bytes = 0\n"
 
-POLICIES = """
+MIX = """[[arms]]
+name = "mix"
+collect.data = { type = "mix", earlier = 0.25 }
+"""
+POLICIES = f"""
 name = "policies"
 rounds = 2
 seeds = [1]
@@ -31,21 +30,12 @@ seeds = [1]
 name = "replace"
 [[arms]]
 name = "accumulate"
-collect.data = { type = "accumulate" }
-[[arms]]
-name = "mix"
-[arms.collect]
-data = { type = "mix", earlier = 0.25 }
-[[arms]]
+collect.data = {{ type = "accumulate" }}
+{MIX}[[arms]]
 name = "strict"
-decide.gates = [{ type = "improvement", min_gain = 0.9 }]
+decide.gates = [{{ type = "improvement", min_gain = 0.9 }}]
 """
-
-THREE = POLICIES.replace("""[[arms]]
-name = "mix"
-[arms.collect]
-data = { type = "mix", earlier = 0.25 }
-""", "")  # fmt: skip
+THREE = POLICIES.replace(MIX, "")
 
 
 def write_experiment(directory: Path, text: str = POLICIES, base: str = BASE) -> Path:
@@ -56,17 +46,9 @@ def write_experiment(directory: Path, text: str = POLICIES, base: str = BASE) ->
     return path
 
 
-PATIENT = f"""
-from loop.cli import experiment, main
-experiment.PATIENCE_S = {HANG_S}
-main.main()
-"""
-
-
 def loopctl(*arguments: str | Path, code: int | None = 0, **variables: str) -> str:
     """What `loopctl experiment` printed on standard output."""
-    command = [sys.executable, "-P", "-c", PATIENT, "experiment", *map(str, arguments)]
-    done = subprocess.run(command, env=environment() | variables, capture_output=True, text=True, timeout=HANG_S)
+    done = patient_loopctl("experiment", *arguments, **variables)
     assert code is None or done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
     return done.stdout + ("" if "--json" in arguments else done.stderr)
 
@@ -85,12 +67,7 @@ def tables_of(facts: Any) -> Any:
 def sound(path: Path) -> Experiment:
     """Every store of an experiment verified."""
     experiment = load_experiment(path)
-    for run in experiment.runs:
-        db = open_database(run.run_dir / "loop.db", read_only=True)
-        try:
-            assert verify_store(db, run.run_dir).findings == [], run.name
-        finally:
-            db.close()
+    assert {run.name: findings(run.run_dir) for run in experiment.runs} == {run.name: [] for run in experiment.runs}
     return experiment
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import psutil
 
 from store.corpus import Corpus
 from store.db import open_database, query
+from store.verify import Finding, verify_store
 from tests.support import ROOT
 from tests.support.configurations import configuration
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, wait_until
 
 CONFIG = configuration()
 
@@ -32,19 +33,15 @@ class Quiet:
         self.notes: list[str] = []
 
     def stage(self, round: int, stage: str, what: str) -> None:
-        """See `loop.workers.up.Watch`, as for the others."""
         self.stages.append(stage)
         self.parts.append(f"{round} {stage}: {what}")
 
-    def progress(self, done: int, total: int) -> None:
-        """Forgotten."""
+    def progress(self, done: int, total: int) -> None: ...
 
     def note(self, text: str) -> None:
-        """Kept."""
         self.notes.append(text)
 
-    def pulse(self) -> None:
-        """Nothing to do."""
+    def pulse(self) -> None: ...
 
 
 # Its rounds are kept: the fake model learns much, and any gain will do.
@@ -68,14 +65,12 @@ def write_run(directory: Path, config: str = CONFIG, num_problems: int = 10) -> 
                 "difficulty": ["easy", "hard"][number % 2],
             }
             file.write(json.dumps(problem) + "\n")
-    path = directory / "loop.toml"
-    path.write_text(config)
-    return path
+    (directory / "loop.toml").write_text(config)
+    return directory / "loop.toml"
 
 
 DRIVER = r"""
-import json, os, signal, sys
-from dataclasses import asdict
+import os, signal, sys
 from pathlib import Path
 from loop import round as rounds
 from loop.run import opening
@@ -91,46 +86,33 @@ PLACES = {
     "add_verdicts": (evaluations.Evaluations, "add_verdicts"), "begin_evaluation": (evaluations.Evaluations, "begin"),
     "finish_evaluation": (evaluations.Evaluations, "finish"), "add_probe": (probes.Probes, "add"),
     "add_probe_result": (probes.Probes, "add_result"), "commit_directory": (training, "commit_directory"),
-    "rename": (os, "rename"), "between_stages": (None, None),
+    "rename": (os, "rename"),
 }
+ACKNOWLEDGED = {"add_completions": "completion", "add_verdicts": "verdict", "add_probe": "probe", "add_probe_result": "probe result"}
 sampling.STORED_AT_ONCE = 1  # kills are to come between the lists of one stage
 calls = 0
 
-def kill():
-    os.kill(os.getpid(), signal.SIGKILL)
-
 def maybe(place, moment):
     global calls
-    if where == f"{moment} {place}":
-        calls += 1
-        if calls == count:
-            kill()
-
-def acknowledge(kind, ids):
-    with open(Path(config).parent / "acknowledged", "a") as file:
-        file.write("".join(f"{kind} {id}\n" for id in ids))
+    calls += where == f"{moment} {place}"
+    if where == f"{moment} {place}" and calls == count:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 def wrap(place, owner, name):
     real = getattr(owner, name)
     def wrapped(*args, **kwargs):
         maybe(place, "before")
-        if place in ("add_completions", "add_verdicts"):
-            rows = list(args[1])
-            args = (args[0], rows, *args[2:])
         result = real(*args, **kwargs)
-        if place == "add_completions":
-            acknowledge("completion", [row.id for row in rows])
-        if place == "add_verdicts":
-            acknowledge("verdict", [row.completion_id for row in rows])
-        if place in ("add_probe", "add_probe_result"):
-            acknowledge(place.removeprefix("add_").replace("_", " "), [args[1].id])
+        if place in ACKNOWLEDGED:
+            with open(Path(config).parent / "acknowledged", "a") as file:
+                for row in args[1] if isinstance(args[1], list) else [args[1]]:
+                    print(ACKNOWLEDGED[place], getattr(row, "completion_id", None) or row.id, file=file)
         maybe(place, "after")
         return result
     setattr(owner, name, wrapped)
 
 for place, (owner, name) in PLACES.items():
-    if owner is not None:
-        wrap(place, owner, name)
+    wrap(place, owner, name)
 
 class Quiet:
     def stage(self, round, stage, what): maybe(f"stage {stage}", "at")
@@ -146,6 +128,23 @@ with opening.open_session(loaded, Quiet()) as session:
 """
 
 
+# loopctl, which otherwise gives up waiting for a daemon or an experiment after seconds.
+PATIENT = f"""
+from loop.daemon import control
+from loop.cli import experiment, main, service
+experiment.PATIENCE_S = service.PATIENCE_S = {HANG_S}
+control.ask.__defaults__ = ({HANG_S},)
+main.main()
+"""
+
+
+def patient_loopctl(*arguments: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run loopctl to its end. `variables` are those of its environment that differ."""
+    command = [sys.executable, "-P", "-c", PATIENT, *map(str, arguments)]
+    env = environment() | variables
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=HANG_S)
+
+
 def environment() -> dict[str, str]:
     """The project importable from anywhere."""
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -159,34 +158,46 @@ def drive(config: Path, place: str = "never", count: int = 1, kill_after_s: floa
         stderr=(config.parent / "stderr").open("ab"),
         start_new_session=True,
     )
-    tree = psutil.Process(process.pid)
-    if kill_after_s is not None:
-        try:
-            process.wait(kill_after_s)
-        except subprocess.TimeoutExpired:
-            family = [tree, *tree.children(recursive=True)]
-            for member in family:
-                try:
-                    member.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    pass
-    return process.wait()
+    try:
+        return process.wait(kill_after_s)
+    except subprocess.TimeoutExpired:
+        kill(family(process.pid))
+        return process.wait()
 
 
-def processes_of(config: Path) -> list[str]:
-    """What still runs with this run's directory in its command line or as its log, once nothing does or it hangs."""
-    deadline = time.monotonic() + HANG_S
-    while True:
-        left = []
-        for process in psutil.process_iter(["cmdline", "pid"]):
-            try:
-                if process.info["cmdline"] and "loop.workers.child" in process.info["cmdline"]:
-                    left += [str(process.pid) for file in process.open_files() if str(config.parent) in file.path]
-            except psutil.Error:
-                continue
-        if not left or time.monotonic() > deadline:
-            return left
-        time.sleep(0.05)
+def family(pid: int) -> list[psutil.Process]:
+    """A process that runs, and all that it has started."""
+    return [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+
+
+def kill(processes: Iterable[psutil.Process]) -> None:
+    """Kill all of these that are still there."""
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+def workers_of(directory: Path) -> list[psutil.Process]:
+    """The workers that have a file open in a directory, as their log is."""
+    workers = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if "loop.workers.child" in (process.info["cmdline"] or []):
+                workers += [process] if any(str(directory) in file.path for file in process.open_files()) else []
+    return workers
+
+
+def processes_of(config: Path) -> list[psutil.Process]:
+    """The workers of a run, once none is left or it hangs."""
+    with contextlib.suppress(AssertionError):
+        wait_until(lambda: not workers_of(config.parent))
+    return workers_of(config.parent)
+
+
+def findings(run_dir: Path) -> list[Finding]:
+    """What is wrong with a store and the checkpoints beside it."""
+    with contextlib.closing(open_database(run_dir / "loop.db", read_only=True)) as db:
+        return verify_store(db, run_dir).findings
 
 
 def dump(run_dir: Path) -> dict[str, Any]:
@@ -196,23 +207,28 @@ def dump(run_dir: Path) -> dict[str, Any]:
     completion with text, token ids, seeds and hashes, selections, verdicts, figures, probes and their results,
     decisions with evidence, and checkpoints by the hash of their weights.
     """
-    db = open_database(run_dir / "loop.db", read_only=True)
     without = {"created_at", "started_at", "finished_at", "decided_at", "duration_s", "arrival", "path", "detail"}
     tables = (
         "runs", "rounds", "stages", "prompts", "completions", "suites", "problems", "evaluations",
         "verdicts", "decisions", "checkpoints", "probes", "probe_results",
     )  # fmt: skip
-    lists = (
-        Corpus(db).selections(row["run_id"], row["number"]) for row in query(db, "SELECT run_id, number FROM rounds")
-    )
-    contents = {table: query(db, f"SELECT * FROM {table}") for table in tables}
-    contents["selections"] = [asdict(one) for listed in lists for one in listed]
-    found: dict[str, Any] = {}
+    with contextlib.closing(open_database(run_dir / "loop.db", read_only=True)) as db:
+        rounds = query(db, "SELECT run_id, number FROM rounds")
+        lists = [Corpus(db).selections(row["run_id"], row["number"]) for row in rounds]
+        contents = {table: query(db, f"SELECT * FROM {table}") for table in tables}
+        contents["selections"] = [asdict(selection) for listed in lists for selection in listed]
+    dumped: dict[str, Any] = {}
     for table, rows in contents.items():
         plain = [{key: value for key, value in row.items() if key not in without} for row in rows]
-        found[table] = sorted(plain, key=lambda row: json.dumps(row, sort_keys=True, default=str))
-    db.close()
-    return found
+        dumped[table] = sorted(plain, key=lambda row: json.dumps(row, sort_keys=True, default=str))
+    return dumped
+
+
+def assert_same(run_dir: Path, expected: dict[str, Any], *tables: str) -> None:
+    """A run has left the same as a dump, table by table: in these, by default in all."""
+    dumped = dump(run_dir)
+    for table in tables or expected:
+        assert dumped[table] == expected[table], table
 
 
 def acknowledged(config: Path) -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 HANG_S = 600.0
@@ -17,6 +19,17 @@ def wait_until(holds: Callable[[], Any], what: Callable[[], object] = lambda: "i
         assert time.monotonic() < deadline, what()
         time.sleep(0.02)
     return found
+
+
+@contextlib.contextmanager
+def descriptors_below(number: int) -> Iterator[None]:
+    """In this block the process gets no new descriptor of this number or a higher one."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (number, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def returns(call: Callable[[], Any]) -> None:

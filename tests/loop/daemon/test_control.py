@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import resource
 import socket
 import stat
 import subprocess
@@ -17,6 +16,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
@@ -24,8 +24,8 @@ from loop.daemon import control
 from loop.daemon.control import SOCKET, Control, NotRunning, Wake, ask
 from loop.errors import LoopError, PermissionDenied, UsageError
 from store.errors import StaleState
-from tests.support import ROOT
-from tests.support.waiting import HANG_S, wait_until
+from tests.support.runs import environment
+from tests.support.waiting import HANG_S, descriptors_below, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +40,7 @@ def echo(request: dict[str, Any]) -> dict[str, Any]:
     return {"echo": request}
 
 
-def raising(error: BaseException) -> Callable[[Any], Any]:
-    def answer(_request: Any) -> Any:
-        if error:
-            raise error
-
-    return answer
+not_asked = Mock(side_effect=AssertionError("not asked"))
 
 
 @contextlib.contextmanager
@@ -74,20 +69,11 @@ def num_descriptors() -> int:
 # ---- asking and answering --------------------------------------------------------------------------------------------
 
 
-def test_a_request_is_answered(tmp_path: Path) -> None:
+def test_requests_are_answered_whatever_is_in_them(tmp_path: Path) -> None:
     with Control(tmp_path, echo):
-        for number in range(3):
-            assert ask(tmp_path, "pin", round=number) == {"echo": {"command": "pin", "round": number}}
-
-
-def test_text_of_any_kind_arrives(tmp_path: Path) -> None:
-    text = "näh\n\u2028 \ud800 \x00 \x1b[31m"
-    with Control(tmp_path, echo):
-        assert ask(tmp_path, "x", text=text)["echo"]["text"] == text
-
-
-def test_answers_are_longer_than_a_socket_holds(tmp_path: Path) -> None:
-    with Control(tmp_path, lambda request: {"text": "x" * 3_000_000}):
+        for value in (1, "näh\n\u2028 \ud800 \x00 \x1b[31m"):
+            assert ask(tmp_path, "pin", round=value) == {"echo": {"command": "pin", "round": value}}
+    with Control(tmp_path, lambda request: {"text": "x" * 3_000_000}):  # more than a socket holds
         assert len(ask(tmp_path, "gc")["text"]) == 3_000_000
 
 
@@ -105,6 +91,7 @@ def test_a_directory_with_a_long_name(tmp_path: Path) -> None:
         (UsageError("no such round; there are 3"), "no such round; there are 3", 2),
         (PermissionDenied("no"), "no", 77),
         (StaleState("it moved"), "it moved", 1),
+        (LoopError(), "LoopError", 1),
         (ValueError("seven\nlines"), "ValueError: seven lines", 1),
         (KeyError(), "KeyError", 1),
         (SystemExit(3), "SystemExit: 3", 1),
@@ -112,27 +99,33 @@ def test_a_directory_with_a_long_name(tmp_path: Path) -> None:
     ],
 )
 def test_what_it_raises_is_an_answer(tmp_path: Path, error: BaseException, text: str, code: int) -> None:
-    with Control(tmp_path, raising(error)):
+    with Control(tmp_path, Mock(side_effect=error)):
         for _ in range(2):  # the service outlives it
             with pytest.raises(LoopError) as caught:
                 ask(tmp_path, "x")
             assert (str(caught.value), caught.value.exit_code) == (text, code)
 
 
-@pytest.mark.parametrize("answer", [None, 7, {("a", "b"): 1}, {"n": "x" * (control.MAX_ANSWER_BYTES + 1)}])
-def test_an_answer_that_cannot_be_sent(tmp_path: Path, answer: Any) -> None:
+CIRCLE: dict[str, Any] = {}
+CIRCLE["self"] = CIRCLE
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (None, "TypeError"),
+        (7, "TypeError"),
+        ({("a", "b"): 1}, "TypeError"),
+        (CIRCLE, "ValueError"),
+        ({"n": "x" * (control.MAX_ANSWER_BYTES + 1)}, "is too long"),
+    ],
+)
+def test_an_answer_that_cannot_be_sent(tmp_path: Path, answer: Any, words: str) -> None:
     answers = [answer, {"n": 1}]
     with Control(tmp_path, lambda request: answers.pop(0)):
-        with pytest.raises(LoopError):
+        with pytest.raises(LoopError, match=words):
             ask(tmp_path, "x")
         assert ask(tmp_path, "x") == {"n": 1}
-
-
-def test_an_answer_that_contains_itself(tmp_path: Path) -> None:
-    answer: dict[str, Any] = {}
-    answer["self"] = answer
-    with Control(tmp_path, lambda request: answer), pytest.raises(LoopError, match="ValueError"):
-        ask(tmp_path, "x")
 
 
 def test_one_request_at_a_time(tmp_path: Path) -> None:
@@ -157,7 +150,7 @@ def test_one_request_at_a_time(tmp_path: Path) -> None:
     [b"\n", b"nonsense\n", b"[1]\n", b"7\n", b"\xff\xfe\n", b"[" * 20_000 + b"\n", b'{"a":' + b"9" * 5000 + b"}\n"],
 )
 def test_nonsense_is_refused_in_words(tmp_path: Path, text: bytes) -> None:
-    with Control(tmp_path, raising(AssertionError("not asked"))):
+    with Control(tmp_path, not_asked):
         with raw(tmp_path, text) as client:
             answer = json.loads(all_of(client))
         assert answer["ok"] is False and "JSON object" in answer["error"]
@@ -255,28 +248,19 @@ def test_more_than_the_kernel_keeps_waiting(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_no_descriptors_for_a_while(tmp_path: Path) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with (
-        Control(tmp_path, echo) as serving,
-        raw(tmp_path, b'{"command": "a"') as first,
-        socket.socket(socket.AF_UNIX) as second,
-    ):
+    half = b'{"command": "a"'
+    with Control(tmp_path, echo) as serving, raw(tmp_path, half) as first, socket.socket(socket.AF_UNIX) as second:
         second.settimeout(HANG_S)
         wait_until(lambda: serving._clients)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))), limits[1]))
-        spare: list[int] = []
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(descriptors_below(max(map(int, os.listdir("/proc/self/fd")))))
             with contextlib.suppress(OSError):
                 while True:
-                    spare.append(os.dup(0))
+                    stack.callback(os.close, os.dup(0))
             second.connect(str(tmp_path / SOCKET))
             second.sendall(b'{"command": "b"}\n')
             first.sendall(b"}\n")
             assert b'"a"' in all_of(first)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-            for descriptor in spare:
-                os.close(descriptor)
         assert b'"b"' in all_of(second)
 
 
@@ -284,22 +268,23 @@ def test_no_descriptors_for_a_while(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o277, 0o777])
-def test_the_socket_is_private_from_the_first_instant(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int
-) -> None:
+def test_the_socket_is_private_from_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, umask: int) -> None:
     modes: list[int] = []
     bind = socket.socket.bind
+
+    def look() -> None:
+        modes.append(stat.S_IMODE((tmp_path / SOCKET).stat().st_mode))
 
     class Watched(socket.socket):
         def bind(self, name: Any) -> None:
             bind(self, name)
-            modes.append(stat.S_IMODE((tmp_path / SOCKET).stat().st_mode))
+            look()
 
     monkeypatch.setattr(control.socket, "socket", Watched)
     before = os.umask(umask)
     try:
         with Control(tmp_path, echo):
-            modes.append(stat.S_IMODE((tmp_path / SOCKET).stat().st_mode))
+            look()
             assert os.umask(umask) == umask, "other threads make files meanwhile"
     finally:
         os.umask(before)
@@ -308,7 +293,7 @@ def test_the_socket_is_private_from_the_first_instant(
 
 def test_another_user_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "_peer", lambda connection: os.geteuid() + 1)
-    with Control(tmp_path, raising(AssertionError("not asked"))):
+    with Control(tmp_path, not_asked):
         for _ in range(50):  # the answer comes before the request was read
             with pytest.raises(LoopError, match="may not command this run") as caught:
                 ask(tmp_path, "stop")
@@ -326,7 +311,7 @@ try:
 except PermissionError:
     print("EACCES")
 """
-    with tempfile.TemporaryDirectory() as name, Control(Path(name), raising(AssertionError("not asked"))):
+    with tempfile.TemporaryDirectory() as name, Control(Path(name), not_asked):
         run_dir = Path(name)
         run_dir.chmod(0o755)
 
@@ -339,19 +324,15 @@ except PermissionError:
                     ).stdout
             return ""
 
-        said = as_nobody()
-        if not said:
+        if not (answer := as_nobody()):
             pytest.skip("another user cannot run this Python")
-        assert said == "EACCES\n"
+        assert answer == "EACCES\n"
         (run_dir / SOCKET).chmod(0o666)
         assert "user 65534 may not command this run" in as_nobody()
 
 
 def test_what_may_not_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def denied(*_: Any) -> None:
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(control, "_connect", denied)
+    monkeypatch.setattr(control, "_connect", Mock(side_effect=PermissionError(13, "Permission denied")))
     with pytest.raises(PermissionDenied, match="as the user who runs the loop"):
         ask(tmp_path, "x")
 
@@ -361,20 +342,19 @@ def test_what_may_not_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_nobody_there(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    for run_dir in (tmp_path, tmp_path / "none", tmp_path / "file"):
+    (tmp_path / "left").mkdir()
+    (tmp_path / "left" / SOCKET).touch()
+    for run_dir in (tmp_path, tmp_path / "none", tmp_path / "file", tmp_path / "left"):
         with pytest.raises(NotRunning) as caught:
             ask(run_dir, "x")
         assert caught.value.exit_code == 3
-    (tmp_path / SOCKET).touch()
-    with pytest.raises(NotRunning):
-        ask(tmp_path, "x")
 
 
 def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
     words = "import sys, time; from pathlib import Path; from loop.daemon.control import Control\n"
     words += "with Control(Path(sys.argv[1]), dict): print('up', flush=True); time.sleep(1000)"
     command = [sys.executable, "-c", words, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)}) as daemon:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as daemon:
         assert daemon.stdout is not None and daemon.stdout.readline() == b"up\n"
         assert ask(tmp_path, "x") == {"command": "x"}
         daemon.kill()
@@ -386,9 +366,7 @@ def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / SOCKET).exists()
 
 
-def test_a_client_for_whom_no_thread_is_free_is_let_go_and_the_next_is_served(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_a_free_thread_a_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     start, num_refused = threading.Thread.start, 0
 
     def refuses_once(thread: threading.Thread) -> None:
@@ -446,56 +424,46 @@ def test_the_request_that_ends_it_is_answered(tmp_path: Path) -> None:
 @contextlib.contextmanager
 def stand_in(run_dir: Path, serve: Callable[[socket.socket], object]) -> Iterator[None]:
     """Somebody else on the socket."""
-    with socket.socket(socket.AF_UNIX) as listener:
+    with socket.socket(socket.AF_UNIX) as listener, ThreadPoolExecutor(1) as pool:
         listener.bind(str(run_dir / SOCKET))
         listener.listen()
 
-        def one() -> None:
+        def serve_one() -> None:
             with listener.accept()[0] as connection:
                 serve(connection)
 
-        thread = threading.Thread(target=one)
-        thread.start()
+        pool.submit(serve_one)
         yield
-        thread.join()
 
 
-@pytest.mark.parametrize("said", [b"", b"{", b"[]\n", b"nonsense\n"])
-def test_a_daemon_that_dies_over_it(tmp_path: Path, said: bytes) -> None:
+@pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"nonsense\n"])
+def test_a_daemon_that_dies_over_it(tmp_path: Path, answer: bytes) -> None:
     with (
-        stand_in(tmp_path, lambda connection: (connection.recv(1000), connection.sendall(said))),
+        stand_in(tmp_path, lambda connection: (connection.recv(1000), connection.sendall(answer))),
         pytest.raises(LoopError, match="ended before it answered") as caught,
     ):
         ask(tmp_path, "x")
     assert not isinstance(caught.value, NotRunning), "it may have been done"
 
 
-def test_a_daemon_that_says_nothing(tmp_path: Path) -> None:
-    over = threading.Event()
-    with stand_in(tmp_path, lambda connection: over.wait(HANG_S)):
-        with pytest.raises(LoopError, match=r"within 0\.2 s") as caught:
-            ask(tmp_path, "x", timeout_s=0.2)
-        assert not isinstance(caught.value, NotRunning)
-        over.set()
-
-
-def test_a_daemon_that_drips(tmp_path: Path) -> None:
+@pytest.mark.parametrize("drop", [b"", b" "])
+def test_a_daemon_that_says_nothing_or_drips(tmp_path: Path, drop: bytes) -> None:
     over = threading.Event()
 
     def drip(connection: socket.socket) -> None:
         with contextlib.suppress(OSError):
             while not over.wait(0.05):
-                connection.sendall(b" ")
+                connection.sendall(drop)
 
-    with stand_in(tmp_path, drip):
-        with pytest.raises(LoopError, match=r"within 0\.4 s"):
+    with stand_in(tmp_path, drip), contextlib.ExitStack() as stack:
+        stack.callback(over.set)
+        with pytest.raises(LoopError, match=r"within 0\.4 s") as caught:
             ask(tmp_path, "x", timeout_s=0.4)
-        over.set()
+    assert not isinstance(caught.value, NotRunning)
 
 
 def test_loopctl_does_not_wait_for_it() -> None:
-    words = "import sys, loop.daemon.control; print(*sys.modules)"
-    command = [sys.executable, "-c", words]
-    told = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True).stdout
+    command = [sys.executable, "-c", "import sys, loop.daemon.control; print(*sys.modules)"]
+    modules = subprocess.run(command, env=environment(), capture_output=True, text=True).stdout.split()
     heavy = {"pydantic", "click", "rich", "sqlite3", "sqlite_utils", "torch", "apscheduler", "psutil", "subprocess"}
-    assert "loop.daemon.control" in told.split() and not heavy & set(told.split())
+    assert "loop.daemon.control" in modules and not heavy & set(modules)

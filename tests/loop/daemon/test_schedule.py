@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from functools import cache
 from itertools import pairwise
@@ -13,33 +13,20 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from loop.config.machine import ScheduleTable
 from loop.daemon.schedule import Schedule
-from tests.support.wall import (
-    BERLIN,
-    CHANGES,
-    DAY,
-    HOUR,
-    LORD_HOWE,
-    MINUTE,
-    NEW_YORK,
-    NUM_DAYS,
-    ScheduleTable,
-    schedule,
-    utc,
-    wall_of,
-)
+from tests.support.wall import BERLIN, CHANGES, DAY, HOUR, LORD_HOWE, MINUTE, NEW_YORK, NUM_DAYS, schedule, utc, wall_of
 
 
 def due_times(expression: str, zone: str, first: str, last: str) -> list[str]:
     """What a loop that looks every few minutes serves: the moments of due rounds, in UTC."""
-    due, now, found = schedule(first, cron=expression, timezone=zone), utc(first), []
-    started: datetime | None = None
+    due, now = schedule(first, cron=expression, timezone=zone), utc(first)
+    served: list[datetime] = []
     while now < utc(last):
-        if due.due_at(started, now) <= now:
-            found.append(f"{now:%d %H:%M}")
-            started = now
+        if due.due_at(served[-1] if served else None, now) <= now:
+            served.append(now)
         now += 5 * MINUTE
-    return found
+    return [f"{moment:%d %H:%M}" for moment in served]
 
 
 # Cron
@@ -175,8 +162,8 @@ def cron_times(expression: str, change: tuple[str, str]) -> list[datetime]:
     """Every moment at which it is due, each once."""
     wall = wall_of(change)
     minutes = (day + minute * MINUTE for day in wall.days() for minute in range(1440))
-    found = {wall.first(minute) for minute in minutes if CRONS[expression](minute)}
-    return sorted(moment for moment in found if moment > wall.start)
+    moments = {wall.first(minute) for minute in minutes if CRONS[expression](minute)}
+    return sorted(moment for moment in moments if moment > wall.start)
 
 
 class Days:
@@ -187,8 +174,8 @@ class Days:
         self.happenings = sorted(happenings)
         self.minute, self.offset = 0, 0
         self.num_rounds = 0
-        self.restarted = False
-        self.forward, self.back, self.longest = 0, 0, tick  # since the last start
+        self.restarted = True
+        self.forward, self.back = 0, 0  # since the last start
 
     @property
     def real(self) -> datetime:
@@ -198,16 +185,27 @@ class Days:
     def now(self) -> datetime:
         return self.real + self.offset * MINUTE + timedelta(seconds=7)
 
-    def go(self, minutes: int) -> None:
-        self.minute += minutes
-        self.longest = max(self.longest, minutes)
+    def looks(self, begin: Callable[[], Schedule]) -> Iterator[tuple[datetime, datetime, datetime | None]]:
+        """Until the days are over: now, when a round is due, and when the last one started. What is due is run."""
+        last: datetime | None = None
+        while self.happen():
+            if self.restarted:
+                due, self.restarted = begin(), False
+            at, now = due.due_at(last, self.now), self.now
+            yield now, at, last
+            if at <= now:
+                last, self.forward, self.back = now, 0, 0
+                self.minute += self.lengths[self.num_rounds % len(self.lengths)]
+                self.num_rounds += 1
+            else:
+                self.minute += self.tick
 
     def happen(self) -> bool:
         """Whatever happens at this time; False when the days are over."""
         while self.happenings and self.happenings[0][0] <= self.minute:
             _, what, size = self.happenings.pop(0)
             if what == "sleep":
-                self.go(10 * abs(size))
+                self.minute += 10 * abs(size)
             elif what == "restart":
                 self.restarted = True
             else:  # the clock is set, and later perhaps set right
@@ -216,28 +214,15 @@ class Days:
                 self.offset = size
         return self.minute < NUM_DAYS * 1440
 
-    def round(self) -> None:
-        self.forward = self.back = self.longest = 0
-        self.go(self.lengths[self.num_rounds % len(self.lengths)])
-        self.num_rounds += 1
 
-
-def happenings(*kinds: str) -> st.SearchStrategy[list[tuple[int, str, int]]]:
-    minute = st.integers(0, NUM_DAYS * 1440)
-    return st.lists(st.tuples(minute, st.sampled_from(kinds), st.integers(-60, 60)), max_size=12)
-
-
+TICKS = st.integers(3, 30)
 LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=5)
+MINUTES, KINDS = st.integers(0, NUM_DAYS * 1440), st.sampled_from(["sleep", "restart", "clock", "clock"])
+HAPPENED = st.lists(st.tuples(MINUTES, KINDS, st.integers(-60, 60)), max_size=12)
 
 
 @settings(max_examples=60)
-@given(
-    expression=st.sampled_from(list(CRONS)),
-    change=st.sampled_from(CHANGES),
-    tick=st.integers(3, 30),
-    lengths=LENGTHS,
-    happened=happenings("sleep", "restart", "clock", "clock"),
-)
+@given(st.sampled_from(list(CRONS)), st.sampled_from(CHANGES), TICKS, LENGTHS, HAPPENED)
 @example("30 2 * * *", CHANGES[0], 5, [10], [])
 @example("30 2 * * *", CHANGES[1], 5, [10], [(5825, "clock", -60), (5900, "clock", 0)])
 @example("0 22 * * *", CHANGES[1], 5, [4 * 1440 + 75], [])
@@ -246,42 +231,24 @@ def test_no_cron_time_is_lost_or_served_twice(
 ) -> None:
     times, begun = cron_times(expression, change), wall_of(change).start
     keys = {"cron": expression, "timezone": change[0]}
-    due, days = Schedule(ScheduleTable(**keys), begun), Days(begun, tick, lengths, happened)
-    starts: list[datetime] = []
-    while days.happen():
-        if days.restarted:
-            due, days.restarted = Schedule(ScheduleTable(**keys), begun), False
-        now, last = days.now, starts[-1] if starts else None
-        at = due.due_at(last, now)
+    days, starts = Days(begun, tick, lengths, happened), list[datetime]()
+    for now, at, last in days.looks(lambda: Schedule(ScheduleTable(**keys), begun)):
         assert at == times[bisect_right(times, last or begun)]
         if at <= now:
             starts.append(now)
-            days.round()
-        else:
-            days.go(tick)
     assert all(bisect_right(times, earlier) < bisect_right(times, later) for earlier, later in pairwise(starts))
     past = times[: bisect_right(times, starts[-1])] if starts else []
     assert len({bisect_left(starts, moment) for moment in past}) == len(starts)  # each served by one, each serving some
 
 
 @settings(max_examples=60)
-@given(
-    every=st.integers(20, 3000),
-    tick=st.integers(3, 30),
-    lengths=LENGTHS,
-    happened=happenings("sleep", "restart", "clock", "clock"),
-)
+@given(st.integers(20, 3000), TICKS, LENGTHS, HAPPENED)
 def test_an_interval_holds_whatever_the_clock_does(
     every: int, tick: int, lengths: list[int], happened: list[tuple[int, str, int]]
 ) -> None:
-    due, days = schedule("03-25 00:00", every=f"{every}m"), Days(utc("03-25 00:00"), tick, lengths, happened)
-    last: datetime | None = None
+    days = Days(utc("03-25 00:00"), tick, lengths, happened)
     real: datetime | None = None
-    while days.happen():
-        if days.restarted:
-            due, days.restarted = schedule("03-25 00:00", every=f"{every}m"), False
-        now = days.now
-        at = due.due_at(last, now)
+    for now, at, last in days.looks(lambda: schedule("03-25 00:00", every=f"{every}m")):
         assert at <= now + every * MINUTE  # it never stalls
         if last is not None and real is not None:
             if not days.forward and not days.back:
@@ -290,11 +257,8 @@ def test_an_interval_holds_whatever_the_clock_does(
             assert at > now or waited >= every - days.forward
             assert at <= now or waited < every + days.back
         if at <= now:
-            last, real = now, days.real
-            days.round()
-        else:
-            days.go(tick)
-    assert last is not None
+            real = days.real
+    assert real is not None
 
 
 @pytest.mark.parametrize("every", ["90s", "45m", "6h", "1d", "2w"])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import resource
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 from loop.daemon.control import Wake
-from tests.support.waiting import HANG_S, wait_until
+from tests.support.waiting import HANG_S, descriptors_below
 
 
 @pytest.fixture
@@ -39,42 +39,35 @@ def test_a_thread_wakes_it(wake: Wake) -> None:
     timer.join()
 
 
-def test_a_signal_wakes_it(wake: Wake) -> None:
-    before = signal.signal(signal.SIGUSR1, lambda *_: wake.wake())
+@contextlib.contextmanager
+def signalled(handle: Callable[[], object]) -> Iterator[None]:
+    """A signal comes in a moment, and calls this."""
+    before = signal.signal(signal.SIGUSR1, lambda *_: handle())
     timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
     timer.start()
     try:
-        assert wake.wait(HANG_S)
+        yield
     finally:
         timer.join()
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_signal_wakes_it(wake: Wake) -> None:
+    with signalled(wake.wake):
+        assert wake.wait(HANG_S)
 
 
 def test_a_signal_that_means_something_else_does_not(wake: Wake) -> None:
-    seen: list[int] = []
-    before = signal.signal(signal.SIGUSR1, lambda signum, _: seen.append(signum))
-    timer = threading.Timer(0.05, lambda: os.kill(os.getpid(), signal.SIGUSR1))
-    timer.start()
-
-    def is_seen() -> bool:
-        assert not wake.wait(0.5)
-        return bool(seen)
-
-    try:
-        wait_until(is_seen)
-    finally:
-        timer.join()
-        signal.signal(signal.SIGUSR1, before)
+    seen = threading.Event()
+    with signalled(seen.set):
+        while not seen.is_set():
+            assert not wake.wait(0.5)
 
 
 def test_it_needs_no_descriptor(wake: Wake) -> None:
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # 0 is taken
-    try:
+    with descriptors_below(1):  # 0 is taken
         wake.wake()
         assert wake.wait(0.1) and not wake.wait(0.0)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_nobody_is_woken_after_the_end() -> None:

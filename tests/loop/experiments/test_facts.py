@@ -19,17 +19,12 @@ from loop.experiments.arithmetic import (
     lines_of,
 )
 
-FIGURES = {"pass@1": 0.5, "pass@4": 0.75, "pass@1_interval": [0.1, 0.9], "distinct_rate": 0.5, "mean_tokens": 20.0,
-           "spread": None}  # fmt: skip
+FIGURES = {"pass@1": 0.5, "pass@4": 0.75, "pass@1_interval": [0.1, 0.9], "distinct_rate": 0.5, "mean_tokens": 20.0}
 NONE, HALF, ONE = Fraction(0), Fraction(1, 2), Fraction(1)
 
 
 def head(rates: dict[str, Fraction], kept: bool = True) -> Head:
     return Head(kept, rates, FIGURES)
-
-
-def flat(rate: Fraction, num: int = 40) -> Head:
-    return head({f"task/{n}": rate for n in range(num)})
 
 
 def test_a_line_averages_the_seeds_problem_by_problem() -> None:
@@ -60,20 +55,19 @@ def test_differences_pair_seed_with_seed_and_leave_out_what_one_side_lacks() -> 
     assert differences(ours, theirs) == [Fraction(1, 4), Fraction(1, 4)]
 
 
-def made_up() -> dict[str, dict[int, list[Head]]]:
-    seeds = (1, 2)
-    better = {f"task/{n}": HALF if n % 5 else ONE for n in range(60)}
-    return {
-        "replace": {seed: [flat(HALF, 60), flat(HALF, 60)] for seed in seeds},
-        "mix": {seed: [flat(HALF, 60), head(better)] for seed in seeds},
-        "same": {seed: [flat(HALF, 60), flat(HALF, 60)] for seed in seeds},
-        "behind": {1: [flat(HALF, 60), flat(ONE, 60)], 2: [flat(HALF, 60)]},
-    }
+FLAT = head({f"task/{n}": HALF for n in range(60)})
+BETTER = head({f"task/{n}": HALF if n % 5 else ONE for n in range(60)})
+MADE_UP = {
+    "replace": {seed: [FLAT, FLAT] for seed in (1, 2)},
+    "mix": {seed: [FLAT, BETTER] for seed in (1, 2)},
+    "same": {seed: [FLAT, FLAT] for seed in (1, 2)},
+    "behind": {1: [FLAT, BETTER], 2: [FLAT]},
+}
 
 
 def test_arms_are_compared_in_words_after_the_last_round_that_all_seeds_of_both_have() -> None:
     pairs = [("mix", "replace"), ("replace", "mix"), ("same", "replace"), ("behind", "replace"), ("gone", "mix")]
-    won, lost, same = comparisons(made_up(), pairs, (1, 2))
+    won, lost, same = comparisons(MADE_UP, pairs, (1, 2))
     assert won["change"] == pytest.approx(0.1) and won["by_seed"] == pytest.approx([0.1, 0.1])
     low, high = won["interval"]
     assert won["words"] == f"mix beats replace at round 1 by 10.0pp, 95% interval {100 * low:.1f} to {100 * high:.1f}"
@@ -83,9 +77,9 @@ def test_arms_are_compared_in_words_after_the_last_round_that_all_seeds_of_both_
 
 
 def test_more_comparisons_make_wider_intervals() -> None:
-    alone = comparisons(made_up(), [("mix", "replace")], (1, 2))[0]["interval"]
+    alone = comparisons(MADE_UP, [("mix", "replace")], (1, 2))[0]["interval"]
     pairs = [("mix", "replace"), *[("same", "replace")] * 9]
-    among_ten = comparisons(made_up(), pairs, (1, 2))[0]["interval"]
+    among_ten = comparisons(MADE_UP, pairs, (1, 2))[0]["interval"]
     assert among_ten[0] < alone[0] and among_ten[1] > alone[1]
     assert correction_in_words(10).startswith("Bonferroni: each of the 10 intervals is at 99.5%")
     assert "no correction" in correction_in_words(1)

@@ -32,23 +32,21 @@ def mistakes(directory: Path, text: str, base: str = BASE) -> list[str]:
 
 
 def test_an_arm_and_a_seed_make_a_run_with_a_whole_configuration_of_its_own(tmp_path: Path) -> None:
-    found = experiment(tmp_path, POLICIES.replace("seeds = [1]", "seeds = [1, 7]"))
-    assert [run.name for run in found.runs[:4]] == [
-        "replace/seed-1", "replace/seed-7", "accumulate/seed-1", "accumulate/seed-7",
-    ]  # fmt: skip
-    run = run_of(found, "accumulate", 7)
+    two_seeds = experiment(tmp_path, POLICIES.replace("seeds = [1]", "seeds = [1, 7]"))
+    names = ["replace/seed-1", "replace/seed-7", "accumulate/seed-1", "accumulate/seed-7"]
+    assert [run.name for run in two_seeds.runs[:4]] == names
+    run = run_of(two_seeds, "accumulate", 7)
     assert run.directory == tmp_path / "policies" / "accumulate" / "seed-7"
     assert (run.config.seed, run.config.rounds, run.config.name) == (7, 2, "policies-accumulate-7")
     assert run.config.collect.data.type == "accumulate" and run.config.training.num_steps == 20
-    assert found.suite == "ones"
-    assert found.pairs[0] == ("strict", "mix") and len(found.pairs) == 6
+    assert two_seeds.suite == "ones"
+    assert two_seeds.pairs[0] == ("strict", "mix") and len(two_seeds.pairs) == 6
 
 
 def test_the_written_configuration_is_the_runs_and_finds_its_files(tmp_path: Path) -> None:
-    found = experiment(tmp_path, POLICIES)
-    for run in found.runs:
+    for run in experiment(tmp_path, POLICIES).runs:
         run.directory.mkdir(parents=True)
-        run.path.write_text(run_text(run, found.base_dir, num_threads=3))
+        run.path.write_text(run_text(run, tmp_path, num_threads=3))
         loaded = load_config(run.path)
         assert loaded.run_dir == run.run_dir
         assert loaded.config.suites[0].source == "../../../ones.jsonl"
@@ -65,91 +63,83 @@ def test_a_list_where_the_key_takes_none_is_a_grid(tmp_path: Path) -> None:
     text += '[[arms]]\nname = "data"\ncollect.data = [{ type = "replace" }, { type = "mix", earlier = 0.25 }]\n'
     text += '[[arms]]\nname = "m"\n[arms.collect.data]\ntype = "mix"\nearlier = [0.1, 0.2]\nbase = [0.1, 0.3]\n'
     text += '[[arms]]\nname = "two"\ncollect.data = [{ type = "mix", base = 0.1 }, { type = "mix", earlier = 0.5 }]\n'
-    found = experiment(tmp_path, text)
-    assert [arm.name for arm in found.arms] == [
-        "hot-0.8", "hot-1.1", "data-replace", "data-mix", "m-0.1-0.1", "m-0.1-0.3", "m-0.2-0.1", "m-0.2-0.3",
-        "two-mix-0.1", "two-mix-0.5",
-    ]  # fmt: skip
-    assert [run_of(found, name, 2).config.sampling.temperature for name in ("hot-0.8", "hot-1.1")] == [0.8, 1.1]
-    assert run_of(found, "hot-1.1", 1).config.sampling.stop == ("a", "b")
-    assert run_of(found, "m-0.2-0.3", 1).config.collect.data.base == 0.3  # type: ignore[union-attr]
-    assert found.arms[1].overrides == {"sampling": {"temperature": 1.1, "stop": ["a", "b"]}}
+    grid = experiment(tmp_path, text)
+    assert " ".join(arm.name for arm in grid.arms) == (
+        "hot-0.8 hot-1.1 data-replace data-mix m-0.1-0.1 m-0.1-0.3 m-0.2-0.1 m-0.2-0.3 two-mix-0.1 two-mix-0.5"
+    )
+    assert [run_of(grid, name, 2).config.sampling.temperature for name in ("hot-0.8", "hot-1.1")] == [0.8, 1.1]
+    assert run_of(grid, "hot-1.1", 1).config.sampling.stop == ("a", "b")
+    assert run_of(grid, "m-0.2-0.3", 1).config.collect.data.base == 0.3  # type: ignore[union-attr]
+    assert grid.arms[1].overrides == {"sampling": {"temperature": 1.1, "stop": ["a", "b"]}}
 
 
 def test_a_suite_is_changed_by_its_name_and_a_table_with_a_type_is_taken_whole(tmp_path: Path) -> None:
     base = BASE.replace("[training]", '[collect]\ndata = { type = "mix", earlier = 0.5 }\n[training]')
-    text = HEAD + '[[arms]]\nname = "a"\nsuites.ones-greedy = { limit = 2 }\ncollect.data = { type = "accumulate" }\n'
+    text = (
+        HEAD
+        + ARM
+        + 'suites = { ones-greedy = { limit = 2 }, ones = { pass_at = [1] } }\ncollect.data.type = "accumulate"\n'
+    )
     run = experiment(tmp_path, text, base).runs[0]
-    assert [suite.limit for suite in run.config.suites] == [None, 2]
+    assert [(suite.limit, suite.pass_at) for suite in run.config.suites] == [(None, (1,)), (2, (1,))]
     assert run.config.collect.data.type == "accumulate"
 
 
 def test_named_pairs_and_a_named_suite(tmp_path: Path) -> None:
     text = POLICIES.replace("rounds = 2", 'rounds = 2\nsuite = "ones-greedy"\ncompare = [["mix", "replace"]]')
-    found = experiment(tmp_path, text)
-    assert (found.suite, found.pairs) == ("ones-greedy", (("mix", "replace"),))
+    named = experiment(tmp_path, text)
+    assert (named.suite, named.pairs) == ("ones-greedy", (("mix", "replace"),))
 
 
 ARM = '[[arms]]\nname = "a"\n'
-BAD: list[tuple[str, list[str]]] = [
-    ("rounds = 2\n" + ARM, ["experiment.toml:1: name: is missing; what reports call the experiment"]),
-    ('name = "e"\n' + ARM, ["experiment.toml:1: rounds: is missing; how many rounds each run has"]),
-    (HEAD, ["experiment.toml:1: arms: is missing; add a table [[arms]]"]),
-    (HEAD + "arms = []\n", ["experiment.toml:4: arms: is empty; give at least one entry, a list of tables"]),
-    (HEAD + "rownds = 2\n" + ARM, ["experiment.toml:4: rownds: unknown key; the closest is rounds"]),
+# A file, or one line of its arm, and how its mistake begins.
+BAD: list[tuple[str, str]] = [
+    ("rounds = 2\n" + ARM, "1: name: is missing; what reports call the experiment"),
+    ('name = "e"\n' + ARM, "1: rounds: is missing; how many rounds each run has"),
+    (HEAD.replace("[1, 2]", "[1, 1]") + ARM, "3: seeds: 1 is given twice; each seed makes a run of its own"),
+    (HEAD.replace("[1, 2]", "[-1]") + ARM, "3: seeds: -1 is not a seed; give whole numbers from 0 on"),
+    (HEAD, "1: arms: is missing; add a table [[arms]]"),
+    (HEAD + "arms = []\n", "4: arms: is empty; give at least one entry, a list of tables"),
+    (HEAD + "rownds = 2\n" + ARM, "4: rownds: unknown key; the closest is rounds"),
     (HEAD + "[model]\nsource = 'x'\n" + ARM,
-     ["experiment.toml:4: model: unknown key; put what all runs have in common into the base configuration, and what "
-      "differs into an arm"]),
-    (HEAD.replace("[1, 2]", "[1, 1]") + ARM,
-     ["experiment.toml:3: seeds: 1 is given twice; each seed makes a run of its own"]),
-    (HEAD.replace("[1, 2]", "[-1]") + ARM, ["experiment.toml:3: seeds: -1 is not a seed; give whole numbers from 0 on"]),
-    (HEAD + 'config = "no.toml"\n' + ARM,
-     ["experiment.toml:4: config: no.toml: no such file; name a loop.toml (`loopctl init` writes one)"]),
-    (HEAD + "[[arms]]\n", ["experiment.toml:4: arms[0]: has no name; give one"]),
+     "4: model: unknown key; put what all runs have in common into the base configuration, and what differs into an arm"),
+    (HEAD + 'config = "no.toml"\n' + ARM, "4: config: no.toml: no such file; name a loop.toml (`loopctl init` writes one)"),
+    (HEAD + 'suite = "tens"\n' + ARM, "4: suite: arm a has no suite 'tens'; name one that all arms have (ones, ones-greedy)"),
+    (HEAD + 'compare = [["a", "c"]]\n' + ARM, "4: compare[0]: 'c' is not an arm; the arms are: a"),
+    (HEAD + 'compare = [["a", "a"]]\n' + ARM, "4: compare[0]: compares an arm with itself; name two"),
+    (HEAD + 'compare = [["a"]]\n' + ARM, "4: compare[0]"),
+    (HEAD + "[[arms]]\n", "4: arms[0]: has no name; give one"),
     (HEAD + '[[arms]]\nname = "a/b"\n',
-     ["experiment.toml:5: arms[0].name: \"a/b\" is not a name; use letters, digits, '.', '_' and '-', beginning with "
-      "a letter or digit"]),
-    (HEAD + ARM + ARM, ["experiment.toml:7: arms[1].name: two arms are called 'a'; give each its own name"]),
+     "5: arms[0].name: \"a/b\" is not a name; use letters, digits, '.', '_' and '-', beginning with a letter or digit"),
     (HEAD + ARM.replace('"a"', '"shared"'),
-     ["experiment.toml:5: arms[0].name: 'shared' is the name of something else in the experiment's directory; choose "
-      "another"]),
-    (HEAD + ARM + "seed = 3\n",
-     ["experiment.toml:6: arms[0].seed: cannot differ between arms; set the experiment's `seeds`"]),
-    (HEAD + ARM + "sampling.temperatur = 1\n",
-     ["experiment.toml:6: arms[0].sampling.temperatur: unknown key; the closest is temperature"]),
-    (HEAD + ARM + "sampling.temperature = []\n",
-     ["experiment.toml:6: arms[0].sampling.temperature: is an empty list; give the values of the grid"]),
-    (HEAD + ARM + "sampling.temperature = [0.8, 11]\n",
-     ["experiment.toml:6: arms[0].sampling.temperature: 11 is not between 0 and 10; give a number above 0 and at most "
-      "10"]),
-    (HEAD + ARM + "suites.twos = { limit = 3 }\n",
-     ["experiment.toml:6: arms[0].suites.twos: is not a suite of the base configuration, which has: ones, ones-greedy"]),
-    (HEAD + ARM + "suites.ones-greedy = { limit = 0 }\n",
-     ["experiment.toml:6: arms[0].suites.ones-greedy.limit: 0 is too small; give a whole number of at least 1"]),
-    (HEAD + ARM + 'suites.ones-greedy = { source = "no.jsonl" }\n',
-     ['experiment.toml:6: arms[0].suites.ones-greedy.source: no.jsonl: no such file; suites are "first-steps", '
-      '"humaneval" or a .jsonl, .jsonl.gz or .json file']),
-    (HEAD + ARM + 'collect.data = { type = "mux" }\n',
-     ['experiment.toml:6: arms[0].collect.data.type: ']),
-    (HEAD + ARM + 'decide.gates = [{ type = "improvment" }]\n',
-     ["experiment.toml:6: arms[0].decide.gates[0].type: "]),
-    (HEAD + 'suite = "tens"\n' + ARM,
-     ["experiment.toml:4: suite: arm a has no suite 'tens'; name one that all arms have (ones, ones-greedy)"]),
+     "5: arms[0].name: 'shared' is the name of something else in the experiment's directory; choose another"),
+    (HEAD + ARM + ARM, "7: arms[1].name: two arms are called 'a'; give each its own name"),
     (HEAD + ARM + '[[arms]]\nname = "b"\nsuites.ones.num_samples = 8\n',
-     ["experiment.toml:6: arms[1]: suite 'ones', which figures come from, differs between the arms b and a "
-      "(num_samples); set `suite` to one that is the same in all arms"]),
-    (HEAD + 'compare = [["a", "c"]]\n' + ARM, ["experiment.toml:4: compare[0]: 'c' is not an arm; the arms are: a"]),
-    (HEAD + 'compare = [["a", "a"]]\n' + ARM, ["experiment.toml:4: compare[0]: compares an arm with itself; name two"]),
-    (HEAD + 'compare = [["a"]]\n' + ARM, ["experiment.toml:4: compare[0]"]),
+     "6: arms[1]: suite 'ones', which figures come from, differs between the arms b and a (num_samples); set `suite` to "
+     "one that is the same in all arms"),
+    ("seed = 3", "seed: cannot differ between arms; set the experiment's `seeds`"),
+    ("sampling.temperatur = 1", "sampling.temperatur: unknown key; the closest is temperature"),
+    ("sampling.temperature = []", "sampling.temperature: is an empty list; give the values of the grid"),
+    ("sampling.temperature = [0.8, 11]",
+     "sampling.temperature: 11 is not between 0 and 10; give a number above 0 and at most 10"),
+    ("suites.twos = { limit = 3 }",
+     "suites.twos: is not a suite of the base configuration, which has: ones, ones-greedy"),
+    ("suites.ones-greedy = { limit = 0 }",
+     "suites.ones-greedy.limit: 0 is too small; give a whole number of at least 1"),
+    ('suites.ones-greedy = { source = "no.jsonl" }',
+     'suites.ones-greedy.source: no.jsonl: no such file; suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or '
+     ".json file"),
+    ('collect.data = { type = "mux" }', "collect.data.type: "),
+    ('decide.gates = [{ type = "improvment" }]', "decide.gates[0].type: "),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("text", "expected"), BAD, ids=[str(number) for number in range(len(BAD))])
-def test_a_mistake_is_one_line_with_its_place_and_remedy(tmp_path: Path, text: str, expected: list[str]) -> None:
-    found = mistakes(tmp_path, text)
-    assert len(found) == len(expected), found
-    for line, wanted in zip(found, expected, strict=True):
-        assert line.startswith(wanted), found
+def test_a_mistake_is_one_line_with_its_place_and_remedy(tmp_path: Path, text: str, expected: str) -> None:
+    if "\n" not in text:
+        text, expected = HEAD + ARM + text + "\n", f"6: arms[0].{expected}"
+    (line,) = mistakes(tmp_path, text)
+    assert line.startswith(f"experiment.toml:{expected}")
 
 
 def test_a_mistake_in_the_base_is_said_once_and_stands_in_the_base(tmp_path: Path) -> None:
@@ -162,9 +152,9 @@ def test_a_mistake_in_the_base_is_said_once_and_stands_in_the_base(tmp_path: Pat
 
 
 def test_the_fixed_point_is_allowed_as_a_control_alone(tmp_path: Path) -> None:
-    one = HEAD + ARM + "sampling = { temperature = 1.0, top_k = 0 }\n"
-    assert "is a fixed point" in mistakes(tmp_path, one)[0]
-    control = experiment(tmp_path, one.replace("top_k = 0", "top_k = 0, control = true"))
+    text = HEAD + ARM + "sampling = { temperature = 1.0, top_k = 0 }\n"
+    assert "is a fixed point" in mistakes(tmp_path, text)[0]
+    control = experiment(tmp_path, text.replace("top_k = 0", "top_k = 0, control = true"))
     assert control.runs[0].config.sampling.temperature == 1.0
 
 

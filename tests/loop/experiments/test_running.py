@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -9,8 +10,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,60 +39,52 @@ from tests.support.experiments import (
     tables_of,
     write_experiment,
 )
-from tests.support.runs import environment
+from tests.support.runs import environment, family, kill, patient_loopctl
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, wait_until
 
 __all__ = ["begun", "chromium", "first_done"]
 
 
+def num_left(experiment: Experiment, rounds: Iterable[int]) -> int:
+    """How many shared weights stay once so many rounds of each run are decided."""
+    supervisor = Supervisor(experiment, Machine(1), lambda text: None, Stop(at_once=False))
+    for child, decided in zip(supervisor.children, rounds, strict=True):
+        child.standing = running.RunStanding(decided)
+    supervisor._prune()
+    return len(list((experiment.directory / "shared").glob("*.weights")))
+
+
 def test_weights_stay_for_others_until_all_are_past_that_round(begun: Experiment) -> None:
-    shared = begun.directory / "shared"
-
-    def after(rounds: list[int]) -> int:
-        supervisor = Supervisor(begun, Machine(1), lambda text: None, Stop(at_once=False))
-        for child, decided in zip(supervisor.children, rounds, strict=True):
-            child.standing = running.RunStanding(decided)
-        supervisor._prune()
-        return len(list(shared.glob("*.weights")))
-
-    assert running.rounds_kept(begun) == {
-        "replace/seed-1": 2, "accumulate/seed-1": 1, "mix/seed-1": 1, "strict/seed-1": 2,
-    }  # fmt: skip
-    assert after([2, 1, 0, 2]) == 1
-    assert after([2, 1, 1, 2]) == 0
+    kept = {"replace/seed-1": 2, "accumulate/seed-1": 1, "mix/seed-1": 1, "strict/seed-1": 2}
+    assert running.rounds_kept(begun) == kept
+    assert num_left(begun, [2, 1, 0, 2]) == 1
+    assert num_left(begun, [2, 1, 1, 2]) == 0
 
 
 def test_shared_weights_go_when_the_disk_gets_short(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
-    supervisor = Supervisor(begun, Machine(1), lambda text: None, Stop(at_once=False))
-    monkeypatch.setattr(running.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, -1))  # type: ignore[attr-defined]
-    supervisor._prune()
-    assert not list((begun.directory / "shared").glob("*.weights"))
+    usage = shutil.disk_usage(begun.directory)
+    monkeypatch.setattr(running.shutil, "disk_usage", lambda path: usage._replace(free=-1))
+    assert num_left(begun, [0] * 4) == 0
 
 
 def test_an_arm_that_was_taken_out_of_the_file_is_in_nobodys_way(begun: Experiment) -> None:
-    text = begun.path.read_text()
-    begun.path.write_text(text.replace('[[arms]]\nname = "replace"\n', ""))
-    left = load_experiment(begun.path)
-    assert len(left.runs) == 3
-    Supervisor(left, Machine(1), lambda text: None, Stop(at_once=False))._prune()
-    assert not list((begun.directory / "shared").glob("*.weights"))
+    begun.path.write_text(begun.path.read_text().replace('[[arms]]\nname = "replace"\n', ""))
+    assert num_left(load_experiment(begun.path), [0] * 3) == 0
 
 
 def test_the_machine_is_divided_among_the_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experiment = load_experiment(write_experiment(tmp_path))
+    def machine(line: str = "", jobs: int | None = None) -> Machine:
+        base = BASE.replace("[engine]", f"[engine]\n{line}")
+        return machine_for(load_experiment(write_experiment(tmp_path, base=base)), jobs)
+
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
-    assert machine_for(experiment) == Machine(1)
-    assert machine_for(experiment, 4) == Machine(4, (), 2)
+    assert machine() == Machine(1) and machine(jobs=4) == Machine(4, (), 2)
     monkeypatch.setattr(running, "visible_devices", lambda: [(str(n), n) for n in range(4)])
-    found = machine_for(experiment)
-    assert found == Machine(4, ("0", "1", "2", "3")) and found.environment(5) == {"CUDA_VISIBLE_DEVICES": "1"}
-    two = load_experiment(
-        write_experiment(tmp_path / "two", base=BASE.replace("[engine]", "[engine]\ngpus_per_engine = 2"))
-    )
-    assert machine_for(two) == Machine(2, ("0,1", "2,3"))
-    cpu = load_experiment(write_experiment(tmp_path / "cpu", base=BASE.replace("[engine]", '[engine]\ndevice = "cpu"')))
-    assert machine_for(cpu) == Machine(1)
+    assert machine() == Machine(4, ("0", "1", "2", "3"))
+    assert machine().environment(5) == {"CUDA_VISIBLE_DEVICES": "1"}
+    assert machine("gpus_per_engine = 2") == Machine(2, ("0,1", "2,3"))
+    assert machine('device = "cpu"') == Machine(1)
 
 
 # The whole of it, as processes
@@ -99,10 +92,9 @@ def test_the_machine_is_divided_among_the_runs(tmp_path: Path, monkeypatch: pyte
 
 def supervise(path: Path, jobs: int = 2, **variables: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "loop.cli.main", "experiment", "run", str(path), "--jobs", str(jobs)]
+    env = environment() | variables
     with (path.parent / "output").open("ab") as output:
-        return subprocess.Popen(
-            command, env=environment() | variables, stdout=output, stderr=output, cwd="/", start_new_session=True
-        )
+        return subprocess.Popen(command, env=env, stdout=output, stderr=output, cwd="/", start_new_session=True)
 
 
 def output_of(path: Path) -> str:
@@ -113,26 +105,25 @@ def output_of(path: Path) -> str:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The experiment run to its end by one command."""
     path = write_experiment(tmp_path_factory.mktemp("undisturbed"), THREE)
-    said = loopctl("run", path, "--jobs", "2")
-    assert "strict/seed-1: done, 0 of 2 rounds kept" in said and "replace/seed-1: round 2 of 2 kept" in said
-    assert "accumulate and replace cannot be told apart at round 2" in said
+    words = loopctl("run", path, "--jobs", "2")
+    assert "strict/seed-1: done, 0 of 2 rounds kept" in words and "replace/seed-1: round 2 of 2 kept" in words
+    assert "accumulate and replace cannot be told apart at round 2" in words
     return path
 
 
 def test_one_command_runs_it_all_and_says_what_came_out(undisturbed: Path) -> None:
     facts = facts_of(undisturbed)
     assert facts["state"] == "done" and {run["state"] for run in facts["runs"]} == {"done"}
-    assert {"sampling", "training"} <= {one["stage"] for one in facts["shared"] if one["round"] == 1}
+    assert {"sampling", "training"} <= {product["stage"] for product in facts["shared"] if product["round"] == 1}
     assert len(facts["comparisons"]) == facts["num_comparisons"] == 3 and "Bonferroni" in facts["correction"]
     assert (facts["suite"], facts["decoding"]["temperature"], facts["decides"]) == ("ones", 0.9, True)
     experiment = sound(undisturbed)
     again = loopctl("run", undisturbed)
     assert "3 of 3 runs are done already" in again and "begins" not in again
-    said = loopctl("status", undisturbed)
-    assert "policies: done" in said and "95% interval" in said
+    words = loopctl("status", undisturbed)
+    assert "policies: done" in words and "95% interval" in words
     run = next(run for run, row in zip(experiment.runs, facts["runs"], strict=True) if row["shared"] > 5)
-    command = [sys.executable, "-m", "loop.cli.main", "round", "1", "--config", str(run.path)]
-    shown = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+    shown = patient_loopctl("round", "1", "--config", run.path).stdout
     assert "taken from" in shown and "/seed-1" in shown
 
 
@@ -142,9 +133,7 @@ def test_its_page_shows_what_the_command_says(undisturbed: Path, tmp_path: Path,
     shown = Shown(chromium, tmp_path / "report.html")
     words = shown.page.inner_text("main")
     facts = facts_of(undisturbed)
-    for one in facts["comparisons"]:
-        assert one["words"] in words
-    assert facts["correction"] in words
+    assert all(comparison["words"] in words for comparison in facts["comparisons"]) and facts["correction"] in words
     assert shown.page.locator("#runs tbody tr").count() == len(facts["runs"])
     assert shown.page.locator("#sharing tbody tr").count() == len(facts["shared"]) > 0
     shown.page.locator("#numbers-pass1 summary").click()
@@ -152,20 +141,21 @@ def test_its_page_shows_what_the_command_says(undisturbed: Path, tmp_path: Path,
     shown.check()
 
 
+ONE_ROUND = 'name = "e"\nrounds = 1\nseeds = [1]\n'
+
+
 def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> None:
-    text = 'name = "e"\nrounds = 1\nseeds = [1]\n[[arms]]\nname = "none-left"\ncollect.min_lines = 99\n[[arms]]\nname = "fine"\n'
+    text = ONE_ROUND + '[[arms]]\nname = "none-left"\ncollect.min_lines = 99\n[[arms]]\nname = "fine"\n'
     path = write_experiment(tmp_path, text)
-    said = loopctl("run", path, code=1)
-    assert "none-left/seed-1: failed: round 1 failed in sampling" in said and "1 run failed (none-left/seed-1)" in said
+    words = loopctl("run", path, code=1)
+    assert (
+        "none-left/seed-1: failed: round 1 failed in sampling" in words and "1 run failed (none-left/seed-1)" in words
+    )
     facts = facts_of(path)
     assert [run["state"] for run in facts["runs"]] == ["failed", "done"] and "left out" in facts["runs"][0]["error"]
     assert facts["state"] == "failed" and [line["arm"] for line in facts["lines"]] == ["fine", "fine"]
-    changed = text.replace("99", "1")
-    path.write_text(changed)
-    assert (
-        "none-left belongs to another" not in (said := loopctl("run", path, code=78))
-        and "give the arm another name" in said
-    )
+    path.write_text(text.replace("99", "1"))
+    assert "give the arm another name" in loopctl("run", path, code=78)
 
 
 def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path, undisturbed: Path) -> None:
@@ -175,17 +165,19 @@ def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path
         num_heard = stages.num_heard()
         threading.Thread(target=lambda: (wait_until(lambda: stages.num_heard() > num_heard), stages.go_on())).start()
 
-    stages.stand_still("training")
-    process = supervise(path, **stages.variables)
+    def begins() -> subprocess.Popen[bytes]:
+        stages.forget()
+        stages.stand_still("training")
+        return supervise(path, **stages.variables)
+
+    process = begins()
     stages.wait("training")
     assert any(run["round"] for run in facts_of(path)["runs"])
     goes_on_once_told()
     process.kill()
     assert process.wait(HANG_S) == -signal.SIGKILL and alone(path)
     assert {run["rounds_done"] for run in facts_of(path)["runs"]} == {0}, "its runs stop when it is gone"
-    stages.forget()
-    stages.stand_still("training")
-    process = supervise(path, **stages.variables)
+    process = begins()
     wait_until(lambda: holder(path.parent / "policies") == process.pid)
     assert "holds this run" in loopctl("run", path, code=75)
     stages.wait("training")
@@ -208,21 +200,14 @@ def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path
     sound(path)
 
 
-def family(path: Path) -> list[psutil.Process]:
-    """Every process that belongs to the experiment in this directory."""
-    found = []
-    for process in psutil.process_iter(["cmdline"]):
-        try:
-            if str(path.parent) in " ".join(process.info["cmdline"] or []):
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
 def alone(path: Path) -> bool:
-    """True as soon as nothing of it is left."""
-    return bool(wait_until(lambda: not family(path), lambda: f"left: {family(path)}"))
+    """True as soon as no process of the experiment in this directory is left."""
+
+    def left() -> list[list[str]]:
+        commands = (process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"]))
+        return [command for command in commands if str(path.parent) in " ".join(command)]
+
+    return bool(wait_until(lambda: not left(), lambda: f"left: {left()}"))
 
 
 def killed_again_and_again(path: Path, draw: random.Random, num_kills: int) -> Counter[str]:
@@ -230,36 +215,26 @@ def killed_again_and_again(path: Path, draw: random.Random, num_kills: int) -> C
     killed: Counter[str] = Counter()
     while killed.total() < num_kills:
         process = supervise(path, LOOP_FAKE_STEP_S="0.01")
-        deadline = time.monotonic() + 0.2 + draw.expovariate(0.7)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
-        if process.poll() is not None:
-            if process.returncode == 0:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            if process.wait(0.2 + draw.expovariate(0.7)) == 0:
                 break
             continue  # a run was killed five times in one stage: it is tried again by whoever runs it again
         whom = draw.choice(["supervisor", "supervisor", "a run", "all"])
-        members = [psutil.Process(process.pid)]
-        children = members[0].children()
-        if whom == "a run":
-            members = draw.sample(children, min(1, len(children)))
-        elif whom == "all":
-            members += members[0].children(recursive=True)
-        for member in members:
-            try:
-                member.kill()
-            except psutil.NoSuchProcess:
-                pass
+        members = family(process.pid)
+        if whom == "supervisor":
+            members = members[:1]
+        elif whom == "a run":
+            runs = members[0].children()
+            members = draw.sample(runs, min(1, len(runs)))
+        kill(members)
         killed[whom] += bool(members)
         if whom == "a run" and draw.random() < 0.5:
-            try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(draw.expovariate(1.0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-        if whom != "a run":
-            process.wait()
-        elif process.poll() is None:
+            process.kill()
+        if process.poll() is None:
             process.send_signal(signal.SIGTERM)
-            process.wait(HANG_S)
+        process.wait(HANG_S)
     for _ in range(10):
         if supervise(path).wait(HANG_S) == 0:
             return killed
@@ -276,17 +251,16 @@ def test_kills_at_random_moments_change_no_table(tmp_path: Path, undisturbed: Pa
 
 
 def test_a_run_whose_process_keeps_dying_is_given_up_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    text = 'name = "e"\nrounds = 1\nseeds = [1]\n[[arms]]\nname = "a"\n'
-    experiment = load_experiment(write_experiment(tmp_path, text))
+    experiment = load_experiment(write_experiment(tmp_path, ONE_ROUND + '[[arms]]\nname = "a"\n'))
     monkeypatch.setenv("LOOP_FAILPOINT", "store.begun=kill@1")
     monkeypatch.setattr(running, "DEAD_RUN", Retries(waits_s=(0.0, 0.0), max_failures=3))
-    said: list[str] = []
-    outcome = Supervisor(experiment, Machine(1), said.append, Stop(at_once=False)).run()
-    assert list(outcome.failed) == ["a/seed-1"] and "killed by signal 9" in outcome.failed["a/seed-1"]
-    assert sum("started again" in line for line in said) == 2
+    lines: list[str] = []
+    failed = Supervisor(experiment, Machine(1), lines.append, Stop(at_once=False)).run()
+    assert list(failed) == ["a/seed-1"] and "killed by signal 9" in failed["a/seed-1"]
+    assert sum("started again" in line for line in lines) == 2
     assert experiment_facts(experiment).runs[0].state == "failed"
     with running.locked(experiment.directory), pytest.raises(LockedError):
-        Supervisor(experiment, Machine(1), said.append, Stop(at_once=False)).run()
+        Supervisor(experiment, Machine(1), lines.append, Stop(at_once=False)).run()
 
 
 def test_the_experiment_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
@@ -295,7 +269,7 @@ def test_the_experiment_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, text)
     assert "4 arms x 2 seeds = 8 runs" in loopctl("run", path, "--dry-run")
     path.write_text(text.replace("[1, 2]", "[2]").replace("rounds = 2", "rounds = 1"))
-    said = loopctl("run", path, "--jobs", "2")
-    assert "hot-1.5/seed-2: done" in said and "hot-1.3" in said
+    words = loopctl("run", path, "--jobs", "2")
+    assert "hot-1.5/seed-2: done" in words and "hot-1.3" in words
     assert [arm["name"] for arm in facts_of(path)["arms"]] == ["replace", "mix", "hot-1.3", "hot-1.5"]
     sound(path)

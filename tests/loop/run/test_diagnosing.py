@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -17,9 +17,8 @@ from loop.run.diagnosing import diagnose
 from loop.run.opening import open_session
 from loop.run.session import Session
 from policies.diagnosis import in_words, signals, summary_of
-from store.records import Round
 from tests.support.cli import Loopctl, call
-from tests.support.runs import CONFIG, KEEPING, Quiet, drive, dump, write_run
+from tests.support.runs import CONFIG, KEEPING, Quiet, assert_same, drive, dump, write_run
 
 __all__ = ["call"]
 
@@ -38,31 +37,37 @@ def summaries(session: Session) -> list[dict[str, Any]]:
     return [stage.output["diagnosis"] for stage in stages if stage and stage.output]
 
 
+class Whole(NamedTuple):
+    """A run of two kept rounds, and what its watch was told."""
+
+    config: Path
+    summaries: list[dict[str, Any]]
+    parts: list[str]
+    dump: dict[str, Any]
+
+
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]], list[str]]:
-    """A run of two kept rounds: its configuration, the summaries, and what its watch was told."""
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
     config = write_run(tmp_path_factory.mktemp("whole"), FORKS)
-    watch = Quiet()
-    with open_session(load_config(config), watch) as session:
+    with open_session(load_config(config), watch := Quiet()) as session:
         assert [run_round(session).state for _ in range(2)] == ["kept", "kept"]
-        return config, summaries(session), watch.parts
+        return Whole(config, summaries(session), watch.parts, dump(session.loaded.run_dir))
 
 
-def test_each_checkpoint_is_measured_once(whole: tuple[Path, list[Any], list[str]]) -> None:
-    config, _, parts = whole
-    assert [part for part in parts if "locks" in part] == [
+def test_each_checkpoint_is_measured_once(whole: Whole) -> None:
+    assert [part for part in whole.parts if "locks" in part] == [
         "1 evaluating: locks and forks: the base writes 10 texts",
         "1 evaluating: locks and forks of the base (10 texts)",
         "1 evaluating: locks and forks of round 1 (10 texts)",
         "2 evaluating: locks and forks of round 2 (10 texts)",
     ]
-    found = dump(config.parent / ".loop")
-    assert len(found["probes"]) == 1 and sorted(row["round"] for row in found["probe_results"]) == [0, 1, 2]
+    assert len(whole.dump["probes"]) == 1
+    assert sorted(row["round"] for row in whole.dump["probe_results"]) == [0, 1, 2]
 
 
-def test_the_summary_says_what_the_fine_tune_did(whole: tuple[Path, list[Any], list[str]]) -> None:
+def test_the_summary_says_what_the_fine_tune_did(whole: Whole) -> None:
     """The fake model's skill grows by .2 a round; its doubt about every byte is .02 of what it lacks."""
-    first, second = map(summary_of, whole[1])
+    first, second = map(summary_of, whole.summaries)
     assert first.num_sequences == 10
     for summary, skill in ((first, 0.6), (second, 0.8)):
         assert summary.locks and summary.forks and summary.forks.num_positions == 10, "one digit a text"
@@ -78,20 +83,16 @@ def test_the_summary_says_what_the_fine_tune_did(whole: tuple[Path, list[Any], l
     assert in_words(first).startswith("at locks the tail shrank by 33% (0.0111 -> 0.0074); at forks 95% of the entropy")
 
 
-def test_signals_are_those_of_the_summary(whole: tuple[Path, list[Any], list[str]]) -> None:
-    found = signals(summary_of(whole[1][1]))
-    assert set(found) == {"base", "head", "candidate"}
-    assert found["candidate"]["lock_tail_mass"] < found["head"]["lock_tail_mass"] < found["base"]["lock_tail_mass"]
-    assert all(isinstance(value, float) for one in found.values() for value in one.values())
-
-
-def test_the_decision_sees_the_signals(whole: tuple[Path, list[Any], list[str]]) -> None:
-    decisions = dump(whole[0].parent / ".loop")["decisions"]
-    for row, summary in zip(sorted(decisions, key=lambda row: row["round"]), whole[1], strict=True):
-        seen = json.loads(row["evidence"])["signals"]
-        for who, named in signals(summary_of(summary)).items():
-            assert named.items() <= seen[who].items()
+def test_the_decision_sees_the_signals_of_the_summary(whole: Whole) -> None:
+    decisions = sorted(whole.dump["decisions"], key=lambda row: row["round"])
+    for row, summary in zip(decisions, whole.summaries, strict=True):
+        seen, given = json.loads(row["evidence"])["signals"], signals(summary_of(summary))
+        assert set(given) == {"base", "head", "candidate"}
+        for who, named in given.items():
+            assert named.items() <= seen[who].items() and all(isinstance(value, float) for value in named.values())
         assert {"mean_length", "train_loss"} <= seen["candidate"].keys(), "beside the others"
+    tails = [given[who]["lock_tail_mass"] for who in ("candidate", "head", "base")]
+    assert tails[0] < tails[1] < tails[2]
 
 
 def test_a_gate_can_look_at_them(tmp_path: Path) -> None:
@@ -108,54 +109,47 @@ def test_a_gate_can_look_at_them(tmp_path: Path) -> None:
         assert collapse["figures"].keys() >= {"entropy", "entropy_head", "entropy_base"}
 
 
-def test_asking_again_measures_nothing_and_says_the_same(whole: tuple[Path, list[Any], list[str]]) -> None:
-    config, expected, _ = whole
-    watch = Quiet()
-    with open_session(load_config(config), watch) as session:
+def test_asking_again_measures_nothing_and_says_the_same(whole: Whole) -> None:
+    with open_session(load_config(whole.config), watch := Quiet()) as session:
         round = session.ledger.round(session.run_id, 2)
         assert round is not None
-        assert json.loads(json.dumps(diagnose(session, round))) == expected[1]
+        assert json.loads(json.dumps(diagnose(session, round))) == whole.summaries[1]
         assert not watch.parts and session.engines._sampler is None
 
 
-def test_what_is_stored_are_the_bases_own_words(whole: tuple[Path, list[Any], list[str]]) -> None:
-    found = dump(whole[0].parent / ".loop")
-    sequences = json.loads(found["probes"][0]["sequences"])
-    asked = {row["id"] for row in found["prompts"]}
-    assert len(sequences) == 10 and all(one["prompt_id"] in asked and "return" in one["text"] for one in sequences)
-    for row in found["probe_results"]:
+def test_what_is_stored_are_the_bases_own_words(whole: Whole) -> None:
+    sequences = json.loads(whole.dump["probes"][0]["sequences"])
+    asked = {row["id"] for row in whole.dump["prompts"]}
+    assert len(sequences) == 10 and all(text["prompt_id"] in asked and "return" in text["text"] for text in sequences)
+    for row in whole.dump["probe_results"]:
         records = json.loads(zlib.decompress(row["records"]))
-        assert [len(record["entropy"]) for record in records] == [len(one["token_ids"]) for one in sequences]
+        assert [len(record["entropy"]) for record in records] == [len(text["token_ids"]) for text in sequences]
         assert ("at" in records[0]) == (row["round"] == 0), "which tokens are followed is said once"
 
 
 def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
     config = write_run(tmp_path, probing("num_prompts = 0"))
-    watch = Quiet()
-    with open_session(load_config(config), watch) as session:
-        round: Round = run_round(session)
-        assert round.state in ("kept", "rolled_back") and not [part for part in watch.parts if "locks" in part]
+    with open_session(load_config(config), watch := Quiet()) as session:
+        assert run_round(session).state in ("kept", "rolled_back")
+        assert not [part for part in watch.parts if "locks" in part]
         assert summaries(session) == [{}] and session.corpus.probes.all(session.run_id) == []
 
 
 def test_no_forks_are_no_mistake(tmp_path: Path) -> None:
     with open_session(load_config(write_run(tmp_path, probing("num_prompts = 2", KEEPING))), Quiet()) as session:
         assert run_round(session).state == "kept"
-        (found,) = summaries(session)
-        assert found["forks"] is None and found["locks"]["num_positions"] > 0
-        assert "fork_entropy" not in signals(summary_of(found))["candidate"]
+        (summary,) = summaries(session)
+        assert summary["forks"] is None and summary["locks"]["num_positions"] > 0
+        assert "fork_entropy" not in signals(summary_of(summary))["candidate"]
 
 
-def test_a_kill_in_the_middle_measures_nothing_twice(tmp_path: Path, whole: tuple[Path, list[Any], list[str]]) -> None:
+def test_a_kill_in_the_middle_measures_nothing_twice(tmp_path: Path, whole: Whole) -> None:
     """After each of the four writes, one after the other in the same run: the driver notes each row when it is stored."""
     config = write_run(tmp_path, FORKS)
     for place in ("after add_probe", "after add_probe_result", "before add_probe_result", "after add_probe_result"):
         assert drive(config, place) == -9, (tmp_path / "stderr").read_text()
     assert drive(config) == 0, (tmp_path / "stderr").read_text()
-    expected = dump(whole[0].parent / ".loop")
-    found = dump(tmp_path / ".loop")
-    for table in ("probes", "probe_results", "stages", "decisions"):
-        assert found[table] == expected[table], table
+    assert_same(tmp_path / ".loop", whole.dump, "probes", "probe_results", "stages", "decisions")
     lines = [line for line in (tmp_path / "acknowledged").read_text().splitlines() if line.startswith("probe")]
     assert len(lines) == len(set(lines)) == 4
 
@@ -170,14 +164,12 @@ def test_a_run_that_is_older_than_the_diagnosis_goes_on(tmp_path: Path) -> None:
     assert config_sha256(off.config) != config_sha256(loaded.config)
 
 
-def test_a_round_shows_its_table(
-    whole: tuple[Path, list[Any], list[str]], call: Loopctl, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_round_shows_its_table(whole: Whole, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     """What people see, and the same for programs."""
-    config = ["--config", str(whole[0])]
-    said = call("round", "2", *config)
-    assert said.code == 0
-    lines = [" ".join(line.split()) for line in said.out.splitlines()]
+    config = ["--config", str(whole.config)]
+    shown = call("round", "2", *config)
+    assert shown.code == 0
+    lines = [" ".join(line.split()) for line in shown.out.splitlines()]
     for line in (
         "locks and forks (on 10 texts by the base)",
         "base head (round 1) candidate candidate - head",
@@ -188,9 +180,9 @@ def test_a_round_shows_its_table(
         "candidate from head: KL at least 0.0066 nats a token, from base 0.0232; at 0.0% of the locks another token leads",
         "at locks the tail shrank by 50% (0.0074 -> 0.0037); at forks 72% of the entropy was kept (0.76 -> 0.55 nats)",
     ):
-        assert line in lines, (line, said.out)
+        assert line in lines, (line, shown.out)
     answer = call("round", "2", "--json", *config).json
-    assert answer["diagnosis"] == whole[1][1]
+    assert answer["diagnosis"] == whole.summaries[1]
     assert all("diagnosis" not in (stage["output"] or {}) for stage in answer["stages"])
     monkeypatch.setenv("COLUMNS", "80")
     assert max(map(len, call("round", "2", *config).out.splitlines())) <= 80

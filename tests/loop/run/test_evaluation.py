@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,8 @@ from loop.run.session import Session
 from loop.workers.up import Engines
 from store.corpus import Corpus
 from store.evaluations import Evaluations
-from store.verify import verify_store
-from tests.support.runs import CONFIG, KEEPING, Quiet, dump, write_run
+from store.records import Completion
+from tests.support.runs import CONFIG, KEEPING, Quiet, dump, findings, write_run
 
 CONFIG = KEEPING.replace(CONFIG[CONFIG.index('[[suites]]\nname = "ones-greedy"') : CONFIG.index("[decide]")], "")
 
@@ -29,11 +30,10 @@ class Stop(Exception):
 
 
 @pytest.fixture
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     """The sampler seems to be elsewhere, and each of its lists is stored by itself."""
     monkeypatch.setattr(Engines, "spares_the_cpu", True)
     monkeypatch.setattr(answering, "gathered", lambda batches, clock: batches)
-    yield
 
 
 def one_round(directory: Path, before: Callable[[Session], None] = lambda session: None) -> list[str]:
@@ -47,24 +47,23 @@ def one_round(directory: Path, before: Callable[[Session], None] = lambda sessio
         session.grader._graded = glance  # type: ignore[method-assign]
         before(session)
         assert run_round(session).state == "kept"
-        assert verify_store(session.ledger.db, session.loaded.run_dir).findings == []
+        assert findings(session.loaded.run_dir) == []
     return watch.stages
 
 
-def test_grading_goes_on_while_completions_come(
+def test_grading_begins_while_completions_come(
     elsewhere: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second list of an evaluation is not stored before a completion of the first has its verdict."""
-    said = threading.Event()
-    num_lists: dict[str, int] = {}
+    has_verdict = threading.Event()
+    num_lists: Counter[str] = Counter()
     add = Corpus.add_completions
 
-    def waits(corpus: Corpus, batch: Iterable[Any]) -> int:
-        batch = list(batch)
+    def waits(corpus: Corpus, batch: list[Completion]) -> int:
         if (evaluation_id := batch[0].evaluation_id) is not None:
-            num_lists[evaluation_id] = num_lists.get(evaluation_id, 0) + 1
-            assert num_lists[evaluation_id] == 1 or said.wait(300), "nothing is graded while sampling goes on"
-            said.clear()
+            num_lists[evaluation_id] += 1
+            assert num_lists[evaluation_id] == 1 or has_verdict.wait(300), "nothing is graded while sampling goes on"
+            has_verdict.clear()
         return add(corpus, batch)
 
     def listens(session: Session) -> None:
@@ -74,7 +73,7 @@ def test_grading_goes_on_while_completions_come(
             try:
                 return graded(*arguments)
             finally:
-                said.set()
+                has_verdict.set()
 
         session.grader._graded = tells  # type: ignore[method-assign]
 
@@ -96,18 +95,11 @@ def test_a_stop_at_any_safe_point_loses_and_repeats_nothing(
     elsewhere: None, where: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one_round(tmp_path / "whole")
-    stored: list[str] = []
-    add = Corpus.add_completions
-    monkeypatch.setattr(
-        Corpus, "add_completions", lambda corpus, batch: stored.extend(one.id for one in batch) or add(corpus, batch)
-    )
-    graded: list[str] = []
-    verdicts = Evaluations.add_verdicts
-    monkeypatch.setattr(
-        Evaluations,
-        "add_verdicts",
-        lambda self, batch: graded.extend(one.completion_id for one in batch) or verdicts(self, batch),
-    )
+    stored: list[Completion] = []
+    graded: list[Verdict] = []
+    for owner, name, rows in ((Corpus, "add_completions", stored), (Evaluations, "add_verdicts", graded)):
+        add = getattr(owner, name)
+        monkeypatch.setattr(owner, name, lambda self, batch, add=add, rows=rows: rows.extend(batch) or add(self, batch))
     left = where
 
     def stops(session: Session) -> None:
@@ -123,5 +115,5 @@ def test_a_stop_at_any_safe_point_loses_and_repeats_nothing(
         one_round(tmp_path / "broken", stops)
     one_round(tmp_path / "broken")
     assert dump(tmp_path / "whole" / ".loop") == dump(tmp_path / "broken" / ".loop")
-    assert len(stored) == len(set(stored)), "what was stored is not sampled again"
-    assert len(graded) == len(set(graded)) == 80, "what was stored is not graded again"
+    assert len(stored) == len({row.id for row in stored}), "what was stored is not sampled again"
+    assert len(graded) == len({row.completion_id for row in graded}) == 80, "what was stored is not graded again"

@@ -34,21 +34,16 @@ def work(tmp_path: Path, rounds: int, model: str = "smollm2-135m") -> tuple[pace
     return loaded, pace.work_of(loaded, read_inputs(loaded, fetch=False), rounds)
 
 
-def test_the_counts_are_those_of_the_rounds(tmp_path: Path) -> None:
-    loaded, one = work(tmp_path, 1)
-    assert (one.num_prompts, one.num_sampled, one.num_answers) == (10, 20, 2 * (60 + 5))
-    _, three = work(tmp_path, 3)
-    assert three.num_answers == 4 * (60 + 5) + 2 * 60  # the base, three candidates, the head afresh twice
-    assert "paced: 3 rounds; each samples 20 completions from smollm2-135m" in pace.in_words(loaded, three)
-    assert "1 round, which samples" in pace.in_words(loaded, one)
-
-
-def test_more_work_takes_longer_and_a_faster_machine_less(tmp_path: Path) -> None:
-    (_, one), (_, three) = work(tmp_path, 1), work(tmp_path, 3)
-    parameters = SMOLLM2_PARAMETERS
+def test_counts_and_time_are_those_of_the_rounds(tmp_path: Path) -> None:
+    (loaded, short), (_, long) = work(tmp_path, 1), work(tmp_path, 3)
+    assert (short.num_prompts, short.num_sampled, short.num_answers) == (10, 20, 2 * (60 + 5))
+    assert long.num_answers == 4 * (60 + 5) + 2 * 60  # the base, three candidates, the head afresh twice
+    assert "paced: 3 rounds; each samples 20 completions from smollm2-135m" in pace.in_words(loaded, long)
+    assert "1 round, which samples" in pace.in_words(loaded, short)
     fast, slow = pace.Speed(1e11, 1e11), pace.Speed(1e10, 1e11)
-    assert pace.seconds(one, parameters, fast) < pace.seconds(three, parameters, fast)
-    assert pace.seconds(three, parameters, fast) < pace.seconds(three, parameters, slow)
+    cases = ((short, fast), (long, fast), (long, slow))
+    times_s = [pace.seconds(work, SMOLLM2_PARAMETERS, speed) for work, speed in cases]
+    assert times_s[0] < times_s[1] < times_s[2], "more work takes longer, and a faster machine less"
 
 
 def test_parameters_are_counted_in_the_files(tmp_path: Path) -> None:
