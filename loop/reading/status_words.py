@@ -27,11 +27,6 @@ if TYPE_CHECKING:
     from loop.reading.standing import Head, LastDecision, OpenRound, Standing
 
 BARS = "▁▂▃▄▅▆▇█"
-# The line "next": when a process continues and with how many rounds, and what to do where there is no process.
-AT_ONCE, CONTINUOUS = "at once", "continuous"
-EVERY = "{} after the start of this round"
-CRON = "when schedule.cron says so ({})"
-AT = "{:%Y-%m-%d %H:%M} UTC, in {}"
 AFTER_A_PAUSE = {  # by who paused it
     "user": "when you say so: `loopctl resume`",
     "failure": "when you say so: `loopctl resume` tries it again",
@@ -39,12 +34,6 @@ AFTER_A_PAUSE = {  # by who paused it
     "schedule": "by itself",
     "disk": "by itself when there is room; `loopctl gc --dry-run` shows what can be deleted",
 }
-NO_END, TO_GO, LAST_ROUND = "no end set", "{} to go", "nothing after this round"
-ENDING = "nothing: it is ending"
-HELD = "`loopctl resume`, then `loopctl start`"
-OPEN_ROUND = "`loopctl start` or `loopctl run` continues round {}, {}"
-START = "`loopctl start` or `loopctl run` ({})"
-OVER = "nothing until you change [schedule] in loop.toml; then `loopctl start`"
 
 
 def labelled(standing: Standing, every: str | None = None) -> list[tuple[str, str]]:
@@ -77,11 +66,8 @@ def _now(round: OpenRound | None) -> str:
     words = f"round {round.number} · {round.part or round.stage}"
     if round.done is not None and round.total:
         words += f" {round.done / round.total:.0%}"
-    if round.attempt > 1:
-        words += f" · attempt {round.attempt}"
-    if round.eta_s is not None:
-        words += f" · {duration(round.eta_s)} left"
-    return words
+    words += f" · attempt {round.attempt}" if round.attempt > 1 else ""
+    return words if round.eta_s is None else f"{words} · {duration(round.eta_s)} left"
 
 
 def _head(head: Head) -> str:
@@ -151,37 +137,42 @@ def _with_a_process(standing: Standing, every: str | None) -> str:
     """When a living process continues, and with how many rounds."""
     if standing.next_due:
         left_s = seconds_between(standing.as_of, standing.next_due)
-        when = AT.format(moment(standing.next_due), duration(left_s))
+        when = f"{moment(standing.next_due):%Y-%m-%d %H:%M} UTC, in {duration(left_s)}"
     elif standing.paused_by:
         return AFTER_A_PAUSE[standing.paused_by]
     elif standing.state != "running":
-        return ENDING
+        return "nothing: it is ending"
     else:
         when = _rhythm(standing, every)
+    if standing.round and standing.rounds.left == 1:
+        return "nothing after this round"
+    return f"{when} · {_to_go(standing)}"
+
+
+def _to_go(standing: Standing) -> str:
     left = standing.rounds.left
-    if standing.round and left == 1:
-        return LAST_ROUND
-    return f"{when} · {NO_END if left is None else TO_GO.format(count(left, 'round'))}"
+    return "no end set" if left is None else f"{count(left, 'round')} to go"
 
 
 def _rhythm(standing: Standing, every: str | None) -> str:
     """When the round after this one begins."""
-    if every in (None, CONTINUOUS):
-        return f"{AT_ONCE} ({CONTINUOUS})"
-    if not standing.round:
-        return AT_ONCE
-    return (CRON if " " in every.strip() else EVERY).format(safe(every)) if every else AT_ONCE
+    if every in (None, "continuous"):
+        return "at once (continuous)"
+    if not standing.round or not every:
+        return "at once"
+    is_cron = " " in every.strip()
+    return f"when schedule.cron says so ({safe(every)})" if is_cron else f"{safe(every)} after the start of this round"
 
 
 def _without_a_process(standing: Standing) -> str:
     """What to do where no process runs."""
     if standing.paused_by:
-        return HELD
+        return "`loopctl resume`, then `loopctl start`"
     if standing.round:
-        return OPEN_ROUND.format(standing.round.number, standing.round.stage)
+        return f"`loopctl start` or `loopctl run` continues round {standing.round.number}, {standing.round.stage}"
     rounds = standing.rounds
     if rounds.planned and rounds.left == 0:
         return all_done(rounds.planned)
     if standing.state == "idle" and standing.reason:
-        return OVER
-    return START.format(NO_END if rounds.left is None else TO_GO.format(count(rounds.left, "round")))
+        return "nothing until you change [schedule] in loop.toml; then `loopctl start`"
+    return f"`loopctl start` or `loopctl run` ({_to_go(standing)})"
