@@ -18,6 +18,7 @@ from loop.reading.rounds import all_of, figures_of
 from loop.reading.standing import Standing, status, status_of
 from loop.reading.status_words import doing, labelled
 from loop.report.browser import browser
+from loop.system.exits import version
 from loop.words import decoding_words
 from store.errors import NoStore
 from store.records import Checkpoint, Json, Round
@@ -41,7 +42,6 @@ def run_facts(place: Place) -> Json:
 def facts_of_experiment(experiment: Experiment) -> Json:
     """The facts of an experiment's page; see `loop.experiments.facts`."""
     from loop.experiments.facts import experiment_facts
-    from loop.system.exits import version
 
     facts = experiment_facts(experiment).as_json()
     for run in facts["runs"]:  # a page goes to others, whom this machine's directories tell nothing
@@ -50,8 +50,6 @@ def facts_of_experiment(experiment: Experiment) -> Json:
 
 
 def _frame(standing: Standing, place: Place) -> Json:
-    from loop.system.exits import version
-
     return {
         "kind": "run",
         "name": standing.run or place.name,
@@ -103,7 +101,7 @@ def _suite(store: Reader, name: str, evaluations: Evaluations, rounds: Sequence[
     asked: Json = next(
         (row["suites"][name] for row in reversed(rounds) if row["suites"].get(name, {}).get("split")), {}
     )
-    decoding = asked.get("decoding") or (store.decoding(base) if base else None)
+    decoding = asked.get("decoding") or store.decoding(base)
     figures = figures_of(base)
     return {
         "name": name,

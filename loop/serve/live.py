@@ -7,6 +7,7 @@ the first reader who asks for it.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import html
 import threading
 import time
@@ -32,30 +33,17 @@ class CannotShow(Exception):
 
 async def in_thread(work: Callable[[], T]) -> T:
     """What `work` returns or raises, from a thread that ends with the process, however long it takes."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if done.done():  # the reader is gone
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # from now on a reader who is gone cannot cancel it
 
     def run() -> None:
-        result, failed = None, None
         try:
-            result = work()
+            outcome.set_result(work())
         except BaseException as error:
-            failed = error
-        try:
-            loop.call_soon_threadsafe(finish, result, failed)
-        except RuntimeError:  # the loop is closed
-            pass
+            outcome.set_exception(error)
 
     threading.Thread(target=run, name="serve", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(outcome)
 
 
 class Live:

@@ -6,7 +6,6 @@ They are read from one frozen snapshot, so that a scrape never touches the store
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -120,9 +119,8 @@ def metrics_of(settings: Watching, look: Callable[[], Snapshot]) -> Iterator[Met
     try:
         server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:
-        raise ConfigError(
-            f"watching.prometheus_port: 127.0.0.1:{port}: {error.strerror}; give a port that is free"
-        ) from None
+        place = f"watching.prometheus_port: 127.0.0.1:{port}"
+        raise ConfigError(f"{place}: {error.strerror}; give a port that is free") from None
     # A client that says nothing must not keep a descriptor for ever, and one that goes away is no news for the journal.
     server.RequestHandlerClass.timeout = CLIENT_TIMEOUT_S  # type: ignore[attr-defined]
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
@@ -137,22 +135,17 @@ def metrics_of(settings: Watching, look: Callable[[], Snapshot]) -> Iterator[Met
 
 def _take_few_at_a_time(server: Any) -> None:
     """Turn clients away beyond MOST_CLIENTS, so that nobody can use up the daemon's descriptors."""
-    free, begin, work = threading.BoundedSemaphore(MOST_CLIENTS), server.process_request, server.process_request_thread
+    open_requests: set[Any] = set()
+    end = server.shutdown_request
 
-    def begin_if_free(request: Any, address: Any) -> None:
-        if not free.acquire(blocking=False):
-            server.shutdown_request(request)
-            return
-        try:
-            begin(request, address)
-        except BaseException:  # no thread was free
-            free.release()
-            raise
+    def is_taken(request: Any, _: Any) -> bool:
+        if len(open_requests) >= MOST_CLIENTS:
+            return False
+        open_requests.add(request)
+        return True
 
-    def work_and_release(request: Any, address: Any) -> None:
-        try:
-            work(request, address)
-        finally:
-            free.release()
+    def shutdown(request: Any) -> None:
+        open_requests.discard(request)
+        end(request)
 
-    server.process_request, server.process_request_thread = begin_if_free, work_and_release
+    server.verify_request, server.shutdown_request = is_taken, shutdown
