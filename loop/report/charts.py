@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loop.words import interval, rate
+from loop.words import interval, rate, signed
 from store.records import Json
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched from there
@@ -58,6 +58,11 @@ def ends(point: Json, *, sign: bool = False) -> str:
     """The interval of a point in words, or nothing."""
     low, high = point["low"], point["high"]
     return "" if low is None or high is None else interval([low, high], sign=sign)
+
+
+def difference(point: Json) -> list[str]:
+    """A difference and its interval, each in words."""
+    return [signed(point["value"]), ends(point, sign=True)]
 
 
 # Whole specifications
