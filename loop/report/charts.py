@@ -146,9 +146,10 @@ def _by_outcome(names: Iterable[str], colours: dict[str, str]) -> tuple[Json, Js
     return colour, named(occurring, [SHAPES.get(name, "stroke") for name in occurring])
 
 
-def _span(x: Json, y: Json, colour: Json) -> Json:
-    """From `low` to `high`."""
-    return {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+def _intervals(mark: Json, x: Json, y: Json, colour: Json) -> Json:
+    """The layer of the intervals, where a point has one."""
+    encoding = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+    return {"transform": [{"filter": "isValid(datum.low)"}], "mark": mark, "encoding": encoding}
 
 
 def _zero(channel: str, axis: Json) -> Json:
@@ -178,9 +179,8 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
     if base is not None:
         head.insert(0, {"round": 0, "who": "head", "value": base})
     num = max([point["round"] for point in points], default=1)
-    head += [
-        {**last, "round": last["round"] + (0.5 if num > 1 else 0.25)} for last in head[-1:]
-    ]  # beyond the last mark
+    beyond = 0.5 if num > 1 else 0.25  # the last mark
+    head += [{**last, "round": last["round"] + beyond} for last in head[-1:]]
     head = [point for point in head if point["value"] is not None]
     many = num > MANY_ROUNDS
     colour, shape = _by_outcome({"head", *(point["who"] for point in values)}, {"head": BLUE, **OUTCOMES})
@@ -194,8 +194,7 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
         layers.append({"data": {"values": head}, "mark": steps, "encoding": {"x": x, "y": y, "color": colour}})
     if any(point.get("low") is not None for point in values):
         rule = {"type": "rule", "strokeWidth": 1 if many else 2, "opacity": 0.45 if many else 0.8}
-        valid = [{"filter": "isValid(datum.low)"}]
-        layers.append({"transform": valid, "mark": rule, "encoding": _span(x, y, colour)})
+        layers.append(_intervals(rule, x, y, colour))
     if values:
         tooltip = [*_tooltip("candidate", ".4~f"), {"field": "head", "title": "head after it", "format": ".4~f"}]
         encoding = {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip}
@@ -215,7 +214,7 @@ def differences(points: Sequence[Json], title: str) -> Json:
         "data": {"values": values},
         "layer": [
             _zero("y", y),
-            {"mark": {"type": "rule", "strokeWidth": 1 if many else 1.6, "opacity": 0.6}, "encoding": _span(x, y, colour)},
+            _intervals({"type": "rule", "strokeWidth": 1 if many else 1.6, "opacity": 0.6}, x, y, colour),
             {"mark": dot(28 if many else 60),
              "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip, "shape": shape}},
         ],
@@ -259,8 +258,7 @@ def lines(
     if intervals:
         tooltip += [{"field": end, "title": word, "format": ".4~f"} for end, word in (("low", "from"), ("high", "to"))]
         shape = {"type": "area", "opacity": 0.14} if band else {"type": "rule", "strokeWidth": 1.4, "opacity": 0.55}
-        valid = [{"filter": "isValid(datum.low)"}]
-        layers.insert(0, {"transform": valid, "mark": shape, "encoding": _span(x, y, colour)})
+        layers.insert(0, _intervals(shape, x, y, colour))
     return {"data": {"values": values}, "layer": layers}
 
 
@@ -275,11 +273,8 @@ def bars(points: Sequence[Json], title: str, order: Sequence[str], form: str = "
         x["axis"]["values"] = list(range(0, num + 1, max(1, -(-num // 20))))
     axis = {"format": form, "tickCount": 6}
     y = {"field": "value", "type": "quantitative", "title": title, "stack": "zero", "axis": axis}
-    tooltip = [
-        {"field": "round"},
-        {"field": "who", "title": "of"},
-        {"field": "value", "format": ",.4~f", "title": title},
-    ]
+    tooltip = [{"field": "round"}, {"field": "who", "title": "of"}]
+    tooltip += [{"field": "value", "format": ",.4~f", "title": title}]
     return {"data": {"values": values}, "mark": {"type": "bar"},
             "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}}  # fmt: skip
 

@@ -142,31 +142,20 @@ def _amounts(store: Reader, rounds: Sequence[Json]) -> list[Json]:
     for row in rounds:
         number = row["round"]
         sampled: Json = totals.get(number) or {"num": 0, "num_tokens": 0}
-        amounts.append(
-            {
-                "round": number,
-                "seconds": {stage["stage"]: stage["duration_s"] for stage in row["stages"]},
-                "num_completions": sampled["num"],
-                "tokens": {
-                    "sampled": sampled["num_tokens"],
-                    "trained on": row["training"]["num_completion_tokens"] or 0,
-                    "evaluated": round(evaluated.get(number, 0.0)),
-                },
-            }
-        )
+        seconds = {stage["stage"]: stage["duration_s"] for stage in row["stages"]}
+        tokens = {
+            "sampled": sampled["num_tokens"],
+            "trained on": row["training"]["num_completion_tokens"] or 0,
+            "evaluated": round(evaluated.get(number, 0.0)),
+        }
+        amounts.append({"round": number, "seconds": seconds, "num_completions": sampled["num"], "tokens": tokens})
     return amounts
 
 
 def _checkpoint(row: Checkpoint, head: str, rounds: Sequence[Round]) -> Json:
-    return {
+    as_stored = ("round", "kind", "parent", "state", "pinned", "size_bytes", "created_at")
+    return {key: getattr(row, key) for key in as_stored} | {
         "checkpoint": row.sha256,
-        "round": row.round,
         "made_in": [round.number for round in rounds if round.candidate_checkpoint == row.sha256],
-        "kind": row.kind,
-        "parent": row.parent,
-        "state": row.state,
-        "pinned": row.pinned,
-        "size_bytes": row.size_bytes,
-        "created_at": row.created_at,
         "is_head": row.sha256 == head,
     }

@@ -27,7 +27,7 @@ from loop.watching.tracker_process import about, figures_of
 from loop.watching.tracker_thread import TrackerThread, trackers_of, tracking_command
 from loop.watching.trackers import EXTRA, TRACKERS, Mlflow, Trackio, Wandb, missing, missing_in_words
 from tests.support.cli import Loopctl, call, environment, finished, process
-from tests.support.waiting import HANG_S, Clock, returns, wait_until
+from tests.support.waiting import HANG_S, Clock, Log, pid_in, returns, wait_until
 
 __all__ = ["call", "finished"]
 from tests.support import ROOT
@@ -245,14 +245,6 @@ def test_another_beginning_of_a_run_is_another_run(finished: Path, tmp_path: Pat
 # ---- in nobody's way -------------------------------------------------------------------------------------------------
 
 
-class Lines(list[str]):
-    """What goes to the log."""
-
-    def __call__(self, level: str, text: str) -> None:
-        assert level == "warning" and "\n" not in text
-        self.append(text)
-
-
 def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Have a program of ours in the place of the tracker's process."""
     command = [sys.executable, "-c", code]
@@ -262,25 +254,15 @@ def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 HANGS = "import os, sys, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)"
 
 
-def hanging(directory: Path, but: int = 0) -> int:
-    """The process that hangs there, and not that one, once it does."""
-
-    def found() -> int:
-        text = (directory / "pid").read_text() if (directory / "pid").exists() else ""
-        return int(text) if text.endswith("\n") and int(text) != but else 0
-
-    return int(wait_until(found))
-
-
 def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
-    said, clock = Lines(), Clock()
+    said, clock = Log(), Clock()
     trackers = TrackerThread(["wandb", "mlflow"], tmp_path, "p", said, clock)
     returns(trackers.look)
-    first = hanging(tmp_path)
+    first = pid_in(tmp_path / "pid")
     assert said == [] and psutil.pid_exists(first), "nobody waits for it"
     clock.now_s += tracker_thread.TIMEOUT_S
-    second = hanging(tmp_path, but=first)
+    second = pid_in(tmp_path / "pid", but=first)
     clock.now_s += tracker_thread.TIMEOUT_S
     wait_until(lambda: len(said) == 2)
     trackers.close(0.0)
@@ -290,14 +272,14 @@ def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatc
 
 def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
-    said = Lines()
+    said = Log()
     trackers = TrackerThread(["wandb"], tmp_path, "p", said, Clock())
     trackers.look()
-    pid = hanging(tmp_path)
+    pid = pid_in(tmp_path / "pid")
     returns(lambda: trackers.close(0.0))
     assert len(said) == 1 and not psutil.pid_exists(pid)
     trackers.look()
-    trackers.close()
+    trackers.close(0.0)
 
 
 @pytest.mark.parametrize(("stopped", "told"), [(False, True), (True, False)])
@@ -313,7 +295,7 @@ def test_a_run_that_ends_by_itself_waits_for_them(
         TrackerThread, "close", lambda self, given_s: (patience_s.append(given_s), close(self, given_s))
     )
     telling(monkeypatch, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nopen('told', 'w')")
-    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Lines(), lambda: stopped) as trackers:
+    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Log(), lambda: stopped) as trackers:
         assert trackers is not None
 
         def let_it_end() -> None:
@@ -327,12 +309,12 @@ def test_a_run_that_ends_by_itself_waits_for_them(
 
 def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('no\\x1b[31m server ' + 'x' * 1000)")
-    said = Lines()
+    said = Log()
     trackers = TrackerThread(["mlflow"], tmp_path, "p", said)
     for number in (1, 2):
         trackers.look()
         wait_until(lambda number=number: len(said) == number)
-    trackers.close()
+    trackers.close(HANG_S)
     assert said[0] == said[1] and said[0].startswith("watching.trackers: mlflow: no [31m server xxx")
     assert len(said[0]) < 500 and "loopctl track" in said[0]
 
@@ -351,7 +333,7 @@ def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         missing(["wandb", "mlflow", "trackio", "mlflow"]) == ["mlflow", "trackio"]
         and missing_in_words(["wandb"]) is None
     )
-    said = Lines()
+    said = Log()
     with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, said) as trackers:
         assert trackers is None
     assert said == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
