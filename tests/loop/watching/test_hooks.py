@@ -110,11 +110,8 @@ def test_pauses_and_ends_of_rounds_are_told(tmp_path: Path, said: Log) -> None:
 def test_only_what_is_wanted_in_order(tmp_path: Path, said: Log) -> None:
     events = [(event, {"number": n}) for n, event in enumerate(["decision", "pause", "failure", "pause", "nonsense"])]
     tell(said, *events, on=("pause", "failure"), command=appending(tmp_path / "got"))
-    assert [(line["event"], line["number"]) for line in lines_of(tmp_path / "got")] == [
-        ("pause", 1),
-        ("failure", 2),
-        ("pause", 3),
-    ]
+    got = [(line["event"], line["number"]) for line in lines_of(tmp_path / "got")]
+    assert got == [("pause", 1), ("failure", 2), ("pause", 3)]
 
 
 @pytest.mark.parametrize("words", ["sleep 0.3; wc -c", "true", "exec 0<&-"])
@@ -126,10 +123,8 @@ def test_how_much_it_reads_is_its_own_business(tmp_path: Path, said: Log, words:
 
 
 def test_there_is_no_shell(tmp_path: Path, said: Log) -> None:
-    words, write = (
-        f"$(touch {tmp_path}/no); touch {tmp_path}/no",
-        "import sys; open(sys.argv[1], 'w').write(sys.argv[2])",
-    )
+    words = f"$(touch {tmp_path}/no); touch {tmp_path}/no"
+    write = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
     tell(said, command=(sys.executable, "-c", write, str(tmp_path / "got"), words))
     assert (tmp_path / "got").read_text() == words and not (tmp_path / "no").exists()
 
