@@ -33,23 +33,16 @@ _ODD = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-_NAMED = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # what reorders text
+_NAMED = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what reorders text
+_SHOWN = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "␡"}
+_SHOWN |= {character: f"[{unicodedata.name(character)}]" for character in _NAMED}
 
 
 def visible(text: str) -> str:
     """The text with control, bidirectional and invisible characters shown: ␀, [RIGHT-TO-LEFT OVERRIDE], [U+200B]."""
-    return _ODD.sub(lambda match: _shown(match[0]), text) if not text.isascii() or not text.isprintable() else text
-
-
-def _shown(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    if character in _NAMED:
-        return f"[{unicodedata.name(character)}]"
-    return f"[U+{code:04X}]"
+    if text.isascii() and text.isprintable():
+        return text
+    return _ODD.sub(lambda match: _SHOWN.get(match[0]) or f"[U+{ord(match[0]):04X}]", text)
 
 
 def made_visible(value: Any) -> Any:
@@ -134,21 +127,20 @@ def _template(name: str) -> Template:
         loader=PackageLoader("loop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
     environment.filters |= {
-        "rate": words.rate,
-        "signed": words.signed,
-        "interval": words.interval,
-        "duration": words.duration,
-        "size": words.size,
-        "count": words.count,
+        **{
+            name: getattr(words, name)
+            for name in ("rate", "signed", "interval", "duration", "size", "count", "number", "round_name")
+        },
         "decoding": words.decoding_words,
-        "number": words.number,
         "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),
         "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
         "short": lambda sha256: (sha256 or "-")[:12],
         "toml": toml_value,
         "flat": _flat,
+        "diagnosis": lambda diagnosis: in_words(
+            summary_of({key: diagnosis[key] for key in diagnosis if key != "probe"})
+        ),
     }
-    environment.globals |= {"diagnosis_words": _diagnosis_words}
     return environment.get_template(name)
 
 
@@ -158,11 +150,6 @@ def _flat(table: Json, *above: str) -> list[tuple[str, Any]]:
     for key, value in table.items():
         settings += _flat(value, *above, key) if isinstance(value, dict) else [(".".join((*above, key)), value)]
     return settings
-
-
-def _diagnosis_words(diagnosis: Json) -> str:
-    """A sentence about locks and forks."""
-    return in_words(summary_of({key: value for key, value in diagnosis.items() if key != "probe"}))
 
 
 def figures(facts: Json) -> list[Figure]:

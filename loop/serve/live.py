@@ -50,10 +50,7 @@ class Live:
     """One source for any number of readers. Everything but the work in threads happens in one event loop."""
 
     def __init__(
-        self,
-        source: Source,
-        forms: Mapping[str, Callable[[Json], str]],
-        clock: Callable[[], float] = time.monotonic,
+        self, source: Source, forms: Mapping[str, Callable[[Json], str]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`forms`: functions that make HTML of the source's facts, by name. `clock` gives seconds."""
         self.source, self.forms, self.clock = source, forms, clock
