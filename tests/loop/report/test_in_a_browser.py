@@ -4,7 +4,6 @@ import copy
 import http.server
 import json
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,10 +13,11 @@ import pytest
 
 from loop.report.page import body, render
 from tests.support.browser import Shown, Tab, browser, needs_a_browser
-from tests.support.cli import altered, finished_run
+from tests.support.cli import altered, finished
 from tests.support.report import HOSTILE, experiment, facts_of, run_of_the_tests
 from tests.support.waiting import HANG_S
 
+__all__ = ["finished"]
 pytestmark = needs_a_browser
 Show = Callable[..., Shown]
 
@@ -77,13 +77,11 @@ def test_clicking_through_a_run(show: Show) -> None:
     shown.check()
 
 
-def test_hostile_text_shows_as_text(show: Show, tmp_path: Path) -> None:
+def test_hostile_text_shows_as_text(show: Show, finished: Path) -> None:
     """In a completion, a prompt, a problem's name, a verdict's detail, a gate's reason, the run's name, a suite's name."""
-    directory = tmp_path / "run"
-    shutil.copytree(finished_run()[0], directory)
     stored = HOSTILE.replace("\ud800", "\u241bd800")
     quoted = json.dumps(HOSTILE)[1:-1]
-    with altered(directory) as conn:
+    with altered(finished) as conn:
         conn.execute("UPDATE completions SET text = ? || text", (stored,))
         conn.execute("UPDATE prompts SET statement = ? || statement, name = ? || name", (stored, stored))
         conn.execute("UPDATE problems SET task_id = task_id || ?, difficulty = difficulty || ?", (stored, stored))
@@ -95,7 +93,7 @@ def test_hostile_text_shows_as_text(show: Show, tmp_path: Path) -> None:
             "UPDATE runs SET name = ?, reason = ?, config = replace(config, '\"ones.jsonl\"', ?)",
             (stored, stored, f'"{quoted}"'),
         )
-    shown = show(facts_of(directory))
+    shown = show(facts_of(finished))
     tab = shown.page
     shown.open_all()
     for option in tab.locator("#browser option").all():
