@@ -8,25 +8,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 
-from loop.report.charts import (
-    BLUE,
-    GREEN,
-    MANY_ROUNDS,
-    ORANGE,
-    Figure,
-    any_value,
-    bars,
-    by_round,
-    by_value,
-    difference,
-    differences,
-    dot,
-    ends,
-    lines,
-    named,
-    table,
-    trajectory,
-)
+from loop.report import charts
+from loop.report.charts import Figure, any_value
 from loop.words import duration, interval, number, rate
 from store.records import STAGES, Json
 
@@ -79,7 +62,7 @@ def _panels(facts: Json, figures: Iterable[tuple[Json, str, str, str, str]]) -> 
     for suite, key, title, axis, form in figures:
         points, base = _points(facts, suite["name"], key), _part(suite["base"], None).get(key)
         if any_value(points):
-            panels.append({"title": title, **trajectory(points, base, axis, form)})
+            panels.append({"title": title, **charts.trajectory(points, base, axis, form)})
             of_table += [point | {"who": title} for point in [{"round": 0, "value": base}, *points]]
     return panels, of_table
 
@@ -97,8 +80,8 @@ def _heads(
     if not any_value(points):
         return None
     order = [label for label, _, _ in keys]
-    panel = lines(points, axis, form=".3~f", order=order, dots=len(facts["rounds"]) < MANY_ROUNDS)
-    return Figure(name, title, f"{measured_on(suite)}. {about}", [panel], *table(points))
+    panel = charts.lines(points, axis, form=".3~f", order=order, dots=len(facts["rounds"]) < charts.MANY_ROUNDS)
+    return Figure(name, title, f"{measured_on(suite)}. {about}", [panel], *charts.table(points))
 
 
 # The figures
@@ -110,13 +93,13 @@ def _pass1(facts: Json) -> Figure | None:
     if not any_value(points) and base is None:
         return None
     rows = [["base", "", rate(base), interval(suite["base"]["pass@1_interval"]) if suite["base"] else "", rate(base)]]
-    rows += [[str(p["round"]), p["who"], rate(p["value"]), ends(p), rate(p["head"])] for p in points]
+    rows += [[str(p["round"]), p["who"], rate(p["value"]), charts.ends(p), rate(p["head"])] for p in points]
     return Figure(
         "pass1",
         "pass@1 by round",
         f"{measured_on(suite)}. Marks: each round's candidate with its 95% interval. Line: the head after the round. "
         "Dashed: the base.",
-        [trajectory(points, base, "pass@1", ".3~f")],
+        [charts.trajectory(points, base, "pass@1", ".3~f")],
         ["round", "decision", "candidate", "95% interval", "head after it"],
         rows,
     )
@@ -132,7 +115,7 @@ def _gains(facts: Json, key: str) -> list[Json]:
 def _change(facts: Json) -> Figure:
     over_head, over_base = _gains(facts, "gain"), _gains(facts, "gain_over_base")
     panels = [
-        differences(points, f"candidate - {other}, pass@1")
+        charts.differences(points, f"candidate - {other}, pass@1")
         for other, points in (("head", over_head), ("base", over_base))
         if any_value(points)
     ]
@@ -144,7 +127,7 @@ def _change(facts: Json) -> Figure:
         panels,
         ["round", "decision", "over head", "95% interval", "over base", "95% interval"],
         [
-            [str(head["round"]), head["who"], *difference(head), *difference(base)]
+            [str(head["round"]), head["who"], *charts.difference(head), *charts.difference(base)]
             for head, base in zip(over_head, over_base, strict=True)
         ],
     )
@@ -171,7 +154,7 @@ def _canaries(facts: Json) -> Figure:
     panels, of_table = _panels(facts, ((suite, "pass@1", suite["name"], "pass@1", ".3~f") for suite in suites))
     words = "; ".join(map(measured_on, suites))
     about = f"Reported, never decided on by themselves: {words}. Marks, line and dashes as above."
-    return Figure("canaries", "Canaries", about, panels, *table(of_table))
+    return Figure("canaries", "Canaries", about, panels, *charts.table(of_table))
 
 
 _SIGNALS = (
@@ -192,7 +175,7 @@ def _signals(facts: Json) -> Figure:
         f"{measured_on(suite)}. Sharpening narrows wrong answers; collapse is the loss of what is right. "
         "Marks: candidates; line: the head after the round; dashed: the base."
     )
-    return Figure("signals", "Signals of collapse", about, panels, *table(of_table))
+    return Figure("signals", "Signals of collapse", about, panels, *charts.table(of_table))
 
 
 _MIND = (
@@ -218,7 +201,7 @@ def _mind(facts: Json) -> Figure | None:
                 of_table.append({"round": row["round"], "who": f"{title}: before", "value": head})
                 of_table.append({"round": row["round"], "who": f"{title}: after", "value": candidate})
         if any_value(points):
-            panels.append({"title": title, **trajectory(points, base, "", form)})
+            panels.append({"title": title, **charts.trajectory(points, base, "", form)})
     far = [
         {"round": row["round"], "who": f"from the {who}", "value": figures[f"kl_to_{who}"]}
         for row in rows
@@ -226,14 +209,14 @@ def _mind(facts: Json) -> Figure | None:
         for who in ("head", "base")
     ]
     if far:
-        panels.append({"title": "distance (KL, nats a token)", **lines(far, "", form=".3~f", zero=True)})
+        panels.append({"title": "distance (KL, nats a token)", **charts.lines(far, "", form=".3~f", zero=True)})
         of_table += [{**point, "who": f"KL {point['who']}"} for point in far]
     about = (
         "Candidate (mark, with a 95% interval of its change from the head) and head (line) at the same positions of "
         f"{rows[-1]['diagnosis']['num_sequences']} texts by the base. Locks are where the base is nearly certain, forks where it has "
         "a real choice."
     )
-    words = table(of_table, lambda value: "-" if value is None else f"{value:.4f}")
+    words = charts.table(of_table, lambda value: "-" if value is None else f"{value:.4f}")
     return Figure("mind", "Locks and forks, before and after", about, panels, *words)
 
 
@@ -255,14 +238,14 @@ def _loss(facts: Json) -> Figure | None:
         if row["training"][key] is not None
     ]
     names = ["each step", *dict.fromkeys(point["who"] for point in after)]
-    colour = named(names, [BLUE, GREEN, ORANGE][: len(names)])
-    x, y = by_round(num), by_value("loss (nats a token)", ".3~f")
+    colour = charts.named(names, [charts.BLUE, charts.GREEN, charts.ORANGE][: len(names)])
+    x, y = charts.by_round(num), charts.by_value("loss (nats a token)", ".3~f")
     x = {**x, "scale": {**x["scale"], "domain": [0.5, num + 0.5]}}
     tooltip = [{"field": "round"}, {"field": "who"}, {"field": "value", "format": ".4f"}]
     marks: list[Json] = [
         {"data": {"values": curve}, "mark": {"type": "line", "strokeWidth": 1.3},
          "encoding": {"x": x, "y": y, "color": colour, "detail": {"field": "of"}}},
-        {"data": {"values": after}, "mark": dot(50), "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}},
+        {"data": {"values": after}, "mark": charts.dot(50), "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}},
     ]  # fmt: skip
     keys = ("loss_first", "loss_last", "mean_loss", "train_loss", "held_out_loss")
     rows = [[str(row["round"]), *(rate(row["training"][key]) for key in keys)] for row in facts["rounds"]]
@@ -287,12 +270,12 @@ def _training(facts: Json) -> Figure:
     panels = []
     if any(point["value"] for point in points):
         order = ["of this round", "of earlier rounds", "held out", "left out"]
-        panels.append({"title": "what training saw, and what it did not", **bars(points, "completions", order)})
+        panels.append({"title": "what training saw, and what it did not", **charts.bars(points, "completions", order)})
     if panels or any(point["value"] for point in total):
-        growth = lines(total, "completions", form="~s", zero=True, dots=len(total) < MANY_ROUNDS)
+        growth = charts.lines(total, "completions", form="~s", zero=True, dots=len(total) < charts.MANY_ROUNDS)
         panels.append({"title": "growth of the corpus", **growth})
     about = "Completions by round. What is left out stays in the corpus; the reason stands under each round."
-    return Figure("training", "What training saw", about, panels, *table(points + total, number))
+    return Figure("training", "What training saw", about, panels, *charts.table(points + total, number))
 
 
 def _time(facts: Json) -> Figure:
@@ -305,13 +288,13 @@ def _time(facts: Json) -> Figure:
     scaled = [{**point, "value": point["value"] / size} for point in seconds]
     panels = []
     if any(point["value"] for point in seconds):
-        panels.append({"title": f"time by stage ({unit})", **bars(scaled, unit, STAGES, ",.3~f")})
+        panels.append({"title": f"time by stage ({unit})", **charts.bars(scaled, unit, STAGES, ",.3~f")})
     if any(point["value"] for point in tokens):
-        panels.append({"title": "tokens", **bars(tokens, "tokens", ["sampled", "trained on", "evaluated"])})
+        panels.append({"title": "tokens", **charts.bars(tokens, "tokens", ["sampled", "trained on", "evaluated"])})
     words = [{**point, "value": duration(point["value"])} for point in seconds]
     words += [{**point, "who": f"tokens {point['who']}", "value": number(point["value"])} for point in tokens]
     about = "Time of all attempts, failed ones too; tokens that the model wrote for training, was trained on, and wrote to be graded."
-    return Figure("time", "Time and tokens", about, panels, *table(words, lambda text: text or "-"))
+    return Figure("time", "Time and tokens", about, panels, *charts.table(words, lambda text: text or "-"))
 
 
 FIGURES: tuple[Callable[[Json], Figure | None], ...] = (

@@ -68,12 +68,7 @@ def application(live: Live, meant: Callable[[str], bool], token: str | None, por
         finally:
             watching.cancel()
 
-    routes = [
-        Route("/", page),
-        Route("/body", body),
-        Route("/events", events),
-        Route("/status.json", status),
-        Route("/healthz", health),
-    ]
+    answers = {"/": page, "/body": body, "/events": events, "/status.json": status, "/healthz": health}
+    routes = [Route(path, answer) for path, answer in answers.items()]
     inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: lost, Exception: failed})
     return Guard(inner, meant, token, cookie=f"loop_{port}")

@@ -76,17 +76,9 @@ def serve(live: Live, listener: socket.socket, host: str, token: str | None, pol
     port = int(listener.getsockname()[1])
     config = uvicorn.Config(
         application(live, names(host, port), token, port, policy),
-        http="h11",
-        ws="none",
-        lifespan="on",
-        loop="asyncio",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=END_S,
-    )
+        http="h11", ws="none", lifespan="on", loop="asyncio", log_config=None, log_level="critical", access_log=False,
+        server_header=False, proxy_headers=False, timeout_graceful_shutdown=END_S,
+    )  # fmt: skip
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done
     try:
         with contextlib.suppress(KeyboardInterrupt):  # likewise

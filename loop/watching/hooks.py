@@ -85,13 +85,11 @@ class Hooks(Teller[Json]):
 
     def _command(self, told: Json) -> None:
         command, is_over = self.settings.command, self.patience(self.settings.timeout_s)
-        stdin = os.memfd_create("event")  # unlike a pipe, it never blocks, however little of it the command reads
-        try:
-            os.write(stdin, _body(told))
-            os.lseek(stdin, 0, os.SEEK_SET)
+        # In memory: unlike a pipe, it never blocks, however little of it the command reads.
+        with open(os.memfd_create("event"), "w+b", buffering=0) as stdin:
+            stdin.write(_body(told))
+            stdin.seek(0)
             code = run_guarded(command, is_over, stdin=stdin, stderr=subprocess.DEVNULL, cwd=self.directory)
-        finally:
-            os.close(stdin)
         if code is None:
             self.say("warning", f"watching.command: {command[0]} took too long and was ended")
         elif code:

@@ -73,15 +73,8 @@ class Trackio(Tracker):
         import trackio
 
         self.logged: set[int] = set()
-        self.run = trackio.init(
-            project=run.project,
-            name=f"{run.name}-{run.id[:8]}",
-            config=run.config,
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
+        name, unwanted = f"{run.name}-{run.id[:8]}", dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False)
+        self.run = trackio.init(project=run.project, name=name, config=run.config, resume="allow", **unwanted)
 
     def known(self) -> set[int]:
         """All up to the last step that it has: rounds come in order."""
@@ -121,18 +114,11 @@ class Wandb(Tracker):
         self.online = mode not in ("offline", "dryrun", "disabled")
         self.before = set(directory.glob("wandb/offline-run-*")) if not self.online else set()
         directory.mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(
-            project=run.project,
-            id=run.id,
-            name=run.name,
-            config=run.config,
-            dir=str(directory),
-            mode=mode,
-            resume="allow" if self.online else None,
-            settings=wandb.Settings(
-                console="off", silent=True, x_disable_stats=True, x_disable_meta=True, x_save_requirements=False
-            ),
-        )
+        unwanted = {"x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False}
+        settings = wandb.Settings(console="off", silent=True, **unwanted)
+        told = {"project": run.project, "id": run.id, "name": run.name, "config": run.config}
+        resume = "allow" if self.online else None
+        self.run = wandb.init(**told, dir=str(directory), mode=mode, resume=resume, settings=settings)
 
     def known(self) -> set[int]:
         """Online, all up to the step that the server has; offline none, so that all are written anew."""
