@@ -220,17 +220,10 @@ def _stages(store: Reader, round: Round) -> list[StageRow]:
     stages = []
     for stage in store.ledger.stages(store.run.id, round.number):
         attempts = store.ledger.attempts(store.run.id, round.number, stage.name)
+        duration_s = sum(seconds_between(a.started_at, a.finished_at) for a in attempts if a.finished_at)
+        tries = [AttemptRow(a.attempt, a.started_at, a.finished_at, a.error) for a in attempts]
         output = stage.output and {key: value for key, value in stage.output.items() if key not in SHOWN_ELSEWHERE}
-        stages.append(
-            StageRow(
-                stage=stage.name,
-                started_at=stage.started_at,
-                finished_at=stage.finished_at,
-                duration_s=sum(seconds_between(a.started_at, a.finished_at) for a in attempts if a.finished_at),
-                attempts=[AttemptRow(a.attempt, a.started_at, a.finished_at, a.error) for a in attempts],
-                output=output,
-            )
-        )
+        stages.append(StageRow(stage.name, stage.started_at, stage.finished_at, duration_s, tries, output))
     return stages
 
 
@@ -287,12 +280,9 @@ def _training(store: Reader, round: Round) -> Training:
         num_earlier=store.output(round.number, "sampling").get("num_earlier", 0),
         num_left_out=sum(left_out.values()),
         left_out=left_out,
-        num_steps=output.get("num_steps"),
-        num_completion_tokens=output.get("num_completion_tokens"),
         mean_loss=sum(losses) / len(losses) if losses else None,
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         num_held_out=output.get("num_held_out", 0),
-        held_out_loss=output.get("held_out_loss"),
-        train_loss=output.get("train_loss"),
+        **{key: output.get(key) for key in ("num_steps", "num_completion_tokens", "held_out_loss", "train_loss")},
     )

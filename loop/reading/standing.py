@@ -201,27 +201,20 @@ def status_of(store: Reader, planned: int | None = None, last_beat: Heartbeat | 
         state, reason = "paused", READ_ONLY.format(store.run_dir)
     last = store.ledger.last_round(run.id)
     head, base = _measurement(store, run.head_checkpoint), _measurement(store, run.base_checkpoint)
+    over_base = gain(store, head, base) if run.head_round else None
+    planned = run.config["rounds"] if planned is None else planned
+    rates = store.corpus.evaluations.last_rates(run.id, store.decider, run.config["decide"]["split"], MOST_POINTS)
     standing = Standing(
         **_process(beat, pid, now),
         run=run.name,
         state=state,
         reason=reason,
-        head=Head(
-            **vars(_measured(store, run.head_checkpoint, run.head_round, head)),
-            gain_over_base=gain(store, head, base) if run.head_round else None,
-        ),
+        head=Head(**vars(_measured(store, run.head_checkpoint, run.head_round, head)), gain_over_base=over_base),
         base=_measured(store, run.base_checkpoint, 0, base),
         round=_round_now(store, last, beat, now),
         last_decision=_last_decision(store),
-        rounds=RoundCounts(
-            run.num_kept, run.num_rolled_back, run.num_failed, run.config["rounds"] if planned is None else planned
-        ),
-        trend=tuple(
-            TrendPoint(row["round"], row["state"], row["rate"])
-            for row in store.corpus.evaluations.last_rates(
-                run.id, store.decider, run.config["decide"]["split"], MOST_POINTS
-            )
-        ),
+        rounds=RoundCounts(run.num_kept, run.num_rolled_back, run.num_failed, planned),
+        trend=tuple(TrendPoint(row["round"], row["state"], row["rate"]) for row in rates),
         corpus=CorpusSize(run.num_completions, run.completion_bytes),
         next_due=as_rfc3339(beat.next_due_at) if beat and beat.next_due_at is not None else None,
         disk=disk,
@@ -333,9 +326,7 @@ def _last_error(store: Reader, last: Round | None) -> LastError | None:
         at=event.at,
         round=event.round,
         stage=event.stage,
-        attempt=event.data["attempt"],
-        error=event.data["error"],
-        next_step=event.data["next_step"],
+        **{key: event.data[key] for key in ("attempt", "error", "next_step")},
         current=under_way and not done,
     )
 
