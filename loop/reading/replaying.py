@@ -15,10 +15,6 @@ from store.canonical import canonical_json
 from store.records import DecisionRow, Json
 
 Outcome = Decision | str  # a decision, or why none was possible
-HYPOTHETICAL = (
-    "each round is decided on the evidence that it had; after another verdict the following rounds would have started "
-    "from another checkpoint"
-)
 
 
 def replay(decisions: Sequence[DecisionRow], policy: Policy) -> Json:
@@ -132,5 +128,6 @@ def _summary(rows: Sequence[Json]) -> Json:
         "num_unreadable": stored.count(None),
         "num_changed": replayed.count(True),
         "num_undecided": replayed.count(None),
-        "note": HYPOTHETICAL,
+        "note": "each round is decided on the evidence that it had; after another verdict the following rounds would have "
+        "started from another checkpoint",
     }

@@ -101,13 +101,12 @@ def paper(figure: Figure) -> Json:
     """The whole figure as one specification with its title, dark on white, for a file."""
     ink, font = "#1b1f24", "Helvetica, Arial, sans-serif"
     title = {"text": figure.title, "subtitle": textwrap.wrap(figure.about, 110)}
-    if len(figure.panels) == 1:
-        whole = themed(figure.panels[0], width=WIDTH, height=HEIGHT, ink=ink, font=font)
-    else:
+    panel = figure.panels[0]
+    if len(figure.panels) > 1:
         sized = [{"width": PANEL_WIDTH, "height": PANEL_HEIGHT, **panel} for panel in figure.panels]
-        apart = {"color": "independent", "shape": "independent", "x": "independent", "y": "independent"}
-        many = {"concat": sized, "columns": 2, "spacing": 30, "resolve": {"scale": apart, "legend": apart}}
-        whole = themed(many, width=0, height=0, ink=ink, font=font)
+        apart = dict.fromkeys(("color", "shape", "x", "y"), "independent")
+        panel = {"concat": sized, "columns": 2, "spacing": 30, "resolve": {"scale": apart, "legend": apart}}
+    whole = themed(panel, width=0 if "concat" in panel else WIDTH, height=HEIGHT, ink=ink, font=font)
     return whole | {"title": title, "background": "white", "padding": 12}
 
 

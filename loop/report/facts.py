@@ -98,9 +98,8 @@ def _outcome(row: Json) -> str:
 def _suite(store: Reader, name: str, evaluations: Evaluations, rounds: Sequence[Json]) -> Json:
     """How a suite is asked, as the newest round that was measured on it tells, and the base's figures."""
     base = evaluations.newest.get((store.run.base_checkpoint, name))
-    asked: Json = next(
-        (row["suites"][name] for row in reversed(rounds) if row["suites"].get(name, {}).get("split")), {}
-    )
+    of_rounds = (row["suites"].get(name, {}) for row in reversed(rounds))
+    asked: Json = next((suite for suite in of_rounds if suite.get("split")), {})
     decoding = asked.get("decoding") or store.decoding(base)
     figures = figures_of(base)
     return {

@@ -94,22 +94,16 @@ def _pass1(facts: Json) -> Figure | None:
         return None
     rows = [["base", "", rate(base), interval(suite["base"]["pass@1_interval"]) if suite["base"] else "", rate(base)]]
     rows += [[str(p["round"]), p["who"], rate(p["value"]), charts.ends(p), rate(p["head"])] for p in points]
-    return Figure(
-        "pass1",
-        "pass@1 by round",
-        f"{measured_on(suite)}. Marks: each round's candidate with its 95% interval. Line: the head after the round. "
-        "Dashed: the base.",
-        [charts.trajectory(points, base, "pass@1", ".3~f")],
-        ["round", "decision", "candidate", "95% interval", "head after it"],
-        rows,
-    )
+    about = "Marks: each round's candidate with its 95% interval. Line: the head after the round. Dashed: the base."
+    panel = charts.trajectory(points, base, "pass@1", ".3~f")
+    columns = ["round", "decision", "candidate", "95% interval", "head after it"]
+    return Figure("pass1", "pass@1 by round", f"{measured_on(suite)}. {about}", [panel], columns, rows)
 
 
 def _gains(facts: Json, key: str) -> list[Json]:
-    gains = [row["suites"].get(facts["suites"][0]["name"], {}).get(key) or {} for row in facts["rounds"]]
-    return [
-        _point(row, gain.get("gain"), gain.get("interval")) for row, gain in zip(facts["rounds"], gains, strict=True)
-    ]
+    name = facts["suites"][0]["name"]
+    gains = ((row, row["suites"].get(name, {}).get(key) or {}) for row in facts["rounds"])
+    return [_point(row, gain.get("gain"), gain.get("interval")) for row, gain in gains]
 
 
 def _change(facts: Json) -> Figure:
@@ -119,18 +113,16 @@ def _change(facts: Json) -> Figure:
         for other, points in (("head", over_head), ("base", over_base))
         if any_value(points)
     ]
-    return Figure(
-        "change",
-        "What each round changed",
+    about = (
         f"{measured_on(facts['suites'][0])}. Candidate minus head, and minus base, in pass@1 on the same problems, with 95% "
-        "intervals of the difference. The intervals are each round's own: the decisions also spend an error budget over the run.",
-        panels,
-        ["round", "decision", "over head", "95% interval", "over base", "95% interval"],
-        [
-            [str(head["round"]), head["who"], *charts.difference(head), *charts.difference(base)]
-            for head, base in zip(over_head, over_base, strict=True)
-        ],
+        "intervals of the difference. The intervals are each round's own: the decisions also spend an error budget over the run."
     )
+    columns = ["round", "decision", "over head", "95% interval", "over base", "95% interval"]
+    rows = [
+        [str(head["round"]), head["who"], *charts.difference(head), *charts.difference(base)]
+        for head, base in zip(over_head, over_base, strict=True)
+    ]
+    return Figure("change", "What each round changed", about, panels, columns, rows)
 
 
 def _pass_at_k(facts: Json) -> Figure | None:
@@ -171,10 +163,8 @@ def _signals(facts: Json) -> Figure:
     """Diversity and length."""
     suite = facts["suites"][0]
     panels, of_table = _panels(facts, ((suite, key, title, "", form) for key, title, form in _SIGNALS))
-    about = (
-        f"{measured_on(suite)}. Sharpening narrows wrong answers; collapse is the loss of what is right. "
-        "Marks: candidates; line: the head after the round; dashed: the base."
-    )
+    about = f"{measured_on(suite)}. Sharpening narrows wrong answers; collapse is the loss of what is right. "
+    about += "Marks: candidates; line: the head after the round; dashed: the base."
     return Figure("signals", "Signals of collapse", about, panels, *charts.table(of_table))
 
 
@@ -256,9 +246,9 @@ def _loss(facts: Json) -> Figure | None:
 
 def _training(facts: Json) -> Figure:
     amounts = facts["amounts"]
-    totals = itertools.accumulate(amount["num_completions"] for amount in amounts)
+    sums = itertools.accumulate(amount["num_completions"] for amount in amounts)
     total = [
-        {"round": row["round"], "who": "completions", "value": num} for row, num in zip(amounts, totals, strict=True)
+        {"round": row["round"], "who": "completions", "value": num} for row, num in zip(amounts, sums, strict=True)
     ]
     points = []
     for row in facts["rounds"]:

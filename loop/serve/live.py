@@ -16,7 +16,7 @@ from typing import TypeVar
 
 from loop.errors import LoopError
 from loop.serve.sources import Mark, Source
-from loop.words import safe, warn
+from loop.words import safe
 from store.errors import NoStore, StoreError
 from store.records import Json
 
@@ -147,8 +147,3 @@ def waiting_page(why: str) -> str:
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         f"<title>loopctl serve</title></head>\n<body><main><p>{html.escape(why)}</p></main></body></html>\n"
     )
-
-
-def complain(error: BaseException) -> None:
-    """Report a bug of ours on standard error."""
-    warn(safe(f"serve: {type(error).__name__}: {error}"))

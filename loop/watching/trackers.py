@@ -8,11 +8,11 @@ nothing touches the network.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -187,7 +187,8 @@ TRACKERS: dict[str, type[Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflo
 
 def missing(names: Sequence[str]) -> list[str]:
     """Those whose library is not installed. By package, since wandb leaves importable directories of its own name about."""
-    return [name for name in dict.fromkeys(names) if not any(map(_is_installed, TRACKERS[name].packages))]
+    named = {name: TRACKERS[name].packages for name in names}
+    return [name for name, packages in named.items() if not any(any(distributions(name=each)) for each in packages)]
 
 
 def missing_in_words(names: Sequence[str]) -> str | None:
@@ -197,11 +198,3 @@ def missing_in_words(names: Sequence[str]) -> str | None:
         return None
     are = "is" if len(lacking) == 1 else "are"
     return f"watching.trackers: {', '.join(lacking)} {are} not installed, so nothing is sent there; {EXTRA}"
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
