@@ -47,15 +47,12 @@ class Tracker(Protocol):
 
     def known(self) -> set[int]:
         """The rounds that it has. Those are not logged again."""
-        ...
 
     def log(self, round: int, figures: Figures) -> None:
         """Everything of one round, at the step of its number; rounds come in order."""
-        ...
 
     def close(self) -> None:
         """What was logged is kept when this returns."""
-        ...
 
 
 class Trackio(Tracker):
