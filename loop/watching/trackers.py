@@ -113,8 +113,8 @@ class Wandb(Tracker):
         directory.mkdir(parents=True, exist_ok=True)
         unwanted = {"x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False}
         settings = wandb.Settings(console="off", silent=True, **unwanted)
-        told = {"project": run.project, "id": run.id, "name": run.name, "config": run.config}
-        resume = "allow" if self.online else None
+        told: Any = {"project": run.project, "id": run.id, "name": run.name, "config": run.config}
+        resume: Any = "allow" if self.online else None
         self.run = wandb.init(**told, dir=str(directory), mode=mode, resume=resume, settings=settings)
 
     def known(self) -> set[int]:

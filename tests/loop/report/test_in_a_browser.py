@@ -1,21 +1,18 @@
 """The report's page, clicked through in a real browser."""
 
 import copy
-import http.server
 import json
 import re
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loop.report.page import body, render
+from loop.report.page import render
 from tests.support.browser import Shown, Tab, browser, needs_a_browser
 from tests.support.cli import altered, finished
 from tests.support.report import HOSTILE, experiment, facts_of, run_of_the_tests
-from tests.support.waiting import HANG_S
 
 __all__ = ["finished"]
 pytestmark = needs_a_browser
@@ -170,55 +167,3 @@ def test_without_scripts_the_numbers_are_there(show: Show, chromium: Any) -> Non
     tab.locator("#numbers-pass1 summary").click()
     assert tab.locator("#numbers-pass1 table").is_visible()
     tab.close()
-
-
-def test_a_live_page_takes_in_what_is_new(chromium: Any) -> None:
-    """What is open stays open, the scroll stays, and when the server is gone the page says so."""
-    facts = copy.deepcopy(run_of_the_tests())
-    news = threading.Event()
-    gone = threading.Event()
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            kind = "text/event-stream" if self.path == "/events" else "text/html; charset=utf-8"
-            self.send_response(503 if gone.is_set() else 200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            if self.path == "/events":
-                news.wait(HANG_S)
-                self.wfile.write(b"data: 1\n\n")
-                self.wfile.flush()
-                gone.wait(HANG_S)
-            else:
-                self.wfile.write((render(facts, live=True) if self.path == "/" else body(facts)).encode())
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        shown = Shown(chromium, f"http://127.0.0.1:{server.server_port}/")
-        tab = shown.page
-        tab.click(".rounds a[href='#round-1']")
-        tab.fill("#browser input", "ones/7")
-        tab.click(".list button")
-        tab.evaluate("scrollTo(0, 900)")
-        place = tab.evaluate("scrollY")
-        assert place > 0 and not tab.locator("#connection").is_visible()
-        facts["name"] = "renamed <b>meanwhile</b>"
-        news.set()
-        tab.locator("h1", has_text="renamed <b>meanwhile</b>").wait_for()
-        assert tab.locator("#round-1 .gates").is_visible()
-        assert tab.inner_text(".reader h3") == "ones/7" and tab.input_value("#browser input") == "ones/7"
-        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
-        assert abs(tab.evaluate("scrollY") - place) < 3
-        assert shown.complaints == []
-        gone.set()
-        tab.locator("#connection").wait_for(state="visible")
-        tab.close()
-    finally:
-        news.set()
-        gone.set()
-        server.shutdown()
-        server.server_close()

@@ -30,8 +30,8 @@ from store.db import open_database
 from store.errors import NoStore
 from store.ledger import Ledger
 from tests.support import TESTS
-from tests.support.browser import Tab, browser, needs_a_browser
-from tests.support.cli import Loopctl, call, command, environment, finished, finished_run, write_configuration
+from tests.support.browser import Shown, Tab, browser, needs_a_browser
+from tests.support.cli import altered, call, command, environment, finished, finished_run, write_configuration
 from tests.support.experiments import loopctl, write_experiment
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, Clock, wait_until
@@ -83,12 +83,12 @@ class Served:
 
 
 def until(stream: socket.socket, wanted: bytes) -> bytes:
-    found = b""
-    while wanted not in found:
+    received = b""
+    while wanted not in received:
         more = stream.recv(4096)
-        assert more, found
-        found += more
-    return found
+        assert more, received
+        received += more
+    return received
 
 
 @contextlib.contextmanager
@@ -117,8 +117,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server for the tests that change nothing."""
     directory = tmp_path_factory.mktemp("served") / "run"
     shutil.copytree(finished_run()[0], directory)
-    with serving(directory) as found:
-        yield found
+    with serving(directory) as served:
+        yield served
 
 
 def test_the_page_and_what_belongs_to_it(served: Served) -> None:
@@ -260,6 +260,34 @@ def test_a_browser_follows_a_run_by_itself(tmp_path: Path) -> None:
     assert set(tab.requests) == {served.url, f"{served.url}events", f"{served.url}body"}
 
 
+@needs_a_browser
+def test_an_open_page_takes_in_what_is_new(finished: Path) -> None:
+    """What is open stays open, the scroll stays, and when the server is gone the page says so."""
+    with browser() as chromium, serving(finished) as served:
+        shown = Shown(chromium, served.url)
+        tab = shown.page
+        tab.click(".rounds a[href='#round-1']")
+        tab.fill("#browser input", "ones/7")
+        tab.click(".list button")
+        tab.evaluate("scrollTo(0, 900)")
+        place = tab.evaluate("scrollY")
+        assert place > 0 and not tab.locator("#connection").is_visible()
+        with altered(finished) as conn:
+            conn.execute("UPDATE runs SET name = 'renamed <b>meanwhile</b>'")
+            conn.execute(
+                "UPDATE events SET sha256 = 'another' WHERE seq = (SELECT max(seq) FROM events)"
+            )  # that is news
+        tab.locator("h1", has_text="renamed <b>meanwhile</b>").wait_for()
+        assert tab.locator("#round-1 .gates").is_visible()
+        assert tab.inner_text(".reader h3") == "ones/7" and tab.input_value("#browser input") == "ones/7"
+        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+        assert abs(tab.evaluate("scrollY") - place) < 3
+        assert shown.complaints == []
+        served.end()
+        tab.locator("#connection").wait_for(state="visible")
+        tab.close()
+
+
 def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path) -> None:
     golden = sorted((TESTS / "golden").glob("schema-*.tar.gz"))[-1]
     with tarfile.open(golden) as archive:
@@ -304,7 +332,7 @@ def test_a_token_of_ones_own(finished: Path) -> None:
         assert served.ask("/", Authorization="Bearer correct horse battery").status == 200
 
 
-def test_an_address_that_cannot_be_had(finished: Path, call: Loopctl) -> None:
+def test_an_address_that_cannot_be_had(finished: Path, call: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         said = call("serve", "--port", str(other.getsockname()[1]))
     assert said.code == 1 and "is taken" in said.err and said.err.count("\n") == 1 and said.out == ""

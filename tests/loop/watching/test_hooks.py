@@ -81,16 +81,7 @@ def alive(pid: int) -> bool:
 # ---- what is told ----------------------------------------------------------------------------------------------------
 
 
-def test_a_command_gets_a_json_object(tmp_path: Path, said: Log) -> None:
-    more = {"round": 3, "reasons": ["größer", "\x1b[31m"]}
-    tell(said, ("decision", more | {"at": Path("x")}), command=appending(tmp_path / "got"))
-    (got,) = lines_of(tmp_path / "got")
-    assert got.pop("time").endswith("Z")
-    assert got == {"event": "decision", "run": "demo", "at": "x"} | more
-    assert said == []
-
-
-def test_pauses_and_ends_of_rounds_are_told(tmp_path: Path, said: Log) -> None:
+def test_a_command_gets_json_objects(tmp_path: Path, said: Log) -> None:
     gone_wrong = Round("r", 4, "failed", "training", "p", None, "2026-03-02T12:00:00Z", None, "no room")
     kept = dataclasses.replace(gone_wrong, state="kept", error=None)
     decision = DecisionRow("r", 4, "keep", "keep", [{"reason": "it gained"}], {}, {}, "p", "c")
@@ -99,11 +90,14 @@ def test_pauses_and_ends_of_rounds_are_told(tmp_path: Path, said: Log) -> None:
         hooks.state("paused", "outside schedule.windows", datetime(2026, 3, 2, 22, tzinfo=UTC))
         hooks.round_ended(kept, decision)
         hooks.round_ended(gone_wrong, None)
+        hooks.tell("decision", {"reasons": ["größer", "\x1b[31m"], "at": Path("x")})
     lines = lines_of(tmp_path / "got")
-    assert [{key: value for key, value in line.items() if key != "time"} for line in lines] == [
+    assert all(line.pop("time").endswith("Z") for line in lines) and said == []
+    assert lines == [
         {"event": "pause", "run": "demo", "reason": "outside schedule.windows", "until": "2026-03-02T22:00:00+00:00"},
         {"event": "decision", "run": "demo", "round": 4, "verdict": "keep", "reasons": ["it gained"]},
         {"event": "failure", "run": "demo", "round": 4, "stage": "training", "error": "no room"},
+        {"event": "decision", "run": "demo", "reasons": ["größer", "\x1b[31m"], "at": "x"},
     ]
 
 
