@@ -55,20 +55,25 @@ class Served:
 
     def ask(self, path: str = "/", method: str = "GET", host: str | None = None, **headers: str) -> Any:
         """The answer, with `.body`, its text."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
-        with contextlib.closing(connection):
-            connection.putrequest(method, path, skip_host=True)
-            connection.putheader("Host", host or f"127.0.0.1:{self.port}")
-            for name, value in headers.items():
-                connection.putheader(name.replace("_", "-"), value)
-            connection.endheaders()
-            answer = connection.getresponse()
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host or f'127.0.0.1:{self.port}'}"]
+        lines += [f"{name}: {value}" for name, value in ({"Connection": "close"} | headers).items()]
+        return self.answer("\r\n".join([*lines, "", ""]), method)
+
+    def answer(self, request: str, method: str = "GET") -> Any:
+        """Likewise, to exactly this request; it must ask for the end of the connection."""
+        with self.connect() as connection:
+            connection.sendall(request.encode())
+            answer = http.client.HTTPResponse(connection, method=method)
+            answer.begin()
             answer.body = answer.read().decode()  # type: ignore[attr-defined]
             return answer
 
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
+
     def listen(self) -> socket.socket:
         """A stream of events, open."""
-        stream = socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
+        stream = self.connect()
         stream.sendall(f"GET /events HTTP/1.1\r\nHost: localhost:{self.port}\r\n\r\n".encode())
         assert b"text/event-stream" in until(stream, b"data:")
         return stream
@@ -143,21 +148,12 @@ def test_foreign_names_are_refused(served: Served) -> None:
                  f"127.0.0.1:{port}.evil.example", f"user@127.0.0.1:{port}", f"0.0.0.0:{port}", f"[::ffff:127.0.0.1]:{port}",
                  f"192.168.1.5:{port}", "", f"127.0.0.1:{port}, evil.example"):  # fmt: skip
         for path in ("/", "/body", "/events", "/status.json", "/healthz", "/nothing"):
-            answer = served.ask(path, host=host) if host else raw(served, f"GET {path} HTTP/1.1\r\nHost: \r\n\r\n")
+            answer = served.ask(path, host=host or " ")
             assert answer.status in (400, 421), (host, path)
             assert "small" not in answer.body and "127.0.0.1" not in answer.body
     for lines in ("", f"Host: localhost:{port}\r\nHost: evil.example\r\n"):
         for version in ("1.0", "1.1"):
-            assert raw(served, f"GET / HTTP/{version}\r\n{lines}\r\n").status in (400, 421)
-
-
-def raw(served: Served, request: str) -> Any:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=HANG_S) as connection:
-        connection.sendall(request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n").encode())
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        answer.body = answer.read().decode()  # type: ignore[attr-defined]
-        return answer
+            assert served.answer(f"GET / HTTP/{version}\r\n{lines}Connection: close\r\n\r\n").status in (400, 421)
 
 
 def test_only_reading(served: Served) -> None:
@@ -320,7 +316,7 @@ def test_any_other_address_needs_the_token(finished: Path) -> None:
         assert served.ask("/", host=f"evil.example:{served.port}", Authorization=f"Bearer {token}").status == 421
         assert served.ask(f"//evil.example/?token={token}").getheader("Location") == "/evil.example/"
         for target in ("[", "x/healthz", "http://evil.example/healthz", "/healthz%3F/../body", "*"):
-            answer = raw(served, f"GET {target} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n")
+            answer = served.ask(target)
             assert answer.status == 401 and answer.getheader("X-Content-Type-Options") == "nosniff", target
 
 

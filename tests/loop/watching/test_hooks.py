@@ -78,9 +78,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-# ---- what is told ----------------------------------------------------------------------------------------------------
-
-
 def test_a_command_gets_json_objects(tmp_path: Path, said: Log) -> None:
     gone_wrong = Round("r", 4, "failed", "training", "p", None, "2026-03-02T12:00:00Z", None, "no room")
     kept = dataclasses.replace(gone_wrong, state="kept", error=None)
@@ -129,9 +126,6 @@ def test_where_and_how_it_runs(tmp_path: Path, said: Log) -> None:
     ours = sum(1 << (number - 1) for number in (SIGPIPE, SIGXFSZ, SIGTERM, SIGINT, SIGCHLD))
     blocked, ignored = (int(line.split()[1], 16) for line in (tmp_path / "got").read_text().splitlines())
     assert blocked == 0 and ignored & ours == 0
-
-
-# ---- what goes wrong -------------------------------------------------------------------------------------------------
 
 
 def test_a_failure_is_a_line_in_the_log(tmp_path: Path, said: Log) -> None:
@@ -226,9 +220,6 @@ def test_the_thread_outlives_what_cannot_be_told(tmp_path: Path, said: Log) -> N
     assert "watching.command: RuntimeError" in said and "s3cret" not in str(said)
 
 
-# ---- the end ---------------------------------------------------------------------------------------------------------
-
-
 def test_what_is_queued_at_the_end_has_some_time(tmp_path: Path, said: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Hooks.close.__defaults__ == (hooks_module.END_S,) and hooks_module.END_S > 0
     monkeypatch.setattr(Hooks.close, "__defaults__", (HANG_S,))
@@ -258,9 +249,6 @@ def test_without_hooks_there_is_no_thread(said: Log) -> None:
     before = threading.active_count()
     with hooks_of(Watching(prometheus_port=9999), "demo", said) as hooks:
         assert hooks is None and threading.active_count() == before
-
-
-# ---- webhooks --------------------------------------------------------------------------------------------------------
 
 
 class Receiver:
@@ -375,9 +363,6 @@ def test_secrets_are_not_logged(receiver: Receiver, said: Log, url: str) -> None
     with telling(Watching.model_construct(webhook=url.format(port=receiver.port), timeout_s=5.0), said) as hooks:
         hooks.tell("pause", {})
     assert len(said) == 1 and said[0].startswith("watching.webhook: ") and "s3cret" not in said[0]
-
-
-# ---- its part of loop.toml -------------------------------------------------------------------------------------------
 
 
 def configured(tmp_path: Path, keys: str) -> Any:

@@ -63,9 +63,6 @@ def track(name: str, directory: Path, *, offline: bool = False, code: str | None
     return Said(done.returncode, done.stdout, done.stderr)
 
 
-# ---- reading back ----------------------------------------------------------------------------------------------------
-
-
 def read_back(name: str, directory: Path, project: str = "small") -> tuple[Figures, dict[str, Any]]:
     """What a tracker of a run holds: the figures by round, without a round twice, and the configuration."""
     read = {"trackio": from_trackio, "wandb": from_wandb, "mlflow": from_mlflow}[name]
@@ -140,9 +137,6 @@ def from_mlflow(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]
             assert key not in row, "a round came twice"
             row[key.replace("_at_", "@")] = metric.value
     return rows, dict(run.data.params)
-
-
-# ---- what is logged --------------------------------------------------------------------------------------------------
 
 
 def test_a_rounds_figures(finished: Path) -> None:
@@ -224,9 +218,6 @@ def test_another_beginning_of_a_run_is_another_run(finished: Path, tmp_path: Pat
         store.run = dataclasses.replace(store.run, created_at="2026-01-01T00:00:00Z")
         other = about(store, "x")
     assert first.id == again.id != other.id
-
-
-# ---- in nobody's way -------------------------------------------------------------------------------------------------
 
 
 def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -329,9 +320,6 @@ def test_every_tracker_can_be_configured_and_installed() -> None:
     with (ROOT / "pyproject.toml").open("rb") as file:
         extra = tomllib.load(file)["project"]["optional-dependencies"]["trackers"]
     assert [line.partition("==")[0] for line in extra] == [tracker.packages[0] for tracker in TRACKERS.values()]
-
-
-# ---- from loopctl ----------------------------------------------------------------------------------------------------
 
 
 def configured(names: str, more: str = "") -> None:
