@@ -40,9 +40,9 @@ class Tab:
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(url)
 
-    def _heard(self, said: Any) -> None:
-        if said.type in ("error", "warning"):
-            self.complaints.append(said.text)
+    def _heard(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
 
 
 class Shown(Tab):

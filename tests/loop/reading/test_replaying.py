@@ -25,12 +25,12 @@ def decided(*rounds: dict[str, Any], policy: Policy = POLICY) -> list[DecisionRo
     rows, counts = [], {}
     for number, given in enumerate(rounds, 1):
         seen = given | {"round": number, "rounds_so_far": number - 1, "fruitless_looks": counts}
-        said = policy.decide(read_evidence(seen))
+        decision = policy.decide(read_evidence(seen))
         seen = json.loads(read_evidence(seen).model_dump_json())
-        counts = policy.fruitless_after(seen, said.verdict)
-        gates = json.loads(json.dumps([gate.model_dump(mode="json") for gate in said.gates]))
+        counts = policy.fruitless_after(seen, decision.verdict)
+        gates = json.loads(json.dumps([gate.model_dump(mode="json") for gate in decision.gates]))
         stored = json.loads(json.dumps(policy.as_json()))
-        rows.append(DecisionRow("run", number, said.verdict, said.action, gates, stored, seen, "h", "h"))
+        rows.append(DecisionRow("run", number, decision.verdict, decision.action, gates, stored, seen, "h", "h"))
     return rows
 
 
@@ -39,9 +39,9 @@ SEVEN_BETTER = evidence(select=split(*[UP] * 7, *[sides([1], [1])] * 20))
 
 def test_identical(finished: Path, call: Loopctl) -> None:
     with locked(finished / ".loop"):  # as beside a daemon
-        said = call("replay", "--json")
-    assert said.code == 0 and said.err == ""
-    answer = said.json
+        done = call("replay", "--json")
+    assert done.code == 0 and done.err == ""
+    answer = done.json
     assert answer.keys() == {"run", "rounds", "summary"}
     assert [row["round"] for row in answer["rounds"]] == [1, 2]
     for row in answer["rounds"]:
@@ -55,15 +55,15 @@ def test_identical(finished: Path, call: Loopctl) -> None:
 def test_under_another_policy(finished: Path, call: Loopctl) -> None:
     other = CONFIG.replace('suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = -0.9 }]')
     (finished / "other.toml").write_text(other)
-    said = call("replay", "--config", "other.toml")
-    assert said.code == 0 and "2 identical, 2 changed under this policy" in said.out and "would be kept" in said.out
-    assert "the following rounds would have started from another checkpoint" in said.out
+    done = call("replay", "--config", "other.toml")
+    assert done.code == 0 and "2 identical, 2 changed under this policy" in done.out and "would be kept" in done.out
+    assert "the following rounds would have started from another checkpoint" in done.out
     other = other.replace('suite = "ones"', 'suite = "ones"\nconfirm = "confirm"')
     splits = "pass_at = [1, 2]\nsplits = { select = 0.5, confirm = 0.5 }"
     (finished / "other.toml").write_text(other.replace("pass_at = [1, 2]", splits))
-    said = call("replay", "--config", "other.toml")
-    assert said.code == 0 and "split that confirms, which was not opened" in said.out
-    assert "asks for the split confirm" in " ".join(said.out.split())
+    done = call("replay", "--config", "other.toml")
+    assert done.code == 0 and "split that confirms, which was not opened" in done.out
+    assert "asks for the split confirm" in " ".join(done.out.split())
 
 
 def test_a_decision_that_was_altered(finished: Path, call: Loopctl) -> None:
@@ -71,9 +71,9 @@ def test_a_decision_that_was_altered(finished: Path, call: Loopctl) -> None:
         gates = json.loads(conn.execute("SELECT gates FROM decisions WHERE round = 2").fetchone()[0])
         gates[0]["figures"]["p_value"] += 1e-15
         conn.execute("UPDATE decisions SET gates = ? WHERE round = 2", (json.dumps(gates),))
-    said = call("replay", "--json")
-    assert said.code == 1 and "1 round decided differently" in said.err
-    first, second = said.json["rounds"]
+    done = call("replay", "--json")
+    assert done.code == 1 and "1 round decided differently" in done.err
+    first, second = done.json["rounds"]
     assert first["stored"]["identical"] and not second["stored"]["identical"]
     assert second["stored"]["difference"].startswith("improvement: p_value ")
 
@@ -82,12 +82,12 @@ def test_a_decision_of_an_older_version_is_said_so_and_no_error(finished: Path, 
     with altered(finished) as conn:
         old = {"split": "select", "gates": [{"type": "improvement", "confidence": 0.95}]}
         conn.execute("UPDATE decisions SET policy = ? WHERE round = 1", (json.dumps(old),))
-    said = call("replay", "--json")
-    assert said.code == 0, said.err
-    first, second = said.json["rounds"]
+    done = call("replay", "--json")
+    assert done.code == 0, done.err
+    first, second = done.json["rounds"]
     assert first["stored"]["identical"] is None and "confidence" in first["stored"]["problem"]
     assert second["stored"]["identical"] is True and first["replayed"]["changed"] is False
-    assert said.json["summary"]["num_unreadable"] == 1
+    assert done.json["summary"]["num_unreadable"] == 1
     assert "1 not decided again: of another version" in call("replay").out
 
 

@@ -75,9 +75,9 @@ def test_the_last_round(finished: Path, call: Loopctl) -> None:
         beating.begin(3, "sampling", "16 completions")
         beating._last_write = 0
         beating.progress(4, 16)
-        said = call("status").out
-        assert "round 3 · sampling: 16 completions 25%" in said.splitlines()[0]
-        assert line(said, "next").startswith("nothing after this round")
+        text = call("status").out
+        assert "round 3 · sampling: 16 completions 25%" in text.splitlines()[0]
+        assert line(text, "next").startswith("nothing after this round")
         now = call("status", "--json").json["round"]
         assert (now["done"], now["total"], now["attempt"]) == (4, 16, 1) and now["elapsed_s"] >= 0
 
@@ -86,10 +86,10 @@ def test_idle_until_the_next_round_is_due(finished: Path, call: Loopctl) -> None
     set_rounds(finished, 5)
     with alive(finished) as beating:
         beating.say("idle", None, DUE)
-        said = call("status", "--json")
-        assert said.code == 0, "it is at work, and only waits"
-        assert said.json["state"] == "idle" and said.json["next_due"] == "2030-03-17T17:46:40.000000Z"
-        assert said.json["paused_by"] is None
+        done = call("status", "--json")
+        assert done.code == 0, "it is at work, and only waits"
+        assert done.json["state"] == "idle" and done.json["next_due"] == "2030-03-17T17:46:40.000000Z"
+        assert done.json["paused_by"] is None
         assert re.match(r"2030-03-17 17:46 UTC, in [\d ]+ d \d+ h · 3 rounds to go", line(call("status").out, "next"))
         assert call("status", "--check").code == 0
 
@@ -114,16 +114,16 @@ def test_paused(finished: Path, call: Loopctl, held: Any, due: float | None, by:
             book.hold_run(run.id, held, reason)
     with alive(finished) as beating:
         beating.say("paused", reason, due)
-        said = call("status", "--json")
-        assert said.code == 0 and said.json["state"] == "paused" and said.json["reason"] == reason
-        assert said.json["paused_by"] == by
+        done = call("status", "--json")
+        assert done.code == 0 and done.json["state"] == "paused" and done.json["reason"] == reason
+        assert done.json["paused_by"] == by
         text = call("status").out
         assert f"paused   {reason}" in text.splitlines()[0]
         assert line(text, "next").startswith(words)
         checked = call("status", "--check")
         assert checked.code == code
         assert (reason in checked.err) == bool(code)
-        assert bool(said.json["needs_you"]) == bool(code)
+        assert bool(done.json["needs_you"]) == bool(code)
         assert line(text, "needs you") == "", "the title says it"
 
 
@@ -145,8 +145,8 @@ def test_a_process_that_hangs(finished: Path, call: Loopctl, monkeypatch: pytest
         beating.say("running")
         monkeypatch.undo()
         monkeypatch.chdir(finished)
-        said = call("status", "--check")
-        assert said.code == 1 and f"stalled: no sign of life from process {os.getpid()} for " in said.err
+        done = call("status", "--check")
+        assert done.code == 1 and f"stalled: no sign of life from process {os.getpid()} for " in done.err
         text = call("status")
         assert text.code == 0 and "stalled" in line(text.out, "needs you")
 
@@ -154,8 +154,8 @@ def test_a_process_that_hangs(finished: Path, call: Loopctl, monkeypatch: pytest
 def test_a_disk_that_is_nearly_full(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("status", "--check").code == 3
     monkeypatch.setattr(standing, "_disk", lambda _, wanted_bytes: standing.Disk(1_000_000, 0, wanted_bytes, False))
-    said = call("status", "--check")
-    assert said.code == 1 and "disk low: 1,000,000 bytes free" in said.err
+    done = call("status", "--check")
+    assert done.code == 1 and "disk low: 1,000,000 bytes free" in done.err
     assert "disk low" in line(call("status").out, "needs you")
 
 
@@ -205,8 +205,8 @@ def test_what_to_do_where_nothing_runs(finished: Path, call: Loopctl) -> None:
         book.fail_round(round, "no")
         book.hold_run(run.id, "failure", "round 3 failed in sampling: no")
         book.set_run_state(run.id, "stopped", "stopped")
-    said = call("status", "--json").json
-    assert said["reason"] == "round 3 failed in sampling: no" and said["paused_by"] == "failure"
+    done = call("status", "--json").json
+    assert done["reason"] == "round 3 failed in sampling: no" and done["paused_by"] == "failure"
     assert line(call("status").out, "next") == "`loopctl resume`, then `loopctl start`"
     assert call("status", "--check").code == 1
 
@@ -219,8 +219,8 @@ def test_an_error_is_shown_while_it_matters(finished: Path, call: Loopctl) -> No
         book.fail_attempt(round, "sampling", attempt, "the worker\x1b[2J died", "it is tried again")
         error = call("status", "--json").json["last_error"]
         assert error["error"].startswith("the worker") and error["current"] is True
-        said = line(call("status").out, "error")
-        assert said == r"round 3, sampling, attempt 1   the worker\x1b[2J died; it is tried again"
+        text = line(call("status").out, "error")
+        assert text == r"round 3, sampling, attempt 1   the worker\x1b[2J died; it is tried again"
         attempt = book.begin_attempt(round, "sampling", {})
         assert line(call("status").out, "error"), "it is being tried again"
         round = book.finish_stage(round, "sampling", attempt, {}, next_state="training", selections=[])

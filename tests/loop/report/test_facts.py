@@ -128,4 +128,4 @@ def test_a_page_of_many_rounds_reads_each_thing_once(monkeypatch: pytest.MonkeyP
         "FROM decisions WHERE run_id = ? ORDER BY round",
         "FROM rounds WHERE run_id = ? ORDER BY number",
     ):
-        assert sum(sql in one for one in asked) <= 3, sql
+        assert sum(sql in each for each in asked) <= 3, sql

@@ -330,13 +330,13 @@ def test_a_token_of_ones_own(finished: Path) -> None:
 
 def test_an_address_that_cannot_be_had(finished: Path, call: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        said = call("serve", "--port", str(other.getsockname()[1]))
-    assert said.code == 1 and "is taken" in said.err and said.err.count("\n") == 1 and said.out == ""
+        done = call("serve", "--port", str(other.getsockname()[1]))
+    assert done.code == 1 and "is taken" in done.err and done.err.count("\n") == 1 and done.out == ""
     for arguments in (("--host", "no.such.host.invalid"), ("--host", "192.0.2.1"), ("--token", "short"), ("--token", "\u20ac" * 20),
                       ("--token", "a line\nand another one"), ("--port", "-1"),
                       ("--host", "\u20ac" * 70), ("--host", "a..b")):  # fmt: skip
-        said = call("serve", *arguments)
-        assert said.code == 2 and said.err.count("\n") == 1 and said.out == "", arguments
+        done = call("serve", *arguments)
+        assert done.code == 2 and done.err.count("\n") == 1 and done.out == "", arguments
 
 
 def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
@@ -349,9 +349,9 @@ def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    one = names("box.lan", 8420)
-    assert one("box.lan:8420") and one("BOX.lan:8420") and one("localhost:8420")
-    assert not one("10.0.0.1:8420") and not one("box.lan") and not one("box.lan.:8420")
+    box = names("box.lan", 8420)
+    assert box("box.lan:8420") and box("BOX.lan:8420") and box("localhost:8420")
+    assert not box("10.0.0.1:8420") and not box("box.lan") and not box("box.lan.:8420")
     everywhere = names("::", 80)
     for good in ("localhost", "localhost:80", "10.0.0.1", "10.0.0.1:80", "[fe80::1]", "[fe80::1]:80"):
         assert everywhere(good), good

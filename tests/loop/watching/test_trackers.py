@@ -164,8 +164,8 @@ def test_tokens_are_counted_where_they_were_drawn(finished: Path) -> None:
     """Round 2 trained the weights that round 1 had, so nothing was measured in it."""
     figures = expected(finished / ".loop")
     with reader(finished / ".loop") as store:
-        ids = [one.id for one in store.evaluations().by_id.values()]
-        drawn = sum(one.num_tokens for id in ids for one in store.corpus.completions(store.run.id, evaluation_id=id))
+        ids = [row.id for row in store.evaluations().by_id.values()]
+        drawn = sum(row.num_tokens for id in ids for row in store.corpus.completions(store.run.id, evaluation_id=id))
     assert figures[1]["tokens/evaluating"] == pytest.approx(drawn) and figures[2]["tokens/evaluating"] == 0
 
 
@@ -231,28 +231,28 @@ HANGS = "import os, sys, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time
 
 def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
-    said, clock = Log(), Clock()
-    trackers = TrackerThread(["wandb", "mlflow"], tmp_path, "p", said, clock)
+    log, clock = Log(), Clock()
+    trackers = TrackerThread(["wandb", "mlflow"], tmp_path, "p", log, clock)
     returns(trackers.look)
     first = pid_in(tmp_path / "pid")
-    assert said == [] and psutil.pid_exists(first), "nobody waits for it"
+    assert log == [] and psutil.pid_exists(first), "nobody waits for it"
     clock.now_s += tracker_thread.TIMEOUT_S
     second = pid_in(tmp_path / "pid", but=first)
     clock.now_s += tracker_thread.TIMEOUT_S
-    wait_until(lambda: len(said) == 2)
+    wait_until(lambda: len(log) == 2)
     trackers.close(0.0)
-    assert [line.split(" took")[0] for line in said] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
+    assert [line.split(" took")[0] for line in log] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
     assert not psutil.pid_exists(first) and not psutil.pid_exists(second)
 
 
 def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
-    said = Log()
-    trackers = TrackerThread(["wandb"], tmp_path, "p", said, Clock())
+    log = Log()
+    trackers = TrackerThread(["wandb"], tmp_path, "p", log, Clock())
     trackers.look()
     pid = pid_in(tmp_path / "pid")
     returns(lambda: trackers.close(0.0))
-    assert len(said) == 1 and not psutil.pid_exists(pid)
+    assert len(log) == 1 and not psutil.pid_exists(pid)
     trackers.look()
     trackers.close(0.0)
 
@@ -284,14 +284,14 @@ def test_a_run_that_ends_by_itself_waits_for_them(
 
 def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('no\\x1b[31m server ' + 'x' * 1000)")
-    said = Log()
-    trackers = TrackerThread(["mlflow"], tmp_path, "p", said)
+    log = Log()
+    trackers = TrackerThread(["mlflow"], tmp_path, "p", log)
     for number in (1, 2):
         trackers.look()
-        wait_until(lambda number=number: len(said) == number)
+        wait_until(lambda number=number: len(log) == number)
     trackers.close(HANG_S)
-    assert said[0] == said[1] and said[0].startswith("watching.trackers: mlflow: no [31m server xxx")
-    assert len(said[0]) < 500 and "loopctl track" in said[0]
+    assert log[0] == log[1] and log[0].startswith("watching.trackers: mlflow: no [31m server xxx")
+    assert len(log[0]) < 500 and "loopctl track" in log[0]
 
 
 def test_a_mistake_of_the_library_is_told_in_a_line(finished: Path) -> None:
@@ -306,12 +306,12 @@ def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         monkeypatch.setattr(tracker, "packages", packages)
     assert missing(["wandb", "mlflow", "trackio", "mlflow"]) == ["mlflow", "trackio"]
     assert missing_in_words(["wandb"]) is None
-    said = Log()
-    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, said) as trackers:
+    log = Log()
+    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, log) as trackers:
         assert trackers is None
-    assert said == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
-    with trackers_of(Watching(), "small", tmp_path, said) as trackers:
-        assert trackers is None and len(said) == 1
+    assert log == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
+    with trackers_of(Watching(), "small", tmp_path, log) as trackers:
+        assert trackers is None and len(log) == 1
 
 
 def test_every_tracker_can_be_configured_and_installed() -> None:
@@ -330,14 +330,14 @@ def configured(names: str, more: str = "") -> None:
 def test_checks_name_what_is_missing(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     configured('"mlflow"')
     monkeypatch.setattr(Mlflow, "packages", ("nope",))
-    said = call("config", "check")
-    assert said.code == 0 and "mlflow is not installed" in said.err and "pip install 'ssd-loop[trackers]'" in said.err
+    done = call("config", "check")
+    assert done.code == 0 and "mlflow is not installed" in done.err and "pip install 'ssd-loop[trackers]'" in done.err
     assert "mlflow" in call("config", "check", "--json").json["warnings"][0]
     monkeypatch.setattr("loop.cli.doctor._DEVICES", 'print(\'{"gpus": [], "threads": 2}\')')
     (line,) = [each for each in call("doctor", "--json").json["checks"] if each["name"] == "trackers"]
     assert line["verdict"] == "warn" and "ssd-loop[trackers]" in line["remedy"]
-    said = call("track")
-    assert said.code == 1 and "mlflow: not installed; pip install" in said.err
+    done = call("track")
+    assert done.code == 1 and "mlflow: not installed; pip install" in done.err
 
 
 @needs("mlflow")
@@ -348,8 +348,8 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
         "import sys\nif 'loop.cli.main' in sys.orig_argv:\n"
         f"    from loop.watching import tracker_thread\n    tracker_thread.END_S = tracker_thread.TIMEOUT_S = {HANG_S}\n"
     )
-    said = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
-    assert said.code == 0, said.err
+    done = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
+    assert done.code == 0, done.err
     held, config = read_back("mlflow", finished, "shared")
     assert held == expected(finished / ".loop") and len(held) == 3 and config["name"] == "small"
     assert call("config", "check").err == ""
@@ -359,15 +359,15 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
 @needs("mlflow")
 def test_a_run_that_is_over_is_sent_afterwards(finished: Path, call: Loopctl) -> None:
     assert call("track").code == 1
-    said = call("track", "mlflow", "--project", "later")
-    assert (said.code, said.out) == (0, "mlflow: up to date: project later\n"), said.err
+    done = call("track", "mlflow", "--project", "later")
+    assert (done.code, done.out) == (0, "mlflow: up to date: project later\n"), done.err
     assert read_back("mlflow", finished, "later")[0] == expected(finished / ".loop")
     answer = call("track", "mlflow", "--json", "--project", "later").json
     assert answer == [{"tracker": "mlflow", "project": "later", "directory": str(finished / ".loop/trackers/mlflow")}]
     shutil.rmtree(finished / ".loop/trackers/mlflow")
     (finished / ".loop/trackers/mlflow").touch()
-    said = call("track", "mlflow")
-    assert said.code == 1 and said.err.count("\n") == 1 and "tracker-mlflow.log has all of it" in said.err
+    done = call("track", "mlflow")
+    assert done.code == 1 and done.err.count("\n") == 1 and "tracker-mlflow.log has all of it" in done.err
 
 
 def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: Path) -> None:
