@@ -15,7 +15,7 @@ Say = Callable[[str, str], None]  # called with a level and a line for the log
 
 
 class Teller(Generic[T]):
-    """Tells everybody whom `listeners` names what waits, until `close`. `say` is called for what goes wrong, from this thread too."""
+    """Tells its listeners one thing after another until `close`. `say` is called for what goes wrong, from this thread too."""
 
     def __init__(self, name: str, say: Say, clock: Clock) -> None:
         self.say, self.clock = say, clock
@@ -40,7 +40,9 @@ class Teller(Generic[T]):
             self._closing = True
             self._give_up_at = min(self._give_up_at, self.clock() + timeout_s)
             self._news.notify()
-        self._thread.join(timeout_s + 2 * trees.END_TIMEOUT_S)
+        self._thread.join(
+            timeout_s + 3 * trees.END_TIMEOUT_S
+        )  # a guard's end takes two of these, and what it left a third
 
     def patience(self, timeout_s: float) -> Callable[[], bool]:
         """Tells whether that time has passed since this call, or everything is given up at the end."""
