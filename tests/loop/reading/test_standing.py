@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -162,24 +161,19 @@ def test_a_disk_that_is_nearly_full(finished: Path, call: Loopctl, monkeypatch: 
 # And without one
 
 
-@pytest.mark.parametrize("state", ["running", "paused"])
-def test_a_process_that_was_killed(finished: Path, call: Loopctl, state: Any) -> None:
+@pytest.mark.parametrize(
+    ("left", "due", "state"),
+    [("running", None, "stopped"), ("paused", None, "stopped"), ("idle", DUE, "stopped"), ("idle", None, "idle")],
+)
+def test_how_the_last_process_left_the_run(finished: Path, call: Loopctl, left: Any, due: float, state: str) -> None:
+    """One that was killed says nothing of its end; one that was idle for good had nothing left to do."""
+    Beating(finished / ".loop").say(left, None, due)
     with ledger(finished) as (book, run):
-        book.set_run_state(run.id, state)
+        book.set_run_state(run.id, left)
     answer = call("status", "--json")
     assert answer.code == 3
-    assert (answer.json["state"], answer.json["reason"]) == ("stopped", standing.VANISHED)
+    assert (answer.json["state"], answer.json["reason"] == standing.VANISHED) == (state, state == "stopped")
     assert answer.json["pid"] is answer.json["heartbeat_age_s"] is answer.json["next_due"] is None
-
-
-def test_a_process_that_was_killed_while_it_waited(finished: Path, call: Loopctl) -> None:
-    Beating(finished / ".loop").say("idle", None, time.time() + 3600)
-    with ledger(finished) as (book, run):
-        book.set_run_state(run.id, "idle")
-    assert call("status", "--json").json["state"] == "stopped"
-    Beating(finished / ".loop").say("idle", None, None)
-    answer = call("status", "--json").json
-    assert (answer["state"], answer["next_due"]) == ("idle", None), "that one had nothing left to do"
 
 
 def test_the_heartbeat_of_another_process_says_nothing(finished: Path, call: Loopctl) -> None:
