@@ -29,6 +29,7 @@ MOST_TRAINING_SAMPLES = 2  # of a prompt in a round
 BYTES_OF_AN_ANSWER = 40  # beside its text
 
 Answer = list[int | str | None]
+Measured = list[tuple[int, Evaluation]]  # with the column of each
 
 
 @dataclass(slots=True)
@@ -66,11 +67,9 @@ def browser(store: Reader, rounds: Sequence[Round], evaluations: Evaluations) ->
     return {"columns": columns, "groups": groups, "texts": texts.texts, "num_bytes": texts.num_bytes}
 
 
-def _measured(
-    store: Reader, rounds: Sequence[Round], evaluations: Evaluations, name: str
-) -> dict[str, list[tuple[int, Evaluation]]]:
+def _measured(store: Reader, rounds: Sequence[Round], evaluations: Evaluations, name: str) -> dict[str, Measured]:
     """By split of a suite: the column and the evaluation of the base and of each candidate."""
-    splits: dict[str, list[tuple[int, Evaluation]]] = {}
+    splits: dict[str, Measured] = {}
     for evaluation in evaluations.by_id.values():
         if (evaluation.checkpoint, evaluation.suite_name) == (store.run.base_checkpoint, name):
             splits.setdefault(evaluation.split, [(0, evaluation)])  # the first time that the base was measured
@@ -85,9 +84,7 @@ def _measured(
     return splits
 
 
-def _suite(
-    store: Reader, name: str, splits: dict[str, list[tuple[int, Evaluation]]], texts: _Texts, room: float
-) -> Iterator[Json]:
+def _suite(store: Reader, name: str, splits: dict[str, Measured], texts: _Texts, room: float) -> Iterator[Json]:
     for split, measured in splits.items():
         counts: dict[str, list[list[int]]] = {}
         for column, evaluation in measured:
@@ -118,7 +115,7 @@ def _by_change(problems: Iterable[Problem], counts: dict[str, list[list[int]]]) 
 
 
 def _answers(
-    store: Reader, problems: Sequence[Problem], measured: list[tuple[int, Evaluation]], texts: _Texts, until: float
+    store: Reader, problems: Sequence[Problem], measured: Measured, texts: _Texts, until: float
 ) -> dict[str, list[Answer]]:
     """Answers by problem until there is no room: the first sample of each, then the second of each, and so on."""
     answers: dict[str, list[Answer]] = {}
