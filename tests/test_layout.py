@@ -43,7 +43,7 @@ COVERS = {
     "loop/run/test_comparison.py": "loop/stages/deciding; loop/run: opening session",
     "loop/run/test_evaluation.py": "loop/run/answering; store/evaluations",
     "loop/serve/test_server.py": "loop/cli/serve; loop/serve: app live sources who_may_ask",
-    "loop/watching/test_hooks.py": "loop/system/guarded",
+    "loop/watching/test_hooks.py": "loop/system/guarded; loop/watching/teller",
     "loop/watching/test_trackers.py": "loop/cli/track; loop/watching: tracker_process tracker_thread",
     "loop/workers/test_worker.py": "loop/workers/child",
     "policies/test_gates.py": "policies/gates: base best_so_far collapse improvement no_regression; policies: budget evidence",

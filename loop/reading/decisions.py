@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from store.records import DecisionRow
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Decision:
     """A decision in the words of `status`, where an inconclusive one is a rollback that is not `conclusive`."""
 

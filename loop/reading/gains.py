@@ -18,7 +18,7 @@ _COMPUTED: dict[tuple[Path, str], Gain | None] = {}  # by run directory and `key
 STORED_AS = "gains"  # this key of the evaluating stage's output holds gains by `key_of`
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Gain:
     """pass@1 of one checkpoint minus that of another, with a two-sided 95% interval, and on how many problems it differs."""
 

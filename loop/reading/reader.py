@@ -6,8 +6,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from loop.errors import PermissionDenied
 from store.corpus import Corpus
@@ -16,8 +16,11 @@ from store.errors import NoStore
 from store.ledger import Ledger
 from store.records import Evaluation, Json, Round, Run, StageName
 
+if TYPE_CHECKING:
+    from fractions import Fraction
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Evaluations:
     """Finished evaluations: by id, and the newest by checkpoint and suite."""
 
@@ -33,13 +36,14 @@ class Evaluations:
             ids[who, suite.removesuffix("/all").removesuffix("/select")] = id
         return ids
 
-    def of(self, round: Round, who: str, suite: str, checkpoint: str | None) -> Evaluation | None:
+    def of(self, round: Round, who: Literal["head", "candidate"], suite: str) -> Evaluation | None:
         """What a round was decided on; until it is evaluated, the newest figures of the checkpoint."""
         id = self.named(round).get((who, suite))
+        checkpoint = round.parent_checkpoint if who == "head" else round.candidate_checkpoint
         return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False, repr=False)
 class Reader:
     """An open store and the run in it."""
 
@@ -60,6 +64,8 @@ class Reader:
     def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
         """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""
         if evaluation.id not in self._rates:
+            from fractions import Fraction  # `loopctl status` does not wait for it
+
             counts = self.corpus.evaluations.counts(evaluation.id)
             self._rates[evaluation.id] = {task_id: Fraction(passed, num) for task_id, (passed, num) in counts.items()}
         return self._rates[evaluation.id]
@@ -71,9 +77,9 @@ class Reader:
         newest = {(row.checkpoint, row.suite_name): row for row in done if row.split in first}
         return Evaluations(self, {row.id: row for row in done}, newest)
 
-    def decoding(self, evaluation: Evaluation) -> Json | None:
+    def decoding(self, evaluation: Evaluation | None) -> Json | None:
         """How an evaluation's samples were drawn."""
-        return self.corpus.decode_settings(evaluation.decode_settings_id)
+        return self.corpus.decode_settings(evaluation.decode_settings_id) if evaluation else None
 
     @property
     def decider(self) -> str:
@@ -93,13 +99,9 @@ def reader(run_dir: Path) -> Iterator[Reader]:
     path = run_dir / "loop.db"
     if path.exists() and not os.access(path, os.R_OK):
         raise PermissionDenied(f"{path}: permission denied; read it as the user who runs the loop")
-    db = open_database(path, read_only=True)
-    try:
-        with snapshot(db):
-            ledger = Ledger(db)
-            run = ledger.run()
-            if run is None:
-                raise NoStore(f"{path}: holds no run yet")
-            yield Reader(ledger, Corpus(db), run, run_dir)
-    finally:
-        db.close()
+    with contextlib.closing(open_database(path, read_only=True)) as db, snapshot(db):
+        ledger = Ledger(db)
+        run = ledger.run()
+        if run is None:
+            raise NoStore(f"{path}: holds no run yet")
+        yield Reader(ledger, Corpus(db), run, run_dir)

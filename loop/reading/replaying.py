@@ -15,10 +15,6 @@ from store.canonical import canonical_json
 from store.records import DecisionRow, Json
 
 Outcome = Decision | str  # a decision, or why none was possible
-HYPOTHETICAL = (
-    "each round is decided on the evidence that it had; after another verdict the following rounds would have started "
-    "from another checkpoint"
-)
 
 
 def replay(decisions: Sequence[DecisionRow], policy: Policy) -> Json:
@@ -32,17 +28,15 @@ def replay(decisions: Sequence[DecisionRow], policy: Policy) -> Json:
         if isinstance(now, Decision):
             fruitless = policy.fruitless_after(evidence, now.verdict)
         difference = None if isinstance(stored, str) else _difference(row, stored)
+        identical = None if isinstance(stored, str) else difference is None
+        changed = None if isinstance(now, str) else (now.verdict, now.action) != (row.verdict, row.action)
+        change = "the same" if changed is False else _change(now)
         rows.append(
             {
                 "round": row.round,
                 "recorded": {"verdict": row.verdict, "action": row.action},
-                "stored": _as_json(stored)
-                | {"identical": None if isinstance(stored, str) else difference is None, "difference": difference},
-                "replayed": _as_json(now)
-                | {
-                    "changed": None if isinstance(now, str) else (now.verdict, now.action) != (row.verdict, row.action),
-                    "change": _change(row, now),
-                },
+                "stored": _as_json(stored) | {"identical": identical, "difference": difference},
+                "replayed": _as_json(now) | {"changed": changed, "change": change},
             }
         )
     return {"rounds": rows, "summary": _summary(rows)}
@@ -73,15 +67,10 @@ def _again(evidence: Json, policy: Policy | str) -> Outcome:
 
 
 def _as_json(outcome: Outcome) -> Json:
+    keys = ("verdict", "action", "need")
     if isinstance(outcome, str):
-        return {"verdict": None, "action": None, "need": None, "reasons": [], "problem": outcome}
-    return {
-        "verdict": outcome.verdict,
-        "action": outcome.action,
-        "need": outcome.need,
-        "reasons": list(outcome.reasons),
-        "problem": None,
-    }
+        return dict.fromkeys(keys) | {"reasons": [], "problem": outcome}
+    return {key: getattr(outcome, key) for key in keys} | {"reasons": list(outcome.reasons), "problem": None}
 
 
 def _difference(row: DecisionRow, now: Decision) -> str | None:
@@ -102,11 +91,10 @@ def _difference(row: DecisionRow, now: Decision) -> str | None:
 
 def _parts(gate: Json, before: Json) -> list[str]:
     """What is different in one gate's result."""
-    figures = [
+    now, then = (
         {"type": result.get("type"), "verdict": result.get("verdict"), **(result.get("figures") or {})}
         for result in (gate, before)
-    ]
-    now, then = figures
+    )
     return [
         f"{key} {now.get(key)}, was {then.get(key)}"
         for key in {**then, **now}
@@ -114,12 +102,10 @@ def _parts(gate: Json, before: Json) -> list[str]:
     ] or ["its words"]
 
 
-def _change(row: DecisionRow, now: Outcome) -> str:
-    """What another policy would have done, beside what was done; in words."""
+def _change(now: Outcome) -> str:
+    """What another policy would have done instead, in words."""
     if isinstance(now, str):
         return now
-    if (now.verdict, now.action) == (row.verdict, row.action):
-        return "the same"
     blamed = {"keep": "pass", "rollback": "fail"}.get(now.verdict, "inconclusive")
     reasons = [f"{gate.type}: {gate.reason}" for gate in now.gates if gate.verdict == blamed]
     words = {
@@ -142,5 +128,6 @@ def _summary(rows: Sequence[Json]) -> Json:
         "num_unreadable": stored.count(None),
         "num_changed": replayed.count(True),
         "num_undecided": replayed.count(None),
-        "note": HYPOTHETICAL,
+        "note": "each round is decided on the evidence that it had; after another verdict the following rounds would have "
+        "started from another checkpoint",
     }

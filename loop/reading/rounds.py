@@ -155,17 +155,15 @@ def _row(store: Reader, round: Round, decision: DecisionRow | None, evaluations:
 
 
 def _suite_row(store: Reader, round: Round, name: str, evaluations: Evaluations) -> SuiteRow:
-    candidate = evaluations.of(round, "candidate", name, round.candidate_checkpoint)
-    head = evaluations.of(round, "head", name, round.parent_checkpoint)
+    candidate, head = evaluations.of(round, "candidate", name), evaluations.of(round, "head", name)
     figures, before = figures_of(candidate) or {}, figures_of(head) or {}
-    measured = candidate or head
     return SuiteRow(
         decides=name == store.decider,
         pass_at_1=figures.get("pass@1"),
         pass_at_1_interval=figures.get("pass@1_interval"),
         head_pass_at_1=before.get("pass@1"),
         gain=figures["pass@1"] - before["pass@1"] if figures and before else None,
-        decoding=store.decoding(measured) if measured else None,
+        decoding=store.decoding(candidate or head),
     )
 
 
@@ -199,18 +197,11 @@ def all_of(store: Reader, round: Round, decision: DecisionRow | None, evaluation
     """`whole_round` of a round that was read already, with what was read for all rounds at once."""
     head = store.ledger.checkpoints.get(round.parent_checkpoint)
     settings, adapted = _settings(store, round)
-    suites = {
-        name: _suite(
-            store,
-            name,
-            evaluations.newest.get((store.run.base_checkpoint, name)),
-            evaluations.of(round, "head", name, round.parent_checkpoint),
-            evaluations.of(round, "candidate", name, round.candidate_checkpoint),
-        )
-        for name in _suites_of(store, round, evaluations)
-    }
+    splits = [name for _, name in evaluations.named(round) if name not in store.suites]  # of the suite that decides
+    names = [store.decider, *dict.fromkeys(splits), *store.suites[1:]]
     return WholeRound(
-        **vars(_row(store, round, decision, evaluations)) | {"suites": suites},
+        **vars(_row(store, round, decision, evaluations))
+        | {"suites": {name: _suite(store, evaluations, name, round) for name in names}},
         head_round=head.round if head else 0,
         head_after=decision.head_after if decision else None,
         decision=decision_of(decision),
@@ -229,17 +220,10 @@ def _stages(store: Reader, round: Round) -> list[StageRow]:
     stages = []
     for stage in store.ledger.stages(store.run.id, round.number):
         attempts = store.ledger.attempts(store.run.id, round.number, stage.name)
+        duration_s = sum(seconds_between(a.started_at, a.finished_at) for a in attempts if a.finished_at)
+        tries = [AttemptRow(a.attempt, a.started_at, a.finished_at, a.error) for a in attempts]
         output = stage.output and {key: value for key, value in stage.output.items() if key not in SHOWN_ELSEWHERE}
-        stages.append(
-            StageRow(
-                stage=stage.name,
-                started_at=stage.started_at,
-                finished_at=stage.finished_at,
-                duration_s=sum(seconds_between(a.started_at, a.finished_at) for a in attempts if a.finished_at),
-                attempts=[AttemptRow(a.attempt, a.started_at, a.finished_at, a.error) for a in attempts],
-                output=output,
-            )
-        )
+        stages.append(StageRow(stage.name, stage.started_at, stage.finished_at, duration_s, tries, output))
     return stages
 
 
@@ -262,31 +246,22 @@ def settings_of_run(store: Reader) -> Json:
     return {key: store.run.config[key] for key in SETTINGS}
 
 
-def _suites_of(store: Reader, round: Round, evaluations: Evaluations) -> list[str]:
-    """The suites, and after the one that decides its other splits that were opened."""
-    splits = [suite for _, suite in evaluations.named(round) if suite not in store.suites]
-    return [store.decider, *dict.fromkeys(splits), *store.suites[1:]]
-
-
 def suites_of_base(store: Reader) -> dict[str, SuiteFigures]:
     """The suites without a round: only the base is measured."""
-    newest = store.evaluations().newest
-    return {name: _suite(store, name, newest.get((store.run.base_checkpoint, name))) for name in store.suites}
+    evaluations = store.evaluations()
+    return {name: _suite(store, evaluations, name, None) for name in store.suites}
 
 
-def _suite(
-    store: Reader,
-    name: str,
-    base: Evaluation | None,
-    head: Evaluation | None = None,
-    candidate: Evaluation | None = None,
-) -> SuiteFigures:
+def _suite(store: Reader, evaluations: Evaluations, name: str, round: Round | None) -> SuiteFigures:
+    base = evaluations.newest.get((store.run.base_checkpoint, name))
+    head = evaluations.of(round, "head", name) if round else None
+    candidate = evaluations.of(round, "candidate", name) if round else None
     measured = base or head or candidate
     return SuiteFigures(
         decides=name == store.decider,
         split=measured.split if measured else None,
         num_samples=measured.num_samples if measured else None,
-        decoding=store.decoding(measured) if measured else None,
+        decoding=store.decoding(measured),
         base=figures_of(base),
         head=figures_of(head),
         candidate=figures_of(candidate),
@@ -305,12 +280,9 @@ def _training(store: Reader, round: Round) -> Training:
         num_earlier=store.output(round.number, "sampling").get("num_earlier", 0),
         num_left_out=sum(left_out.values()),
         left_out=left_out,
-        num_steps=output.get("num_steps"),
-        num_completion_tokens=output.get("num_completion_tokens"),
         mean_loss=sum(losses) / len(losses) if losses else None,
         loss_first=losses[0] if losses else None,
         loss_last=losses[-1] if losses else None,
         num_held_out=output.get("num_held_out", 0),
-        held_out_loss=output.get("held_out_loss"),
-        train_loss=output.get("train_loss"),
+        **{key: output.get(key) for key in ("num_steps", "num_completion_tokens", "held_out_loss", "train_loss")},
     )

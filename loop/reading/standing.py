@@ -7,6 +7,7 @@ before what the ledger says of it. Reads only; draws nothing.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import time
@@ -23,16 +24,9 @@ from loop.words import as_rfc3339, round_name, seconds_between
 from store.errors import NoStore
 from store.records import Evaluation, Json, Round, Run
 
-# Reasons and needs, where neither the process nor the ledger has words of its own.
 VANISHED = "the process vanished; `loopctl start` or `loopctl run` continues where it stopped"
 STARTING = "starting"
-PREPARING = "preparing the run"
-PAUSING = "pausing at the next safe point"
-HEAD_MOVES = "the head moves to {} at the next safe point"
-NO_RUN = "no run in {} yet; start one with `loopctl run`"
-STALLED = "stalled: no sign of life from process {} for {:.0f} s, the limit is {:g} s; look into `loopctl logs`, or `loopctl restart --now`"
 READ_ONLY = "nothing can be written to {}: its file system is read-only; mount it writable"
-DISK_LOW = "disk low: {:,} bytes free, {:,} are wanted; `loopctl gc --dry-run` shows what can be deleted"
 
 PARTS = {"sampling": ("sampling",), "training": ("training",), "evaluating": ("evaluating", "grading")}
 MOST_POINTS = 40  # of the trend
@@ -41,7 +35,7 @@ LOW_DISK_BYTES = 1_000_000_000
 MOST_FILES = 2000  # of checkpoints whose sizes are added up; retention leaves a few dozen
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Standing:
     """How a run stands. The defaults are those of a directory where nothing was run yet."""
 
@@ -67,7 +61,7 @@ class Standing:
     needs_you: tuple[str, ...] = ()  # what does not mend by itself, a sentence each
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Measured:
     """A checkpoint and its figure on the suite that decides; no figure before it is measured."""
 
@@ -80,14 +74,14 @@ class Measured:
     pass_at_1_interval: list[float] | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Head(Measured):
     """The head, and its gain over the base; None while the base is the head."""
 
     gain_over_base: Gain | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class OpenRound:
     """The round that is open, whether or not a process works on it; `done` of `total` units of its part."""
 
@@ -101,14 +95,14 @@ class OpenRound:
     part: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class LastDecision(Decision):
     """The newest decision, the candidate's figures, and each gate's by its type."""
 
     metrics: Json
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class RoundCounts:
     """Rounds that ended so; `planned`: how many there are to be, 0 for no end."""
 
@@ -123,7 +117,7 @@ class RoundCounts:
         return max(0, self.planned - self.kept - self.rolled_back) if self.planned else None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TrendPoint:
     """The candidate of a round on the suite that decides."""
 
@@ -132,7 +126,7 @@ class TrendPoint:
     pass_at_1: float
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CorpusSize:
     """How much was sampled for training: completions, and bytes of text."""
 
@@ -140,7 +134,7 @@ class CorpusSize:
     bytes: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Disk:
     """Space for the run. `wanted_bytes` stay free by configuration or go into the next checkpoint."""
 
@@ -150,7 +144,7 @@ class Disk:
     read_only: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class LastError:
     """The newest failure of an attempt; `current` until its stage is done, or, where that failed, the round after it."""
 
@@ -174,16 +168,12 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Standing:
         with reader(run_dir) as store:
             return status_of(store, planned, last_beat)
     except NoStore:
-        pid, now = holder(run_dir), time.time()
-        uptime_s, heartbeat_age_s = _ages(_own(read_heartbeat(run_dir), pid), now)
+        pid = holder(run_dir)
         return Standing(
-            as_of=as_rfc3339(now),
+            **_process(_own(last_beat, pid), pid, time.time()),
             run=name or None,
             state="running" if pid else "stopped",
-            reason=PREPARING if pid else NO_RUN.format(run_dir),
-            pid=pid,
-            uptime_s=uptime_s,
-            heartbeat_age_s=heartbeat_age_s,
+            reason="preparing the run" if pid else f"no run in {run_dir} yet; start one with `loopctl run`",
             rounds=RoundCounts(0, 0, 0, None),
             corpus=CorpusSize(0, 0),
             disk=_disk(run_dir),
@@ -196,43 +186,35 @@ def status_of(store: Reader, planned: int | None = None, last_beat: Heartbeat | 
     pid, last_beat = holder(store.run_dir), last_beat or read_heartbeat(store.run_dir)
     beat = _own(last_beat, pid)
     control = store.ledger.control(run.id)
-    state, reason = _living(beat) if pid is not None else _left(run, last_beat)
+    if pid is None:
+        state, reason = _left(run, last_beat)
+    else:
+        state, reason = (beat.state, beat.reason) if beat else ("running", STARTING)
     if state == "running" and control.held_by:
-        reason = PAUSING
+        reason = "pausing at the next safe point"
     elif state == "running" and control.wanted_head is not None:
-        reason = HEAD_MOVES.format(round_name(control.wanted_head))
+        reason = f"the head moves to {round_name(control.wanted_head)} at the next safe point"
     elif pid is None and control.held_by:
         reason = control.hold_reason
     disk = _disk(store.run_dir, _wanted_bytes(store))
     if pid is not None and disk.read_only:  # it cannot say so itself: the heartbeat stays what it was
         state, reason = "paused", READ_ONLY.format(store.run_dir)
     last = store.ledger.last_round(run.id)
-    uptime_s, heartbeat_age_s = _ages(beat, now)
     head, base = _measurement(store, run.head_checkpoint), _measurement(store, run.base_checkpoint)
+    over_base = gain(store, head, base) if run.head_round else None
+    planned = run.config["rounds"] if planned is None else planned
+    rates = store.corpus.evaluations.last_rates(run.id, store.decider, run.config["decide"]["split"], MOST_POINTS)
     standing = Standing(
-        as_of=as_rfc3339(now),
+        **_process(beat, pid, now),
         run=run.name,
         state=state,
         reason=reason,
-        pid=pid,
-        uptime_s=uptime_s,
-        heartbeat_age_s=heartbeat_age_s,
-        head=Head(
-            **vars(_measured(store, run.head_checkpoint, run.head_round, head)),
-            gain_over_base=gain(store, head, base) if run.head_round else None,
-        ),
+        head=Head(**vars(_measured(store, run.head_checkpoint, run.head_round, head)), gain_over_base=over_base),
         base=_measured(store, run.base_checkpoint, 0, base),
         round=_round_now(store, last, beat, now),
         last_decision=_last_decision(store),
-        rounds=RoundCounts(
-            run.num_kept, run.num_rolled_back, run.num_failed, run.config["rounds"] if planned is None else planned
-        ),
-        trend=tuple(
-            TrendPoint(row["round"], row["state"], row["rate"])
-            for row in store.corpus.evaluations.last_rates(
-                run.id, store.decider, run.config["decide"]["split"], MOST_POINTS
-            )
-        ),
+        rounds=RoundCounts(run.num_kept, run.num_rolled_back, run.num_failed, planned),
+        trend=tuple(TrendPoint(row["round"], row["state"], row["rate"]) for row in rates),
         corpus=CorpusSize(run.num_completions, run.completion_bytes),
         next_due=as_rfc3339(beat.next_due_at) if beat and beat.next_due_at is not None else None,
         disk=disk,
@@ -251,14 +233,10 @@ def _own(beat: Heartbeat | None, pid: int | None) -> Heartbeat | None:
     return beat if beat and pid is not None and beat.pid == pid else None
 
 
-def _ages(beat: Heartbeat | None, now: float) -> tuple[float | None, float | None]:
-    """Seconds since the process began, and since its last sign of life."""
-    return (max(0.0, now - beat.started_at), max(0.0, now - beat.at)) if beat else (None, None)
-
-
-def _living(beat: Heartbeat | None) -> tuple[str, str | None]:
-    """What the process that holds the run says of itself."""
-    return (beat.state, beat.reason) if beat else ("running", STARTING)
+def _process(beat: Heartbeat | None, pid: int | None, now: float) -> Json:
+    """The fields of `Standing` that tell which process holds the run, since when, and how old its last sign of life is."""
+    uptime_s, age_s = (max(0.0, now - beat.started_at), max(0.0, now - beat.at)) if beat else (None, None)
+    return {"as_of": as_rfc3339(now), "pid": pid, "uptime_s": uptime_s, "heartbeat_age_s": age_s}
 
 
 def _left(run: Run, beat: Heartbeat | None) -> tuple[str, str | None]:
@@ -281,13 +259,9 @@ def _what_pauses(beat: Heartbeat | None) -> str | None:
 
 def _measurement(store: Reader, checkpoint: str) -> Evaluation | None:
     """The newest figures of a checkpoint on the suite that decides."""
-    done = [
-        evaluation
-        for evaluation in store.corpus.evaluations.all(store.run.id, checkpoint)
-        if (evaluation.suite_name, evaluation.split) == (store.decider, store.run.config["decide"]["split"])
-        and evaluation.metrics
-    ]
-    return done[-1] if done else None
+    wanted = (store.decider, store.run.config["decide"]["split"])
+    evaluations = store.corpus.evaluations.all(store.run.id, checkpoint)
+    return next((row for row in reversed(evaluations) if (row.suite_name, row.split) == wanted and row.metrics), None)
 
 
 def _measured(store: Reader, sha256: str, number: int, evaluation: Evaluation | None) -> Measured:
@@ -298,7 +272,7 @@ def _measured(store: Reader, sha256: str, number: int, evaluation: Evaluation | 
         round=number,
         path=str(store.run_dir / row.path) if row else None,
         suite=store.decider,
-        decoding=store.decoding(evaluation) if evaluation else None,
+        decoding=store.decoding(evaluation),
         pass_at_1=metrics.get("pass@1"),
         pass_at_1_interval=metrics.get("pass@1_interval"),
     )
@@ -352,9 +326,7 @@ def _last_error(store: Reader, last: Round | None) -> LastError | None:
         at=event.at,
         round=event.round,
         stage=event.stage,
-        attempt=event.data["attempt"],
-        error=event.data["error"],
-        next_step=event.data["next_step"],
+        **{key: event.data[key] for key in ("attempt", "error", "next_step")},
         current=under_way and not done,
     )
 
@@ -375,9 +347,11 @@ def _needs(standing: Standing, why: str | None, run_dir: Path) -> Iterator[str]:
         yield READ_ONLY.format(run_dir)
     limit_s, age_s = standing.stall_timeout_s, standing.heartbeat_age_s
     if age_s is not None and limit_s is not None and age_s > limit_s and not disk.read_only:
-        yield STALLED.format(standing.pid, age_s, limit_s)
+        silence = f"no sign of life from process {standing.pid} for {age_s:.0f} s, the limit is {limit_s:g} s"
+        yield f"stalled: {silence}; look into `loopctl logs`, or `loopctl restart --now`"
     if disk.free_bytes is not None and disk.free_bytes < (disk.wanted_bytes or 0) and by != "disk":
-        yield DISK_LOW.format(disk.free_bytes, disk.wanted_bytes)
+        room = f"{disk.free_bytes:,} bytes free, {disk.wanted_bytes:,} are wanted"
+        yield f"disk low: {room}; `loopctl gc --dry-run` shows what can be deleted"
 
 
 # The disk
@@ -410,13 +384,8 @@ def _checkpoints_bytes(run_dir: Path) -> int | None:
     return sum(sizes) if len(sizes) <= MOST_FILES else None
 
 
-def _file_sizes(directory: str | Path) -> Iterator[int]:
-    try:
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _file_sizes(entry.path)
-                else:
-                    yield entry.stat(follow_symlinks=False).st_size
-    except OSError:  # what is just being removed has no size
-        return
+def _file_sizes(directory: Path) -> Iterator[int]:
+    for top, _, names in os.walk(directory):
+        for name in names:
+            with contextlib.suppress(OSError):  # what is just being removed has no size
+                yield os.lstat(os.path.join(top, name)).st_size

@@ -8,30 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loop.words import (
-    all_done,
-    count,
-    decoding_words,
-    duration,
-    interval,
-    moment,
-    rate,
-    round_name,
-    safe,
-    seconds_between,
-    signed,
-    size,
-)
+from loop import words
 
 if TYPE_CHECKING:
     from loop.reading.standing import Head, LastDecision, OpenRound, Standing
 
 BARS = "▁▂▃▄▅▆▇█"
-# The line "next": when a process continues and with how many rounds, and what to do where there is no process.
-AT_ONCE, CONTINUOUS = "at once", "continuous"
-EVERY = "{} after the start of this round"
-CRON = "when schedule.cron says so ({})"
-AT = "{:%Y-%m-%d %H:%M} UTC, in {}"
 AFTER_A_PAUSE = {  # by who paused it
     "user": "when you say so: `loopctl resume`",
     "failure": "when you say so: `loopctl resume` tries it again",
@@ -39,12 +21,6 @@ AFTER_A_PAUSE = {  # by who paused it
     "schedule": "by itself",
     "disk": "by itself when there is room; `loopctl gc --dry-run` shows what can be deleted",
 }
-NO_END, TO_GO, LAST_ROUND = "no end set", "{} to go", "nothing after this round"
-ENDING = "nothing: it is ending"
-HELD = "`loopctl resume`, then `loopctl start`"
-OPEN_ROUND = "`loopctl start` or `loopctl run` continues round {}, {}"
-START = "`loopctl start` or `loopctl run` ({})"
-OVER = "nothing until you change [schedule] in loop.toml; then `loopctl start`"
 
 
 def labelled(standing: Standing, every: str | None = None) -> list[tuple[str, str]]:
@@ -67,39 +43,36 @@ def labelled(standing: Standing, every: str | None = None) -> list[tuple[str, st
 
 def doing(standing: Standing) -> list[str]:
     """Why the run is in its state, and how far the open round is."""
-    return [safe(part) for part in (standing.reason, _now(standing.round)) if part]
+    return [words.safe(part) for part in (standing.reason, _now(standing.round)) if part]
 
 
 def _now(round: OpenRound | None) -> str:
     """round 14 · training 62% · 3 min left"""
     if not round:
         return ""
-    words = f"round {round.number} · {round.part or round.stage}"
+    text = f"round {round.number} · {round.part or round.stage}"
     if round.done is not None and round.total:
-        words += f" {round.done / round.total:.0%}"
-    if round.attempt > 1:
-        words += f" · attempt {round.attempt}"
-    if round.eta_s is not None:
-        words += f" · {duration(round.eta_s)} left"
-    return words
+        text += f" {round.done / round.total:.0%}"
+    text += f" · attempt {round.attempt}" if round.attempt > 1 else ""
+    return text if round.eta_s is None else f"{text} · {words.duration(round.eta_s)} left"
 
 
 def _head(head: Head) -> str:
     """round 12   pass@1 0.121 [0.098 0.146]   +0.031 over base [+0.012 +0.051]   first-steps, T 0.7"""
-    words = round_name(head.round)
+    text = words.round_name(head.round)
     if head.pass_at_1 is None:
-        return f"{words}   not measured yet"
-    words += f"   pass@1 {rate(head.pass_at_1)} {interval(head.pass_at_1_interval)}"
+        return f"{text}   not measured yet"
+    text += f"   pass@1 {words.rate(head.pass_at_1)} {words.interval(head.pass_at_1_interval)}"
     if over := head.gain_over_base:
-        words += f"   {signed(over.gain)} over base {interval(over.interval, sign=True)}"
-    return f"{words}   {safe(head.suite)}, {safe(decoding_words(head.decoding))}"
+        text += f"   {words.signed(over.gain)} over base {words.interval(over.interval, sign=True)}"
+    return f"{text}   {words.safe(head.suite)}, {words.safe(words.decoding_words(head.decoding))}"
 
 
 def _last(last: LastDecision | None) -> str:
     if not last:
         return ""
-    words = "kept" if last.verdict == "keep" else "rolled back" if last.conclusive else "inconclusive"
-    return f"round {last.round}   {words}: {safe('; '.join(last.reasons))}"
+    text = "kept" if last.verdict == "keep" else "rolled back" if last.conclusive else "inconclusive"
+    return f"round {last.round}   {text}: {words.safe('; '.join(last.reasons))}"
 
 
 def _trend(standing: Standing) -> str:
@@ -119,8 +92,8 @@ def sparkline(points: Sequence[float]) -> str:
 
 def _corpus(standing: Standing) -> str:
     corpus, disk = standing.corpus, standing.disk
-    room = f"disk {size(disk.free_bytes)} free, checkpoints {size(disk.checkpoints_bytes)}"
-    return f"{count(corpus.completions, 'completion')} · {size(corpus.bytes)}        {room}"
+    room = f"disk {words.size(disk.free_bytes)} free, checkpoints {words.size(disk.checkpoints_bytes)}"
+    return f"{words.count(corpus.completions, 'completion')} · {words.size(corpus.bytes)}        {room}"
 
 
 def _error(standing: Standing) -> str:
@@ -129,59 +102,65 @@ def _error(standing: Standing) -> str:
     if not error or not error.current or error.error in (standing.reason or ""):
         return ""
     where = f"round {error.round}, {error.stage}, attempt {error.attempt}"
-    return f"{where}   {safe(error.error)}; {safe(error.next_step)}"
+    return f"{where}   {words.safe(error.error)}; {words.safe(error.next_step)}"
 
 
 def _needs_you(standing: Standing) -> str:
     """What the title does not say."""
     reason = standing.reason or ""
-    return safe("; ".join(need for need in standing.needs_you if not reason or reason not in need))
+    return words.safe("; ".join(need for need in standing.needs_you if not reason or reason not in need))
 
 
 def _next(standing: Standing, every: str | None) -> str:
     if standing.pid is None:
         return _without_a_process(standing)
-    words = _with_a_process(standing, every)
+    text = _with_a_process(standing, every)
     if standing.uptime_s is None:
-        return words
-    return f"{words}        up {duration(standing.uptime_s)}, heartbeat {duration(standing.heartbeat_age_s)} ago"
+        return text
+    return f"{text}        up {words.duration(standing.uptime_s)}, heartbeat {words.duration(standing.heartbeat_age_s)} ago"
 
 
 def _with_a_process(standing: Standing, every: str | None) -> str:
     """When a living process continues, and with how many rounds."""
     if standing.next_due:
-        left_s = seconds_between(standing.as_of, standing.next_due)
-        when = AT.format(moment(standing.next_due), duration(left_s))
+        left_s = words.seconds_between(standing.as_of, standing.next_due)
+        when = f"{words.moment(standing.next_due):%Y-%m-%d %H:%M} UTC, in {words.duration(left_s)}"
     elif standing.paused_by:
         return AFTER_A_PAUSE[standing.paused_by]
     elif standing.state != "running":
-        return ENDING
+        return "nothing: it is ending"
     else:
         when = _rhythm(standing, every)
+    if standing.round and standing.rounds.left == 1:
+        return "nothing after this round"
+    return f"{when} · {_to_go(standing)}"
+
+
+def _to_go(standing: Standing) -> str:
     left = standing.rounds.left
-    if standing.round and left == 1:
-        return LAST_ROUND
-    return f"{when} · {NO_END if left is None else TO_GO.format(count(left, 'round'))}"
+    return "no end set" if left is None else f"{words.count(left, 'round')} to go"
 
 
 def _rhythm(standing: Standing, every: str | None) -> str:
     """When the round after this one begins."""
-    if every in (None, CONTINUOUS):
-        return f"{AT_ONCE} ({CONTINUOUS})"
-    if not standing.round:
-        return AT_ONCE
-    return (CRON if " " in every.strip() else EVERY).format(safe(every)) if every else AT_ONCE
+    if every in (None, "continuous"):
+        return "at once (continuous)"
+    if not standing.round or not every:
+        return "at once"
+    if " " in every.strip():
+        return f"when schedule.cron says so ({words.safe(every)})"
+    return f"{words.safe(every)} after the start of this round"
 
 
 def _without_a_process(standing: Standing) -> str:
     """What to do where no process runs."""
     if standing.paused_by:
-        return HELD
+        return "`loopctl resume`, then `loopctl start`"
     if standing.round:
-        return OPEN_ROUND.format(standing.round.number, standing.round.stage)
+        return f"`loopctl start` or `loopctl run` continues round {standing.round.number}, {standing.round.stage}"
     rounds = standing.rounds
     if rounds.planned and rounds.left == 0:
-        return all_done(rounds.planned)
+        return words.all_done(rounds.planned)
     if standing.state == "idle" and standing.reason:
-        return OVER
-    return START.format(NO_END if rounds.left is None else TO_GO.format(count(rounds.left, "round")))
+        return "nothing until you change [schedule] in loop.toml; then `loopctl start`"
+    return f"`loopctl start` or `loopctl run` ({_to_go(standing)})"

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
+from typing import Any
 
 from loop.reading.reader import Evaluations, Reader
 from loop.report.page import script_json, visible
@@ -28,6 +29,7 @@ MOST_TRAINING_SAMPLES = 2  # of a prompt in a round
 BYTES_OF_AN_ANSWER = 40  # beside its text
 
 Answer = list[int | str | None]
+Measured = list[tuple[int, Evaluation]]  # with the column of each
 
 
 @dataclass(slots=True)
@@ -55,25 +57,19 @@ def browser(store: Reader, rounds: Sequence[Round], evaluations: Evaluations) ->
     """
     texts = _Texts()
     groups: list[Json] = []
+    others = store.suites[1:]
+    shares = dict.fromkeys(others, SHARE_OF_OTHER_SUITES / max(1, len(others)))
+    shares[store.decider] = 1 - SHARE_OF_TRAINING - sum(shares.values())
     for name in store.suites:
-        share = SHARE_OF_OTHER_SUITES / max(1, len(store.suites) - 1)
-        room = 1 - SHARE_OF_TRAINING - (SHARE_OF_OTHER_SUITES if len(store.suites) > 1 else 0)
-        measured = _measured(store, rounds, evaluations, name)
-        groups += _suite(store, name, measured, texts, MOST_BYTES * (room if name == store.decider else share))
-    trained = _training(store, rounds, texts, MOST_BYTES * SHARE_OF_TRAINING)
-    return {
-        "columns": ["base", *(f"round {round.number}" for round in rounds)],
-        "groups": [*groups, *([trained] if trained else [])],
-        "texts": texts.texts,
-        "num_bytes": texts.num_bytes,
-    }
+        groups += _suite(store, name, _measured(store, rounds, evaluations, name), texts, MOST_BYTES * shares[name])
+    groups += _training(store, rounds, texts, MOST_BYTES * SHARE_OF_TRAINING)
+    columns = ["base", *(f"round {round.number}" for round in rounds)]
+    return {"columns": columns, "groups": groups, "texts": texts.texts, "num_bytes": texts.num_bytes}
 
 
-def _measured(
-    store: Reader, rounds: Sequence[Round], evaluations: Evaluations, name: str
-) -> dict[str, list[tuple[int, Evaluation]]]:
+def _measured(store: Reader, rounds: Sequence[Round], evaluations: Evaluations, name: str) -> dict[str, Measured]:
     """By split of a suite: the column and the evaluation of the base and of each candidate."""
-    splits: dict[str, list[tuple[int, Evaluation]]] = {}
+    splits: dict[str, Measured] = {}
     for evaluation in evaluations.by_id.values():
         if (evaluation.checkpoint, evaluation.suite_name) == (store.run.base_checkpoint, name):
             splits.setdefault(evaluation.split, [(0, evaluation)])  # the first time that the base was measured
@@ -88,9 +84,7 @@ def _measured(
     return splits
 
 
-def _suite(
-    store: Reader, name: str, splits: dict[str, list[tuple[int, Evaluation]]], texts: _Texts, room: float
-) -> Iterator[Json]:
+def _suite(store: Reader, name: str, splits: dict[str, Measured], texts: _Texts, room: float) -> Iterator[Json]:
     for split, measured in splits.items():
         counts: dict[str, list[list[int]]] = {}
         for column, evaluation in measured:
@@ -100,25 +94,13 @@ def _suite(
         problems = [problem for problem in suite if problem.task_id in counts]
         shown = problems[: max(1, MOST_CELLS // len(measured))]
         answers = _answers(store, _by_change(shown, counts), measured, texts, texts.num_bytes + room / len(splits))
-        yield {
-            "name": name,
-            "split": None if split == "all" else split,
-            "training": False,
-            "num_prompts": len(problems),
-            "num_answers": sum(num for rows in counts.values() for _, _, num in rows),
-            "num_shown": sum(map(len, answers.values())),
-            "prompts": [
-                _entry(
-                    problem.task_id,
-                    problem.difficulty,
-                    store.corpus.prompt(problem.prompt_id) if problem.task_id in answers else None,
-                    counts[problem.task_id],
-                    answers.get(problem.task_id, []),
-                    texts,
-                )
-                for problem in shown
-            ],
-        }
+        prompts = []
+        for problem in shown:
+            id, written = problem.task_id, answers.get(problem.task_id, [])
+            prompt = store.corpus.prompt(problem.prompt_id) if written else None
+            prompts.append(_entry(id, prompt, written, texts, difficulty=problem.difficulty, counts=counts[id]))
+        num_answers = sum(num for rows in counts.values() for _, _, num in rows)
+        yield _group(name, prompts, len(problems), num_answers, split=None if split == "all" else split)
 
 
 def _by_change(problems: Iterable[Problem], counts: dict[str, list[list[int]]]) -> list[Problem]:
@@ -127,13 +109,13 @@ def _by_change(problems: Iterable[Problem], counts: dict[str, list[list[int]]]) 
     def movement(problem: Problem) -> float:
         rates = [passed / num for _, passed, num in counts[problem.task_id]]
         mean = fmean(rates)
-        return -fmean((rate - mean) ** 2 for rate in rates)
+        return fmean((rate - mean) ** 2 for rate in rates)
 
-    return sorted(problems, key=lambda problem: (movement(problem), problem.position))
+    return sorted(problems, key=lambda problem: (-movement(problem), problem.position))
 
 
 def _answers(
-    store: Reader, problems: Sequence[Problem], measured: list[tuple[int, Evaluation]], texts: _Texts, until: float
+    store: Reader, problems: Sequence[Problem], measured: Measured, texts: _Texts, until: float
 ) -> dict[str, list[Answer]]:
     """Answers by problem until there is no room: the first sample of each, then the second of each, and so on."""
     answers: dict[str, list[Answer]] = {}
@@ -155,7 +137,7 @@ def _answers(
     return answers
 
 
-def _training(store: Reader, rounds: Sequence[Round], texts: _Texts, room: float) -> Json | None:
+def _training(store: Reader, rounds: Sequence[Round], texts: _Texts, room: float) -> Iterator[Json]:
     """Prompts of the training corpus, first those that were asked in most rounds."""
     asked: dict[str, list[tuple[int, Lineage]]] = {}
     for column, round in enumerate(rounds, 1):
@@ -166,7 +148,7 @@ def _training(store: Reader, rounds: Sequence[Round], texts: _Texts, room: float
             lineage = Lineage(store.run.id, round.number, round.parent_checkpoint, None, settings)
             for id in dict.fromkeys(inputs["prompt_ids"]):
                 asked.setdefault(id, []).append((column, lineage))
-    until, prompts, num_shown = texts.num_bytes + room, [], 0
+    until, prompts = texts.num_bytes + room, []
     for id in sorted(asked, key=lambda id: (-len(asked[id]), id))[:MOST_TRAINING_PROMPTS]:
         if texts.num_bytes > until:
             break
@@ -185,34 +167,26 @@ def _training(store: Reader, rounds: Sequence[Round], texts: _Texts, room: float
         if prompt is None or not answers:
             continue
         texts.num_bytes += BYTES_OF_AN_ANSWER * len(answers)
-        num_shown += len(answers)
-        prompts.append(_entry(prompt.name, None, prompt, [], answers, texts))
-    if not prompts:
-        return None
-    return {
-        "name": "training prompts",
-        "split": None,
-        "training": True,
-        "num_prompts": len(asked),
-        "num_answers": store.run.num_completions,
-        "num_shown": num_shown,
-        "prompts": prompts,
-    }
+        prompts.append(_entry(prompt.name, prompt, answers, texts))
+    if prompts:
+        yield _group("training prompts", prompts, len(asked), store.run.num_completions, training=True)
 
 
-def _entry(
-    name: str,
-    difficulty: str | None,
-    prompt: Prompt | None,
-    counts: list[list[int]],
-    answers: list[Answer],
-    texts: _Texts,
+def _group(
+    name: str, prompts: list[Json], num_prompts: int, num_answers: int, split: str | None = None, training: bool = False
 ) -> Json:
+    num_shown = sum(len(prompt["answers"]) for prompt in prompts)
+    sizes = {"num_prompts": num_prompts, "num_answers": num_answers, "num_shown": num_shown}
+    return {"name": name, "split": split, "training": training, **sizes, "prompts": prompts}
+
+
+def _entry(name: str, prompt: Prompt | None, answers: list[Answer], texts: _Texts, **more: Any) -> Json:
     return {
         "name": name,
-        "difficulty": difficulty,
         "statement": texts.place(prompt.statement) if prompt else None,
         "prefill": texts.place(prompt.content.get("prefill") or "") if prompt else None,
-        "counts": counts,
         "answers": sorted(answers, key=lambda answer: (answer[0], answer[1])),
+        "difficulty": None,
+        "counts": [],
+        **more,
     }

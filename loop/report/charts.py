@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loop.words import interval, rate
+from loop.words import interval, rate, signed
 from store.records import Json
 
 SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name; nothing is fetched from there
@@ -60,6 +60,11 @@ def ends(point: Json, *, sign: bool = False) -> str:
     return "" if low is None or high is None else interval([low, high], sign=sign)
 
 
+def difference(point: Json) -> list[str]:
+    """A difference and its interval, each in words."""
+    return [signed(point["value"]), ends(point, sign=True)]
+
+
 # Whole specifications
 
 
@@ -96,13 +101,12 @@ def paper(figure: Figure) -> Json:
     """The whole figure as one specification with its title, dark on white, for a file."""
     ink, font = "#1b1f24", "Helvetica, Arial, sans-serif"
     title = {"text": figure.title, "subtitle": textwrap.wrap(figure.about, 110)}
-    if len(figure.panels) == 1:
-        whole = themed(figure.panels[0], width=WIDTH, height=HEIGHT, ink=ink, font=font)
-    else:
+    panel = figure.panels[0]
+    if len(figure.panels) > 1:
         sized = [{"width": PANEL_WIDTH, "height": PANEL_HEIGHT, **panel} for panel in figure.panels]
-        apart = {"color": "independent", "shape": "independent", "x": "independent", "y": "independent"}
-        many = {"concat": sized, "columns": 2, "spacing": 30, "resolve": {"scale": apart, "legend": apart}}
-        whole = themed(many, width=0, height=0, ink=ink, font=font)
+        apart = dict.fromkeys(("color", "shape", "x", "y"), "independent")
+        panel = {"concat": sized, "columns": 2, "spacing": 30, "resolve": {"scale": apart, "legend": apart}}
+    whole = themed(panel, width=0 if "concat" in panel else WIDTH, height=HEIGHT, ink=ink, font=font)
     return whole | {"title": title, "background": "white", "padding": 12}
 
 
@@ -141,9 +145,10 @@ def _by_outcome(names: Iterable[str], colours: dict[str, str]) -> tuple[Json, Js
     return colour, named(occurring, [SHAPES.get(name, "stroke") for name in occurring])
 
 
-def _span(x: Json, y: Json, colour: Json) -> Json:
-    """From `low` to `high`."""
-    return {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+def _intervals(mark: Json, x: Json, y: Json, colour: Json) -> Json:
+    """The layer of the intervals, where a point has one."""
+    encoding = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}, "color": colour}
+    return {"transform": [{"filter": "isValid(datum.low)"}], "mark": mark, "encoding": encoding}
 
 
 def _zero(channel: str, axis: Json) -> Json:
@@ -173,9 +178,8 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
     if base is not None:
         head.insert(0, {"round": 0, "who": "head", "value": base})
     num = max([point["round"] for point in points], default=1)
-    head += [
-        {**last, "round": last["round"] + (0.5 if num > 1 else 0.25)} for last in head[-1:]
-    ]  # beyond the last mark
+    beyond = 0.5 if num > 1 else 0.25  # the last mark
+    head += [{**last, "round": last["round"] + beyond} for last in head[-1:]]
     head = [point for point in head if point["value"] is not None]
     many = num > MANY_ROUNDS
     colour, shape = _by_outcome({"head", *(point["who"] for point in values)}, {"head": BLUE, **OUTCOMES})
@@ -189,8 +193,7 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
         layers.append({"data": {"values": head}, "mark": steps, "encoding": {"x": x, "y": y, "color": colour}})
     if any(point.get("low") is not None for point in values):
         rule = {"type": "rule", "strokeWidth": 1 if many else 2, "opacity": 0.45 if many else 0.8}
-        valid = [{"filter": "isValid(datum.low)"}]
-        layers.append({"transform": valid, "mark": rule, "encoding": _span(x, y, colour)})
+        layers.append(_intervals(rule, x, y, colour))
     if values:
         tooltip = [*_tooltip("candidate", ".4~f"), {"field": "head", "title": "head after it", "format": ".4~f"}]
         encoding = {"x": x, "y": y, "color": colour, "shape": shape, "tooltip": tooltip}
@@ -210,7 +213,7 @@ def differences(points: Sequence[Json], title: str) -> Json:
         "data": {"values": values},
         "layer": [
             _zero("y", y),
-            {"mark": {"type": "rule", "strokeWidth": 1 if many else 1.6, "opacity": 0.6}, "encoding": _span(x, y, colour)},
+            _intervals({"type": "rule", "strokeWidth": 1 if many else 1.6, "opacity": 0.6}, x, y, colour),
             {"mark": dot(28 if many else 60),
              "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip, "shape": shape}},
         ],
@@ -254,8 +257,7 @@ def lines(
     if intervals:
         tooltip += [{"field": end, "title": word, "format": ".4~f"} for end, word in (("low", "from"), ("high", "to"))]
         shape = {"type": "area", "opacity": 0.14} if band else {"type": "rule", "strokeWidth": 1.4, "opacity": 0.55}
-        valid = [{"filter": "isValid(datum.low)"}]
-        layers.insert(0, {"transform": valid, "mark": shape, "encoding": _span(x, y, colour)})
+        layers.insert(0, _intervals(shape, x, y, colour))
     return {"data": {"values": values}, "layer": layers}
 
 
@@ -270,11 +272,8 @@ def bars(points: Sequence[Json], title: str, order: Sequence[str], form: str = "
         x["axis"]["values"] = list(range(0, num + 1, max(1, -(-num // 20))))
     axis = {"format": form, "tickCount": 6}
     y = {"field": "value", "type": "quantitative", "title": title, "stack": "zero", "axis": axis}
-    tooltip = [
-        {"field": "round"},
-        {"field": "who", "title": "of"},
-        {"field": "value", "format": ",.4~f", "title": title},
-    ]
+    tooltip = [{"field": "round"}, {"field": "who", "title": "of"}]
+    tooltip += [{"field": "value", "format": ",.4~f", "title": title}]
     return {"data": {"values": values}, "mark": {"type": "bar"},
             "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}}  # fmt: skip
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from loop.report.charts import Figure, any_value, ends, forest, lines, table
+from loop.report.charts import Figure, any_value, difference, ends, forest, lines, table
 from loop.words import count, decoding_words, rate, signed
 from store.records import Json
 
@@ -82,7 +82,7 @@ def _comparisons(facts: Json) -> Figure | None:
         points.append({"label": label, "value": compared["change"], "low": low, "high": high, "clear": clear})
     if not points:
         return None
-    rows = [[point["label"], signed(point["value"]), ends(point, sign=True), point["clear"]] for point in points]
+    rows = [[point["label"], *difference(point), point["clear"]] for point in points]
     about = f"{_yardstick(facts)}. Paired by problem and seed. {facts['correction']}"
     panel, columns = forest(points, "difference in pass@1"), ["arms", "difference", "interval", ""]
     return Figure("comparisons", "Arms compared", about, [panel], columns, rows)

@@ -18,6 +18,7 @@ from loop.reading.rounds import all_of, figures_of
 from loop.reading.standing import Standing, status, status_of
 from loop.reading.status_words import doing, labelled
 from loop.report.browser import browser
+from loop.system.exits import version
 from loop.words import decoding_words
 from store.errors import NoStore
 from store.records import Checkpoint, Json, Round
@@ -41,7 +42,6 @@ def run_facts(place: Place) -> Json:
 def facts_of_experiment(experiment: Experiment) -> Json:
     """The facts of an experiment's page; see `loop.experiments.facts`."""
     from loop.experiments.facts import experiment_facts
-    from loop.system.exits import version
 
     facts = experiment_facts(experiment).as_json()
     for run in facts["runs"]:  # a page goes to others, whom this machine's directories tell nothing
@@ -50,8 +50,6 @@ def facts_of_experiment(experiment: Experiment) -> Json:
 
 
 def _frame(standing: Standing, place: Place) -> Json:
-    from loop.system.exits import version
-
     return {
         "kind": "run",
         "name": standing.run or place.name,
@@ -100,10 +98,9 @@ def _outcome(row: Json) -> str:
 def _suite(store: Reader, name: str, evaluations: Evaluations, rounds: Sequence[Json]) -> Json:
     """How a suite is asked, as the newest round that was measured on it tells, and the base's figures."""
     base = evaluations.newest.get((store.run.base_checkpoint, name))
-    asked: Json = next(
-        (row["suites"][name] for row in reversed(rounds) if row["suites"].get(name, {}).get("split")), {}
-    )
-    decoding = asked.get("decoding") or (store.decoding(base) if base else None)
+    of_rounds = (row["suites"].get(name, {}) for row in reversed(rounds))
+    asked: Json = next((suite for suite in of_rounds if suite.get("split")), {})
+    decoding = asked.get("decoding") or store.decoding(base)
     figures = figures_of(base)
     return {
         "name": name,
@@ -144,31 +141,20 @@ def _amounts(store: Reader, rounds: Sequence[Json]) -> list[Json]:
     for row in rounds:
         number = row["round"]
         sampled: Json = totals.get(number) or {"num": 0, "num_tokens": 0}
-        amounts.append(
-            {
-                "round": number,
-                "seconds": {stage["stage"]: stage["duration_s"] for stage in row["stages"]},
-                "num_completions": sampled["num"],
-                "tokens": {
-                    "sampled": sampled["num_tokens"],
-                    "trained on": row["training"]["num_completion_tokens"] or 0,
-                    "evaluated": round(evaluated.get(number, 0.0)),
-                },
-            }
-        )
+        seconds = {stage["stage"]: stage["duration_s"] for stage in row["stages"]}
+        tokens = {
+            "sampled": sampled["num_tokens"],
+            "trained on": row["training"]["num_completion_tokens"] or 0,
+            "evaluated": round(evaluated.get(number, 0.0)),
+        }
+        amounts.append({"round": number, "seconds": seconds, "num_completions": sampled["num"], "tokens": tokens})
     return amounts
 
 
 def _checkpoint(row: Checkpoint, head: str, rounds: Sequence[Round]) -> Json:
-    return {
+    as_stored = ("round", "kind", "parent", "state", "pinned", "size_bytes", "created_at")
+    return {key: getattr(row, key) for key in as_stored} | {
         "checkpoint": row.sha256,
-        "round": row.round,
         "made_in": [round.number for round in rounds if round.candidate_checkpoint == row.sha256],
-        "kind": row.kind,
-        "parent": row.parent,
-        "state": row.state,
-        "pinned": row.pinned,
-        "size_bytes": row.size_bytes,
-        "created_at": row.created_at,
         "is_head": row.sha256 == head,
     }

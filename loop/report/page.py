@@ -16,11 +16,16 @@ import re
 import unicodedata
 from typing import Any
 
+import vl_convert
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
 from loop import words
 from loop.config.toml_text import toml_value
 from loop.report import experiment_figures, run_figures
 from loop.report.charts import Figure, themed
 from loop.report.run_figures import measured_on
+from policies.diagnosis import in_words, summary_of
 from store.records import Json
 
 # What moves, hides or reorders other characters, and what has no form of its own.
@@ -28,23 +33,16 @@ _ODD = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u2028-\u202e"
     "\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb\ufffe\uffff\ud800-\udfff\U000e0000-\U000e0fff]"
 )
-_NAMED = frozenset("\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")  # what reorders text
+_NAMED = "\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # what reorders text
+_SHOWN = {chr(code): chr(0x2400 + code) for code in range(0x20)} | {"\x7f": "␡"}
+_SHOWN |= {character: f"[{unicodedata.name(character)}]" for character in _NAMED}
 
 
 def visible(text: str) -> str:
     """The text with control, bidirectional and invisible characters shown: ␀, [RIGHT-TO-LEFT OVERRIDE], [U+200B]."""
-    return _ODD.sub(lambda match: _shown(match[0]), text) if not text.isascii() or not text.isprintable() else text
-
-
-def _shown(character: str) -> str:
-    code = ord(character)
-    if code < 0x20:
-        return chr(0x2400 + code)
-    if code == 0x7F:
-        return "␡"
-    if character in _NAMED:
-        return f"[{unicodedata.name(character)}]"
-    return f"[U+{code:04X}]"
+    if text.isascii() and text.isprintable():
+        return text
+    return _ODD.sub(lambda match: _SHOWN.get(match[0]) or f"[U+{ord(match[0]):04X}]", text)
 
 
 def made_visible(value: Any) -> Any:
@@ -66,16 +64,14 @@ def script_json(value: Any) -> str:
 
 def render(facts: Json, *, live: bool = False) -> str:
     """The whole page. `live`: it asks /events for news and /body for what takes the place of its <main>."""
-    scripts, styles = _scripts(), _styles()
-    page: str = _template("report.html.j2").render(
+    return _template("report.html.j2").render(
         title=visible(str(facts["name"] or "no run")),
         live=live,
         policy=content_security_policy(live=live),
-        scripts=[_markup(script) for script in scripts],
-        styles=_markup(styles),
-        main=_markup(body(facts)),
+        scripts=[Markup(script) for script in _scripts()],
+        styles=Markup(_resource("report.css")),
+        main=Markup(body(facts)),
     )
-    return page
 
 
 def body(facts: Json) -> str:
@@ -88,30 +84,21 @@ def body(facts: Json) -> str:
         for name, figure in by_name.items()
     }  # fmt: skip
     template = _template("experiment.html.j2" if facts["kind"] == "experiment" else "run.html.j2")
-    inside: str = template.render(
+    return template.render(
         facts=facts,
         figures=by_name,
-        specifications=_markup(script_json(drawn)),
-        texts=_markup(script_json(facts.get("browser"))),
+        specifications=Markup(script_json(drawn)),
+        texts=Markup(script_json(facts.get("browser"))),
         configuration=json.dumps(facts.get("config"), indent=2, ensure_ascii=False),
         yardstick=measured_on,
     )
-    return inside
 
 
 def content_security_policy(*, live: bool = False) -> str:
     """What the page may do: run its own scripts, use its own styles; when live, ask where it came from."""
-    scripts = " ".join(_hash(script) for script in _scripts())
-    parts = [
-        "default-src 'none'",
-        f"script-src {scripts}",
-        f"style-src {_hash(_styles())}",
-        "img-src data:",
-        "base-uri 'none'",
-        "form-action 'none'",
-        *(["connect-src 'self'"] if live else []),
-    ]
-    return "; ".join(parts)
+    scripts, styles = " ".join(map(_hash, _scripts())), _hash(_resource("report.css"))
+    policy = f"default-src 'none'; script-src {scripts}; style-src {styles}; img-src data:; base-uri 'none'; form-action 'none'"
+    return policy + ("; connect-src 'self'" if live else "")
 
 
 def _hash(content: str) -> str:
@@ -121,14 +108,7 @@ def _hash(content: str) -> str:
 @functools.cache
 def _scripts() -> tuple[str, str]:
     """vega, vega-lite and vega-embed, and ours."""
-    import vl_convert
-
     return _inline(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")), _inline(_resource("report.js"))
-
-
-@functools.cache
-def _styles() -> str:
-    return _resource("report.css")
 
 
 def _inline(script: str) -> str:
@@ -136,39 +116,31 @@ def _inline(script: str) -> str:
     return re.sub(r"</(?=script)", r"<\\/", script, flags=re.IGNORECASE).replace("<!--", r"<\!--")
 
 
+@functools.cache
 def _resource(name: str) -> str:
     return (importlib.resources.files("loop.report") / name).read_text(encoding="utf-8")
 
 
-def _markup(text: str) -> Any:
-    from markupsafe import Markup
-
-    return Markup(text)
-
-
 @functools.cache
-def _template(name: str) -> Any:
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
+def _template(name: str) -> Template:
     environment = Environment(
         loader=PackageLoader("loop.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )  # fmt: skip
     environment.filters |= {
-        "rate": words.rate,
-        "signed": words.signed,
-        "interval": words.interval,
-        "duration": words.duration,
-        "size": words.size,
-        "count": words.count,
+        **{
+            name: getattr(words, name)
+            for name in ("rate", "signed", "interval", "duration", "size", "count", "number", "round_name")
+        },
         "decoding": words.decoding_words,
-        "number": words.number,
         "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),
         "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
         "short": lambda sha256: (sha256 or "-")[:12],
         "toml": toml_value,
         "flat": _flat,
+        "diagnosis": lambda diagnosis: in_words(
+            summary_of({key: diagnosis[key] for key in diagnosis if key != "probe"})
+        ),
     }
-    environment.globals |= {"diagnosis_words": _diagnosis_words}
     return environment.get_template(name)
 
 
@@ -180,15 +152,11 @@ def _flat(table: Json, *above: str) -> list[tuple[str, Any]]:
     return settings
 
 
-def _diagnosis_words(diagnosis: Json) -> str:
-    """A sentence about locks and forks."""
-    from policies.diagnosis import in_words, summary_of
-
-    return in_words(summary_of({key: value for key, value in diagnosis.items() if key != "probe"}))
-
-
 def figures(facts: Json) -> list[Figure]:
     """The figures of a run or of an experiment; a figure with nothing to draw is left out."""
-    of = experiment_figures if facts["kind"] == "experiment" else run_figures
-    made = (make(facts) for make in of.FIGURES)
+    if facts["kind"] == "experiment":
+        makers = experiment_figures.FIGURES
+    else:
+        makers = run_figures.FIGURES if facts["suites"] else ()  # nothing was run yet
+    made = (make(facts) for make in makers)
     return [figure for figure in made if figure is not None and figure.panels]

@@ -1,28 +1,16 @@
-"""The figures of a run, from its facts (facts.py): each with a sentence about what it shows, and its numbers as a table."""
+"""The figures of a run, from its facts (facts.py): each with a sentence about what it shows, and its numbers as a table.
+
+The suite that decides is the first of the facts' suites.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
-from loop.report.charts import (
-    BLUE,
-    GREEN,
-    MANY_ROUNDS,
-    ORANGE,
-    Figure,
-    any_value,
-    bars,
-    by_round,
-    by_value,
-    differences,
-    dot,
-    ends,
-    lines,
-    named,
-    table,
-    trajectory,
-)
-from loop.words import duration, interval, number, rate, signed
+from loop.report import charts
+from loop.report.charts import Figure, any_value
+from loop.words import duration, interval, number, rate
 from store.records import STAGES, Json
 
 # What the figures are of
@@ -35,11 +23,6 @@ def measured_on(suite: Json) -> str:
     times = f" x {suite['num_samples']:,} samples" if num and (suite.get("num_samples") or 1) > 1 else ""
     words = f", {suite['decoding_words']}" if suite.get("decoding_words") else ""
     return f"{suite['name']}{split}{num}{times}{words}"
-
-
-def _decider(facts: Json) -> Json:
-    """The suite that decides; {} before anything was run."""
-    return next((suite for suite in facts["suites"] if suite["decides"]), {})
 
 
 def _point(row: Json, candidate: float | None, interval: Sequence[float] | None, head: float | None = None) -> Json:
@@ -66,25 +49,29 @@ def _part(figures: Json | None, level: str | None) -> Json:
     return figures if level is None else figures.get("by_difficulty", {}).get(level, {})
 
 
-def _newest(facts: Json, suite: Json) -> Json:
-    """The newest figures of this suite; {} if nothing was measured on it."""
+def _newest(facts: Json) -> Json:
+    """The newest figures of the suite that decides; {} if nothing was measured on it."""
+    suite = facts["suites"][0]
     sides = [row["suites"].get(suite["name"], {}).get(who) for row in reversed(facts["rounds"]) for who in ("candidate", "head")]  # fmt: skip
     return next((figures for figures in [*sides, suite["base"]] if figures), {})
 
 
-def _panel(facts: Json, suite: Json, key: str, title: str, axis: str, form: str) -> tuple[list[Json], list[Json]]:
-    """A titled panel of the candidates and what it adds to the table; both empty where nothing was measured."""
-    points, base = _points(facts, suite["name"], key), _part(suite["base"], None).get(key)
-    if not any_value(points):
-        return [], []
-    of_table = [{"round": 0, "value": base}, *points]
-    return [{"title": title, **trajectory(points, base, axis, form)}], [point | {"who": title} for point in of_table]
+def _panels(facts: Json, figures: Iterable[tuple[Json, str, str, str, str]]) -> tuple[list[Json], list[Json]]:
+    """Panels of the candidates and the points of their table, of each (suite, key, title, axis, form) that was measured."""
+    panels, of_table = [], []
+    for suite, key, title, axis, form in figures:
+        points, base = _points(facts, suite["name"], key), _part(suite["base"], None).get(key)
+        if any_value(points):
+            panels.append({"title": title, **charts.trajectory(points, base, axis, form)})
+            of_table += [point | {"who": title} for point in [{"round": 0, "value": base}, *points]]
+    return panels, of_table
 
 
 def _heads(
-    facts: Json, suite: Json, keys: Sequence[tuple[str, str, str | None]], axis: str, name: str, title: str, about: str
+    facts: Json, keys: Sequence[tuple[str, str, str | None]], axis: str, name: str, title: str, about: str
 ) -> Figure | None:
     """The figure of the head after each round, a series for each (label, key, difficulty)."""
+    suite = facts["suites"][0]
     points = []
     for label, key, level in keys:
         points.append({"round": 0, "who": label, "value": _part(suite["base"], level).get(key)})
@@ -93,89 +80,73 @@ def _heads(
     if not any_value(points):
         return None
     order = [label for label, _, _ in keys]
-    panel = lines(points, axis, form=".3~f", order=order, dots=len(facts["rounds"]) < MANY_ROUNDS)
-    return Figure(name, title, about, [panel], *table(points))
+    panel = charts.lines(points, axis, form=".3~f", order=order, dots=len(facts["rounds"]) < charts.MANY_ROUNDS)
+    return Figure(name, title, f"{measured_on(suite)}. {about}", [panel], *charts.table(points))
 
 
 # The figures
 
 
 def _pass1(facts: Json) -> Figure | None:
-    suite = _decider(facts)
-    if not suite:
-        return None
+    suite = facts["suites"][0]
     points, base = _points(facts, suite["name"], "pass@1"), _part(suite["base"], None).get("pass@1")
     if not any_value(points) and base is None:
         return None
     rows = [["base", "", rate(base), interval(suite["base"]["pass@1_interval"]) if suite["base"] else "", rate(base)]]
-    rows += [[str(p["round"]), p["who"], rate(p["value"]), ends(p), rate(p["head"])] for p in points]
-    return Figure(
-        "pass1",
-        "pass@1 by round",
-        f"{measured_on(suite)}. Marks: each round's candidate with its 95% interval. Line: the head after the round. "
-        "Dashed: the base.",
-        [trajectory(points, base, "pass@1", ".3~f")],
-        ["round", "decision", "candidate", "95% interval", "head after it"],
-        rows,
-    )
+    rows += [[str(p["round"]), p["who"], rate(p["value"]), charts.ends(p), rate(p["head"])] for p in points]
+    about = "Marks: each round's candidate with its 95% interval. Line: the head after the round. Dashed: the base."
+    panel = charts.trajectory(points, base, "pass@1", ".3~f")
+    columns = ["round", "decision", "candidate", "95% interval", "head after it"]
+    return Figure("pass1", "pass@1 by round", f"{measured_on(suite)}. {about}", [panel], columns, rows)
 
 
-def _change(facts: Json) -> Figure | None:
-    if not facts["rounds"]:
-        return None
-    suite = _decider(facts)
-    panels, rows = [], [[str(row["round"]), row["outcome"].replace("_", " ")] for row in facts["rounds"]]
-    for key, other in (("gain", "head"), ("gain_over_base", "base")):
-        gains = [row["suites"].get(suite["name"], {}).get(key) or {} for row in facts["rounds"]]
-        points = [
-            _point(row, gain.get("gain"), gain.get("interval"))
-            for row, gain in zip(facts["rounds"], gains, strict=True)
-        ]
-        if any_value(points):
-            panels.append(differences(points, f"candidate - {other}, pass@1"))
-        rows = [[*row, signed(point["value"]), ends(point, sign=True)] for row, point in zip(rows, points, strict=True)]
-    return Figure(
-        "change",
-        "What each round changed",
-        f"{measured_on(suite)}. Candidate minus head, and minus base, in pass@1 on the same problems, with 95% intervals of "
-        "the difference. The intervals are each round's own: the decisions also spend an error budget over the run.",
-        panels,
-        ["round", "decision", "over head", "95% interval", "over base", "95% interval"],
-        rows,
+def _gains(facts: Json, key: str) -> list[Json]:
+    name = facts["suites"][0]["name"]
+    gains = ((row, row["suites"].get(name, {}).get(key) or {}) for row in facts["rounds"])
+    return [_point(row, gain.get("gain"), gain.get("interval")) for row, gain in gains]
+
+
+def _change(facts: Json) -> Figure:
+    over_head, over_base = _gains(facts, "gain"), _gains(facts, "gain_over_base")
+    panels = [
+        charts.differences(points, f"candidate - {other}, pass@1")
+        for other, points in (("head", over_head), ("base", over_base))
+        if any_value(points)
+    ]
+    about = (
+        f"{measured_on(facts['suites'][0])}. Candidate minus head, and minus base, in pass@1 on the same problems, with 95% "
+        "intervals of the difference. The intervals are each round's own: the decisions also spend an error budget over the run."
     )
+    columns = ["round", "decision", "over head", "95% interval", "over base", "95% interval"]
+    rows = [
+        [str(head["round"]), head["who"], *charts.difference(head), *charts.difference(base)]
+        for head, base in zip(over_head, over_base, strict=True)
+    ]
+    return Figure("change", "What each round changed", about, panels, columns, rows)
 
 
 def _pass_at_k(facts: Json) -> Figure | None:
-    suite = _decider(facts)
-    figures = _newest(facts, suite) if suite else {}
-    numbers = sorted(int(key[5:]) for key in figures if key.startswith("pass@") and key[5:].isdigit())
+    numbers = sorted(int(key[5:]) for key in _newest(facts) if key.startswith("pass@") and key[5:].isdigit())
     if len(numbers) < 2:
         return None
     keys = [(f"pass@{k}", f"pass@{k}", None) for k in numbers]
-    about = f"{measured_on(suite)}. The head after each round; round 0 is the base."
-    return _heads(facts, suite, keys, "share of problems", "passk", "pass@k by round", about)
+    about = "The head after each round; round 0 is the base."
+    return _heads(facts, keys, "share of problems", "passk", "pass@k by round", about)
 
 
 def _difficulty(facts: Json) -> Figure | None:
-    suite = _decider(facts)
-    levels = (_newest(facts, suite) if suite else {}).get("by_difficulty") or {}
-    if not levels:
-        return None
+    levels = _newest(facts).get("by_difficulty") or {}
     keys = [(f"{level} ({part['num_problems']})", "pass@1", level) for level, part in levels.items()]
-    about = f"{measured_on(suite)}. pass@1 of the head after each round, by difficulty (how many problems); round 0 is the base."
-    return _heads(facts, suite, keys, "pass@1", "difficulty", "By difficulty", about)
+    about = "pass@1 of the head after each round, by difficulty (how many problems); round 0 is the base."
+    return _heads(facts, keys, "pass@1", "difficulty", "By difficulty", about)
 
 
-def _canaries(facts: Json) -> Figure | None:
-    panels, of_table, words = [], [], []
-    for suite in facts["suites"]:
-        if not suite["decides"]:
-            panel, more = _panel(facts, suite, "pass@1", suite["name"], "pass@1", ".3~f")
-            panels += panel
-            of_table += more
-            words += [measured_on(suite)] if panel else []
-    about = f"Reported, never decided on by themselves: {'; '.join(words)}. Marks, line and dashes as above."
-    return Figure("canaries", "Canaries", about, panels, *table(of_table))
+def _canaries(facts: Json) -> Figure:
+    suites = [suite for suite in facts["suites"][1:] if any_value(_points(facts, suite["name"], "pass@1"))]
+    panels, of_table = _panels(facts, ((suite, "pass@1", suite["name"], "pass@1", ".3~f") for suite in suites))
+    words = "; ".join(map(measured_on, suites))
+    about = f"Reported, never decided on by themselves: {words}. Marks, line and dashes as above."
+    return Figure("canaries", "Canaries", about, panels, *charts.table(of_table))
 
 
 _SIGNALS = (
@@ -188,21 +159,13 @@ _SIGNALS = (
 )
 
 
-def _signals(facts: Json) -> Figure | None:
+def _signals(facts: Json) -> Figure:
     """Diversity and length."""
-    suite = _decider(facts)
-    if not suite:
-        return None
-    panels, of_table = [], []
-    for key, title, form in _SIGNALS:
-        panel, more = _panel(facts, suite, key, title, "", form)
-        panels += panel
-        of_table += more
-    about = (
-        f"{measured_on(suite)}. Sharpening narrows wrong answers; collapse is the loss of what is right. "
-        "Marks: candidates; line: the head after the round; dashed: the base."
-    )
-    return Figure("signals", "Signals of collapse", about, panels, *table(of_table))
+    suite = facts["suites"][0]
+    panels, of_table = _panels(facts, ((suite, key, title, "", form) for key, title, form in _SIGNALS))
+    about = f"{measured_on(suite)}. Sharpening narrows wrong answers; collapse is the loss of what is right. "
+    about += "Marks: candidates; line: the head after the round; dashed: the base."
+    return Figure("signals", "Signals of collapse", about, panels, *charts.table(of_table))
 
 
 _MIND = (
@@ -214,98 +177,98 @@ _MIND = (
 
 
 def _mind(facts: Json) -> Figure | None:
+    rows = [row for row in facts["rounds"] if row["diagnosis"]]
+    if not rows:
+        return None
     panels, of_table = [], []
-    sequences = 0
     for part, key, title, form in _MIND:
         points, base = [], None
-        for row in facts["rounds"]:
-            figures = (row["diagnosis"] or {}).get(part)
-            if not figures:
-                continue
-            sequences = row["diagnosis"]["num_sequences"]
-            base, head, candidate = (figures[who][key] for who in ("base", "head", "candidate"))
-            moved = (figures["change"].get(key) or {}).get("interval")
-            points.append(_point(row, candidate, moved and [head + end for end in moved], head))
-            of_table.append({"round": row["round"], "who": f"{title}: before", "value": head})
-            of_table.append({"round": row["round"], "who": f"{title}: after", "value": candidate})
+        for row in rows:
+            if figures := row["diagnosis"].get(part):
+                base, head, candidate = (figures[who][key] for who in ("base", "head", "candidate"))
+                moved = (figures["change"].get(key) or {}).get("interval")
+                points.append(_point(row, candidate, moved and [head + end for end in moved], head))
+                of_table.append({"round": row["round"], "who": f"{title}: before", "value": head})
+                of_table.append({"round": row["round"], "who": f"{title}: after", "value": candidate})
         if any_value(points):
-            panels.append({"title": title, **trajectory(points, base, "", form)})
-    far = []
-    for row in facts["rounds"]:
-        if figures := (row["diagnosis"] or {}).get("everywhere"):
-            far += [{"round": row["round"], "who": f"from the {who}", "value": figures[f"kl_to_{who}"]} for who in ("head", "base")]  # fmt: skip
+            panels.append({"title": title, **charts.trajectory(points, base, "", form)})
+    far = [
+        {"round": row["round"], "who": f"from the {who}", "value": figures[f"kl_to_{who}"]}
+        for row in rows
+        if (figures := row["diagnosis"].get("everywhere"))
+        for who in ("head", "base")
+    ]
     if far:
-        panels.append({"title": "distance (KL, nats a token)", **lines(far, "", form=".3~f", zero=True)})
+        panels.append({"title": "distance (KL, nats a token)", **charts.lines(far, "", form=".3~f", zero=True)})
         of_table += [{**point, "who": f"KL {point['who']}"} for point in far]
     about = (
-        f"Candidate (mark, with a 95% interval of its change from the head) and head (line) at the same positions of {sequences} "
-        "texts by the base. Locks are where the base is nearly certain, forks where it has a real choice."
+        "Candidate (mark, with a 95% interval of its change from the head) and head (line) at the same positions of "
+        f"{rows[-1]['diagnosis']['num_sequences']} texts by the base. Locks are where the base is nearly certain, forks where it has "
+        "a real choice."
     )
-    rows = table(of_table, lambda value: "-" if value is None else f"{value:.4f}")
-    return Figure("mind", "Locks and forks, before and after", about, panels, *rows)
+    words = charts.table(of_table, lambda value: "-" if value is None else f"{value:.4f}")
+    return Figure("mind", "Locks and forks, before and after", about, panels, *words)
+
+
+_AFTER = (("train_loss", "after training, on what it saw"), ("held_out_loss", "after training, held out"))
 
 
 def _loss(facts: Json) -> Figure | None:
-    if not facts["rounds"] or not facts["losses"]:
+    if not facts["losses"]:
         return None
     num = max(row["round"] for row in facts["rounds"])
     curve = [
         {"round": point["round"] - 0.45 + 0.9 * point["at"], "of": point["round"], "who": "each step", "value": point["loss"]}
         for point in facts["losses"]
     ]  # fmt: skip
-    after = []
-    for row in facts["rounds"]:
-        for key, name in (
-            ("train_loss", "after training, on what it saw"),
-            ("held_out_loss", "after training, held out"),
-        ):
-            if row["training"][key] is not None:
-                after.append({"round": row["round"], "who": name, "value": row["training"][key]})
+    after = [
+        {"round": row["round"], "who": name, "value": row["training"][key]}
+        for row in facts["rounds"]
+        for key, name in _AFTER
+        if row["training"][key] is not None
+    ]
     names = ["each step", *dict.fromkeys(point["who"] for point in after)]
-    colour = named(names, [BLUE, GREEN, ORANGE][: len(names)])
-    x, y = by_round(num), by_value("loss (nats a token)", ".3~f")
+    colour = charts.named(names, [charts.BLUE, charts.GREEN, charts.ORANGE][: len(names)])
+    x, y = charts.by_round(num), charts.by_value("loss (nats a token)", ".3~f")
     x = {**x, "scale": {**x["scale"], "domain": [0.5, num + 0.5]}}
     tooltip = [{"field": "round"}, {"field": "who"}, {"field": "value", "format": ".4f"}]
     marks: list[Json] = [
         {"data": {"values": curve}, "mark": {"type": "line", "strokeWidth": 1.3},
          "encoding": {"x": x, "y": y, "color": colour, "detail": {"field": "of"}}},
-        {"data": {"values": after}, "mark": dot(50), "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}},
+        {"data": {"values": after}, "mark": charts.dot(50), "encoding": {"x": x, "y": y, "color": colour, "tooltip": tooltip}},
     ]  # fmt: skip
-    rows = []
-    for row in facts["rounds"]:
-        seen = row["training"]
-        shown = (seen["loss_first"], seen["loss_last"], seen["mean_loss"], seen["train_loss"], seen["held_out_loss"])
-        rows.append([str(row["round"]), *(rate(value) for value in shown)])
+    keys = ("loss_first", "loss_last", "mean_loss", "train_loss", "held_out_loss")
+    rows = [[str(row["round"]), *(rate(row["training"][key]) for key in keys)] for row in facts["rounds"]]
     columns = ["round", "first step", "last step", "mean", "after, on what it saw", "after, held out"]
     about = "Cross-entropy on the completions, each round's steps side by side. Compare within a round only: each round trains on other texts."
     return Figure("loss", "Training loss", about, [{"layer": marks if after else marks[:1]}], columns, rows)
 
 
-def _training(facts: Json) -> Figure | None:
-    points, total, num = [], [], 0
-    for row, amount in zip(facts["rounds"], facts["amounts"] if facts["rounds"] else [], strict=True):
+def _training(facts: Json) -> Figure:
+    amounts = facts["amounts"]
+    sums = itertools.accumulate(amount["num_completions"] for amount in amounts)
+    total = [
+        {"round": row["round"], "who": "completions", "value": num} for row, num in zip(amounts, sums, strict=True)
+    ]
+    points = []
+    for row in facts["rounds"]:
         seen = row["training"]
-        num += amount["num_completions"]
-        total.append({"round": row["round"], "who": "completions", "value": num})
-        fresh = seen["num_used"] - (seen["num_earlier"] or 0) - (seen["num_held_out"] or 0)
-        parts = {"of this round": fresh, "of earlier rounds": seen["num_earlier"], "held out": seen["num_held_out"],
-                 "left out": seen["num_left_out"]}  # fmt: skip
-        points += [{"round": row["round"], "who": name, "value": value or 0} for name, value in parts.items()]
-    if not any(point["value"] for point in points + total):
-        return None
-    order = ["of this round", "of earlier rounds", "held out", "left out"]
+        earlier, held_out = seen["num_earlier"] or 0, seen["num_held_out"] or 0
+        parts = {"of this round": seen["num_used"] - earlier - held_out, "of earlier rounds": earlier,
+                 "held out": held_out, "left out": seen["num_left_out"] or 0}  # fmt: skip
+        points += [{"round": row["round"], "who": name, "value": value} for name, value in parts.items()]
     panels = []
     if any(point["value"] for point in points):
-        panels.append({"title": "what training saw, and what it did not", **bars(points, "completions", order)})
-    growth = lines(total, "completions", form="~s", zero=True, dots=len(total) < MANY_ROUNDS)
-    panels.append({"title": "growth of the corpus", **growth})
+        order = ["of this round", "of earlier rounds", "held out", "left out"]
+        panels.append({"title": "what training saw, and what it did not", **charts.bars(points, "completions", order)})
+    if panels or any(point["value"] for point in total):
+        growth = charts.lines(total, "completions", form="~s", zero=True, dots=len(total) < charts.MANY_ROUNDS)
+        panels.append({"title": "growth of the corpus", **growth})
     about = "Completions by round. What is left out stays in the corpus; the reason stands under each round."
-    return Figure("training", "What training saw", about, panels, *table(points + total, number))
+    return Figure("training", "What training saw", about, panels, *charts.table(points + total, number))
 
 
-def _time(facts: Json) -> Figure | None:
-    if not facts["rounds"]:
-        return None
+def _time(facts: Json) -> Figure:
     seconds, tokens = (
         [{"round": amount["round"], "who": who, "value": value} for amount in facts["amounts"] for who, value in amount[key].items()]
         for key in ("seconds", "tokens")
@@ -315,17 +278,13 @@ def _time(facts: Json) -> Figure | None:
     scaled = [{**point, "value": point["value"] / size} for point in seconds]
     panels = []
     if any(point["value"] for point in seconds):
-        panels.append({"title": f"time by stage ({unit})", **bars(scaled, unit, STAGES, ",.3~f")})
+        panels.append({"title": f"time by stage ({unit})", **charts.bars(scaled, unit, STAGES, ",.3~f")})
     if any(point["value"] for point in tokens):
-        order = ["sampled", "trained on", "evaluated"]
-        panels.append({"title": "tokens", **bars(tokens, "tokens", order)})
-    columns, rows = table(seconds, duration)
-    more, counts = table(tokens, number)
-    of_round = {row[0]: row[1:] for row in counts}
-    rows = [[*row, *of_round.get(row[0], [""] * (len(more) - 1))] for row in rows]
+        panels.append({"title": "tokens", **charts.bars(tokens, "tokens", ["sampled", "trained on", "evaluated"])})
+    words = [{**point, "value": duration(point["value"])} for point in seconds]
+    words += [{**point, "who": f"tokens {point['who']}", "value": number(point["value"])} for point in tokens]
     about = "Time of all attempts, failed ones too; tokens that the model wrote for training, was trained on, and wrote to be graded."
-    columns = [*columns, *(f"tokens {name}" for name in more[1:])]
-    return Figure("time", "Time and tokens", about, panels, columns, rows)
+    return Figure("time", "Time and tokens", about, panels, *charts.table(words, lambda text: text or "-"))
 
 
 FIGURES: tuple[Callable[[Json], Figure | None], ...] = (

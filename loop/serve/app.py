@@ -15,8 +15,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp
 
 from loop.errors import LoopError
-from loop.serve.live import CannotShow, Live, complain, in_thread, in_words, waiting_page
+from loop.serve.live import CannotShow, Live, in_thread, in_words, waiting_page
 from loop.serve.who_may_ask import EMBEDDED, Guard
+from loop.words import safe, warn
 from store.errors import StoreError
 
 
@@ -57,7 +58,7 @@ def application(live: Live, meant: Callable[[str], bool], token: str | None, por
         return PlainTextResponse("no such page\n" if code == 404 else "cannot be answered\n", code)
 
     async def failed(request: Request, error: Exception) -> Response:
-        complain(error)
+        warn(safe(f"serve: {type(error).__name__}: {error}"))
         return PlainTextResponse("this is a bug in the loop; the terminal of `loopctl serve` tells more\n", 500)
 
     @contextlib.asynccontextmanager
@@ -68,12 +69,7 @@ def application(live: Live, meant: Callable[[str], bool], token: str | None, por
         finally:
             watching.cancel()
 
-    routes = [
-        Route("/", page),
-        Route("/body", body),
-        Route("/events", events),
-        Route("/status.json", status),
-        Route("/healthz", health),
-    ]
+    answers = {"/": page, "/body": body, "/events": events, "/status.json": status, "/healthz": health}
+    routes = [Route(path, answer) for path, answer in answers.items()]
     inner = Starlette(routes=routes, lifespan=lifespan, exception_handlers={HTTPException: lost, Exception: failed})
     return Guard(inner, meant, token, cookie=f"loop_{port}")

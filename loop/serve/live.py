@@ -7,6 +7,7 @@ the first reader who asks for it.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import html
 import threading
 import time
@@ -15,7 +16,7 @@ from typing import TypeVar
 
 from loop.errors import LoopError
 from loop.serve.sources import Mark, Source
-from loop.words import safe, warn
+from loop.words import safe
 from store.errors import NoStore, StoreError
 from store.records import Json
 
@@ -32,40 +33,24 @@ class CannotShow(Exception):
 
 async def in_thread(work: Callable[[], T]) -> T:
     """What `work` returns or raises, from a thread that ends with the process, however long it takes."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
-
-    def finish(result: T | None, error: BaseException | None) -> None:
-        if done.done():  # the reader is gone
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
+    outcome: concurrent.futures.Future[T] = concurrent.futures.Future()
+    outcome.set_running_or_notify_cancel()  # from now on a reader who is gone cannot cancel it
 
     def run() -> None:
-        result, failed = None, None
         try:
-            result = work()
+            outcome.set_result(work())
         except BaseException as error:
-            failed = error
-        try:
-            loop.call_soon_threadsafe(finish, result, failed)
-        except RuntimeError:  # the loop is closed
-            pass
+            outcome.set_exception(error)
 
     threading.Thread(target=run, name="serve", daemon=True).start()
-    return await done
+    return await asyncio.wrap_future(outcome)
 
 
 class Live:
     """One source for any number of readers. Everything but the work in threads happens in one event loop."""
 
     def __init__(
-        self,
-        source: Source,
-        forms: Mapping[str, Callable[[Json], str]],
-        clock: Callable[[], float] = time.monotonic,
+        self, source: Source, forms: Mapping[str, Callable[[Json], str]], clock: Callable[[], float] = time.monotonic
     ) -> None:
         """`forms`: functions that make HTML of the source's facts, by name. `clock` gives seconds."""
         self.source, self.forms, self.clock = source, forms, clock
@@ -162,8 +147,3 @@ def waiting_page(why: str) -> str:
         '<meta name="viewport" content="width=device-width"><meta name="color-scheme" content="light dark">'
         f"<title>loopctl serve</title></head>\n<body><main><p>{html.escape(why)}</p></main></body></html>\n"
     )
-
-
-def complain(error: BaseException) -> None:
-    """Report a bug of ours on standard error."""
-    warn(safe(f"serve: {type(error).__name__}: {error}"))

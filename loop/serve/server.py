@@ -9,8 +9,6 @@ import ipaddress
 import secrets
 import signal
 import socket
-from collections.abc import Callable
-from types import FrameType
 from urllib.parse import quote
 
 import uvicorn
@@ -18,7 +16,7 @@ import uvicorn
 from loop.errors import LoopError, PermissionDenied, UsageError
 from loop.serve.app import application
 from loop.serve.live import Live
-from loop.serve.who_may_ask import names
+from loop.serve.who_may_ask import in_url, names
 
 END_S = 1  # for the answers that are under way when the server ends
 
@@ -60,16 +58,17 @@ def new_token() -> str:
 def address(host: str, port: int, token: str | None) -> str:
     """What to open in a browser."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    host = f"[{host}]" if ":" in host else host
-    return f"http://{host}:{port}/" + (f"?token={quote(token)}" if token else "")
+    return f"http://{in_url(host)}:{port}/" + (f"?token={quote(token)}" if token else "")
 
 
 class _Server(uvicorn.Server):
-    on_exit: Callable[[], object]
+    def __init__(self, config: uvicorn.Config, live: Live) -> None:
+        super().__init__(config)
+        self.live = live
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        super().handle_exit(sig, frame)
-        self.on_exit()
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.live.close()  # otherwise it waits for the streams of events, which have no end
+        await super().shutdown(sockets)
 
 
 def serve(live: Live, listener: socket.socket, host: str, token: str | None, policy: str) -> None:
@@ -77,28 +76,13 @@ def serve(live: Live, listener: socket.socket, host: str, token: str | None, pol
     port = int(listener.getsockname()[1])
     config = uvicorn.Config(
         application(live, names(host, port), token, port, policy),
-        http="h11",
-        ws="none",
-        lifespan="on",
-        loop="asyncio",
-        log_config=None,
-        log_level="critical",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=END_S,
-    )
-    server = _Server(config)
+        http="h11", ws="none", lifespan="on", loop="asyncio", log_config=None, log_level="critical", access_log=False,
+        server_header=False, proxy_headers=False, timeout_graceful_shutdown=END_S,
+    )  # fmt: skip
     before = signal.signal(signal.SIGTERM, lambda *_: None)  # uvicorn raises it again when it is done
-
-    async def run() -> None:
-        loop = asyncio.get_running_loop()
-        server.on_exit = lambda: loop.call_soon_threadsafe(lambda: asyncio.ensure_future(live.close()))
-        await server.serve(sockets=[listener])
-
     try:
         with contextlib.suppress(KeyboardInterrupt):  # likewise
-            asyncio.run(run())
+            asyncio.run(_Server(config, live).serve(sockets=[listener]))
     finally:
         signal.signal(signal.SIGTERM, before)
         listener.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,12 +63,9 @@ def of_experiment(experiment: Experiment) -> Source:
 def mark(run_dir: Path) -> Mark:
     """How far a run is: its last event, and the news of its heartbeat. About a millisecond."""
     try:
-        db = open_database(run_dir / "loop.db", read_only=True)
-        try:
+        with contextlib.closing(open_database(run_dir / "loop.db", read_only=True)) as db:
             last = Ledger(db).events.last()
-            history: tuple[Any, ...] = (last.seq, last.sha256) if last else (0,)
-        finally:
-            db.close()
+        history: tuple[Any, ...] = (last.seq, last.sha256) if last else (0,)
     except (StoreError, OSError) as error:
         history = (type(error).__name__, str(error))
     beat = read_heartbeat(run_dir)

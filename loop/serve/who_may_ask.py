@@ -37,7 +37,7 @@ def names(host: str, port: int) -> Callable[[str], bool]:
 
     A server at every address also answers to any address in digits: rebinding needs a name.
     """
-    expected = {f"{name}:{port}" for name in (*LOOPBACK, _in_url(host.lower()))}
+    expected = {f"{name}:{port}" for name in (*LOOPBACK, in_url(host.lower()))}
     if port == 80:
         expected |= {name.removesuffix(":80") for name in expected}
     everywhere = host in ("", "0.0.0.0", "::")
@@ -49,7 +49,8 @@ def names(host: str, port: int) -> Callable[[str], bool]:
     return meant
 
 
-def _in_url(host: str) -> str:
+def in_url(host: str) -> str:
+    """A host as it stands in an address."""
     return f"[{host}]" if ":" in host else host
 
 

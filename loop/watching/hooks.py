@@ -13,7 +13,6 @@ import os
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,38 +20,26 @@ from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 from loop.config.machine import Watching
-from loop.system import trees as guard
 from loop.system.guarded import LOOK_S, NOT_STARTED, run_guarded
-from store.records import DecisionRow, Round, RunState
+from loop.watching.teller import Clock, Say, Teller, reason
+from store.records import DecisionRow, Json, Round, RunState
 
 MOST_WAITING = 100  # events
 END_S = 5.0  # for what is still queued when the daemon ends
 
 
-class Hooks:
-    """A thread that tells one event after another; the oldest is dropped when too many wait.
+class Hooks(Teller[Json]):
+    """Tells one event after another; the oldest is dropped when too many wait.
 
-    `say(level, text)` is called for what goes wrong, from that thread or from the one that calls `tell`. `run` is the
-    run's name. `directory` is where the command runs; by default where the daemon does. `clock` gives seconds.
+    `run` is the run's name. `directory` is where the command runs; by default where the daemon does.
     """
 
     def __init__(
-        self,
-        settings: Watching,
-        run: str,
-        say: Callable[[str, str], None],
-        directory: Path | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        self, settings: Watching, run: str, say: Say, directory: Path | None = None, clock: Clock = time.monotonic
     ) -> None:
-        self.settings, self.run, self.say, self.directory, self.clock = settings, run, say, directory, clock
-        self._waiting: deque[dict[str, Any]] = deque()
-        self._news = threading.Condition()
-        self._closing = False
-        self._give_up_at = float("inf")  # by the clock
+        self.settings, self.run, self.directory = settings, run, directory
         self._posting: threading.Thread | None = None
-        # The thread must live until `close`: a command gets its death signal when the thread that started it ends.
-        self._thread = threading.Thread(target=self._work, name="hooks", daemon=True)
-        self._thread.start()
+        super().__init__("hooks", say, clock)
 
     def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
         """See `loop.daemon.onlooker.Onlookers`."""
@@ -67,16 +54,14 @@ class Hooks:
         else:
             self.tell("failure", {"round": round.number, "stage": round.stage, "error": round.error})
 
-    def tell(self, event: str, more: dict[str, Any]) -> None:
+    def tell(self, event: str, more: Json) -> None:
         """Queue an event, if the configuration wants it told. Returns at once, from any thread; does nothing after `close`."""
         if event not in self.settings.on:
             return
-        dropped = None
         with self._news:
             if self._closing:
                 return
-            if len(self._waiting) >= MOST_WAITING:
-                dropped = self._waiting.popleft()
+            dropped = self._waiting.popleft() if len(self._waiting) >= MOST_WAITING else None
             now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
             self._waiting.append({"event": event, "time": now, "run": self.run, **more})
             self._news.notify()
@@ -85,85 +70,52 @@ class Hooks:
             self.say("warning", f"watching: {MOST_WAITING} events wait to be told; dropped the oldest, a {event}")
 
     def close(self, timeout_s: float = END_S) -> None:
-        """Tell what is queued for at most that long; then end the command that runs and drop the rest.
+        """See `Teller`."""
+        super().close(timeout_s)
+        if self._waiting:
+            self.say("warning", f"watching: {len(self._waiting)} events were not told before the end")
+            self._waiting.clear()
 
-        No process of a command is left when this returns. Safe to repeat.
-        """
-        with self._news:
-            self._closing = True
-            self._give_up_at = min(self._give_up_at, self.clock() + timeout_s)
-            self._news.notify()
-        self._thread.join(timeout_s + 2 * guard.END_TIMEOUT_S)
+    def listeners(self) -> Iterator[tuple[str, Callable[[Json], None]]]:
+        """The command and the webhook, as far as the configuration has them."""
+        if self.settings.command:
+            yield "command", self._command
+        if self.settings.webhook:
+            yield "webhook", self._webhook
 
-    def _work(self) -> None:
-        while (told := self._next()) is not None:
-            for name, tell in (("command", self._command), ("webhook", self._webhook)):
-                if self.clock() >= self._give_up_at:
-                    break
-                try:
-                    tell(json.dumps(told, default=str).encode())
-                except Exception as error:  # the thread outlives whatever goes wrong with one event
-                    self.say("warning", f"watching.{name}: {_reason(error)}")
-
-    def _next(self) -> dict[str, Any] | None:
-        with self._news:
-            while not self._waiting and not self._closing:
-                self._news.wait()
-            if self._waiting and self.clock() < self._give_up_at:
-                return self._waiting.popleft()
-            if self._waiting:
-                self.say("warning", f"watching: {len(self._waiting)} events were not told before the end")
-                self._waiting.clear()
-            return None
-
-    def _patience(self) -> Callable[[], bool]:
-        """Tells whether watching.timeout_s have passed since this call, or everything is given up at the end."""
-        deadline = self.clock() + self.settings.timeout_s
-        return lambda: self.clock() >= min(deadline, self._give_up_at)
-
-    def _command(self, body: bytes) -> None:
-        if not self.settings.command:
-            return
-        name = self.settings.command[0]
-        stdin = os.memfd_create("event")  # unlike a pipe, it never blocks, however little of it the command reads
-        try:
-            os.write(stdin, body)
-            os.lseek(stdin, 0, os.SEEK_SET)
-            code = run_guarded(
-                self.settings.command, self._patience(), stdin=stdin, stderr=subprocess.DEVNULL, cwd=self.directory
-            )
-        finally:
-            os.close(stdin)
+    def _command(self, told: Json) -> None:
+        command, is_over = self.settings.command, self.patience(self.settings.timeout_s)
+        # In memory: unlike a pipe, it never blocks, however little of it the command reads.
+        with open(os.memfd_create("event"), "w+b", buffering=0) as stdin:
+            stdin.write(_body(told))
+            stdin.seek(0)
+            code = run_guarded(command, is_over, stdin=stdin, stderr=subprocess.DEVNULL, cwd=self.directory)
         if code is None:
-            self.say("warning", f"watching.command: {name} took too long and was ended")
+            self.say("warning", f"watching.command: {command[0]} took too long and was ended")
         elif code:
-            self.say("warning", f"watching.command: {name}: {NOT_STARTED.get(code, f'exit code {code}')}")
+            self.say("warning", f"watching.command: {command[0]}: {NOT_STARTED.get(code, f'exit code {code}')}")
 
-    def _webhook(self, body: bytes) -> None:
-        if not self.settings.webhook:
-            return
-        host = urlsplit(self.settings.webhook).hostname
+    def _webhook(self, told: Json) -> None:
+        url, body, timeout_s = str(self.settings.webhook), _body(told), self.settings.timeout_s
+        host = urlsplit(url).hostname
         if self._posting and self._posting.is_alive():
             self.say("warning", f"watching.webhook: {host} has not answered the last event yet; not told")
             return
         problems: list[str] = []
         # A thread of its own: urllib's timeout is that of one read, and looking up a name has none.
         self._posting = threading.Thread(
-            target=lambda: problems.extend(_post(str(self.settings.webhook), body, self.settings.timeout_s)),
-            name="webhook",
-            daemon=True,
+            target=lambda: problems.extend(_post(url, body, timeout_s)), name="webhook", daemon=True
         )
         self._posting.start()
-        is_over = self._patience()
+        is_over = self.patience(timeout_s)
         while self._posting.is_alive() and not is_over():
             self._posting.join(LOOK_S)
         for problem in ["took too long"] if self._posting.is_alive() else problems:
             self.say("warning", f"watching.webhook: {host}: {problem}")
 
 
-def _reason(error: object) -> str:
-    """What went wrong, without a library's own message, which may hold a URL."""
-    return (isinstance(error, OSError) and error.strerror) or type(error).__name__
+def _body(told: Json) -> bytes:
+    return json.dumps(told, default=str).encode()
 
 
 def _post(url: str, body: bytes, timeout_s: float) -> list[str]:
@@ -192,22 +144,16 @@ def _post(url: str, body: bytes, timeout_s: float) -> list[str]:
         error.close()
         return [f"answered {error.code}{moved}"]
     except urllib.error.URLError as error:
-        return [_reason(error.reason)]
+        return [reason(error.reason)]
     except Exception as error:
-        return [_reason(error)]
+        return [reason(error)]
     return []
 
 
-@contextlib.contextmanager
 def hooks_of(
-    settings: Watching, run: str, say: Callable[[str, str], None], directory: Path | None = None
-) -> Iterator[Hooks | None]:
+    settings: Watching, run: str, say: Say, directory: Path | None = None
+) -> contextlib.AbstractContextManager[Hooks | None]:
     """The hooks of a configuration while the block lasts; None if it has none."""
     if not settings.command and not settings.webhook:
-        yield None
-        return
-    hooks = Hooks(settings, run, say, directory)
-    try:
-        yield hooks
-    finally:
-        hooks.close()
+        return contextlib.nullcontext()
+    return contextlib.closing(Hooks(settings, run, say, directory))

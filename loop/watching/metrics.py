@@ -6,10 +6,9 @@ They are read from one frozen snapshot, so that a scrape never touches the store
 from __future__ import annotations
 
 import contextlib
-import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, get_args
 
 from loop.config.machine import Watching
@@ -25,26 +24,33 @@ MOST_CLIENTS = 128  # at a time
 CLIENT_TIMEOUT_S = 5.0  # for each read of a request
 
 
-@dataclass(frozen=True, slots=True)
+def _gauge(name: str, documentation: str) -> Any:
+    """A figure that is shown as it is."""
+    return field(metadata={"name": name, "documentation": documentation})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Snapshot:
     """The figures to show. Times are Unix seconds, ratios lie between 0 and 1; what is None is not shown."""
 
     run: str
     state: str  # a RunState
-    round: int  # 0 between rounds
-    done_ratio: float | None  # of the present part of the stage
+    stage: str  # a StageName; anything else counts as no stage
     rounds_kept: int
     rounds_rolled_back: int
-    rounds_failed: int  # in the state "failed" now; a resumed round no longer counts
     completions: int
-    head_round: int  # 0: the base
-    head_pass_ratio: float | None
-    free_bytes: int
-    checkpoints_bytes: int
-    started_at: float
-    beat_at: float
-    next_due_at: float | None
-    stage: str = ""  # a StageName; anything else counts as no stage
+    rounds_failed: int = _gauge(
+        "loopd_failed_rounds", "Rounds that are failed now."
+    )  # a resumed round no longer counts
+    round: int = _gauge("loopd_round", "The round under way; 0 between rounds.")
+    done_ratio: float | None = _gauge("loopd_stage_done_ratio", "How much of the present part of the stage is done.")
+    head_round: int = _gauge("loopd_head_round", "The round that made the head; 0 is the base.")
+    head_pass_ratio: float | None = _gauge("loopd_head_pass_ratio", "pass@1 of the head on the suite that decides.")
+    free_bytes: int = _gauge("loopd_disk_free_bytes", "Free space where the run is kept.")
+    checkpoints_bytes: int = _gauge("loopd_checkpoints_bytes", "Size of the checkpoints below the run directory.")
+    started_at: float = _gauge("loopd_start_time_seconds", "When the daemon started.")
+    beat_at: float = _gauge("loopd_heartbeat_time_seconds", "When its loop last moved.")
+    next_due_at: float | None = _gauge("loopd_next_due_time_seconds", "When the next round is due.")
 
 
 class Metrics:
@@ -89,20 +95,9 @@ class Metrics:
         rounds.add_metric(["rolled_back"], now.rounds_rolled_back)
         yield rounds
         yield CounterMetricFamily("loopd_completions", "Completions that were stored.", value=now.completions)
-        for name, words, figure in (
-            ("loopd_failed_rounds", "Rounds that are failed now.", now.rounds_failed),
-            ("loopd_round", "The round under way; 0 between rounds.", now.round),
-            ("loopd_stage_done_ratio", "How much of the present part of the stage is done.", now.done_ratio),
-            ("loopd_head_round", "The round that made the head; 0 is the base.", now.head_round),
-            ("loopd_head_pass_ratio", "pass@1 of the head on the suite that decides.", now.head_pass_ratio),
-            ("loopd_disk_free_bytes", "Free space where the run is kept.", now.free_bytes),
-            ("loopd_checkpoints_bytes", "Size of the checkpoints below the run directory.", now.checkpoints_bytes),
-            ("loopd_start_time_seconds", "When the daemon started.", now.started_at),
-            ("loopd_heartbeat_time_seconds", "When its loop last moved.", now.beat_at),
-            ("loopd_next_due_time_seconds", "When the next round is due.", now.next_due_at),
-        ):
-            if figure is not None:
-                yield GaugeMetricFamily(name, words, value=float(figure))
+        for figure in fields(now):
+            if figure.metadata and (value := getattr(now, figure.name)) is not None:
+                yield GaugeMetricFamily(**figure.metadata, value=float(value))
 
 
 @contextlib.contextmanager
@@ -120,9 +115,8 @@ def metrics_of(settings: Watching, look: Callable[[], Snapshot]) -> Iterator[Met
     try:
         server, thread = start_http_server(port, "127.0.0.1", registry)
     except OSError as error:
-        raise ConfigError(
-            f"watching.prometheus_port: 127.0.0.1:{port}: {error.strerror}; give a port that is free"
-        ) from None
+        place = f"watching.prometheus_port: 127.0.0.1:{port}"
+        raise ConfigError(f"{place}: {error.strerror}; give a port that is free") from None
     # A client that says nothing must not keep a descriptor for ever, and one that goes away is no news for the journal.
     server.RequestHandlerClass.timeout = CLIENT_TIMEOUT_S  # type: ignore[attr-defined]
     server.handle_error = lambda *_: None  # type: ignore[method-assign]
@@ -137,22 +131,17 @@ def metrics_of(settings: Watching, look: Callable[[], Snapshot]) -> Iterator[Met
 
 def _take_few_at_a_time(server: Any) -> None:
     """Turn clients away beyond MOST_CLIENTS, so that nobody can use up the daemon's descriptors."""
-    free, begin, work = threading.BoundedSemaphore(MOST_CLIENTS), server.process_request, server.process_request_thread
+    open_requests: set[Any] = set()
+    end = server.shutdown_request
 
-    def begin_if_free(request: Any, address: Any) -> None:
-        if not free.acquire(blocking=False):
-            server.shutdown_request(request)
-            return
-        try:
-            begin(request, address)
-        except BaseException:  # no thread was free
-            free.release()
-            raise
+    def is_taken(request: Any, _: Any) -> bool:
+        if len(open_requests) >= MOST_CLIENTS:
+            return False
+        open_requests.add(request)
+        return True
 
-    def work_and_release(request: Any, address: Any) -> None:
-        try:
-            work(request, address)
-        finally:
-            free.release()
+    def shutdown(request: Any) -> None:
+        open_requests.discard(request)
+        end(request)
 
-    server.process_request, server.process_request_thread = begin_if_free, work_and_release
+    server.verify_request, server.shutdown_request = is_taken, shutdown

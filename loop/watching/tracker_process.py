@@ -20,6 +20,7 @@ from loop.reading.checkpoints import decoding_of, publishable
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import whole_round
 from loop.watching.trackers import QUIET, TRACKERS, About, Figures
+from loop.words import one_line
 from store.canonical import sha256_of
 from store.durable import written
 from store.records import Json
@@ -58,11 +59,8 @@ def figures_of(reading: Reader, number: int) -> Figures:
     flat |= {f"training/{key}": value for key, value in answer["training"].items()}
     flat |= {f"seconds/{stage['stage']}": stage["duration_s"] for stage in answer["stages"]}
     flat |= {f"tokens/{stage}": value for stage, value in _tokens(reading, number, answer).items()}
-    return {
-        key: float(value)
-        for key, value in flat.items()
-        if isinstance(value, bool | int | float) and math.isfinite(value)
-    }
+    numbers = ((key, value) for key, value in flat.items() if isinstance(value, int | float))
+    return {key: float(value) for key, value in numbers if math.isfinite(value)}
 
 
 def _with_ends(name: str, value: Any) -> Json:
@@ -71,14 +69,17 @@ def _with_ends(name: str, value: Any) -> Json:
 
 def _tokens(reading: Reader, number: int, answer: Json) -> Json:
     """Tokens by stage: drawn in sampling, learned in training, drawn in evaluating as far as this round evaluated."""
-    evaluations, started = reading.evaluations(), answer["started_at"]
+    evaluations = reading.evaluations()
     round = reading.ledger.round(reading.run.id, number)
     assert round is not None
-    named = [evaluations.by_id[id] for id in set(evaluations.named(round).values()) if id in evaluations.by_id]
+    named = set(evaluations.named(round).values())
     drawn = (
         row.metrics["mean_tokens"] * row.metrics["num_completions"]
-        for row in named
-        if row.metrics and row.created_at >= started and row.metrics.get("mean_tokens") is not None
+        for id, row in evaluations.by_id.items()
+        if id in named
+        and row.metrics
+        and row.created_at >= round.started_at
+        and row.metrics.get("mean_tokens") is not None
     )
     return {
         "sampling": sum(text.num_tokens for text in reading.corpus.texts(reading.run.id, number)),
@@ -125,10 +126,8 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("LOOP_TRACEBACK") == "1":
             raise
-        message = " ".join(str(error).split())
         kind = "" if isinstance(error, LoopError) else f"{type(error).__name__}: "
-        print(f"{kind}{message}", file=sys.stderr, flush=True)
-        sys.exit(1)
+        sys.exit(kind + one_line(error))
 
 
 if __name__ == "__main__":

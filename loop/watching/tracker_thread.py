@@ -8,9 +8,9 @@ process sends what is still missing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 from loop.config.machine import Watching
 from loop.system.guarded import run_guarded
 from loop.system.ourselves import environment
+from loop.watching.teller import Clock, Say, Teller
 from loop.watching.trackers import missing, missing_in_words
 from loop.words import one_line
 from store.records import DecisionRow, Round
@@ -31,40 +32,18 @@ LATER = "the next round sends what it lacks, or `loopctl track`"
 
 def tracking_command(name: str, run_dir: Path, project: str, *, anew: bool = False) -> list[str]:
     """The command line that brings one tracker up to date. `anew`: even if a note says that it is."""
-    return [
-        sys.executable,
-        "-P",
-        "-m",
-        "loop.watching.tracker_process",
-        name,
-        str(run_dir),
-        project,
-        *(["--anew"] if anew else []),
-    ]
+    options = ["--anew"] if anew else []
+    return [sys.executable, "-P", "-m", "loop.watching.tracker_process", name, str(run_dir), project, *options]
 
 
-class TrackerThread:
-    """Brings one tracker after another up to date, whenever a round has ended since the last time.
-
-    `say(level, text)` is called from this thread for what goes wrong. `clock` gives seconds.
-    """
+class TrackerThread(Teller[bool]):
+    """Brings one tracker after another up to date, whenever a round has ended since the last time."""
 
     def __init__(
-        self,
-        names: Sequence[str],
-        run_dir: Path,
-        project: str,
-        say: Callable[[str, str], None],
-        clock: Callable[[], float] = time.monotonic,
+        self, names: Sequence[str], run_dir: Path, project: str, say: Say, clock: Clock = time.monotonic
     ) -> None:
-        self.names, self.run_dir, self.project, self.say, self.clock = names, run_dir, project, say, clock
-        self._news = threading.Condition()
-        self._behind = False
-        self._closing = False
-        self._give_up_at = float("inf")  # by the clock
-        # It lives as long as the process unless it is closed: a child's death signal comes when this thread ends.
-        self._thread = threading.Thread(target=self._work, name="trackers", daemon=True)
-        self._thread.start()
+        self.names, self.run_dir, self.project = names, run_dir, project
+        super().__init__("trackers", say, clock)
 
     def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
         """See `loop.daemon.onlooker.Onlookers`."""
@@ -74,42 +53,22 @@ class TrackerThread:
     def look(self) -> None:
         """Notice that a round may have ended. Returns at once, from any thread."""
         with self._news:
-            self._behind = True
+            if not self._waiting:
+                self._waiting.append(True)
             self._news.notify()
 
-    def close(self, timeout_s: float = END_S) -> None:
-        """Give the process under way that long; the next start sends the rest. Safe to repeat."""
-        with self._news:
-            self._closing = True
-            self._give_up_at = min(self._give_up_at, self.clock() + timeout_s)
-            self._news.notify()
-        self._thread.join()  # bounded: the thread gives up whatever it waits for by then
+    def listeners(self) -> Iterator[tuple[str, Callable[[bool], None]]]:
+        """A process for each tracker."""
+        for name in self.names:
+            yield f"trackers: {name}", functools.partial(self._tell, name)
 
-    def _work(self) -> None:
-        while self._next():
-            for name in self.names:
-                if self.clock() >= self._give_up_at:
-                    return
-                try:
-                    self._tell(name)
-                except Exception as error:  # never a reason to stop telling
-                    self.say("warning", f"watching.trackers: {name}: {type(error).__name__}")
-
-    def _next(self) -> bool:
-        with self._news:
-            while not self._behind and not self._closing:
-                self._news.wait()
-            behind, self._behind = self._behind, False
-            return behind
-
-    def _tell(self, name: str) -> None:
+    def _tell(self, name: str, _: bool) -> None:
         log = self.run_dir / "logs" / f"tracker-{name}.log"  # written anew each time
         log.parent.mkdir(parents=True, exist_ok=True)
-        deadline = self.clock() + TIMEOUT_S
         with log.open("wb") as stderr:
             code = run_guarded(
                 tracking_command(name, self.run_dir, self.project),
-                lambda: self.clock() >= min(deadline, self._give_up_at),
+                self.patience(TIMEOUT_S),
                 environment=environment(),
                 stdin=subprocess.DEVNULL,
                 stderr=stderr,
@@ -131,11 +90,7 @@ def last_line(log: Path) -> str:
 
 @contextlib.contextmanager
 def trackers_of(
-    settings: Watching,
-    name: str,
-    run_dir: Path,
-    say: Callable[[str, str], None],
-    stopped: Callable[[], bool] = lambda: False,
+    settings: Watching, name: str, run_dir: Path, say: Say, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[TrackerThread | None]:
     """The thread of a configuration while the block lasts; None if it has no tracker. One line names what is missing.
 

@@ -8,11 +8,11 @@ nothing touches the network.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -47,15 +47,12 @@ class Tracker(Protocol):
 
     def known(self) -> set[int]:
         """The rounds that it has. Those are not logged again."""
-        ...
 
     def log(self, round: int, figures: Figures) -> None:
         """Everything of one round, at the step of its number; rounds come in order."""
-        ...
 
     def close(self) -> None:
         """What was logged is kept when this returns."""
-        ...
 
 
 class Trackio(Tracker):
@@ -73,15 +70,8 @@ class Trackio(Tracker):
         import trackio
 
         self.logged: set[int] = set()
-        self.run = trackio.init(
-            project=run.project,
-            name=f"{run.name}-{run.id[:8]}",
-            config=run.config,
-            resume="allow",
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
+        name, unwanted = f"{run.name}-{run.id[:8]}", dict.fromkeys(("embed", "auto_log_gpu", "auto_log_cpu"), False)
+        self.run = trackio.init(project=run.project, name=name, config=run.config, resume="allow", **unwanted)
 
     def known(self) -> set[int]:
         """All up to the last step that it has: rounds come in order."""
@@ -121,18 +111,11 @@ class Wandb(Tracker):
         self.online = mode not in ("offline", "dryrun", "disabled")
         self.before = set(directory.glob("wandb/offline-run-*")) if not self.online else set()
         directory.mkdir(parents=True, exist_ok=True)
-        self.run = wandb.init(
-            project=run.project,
-            id=run.id,
-            name=run.name,
-            config=run.config,
-            dir=str(directory),
-            mode=mode,
-            resume="allow" if self.online else None,
-            settings=wandb.Settings(
-                console="off", silent=True, x_disable_stats=True, x_disable_meta=True, x_save_requirements=False
-            ),
-        )
+        unwanted = {"x_disable_stats": True, "x_disable_meta": True, "x_save_requirements": False}
+        settings = wandb.Settings(console="off", silent=True, **unwanted)
+        told: Any = {"project": run.project, "id": run.id, "name": run.name, "config": run.config}
+        resume: Any = "allow" if self.online else None
+        self.run = wandb.init(**told, dir=str(directory), mode=mode, resume=resume, settings=settings)
 
     def known(self) -> set[int]:
         """Online, all up to the step that the server has; offline none, so that all are written anew."""
@@ -201,7 +184,8 @@ TRACKERS: dict[str, type[Tracker]] = {"trackio": Trackio, "wandb": Wandb, "mlflo
 
 def missing(names: Sequence[str]) -> list[str]:
     """Those whose library is not installed. By package, since wandb leaves importable directories of its own name about."""
-    return [name for name in dict.fromkeys(names) if not any(map(_is_installed, TRACKERS[name].packages))]
+    named = {name: TRACKERS[name].packages for name in names}
+    return [name for name, packages in named.items() if not any(any(distributions(name=each)) for each in packages)]
 
 
 def missing_in_words(names: Sequence[str]) -> str | None:
@@ -211,11 +195,3 @@ def missing_in_words(names: Sequence[str]) -> str | None:
         return None
     are = "is" if len(lacking) == 1 else "are"
     return f"watching.trackers: {', '.join(lacking)} {are} not installed, so nothing is sent there; {EXTRA}"
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,12 +26,6 @@ def browser() -> Iterator[Any]:
         started.close()
 
 
-@pytest.fixture
-def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
-
-
 class Tab:
     """A page in a tab of its own."""
 
@@ -42,20 +35,27 @@ class Tab:
         self.url = url
         self.page = chromium.new_page(**options)
         self.page.set_default_timeout(1000 * HANG_S)
-        self.page.on(
-            "console", lambda said: self.complaints.append(said.text) if said.type in ("error", "warning") else None
-        )
+        self.page.on("console", self._heard)
         self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
         self.page.on("request", lambda request: self.requests.append(request.url))
         self.page.goto(url)
 
+    def _heard(self, message: Any) -> None:
+        if message.type in ("error", "warning"):
+            self.complaints.append(message.text)
+
 
 class Shown(Tab):
-    """A page that was opened from disk, once all of its figures are drawn."""
+    """A report, once all of its figures are drawn."""
 
-    def __init__(self, chromium: Any, path: Path, **options: Any) -> None:
-        super().__init__(chromium, path.as_uri(), **options)
+    def __init__(self, chromium: Any, url: str, **options: Any) -> None:
+        super().__init__(chromium, url, **options)
         self.page.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+
+    def open_all(self) -> None:
+        """Open all that can be folded away."""
+        for details in self.page.locator("details").all():
+            details.evaluate("element => { element.open = true; }")
 
     def check(self) -> None:
         """No complaint, no request but for the page itself, nothing wider than the window; closes it."""

@@ -1,16 +1,11 @@
-"""What the tests of the report share: facts of a run and of an experiment, hostile text, and a page in a browser."""
+"""What the tests of the report share: facts of a run and of an experiment, and hostile text."""
 
 import functools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from loop.config.place import Place
 from loop.report.facts import run_facts
-from loop.report.page import render
-from tests.support.browser import browser
 from tests.support.cli import finished_run
 
 HOSTILE = (
@@ -65,17 +60,3 @@ def experiment() -> dict[str, Any]:
                   "error": None, "reason": None, "spent_s": {"sampling": 3.0, "training": 60.0}} for arm in ARMS for seed in (1, 2, 3)],
         "state": "done", "shared": [{"stage": "sampling", "what": "512 completions", "round": 1, "ran_in": {"arm": "replace", "seed": 1}, "used_by": [{"arm": "mix", "seed": 1}]}],
     }  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    """A browser for all tests of a file: none of them runs an event loop of its own."""
-    with browser() as started:
-        yield started
-
-
-def written(tmp_path: Path, facts: dict[str, Any]) -> Path:
-    """The page of these facts as a file."""
-    path = tmp_path / "report.html"
-    path.write_text(render(facts))
-    return path

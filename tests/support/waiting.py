@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 HANG_S = 600.0
@@ -32,12 +33,30 @@ def descriptors_below(number: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+def pid_in(file: Path, but: int = 0) -> int:
+    """The process that a file names, once it names one, and not that one."""
+
+    def named() -> int:
+        text = file.read_text() if file.exists() else ""
+        return int(text) if text.endswith("\n") and int(text) != but else 0
+
+    return int(wait_until(named))
+
+
 def returns(call: Callable[[], Any]) -> None:
     """It returns while all stands still that it might wait for."""
     thread = threading.Thread(target=call, daemon=True)
     thread.start()
     thread.join(HANG_S)
     assert not thread.is_alive(), "it waits"
+
+
+class Log(list[str]):
+    """The warnings that a log was told."""
+
+    def __call__(self, level: str, text: str) -> None:
+        assert level == "warning" and "\n" not in text
+        self.append(text)
 
 
 class Clock:

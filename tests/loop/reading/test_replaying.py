@@ -3,13 +3,15 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loop.cli.decide import need_in_words
 from loop.reading.replaying import replay
 from loop.system.lock import locked
-from policies.policy import build_policy
+from policies.evidence import read_evidence
+from policies.policy import Policy, build_policy
 from store.records import DecisionRow
 from tests.policies.test_gates import UP, decide, evidence, sides, split
 from tests.support.cli import CONFIG, Loopctl, altered, call, finished
@@ -18,24 +20,18 @@ __all__ = ["call", "finished"]
 POLICY = build_policy([{"type": "improvement"}], "select")
 
 
-def decided(*rounds: dict, policy=POLICY) -> list[DecisionRow]:  # type: ignore[no-untyped-def, type-arg]
+def decided(*rounds: dict[str, Any], policy: Policy = POLICY) -> list[DecisionRow]:
     """Recorded decisions on that evidence, the fruitless looks counted as a run counts them."""
     rows, counts = [], {}
     for number, given in enumerate(rounds, 1):
         seen = given | {"round": number, "rounds_so_far": number - 1, "fruitless_looks": counts}
-        said = policy.decide(_read(seen))
-        seen = json.loads(_read(seen).model_dump_json())
-        counts = policy.fruitless_after(seen, said.verdict)
-        gates = json.loads(json.dumps([gate.model_dump(mode="json") for gate in said.gates]))
+        decision = policy.decide(read_evidence(seen))
+        seen = json.loads(read_evidence(seen).model_dump_json())
+        counts = policy.fruitless_after(seen, decision.verdict)
+        gates = json.loads(json.dumps([gate.model_dump(mode="json") for gate in decision.gates]))
         stored = json.loads(json.dumps(policy.as_json()))
-        rows.append(DecisionRow("run", number, said.verdict, said.action, gates, stored, seen, "h", "h"))
+        rows.append(DecisionRow("run", number, decision.verdict, decision.action, gates, stored, seen, "h", "h"))
     return rows
-
-
-def _read(given):  # type: ignore[no-untyped-def]
-    from policies.evidence import read_evidence
-
-    return read_evidence(given)
 
 
 SEVEN_BETTER = evidence(select=split(*[UP] * 7, *[sides([1], [1])] * 20))
@@ -43,9 +39,9 @@ SEVEN_BETTER = evidence(select=split(*[UP] * 7, *[sides([1], [1])] * 20))
 
 def test_identical(finished: Path, call: Loopctl) -> None:
     with locked(finished / ".loop"):  # as beside a daemon
-        said = call("replay", "--json")
-    assert said.code == 0 and said.err == ""
-    answer = said.json
+        done = call("replay", "--json")
+    assert done.code == 0 and done.err == ""
+    answer = done.json
     assert answer.keys() == {"run", "rounds", "summary"}
     assert [row["round"] for row in answer["rounds"]] == [1, 2]
     for row in answer["rounds"]:
@@ -59,30 +55,25 @@ def test_identical(finished: Path, call: Loopctl) -> None:
 def test_under_another_policy(finished: Path, call: Loopctl) -> None:
     other = CONFIG.replace('suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = -0.9 }]')
     (finished / "other.toml").write_text(other)
-    said = call("replay", "--config", "other.toml")
-    assert said.code == 0 and "2 identical, 2 changed under this policy" in said.out and "would be kept" in said.out
-    assert "the following rounds would have started from another checkpoint" in said.out
-    confirmed = CONFIG.replace('suite = "ones"', 'suite = "ones"\nconfirm = "confirm"').replace(
-        "pass_at = [1, 2]", "pass_at = [1, 2]\nsplits = { select = 0.5, confirm = 0.5 }"
-    )
-    confirmed = confirmed.replace(
-        'confirm = "confirm"', 'confirm = "confirm"\ngates = [{ type = "improvement", min_gain = -0.9 }]'
-    )
-    (finished / "other.toml").write_text(confirmed)
-    said = call("replay", "--config", "other.toml")
-    assert said.code == 0 and "split that confirms, which was not opened" in said.out
-    assert "asks for the split confirm" in " ".join(said.out.split())
+    done = call("replay", "--config", "other.toml")
+    assert done.code == 0 and "2 identical, 2 changed under this policy" in done.out and "would be kept" in done.out
+    assert "the following rounds would have started from another checkpoint" in done.out
+    other = other.replace('suite = "ones"', 'suite = "ones"\nconfirm = "confirm"')
+    splits = "pass_at = [1, 2]\nsplits = { select = 0.5, confirm = 0.5 }"
+    (finished / "other.toml").write_text(other.replace("pass_at = [1, 2]", splits))
+    done = call("replay", "--config", "other.toml")
+    assert done.code == 0 and "split that confirms, which was not opened" in done.out
+    assert "asks for the split confirm" in " ".join(done.out.split())
 
 
 def test_a_decision_that_was_altered(finished: Path, call: Loopctl) -> None:
     with altered(finished) as conn:
-        (gates,) = conn.execute("SELECT gates FROM decisions WHERE round = 2").fetchone()
-        found = json.loads(gates)
-        found[0]["figures"]["p_value"] += 1e-15
-        conn.execute("UPDATE decisions SET gates = ? WHERE round = 2", (json.dumps(found),))
-    said = call("replay", "--json")
-    assert said.code == 1 and "1 round decided differently" in said.err
-    first, second = said.json["rounds"]
+        gates = json.loads(conn.execute("SELECT gates FROM decisions WHERE round = 2").fetchone()[0])
+        gates[0]["figures"]["p_value"] += 1e-15
+        conn.execute("UPDATE decisions SET gates = ? WHERE round = 2", (json.dumps(gates),))
+    done = call("replay", "--json")
+    assert done.code == 1 and "1 round decided differently" in done.err
+    first, second = done.json["rounds"]
     assert first["stored"]["identical"] and not second["stored"]["identical"]
     assert second["stored"]["difference"].startswith("improvement: p_value ")
 
@@ -91,12 +82,12 @@ def test_a_decision_of_an_older_version_is_said_so_and_no_error(finished: Path, 
     with altered(finished) as conn:
         old = {"split": "select", "gates": [{"type": "improvement", "confidence": 0.95}]}
         conn.execute("UPDATE decisions SET policy = ? WHERE round = 1", (json.dumps(old),))
-    said = call("replay", "--json")
-    assert said.code == 0, said.err
-    first, second = said.json["rounds"]
+    done = call("replay", "--json")
+    assert done.code == 0, done.err
+    first, second = done.json["rounds"]
     assert first["stored"]["identical"] is None and "confidence" in first["stored"]["problem"]
     assert second["stored"]["identical"] is True and first["replayed"]["changed"] is False
-    assert said.json["summary"]["num_unreadable"] == 1
+    assert done.json["summary"]["num_unreadable"] == 1
     assert "1 not decided again: of another version" in call("replay").out
 
 
@@ -110,7 +101,7 @@ def test_a_decision_of_an_older_version_is_said_so_and_no_error(finished: Path, 
         ({"evidence": {"round": 1}}, "cannot be decided on the evidence"),
     ],
 )
-def test_what_cannot_be_decided_again(change: dict, words: str) -> None:  # type: ignore[type-arg]
+def test_what_cannot_be_decided_again(change: Any, words: str) -> None:
     first, second = decided(SEVEN_BETTER, SEVEN_BETTER)
     answer = replay([replace(first, **change), second], POLICY)
     assert answer["rounds"][0]["stored"]["identical"] is None and words in answer["rounds"][0]["stored"]["problem"]
@@ -124,15 +115,7 @@ def test_fruitless_looks_are_carried_along() -> None:
     assert [row.verdict for row in rows] == ["keep"] * 3
     strict = build_policy([{"type": "improvement", "min_gain": 0.25, "target_gain": 0.3}], "select")
     answer = replay(rows, strict)
-    levels = []
-    counts: dict[str, int] = {}
-    for row in rows:
-        seen = row.evidence | {"fruitless_looks": counts}
-        said = strict.decide(_read(seen))
-        levels.append(said.gates[0].figures["level"])
-        counts = strict.fruitless_after(seen, said.verdict)
-    assert levels == pytest.approx([0.05 / 2, 0.05 / 6, 0.05 / 12])
-    for row, level in zip(answer["rounds"], levels, strict=True):
+    for row, level in zip(answer["rounds"], (0.05 / 2, 0.05 / 6, 0.05 / 12), strict=True):
         assert row["replayed"]["verdict"] != "keep" and row["stored"]["identical"] is True
         assert f"{100 - level * 100:.4g}%" in row["replayed"]["reasons"][0]
     assert answer["summary"]["num_changed"] == 3
@@ -151,7 +134,7 @@ def test_fruitless_looks_are_carried_along() -> None:
         ({"patience": 2}, "patience 2"),
     ],
 )
-def test_a_need_in_words(need: dict, words: str) -> None:  # type: ignore[type-arg]
+def test_a_need_in_words(need: Any, words: str) -> None:
     assert words in need_in_words(need)
 
 

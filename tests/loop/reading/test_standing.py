@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from loop.system.heartbeat import HEARTBEAT, Beating
 from loop.system.lock import locked
 from store.db import open_database, transaction
 from store.ledger import Ledger
-from store.records import Round, Run
-from tests.support.cli import Loopctl, alive, call, finished
+from store.records import Run
+from tests.support.cli import CONFIG, Loopctl, alive, call, finished
 from tests.support.waiting import HANG_S
 
 __all__ = ["call", "finished"]
@@ -30,24 +29,20 @@ __all__ = ["call", "finished"]
 @contextlib.contextmanager
 def ledger(directory: Path) -> Iterator[tuple[Ledger, Run]]:
     """The run's ledger, for writing."""
-    db = open_database(directory / ".loop" / "loop.db")
-    try:
+    with contextlib.closing(open_database(directory / ".loop" / "loop.db")) as db:
         run = Ledger(db).run()
         assert run
         yield Ledger(db), run
-    finally:
-        db.close()
 
 
 def line(text: str, label: str) -> str:
     """What stands beside a label."""
-    found = re.search(rf"^  {label} +(.*(?:\n {{12}}.*)*)", text, re.MULTILINE)
-    return re.sub(r"\n +", " ", found[1]) if found else ""
+    lines = re.search(rf"^  {label} +(.*(?:\n {{12}}.*)*)", text, re.MULTILINE)
+    return re.sub(r"\n +", " ", lines[1]) if lines else ""
 
 
 def set_rounds(directory: Path, number: int) -> None:
-    path = directory / "loop.toml"
-    path.write_text(path.read_text().replace("rounds = 2\n", f"rounds = {number}\n"))
+    (directory / "loop.toml").write_text(CONFIG.replace("rounds = 2\n", f"rounds = {number}\n"))
 
 
 def test_running(finished: Path, call: Loopctl) -> None:
@@ -60,8 +55,7 @@ def test_running(finished: Path, call: Loopctl) -> None:
         assert (answer.json["state"], answer.json["reason"], answer.json["paused_by"]) == ("running", None, None)
         assert 0 <= answer.json["heartbeat_age_s"] < HANG_S and 0 <= answer.json["uptime_s"] < HANG_S
         assert line(call("status").out, "next").startswith("at once (continuous) · 3 rounds to go        up ")
-        set_rounds_to_none = (finished / "loop.toml").read_text().replace("rounds = 5\n", "rounds = 0\n")
-        (finished / "loop.toml").write_text(set_rounds_to_none)
+        set_rounds(finished, 0)
         assert line(call("status").out, "next").startswith("at once (continuous) · no end set")
         with (finished / "loop.toml").open("a") as file:
             file.write('[schedule]\nevery = "6h"\n')
@@ -80,68 +74,55 @@ def test_the_last_round(finished: Path, call: Loopctl) -> None:
         beating.begin(3, "sampling", "16 completions")
         beating._last_write = 0
         beating.progress(4, 16)
-        said = call("status").out
-        assert "round 3 · sampling: 16 completions 25%" in said.splitlines()[0]
-        assert line(said, "next").startswith("nothing after this round")
+        text = call("status").out
+        assert "round 3 · sampling: 16 completions 25%" in text.splitlines()[0]
+        assert line(text, "next").startswith("nothing after this round")
         now = call("status", "--json").json["round"]
         assert (now["done"], now["total"], now["attempt"]) == (4, 16, 1) and now["elapsed_s"] >= 0
 
 
 def test_idle_until_the_next_round_is_due(finished: Path, call: Loopctl) -> None:
     set_rounds(finished, 5)
-    due = 1_900_000_000.0
     with alive(finished) as beating:
-        beating.say("idle", None, due)
-        said = call("status", "--json")
-        assert said.code == 0, "it is at work, and only waits"
-        assert said.json["state"] == "idle" and said.json["next_due"] == "2030-03-17T17:46:40.000000Z"
-        assert said.json["paused_by"] is None
+        beating.say("idle", None, DUE)
+        done = call("status", "--json")
+        assert done.code == 0, "it is at work, and only waits"
+        assert done.json["state"] == "idle" and done.json["next_due"] == "2030-03-17T17:46:40.000000Z"
+        assert done.json["paused_by"] is None
         assert re.match(r"2030-03-17 17:46 UTC, in [\d ]+ d \d+ h · 3 rounds to go", line(call("status").out, "next"))
         assert call("status", "--check").code == 0
 
 
+DUE, RESUME = 1_900_000_000.0, "when you say so: `loopctl resume`"
+
+
 @pytest.mark.parametrize(
-    ("held", "reason", "due", "by", "words", "code"),
+    ("held", "due", "by", "words", "code"),
     [
-        ("user", "paused by hand; `loopctl resume` goes on", None, "user", "`loopctl resume`", 0),
-        (
-            "failure",
-            "round 3 failed in training: no; `loopctl resume` tries it again",
-            None,
-            "failure",
-            "`loopctl resume` tries it again",
-            1,
-        ),
-        (
-            None,
-            "outside schedule.windows; it goes on by itself",
-            1_900_000_000.0,
-            "schedule",
-            "2030-03-17 17:46 UTC",
-            0,
-        ),
-        ("decision", "round 3 is inconclusive", None, "decision", "when you say so: `loopctl resume`", 1),
-        (None, "disk short: 1 MB free", None, "disk", "by itself when there is room; `loopctl gc --dry-run`", 1),
+        ("user", None, "user", RESUME, 0),
+        ("failure", None, "failure", f"{RESUME} tries it again", 1),
+        (None, DUE, "schedule", "2030-03-17 17:46 UTC", 0),
+        ("decision", None, "decision", RESUME, 1),
+        (None, None, "disk", "by itself when there is room; `loopctl gc --dry-run`", 1),
     ],
 )
-def test_paused(
-    finished: Path, call: Loopctl, held: Any, reason: str, due: float | None, by: str, words: str, code: int
-) -> None:
+def test_paused(finished: Path, call: Loopctl, held: Any, due: float | None, by: str, words: str, code: int) -> None:
+    reason = "round 3 failed in training: no; `loopctl resume` tries it again"
     with ledger(finished) as (book, run):
         if held:
             book.hold_run(run.id, held, reason)
     with alive(finished) as beating:
         beating.say("paused", reason, due)
-        said = call("status", "--json")
-        assert said.code == 0 and said.json["state"] == "paused" and said.json["reason"] == reason
-        assert said.json["paused_by"] == by
+        done = call("status", "--json")
+        assert done.code == 0 and done.json["state"] == "paused" and done.json["reason"] == reason
+        assert done.json["paused_by"] == by
         text = call("status").out
         assert f"paused   {reason}" in text.splitlines()[0]
-        assert words in line(text, "next")
+        assert line(text, "next").startswith(words)
         checked = call("status", "--check")
         assert checked.code == code
         assert (reason in checked.err) == bool(code)
-        assert bool(said.json["needs_you"]) == bool(code)
+        assert bool(done.json["needs_you"]) == bool(code)
         assert line(text, "needs you") == "", "the title says it"
 
 
@@ -163,8 +144,8 @@ def test_a_process_that_hangs(finished: Path, call: Loopctl, monkeypatch: pytest
         beating.say("running")
         monkeypatch.undo()
         monkeypatch.chdir(finished)
-        said = call("status", "--check")
-        assert said.code == 1 and f"stalled: no sign of life from process {os.getpid()} for " in said.err
+        done = call("status", "--check")
+        assert done.code == 1 and f"stalled: no sign of life from process {os.getpid()} for " in done.err
         text = call("status")
         assert text.code == 0 and "stalled" in line(text.out, "needs you")
 
@@ -172,32 +153,27 @@ def test_a_process_that_hangs(finished: Path, call: Loopctl, monkeypatch: pytest
 def test_a_disk_that_is_nearly_full(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call("status", "--check").code == 3
     monkeypatch.setattr(standing, "_disk", lambda _, wanted_bytes: standing.Disk(1_000_000, 0, wanted_bytes, False))
-    said = call("status", "--check")
-    assert said.code == 1 and "disk low: 1,000,000 bytes free" in said.err
+    done = call("status", "--check")
+    assert done.code == 1 and "disk low: 1,000,000 bytes free" in done.err
     assert "disk low" in line(call("status").out, "needs you")
 
 
 # And without one
 
 
-@pytest.mark.parametrize("state", ["running", "paused"])
-def test_a_process_that_was_killed(finished: Path, call: Loopctl, state: Any) -> None:
+@pytest.mark.parametrize(
+    ("left", "due", "state"),
+    [("running", None, "stopped"), ("paused", None, "stopped"), ("idle", DUE, "stopped"), ("idle", None, "idle")],
+)
+def test_how_the_last_process_left_the_run(finished: Path, call: Loopctl, left: Any, due: float, state: str) -> None:
+    """One that was killed says nothing of its end; one that was idle for good had nothing left to do."""
+    Beating(finished / ".loop").say(left, None, due)
     with ledger(finished) as (book, run):
-        book.set_run_state(run.id, state)
+        book.set_run_state(run.id, left)
     answer = call("status", "--json")
     assert answer.code == 3
-    assert (answer.json["state"], answer.json["reason"]) == ("stopped", standing.VANISHED)
+    assert (answer.json["state"], answer.json["reason"] == standing.VANISHED) == (state, state == "stopped")
     assert answer.json["pid"] is answer.json["heartbeat_age_s"] is answer.json["next_due"] is None
-
-
-def test_a_process_that_was_killed_while_it_waited(finished: Path, call: Loopctl) -> None:
-    Beating(finished / ".loop").say("idle", None, time.time() + 3600)
-    with ledger(finished) as (book, run):
-        book.set_run_state(run.id, "idle")
-    assert call("status", "--json").json["state"] == "stopped"
-    Beating(finished / ".loop").say("idle", None, None)
-    answer = call("status", "--json").json
-    assert (answer["state"], answer["next_due"]) == ("idle", None), "that one had nothing left to do"
 
 
 def test_the_heartbeat_of_another_process_says_nothing(finished: Path, call: Loopctl) -> None:
@@ -223,8 +199,8 @@ def test_what_to_do_where_nothing_runs(finished: Path, call: Loopctl) -> None:
         book.fail_round(round, "no")
         book.hold_run(run.id, "failure", "round 3 failed in sampling: no")
         book.set_run_state(run.id, "stopped", "stopped")
-    said = call("status", "--json").json
-    assert said["reason"] == "round 3 failed in sampling: no" and said["paused_by"] == "failure"
+    done = call("status", "--json").json
+    assert done["reason"] == "round 3 failed in sampling: no" and done["paused_by"] == "failure"
     assert line(call("status").out, "next") == "`loopctl resume`, then `loopctl start`"
     assert call("status", "--check").code == 1
 
@@ -237,8 +213,8 @@ def test_an_error_is_shown_while_it_matters(finished: Path, call: Loopctl) -> No
         book.fail_attempt(round, "sampling", attempt, "the worker\x1b[2J died", "it is tried again")
         error = call("status", "--json").json["last_error"]
         assert error["error"].startswith("the worker") and error["current"] is True
-        said = line(call("status").out, "error")
-        assert said == r"round 3, sampling, attempt 1   the worker\x1b[2J died; it is tried again"
+        text = line(call("status").out, "error")
+        assert text == r"round 3, sampling, attempt 1   the worker\x1b[2J died; it is tried again"
         attempt = book.begin_attempt(round, "sampling", {})
         assert line(call("status").out, "error"), "it is being tried again"
         round = book.finish_stage(round, "sampling", attempt, {}, next_state="training", selections=[])
@@ -264,41 +240,29 @@ def test_before_the_first_run_the_answer_has_the_same_keys(finished: Path) -> No
 # How much it reads
 
 
-def _many_rounds(book: Ledger, run: Run, num: int) -> Round:
-    """Failed rounds are the quickest to make."""
-    with transaction(book.db):
-        for _ in range(num):
+def test_every_read_is_by_a_key(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ledger(finished) as (book, run), transaction(book.db):
+        for _ in range(30):  # failed ones are the quickest to make
             round = book.begin_round(run.id)
             attempt = book.begin_attempt(round, "sampling", {})
             book.fail_attempt(round, "sampling", attempt, "no", "the round fails")
-            round = book.fail_round(round, "no")
-    return round
-
-
-def test_every_read_is_by_a_key(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with ledger(finished) as (book, run):
-        _many_rounds(book, run, 30)
+            book.fail_round(round, "no")
     statements: list[tuple[str, Any]] = []
-    monkeypatch.setattr("store.db.Database.execute", _recorded(statements))
-    standing.status(finished / ".loop", "small")
-    assert len(statements) < 30
-    db = open_database(finished / ".loop" / "loop.db", read_only=True)
-    for sql, parameters in statements:
-        for row in db.conn.execute(f"EXPLAIN QUERY PLAN {sql}", parameters).fetchall():
-            allowed = ("SCAN runs", "SCAN CONSTANT ROW", "SCAN schema_migrations")
-            if re.match(r"SCAN events.*", row[3]) and "max(seq)" in sql:
-                continue  # the newest by its key
-            assert not row[3].startswith("SCAN ") or row[3] in allowed, (sql, row[3])
-            assert "TEMP B-TREE" not in row[3], (sql, row[3])
-    db.close()
 
-
-def _recorded(statements: list[tuple[str, Any]]) -> Any:
     def execute(self: Any, sql: str, parameters: Any = ()) -> Any:
         statements.append((sql, parameters))
         return self.conn.execute(sql, parameters)
 
-    return execute
+    monkeypatch.setattr("store.db.Database.execute", execute)
+    standing.status(finished / ".loop", "small")
+    assert 0 < len(statements) < 30
+    allowed = ("SCAN runs", "SCAN CONSTANT ROW", "SCAN schema_migrations")
+    with contextlib.closing(open_database(finished / ".loop" / "loop.db", read_only=True)) as db:
+        for sql, parameters in statements:
+            for *_, step in db.conn.execute(f"EXPLAIN QUERY PLAN {sql}", parameters).fetchall():
+                if not (step.startswith("SCAN events") and "max(seq)" in sql):  # the newest by its key
+                    assert not step.startswith("SCAN ") or step in allowed, (sql, step)
+                    assert "TEMP B-TREE" not in step, (sql, step)
 
 
 def test_the_trend_ends_with_the_newest_round(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -310,8 +274,8 @@ def test_the_trend_ends_with_the_newest_round(finished: Path, monkeypatch: pytes
 
 
 def test_the_size_of_checkpoints_has_a_bound(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    there = sum(p.stat().st_size for p in (finished / ".loop" / "checkpoints").rglob("*") if p.is_file())
-    assert call("status", "--json").json["disk"]["checkpoints_bytes"] == there > 0
+    num_bytes = sum(p.stat().st_size for p in (finished / ".loop" / "checkpoints").rglob("*") if p.is_file())
+    assert call("status", "--json").json["disk"]["checkpoints_bytes"] == num_bytes > 0
     monkeypatch.setattr(standing, "MOST_FILES", 2)
     assert call("status", "--json").json["disk"]["checkpoints_bytes"] is None
     assert "checkpoints -" in call("status").out

@@ -1,29 +1,45 @@
 """The report's page, clicked through in a real browser."""
 
 import copy
-import http.server
 import json
 import re
-import shutil
-import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loop.report.page import body, render
-from tests.support.browser import Shown, needs_a_browser
-from tests.support.cli import altered, finished_run
-from tests.support.report import HOSTILE, chromium, experiment, facts_of, run_of_the_tests, written
-from tests.support.waiting import HANG_S
+from loop.report.page import render
+from tests.support.browser import Shown, Tab, browser, needs_a_browser
+from tests.support.cli import altered, finished
+from tests.support.report import HOSTILE, experiment, facts_of, run_of_the_tests
 
-__all__ = ["chromium"]
+__all__ = ["finished"]
+pytestmark = needs_a_browser
+Show = Callable[..., Shown]
 
 
-@needs_a_browser
-def test_clicking_through_a_run(chromium: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, run_of_the_tests())
-    shown = Shown(chromium, path)
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    """A browser for all tests of this file: none of them runs an event loop of its own."""
+    with browser() as started:
+        yield started
+
+
+@pytest.fixture
+def show(chromium: Any, tmp_path: Path) -> Show:
+    """Opens the page of these facts from disk."""
+
+    def show(facts: Any, **options: Any) -> Shown:
+        path = tmp_path / "report.html"
+        path.write_text(render(facts))
+        return Shown(chromium, path.as_uri(), **options)
+
+    return show
+
+
+def test_clicking_through_a_run(show: Show) -> None:
+    shown = show(run_of_the_tests())
     tab = shown.page
     assert tab.locator(".panel svg").count() == tab.locator(".panel").count() > 8
     assert not tab.locator("#round-2 .inside").is_visible()
@@ -58,14 +74,11 @@ def test_clicking_through_a_run(chromium: Any, tmp_path: Path) -> None:
     shown.check()
 
 
-@needs_a_browser
-def test_hostile_text_shows_as_text(chromium: Any, tmp_path: Path) -> None:
+def test_hostile_text_shows_as_text(show: Show, finished: Path) -> None:
     """In a completion, a prompt, a problem's name, a verdict's detail, a gate's reason, the run's name, a suite's name."""
-    directory = tmp_path / "run"
-    shutil.copytree(finished_run()[0], directory)
     stored = HOSTILE.replace("\ud800", "\u241bd800")
     quoted = json.dumps(HOSTILE)[1:-1]
-    with altered(directory) as conn:
+    with altered(finished) as conn:
         conn.execute("UPDATE completions SET text = ? || text", (stored,))
         conn.execute("UPDATE prompts SET statement = ? || statement, name = ? || name", (stored, stored))
         conn.execute("UPDATE problems SET task_id = task_id || ?, difficulty = difficulty || ?", (stored, stored))
@@ -77,26 +90,16 @@ def test_hostile_text_shows_as_text(chromium: Any, tmp_path: Path) -> None:
             "UPDATE runs SET name = ?, reason = ?, config = replace(config, '\"ones.jsonl\"', ?)",
             (stored, stored, f'"{quoted}"'),
         )
-    path = written(tmp_path, facts_of(directory))
-    shown = Shown(chromium, path)
+    shown = show(facts_of(finished))
     tab = shown.page
-    for number in (1, 2):
-        tab.evaluate(f"document.getElementById('round-{number}').open = true")
-    for details in tab.locator("details").all():
-        details.evaluate("element => { element.open = true; }")
+    shown.open_all()
     for option in tab.locator("#browser option").all():
         tab.select_option("#browser select", option.text_content())
         tab.locator(".list button").first.click()
         assert "</script></pre><script>window.broken = 1</script>" in tab.locator(".answer .text").first.text_content()
     text = tab.locator(".answer .text").first.text_content()
-    for words in (
-        "<img src=x",
-        "[RIGHT-TO-LEFT OVERRIDE] desrever",
-        "␛[31mred",
-        "[U+200B][U+2028]",
-        "[U+D800]",
-        "{{ 7 * 7 }}",
-    ):
+    odd = ("[RIGHT-TO-LEFT OVERRIDE] desrever", "␛[31mred", "[U+200B][U+2028]", "[U+D800]")
+    for words in ("<img src=x", *odd, "{{ 7 * 7 }}"):
         assert words in text, words
     whole = tab.locator("body").inner_text()
     assert "window.broken = 1" in tab.inner_text("h1") and "window.broken = 1" in tab.inner_text("#round-1 .gates")
@@ -105,23 +108,19 @@ def test_hostile_text_shows_as_text(chromium: Any, tmp_path: Path) -> None:
     shown.check()
 
 
-@needs_a_browser
-def test_a_link_with_an_odd_fragment(chromium: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, run_of_the_tests())
-    shown = Shown(chromium, path)
+def test_a_link_with_an_odd_fragment(show: Show) -> None:
+    shown = show(run_of_the_tests())
     shown.page.goto("about:blank")
-    shown.page.goto(f"{path.as_uri()}#%zz")
+    shown.page.goto(f"{shown.url}#%zz")
     assert shown.complaints == []
-    shown.page.goto(f"{path.as_uri()}#round-2")
+    shown.page.goto(f"{shown.url}#round-2")
     assert shown.page.locator("#round-2[open]").count() == 1
     shown.page.close()
 
 
-@needs_a_browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_light_and_dark(chromium: Any, tmp_path: Path, scheme: str) -> None:
-    path = written(tmp_path, run_of_the_tests())
-    shown = Shown(chromium, path, color_scheme=scheme)
+def test_light_and_dark(show: Show, scheme: str) -> None:
+    shown = show(run_of_the_tests(), color_scheme=scheme)
     ground, ink = shown.page.evaluate(
         "[getComputedStyle(document.body).backgroundColor, "
         "getComputedStyle(document.querySelector('.panel svg .role-axis-label text')).fill]"
@@ -131,20 +130,15 @@ def test_light_and_dark(chromium: Any, tmp_path: Path, scheme: str) -> None:
     shown.check()
 
 
-@needs_a_browser
 @pytest.mark.parametrize("facts", [run_of_the_tests, experiment], ids=["run", "experiment"])
-def test_on_a_phone(chromium: Any, tmp_path: Path, facts: Any) -> None:
-    path = written(tmp_path, facts())
-    shown = Shown(chromium, path, viewport={"width": 360, "height": 700}, is_mobile=True, has_touch=True)
-    for details in shown.page.locator("details").all():
-        details.evaluate("element => { element.open = true; }")
+def test_on_a_phone(show: Show, facts: Any) -> None:
+    shown = show(facts(), viewport={"width": 360, "height": 700}, is_mobile=True, has_touch=True)
+    shown.open_all()
     shown.check()
 
 
-@needs_a_browser
-def test_printed(chromium: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, run_of_the_tests())
-    shown = Shown(chromium, path, color_scheme="dark")
+def test_printed(show: Show) -> None:
+    shown = show(run_of_the_tests(), color_scheme="dark")
     printed = shown.page.pdf(format="A4")
     assert printed.startswith(b"%PDF") and len(printed) > 20_000
     shown.page.emulate_media(media="print")
@@ -157,86 +151,19 @@ def test_printed(chromium: Any, tmp_path: Path) -> None:
     shown.check()
 
 
-@needs_a_browser
-def test_an_experiment(chromium: Any, tmp_path: Path) -> None:
+def test_an_experiment(show: Show) -> None:
     facts = copy.deepcopy(experiment())
     facts["arms"].append({"name": HOSTILE, "overrides": {"x": HOSTILE}})
-    path = written(tmp_path, facts)
-    shown = Shown(chromium, path)
+    shown = show(facts)
     text = shown.page.inner_text("main")
-    for words in (
-        "mix beats replace at round 4 by 4.0pp",
-        "3 arms",
-        "replace, seed 1",
-        'collect.data.type = "mix"',
-    ):
+    beats = "mix beats replace at round 4 by 4.0pp"
+    for words in (beats, "3 arms", "replace, seed 1", 'collect.data.type = "mix"'):
         assert words in text, words
     shown.check()
 
 
-@needs_a_browser
-def test_without_scripts_the_numbers_are_there(chromium: Any, tmp_path: Path) -> None:
-    path = written(tmp_path, run_of_the_tests())
-    context = chromium.new_context(java_script_enabled=False)
-    tab = context.new_page()
-    tab.goto(path.as_uri())
+def test_without_scripts_the_numbers_are_there(show: Show, chromium: Any) -> None:
+    tab = Tab(chromium, show(run_of_the_tests()).url, java_script_enabled=False).page
     tab.locator("#numbers-pass1 summary").click()
     assert tab.locator("#numbers-pass1 table").is_visible()
-    context.close()
-
-
-@needs_a_browser
-def test_a_live_page_takes_in_what_is_new(chromium: Any) -> None:
-    """What is open stays open, the scroll stays, and when the server is gone the page says so."""
-    facts = copy.deepcopy(run_of_the_tests())
-    news = threading.Event()
-    gone = threading.Event()
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            kind = "text/event-stream" if self.path == "/events" else "text/html; charset=utf-8"
-            self.send_response(503 if gone.is_set() else 200)
-            self.send_header("Content-Type", kind)
-            self.end_headers()
-            if self.path == "/events":
-                news.wait(HANG_S)
-                self.wfile.write(b"data: 1\n\n")
-                self.wfile.flush()
-                gone.wait(HANG_S)
-            else:
-                self.wfile.write((render(facts, live=True) if self.path == "/" else body(facts)).encode())
-
-        def log_message(self, *_: object) -> None: ...
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    server.daemon_threads = True
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        complaints: list[str] = []
-        tab = chromium.new_page()
-        tab.set_default_timeout(1000 * HANG_S)
-        tab.on("console", lambda said: complaints.append(said.text) if said.type in ("error", "warning") else None)
-        tab.goto(f"http://127.0.0.1:{server.server_port}/")
-        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
-        tab.click(".rounds a[href='#round-1']")
-        tab.fill("#browser input", "ones/7")
-        tab.click(".list button")
-        tab.evaluate("scrollTo(0, 900)")
-        place = tab.evaluate("scrollY")
-        assert place > 0 and not tab.locator("#connection").is_visible()
-        facts["name"] = "renamed <b>meanwhile</b>"
-        news.set()
-        tab.locator("h1", has_text="renamed <b>meanwhile</b>").wait_for()
-        assert tab.locator("#round-1 .gates").is_visible()
-        assert tab.inner_text(".reader h3") == "ones/7" and tab.input_value("#browser input") == "ones/7"
-        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
-        assert abs(tab.evaluate("scrollY") - place) < 3
-        assert complaints == []
-        gone.set()
-        tab.locator("#connection").wait_for(state="visible")
-        tab.close()
-    finally:
-        news.set()
-        gone.set()
-        server.shutdown()
-        server.server_close()
+    tab.close()

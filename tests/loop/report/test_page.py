@@ -56,9 +56,9 @@ def test_the_page_asks_for_nothing() -> None:
 def test_every_chart_has_its_table() -> None:
     for facts in (run_of_the_tests(), experiment()):
         page = body(facts)
-        there = figures(facts)
-        assert len(there) >= 5
-        for figure in there:
+        drawn = figures(facts)
+        assert len(drawn) >= 5
+        for figure in drawn:
             assert f'id="figure-{figure.name}"' in page
             assert figure.rows and all(len(row) == len(figure.columns) for row in figure.rows), figure.name
             assert figure.about and "None" not in figure.about
@@ -74,9 +74,9 @@ def test_no_figure_without_its_decoding_settings() -> None:
 
 
 def test_report(finished: Path, call: Loopctl) -> None:
-    said = call("report")
-    assert said.code == 0 and said.out.strip() == str(finished / ".loop" / "report.html")
-    page = Path(said.out.strip()).read_text()
+    done = call("report")
+    assert done.code == 0 and done.out.strip() == str(finished / ".loop" / "report.html")
+    page = Path(done.out.strip()).read_text()
     assert page.startswith("<!doctype html>") and "pass@1 by round" in page
     answer = call("report", "-o", "there.html", "--json").json
     assert answer["path"] == str(finished / "there.html") and answer["bytes"] == Path("there.html").stat().st_size
@@ -99,8 +99,8 @@ def test_what_is_no_file_stays_what_it_is(tmp_path: Path) -> None:
 
 def test_report_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
     monkeypatch.chdir(write_configuration(tmp_path).parent)
-    said = call("report")
-    assert said.code == 1 and "start one with `loopctl run`" in said.err
+    done = call("report")
+    assert done.code == 1 and "start one with `loopctl run`" in done.err
     assert not (tmp_path / ".loop").exists()
 
 
@@ -113,8 +113,8 @@ def test_plot(finished: Path, call: Loopctl) -> None:
     assert "inconclusive" in text
     answer = call("plot", "-o", "two.png", "--figure", "training", "--json").json
     assert answer["figure"] == "training" and Path("two.png").read_bytes().startswith(b"\x89PNG")
-    said = call("plot", "-o", "three.svg", "--figure", "nothing")
-    assert said.code == 2 and "pass1, change" in said.err and not Path("three.svg").exists()
+    done = call("plot", "-o", "three.svg", "--figure", "nothing")
+    assert done.code == 2 and "pass1, change" in done.err and not Path("three.svg").exists()
     assert call("plot", "-o", "three.pdf").code == 2
     assert call("plot").code == 2
 

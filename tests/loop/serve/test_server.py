@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import http.client
 import json
 import os
@@ -29,13 +30,13 @@ from store.db import open_database
 from store.errors import NoStore
 from store.ledger import Ledger
 from tests.support import TESTS
-from tests.support.browser import Tab, chromium, needs_a_browser
-from tests.support.cli import Loopctl, call, command, environment, finished, finished_run, write_configuration
+from tests.support.browser import Shown, Tab, browser, needs_a_browser
+from tests.support.cli import altered, call, command, environment, finished, finished_run, write_configuration
 from tests.support.experiments import loopctl, write_experiment
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, Clock, wait_until
 
-__all__ = ["call", "chromium", "finished"]
+__all__ = ["call", "finished"]
 
 
 class Served:
@@ -54,20 +55,25 @@ class Served:
 
     def ask(self, path: str = "/", method: str = "GET", host: str | None = None, **headers: str) -> Any:
         """The answer, with `.body`, its text."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
-        with contextlib.closing(connection):
-            connection.putrequest(method, path, skip_host=True)
-            connection.putheader("Host", host or f"127.0.0.1:{self.port}")
-            for name, value in headers.items():
-                connection.putheader(name.replace("_", "-"), value)
-            connection.endheaders()
-            answer = connection.getresponse()
+        lines = [f"{method} {path} HTTP/1.1", f"Host: {host or f'127.0.0.1:{self.port}'}"]
+        lines += [f"{name}: {value}" for name, value in ({"Connection": "close"} | headers).items()]
+        return self.answer("\r\n".join([*lines, "", ""]), method)
+
+    def answer(self, request: str, method: str = "GET") -> Any:
+        """Likewise, to exactly this request; it must ask for the end of the connection."""
+        with self.connect() as connection:
+            connection.sendall(request.encode())
+            answer = http.client.HTTPResponse(connection, method=method)
+            answer.begin()
             answer.body = answer.read().decode()  # type: ignore[attr-defined]
             return answer
 
+    def connect(self) -> socket.socket:
+        return socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
+
     def listen(self) -> socket.socket:
         """A stream of events, open."""
-        stream = socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
+        stream = self.connect()
         stream.sendall(f"GET /events HTTP/1.1\r\nHost: localhost:{self.port}\r\n\r\n".encode())
         assert b"text/event-stream" in until(stream, b"data:")
         return stream
@@ -82,12 +88,12 @@ class Served:
 
 
 def until(stream: socket.socket, wanted: bytes) -> bytes:
-    found = b""
-    while wanted not in found:
+    received = b""
+    while wanted not in received:
         more = stream.recv(4096)
-        assert more, found
-        found += more
-    return found
+        assert more, received
+        received += more
+    return received
 
 
 @contextlib.contextmanager
@@ -99,13 +105,25 @@ def serving(directory: Path, *arguments: str, **variables: str) -> Iterator[Serv
         served.end()
 
 
+@contextlib.contextmanager
+def running(directory: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`loopctl run` in a process of its own, which has done all rounds when the block ends."""
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(command("run"), cwd=directory, env=environment(**variables), **quiet)
+    try:
+        yield process
+        assert process.wait(HANG_S) == 0
+    finally:
+        process.kill()
+
+
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server for the tests that change nothing."""
     directory = tmp_path_factory.mktemp("served") / "run"
     shutil.copytree(finished_run()[0], directory)
-    with serving(directory) as found:
-        yield found
+    with serving(directory) as served:
+        yield served
 
 
 def test_the_page_and_what_belongs_to_it(served: Served) -> None:
@@ -130,33 +148,20 @@ def test_foreign_names_are_refused(served: Served) -> None:
                  f"127.0.0.1:{port}.evil.example", f"user@127.0.0.1:{port}", f"0.0.0.0:{port}", f"[::ffff:127.0.0.1]:{port}",
                  f"192.168.1.5:{port}", "", f"127.0.0.1:{port}, evil.example"):  # fmt: skip
         for path in ("/", "/body", "/events", "/status.json", "/healthz", "/nothing"):
-            answer = served.ask(path, host=host) if host else raw(served, f"GET {path} HTTP/1.1\r\nHost: \r\n\r\n")
+            answer = served.ask(path, host=host or " ")
             assert answer.status in (400, 421), (host, path)
             assert "small" not in answer.body and "127.0.0.1" not in answer.body
     for lines in ("", f"Host: localhost:{port}\r\nHost: evil.example\r\n"):
         for version in ("1.0", "1.1"):
-            assert raw(served, f"GET / HTTP/{version}\r\n{lines}\r\n").status in (400, 421)
-
-
-def raw(served: Served, request: str) -> Any:
-    with socket.create_connection(("127.0.0.1", served.port), timeout=HANG_S) as connection:
-        connection.sendall(request.replace("\r\n\r\n", "\r\nConnection: close\r\n\r\n").encode())
-        answer = http.client.HTTPResponse(connection)
-        answer.begin()
-        answer.body = answer.read().decode()  # type: ignore[attr-defined]
-        return answer
+            assert served.answer(f"GET / HTTP/{version}\r\n{lines}Connection: close\r\n\r\n").status in (400, 421)
 
 
 def test_only_reading(served: Served) -> None:
     for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"):
         for path in ("/", "/body", "/events", "/status.json", "/healthz", "/nothing"):
             assert served.ask(path, method).status in (400, 405), (method, path)
-    upgrade = {
-        "Upgrade": "websocket",
-        "Connection": "Upgrade",
-        "Sec-WebSocket-Version": "13",
-        "Sec-WebSocket-Key": "eA==",
-    }
+    socket_version = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "eA=="}
+    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade"} | socket_version
     assert served.ask("/nothing", **upgrade).status == 404
 
 
@@ -164,13 +169,13 @@ def test_what_every_answer_says_to_browsers(served: Served) -> None:
     for path, status in (("/", 200), ("/body", 200), ("/status.json", 200), ("/nothing", 404)):
         answer = served.ask(path, Origin="http://evil.example")
         assert answer.status == status
-        assert answer.getheader("X-Content-Type-Options") == "nosniff"
-        assert answer.getheader("Referrer-Policy") == "no-referrer"
-        assert answer.getheader("Cache-Control") == "no-store"
-        assert "frame-ancestors 'none'" in answer.getheader("Content-Security-Policy")
+        for name, value in (
+            ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-store"), ("Server", None),
+        ):  # fmt: skip
+            assert answer.getheader(name) == value
         policy = answer.getheader("Content-Security-Policy")
-        assert "default-src 'none'" in policy and "unsafe" not in policy and ("script-src" in policy) == (path == "/")
-        assert answer.getheader("Server") is None
+        assert "frame-ancestors 'none'" in policy and "default-src 'none'" in policy
+        assert "unsafe" not in policy and ("script-src" in policy) == (path == "/")
         assert not [name for name, _ in answer.getheaders() if name.lower().startswith("access-control")]
 
 
@@ -206,30 +211,20 @@ def test_a_round_in_another_process_is_followed_to_its_end(tmp_path: Path) -> No
         assert waiting.status == 200 and "start one with" in waiting.body and "round 1" not in waiting.body
         assert json.loads(served.ask("/status.json").body)["state"] == "stopped"
         stages.stand_still("sampling")
-        running = subprocess.Popen(
-            command("run", "--rounds", "2"), cwd=tmp_path, env=environment(**stages.variables),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
+        with running(tmp_path, **stages.variables) as run:
             for stage in ("sampling", "evaluating"):
                 stages.stand_still(stage)
                 stages.wait(stage)
                 wait_until(lambda: "round 1" in served.ask("/body").body)
                 assert json.loads(served.ask("/status.json").body)["round"]["stage"] == stage
             stages.go_on()
-            while running.poll() is None:
+            while run.poll() is None:
                 assert served.ask("/body").status == 200
-            assert running.returncode == 0
-        finally:
-            running.kill()
-        last = served.listen()
-        db = open_database(config.parent / ".loop" / "loop.db")
-        run = Ledger(db).run()
-        assert run
-        Ledger(db).events.append(run.id, "noted")
-        until(last, b"data:")  # news come by themselves
-        last.close()
-        db.close()
+        with served.listen() as last, contextlib.closing(open_database(config.parent / ".loop" / "loop.db")) as db:
+            stored = Ledger(db).run()
+            assert stored
+            Ledger(db).events.append(stored.id, "noted")
+            until(last, b"data:")  # news come by themselves
         assert json.loads(served.ask("/status.json").body)["last_decision"]["round"] == 2
 
 
@@ -239,33 +234,54 @@ def test_an_experiment_is_shown_from_before_it_begins(tmp_path: Path) -> None:
     path = write_experiment(tmp_path, arms)
     with serving(tmp_path, "--experiment", str(path)) as served:
         assert served.ask("/").status == 200 and "plain" in served.ask("/body").body
-        stream = served.listen()
-        loopctl("run", path)
-        until(stream, b"data:")
-        stream.close()
+        with served.listen() as stream:
+            loopctl("run", path)
+            until(stream, b"data:")
         wait_until(lambda: "2 of 2 runs done" in served.ask("/body").body)
         assert [run["state"] for run in json.loads(served.ask("/status.json").body)["runs"]] == ["done", "done"]
 
 
 @needs_a_browser
-def test_a_browser_follows_a_run_by_itself(tmp_path: Path, chromium: Any) -> None:
+def test_a_browser_follows_a_run_by_itself(tmp_path: Path) -> None:
     """From before the first round to the decision of the last, without a click."""
     write_configuration(tmp_path)
-    with serving(tmp_path) as served:
+    with browser() as chromium, serving(tmp_path) as served:
         tab = Tab(chromium, served.url)
         assert tab.page.locator(".round").count() == 0
-        running = subprocess.Popen(
-            command("run"), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        try:
+        with running(tmp_path):
             tab.page.locator("#round-2 .gates").wait_for(state="attached")
-            assert running.wait(HANG_S) == 0
-        finally:
-            running.kill()
         tab.page.locator(".panel svg").first.wait_for()
         tab.page.close()
     assert tab.complaints == []
     assert set(tab.requests) == {served.url, f"{served.url}events", f"{served.url}body"}
+
+
+@needs_a_browser
+def test_an_open_page_takes_in_what_is_new(finished: Path) -> None:
+    """What is open stays open, the scroll stays, and when the server is gone the page says so."""
+    with browser() as chromium, serving(finished) as served:
+        shown = Shown(chromium, served.url)
+        tab = shown.page
+        tab.click(".rounds a[href='#round-1']")
+        tab.fill("#browser input", "ones/7")
+        tab.click(".list button")
+        tab.evaluate("scrollTo(0, 900)")
+        place = tab.evaluate("scrollY")
+        assert place > 0 and not tab.locator("#connection").is_visible()
+        with altered(finished) as conn:
+            conn.execute("UPDATE runs SET name = 'renamed <b>meanwhile</b>'")
+            conn.execute(
+                "UPDATE events SET sha256 = 'another' WHERE seq = (SELECT max(seq) FROM events)"
+            )  # that is news
+        tab.locator("h1", has_text="renamed <b>meanwhile</b>").wait_for()
+        assert tab.locator("#round-1 .gates").is_visible()
+        assert tab.inner_text(".reader h3") == "ones/7" and tab.input_value("#browser input") == "ones/7"
+        tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
+        assert abs(tab.evaluate("scrollY") - place) < 3
+        assert shown.complaints == []
+        served.end()
+        tab.locator("#connection").wait_for(state="visible")
+        tab.close()
 
 
 def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path) -> None:
@@ -300,7 +316,7 @@ def test_any_other_address_needs_the_token(finished: Path) -> None:
         assert served.ask("/", host=f"evil.example:{served.port}", Authorization=f"Bearer {token}").status == 421
         assert served.ask(f"//evil.example/?token={token}").getheader("Location") == "/evil.example/"
         for target in ("[", "x/healthz", "http://evil.example/healthz", "/healthz%3F/../body", "*"):
-            answer = raw(served, f"GET {target} HTTP/1.1\r\nHost: localhost:{served.port}\r\n\r\n")
+            answer = served.ask(target)
             assert answer.status == 401 and answer.getheader("X-Content-Type-Options") == "nosniff", target
 
 
@@ -312,15 +328,15 @@ def test_a_token_of_ones_own(finished: Path) -> None:
         assert served.ask("/", Authorization="Bearer correct horse battery").status == 200
 
 
-def test_an_address_that_cannot_be_had(finished: Path, call: Loopctl) -> None:
+def test_an_address_that_cannot_be_had(finished: Path, call: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
-        said = call("serve", "--port", str(other.getsockname()[1]))
-    assert said.code == 1 and "is taken" in said.err and said.err.count("\n") == 1 and said.out == ""
+        done = call("serve", "--port", str(other.getsockname()[1]))
+    assert done.code == 1 and "is taken" in done.err and done.err.count("\n") == 1 and done.out == ""
     for arguments in (("--host", "no.such.host.invalid"), ("--host", "192.0.2.1"), ("--token", "short"), ("--token", "\u20ac" * 20),
                       ("--token", "a line\nand another one"), ("--port", "-1"),
                       ("--host", "\u20ac" * 70), ("--host", "a..b")):  # fmt: skip
-        said = call("serve", *arguments)
-        assert said.code == 2 and said.err.count("\n") == 1 and said.out == "", arguments
+        done = call("serve", *arguments)
+        assert done.code == 2 and done.err.count("\n") == 1 and done.out == "", arguments
 
 
 def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
@@ -333,9 +349,9 @@ def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
 
 
 def test_names() -> None:
-    one = names("box.lan", 8420)
-    assert one("box.lan:8420") and one("BOX.lan:8420") and one("localhost:8420")
-    assert not one("10.0.0.1:8420") and not one("box.lan") and not one("box.lan.:8420")
+    box = names("box.lan", 8420)
+    assert box("box.lan:8420") and box("BOX.lan:8420") and box("localhost:8420")
+    assert not box("10.0.0.1:8420") and not box("box.lan") and not box("box.lan.:8420")
     everywhere = names("::", 80)
     for good in ("localhost", "localhost:80", "10.0.0.1", "10.0.0.1:80", "[fe80::1]", "[fe80::1]:80"):
         assert everywhere(good), good
@@ -380,83 +396,79 @@ def live(source: Made) -> Live:
     return Live(source, {"body": lambda facts: f"body {facts}", "page": lambda facts: f"page {facts}"}, source.clock)
 
 
-def test_a_page_is_made_once_for_all_who_look() -> None:
+def in_a_loop(test: Any) -> Any:
+    @functools.wraps(test)
+    def run(*fixtures: Any, **named: Any) -> None:
+        asyncio.run(test(*fixtures, **named))
+
+    return run
+
+
+@in_a_loop
+async def test_a_page_is_made_once_for_all_who_look() -> None:
     source = Made()
-
-    async def look() -> None:
-        shown = live(source)
-        answers = await asyncio.gather(*(shown.html(["page", "body"][n % 2]) for n in range(50)))
-        assert set(answers) == {b"body 0.0 ?", b"page 0.0 ?"} and source.num_facts == 1
-        await shown.html("page")
-        assert source.num_facts == 1
-        source.history = 1
-        source.clock.now_s += 0.2
-        assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
-        source.pulse = 1  # a moment after something happened: not worth a page of its own yet
-        assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
-        source.clock.now_s += 60
-        assert await shown.html("body") == b"body 1.1 ?" and source.num_facts == 3
-
-    asyncio.run(look())
+    shown = live(source)
+    answers = await asyncio.gather(*(shown.html(["page", "body"][n % 2]) for n in range(50)))
+    assert set(answers) == {b"body 0.0 ?", b"page 0.0 ?"} and source.num_facts == 1
+    await shown.html("page")
+    assert source.num_facts == 1
+    source.history = 1
+    source.clock.now_s += 0.2
+    assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
+    source.pulse = 1  # a moment after something happened: not worth a page of its own yet
+    assert await shown.html("body") == b"body 1.0 ?" and source.num_facts == 2
+    source.clock.now_s += 60
+    assert await shown.html("body") == b"body 1.1 ?" and source.num_facts == 3
 
 
-def test_news_reach_all_who_listen_and_nothing_stays() -> None:
+@in_a_loop
+async def test_news_reach_all_who_listen_and_nothing_stays() -> None:
     source = Made()
-
-    async def listen() -> None:
-        shown = live(source)
-        await shown.look()
-        watching = asyncio.create_task(shown.watch())
-        streams = [shown.events() for _ in range(3)]
-        for stream in streams:
-            assert (await anext(stream)).startswith("id: 1\n")
-        assert shown.num_listeners == 3
-        wanted = [asyncio.create_task(anext(stream)) for stream in streams]
-        await shown.look()
-        assert not any(task.done() for task in wanted), "there is nothing new"
-        source.history = 1
-        news = await asyncio.wait_for(asyncio.gather(*wanted), HANG_S)
-        assert len(set(news)) == 1 and "data: 2" in news[0]
-        await streams[0].aclose()
-        left = asyncio.create_task(anext(streams[1]))
-        await asyncio.sleep(0)
-        left.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await left
-        assert shown.num_listeners == 1
-        await shown.close()
-        assert [item async for item in streams[2]] in ([], [news[0]])
-        assert shown.num_listeners == 0
-        watching.cancel()
-
-    asyncio.run(listen())
+    shown = live(source)
+    await shown.look()
+    watching = asyncio.create_task(shown.watch())
+    streams = [shown.events() for _ in range(3)]
+    for stream in streams:
+        assert (await anext(stream)).startswith("id: 1\n")
+    assert shown.num_listeners == 3
+    wanted = [asyncio.create_task(anext(stream)) for stream in streams]
+    await shown.look()
+    assert not any(task.done() for task in wanted), "there is nothing new"
+    source.history = 1
+    news = await asyncio.wait_for(asyncio.gather(*wanted), HANG_S)
+    assert len(set(news)) == 1 and "data: 2" in news[0]
+    await streams[0].aclose()
+    left = asyncio.create_task(anext(streams[1]))
+    await asyncio.sleep(0)
+    left.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await left
+    assert shown.num_listeners == 1
+    await shown.close()
+    assert [item async for item in streams[2]] in ([], [news[0]])
+    assert shown.num_listeners == 0
+    watching.cancel()
 
 
-def test_a_silent_stream_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+@in_a_loop
+async def test_a_silent_stream_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loop.serve.live.KEEP_ALIVE_S", 0.02)
-
-    async def listen() -> None:
-        stream = live(Made()).events()
-        assert [(await anext(stream))[:3] for _ in range(3)] == ["id:", ": s", ": s"]
-        await stream.aclose()
-
-    asyncio.run(listen())
+    stream = live(Made()).events()
+    assert [(await anext(stream))[:3] for _ in range(3)] == ["id:", ": s", ": s"]
+    await stream.aclose()
 
 
-def test_what_cannot_be_shown_is_said_and_looked_at_again() -> None:
+@in_a_loop
+async def test_what_cannot_be_shown_is_said_and_looked_at_again() -> None:
     source = Made()
     source.error = NoStore("x: no such file")
-
-    async def look() -> None:
-        shown = live(source)
-        with pytest.raises(CannotShow, match="no run here yet"):
-            await shown.html("page")
-        source.error, source.history = None, 1
-        source.clock.now_s += 60
-        assert (await shown.html("page")).startswith(b"page 1.0")
-        source.error, source.history = ValueError("a mistake"), 2
-        source.clock.now_s += 60
-        with pytest.raises(ValueError, match="a mistake"):
-            await shown.html("page")
-
-    asyncio.run(look())
+    shown = live(source)
+    with pytest.raises(CannotShow, match="no run here yet"):
+        await shown.html("page")
+    source.error, source.history = None, 1
+    source.clock.now_s += 60
+    assert (await shown.html("page")).startswith(b"page 1.0")
+    source.error, source.history = ValueError("a mistake"), 2
+    source.clock.now_s += 60
+    with pytest.raises(ValueError, match="a mistake"):
+        await shown.html("page")

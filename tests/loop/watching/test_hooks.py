@@ -12,8 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -31,20 +30,12 @@ from loop.watching import hooks as hooks_module
 from loop.watching.hooks import MOST_WAITING, Hooks, hooks_of
 from store.records import DecisionRow, Round
 from tests.support import ROOT
-from tests.support.waiting import HANG_S, Clock, wait_until
-
-
-class Said(list[str]):
-    """What goes to the log."""
-
-    def __call__(self, level: str, text: str) -> None:
-        assert level in ("info", "warning", "error") and "\n" not in text
-        self.append(text)
+from tests.support.waiting import HANG_S, Clock, Log, pid_in, wait_until
 
 
 @pytest.fixture
-def said() -> Said:
-    return Said()
+def log() -> Log:
+    return Log()
 
 
 def settings(**keys: Any) -> Watching:
@@ -56,14 +47,28 @@ def shell(words: str, *arguments: object) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def telling(
-    watching: Watching, said: Said, directory: Path | None = None, clock: Callable[[], float] = time.monotonic
-) -> Iterator[Hooks]:
-    hooks = Hooks(watching, "demo", said, directory, clock)
+def telling(watching: Watching, log: Log, *more: Any, **keys: Any) -> Iterator[Hooks]:
+    hooks = Hooks(watching, "demo", log, *more, **keys)
     try:
         yield hooks
     finally:
         hooks.close(HANG_S)
+
+
+def tell(log: Log, *events: tuple[str, dict[str, Any]], directory: Path | None = None, **keys: Any) -> None:
+    """Tell hooks with these settings all of it; without an event, that of a pause."""
+    with telling(settings(**keys), log, directory) as hooks:
+        for event, more in events or [("pause", {})]:
+            hooks.tell(event, more)
+
+
+def appending(file: Path) -> tuple[str, ...]:
+    """The command that adds what it is told to a file, a line each."""
+    return shell('cat >> "$1"; echo >> "$1"', file)
+
+
+def lines_of(file: Path) -> list[Any]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def alive(pid: int) -> bool:
@@ -73,98 +78,60 @@ def alive(pid: int) -> bool:
         return False
 
 
-def pid_in(file: Path, but: int = 0) -> int:
-    """The process that a file names, once it names one, and not that one."""
-
-    def found() -> int:
-        text = file.read_text() if file.exists() else ""
-        return int(text) if text.endswith("\n") and int(text) != but else 0
-
-    return int(wait_until(found))
-
-
-# ---- what is told ----------------------------------------------------------------------------------------------------
-
-
-def test_a_command_gets_a_json_object(tmp_path: Path, said: Said) -> None:
-    with telling(settings(command=shell('cat > "$1"', tmp_path / "got")), said) as hooks:
-        hooks.tell("decision", {"round": 3, "reasons": ["größer", "\x1b[31m"], "at": Path("x")})
-    got = json.loads((tmp_path / "got").read_text())
-    assert got.pop("time").endswith("Z")
-    assert got == {"event": "decision", "run": "demo", "round": 3, "reasons": ["größer", "\x1b[31m"], "at": "x"}
-    assert said == []
-
-
-def test_pauses_and_ends_of_rounds_are_told(tmp_path: Path, said: Said) -> None:
+def test_a_command_gets_json_objects(tmp_path: Path, log: Log) -> None:
     gone_wrong = Round("r", 4, "failed", "training", "p", None, "2026-03-02T12:00:00Z", None, "no room")
     kept = dataclasses.replace(gone_wrong, state="kept", error=None)
     decision = DecisionRow("r", 4, "keep", "keep", [{"reason": "it gained"}], {}, {}, "p", "c")
-    with telling(settings(command=shell('cat >> "$1"; echo >> "$1"', tmp_path / "got")), said) as hooks:
+    with telling(settings(command=appending(tmp_path / "got")), log) as hooks:
         hooks.state("running", None, None)
         hooks.state("paused", "outside schedule.windows", datetime(2026, 3, 2, 22, tzinfo=UTC))
         hooks.round_ended(kept, decision)
         hooks.round_ended(gone_wrong, None)
-    lines = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
-    assert [{key: value for key, value in line.items() if key != "time"} for line in lines] == [
+        hooks.tell("decision", {"reasons": ["größer", "\x1b[31m"], "at": Path("x")})
+    lines = lines_of(tmp_path / "got")
+    assert all(line.pop("time").endswith("Z") for line in lines) and log == []
+    assert lines == [
         {"event": "pause", "run": "demo", "reason": "outside schedule.windows", "until": "2026-03-02T22:00:00+00:00"},
         {"event": "decision", "run": "demo", "round": 4, "verdict": "keep", "reasons": ["it gained"]},
         {"event": "failure", "run": "demo", "round": 4, "stage": "training", "error": "no room"},
+        {"event": "decision", "run": "demo", "reasons": ["größer", "\x1b[31m"], "at": "x"},
     ]
 
 
-def test_only_what_is_wanted_in_order(tmp_path: Path, said: Said) -> None:
-    watching = settings(on=("pause", "failure"), command=shell('cat >> "$1"; echo >> "$1"', tmp_path / "got"))
-    with telling(watching, said) as hooks:
-        for number, event in enumerate(["decision", "pause", "failure", "pause", "nonsense"]):
-            hooks.tell(event, {"number": number})
-    lines = [json.loads(line) for line in (tmp_path / "got").read_text().splitlines()]
-    assert [(line["event"], line["number"]) for line in lines] == [("pause", 1), ("failure", 2), ("pause", 3)]
+def test_only_what_is_wanted_in_order(tmp_path: Path, log: Log) -> None:
+    events = [(event, {"number": n}) for n, event in enumerate(["decision", "pause", "failure", "pause", "nonsense"])]
+    tell(log, *events, on=("pause", "failure"), command=appending(tmp_path / "got"))
+    got = [(line["event"], line["number"]) for line in lines_of(tmp_path / "got")]
+    assert got == [("pause", 1), ("failure", 2), ("pause", 3)]
 
 
 @pytest.mark.parametrize("words", ["sleep 0.3; wc -c", "true", "exec 0<&-"])
-def test_how_much_it_reads_is_its_own_business(tmp_path: Path, said: Said, words: str) -> None:
-    with telling(settings(command=shell(f'({words}) > "$1"', tmp_path / "got")), said) as hooks:
-        hooks.tell("decision", {"reasons": ["x" * 1_000_000]})
-    assert said == []
+def test_how_much_it_reads_is_its_own_business(tmp_path: Path, log: Log, words: str) -> None:
+    tell(log, ("decision", {"reasons": ["x" * 1_000_000]}), command=shell(f'({words}) > "$1"', tmp_path / "got"))
+    assert log == []
     if "wc" in words:
         assert int((tmp_path / "got").read_text()) > 1_000_000
 
 
-def test_there_is_no_shell(tmp_path: Path, said: Said) -> None:
+def test_there_is_no_shell(tmp_path: Path, log: Log) -> None:
     words = f"$(touch {tmp_path}/no); touch {tmp_path}/no"
-    with telling(
-        settings(
-            command=(
-                sys.executable,
-                "-c",
-                "import sys; open(sys.argv[1], 'w').write(sys.argv[2])",
-                str(tmp_path / "got"),
-                words,
-            )
-        ),
-        said,
-    ) as hooks:
-        hooks.tell("pause", {})
+    write = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+    tell(log, command=(sys.executable, "-c", write, str(tmp_path / "got"), words))
     assert (tmp_path / "got").read_text() == words and not (tmp_path / "no").exists()
 
 
-def test_where_and_how_it_runs(tmp_path: Path, said: Said) -> None:
-    with telling(settings(command=shell("grep -E 'Sig(Ign|Blk)' /proc/self/status > got")), said, tmp_path) as hooks:
-        hooks.tell("pause", {})
+def test_where_and_how_it_runs(tmp_path: Path, log: Log) -> None:
+    tell(log, directory=tmp_path, command=shell("grep -E 'Sig(Ign|Blk)' /proc/self/status > got"))
     # What Python itself ignores, and what the daemon handles; whoever runs the tests may have ignored others.
     ours = sum(1 << (number - 1) for number in (SIGPIPE, SIGXFSZ, SIGTERM, SIGINT, SIGCHLD))
     blocked, ignored = (int(line.split()[1], 16) for line in (tmp_path / "got").read_text().splitlines())
     assert blocked == 0 and ignored & ours == 0
 
 
-# ---- what goes wrong -------------------------------------------------------------------------------------------------
-
-
-def test_a_failure_is_a_line_in_the_log(tmp_path: Path, said: Said) -> None:
+def test_a_failure_is_a_line_in_the_log(tmp_path: Path, log: Log) -> None:
     for command in (shell("exit 7"), ("/none/such",), (str(tmp_path),), shell("kill -9 $$")):
-        with telling(settings(command=command), said) as hooks:
-            hooks.tell("pause", {})
-    assert said == [
+        tell(log, command=command)
+    assert log == [
         "watching.command: sh: exit code 7",
         "watching.command: /none/such: there is no such command",
         f"watching.command: {tmp_path}: it may not be executed",
@@ -172,44 +139,42 @@ def test_a_failure_is_a_line_in_the_log(tmp_path: Path, said: Said) -> None:
     ]
 
 
-def test_a_directory_that_is_gone(tmp_path: Path, said: Said) -> None:
-    with telling(settings(command=("true",)), said, tmp_path / "none") as hooks:
-        hooks.tell("pause", {})
-        hooks.tell("pause", {})
-    assert said == ["watching.command: No such file or directory"] * 2
+def test_a_directory_that_is_gone(tmp_path: Path, log: Log) -> None:
+    tell(log, ("pause", {}), ("pause", {}), directory=tmp_path / "none", command=("true",))
+    assert log == ["watching.command: No such file or directory"] * 2
 
 
-def test_what_takes_too_long_is_ended_with_all_below_it(tmp_path: Path, said: Said) -> None:
+def test_what_takes_too_long_is_ended_with_all_below_it(tmp_path: Path, log: Log) -> None:
     words = 'trap "" TERM; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
     clock, pids = Clock(), [0, 0]
-    with telling(settings(command=shell(words, tmp_path)), said, clock=clock) as hooks:
+    with telling(settings(command=shell(words, tmp_path)), log, clock=clock) as hooks:
         hooks.tell("pause", {})
         hooks.tell("decision", {})
         for number in (1, 2):
             pids = [pid_in(tmp_path / name, but=pid) for name, pid in zip(("below", "top"), pids, strict=True)]
             clock.now_s += HANG_S
-            wait_until(lambda number=number: len(said) == number)
+            wait_until(lambda number=number: len(log) == number)
             assert not any(map(alive, pids))
-    assert said == ["watching.command: sh took too long and was ended"] * 2
+    assert log == ["watching.command: sh took too long and was ended"] * 2
 
 
-def test_nothing_of_a_command_outlives_it(tmp_path: Path, said: Said) -> None:
-    with telling(settings(command=shell('setsid sleep 1000 & echo $! > "$1"', tmp_path / "pid")), said) as hooks:
+def test_nothing_of_a_command_outlives_it(tmp_path: Path, log: Log) -> None:
+    with telling(settings(command=shell('setsid sleep 1000 & echo $! > "$1"', tmp_path / "pid")), log) as hooks:
         hooks.tell("pause", {})
         pid = pid_in(tmp_path / "pid")
         wait_until(lambda: not alive(pid))
-    assert said == []
+    assert log == []
 
 
-def test_not_even_where_its_guard_is_killed(tmp_path: Path, said: Said) -> None:
+def test_not_even_where_its_guard_is_killed(tmp_path: Path, log: Log) -> None:
     words = 'echo $PPID > "$1/guard"; setsid sleep 1000 & echo $! > "$1/below"; sleep 1000'
-    with telling(settings(command=shell(words, tmp_path)), said) as hooks:
+    with telling(settings(command=shell(words, tmp_path)), log) as hooks:
         hooks.tell("pause", {})
         guard, below = pid_in(tmp_path / "guard"), pid_in(tmp_path / "below")
         os.kill(guard, signal.SIGKILL)
-        wait_until(lambda: said)
+        wait_until(lambda: log)
         assert not alive(below)
-    assert said == ["watching.command: sh: exit code -9"]
+    assert log == ["watching.command: sh: exit code -9"]
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -232,70 +197,58 @@ time.sleep(1000)
     wait_until(lambda: not any(map(alive, [*pids, guard.pid])))
 
 
-def test_the_oldest_is_dropped_when_too_many_wait(tmp_path: Path, said: Said) -> None:
+def test_the_oldest_is_dropped_when_too_many_wait(tmp_path: Path, log: Log) -> None:
     words = 'cat >> "$1/got"; echo >> "$1/got"; while test ! -e "$1/go"; do sleep 0.02; done'
-    with telling(settings(on=("pause", "decision"), command=shell(words, tmp_path)), said) as hooks:
+    with telling(settings(on=("pause", "decision"), command=shell(words, tmp_path)), log) as hooks:
         hooks.tell("pause", {"number": -1})
         wait_until(lambda: (tmp_path / "got").exists())
         for number in range(MOST_WAITING + 3):
             hooks.tell("decision", {"number": number})
-        assert said == ["watching: 100 events wait to be told; dropped the oldest, a decision"] * 3
+        assert log == ["watching: 100 events wait to be told; dropped the oldest, a decision"] * 3
         assert [waiting["number"] for waiting in hooks._waiting] == list(range(3, MOST_WAITING + 3))
         hooks.settings = settings(on=("pause",))  # the rest of them need not run
         (tmp_path / "go").touch()
 
 
-def test_the_thread_outlives_what_cannot_be_told(tmp_path: Path, said: Said) -> None:
+def test_the_thread_outlives_what_cannot_be_told(tmp_path: Path, log: Log) -> None:
     class Broken:
         def __str__(self) -> str:
             raise RuntimeError("s3cret")
 
-    with telling(settings(command=shell('cat > "$1"', tmp_path / "got")), said) as hooks:
-        hooks.tell("pause", {"number": Broken()})
-        hooks.tell("pause", {"number": 2})
-    assert json.loads((tmp_path / "got").read_text())["number"] == 2
-    assert "watching.command: RuntimeError" in said and "s3cret" not in str(said)
+    tell(log, ("pause", {"number": Broken()}), ("pause", {"number": 2}), command=appending(tmp_path / "got"))
+    assert [line["number"] for line in lines_of(tmp_path / "got")] == [2]
+    assert "watching.command: RuntimeError" in log and "s3cret" not in str(log)
 
 
-# ---- the end ---------------------------------------------------------------------------------------------------------
-
-
-def test_what_is_queued_at_the_end_has_a_little_time(
-    tmp_path: Path, said: Said, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_queued_at_the_end_has_some_time(tmp_path: Path, log: Log, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Hooks.close.__defaults__ == (hooks_module.END_S,) and hooks_module.END_S > 0
     monkeypatch.setattr(Hooks.close, "__defaults__", (HANG_S,))
-    with hooks_of(settings(command=shell('sleep 0.1; echo >> "$1"', tmp_path / "got")), "demo", said) as hooks:
+    with hooks_of(settings(command=shell('sleep 0.1; echo >> "$1"', tmp_path / "got")), "demo", log) as hooks:
         assert hooks is not None
         for _ in range(5):
             hooks.tell("decision", {})
-    assert (tmp_path / "got").read_text() == "\n" * 5 and said == []
+    assert (tmp_path / "got").read_text() == "\n" * 5 and log == []
 
 
-def test_at_the_end_of_that_time_everything_ends(tmp_path: Path, said: Said) -> None:
+def test_at_the_end_of_that_time_everything_ends(tmp_path: Path, log: Log) -> None:
     words = 'echo $$ > "$1/top"; setsid sleep 1000 & echo $! > "$1/below"; sleep 1000'
-    hooks = Hooks(settings(command=shell(words, tmp_path), timeout_s=1000.0), "demo", said)
+    hooks = Hooks(settings(command=shell(words, tmp_path), timeout_s=1000.0), "demo", log)
     for _ in range(3):
         hooks.tell("decision", {})
     pids = [pid_in(tmp_path / name) for name in ("below", "top")]
     hooks.close(0.1)
     assert not hooks._thread.is_alive() and not any(map(alive, pids))
-    assert said == [
-        "watching.command: sh took too long and was ended",
-        "watching: 2 events were not told before the end",
-    ]
+    ended = "watching.command: sh took too long and was ended"
+    assert log == [ended, "watching: 2 events were not told before the end"]
     hooks.close(0.1)
     hooks.tell("decision", {})
     assert not hooks._waiting
 
 
-def test_without_hooks_there_is_no_thread(said: Said) -> None:
+def test_without_hooks_there_is_no_thread(log: Log) -> None:
     before = threading.active_count()
-    with hooks_of(Watching(prometheus_port=9999), "demo", said) as hooks:
+    with hooks_of(Watching(prometheus_port=9999), "demo", log) as hooks:
         assert hooks is None and threading.active_count() == before
-
-
-# ---- webhooks --------------------------------------------------------------------------------------------------------
 
 
 class Receiver:
@@ -305,23 +258,21 @@ class Receiver:
         self.got: list[tuple[str, str, dict[str, str], Any]] = []
         self.status, self.headers, self.hold = 204, {}, threading.Event()  # type: ignore[var-annotated]
         self.hold.set()
-        receiver = self
 
         class Handler(BaseHTTPRequestHandler):
-            def answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                receiver.got.append((self.command, self.path, dict(self.headers), json.loads(body or b"null")))
-                receiver.hold.wait(HANG_S)
+            def do_POST(asked) -> None:
+                body = asked.rfile.read(int(asked.headers.get("Content-Length", 0)))
+                self.got.append((asked.command, asked.path, dict(asked.headers), json.loads(body or b"null")))
+                self.hold.wait(HANG_S)
                 with contextlib.suppress(OSError):
-                    self.send_response(receiver.status)
-                    for name, value in receiver.headers.items():
-                        self.send_header(name, value)
-                    self.end_headers()
+                    asked.send_response(self.status)
+                    for name, value in self.headers.items():
+                        asked.send_header(name, value)
+                    asked.end_headers()
 
-            do_POST = do_GET = answer
+            do_GET = do_POST
 
-            def log_message(self, *_: object) -> None:
-                pass
+            def log_message(asked, *_: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
@@ -339,45 +290,37 @@ def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     receiver.server.server_close()
 
 
-def test_a_webhook_gets_the_same(receiver: Receiver, tmp_path: Path, said: Said) -> None:
+def test_a_webhook_gets_the_same(receiver: Receiver, tmp_path: Path, log: Log) -> None:
     url = f"http://us%40er:s3cret@127.0.0.1:{receiver.port}/hook?key=s3cret#part"
-    with telling(settings(webhook=url, command=shell('cat > "$1"', tmp_path / "got")), said) as hooks:
-        hooks.tell("failure", {"round": 2, "error": "größer"})
+    tell(log, ("failure", {"round": 2, "error": "größer"}), webhook=url, command=appending(tmp_path / "got"))
     [(method, path, headers, body)] = receiver.got
     assert (method, path, headers["Content-Type"]) == ("POST", "/hook?key=s3cret", "application/json")
     assert headers["Authorization"] == "Basic " + base64.b64encode(b"us@er:s3cret").decode()
     assert headers["Host"] == f"127.0.0.1:{receiver.port}"
-    assert body["error"] == "größer" and body == json.loads((tmp_path / "got").read_text())
-    assert said == []
+    assert body["error"] == "größer" and [body] == lines_of(tmp_path / "got")
+    assert log == []
 
 
-def test_what_it_answers_is_only_a_line_in_the_log(receiver: Receiver, said: Said) -> None:
-    receiver.status = 500
-    with telling(settings(webhook=f"http://u:s3cret@localhost:{receiver.port}/s3cret?s3cret"), said) as hooks:
-        hooks.tell("pause", {})
-    assert said == ["watching.webhook: localhost: answered 500"]
-
-
-@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-def test_it_is_told_nowhere_else(receiver: Receiver, said: Said, status: int) -> None:
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 500])
+def test_another_answer_is_a_line_in_the_log_and_leads_nowhere(receiver: Receiver, log: Log, status: int) -> None:
     receiver.status, receiver.headers = status, {"Location": f"http://localhost:{receiver.port}/elsewhere"}
-    with telling(settings(webhook=f"http://localhost:{receiver.port}/hook"), said) as hooks:
-        hooks.tell("pause", {})
-    assert [got[1] for got in receiver.got] == ["/hook"]
-    assert said == [f"watching.webhook: localhost: answered {status}; it names another address: give that one"]
+    tell(log, webhook=f"http://u:s3cret@localhost:{receiver.port}/s3cret?s3cret")
+    assert [got[1] for got in receiver.got] == ["/s3cret?s3cret"]
+    moved = "; it names another address: give that one" if status < 400 else ""
+    assert log == [f"watching.webhook: localhost: answered {status}{moved}"]
 
 
-def test_one_that_does_not_answer_is_given_up(receiver: Receiver, said: Said) -> None:
+def test_one_that_does_not_answer_is_given_up(receiver: Receiver, log: Log) -> None:
     receiver.hold.clear()
     # Each read may take as long as the whole: a server that drips must not have for ever.
-    with telling(settings(webhook=f"http://127.0.0.1:{receiver.port}", timeout_s=0.5), said) as hooks:
+    with telling(settings(webhook=f"http://127.0.0.1:{receiver.port}", timeout_s=0.5), log) as hooks:
         hooks.tell("pause", {})
-        wait_until(lambda: said)
+        wait_until(lambda: log)
         receiver.hold.set()
-    assert said[0] in ("watching.webhook: 127.0.0.1: took too long", "watching.webhook: 127.0.0.1: TimeoutError")
+    assert log[0] in ("watching.webhook: 127.0.0.1: took too long", "watching.webhook: 127.0.0.1: TimeoutError")
 
 
-def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(said: Said) -> None:
+def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(log: Log) -> None:
     begun, over, clock = threading.Event(), threading.Event(), Clock()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -392,18 +335,16 @@ def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(said: Said) -> 
         thread = threading.Thread(target=drip, daemon=True)
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        with telling(settings(webhook=url), said, clock=clock) as hooks:
+        with telling(settings(webhook=url), log, clock=clock) as hooks:
             hooks.tell("pause", {})
             hooks.tell("pause", {})
             assert begun.wait(HANG_S)
             clock.now_s += HANG_S
-            wait_until(lambda: len(said) == 2)
+            wait_until(lambda: len(log) == 2)
         over.set()
         thread.join()
-    assert said == [
-        "watching.webhook: 127.0.0.1: took too long",
-        "watching.webhook: 127.0.0.1 has not answered the last event yet; not told",
-    ]
+    unanswered = "127.0.0.1 has not answered the last event yet; not told"
+    assert log == ["watching.webhook: 127.0.0.1: took too long", f"watching.webhook: {unanswered}"]
 
 
 @pytest.mark.parametrize(
@@ -418,14 +359,10 @@ def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(said: Said) -> 
         "https://u:s3cret@127.0.0.1:{port}/s3cret",  # it does not speak TLS
     ],
 )
-def test_secrets_are_not_logged(receiver: Receiver, said: Said, url: str) -> None:
-    watching = Watching.model_construct(webhook=url.format(port=receiver.port), timeout_s=5.0)
-    with telling(watching, said) as hooks:
+def test_secrets_are_not_logged(receiver: Receiver, log: Log, url: str) -> None:
+    with telling(Watching.model_construct(webhook=url.format(port=receiver.port), timeout_s=5.0), log) as hooks:
         hooks.tell("pause", {})
-    assert len(said) == 1 and said[0].startswith("watching.webhook: ") and "s3cret" not in said[0]
-
-
-# ---- its part of loop.toml -------------------------------------------------------------------------------------------
+    assert len(log) == 1 and log[0].startswith("watching.webhook: ") and "s3cret" not in log[0]
 
 
 def configured(tmp_path: Path, keys: str) -> Any:
@@ -469,9 +406,11 @@ def test_mistakes_are_found_before_anything_runs(tmp_path: Path, keys: str) -> N
     assert "s3cret" not in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["http://localhost", "https://[::1]:8443/x?y=z", "https://hooks.example.org/a/b-c_d%20e", "HTTPS://EXAMPLE.org"],
-)
-def test_web_addresses(url: str) -> None:
-    assert Watching(webhook=url).webhook == url
+def test_web_addresses() -> None:
+    for url in (
+        "http://localhost",
+        "https://[::1]:8443/x?y=z",
+        "https://example.org/a/b-c_d%20e",
+        "HTTPS://EXAMPLE.org",
+    ):
+        assert Watching(webhook=url).webhook == url

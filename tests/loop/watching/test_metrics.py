@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -22,7 +21,7 @@ from loop.errors import ConfigError
 from loop.watching import metrics as metrics_module
 from loop.watching.metrics import STATES, Metrics, Snapshot, metrics_of
 from store.records import STAGES
-from tests.support import ROOT
+from tests.support.cli import environment
 from tests.support.waiting import HANG_S, wait_until
 
 FULL = Snapshot(
@@ -59,12 +58,20 @@ class Endpoint:
         self.metrics.look = lambda: snapshot
         self.metrics.state()
 
+    def connect(self, host: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection((host, self.port), timeout=HANG_S)
+
     def get(self, path: str = "/metrics", **headers: str) -> tuple[int, str]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
         with contextlib.closing(connection):
             connection.request("GET", path, headers=headers)
             answer = connection.getresponse()
             return answer.status, answer.read().decode()
+
+    def answers(self) -> bool:
+        with contextlib.suppress(ConnectionError):
+            return self.get()[0] == 200
+        return False
 
     def samples(self) -> dict[str, float]:
         return {
@@ -74,28 +81,27 @@ class Endpoint:
         }
 
 
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    monkeypatch.setattr(metrics_module, "CLIENT_TIMEOUT_S", HANG_S)
-    port = free_port()
+@contextlib.contextmanager
+def at_port(port: int | None = None) -> Iterator[Endpoint]:
+    port = port or free_port()
     with metrics_of(Watching(prometheus_port=port), lambda: FULL) as metrics:
         assert metrics is not None
         yield Endpoint(port, metrics)
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
+    monkeypatch.setattr(metrics_module, "CLIENT_TIMEOUT_S", HANG_S)
+    with at_port() as endpoint:
+        yield endpoint
 
 
 def test_a_snapshot_is_shown(endpoint: Endpoint) -> None:
     endpoint.show(FULL)
     assert endpoint.samples() == {
         'loopd_run_info/de"mo\n': 1,
-        "loopd_state/running": 1,
-        "loopd_state/paused": 0,
-        "loopd_state/idle": 0,
-        "loopd_state/stopped": 0,
-        "loopd_state/failed": 0,
-        "loopd_stage/sampling": 0,
-        "loopd_stage/training": 1,
-        "loopd_stage/evaluating": 0,
-        "loopd_stage/deciding": 0,
+        **{f"loopd_state/{name}": float(name == "running") for name in STATES},
+        **{f"loopd_stage/{name}": float(name == "training") for name in STAGES},
         "loopd_rounds_total/kept": 9,
         "loopd_rounds_total/rolled_back": 4,
         "loopd_completions_total": 3584,
@@ -115,16 +121,15 @@ def test_a_snapshot_is_shown(endpoint: Endpoint) -> None:
 def test_the_newest_one_is_shown_and_what_is_not_known_is_not(endpoint: Endpoint) -> None:
     assert endpoint.get() == (200, "")
     endpoint.show(FULL)
-    bare = {"done_ratio": None, "head_pass_ratio": None, "next_due_at": None, "stage": ""}
+    bare = dataclasses.replace(FULL, rounds_failed=0, done_ratio=None, head_pass_ratio=None, next_due_at=None, stage="")
     for state in STATES:
-        endpoint.show(dataclasses.replace(FULL, state=state, rounds_failed=0, **bare))  # type: ignore[arg-type]
+        endpoint.show(dataclasses.replace(bare, state=state))
         samples = endpoint.samples()
         assert [name for name in STATES if samples[f"loopd_state/{name}"]] == [state]
         assert not any(samples[f"loopd_stage/{stage}"] for stage in STAGES)
         assert samples["loopd_failed_rounds"] == 0  # zero is known
-        unknown = ("done_ratio", "pass_ratio", "next_due")
         text = endpoint.get()[1]
-        assert not any(word in text for word in unknown)
+        assert not any(word in text for word in ("done_ratio", "pass_ratio", "next_due"))
 
 
 @pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text; version=1.0.0"])
@@ -160,31 +165,31 @@ def test_a_snapshot_is_made_when_the_state_changes_and_now_and_then(monkeypatch:
 
 def test_only_this_machine_may_ask(endpoint: Endpoint) -> None:
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", endpoint.port), timeout=HANG_S).close()
+        endpoint.connect("127.0.0.2").close()
     assert endpoint.get("/metrics?name[]=loopd_round")[0] == endpoint.get("/")[0] == 200
 
 
 def test_those_who_say_nothing_are_in_nobodys_way(endpoint: Endpoint) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(60):
-            stack.enter_context(socket.create_connection(("127.0.0.1", endpoint.port), timeout=HANG_S))
+            stack.enter_context(endpoint.connect())
         assert endpoint.get()[0] == 200
 
 
 def test_more_clients_than_the_daemon_can_spare_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_module, "MOST_CLIENTS", 4)
-    port = free_port()
-    with metrics_of(Watching(prometheus_port=port), lambda: FULL), contextlib.ExitStack() as stack:
-        silent = [stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=HANG_S)) for _ in range(5)]
+    with at_port() as endpoint, contextlib.ExitStack() as stack:
+        silent = [stack.enter_context(endpoint.connect()) for _ in range(5)]
         assert silent[-1].recv(1) == b"", "closed at once, and not after the limit of a silent client"
+        stack.close()
+        wait_until(endpoint.answers)
 
 
 def test_those_who_say_nothing_are_dropped(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(metrics_module, "CLIENT_TIMEOUT_S", 0.2)
-    port = free_port()
     with (
-        metrics_of(Watching(prometheus_port=port), lambda: FULL),
-        socket.create_connection(("127.0.0.1", port), timeout=HANG_S) as connection,
+        at_port() as endpoint,
+        endpoint.connect() as connection,
         contextlib.suppress(ConnectionError),  # dropped before it has spoken, or with what it said unread
     ):
         connection.sendall(b"GET /met")
@@ -195,7 +200,7 @@ def test_those_who_say_nothing_are_dropped(monkeypatch: pytest.MonkeyPatch, capf
 def test_those_who_go_away_leave_no_trace(endpoint: Endpoint, capfd: pytest.CaptureFixture[str]) -> None:
     endpoint.show(FULL)
     for _ in range(20):
-        with socket.create_connection(("127.0.0.1", endpoint.port), timeout=HANG_S) as connection:
+        with endpoint.connect() as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")  # a reset
             connection.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
     assert endpoint.get()[0] == 200
@@ -205,7 +210,7 @@ def test_those_who_go_away_leave_no_trace(endpoint: Endpoint, capfd: pytest.Capt
 def test_a_port_that_is_taken_is_a_mistake_in_the_configuration() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-        with pytest.raises(ConfigError) as caught, metrics_of(Watching(prometheus_port=port), lambda: FULL):
+        with pytest.raises(ConfigError) as caught, at_port(port):
             pass
     text = str(caught.value)
     assert caught.value.exit_code == 78 and "\n" not in text
@@ -215,11 +220,11 @@ def test_a_port_that_is_taken_is_a_mistake_in_the_configuration() -> None:
 def test_it_ends_with_its_block(endpoint: Endpoint) -> None:
     before, descriptors, port = threading.active_count(), len(os.listdir("/proc/self/fd")), free_port()
     for _ in range(3):  # the port is free again at once
-        with pytest.raises(KeyError), metrics_of(Watching(prometheus_port=port), lambda: FULL) as metrics:
-            assert metrics is not None and Endpoint(port, metrics).get()[0] == 200
+        with pytest.raises(KeyError), at_port(port) as another:
+            assert another.get()[0] == 200
             raise KeyError
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=HANG_S).close()
+        another.connect().close()
     wait_until(lambda: (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (before, descriptors))
 
 
@@ -232,7 +237,6 @@ for port in (None, int(sys.argv[1])):
     with metrics_of(Watching(prometheus_port=port), lambda: None) as metrics:
         print(metrics is None, "prometheus_client" in sys.modules, "http.server" in sys.modules)
 """
-    command: list[Any] = [sys.executable, "-c", words, str(free_port())]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    told = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
-    assert told.splitlines() == ["True False False", "False True True"]
+    command = [sys.executable, "-c", words, str(free_port())]
+    told = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    assert told.stdout.splitlines() == ["True False False", "False True True"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -26,20 +27,18 @@ from loop.watching import tracker_thread
 from loop.watching.tracker_process import about, figures_of
 from loop.watching.tracker_thread import TrackerThread, trackers_of, tracking_command
 from loop.watching.trackers import EXTRA, TRACKERS, Mlflow, Trackio, Wandb, missing, missing_in_words
-from tests.support.cli import Loopctl, call, environment, finished, process
-from tests.support.waiting import HANG_S, Clock, returns, wait_until
+from tests.support import ROOT
+from tests.support.cli import Loopctl, Said, call, environment, finished, process
+from tests.support.waiting import HANG_S, Clock, Log, pid_in, returns, wait_until
 
 __all__ = ["call", "finished"]
-from tests.support import ROOT
 
 Figures = dict[int, dict[str, float]]  # by round
 
 
 def needs(name: str) -> Any:
     """Skips where a tracker's library is not installed."""
-    return pytest.mark.skipif(
-        bool(missing([name])), reason=f"{name} is not installed: pip install 'ssd-loop[trackers]'"
-    )
+    return pytest.mark.skipif(bool(missing([name])), reason=f"{name} is not installed: {EXTRA}")
 
 
 ALL = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for name in TRACKERS])
@@ -47,13 +46,11 @@ ALL = pytest.mark.parametrize("name", [pytest.param(name, marks=needs(name)) for
 
 def expected(run_dir: Path) -> Figures:
     """What the store says, by round."""
-    with reader(run_dir) as found:
-        return {number: figures_of(found, number) for number in about(found, "x").rounds}
+    with reader(run_dir) as store:
+        return {number: figures_of(store, number) for number in about(store, "x").rounds}
 
 
-def track(
-    name: str, directory: Path, *, offline: bool = False, code: str | None = None
-) -> subprocess.CompletedProcess[str]:
+def track(name: str, directory: Path, *, offline: bool = False, code: str | None = None) -> Said:
     """Bring a tracker up to date as the daemon does, in a process of its own; `offline`: where there is no network."""
     command = tracking_command(name, directory / ".loop", "small", anew=True)
     if code is not None:
@@ -62,15 +59,14 @@ def track(
         bwrap = find_bwrap()
         assert bwrap is not None
         command = [bwrap, "--unshare-net", "--dev-bind", "/", "/", *command]
-    return subprocess.run(command, env=environment(), cwd=directory, capture_output=True, text=True, timeout=HANG_S)
-
-
-# ---- reading back ----------------------------------------------------------------------------------------------------
+    done = subprocess.run(command, env=environment(), cwd=directory, capture_output=True, text=True, timeout=HANG_S)
+    return Said(done.returncode, done.stdout, done.stderr)
 
 
 def read_back(name: str, directory: Path, project: str = "small") -> tuple[Figures, dict[str, Any]]:
-    """What a tracker holds: the figures by round, without a round twice, and the configuration."""
-    return {"trackio": from_trackio, "wandb": from_wandb, "mlflow": from_mlflow}[name](directory, project)
+    """What a tracker of a run holds: the figures by round, without a round twice, and the configuration."""
+    read = {"trackio": from_trackio, "wandb": from_wandb, "mlflow": from_mlflow}[name]
+    return read(directory / ".loop" / "trackers" / name, project)
 
 
 TRACKIO = """
@@ -83,13 +79,9 @@ print(json.dumps([SQLiteStorage.get_logs(sys.argv[1], run.name, run_id=run.id), 
 
 
 def from_trackio(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]:
-    told = subprocess.run(  # the directory is read from the environment when it is imported
-        [sys.executable, "-c", TRACKIO, project],
-        env=environment(TRACKIO_DIR=str(directory)),
-        capture_output=True,
-        text=True,
-    )
-    rows, config = json.loads(told.stdout)
+    variables = environment(TRACKIO_DIR=str(directory))  # it is read from there when trackio is imported
+    command = [sys.executable, "-c", TRACKIO, project]
+    rows, config = json.loads(subprocess.run(command, env=variables, capture_output=True, text=True).stdout)
     assert len({row["step"] for row in rows}) == len(rows), "a round came twice"
     return {row.pop("step"): {key: value for key, value in row.items() if key != "timestamp"} for row in rows}, config
 
@@ -98,7 +90,7 @@ def from_wandb(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]:
     from wandb.proto import wandb_internal_pb2
 
     (file,) = directory.glob("wandb/offline-run-*/run-*.wandb")
-    found: Figures = {}
+    rows: Figures = {}
     config: dict[str, Any] = {}
     for data in leveldb_records(file.read_bytes()):
         record = wandb_internal_pb2.Record()
@@ -109,9 +101,9 @@ def from_wandb(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]:
         if record.HasField("history"):
             row = {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
             step = record.history.step.num
-            assert step not in found, "a round came twice"
-            found[step] = {key: value for key, value in row.items() if not key.startswith("_")}
-    return found, config
+            assert step not in rows, "a round came twice"
+            rows[step] = {key: value for key, value in row.items() if not key.startswith("_")}
+    return rows, config
 
 
 def leveldb_records(content: bytes) -> Iterator[bytes]:
@@ -138,27 +130,22 @@ def from_mlflow(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]
     client = MlflowClient(directory.absolute().as_uri())
     experiment = client.get_experiment_by_name(project)
     (run,) = client.search_runs([experiment.experiment_id])
-    found: Figures = {}
+    rows: Figures = {}
     for key in run.data.metrics:
         for metric in client.get_metric_history(run.info.run_id, key):
-            row = found.setdefault(metric.step, {})
+            row = rows.setdefault(metric.step, {})
             assert key not in row, "a round came twice"
             row[key.replace("_at_", "@")] = metric.value
-    return found, dict(run.data.params)
-
-
-# ---- what is logged --------------------------------------------------------------------------------------------------
+    return rows, dict(run.data.params)
 
 
 def test_a_rounds_figures(finished: Path) -> None:
-    with reader(finished / ".loop") as found:
-        answer, figures = as_json(whole_round(found, 2)), figures_of(found, 2)
+    with reader(finished / ".loop") as store:
+        answer, figures = as_json(whole_round(store, 2)), figures_of(store, 2)
     ones = answer["suites"]["ones"]
     for who in ("base", "head", "candidate"):
-        assert (
-            figures[f"ones/{who}/pass@1"] == ones[who]["pass@1"]
-            and figures[f"ones/{who}/pass@2"] == ones[who]["pass@2"]
-        )
+        for key in ("pass@1", "pass@2"):
+            assert figures[f"ones/{who}/{key}"] == ones[who][key]
         ends = [figures[f"ones/{who}/pass@1_low"], figures[f"ones/{who}/pass@1_high"]]
         assert ends == ones[who]["pass@1_interval"] and f"greedy/{who}/pass@1" in figures
     assert figures["ones/gain"] == ones["gain"]["gain"] and figures["ones/gain_low"] == ones["gain"]["interval"][0]
@@ -176,9 +163,9 @@ def test_a_rounds_figures(finished: Path) -> None:
 def test_tokens_are_counted_where_they_were_drawn(finished: Path) -> None:
     """Round 2 trained the weights that round 1 had, so nothing was measured in it."""
     figures = expected(finished / ".loop")
-    with reader(finished / ".loop") as found:
-        ids = [one.id for one in found.evaluations().by_id.values()]
-        drawn = sum(one.num_tokens for id in ids for one in found.corpus.completions(found.run.id, evaluation_id=id))
+    with reader(finished / ".loop") as store:
+        ids = [row.id for row in store.evaluations().by_id.values()]
+        drawn = sum(row.num_tokens for id in ids for row in store.corpus.completions(store.run.id, evaluation_id=id))
     assert figures[1]["tokens/evaluating"] == pytest.approx(drawn) and figures[2]["tokens/evaluating"] == 0
 
 
@@ -186,18 +173,11 @@ def test_tokens_are_counted_where_they_were_drawn(finished: Path) -> None:
 def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
     """All of it, with the decoding settings, where there is no network; and nothing lands beside the run directory."""
     done = track(name, finished, offline=True)
-    assert done.returncode == 0, done.stderr
-    found, config = read_back(name, finished / ".loop/trackers" / name)
-    assert found == expected(finished / ".loop") and len(found) == 2
-    if name == "mlflow":
-        assert (config["decoding.suite"], config["decoding.temperature"], config["decoding.top_p"]) == (
-            "ones",
-            "0.9",
-            "0.95",
-        )
-    else:
-        decoding = config["decoding"]
-        assert (decoding["suite"], decoding["temperature"], decoding["top_p"]) == ("ones", 0.9, 0.95)
+    assert done.code == 0, done.err
+    held, config = read_back(name, finished)
+    assert held == expected(finished / ".loop") and len(held) == 2
+    for key, value in {"suite": "ones", "temperature": 0.9, "top_p": 0.95}.items():
+        assert config[f"decoding.{key}"] == str(value) if name == "mlflow" else config["decoding"][key] == value
     assert not [path for path in finished.iterdir() if path.name in ("wandb", "mlruns", "trackio", "mlflow.db")]
 
 
@@ -218,39 +198,26 @@ tracker_process.main()
 @ALL
 def test_killed_and_started_again_it_doubles_nothing(name: str, finished: Path) -> None:
     """And a round more is a round more, however often it is told."""
-    assert track(name, finished, code=KILLED).returncode == 9
+    assert track(name, finished, code=KILLED).code == 9
     assert not (finished / ".loop/trackers" / name / "told.json").exists()
     done = track(name, finished)
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     if name == "wandb":  # what the killed one left is a run of its own, which is removed with the next
         assert len(list((finished / ".loop/trackers/wandb/wandb").glob("offline-run-*"))) == 1
-    assert read_back(name, finished / ".loop/trackers" / name)[0] == expected(finished / ".loop")
+    assert read_back(name, finished)[0] == expected(finished / ".loop")
     assert process(finished, "run", "--rounds", "1").code == 0
     for _ in range(2):
-        assert track(name, finished).returncode == 0
-    found, _ = read_back(name, finished / ".loop/trackers" / name)
-    assert found == expected(finished / ".loop") and len(found) == 3
+        assert track(name, finished).code == 0
+    held, _ = read_back(name, finished)
+    assert held == expected(finished / ".loop") and len(held) == 3
 
 
 def test_another_beginning_of_a_run_is_another_run(finished: Path, tmp_path: Path) -> None:
-    with reader(finished / ".loop") as found:
-        first, again = about(found, "x"), about(found, "x")
-        found.run = type(found.run)(**{
-            **{field: getattr(found.run, field) for field in found.run.__dataclass_fields__}, "created_at": "2026-01-01T00:00:00Z",
-        })  # fmt: skip
-        other = about(found, "x")
+    with reader(finished / ".loop") as store:
+        first, again = about(store, "x"), about(store, "x")
+        store.run = dataclasses.replace(store.run, created_at="2026-01-01T00:00:00Z")
+        other = about(store, "x")
     assert first.id == again.id != other.id
-
-
-# ---- in nobody's way -------------------------------------------------------------------------------------------------
-
-
-class Lines(list[str]):
-    """What goes to the log."""
-
-    def __call__(self, level: str, text: str) -> None:
-        assert level == "warning" and "\n" not in text
-        self.append(text)
 
 
 def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
@@ -262,42 +229,32 @@ def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
 HANGS = "import os, sys, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)"
 
 
-def hanging(directory: Path, but: int = 0) -> int:
-    """The process that hangs there, and not that one, once it does."""
-
-    def found() -> int:
-        text = (directory / "pid").read_text() if (directory / "pid").exists() else ""
-        return int(text) if text.endswith("\n") and int(text) != but else 0
-
-    return int(wait_until(found))
-
-
 def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
-    said, clock = Lines(), Clock()
-    trackers = TrackerThread(["wandb", "mlflow"], tmp_path, "p", said, clock)
+    log, clock = Log(), Clock()
+    trackers = TrackerThread(["wandb", "mlflow"], tmp_path, "p", log, clock)
     returns(trackers.look)
-    first = hanging(tmp_path)
-    assert said == [] and psutil.pid_exists(first), "nobody waits for it"
+    first = pid_in(tmp_path / "pid")
+    assert log == [] and psutil.pid_exists(first), "nobody waits for it"
     clock.now_s += tracker_thread.TIMEOUT_S
-    second = hanging(tmp_path, but=first)
+    second = pid_in(tmp_path / "pid", but=first)
     clock.now_s += tracker_thread.TIMEOUT_S
-    wait_until(lambda: len(said) == 2)
+    wait_until(lambda: len(log) == 2)
     trackers.close(0.0)
-    assert [line.split(" took")[0] for line in said] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
+    assert [line.split(" took")[0] for line in log] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
     assert not psutil.pid_exists(first) and not psutil.pid_exists(second)
 
 
 def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, HANGS)
-    said = Lines()
-    trackers = TrackerThread(["wandb"], tmp_path, "p", said, Clock())
+    log = Log()
+    trackers = TrackerThread(["wandb"], tmp_path, "p", log, Clock())
     trackers.look()
-    pid = hanging(tmp_path)
+    pid = pid_in(tmp_path / "pid")
     returns(lambda: trackers.close(0.0))
-    assert len(said) == 1 and not psutil.pid_exists(pid)
+    assert len(log) == 1 and not psutil.pid_exists(pid)
     trackers.look()
-    trackers.close()
+    trackers.close(0.0)
 
 
 @pytest.mark.parametrize(("stopped", "told"), [(False, True), (True, False)])
@@ -310,10 +267,10 @@ def test_a_run_that_ends_by_itself_waits_for_them(
     patience_s: list[float] = []
     close = TrackerThread.close
     monkeypatch.setattr(
-        TrackerThread, "close", lambda self, given_s: (patience_s.append(given_s), close(self, given_s))
+        TrackerThread, "close", lambda self, given_s: patience_s.append(given_s) or close(self, given_s)
     )
     telling(monkeypatch, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nopen('told', 'w')")
-    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Lines(), lambda: stopped) as trackers:
+    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Log(), lambda: stopped) as trackers:
         assert trackers is not None
 
         def let_it_end() -> None:
@@ -327,36 +284,34 @@ def test_a_run_that_ends_by_itself_waits_for_them(
 
 def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('no\\x1b[31m server ' + 'x' * 1000)")
-    said = Lines()
-    trackers = TrackerThread(["mlflow"], tmp_path, "p", said)
+    log = Log()
+    trackers = TrackerThread(["mlflow"], tmp_path, "p", log)
     for number in (1, 2):
         trackers.look()
-        wait_until(lambda number=number: len(said) == number)
-    trackers.close()
-    assert said[0] == said[1] and said[0].startswith("watching.trackers: mlflow: no [31m server xxx")
-    assert len(said[0]) < 500 and "loopctl track" in said[0]
+        wait_until(lambda number=number: len(log) == number)
+    trackers.close(HANG_S)
+    assert log[0] == log[1] and log[0].startswith("watching.trackers: mlflow: no [31m server xxx")
+    assert len(log[0]) < 500 and "loopctl track" in log[0]
 
 
 def test_a_mistake_of_the_library_is_told_in_a_line(finished: Path) -> None:
     (finished / ".loop/trackers").mkdir()
     (finished / ".loop/trackers/mlflow").touch()
     done = track("mlflow", finished)
-    assert done.returncode == 1 and "Traceback" not in done.stderr and "mlflow" in done.stderr.splitlines()[-1]
+    assert done.code == 1 and "Traceback" not in done.err and "mlflow" in done.err.splitlines()[-1]
 
 
 def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for tracker, packages in ((Trackio, ("nope",)), (Wandb, ("pytest",)), (Mlflow, ("no", "nor"))):
         monkeypatch.setattr(tracker, "packages", packages)
-    assert (
-        missing(["wandb", "mlflow", "trackio", "mlflow"]) == ["mlflow", "trackio"]
-        and missing_in_words(["wandb"]) is None
-    )
-    said = Lines()
-    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, said) as trackers:
+    assert missing(["wandb", "mlflow", "trackio", "mlflow"]) == ["mlflow", "trackio"]
+    assert missing_in_words(["wandb"]) is None
+    log = Log()
+    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, log) as trackers:
         assert trackers is None
-    assert said == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
-    with trackers_of(Watching(), "small", tmp_path, said) as trackers:
-        assert trackers is None and len(said) == 1
+    assert log == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
+    with trackers_of(Watching(), "small", tmp_path, log) as trackers:
+        assert trackers is None and len(log) == 1
 
 
 def test_every_tracker_can_be_configured_and_installed() -> None:
@@ -367,27 +322,22 @@ def test_every_tracker_can_be_configured_and_installed() -> None:
     assert [line.partition("==")[0] for line in extra] == [tracker.packages[0] for tracker in TRACKERS.values()]
 
 
-# ---- from loopctl ----------------------------------------------------------------------------------------------------
-
-
 def configured(names: str, more: str = "") -> None:
     path = Path("loop.toml")
     path.write_text(path.read_text() + f"\n[watching]\ntrackers = [{names}]\n{more}")
 
 
-def test_config_check_and_doctor_name_what_is_missing(
-    finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checks_name_what_is_missing(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     configured('"mlflow"')
     monkeypatch.setattr(Mlflow, "packages", ("nope",))
-    said = call("config", "check")
-    assert said.code == 0 and "mlflow is not installed" in said.err and "pip install 'ssd-loop[trackers]'" in said.err
+    done = call("config", "check")
+    assert done.code == 0 and "mlflow is not installed" in done.err and "pip install 'ssd-loop[trackers]'" in done.err
     assert "mlflow" in call("config", "check", "--json").json["warnings"][0]
     monkeypatch.setattr("loop.cli.doctor._DEVICES", 'print(\'{"gpus": [], "threads": 2}\')')
     (line,) = [each for each in call("doctor", "--json").json["checks"] if each["name"] == "trackers"]
     assert line["verdict"] == "warn" and "ssd-loop[trackers]" in line["remedy"]
-    said = call("track")
-    assert said.code == 1 and "mlflow: not installed; pip install" in said.err
+    done = call("track")
+    assert done.code == 1 and "mlflow: not installed; pip install" in done.err
 
 
 @needs("mlflow")
@@ -398,10 +348,10 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
         "import sys\nif 'loop.cli.main' in sys.orig_argv:\n"
         f"    from loop.watching import tracker_thread\n    tracker_thread.END_S = tracker_thread.TIMEOUT_S = {HANG_S}\n"
     )
-    said = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
-    assert said.code == 0, said.err
-    found, config = read_back("mlflow", finished / ".loop/trackers/mlflow", "shared")
-    assert found == expected(finished / ".loop") and len(found) == 3 and config["name"] == "small"
+    done = process(finished, "run", "--rounds", "1", PYTHONPATH=f"{finished}{os.pathsep}{ROOT}")
+    assert done.code == 0, done.err
+    held, config = read_back("mlflow", finished, "shared")
+    assert held == expected(finished / ".loop") and len(held) == 3 and config["name"] == "small"
     assert call("config", "check").err == ""
 
 
@@ -409,16 +359,15 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
 @needs("mlflow")
 def test_a_run_that_is_over_is_sent_afterwards(finished: Path, call: Loopctl) -> None:
     assert call("track").code == 1
-    said = call("track", "mlflow", "--project", "later")
-    assert (said.code, said.out) == (0, "mlflow: up to date: project later\n"), said.err
-    found, _ = read_back("mlflow", finished / ".loop/trackers/mlflow", "later")
-    assert found == expected(finished / ".loop")
+    done = call("track", "mlflow", "--project", "later")
+    assert (done.code, done.out) == (0, "mlflow: up to date: project later\n"), done.err
+    assert read_back("mlflow", finished, "later")[0] == expected(finished / ".loop")
     answer = call("track", "mlflow", "--json", "--project", "later").json
     assert answer == [{"tracker": "mlflow", "project": "later", "directory": str(finished / ".loop/trackers/mlflow")}]
     shutil.rmtree(finished / ".loop/trackers/mlflow")
     (finished / ".loop/trackers/mlflow").touch()
-    said = call("track", "mlflow")
-    assert said.code == 1 and said.err.count("\n") == 1 and "tracker-mlflow.log has all of it" in said.err
+    done = call("track", "mlflow")
+    assert done.code == 1 and done.err.count("\n") == 1 and "tracker-mlflow.log has all of it" in done.err
 
 
 def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: Path) -> None:
@@ -429,6 +378,8 @@ def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: P
 
 def test_nothing_is_imported_unless_it_is_configured() -> None:
     words = "import sys, loop.daemon.loopd, loop.daemon.commands, loop.watching.tracker_thread, loop.cli.run, loop.cli.status, loop.cli.track; "
-    words += "print([name for name in ('wandb', 'mlflow', 'trackio', 'loop.watching.tracker_process', 'huggingface_hub') if name in sys.modules])"
+    words += (
+        "print({'wandb', 'mlflow', 'trackio', 'loop.watching.tracker_process', 'huggingface_hub'} & sys.modules.keys())"
+    )
     told = subprocess.run([sys.executable, "-c", words], env=environment(), capture_output=True, text=True, check=True)
-    assert told.stdout == "[]\n"
+    assert told.stdout == "set()\n"
