@@ -10,54 +10,48 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
-from datetime import datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from bench.stores import write_configuration
-from store.db import open_database
-from store.ledger import Ledger
+import psutil
 
-LOOPCTL = [sys.executable, "-m", "loop.cli.main"]
+from bench.measuring import LOOPCTL, environment
+from bench.stores import write_configuration
+from loop.reading.reader import reader
+from loop.words import moment
 
 
 def figures(num_rounds: int) -> dict[str, object]:
     """Seconds from each decision to the page, and what a look costs."""
     with tempfile.TemporaryDirectory() as scratch:
         config = write_configuration(Path(scratch), num_rounds, num_problems=16)
-        named = ["--config", str(config)]
-        server = subprocess.Popen(
-            [*LOOPCTL, *named, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
-        )
-        assert server.stdout
+        command = [*LOOPCTL, "--config", str(config)]
+        server = subprocess.Popen([*command, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
         port = urlsplit(json.loads(server.stdout.readline())["url"]).port
-        begun, cpu = time.time(), _cpu(server.pid)
+        process = psutil.Process(server.pid)
+        begun, cpu = time.time(), sum(process.cpu_times()[:2])
         running = subprocess.Popen(
-            [*LOOPCTL, *named, "run"], env=os.environ | {"LOOP_FAKE_STEP_S": "0.05"}, stderr=subprocess.DEVNULL,
+            [*command, "run"],
+            env=environment(LOOP_FAKE_STEP_S="0.05"),
+            stderr=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         try:
-            shown = _follow(port or 0, num_rounds)
+            shown = _follow(port, num_rounds)
             running.wait()
-            used = (_cpu(server.pid) - cpu) / (time.time() - begun)
+            used = (sum(process.cpu_times()[:2]) - cpu) / (time.time() - begun)
         finally:
             running.kill()
             server.terminate()
             server.wait()
-        db = open_database(config.parent / ".loop" / "loop.db", read_only=True)
-        ledger = Ledger(db)
-        run = ledger.run()
-        assert run is not None
-        took = [
-            shown[decision.round] - datetime.fromisoformat(decision.decided_at).timestamp()
-            for decision in ledger.decisions(run.id)
-        ]
-        db.close()
+        with reader(config.parent / ".loop") as store:
+            took = [
+                shown[decision.round] - moment(decision.decided_at).timestamp()
+                for decision in store.ledger.decisions(store.run.id)
+            ]
     return {"seconds": [round(each, 2) for each in took], "most": round(max(took), 2), "of_a_core": round(used, 3)}
 
 
@@ -65,7 +59,7 @@ def _follow(port: int, num_rounds: int) -> dict[int, float]:
     """When the decision of each round was first in the body, as Unix time."""
     events = http.client.HTTPConnection("127.0.0.1", port)
     events.request("GET", "/events")
-    stream, shown = events.getresponse(), {}  # type: ignore[var-annotated]
+    stream, shown = events.getresponse(), {}
     while len(shown) < num_rounds:
         if not stream.readline().startswith(b"data:"):
             continue
@@ -74,17 +68,11 @@ def _follow(port: int, num_rounds: int) -> dict[int, float]:
         body, at = ask.getresponse().read().decode(), time.time()
         ask.close()
         for number in range(1, num_rounds + 1):
-            _, _, section = body.partition(f'id="round-{number}"')
-            summary = section.partition("</summary>")[0]
+            summary = body.partition(f'id="round-{number}"')[2].partition("</summary>")[0]
             if any(f"mark {outcome}" in summary for outcome in ("kept", "rolled_back", "inconclusive")):
                 shown.setdefault(number, at)
     events.close()
     return shown
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":
