@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -13,9 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from store.db import open_database
-from store.verify import verify_store
-from tests.support.runs import KEEPING, environment, write_run
+from tests.support.runs import KEEPING, environment, findings, write_run
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, wait_until
 
@@ -97,6 +96,24 @@ class Daemon:
         self.stages.wait(stage)
         return self.until(lambda s: s["round"] and s["round"]["stage"] == stage and s["round"]["done"])
 
+    def spawn_into(self, stage: str) -> subprocess.Popen[bytes]:
+        """A daemon that stands still in that stage."""
+        self.stand_still(stage)
+        process = self.spawn()
+        self.in_stage(stage)
+        return process
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL of the daemon alone; its workers are gone soon after."""
+        process.kill()
+        process.wait()
+        assert self.alone(), "a worker outlived the daemon"
+
+    def kill_all(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
     def workers(self) -> list[psutil.Process]:
         found = []
         for process in psutil.process_iter(["cmdline"]):
@@ -119,15 +136,15 @@ class Daemon:
         process = self.spawn()
         before = decided(self.status())
         self.until(lambda s: decided(s) > before)
+        self.end(process)
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop it as a service manager does, and find everything in order."""
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG_S) == 0 and self.findings() == []
 
-    def findings(self) -> list[Any]:
-        db = open_database(self.run_dir / "loop.db", read_only=True)
-        try:
-            return verify_store(db, self.run_dir).findings
-        finally:
-            db.close()
+    def findings(self) -> list[str]:
+        return findings(self.run_dir)
 
     def journal(self) -> str:
         return (self.config.parent / "journal").read_text()
@@ -139,12 +156,27 @@ def decided(status: Any) -> int:
 
 @pytest.fixture
 def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    found = Daemon(tmp_path, getattr(request, "param", ROOMY))
-    yield found
-    for process in found.processes:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
+    """Its configuration may be given as a parameter, in which {tmp_path} stands for the test's directory."""
+    daemon = Daemon(tmp_path, getattr(request, "param", ROOMY).replace("{tmp_path}", str(tmp_path)))
+    yield daemon
+    daemon.kill_all()
+
+
+@contextlib.contextmanager
+def on_a_disk_of_its_own(directory: Path, config: str, *options: str) -> Iterator[Daemon]:
+    """A daemon whose run lies on a file system of its own, in `directory`/small; the test is skipped where none can be mounted."""
+    place = directory / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    daemon = Daemon(directory / "run", f'run_dir = "{place}/.loop"\n{config}')
+    daemon.run_dir = place / ".loop"
+    try:
+        yield daemon
+    finally:
+        daemon.kill_all()
+        assert daemon.alone()
+        subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 steady = pytest.mark.parametrize("daemon", [STEADY], indirect=True)

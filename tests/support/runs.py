@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +16,7 @@ import psutil
 
 from store.corpus import Corpus
 from store.db import open_database, query
+from store.verify import verify_store
 from tests.support import ROOT
 from tests.support.configurations import configuration
 from tests.support.waiting import HANG_S
@@ -159,18 +160,45 @@ def drive(config: Path, place: str = "never", count: int = 1, kill_after_s: floa
         stderr=(config.parent / "stderr").open("ab"),
         start_new_session=True,
     )
-    tree = psutil.Process(process.pid)
-    if kill_after_s is not None:
-        try:
-            process.wait(kill_after_s)
-        except subprocess.TimeoutExpired:
-            family = [tree, *tree.children(recursive=True)]
-            for member in family:
-                try:
-                    member.send_signal(signal.SIGKILL)
-                except psutil.NoSuchProcess:
-                    pass
-    return process.wait()
+    return end_of(process, kill_after_s)
+
+
+def end_of(process: subprocess.Popen[bytes], kill_after_s: float | None) -> int:
+    """The exit code; the process and all below it are killed after that time."""
+    try:
+        return process.wait(kill_after_s)
+    except subprocess.TimeoutExpired:
+        tree = psutil.Process(process.pid)
+        for member in [tree, *tree.children(recursive=True)]:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                member.kill()
+        return process.wait()
+
+
+def finish(config: Path) -> Path:
+    """Run to the end; the run directory."""
+    assert drive(config) == 0, (config.parent / "stderr").read_text()[-3000:]
+    return config.parent / ".loop"
+
+
+def findings(run_dir: Path) -> list[str]:
+    """What a verification of its store complains of."""
+    db = open_database(run_dir / "loop.db", read_only=True)
+    try:
+        return [finding.message for finding in verify_store(db, run_dir).findings]
+    finally:
+        db.close()
+
+
+def check_end(config: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """The end is that of the run whose dump is `expected`, the store is sound, and no process is left; the run's own dump."""
+    run_dir = config.parent / ".loop"
+    left = dump(run_dir)
+    for table, rows in expected.items():
+        assert left[table] == rows, f"{table} differs: {config.parent}"
+    assert findings(run_dir) == []
+    assert processes_of(config) == [], "a process survived"
+    return left
 
 
 def processes_of(config: Path) -> list[str]:

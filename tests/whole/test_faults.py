@@ -6,11 +6,9 @@ tests of this kind are in test_daemon.py and test_worker.py.
 
 from __future__ import annotations
 
-import ast
 import errno
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -24,8 +22,8 @@ import psutil
 import pytest
 
 from tests.support import TESTS
-from tests.support.daemons import STEADY, Daemon, daemon, decided, steady
-from tests.support.runs import ROOT, dump, environment
+from tests.support.daemons import STEADY, Daemon, daemon, decided, on_a_disk_of_its_own, steady
+from tests.support.runs import dump, environment
 from tests.support.waiting import HANG_S
 
 __all__ = ["daemon"]
@@ -90,9 +88,7 @@ def is_over(status: Any, stage: str) -> bool:
 def test_a_disk_that_takes_nothing_pauses_it_and_it_goes_on_by_itself(
     daemon: Daemon, fault: Callable[[str, int], None], number: int, stage: str
 ) -> None:
-    daemon.stand_still(stage)
-    process = daemon.spawn()
-    daemon.in_stage(stage)
+    process = daemon.spawn_into(stage)
     fault("disk", number)
     daemon.go_on()
     wanted = f"paused nothing can be written to {daemon.run_dir}" if number == errno.EROFS else "paused no room: "
@@ -107,35 +103,17 @@ def test_a_disk_that_takes_nothing_pauses_it_and_it_goes_on_by_itself(
 
 @pytest.mark.slow
 def test_a_run_on_a_file_system_that_is_read_only_can_be_looked_at(tmp_path: Path) -> None:
-    """A file system of its own; skipped where none can be mounted."""
-    place = tmp_path / "small"
-    place.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(place)], capture_output=True).returncode:
-        pytest.skip("no right to mount a tmpfs")
-    daemon = Daemon(tmp_path / "run", STEADY.replace("rounds = 0", f'rounds = 0\nrun_dir = "{place}/.loop"'))
-    daemon.run_dir = place / ".loop"
-    try:
-        daemon.stand_still("training")
-        process = daemon.spawn()
-        daemon.in_stage("training")
-        process.kill()
-        process.wait()
-        assert daemon.alone()
+    with on_a_disk_of_its_own(tmp_path, STEADY) as daemon:
+        daemon.kill(daemon.spawn_into("training"))
         daemon.go_on()
         for what in ("ro", "rw"):
-            subprocess.run(["mount", "-o", f"remount,{what}", str(place)], check=True)
+            subprocess.run(["mount", "-o", f"remount,{what}", str(tmp_path / "small")], check=True)
             said = daemon.ctl("status", code=3)
             assert "the process vanished" in said and "continues round 1, " in said
             if what == "ro":
                 assert "needs you nothing can be written to" in " ".join(said.split())
                 assert "Read-only file system" in daemon.ctl("start", code=1)
         daemon.finish()
-    finally:
-        for process in daemon.processes:
-            process.kill()
-            process.wait()
-        assert daemon.alone()
-        subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 # The lock
@@ -190,9 +168,7 @@ def test_a_daemon_that_was_stopped_says_so_and_loses_and_doubles_nothing(
     daemon: Daemon, fault: Callable[[str, int], None], tmp_path: Path
 ) -> None:
     daemon.stages.put_before(SLEPT.replace("{slept!r}", repr(str(tmp_path / "slept"))))
-    daemon.stand_still("training")
-    process = daemon.spawn()
-    daemon.in_stage("training")
+    process = daemon.spawn_into("training")
     process.send_signal(signal.SIGSTOP)
     for clock in ("clock", "slept"):
         fault(clock, TWO_HOURS_S)
@@ -223,9 +199,7 @@ def test_a_daemon_that_was_stopped_says_so_and_loses_and_doubles_nothing(
     indirect=["daemon"],
 )
 def test_a_worker_that_is_killed_or_stopped_is_tried_again(daemon: Daemon, signum: signal.Signals, words: str) -> None:
-    daemon.stand_still("training")
-    daemon.spawn()
-    daemon.in_stage("training")
+    daemon.spawn_into("training")
     for worker in daemon.workers():
         worker.send_signal(signum)
     said = " ".join(daemon.says("error round 1, training, attempt 1 trainer: ").split())
@@ -305,9 +279,7 @@ def flipped(weights: Path) -> None:
 
 def damage(daemon: Daemon, round: int, stage: str, how: Callable[[Path], None]) -> None:
     """Damage the weights of round 1 while nobody uses them: in a pause within that round and stage."""
-    daemon.stand_still("evaluating")
-    daemon.spawn()
-    daemon.in_stage("evaluating")
+    daemon.spawn_into("evaluating")
     if (round, stage) == (2, "sampling"):
         daemon.stand_still("sampling")
         daemon.in_stage("sampling")
@@ -324,26 +296,20 @@ WRONG = {truncated: "the size is ", flipped: "the content differs from the manif
 @steady
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [truncated, flipped])
-def test_a_damaged_candidate_is_trained_again(daemon: Daemon, how: Callable[[Path], None]) -> None:
-    damage(daemon, 1, "evaluating", how)
-    said = " ".join(daemon.says("error round 1, evaluating, attempt").split())
-    assert "checkpoint of round 1 is damaged" in said and WRONG[how] in said and "training is done again" in said
-    daemon.until(lambda s: s["rounds"]["kept"] >= 1)
-    assert "error" not in daemon.ctl("status")
-    daemon.finish()
-
-
-@steady
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [truncated, flipped])
-def test_a_damaged_head_falls_back(daemon: Daemon, how: Callable[[Path], None]) -> None:
-    damage(daemon, 2, "sampling", how)
-    said = " ".join(daemon.says("error round 2, sampling, attempt").split())
-    assert (
-        "checkpoint of round 1 is damaged" in said and WRONG[how] in said and "the head falls back to the base" in said
-    )
-    assert "head the base" in said and "1 failed" in said
-    daemon.until(lambda s: s["rounds"]["kept"] >= 2)
+@pytest.mark.parametrize(
+    ("round", "stage", "words"),
+    [
+        pytest.param(1, "evaluating", ("training is done again",), id="a candidate"),
+        pytest.param(2, "sampling", ("the head falls back to the base", "head the base", "1 failed"), id="a head"),
+    ],
+)
+def test_damaged_weights_are_trained_again_or_given_up(
+    daemon: Daemon, how: Callable[[Path], None], round: int, stage: str, words: tuple[str, ...]
+) -> None:
+    damage(daemon, round, stage, how)
+    shown = " ".join(daemon.says(f"error round {round}, {stage}, attempt").split())
+    assert all(text in shown for text in ("checkpoint of round 1 is damaged", WRONG[how], *words)), shown
+    daemon.until(lambda s: s["rounds"]["kept"] >= round)
     assert "error" not in daemon.ctl("status")
     daemon.finish()
 
@@ -355,7 +321,7 @@ def seconds_in(status: Any) -> list[float]:
     """What a status says of durations, but for the attempt's: that began when its row says."""
     round = status["round"] or {}
     given = [status["uptime_s"], status["heartbeat_age_s"], round.get("eta_s")]
-    return [one for one in given if one is not None]
+    return [seconds for seconds in given if seconds is not None]
 
 
 @pytest.mark.slow
@@ -411,28 +377,3 @@ def test_a_schedule_lives_with_a_clock_that_leaps(daemon: Daemon, fault: Callabl
     waits_an_hour(1, 0)  # the start is right again
     waits_an_hour(2, TWO_HOURS_S)  # one round is due, not two
     waits_an_hour(2, 0)
-
-
-# The page that explains all this
-
-
-def literals() -> str:
-    """Every text in the code, without backticks; where a value is put in there is a gap."""
-    found = []
-    for path in (*(ROOT / "loop").rglob("*.py"), *(ROOT / "store").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.JoinedStr):
-                found.append("".join(str(one.value) if isinstance(one, ast.Constant) else "{}" for one in node.values))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
-    return "\n".join(found).replace("`", "")
-
-
-def test_the_page_on_what_goes_wrong_quotes_what_the_code_says() -> None:
-    page, said = (ROOT / "docs" / "when-something-goes-wrong.md").read_text(encoding="utf-8"), literals()
-    quoted = [message for line in page.splitlines() if line.startswith("| `")
-              for message in re.findall(r"`([^`]+)`", line.split(" | ")[0])]  # fmt: skip
-    assert len(quoted) > 30
-    for message in quoted:
-        for part in re.split(r"\.\.\.|\b(?:\d+|N|STAGE|FILE|LINE|key)\b", message):
-            assert part.strip(" ;:") in said, f"{part!r} of {message!r} is not in the code"
