@@ -11,8 +11,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import Generated
-
 ROOT = Path(__file__).resolve().parents[1]
 LOOPCTL = [sys.executable, "-m", "loop.cli.main"]
 
@@ -47,6 +45,6 @@ def in_turns(names: Iterable[str], num_turns: int) -> Iterator[tuple[int, str]]:
         order.reverse()
 
 
-def num_tokens(batches: Iterable[list[Generated]]) -> int:
+def num_tokens(batches: Iterable[list[Any]]) -> int:
     """Of all completions that a sampler returns."""
     return sum(len(drawn.token_ids) for batch in batches for drawn in batch)

@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.support.runs import KEEPING, environment, findings, write_run
+from tests.support.runs import KEEPING, environment, findings, workers_of, write_run
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, wait_until
 
@@ -68,16 +68,16 @@ class Daemon:
         return json.loads(self._loopctl("status", "--json").stdout)
 
     def says(self, wanted: str) -> str:
-        """Wait until `loopctl status` says so to people; all that it says then."""
-        said = ""
+        """Wait until `loopctl status` says so to people; all that it says then, with single spaces."""
+        shown = ""
 
         def is_said() -> bool:
-            nonlocal said
-            said = self._loopctl("status").stdout
-            return wanted in " ".join(said.split())
+            nonlocal shown
+            shown = " ".join(self._loopctl("status").stdout.split())
+            return wanted in shown
 
-        wait_until(is_said, lambda: (wanted, said, self.journal()[-2000:]))
-        return said
+        wait_until(is_said, lambda: (wanted, shown, self.journal()[-2000:]))
+        return shown
 
     def until(self, holds: Callable[[Any], Any]) -> Any:
         """Wait until the status is so; that status."""
@@ -115,16 +115,7 @@ class Daemon:
             process.wait()
 
     def workers(self) -> list[psutil.Process]:
-        found = []
-        for process in psutil.process_iter(["cmdline"]):
-            try:
-                if "loop.workers.child" in (process.info["cmdline"] or []) and any(
-                    str(self.run_dir) in file.path for file in process.open_files()
-                ):
-                    found.append(process)
-            except psutil.Error:
-                continue
-        return found
+        return workers_of(self.run_dir)
 
     def alone(self) -> bool:
         """True as soon as no worker is left."""

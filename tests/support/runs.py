@@ -201,20 +201,22 @@ def check_end(config: Path, expected: dict[str, Any]) -> dict[str, Any]:
     return left
 
 
-def processes_of(config: Path) -> list[str]:
-    """What still runs with this run's directory in its command line or as its log, once nothing does or it hangs."""
+def workers_of(directory: Path) -> list[psutil.Process]:
+    """The processes that hold an engine and have a file open there, as their log."""
+    workers = []
+    for process in psutil.process_iter(["cmdline"]):
+        with contextlib.suppress(psutil.Error):
+            if "loop.workers.child" in (process.info["cmdline"] or []):
+                workers += [process] if any(str(directory) in file.path for file in process.open_files()) else []
+    return workers
+
+
+def processes_of(config: Path) -> list[psutil.Process]:
+    """The workers that still run in this run's directory, once none does or they hang."""
     deadline = time.monotonic() + HANG_S
-    while True:
-        left = []
-        for process in psutil.process_iter(["cmdline", "pid"]):
-            try:
-                if process.info["cmdline"] and "loop.workers.child" in process.info["cmdline"]:
-                    left += [str(process.pid) for file in process.open_files() if str(config.parent) in file.path]
-            except psutil.Error:
-                continue
-        if not left or time.monotonic() > deadline:
-            return left
+    while (left := workers_of(config.parent)) and time.monotonic() < deadline:
         time.sleep(0.05)
+    return left
 
 
 def dump(run_dir: Path) -> dict[str, Any]:
@@ -234,13 +236,13 @@ def dump(run_dir: Path) -> dict[str, Any]:
         Corpus(db).selections(row["run_id"], row["number"]) for row in query(db, "SELECT run_id, number FROM rounds")
     )
     contents = {table: query(db, f"SELECT * FROM {table}") for table in tables}
-    contents["selections"] = [asdict(one) for listed in lists for one in listed]
-    found: dict[str, Any] = {}
+    contents["selections"] = [asdict(selection) for listed in lists for selection in listed]
+    left: dict[str, Any] = {}
     for table, rows in contents.items():
         plain = [{key: value for key, value in row.items() if key not in without} for row in rows]
-        found[table] = sorted(plain, key=lambda row: json.dumps(row, sort_keys=True, default=str))
+        left[table] = sorted(plain, key=lambda row: json.dumps(row, sort_keys=True, default=str))
     db.close()
-    return found
+    return left
 
 
 def acknowledged(config: Path) -> list[str]:

@@ -20,7 +20,7 @@ from tests.support.runs import CONFIG, KEEPING, Quiet, drive, dump, findings, fi
 ONE = CONFIG.replace("rounds = 2", "rounds = 1")
 
 
-def said(config: Path) -> str:
+def stderr(config: Path) -> str:
     return (config.parent / "stderr").read_text()
 
 
@@ -41,7 +41,7 @@ def test_a_damaged_candidate_is_set_aside_and_trained_again(harm: Any, tmp_path:
     weights = tmp_path / ".loop" / "checkpoints" / "round-0001"
     harm(weights)
     left = dump(finish(config))
-    assert "training is done again" in said(config)
+    assert "training is done again" in stderr(config)
     assert weights.with_name("round-0001.damaged").exists() == (harm != shutil.rmtree)
     expected = dump(finish(write_run(tmp_path / "whole", ONE)))
     for table in ("decisions", "checkpoints", "completions", "verdicts", "rounds"):
@@ -76,7 +76,7 @@ def test_what_only_costs_memory_may_change_in_a_run_and_what_defines_it_may_not(
     finish(config)
     config.write_text(ONE.replace("temperature = 1.2", "temperature = 1.3"))
     assert drive(config) == 1
-    assert "sampling.temperature is 1.3 here and 1.2 in the run directory" in said(config)
+    assert "sampling.temperature is 1.3 here and 1.2 in the run directory" in stderr(config)
 
 
 def test_two_problems_that_ask_the_same_are_refused_by_name(tmp_path: Path) -> None:
