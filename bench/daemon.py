@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.measuring import loopctl
 from bench.stores import write_configuration
+from tests.support.waiting import wait_until
 
-PATIENCE_S = 60.0
 WAITING = '[schedule]\nevery = "7d"\n'  # the first round is due at once, the second in a week
 AT_WORK = '[schedule]\nevery = "continuous"\n'
 
@@ -32,16 +32,10 @@ def answer(config: Path, command: str) -> Any:
     return json.loads(done.stdout)
 
 
-def until(config: Path, state: str) -> int:
-    """Wait until the daemon is in that state and has decided a round; its process."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        status = answer(config, "status")
-        decided = status["rounds"]["kept"] + status["rounds"]["rolled_back"]
-        if status["pid"] and status["state"] == state and decided:
-            return int(status["pid"])
-        time.sleep(0.2)
-    raise AssertionError(f"not {state} after {PATIENCE_S:g} s: {status}")
+def is_at_it(config: Path, state: str) -> bool:
+    """Whether the daemon is in that state and has decided a round."""
+    status = answer(config, "status")
+    return status["state"] == state and status["rounds"]["kept"] + status["rounds"]["rolled_back"] > 0
 
 
 def measure(pid: int, seconds: float) -> tuple[float, ...]:
@@ -59,16 +53,6 @@ def measure(pid: int, seconds: float) -> tuple[float, ...]:
     return rss / 1e6, pss / 1e6, 100 * max(0.0, own) / took, 100 * max(0.0, workers) / took
 
 
-def end(pid: int) -> None:
-    """As a service manager does it: SIGTERM, and after a while SIGKILL."""
-    process = psutil.Process(pid)
-    process.terminate()
-    try:
-        process.wait(timeout=PATIENCE_S)
-    except psutil.TimeoutExpired:
-        process.kill()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=20.0)
@@ -77,12 +61,12 @@ def main() -> None:
     for words, more, state in (("waiting", WAITING, "idle"), ("rounds of the fake engine", AT_WORK, "running")):
         with tempfile.TemporaryDirectory(prefix="bench-loopd-") as place:
             config = write_configuration(Path(place), rounds=0, more=more, num_problems=20)
-            pid = int(answer(config, "start")["pid"])
+            pid = answer(config, "start")["pid"]
             try:
-                assert until(config, state) == pid
+                wait_until(lambda config=config, state=state: is_at_it(config, state))
                 rss, pss, own, workers = measure(pid, options.seconds)
             finally:
-                end(pid)
+                loopctl("stop", "--now", "--config", str(config))
         print(f"{words:<34}{rss:>6.0f} MB{pss:>6.0f} MB{own:>6.1f} %{workers:>11.1f} %")
 
 

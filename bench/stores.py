@@ -122,9 +122,7 @@ class Filling:
         corpus.evaluations.add_suite(
             self.suite,
             [
-                Problem(
-                    self.suite.sha256, _task(n), n, "select", None, id, {"task_id": _task(n)}, _hashed("problem", n)
-                )
+                Problem(self.suite.sha256, _task(n), n, "select", None, id, {"task_id": _task(n)}, "0" * 64)
                 for n, id in enumerate(self.prompt_ids)
             ],
         )

@@ -10,8 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -22,7 +20,8 @@ import psutil
 from loop.daemon.control import NotRunning, ask
 from loop.errors import LoopError
 from loop.reading.reader import reader
-from tests.support.runs import KEEPING, environment, findings, processes_of, write_run
+from tests.support.daemons import Daemon
+from tests.support.runs import KEEPING
 
 CONFIG = KEEPING.replace("rounds = 2", "rounds = 0").replace("num_steps = 20", "num_steps = 5") + (
     "\n[storage]\nkeep_last = 1\nmin_free_bytes = 0\n"
@@ -35,16 +34,15 @@ class Soak:
     """The run, its daemon as it is now, and what was done to it."""
 
     def __init__(self, directory: Path, seed: int) -> None:
-        self.config = write_run(directory, CONFIG)
-        self.run_dir = directory / ".loop"
+        self.daemon = Daemon(directory, CONFIG)
+        self.run_dir = self.daemon.run_dir
         self.draw = random.Random(seed)
         self.did: Counter[str] = Counter()
         self.memory: list[tuple[float, int, int]] = []  # age of the daemon in seconds, resident bytes, descriptors
         self.spawn()
 
     def spawn(self, failpoint: str = "") -> None:
-        command = [sys.executable, "-P", "-m", "loop.daemon", "--quiet", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, env=environment() | {"LOOP_FAILPOINT": failpoint}, stderr=-3)
+        self.process = self.daemon.spawn(LOOP_FAILPOINT=failpoint)
         self.since = time.monotonic()
 
     def ask(self, command: str, **arguments: object) -> None:
@@ -79,8 +77,7 @@ class Soak:
                 count = self.draw.randint(1, 60)
                 self.spawn(f"store.commit=full@{count}" if what == "full" else "")
             case "kill":
-                self.process.kill()
-                self.process.wait()
+                self.daemon.kill(self.process)
                 self.spawn()
             case "worker":
                 for child in psutil.Process(self.process.pid).children(recursive=True):
@@ -96,10 +93,8 @@ class Soak:
 
     def end(self) -> None:
         """Stop it and check everything."""
-        self.process.terminate()
-        assert self.process.wait(30) == 0
-        assert processes_of(self.config) == [], "a process survived"
-        assert findings(self.run_dir) == []
+        self.daemon.end(self.process)
+        assert self.daemon.alone()
         with reader(self.run_dir) as store:
             run = store.run
         young = [rss for age, rss, _ in self.memory if age < SETTLE_S]

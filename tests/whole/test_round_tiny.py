@@ -9,54 +9,25 @@ from typing import Any
 
 import pytest
 
+from tests.support.configurations import configuration
 from tests.support.runs import acknowledged, drive, dump, finish, processes_of
 from tests.support.tiny import FUNCTIONS, make_tiny_model
 
-CONFIG = """
-name = "tiny"
-rounds = 2
-seed = 5
-[model]
-source = "model"
-[prompts]
-source = "prompts.jsonl"
-per_round = 12
-[sampling]
-temperature = 1.1
-top_k = 20
-top_p = 0.9
-max_new_tokens = 24
-[collect]
-min_lines = 1
-[training]
-num_epochs = 2
-batch_size = 4
-micro_batch_size = 2
-learning_rate = 1e-3
-warmup_steps = 1
-max_tokens = 512
-[[suites]]
-name = "tiny"
-source = "suite.jsonl"
-temperature = 1.0
-num_samples = 4
-pass_at = [1, 4]
-max_new_tokens = 24
-[[suites]]
-name = "humaneval"
-source = "humaneval"
-limit = 2
-greedy = true
-max_new_tokens = 8
-[decide]
-suite = "tiny"
-[engine]
-device = "cpu"
-dtype = "float32"
-batch_size = 8
-num_threads = 1
-retry_wait_s = 0.0
-"""
+SUITE = {"name": "tiny", "source": "suite.jsonl", "temperature": 1.0, "num_samples": 4, "pass_at": [1, 4]}
+HUMANEVAL = {"name": "humaneval", "source": "humaneval", "limit": 2, "greedy": True, "max_new_tokens": 8}
+CONFIG = configuration(
+    name="tiny",
+    seed=5,
+    model={"source": "model"},
+    prompts={"source": "prompts.jsonl", "per_round": 12},
+    sampling={"temperature": 1.1, "top_p": 0.9, "max_new_tokens": 24},
+    collect={"min_lines": 1},
+    training={"num_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "max_tokens": 512},
+    suites=[{**SUITE, "max_new_tokens": 24}, HUMANEVAL],
+    decide={"suite": "tiny"},
+    diagnosis=None,
+    engine={"sampler": None, "trainer": None, "device": "cpu", "dtype": "float32", "num_threads": 1},
+)
 TESTS = {"sum": ("(1, 2)", 3), "max": ("(1, 2)", 2), "length": ("([1, 1], 0)", 2), "pair": ("(1, 2)", [1, 2])}
 
 
