@@ -8,13 +8,13 @@ A run of the fake engine in one process, `loopctl serve` in another, and a reade
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 import subprocess
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
 import psutil
 
@@ -30,17 +30,13 @@ def figures(num_rounds: int) -> dict[str, object]:
         config = write_configuration(Path(scratch), num_rounds, num_problems=16)
         command = [*LOOPCTL, "--config", str(config)]
         server = subprocess.Popen([*command, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
-        port = urlsplit(json.loads(server.stdout.readline())["url"]).port
+        url = json.loads(server.stdout.readline())["url"]
         process = psutil.Process(server.pid)
         begun, cpu = time.time(), sum(process.cpu_times()[:2])
-        running = subprocess.Popen(
-            [*command, "run"],
-            env=environment(LOOP_FAKE_STEP_S="0.05"),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running = subprocess.Popen([*command, "run"], env=environment(LOOP_FAKE_STEP_S="0.05"), **quiet)
         try:
-            shown = _follow(port, num_rounds)
+            shown = _follow(url, num_rounds)
             running.wait()
             used = (sum(process.cpu_times()[:2]) - cpu) / (time.time() - begun)
         finally:
@@ -55,23 +51,20 @@ def figures(num_rounds: int) -> dict[str, object]:
     return {"seconds": [round(each, 2) for each in took], "most": round(max(took), 2), "of_a_core": round(used, 3)}
 
 
-def _follow(port: int, num_rounds: int) -> dict[int, float]:
+def _follow(url: str, num_rounds: int) -> dict[int, float]:
     """When the decision of each round was first in the body, as Unix time."""
-    events = http.client.HTTPConnection("127.0.0.1", port)
-    events.request("GET", "/events")
-    stream, shown = events.getresponse(), {}
-    while len(shown) < num_rounds:
-        if not stream.readline().startswith(b"data:"):
-            continue
-        ask = http.client.HTTPConnection("127.0.0.1", port)
-        ask.request("GET", "/body")
-        body, at = ask.getresponse().read().decode(), time.time()
-        ask.close()
-        for number in range(1, num_rounds + 1):
-            summary = body.partition(f'id="round-{number}"')[2].partition("</summary>")[0]
-            if any(f"mark {outcome}" in summary for outcome in ("kept", "rolled_back", "inconclusive")):
-                shown.setdefault(number, at)
-    events.close()
+    get = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    shown: dict[int, float] = {}
+    with get(urljoin(url, "events")) as events:
+        while len(shown) < num_rounds:
+            if not events.readline().startswith(b"data:"):
+                continue
+            with get(urljoin(url, "body")) as answer:
+                body, at = answer.read().decode(), time.time()
+            for number in range(1, num_rounds + 1):
+                summary = body.partition(f'id="round-{number}"')[2].partition("</summary>")[0]
+                if any(f"mark {outcome}" in summary for outcome in ("kept", "rolled_back", "inconclusive")):
+                    shown.setdefault(number, at)
     return shown
 
 

@@ -51,13 +51,13 @@ def main() -> None:
             if turn:
                 took[name].append(times)
     medians = {name: statistics.median(wall for wall, _ in times) for name, times in took.items()}
-    first = next(median for name, median in medians.items() if name.startswith("loopctl"))
+    _, first, *_ = medians.values()
     print(f"{'':<58}{'median':>9}{'fastest':>9}{'slowest':>9}{'CPU':>9}{'ratio':>7}")
     for name, times in took.items():
-        walls = [wall for wall, _ in times]
-        shown = (medians[name], min(walls), max(walls), statistics.median(cpu for _, cpu in times))
-        figures = "".join(f"{value * 1000:>6.0f} ms" for value in shown)
-        print(f"{name:<58}{figures}" + (f"{medians[name] / first:>7.2f}" if name.startswith("loopctl") else ""))
+        walls, cpu_s = zip(*times, strict=True)
+        figures = (medians[name], min(walls), max(walls), statistics.median(cpu_s))
+        ratio = f"{medians[name] / first:>7.2f}" if name.startswith("loopctl") else ""
+        print(f"{name:<58}" + "".join(f"{value * 1000:>6.0f} ms" for value in figures) + ratio)
 
 
 if __name__ == "__main__":

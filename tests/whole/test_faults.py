@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -37,13 +36,11 @@ IMPATIENT = PATIENT.replace("retry_wait_s", "stall_timeout_s = 30.0\nretry_wait_
 
 @pytest.fixture(scope="session")
 def preload(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("cc") is None:
-        pytest.skip("needs a C compiler (cc)")
     target = tmp_path_factory.mktemp("faults") / "preload.so"
     try:
         subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", str(target), str(SOURCE)], check=True)
-    except subprocess.SubprocessError as error:
-        pytest.skip(f"needs a C compiler that works: {error}")
+    except (OSError, subprocess.SubprocessError) as error:
+        pytest.skip(f"needs a C compiler (cc) that works: {error}")
     return target
 
 
@@ -320,8 +317,8 @@ def test_damaged_weights_are_trained_again_or_given_up(
 def seconds_in(status: Any) -> list[float]:
     """What a status says of durations, but for the attempt's: that began when its row says."""
     round = status["round"] or {}
-    given = [status["uptime_s"], status["heartbeat_age_s"], round.get("eta_s")]
-    return [seconds for seconds in given if seconds is not None]
+    durations = [status["uptime_s"], status["heartbeat_age_s"], round.get("eta_s")]
+    return [seconds for seconds in durations if seconds is not None]
 
 
 @pytest.mark.slow
@@ -350,11 +347,8 @@ def test_a_clock_that_leaps_changes_nothing_of_a_round(
     assert dump(daemon.run_dir) == dump(quiet.run_dir)
 
 
-HOURLY = pytest.mark.parametrize("daemon", [STEADY + '\n[schedule]\nevery = "1h"\n'], indirect=True)
-
-
 @pytest.mark.slow
-@HOURLY
+@pytest.mark.parametrize("daemon", [STEADY + '\n[schedule]\nevery = "1h"\n'], indirect=True)
 def test_a_schedule_lives_with_a_clock_that_leaps(daemon: Daemon, fault: Callable[[str, int], None]) -> None:
     def waits_an_hour(num_kept: int, offset_s: int) -> None:
         """Wait until so many rounds are kept, and the next is due within an hour by that clock."""
