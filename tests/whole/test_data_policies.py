@@ -176,21 +176,16 @@ def test_heads_that_were_given_up_are_no_part_of_the_lineage(tmp_path: Path) -> 
 def write_prompts(directory: Path) -> None:
     """Six prompts with tests in three formats, and two without."""
     directory.mkdir(parents=True, exist_ok=True)
+    live = {"input": "5", "output": "1", "testtype": "functional"}
     rows: list[dict[str, Any]] = [
-        {"id": f"own/{n}", "statement": f"Return one, {n}.", "signature": f"def own_{n}():",
-         "test_list": [f"assert own_{n}() == 1"]}
-        for n in range(4)
-    ]  # fmt: skip
-    rows.append(
+        *({"id": f"own/{n}", "statement": f"Return one, {n}.", "signature": f"def own_{n}():",
+           "test_list": [f"assert own_{n}() == 1"]} for n in range(4)),
         {"id": "he/0", "statement": "Return one.", "signature": "def he():", "entry_point": "he",
-         "test": "def check(candidate):\n    assert candidate() == 1\n"}
-    )  # fmt: skip
-    rows.append(
-        {"id": "lcb/0", "statement": "Return one.", "signature": "def lcb(x):",
-         "public_test_cases": [{"input": "5", "output": "1", "testtype": "functional"}],
-         "metadata": {"func_name": "lcb"}}
-    )  # fmt: skip
-    rows += [{"id": f"bare/{n}", "statement": f"Return a number {n}.", "signature": f"def bare_{n}():"} for n in (0, 1)]
+         "test": "def check(candidate):\n    assert candidate() == 1\n"},
+        {"id": "lcb/0", "statement": "Return one.", "signature": "def lcb(x):", "public_test_cases": [live],
+         "metadata": {"func_name": "lcb"}},
+        *({"id": f"bare/{n}", "statement": f"Return a number {n}.", "signature": f"def bare_{n}():"} for n in (0, 1)),
+    ]  # fmt: skip
     (directory / "tested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from store.failpoints import POINTS
 from tests.support.runs import write_run
-from tests.whole.kills import CONFIG, KILLED, NEVER, chain, check, daemon, finish, undisturbed
+from tests.whole.kills import CONFIG, KILLED, NEVER, chain, check, daemon, undisturbed
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,6 @@ def test_killed_at_a_named_place(place: str, tmp_path: Path, expected: Any) -> N
     config = write_run(tmp_path, CONFIG)
     codes = [daemon(config, f"{place}=kill@{count}") for count in (1, 2)]
     assert KILLED in codes and set(codes) <= {0, KILLED}, (codes, (tmp_path / "journal").read_text()[-2000:])
-    finish(config)
     check(config, expected)
 
 
