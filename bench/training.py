@@ -117,12 +117,13 @@ def main() -> None:
     if options.one:
         print(json.dumps(train(options.one, options.rows, not options.no_checkpointing)))
         return
-    f = figures(options.rows, options.pairs, not options.no_checkpointing)
-    pairs = ", ".join(map(str, f["speed_ratios"]))
-    memory = f"{f['memory_ratio']} ({f['ours_peak_gib']} and {f['plain_peak_gib']} GiB; at most 1.0)"
-    print(f"rows per second, ours over plain: {f['speed_ratio']} (pairs: {pairs}; to reach: 1.3)")
-    print(f"peak memory, ours over plain: {memory}")
-    print(f"largest relative difference of a step's loss: {f['largest_loss_gap']:.1e} over {f['num_steps']} steps")
+    measured = figures(options.rows, options.pairs, not options.no_checkpointing)
+    pairs = ", ".join(map(str, measured["speed_ratios"]))
+    peaks = f"{measured['ours_peak_gib']} and {measured['plain_peak_gib']} GiB"
+    gap = f"{measured['largest_loss_gap']:.1e} over {measured['num_steps']} steps"
+    print(f"rows per second, ours over plain: {measured['speed_ratio']} (pairs: {pairs}; to reach: 1.3)")
+    print(f"peak memory, ours over plain: {measured['memory_ratio']} ({peaks}; at most 1.0)")
+    print(f"largest relative difference of a step's loss: {gap}")
 
 
 if __name__ == "__main__":
