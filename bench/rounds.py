@@ -25,6 +25,7 @@ from loop.config.toml_text import toml_text
 from loop.grading.suite import load_suite
 from loop.prompts.sources import load_prompts, prompts_of_round
 from loop.reading.reader import reader
+from loop.reading.rounds import duration_of
 from loop.run.base_model import base_model
 from loop.stages.evaluating import yardstick
 from loop.words import seconds_between
@@ -114,17 +115,12 @@ def program(*arguments: str, **variables: str) -> subprocess.CompletedProcess[st
 
 def stages(toml: Path) -> dict[str, float]:
     """Seconds of all rounds from begin to end, and of their stages' attempts."""
-    spent = {"rounds": 0.0, "stages": 0.0}
     with reader(toml.parent / ".loop") as store:
-        for round in store.ledger.rounds(store.run.id):
-            attempts = [
-                attempt
-                for stage in ("sampling", "training", "evaluating", "deciding")
-                for attempt in store.ledger.attempts(store.run.id, round.number, stage)
-            ]
-            spent["stages"] += sum(seconds_between(attempt.started_at, attempt.finished_at) for attempt in attempts)
-            spent["rounds"] += seconds_between(round.started_at, max(attempt.finished_at for attempt in attempts))
-    return spent
+        rounds = store.ledger.rounds(store.run.id)
+        return {
+            "rounds": sum(seconds_between(round.started_at, round.finished_at) for round in rounds),
+            "stages": sum(sum(duration_of(store, round).values()) for round in rounds),
+        }
 
 
 def script(engine: str, directory: Path, model: Path, prompts: list[Path], problems: Path, size: Size) -> None:

@@ -38,11 +38,10 @@ def functions() -> list[str]:
             continue
         try:
             source = path.read_text(encoding="utf-8")
-            lines = source.splitlines(keepends=True)
-            nodes = list(ast.walk(ast.parse(source)))
+            nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
         except (SyntaxError, ValueError, OSError):
             continue
-        nodes = (node for node in nodes if isinstance(node, ast.FunctionDef))
+        lines = source.splitlines(keepends=True)
         segments = ("".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes)
         texts += [text for text in segments if 200 < len(text) < 2500]
         if len(texts) > 20_000:
@@ -57,8 +56,7 @@ def figures(num_completions: int) -> dict[str, Any]:
         path = store(Path(scratch), 1000, 1).parent / ".loop" / "loop.db"
         db = open_database(path)
         corpus = Corpus(db)
-        template = next(corpus.completions(Ledger(db).run().id, 1))
-        template = replace(template, created_at="", sha256="")
+        template = replace(next(corpus.completions(Ledger(db).run().id, 1)), created_at="", sha256="")
         num_bytes = 0
         for first in range(0, num_completions, BATCH):
             rows = []
