@@ -30,7 +30,7 @@ SCREENS: tuple[tuple[str, dict[str, Any], str], ...] = (
 
 
 def pictures(out: Path, kind: str, where: list[str], report: list[str]) -> None:
-    """All pictures of one run or experiment. A figure for which nothing was measured is left out, and said."""
+    """All pictures of one run or experiment. A figure for which nothing was measured is left out, with a line that says so."""
     out.mkdir(parents=True, exist_ok=True)
     for figure in FIGURES[kind]:
         done = loopctl("plot", *where, "--figure", figure, "-o", str(out / f"{figure}.svg"))

@@ -30,7 +30,7 @@ __all__ = ["daemon"]
 SOURCE = TESTS / "faults" / "preload.c"
 TWO_HOURS_S = 7200
 PATIENT = STEADY.replace("retry_wait_s = 0.0", "retry_wait_s = 2.0")
-# A worker that starts on a busy machine is not ended for it; one that was stopped is, after so long.
+# A worker that starts on a busy machine has time enough; a worker that was stopped is ended after 30 s.
 IMPATIENT = PATIENT.replace("retry_wait_s", "stall_timeout_s = 30.0\nretry_wait_s")
 
 
@@ -150,7 +150,7 @@ def test_a_full_disk_does_not_keep_a_process_from_the_lock(daemon: Daemon, fault
 # The daemon sleeps
 
 
-# Put before the daemon's own code: what it takes its patience with workers from is ahead, as if so long nobody had run.
+# Put before the daemon's own code: the clock by which it loses patience with workers runs ahead, as if nobody had run meanwhile.
 SLEPT = """
 if "loop.daemon" in sys.orig_argv:
     from types import SimpleNamespace
@@ -351,7 +351,7 @@ def test_a_clock_that_leaps_changes_nothing_of_a_round(
 @pytest.mark.parametrize("daemon", [STEADY + '\n[schedule]\nevery = "1h"\n'], indirect=True)
 def test_a_schedule_lives_with_a_clock_that_leaps(daemon: Daemon, fault: Callable[[str, int], None]) -> None:
     def waits_an_hour(num_kept: int, offset_s: int) -> None:
-        """Wait until so many rounds are kept, and the next is due within an hour by that clock."""
+        """Wait until that number of rounds is kept, and the next is due within an hour by that clock."""
         fault("clock", offset_s)
 
         def is_so(status: Any) -> bool:
