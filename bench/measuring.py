@@ -16,12 +16,12 @@ LOOPCTL = [sys.executable, "-m", "loop.cli.main"]
 
 
 def environment(**more: str) -> dict[str, str]:
-    """For processes that import the project from anywhere."""
+    """The environment of a process that can import the project from anywhere."""
     return os.environ | {"PYTHONPATH": str(ROOT)} | more
 
 
 def loopctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
+    """Run loopctl to its end."""
     return subprocess.run([*LOOPCTL, *arguments], env=environment(), capture_output=True, text=True)
 
 
@@ -46,5 +46,5 @@ def in_turns(names: Iterable[str], num_turns: int) -> Iterator[tuple[int, str]]:
 
 
 def num_tokens(batches: Iterable[list[Any]]) -> int:
-    """Of all completions that a sampler returns."""
+    """How many tokens the completions of a sampler have."""
     return sum(len(drawn.token_ids) for batch in batches for drawn in batch)

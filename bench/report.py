@@ -42,7 +42,7 @@ class Whole(Filling):
     chance = random.Random(7)
 
     def _complete(self, round: Round, num: int) -> None:
-        """With the selections: each tenth is left out."""
+        """Stores the selections, too: training saw all but each tenth."""
         super()._complete(round, num)
         self.db.conn.execute(
             "INSERT INTO selections (run_id, round, completion_id, position, used, reason) "

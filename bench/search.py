@@ -90,7 +90,7 @@ def figures(num_completions: int) -> dict[str, Any]:
 
 
 def _search(corpus: Corpus, text: str) -> float:
-    """Seconds."""
+    """The seconds that a search takes."""
     return round(statistics.median(timed(lambda: corpus.search.find(text=text, limit=10))[1] for _ in range(3)), 4)
 
 

@@ -191,7 +191,7 @@ def findings(run_dir: Path) -> list[str]:
 
 
 def check_end(config: Path, expected: dict[str, Any]) -> dict[str, Any]:
-    """The end is that of the run whose dump is `expected`, the store is sound, and no process is left; the run's own dump."""
+    """Check that a run ended as the one whose dump is `expected`, and left no process; the run's own dump."""
     run_dir = config.parent / ".loop"
     left = dump(run_dir)
     for table, rows in expected.items():

@@ -150,7 +150,7 @@ def test_a_full_disk_does_not_keep_a_process_from_the_lock(daemon: Daemon, fault
 # The daemon sleeps
 
 
-# Put before the daemon's own code: the clock by which it loses patience with workers runs ahead, as if nobody had run meanwhile.
+# Put before the daemon's own code: its clock for patience with workers runs ahead, as if nobody had run meanwhile.
 SLEPT = """
 if "loop.daemon" in sys.orig_argv:
     from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""tests/nightly.py on scripted parts: what it counts, that it continues after a failure, and that a part which hangs is gone with its children."""
+"""tests/nightly.py on scripted parts: what it counts, that it continues, and that a part which hangs ends with its children."""
 
 from __future__ import annotations
 
