@@ -26,16 +26,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
+from unittest import mock
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.sampling import requests_of  # noqa: E402
-from loop.config.loading import load_config  # noqa: E402
-from loop.config.toml_text import toml_text  # noqa: E402
-from loop.engines.base import CheckpointRef, Request, SamplingParams, TrainingRow  # noqa: E402
-from loop.run.base_model import base_model  # noqa: E402
-from loop.workers.up import Engines  # noqa: E402
+from bench.measuring import ROOT, in_turns, num_tokens, timed
+from bench.sampling import requests_of
+from loop.config.loading import load_config
+from loop.config.toml_text import toml_text
+from loop.engines.base import CheckpointRef, Request, SamplingParams, TrainingRow
+from loop.run.base_model import base_model
+from loop.workers.up import Engines
+from tests.support.tiny import make_tiny_model
 
 
 class Variant(NamedTuple):
@@ -67,17 +69,6 @@ NEIGHBOUR = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n  
 PROMPT_LENGTHS, COMPLETION_LENGTHS = (60, 160), (16, 64)  # tokens of a training row, uniform
 
 
-class Size(NamedTuple):
-    """How much a measurement takes."""
-
-    requests: int = 16
-    batch_size: int = 16
-    new_tokens: int = 16
-    steps: int = 2  # of training, after a first one that is not counted
-    rows: int = 4  # of a step
-    small: bool = False
-
-
 class Watch:
     """Notes when the worker reported which step."""
 
@@ -96,8 +87,8 @@ class Watch:
 class Measured:
     """The engines of one variant, up and warm."""
 
-    def __init__(self, name: str, variant: Variant, size: Size, place: Path) -> None:
-        self.size, self.watch = size, Watch()
+    def __init__(self, name: str, variant: Variant, size: argparse.Namespace, place: Path) -> None:
+        self.watch = Watch()
         self.place = place / name.replace("/", "_")
         self.place.mkdir()
         tables = tomllib.loads((ROOT / "loop.toml").read_text())
@@ -105,20 +96,19 @@ class Measured:
         tables["engine"] = tables["engine"] | engine | dict(variant.engine)
         tables["training"] |= {"num_epochs": 1, "batch_size": size.rows, "micro_batch_size": min(4, size.rows)}
         if size.small:
-            tables["model"]["source"] = str(tiny_model(place))
+            tables["model"]["source"] = str(make_tiny_model(self.place / "tiny-model"))
         (self.place / "loop.toml").write_text(toml_text(tables))
         loaded = load_config(self.place / "loop.toml")
         self.training = loaded.config.training.model_dump(mode="json") | {"seed": 0, "held_out": 0}
-        self.checkpoint = CheckpointRef(
-            sha256="base", path=base_model(loaded.config, loaded.base_dir, loaded.run_dir).resolve()
-        )
+        base = base_model(loaded.config, loaded.base_dir, loaded.run_dir)
+        self.checkpoint = CheckpointRef(sha256="base", path=base.resolve())
         self.rows_file = self.place / "rows.jsonl"
         rows = rows_of((size.steps + 1) * size.rows, 400 if size.small else 40000)
         self.rows_file.write_text("".join(row.model_dump_json() + "\n" for row in rows))
         self.params = SamplingParams(temperature=1.2, top_k=20, top_p=0.8, max_new_tokens=size.new_tokens)
         self.requests = requests_of(size.requests)
         self.engines = Engines(loaded, self.watch)
-        with in_environment(variant.environment):
+        with mock.patch.dict(os.environ, variant.environment):  # which the workers inherit
             self.sampler = self.engines.sampler(self.checkpoint)
             self.trainer = self.engines.trainer(self.checkpoint)
         if not self.engines.serving("base"):
@@ -126,9 +116,8 @@ class Measured:
         self.tokens_per_s(self.requests[:2])
 
     def tokens_per_s(self, requests: Sequence[Request]) -> float:
-        started = time.perf_counter()
-        count = sum(len(one.token_ids) for batch in self.sampler.generate(requests, self.params) for one in batch)
-        return count / (time.perf_counter() - started)
+        count, seconds = timed(lambda: num_tokens(self.sampler.generate(requests, self.params)))
+        return count / seconds
 
     def step_s(self) -> float:
         """Seconds of a step, without the first one. What loads and writes the model is not counted."""
@@ -137,18 +126,6 @@ class Measured:
             self.trainer.fit(self.rows_file, self.checkpoint, self.training, Path(out))
         (first, started), (last, ended) = self.watch.reports[0], self.watch.reports[-1]
         return (ended - started) / (last - first)
-
-
-@contextlib.contextmanager
-def in_environment(names: Mapping[str, str]) -> Iterator[None]:
-    """What workers that are started inside inherit."""
-    before = dict(os.environ)
-    os.environ.update(names)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
 
 
 @contextlib.contextmanager
@@ -161,13 +138,6 @@ def neighbours(count: int) -> Iterator[None]:
         for process in up:
             process.kill()
             process.wait()
-
-
-def tiny_model(place: Path) -> Path:
-    from tests.support import tiny
-
-    model = place / "tiny-model"
-    return model if model.exists() else tiny.make_tiny_model(model)
 
 
 def rows_of(count: int, num_tokens: int) -> list[TrainingRow]:
@@ -183,21 +153,20 @@ def rows_of(count: int, num_tokens: int) -> list[TrainingRow]:
     ]
 
 
-def variant_of(text: str) -> Variant:
-    """One of the table, or KEY=VALUE,...: in capitals a variable of the environment, else a key of [engine]."""
+def variant_of(text: str) -> tuple[str, Variant]:
+    """One of the table, or KEY=VALUE,...: in capitals a variable of the environment, else a key of [engine]; by its name."""
     if text in VARIANTS:
-        return VARIANTS[text]
+        return text, VARIANTS[text]
     if "=" not in text:
         raise argparse.ArgumentTypeError(f"{text!r} is none of {', '.join(VARIANTS)}, nor KEY=VALUE,KEY=VALUE")
     pairs = [pair.split("=", 1) for pair in text.split(",")]
-    return Variant(
-        {key: value for key, value in pairs if key.isupper()},
-        {key: int(value) if value.isdigit() else value for key, value in pairs if not key.isupper()},
-    )
+    environment = {key: value for key, value in pairs if key.isupper()}
+    engine = {key: int(value) if value.isdigit() else value for key, value in pairs if not key.isupper()}
+    return text, Variant(environment, engine)
 
 
 def measure(
-    variants: dict[str, Variant], counts: Sequence[int], size: Size, repeats: int
+    variants: dict[str, Variant], counts: Sequence[int], size: argparse.Namespace, repeats: int
 ) -> Iterator[tuple[int, dict[str, tuple[float, float]]]]:
     """For each number of neighbours, each variant's tokens/s and seconds of a step, medians of the repeats."""
     with tempfile.TemporaryDirectory(prefix="busy-") as place, contextlib.ExitStack() as stack:
@@ -207,60 +176,43 @@ def measure(
             stack.callback(up[name].engines.close)
             print(f"{name} is up", file=sys.stderr, flush=True)
         for count in counts:
-            found: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
+            results: dict[str, list[tuple[float, float]]] = {name: [] for name in variants}
             with neighbours(count):
-                for turn in range(repeats):
-                    for name in list(up) if turn % 2 == 0 else list(up)[::-1]:
-                        one = up[name]
-                        found[name].append((one.tokens_per_s(one.requests), one.step_s()))
-                        rate, step_s = found[name][-1]
-                        print(
-                            f"{count} neighbours, {name}: {rate:.1f} tokens/s, {step_s:.2f} s a step", file=sys.stderr
-                        )
-            yield (
-                count,
-                {name: (median(r for r, _ in each), median(s for _, s in each)) for name, each in found.items()},
-            )
+                for _, name in in_turns(up, repeats):
+                    rate, step_s = up[name].tokens_per_s(up[name].requests), up[name].step_s()
+                    results[name].append((rate, step_s))
+                    print(f"{count} neighbours, {name}: {rate:.1f} tokens/s, {step_s:.2f} s a step", file=sys.stderr)
+            yield count, {name: tuple(map(median, zip(*each, strict=True))) for name, each in results.items()}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--neighbours", type=int, nargs="+", default=[0, 1, 2, 4])
-    parser.add_argument(
-        "--variants", nargs="+", default=["before", "after"], help=f"of {', '.join(VARIANTS)}, or KEY=VALUE,..."
-    )
-    parser.add_argument(
-        "--threads", type=int, help="threads of every variant that names no other number than all cores"
-    )
-    parser.add_argument("--requests", type=int, default=Size().requests)
-    parser.add_argument("--batch-size", type=int, default=Size().batch_size)
-    parser.add_argument("--new-tokens", type=int, default=Size().new_tokens)
-    parser.add_argument("--steps", type=int, default=Size().steps, help="of training, after a first one")
-    parser.add_argument("--rows", type=int, default=Size().rows, help="of a step of training")
+    parser.add_argument("--variants", nargs="+", type=variant_of, default=[*map(variant_of, ("before", "after"))],
+                        help=f"of {', '.join(VARIANTS)}, or KEY=VALUE,...")  # fmt: skip
+    parser.add_argument("--threads", type=int, help="of every variant that names no other number than all cores")
+    parser.add_argument("--requests", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--new-tokens", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=2, help="of training, after a first one that is not counted")
+    parser.add_argument("--rows", type=int, default=4, help="of a step of training")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--small", action="store_true", help="a tiny model, to see that it works; figures say nothing")
     asked = parser.parse_args()
-    try:
-        variants = {name: variant_of(name) for name in asked.variants}
-    except argparse.ArgumentTypeError as error:
-        parser.error(str(error))
-    if asked.threads:
-        for name, (environment, engine) in variants.items():
-            if engine.get("num_threads", CORES) == CORES:
-                variants[name] = Variant(environment, dict(engine) | {"num_threads": asked.threads})
-    size = Size(asked.requests, asked.batch_size, asked.new_tokens, asked.steps, asked.rows, asked.small)
     if asked.small:
-        size = size._replace(requests=4, batch_size=2, new_tokens=8, steps=1)
+        asked.requests, asked.batch_size, asked.new_tokens, asked.steps = 4, 2, 8, 1
+    variants = dict(asked.variants)
+    for name, variant in variants.items():
+        if asked.threads and variant.engine.get("num_threads", CORES) == CORES:
+            variants[name] = variant._replace(engine={**variant.engine, "num_threads": asked.threads})
     width = max(map(len, variants))
-    for count, found in measure(variants, asked.neighbours, size, asked.repeats):
+    for count, results in measure(variants, asked.neighbours, asked, asked.repeats):
         print(f"\n{count} busy neighbours on {CORES} cores", flush=True)
         print(f"{'':<{width}}  {'tokens/s':>9} {'ratio':>6}   {'s a step':>9} {'ratio':>6}")
-        first_rate, first_s = found[next(iter(variants))]
-        for name, (rate, step_s) in found.items():
-            print(
-                f"{name:<{width}}  {rate:>9.1f} {rate / first_rate:>6.2f}   {step_s:>9.2f} {first_s / step_s:>6.2f}",
-                flush=True,
-            )
+        first_rate, first_s = next(iter(results.values()))
+        for name, (rate, step_s) in results.items():
+            ratios = rate / first_rate, first_s / step_s
+            print(f"{name:<{width}}  {rate:>9.1f} {ratios[0]:>6.2f}   {step_s:>9.2f} {ratios[1]:>6.2f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -15,35 +15,34 @@ import argparse
 import contextlib
 import itertools
 import json
-import os
 import random
 import resource
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from bench.stores import store
+from bench.measuring import last_line, loopctl, timed
+from bench.stores import TEXT, store
 from loop.config.settings import Collect
+from loop.reading.reader import Reader, reader
 from loop.run.choosing import collected_of, earlier_of
 from loop.stages.collecting import choose
 from loop.stages.training import rows_sha256
 from policies.data import Accumulate, DataPolicy, Mix, PastRound, Replace
 from store.corpus import Corpus
-from store.db import execute, open_database, pack, query, scalar, transaction
+from store.db import execute, open_database, pack, query, scalar, snapshot
 from store.ledger import Ledger
-from store.records import Completion, Run
+from store.records import Completion
 from store.selections import store_selections
 
 PER_ROUND = 10_000  # completions of a round in the large stores
-TEXT = "def add(first, second):\n    total = first + second\n    return total\n"
 NUM_TOKENS = 64
 POLICIES: dict[str, DataPolicy] = {"replace": Replace(), "accumulate": Accumulate(), "mix": Mix(earlier=0.5)}
 
@@ -53,173 +52,133 @@ def figures(where: Path, num_completions: int = 1_000_000, num_pairs: int = 7, b
     small = store(where, 1000, 1)
     late = store(where, num_completions, max(1, num_completions // PER_ROUND))
     equal = store(where, PER_ROUND, 1)  # as many to select from a round, and nothing else
-    found: dict[str, Any] = {"num_completions": num_completions, "rows_per_transaction": batch}
-    found |= _appending(where, num_pairs, batch)
-    found["growth"] = _growth(where, small, equal, late, num_pairs, batch)
-    found["selecting"] = {name: _apart(late, name) for name in (*POLICIES, "training")}
-    return found
-
-
-def _completions(run: Run, template: Completion, tag: str) -> Iterator[Completion]:
-    for n in itertools.count():
-        text = f"# {tag} {n}\n" + TEXT * 12
-        tokens = tuple(range(n % 1000, n % 1000 + NUM_TOKENS))
-        id = f"{tag}{n}".encode().hex().ljust(64, "0")[-64:]
-        yield replace(template, id=id, run_id=run.id, sample_index=n, text=text[:1024], token_ids=tokens)
+    return {
+        "num_completions": num_completions,
+        "rows_per_transaction": batch,
+        **_appending(where, num_pairs, batch),
+        "growth": _growth(where, small, equal, late, num_pairs, batch),
+        "selecting": {
+            name: last_line("-m", "bench.corpus", "--one", name, str(late)) for name in (*POLICIES, "training")
+        },
+    }
 
 
 def _appending(where: Path, num_pairs: int, batch: int) -> dict[str, Any]:
     """Rows a second through the corpus and through bare executemany, each into a store of its own."""
-    seconds: dict[str, list[float]] = {"raw": [], "corpus": []}
-    with tempfile.TemporaryDirectory(dir=where) as scratch:
-        open_stores = {}
-        for name in seconds:
-            shutil.copytree(store(where, 1000, 1).parent, Path(scratch) / name)
-            open_stores[name] = _Appender(Path(scratch) / name)
-        for _ in range(num_pairs):
-            seconds["raw"].append(open_stores["raw"].raw(batch))
-            seconds["corpus"].append(open_stores["corpus"].append(batch))
-    ratios = [raw / ours for raw, ours in zip(seconds["raw"], seconds["corpus"], strict=True)]
+    small = store(where, 1000, 1)
+    with _copies(where, raw=small, corpus=small) as copies:
+        pairs = [(copies["raw"].raw(batch), copies["corpus"].append(batch)) for _ in range(num_pairs)]
     return {
-        "raw_rows_per_s": round(batch / statistics.median(seconds["raw"])),
-        "corpus_rows_per_s": round(batch / statistics.median(seconds["corpus"])),
-        "corpus_to_raw": round(statistics.median(ratios), 3),
+        "raw_rows_per_s": round(batch / statistics.median(raw for raw, _ in pairs)),
+        "corpus_rows_per_s": round(batch / statistics.median(ours for _, ours in pairs)),
+        "corpus_to_raw": round(statistics.median(raw / ours for raw, ours in pairs), 3),
     }
+
+
+@contextlib.contextmanager
+def _copies(where: Path, **stores: Path) -> Iterator[dict[str, _Appender]]:
+    """A copy of each store, to be appended to."""
+    with tempfile.TemporaryDirectory(dir=where) as scratch:
+        yield {
+            name: _Appender(Path(shutil.copytree(config.parent, Path(scratch) / name)))
+            for name, config in stores.items()
+        }
 
 
 class _Appender:
     """One store that is appended to; each call takes the next rows and returns the seconds that storing them took."""
 
     def __init__(self, directory: Path) -> None:
-        self.db = open_database(_database(directory))
-        self.corpus, self.run = Corpus(self.db), Ledger(self.db).run()
-        assert self.run is not None
-        template = next(self.corpus.completions(self.run.id, 1))
-        template = replace(template, prompt_token_ids=tuple(range(32)), created_at="", sha256="")
-        self.rows = _completions(self.run, template, os.urandom(4).hex())
+        self.db = open_database(directory / ".loop" / "loop.db")
+        self.corpus = Corpus(self.db)
+        self.template = next(self.corpus.completions(Ledger(self.db).run().id, 1))
+        self.numbers = itertools.count()
+
+    def _rows(self, num: int, **more: str) -> Iterator[Completion]:
+        for n in itertools.islice(self.numbers, num):
+            row = replace(self.template, prompt_token_ids=tuple(range(32)), created_at="", sha256="", sample_index=n)
+            tokens = tuple(range(n % 1000, n % 1000 + NUM_TOKENS))
+            yield replace(row, id=f"{n:064x}", text=(f"# {n}\n" + TEXT * 3)[:1024], token_ids=tokens, **more)
 
     def append(self, num: int) -> float:
-        rows = list(itertools.islice(self.rows, num))
-        begun = time.perf_counter()
-        self.corpus.add_completions(rows)
-        return time.perf_counter() - begun
+        rows = list(self._rows(num))
+        return timed(lambda: self.corpus.add_completions(rows))[1]
 
     def raw(self, num: int) -> float:
-        rows = [
-            pack(replace(row, created_at="2026-01-01T00:00:00.000000Z", sha256=row.id))
-            for row in itertools.islice(self.rows, num)
-        ]
+        rows = [pack(row) for row in self._rows(num, created_at="2026-01-01T00:00:00.000000Z", sha256="0" * 64)]
         names = list(rows[0])
         sql = f"INSERT INTO completions ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
         values = [tuple(row.values()) for row in rows]
-        begun = time.perf_counter()
-        self.db.conn.execute("BEGIN IMMEDIATE")
-        self.db.conn.executemany(sql, values)
-        self.db.conn.execute("COMMIT")
-        return time.perf_counter() - begun
 
+        def insert() -> None:
+            self.db.conn.execute("BEGIN IMMEDIATE")
+            self.db.conn.executemany(sql, values)
+            self.db.conn.execute("COMMIT")
 
-def _database(directory: Path) -> Path:
-    return next(directory.rglob("loop.db"))
+        return timed(insert)[1]
 
 
 def _growth(where: Path, small: Path, equal: Path, large: Path, num_pairs: int, batch: int) -> dict[str, float]:
     """How much longer the large store takes than the small one: medians of interleaved pairs. 1.0 is flat."""
-    with tempfile.TemporaryDirectory(dir=where) as scratch:
-        copies = {}
-        for name, of in (("small", small), ("large", large)):
-            shutil.copytree(of.parent, Path(scratch) / name)
-            copies[name] = _Appender(Path(scratch) / name)
-        for one in copies.values():
-            one.append(batch)
-        appending = _ratio(num_pairs, lambda: copies["small"].append(batch), lambda: copies["large"].append(batch))
+
+    def ratio(seconds: Callable[[Any], float], small: Any, large: Any) -> float:
+        pairs = [(seconds(small), seconds(large)) for _ in range(num_pairs + 1)]
+        return round(statistics.median(b / a for a, b in pairs[1:]), 3)  # what is cold is cold once
+
+    with _copies(where, small=small, large=large) as copies:
+        appending = ratio(lambda copy: copy.append(batch), copies["small"], copies["large"])
     return {
         "appending": appending,
-        "status": _ratio(num_pairs, lambda: _status(small), lambda: _status(large)),
-        "reading_a_round": _ratio(num_pairs, lambda: _reading(equal), lambda: _reading(large)),
-        "reading_scattered_rows": _ratio(
-            num_pairs, lambda: _reading(equal, scattered=True), lambda: _reading(large, scattered=True)
-        ),
+        "status": ratio(lambda config: timed(lambda: loopctl("--config", str(config), "status"))[1], small, large),
+        "reading_a_round": ratio(_reading, equal, large),
+        "reading_scattered_rows": ratio(lambda config: _reading(config, scattered=True), equal, large),
     }
-
-
-def _ratio(num_pairs: int, small: Callable[[], float], large: Callable[[], float]) -> float:
-    small(), large()  # what is cold is cold once
-    pairs = [(small(), large()) for _ in range(num_pairs)]
-    return round(statistics.median(b / a for a, b in pairs), 3)
-
-
-def _status(config: Path) -> float:
-    begun = time.perf_counter()  # the exit code says that no daemon runs
-    subprocess.run(
-        [sys.executable, "-m", "loop.cli.main", "--config", str(config), "status"], check=False, capture_output=True
-    )
-    return time.perf_counter() - begun
 
 
 def _reading(config: Path, scattered: bool = False) -> float:
     """The last round's texts in order of arrival, as collecting reads them; or those of 500 at a time, drawn at random from
     it, as removing near repeats does.
     """
-    db = open_database(_database(config.parent), read_only=True)
-    corpus, ledger = Corpus(db), Ledger(db)
-    run = ledger.run()
-    assert run is not None
-    last = ledger.rounds(run.id)[-1].number
-    arrivals = [one.arrival for one in corpus.texts(run.id, last)] if scattered else []
+    run_dir = config.parent / ".loop"
+    with reader(run_dir) as store:
+        last = store.ledger.rounds(store.run.id)[-1].number
+        arrivals = [text.arrival for text in store.corpus.texts(store.run.id, last)] if scattered else []
     random.Random(0).shuffle(arrivals)
-    db.close()
-    db = open_database(_database(config.parent), read_only=True)  # with nothing in its cache
-    corpus = Corpus(db)
-    begun = time.perf_counter()
-    if scattered:
+
+    def read(store: Reader) -> None:
         for start in range(0, len(arrivals), 500):
-            corpus.texts_at(arrivals[start : start + 500])
-    else:
-        for _ in corpus.texts(run.id, last):
-            pass
-    seconds = time.perf_counter() - begun
-    db.close()
-    return seconds
+            store.corpus.texts_at(arrivals[start : start + 500])
+        if not scattered:
+            deque(store.corpus.texts(store.run.id, last), maxlen=0)
 
-
-def _apart(config: Path, what: str) -> dict[str, Any]:
-    """Seconds and peak memory of one selection in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.corpus", "--one", what, str(config)], check=True, capture_output=True, text=True
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    with reader(run_dir) as store:  # with nothing in its cache
+        return timed(lambda: read(store))[1]
 
 
 def _one(what: str, config: Path) -> dict[str, Any]:
     """A selection as `loop.run.choosing.select` makes it for the last round, or the reading of what training gets."""
-    found: dict[str, Any] = {}
-    db = open_database(_database(config.parent))
+    db = open_database(config.parent / ".loop" / "loop.db")
     corpus, ledger = Corpus(db), Ledger(db)
-    run = ledger.run()
-    assert run is not None
-    last = ledger.rounds(run.id)[-1].number
-    if what == "training":
-        with contextlib.suppress(_Undone), transaction(db):
+    run_id = ledger.run().id
+    last = ledger.rounds(run_id)[-1].number
+    if what != "training":
+        results = _selecting(corpus, ledger, run_id, last, POLICIES[what])
+    else:
+        with snapshot(db):  # rolled back, with what is written in it
             execute(
                 db,
                 "INSERT INTO selections (run_id, round, position, completion_id, used) SELECT run_id, round, arrival, id, 1 "
                 "FROM completions WHERE run_id = ? AND round = ? AND evaluation_id IS NULL",
-                (run.id, last),
+                (run_id, last),
             )
-            begun = time.perf_counter()
-            found["num_rows"], _ = rows_sha256(corpus.training_rows(run.id, last))
-            found["seconds"] = round(time.perf_counter() - begun, 2)
-            raise _Undone
-    else:
-        found |= _selecting(corpus, ledger, run.id, last, POLICIES[what])
+            (num_rows, _), seconds = timed(lambda: rows_sha256(corpus.training_rows(run_id, last)))
+        results = {"num_rows": num_rows, "seconds": round(seconds, 2)}
     db.close()
-    return found | {"peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)}
+    return results | {"peak_mib": round(_peak_mib())}
 
 
-class _Undone(Exception):
-    pass
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _selecting(corpus: Corpus, ledger: Ledger, run_id: str, last: int, policy: DataPolicy) -> dict[str, Any]:
@@ -230,40 +189,33 @@ def _selecting(corpus: Corpus, ledger: Ledger, run_id: str, last: int, policy: D
     session: Any = SimpleNamespace(corpus=corpus, run_id=run_id, prompts=prompts, loaded=loaded)
     wanted = policy.wanted([PastRound(number, True, number == 1) for number in range(1, last)])
     past = [PastRound(number, True, number == 1) for number in wanted]
-    begun = time.perf_counter()
-    for one in past:
-        earlier_of(session, one)
-    described, cpu_s = time.perf_counter(), time.process_time()
-    own, earlier = collected_of(session, last, False), [earlier_of(session, one) for one in past]
+    _, described_s = timed(lambda: deque((earlier_of(session, round) for round in past), maxlen=0))
+    started, cpu_s = time.perf_counter(), time.process_time()
+    own, earlier = collected_of(session, last, False), [earlier_of(session, round) for round in past]
     chosen = choose(policy, own, earlier, corpus.test_verdicts, corpus.texts_at, run_id, last, 7)
-    num_rows = sum(one.used for one in chosen.selections())
-    selected, cpu_s = time.perf_counter(), time.process_time() - cpu_s
-    peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    num_rows = sum(selection.used for selection in chosen.selections())
+    selected_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_s
+    peak_mib = _peak_mib()
     of, num_pages = ledger.round(run_id, last), scalar(corpus.db, "PRAGMA page_count")
-    assert of is not None and not scalar(corpus.db, "PRAGMA freelist_count")
-    with contextlib.suppress(_Undone), transaction(corpus.db):
-        begun_storing = time.perf_counter()
-        store_selections(corpus.db, of, chosen.selections())
-        stored = time.perf_counter()
+    assert not scalar(corpus.db, "PRAGMA freelist_count")
+    with snapshot(corpus.db):  # rolled back, with what is written in it
+        _, stored_s = timed(lambda: store_selections(corpus.db, of, chosen.selections()))
         num_pages = scalar(corpus.db, "PRAGMA page_count") - num_pages
-        begun_reading = time.perf_counter()
-        assert sum(1 for _ in corpus.training_rows(run_id, last)) == num_rows
-        read = time.perf_counter()
-        raise _Undone
+        num_read, read_s = timed(lambda: sum(1 for _ in corpus.training_rows(run_id, last)))
+        assert num_read == num_rows
     return {
         "num_rows": num_rows,
-        "seconds": round(selected - described, 2),
+        "seconds": round(selected_s, 2),
         "cpu_seconds": round(cpu_s, 2),
         "selecting_peak_mib": round(peak_mib),
-        "storing_seconds": round(stored - begun_storing, 2),
+        "storing_seconds": round(stored_s, 2),
         "stored_mib": round(num_pages * scalar(corpus.db, "PRAGMA page_size") / 2**20, 2),
-        "reading_seconds": round(read - begun_reading, 2),
-        "describing_seconds": round(described - begun, 2),
+        "reading_seconds": round(read_s, 2),
+        "describing_seconds": round(described_s, 2),
     }
 
 
 def main() -> None:
-    """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--directory", type=Path, default=Path(tempfile.gettempdir()) / "ssd-loop-bench")
     parser.add_argument("--num", type=int, default=1_000_000, help="Completions of the large store.")

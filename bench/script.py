@@ -40,8 +40,7 @@ def by_vllm(model: str, rows: list[Row]) -> list[str]:
 
     llm = LLM(model, dtype=rows[0]["dtype"], enforce_eager=True, max_num_seqs=rows[0]["batch_size"])
     params = [SamplingParams(**row["decoding"], stop=row["stop"], include_stop_str_in_output=True) for row in rows]
-    found = llm.generate([row["prompt"] for row in rows], params)
-    return [one.outputs[0].text for one in found]
+    return [each.outputs[0].text for each in llm.generate([row["prompt"] for row in rows], params)]
 
 
 def by_transformers(model: str, rows: list[Row]) -> list[str]:
@@ -54,18 +53,15 @@ def by_transformers(model: str, rows: list[Row]) -> list[str]:
     for decoding in {json.dumps([row["decoding"], row["stop"]]) for row in rows}:
         same = [number for number, row in enumerate(rows) if json.dumps([row["decoding"], row["stop"]]) == decoding]
         same.sort(key=lambda number: len(rows[number]["prompt"]))
-        settings, stop = json.loads(decoding)
-        greedy = settings["temperature"] == 0
-        settings = {"do_sample": not greedy, "max_new_tokens": settings.pop("max_tokens")} | (
-            {} if greedy else settings
-        )
+        drawing, stop = json.loads(decoding)
+        settings = {"max_new_tokens": drawing.pop("max_tokens")}
+        settings |= {"do_sample": True, **drawing} if drawing["temperature"] else {"do_sample": False}
         for start in range(0, len(same), rows[0]["batch_size"]):
             batch = same[start : start + rows[0]["batch_size"]]
             inputs = tokenizer([rows[number]["prompt"] for number in batch], return_tensors="pt", padding=True)
             with torch.inference_mode():
-                found = loaded.generate(**inputs, **settings, stop_strings=stop, tokenizer=tokenizer)
-            width = inputs["input_ids"].shape[1]
-            decoded = tokenizer.batch_decode(found[:, width:], skip_special_tokens=True)
+                ids = loaded.generate(**inputs, **settings, stop_strings=stop, tokenizer=tokenizer)
+            decoded = tokenizer.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for number, text in zip(batch, decoded, strict=True):
                 texts[number] = text
     return texts
@@ -100,7 +96,7 @@ def grade(completions: str) -> None:
         code = row["opening"] + row["completion"].split("\n```")[0]
         return bool(check_correctness(program, code, 5.0)["passed"])
 
-    rows = [row for row in read(completions) if "problem" in row]
+    rows = read(completions)
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
         print(f"pass@1 {sum(threads.map(passed, rows)) / len(rows):.3f} of {len(rows)}")
 

@@ -15,11 +15,11 @@ import statistics
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from bench.measuring import timed
 from bench.stores import store
 from store.corpus import Corpus
 from store.db import open_database
@@ -32,55 +32,49 @@ SEARCHES = ("def test_it(", " return None\n", "for i in range(", "[::-1]", "no_s
 
 def functions() -> list[str]:
     """Functions between 200 and 2,500 characters long."""
-    found = []
+    texts = []
     for path in sorted(Path(sysconfig.get_path("stdlib")).rglob("*.py")):
         if "site-packages" in path.parts:
             continue
         try:
             source = path.read_text(encoding="utf-8")
-            lines = source.splitlines(keepends=True)
-            nodes = list(ast.walk(ast.parse(source)))
+            nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
         except (SyntaxError, ValueError, OSError):
             continue
-        segments = (
-            "".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes if isinstance(node, ast.FunctionDef)
-        )
-        found += [text for text in segments if 200 < len(text) < 2500]
-        if len(found) > 20_000:
+        lines = source.splitlines(keepends=True)
+        segments = ("".join(lines[node.lineno - 1 : node.end_lineno]) for node in nodes)
+        texts += [text for text in segments if 200 < len(text) < 2500]
+        if len(texts) > 20_000:
             break
-    return found
+    return texts
 
 
 def figures(num_completions: int) -> dict[str, Any]:
     """All figures by name."""
     texts = functions()
     with tempfile.TemporaryDirectory() as scratch:
-        path = next(store(Path(scratch), 1000, 1).parent.rglob("loop.db"))
+        path = store(Path(scratch), 1000, 1).parent / ".loop" / "loop.db"
         db = open_database(path)
-        corpus, run = Corpus(db), Ledger(db).run()
-        assert run is not None
-        template = next(corpus.completions(run.id, 1))
+        corpus = Corpus(db)
+        template = replace(next(corpus.completions(Ledger(db).run().id, 1)), created_at="", sha256="")
         num_bytes = 0
         for first in range(0, num_completions, BATCH):
             rows = []
             for n in range(first, first + BATCH):
                 text = f"# {n}\n{texts[n % len(texts)]}"
                 tokens = tuple((n * 7919 + k * 104_729) % 49_152 for k in range(int(len(text) / CHARACTERS_PER_TOKEN)))
-                id = f"{n:064x}"
-                rows.append(
-                    replace(template, id=id, sample_index=n, text=text, token_ids=tokens, created_at="", sha256="")
-                )
+                rows.append(replace(template, id=f"{n:064x}", sample_index=n, text=text, token_ids=tokens))
                 num_bytes += len(text.encode())
             corpus.add_completions(rows)
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         before = os.path.getsize(path)
         without = {text: _search(corpus, text) for text in SEARCHES}
-        begun, cpu = time.perf_counter(), time.process_time()
-        num_indexed = sum(corpus.search.index(10**9))
-        seconds, cpu = time.perf_counter() - begun, time.process_time() - cpu
+        cpu = time.process_time()
+        num_indexed, seconds = timed(lambda: sum(corpus.search.index(10**9)))
+        cpu = time.process_time() - cpu
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
         grown = os.path.getsize(path) - before
-        found = {
+        results = {
             "num_completions": num_indexed,
             "mean_text_bytes": round(num_bytes / num_completions),
             "store_bytes": before,
@@ -92,17 +86,12 @@ def figures(num_completions: int) -> dict[str, Any]:
             "search_s": {text: [without[text], _search(corpus, text)] for text in SEARCHES},
         }
         db.close()
-    return found
+    return results
 
 
 def _search(corpus: Corpus, text: str) -> float:
-    return round(statistics.median(_seconds(lambda: corpus.search.find(text=text, limit=10)) for _ in range(3)), 4)
-
-
-def _seconds(work: Callable[[], object]) -> float:
-    begun = time.perf_counter()
-    work()
-    return time.perf_counter() - begun
+    """The seconds that a search takes."""
+    return round(statistics.median(timed(lambda: corpus.search.find(text=text, limit=10))[1] for _ in range(3)), 4)
 
 
 if __name__ == "__main__":

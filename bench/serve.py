@@ -8,83 +8,64 @@ A run of the fake engine in one process, `loopctl serve` in another, and a reade
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
-import os
 import subprocess
-import sys
 import tempfile
 import time
-from datetime import datetime
+import urllib.request
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import urljoin
 
+import psutil
+
+from bench.measuring import LOOPCTL, environment
 from bench.stores import write_configuration
-from store.db import open_database
-from store.ledger import Ledger
-
-LOOPCTL = [sys.executable, "-m", "loop.cli.main"]
+from loop.reading.reader import reader
+from loop.words import moment
 
 
 def figures(num_rounds: int) -> dict[str, object]:
     """Seconds from each decision to the page, and what a look costs."""
     with tempfile.TemporaryDirectory() as scratch:
         config = write_configuration(Path(scratch), num_rounds, num_problems=16)
-        named = ["--config", str(config)]
-        server = subprocess.Popen(
-            [*LOOPCTL, *named, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True
-        )
-        assert server.stdout
-        port = urlsplit(json.loads(server.stdout.readline())["url"]).port
-        begun, cpu = time.time(), _cpu(server.pid)
-        running = subprocess.Popen(
-            [*LOOPCTL, *named, "run"], env=os.environ | {"LOOP_FAKE_STEP_S": "0.05"}, stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-        )  # fmt: skip
+        command = [*LOOPCTL, "--config", str(config)]
+        server = subprocess.Popen([*command, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, text=True)
+        url = json.loads(server.stdout.readline())["url"]
+        process = psutil.Process(server.pid)
+        begun, cpu = time.time(), sum(process.cpu_times()[:2])
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        running = subprocess.Popen([*command, "run"], env=environment(LOOP_FAKE_STEP_S="0.05"), **quiet)
         try:
-            shown = _follow(port or 0, num_rounds)
+            shown = _follow(url, num_rounds)
             running.wait()
-            used = (_cpu(server.pid) - cpu) / (time.time() - begun)
+            used = (sum(process.cpu_times()[:2]) - cpu) / (time.time() - begun)
         finally:
             running.kill()
             server.terminate()
             server.wait()
-        db = open_database(config.parent / ".loop" / "loop.db", read_only=True)
-        ledger = Ledger(db)
-        run = ledger.run()
-        assert run is not None
-        took = [
-            shown[decision.round] - datetime.fromisoformat(decision.decided_at).timestamp()
-            for decision in ledger.decisions(run.id)
-        ]
-        db.close()
+        with reader(config.parent / ".loop") as store:
+            took = [
+                shown[decision.round] - moment(decision.decided_at).timestamp()
+                for decision in store.ledger.decisions(store.run.id)
+            ]
     return {"seconds": [round(each, 2) for each in took], "most": round(max(took), 2), "of_a_core": round(used, 3)}
 
 
-def _follow(port: int, num_rounds: int) -> dict[int, float]:
+def _follow(url: str, num_rounds: int) -> dict[int, float]:
     """When the decision of each round was first in the body, as Unix time."""
-    events = http.client.HTTPConnection("127.0.0.1", port)
-    events.request("GET", "/events")
-    stream, shown = events.getresponse(), {}  # type: ignore[var-annotated]
-    while len(shown) < num_rounds:
-        if not stream.readline().startswith(b"data:"):
-            continue
-        ask = http.client.HTTPConnection("127.0.0.1", port)
-        ask.request("GET", "/body")
-        body, at = ask.getresponse().read().decode(), time.time()
-        ask.close()
-        for number in range(1, num_rounds + 1):
-            _, _, section = body.partition(f'id="round-{number}"')
-            summary = section.partition("</summary>")[0]
-            if any(f"mark {outcome}" in summary for outcome in ("kept", "rolled_back", "inconclusive")):
-                shown.setdefault(number, at)
-    events.close()
+    get = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
+    shown: dict[int, float] = {}
+    with get(urljoin(url, "events")) as events:
+        while len(shown) < num_rounds:
+            if not events.readline().startswith(b"data:"):
+                continue
+            with get(urljoin(url, "body")) as answer:
+                body, at = answer.read().decode(), time.time()
+            for number in range(1, num_rounds + 1):
+                summary = body.partition(f'id="round-{number}"')[2].partition("</summary>")[0]
+                if any(f"mark {outcome}" in summary for outcome in ("kept", "rolled_back", "inconclusive")):
+                    shown.setdefault(number, at)
     return shown
-
-
-def _cpu(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 if __name__ == "__main__":

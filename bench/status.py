@@ -14,18 +14,18 @@ import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.stores import store  # noqa: E402
+from bench.measuring import ROOT, environment
+from bench.stores import store
 
 
 def seconds(where: Path, *command: str) -> tuple[float, float]:
     """Wall and CPU time of one process. Its bytecode is there already, as after an installation."""
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    more = {"PYTHONPATH": str(ROOT), "PYTHONPYCACHEPREFIX": str(where / "bytecode"), "NO_COLOR": "1"}
+    variables = environment(PYTHONPYCACHEPREFIX=str(where / "bytecode"), NO_COLOR="1")
+    variables.pop("PYTHONDONTWRITEBYTECODE", None)
     started = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], env=kept | more, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, *command], env=variables, stdout=subprocess.DEVNULL)
     _, state, usage = os.wait4(process.pid, 0)
     took = time.perf_counter() - started
     process.returncode = os.waitstatus_to_exitcode(state)
@@ -34,7 +34,6 @@ def seconds(where: Path, *command: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    """Measure and print a line per store."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--where", type=Path, default=ROOT / "build" / "bench")
     parser.add_argument("--runs", type=int, default=21)
@@ -48,17 +47,17 @@ def main() -> None:
     took: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
     for turn in range(options.runs + 1):  # in turns, so that a busy moment meets them all; the first only warms up
         for name, command in commands.items():
-            one = seconds(options.where, *command)
+            times = seconds(options.where, *command)
             if turn:
-                took[name].append(one)
+                took[name].append(times)
     medians = {name: statistics.median(wall for wall, _ in times) for name, times in took.items()}
-    first = next(median for name, median in medians.items() if name.startswith("loopctl"))
+    _, first, *_ = medians.values()
     print(f"{'':<58}{'median':>9}{'fastest':>9}{'slowest':>9}{'CPU':>9}{'ratio':>7}")
     for name, times in took.items():
-        walls = [wall for wall, _ in times]
-        shown = (medians[name], min(walls), max(walls), statistics.median(cpu for _, cpu in times))
-        figures = "".join(f"{value * 1000:>6.0f} ms" for value in shown)
-        print(f"{name:<58}{figures}" + (f"{medians[name] / first:>7.2f}" if name.startswith("loopctl") else ""))
+        walls, cpu_s = zip(*times, strict=True)
+        figures = (medians[name], min(walls), max(walls), statistics.median(cpu_s))
+        ratio = f"{medians[name] / first:>7.2f}" if name.startswith("loopctl") else ""
+        print(f"{name:<58}" + "".join(f"{value * 1000:>6.0f} ms" for value in figures) + ratio)
 
 
 if __name__ == "__main__":

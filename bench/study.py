@@ -15,19 +15,19 @@ import time
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from os import environ
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.study_model import Recipe, make_world  # noqa: E402
-from loop.config.toml_text import toml_text  # noqa: E402
-from loop.experiments.facts import experiment_facts  # noqa: E402
-from loop.experiments.file import Experiment, ExperimentRun, load_experiment  # noqa: E402
-from loop.reading.reader import reader  # noqa: E402
+from bench.measuring import LOOPCTL, ROOT, environment
+from bench.study_model import Recipe, make_world
+from loop.config.toml_text import toml_text
+from loop.experiments.facts import experiment_facts
+from loop.experiments.file import Experiment, ExperimentRun, load_experiment
+from loop.reading.reader import reader
+from loop.words import interval, rate, signed
 
 STUDIES = ROOT / "docs" / "studies"
 NAME = "multi-round-tiny"
@@ -66,9 +66,7 @@ def quick_experiment(where: Path, world: Path) -> Path:
 
 def loopctl(*arguments: str) -> None:
     """Run it to its end; what it prints goes to stderr. SystemExit if it fails."""
-    command = [sys.executable, "-m", "loop.cli.main", *arguments]
-    environment = environ | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
-    done = subprocess.run(command, env=environment, stdout=sys.stderr, check=False)
+    done = subprocess.run([*LOOPCTL, *arguments], env=environment(NO_COLOR="1"), stdout=sys.stderr)
     if done.returncode:
         raise SystemExit(done.returncode)
 
@@ -91,19 +89,17 @@ class Decided:
 
 
 def decisions(run: ExperimentRun, suite: str) -> list[Decided]:
-    """The rounds of a run."""
-    with reader(run.run_dir) as found:
+    with reader(run.run_dir) as store:
         rates = {
-            one.checkpoint: one.metrics["pass@1"]
-            for one in found.corpus.evaluations.all(found.run.id)
-            if one.suite_name == suite and one.metrics
+            row.checkpoint: row.metrics["pass@1"]
+            for row in store.corpus.evaluations.all(store.run.id)
+            if row.suite_name == suite and row.metrics
         }
-        rounds = {one.number: one for one in found.ledger.rounds(found.run.id)}
+        rounds = {round.number: round for round in store.ledger.rounds(store.run.id)}
         decided = []
-        for row in found.ledger.decisions(found.run.id):
+        for row in store.ledger.decisions(store.run.id):
             refused_by = frozenset(gate["type"] for gate in row.gates if gate["verdict"] != "pass")
-            of = rounds[row.round]
-            change = rates[str(of.candidate_checkpoint)] - rates[of.parent_checkpoint]
+            change = rates[rounds[row.round].candidate_checkpoint] - rates[rounds[row.round].parent_checkpoint]
             decided.append(Decided(row.verdict == "keep", refused_by, change))
         return decided
 
@@ -113,18 +109,18 @@ def decisions(run: ExperimentRun, suite: str) -> list[Decided]:
 
 def cells(line: Line, k: str) -> tuple[str, ...]:
     """A line of the table."""
-    low, high = line["pass@1_interval"]
-    rate = f"{line['pass@1']:.3f} [{low:.3f} {high:.3f}]"
+    pass_at_1 = f"{rate(line['pass@1'])} {interval(line['pass@1_interval'])}"
     change, seeds = ("still the base", "") if line["round"] else ("", "")
     if line["num_moved"]:
-        ends = line["change_interval"]
-        changes = [one for one in line["change_by_seed"] if one is not None]
-        change = f"{line['change']:+.3f} [{ends[0]:+.3f} {ends[1]:+.3f}]"
-        seeds = f"{min(changes):+.3f} to {max(changes):+.3f}"
+        change = f"{signed(line['change'])} {interval(line['change_interval'], sign=True)}"
+        seeds = spread([moved for moved in line["change_by_seed"] if moved is not None])
     kept = f"{line['num_kept']} of {line['num_seeds']}" if line["round"] else ""
-    spread = line["pass@k"][k] - line["pass@1"]
-    figures = (f"{spread:.3f}", f"{line['distinct_rate']:.3f}", f"{line['mean_tokens']:.1f}")
-    return (line["arm"], str(line["round"] or "base"), rate, change, seeds, kept, *figures)
+    figures = rate(line["pass@k"][k] - line["pass@1"]), rate(line["distinct_rate"]), f"{line['mean_tokens']:.1f}"
+    return (line["arm"], str(line["round"] or "base"), pass_at_1, change, seeds, kept, *figures)
+
+
+def spread(changes: Sequence[float]) -> str:
+    return f"{signed(min(changes))} to {signed(max(changes))}"
 
 
 def plain(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -141,42 +137,35 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows])
 
 
-def refusals(arm: str, found: Sequence[Decided]) -> tuple[str, ...]:
+def refusals(arm: str, rounds: Sequence[Decided]) -> tuple[str, ...]:
     """A line of the table of decisions: each group's size, and the mean, lowest and highest of its held-out changes."""
-    groups = ([one for one in found if one.kept],
-              [one for one in found if not one.kept and "improvement" in one.refused_by],
-              [one for one in found if not one.kept and one.refused_by == {"collapse"}])  # fmt: skip
 
-    def shown(group: Sequence[Decided]) -> str:
-        changes = [one.change for one in group]
+    def shown(changes: Sequence[float]) -> str:
         if not changes:
             return "0"
-        return f"{len(group)}: {fmean(changes):+.3f} ({min(changes):+.3f} to {max(changes):+.3f})"
+        return f"{len(changes)}: {signed(fmean(changes))} ({spread(changes)})"
 
-    return (arm, str(len(found)), *map(shown, groups))
+    return (
+        arm,
+        str(len(rounds)),
+        shown([round.change for round in rounds if round.kept]),
+        shown([round.change for round in rounds if not round.kept and "improvement" in round.refused_by]),
+        shown([round.change for round in rounds if not round.kept and round.refused_by == {"collapse"}]),
+    )
 
 
-def compared(one: Mapping[str, Any]) -> tuple[str, ...]:
+def compared(pair: Mapping[str, Any]) -> tuple[str, ...]:
     """A comparison as a line of the table."""
-    low, high = one["interval"]
-    change = f"{one['change']:+.3f} [{low:+.3f} {high:+.3f}]"
-    seeds = f"{min(one['by_seed']):+.3f} to {max(one['by_seed']):+.3f}"
-    return (one["ours"], one["theirs"], str(one["round"]), change, seeds, one["words"])
-
-
-def draw(path: Path, where: Path) -> None:
-    """The figures and the page, by the product itself."""
-    for figure, name in (("pass1", "pass-at-1"), ("signals", "diversity")):
-        loopctl("plot", "--experiment", str(path), "--figure", figure, "-o", str(where / f"{name}.svg"))
-    loopctl("experiment", "report", str(path), "-o", str(where / f"{NAME}.html"))
+    change = f"{signed(pair['change'])} {interval(pair['interval'], sign=True)}"
+    return (pair["ours"], pair["theirs"], str(pair["round"]), change, spread(pair["by_seed"]), pair["words"])
 
 
 def report(experiment: Experiment, where: Path) -> str:
-    """Write the tables and the figures into a directory; the tables in plain text."""
+    """Write the tables, the figures and the page into a directory; the tables in plain text."""
     facts = experiment_facts(experiment)
     k = max(facts.lines[0]["pass@k"], key=int)
     refused = [
-        refusals(arm.name, [one for run in experiment.of_arm(arm.name) for one in decisions(run, experiment.suite)])
+        refusals(arm.name, [row for run in experiment.of_arm(arm.name) for row in decisions(run, experiment.suite)])
         for arm in experiment.arms
         if arm.name.startswith("gated")
     ]
@@ -191,19 +180,19 @@ def report(experiment: Experiment, where: Path) -> str:
     text = "\n".join(plain(*table) for table in tables) + f"\n{facts.correction}\n"
     marks = "\n".join(markdown(*table) for table in tables) + f"\n{facts.correction}.\n"
     page = where / f"{NAME}.md"
-    before, after = ("", "")
     if where == STUDIES:
-        before, _, rest = page.read_text().partition(TABLES[0])
-        before, after = before + TABLES[0] + "\n\n", "\n" + TABLES[1] + rest.partition(TABLES[1])[2]
-    page.write_text(before + marks + after)
-    if where != STUDIES:
+        before, begin, rest = page.read_text().partition(TABLES[0])
+        marks = f"{before}{begin}\n\n{marks}\n" + "".join(rest.partition(TABLES[1])[1:])
+    else:
         (where / f"{NAME}.txt").write_text(text)
-    draw(experiment.path, where)
+    page.write_text(marks)
+    for figure, name in (("pass1", "pass-at-1"), ("signals", "diversity")):
+        loopctl("plot", "--experiment", str(experiment.path), "--figure", figure, "-o", str(where / f"{name}.svg"))
+    loopctl("experiment", "report", str(experiment.path), "-o", str(where / f"{NAME}.html"))
     return text
 
 
 def main() -> None:
-    """Make the world, run what is not finished, report."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "study", help="where --quick puts everything")
     parser.add_argument("--quick", action="store_true", help="a minute or two, to see that it works; shows nothing")

@@ -13,30 +13,30 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.measuring import ROOT, last_line
+
 STORES = ROOT / "build" / "bench"
 KEPT = STORES / "table.json"
 PAGE = ROOT / "docs" / "benchmarks.md"
 Row = dict[str, Any]
 
 
-def row(what: str, against: str, found: float, wanted: str, command: str, unit: str = "") -> Row:
-    return {"what": what, "against": against, "found": f"{found:.2f}{unit}", "wanted": wanted, "command": command}
+def row(what: str, against: str, figure: float, wanted: str, command: str, unit: str = "") -> Row:
+    return {"what": what, "against": against, "found": f"{figure:.2f}{unit}", "wanted": wanted, "command": command}
 
 
 def part(code: str, python: str = sys.executable) -> Any:
     """What an expression over a module of bench/ gives, in a process of its own."""
     module, call = code.split(":", 1)
-    program = f"import json, sys; sys.path.insert(0, {str(ROOT)!r}); from bench import {module}; "
-    program += f"print(json.dumps({module}.{call}))"
-    done = subprocess.run([python, "-c", program], stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT)
-    return json.loads(done.stdout.splitlines()[-1])
+    return last_line(
+        "-c", f"import json; from bench import {module}; print(json.dumps({module}.{call}))", python=python
+    )
 
 
 def vllm_python() -> str | None:
@@ -51,12 +51,12 @@ def vllm_python() -> str | None:
 def rounds(pairs: int) -> list[Row]:
     best = vllm_python()
     engine = "vllm" if best else "transformers"
-    found = part(f"rounds:measure({engine!r}, 3, {pairs})", best or sys.executable)
+    figures = part(f"rounds:measure({engine!r}, 3, {pairs})", best or sys.executable)
     command = f"python bench/rounds.py --engine {engine} --pairs {pairs}"
-    script = f"the hand-written script: {found['wall_s']:.0f} s and {found['script_s']:.0f} s"
-    added, beside = 100 * found["added"], 100 * found["beside_engines_and_grading"]
+    script = f"the hand-written script: {figures['wall_s']:.0f} s and {figures['script_s']:.0f} s"
+    added, beside = 100 * figures["added"], 100 * figures["beside_engines_and_grading"]
     return [
-        row(f"three rounds, {engine}: time", script, found["ratio"], "at most 0.80", command),
+        row(f"three rounds, {engine}: time", script, figures["ratio"], "at most 0.80", command),
         row("what the loop adds beside its stages", "the round", added, "at most 2%", command, "%"),
         row("what it adds beside engines and grading", "the round", beside, "-", command, "%"),
     ]
@@ -66,48 +66,42 @@ def vllm(pairs: int) -> list[Row]:
     if (python := vllm_python()) is None:
         return []
     command = f"python bench/sampling_vllm.py --pairs {pairs}"
-    found = part(f"sampling_vllm:measure(96, {pairs})", python)
-    return [
-        row("sampling, tokens/s, vLLM", "raw `LLM.generate`, not compiled", found["ratio"], "at least 0.97", command)
-    ]
+    ratio = part(f"sampling_vllm:measure(96, {pairs})", python)["ratio"]
+    return [row("sampling, tokens/s, vLLM", "raw `LLM.generate`, not compiled", ratio, "at least 0.97", command)]
 
 
 def transformers(pairs: int) -> list[Row]:
-    found = part(f"sampling:measure(96, 32, {pairs})")
-    command = f"python bench/sampling.py --pairs {pairs}"
+    command, against = f"python bench/sampling.py --pairs {pairs}", "batched `generate`"
     return [
-        row(f"sampling, tokens/s, transformers, {kind} lengths", "batched `generate`", found[kind]["ratio"], "at least 1.3", command)
-        for kind in ("natural", "forced")
-    ]  # fmt: skip
+        row(f"sampling, tokens/s, transformers, {kind} lengths", against, figures["ratio"], "at least 1.3", command)
+        for kind, figures in part(f"sampling:measure(96, 32, {pairs})").items()
+    ]
 
 
 def training(pairs: int) -> list[Row]:
-    found = part(f"training:figures(32, {pairs})")
+    figures = part(f"training:figures(32, {pairs})")
     command, plain = f"python bench/training.py --pairs {pairs}", "plain `SFTTrainer`"
-    gap = f"{found['largest_loss_gap']:.0e}"
+    gap = f"{figures['largest_loss_gap']:.0e}"
     return [
-        row(f"training, rows/s (losses equal within {gap})", plain, found["speed_ratio"], "at least 1.3", command),
-        row("training, peak memory", plain, found["memory_ratio"], "at most 1.0", command),
+        row(f"training, rows/s (losses equal within {gap})", plain, figures["speed_ratio"], "at least 1.3", command),
+        row("training, peak memory", plain, figures["memory_ratio"], "at most 1.0", command),
     ]
 
 
 def corpus(pairs: int) -> list[Row]:
-    found = part(f"corpus:figures(corpus.Path({str(STORES)!r}), num_pairs={max(5, pairs)})")
+    figures = part(f"corpus:figures(corpus.Path({str(STORES)!r}), num_pairs={max(5, pairs)})")
     command = "python -m bench.corpus"
-    rows = [row("appending 1 KB completions", "raw executemany", found["corpus_to_raw"], "at least 0.6", command)]
-    for name, one in found["selecting"].items():
-        rows.append(row(f"selecting 10,000 of 1,000,000: {name}", "-", one["seconds"], "under 2 s", command, " s"))
-        rows.append(row(f"the same: memory, {name}", "-", one["peak_mib"], "under 200 MB", command, " MiB"))
-    rows += [
-        row(f"growth to 1,000,000: {name.replace('_', ' ')}", "the small store", value, "0.8 to 1.2", command)
-        for name, value in found["growth"].items()
-    ]
+    rows = [row("appending 1 KB completions", "raw executemany", figures["corpus_to_raw"], "at least 0.6", command)]
+    for name, of in figures["selecting"].items():
+        rows.append(row(f"selecting 10,000 of 1,000,000: {name}", "-", of["seconds"], "under 2 s", command, " s"))
+        rows.append(row(f"the same: memory, {name}", "-", of["peak_mib"], "under 200 MB", command, " MiB"))
+    for name, value in figures["growth"].items():
+        what = f"growth to 1,000,000: {name.replace('_', ' ')}"
+        rows.append(row(what, "the small store", value, "0.8 to 1.2", command))
     return rows
 
 
-PARTS: dict[str, Callable[[int], list[Row]]] = {
-    "corpus": corpus, "training": training, "transformers": transformers, "vllm": vllm, "rounds": rounds,
-}  # fmt: skip
+PARTS = {each.__name__: each for each in (corpus, training, transformers, vllm, rounds)}
 
 
 def page(kept: dict[str, Any]) -> str:
@@ -119,14 +113,13 @@ def page(kept: dict[str, Any]) -> str:
         "",
     ]
     for name in PARTS:
-        if not (one := kept.get(name)):
+        if not (last := kept.get(name)):
             continue
-        lines += [f"## {name}: {one['date']}, {one['machine']}", "", "| what | against | found | wanted | command |"]
+        lines += [f"## {name}: {last['date']}, {last['machine']}", "", "| what | against | found | wanted | command |"]
         lines += ["|---|---|---|---|---|"]
-        lines += ["| {what} | {against} | {found} | {wanted} | `{command}` |".format(**each) for each in one["rows"]]
+        lines += ["| {what} | {against} | {found} | {wanted} | `{command}` |".format(**each) for each in last["rows"]]
         lines += [""]
-    notes = PAGE.read_text().split("## What bounds it", 1) if PAGE.exists() else []
-    return "\n".join(lines) + ("\n## What bounds it" + notes[1] if len(notes) > 1 else "")
+    return "\n".join(lines) + "".join(PAGE.read_text().partition("\n## What bounds it")[1:])
 
 
 def machine() -> str:
@@ -138,7 +131,7 @@ def machine() -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=tuple(PARTS), default=tuple(PARTS))
     asked = parser.parse_args()
@@ -147,8 +140,8 @@ def main() -> None:
     for name in asked.only:
         rows = PARTS[name](asked.pairs)
         kept[name] = {"rows": rows, "machine": machine(), "date": datetime.date.today().isoformat()}
-        for one in rows:
-            print("{what:<62}{against:<44}{found:>12}   {wanted}".format(**one), flush=True)
+        for each in rows:
+            print("{what:<62}{against:<44}{found:>12}   {wanted}".format(**each), flush=True)
         KEPT.write_text(json.dumps(kept, indent=1))
         PAGE.write_text(page(kept))
 

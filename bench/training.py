@@ -13,19 +13,17 @@ import json
 import random
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loop.config.settings import Engine, Training  # noqa: E402
-from loop.run.base_model import CONVERSION, cache_directory  # noqa: E402
-from loop.workers.up import engine_config  # noqa: E402
+from bench.measuring import in_turns, last_line, timed
+from loop.config.settings import Engine, Training
+from loop.run.base_model import CONVERSION, cache_directory
+from loop.workers.up import engine_config
 
 BATCH_SIZE, MICRO_BATCH_SIZE = 16, 8
 PROMPT_LENGTHS, COMPLETION_LENGTHS = (60, 160), (16, 256)  # tokens
@@ -62,9 +60,8 @@ def train(who: str, num_rows: int, checkpointing: bool) -> dict[str, Any]:
     checkpoint = CheckpointRef(sha256="", path=cache_directory() / "models" / CONVERSION)
     rows = rows_of(num_rows)
     with tempfile.TemporaryDirectory() as scratch:
-        arguments = TrlTrainer(engine_config(Engine(device="cpu")), lambda done, total: None).arguments(
-            settings, Path(scratch)
-        )
+        product = TrlTrainer(engine_config(Engine(device="cpu")), lambda done, total: None)
+        arguments = product.arguments(settings, Path(scratch))
         given: dict[str, Any] = {
             "model": load_model(checkpoint, torch.float32, torch.device("cpu")),
             "args": arguments,
@@ -77,9 +74,7 @@ def train(who: str, num_rows: int, checkpointing: bool) -> dict[str, Any]:
             trainer = SFTTrainer(**given)
         else:
             trainer = StepTrainer(budget=MICRO_BATCH_SIZE * max(map(len, rows["input_ids"])), **given)
-        started = time.perf_counter()
-        trainer.train()
-        seconds = time.perf_counter() - started
+        _, seconds = timed(trainer.train)
     return {
         "seconds": seconds,
         "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
@@ -89,23 +84,19 @@ def train(who: str, num_rows: int, checkpointing: bool) -> dict[str, Any]:
 
 def figures(num_rows: int = 32, pairs: int = 3, checkpointing: bool = True) -> dict[str, Any]:
     """Medians over the pairs: rows per second and peak memory, ours over plain; the largest relative gap of a loss."""
-    found: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}
-    for pair in range(pairs):
-        for who in ("plain", "ours") if pair % 2 == 0 else ("ours", "plain"):
-            command = [sys.executable, __file__, "--one", who, "--rows", str(num_rows)]
-            command += [] if checkpointing else ["--no-checkpointing"]
-            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-            found[who].append(json.loads(output.splitlines()[-1]))
-    both = list(zip(found["plain"], found["ours"], strict=True))
+    runs: dict[str, list[dict[str, Any]]] = {"plain": [], "ours": []}
+    more = [] if checkpointing else ["--no-checkpointing"]
+    for _, who in in_turns(runs, pairs):
+        runs[who].append(last_line(__file__, "--one", who, "--rows", str(num_rows), *more))
+    both = list(zip(runs["plain"], runs["ours"], strict=True))
     speeds = [plain["seconds"] / ours["seconds"] for plain, ours in both]
     memory = [ours["peak_bytes"] / plain["peak_bytes"] for plain, ours in both]
     gaps = [
-        abs(one / other - 1) for plain, ours in both for one, other in zip(ours["losses"], plain["losses"], strict=True)
+        abs(loss / other - 1)
+        for plain, ours in both
+        for loss, other in zip(ours["losses"], plain["losses"], strict=True)
     ]
     return {
-        "num_rows": num_rows,
-        "pairs": pairs,
-        "gradient_checkpointing": checkpointing,
         "num_steps": len(both[0][0]["losses"]),
         "speed_ratio": round(statistics.median(speeds), 2),
         "speed_ratios": [round(ratio, 2) for ratio in speeds],
@@ -117,24 +108,22 @@ def figures(num_rows: int = 32, pairs: int = 3, checkpointing: bool = True) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=32)
     parser.add_argument("--pairs", type=int, default=3)
-    parser.add_argument(
-        "--no-checkpointing", action="store_true", help="keep the activations, where memory is no matter"
-    )
+    parser.add_argument("--no-checkpointing", action="store_true", help="keep the activations: faster, more memory")
     parser.add_argument("--one", choices=["plain", "ours"], help=argparse.SUPPRESS)  # a process of figures()
     options = parser.parse_args()
     if options.one:
         print(json.dumps(train(options.one, options.rows, not options.no_checkpointing)))
         return
-    found = figures(options.rows, options.pairs, not options.no_checkpointing)
-    print(
-        f"rows per second, ours over plain: {found['speed_ratio']} (pairs: {', '.join(map(str, found['speed_ratios']))}; "
-        f"to reach: 1.3)\npeak memory, ours over plain: {found['memory_ratio']} ({found['ours_peak_gib']} and "
-        f"{found['plain_peak_gib']} GiB; at most 1.0)\nlargest relative difference of a step's loss: "
-        f"{found['largest_loss_gap']:.1e} over {found['num_steps']} steps"
-    )
+    measured = figures(options.rows, options.pairs, not options.no_checkpointing)
+    pairs = ", ".join(map(str, measured["speed_ratios"]))
+    peaks = f"{measured['ours_peak_gib']} and {measured['plain_peak_gib']} GiB"
+    gap = f"{measured['largest_loss_gap']:.1e} over {measured['num_steps']} steps"
+    print(f"rows per second, ours over plain: {measured['speed_ratio']} (pairs: {pairs}; to reach: 1.3)")
+    print(f"peak memory, ours over plain: {measured['memory_ratio']} ({peaks}; at most 1.0)")
+    print(f"largest relative difference of a step's loss: {gap}")
 
 
 if __name__ == "__main__":

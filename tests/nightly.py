@@ -1,6 +1,6 @@
 """Everything slow, one part after the other: `make nightly`, or `python3 tests/nightly.py [--only NAME ...] [--full]`.
 
-It goes on after a failure and ends with a table, which build/nightly/table.md has as Markdown with the machine; exit code 1
+It continues after a failure and ends with a table, which build/nightly/table.md has as Markdown with the machine; exit code 1
 where anything failed. Each part writes build/nightly/NAME.log. A part is ended with all that it started when it passes a
 limit that only a hang reaches. Sizes are for an hour and a half on two cores with what is installed the first time;
 `--full` takes those of `make kills`, `make soak` and the benches' own, some hours. Nothing under docs/ is written.
@@ -11,6 +11,7 @@ Only the standard library, and any Python from 3.11: the first part installs the
 from __future__ import annotations
 
 import argparse
+import contextlib
 import datetime
 import os
 import platform
@@ -55,27 +56,23 @@ PARTS = (
     Part("vllm-tests", f"make test-vllm PYTEST='{PYTEST} --junitxml {{results}}'"),
     Part("study", f"{PYTHON} bench/study.py --quick --out build/nightly/study"),
     *(
-        Part(f"bench-{name}", f"{PYTHON} {command} {small}", f"{PYTHON} {command} {full}")
-        for name, command, small, full in (
-            ("training", "bench/training.py", "--pairs 1 --rows 16", ""),
-            ("sampling", "bench/sampling.py", "--pairs 1 --requests 32", ""),
-            ("rounds", "bench/rounds.py", "--rounds 1 --small", ""),
-            ("corpus", "-m bench.corpus --directory build/bench", "--num 100000 --pairs 3", ""),
-            ("search", "-m bench.search", "--num 20000", ""),
-            ("serve", "-m bench.serve", "", ""),
-            ("status", "bench/status.py", "--completions 100000 --runs 7", ""),
-            ("report", "bench/report.py", "--rounds 50 --completions 100000 --runs 2", ""),
-            ("daemon", "bench/daemon.py", "", ""),
-            ("grading", "bench/grading.py", "--repeats 4 --turns 1", ""),
-            ("decisions", "bench/decisions.py", "--quick", ""),
-            ("collapse", "bench/collapse.py", "--quick", ""),
-            ("busy", "bench/busy.py", "--variants before after --neighbours 0 2", ""),
+        Part(f"bench-{name}", f"{command} {small}", command)
+        for name, command, small in (
+            ("training", f"{PYTHON} bench/training.py", "--pairs 1 --rows 16"),
+            ("sampling", f"{PYTHON} bench/sampling.py", "--pairs 1 --requests 32"),
+            ("rounds", f"{PYTHON} bench/rounds.py", "--rounds 1 --small"),
+            ("corpus", f"{PYTHON} -m bench.corpus --directory build/bench", "--num 100000 --pairs 3"),
+            ("search", f"{PYTHON} -m bench.search", "--num 20000"),
+            ("serve", f"{PYTHON} -m bench.serve", ""),
+            ("status", f"{PYTHON} bench/status.py", "--completions 100000 --runs 7"),
+            ("report", f"{PYTHON} bench/report.py", "--rounds 50 --completions 100000 --runs 2"),
+            ("daemon", f"{PYTHON} bench/daemon.py", ""),
+            ("grading", f"{PYTHON} bench/grading.py", "--repeats 4 --turns 1"),
+            ("decisions", f"{PYTHON} bench/decisions.py", "--quick"),
+            ("collapse", f"{PYTHON} bench/collapse.py", "--quick"),
+            ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),
+            ("vllm", f"{VLLM_PYTHON} bench/sampling_vllm.py", "--pairs 1 --requests 32"),
         )
-    ),
-    Part(
-        "bench-vllm",
-        f"{VLLM_PYTHON} bench/sampling_vllm.py --pairs 1 --requests 32",
-        f"{VLLM_PYTHON} bench/sampling_vllm.py",
     ),
 )
 
@@ -104,23 +101,18 @@ def run(name: str, command: str, place: Path, limit_s: float, clock: Callable[[]
             )  # fmt: skip
         except OSError as error:
             return Row(name, 0, 1, 0.0, f"cannot be started: {error}")
-    notes = []
     try:
-        while True:
-            try:
-                code = process.wait(0.5)
-                break
-            except subprocess.TimeoutExpired:
-                if clock() - began > limit_s:
-                    code = -1
-                    notes.append(f"ended after {minutes(limit_s)} min")
-                    break
+        while (code := process.poll()) is None and clock() - began <= limit_s:
+            time.sleep(0.1)
     finally:
         num_ended = end(token, process)
-    if num_ended and not notes:
+    notes = []
+    if code is None:
+        notes.append(f"ended after {minutes(limit_s)} min")
+    elif num_ended:
         notes.append(f"left {num_ended} processes behind, which were ended")
     passed, failed, skipped = counted(results) if "{results}" in command else (int(code == 0), 0, 0)
-    if code and not failed:  # pytest may have ended before it wrote anything
+    if code != 0 and not failed:  # pytest may have ended before it wrote anything
         failed = 1
         notes = notes or [f"exit code {code}"]
     elif not passed and not failed:
@@ -135,16 +127,14 @@ def end(token: str, process: subprocess.Popen[bytes]) -> int:
     """Kill all that a part started, wherever it went, until nothing is left; how many processes that were."""
     killed = set()
     while True:
-        found = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _belongs(pid, token)]
-        for pid in found:
-            try:
-                os.kill(pid, signal.SIGKILL)
-                killed.add(pid)
-            except ProcessLookupError:
-                pass
-        if not found:
+        left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _belongs(pid, token)]
+        if not left:
             process.wait()
             return len(killed)
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
         time.sleep(0.05)
 
 
@@ -190,20 +180,17 @@ def minutes(seconds: float) -> str:
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The table: a header, a line per part, and the sum."""
     whole = Row("all", sum(r.passed for r in rows), sum(r.failed for r in rows), sum(r.seconds for r in rows))
-    return [
-        ("what", "passed", "failed", "minutes", ""),
-        *(
-            (row.name, str(row.passed), str(row.failed), minutes(row.seconds), row.note.replace("|", "/"))
-            for row in [*rows, whole]
-        ),
+    lines = [
+        (row.name, str(row.passed), str(row.failed), minutes(row.seconds), row.note.replace("|", "/"))
+        for row in [*rows, whole]
     ]
+    return [("what", "passed", "failed", "minutes", ""), *lines]
 
 
 def markdown(rows: Sequence[Row]) -> str:
     header, *lines = ["| " + " | ".join(line) + " |" for line in cells(rows)]
-    return "\n".join(
-        [f"{datetime.date.today().isoformat()}, {machine()}", "", header, "|---|---|---|---|---|", *lines, ""]
-    )
+    told = f"{datetime.date.today().isoformat()}, {machine()}"
+    return "\n".join([told, "", header, "|---|---|---|---|---|", *lines, ""])
 
 
 def plain(rows: Sequence[Row]) -> str:
@@ -217,12 +204,9 @@ def plain(rows: Sequence[Row]) -> str:
 
 def machine() -> str:
     """Cores, CPU, versions and commit, as far as they can be had."""
-    said = [
-        answer([PYTHON, "-c", "from bench.table import machine; print(machine())"])
-        or f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}",
-        answer(["git", "describe", "--always", "--dirty"]),
-    ]
-    return ", ".join(filter(None, said))
+    ours = f"{os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}"
+    told = answer([PYTHON, "-c", "from bench.table import machine; print(machine())"]) or ours
+    return ", ".join(filter(None, [told, answer(["git", "describe", "--always", "--dirty"])]))
 
 
 def answer(command: list[str]) -> str:
@@ -234,10 +218,9 @@ def answer(command: list[str]) -> str:
 
 def main() -> None:
     names = [part.name for part in PARTS]
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument(
-        "--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}; setup is always done"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    only = f"of {', '.join(names)}; setup is always done"
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=only)
     parser.add_argument("--full", action="store_true", help="full sizes: some hours")
     asked = parser.parse_args()
     wanted = set(asked.only or names) | {"setup"}

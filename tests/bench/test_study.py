@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-import os
+import random
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.support import ROOT
-
-sys.path.insert(0, str(ROOT))
-
 from bench import study, study_model
 from loop.experiments.file import load_experiment
+from tests.support import ROOT
 from tests.support.experiments import run_of
 
 TASK = (1, 4, 1)  # even numbers, times 2, the sum
 
 
 def line(number: int, **changed: object) -> dict[str, object]:
-    found = {
+    whole = {
         "arm": "ungated-mix", "round": number, "num_seeds": 3, "num_kept": 2, "num_moved": 3, "pass@1": 0.5,
         "pass@1_interval": [0.4, 0.6], "pass@k": {"1": 0.5, "4": 0.75}, "change": 0.125, "change_interval": [0.1, 0.15],
         "change_by_seed": [0.1, None, 0.15], "distinct_rate": 0.5, "mean_tokens": 20.0, "spread": 0.5,
     }  # fmt: skip
-    return found | changed
+    return whole | changed
 
 
 def test_a_problem_is_in_the_suite_format_and_its_own_solution_passes() -> None:
@@ -37,8 +34,6 @@ def test_a_problem_is_in_the_suite_format_and_its_own_solution_passes() -> None:
 
 
 def test_a_spoilt_task_differs_in_one_part() -> None:
-    import random
-
     for seed in range(50):
         other = study_model.spoilt(TASK, random.Random(seed))
         assert sum(a != b for a, b in zip(TASK, other, strict=True)) == 1
@@ -64,43 +59,33 @@ def test_both_tables_have_every_cell() -> None:
 
 def test_the_studys_experiment_has_the_arms_and_pairs_that_it_says(tmp_path: Path) -> None:
     (tmp_path / "world").mkdir()
-    found = load_experiment(study.write_experiment(tmp_path, tmp_path / "world", {}, {}))
+    planned = load_experiment(study.write_experiment(tmp_path, tmp_path / "world", {}, {}))
     policies = ("replace", "accumulate", "mix")
     names = [f"{gates}-{policy}" for gates in ("ungated", "gated") for policy in policies]
-    assert [arm.name for arm in found.arms] == [*names, "t1-control", "t2-untruncated"]
-    assert len(found.runs) == 24 and found.rounds >= 6 and len(found.pairs) == 7 and found.suite == "held-out"
-    control, hot = (run_of(found, arm, 1).config.sampling for arm in ("t1-control", "t2-untruncated"))
+    assert [arm.name for arm in planned.arms] == [*names, "t1-control", "t2-untruncated"]
+    assert (len(planned.runs), len(planned.pairs), planned.suite) == (24, 7, "held-out") and planned.rounds >= 6
+    control, hot = (run_of(planned, arm, 1).config.sampling for arm in ("t1-control", "t2-untruncated"))
     assert (control.temperature, hot.temperature) == (1.0, 2.0) and not control.truncates and not hot.truncates
-    assert {run.config.decide.confirm for run in found.of_arm("gated-mix")} == {"confirm"}
-    assert {run.config.decide.confirm for run in found.of_arm("ungated-mix")} == {None}
+    assert {run.config.decide.confirm for run in planned.of_arm("gated-mix")} == {"confirm"}
+    assert {run.config.decide.confirm for run in planned.of_arm("ungated-mix")} == {None}
 
 
 def test_a_round_is_counted_once_kept_or_under_the_gate_that_said_no() -> None:
     improvement, collapse = frozenset({"improvement"}), frozenset({"collapse"})
-    found = [
-        study.Decided(True, frozenset(), 0.1),
-        study.Decided(False, collapse, 0.04),
-        study.Decided(False, collapse, -0.02),
-        study.Decided(False, improvement | collapse, 0.0),
-    ]
-    row = study.refusals("arm", found)
-    assert row[:3] == ("arm", "4", "1: +0.100 (+0.100 to +0.100)")
-    assert row[3:] == ("1: +0.000 (+0.000 to +0.000)", "2: +0.010 (-0.020 to +0.040)")
+    refused = (collapse, 0.04), (collapse, -0.02), (improvement | collapse, 0.0)
+    rounds = [study.Decided(True, frozenset(), 0.1), *(study.Decided(False, *each) for each in refused)]
+    kept, not_improved, collapsed = study.refusals("arm", rounds)[2:]
+    assert (kept, not_improved) == ("1: +0.100 (+0.100 to +0.100)", "1: +0.000 (+0.000 to +0.000)")
+    assert collapsed == "2: +0.010 (-0.020 to +0.040)"
 
 
 @pytest.mark.slow
 def test_the_whole_study_in_a_small_size_and_nothing_is_repeated(tmp_path: Path) -> None:
     command = [sys.executable, "bench/study.py", "--quick", "--out", str(tmp_path)]
-
-    def once() -> str:
-        done = subprocess.run(command, cwd=ROOT, env=os.environ, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    first = once()
+    first, again = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True) for _ in range(2))
+    assert (first.returncode, again.returncode) == (0, 0), first.stderr + again.stderr
     table = (tmp_path / "quick" / "multi-round-tiny.txt").read_text()
-    assert table in first and "t1-control" in table and "gated-replace" in table
+    assert table in first.stdout and "t1-control" in table and "gated-replace" in table
     assert (tmp_path / "quick" / "pass-at-1.svg").read_text().startswith("<svg")
     assert "multi-round-tiny" in (tmp_path / "quick" / "multi-round-tiny.html").read_text()
-    again = once()
-    assert table in again and again == first
+    assert again.stdout == first.stdout

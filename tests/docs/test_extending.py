@@ -7,6 +7,8 @@ import json
 import os
 import re
 import tomllib
+from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +41,12 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     metadata = place / "my_loop-1.0.dist-info"
     metadata.mkdir(parents=True)
     (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {points['name']}\nVersion: {points['version']}\n")
-    (metadata / "entry_points.txt").write_text(
-        "".join(
-            f"[{group}]\n" + "".join(f"{name} = {value}\n" for name, value in offered.items())
-            for group, offered in points["entry-points"].items()
-        )
-    )
+    lines = []
+    for group, offered in points["entry-points"].items():
+        lines += [f"[{group}]", *(f"{name} = {value}" for name, value in offered.items())]
+    (metadata / "entry_points.txt").write_text("\n".join(lines))
+    (place / "my_loop").mkdir()
     for name in ("gates", "data", "sampler"):
-        (place / "my_loop").mkdir(exist_ok=True)
         (place / "my_loop" / f"{name}.py").write_text(BLOCKS[f"my_loop/{name}.py"])
     monkeypatch.syspath_prepend(str(place))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(place), str(ROOT)]))
@@ -56,17 +56,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_run_is_decided_by_the_pages_gate_on_the_pages_data(package: Path, tmp_path: Path) -> None:
     shown: dict[str, Any] = tomllib.loads(BLOCKS["loop.toml"])
     config = write_run(tmp_path, configuration(**shown, rounds=3))
-    path = os.environ["PYTHONPATH"]
-    checked = process(tmp_path, "config", "check", PYTHONPATH=path)
+    loopctl = partial(process, tmp_path, PYTHONPATH=os.environ["PYTHONPATH"])
+    checked = loopctl("config", "check")
     assert checked.code == 0, checked.err
-    assert process(tmp_path, "run", PYTHONPATH=path).code == 0
-    third = process(tmp_path, "round", "3", "--json", PYTHONPATH=path).json
+    assert loopctl("run").code == 0
+    third = loopctl("round", "3", "--json").json
     (gate,) = third["gates"]
     assert gate["type"] == "few_lost" and "solved problems are lost" in gate["reason"]
     sampling = next(stage for stage in third["stages"] if stage["stage"] == "sampling")
     assert sampling["output"]["num_earlier"] > 0, "round 3 is trained on the completions of round 1, too"
     config.write_text(config.read_text().replace("share = 0.2", "share = 2"))
-    refused = process(tmp_path, "config", "check", PYTHONPATH=path)
+    refused = loopctl("config", "check")
     assert refused.code == 78 and "decide.gates[0].share" in refused.err
 
 
@@ -74,15 +74,11 @@ def test_the_pages_sampler_answers_every_request_once(package: Path, tmp_path: P
     model = make_tiny_model(tmp_path / "model")
     checkpoint = CheckpointRef(sha256=manifest_sha256(hash_directory(model)), path=model)
     requests = [chat(str(number), number) for number in range(3)]
-    plain, longer = (
-        remote(checkpoint, "transformers", tmp_path / "a"),
-        remote(checkpoint, "longer_of_two", tmp_path / "b"),
-    )
-    try:
-        before, after = ask(plain, requests, HOT), ask(longer, requests, HOT)
-    finally:
-        plain.close()
-        longer.close()
+    answers = []
+    for name in ("transformers", "longer_of_two"):
+        with closing(remote(checkpoint, name, tmp_path / name)) as sampler:
+            answers.append(ask(sampler, requests, HOT))
+    before, after = answers
     assert all(len(after[name].token_ids) >= len(before[name].token_ids) for name in before)
 
 

@@ -46,34 +46,24 @@ def rows(after: str) -> list[list[str]]:
 def test_the_memory_table_is_what_the_formula_gives(row: list[str]) -> None:
     billions, layers, hidden, inside, vocabulary, heads = MODELS[row[0]]
     expected = [
-        billions,
-        2 * billions,
-        2 * layers * heads * 2 / 1e3,
-        16 * billions,
-        4 * billions,
-        4 * layers * TOKENS * hidden / 1e9,
-        4 * TOKENS * (12 * hidden + 4 * inside) / 1e9,
-        12 * TOKENS * vocabulary / 1e9,
-    ]
+        billions, 2 * billions, 2 * layers * heads * 2 / 1e3, 16 * billions, 4 * billions, 4 * layers * TOKENS * hidden / 1e9,
+        4 * TOKENS * (12 * hidden + 4 * inside) / 1e9, 12 * TOKENS * vocabulary / 1e9,
+    ]  # fmt: skip
     for cell, value in zip(row[1:], expected, strict=True):
         digits = len(cell.partition(".")[2])
         assert float(cell) == pytest.approx(value, abs=0.51 * 10**-digits), (row[0], cell, value)
 
 
 def test_the_papers_table_is_that_of_the_recipes() -> None:
-    found = rows("sequences of 65,536 tokens.")
-    assert len(found) == 6
-    for row in found:
+    table = rows("sequences of 65,536 tokens.")
+    assert len(table) == 6
+    for row in table:
         config = load_config(ROOT / "recipes" / row[1].strip("`")).config
         top_k = "none" if config.sampling.top_k == 0 else str(config.sampling.top_k)
         steps = f"{config.training.num_steps:,} ({config.training.warmup_steps})"
-        told = [
-            f"{config.sampling.temperature:g}",
-            top_k,
-            f"{config.sampling.top_p:.2g}",
-            f"{config.suites[0].temperature:g}",
-        ]
-        assert [f"{float(row[2]):g}", row[3], f"{float(row[4]):.2g}", f"{float(row[5]):g}", row[6]] == [*told, steps]
+        told = (float(row[2]), row[3], float(row[4]), float(row[5]), row[6])
+        sampling, top_p = config.sampling, float(f"{config.sampling.top_p:.2g}")
+        assert told == (sampling.temperature, top_k, top_p, config.suites[0].temperature, steps)
 
 
 def test_the_measured_example_of_the_formula() -> None:

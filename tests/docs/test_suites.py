@@ -45,7 +45,7 @@ def test_the_examples_are_graded(suite: Any) -> None:
         jobs.append(Job((problem.task_id, "passed"), problem, right))
         jobs.append(Job((problem.task_id, "failed"), problem, wrong or f"def {problem.entry_point}(*given): return 77"))
     verdicts = [(key, verdict.verdict, verdict.detail) for key, verdict in grader.grade(jobs)]
-    assert [one for one in verdicts if one[1] != one[0][1]] == []
+    assert [graded for graded in verdicts if graded[1] != graded[0][1]] == []
 
 
 STDIN = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import subprocess
@@ -56,9 +57,8 @@ class Daemon:
         return json.loads(self._loopctl("status", "--json").stdout)
 
     def says(self, wanted: str) -> str:
-        """Wait until `loopctl status` says so to people; all that it says then."""
-        shown = self._look(lambda: self._loopctl("status").stdout, lambda s: wanted in " ".join(s.split()), wanted)
-        return str(shown)
+        """Wait until `loopctl status` says so to people; all that it says then, with single spaces."""
+        return str(self._look(lambda: " ".join(self._loopctl("status").stdout.split()), lambda s: wanted in s, wanted))
 
     def until(self, holds: Callable[[Any], Any]) -> Any:
         """Wait until the status is so; that status."""
@@ -80,6 +80,24 @@ class Daemon:
         self.stages.wait(stage)
         return self.until(lambda s: s["round"] and s["round"]["stage"] == stage and s["round"]["done"])
 
+    def spawn_into(self, stage: str) -> subprocess.Popen[bytes]:
+        """A daemon that stands still in that stage."""
+        self.stand_still(stage)
+        process = self.spawn()
+        self.in_stage(stage)
+        return process
+
+    def kill(self, process: subprocess.Popen[bytes]) -> None:
+        """SIGKILL of the daemon alone; its workers are gone soon after."""
+        process.kill()
+        process.wait()
+        assert self.alone(), "a worker outlived the daemon"
+
+    def kill_all(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
     def workers(self) -> list[psutil.Process]:
         return workers_of(self.run_dir)
 
@@ -93,10 +111,14 @@ class Daemon:
         process = self.spawn()
         before = decided(self.status())
         self.until(lambda s: decided(s) > before)
+        self.end(process)
+
+    def end(self, process: subprocess.Popen[bytes]) -> None:
+        """Stop it as a service manager does, and find everything in order."""
         process.send_signal(signal.SIGTERM)
         assert process.wait(HANG_S) == 0 and self.findings() == []
 
-    def findings(self) -> list[Any]:
+    def findings(self) -> list[str]:
         return findings(self.run_dir)
 
     def journal(self) -> str:
@@ -109,11 +131,27 @@ def decided(status: Any) -> int:
 
 @pytest.fixture
 def daemon(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Daemon]:
-    daemon = Daemon(tmp_path, getattr(request, "param", ROOMY))
+    """Its configuration may be given as a parameter, in which {tmp_path} stands for the test's directory."""
+    daemon = Daemon(tmp_path, getattr(request, "param", ROOMY).replace("{tmp_path}", str(tmp_path)))
     yield daemon
-    for process in daemon.processes:
-        process.kill()
-        process.wait()
+    daemon.kill_all()
+
+
+@contextlib.contextmanager
+def on_a_disk_of_its_own(directory: Path, config: str, *options: str) -> Iterator[Daemon]:
+    """A daemon whose run lies on a file system of its own, in `directory`/small; the test is skipped where none can be mounted."""
+    place = directory / "small"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", *options, "tmpfs", str(place)], capture_output=True).returncode:
+        pytest.skip("no right to mount a tmpfs")
+    daemon = Daemon(directory / "run", f'run_dir = "{place}/.loop"\n{config}')
+    daemon.run_dir = place / ".loop"
+    try:
+        yield daemon
+    finally:
+        daemon.kill_all()
+        assert daemon.alone()
+        subprocess.run(["umount", "-l", str(place)], check=False)
 
 
 steady = pytest.mark.parametrize("daemon", [STEADY], indirect=True)

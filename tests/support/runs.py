@@ -16,7 +16,7 @@ import psutil
 
 from store.corpus import Corpus
 from store.db import open_database, query
-from store.verify import Finding, verify_store
+from store.verify import verify_store
 from tests.support import ROOT
 from tests.support.configurations import configuration
 from tests.support.waiting import HANG_S, wait_until
@@ -158,6 +158,11 @@ def drive(config: Path, place: str = "never", count: int = 1, kill_after_s: floa
         stderr=(config.parent / "stderr").open("ab"),
         start_new_session=True,
     )
+    return end_of(process, kill_after_s)
+
+
+def end_of(process: subprocess.Popen[bytes], kill_after_s: float | None) -> int:
+    """The exit code; the process and all below it are killed after that time."""
     try:
         return process.wait(kill_after_s)
     except subprocess.TimeoutExpired:
@@ -177,6 +182,27 @@ def kill(processes: Iterable[psutil.Process]) -> None:
             process.kill()
 
 
+def finish(config: Path) -> Path:
+    """Run to the end; the run directory."""
+    assert drive(config) == 0, (config.parent / "stderr").read_text()[-3000:]
+    return config.parent / ".loop"
+
+
+def findings(run_dir: Path) -> list[str]:
+    """What is wrong with a store and the checkpoints beside it."""
+    with contextlib.closing(open_database(run_dir / "loop.db", read_only=True)) as db:
+        return [finding.message for finding in verify_store(db, run_dir).findings]
+
+
+def check_end(config: Path, expected: dict[str, Any]) -> dict[str, Any]:
+    """Check that a run ended as the one whose dump is `expected`, and left no process; the run's own dump."""
+    run_dir = config.parent / ".loop"
+    left = assert_same(run_dir, expected)
+    assert findings(run_dir) == []
+    assert processes_of(config) == [], "a process survived"
+    return left
+
+
 def workers_of(directory: Path) -> list[psutil.Process]:
     """The workers that have a file open in a directory, as their log is."""
     workers = []
@@ -192,12 +218,6 @@ def processes_of(config: Path) -> list[psutil.Process]:
     with contextlib.suppress(AssertionError):
         wait_until(lambda: not workers_of(config.parent))
     return workers_of(config.parent)
-
-
-def findings(run_dir: Path) -> list[Finding]:
-    """What is wrong with a store and the checkpoints beside it."""
-    with contextlib.closing(open_database(run_dir / "loop.db", read_only=True)) as db:
-        return verify_store(db, run_dir).findings
 
 
 def dump(run_dir: Path) -> dict[str, Any]:
@@ -224,11 +244,12 @@ def dump(run_dir: Path) -> dict[str, Any]:
     return dumped
 
 
-def assert_same(run_dir: Path, expected: dict[str, Any], *tables: str) -> None:
-    """A run has left the same as a dump, table by table: in these, by default in all."""
+def assert_same(run_dir: Path, expected: dict[str, Any], *tables: str) -> dict[str, Any]:
+    """A run has left the same as a dump, table by table: in these, by default in all. Its own dump."""
     dumped = dump(run_dir)
     for table in tables or expected:
-        assert dumped[table] == expected[table], table
+        assert dumped[table] == expected[table], f"{table} differs: {run_dir}"
+    return dumped
 
 
 def acknowledged(config: Path) -> list[str]:

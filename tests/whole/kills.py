@@ -14,16 +14,14 @@ import tempfile
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
-
-import psutil
 
 from store.db import open_database
 from store.failpoints import POINTS
 from store.ledger import Ledger
-from store.verify import verify_store
-from tests.support.runs import KEEPING, dump, environment, processes_of, write_run
+from tests.support.runs import KEEPING, check_end, dump, end_of, environment, write_run
 
 CONFIG = KEEPING + "\n[storage]\nkeep_last = 0\nmin_free_bytes = 0\n"
 KILLED = -9
@@ -34,62 +32,45 @@ NEVER = frozenset({"checkpoint.set_aside", "checkpoint.replacing"})  # not reach
 def daemon(config: Path, failpoint: str = "", kill_after_s: float | None = None) -> int:
     """Run `loopd` to its end, or to the kill; its exit code."""
     command = [sys.executable, "-P", "-m", "loop.daemon", "--config", str(config)]
+    variables = environment() | {"LOOP_FAILPOINT": failpoint}
     with (config.parent / "journal").open("ab") as journal:
-        process = subprocess.Popen(
-            command, env=environment() | {"LOOP_FAILPOINT": failpoint}, stderr=journal, start_new_session=True
-        )
-    tree = psutil.Process(process.pid)
-    try:
-        return process.wait(kill_after_s if kill_after_s is not None else HANG_S)
-    except subprocess.TimeoutExpired:
-        assert kill_after_s is not None, "it hangs: " + (config.parent / "journal").read_text()[-2000:]
-        for member in [tree, *tree.children(recursive=True)]:
-            try:
-                member.kill()
-            except psutil.NoSuchProcess:
-                pass
-        return process.wait()
+        process = subprocess.Popen(command, env=variables, stderr=journal, start_new_session=True)
+    return process.wait(HANG_S) if kill_after_s is None else end_of(process, kill_after_s)
+
+
+def finish(config: Path) -> None:
+    """Run `loopd` to the end of the run."""
+    assert daemon(config) == 0, (config.parent / "journal").read_text()[-2000:]
 
 
 def release(config: Path) -> None:
     """What `loopctl resume` does: the daemon holds a run whose process keeps vanishing."""
     path = config.parent / ".loop" / "loop.db"
     if not path.exists():
-        return  # killed before anything was there
-    db = open_database(path)
-    try:
+        return  # killed before anything was written
+    with closing(open_database(path)) as db:
         ledger = Ledger(db)
         if run := ledger.run():
             ledger.hold_run(run.id, "user", "so that there is something to release")
             ledger.release_run(run.id)
-    finally:
-        db.close()
 
 
 def check(config: Path, expected: dict[str, Any]) -> None:
-    """The end is that of the undisturbed run, the store is sound, and nothing runs or lies around."""
-    found = dump(config.parent / ".loop")
-    for table, rows in expected.items():
-        assert found[table] == rows, f"{table} differs: {config.parent}"
-    run_dir = config.parent / ".loop"
-    db = open_database(run_dir / "loop.db", read_only=True)
-    findings = verify_store(db, run_dir).findings
-    db.close()
-    assert findings == [], findings
-    assert processes_of(config) == [], "a process survived"
-    left = sorted(path.name for path in (run_dir / "checkpoints").iterdir())
+    """Killed no more, it ends as the undisturbed run; the store is sound, and nothing runs or lies around."""
+    finish(config)
+    check_end(config, expected)
+    left = sorted(path.name for path in (config.parent / ".loop" / "checkpoints").iterdir())
     assert left == ["round-0002"], left
 
 
 def undisturbed(directory: Path) -> dict[str, Any]:
     """What a run leaves that nobody kills."""
-    config = write_run(directory, CONFIG)
-    assert daemon(config) == 0, (directory / "journal").read_text()
+    finish(write_run(directory, CONFIG))
     return dump(directory / ".loop")
 
 
 def chain(directory: Path, draw: random.Random, most: int, expected: dict[str, Any]) -> Counter[str]:
-    """One run from its beginning to its end, killed at most so often; how often, by the place."""
+    """One run from its beginning to its end, killed at most `most` times; how often, by the place."""
     config = write_run(directory, CONFIG)
     killed: Counter[str] = Counter()
     points = sorted(set(POINTS) - NEVER)
@@ -105,13 +86,11 @@ def chain(directory: Path, draw: random.Random, most: int, expected: dict[str, A
         assert code == KILLED, (code, (directory / "journal").read_text()[-2000:])
         killed[place] += 1
     release(config)
-    assert daemon(config) == 0, (directory / "journal").read_text()[-2000:]
     check(config, expected)
     return killed
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
@@ -127,8 +106,8 @@ def main() -> None:
                 for n in range(number, number + 8)
             ]
             number += 8
-            for one in chains:
-                killed += one.result()
+            for each in chains:
+                killed += each.result()
             print(f"{killed.total()} kills in {number} runs, {time.monotonic() - began:.0f} s", flush=True)
     print(", ".join(f"{place}: {times}" for place, times in sorted(killed.items())))
     print(f"{killed.total()} kills in {number} runs: every end was that of an undisturbed run")

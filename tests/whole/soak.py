@@ -8,9 +8,8 @@ some write.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import random
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -20,15 +19,14 @@ import psutil
 
 from loop.daemon.control import NotRunning, ask
 from loop.errors import LoopError
-from store.db import open_database
-from store.ledger import Ledger
-from store.verify import verify_store
-from tests.support.runs import KEEPING, environment, processes_of, write_run
+from loop.reading.reader import reader
+from tests.support.daemons import Daemon
+from tests.support.runs import KEEPING
 
 CONFIG = KEEPING.replace("rounds = 2", "rounds = 0").replace("num_steps = 20", "num_steps = 5") + (
     "\n[storage]\nkeep_last = 1\nmin_free_bytes = 0\n"
 )
-SETTLE_S = 30.0  # memory is compared with what it was after so long
+SETTLE_S = 30.0  # memory after that is compared with memory before
 MOST_GROWTH_BYTES = 12 << 20
 
 
@@ -36,16 +34,15 @@ class Soak:
     """The run, its daemon as it is now, and what was done to it."""
 
     def __init__(self, directory: Path, seed: int) -> None:
-        self.config = write_run(directory, CONFIG)
-        self.run_dir = directory / ".loop"
+        self.daemon = Daemon(directory, CONFIG)
+        self.run_dir = self.daemon.run_dir
         self.draw = random.Random(seed)
         self.did: Counter[str] = Counter()
         self.memory: list[tuple[float, int, int]] = []  # age of the daemon in seconds, resident bytes, descriptors
         self.spawn()
 
     def spawn(self, failpoint: str = "") -> None:
-        command = [sys.executable, "-P", "-m", "loop.daemon", "--quiet", "--config", str(self.config)]
-        self.process = subprocess.Popen(command, env=environment() | {"LOOP_FAILPOINT": failpoint}, stderr=-3)
+        self.process = self.daemon.spawn(LOOP_FAILPOINT=failpoint)
         self.since = time.monotonic()
 
     def ask(self, command: str, **arguments: object) -> None:
@@ -80,15 +77,12 @@ class Soak:
                 count = self.draw.randint(1, 60)
                 self.spawn(f"store.commit=full@{count}" if what == "full" else "")
             case "kill":
-                self.process.kill()
-                self.process.wait()
+                self.daemon.kill(self.process)
                 self.spawn()
             case "worker":
                 for child in psutil.Process(self.process.pid).children(recursive=True):
-                    try:
+                    with contextlib.suppress(psutil.NoSuchProcess):
                         child.kill()
-                    except psutil.NoSuchProcess:
-                        continue
 
     def look(self) -> None:
         """Note what the daemon takes; it must be there, and not held."""
@@ -99,30 +93,23 @@ class Soak:
 
     def end(self) -> None:
         """Stop it and check everything."""
-        self.process.terminate()
-        assert self.process.wait(30) == 0
-        assert processes_of(self.config) == [], "a process survived"
-        db = open_database(self.run_dir / "loop.db", read_only=True)
-        findings = verify_store(db, self.run_dir).findings
-        run = Ledger(db).run()
-        db.close()
-        assert findings == [], findings
-        assert run is not None
+        self.daemon.end(self.process)
+        assert self.daemon.alone()
+        with reader(self.run_dir) as store:
+            run = store.run
         young = [rss for age, rss, _ in self.memory if age < SETTLE_S]
         old = [rss for age, rss, _ in self.memory if age >= SETTLE_S]
         descriptors = [fds for _, _, fds in self.memory]
         print(f"done to it: {dict(self.did)}")
         print(f"rounds: {run.num_kept} kept, {run.num_rolled_back} rolled back, {run.num_failed} failed")
-        print(
-            f"memory: at most {max(young) / 1e6:.1f} MB young, {max(old or young) / 1e6:.1f} MB older than {SETTLE_S:g} s"
-        )
+        most = f"{max(young) / 1e6:.1f} MB young, {max(old or young) / 1e6:.1f} MB older than {SETTLE_S:g} s"
+        print(f"memory: at most {most}")
         print(f"file descriptors: {min(descriptors)} to {max(descriptors)}; verification clean; no orphans")
         assert max(old or young) - max(young) < MOST_GROWTH_BYTES, "memory grows"
         assert max(descriptors) < 64, "file descriptors leak"
 
 
 def main() -> None:
-    """See the module."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=0)

@@ -27,11 +27,8 @@ SPLITS = CONFIG.replace(
 ).replace("[training]", "[training]\nnum_steps = 20").replace(
     'suite = "ones"', 'suite = "ones"\ngates = [{ type = "improvement", min_gain = -0.9 }]'
 ).replace("[engine]", "[diagnosis]\nnum_prompts = 0\n[engine]").replace("rounds = 2", "rounds = 1")  # fmt: skip
-EVIDENCE = {
-    "round": 1,
-    "rounds_so_far": 0,
-    "splits": {"select": {"suite": "ones", "problems": [{"task_id": "a", "candidate": [1], "head": [0]}]}},
-}
+PROBLEM = {"task_id": "a", "candidate": [1], "head": [0]}
+EVIDENCE = {"round": 1, "rounds_so_far": 0, "splits": {"select": {"suite": "ones", "problems": [PROBLEM]}}}
 EXPERIMENT = """name = "temperatures"
 rounds = 1
 seeds = [1]
@@ -46,7 +43,6 @@ def commands(group: click.Group = loopctl, *names: str) -> Iterator[tuple[tuple[
     context = click.Context(group)
     for name in group.list_commands(context):
         command = group.get_command(context, name)
-        assert command is not None, name
         yield (*names, name), command
         if isinstance(command, click.Group):
             yield from commands(command, *names, name)
@@ -66,13 +62,12 @@ LINES = [(" ".join(names), line) for names, command in ALL.items() for line in e
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run, and the files that examples name."""
     directory = tmp_path_factory.mktemp("examples") / "run"
-    path = write_configuration(directory, SPLITS)
-    said = process(directory, "run")
-    assert said.code == 0, said.err
-    (directory / "stricter.toml").write_text(path.read_text().replace("min_gain = -0.9", "min_gain = 0.05"))
+    write_configuration(directory, SPLITS)
+    (directory / "stricter.toml").write_text(SPLITS.replace("min_gain = -0.9", "min_gain = 0.05"))
     (directory / "temperatures.toml").write_text(EXPERIMENT)
-    said = process(directory, "experiment", "run", "temperatures.toml")
-    assert said.code == 0, said.err
+    for command in (["run"], ["experiment", "run", "temperatures.toml"]):
+        done = process(directory, *command)
+        assert done.code == 0, done.err
     shutil.copy(directory / "ones.jsonl", directory / "problems.jsonl")
     completion = {"task_id": "ones/0", "completion": "def one_0():\n    return 1\n"}
     (directory / "completions.jsonl").write_text(json.dumps(completion) + "\n")
@@ -95,22 +90,21 @@ def test_every_example_runs(
     name: str, line: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl
 ) -> None:
     """It ends with 0, or with a code that the help names ("Exit code ...")."""
-    there = tmp_path / "run"
-    shutil.copytree(directory, there)
-    monkeypatch.chdir(there)
+    copy = shutil.copytree(directory, tmp_path / "run")
+    monkeypatch.chdir(copy)
     monkeypatch.delenv("LOOP_CONFIG", raising=False)
     try:
         if set(line) & set("|<>&;#'\""):
-            code, said = in_a_shell(line, there)
+            code, err = in_a_shell(line, copy)
         else:
             answer = call(*line.split()[1:])
-            code, said = answer.code, answer.err
+            code, err = answer.code, answer.err
     finally:
-        if holder(there / ".loop") is not None:
+        if holder(copy / ".loop") is not None:
             call("stop", "--now")
     sentence = " ".join(re.findall(r"[Ee]xit code[^.]*\.", " ".join((ALL[tuple(name.split())].help or "").split())))
     allowed = {0, *map(int, re.findall(r"\b\d+\b", sentence))}
-    assert code in allowed, f"{line}: {code}: {said}"
+    assert code in allowed, f"{line}: {code}: {err}"
 
 
 def in_a_shell(line: str, directory: Path) -> tuple[int, str]:
@@ -121,15 +115,11 @@ def in_a_shell(line: str, directory: Path) -> tuple[int, str]:
     program.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m loop.cli.main "$@"\n')
     program.chmod(0o755)
     for_ever = "until Ctrl-C" in line
+    command = ["bash", "-c", f"set -o pipefail; {'exec ' if for_ever else ''}{line}"]
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    path = f"{tools}:{os.environ['PATH']}"
     running = subprocess.Popen(
-        ["bash", "-c", f"set -o pipefail; {'exec ' if for_ever else ''}{line}"],
-        cwd=directory,
-        env=environment(PATH=f"{tools}:{os.environ['PATH']}"),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+        command, cwd=directory, env=environment(PATH=path), **pipes, text=True, start_new_session=True
     )
     try:
         if for_ever:
@@ -145,11 +135,10 @@ def in_a_shell(line: str, directory: Path) -> tuple[int, str]:
 
 def wait_until_up(running: subprocess.Popen[str]) -> None:
     """Until it has said something; what serves answers by then."""
-    assert running.stdout and running.stderr
     ready, _, _ = select.select([running.stdout, running.stderr], [], [], HANG_S)
-    said = os.read(ready[0].fileno(), 1 << 16).decode()
-    if said.startswith("http://"):
-        wait_until(lambda: answers(f"{said.split()[0]}healthz"))
+    printed = os.read(ready[0].fileno(), 1 << 16).decode()
+    if printed.startswith("http://"):
+        wait_until(lambda: answers(f"{printed.split()[0]}healthz"))
 
 
 def answers(url: str) -> bool:

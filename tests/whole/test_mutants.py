@@ -22,7 +22,7 @@ from loop.run.opening import open_session
 from loop.stages import evaluating as stages
 from store.db import execute, insert, transaction
 from store.ledger import Ledger
-from store.records import DecisionRow, GradedVerdict, Round
+from store.records import DecisionRow, Round
 from tests.support.powercut_runs import Recording, after_each_promise, all_broken, out_of_order, record_run
 from tests.support.runs import KEEPING, Quiet, write_run
 from tests.whole import test_round_commits
@@ -38,35 +38,19 @@ def test_the_real_program_survives_every_cut(tmp_path: Path) -> None:
     assert wrong == [] and out_of_order(recording, 1) == []
 
 
-# Each is code that the recorded program runs before it opens its session.
+# Each change is code that the recorded program runs before it opens its session.
 SYNCS = """
 real_fsync, real_rename = os.fsync, os.rename
 def path_of(descriptor):
     return os.readlink(f"/proc/self/fd/{descriptor}")
 """
-MUTANTS = {
-    "no fsync of the weights": (
-        SYNCS
-        + """
+FORGETFUL = """
 def fsync(descriptor):
-    if not path_of(descriptor).endswith(".safetensors"):
+    if not path_of(descriptor).endswith("FORGOTTEN"):
         real_fsync(descriptor)
 os.fsync = fsync
-""",
-        "model.safetensors: the size is 0 bytes",
-    ),
-    "no fsync of the parent after the rename": (
-        SYNCS
-        + """
-def fsync(descriptor):
-    if not path_of(descriptor).endswith("/checkpoints"):
-        real_fsync(descriptor)
-os.fsync = fsync
-""",
-        "round-0001: the directory is missing",
-    ),
-    "the ledger before the rename": (
-        """
+"""
+LEDGER_FIRST = """
 from store.checkpoints import write_manifest
 real_finish, waiting = ledger.Ledger.finish_stage, []
 def commit_directory(tmp_dir, final_dir):
@@ -84,27 +68,9 @@ def finish_stage(self, *args, **more):
         os.close(descriptor)
     return finished
 training.commit_directory, ledger.Ledger.finish_stage = commit_directory, finish_stage
-""",
-        "round-0001: the directory is missing",
-    ),
-    "synchronous=NORMAL": (
-        'opened = lambda session: session.ledger.db.conn.execute("PRAGMA synchronous = NORMAL")',
-        "was acknowledged and is gone",
-    ),
-}
-
-
-@pytest.mark.parametrize("mutant", MUTANTS)
-def test_a_power_cut_catches(mutant: str, tmp_path: Path) -> None:
-    change, symptom = MUTANTS[mutant]
-    _, wrong = wrong_after_a_cut(tmp_path, change)
-    assert any(symptom in line for line in wrong), wrong
-
-
-def test_the_order_of_syncs_catches_a_rename_before_them(tmp_path: Path) -> None:
-    """No cut does: until the ledger knows of the directory, its manifest tells whole from damaged."""
-    change = SYNCS + (
-        """
+"""
+NORMAL = 'opened = lambda session: session.ledger.db.conn.execute("PRAGMA synchronous = NORMAL")'
+RENAMED_FIRST = """
 waiting = []
 def fsync(descriptor):
     if "/tmp-" in path_of(descriptor):
@@ -119,11 +85,29 @@ def rename(old, new):
         os.close(descriptor)
 os.fsync, os.rename = fsync, rename
 """
-    )
-    recording, wrong = wrong_after_a_cut(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    ("change", "symptom"),
+    [
+        (FORGETFUL.replace("FORGOTTEN", ".safetensors"), "model.safetensors: the size is 0 bytes"),
+        (FORGETFUL.replace("FORGOTTEN", "/checkpoints"), "round-0001: the directory is missing"),
+        (LEDGER_FIRST, "round-0001: the directory is missing"),
+        (NORMAL, "was acknowledged and is gone"),
+    ],
+    ids=["no fsync of the weights", "no fsync after the rename", "the ledger before the rename", "synchronous=NORMAL"],
+)
+def test_a_power_cut_catches(change: str, symptom: str, tmp_path: Path) -> None:
+    _, wrong = wrong_after_a_cut(tmp_path, SYNCS + change)
+    assert any(symptom in line for line in wrong), wrong
+
+
+def test_the_order_of_syncs_catches_a_rename_before_them(tmp_path: Path) -> None:
+    """No cut does: until the ledger knows of the directory, its manifest tells whole from damaged."""
+    recording, wrong = wrong_after_a_cut(tmp_path, SYNCS + RENAMED_FIRST)
     assert wrong == []
-    found = out_of_order(recording, 1)
-    assert any("model.safetensors: is not synced" in line for line in found), found
+    misplaced = out_of_order(recording, 1)
+    assert any("model.safetensors: is not synced" in line for line in misplaced), misplaced
 
 
 def in_two_transactions(self: Ledger, round: Round, decision: DecisionRow, real: Callable[..., Round]) -> Round:
@@ -165,24 +149,6 @@ def test_the_store_after_every_commit_catches(
         test_round_commits.test_the_store_is_sound_after_every_commit(tmp_path)
 
 
-def doubled_in_the_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable[..., Any] = stages.figures
-
-    def figures(verdicts: list[GradedVerdict], *args: Any) -> Any:
-        return real([*verdicts, *verdicts], *args)
-
-    monkeypatch.setattr(loop.run.evaluation, "figures", figures)
-
-
-def doubled_in_the_evidence(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = stages.outcomes_of
-
-    def outcomes_of(verdicts: Iterable[GradedVerdict]) -> dict[str, list[int]]:
-        return {task_id: results * 2 for task_id, results in real(verdicts).items()}
-
-    monkeypatch.setattr(loop.run.comparison, "outcomes_of", outcomes_of)
-
-
 def counted_again(directory: Path) -> None:
     loaded = load_config(write_run(directory, KEEPING))
     with open_session(loaded, Quiet()) as session:
@@ -190,11 +156,19 @@ def counted_again(directory: Path) -> None:
     test_round_commits.test_every_verdict_counts_once(loaded.run_dir)
 
 
-@pytest.mark.parametrize("double", [doubled_in_the_figures, doubled_in_the_evidence])
+@pytest.mark.parametrize(
+    ("module", "name", "double"),
+    [
+        (loop.run.evaluation, "figures", lambda verdicts, *args: stages.figures([*verdicts, *verdicts], *args)),
+        (loop.run.comparison, "outcomes_of",
+         lambda verdicts: {id: results * 2 for id, results in stages.outcomes_of(verdicts).items()}),
+    ],
+    ids=["in the figures", "in the evidence"],
+)  # fmt: skip
 def test_counting_again_catches(
-    double: Callable[[pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    module: Any, name: str, double: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted_again(tmp_path / "real")
-    double(monkeypatch)
+    monkeypatch.setattr(module, name, double)
     with pytest.raises(AssertionError):
         counted_again(tmp_path / "mutant")

@@ -1,4 +1,4 @@
-"""tests/nightly.py on scripted parts: what it counts, that it goes on, and that a part which hangs is gone with its children."""
+"""tests/nightly.py on scripted parts: what it counts, that it continues, and that a part which hangs ends with its children."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shlex
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,22 +17,27 @@ from tests.nightly import Row, run
 NO_LIMIT_S = float("inf")
 
 
+@pytest.fixture(autouse=True)
+def on_two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nightly, "machine", lambda: "2 cores")
+
+
 def python(program: str) -> str:
     return shlex.join([sys.executable, "-c", program])
 
 
-def test_by_the_exit_code(tmp_path: Path) -> None:
-    row = run("good", python("print('figures')"), tmp_path, NO_LIMIT_S)
-    assert (row.passed, row.failed, row.note) == (1, 0, "")
-    assert (tmp_path / "good.log").read_text() == "figures\n"
-    row = run("bad", python("raise SystemExit('no')"), tmp_path, NO_LIMIT_S)
-    assert (row.passed, row.failed, row.note) == (0, 1, "exit code 1")
-    assert (tmp_path / "bad.log").read_text() == "no\n"
-
-
-def test_what_cannot_be_started(tmp_path: Path) -> None:
-    row = run("missing", str(tmp_path / "no-such-program"), tmp_path, NO_LIMIT_S)
-    assert (row.passed, row.failed) == (0, 1) and "No such file" in row.note
+@pytest.mark.parametrize(
+    ("command", "counts", "note", "log"),
+    [
+        (python("print('figures')"), (1, 0), "", "figures\n"),
+        (python("raise SystemExit('no')"), (0, 1), "exit code 1", "no\n"),
+        ("/no-such-program", (0, 1), "cannot be started: [Errno 2] No such file or directory: '/no-such-program'", ""),
+    ],
+    ids=["good", "bad", "missing"],
+)
+def test_by_the_exit_code(command: str, counts: tuple[int, int], note: str, log: str, tmp_path: Path) -> None:
+    row = run("part", command, tmp_path, NO_LIMIT_S)
+    assert ((row.passed, row.failed), row.note, (tmp_path / "part.log").read_text()) == (counts, note, log)
 
 
 def is_there(pid: int) -> bool:
@@ -42,13 +48,14 @@ def is_there(pid: int) -> bool:
         return False
 
 
-CHILD = "import os, sys, time; os.setsid(); open(sys.argv[1], 'w').write(str(os.getpid())); os.rename(sys.argv[1], sys.argv[2]); time.sleep(3600)"
+# Tells its process id and waits.
+CHILD = "import os, sys, time; open(sys.argv[1] + '.new', 'w').write(str(os.getpid())); os.rename(sys.argv[1] + '.new', sys.argv[1]); time.sleep(3600)"
 
 
 @pytest.mark.parametrize("hangs", [True, False])
 def test_a_child_in_a_session_of_its_own_ends_with_its_part(hangs: bool, tmp_path: Path) -> None:
     told = tmp_path / "pid"
-    child = [sys.executable, "-c", CHILD, str(tmp_path / "partial"), str(told)]
+    child = [sys.executable, "-c", f"import os; os.setsid(); {CHILD}", str(told)]
     wait = "while True: time.sleep(1)" if hangs else f"while not os.path.exists({str(told)!r}): time.sleep(0.01)"
     program = f"import os, subprocess, time\nchild = subprocess.Popen({child!r})\n{wait}"
 
@@ -63,15 +70,14 @@ def test_a_child_in_a_session_of_its_own_ends_with_its_part(hangs: bool, tmp_pat
 
 def test_an_interrupted_part_ends_too(tmp_path: Path) -> None:
     told = tmp_path / "pid"
-    program = f"import os, time; open({str(told)!r}, 'w').write(str(os.getpid())); time.sleep(3600)"
 
     def interrupt() -> float:
-        if told.exists() and told.read_text():
+        if told.exists():
             raise KeyboardInterrupt
         return 0.0
 
     with pytest.raises(KeyboardInterrupt):
-        run("part", python(program), tmp_path, NO_LIMIT_S, interrupt)
+        run("part", f"{python(CHILD)} {told}", tmp_path, NO_LIMIT_S, interrupt)
     assert not is_there(int(told.read_text()))
 
 
@@ -90,19 +96,18 @@ def test_skipped(): pass
 
 def test_by_pytests_own_counts(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(TESTS)
-    command = (
-        f"{shlex.quote(sys.executable)} -m pytest -p no:cacheprovider --junitxml {{results}} -c /dev/null {tmp_path}"
-    )
-    row = run("tests", command, tmp_path, NO_LIMIT_S)
-    assert (row.passed, row.failed, row.note) == (2, 2, "1 skipped")
-    row = run("tests", f"{command}/nothing-here", tmp_path, NO_LIMIT_S)  # not the results of before
-    assert (row.passed, row.failed, row.note) == (0, 1, "exit code 4")
-    row = run("tests", f"{command} -k skipped", tmp_path, NO_LIMIT_S)
-    assert (row.passed, row.failed, row.note) == (0, 1, "no test ran; 1 skipped")
+    command = f"{sys.executable} -m pytest -p no:cacheprovider --junitxml {{results}} -c /dev/null {tmp_path}"
+    cases = {
+        "": (2, 2, "1 skipped"),
+        "/nothing-here": (0, 1, "exit code 4"),  # not the results of before
+        " -k skipped": (0, 1, "no test ran; 1 skipped"),
+    }
+    for more, expected in cases.items():
+        row = run("tests", command + more, tmp_path, NO_LIMIT_S)
+        assert (row.passed, row.failed, row.note) == expected
 
 
-def test_it_goes_on_and_ends_with_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nightly, "machine", lambda: "2 cores")
+def test_it_goes_on_and_ends_with_a_table(tmp_path: Path) -> None:
     parts = [("bad", python("raise SystemExit(3)")), ("good", python("pass"))]
     rows = nightly.run_all(parts, tmp_path, NO_LIMIT_S)
     assert [(row.name, row.passed, row.failed) for row in rows] == [("bad", 0, 1), ("good", 1, 0)]
@@ -113,16 +118,11 @@ def test_it_goes_on_and_ends_with_a_table(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("code", [0, 1])
-def test_the_exit_code(
-    code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    parts = [
-        nightly.Part("setup", python("pass")),
-        nightly.Part("other", python(f"raise SystemExit({code})"), "nothing"),
-    ]
-    monkeypatch.setattr(nightly, "PARTS", (*parts, nightly.Part("left-out", "nothing")))
+def test_the_exit_code(code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    other = python(f"raise SystemExit({code})")
+    parts = (("setup", python("pass")), ("other", other, "nothing"), ("left-out", "nothing"))
+    monkeypatch.setattr(nightly, "PARTS", [nightly.Part(*part) for part in parts])
     monkeypatch.setattr(nightly, "PLACE", tmp_path)
-    monkeypatch.setattr(nightly, "machine", lambda: "2 cores")
     monkeypatch.setattr("signal.signal", lambda *_: None)
     monkeypatch.setattr(sys, "argv", ["nightly.py", "--only", "other"])
     with pytest.raises(SystemExit) as ended:

@@ -9,54 +9,25 @@ from typing import Any
 
 import pytest
 
-from tests.support.runs import acknowledged, drive, dump, processes_of
+from tests.support.configurations import configuration
+from tests.support.runs import acknowledged, drive, dump, finish, processes_of
 from tests.support.tiny import FUNCTIONS, make_tiny_model
 
-CONFIG = """
-name = "tiny"
-rounds = 2
-seed = 5
-[model]
-source = "model"
-[prompts]
-source = "prompts.jsonl"
-per_round = 12
-[sampling]
-temperature = 1.1
-top_k = 20
-top_p = 0.9
-max_new_tokens = 24
-[collect]
-min_lines = 1
-[training]
-num_epochs = 2
-batch_size = 4
-micro_batch_size = 2
-learning_rate = 1e-3
-warmup_steps = 1
-max_tokens = 512
-[[suites]]
-name = "tiny"
-source = "suite.jsonl"
-temperature = 1.0
-num_samples = 4
-pass_at = [1, 4]
-max_new_tokens = 24
-[[suites]]
-name = "humaneval"
-source = "humaneval"
-limit = 2
-greedy = true
-max_new_tokens = 8
-[decide]
-suite = "tiny"
-[engine]
-device = "cpu"
-dtype = "float32"
-batch_size = 8
-num_threads = 1
-retry_wait_s = 0.0
-"""
+SUITE = {"name": "tiny", "source": "suite.jsonl", "temperature": 1.0, "num_samples": 4, "pass_at": [1, 4]}
+HUMANEVAL = {"name": "humaneval", "source": "humaneval", "limit": 2, "greedy": True, "max_new_tokens": 8}
+CONFIG = configuration(
+    name="tiny",
+    seed=5,
+    model={"source": "model"},
+    prompts={"source": "prompts.jsonl", "per_round": 12},
+    sampling={"temperature": 1.1, "top_p": 0.9, "max_new_tokens": 24},
+    collect={"min_lines": 1},
+    training={"num_epochs": 2, "batch_size": 4, "learning_rate": 1e-3, "warmup_steps": 1, "max_tokens": 512},
+    suites=[{**SUITE, "max_new_tokens": 24}, HUMANEVAL],
+    decide={"suite": "tiny"},
+    diagnosis=None,
+    engine={"sampler": None, "trainer": None, "device": "cpu", "dtype": "float32", "num_threads": 1},
+)
 TESTS = {"sum": ("(1, 2)", 3), "max": ("(1, 2)", 2), "length": ("([1, 1], 0)", 2), "pair": ("(1, 2)", [1, 2])}
 
 
@@ -73,29 +44,18 @@ def write(directory: Path, model: Path, config: str = CONFIG) -> Path:
             name = signature[4:].partition("(")[0]
             arguments, expected = TESTS[name.partition("_")[0]]
             prompts.write(json.dumps({"statement": f"{task} Twice.", "signature": f"def {name}_twice(a, b):"}) + "\n")
-            problem = {
-                "task_id": f"tiny/{number}",
-                "text": task,
-                "entry_point": name,
-                "signature": signature,
-                "test_list": [f"assert {name}{arguments} == {expected!r}"],
-                "code": signature + body.removesuffix("```"),
-                "difficulty": "easy",
-            }
+            problem = {"task_id": f"tiny/{number}", "text": task, "entry_point": name, "signature": signature,
+                       "test_list": [f"assert {name}{arguments} == {expected!r}"],
+                       "code": signature + body.removesuffix("```"), "difficulty": "easy"}  # fmt: skip
             suite.write(json.dumps(problem) + "\n")
     path = directory / "loop.toml"
     path.write_text(config)
     return path
 
 
-def run(config: Path) -> dict:
-    assert drive(config) == 0, (config.parent / "stderr").read_text()
-    return dump(config.parent / ".loop")
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict:
-    return run(write(tmp_path_factory.mktemp("whole"), model))
+    return dump(finish(write(tmp_path_factory.mktemp("whole"), model)))
 
 
 def test_two_rounds_leave_everything_that_a_round_is_made_of(uninterrupted: dict) -> None:
@@ -106,39 +66,38 @@ def test_two_rounds_leave_everything_that_a_round_is_made_of(uninterrupted: dict
     base, *candidates = sorted(uninterrupted["checkpoints"], key=lambda row: row["round"])
     assert len({row["sha256"] for row in [base, *candidates]}) == 3, "training changed the weights"
     metrics = [json.loads(row["metrics"]) for row in uninterrupted["evaluations"] if row["suite_name"] == "tiny"]
-    assert len(metrics) == 3 and all(
-        0 < found["pass@1"] < 1 and found["pass@1"] <= found["pass@4"] for found in metrics
-    )
+    assert len(metrics) == 3 and all(0 < each["pass@1"] < 1 and each["pass@1"] <= each["pass@4"] for each in metrics)
     trained = [json.loads(row["origin"])["training"] for row in candidates]
-    assert all(len(found["losses"]) == found["num_steps"] == 6 and max(found["losses"]) < 6 for found in trained)
+    assert all(len(each["losses"]) == each["num_steps"] == 6 and max(each["losses"]) < 6 for each in trained)
 
 
 @pytest.mark.slow
 def test_the_same_seeds_twice_give_the_same_ledger(uninterrupted: dict, model: Path, tmp_path: Path) -> None:
     """Compared: everything that `rounds.dump` keeps, so token ids, log-probabilities, weights, verdicts and figures."""
-    again = run(write(tmp_path, model))
+    again = dump(finish(write(tmp_path, model)))
     for table, rows in uninterrupted.items():
         assert again[table] == rows, table
 
 
 @pytest.mark.slow
 def test_another_seed_gives_other_completions(uninterrupted: dict, model: Path, tmp_path: Path) -> None:
-    other = run(write(tmp_path, model, CONFIG.replace("seed = 5", "seed = 6").replace("rounds = 2", "rounds = 1")))
-    texts = {row["text"] for row in other["completions"] if row["evaluation_id"] is None}
-    assert texts != {row["text"] for row in uninterrupted["completions"] if row["evaluation_id"] is None}
+    config = CONFIG.replace("seed = 5", "seed = 6").replace("rounds = 2", "rounds = 1")
+    runs = (dump(finish(write(tmp_path, model, config))), uninterrupted)
+    texts, of_the_first = ({row["text"] for row in run["completions"] if not row["evaluation_id"]} for run in runs)
+    assert texts != of_the_first
 
 
-def _equal(one: Any, other: Any) -> bool:
+def _equal(value: Any, other: Any) -> bool:
     """But for the last digits: after a kill other rows stand in a batch, and matrix products of another shape round otherwise."""
-    if isinstance(one, bytes):
-        one, other = (zlib.decompress(records).decode() for records in (one, other))
-    if isinstance(one, str) and one[:1] in ("{", "[") and one != other:
-        one, other = json.loads(one), json.loads(other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    if isinstance(one, list):
-        return len(one) == len(other) and all(map(_equal, one, other))
-    return bool(one == pytest.approx(other, abs=1e-4)) if isinstance(one, float) else bool(one == other)
+    if isinstance(value, bytes):
+        value, other = (zlib.decompress(records).decode() for records in (value, other))
+    if isinstance(value, str) and value[:1] in ("{", "[") and value != other:
+        value, other = json.loads(value), json.loads(other)
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(_equal(value[key], other[key]) for key in value)
+    if isinstance(value, list):
+        return len(value) == len(other) and all(map(_equal, value, other))
+    return bool(value == pytest.approx(other, abs=1e-4)) if isinstance(value, float) else bool(value == other)
 
 
 @pytest.mark.slow
@@ -147,13 +106,12 @@ def test_killed_inside_real_stages(uninterrupted: dict, model: Path, tmp_path: P
     config = write(tmp_path, model)
     for place, count in (("after add_completions", 1), ("before commit_directory", 1), ("after add_completions", 3)):
         assert drive(config, place, count) == -9, (tmp_path / "stderr").read_text()
-    after_s = 6.0  # somewhere while a worker is busy
-    assert drive(config, kill_after_s=after_s) in (0, -9)
-    found = run(config)
+    assert drive(config, kill_after_s=6.0) in (0, -9)  # somewhere while a worker is busy
+    left = dump(finish(config))
     for table, rows in uninterrupted.items():
         hashed = "" if table == "checkpoints" else "sha256"  # of a row, so with its last digits
-        for one, other in zip(found[table], rows, strict=True):
-            assert _equal({**one, hashed: None}, {**other, hashed: None}), (table, one, other)
+        for row, other in zip(left[table], rows, strict=True):
+            assert _equal({**row, hashed: None}, {**other, hashed: None}), (table, row, other)
     rows = acknowledged(config)
     assert len(rows) == len(set(rows)), "acknowledged work was repeated"
     assert processes_of(config) == []
@@ -165,8 +123,8 @@ def test_a_round_with_lora(merge: bool, model: Path, tmp_path: Path) -> None:
     """Merged weights are a full checkpoint; an adapter is kept over its named base, and both can be sampled from."""
     lora = f'[training]\nmethod = "lora"\nlora = {{ rank = 4, merge = {str(merge).lower()} }}'
     config = CONFIG.replace("[training]", lora).replace("rounds = 2", "rounds = 1")
-    found = run(write(tmp_path, model, config))
-    base, candidate = sorted(found["checkpoints"], key=lambda row: row["round"])
+    left = dump(finish(write(tmp_path, model, config)))
+    base, candidate = sorted(left["checkpoints"], key=lambda row: row["round"])
     assert candidate["kind"] == ("full" if merge else "adapter")
     assert candidate["base"] == (None if merge else base["sha256"])
-    assert [row["state"] for row in found["rounds"]] in (["kept"], ["rolled_back"])
+    assert [row["state"] for row in left["rounds"]] in (["kept"], ["rolled_back"])
