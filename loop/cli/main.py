@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from loop.cli.options import Call, shared_options
+from loop.cli.options import Call, Group
 from loop.system.exits import explained, version
 from loop.words import safe, warn
 
@@ -53,7 +53,7 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group that imports a command's module only when the command is called, so that every command starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -81,7 +81,6 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
-@shared_options
 def loopctl() -> None:
     """Repeats rounds of Simple Self-Distillation on a code language model, and says what it did and why."""
 
@@ -110,8 +109,7 @@ def run(arguments: list[str], command: click.Command, name: str) -> int:
     """Carry out a command line and return the exit code. Raises nothing but BrokenPipeError and SystemExit."""
     try:
         with command.make_context(name, arguments, obj=Call()) as context:
-            command.invoke(context)
-        return 0
+            return command.invoke(context) or 0
     except click.exceptions.Exit as end:
         return end.exit_code
     except (BrokenPipeError, SystemExit):

@@ -6,13 +6,14 @@ half the time, and works while the configuration is being edited.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -21,8 +22,6 @@ from loop.words import safe
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 ROUND = click.IntRange(min=1)
 ROUND.name = "round's number"  # in "'x' is not a valid ..."
@@ -41,6 +40,11 @@ class Call:
 
         return load_config(find_config(self.config))
 
+    @property
+    def has_config(self) -> bool:
+        """Whether a configuration is named, or lies here."""
+        return bool(self.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"))
+
     def place(self) -> Place:
         """Where the run is. ConfigError if loop.toml does not say, and, while no run exists, for any mistake in it."""
         path = Path(self.config or os.environ.get("LOOP_CONFIG") or "loop.toml")
@@ -58,20 +62,35 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
     return value
 
 
-def shared_options(command: F) -> F:
-    """`--config FILE` and `--json`; given twice, the later one counts."""
-    for option in (
-        click.option("--json", is_flag=True, expose_value=False, callback=_remember, help="Print the answer as JSON."),
-        click.option(
-            "--config",
-            metavar="FILE",
-            expose_value=False,
-            callback=_remember,
-            help="The configuration; default: $LOOP_CONFIG, then ./loop.toml.",
-        ),
-    ):
-        command = option(command)
-    return command
+CONFIG = "The configuration; default: $LOOP_CONFIG, then ./loop.toml."
+SHARED_OPTIONS = [  # given twice, the later one counts
+    click.Option(["--config"], metavar="FILE", expose_value=False, callback=_remember, help=CONFIG),
+    click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print the answer as JSON."),
+]
+
+
+class Command(click.Command):
+    """A command with the shared options. What it returns is the exit code; None stands for 0."""
+
+    def __init__(self, *arguments: Any, examples: Iterable[str] = (), **settings: Any) -> None:
+        """`examples`: the command lines that end its help."""
+        super().__init__(*arguments, **settings)
+        self.params += SHARED_OPTIONS
+        if examples:
+            self.help = "\n".join(
+                [inspect.cleandoc(self.help or ""), "", "\b", "Examples:", *(f"  {e}" for e in examples)]
+            )
+
+
+class Group(Command, click.Group):
+    """A command that has others below it."""
+
+    command_class = Command
+
+
+def command(name: str, *examples: str) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a `Command` of a function."""
+    return click.command(name, cls=Command, examples=examples)
 
 
 def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
@@ -87,12 +106,14 @@ def the_call() -> Call:
     return click.get_current_context().find_root().ensure_object(Call)
 
 
-def print_answer(value: Any, text: object) -> None:
-    """Print a command's answer: `value` as JSON if that was asked for, else `text` on one line."""
+def print_answer(value: Any, shown: str | Callable[[Any], object]) -> None:
+    """Print a command's answer: `value` as JSON if that was asked for, else a line of text, or what a function prints of it."""
     if the_call().json:
         print_json(value)
+    elif callable(shown):
+        shown(value)
     else:
-        click.echo(safe(text))
+        click.echo(safe(shown))
 
 
 def print_json(value: Any) -> None:
