@@ -1,4 +1,4 @@
-"""`loopctl backup`: a copy of the store, taken while it is being written to."""
+"""`loopctl backup` copies the store while a run writes to it."""
 
 from __future__ import annotations
 

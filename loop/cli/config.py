@@ -1,4 +1,4 @@
-"""`loopctl config check`: everything about loop.toml that can be known without loading a model."""
+"""`loopctl config check` checks all of loop.toml that can be checked without loading a model."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _print(loaded: LoadedConfig, warnings: list[str]) -> None:
 
 
 def _mistake(line: str) -> dict[str, str | int | None]:
-    """FILE:LINE: key: message, taken apart."""
+    """Take FILE:LINE: key: message apart."""
     if not (match := _LINE.fullmatch(line)):
         return {"file": None, "line": None, "key": None, "message": line}
     return match.groupdict() | {"line": int(match["line"])}

@@ -1,5 +1,5 @@
-"""Commands that change a run. They go to the daemon or foreground run that holds it; if none does, they are carried out
-here, under the same lock.
+"""These commands change a run. The daemon or foreground run that holds it carries them out; if none does, this process does,
+under the same lock.
 """
 
 from __future__ import annotations

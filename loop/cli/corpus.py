@@ -1,4 +1,4 @@
-"""`loopctl corpus export`: the corpus as conversations with their lineage, for other tools.
+"""`loopctl corpus export` writes the corpus as conversations with their lineage, for other tools.
 
 A row is {"messages": [user, assistant], ...lineage}. The assistant's turn is whole: the opening that was written for the
 model (`prefill`) and what it wrote. Lone surrogates, which no other tool reads, become U+FFFD.
@@ -73,7 +73,7 @@ def export_command(form: str, file: str) -> None:
 
 
 def _conversations(store: Reader) -> Iterator[Json]:
-    """The rows, round by round, in order of arrival."""
+    """Yield the rows, round by round, in order of arrival."""
     prompt_of = functools.cache(store.corpus.prompt)
     settings_of = functools.cache(store.corpus.decode_settings)
     for round in store.ledger.rounds(store.run.id):

@@ -1,4 +1,4 @@
-"""`loopctl decide`: the configured policies applied to evidence in a file. Reads no store and moves no head."""
+"""`loopctl decide` applies the configured policies to evidence in a file. It reads no store and moves no head."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def _print(decision: Decision) -> None:
 
 
 def need_in_words(need: Mapping[str, Any]) -> str:
-    """What an action asks for, or what it means."""
+    """Say what an action asks for, or what it means."""
     match need:
         case {"split": split, "num_problems": number}:
             return f"asks for {count(number, 'more problem', 'more problems')} of {safe(split)}"

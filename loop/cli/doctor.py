@@ -1,4 +1,4 @@
-"""`loopctl doctor`: what this machine can do, and what would help. torch is asked in a process of its own."""
+"""`loopctl doctor` says what this machine can do, and what would help. It asks torch in a process of its own."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ print(json.dumps({"gpus": gpus, "threads": torch.get_num_threads()}))
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One check. `remedy` is "" where none is needed."""
+    """What a check has given. `remedy` is "" where none is needed."""
 
     name: str
     verdict: Verdict
@@ -67,7 +67,7 @@ def doctor_command(deep: bool) -> int:
 
 
 def _examine(call: Call, deep: bool) -> Iterator[Line]:
-    """Every check in turn, the quick ones first."""
+    """Make every check in turn, the quick ones first."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     yield Line(
         "python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores"
@@ -117,7 +117,7 @@ def _memory() -> Line:
 
 
 def _configuration(call: Call) -> tuple[LoadedConfig | None, list[Line]]:
-    """The check of loop.toml and of all that it names. A missing loop.toml is only a warning."""
+    """Check loop.toml and all that it names. A missing loop.toml is only a warning."""
     if not call.has_config:
         remedy = "`loopctl init` writes one, or give --config FILE"
         return None, [Line("loop.toml", "warn", "no such file here", remedy)]
@@ -164,7 +164,7 @@ def _run_directory(run_dir: Path) -> Iterator[Line]:
 
 
 def _two_checkpoints(run_dir: Path) -> int:
-    """The bytes of two of the run's checkpoints; 0 while it has none."""
+    """Return the bytes that two of the run's checkpoints take; 0 while it has none."""
     from loop.reading.reader import reader
     from store.errors import StoreError
 
@@ -200,7 +200,7 @@ def _uses_torch(loaded: LoadedConfig | None) -> bool:
 
 
 def _precision(loaded: LoadedConfig | None) -> Line:
-    """The precision of weights while sampling, and why; a warning where the CPU must emulate the configured one."""
+    """Say in which precision weights are while sampling, and why; warn where the CPU must emulate the configured one."""
     from loop.engines.precision import auto_dtype
     from loop.system.gpus import used_bytes
 

@@ -1,4 +1,4 @@
-"""The slow half of `loopctl doctor`: checks that do for real what a run will need."""
+"""The slow half of `loopctl doctor` does for real what a run will need."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def _socket(loaded: LoadedConfig) -> str:
 
 
 def _model(loaded: LoadedConfig) -> str:
-    """The sampler starts with the base model, writes a few tokens, and is gone again."""
+    """Start the sampler with the base model, have it write a few tokens, and end it."""
     from loop.engines.base import CheckpointRef, Request, SamplingParams
     from loop.engines.by_name import sampler_kind
     from loop.run.base_model import base_model
@@ -94,7 +94,7 @@ def _model(loaded: LoadedConfig) -> str:
         request = Request(id="doctor", messages=({"role": "user", "content": "Add two numbers."},), prefill="", seed=1)
         params = SamplingParams(temperature=1.0, max_new_tokens=4)
         num_tokens = sum(
-            len(one.token_ids) for batch in RemoteSampler(worker).generate([request], params) for one in batch
+            len(answer.token_ids) for batch in RemoteSampler(worker).generate([request], params) for answer in batch
         )
     finally:
         worker.end()

@@ -1,4 +1,4 @@
-"""`loopctl experiment run | start | status | stop | report`: rounds under different settings and seeds, side by side."""
+"""`loopctl experiment run | start | status | stop | report` compare rounds under different settings and seeds."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ def _print_facts(facts: ExperimentFacts) -> None:
 
 
 def _arms_table(facts: ExperimentFacts) -> Table:
-    """The base, and each arm after its newest round."""
+    """Draw each arm after its newest round, or its base before the first."""
     from rich.table import Column
 
     from loop.cli.tables import cell, plain_table

@@ -1,4 +1,4 @@
-"""`loopctl export`: write a checkpoint as a Hugging Face model directory with a card from the ledger, and push it if asked."""
+"""`loopctl export` writes a checkpoint as a Hugging Face model directory with a card from the ledger, and may push it."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
 
 
 def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
-    """The checkpoint and the facts of its card. Closes the store."""
+    """Read the checkpoint and the facts of its card, and close the store."""
     from loop.publishing.card_facts import facts_of
     from loop.reading.checkpoints import checkpoint_named
     from loop.reading.reader import reader

@@ -1,4 +1,4 @@
-"""`loopctl grade`: completions graded against problems, both from files. Needs no store and no model."""
+"""`loopctl grade` grades completions against problems, both from files. It needs no store and no model."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _summary(outcomes: dict[str, list[int]], words: Counter[str], num_completion
 def _graded(
     rows: list[tuple[str, str]], problems: dict[str, Problem | None], grader: Grader
 ) -> Iterator[tuple[str, int, Verdict]]:
-    """A verdict per completion, in order; `index` counts the completions of one task from 0."""
+    """Yield task, index and verdict of each completion, in order; the index counts the completions of one task from 0."""
     from loop.grading.extract import extract_code, why_none
     from loop.grading.grader import Job, Verdict
 
@@ -106,7 +106,7 @@ def _grader() -> Grader:
 
 
 def _problems(file: str) -> dict[str, Problem | None]:
-    """The problems by id; None for one without tests: nothing can be known of its completions."""
+    """Read the problems, by id; one without tests is None, because nothing can be known of its completions."""
     from loop.grading.json_lines import sound
     from loop.grading.problem import UntestedProblem
     from loop.grading.suite import suite_rows
@@ -133,7 +133,7 @@ def _problems(file: str) -> dict[str, Problem | None]:
 
 
 def _completions(file: str, task_ids: Container[str]) -> list[tuple[str, str]]:
-    """(task_id, completion) in the order of the file."""
+    """Read (task_id, completion) in the order of the file."""
     from loop.grading.json_lines import read_bytes, sound
 
     completions = []

@@ -1,4 +1,4 @@
-"""`loopctl init`: a loop.toml that runs as it is."""
+"""`loopctl init` writes a loop.toml that runs as it is."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`loopctl logs`: what the daemon wrote down, from its rotated files of JSON lines.
+"""`loopctl logs` shows what the daemon wrote down, from its rotated files of JSON lines.
 
 Messages may carry what a model or a library wrote: they are shown, never obeyed. A line that is no JSON object is shown
 as it is.
@@ -71,14 +71,14 @@ def _opened(directory: Path) -> IO[bytes] | None:
 
 
 def _is_renamed(directory: Path, file: IO[bytes]) -> bool:
-    """Whether another file has the log's name now; False until there is one."""
+    """Whether another file has the log's name now; while no file has, False."""
     with contextlib.suppress(FileNotFoundError):
         return not os.path.samestat(os.stat(directory / LOG_FILE), os.fstat(file.fileno()))
     return False
 
 
 def _newest(directory: Path, lines: list[bytes], num: int) -> list[bytes]:
-    """The newest `num` lines over all files, oldest first. `lines`: those of the file that is written now."""
+    """Return the newest `num` lines over all files, oldest first. `lines` are those of the file that is written now."""
     for number in itertools.count(1):
         older = directory / f"{LOG_FILE}.{number}"
         if len(lines) >= num or not older.exists():
@@ -94,7 +94,7 @@ def _show(lines: Iterable[bytes]) -> None:
 
 
 def _shown(line: bytes) -> str:
-    """A line in words, or with --json in ASCII, so that nothing in it can move a cursor. A damaged one is shown whole."""
+    """Put a line in words, or with --json in ASCII, so that nothing in it can move a cursor. A damaged one stays as it is."""
     text, entry = line.decode(errors="replace"), None
     with contextlib.suppress(ValueError, RecursionError):
         entry = json.loads(line)

@@ -1,4 +1,4 @@
-"""loopctl: the commands, each imported when it is called, and how every error ends: a line on stderr and an exit code."""
+"""loopctl imports a command when it is called, and ends every error with a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def loopctl() -> None:
 
 
 def main() -> NoReturn:
-    """The entry point of `loopctl`."""
+    """Run `loopctl`; this is its entry point."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the program that started us has closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115

@@ -1,4 +1,4 @@
-"""`loopctl aa`, `loopctl sweep` and `loopctl final`: measurements beside the rounds, under the run's lock."""
+"""`loopctl aa`, `loopctl sweep` and `loopctl final` measure beside the rounds, under the run's lock."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def _temperatures(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """A click callback that reads temperatures with commas between them."""
+    """Read temperatures with commas between them, as a click callback."""
     if value is None:
         return None
     try:
@@ -117,14 +117,14 @@ def final_command(yes: bool) -> None:
 def _ask() -> None:
     try:
         sure = click.confirm("the final split can be opened once; open it now?", err=True)
-    except click.Abort:  # nobody is there to answer
+    except click.Abort:  # nobody can answer
         raise click.UsageError("the final split can be opened once; give --yes to open it now") from None
     if not sure:
         raise LoopError("not opened")
 
 
 def _loaded(*names: str) -> LoadedConfig:
-    """loop.toml. LoopError if a name is a round's and no run exists; `head` and `base` need none."""
+    """Load loop.toml. LoopError if a name is a round's and no run exists; `head` and `base` need none."""
     from store.db import DATABASE
 
     loaded = the_call().load()
@@ -135,7 +135,7 @@ def _loaded(*names: str) -> LoadedConfig:
 
 @contextlib.contextmanager
 def _opened(loaded: LoadedConfig) -> Iterator[Session]:
-    """The run, held as `loopctl run` holds it; after a signal, the same command continues from what is stored."""
+    """Hold the run as `loopctl run` does; after a signal, the same command continues from what is stored."""
     from loop.cli.progress import onlookers
     from loop.run.opening import open_session
     from loop.system.signals import Interrupted, Stop

@@ -1,4 +1,4 @@
-"""What every command has in common: `--config` and `--json`, before and after the command, and where the run is.
+"""Every command takes `--config` and `--json`, before and after its name, and asks here where the run is.
 
 A command that only reads needs one key of loop.toml, `run_dir`, and takes it without checking the rest. So it starts in
 half the time, and works while the configuration is being edited.
@@ -29,7 +29,7 @@ ROUND.name = "round's number"  # in "'x' is not a valid ..."
 
 @dataclass(slots=True)
 class Call:
-    """The options that every command has."""
+    """The shared options, as this call of loopctl has them."""
 
     config: str | None = None
     json: bool = False
@@ -46,7 +46,7 @@ class Call:
         return bool(self.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"))
 
     def place(self) -> Place:
-        """Where the run is. ConfigError if loop.toml does not say, and, while no run exists, for any mistake in it."""
+        """Say where the run is. ConfigError if loop.toml does not, and, while no run exists, for any mistake in it."""
         path = Path(self.config or os.environ.get("LOOP_CONFIG") or "loop.toml")
         place = _quick_place(path)
         if place is None or not (place.run_dir / "loop.db").exists():
@@ -70,7 +70,7 @@ SHARED_OPTIONS = [  # given twice, the later one counts
 
 
 class Command(click.Command):
-    """A command with the shared options. What it returns is the exit code; None stands for 0."""
+    """A command that takes the shared options, too. What it returns is the exit code; None stands for 0."""
 
     def __init__(self, *arguments: Any, examples: Iterable[str] = (), **settings: Any) -> None:
         """`examples`: the command lines that end its help."""
@@ -94,7 +94,7 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., int | None]], 
 
 
 def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-    """A click callback that checks one name or several: each is head, base or a round's number."""
+    """Check one name or several, as a click callback: each is head, base or a round's number."""
     for name in (value,) if isinstance(value, str) else value:
         if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
             raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
@@ -102,7 +102,7 @@ def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value
 
 
 def the_call() -> Call:
-    """The options of the command that is running."""
+    """Return the options of the command that is running."""
     return click.get_current_context().find_root().ensure_object(Call)
 
 

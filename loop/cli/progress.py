@@ -1,4 +1,4 @@
-"""Live progress on standard error: one moving line on a terminal, plain lines in a pipe.
+"""Shows live progress on standard error: one moving line on a terminal, plain lines in a pipe.
 
 Both are listeners of `loop.daemon.onlooker.Onlookers`, so nothing that goes wrong here ends the run.
 """
@@ -24,7 +24,7 @@ QUIET_S = 30.0  # between two lines of progress in a pipe
 
 
 class Plain:
-    """Lines with the time of day, for pipes and log files."""
+    """Prints lines with the time of day, for pipes and log files."""
 
     def __init__(self) -> None:
         self._last_line = 0.0
@@ -47,7 +47,7 @@ class Plain:
 
 
 class Live:
-    """One moving line, and a line that stays as each part ends."""
+    """Shows one moving line, and a line that stays as each part ends."""
 
     def __init__(self, progress: Progress) -> None:
         self.bar = progress
@@ -74,7 +74,7 @@ class Live:
 
 @contextlib.contextmanager
 def onlookers(run_dir: Path, check: Callable[[], None] = lambda: None) -> Iterator[Onlookers]:
-    """The heartbeat of a run, and the progress that suits standard error."""
+    """Keep the heartbeat of a run, and show the progress that suits standard error."""
     if not sys.stderr.isatty():
         yield Onlookers(Beating(run_dir), Plain(), check=check)
         return

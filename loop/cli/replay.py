@@ -1,4 +1,4 @@
-"""`loopctl replay`: every recorded round decided again. Only reads, so it works beside a daemon."""
+"""`loopctl replay` decides every recorded round again. It only reads, so it works beside a daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`loopctl report` and `loopctl plot`: the run as a page that opens without a network, and its figures for a paper."""
+"""`loopctl report` writes the run as a page that opens without a network; `loopctl plot` draws figures for a paper."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _facts(place: Place) -> Json:
 
 
 def drawn(figure: Figure, suffix: str) -> bytes:
-    """A figure as the content of a .svg or .png file."""
+    """Draw a figure as the content of a .svg or .png file."""
     import vl_convert
 
     from loop.report.charts import paper
@@ -79,7 +79,7 @@ def drawn(figure: Figure, suffix: str) -> bytes:
 
 
 def experiment_of(file: str | Path) -> Experiment:
-    """The experiment that a file describes; LoopError if none of its runs has begun."""
+    """Load the experiment that a file describes; LoopError if none of its runs has begun."""
     from loop.experiments.file import load_experiment
 
     experiment = load_experiment(Path(file))

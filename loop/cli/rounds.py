@@ -1,4 +1,4 @@
-"""`loopctl rounds` and `loopctl round N`."""
+"""`loopctl rounds` lists the rounds; `loopctl round N` shows all of one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rounds_command() -> None:
 
 
 def print_rounds(answer: list[Json], base: Json, head: int) -> None:
-    """The table of all rounds, and where the head is."""
+    """Print the table of all rounds, and where the head is."""
     from loop.cli.tables import console, rounds_table, show
 
     out = console()

@@ -1,4 +1,4 @@
-"""`loopctl run`: rounds in the foreground, a table after each, a summary at the end."""
+"""`loopctl run` runs rounds in the foreground, with a table after each and a summary at the end."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def run_command(rounds: int | None) -> None:
 
 
 def _say_what_comes(loaded: LoadedConfig, inputs: Inputs, watch: Onlookers, more: int | None) -> None:
-    """What a run that begins will do, and how long it may take here."""
+    """Say what a run that begins will do, and how long it may take here."""
     from loop.errors import EngineError
     from loop.inputs import num_parameters_of
     from loop.run import pace

@@ -1,4 +1,4 @@
-"""`loopctl samples`: reads the corpus. What a model wrote is shown, never obeyed; code is shown as it is graded."""
+"""`loopctl samples` reads the corpus. What a model wrote is shown, never obeyed; code is shown as it is graded."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def _print(answer: list[Json]) -> None:
 
 
 def _samples(store: Reader, completions: list[Completion]) -> list[Json]:
-    """Completions with their prompt, their lineage and what became of them."""
+    """Describe completions: with their prompt, their lineage and what became of them."""
     wanted = {completion.id for completion in completions}
     selected = {
         selection.completion_id: selection
@@ -77,7 +77,7 @@ def _samples(store: Reader, completions: list[Completion]) -> list[Json]:
 
 
 def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem]:
-    """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
+    """Load the problems that these completions were graded on, by prompt id. LoopError where they have changed."""
     from loop.grading.suite import load_suite
     from loop.prompts.sources import load_tests
     from loop.stages.evaluating import yardstick
@@ -88,13 +88,14 @@ def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem
     for name, sha256 in {(row.suite_name, row.suite_sha256) for row in evaluations}:
         loaded = the_call().load()
         own = name.partition("@")[0]  # measurements beside the rounds add to its name
-        for suite in (suite for suite in loaded.config.suites if suite.name == own):
-            measured = yardstick(load_suite(suite.source, suite.limit, loaded.base_dir), suite, loaded.config)
-            if measured.row.sha256 == sha256:
-                problems |= measured.graded_as
-                break
-        else:
+        now = [
+            yardstick(load_suite(suite.source, suite.limit, loaded.base_dir), suite, loaded.config)
+            for suite in loaded.config.suites
+            if suite.name == own
+        ]
+        if [measured.row.sha256 for measured in now] != [sha256]:
             raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")
+        problems |= now[0].graded_as
     if store.corpus.outcomes(completion.id for completion in completions if completion.evaluation_id is None):
         loaded = the_call().load()
         problems |= load_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir)
@@ -102,7 +103,7 @@ def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem
 
 
 def _code(store: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
-    """The program in an answer. Without its problem, the rules that all problems share find it."""
+    """Take the program out of an answer. Without its problem, the rules that all problems share find it."""
     from loop.grading.extract import extract_code
     from loop.grading.problem import Problem
     from loop.prompts.templates import answer

@@ -1,4 +1,4 @@
-"""`loopctl serve`: the report as a page that updates itself while rounds run."""
+"""`loopctl serve` serves the report as a page that updates itself while rounds run."""
 
 from __future__ import annotations
 

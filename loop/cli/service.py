@@ -1,4 +1,4 @@
-"""`loopctl start | stop | restart | service`: the background daemon, and a unit file for those who have systemd."""
+"""`loopctl start | stop | restart` handle the background daemon; `loopctl service` prints a unit for systemd."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _start(loaded: LoadedConfig) -> Done:
 
 
 def _answers(run_dir: Path) -> int | None:
-    """The process that answers on the control socket; None if none does."""
+    """Return the process that answers on the control socket; None if none does."""
     from loop.daemon.control import ask
     from loop.errors import LoopError
 
@@ -112,7 +112,7 @@ def _stop(run_dir: Path, now: bool) -> Done:
 
 
 def stopped(pid: int | None) -> Done:
-    """What came of stopping the process that held a directory, if one did."""
+    """Say what came of stopping the process that held a directory; None: no process held it."""
     return Done(0, "not running", False) if pid is None else Done(pid, "stopped", True)
 
 
@@ -127,7 +127,7 @@ def _doing(run_dir: Path) -> str:
 
 
 def _unit(loaded: LoadedConfig) -> str:
-    """A systemd unit: Type=notify with a watchdog, stopped at a safe point, restarted after a crash and not after a mistake."""
+    """Write a unit with a watchdog, which stops at a safe point and restarts after a crash, but not after a mistake."""
     import os
     import pwd
     import shutil

@@ -1,6 +1,6 @@
-"""`loopctl status`: what is happening, what was decided and why, and whether anything needs you.
+"""`loopctl status` says what is happening, what was decided and why, and whether anything needs you.
 
-The lines are made in `loop.reading.status_words` from what `loop.reading.standing` knows; here are the title and the exit code.
+`loop.reading.status_words` makes the lines from what `loop.reading.standing` knows; here are the title and the exit code.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def status_command(check: bool) -> int:
 
 
 def look(place: Place) -> Standing | str:
-    """How the run stands; or why nobody can tell, in words that are safe in a terminal."""
+    """Say how the run stands; or why nobody can tell, in words that are safe in a terminal."""
     from loop.reading.standing import status
     from loop.system.exits import explained
     from store.errors import StoreError, StoreTooNew
@@ -58,14 +58,14 @@ def look(place: Place) -> Standing | str:
 
 
 def exit_code(answer: Standing, check: bool = False) -> int:
-    """What `status` and `watch` end with."""
+    """Return what `status` and `watch` end with."""
     if check and answer.needs_you:
         return FAILED
     return NOT_RUNNING if answer.pid is None else RUNNING
 
 
 def drawn(answer: Standing, place: Place) -> str:
-    """The lines for people, with the schedule as loop.toml has it."""
+    """Draw the lines for people, with the schedule as loop.toml has it."""
     paper = Paper(sys.stdout)
     lines = [_title(answer, paper), *paper.labelled(labelled(answer, place.every))]
     return "".join(f"{line}\n" for line in lines)

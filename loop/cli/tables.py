@@ -1,4 +1,4 @@
-"""Rounds as tables that a person understands at a glance, drawn by rich from the values of `loop.reading.rounds`.
+"""Draws rounds as tables that a person understands at a glance, with rich, from the values of `loop.reading.rounds`.
 
 Every text that is not our own goes through `safe`; nothing is read as rich's markup.
 """
@@ -30,7 +30,7 @@ class _Console(Console):
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """A console that prints text as it is, and is wide enough in a pipe that tables keep their lines."""
+    """Make a console that prints text as it is, and is wide enough in a pipe that tables keep their lines."""
     file = file or sys.stdout
     return _Console(file=file, width=Paper(file).width, highlight=False, markup=False, emoji=False)
 
@@ -46,22 +46,22 @@ def show(out: Console, *parts: RenderableType) -> None:
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Text for a table, in which rich finds no markup."""
+    """Make text for a table, in which rich sees no markup."""
     return Text(text, style=style)
 
 
 def headed_table(*columns: Column | str) -> Table:
-    """A table with a line below its heads."""
+    """Make a table with a line below its heads."""
     return Table(*columns, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
 
 
 def plain_table(*columns: Column | str) -> Table:
-    """A table without lines."""
+    """Make a table without lines."""
     return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
 
 
 def _labels_table() -> Table:
-    """A table with two columns: labels and texts."""
+    """Make a table with two columns: labels and texts."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -97,7 +97,7 @@ def suite_label(name: str, suite: Json) -> Text:
 
 
 def figures_tables(answer: Json, width: int) -> Group:
-    """Base, head and candidate on every suite with a line per pass@k and per difficulty.
+    """Show base, head and candidate on every suite with a line per pass@k and per difficulty.
 
     On a narrow terminal each interval stands below its figure.
     """
@@ -132,7 +132,7 @@ _FIGURES = {
 
 
 def diagnosis_table(answer: Json, width: int) -> Group:
-    """Locks and forks: what base, head and candidate would write at the same positions, and a sentence about it."""
+    """Show what base, head and candidate would write at the same positions, at locks and forks, and say it in a sentence."""
     from policies.diagnosis import in_words, summary_of
 
     diagnosis = answer["diagnosis"]
@@ -166,7 +166,7 @@ def _moved(moved: Json, narrow: bool) -> Text:
 
 
 def _lines_of(suite: Json) -> list[tuple[str, str, str | None]]:
-    """(label, key, difficulty) of each line of a suite's table: every pass@k, then pass@1 by difficulty."""
+    """List (label, key, difficulty) of each line of a suite's table: every pass@k, then pass@1 by difficulty."""
     figures: Json = next((suite[who] for who in WHO if suite[who]), {})
     ks = sorted(int(key.removeprefix("pass@")) for key in figures if re.fullmatch(r"pass@\d+", key))
     lines: list[tuple[str, str, str | None]] = [(f"pass@{k}", f"pass@{k}", None) for k in ks or [1]]
@@ -175,7 +175,7 @@ def _lines_of(suite: Json) -> list[tuple[str, str, str | None]]:
 
 
 def _part_of(figures: Json | None, level: str | None) -> Json | None:
-    """The figures, or those of one difficulty."""
+    """Return the figures, or those of one difficulty."""
     if figures is None or level is None:
         return figures
     part: Json | None = figures.get("by_difficulty", {}).get(level)
@@ -193,12 +193,12 @@ def _begun_from(answer: Json) -> str:
 
 
 def _state(state: str) -> Text:
-    """kept, rolled back, failed, or the stage of an open round."""
+    """Write kept, rolled back, failed, or the stage of an open round."""
     return cell(safe(state).replace("_", " "), STYLES.get(state, ""))
 
 
 def round_report(answer: Json, width: int) -> Group:
-    """All of a round but its settings and attempts: figures, decision and reasons, what training saw, times."""
+    """Show all of a round but its settings and attempts: figures, decision and reasons, what training saw, times."""
     parts: list[RenderableType] = [Text.assemble((f"round {answer['round']}: ", "bold"), _state(answer["state"]))]
     if answer["error"] and answer["state"] == "failed":
         parts.append(cell(f"  {answer['stage']}: {safe(answer['error'])}", "red"))
@@ -225,7 +225,7 @@ def round_report(answer: Json, width: int) -> Group:
 
 
 def round_details(answer: Json) -> Table:
-    """The attempts, settings and checkpoints of a round."""
+    """List the attempts, settings and checkpoints of a round."""
     table = _labels_table()
     for stage in answer["stages"]:
         for attempt in stage["attempts"]:
@@ -273,7 +273,7 @@ def _training_words(training: Json) -> str:
 
 
 def _shared_words(answer: Json) -> list[str]:
-    """What was taken from other runs of an experiment, a line for each of them."""
+    """Say what was taken from other runs of an experiment, in a line for each of them."""
     taken: dict[str, list[str]] = {}
     for stage in answer["stages"]:
         for shared in (stage["output"] or {}).get("shared", []):
@@ -293,7 +293,7 @@ def _times(answer: Json) -> str:
 
 
 def rounds_table(rows: list[Json], base: Json, base_decoding: str) -> Table:
-    """A line per round, the base first: its decision, the figure that decides, its change, the other suites, the time."""
+    """Draw a line per round, the base first: decision, the figure that decides, its change, the other suites, the time."""
     names = list(base)
     decider, canaries = names[0], names[1:]
     table = headed_table(

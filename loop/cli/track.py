@@ -1,4 +1,4 @@
-"""`loopctl track`: bring experiment trackers up to date, in the foreground. Only reads the run, so it works beside a daemon."""
+"""`loopctl track` brings experiment trackers up to date. It only reads the run, so it works beside a daemon."""
 
 from __future__ import annotations
 

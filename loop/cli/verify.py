@@ -1,4 +1,4 @@
-"""`loopctl verify`: every hash, sequence and manifest checked."""
+"""`loopctl verify` checks every hash, sequence and manifest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`loopctl watch`: status, live. On a terminal it is drawn again in place; in a pipe a block is printed when there is news."""
+"""`loopctl watch` shows the status, live: on a terminal in place, in a pipe a block whenever something is new."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def watch_command(interval_s: float) -> int:
 
 @contextlib.contextmanager
 def _shown(place: Place) -> Iterator[Callable[[Standing | str], None]]:
-    """Shows how the run stands, or why nobody can tell."""
+    """Give a function that shows how the run stands, or why nobody can tell."""
     if the_call().json:
         yield _print_line
     elif not sys.stdout.isatty():
@@ -72,7 +72,7 @@ def _shown(place: Place) -> Iterator[Callable[[Standing | str], None]]:
 
 
 def _print_line(answer: Standing | str) -> None:
-    """The value of `status --json` on a line."""
+    """Print the value of `status --json` on a line."""
     if isinstance(answer, str):
         warn(answer)
     else:
@@ -81,7 +81,7 @@ def _print_line(answer: Standing | str) -> None:
 
 
 class Blocks:
-    """What `status` prints, whenever there is news; an empty line between two."""
+    """Prints what `status` prints, whenever something is new; an empty line between two."""
 
     def __init__(self, place: Place) -> None:
         self.place = place
@@ -99,7 +99,7 @@ class Blocks:
 
 
 def _news(answer: Standing | str) -> object:
-    """What is news if it differs: not the ages, times and sizes that always do."""
+    """Take out what is news if it differs: not the ages, times and sizes that always do."""
     if isinstance(answer, str):
         return answer
     round, error, last = answer.round, answer.last_error, answer.last_decision
