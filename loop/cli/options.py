@@ -73,13 +73,12 @@ class Command(click.Command):
     """A command that takes the shared options, too. What it returns is the exit code; None stands for 0."""
 
     def __init__(self, *arguments: Any, examples: Iterable[str] = (), **settings: Any) -> None:
-        """`examples`: the command lines that end its help."""
+        """`examples` are command lines; its help ends with them."""
         super().__init__(*arguments, **settings)
         self.params += SHARED_OPTIONS
         if examples:
-            self.help = "\n".join(
-                [inspect.cleandoc(self.help or ""), "", "\b", "Examples:", *(f"  {e}" for e in examples)]
-            )
+            lines = "\n".join(f"  {line}" for line in examples)
+            self.help = f"{inspect.cleandoc(self.help or '')}\n\n\b\nExamples:\n{lines}"  # \b: click keeps the lines
 
 
 class Group(Command, click.Group):

@@ -18,7 +18,17 @@ from loop.run.opening import open_session
 from loop.system.lock import locked
 from store.db import execute, open_database
 from store.verify import verify_store
-from tests.support.cli import Loopctl, Said, change, command, finish, one_line, process, write_configuration
+from tests.support.cli import (
+    Loopctl,
+    Said,
+    change,
+    command,
+    finish,
+    finished_run,
+    one_line,
+    process,
+    write_configuration,
+)
 from tests.support.runs import Quiet, dump
 
 PROMPTS = 'per_round = 16\nsource = "mine.jsonl"'
@@ -187,10 +197,8 @@ def limited(directory: Path, max_bytes: int) -> Said:
     return finish(command("run"), directory, preexec_fn=limit)
 
 
-def test_a_run_continues_after_a_full_disk(here: Path, call: Loopctl, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The limit is raised bit by bit: the store cannot be made, then the run not, then a stage not be finished."""
-    whole = write_configuration(tmp_path_factory.mktemp("whole")).parent
-    assert process(whole, "run").code == 0
+def test_a_run_continues_after_a_full_disk(here: Path, call: Loopctl) -> None:
+    """The limit rises bit by bit: first the store cannot be made, then the run, and then a stage cannot be finished."""
     stages, max_bytes = [], 100_000
     while (result := limited(here, max_bytes)).code != 0:
         assert result.code == 1 and "Traceback" not in result.err and "bug" not in result.err, (max_bytes, result)
@@ -202,7 +210,7 @@ def test_a_run_continues_after_a_full_disk(here: Path, call: Loopctl, tmp_path_f
     assert any(stages) and not all(stages), "before the first round, and in the middle of one"
     run_dir = here / ".loop"
     tables = dump(run_dir)
-    for table, expected in dump(whole / ".loop").items():
+    for table, expected in dump(finished_run()[0] / ".loop").items():
         assert tables[table] == expected, table
     db = open_database(run_dir / "loop.db", read_only=True)
     assert verify_store(db, run_dir).findings == []
