@@ -1,5 +1,5 @@
-"""Commands that change a run. They go to the daemon or foreground run that holds it; if none does, they are carried out
-here, under the same lock.
+"""These commands change a run. The daemon or foreground run that holds it carries them out; if none does, this process does,
+under the same lock.
 """
 
 from __future__ import annotations
@@ -9,19 +9,25 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.options import ROUND, print_answer, shared_options, the_call
+from loop.cli.options import ROUND, command, print_answer, the_call
 from loop.words import round_name, safe, size
 
 if TYPE_CHECKING:
     from store.records import Json
 
 
-def carry_out(command: str, **arguments: Any) -> Json:
-    """Have the process that holds the run carry out a command, or do it here if none does. Returns the answer."""
+def carry_out(name: str, **arguments: Any) -> Json:
+    """Have the process that holds the run carry out a command, or do it here if none does. Prints and returns the answer."""
+    answer = _carried_out(name, **arguments)
+    print_answer(answer, answer["text"])
+    return answer
+
+
+def _carried_out(name: str, **arguments: Any) -> Json:
     from loop.daemon.control import NotRunning, ask
 
     with contextlib.suppress(NotRunning):  # a daemon keeps its configuration, whatever the file says meanwhile
-        return ask(the_call().place().run_dir, command, **arguments)
+        return ask(the_call().place().run_dir, name, **arguments)
     loaded = the_call().load()
     from loop.daemon import commands
     from loop.errors import LoopError
@@ -31,98 +37,50 @@ def carry_out(command: str, **arguments: Any) -> Json:
 
     if not (loaded.run_dir / DATABASE).exists():
         raise LoopError(f"no run in {loaded.run_dir} yet; start one with `loopctl start`")
-    with locked(loaded.run_dir):
-        db = open_database(loaded.run_dir / DATABASE)
-        try:
-            held = commands.HeldRun(Ledger(db), loaded.run_dir, loaded.config, alive=False)
-            return commands.carry_out(held, {"command": command, **arguments})
-        finally:
-            db.close()
+    with locked(loaded.run_dir), contextlib.closing(open_database(loaded.run_dir / DATABASE)) as db:
+        held = commands.HeldRun(Ledger(db), loaded.run_dir, loaded.config, alive=False)
+        return commands.carry_out(held, {"command": name, **arguments})
 
 
-def _tell(answer: Json) -> None:
-    print_answer(answer, answer["text"])
-
-
-@click.command("pause")
-@shared_options
+@command("pause", "loopctl pause")
 def pause_command() -> None:
-    """Stop at the next safe point and begin nothing more until `loopctl resume`, even after a restart.
-
-    \b
-    Examples:
-      loopctl pause
-    """
-    _tell(carry_out("pause"))
+    """Stop at the next safe point and begin nothing more until `loopctl resume`, even after a restart."""
+    carry_out("pause")
 
 
-@click.command("resume")
-@shared_options
+@command("resume", "loopctl resume")
 def resume_command() -> None:
-    """Continue after a pause, whether by hand or because a stage failed.
-
-    \b
-    Examples:
-      loopctl resume
-    """
-    _tell(carry_out("resume"))
+    """Continue after a pause, whether by hand or because a stage failed."""
+    carry_out("resume")
 
 
-@click.command("rollback")
+@command("rollback", "loopctl rollback --to best --dry-run", "loopctl rollback --to 1", "loopctl rollback --to base")
 @click.option("--to", required=True, metavar="ROUND", help="A kept round's number, `base`, or `best`.")
 @click.option("--dry-run", is_flag=True, help="Only say what would happen.")
-@shared_options
 def rollback_command(to: str, dry_run: bool) -> None:
-    """Move the head: the next round starts from there. Nothing is deleted.
-
-    \b
-    Examples:
-      loopctl rollback --to best --dry-run
-      loopctl rollback --to 1
-      loopctl rollback --to base
-    """
-    _tell(carry_out("rollback", to=to, dry_run=dry_run))
+    """Move the head: the next round starts from there. Nothing is deleted."""
+    carry_out("rollback", to=to, dry_run=dry_run)
 
 
-@click.command("pin")
+@command("pin", "loopctl pin 1")
 @click.argument("number", metavar="ROUND", type=ROUND)
-@shared_options
 def pin_command(number: int) -> None:
-    """Keep a round's checkpoint, whatever [storage] says.
-
-    \b
-    Examples:
-      loopctl pin 1
-    """
-    _tell(carry_out("pin", round=number))
+    """Keep a round's checkpoint, whatever [storage] says."""
+    carry_out("pin", round=number)
 
 
-@click.command("unpin")
+@command("unpin", "loopctl unpin 1")
 @click.argument("number", metavar="ROUND", type=ROUND)
-@shared_options
 def unpin_command(number: int) -> None:
-    """Let [storage] decide again whether a round's checkpoint stays.
-
-    \b
-    Examples:
-      loopctl unpin 1
-    """
-    _tell(carry_out("unpin", round=number))
+    """Let [storage] decide again whether a round's checkpoint stays."""
+    carry_out("unpin", round=number)
 
 
-@click.command("gc")
+@command("gc", "loopctl gc --dry-run", "loopctl gc")
 @click.option("--dry-run", is_flag=True, help="Only list what would be removed, and why the rest stays.")
-@shared_options
 def gc_command(dry_run: bool) -> None:
-    """Remove the checkpoints that [storage] does not keep, and damaged copies.
-
-    \b
-    Examples:
-      loopctl gc --dry-run
-      loopctl gc
-    """
+    """Remove the checkpoints that [storage] does not keep, and damaged copies."""
     answer = carry_out("gc", dry_run=dry_run)
-    _tell(answer)
     if the_call().json:
         return
     for row in answer["removed"]:

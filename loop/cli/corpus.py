@@ -1,4 +1,4 @@
-"""`loopctl corpus export`: the corpus as conversations with their lineage, for other tools.
+"""`loopctl corpus export` writes the corpus as conversations with their lineage, for other tools.
 
 A row is {"messages": [user, assistant], ...lineage}. The assistant's turn is whole: the opening that was written for the
 model (`prefill`) and what it wrote. Lone surrogates, which no other tool reads, become U+FFFD.
@@ -6,6 +6,7 @@ model (`prefill`) and what it wrote. Lone surrogates, which no other tool reads,
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -16,7 +17,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import Group, print_answer, the_call
 from loop.errors import LoopError, UsageError
 from loop.system.files import opened
 from loop.words import count, safe, warn
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from store.records import Completion, Prompt
 
 BATCH = 1000
-_TEXTS = (
+_TEXTS = [
     "id",
     "run",
     "checkpoint",
@@ -37,64 +38,51 @@ _TEXTS = (
     "prefill",
     "finish_reason",
     "left_out",
-)
-_TEXTS_OF_SETTINGS = ("decode_settings_id", "created_at", "sha256")
+]
+_TEXTS += ["decode_settings_id", "created_at", "sha256"]
 _COUNTS = ("round", "sample_index", "seed", "num_tokens", "num_prompt_tokens", "top_k", "max_new_tokens")
 _NUMBERS = ("temperature", "top_p", "repetition_penalty", "logprob_sum")
 
 
-@click.group("corpus")
-@shared_options
+@click.group("corpus", cls=Group, examples=["loopctl corpus export --format jsonl corpus.jsonl"])
 def corpus_command() -> None:
-    """Export the corpus as JSON lines or Parquet.
-
-    \b
-    Examples:
-      loopctl corpus export --format jsonl corpus.jsonl
-    """
+    """Export the corpus as JSON lines or Parquet."""
 
 
-@corpus_command.command("export")
+@corpus_command.command(
+    "export",
+    examples=[
+        "loopctl corpus export --format parquet corpus.parquet",
+        "loopctl corpus export --format jsonl - > corpus.jsonl",
+    ],
+)
 @click.option("--format", "form", type=click.Choice(["jsonl", "parquet"]), required=True, help="The format of FILE.")
 @click.argument("file", metavar="FILE")
-@shared_options
 def export_command(form: str, file: str) -> None:
-    """Write every completion of the training corpus to FILE ("-": standard output), with its messages and lineage.
-
-    \b
-    Examples:
-      loopctl corpus export --format parquet corpus.parquet
-      loopctl corpus export --format jsonl - > corpus.jsonl
-    """
+    """Write every completion of the training corpus to FILE ("-": standard output), with its messages and lineage."""
     from loop.reading.reader import reader
 
     if file == "-" and form == "parquet" and sys.stdout.isatty():
         raise UsageError("parquet is not for a terminal; name a file")
     with reader(the_call().place().run_dir) as store, opened(file) as out:
-        num_rows = (_write_jsonl if form == "jsonl" else _write_parquet)(conversations(store), out)
+        num_rows = (_write_jsonl if form == "jsonl" else _write_parquet)(_conversations(store), out)
     if file == "-":
         return
-    if the_call().json:
-        print_json({"path": os.path.abspath(file), "format": form, "num_rows": num_rows})
-    else:
-        warn(f"{count(num_rows, 'completion')} in {safe(file)}")
+    answer = {"path": os.path.abspath(file), "format": form, "num_rows": num_rows}
+    print_answer(answer, lambda _: warn(f"{count(num_rows, 'completion')} in {safe(file)}"))
 
 
-def conversations(store: Reader) -> Iterator[Json]:
-    """The rows, round by round, in order of arrival."""
-    prompts: dict[str, Prompt | None] = {}
-    decoding: dict[str, Json] = {}
+def _conversations(store: Reader) -> Iterator[Json]:
+    """Yield the rows, round by round, in order of arrival."""
+    prompt_of = functools.cache(store.corpus.prompt)
+    settings_of = functools.cache(store.corpus.decode_settings)
     for round in store.ledger.rounds(store.run.id):
         selected = {
             s.completion_id: (s.used, s.reason) for s in store.corpus.own_selections(store.run.id, round.number)
         }
         for completion in store.corpus.completions(store.run.id, round.number):
-            if completion.prompt_id not in prompts:
-                prompts[completion.prompt_id] = store.corpus.prompt(completion.prompt_id)
-            if completion.decode_settings_id not in decoding:
-                settings = store.corpus.decode_settings(completion.decode_settings_id)
-                decoding[completion.decode_settings_id] = settings or {}
-            row = _row(completion, prompts[completion.prompt_id], decoding[completion.decode_settings_id])
+            settings = settings_of(completion.decode_settings_id)
+            row = _row(completion, prompt_of(completion.prompt_id), settings or {})
             used, reason = selected.get(completion.id, (None, None))
             yield row | {"run": store.run.name, "used": used, "left_out": reason}
 
@@ -162,7 +150,7 @@ def _schema(pyarrow: Any) -> Any:
     return pyarrow.schema(
         [
             ("messages", pyarrow.list_(turn)),
-            *((name, pyarrow.string()) for name in (*_TEXTS, *_TEXTS_OF_SETTINGS)),
+            *((name, pyarrow.string()) for name in _TEXTS),
             *((name, pyarrow.int64()) for name in _COUNTS),
             *((name, pyarrow.float64()) for name in _NUMBERS),
             ("used", pyarrow.bool_()),

@@ -1,4 +1,4 @@
-"""`loopctl doctor`: what this machine can do, and what would help. torch is asked in a process of its own."""
+"""`loopctl doctor` says what this machine can do, and what would help. It asks torch in a process of its own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from loop.cli.options import Call, print_json, shared_options, the_call
+from loop.cli.options import Call, command, print_json, the_call
 from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
 from loop.errors import ConfigError, LoopError
 from loop.words import safe, size
@@ -28,6 +28,7 @@ TORCH_TIMEOUT_S = 120.0
 SERVER_TIMEOUT_S = 3.0
 LITTLE_MEMORY_BYTES = 6 << 30  # a full fine-tune of a model of 135M parameters takes as much
 LITTLE_DISK_BYTES = 2 << 30
+Verdict = Literal["ok", "warn", "fail"]
 _ENGINES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
 _DEVICES = """
 import json, torch
@@ -41,41 +42,36 @@ print(json.dumps({"gpus": gpus, "threads": torch.get_num_threads()}))
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One check. `remedy` is "" where none is needed."""
+    """What a check has given. `remedy` is "" where none is needed."""
 
     name: str
-    verdict: Literal["ok", "warn", "fail"]
+    verdict: Verdict
     detail: str
     remedy: str = ""
 
 
-@click.command("doctor")
+@command("doctor", "loopctl doctor")
 @click.option("--deep", is_flag=True, help="Also try what takes time: sync, database, socket, model, every hash.")
-@shared_options
-@click.pass_context
-def doctor_command(context: click.Context, deep: bool) -> None:
-    """Say what this machine can do, a line per check: ok, warn or fail, with the remedy. Exit code 1 if any fails.
-
-    \b
-    Examples:
-      loopctl doctor
-    """
+def doctor_command(deep: bool) -> int:
+    """Say what this machine can do, a line per check: ok, warn or fail, with the remedy. Exit code 1 if any fails."""
     lines = []
-    for line in examine(the_call(), deep):
+    for line in _examine(the_call(), deep):
         lines.append(line)
         if not the_call().json:
-            click.echo(
-                f"{line.verdict:4}  {line.name:12} {safe(line.detail)}{'; ' if line.remedy else ''}{safe(line.remedy)}"
-            )
+            remedy = f"; {line.remedy}" if line.remedy else ""
+            click.echo(f"{line.verdict:4}  {line.name:12} {safe(line.detail)}{safe(remedy)}")
     failed = any(line.verdict == "fail" for line in lines)
     if the_call().json:
         print_json({"ok": not failed, "checks": [asdict(line) for line in lines]})
-    context.exit(1 if failed else 0)
+    return 1 if failed else 0
 
 
-def examine(call: Call, deep: bool = False) -> Iterator[Line]:
-    """Every check in turn, the quick ones first."""
-    yield _python()
+def _examine(call: Call, deep: bool) -> Iterator[Line]:
+    """Make every check in turn, the quick ones first."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    yield Line(
+        "python", "ok", f"{platform.python_version()} on {platform.system()} {platform.machine()}, {cores} cores"
+    )
     yield _sqlite()
     yield _memory()
     loaded, trouble = _configuration(call)
@@ -96,22 +92,14 @@ def examine(call: Call, deep: bool = False) -> Iterator[Line]:
             yield Line(name, "ok" if works else "fail", words, remedy)
 
 
-def _python() -> Line:
-    words = f"{platform.python_version()} on {platform.system()} {platform.machine()}, "
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    words += f"{cores} cores"
-    return Line("python", "ok", words)
-
-
 def _sqlite() -> Line:
     from store.db import Database, scalar
 
     db = Database()
     version = str(scalar(db, "SELECT sqlite_version()"))
     if not scalar(db, "SELECT count(*) FROM pragma_module_list WHERE name = 'fts5'"):
-        return Line(
-            "sqlite", "fail", f"{version} without FTS5", "use a Python whose SQLite has it, such as python.org's"
-        )
+        remedy = "use a Python whose SQLite has it, such as python.org's"
+        return Line("sqlite", "fail", f"{version} without FTS5", remedy)
     if (3, 7, 0) <= tuple(map(int, version.split(".")[:3])) <= (3, 51, 2):
         version += " (its WAL-reset race needs two writers; a run has one)"
     return Line("sqlite", "ok", version)
@@ -129,22 +117,19 @@ def _memory() -> Line:
 
 
 def _configuration(call: Call) -> tuple[LoadedConfig | None, list[Line]]:
-    """The check of loop.toml and of all that it names. A missing loop.toml is only a warning."""
-    given = call.config or os.environ.get("LOOP_CONFIG")
-    if not given and not os.path.lexists("loop.toml"):
-        return None, [
-            Line("loop.toml", "warn", "no such file here", "`loopctl init` writes one, or give --config FILE")
-        ]
+    """Check loop.toml and all that it names. A missing loop.toml is only a warning."""
+    if not call.has_config:
+        remedy = "`loopctl init` writes one, or give --config FILE"
+        return None, [Line("loop.toml", "warn", "no such file here", remedy)]
     from loop.inputs import read_inputs
 
+    loaded = None
     try:
         loaded = call.load()
-    except LoopError as error:
-        return None, [Line("loop.toml", "fail", *_parted(line)) for line in str(error).splitlines()]
-    try:
         read_inputs(loaded, fetch=False)
     except LoopError as error:
-        return loaded, [Line("model, data", "fail", *_parted(line)) for line in str(error).splitlines()]
+        name = "model, data" if loaded else "loop.toml"
+        return loaded, [Line(name, "fail", *_parted(line)) for line in str(error).splitlines()]
     config = loaded.config
     sources = ", ".join([config.prompts.source, *dict.fromkeys(suite.source for suite in config.suites)])
     return loaded, [
@@ -161,19 +146,15 @@ def _parted(line: str) -> tuple[str, str]:
 def _run_directory(run_dir: Path) -> Iterator[Line]:
     from loop.system.lock import holder
 
-    there = run_dir
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not os.access(there, os.W_OK | os.X_OK):
-        yield Line("run_dir", "fail", f"{there} cannot be written to", "choose a run_dir that this user can write to")
+    place = next(path for path in (run_dir, *run_dir.parents) if path.exists())
+    if not os.access(place, os.W_OK | os.X_OK):
+        yield Line("run_dir", "fail", f"{place} cannot be written to", "choose a run_dir that this user can write to")
         return
     pid = holder(run_dir)
     held = f"held by process {pid}" if pid else "free" if run_dir.exists() else "will be made"
     yield Line("run_dir", "ok", f"{run_dir}: {held}")
-    needed = _two_checkpoints(run_dir)
-    free = shutil.disk_usage(there).free
-    words = f"{size(free)} free"
-    words += f", two checkpoints take {size(needed)}" if needed else ""
+    needed, free = _two_checkpoints(run_dir), shutil.disk_usage(place).free
+    words = f"{size(free)} free" + (f", two checkpoints take {size(needed)}" if needed else "")
     if free < max(needed, 1):
         yield Line("disk", "fail", words, "make room, or set run_dir to a larger disk")
     elif free < needed + LITTLE_DISK_BYTES:
@@ -183,13 +164,13 @@ def _run_directory(run_dir: Path) -> Iterator[Line]:
 
 
 def _two_checkpoints(run_dir: Path) -> int:
-    """The bytes of two of the run's checkpoints; 0 while it has none."""
+    """Return the bytes that two of the run's checkpoints take; 0 while it has none."""
     from loop.reading.reader import reader
     from store.errors import StoreError
 
     try:
-        with reader(run_dir) as found:
-            return 2 * max(checkpoint.size_bytes for checkpoint in found.ledger.checkpoints.all(found.run.id))
+        with reader(run_dir) as store:
+            return 2 * max(checkpoint.size_bytes for checkpoint in store.ledger.checkpoints.all(store.run.id))
     except (StoreError, ValueError):
         return 0
 
@@ -219,7 +200,7 @@ def _uses_torch(loaded: LoadedConfig | None) -> bool:
 
 
 def _precision(loaded: LoadedConfig | None) -> Line:
-    """The precision of weights while sampling, and why; a warning where the CPU must emulate the configured one."""
+    """Say in which precision weights are while sampling, and why; warn where the CPU must emulate the configured one."""
     from loop.engines.precision import auto_dtype
     from loop.system.gpus import used_bytes
 
@@ -268,22 +249,17 @@ def _devices(loaded: LoadedConfig | None) -> Line:
             timeout=TORCH_TIMEOUT_S,
             check=True,
         )
-        found = json.loads(asked.stdout.splitlines()[-1])
+        devices = json.loads(asked.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return Line(
-            "devices", "warn", f"torch did not answer within {TORCH_TIMEOUT_S:g} s", "try again on an idle machine"
-        )
+        words = f"torch did not answer within {TORCH_TIMEOUT_S:g} s"
+        return Line("devices", "warn", words, "try again on an idle machine")
     except (OSError, subprocess.SubprocessError, ValueError, LookupError):
-        return Line(
-            "devices",
-            "fail" if _uses_torch(loaded) else "warn",
-            "torch cannot be imported",
-            "install the project again",
-        )
-    if found["gpus"]:
-        words = ", ".join(f"{name} ({size(memory)})" for name, memory in found["gpus"])
+        verdict: Verdict = "fail" if _uses_torch(loaded) else "warn"
+        return Line("devices", verdict, "torch cannot be imported", "install the project again")
+    if devices["gpus"]:
+        words = ", ".join(f"{name} ({size(memory)})" for name, memory in devices["gpus"])
         return Line("devices", "ok", words)
-    words = f"CPU, {found['threads']} threads; no GPU that torch can use"
+    words = f"CPU, {devices['threads']} threads; no GPU that torch can use"
     if wanted == "cuda":
         return Line("devices", "fail", words, 'set engine.device = "auto", or install a CUDA build of torch')
     return Line("devices", "ok", words)

@@ -1,11 +1,12 @@
-"""The slow half of `loopctl doctor`: checks that do for real what a run will need."""
+"""The slow half of `loopctl doctor` does for real what a run will need."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,17 +52,11 @@ def _sync(loaded: LoadedConfig) -> str:
 
 def _database(loaded: LoadedConfig) -> str:
     from store.db import open_database, scalar
-    from store.errors import StoreError
 
     with tempfile.TemporaryDirectory(prefix="doctor-", dir=loaded.run_dir) as place:
-        try:
-            db = open_database(Path(place) / "loop.db")
-            reader = open_database(Path(place) / "loop.db", read_only=True)
+        path = Path(place) / "loop.db"
+        with contextlib.closing(open_database(path)), contextlib.closing(open_database(path, read_only=True)) as reader:
             number = scalar(reader, "SELECT max(number) FROM schema_migrations")
-            reader.close()
-            db.close()
-        except StoreError as error:
-            raise LoopError(str(error)) from None
     return f"a store can be made and read beside its writer, schema {number}"
 
 
@@ -77,7 +72,7 @@ def _socket(loaded: LoadedConfig) -> str:
 
 
 def _model(loaded: LoadedConfig) -> str:
-    """The sampler starts with the base model, writes a few tokens, and is gone again."""
+    """Start the sampler with the base model, have it write a few tokens, and end it."""
     from loop.engines.base import CheckpointRef, Request, SamplingParams
     from loop.engines.by_name import sampler_kind
     from loop.run.base_model import base_model
@@ -87,41 +82,35 @@ def _model(loaded: LoadedConfig) -> str:
 
     path = base_model(loaded.config, loaded.base_dir, loaded.run_dir)
     checkpoint = CheckpointRef(sha256=manifest_sha256(hash_directory(path)), path=path)
-    nothing: Callable[[int, int], None] = lambda done, total: None  # noqa: E731
     worker = Worker(
         {"op": "load_sampler", "settings": engine_config(loaded.config.engine), "checkpoint": checkpoint},
         log_file=loaded.run_dir / "logs" / "doctor.log",
         stall_timeout_s=loaded.config.engine.stall_timeout_s,
-        progress=nothing,
+        progress=lambda done, total: None,
         tag="doctor",
         has_gpu=loaded.config.engine.device != "cpu" and not sampler_kind(loaded.config.engine.sampler).is_elsewhere,
     )
     try:
         request = Request(id="doctor", messages=({"role": "user", "content": "Add two numbers."},), prefill="", seed=1)
-        sampler = RemoteSampler(worker)
-        batches = list(sampler.generate([request], SamplingParams(temperature=1.0, max_new_tokens=4)))
+        params = SamplingParams(temperature=1.0, max_new_tokens=4)
+        num_tokens = sum(
+            len(answer.token_ids) for batch in RemoteSampler(worker).generate([request], params) for answer in batch
+        )
     finally:
         worker.end()
-    return (
-        f"{loaded.config.model.source} wrote {len(batches[0][0].token_ids)} tokens with {loaded.config.engine.sampler}"
-    )
+    return f"{loaded.config.model.source} wrote {num_tokens} tokens with {loaded.config.engine.sampler}"
 
 
 def _store(loaded: LoadedConfig) -> str:
     from store.db import open_database
-    from store.errors import NoStore, StoreError
+    from store.errors import NoStore
     from store.verify import verify_store
 
     try:
-        db = open_database(loaded.run_dir / "loop.db", read_only=True)
+        with contextlib.closing(open_database(loaded.run_dir / "loop.db", read_only=True)) as db:
+            findings = verify_store(db, loaded.run_dir).findings
     except NoStore:
         return "nothing has been run here yet"
-    except StoreError as error:
-        raise LoopError(str(error)) from None
-    try:
-        findings = verify_store(db, loaded.run_dir).findings
-    finally:
-        db.close()
     if findings:
         raise LoopError(f"{findings[0].message}{f' and {len(findings) - 1} more' if len(findings) > 1 else ''}")
     return "every hash, sequence and manifest is as it was written"

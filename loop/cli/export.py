@@ -1,13 +1,13 @@
-"""`loopctl export`: write a checkpoint as a Hugging Face model directory with a card from the ledger, and push it if asked."""
+"""`loopctl export` writes a checkpoint as a Hugging Face model directory with a card from the ledger, and may push it."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import checkpoint_names, print_json, shared_options, the_call
+from loop.cli.options import checkpoint_names, command, print_answer, the_call
 from loop.errors import LoopError, UsageError
 from loop.words import count, round_name, safe, size, warn
 from store.records import Json
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from store.records import Checkpoint
 
 
-@click.command("export")
+@command("export", "loopctl export head exported/my-model", "loopctl export base exported/base")
 @click.argument("which", metavar="ROUND|head|base", callback=checkpoint_names)
 @click.argument("directory", metavar="DIR")
 @click.option("--merge", is_flag=True, help="Write an adapter as whole weights, merged into its base.")
@@ -28,19 +28,14 @@ if TYPE_CHECKING:
 @click.option(
     "--private", is_flag=True, help="With --push: refuse a repository that is public; a new one is made private."
 )
-@shared_options
 def export_command(which: str, directory: str, merge: bool, repo: str | None, private: bool) -> None:
     """Write a checkpoint as a Hugging Face model directory: weights, tokenizer, decoding settings, a model card with figures.
 
     DIR must be new or empty. With --push the same command may be repeated: what exists already stays as it is,
     as in `loopctl export head exported/my-model --push me/my-model --private`.
-
-    \b
-    Examples:
-      loopctl export head exported/my-model
-      loopctl export base exported/base
     """
     from loop.publishing import exporting
+    from loop.publishing.card import card
 
     if private and repo is None:
         raise UsageError("--private: needs --push; give --push OWNER/NAME, too")
@@ -51,10 +46,7 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
     target = exporting.checked_target(directory, again=repo is not None)
     place = the_call().place()
     source, facts = _read(place.run_dir, place.path.parent, which)
-    if source.base is None and merge:
-        merge = False  # whole weights already
-    from loop.publishing.card import card
-
+    merge = merge and source.base is not None  # else the weights are whole already
     try:
         done = exporting.export(
             source,
@@ -69,18 +61,29 @@ def export_command(which: str, directory: str, merge: bool, repo: str | None, pr
         warn("interrupted; nothing was written")
         raise click.exceptions.Exit(130) from None
     pushed = _push(done, repo, private, facts) if repo is not None else None
-    _say(done, source, facts["round"], merge, pushed)
+    answer = {
+        "path": str(done.path),
+        "round": facts["round"],
+        "checkpoint": source.row.sha256,
+        "kind": "full" if source.base is None or merge else "adapter",
+        "files": done.files,
+        "size_bytes": done.size_bytes,
+        "sha256": done.sha256,
+        "pushed": pushed,
+    }
+    verb = "already exported" if done.was_there else "exported"
+    print_answer(answer, lambda _: _print(f"{source.words}: {verb}", answer))
 
 
 def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
-    """The checkpoint and the facts of its card. Closes the store."""
+    """Read the checkpoint and the facts of its card, and close the store."""
     from loop.publishing.card_facts import facts_of
     from loop.reading.checkpoints import checkpoint_named
     from loop.reading.reader import reader
 
     with reader(run_dir) as store:
         row = checkpoint_named(store.ledger, store.run, which)
-        number = {"head": store.run.head_round, "base": 0}[which] if not which.isdigit() else int(which)
+        number = int(which) if which.isdigit() else {"head": store.run.head_round, "base": 0}[which]
         facts = facts_of(store, row, number, base_dir)
         return _source(store, row, facts), facts
 
@@ -88,11 +91,11 @@ def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
 def _source(store: Reader, row: Checkpoint, facts: Json) -> Source:
     from loop.publishing.exporting import Source, licences_in
 
-    ledger, known = store.ledger, facts["base"]
-    first = ledger.checkpoints.get(store.run.base_checkpoint)
+    checkpoints, model = store.ledger.checkpoints, facts["base"]
+    first = checkpoints.get(store.run.base_checkpoint)
     assert first is not None
-    over = ledger.checkpoints.get(row.base) if row.base else None
-    origin = {"origin": known["on_hub"] if known["fetched"] else known["source"], "revision": known["revision"]}
+    over = checkpoints.get(row.base) if row.base else None
+    origin = {"origin": model["on_hub"] if model["fetched"] else model["source"], "revision": model["revision"]}
     base = Source(over, store.run_dir / over.path, "the base", **origin) if over else None
     return Source(
         row,
@@ -118,25 +121,9 @@ def _push(done: Exported, repo: str, private: bool, facts: Json) -> Json:
         raise
 
 
-def _say(done: Exported, source: Source, number: int, merged: bool, pushed: Json | None) -> None:
-    if the_call().json:
-        answer: dict[str, Any] = {
-            "path": str(done.path),
-            "round": number,
-            "checkpoint": source.row.sha256,
-            "kind": "full" if source.base is None or merged else "adapter",
-            "files": done.files,
-            "size_bytes": done.size_bytes,
-            "sha256": done.sha256,
-            "pushed": pushed,
-        }
-        print_json(answer)
-        return
-    verb = "already exported" if done.was_there else "exported"
-    click.echo(
-        f"{safe(source.words)}: {verb}: {safe(done.path)} ({count(len(done.files), 'file')}, {size(done.size_bytes)})"
-    )
-    if pushed:
-        click.echo(
-            f"pushed to {safe(pushed['url'])}{' (private)' if pushed['private'] else ''}, commit {safe(pushed['commit'])[:12]}"
-        )
+def _print(begin: str, answer: Json) -> None:
+    files = f"{count(len(answer['files']), 'file')}, {size(answer['size_bytes'])}"
+    click.echo(f"{safe(begin)}: {safe(answer['path'])} ({files})")
+    if pushed := answer["pushed"]:
+        private = " (private)" if pushed["private"] else ""
+        click.echo(f"pushed to {safe(pushed['url'])}{private}, commit {safe(pushed['commit'])[:12]}")

@@ -1,4 +1,4 @@
-"""`loopctl init`: a loop.toml that runs as it is."""
+"""`loopctl init` writes a loop.toml that runs as it is."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ from pathlib import Path
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import command, print_answer
 from loop.errors import LoopError
 from loop.words import safe
 
 
-@click.command("init")
+@command("init", "loopctl init my-run")
 @click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
-@shared_options
 def init_command(directory: Path) -> None:
-    """Write a commented loop.toml into DIR (default: here). An existing one is never overwritten.
-
-    \b
-    Examples:
-      loopctl init my-run
-    """
+    """Write a commented loop.toml into DIR (default: here). An existing one is never overwritten."""
     import importlib.resources
 
     content = (importlib.resources.files("loop.cli") / "loop.toml").read_bytes()
@@ -35,9 +29,6 @@ def init_command(directory: Path) -> None:
         raise LoopError(f"{path}: already exists; edit it, or choose another directory") from None
     except NotADirectoryError:
         raise LoopError(f"{directory}: a part of it is a file; name a directory") from None
-    if the_call().json:
-        print_json({"path": str(path.absolute())})
-        return
     change_directory = "" if directory == Path(".") else f"cd {safe(directory)} && "
-    click.echo(f"wrote {safe(path)}")
-    click.echo(f"next: {change_directory}loopctl run")
+    words = f"wrote {safe(path)}\nnext: {change_directory}loopctl run"
+    print_answer({"path": str(path.absolute())}, lambda _: click.echo(words))

@@ -1,4 +1,4 @@
-"""`loopctl logs`: what the daemon wrote down, from its rotated files of JSON lines.
+"""`loopctl logs` shows what the daemon wrote down, from its rotated files of JSON lines.
 
 Messages may carry what a model or a library wrote: they are shown, never obeyed. A line that is no JSON object is shown
 as it is.
@@ -12,13 +12,13 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 import click
 
-from loop.cli.options import shared_options, the_call
+from loop.cli.options import command, the_call
 from loop.words import safe, warn
 
 if TYPE_CHECKING:
@@ -30,33 +30,25 @@ LOOK_S = 0.25
 EMPTY = "no log in {} yet; `loopctl start` starts the daemon, which writes one"
 
 
-@click.command("logs")
+@command("logs", "loopctl logs", "loopctl logs --follow          # until Ctrl-C")
 @click.option("-f", "--follow", is_flag=True, help="Show new lines as they are written, until Ctrl-C.")
 @click.option(
     "-n", "--lines", type=click.IntRange(min=0), default=20, metavar="N", show_default=True, help="The newest N lines."
 )
-@shared_options
-@click.pass_context
-def logs_command(context: click.Context, follow: bool, lines: int) -> None:
+def logs_command(follow: bool, lines: int) -> int:
     """The daemon's log: time (UTC), level if it is not info, round and stage, message. With --json the lines as they are.
 
     Exit code 3 if there is no log yet; with -f the command waits for one.
-
-    \b
-    Examples:
-      loopctl logs
-      loopctl logs --follow          # until Ctrl-C
     """
     directory = the_call().place().run_dir / "logs"
-    show = _as_json if the_call().json else _for_people
     with contextlib.suppress(KeyboardInterrupt):
         file = _opened(directory)
         if file is None and not (directory / f"{LOG_FILE}.1").exists():
             warn(EMPTY.format(safe(directory)))
             if not follow:
-                context.exit(NO_LOG)
+                return NO_LOG
         *whole, rest = file.read().split(b"\n") if file else [b""]
-        _show(_newest(directory, whole, lines), show)
+        _show(_newest(directory, whole, lines))
         while follow:
             time.sleep(LOOK_S)
             is_old = file is None or _is_renamed(directory, file)
@@ -65,9 +57,10 @@ def logs_command(context: click.Context, follow: bool, lines: int) -> None:
                     file.seek(0)
                     rest = b""
                 *whole, rest = (rest + file.read()).split(b"\n")  # the rest is the beginning of a line
-                _show([*whole, rest] if is_old else whole, show)
+                _show([*whole, rest] if is_old else whole)
             if is_old:
                 file, rest = _opened(directory), b""
+    return 0
 
 
 def _opened(directory: Path) -> IO[bytes] | None:
@@ -78,14 +71,14 @@ def _opened(directory: Path) -> IO[bytes] | None:
 
 
 def _is_renamed(directory: Path, file: IO[bytes]) -> bool:
-    """Whether another file has the log's name now; False until there is one."""
+    """Whether another file has the log's name now; while no file has, False."""
     with contextlib.suppress(FileNotFoundError):
         return not os.path.samestat(os.stat(directory / LOG_FILE), os.fstat(file.fileno()))
     return False
 
 
 def _newest(directory: Path, lines: list[bytes], num: int) -> list[bytes]:
-    """The newest `num` lines over all files, oldest first. `lines`: those of the file that is written now."""
+    """Return the newest `num` lines over all files, oldest first. `lines` are those of the file that is written now."""
     for number in itertools.count(1):
         older = directory / f"{LOG_FILE}.{number}"
         if len(lines) >= num or not older.exists():
@@ -94,28 +87,20 @@ def _newest(directory: Path, lines: list[bytes], num: int) -> list[bytes]:
     return lines[max(0, len(lines) - num) :]
 
 
-def _show(lines: Iterable[bytes], show: Callable[[Json | None, str], str]) -> None:
-    for line in lines:
-        if line.strip():
-            sys.stdout.write(show(_entry(line), line.decode(errors="replace")) + "\n")
+def _show(lines: Iterable[bytes]) -> None:
+    for line in filter(bytes.strip, lines):
+        sys.stdout.write(_shown(line) + "\n")
     sys.stdout.flush()
 
 
-def _entry(line: bytes) -> Json | None:
-    """The JSON object of a line; None if it holds none."""
+def _shown(line: bytes) -> str:
+    """Put a line in words, or with --json in ASCII, so that nothing in it can move a cursor. A damaged one stays as it is."""
+    text, entry = line.decode(errors="replace"), None
     with contextlib.suppress(ValueError, RecursionError):
         entry = json.loads(line)
-        return entry if isinstance(entry, dict) else None
-    return None
-
-
-def _as_json(entry: Json | None, line: str) -> str:
-    """ASCII, so that nothing in it can move a cursor; a damaged line under a key of its own."""
-    return json.dumps({"damaged": line} if entry is None else entry, ensure_ascii=True)
-
-
-def _for_people(entry: Json | None, line: str) -> str:
-    return safe(line) if entry is None else in_words(entry)
+    if the_call().json:
+        return json.dumps(entry if isinstance(entry, dict) else {"damaged": text}, ensure_ascii=True)
+    return in_words(entry) if isinstance(entry, dict) else safe(text)
 
 
 def in_words(entry: Json) -> str:

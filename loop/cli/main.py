@@ -1,4 +1,4 @@
-"""loopctl: the commands, each imported when it is called, and how every error ends: a line on stderr and an exit code."""
+"""loopctl imports a command when it is called, and ends every error with a line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NoReturn
 
 import click
 
-from loop.cli.options import Call, shared_options
+from loop.cli.options import Call, Group
 from loop.system.exits import explained, version
 from loop.words import safe, warn
 
@@ -53,7 +53,7 @@ COMMANDS = {
 }
 
 
-class Commands(click.Group):
+class Commands(Group):
     """A group that imports a command's module only when the command is called, so that every command starts fast."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -81,13 +81,12 @@ def _version(context: click.Context, _parameter: click.Parameter, value: bool) -
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Print the version."
 )
-@shared_options
 def loopctl() -> None:
     """Repeats rounds of Simple Self-Distillation on a code language model, and says what it did and why."""
 
 
 def main() -> NoReturn:
-    """The entry point of `loopctl`."""
+    """Run `loopctl`; this is its entry point."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the program that started us has closed it
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
@@ -110,8 +109,7 @@ def run(arguments: list[str], command: click.Command, name: str) -> int:
     """Carry out a command line and return the exit code. Raises nothing but BrokenPipeError and SystemExit."""
     try:
         with command.make_context(name, arguments, obj=Call()) as context:
-            command.invoke(context)
-        return 0
+            return command.invoke(context) or 0
     except click.exceptions.Exit as end:
         return end.exit_code
     except (BrokenPipeError, SystemExit):

@@ -1,4 +1,4 @@
-"""`loopctl aa`, `loopctl sweep` and `loopctl final`: measurements beside the rounds, under the run's lock."""
+"""`loopctl aa`, `loopctl sweep` and `loopctl final` measure beside the rounds, under the run's lock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import checkpoint_names, print_json, shared_options, the_call
+from loop.cli.options import checkpoint_names, command, print_answer, the_call
 from loop.config.toml_text import toml_value
 from loop.errors import LoopError
 from loop.words import decoding_words, interval, rate, round_name, safe, signed, warn
@@ -18,11 +18,9 @@ if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
     from loop.run.session import Session
 
-INTERRUPTED = "interrupted; the same command continues where it was"
-
 
 def _temperatures(_context: click.Context, _parameter: click.Parameter, value: str | None) -> tuple[float, ...] | None:
-    """A click callback that reads temperatures with commas between them."""
+    """Read temperatures with commas between them, as a click callback."""
     if value is None:
         return None
     try:
@@ -35,7 +33,7 @@ def _temperatures(_context: click.Context, _parameter: click.Parameter, value: s
     return temperatures
 
 
-@click.command("aa")
+@command("aa", "loopctl aa --of base")
 @click.option(
     "--of",
     "name",
@@ -44,14 +42,8 @@ def _temperatures(_context: click.Context, _parameter: click.Parameter, value: s
     default="head",
     help="Which checkpoint; default: head.",
 )
-@shared_options
 def aa_command(name: str) -> None:
-    """Measure one checkpoint twice: how noisy the deciding evaluation is, what gain it can see, what a smaller one takes.
-
-    \b
-    Examples:
-      loopctl aa --of base
-    """
+    """Measure one checkpoint twice: how noisy the deciding evaluation is, what gain it can see, what a smaller one takes."""
     from loop.reading.checkpoints import checkpoint_named
     from loop.run.measuring import aa, may_aa
 
@@ -59,13 +51,10 @@ def aa_command(name: str) -> None:
     may_aa(loaded.config.suite(loaded.config.decide.suite))
     with _opened(loaded) as session:
         answer = aa(session, checkpoint_named(session.ledger, session.run, name))
-    if the_call().json:
-        print_json(answer)
-        return
-    _print_aa(answer)
+    print_answer(answer, _print_aa)
 
 
-@click.command("sweep")
+@command("sweep", "loopctl sweep --of head --temperatures 0.6,0.9")
 @click.option(
     "--of",
     "names",
@@ -81,14 +70,8 @@ def aa_command(name: str) -> None:
     help="Default: 0.2,0.4,0.6,0.8,1.0,1.2; the run's own is always added.",
 )
 @click.option("--split", type=click.Choice(["select", "confirm", "final"]), help="Default: the split that decides.")
-@shared_options
 def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None, split: str | None) -> None:
-    """Measure the base and rounds at several temperatures, to tell how much of a gain is decoding and how much training.
-
-    \b
-    Examples:
-      loopctl sweep --of head --temperatures 0.6,0.9
-    """
+    """Measure the base and rounds at several temperatures, to tell how much of a gain is decoding and how much training."""
     from loop.reading.checkpoints import checkpoint_named
     from loop.run.measuring import TEMPERATURES, may_sweep, sweep
 
@@ -100,22 +83,13 @@ def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None
     with _opened(loaded) as session:
         rows = [checkpoint_named(session.ledger, session.run, name) for name in names]
         answer = sweep(session, rows, temperatures or TEMPERATURES, split)
-    if the_call().json:
-        print_json(answer)
-        return
-    _print_sweep(answer)
+    print_answer(answer, _print_sweep)
 
 
-@click.command("final")
+@command("final", "loopctl final --yes")
 @click.option("--yes", is_flag=True, help="Open it without asking.")
-@shared_options
 def final_command(yes: bool) -> None:
-    """Open the final split, once: the gain of the head over the base on problems that no decision has used.
-
-    \b
-    Examples:
-      loopctl final --yes
-    """
+    """Open the final split, once: the gain of the head over the base on problems that no decision has used."""
     from loop.reading.checkpoints import final_result
     from loop.reading.reader import reader
     from loop.run.measuring import final, may_be_final, may_open_final
@@ -132,28 +106,25 @@ def final_command(yes: bool) -> None:
         with _opened(loaded) as session:
             event, run = final(session), session.run
     answer = {"opened_at": event.at, **event.data}
-    if the_call().json:
-        print_json(answer)
-    else:
-        _print_final(answer)
+    print_answer(answer, _print_final)
     if answer["head"]["checkpoint"] != run.head_checkpoint:
         raise LoopError(
-            f"the final split was opened at {event.at} on {round_name(answer['head']['round'])}; the head is {round_name(run.head_round)} "
-            "now, and it will not be opened again: begin another run with other problems"
+            f"the final split was opened at {event.at} on {round_name(answer['head']['round'])}; the head is "
+            f"{round_name(run.head_round)} now, and it will not be opened again: begin another run with other problems"
         )
 
 
 def _ask() -> None:
     try:
         sure = click.confirm("the final split can be opened once; open it now?", err=True)
-    except click.Abort:  # nobody is there to answer
+    except click.Abort:  # nobody can answer
         raise click.UsageError("the final split can be opened once; give --yes to open it now") from None
     if not sure:
         raise LoopError("not opened")
 
 
 def _loaded(*names: str) -> LoadedConfig:
-    """loop.toml. LoopError if a name is a round's and no run exists; `head` and `base` need none."""
+    """Load loop.toml. LoopError if a name is a round's and no run exists; `head` and `base` need none."""
     from store.db import DATABASE
 
     loaded = the_call().load()
@@ -164,22 +135,18 @@ def _loaded(*names: str) -> LoadedConfig:
 
 @contextlib.contextmanager
 def _opened(loaded: LoadedConfig) -> Iterator[Session]:
-    """The run, held as `loopctl run` holds it; a signal leaves what is stored, and the same command goes on from there."""
+    """Hold the run as `loopctl run` does; after a signal, the same command continues from what is stored."""
     from loop.cli.progress import onlookers
     from loop.run.opening import open_session
     from loop.system.signals import Interrupted, Stop
 
     try:
-        with (
-            Stop(at_once=True).listening(),
-            onlookers(loaded.run_dir) as watch,
-            open_session(loaded, watch) as session,
-        ):
+        with Stop(at_once=True).listening(), onlookers(loaded.run_dir) as watch, open_session(loaded, watch) as session:
             yield session
             session.index_texts()
             watch.end_part()
     except Interrupted as signal:
-        warn(INTERRUPTED)
+        warn("interrupted; the same command continues where it was")
         raise click.exceptions.Exit(signal.exit_code) from None
 
 
@@ -192,65 +159,51 @@ def _title(answer: Json) -> str:
 
 
 def _print_aa(answer: Json) -> None:
+    def tell(label: str, text: str) -> None:
+        click.echo(f"{label:<8}{text}")
+
     noise = answer["noise"]
     first, second = noise["rates"]
-    lines = [
-        ("noise", f"{answer['metric']} {rate(first)} and {rate(second)}: difference {signed(noise['difference'])} "
-                  f"{interval(noise['interval'], sign=True)}, standard deviation of a problem's difference {noise['sd']:.3f}"),
-    ]  # fmt: skip
+    click.echo(f"{round_name(answer['round'])} twice on {_title(answer)}")
+    tell("noise", f"{answer['metric']} {rate(first)} and {rate(second)}: difference {signed(noise['difference'])} "
+                  f"{interval(noise['interval'], sign=True)}, standard deviation of a problem's difference {noise['sd']:.3f}")  # fmt: skip
     for look in answer["looks"]:
         least = look["min_gain"] + look["smallest_detectable_gain"]
         verdict = "is seen" if look["sees_target"] else f"would mostly be missed; {look['remedy']}"
-        lines.append(
-            ("sees", f"on {look['split']} ({look['num_problems']:,} problems, level {look['level']:.3g}) a gain of {least:.3f} "
-                     f"with {look['power']:.0%} power; target_gain {look['target_gain']:g} {verdict}")
-        )  # fmt: skip
+        tell("sees", f"on {look['split']} ({look['num_problems']:,} problems, level {look['level']:.3g}) a gain of {least:.3f} "
+                     f"with {look['power']:.0%} power; target_gain {look['target_gain']:g} {verdict}")  # fmt: skip
     if answer["sizes"]:
         columns = sorted({row["num_samples"] for row in answer["sizes"]})
-        lines.append(
-            ("sizes", f"the gain that is seen on {answer['looks'][-1]['split']}, by problems and samples of each")
-        )
-        lines.append(("", f"  {'':>10}" + "".join(f"{f'x {number}':>8}" for number in columns)))
+        tell("sizes", f"the gain that is seen on {answer['looks'][-1]['split']}, by problems and samples of each")
+        tell("", f"  {'':>10}" + "".join(f"{f'x {number}':>8}" for number in columns))
         for number in sorted({row["num_problems"] for row in answer["sizes"]}):
-            gains = (r["smallest_detectable_gain"] for r in answer["sizes"] if r["num_problems"] == number)
-            lines.append(("", f"  {number:>10,}" + "".join(f"{gain:>8.3f}" for gain in gains)))
-    lines.append(("limits", f"{toml_value(answer['collapse'])},"))
-    lines.append(
-        (
-            "",
-            "  for decide.gates: the limits of collapse, each widened where it left less than 4 standard deviations of this noise",
-        )
-    )
-    click.echo(f"{round_name(answer['round'])} twice on {_title(answer)}")
-    for label, text in lines:
-        click.echo(f"{label:<8}{text}")
+            gains = (row["smallest_detectable_gain"] for row in answer["sizes"] if row["num_problems"] == number)
+            tell("", f"  {number:>10,}" + "".join(f"{gain:>8.3f}" for gain in gains))
+    tell("limits", f"{toml_value(answer['collapse'])},")
+    below = "the limits of collapse, each widened where it left less than 4 standard deviations of this noise"
+    tell("", f"  for decide.gates: {below}")
 
 
 def _print_sweep(answer: Json) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column
 
-    from loop.cli.tables import cell, console, show
+    from loop.cli.tables import cell, console, headed_table, show
 
-    own = answer["T_eval"]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("T", justify="right")
-    for checkpoint in answer["checkpoints"]:
-        table.add_column(round_name(checkpoint["round"]))
+    names = [round_name(checkpoint["round"]) for checkpoint in answer["checkpoints"]]
+    table = headed_table(Column("T", justify="right"), *names)
     for index, temperature in enumerate(answer["temperatures"]):
         cells = []
         for checkpoint in answer["checkpoints"]:
             figures = checkpoint["figures"][index]
             mark = "  best" if checkpoint["best_temperature"] == temperature else ""
             cells.append(cell(f"{rate(figures['pass@1'])} {interval(figures['pass@1_interval'])}{mark}"))
-        table.add_row(f"{'T_eval ' if temperature == own else ''}{_temperature(temperature)}", *cells)
-    out = console()
+        own = "T_eval " if temperature == answer["T_eval"] else ""
+        table.add_row(f"{own}{_temperature(temperature)}", *cells)
     click.echo(f"pass@1 on {_title(answer)}")
-    show(out, table)
+    show(console(), table)
     decoding = answer["decoding_gain"]
-    click.echo(
-        f"decoding: the base at {_temperature(decoding['temperature'])} against the base at T_eval: {_change(decoding)}"
-    )
+    best = _temperature(decoding["temperature"])
+    click.echo(f"decoding: the base at {best} against the base at T_eval: {_change(decoding)}")
     for gain in answer["training_gains"]:
         click.echo(
             f"training: {round_name(gain['round'])} at {_temperature(gain['temperature'])} against the base at "

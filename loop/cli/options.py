@@ -1,4 +1,4 @@
-"""What every command has in common: `--config` and `--json`, before and after the command, and where the run is.
+"""Every command takes `--config` and `--json`, before and after its name, and asks here where the run is.
 
 A command that only reads needs one key of loop.toml, `run_dir`, and takes it without checking the rest. So it starts in
 half the time, and works while the configuration is being edited.
@@ -6,13 +6,14 @@ half the time, and works while the configuration is being edited.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -22,15 +23,13 @@ from loop.words import safe
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 ROUND = click.IntRange(min=1)
 ROUND.name = "round's number"  # in "'x' is not a valid ..."
 
 
 @dataclass(slots=True)
 class Call:
-    """The options that every command has."""
+    """The shared options, as this call of loopctl has them."""
 
     config: str | None = None
     json: bool = False
@@ -41,8 +40,13 @@ class Call:
 
         return load_config(find_config(self.config))
 
+    @property
+    def has_config(self) -> bool:
+        """Whether a configuration is named, or lies here."""
+        return bool(self.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"))
+
     def place(self) -> Place:
-        """Where the run is. ConfigError if loop.toml does not say, and, while no run exists, for any mistake in it."""
+        """Say where the run is. ConfigError if loop.toml does not, and, while no run exists, for any mistake in it."""
         path = Path(self.config or os.environ.get("LOOP_CONFIG") or "loop.toml")
         place = _quick_place(path)
         if place is None or not (place.run_dir / "loop.db").exists():
@@ -58,24 +62,38 @@ def _remember(context: click.Context, parameter: click.Parameter, value: Any) ->
     return value
 
 
-def shared_options(command: F) -> F:
-    """`--config FILE` and `--json`; given twice, the later one counts."""
-    for option in (
-        click.option("--json", is_flag=True, expose_value=False, callback=_remember, help="Print the answer as JSON."),
-        click.option(
-            "--config",
-            metavar="FILE",
-            expose_value=False,
-            callback=_remember,
-            help="The configuration; default: $LOOP_CONFIG, then ./loop.toml.",
-        ),
-    ):
-        command = option(command)
-    return command
+CONFIG = "The configuration; default: $LOOP_CONFIG, then ./loop.toml."
+SHARED_OPTIONS = [  # given twice, the later one counts
+    click.Option(["--config"], metavar="FILE", expose_value=False, callback=_remember, help=CONFIG),
+    click.Option(["--json"], is_flag=True, expose_value=False, callback=_remember, help="Print the answer as JSON."),
+]
+
+
+class Command(click.Command):
+    """A command that takes the shared options, too. What it returns is the exit code; None stands for 0."""
+
+    def __init__(self, *arguments: Any, examples: Iterable[str] = (), **settings: Any) -> None:
+        """`examples` are command lines; its help ends with them."""
+        super().__init__(*arguments, **settings)
+        self.params += SHARED_OPTIONS
+        if examples:
+            lines = "\n".join(f"  {line}" for line in examples)
+            self.help = f"{inspect.cleandoc(self.help or '')}\n\n\b\nExamples:\n{lines}"  # \b: click keeps the lines
+
+
+class Group(Command, click.Group):
+    """A command that has others below it."""
+
+    command_class = Command
+
+
+def command(name: str, *examples: str) -> Callable[[Callable[..., int | None]], Command]:
+    """Make a `Command` of a function."""
+    return click.command(name, cls=Command, examples=examples)
 
 
 def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-    """A click callback that checks one name or several: each is head, base or a round's number."""
+    """Check one name or several, as a click callback: each is head, base or a round's number."""
     for name in (value,) if isinstance(value, str) else value:
         if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
             raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
@@ -83,16 +101,18 @@ def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value
 
 
 def the_call() -> Call:
-    """The options of the command that is running."""
+    """Return the options of the command that is running."""
     return click.get_current_context().find_root().ensure_object(Call)
 
 
-def print_answer(value: Any, text: object) -> None:
-    """Print a command's answer: `value` as JSON if that was asked for, else `text` on one line."""
+def print_answer(value: Any, shown: str | Callable[[Any], object]) -> None:
+    """Print a command's answer: `value` as JSON if that was asked for, else a line of text, or what a function prints of it."""
     if the_call().json:
         print_json(value)
+    elif callable(shown):
+        shown(value)
     else:
-        click.echo(safe(text))
+        click.echo(safe(shown))
 
 
 def print_json(value: Any) -> None:

@@ -1,6 +1,6 @@
-"""A few lines with a label each, in colour where the terminal has it: what rich would draw, in a tenth of its time.
+"""Draws lines with a label each, in colour where the terminal has it, as rich would, but in a tenth of its time.
 
-For what must start in a blink; tables are in tables.py. Texts come in safe (loop.words).
+Commands that must start in a blink use it; tables.py draws tables. Texts come in safe (loop.words).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LABEL_WIDTH = 12
 
 
 class Paper:
-    """Where lines go: how wide it is, and whether it takes colours."""
+    """Knows how wide the place is where lines go, and whether it takes colours."""
 
     def __init__(self, file: IO[str]) -> None:
         terminal = file.isatty()
@@ -28,12 +28,12 @@ class Paper:
         self.styled = bool(os.environ.get("FORCE_COLOR") or terminal) and not plain
 
     def styled_as(self, text: str, style: str) -> str:
-        """The text in bold, dim or a colour, where lines have styles at all. An empty style changes nothing."""
+        """Return the text in bold, dim or a colour, where lines have styles at all. An empty style changes nothing."""
         options: dict[str, Any] = {style: True} if style in ("bold", "dim") else {"fg": style}
         return click.style(text, **options) if self.styled and style else text
 
     def labelled(self, rows: Iterable[tuple[str, str]]) -> Iterator[str]:
-        """A line per label and text, and the lines below it that a long text takes; nothing where the text is empty."""
+        """Yield a line per label and text, and the lines below it that a long text takes; nothing where the text is empty."""
         for label, text in rows:
             start = self.styled_as(f"  {label:<{LABEL_WIDTH - 2}}", "dim")
             for line in folded(text, max(20, self.width - LABEL_WIDTH)) if text else ():
@@ -52,7 +52,7 @@ def _width(file: IO[str], terminal: bool) -> int:
 
 
 def folded(text: str, width: int) -> Iterator[str]:
-    """The text in lines of at most `width` cells, broken at spaces, or within a word that is longer than a line."""
+    """Yield the text in lines of at most `width` cells, broken at spaces, or within a word that is longer than a line."""
     while text:
         used = list(accumulate(map(cells, text[: 4 * width])))  # a line has no more characters, but for combining ones
         end = bisect_right(used, width) or 1
@@ -66,6 +66,6 @@ def folded(text: str, width: int) -> Iterator[str]:
 
 
 def cells(text: str) -> int:
-    """The columns that a terminal gives to a text. rich knows them, too, but takes longer to import than a status to print."""
+    """Count the columns that a terminal gives to a text. rich could, but its import takes longer than printing a status."""
     wide = {"W": 2, "F": 2}
     return sum(0 if combining(letter) else wide.get(east_asian_width(letter), 1) for letter in text)

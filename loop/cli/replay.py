@@ -1,63 +1,50 @@
-"""`loopctl replay`: every recorded round decided again. Only reads, so it works beside a daemon."""
+"""`loopctl replay` decides every recorded round again. It only reads, so it works beside a daemon."""
 
 from __future__ import annotations
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import command, print_answer, the_call
 from loop.errors import LoopError
 from loop.words import count, safe
 from store.records import Json
 
 
-@click.command("replay")
-@shared_options
+@command("replay", "loopctl replay", "loopctl replay --config stricter.toml")
 def replay_command() -> None:
-    """Decide every recorded round again, under the policy stored with it and under the configured one.
-
-    \b
-    Examples:
-      loopctl replay
-      loopctl replay --config stricter.toml
-    """
+    """Decide every recorded round again, under the policy stored with it and under the configured one."""
     from loop.reading.reader import reader
     from loop.reading.replaying import replay
 
     loaded = the_call().load()
     with reader(loaded.run_dir) as store:
         answer = {"run": store.run.name, **replay(store.ledger.decisions(store.run.id), loaded.config.decide.policy())}
-    if the_call().json:
-        print_json(answer)
-    else:
-        _print(answer)
+    print_answer(answer, _print)
     if num := answer["summary"]["num_different"]:
         raise LoopError(f"{count(num, 'round')} decided differently under the policy stored with it: not reproducible")
 
 
 def _print(answer: Json) -> None:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table
+    from rich.table import Column
 
-    from loop.cli.tables import cell, console, show
+    from loop.cli.tables import cell, console, headed_table, show
 
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("round", justify="right")
-    table.add_column("recorded", no_wrap=True)
-    table.add_column("its own policy", overflow="fold")
-    table.add_column("this policy", overflow="fold")
-    table.add_column("what changes", overflow="fold")
+    table = headed_table(
+        Column("round", justify="right"),
+        Column("recorded", no_wrap=True),
+        *(Column(name, overflow="fold") for name in ("its own policy", "this policy", "what changes")),
+    )
     for row in answer["rounds"]:
         stored, replayed = row["stored"], row["replayed"]
         table.add_row(
             str(row["round"]),
-            _said(row["recorded"]),
+            _in_words(row["recorded"]),
             cell("identical" if stored["identical"] else safe(stored["difference"] or stored["problem"])),
-            _said(replayed),
+            _in_words(replayed),
             cell(_with_need(replayed)),
         )
-    out = console()
     if answer["rounds"]:
-        show(out, table)
+        show(console(), table)
     summary = answer["summary"]
     parts = [count(summary["num_rounds"], "round"), f"{summary['num_identical']} identical"]
     for key, words in (("num_different", "different"), ("num_unreadable", "not decided again: of another version")):
@@ -69,11 +56,11 @@ def _print(answer: Json) -> None:
     click.echo(", ".join(parts) + (f"; {summary['note']}" if summary["num_changed"] else ""))
 
 
-def _said(decision: Json) -> str:
+def _in_words(decision: Json) -> str:
     verdict, action = decision["verdict"], decision["action"]
-    if verdict is None:
-        return "-"
-    return f"{verdict}" + (f", {action.replace('_', ' ')}" if action != verdict else "")
+    if verdict is None or action == verdict:
+        return verdict or "-"
+    return f"{verdict}, {action.replace('_', ' ')}"
 
 
 def _with_need(replayed: Json) -> str:

@@ -1,4 +1,4 @@
-"""`loopctl report` and `loopctl plot`: the run as a page that opens without a network, and its figures for a paper."""
+"""`loopctl report` writes the run as a page that opens without a network; `loopctl plot` draws figures for a paper."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import print_answer, shared_options, the_call
+from loop.cli.options import command, print_answer, the_call
 from loop.errors import LoopError, UsageError
 from loop.system.files import opened
 from loop.words import safe
 
 if TYPE_CHECKING:
+    from loop.config.place import Place
     from loop.experiments.file import Experiment
     from loop.report.charts import Figure
     from store.records import Json
@@ -20,52 +21,32 @@ if TYPE_CHECKING:
 SCALE = 2.0  # of a PNG: pixels for each unit of the drawing
 
 
-@click.command("report")
+@command("report", "loopctl report -o run.html")
 @click.option("-o", "file", metavar="FILE.html", help="Default: report.html in the run directory.")
-@shared_options
 def report_command(file: str | None) -> None:
-    """Write the run as one page that opens from disk without a network, and print where it is.
-
-    \b
-    Examples:
-      loopctl report -o run.html
-    """
-    from loop.reading.reader import reader
-    from loop.report.facts import run_facts
-
+    """Write the run as one page that opens from disk without a network, and print where it is."""
     place = the_call().place()
-    with reader(place.run_dir):  # raises if nothing was run yet
-        facts = run_facts(place)
-    tell(write_page(facts, Path(file) if file else place.run_dir / "report.html"))
+    write_page(_facts(place), Path(file) if file else place.run_dir / "report.html")
 
 
-@click.command("plot")
+@command(
+    "plot",
+    "loopctl plot -o pass1.svg",
+    "loopctl plot -o training.png --figure training",
+    "loopctl plot -o arms.svg --experiment temperatures.toml",
+)
 @click.option("-o", "file", required=True, metavar="FILE", help="The file to write, ending in .svg or .png.")
 @click.option("--figure", "name", metavar="NAME", help="Which figure; default: pass1, for an experiment change.")
 @click.option("--experiment", metavar="FILE", help="Draw this experiment instead of the run.")
-@shared_options
 def plot_command(file: str, name: str | None, experiment: str | None) -> None:
-    """Draw one figure of the report as SVG or PNG. An unknown NAME lists the figures.
-
-    \b
-    Examples:
-      loopctl plot -o pass1.svg
-      loopctl plot -o training.png --figure training
-      loopctl plot -o arms.svg --experiment temperatures.toml
-    """
-    from loop.reading.reader import reader
-    from loop.report.facts import facts_of_experiment, run_facts
+    """Draw one figure of the report as SVG or PNG. An unknown NAME lists the figures."""
+    from loop.report.facts import facts_of_experiment
     from loop.report.page import figures
 
     path = Path(file)
     if path.suffix.lower() not in (".svg", ".png"):
         raise UsageError(f"{safe(file)}: ends in neither .svg nor .png; give the file such a name")
-    if experiment is not None:
-        facts = facts_of_experiment(experiment_of(experiment))
-    else:
-        place = the_call().place()
-        with reader(place.run_dir):
-            facts = run_facts(place)
+    facts = _facts(the_call().place()) if experiment is None else facts_of_experiment(experiment_of(experiment))
     by_name = {figure.name: figure for figure in figures(facts)}
     name = name or ("change" if experiment is not None else "pass1")
     if name not in by_name:
@@ -73,11 +54,19 @@ def plot_command(file: str, name: str | None, experiment: str | None) -> None:
     content = drawn(by_name[name], path.suffix.lower())
     with opened(path) as out:
         out.write(content)
-    print_answer({"path": str(path.absolute()), "figure": name, "bytes": len(content)}, path)
+    print_answer({"path": str(path.absolute()), "figure": name, "bytes": len(content)}, str(path))
+
+
+def _facts(place: Place) -> Json:
+    from loop.reading.reader import reader
+    from loop.report.facts import run_facts
+
+    with reader(place.run_dir):  # raises if nothing was run yet
+        return run_facts(place)
 
 
 def drawn(figure: Figure, suffix: str) -> bytes:
-    """A figure as the content of a .svg or .png file."""
+    """Draw a figure as the content of a .svg or .png file."""
     import vl_convert
 
     from loop.report.charts import paper
@@ -90,7 +79,7 @@ def drawn(figure: Figure, suffix: str) -> bytes:
 
 
 def experiment_of(file: str | Path) -> Experiment:
-    """The experiment that a file describes; LoopError if none of its runs has begun."""
+    """Load the experiment that a file describes; LoopError if none of its runs has begun."""
     from loop.experiments.file import load_experiment
 
     experiment = load_experiment(Path(file))
@@ -99,17 +88,12 @@ def experiment_of(file: str | Path) -> Experiment:
     return experiment
 
 
-def write_page(facts: Json, path: Path) -> Json:
-    """Write the facts as a page. Returns where it is and its size."""
+def write_page(facts: Json, path: Path) -> None:
+    """Write the facts as a page, and print where it is, unless it went to standard output."""
     from loop.report.page import render
 
     content = render(facts).encode()
     with opened(path) as out:
         out.write(content)
-    return {"path": None if str(path) == "-" else str(path.absolute()), "bytes": len(content)}
-
-
-def tell(answer: Json) -> None:
-    """Print where the page is, unless it went to standard output."""
-    if answer["path"] is not None:
-        print_answer(answer, answer["path"])
+    if str(path) != "-":
+        print_answer({"path": str(path.absolute()), "bytes": len(content)}, str(path.absolute()))

@@ -1,13 +1,14 @@
-"""`loopctl run`: rounds in the foreground, a table after each, a summary at the end."""
+"""`loopctl run` runs rounds in the foreground, with a table after each and a summary at the end."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import command, print_json, the_call
 from loop.words import all_done, safe
 
 if TYPE_CHECKING:
@@ -19,17 +20,10 @@ if TYPE_CHECKING:
     from store.records import DecisionRow, Round
 
 
-@click.command("run")
+@command("run", "loopctl run", "loopctl run --rounds 1")
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="This many more, instead of up to `rounds`.")
-@shared_options
 def run_command(rounds: int | None) -> None:
-    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed.
-
-    \b
-    Examples:
-      loopctl run
-      loopctl run --rounds 1
-    """
+    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed."""
     from loop.cli.progress import onlookers
     from loop.daemon.commands import commanded
     from loop.daemon.control import Wake
@@ -41,18 +35,13 @@ def run_command(rounds: int | None) -> None:
     from loop.watching.tracker_thread import trackers_of
 
     loaded, wake = the_call().load(), Wake()
+    watching, name = loaded.config.watching, loaded.config.name
     stop = Stop(at_once=True, wake=wake.wake)
     with (
         stop.listening(),
         onlookers(loaded.run_dir, stop.check) as watch,
         open_session(loaded, watch, lambda inputs: _say_what_comes(loaded, inputs, watch, rounds)) as session,
-        trackers_of(
-            loaded.config.watching,
-            loaded.config.name,
-            loaded.run_dir,
-            lambda _level, text: watch.note(text),
-            lambda: stop.asked,
-        ) as trackers,
+        trackers_of(watching, name, loaded.run_dir, lambda _, text: watch.note(text), lambda: stop.asked) as trackers,
         commanded(loaded, stop, wake),
     ):
         watch.listeners += [Tables(session, watch), trackers]
@@ -72,7 +61,7 @@ def run_command(rounds: int | None) -> None:
 
 
 def _say_what_comes(loaded: LoadedConfig, inputs: Inputs, watch: Onlookers, more: int | None) -> None:
-    """What a run that begins will do, and how long it may take here."""
+    """Say what a run that begins will do, and how long it may take here."""
     from loop.errors import EngineError
     from loop.inputs import num_parameters_of
     from loop.run import pace
@@ -83,16 +72,14 @@ def _say_what_comes(loaded: LoadedConfig, inputs: Inputs, watch: Onlookers, more
     work = pace.work_of(loaded, inputs, num_rounds)
     watch.note(pace.in_words(loaded, work))
     num_parameters = num_parameters_of(loaded.config.model.source, loaded.base_dir)
-    try:
-        speed = pace.measured_speed(loaded) if num_parameters else None
-    except (EngineError, OSError):
-        return  # whatever is wrong with workers is said by the first one that the run needs
-    if num_parameters and speed:
-        likely = duration(pace.seconds(work, num_parameters, speed))
-        measured = f"{speed.sampling / 1e9:,.0f} GFLOP/s for sampling and {speed.training / 1e9:,.0f} for training"
-        watch.note(
-            f"that takes about {likely} ({measured} were just measured here; a formula, right within a factor of two)"
-        )
+    with contextlib.suppress(
+        EngineError, OSError
+    ):  # the first worker that the run needs says what is wrong with workers
+        if num_parameters and (speed := pace.measured_speed(loaded)):
+            likely = duration(pace.seconds(work, num_parameters, speed))
+            measured = f"{speed.sampling / 1e9:,.0f} GFLOP/s for sampling and {speed.training / 1e9:,.0f} for training"
+            formula = "a formula, right within a factor of two"
+            watch.note(f"that takes about {likely} ({measured} were just measured here; {formula})")
 
 
 class Tables:
@@ -106,7 +93,7 @@ class Tables:
         from loop.reading.as_json import as_json
         from loop.reading.rounds import whole_round
 
-        answer = as_json(whole_round(_reader(self.session), round.number))
+        answer = as_json(whole_round(_store(self.session), round.number))
         with self.watch.aside():
             out = console(sys.stderr if the_call().json else sys.stdout)
             show(out, round_report(answer, out.width))
@@ -120,8 +107,8 @@ def _print_summary(session: Session) -> None:
     from loop.reading.rounds import base_row, rows
     from loop.reading.standing import status
 
-    found = _reader(session)
-    answer, base = as_json(rows(found)), base_row(found)
+    store = _store(session)
+    answer, base = as_json(rows(store)), base_row(store)
     if the_call().json:
         head = as_json(status(session.loaded.run_dir, session.run.name).head)
         print_json({"run": session.run.name, "rounds": answer, "base": base, "head": head})
@@ -132,7 +119,7 @@ def _print_summary(session: Session) -> None:
     console().print(f"next: {look}; in {safe(session.loaded.run_dir)}")
 
 
-def _reader(session: Session) -> Reader:
+def _store(session: Session) -> Reader:
     from loop.reading.reader import Reader
 
     return Reader(session.ledger, session.corpus, session.run, session.loaded.run_dir)

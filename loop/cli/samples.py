@@ -1,4 +1,4 @@
-"""`loopctl samples`: reads the corpus. What a model wrote is shown, never obeyed; code is shown as it is graded."""
+"""`loopctl samples` reads the corpus. What a model wrote is shown, never obeyed; code is shown as it is graded."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import ROUND, print_json, shared_options, the_call
+from loop.cli.options import ROUND, command, print_answer, the_call
 from loop.errors import LoopError
 from loop.words import count, decoding_words, safe
 from store.records import Json
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from store.records import Completion, Selection
 
 
-@click.command("samples")
+@command("samples", "loopctl samples --round 1 --limit 3", "loopctl samples --search return --show-code")
 @click.option("--round", "number", type=ROUND, metavar="N", help="Only this round.")
 @click.option("--prompt", metavar="ID", help="Only this prompt: its id or its name.")
 @click.option("--search", metavar="TEXT", help="Only completions with this text (ignores the case of ASCII letters).")
@@ -28,55 +28,47 @@ if TYPE_CHECKING:
 @click.option(
     "--limit", type=click.IntRange(min=1), default=10, metavar="K", show_default=True, help="Show the newest K."
 )
-@shared_options
 def samples_command(
     number: int | None, prompt: str | None, search: str | None, suite: str | None, show_code: bool, limit: int
 ) -> None:
-    """Show completions, newest first: whether the model was trained on them, and if not, why.
-
-    \b
-    Examples:
-      loopctl samples --round 1 --limit 3
-      loopctl samples --search return --show-code
-    """
+    """Show completions, newest first: whether the model was trained on them, and if not, why."""
     from loop.reading.reader import reader
 
     with reader(the_call().place().run_dir) as store:
         if suite is not None:
-            known = list(
-                dict.fromkeys([*store.suites, *(one.suite_name for one in store.corpus.evaluations.all(store.run.id))])
-            )
-            if suite not in known:
-                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(known)}")
+            measured = [evaluation.suite_name for evaluation in store.corpus.evaluations.all(store.run.id)]
+            suites = dict.fromkeys([*store.suites, *measured])
+            if suite not in suites:
+                raise LoopError(f"no suite is called {suite!r}; the run has {', '.join(suites)}")
         completions = store.corpus.search.find(
             run_id=store.run.id, round=number, prompt_id=prompt, text=search, suite=suite, limit=limit
         )
-        answer = samples(store, completions)
+        answer = _samples(store, completions)
         if show_code:
             problems = _problems(store, completions)
             for sample, completion in zip(answer, completions, strict=True):
                 sample["code"] = _code(store, completion, problems)
-    if the_call().json:
-        print_json(answer)
-        return
+    print_answer(answer, _print)
+
+
+def _print(answer: list[Json]) -> None:
+    from loop.cli.tables import console, show
+
     if not answer:
         click.echo("no such completion")
         return
-    from rich.console import Group
-
-    from loop.cli.tables import console, show
-
-    show(console(), Group(*(_lines(sample) for sample in answer)))
+    show(console(), *map(_lines, answer))
 
 
-def samples(store: Reader, completions: list[Completion]) -> list[Json]:
-    """Completions with their prompt, their lineage and what became of them."""
+def _samples(store: Reader, completions: list[Completion]) -> list[Json]:
+    """Describe completions: with their prompt, their lineage and what became of them."""
     wanted = {completion.id for completion in completions}
-    selected: dict[str, Selection] = {}
-    for number in {completion.round for completion in completions}:
-        for selection in store.corpus.own_selections(store.run.id, number):
-            if selection.completion_id in wanted:
-                selected[selection.completion_id] = selection
+    selected = {
+        selection.completion_id: selection
+        for number in {completion.round for completion in completions}
+        for selection in store.corpus.own_selections(store.run.id, number)
+        if selection.completion_id in wanted
+    }
     outcomes = store.corpus.outcomes(wanted)
     return [
         _sample(store, completion, selected.get(completion.id), *outcomes.get(completion.id, (None, None)))
@@ -85,26 +77,26 @@ def samples(store: Reader, completions: list[Completion]) -> list[Json]:
 
 
 def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem]:
-    """What these completions were graded as, by prompt id: the configuration's own, if they are still the same."""
+    """Load the problems that these completions were graded on, by prompt id. LoopError where they have changed."""
     from loop.grading.suite import load_suite
     from loop.prompts.sources import load_prompts_and_tests
     from loop.stages.evaluating import yardstick
 
     problems: dict[str, Problem] = {}
     of_suites = {completion.evaluation_id for completion in completions if completion.evaluation_id}
-    evaluations = [one for one in store.corpus.evaluations.all(store.run.id) if one.id in of_suites]
-    for name, sha256 in {(one.suite_name, one.suite_sha256) for one in evaluations}:
+    evaluations = [row for row in store.corpus.evaluations.all(store.run.id) if row.id in of_suites]
+    for name, sha256 in {(row.suite_name, row.suite_sha256) for row in evaluations}:
         loaded = the_call().load()
-        for suite in loaded.config.suites:
-            if suite.name == name.partition("@")[0]:  # measurements beside the rounds add to its name
-                suite_problems = load_suite(suite.source, suite.limit, loaded.base_dir)
-                measured = yardstick(suite_problems, suite, loaded.config)
-                if measured.row.sha256 == sha256:
-                    problems |= measured.graded_as
-                    break
-        else:
+        own = name.partition("@")[0]  # measurements beside the rounds add to its name
+        now = [
+            yardstick(load_suite(suite.source, suite.limit, loaded.base_dir), suite, loaded.config)
+            for suite in loaded.config.suites
+            if suite.name == own
+        ]
+        if [measured.row.sha256 for measured in now] != [sha256]:
             raise LoopError(f"suite {name}: is not what these answers were graded on; put its file and settings back")
-    if store.corpus.outcomes(one.id for one in completions if one.evaluation_id is None):
+        problems |= now[0].graded_as
+    if store.corpus.outcomes(completion.id for completion in completions if completion.evaluation_id is None):
         loaded = the_call().load()
         _, tests = load_prompts_and_tests(loaded.config.prompts, loaded.config.model, loaded.base_dir, with_tests=True)
         problems |= tests
@@ -112,16 +104,15 @@ def _problems(store: Reader, completions: list[Completion]) -> dict[str, Problem
 
 
 def _code(store: Reader, completion: Completion, problems: dict[str, Problem]) -> str | None:
-    """The program in an answer. Where nothing is known but what was asked: what every problem's rules would find."""
+    """Take the program out of an answer. Without its problem, the rules that all problems share find it."""
     from loop.grading.extract import extract_code
     from loop.grading.problem import Problem
     from loop.prompts.templates import answer
 
     asked = store.corpus.prompt(completion.prompt_id)
     opened = asked.content.get("opening", "") if asked else ""
-    problem = problems.get(completion.prompt_id)
-    if problem is None:
-        problem = Problem(task_id=completion.prompt_id, statement="", kind="mbpp", payload={})
+    nothing = Problem(task_id=completion.prompt_id, statement="", kind="mbpp", payload={})
+    problem = problems.get(completion.prompt_id, nothing)
     return extract_code(answer(opened, completion.text), problem, prefilled_fence=bool(opened))
 
 

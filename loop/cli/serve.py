@@ -1,4 +1,4 @@
-"""`loopctl serve`: the report as a page that updates itself while rounds run."""
+"""`loopctl serve` serves the report as a page that updates itself while rounds run."""
 
 from __future__ import annotations
 
@@ -8,13 +8,17 @@ from pathlib import Path
 
 import click
 
-from loop.cli.options import print_answer, shared_options, the_call
+from loop.cli.options import command, print_answer, the_call
 from loop.errors import UsageError
 
 SHORTEST_TOKEN = 16
 
 
-@click.command("serve")
+@command(
+    "serve",
+    "loopctl serve --port 0     # until Ctrl-C",
+    "loopctl serve --port 0 --experiment temperatures.toml     # until Ctrl-C",
+)
 @click.option(
     "--host",
     default="127.0.0.1",
@@ -37,15 +41,8 @@ SHORTEST_TOKEN = 16
     metavar="FILE",
     help="Show this experiment instead of the run.",
 )
-@shared_options
 def serve_command(host: str, port: int, token: str | None, file: Path | None) -> None:
-    """Serve the report as a page that updates itself while rounds run. Only reads; Ctrl-C ends it.
-
-    \b
-    Examples:
-      loopctl serve --port 0     # until Ctrl-C
-      loopctl serve --port 0 --experiment temperatures.toml     # until Ctrl-C
-    """
+    """Serve the report as a page that updates itself while rounds run. Only reads; Ctrl-C ends it."""
     with contextlib.suppress(KeyboardInterrupt):  # also while it starts
         _serve(host, port, token, file)
 

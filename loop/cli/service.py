@@ -1,113 +1,84 @@
-"""`loopctl start | stop | restart | service`: the background daemon, and a unit file for those who have systemd."""
+"""`loopctl start | stop | restart` handle the background daemon; `loopctl service` prints a unit for systemd."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import command, print_answer, the_call
 from loop.words import safe
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
 
-PATIENCE_S = 8.0  # so long `start` waits for the daemon to answer; one that prepares a model answers later
+PATIENCE_S = 8.0  # `start` waits for the daemon's answer for as long; while it prepares a model, it gives none
 
 
 class Done(NamedTuple):
-    """What came of starting or stopping: whose process, in words, and whether anything changed."""
+    """What came of starting or stopping: the process that it was about, words, and whether anything changed."""
 
     pid: int
     text: str
     changed: bool
 
+    def tell(self) -> None:
+        """Print it."""
+        print_answer(self._asdict(), self.text)
 
-@click.command("start")
-@shared_options
+
+now_option = click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
+
+
+@command("start", "loopctl start")
 def start_command() -> None:
-    """Start the daemon in the background. It goes on where the run was left.
-
-    \b
-    Examples:
-      loopctl start
-    """
-    tell(_start(the_call().load()))
+    """Start the daemon in the background. It goes on where the run was left."""
+    _start(the_call().load()).tell()
 
 
-@click.command("stop")
-@click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
-@shared_options
+@command("stop", "loopctl stop", "loopctl stop --now")
+@now_option
 def stop_command(now: bool) -> None:
-    """Stop the daemon at its next safe point, and wait for that.
-
-    \b
-    Examples:
-      loopctl stop
-      loopctl stop --now
-    """
-    tell(_stop(the_call().place().run_dir, now))
+    """Stop the daemon at its next safe point, and wait for that."""
+    _stop(the_call().place().run_dir, now).tell()
 
 
-@click.command("restart")
-@click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
-@shared_options
+@command("restart", "loopctl restart")
+@now_option
 def restart_command(now: bool) -> None:
-    """Stop the daemon at its next safe point and start it again, with loop.toml as it is now.
-
-    \b
-    Examples:
-      loopctl restart
-    """
+    """Stop the daemon at its next safe point and start it again, with loop.toml as it is now."""
     from loop.inputs import read_inputs
 
     loaded = the_call().load()
     read_inputs(loaded, fetch=False)
     _stop(loaded.run_dir, now)
-    tell(_start(loaded))
+    _start(loaded).tell()
 
 
-@click.command("service")
-@shared_options
+@command("service", "loopctl service", "loopctl service > loopd.service")
 def service_command() -> None:
-    """Print a systemd unit for this configuration.
-
-    \b
-    Examples:
-      loopctl service
-      loopctl service > loopd.service
-    """
-    loaded = the_call().load()
-    unit = unit_of(loaded)
-    if the_call().json:
-        print_json({"unit": unit})
-    else:
-        click.echo(unit, nl=False)
-
-
-def tell(done: Done) -> None:
-    """Print it."""
-    if the_call().json:
-        print_json(done._asdict())
-    else:
-        click.echo(safe(done.text))
+    """Print a systemd unit for this configuration."""
+    unit = _unit(the_call().load())
+    print_answer({"unit": unit}, lambda _: click.echo(unit, nl=False))
 
 
 def _start(loaded: LoadedConfig) -> Done:
     from loop.inputs import read_inputs
+    from loop.system import ourselves
     from loop.system.lock import holder
-    from loop.system.ourselves import command, start_in_background
 
     if (pid := holder(loaded.run_dir)) is not None:
         return Done(pid, f"already running (process {pid})", False)
     read_inputs(loaded, fetch=False)
     log = loaded.run_dir / "logs" / "loopd.err"  # of the last start only
     log.unlink(missing_ok=True)
-    words = command("loop.daemon", "--quiet", "--config", loaded.path)
-    pid, how = start_in_background(words, log, "the daemon", lambda pid: _answers(loaded.run_dir) == pid, PATIENCE_S)
+    words = ourselves.command("loop.daemon", "--quiet", "--config", loaded.path)
+    pid, how = ourselves.start_in_background(
+        words, log, "the daemon", lambda pid: _answers(loaded.run_dir) == pid, PATIENCE_S
+    )
     if how == "done":
         return Done(pid, "the run has nothing to do; `loopctl status` says why", False)
     preparing = "; it is still preparing: `loopctl status`" if how == "preparing" else ""
@@ -115,13 +86,12 @@ def _start(loaded: LoadedConfig) -> Done:
 
 
 def _answers(run_dir: Path) -> int | None:
-    """The process that answers on the control socket; None if none does."""
+    """Return the process that answers on the control socket; None if none does."""
     from loop.daemon.control import ask
     from loop.errors import LoopError
 
     with contextlib.suppress(LoopError):
-        answer: dict[str, Any] = ask(run_dir, "ping", timeout_s=1.0)
-        return int(answer["pid"])
+        return int(ask(run_dir, "ping", timeout_s=1.0)["pid"])
     return None
 
 
@@ -138,7 +108,11 @@ def _stop(run_dir: Path, now: bool) -> Done:
     def say() -> None:
         click.echo(f"{_doing(run_dir)}; `loopctl stop --now` interrupts it", err=True)
 
-    pid = stop_holder(run_dir, tell_it, say)
+    return stopped(stop_holder(run_dir, tell_it, say))
+
+
+def stopped(pid: int | None) -> Done:
+    """Say what came of stopping the process that held a directory; None: no process held it."""
     return Done(0, "not running", False) if pid is None else Done(pid, "stopped", True)
 
 
@@ -152,17 +126,15 @@ def _doing(run_dir: Path) -> str:
     return f"waiting for a safe point: round {beat.round}, {safe(beat.stage)}{done}"
 
 
-def unit_of(loaded: LoadedConfig) -> str:
-    """A systemd unit: Type=notify with a watchdog, stopped at a safe point, restarted after a crash and not after a mistake."""
+def _unit(loaded: LoadedConfig) -> str:
+    """Write a unit with a watchdog, which stops at a safe point and restarts after a crash, but not after a mistake."""
     import os
     import pwd
     import shutil
 
-    found = Path(sys.executable).with_name("loopd")
-    loopd = str(found) if found.exists() else shutil.which("loopd")
-    command = _quoted(loopd) if loopd else f"{_quoted(sys.executable)} -P -m loop.daemon"
-    grace = int(loaded.config.daemon.stop_grace_s) + 60
-    user = pwd.getpwuid(os.getuid()).pw_name
+    ours = Path(sys.executable).with_name("loopd")
+    loopd = str(ours) if ours.exists() else shutil.which("loopd")
+    program = _quoted(loopd) if loopd else f"{_quoted(sys.executable)} -P -m loop.daemon"
     cache = os.environ.get("XDG_CACHE_HOME")
     lines = [
         "# `loopctl service | sudo tee /etc/systemd/system/loopd.service`, then `sudo systemctl enable --now loopd`.",
@@ -176,10 +148,10 @@ def unit_of(loaded: LoadedConfig) -> str:
         "[Service]",
         "Type=notify",
         "NotifyAccess=main",
-        f"User={user}",
+        f"User={pwd.getpwuid(os.getuid()).pw_name}",
         f"WorkingDirectory={str(loaded.base_dir).replace('%', '%%')}",
         *([f"Environment={_quoted(f'XDG_CACHE_HOME={cache}')}"] if cache else []),
-        f"ExecStart={command} --config {_quoted(str(loaded.path))}",
+        f"ExecStart={program} --config {_quoted(str(loaded.path))}",
         "Restart=on-failure",
         "RestartSec=30",
         "# A mistake in the configuration, a missing right or a run that somebody else holds does not mend by itself.",
@@ -189,7 +161,7 @@ def unit_of(loaded: LoadedConfig) -> str:
         "TimeoutStartSec=infinity",
         "# loopd stops at a safe point, at the latest after daemon.stop_grace_s.",
         "KillMode=mixed",
-        f"TimeoutStopSec={grace}",
+        f"TimeoutStopSec={int(loaded.config.daemon.stop_grace_s) + 60}",
         "# A worker that runs out of memory is tried again by loopd; it must not take loopd with it.",
         "OOMPolicy=continue",
         "",

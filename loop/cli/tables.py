@@ -1,25 +1,25 @@
-"""Rounds as tables that a person understands at a glance, drawn by rich from the values of `loop.reading.rounds`.
+"""Draws rounds as tables that a person understands at a glance, with rich, from the values of `loop.reading.rounds`.
 
 Every text that is not our own goes through `safe`; nothing is read as rich's markup.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import IO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from loop.cli.paper import Paper
-from loop.words import count, decoding_words, duration, interval, one_line, rate, round_name, safe, signed
+from loop.words import count, decoding_words, duration, interval, number, one_line, rate, round_name, safe, signed
 from store.records import Json
 
 WHO = ("base", "head", "candidate")
-STATES = {"kept": "kept", "rolled_back": "rolled back", "failed": "failed"}
 STYLES = {"kept": "green", "rolled_back": "yellow", "failed": "red", "pass": "green", "fail": "yellow"}
 
 
@@ -30,24 +30,42 @@ class _Console(Console):
 
 
 def console(file: IO[str] | None = None) -> Console:
-    """A console that prints text as it is, and is wide enough in a pipe that tables keep their lines."""
+    """Make a console that prints text as it is, and is wide enough in a pipe that tables keep their lines."""
     file = file or sys.stdout
     return _Console(file=file, width=Paper(file).width, highlight=False, markup=False, emoji=False)
 
 
 def show(out: Console, *parts: RenderableType) -> None:
-    """Print; in a pipe without the spaces at the ends of lines."""
+    """Print the parts below each other; in a pipe without the spaces at the ends of lines."""
     if out.is_terminal:
-        out.print(*parts)
+        out.print(*parts, sep="\n")
         return
     with out.capture() as caught:
-        out.print(*parts)
+        out.print(*parts, sep="\n")
     out.file.write("".join(f"{line.rstrip(' ')}\n" for line in caught.get().split("\n")[:-1]))
 
 
 def cell(text: str, style: str = "") -> Text:
-    """Text for a table, in which rich finds no markup."""
+    """Make text for a table, in which rich sees no markup."""
     return Text(text, style=style)
+
+
+def headed_table(*columns: Column | str) -> Table:
+    """Make a table with a line below its heads."""
+    return Table(*columns, box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
+
+
+def plain_table(*columns: Column | str) -> Table:
+    """Make a table without lines."""
+    return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+
+
+def _labels_table() -> Table:
+    """Make a table with two columns: labels and texts."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    return table
 
 
 def _with_interval(figures: Json | None, key: str = "pass@1", gap: str = " ") -> Text:
@@ -79,7 +97,7 @@ def suite_label(name: str, suite: Json) -> Text:
 
 
 def figures_tables(answer: Json, width: int) -> Group:
-    """Base, head and candidate on every suite with a line per pass@k and per difficulty.
+    """Show base, head and candidate on every suite with a line per pass@k and per difficulty.
 
     On a narrow terminal each interval stands below its figure.
     """
@@ -88,11 +106,11 @@ def figures_tables(answer: Json, width: int) -> Group:
     label_width = max(len(label) for of_suite in lines.values() for label, _, _ in of_suite)
     parts: list[RenderableType] = []
     for name, suite in answer["suites"].items():
-        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-        table.add_column("", width=label_width)
-        for who in ("base", f"head ({_begun_from(answer)})", "candidate"):
-            table.add_column(who, min_width=figure)
-        table.add_column("candidate - head", min_width=last)
+        table = plain_table(
+            Column("", width=label_width),
+            *(Column(who, min_width=figure) for who in ("base", f"head ({_begun_from(answer)})", "candidate")),
+            Column("candidate - head", min_width=last),
+        )
         for label, key, level in lines[name]:
             base, head, candidate = (_part_of(suite[who], level) for who in WHO)
             has_interval = level is None and key == "pass@1"
@@ -114,27 +132,26 @@ _FIGURES = {
 
 
 def diagnosis_table(answer: Json, width: int) -> Group:
-    """Locks and forks: what base, head and candidate would write at the same positions, and a sentence about it."""
+    """Show what base, head and candidate would write at the same positions, at locks and forks, and say it in a sentence."""
     from policies.diagnosis import in_words, summary_of
 
     diagnosis = answer["diagnosis"]
     summary = summary_of({key: value for key, value in diagnosis.items() if key != "probe"})
     narrow = width < 110
     head, difference = ("head", "change") if narrow else (f"head ({_begun_from(answer)})", "candidate - head")
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in ("", "", "base", head, "candidate", difference):
-        table.add_column(name, no_wrap=True)
+    names = ("", "", "base", head, "candidate", difference)
+    table = plain_table(*(Column(name, no_wrap=True) for name in names))
     for part, name in _PARTS:
         values = diagnosis[part]
-        for number, (key, label) in enumerate(_FIGURES[part] if values else ()):
-            where = f"{name} ({values['num_positions']:,})" if number == 0 else ""
+        for position, (key, label) in enumerate(_FIGURES[part] if values else ()):
+            where = f"{name} ({values['num_positions']:,})" if position == 0 else ""
             moved = values["change"][key]
             table.add_row(where, label, *(f"{values[who][key]:.4f}" for who in WHO), _moved(moved, narrow))
     values, locks = diagnosis["everywhere"], diagnosis["locks"]
     changed = f"; at {locks['top_changed']:.1%} of the locks another token leads" if locks else ""
     distance = f"candidate from head: KL at least {values['kl_to_head']:.4f} nats a token, from base {values['kl_to_base']:.4f}"
     title = Text.assemble(
-        ("  locks and forks", ""), (f" (on {count(diagnosis['num_sequences'], 'text')} by the base)", "dim")
+        "  locks and forks", (f" (on {count(diagnosis['num_sequences'], 'text')} by the base)", "dim")
     )
     below = Group(table, cell(f"{distance}{changed}"), cell(in_words(summary)))
     return Group(title, Padding(below, (0, 0, 0, 2), expand=False))
@@ -149,19 +166,16 @@ def _moved(moved: Json, narrow: bool) -> Text:
 
 
 def _lines_of(suite: Json) -> list[tuple[str, str, str | None]]:
-    """(label, key, difficulty) of each line of a suite's table: every pass@k, then pass@1 by difficulty."""
-    known: Json = next((suite[who] for who in WHO if suite[who]), {})
-    keys = [key for key in known if key.startswith("pass@") and key.removeprefix("pass@").isdigit()]
-    lines: list[tuple[str, str, str | None]] = [
-        (key, key, None) for key in sorted(keys or ["pass@1"], key=lambda key: int(key.removeprefix("pass@")))
-    ]
-    for level, group in known.get("by_difficulty", {}).items():
-        lines.append((f"  {one_line(level, 20)} ({group['num_problems']})", "pass@1", level))
-    return lines
+    """List (label, key, difficulty) of each line of a suite's table: every pass@k, then pass@1 by difficulty."""
+    figures: Json = next((suite[who] for who in WHO if suite[who]), {})
+    ks = sorted(int(key.removeprefix("pass@")) for key in figures if re.fullmatch(r"pass@\d+", key))
+    lines: list[tuple[str, str, str | None]] = [(f"pass@{k}", f"pass@{k}", None) for k in ks or [1]]
+    levels = figures.get("by_difficulty", {}).items()
+    return lines + [(f"  {one_line(level, 20)} ({group['num_problems']})", "pass@1", level) for level, group in levels]
 
 
 def _part_of(figures: Json | None, level: str | None) -> Json | None:
-    """The figures, or those of one difficulty."""
+    """Return the figures, or those of one difficulty."""
     if figures is None or level is None:
         return figures
     part: Json | None = figures.get("by_difficulty", {}).get(level)
@@ -178,24 +192,21 @@ def _begun_from(answer: Json) -> str:
     return round_name(answer["head_round"]).removeprefix("the ")
 
 
-def state_words(state: str) -> Text:
-    """kept, rolled back, failed, or the stage of an open round."""
-    return cell(STATES.get(state, safe(state)), STYLES.get(state, ""))
+def _state(state: str) -> Text:
+    """Write kept, rolled back, failed, or the stage of an open round."""
+    return cell(safe(state).replace("_", " "), STYLES.get(state, ""))
 
 
 def round_report(answer: Json, width: int) -> Group:
-    """All of a round but its settings: figures, decision and reasons, what training saw, times."""
-    title = Text.assemble((f"round {answer['round']}: ", "bold"), state_words(answer["state"]))
-    parts: list[RenderableType] = [title]
+    """Show all of a round but its settings and attempts: figures, decision and reasons, what training saw, times."""
+    parts: list[RenderableType] = [Text.assemble((f"round {answer['round']}: ", "bold"), _state(answer["state"]))]
     if answer["error"] and answer["state"] == "failed":
         parts.append(cell(f"  {answer['stage']}: {safe(answer['error'])}", "red"))
     if any(suite[who] for suite in answer["suites"].values() for who in ("head", "candidate")):
         parts.append(Padding(figures_tables(answer, width), (1, 0, 0, 2), expand=False))
     if answer["diagnosis"]:
         parts.append(Padding(diagnosis_table(answer, width), (0, 0, 1, 2), expand=False))
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim", no_wrap=True)
-    facts.add_column(overflow="fold")
+    facts = _labels_table()
     if answer["decision"]:
         facts.add_row("decision", _verdict(answer))
         for gate in answer["gates"]:
@@ -211,6 +222,29 @@ def round_report(answer: Json, width: int) -> Group:
         facts.add_row("times", cell(_times(answer)))
     parts.append(Padding(facts, (0, 0, 1, 2)))
     return Group(*parts)
+
+
+def round_details(answer: Json) -> Table:
+    """List the attempts, settings and checkpoints of a round."""
+    table = _labels_table()
+    for stage in answer["stages"]:
+        for attempt in stage["attempts"]:
+            end = attempt["finished_at"] or "no end: interrupted, or still going on"
+            line = cell(f"attempt {attempt['attempt']}: {attempt['started_at']} to {end}")
+            if attempt["error"]:
+                line.append(f"; failed: {safe(attempt['error'])}", "red")
+            table.add_row(f"  {stage['stage']}", line)
+    for name, settings in answer["settings"].items():
+        shown = settings.items() if isinstance(settings, dict) else [("", settings)]
+        table.add_row(f"  {name}", cell(", ".join(f"{key} {_setting(value)}".strip() for key, value in shown)))
+    table.add_row("  checkpoints", cell(f"head {answer['parent'][:12]}, candidate {(answer['candidate'] or '-')[:12]}"))
+    return table
+
+
+def _setting(value: object) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} {_setting(entry)}" for key, entry in value.items()) + "}"
+    return "-" if value is None else safe(value)
 
 
 def _verdict(answer: Json) -> Text:
@@ -229,7 +263,7 @@ def _training_words(training: Json) -> str:
     if training["num_earlier"]:
         words += f", {training['num_earlier']:,} of them from earlier rounds"
     if training["left_out"]:
-        reasons = ", ".join(f"{number:,} {safe(reason)}" for reason, number in training["left_out"].items())
+        reasons = ", ".join(f"{num:,} {safe(reason)}" for reason, num in training["left_out"].items())
         words += f" (left out: {reasons})"
     if training["mean_loss"] is not None:  # the mean, because the loss of a single step says little
         words += f"; mean loss {training['mean_loss']:.3f} over {count(training['num_steps'], 'step')}"
@@ -239,7 +273,7 @@ def _training_words(training: Json) -> str:
 
 
 def _shared_words(answer: Json) -> list[str]:
-    """What was taken from other runs of an experiment, a line for each of them."""
+    """Say what was taken from other runs of an experiment, in a line for each of them."""
     taken: dict[str, list[str]] = {}
     for stage in answer["stages"]:
         for shared in (stage["output"] or {}).get("shared", []):
@@ -259,28 +293,26 @@ def _times(answer: Json) -> str:
 
 
 def rounds_table(rows: list[Json], base: Json, base_decoding: str) -> Table:
-    """A line per round, the base first: its decision, the figure that decides, its change, the other suites, the time."""
+    """Draw a line per round, the base first: decision, the figure that decides, its change, the other suites, the time."""
     names = list(base)
     decider, canaries = names[0], names[1:]
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    table.add_column("round", justify="right")
-    table.add_column("decision", no_wrap=True)
-    table.add_column(f"▸ {safe(decider)} pass@1" + (f" ({base_decoding})" if base_decoding else ""), overflow="fold")
-    table.add_column("over head")
-    for name in canaries:
-        table.add_column(cell(safe(name)), overflow="fold")
-    table.add_column("trained on", justify="right")
-    table.add_column("time", justify="right")
+    table = headed_table(
+        Column("round", justify="right"),
+        Column("decision", no_wrap=True),
+        Column(f"▸ {safe(decider)} pass@1" + (f" ({base_decoding})" if base_decoding else ""), overflow="fold"),
+        "over head",
+        *(Column(cell(safe(name)), overflow="fold") for name in canaries),
+        *(Column(name, justify="right") for name in ("trained on", "time")),
+    )
     table.add_row(
         "base", cell("-", "dim"), _with_interval(base[decider]), cell("-", "dim"),
         *(cell(rate(base[name]["pass@1"]) if base[name] else "-") for name in canaries), cell("-", "dim"), "",
     )  # fmt: skip
     for row in rows:
         mine = row["suites"][decider]
-        used = f"{row['num_used']:,}" if row["num_used"] is not None else "-"
         table.add_row(
-            str(row["round"]), state_words(row["state"]), _with_interval(mine), cell(signed(mine["gain"])),
-            *(_canary(row["suites"][name]) for name in canaries), used, duration(row["duration_s"]),
+            str(row["round"]), _state(row["state"]), _with_interval(mine), cell(signed(mine["gain"])),
+            *(_canary(row["suites"][name]) for name in canaries), number(row["num_used"]), duration(row["duration_s"]),
         )  # fmt: skip
     return table
 

@@ -1,4 +1,4 @@
-"""`loopctl track`: bring experiment trackers up to date, in the foreground. Only reads the run, so it works beside a daemon."""
+"""`loopctl track` brings experiment trackers up to date. It only reads the run, so it works beside a daemon."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import command, print_json, the_call
 from loop.errors import LoopError
 from loop.watching.trackers import EXTRA, TRACKERS, missing
 from loop.words import safe
@@ -24,18 +24,13 @@ def _project(_context: click.Context, _parameter: click.Parameter, value: str | 
     return value
 
 
-@click.command("track")
+@command("track", "loopctl track mlflow")
 @click.argument("names", metavar="[TRACKER]...", nargs=-1, type=click.Choice(list(TRACKERS)))
 @click.option("--project", metavar="NAME", callback=_project, help="Default: watching.project, then the run's name.")
-@shared_options
 def track_command(names: tuple[str, ...], project: str | None) -> None:
     """Send trackers the rounds that they lack, after the run is over or something went wrong.
 
     Without a name, those of watching.trackers. A tracker that has all rounds stays as it is.
-
-    \b
-    Examples:
-      loopctl track mlflow
     """
     from loop.system.ourselves import environment
     from loop.watching.tracker_thread import last_line, tracking_command

@@ -1,23 +1,17 @@
-"""`loopctl verify`: every hash, sequence and manifest checked."""
+"""`loopctl verify` checks every hash, sequence and manifest."""
 
 from __future__ import annotations
 
 import click
 
-from loop.cli.options import print_json, shared_options, the_call
+from loop.cli.options import command, print_answer, the_call
 from loop.words import safe
+from store.records import Json
 
 
-@click.command("verify")
-@shared_options
-@click.pass_context
-def verify_command(context: click.Context) -> None:
-    """Check every hash, sequence and manifest of the run. Exit code 1 if anything has changed since it was written.
-
-    \b
-    Examples:
-      loopctl verify
-    """
+@command("verify", "loopctl verify")
+def verify_command() -> int:
+    """Check every hash, sequence and manifest of the run. Exit code 1 if anything has changed since it was written."""
     from dataclasses import asdict
 
     from loop.reading.reader import reader
@@ -32,12 +26,13 @@ def verify_command(context: click.Context) -> None:
         raise
     except StoreError as error:  # too damaged to read any further
         result = Verification([Finding("database", explained(error)[1])])
-    if the_call().json:
-        findings = [asdict(finding) for finding in result.findings]
-        print_json({"ok": not findings, "findings": findings, "checked": dict(result.checked)})
-    elif result.findings:
-        for finding in result.findings:
-            click.echo(f"{finding.kind}: {safe(finding.message)}")
-    else:
-        click.echo(f"ok: {', '.join(f'{number:,} {what}' for what, number in result.checked.items())}")
-    context.exit(1 if result.findings else 0)
+    findings = [asdict(finding) for finding in result.findings]
+    print_answer({"ok": not findings, "findings": findings, "checked": dict(result.checked)}, _print)
+    return 1 if findings else 0
+
+
+def _print(answer: Json) -> None:
+    for finding in answer["findings"]:
+        click.echo(f"{finding['kind']}: {safe(finding['message'])}")
+    if answer["ok"]:
+        click.echo(f"ok: {', '.join(f'{number:,} {what}' for what, number in answer['checked'].items())}")

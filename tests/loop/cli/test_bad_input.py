@@ -1,5 +1,5 @@
-"""What a user can get wrong, through the command line: a line with the place and the remedy, nothing loaded, and nothing
-left that stands in the way once it is put right.
+"""What a user gets wrong gives a line with the place and the remedy; it loads nothing, and leaves nothing that stands in the
+way once it is put right.
 """
 
 import json
@@ -7,7 +7,6 @@ import os
 import resource
 import shutil
 import sqlite3
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,10 +18,18 @@ from loop.run.opening import open_session
 from loop.system.lock import locked
 from store.db import execute, open_database
 from store.verify import verify_store
-from tests.support.cli import Loopctl, Said, call, command, environment, process, write_configuration
+from tests.support.cli import (
+    Loopctl,
+    Said,
+    change,
+    command,
+    finish,
+    finished_run,
+    one_line,
+    process,
+    write_configuration,
+)
 from tests.support.runs import Quiet, dump
-
-__all__ = ["call"]
 
 PROMPTS = 'per_round = 16\nsource = "mine.jsonl"'
 SUITE = 'source = "ones.jsonl"\ngreedy = true'
@@ -30,17 +37,9 @@ SAMPLING = "temperature = 1.2\ntop_k = 20"
 MODEL = 'source = "fake"'
 FAKE = 'sampler = "fake"\ntrainer = "fake"\n'
 PROBLEM = {"task_id": "t/0", "text": "Return 1.", "test_list": ["assert one() == 1"]}
-TEMPLATE = {"tokenizer.json": "", "tokenizer_config.json": '{"chat_template": "x"}'}
+MINE = {"mine/config.json": "{}", "mine/tokenizer.json": "", "mine/tokenizer_config.json": '{"chat_template": "x"}'}
 
 Files = Mapping[str, str | bytes]
-
-
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with a good configuration in it."""
-    monkeypatch.delenv("LOOP_CONFIG", raising=False)
-    monkeypatch.chdir(write_configuration(tmp_path).parent)
-    return tmp_path
 
 
 @pytest.fixture
@@ -53,18 +52,8 @@ def no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loop.workers.worker.Worker.__init__", started)
 
 
-def change(directory: Path, *changes: tuple[str, str]) -> None:
-    """Replace text in loop.toml."""
-    path = directory / "loop.toml"
-    text = path.read_text()
-    for old, new in changes:
-        assert old in text, old
-        text = text.replace(old, new)
-    path.write_text(text)
-
-
 def begun(directory: Path) -> Path:
-    """The run directory of a run that has its store, and no round yet."""
+    """Make the store of a run that has no round yet, and return the run directory."""
     loaded = load_config(directory / "loop.toml")
     with open_session(loaded, Quiet()):
         pass
@@ -75,17 +64,7 @@ def rows(*values: Any) -> str:
     return "".join(json.dumps(value) + "\n" for value in values)
 
 
-def one_line(said: Said, code: int, *words: str) -> None:
-    """It ended with this code and one line that has all these words, in this order."""
-    assert said.code == code, said
-    assert said.out == "" and said.err.count("\n") == 1 and said.err.isascii(), said
-    place = 0
-    for word in words:
-        assert word in said.err[place:], (word, said.err)
-        place = said.err.index(word, place) + len(word)
-
-
-# What was changed (old text, new text), the files that stand there, and the words of the line.
+# Each has the change (old text, new text), the files that it needs, and the words of the line.
 MISTAKES: dict[str, tuple[tuple[str, str], Files, tuple[str, ...]]] = {
     "broken TOML": (("seed = 3", "seed = = 3"), {}, ("loop.toml:3: is not TOML: ", "; ")),
     "a wrong type": (
@@ -139,13 +118,10 @@ MISTAKES: dict[str, tuple[tuple[str, str], Files, tuple[str, ...]]] = {
         (MODEL, 'source = "./mine"'), {}, ("loop.toml:6: model.source: ", "mine: no such directory; give "),
     ),
     "a model without weights": (
-        (MODEL, 'source = "mine"'), {"mine/config.json": "{}", **{f"mine/{name}": text for name, text in TEMPLATE.items()}},
-        ("loop.toml:6: model.source: ", "mine has no *.safetensors; fetch the model again"),
+        (MODEL, 'source = "mine"'), MINE, ("loop.toml:6: model.source: ", "mine has no *.safetensors; fetch the model again"),
     ),
     "pickled weights": (
-        (MODEL, 'source = "mine"'),
-        {"mine/config.json": "{}", "mine/pytorch_model.bin": "",
-         **{f"mine/{name}": text for name, text in TEMPLATE.items()}},
+        (MODEL, 'source = "mine"'), {**MINE, "mine/pytorch_model.bin": ""},
         ("loop.toml:6: model.source: ", "pytorch_model.bin only; convert them to safetensors"),
     ),
     "a run_dir that is a file": (
@@ -168,18 +144,16 @@ def test_a_mistake_is_found_before_anything_is_made(mistake: str, here: Path, ca
         (here / name).parent.mkdir(exist_ok=True)
         (here / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     before = sorted(here.rglob("*"))
-    said = call("run")
-    one_line(said, 78, *words)
-    assert call("config", "check") == said
+    result = call("run")
+    one_line(result, 78, *words)
+    assert call("config", "check") == result
     assert sorted(here.rglob("*")) == before
 
 
 def test_a_process_of_its_own_says_it_too(here: Path) -> None:
     change(here, (SAMPLING, "temperature = 1"))
-    said = subprocess.run(
-        [*command("run", "--config", str(here / "loop.toml"))], env=environment(), capture_output=True, text=True
-    )
-    one_line(Said(said.returncode, said.stdout, said.stderr), 78, f"{here}/loop.toml:12: sampling.temperature: ")
+    path = str(here / "loop.toml")
+    one_line(process(Path("/"), "run", "--config", path), 78, f"{path}:12: sampling.temperature: ")
 
 
 @pytest.mark.usefixtures("no_worker")
@@ -193,9 +167,11 @@ def test_no_sandbox(here: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) 
 def test_a_model_that_the_hub_does_not_have(here: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     change(here, (MODEL, 'source = "nobody/no-such-model"'), (FAKE, ""))
     home = tmp_path_factory.mktemp("hub")
-    said = process(here, "run", HF_HUB_OFFLINE="1", HF_HOME=str(home))
-    *progress, line = said.err.splitlines()
-    one_line(Said(said.code, said.out, line + "\n"), 78, "model.source: 'nobody/no-such-model': ", "; give a directory")
+    result = process(here, "run", HF_HUB_OFFLINE="1", HF_HOME=str(home))
+    *progress, line = result.err.splitlines()
+    one_line(
+        Said(result.code, result.out, line + "\n"), 78, "model.source: 'nobody/no-such-model': ", "; give a directory"
+    )
     assert all("preparing: nobody/no-such-model" in line for line in progress)
     write_configuration(here)
     begun(here)
@@ -206,43 +182,36 @@ def test_a_disk_without_room_for_a_checkpoint(here: Path, call: Loopctl, monkeyp
     usage = shutil.disk_usage(here)
     with monkeypatch.context() as full:
         full.setattr(shutil, "disk_usage", lambda _: usage._replace(free=0))
-        said = call("run")
-    line = said.err.splitlines()[-1] + "\n"
-    one_line(
-        Said(said.code, said.out, line), 1, f"disk short: 0 MB free at {here}/.loop", "; make room and run it again"
-    )
+        result = call("run")
+    last = Said(result.code, result.out, result.err.splitlines()[-1] + "\n")
+    one_line(last, 1, f"disk short: 0 MB free at {here}/.loop", "; make room and run it again")
     begun(here)
 
 
 def limited(directory: Path, max_bytes: int) -> Said:
-    """`loopctl run` where no file can grow beyond so many bytes."""
+    """Run `loopctl run` where no file can grow larger than that."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (max_bytes, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
-    done = subprocess.run(
-        command("run"), cwd=directory, env=environment(), preexec_fn=limit, capture_output=True, text=True
-    )
-    return Said(done.returncode, done.stdout, done.stderr)
+    return finish(command("run"), directory, preexec_fn=limit)
 
 
-def test_a_run_goes_on_after_a_full_disk(here: Path, call: Loopctl, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The limit is raised bit by bit: the store cannot be made, then the run not, then a stage not be finished."""
-    whole = write_configuration(tmp_path_factory.mktemp("whole")).parent
-    assert process(whole, "run").code == 0
+def test_a_run_continues_after_a_full_disk(here: Path, call: Loopctl) -> None:
+    """The limit rises bit by bit: first the store cannot be made, then the run, and then a stage cannot be finished."""
     stages, max_bytes = [], 100_000
-    while (said := limited(here, max_bytes)).code != 0:
-        assert said.code == 1 and "Traceback" not in said.err and "bug" not in said.err, (max_bytes, said)
-        assert f"{here}/.loop" in said.err.splitlines()[-1], (max_bytes, said)
+    while (result := limited(here, max_bytes)).code != 0:
+        assert result.code == 1 and "Traceback" not in result.err and "bug" not in result.err, (max_bytes, result)
+        assert f"{here}/.loop" in result.err.splitlines()[-1], (max_bytes, result)
         status = call("status", "--json")
         if status.code == 3:
             stages.append(status.json["round"] and status.json["round"]["stage"])
         max_bytes = int(1.2 * max_bytes)
     assert any(stages) and not all(stages), "before the first round, and in the middle of one"
     run_dir = here / ".loop"
-    found = dump(run_dir)
-    for table, expected in dump(whole / ".loop").items():
-        assert found[table] == expected, table
+    tables = dump(run_dir)
+    for table, expected in dump(finished_run()[0] / ".loop").items():
+        assert tables[table] == expected, table
     db = open_database(run_dir / "loop.db", read_only=True)
     assert verify_store(db, run_dir).findings == []
     db.close()
@@ -292,13 +261,14 @@ def test_what_is_no_store_is_left_alone(kind: str, here: Path, call: Loopctl) ->
 
 
 @pytest.mark.usefixtures("no_worker")
-def test_a_newer_store_is_left_alone(here: Path, call: Loopctl) -> None:
+@pytest.mark.parametrize("command", ["run", "status", "rounds"])
+def test_a_newer_store_is_left_alone(here: Path, call: Loopctl, command: str) -> None:
     path = begun(here) / "loop.db"
     db = open_database(path)
     execute(db, "INSERT INTO schema_migrations VALUES (99, 'tomorrow', '2030')")
     db.close()
     before = path.read_bytes()
-    one_line(call("run"), 78, f"{path}: has migration 99 (tomorrow)", "; use the version that wrote it")
+    one_line(call(command), 78, f"{path}: has migration 99 (tomorrow)", "; use the version that wrote it")
     assert path.read_bytes() == before
 
 
@@ -309,10 +279,8 @@ may_be_refused = pytest.mark.skipif(
 
 
 def unprivileged(directory: Path, *arguments: str) -> Said:
-    """loopctl in a process to which permissions apply."""
-    line = [*WITHOUT_PRIVILEGE, *command(*arguments)]
-    done = subprocess.run(line, cwd=directory, env=environment(), capture_output=True, text=True)
-    return Said(done.returncode, done.stdout, done.stderr)
+    """Run loopctl in a process to which permissions apply."""
+    return finish([*WITHOUT_PRIVILEGE, *command(*arguments)], directory)
 
 
 @may_be_refused
@@ -347,8 +315,8 @@ def test_a_run_of_another_user(here: Path) -> None:
     run_dir = here / ".loop"
     with locked(run_dir):
         (run_dir / "lock").chmod(0)
-        said = unprivileged(here, "status", "--json")
-        assert (said.code, said.json["pid"], said.err) == (0, os.getpid(), "")
+        result = unprivileged(here, "status", "--json")
+        assert (result.code, result.json["pid"], result.err) == (0, os.getpid(), "")
     assert unprivileged(here, "status", "--json").code == 3
     one_line(unprivileged(here, "pause"), 77, f"{run_dir}: permission denied; ")
     (run_dir / "lock").chmod(0o600)
@@ -381,3 +349,5 @@ def test_files_of_another_user(here: Path) -> None:
         ("corpus", "export", "--format", "jsonl", "closed/corpus.jsonl"),
     ):
         one_line(unprivileged(here, *arguments), 77, "closed: permission denied; name a place")
+    (here / "loop.toml").chmod(0)
+    one_line(unprivileged(here, "status"), 77, "loop.toml: permission denied; ")

@@ -1,30 +1,25 @@
-"""`loopctl logs`: the newest lines over rotated files, as words or JSON, and what comes after."""
+"""`loopctl logs` shows the newest lines over rotated files, as words or JSON, and what comes after."""
 
 import json
-import signal
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from loop.cli.logs import in_words
-from tests.support.cli import Loopctl, call, command, environment, finished
-from tests.support.waiting import HANG_S
-
-__all__ = ["call", "finished"]
+from tests.support.cli import Loopctl, interrupt, one_line, start
 
 
 def entry(number: int, **more: Any) -> str:
-    """One line of the log."""
+    """Make one line of the log."""
     at = f"2026-01-01T08:06:{number % 60:02}.123456Z"
-    known = {"time": at, "level": "info", "run": "small", "round": None, "stage": None, "message": f"line {number}"}
-    return json.dumps(known | more) + "\n"
+    usual = {"time": at, "level": "info", "run": "small", "round": None, "stage": None, "message": f"line {number}"}
+    return json.dumps(usual | more) + "\n"
 
 
 @pytest.fixture
 def log(finished: Path) -> Path:
-    """The path of a log that is not there yet."""
+    """Name a log that does not exist yet."""
     path = finished / ".loop" / "logs" / "loopd.log"
     path.parent.mkdir(exist_ok=True)
     for old in path.parent.glob("loopd.log*"):
@@ -33,8 +28,7 @@ def log(finished: Path) -> Path:
 
 
 def test_there_is_no_log(log: Path, call: Loopctl) -> None:
-    said = call("logs")
-    assert said.code == 3 and said.out == "" and said.err.count("\n") == 1 and "loopctl start" in said.err
+    one_line(call("logs"), 3, "loopctl start")
 
 
 def test_a_line_in_words(log: Path, call: Loopctl) -> None:
@@ -43,14 +37,16 @@ def test_a_line_in_words(log: Path, call: Loopctl) -> None:
         + entry(2, level="warning", round=3, stage="training", message="it\x1b[2J failed\nagain")
         + entry(3, round=3, stage="training", message="training: 16 completions", duration_s=1.5)
         + entry(4, level="error", message=None, stage=["odd"], round={"odd": 1}, time=5)
+        + "{}\n"
     )
-    said = call("logs")
-    assert said.code == 0 and said.err == ""
-    assert said.out.splitlines() == [
+    result = call("logs")
+    assert result.code == 0 and result.err == ""
+    assert result.out.splitlines() == [
         "2026-01-01 08:06:01  line 1",
         r"2026-01-01 08:06:02  warning  round 3, training: it\x1b[2J failed\nagain",
         "2026-01-01 08:06:03  round 3: training: 16 completions",
         "5  error  round {'odd': 1}, ['odd']: ",
+        "-  ",
     ]
 
 
@@ -80,23 +76,12 @@ def test_the_newest_lines_over_all_files(log: Path, call: Loopctl) -> None:
     with log.open("a") as file:
         file.write('{"time": "this line is being written')
     for wanted in (0, 1, 7, 8, 9, 20, 21, 29, 30, 31):
-        found = [line.split()[-1] for line in call("logs", "-n", str(wanted)).out.splitlines()]
-        assert found == [str(number) for number in range(30)][max(0, 30 - wanted) :], wanted
+        shown = [line.split()[-1] for line in call("logs", "-n", str(wanted)).out.splitlines()]
+        assert shown == [str(number) for number in range(30)][max(0, 30 - wanted) :], wanted
     assert len(call("logs").out.splitlines()) == 20
     log.unlink()
     assert call("logs", "-n", "1").out.endswith("line 21\n"), "in the middle of a rotation"
     assert call("logs", "-n", "-1").code == 2
-
-
-def _following(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        command("logs", "-f", *arguments),
-        cwd=directory,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
 
 
 def _next(process: "subprocess.Popen[str]") -> str:
@@ -111,7 +96,7 @@ def _append(path: Path, text: str) -> None:
 
 def test_follow_across_rotation_and_truncation(finished: Path, log: Path) -> None:
     log.write_text(entry(1) + entry(2) + entry(3)[:20])
-    process = _following(finished, "-n", "1")
+    process = start(finished, "logs", "-f", "-n", "1")
     assert _next(process) == "2"
     _append(log, entry(3)[20:])
     assert _next(process) == "3", "a line that was half there"
@@ -125,19 +110,13 @@ def test_follow_across_rotation_and_truncation(finished: Path, log: Path) -> Non
     assert _next(process) == "7", "emptied and begun again"
     _append(log, entry(8))
     assert _next(process) == "8"
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=HANG_S)
-    assert (out, err, process.returncode) == ("", "", 0)
+    result = interrupt(process)
+    assert (result.out, result.err, result.code) == ("", "", 0)
 
 
 def test_follow_waits_for_a_log(finished: Path, log: Path) -> None:
-    process = _following(finished, "--json")
+    process = start(finished, "logs", "-f", "--json")
     assert process.stderr and "no log in" in process.stderr.readline()
     log.write_text(entry(1))
     assert process.stdout and json.loads(process.stdout.readline())["message"] == "line 1"
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=HANG_S) == 0
-
-
-def test_words_of_an_empty_entry() -> None:
-    assert in_words({}) == "-  "
+    assert interrupt(process).code == 0

@@ -1,13 +1,11 @@
-"""`loopctl aa`, `sweep` and `final` with the fake engine: what they say, how they go on, and that the run stays as it is."""
+"""`loopctl aa`, `sweep` and `final`, on the fake engine, say what they should, continue, and leave the run as it is."""
 
-import functools
+import os
+import re
 import shutil
 import signal
-import subprocess
 import sys
-import tempfile
 import tomllib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,20 @@ import pytest
 
 from loop.system.lock import locked
 from policies.policy import build_policy
-from store.db import open_database, query
-from store.ledger import Ledger
+from store.db import query
 from store.records import Event
-from tests.support.cli import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
-
-__all__ = ["call", "finished"]
+from tests.support.cli import (
+    CONFIG,
+    Loopctl,
+    change,
+    finish,
+    finished_run,
+    ledger_of,
+    one_line,
+    process,
+    standing_in,
+    write_configuration,
+)  # fmt: skip
 
 KEPT = (
     CONFIG.replace("rounds = 2", "rounds = 1")
@@ -31,48 +37,25 @@ KEPT = (
 )
 
 
-@functools.cache
-def kept_run() -> Path:
-    directory = Path(tempfile.mkdtemp(prefix="test-measure-"))
-    write_configuration(directory, KEPT)
-    said = process(directory, "run")
-    assert said.code == 0, said.err
-    return directory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _remove() -> Iterator[None]:
-    yield
-    if kept_run.cache_info().currsize:
-        shutil.rmtree(kept_run())
-
-
 @pytest.fixture
 def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory: a copy of a run with one kept round and a final split."""
-    shutil.copytree(kept_run(), tmp_path / "kept")
-    monkeypatch.chdir(tmp_path / "kept")
-    monkeypatch.delenv("LOOP_CONFIG", raising=False)
-    return tmp_path / "kept"
+    """Make a copy of a run with one kept round and a final split the current directory."""
+    return standing_in(shutil.copytree(finished_run(KEPT)[0], tmp_path / "kept"), monkeypatch)
 
 
 def events(directory: Path, kind: str) -> list[Event]:
-    db = open_database(directory / ".loop" / "loop.db", read_only=True)
-    found = [event for event in Ledger(db).events.every() if event.kind == kind]
-    db.close()
-    return found
+    with ledger_of(directory) as ledger:
+        return [event for event in ledger.events.every() if event.kind == kind]
 
 
 def evaluations(directory: Path) -> dict[str, int]:
-    """How many completions each suite's evaluations have, by name."""
-    db = open_database(directory / ".loop" / "loop.db", read_only=True)
+    """Count the completions that each suite's evaluations have, by name."""
     sql = (
         "SELECT e.suite_name AS name, count(*) AS num FROM evaluations AS e JOIN completions AS c "
         "ON c.evaluation_id = e.id WHERE e.metrics IS NOT NULL GROUP BY e.suite_name"
     )
-    found = {row["name"]: row["num"] for row in query(db, sql)}
-    db.close()
-    return found
+    with ledger_of(directory) as ledger:
+        return {row["name"]: row["num"] for row in query(ledger.db, sql)}
 
 
 # aa
@@ -80,19 +63,15 @@ def evaluations(directory: Path) -> dict[str, int]:
 
 def test_aa(finished: Path, call: Loopctl) -> None:
     before = {name: call(name, "--json").json for name in ("rounds", "status")}
-    said = call("aa", "--of", "base", "--json")
-    assert said.code == 0, said.err
-    answer = said.json
+    result = call("aa", "--of", "base", "--json")
+    assert result.code == 0, result.err
+    answer = result.json
     assert answer.keys() >= {
         "run", "suite", "split", "decoding", "num_problems", "num_samples", "checkpoint", "round", "metric", "noise",
         "variance_within", "looks", "sizes", "signals", "collapse", "evaluations",
     }  # fmt: skip
-    assert (answer["suite"], answer["split"], answer["num_problems"], answer["num_samples"]) == (
-        "ones",
-        "select",
-        12,
-        2,
-    )
+    measured = (answer["suite"], answer["split"], answer["num_problems"], answer["num_samples"])
+    assert measured == ("ones", "select", 12, 2)
     noise = answer["noise"]
     assert noise["difference"] == pytest.approx(noise["rates"][0] - noise["rates"][1])
     assert noise["interval"][0] <= noise["difference"] <= noise["interval"][1] and noise["sd"] > 0
@@ -110,7 +89,7 @@ def test_aa(finished: Path, call: Loopctl) -> None:
     assert event.round == 0 and event.data == {key: value for key, value in answer.items() if key != "round"}
 
     again = call("aa", "--of", "base", "--json")
-    assert again.json == answer and "evaluating" not in again.err, "what was measured is found again"
+    assert again.json == answer and "evaluating" not in again.err, "what was measured is not measured again"
     assert len(events(finished, "aa_measured")) == 1
     assert evaluations(finished)["ones@aa1"] == evaluations(finished)["ones@aa2"] == 24
     assert call("rounds", "--json").json == before["rounds"]
@@ -120,15 +99,10 @@ def test_aa(finished: Path, call: Loopctl) -> None:
     assert call("verify").code == 0
 
     text = call("aa", "--of", "base").out
-    for words in (
-        "the base twice on ones (select, T 0.9, top_p 0.95)",
-        "target_gain 0.03 would mostly be missed",
-        "it takes about",
-    ):
+    for words in ("the base twice on ones (select, T 0.9, top_p 0.95)", "target_gain 0.03 would mostly be missed",
+                  "it takes about"):  # fmt: skip
         assert words in text, words
-    pasted = next(
-        line.removeprefix("limits").strip().rstrip(",") for line in text.splitlines() if line.startswith("limits")
-    )
+    (pasted,) = re.findall("^limits *(.*),$", text, re.M)
     table = tomllib.loads(f"gate = {pasted}")["gate"]
     assert build_policy([table], "select").gates == build_policy([answer["collapse"]], "select").gates
     warned = call("run").err
@@ -136,9 +110,9 @@ def test_aa(finished: Path, call: Loopctl) -> None:
     assert f"{look['smallest_detectable_gain']:.3f}" in warned
 
 
-def test_aa_before_the_first_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path, num_problems=5).parent)
-    assert call("aa", "--of", "1").code == 1 and not (tmp_path / ".loop").exists()
+def test_aa_before_the_first_round(here: Path, call: Loopctl) -> None:
+    write_configuration(here, num_problems=5)
+    assert call("aa", "--of", "1").code == 1 and not (here / ".loop").exists()
     assert call("aa", "--json").json["round"] == 0
 
 
@@ -167,16 +141,14 @@ sys.exit(run(sys.argv[5:], loopctl, "loopctl"))
 
 
 def killed(directory: Path, *arguments: str) -> int:
-    return subprocess.run(
-        [sys.executable, "-P", "-c", KILLED, *arguments], cwd=directory, env=environment(), capture_output=True
-    ).returncode
+    return finish([sys.executable, "-P", "-c", KILLED, *arguments], directory).code
 
 
-@functools.cache
-def uninterrupted() -> Any:
-    with tempfile.TemporaryDirectory() as place:
-        shutil.copytree(finished_run()[0], Path(place) / "run")
-        return process(Path(place) / "run", "aa", "--json").json
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Ask `aa` on the finished run, without a kill."""
+    directory = shutil.copytree(finished_run()[0], tmp_path_factory.mktemp("uninterrupted") / "run")
+    return process(directory, "aa", "--json").json
 
 
 @pytest.mark.parametrize(
@@ -190,19 +162,18 @@ def uninterrupted() -> Any:
         ("events", "append_news", "after", "1"),
     ],
 )
-def test_aa_goes_on_after_a_kill(where: tuple[str, ...], finished: Path, call: Loopctl) -> None:
+def test_aa_continues_after_a_kill(where: tuple[str, ...], finished: Path, call: Loopctl, uninterrupted: Any) -> None:
     assert killed(finished, *where, "aa") == -signal.SIGKILL
-    assert call("aa", "--json").json == uninterrupted()
+    assert call("aa", "--json").json == uninterrupted
     assert len(events(finished, "aa_measured")) == 1
     assert evaluations(finished)["ones@aa1"] == evaluations(finished)["ones@aa2"] == 24
     assert call("verify").code == 0
 
 
-@pytest.mark.parametrize("command", ["aa", "sweep", "final"])
+@pytest.mark.parametrize("command", ["run --rounds 1", "aa", "sweep", "final --yes"])
 def test_another_process_holds_the_run(command: str, kept: Path) -> None:
     with locked(kept / ".loop"):
-        said = process(kept, command, *(["--yes"] if command == "final" else []))
-    assert said.code == 75 and "holds this run" in said.err and said.err.count("\n") == 1 and said.out == ""
+        one_line(process(kept, *command.split()), 75, f"process {os.getpid()} holds this run")
 
 
 def test_mistakes(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,27 +189,23 @@ def test_mistakes(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
         (["sweep", "--split", "confirm"], 2, "its splits are select"),
         (["final"], 78, "has no final split"),
     ):
-        said = call(*arguments)
-        assert said.code == code and words in said.err and said.err.count("\n") == 1 and said.out == "", said
-    config = finished / "loop.toml"
-    config.write_text(config.read_text().replace("seed = 3", "seed = 4"))
-    for command in ("aa", "sweep"):
-        assert call(command).code == 78
+        one_line(call(*arguments), code, words)
+    change(finished, ("seed = 3", "seed = 4"))
+    for command in ("run", "aa", "sweep"):
+        one_line(call(command), 78, "seed is 4 here and 3 in the run directory")
 
 
-def test_a_greedy_suite_has_no_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path, CONFIG.replace('suite = "ones"', 'suite = "greedy"')).parent)
-    said = call("aa")
-    assert said.code == 1 and "no noise to measure" in said.err and not (tmp_path / ".loop").exists()
+def test_a_greedy_suite_has_no_noise(here: Path, call: Loopctl) -> None:
+    change(here, ('suite = "ones"', 'suite = "greedy"'))
+    one_line(call("aa"), 1, "no noise to measure")
+    assert not (here / ".loop").exists()
 
 
 # the warning at a start
 
 
-def test_a_start_warns_of_an_evaluation_that_is_too_coarse(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl
-) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path, CONFIG.replace("rounds = 2", "rounds = 1")).parent)
+def test_a_start_warns_of_an_evaluation_that_is_too_coarse(here: Path, call: Loopctl) -> None:
+    change(here, ("rounds = 2", "rounds = 1"))
     warning = "the evaluation (12 problems x 2 samples) detects a gain of "
     guessed = call("run").err
     assert guessed.count(warning) == 1 and "by a guess" in guessed and "target_gain is 0.03" in guessed
@@ -255,27 +222,26 @@ def test_no_warning_where_the_evaluation_can_see_it(kept: Path, call: Loopctl) -
 
 def test_sweep(kept: Path, call: Loopctl) -> None:
     before = call("rounds", "--json").json
-    said = call("sweep", "--temperatures", "0.3,0.9", "--json")
-    assert said.code == 0, said.err
-    answer = said.json
+    result = call("sweep", "--temperatures", "0.3,0.9", "--json")
+    assert result.code == 0, result.err
+    answer = result.json
     assert answer["T_eval"] == 0.9 and answer["temperatures"] == [0.3, 0.9] and answer["split"] == "select"
-    assert [one["round"] for one in answer["checkpoints"]] == [0, 1]
-    for one in answer["checkpoints"]:
-        assert [row["temperature"] for row in one["figures"]] == [0.3, 0.9]
-        rates = {row["temperature"]: row["pass@1"] for row in one["figures"]}
-        assert rates[one["best_temperature"]] == max(rates.values())
-        for row in one["figures"]:
+    assert [checkpoint["round"] for checkpoint in answer["checkpoints"]] == [0, 1]
+    best = []
+    for checkpoint in answer["checkpoints"]:
+        rates = {row["temperature"]: row["pass@1"] for row in checkpoint["figures"]}
+        assert list(rates) == [0.3, 0.9] and rates[checkpoint["best_temperature"]] == max(rates.values())
+        best.append(max(rates.values()))
+        for row in checkpoint["figures"]:
             assert row["pass@1_interval"][0] <= row["pass@1"] <= row["pass@1_interval"][1]
     (gain,) = answer["training_gains"]
-    best = {one["round"]: max(row["pass@1"] for row in one["figures"]) for one in answer["checkpoints"]}
     assert gain["round"] == 1 and gain["gain"] == pytest.approx(best[1] - best[0])
     assert gain["interval"][0] <= gain["gain"] <= gain["interval"][1]
     assert answer["decoding_gain"]["gain"] >= 0
-    assert {name: num for name, num in evaluations(kept).items() if "@T" in name} == dict.fromkeys(
-        ("ones@T0.3", "ones@T0.9"), 4 * answer["num_problems"]
-    ), "equal effort for both"
+    nums = {name: num for name, num in evaluations(kept).items() if "@T" in name}
+    assert nums == dict.fromkeys(("ones@T0.3", "ones@T0.9"), 4 * answer["num_problems"]), "equal effort for both"
     again = call("sweep", "--temperatures", "0.9,0.3")
-    assert again.code == 0 and "evaluating" not in again.err, "what was measured is found again"
+    assert again.code == 0 and "evaluating" not in again.err, "what was measured is not measured again"
     for words in ("T_eval T 0.9", "decoding: the base at", "training: round 1 at", "flattered", "frozen"):
         assert words in again.out, words
     assert call("rounds", "--json").json == before and call("verify").code == 0
@@ -283,27 +249,19 @@ def test_sweep(kept: Path, call: Loopctl) -> None:
 
 def test_sweep_of_the_base_alone(finished: Path, call: Loopctl) -> None:
     answer = call("sweep", "--of", "base", "--temperatures", "0.5", "--json").json
-    assert [one["round"] for one in answer["checkpoints"]] == [0] and answer["training_gains"] == []
+    assert [checkpoint["round"] for checkpoint in answer["checkpoints"]] == [0] and answer["training_gains"] == []
 
 
 # final
 
 
 def test_final(kept: Path, call: Loopctl) -> None:
-    said = call("final", "--yes", "--json")
-    assert said.code == 0, said.err
-    answer = said.json
+    result = call("final", "--yes", "--json")
+    assert result.code == 0, result.err
+    answer = result.json
     assert answer.keys() >= {
-        "opened_at",
-        "suite",
-        "split",
-        "base",
-        "head",
-        "gain",
-        "interval",
-        "evaluations",
-        "decoding",
-    }
+        "opened_at", "suite", "split", "base", "head", "gain", "interval", "evaluations", "decoding",
+    }  # fmt: skip
     assert answer["split"] == "final" and answer["head"]["round"] == 1 and answer["base"]["round"] == 0
     assert answer["gain"] == pytest.approx(answer["head"]["pass@1"] - answer["base"]["pass@1"])
     assert answer["interval"][0] <= answer["gain"] <= answer["interval"][1]
@@ -320,27 +278,23 @@ def test_final(kept: Path, call: Loopctl) -> None:
 
 
 def test_final_asks_first(kept: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    said = process(kept, "final")
-    assert said.code == 2 and "can be opened once; give --yes" in said.err and said.out == ""
+    one_line(process(kept, "final"), 2, "can be opened once; give --yes")
     monkeypatch.setattr("click.confirm", lambda *_args, **_kwargs: False)
     assert call("final").code == 1
     assert events(kept, "final_begun") == []
     assert call("rollback", "--to", "base").code == 0
-    said = call("final", "--yes")
-    assert said.code == 1 and "the head is the base" in said.err
+    one_line(call("final", "--yes"), 1, "the head is the base")
 
 
 def test_final_is_finished_on_the_head_that_it_was_begun_with(kept: Path, call: Loopctl) -> None:
     assert killed(kept, "evaluations", "finish", "after", "1", "final", "--yes") == -signal.SIGKILL
     assert call("rollback", "--to", "base").code == 0
-    said = call("final")
-    assert said.code == 1 and "the head is the base now" in said.err
+    result = call("final")
+    assert result.code == 1 and "the head is the base now" in result.err
     (event,) = events(kept, "final_opened")
     assert event.data["head"]["round"] == 1 and len(events(kept, "final_begun")) == 1
 
 
-def test_a_final_split_that_rounds_look_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    config = KEPT.replace('suite = "ones"\ngates', 'suite = "ones"\nconfirm = "final"\ngates')
-    monkeypatch.chdir(write_configuration(tmp_path, config).parent)
-    said = call("final", "--yes")
-    assert said.code == 78 and "decide.confirm is final" in said.err
+def test_a_final_split_that_rounds_look_at(here: Path, call: Loopctl) -> None:
+    write_configuration(here, KEPT.replace('suite = "ones"\ngates', 'suite = "ones"\nconfirm = "final"\ngates'))
+    one_line(call("final", "--yes"), 78, "decide.confirm is final")

@@ -1,13 +1,11 @@
-"""How lines are folded and coloured for a terminal."""
+"""Lines are folded and coloured for a terminal."""
 
 from pathlib import Path
 
 import pytest
 
 from loop.cli.paper import cells, folded
-from tests.support.cli import Loopctl, call, finished
-
-__all__ = ["call", "finished"]
+from tests.support.cli import Loopctl
 
 
 def test_lines_are_folded_at_spaces_and_within_long_words() -> None:
@@ -19,7 +17,7 @@ def test_lines_are_folded_at_spaces_and_within_long_words() -> None:
     for text in ("a " * 200, "日" * 77 + " x", "word " * 50 + "y" * 300):
         for width in (20, 21, 33):
             lines = list(folded(text, width))
-            assert all(cells(one) <= width for one in lines)
+            assert all(cells(line) <= width for line in lines)
             assert "".join(lines).replace(" ", "") == text.replace(" ", "")
 
 
@@ -33,5 +31,5 @@ def test_colours_only_on_a_terminal(finished: Path, call: Loopctl, monkeypatch: 
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b" not in call("status").out
     monkeypatch.setenv("COLUMNS", "50")
-    said = call("status").out.splitlines()
-    assert len(said) > 8 and all(len(one) <= 50 for one in said[1:])
+    lines = call("status").out.splitlines()
+    assert len(lines) > 8 and all(len(line) <= 50 for line in lines[1:])

@@ -1,10 +1,8 @@
-"""The commands that read a run: keys and types of their JSON, exit codes, and what people see."""
+"""The commands that read a run give JSON with its keys and types, exit codes, and words for people."""
 
 import io
 import json
 import os
-import shutil
-import sqlite3
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,19 +11,13 @@ import pytest
 
 from loop.cli.tables import console
 from loop.system.lock import locked
-from store.db import open_database
-from store.ledger import Ledger
-from tests.support.cli import CONFIG, Loopctl, call, environment, finished, finished_run, process, write_configuration
-
-__all__ = ["call", "finished"]
-TESTED = '[collect]\ndata = { type = "accumulate", passed_tests = true }\n'
-Number = int | float
+from tests.support.cli import Loopctl, altered, change, finish, ledger_of, one_line, process, standing_in
 
 
 def test_status_has_the_keys_of_the_contract(finished: Path, call: Loopctl) -> None:
-    said = call("status", "--json")
-    assert said.code == 3, "nothing is running"
-    answer = said.json
+    result = call("status", "--json")
+    assert result.code == 3, "nothing is running"
+    answer = result.json
     for key in ("as_of", "run", "state", "reason", "pid", "uptime_s", "heartbeat_age_s", "head", "base", "round",
                 "last_decision", "rounds", "corpus", "next_due", "disk", "last_error"):  # fmt: skip
         assert key in answer, key
@@ -47,24 +39,22 @@ def test_status_has_the_keys_of_the_contract(finished: Path, call: Loopctl) -> N
 
 
 def test_status_for_people(finished: Path, call: Loopctl) -> None:
-    said = call("status")
-    assert said.code == 3
+    result = call("status")
+    assert result.code == 3
     for words in ("small", "idle", "pass@1", "T 0.9, top_p 0.95", "ones", "kept ·", "rolled back ·", "32 completions",
                   "all 2 rounds are done"):  # fmt: skip
-        assert words in said.out, words
-    assert "\x1b" not in said.out
+        assert words in result.out, words
+    assert "\x1b" not in result.out
 
 
-def test_status_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    monkeypatch.chdir(write_configuration(tmp_path).parent)
-    said = call("status")
-    assert said.code == 3
-    assert "no run in" in said.out and "loopctl run" in said.out
+def test_status_before_the_first_run(here: Path, call: Loopctl) -> None:
+    result = call("status")
+    assert result.code == 3
+    assert "no run in" in result.out and "loopctl run" in result.out
     answer = call("status", "--json").json
     assert answer["state"] == "stopped" and answer["run"] == "small" and answer["head"] is None
-    assert call("rounds").code == 1
-    assert "start one with `loopctl run`" in call("rounds").err
-    assert not (tmp_path / ".loop").exists(), "reading makes nothing"
+    one_line(call("rounds"), 1, "start one with `loopctl run`")
+    assert not (here / ".loop").exists(), "reading makes nothing"
 
 
 def test_status_while_a_process_holds_the_run(finished: Path, call: Loopctl) -> None:
@@ -78,32 +68,30 @@ def test_status_while_a_process_holds_the_run(finished: Path, call: Loopctl) -> 
 
 
 def test_status_after_the_process_vanished(finished: Path, call: Loopctl) -> None:
-    db = open_database(finished / ".loop" / "loop.db")
-    Ledger(db).set_run_state(Ledger(db).run().id, "running")  # type: ignore[union-attr]
-    db.close()
-    said = call("status", "--json")
-    assert said.code == 3
-    assert said.json["state"] == "stopped" and "vanished" in said.json["reason"]
+    with ledger_of(finished) as ledger:
+        ledger.set_run_state(ledger.run().id, "running")
+    result = call("status", "--json")
+    assert result.code == 3
+    assert result.json["state"] == "stopped" and "vanished" in result.json["reason"]
 
 
 def test_status_check_fails_on_a_failed_run(finished: Path, call: Loopctl) -> None:
-    db = open_database(finished / ".loop" / "loop.db")
-    Ledger(db).set_run_state(Ledger(db).run().id, "failed", "round 3, training: no")  # type: ignore[union-attr]
-    db.close()
+    with ledger_of(finished) as ledger:
+        ledger.set_run_state(ledger.run().id, "failed", "round 3, training: no")
     assert call("status").code == 3
-    said = call("status", "--check")
-    assert said.code == 1 and "failed: round 3" in said.err
+    result = call("status", "--check")
+    assert result.code == 1 and "failed: round 3" in result.err
 
 
 def test_status_of_a_damaged_store_is_unknown(finished: Path, call: Loopctl) -> None:
     for file in (finished / ".loop").glob("loop.db*"):
         file.unlink()
     (finished / ".loop" / "loop.db").write_text("this is no database, however long it may be" * 50)
-    said = call("status")
-    assert said.code == 4 and "restore a backup" in said.err
-    assert call("rounds").code == 1
-    said = call("verify", "--json")
-    assert said.code == 1 and not said.json["ok"] and "is not an SQLite database" in said.json["findings"][0]["message"]
+    one_line(call("status"), 4, "restore a backup")
+    one_line(call("rounds"), 1, "restore a backup")
+    result = call("verify", "--json")
+    assert result.code == 1 and not result.json["ok"]
+    assert "is not an SQLite database" in result.json["findings"][0]["message"]
     assert call("verify").out.startswith("database: ")
 
 
@@ -121,14 +109,9 @@ def test_status_is_light(finished: Path) -> None:
         "'importlib.metadata', 'loop.run.session', 'loop.round', 'loop.grading.grader']\n"
         "print([name for name in heavy if name in sys.modules], file=sys.stderr)\nsys.exit(code)"
     )
-    import subprocess
-
     for option in ([], ["--json"]):
-        done = subprocess.run(
-            [sys.executable, "-c", program, *option], cwd=finished, env=environment(), capture_output=True, text=True
-        )
-        assert done.returncode == 3
-        assert done.stderr.strip() == "[]"
+        result = finish([sys.executable, "-c", program, *option], finished)
+        assert (result.code, result.err.strip()) == (3, "[]")
 
 
 def test_options_stand_before_and_after_the_command(
@@ -182,8 +165,8 @@ def test_round(finished: Path, call: Loopctl) -> None:
     text = call("round", "2").out
     for words in ("pass@2", "easy (6)", "greedy", "decision", "saw 16 of 16", "evaluating", "candidate - head"):
         assert words in text, words
-    assert call("round", "9").code == 1 and "rounds 1 to 2" in call("round", "9").err
-    assert call("round", "nine").code == 2
+    one_line(call("round", "9"), 1, "rounds 1 to 2")
+    one_line(call("round", "nine"), 2, "'nine'")
 
 
 def test_samples(finished: Path, call: Loopctl) -> None:
@@ -216,7 +199,7 @@ def test_samples_show_the_code_that_was_graded(finished: Path, call: Loopctl) ->
     passed = next(sample for sample in answer if sample["verdict"] == "passed")
     text = call("samples", "--suite", "ones", "--prompt", passed["prompt"]["name"], "--show-code").out
     assert "the program in it: passed" in text and "not selected yet" not in text
-    assert call("samples", "--suite", "none").err == "no suite is called 'none'; the run has ones, greedy\n"
+    one_line(call("samples", "--suite", "none"), 1, "no suite is called 'none'; the run has ones, greedy\n")
 
 
 def test_samples_without_a_problem_show_what_extraction_gives(finished: Path, call: Loopctl) -> None:
@@ -226,16 +209,16 @@ def test_samples_without_a_problem_show_what_extraction_gives(finished: Path, ca
     assert "the program in it: not graded" in call("samples", "--limit", "1", "--show-code").out
 
 
-def test_samples_of_prompts_that_have_tests(tmp_path: Path) -> None:
-    config = CONFIG.replace("per_round = 16", 'source = "tested.jsonl"').replace("[training]", f"{TESTED}[training]")
-    write_configuration(tmp_path, config)
+def test_samples_of_prompts_that_have_tests(here: Path) -> None:
+    tested = '[collect]\ndata = { type = "accumulate", passed_tests = true }\n[training]'
+    change(here, ("per_round = 16", 'source = "tested.jsonl"'), ("[training]", tested))
     rows = [
         {"statement": f"Return one, {n}.", "signature": f"def own_{n}():", "test_list": [f"assert own_{n}() == 1"]}
         for n in range(8)
     ]
-    (tmp_path / "tested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert process(tmp_path, "run", "--rounds", "1").code == 0
-    shown = process(tmp_path, "samples", "--show-code", "--json").json
+    (here / "tested.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert process(here, "run", "--rounds", "1").code == 0
+    shown = process(here, "samples", "--show-code", "--json").json
     assert len(shown) == 8
     for sample in shown:
         assert (sample["verdict"] == "passed") == ("return 1" in sample["code"])
@@ -244,8 +227,9 @@ def test_samples_of_prompts_that_have_tests(tmp_path: Path) -> None:
 def test_samples_of_a_suite_that_has_changed(finished: Path, call: Loopctl) -> None:
     lines = Path("ones.jsonl").read_text().replace("== 1", "== 2", 1)
     Path("ones.jsonl").write_text(lines)
-    said = call("samples", "--suite", "ones", "--show-code")
-    assert said.code == 1 and "suite ones: is not what these answers were graded on" in said.err
+    one_line(
+        call("samples", "--suite", "ones", "--show-code"), 1, "suite ones: is not what these answers were graded on"
+    )
     assert call("samples", "--suite", "ones").code == 0
 
 
@@ -269,52 +253,33 @@ def test_export_parquet(finished: Path, call: Loopctl) -> None:
     assert answer["num_rows"] == 32
     call("corpus", "export", "--format", "jsonl", "out.jsonl")
     rows = [json.loads(line) for line in Path("out.jsonl").read_text().splitlines()]
-    assert parquet.read_table("out.parquet").to_pylist() == [{key: row[key] for key in _keys(parquet)} for row in rows]
-
-
-def _keys(parquet: object) -> list[str]:
-    return parquet.read_schema("out.parquet").names  # type: ignore[attr-defined, no-any-return]
+    table = parquet.read_table("out.parquet")
+    assert table.to_pylist() == [{key: row[key] for key in table.column_names} for row in rows]
 
 
 def test_verify(finished: Path, call: Loopctl) -> None:
-    said = call("verify")
-    assert said.code == 0 and said.out.startswith("ok: ")
+    result = call("verify")
+    assert result.code == 0 and result.out.startswith("ok: ")
     answer = call("verify", "--json").json
     assert answer["ok"] and answer["findings"] == [] and answer["checked"]["rounds"] == 2
-    with sqlite3.connect(finished / ".loop" / "loop.db") as conn:
-        for (trigger,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
-            conn.execute(f'DROP TRIGGER "{trigger}"')
+    with altered(finished) as conn:
         conn.execute("UPDATE completions SET text = text || ' ' WHERE arrival = 3")
-    conn.close()
-    said = call("verify")
-    assert said.code == 1 and "was altered" in said.out
+    result = call("verify")
+    assert result.code == 1 and "was altered" in result.out
     assert call("verify", "--json").json["findings"][0]["kind"] == "completion"
 
 
-def test_a_store_of_a_later_version(finished: Path, call: Loopctl) -> None:
-    with sqlite3.connect(finished / ".loop" / "loop.db") as conn:
-        conn.execute("INSERT INTO schema_migrations (number, name, applied_at) VALUES (999, 'future', 'then')")
-    conn.close()
-    for arguments in (("status",), ("rounds",), ("run",)):
-        said = call(*arguments)
-        assert said.code == 78 and "999 (future)" in said.err and said.out == ""
-
-
 def test_without_a_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
-    monkeypatch.chdir(tmp_path)
+    standing_in(tmp_path, monkeypatch)
     for arguments in (("status",), ("run", "--json"), ("rounds",), ("config", "check")):
-        said = call(*arguments)
-        assert said.code == 78 and "loopctl init" in said.err and said.out == "" and said.err.count("\n") == 1
-    said = call("status", "--config", "there.toml")
-    assert said.code == 78 and "there.toml" in said.err
+        one_line(call(*arguments), 78, "loopctl init")
+    one_line(call("status", "--config", "there.toml"), 78, "there.toml")
 
 
 def test_a_reader_that_goes_away(finished: Path) -> None:
-    import subprocess
-
     line = f"{sys.executable} -m loop.cli.main samples --limit 1000 | true; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], cwd=finished, env=environment(), capture_output=True, text=True)
-    assert done.stderr == "" and done.stdout.strip() in ("0", "141")
+    result = finish(["bash", "-c", line], finished)
+    assert result.err == "" and result.out.strip() in ("0", "141")
 
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
@@ -327,9 +292,3 @@ def test_a_reader_that_goes_away(finished: Path) -> None:
 def test_a_terminal_without_a_width(finished: Path) -> None:
     plain = process(finished, "rounds")
     assert plain.out and process(finished, "rounds", COLUMNS="0").out == plain.out
-
-
-def test_copies_leave_the_original_alone() -> None:
-    directory, _ = finished_run()
-    assert (directory / ".loop" / "loop.db").exists()
-    assert shutil.disk_usage(directory).free > 0

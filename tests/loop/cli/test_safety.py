@@ -1,4 +1,4 @@
-"""Text of models and strangers in the terminal: shown, never obeyed."""
+"""The terminal shows the text of models and strangers, and never obeys it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -7,11 +7,7 @@ import pytest
 
 from loop.words import count, duration, one_line, safe, signed, size
 from store.corpus import Corpus
-from store.db import open_database
-from store.ledger import Ledger
-from tests.support.cli import Loopctl, call, finished
-
-__all__ = ["call", "finished"]
+from tests.support.cli import Loopctl, ledger_of
 
 HOSTILE = "\x1b[31mred\x07\x9b1m\u202eevil\u2066\u200b\ufeff\U000e0041\ud800\r\x7f[bold]text[/bold]\ttab\x00end"
 SHOWN = r"\x1b[31mred\x07\x9b1m\u202eevil\u2066\u200b\ufeff\U000e0041\ud800\r\x7f[bold]text[/bold]\ttab\x00end"
@@ -27,49 +23,43 @@ def test_safe() -> None:
 
 
 def test_a_hostile_completion_in_samples(finished: Path, call: Loopctl) -> None:
-    db = open_database(finished / ".loop" / "loop.db")
-    corpus, run = Corpus(db), Ledger(db).run()
-    assert run is not None
-    one = next(corpus.completions(run.id, 2))
-    corpus.add_completions([replace(one, id="f" * 64, sample_index=7, text=HOSTILE, created_at="", sha256="")])
-    db.close()
-    said = call("samples", "--limit", "1")
-    assert SHOWN in "".join(line.strip() for line in said.out.splitlines()) and not DANGEROUS & set(said.out)
-    said = call("samples", "--limit", "1", "--show-code")
-    assert "the program in it" in said.out and not DANGEROUS & set(said.out)
-    said = call("samples", "--limit", "1", "--show-code", "--json")
-    assert said.json[0]["code"].endswith(HOSTILE.replace("\r", "\n")) and said.out.isascii()
-    said = call("samples", "--limit", "1", "--json")
-    assert said.json[0]["text"] == HOSTILE and said.out.isascii()
+    with ledger_of(finished) as ledger:
+        corpus = Corpus(ledger.db)
+        sample = next(corpus.completions(ledger.run().id, 2))
+        corpus.add_completions([replace(sample, id="f" * 64, sample_index=7, text=HOSTILE, created_at="", sha256="")])
+    result = call("samples", "--limit", "1")
+    assert SHOWN in "".join(line.strip() for line in result.out.splitlines()) and not DANGEROUS & set(result.out)
+    result = call("samples", "--limit", "1", "--show-code")
+    assert "the program in it" in result.out and not DANGEROUS & set(result.out)
+    result = call("samples", "--limit", "1", "--show-code", "--json")
+    assert result.json[0]["code"].endswith(HOSTILE.replace("\r", "\n")) and result.out.isascii()
+    result = call("samples", "--limit", "1", "--json")
+    assert result.json[0]["text"] == HOSTILE and result.out.isascii()
     assert call("corpus", "export", "--format", "jsonl", "out.jsonl").code == 0
     assert "\ufffd" in Path("out.jsonl").read_text(encoding="utf-8")
     assert call("samples", "--search", "[bold]", "--json").json[0]["id"] == "f" * 64
 
 
 def test_a_hostile_error_in_round_and_status(finished: Path, call: Loopctl) -> None:
-    db = open_database(finished / ".loop" / "loop.db")
-    ledger = Ledger(db)
-    run = ledger.run()
-    assert run is not None
-    round = ledger.begin_round(run.id)
-    attempt = ledger.begin_attempt(round, "sampling", {"decoding": {}})
-    ledger.fail_attempt(round, "sampling", attempt, HOSTILE, "next")
-    ledger.fail_round(round, HOSTILE)
-    ledger.set_run_state(run.id, "failed", HOSTILE)
-    db.close()
+    with ledger_of(finished) as ledger:
+        round = ledger.begin_round(ledger.run().id)
+        attempt = ledger.begin_attempt(round, "sampling", {"decoding": {}})
+        ledger.fail_attempt(round, "sampling", attempt, HOSTILE, "next")
+        ledger.fail_round(round, HOSTILE)
+        ledger.set_run_state(round.run_id, "failed", HOSTILE)
     for arguments in (("round", "3"), ("status",), ("rounds",)):
-        said = call(*arguments)
-        assert not DANGEROUS & set(said.out + said.err), arguments
+        result = call(*arguments)
+        assert not DANGEROUS & set(result.out + result.err), arguments
     assert r"\x1b[31mred" in call("round", "3").out
     assert r"[bold]text[/bold]" in call("status").out
-    said = call("status", "--check")
-    assert said.code == 1 and not DANGEROUS & set(said.err)
+    result = call("status", "--check")
+    assert result.code == 1 and not DANGEROUS & set(result.err)
 
 
 def test_hostile_arguments(finished: Path, call: Loopctl) -> None:
     for arguments in (("status", "--config", "\x1b[31m.toml"), ("\x1b]0;title\x07",), ("round", "\x1b[1m")):
-        said = call(*arguments)
-        assert said.code in (2, 78) and "\x1b" not in said.err and said.out == ""
+        result = call(*arguments)
+        assert result.code in (2, 78) and "\x1b" not in result.err and result.out == ""
 
 
 @pytest.mark.parametrize(
