@@ -12,7 +12,7 @@ import pytest
 from loop.engines.by_name import SAMPLERS, sampler_kind
 from loop.engines.fake import write_fake_model
 from loop.errors import ConfigError
-from tests.loop.config.test_loading import GOOD, Load, load, mistakes  # noqa: F401
+from tests.support.configurations import VALID, load_text, mistakes_in
 from tests.support.engines import HOT, ask, at, chat, remote
 
 ECHO = """
@@ -73,7 +73,7 @@ def test_what_cannot_be_imported_is_one_line(installed: Path) -> None:
     ],
 )
 def test_a_name_that_no_one_package_provides_is_a_mistake_in_the_configuration(
-    installed: Path, load: Load, name: str, message: str  # noqa: F811
+    installed: Path, tmp_path: Path, name: str, message: str
 ) -> None:  # fmt: skip
-    assert mistakes(load, f'{GOOD}\n[engine]\nsampler = "{name}"') == [f"loop.toml:19: engine.sampler: {message}"]
-    assert load(f'{GOOD}\n[engine]\nsampler = "echo"').config.engine.sampler == "echo"
+    assert mistakes_in(tmp_path, f'{VALID}\n[engine]\nsampler = "{name}"') == [f"19: engine.sampler: {message}"]
+    assert load_text(tmp_path, f'{VALID}\n[engine]\nsampler = "echo"').config.engine.sampler == "echo"

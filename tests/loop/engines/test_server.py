@@ -17,8 +17,8 @@ import pytest
 from loop.engines.base import Sampler
 from loop.errors import EngineError
 from loop.workers.worker import RemoteSampler
-from tests.loop.config.test_loading import GOOD, Load, load, mistakes  # noqa: F401
 from tests.loop.engines.test_samplers import TestTheContract  # noqa: F401  (runs over this module's pair)
+from tests.support.configurations import VALID, load_text, mistakes_in
 from tests.support.engines import GREEDY, HOT, Models, ask, chat, check_probe, in_process, no_progress, remote, settings
 from tests.support.model_server import KEY, StandIn, reload_command, server_sampler
 from tests.support.waiting import HANG_S
@@ -141,27 +141,27 @@ def test_a_command_that_fails(
         (['sampler = "server"', 'server_url = "http://h/v1"', "num_engines = 2"], ["21: engine.num_engines: has no meaning for a server, which has its own; remove it"]),
     ],
 )  # fmt: skip
-def test_mistakes_in_the_configuration(load: Load, lines: list[str], messages: list[str]) -> None:  # noqa: F811
-    assert mistakes(load, GOOD + "\n[engine]\n" + "\n".join(lines)) == [f"loop.toml:{line}" for line in messages]
+def test_mistakes_in_the_configuration(tmp_path: Path, lines: list[str], messages: list[str]) -> None:
+    assert mistakes_in(tmp_path, VALID + "\n[engine]\n" + "\n".join(lines)) == messages
 
 
 @pytest.mark.parametrize("url", ["gpu-host:8000", "ftp://h/v1", "http://", "http://me:secret@h/v1", "http://h/v1?k=secret", "http://h /v1", "http://h:x/"])  # fmt: skip
-def test_what_is_no_address(load: Load, url: str) -> None:  # noqa: F811
-    (line,) = mistakes(load, GOOD + f'\n[engine]\nsampler = "server"\nserver_url = "{url}"')
+def test_what_is_no_address(tmp_path: Path, url: str) -> None:
+    (line,) = mistakes_in(tmp_path, VALID + f'\n[engine]\nsampler = "server"\nserver_url = "{url}"')
     assert line.startswith("loop.toml:20: engine.server_url: ") and "is not the address of a server; give one" in line
     assert "secret" not in line
 
 
-def test_an_adapter_needs_to_be_merged(load: Load) -> None:  # noqa: F811
+def test_an_adapter_needs_to_be_merged(tmp_path: Path) -> None:
     engine = '\n[engine]\nsampler = "server"\nserver_url = "http://h/v1"\nserver_command = ["r", "{path}"]'
-    assert load(GOOD + engine).config.engine.server_command == ("r", "{path}")
-    lora = GOOD.replace("num_steps = 4", 'num_steps = 4\nmethod = "lora"\nlora = { merge = false }')
-    (line,) = mistakes(load, lora + engine)
+    assert load_text(tmp_path, VALID + engine).config.engine.server_command == ("r", "{path}")
+    lora = VALID.replace("num_steps = 4", 'num_steps = 4\nmethod = "lora"\nlora = { merge = false }')
+    (line,) = mistakes_in(tmp_path, lora + engine)
     assert line.startswith("loop.toml:10: training.lora.merge: a server") and line.endswith("set merge = true")
 
 
 def test_engines_keep_one_sampler_whatever_devices_there_are(
-    served: StandIn, models: Models, load: Load, monkeypatch: pytest.MonkeyPatch  # noqa: F811
+    served: StandIn, models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:  # fmt: skip
     from loop.workers.up import Engines
 
@@ -169,7 +169,7 @@ def test_engines_keep_one_sampler_whatever_devices_there_are(
     text = f'[engine]\nsampler = "server"\nserver_url = "{served.url}"\ndtype = "float32"\nnum_threads = 1\n'
     words = json.dumps(reload_command(served))
     watch: Any = SimpleNamespace(progress=no_progress, note=pytest.fail)
-    engines = Engines(load(GOOD + text + f"server_command = {words}"), watch)
+    engines = Engines(load_text(tmp_path, VALID + text + f"server_command = {words}"), watch)
     with closing(engines):
         sampler = engines.sampler(models["one"])
         assert isinstance(sampler, RemoteSampler), "one asks the server, not one for each device"

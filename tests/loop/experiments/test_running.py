@@ -13,7 +13,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -27,7 +26,7 @@ from loop.system.lock import holder
 from loop.system.signals import Stop
 from policies.retries import Retries
 from tests.support import ROOT
-from tests.support.browser import Shown, chromium, needs_a_browser
+from tests.support.browser import Shown, browser, needs_a_browser
 from tests.support.experiments import (
     BASE,
     THREE,
@@ -43,7 +42,7 @@ from tests.support.runs import environment, family, kill, patient_loopctl
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, wait_until
 
-__all__ = ["begun", "chromium", "first_done"]
+__all__ = ["begun", "first_done"]
 
 
 def num_left(experiment: Experiment, rounds: Iterable[int]) -> int:
@@ -128,17 +127,18 @@ def test_one_command_runs_it_all_and_says_what_came_out(undisturbed: Path) -> No
 
 
 @needs_a_browser
-def test_its_page_shows_what_the_command_says(undisturbed: Path, tmp_path: Path, chromium: Any) -> None:
+def test_its_page_shows_what_the_command_says(undisturbed: Path, tmp_path: Path) -> None:
     loopctl("report", undisturbed, "-o", str(tmp_path / "report.html"))
-    shown = Shown(chromium, tmp_path / "report.html")
-    words = shown.page.inner_text("main")
-    facts = facts_of(undisturbed)
-    assert all(comparison["words"] in words for comparison in facts["comparisons"]) and facts["correction"] in words
-    assert shown.page.locator("#runs tbody tr").count() == len(facts["runs"])
-    assert shown.page.locator("#sharing tbody tr").count() == len(facts["shared"]) > 0
-    shown.page.locator("#numbers-pass1 summary").click()
-    assert shown.page.locator("#numbers-pass1 tbody tr").all_inner_texts()
-    shown.check()
+    with browser() as chromium:
+        shown = Shown(chromium, tmp_path / "report.html")
+        words = shown.page.inner_text("main")
+        facts = facts_of(undisturbed)
+        assert all(comparison["words"] in words for comparison in facts["comparisons"]) and facts["correction"] in words
+        assert shown.page.locator("#runs tbody tr").count() == len(facts["runs"])
+        assert shown.page.locator("#sharing tbody tr").count() == len(facts["shared"]) > 0
+        shown.page.locator("#numbers-pass1 summary").click()
+        assert shown.page.locator("#numbers-pass1 tbody tr").all_inner_texts()
+        shown.check()
 
 
 ONE_ROUND = 'name = "e"\nrounds = 1\nseeds = [1]\n'
