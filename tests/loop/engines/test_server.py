@@ -148,7 +148,7 @@ def test_mistakes_in_the_configuration(tmp_path: Path, lines: list[str], message
 @pytest.mark.parametrize("url", ["gpu-host:8000", "ftp://h/v1", "http://", "http://me:secret@h/v1", "http://h/v1?k=secret", "http://h /v1", "http://h:x/"])  # fmt: skip
 def test_what_is_no_address(tmp_path: Path, url: str) -> None:
     (line,) = mistakes_in(tmp_path, VALID + f'\n[engine]\nsampler = "server"\nserver_url = "{url}"')
-    assert line.startswith("loop.toml:20: engine.server_url: ") and "is not the address of a server; give one" in line
+    assert line.startswith("20: engine.server_url: ") and "is not the address of a server; give one" in line
     assert "secret" not in line
 
 
@@ -157,7 +157,7 @@ def test_an_adapter_needs_to_be_merged(tmp_path: Path) -> None:
     assert load_text(tmp_path, VALID + engine).config.engine.server_command == ("r", "{path}")
     lora = VALID.replace("num_steps = 4", 'num_steps = 4\nmethod = "lora"\nlora = { merge = false }')
     (line,) = mistakes_in(tmp_path, lora + engine)
-    assert line.startswith("loop.toml:10: training.lora.merge: a server") and line.endswith("set merge = true")
+    assert line.startswith("10: training.lora.merge: a server") and line.endswith("set merge = true")
 
 
 def test_engines_keep_one_sampler_whatever_devices_there_are(
