@@ -29,7 +29,7 @@ def decide_command(file: str) -> None:
     """
     from policies.evidence import BadEvidence, read_evidence
 
-    policy = _configured(the_call()).policy()
+    policy = configured(the_call()).policy()
     content = _read(file)
     try:
         decision = policy.decide(read_evidence(content))
@@ -60,7 +60,8 @@ def need_in_words(need: Mapping[str, Any]) -> str:
     return ", ".join(f"{safe(key)} {safe(value)}" for key, value in need.items())
 
 
-def _configured(call: Call) -> Decide:
+def configured(call: Call) -> Decide:
+    """The [decide] that the call names; without a loop.toml the default one."""
     from loop.config.settings import Decide
 
     if call.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"):
