@@ -19,15 +19,12 @@ if TYPE_CHECKING:
 @click.option("--evidence", "file", required=True, metavar="FILE", help='A JSON object; "-": standard input.')
 def decide_command(file: str) -> None:
     """Apply the configured policies to the evidence in FILE; without a loop.toml, the default ones."""
-    from loop.config.settings import Decide
     from policies.evidence import BadEvidence, read_evidence
 
-    call = the_call()
-    policy = (call.load().config.decide if call.has_config else Decide(suite="")).policy()
     with click.open_file(file, "rb") as opened:
         content = opened.read().removeprefix(b"\xef\xbb\xbf")
     try:
-        decision = policy.decide(read_evidence(content))
+        decision = the_call().decide().policy().decide(read_evidence(content))
     except BadEvidence as error:
         raise LoopError(f"{file}: {error}") from None
     print_answer(decision.model_dump(mode="json"), lambda _: _print(decision))

@@ -46,6 +46,7 @@ COMMANDS = {
     "grade": ("grade", "Grade completions without a store or a model."),
     "decide": ("decide", "Apply the configured policies to evidence in a file."),
     "replay": ("replay", "Decide every recorded round again, also under other policies."),
+    "simulate": ("simulate", "Try the configured policies on whole runs whose truth is known, without a model."),
     "aa": ("measure", "Measure one checkpoint twice, to learn how small a gain the evaluation can see."),
     "sweep": ("measure", "Measure at several temperatures, to tell the effect of decoding from that of training."),
     "final": ("measure", "Open the final split, once."),

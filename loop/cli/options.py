@@ -22,6 +22,7 @@ from loop.words import safe
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
+    from loop.config.settings import Decide
 
 ROUND = click.IntRange(min=1)
 ROUND.name = "round's number"  # in "'x' is not a valid ..."
@@ -44,6 +45,12 @@ class Call:
     def has_config(self) -> bool:
         """Whether a configuration is named, or lies here."""
         return bool(self.config or os.environ.get("LOOP_CONFIG") or os.path.lexists("loop.toml"))
+
+    def decide(self) -> Decide:
+        """The [decide] of the configuration; without one, the default."""
+        from loop.config.settings import Decide
+
+        return self.load().config.decide if self.has_config else Decide(suite="")
 
     def place(self) -> Place:
         """Say where the run is. ConfigError if loop.toml does not, and, while no run exists, for any mistake in it."""

@@ -1,0 +1,279 @@
+"""Whole runs without a model: what would a policy do in a world whose truth is known?
+
+Many runs are computed at once. The looks are those of `policies`: its levels, its plans, its gamblers' bets, and its exact
+sign-flip test wherever a normal approximation leaves a doubt (tests/loop/experiments/test_simulating.py compares them).
+A head's samples serve all its candidates, as in a run.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TypedDict
+
+import numpy
+
+from loop.config.settings import Decide
+from loop.errors import LoopError
+from loop.experiments.worlds import Bools, Floats, Ints, Population, World
+from policies.gates import Improvement
+from policies.gates.improvement import FINAL, SCREEN_FINAL
+from policies.sequential import EXPECTED_SPREAD, MOST_AT_RISK, NUM_IMAGINED
+from policies.statistics import sign_flip_p_value
+
+SELECT_SHARE = 0.2  # of the problems, where a world does not say how many only screen
+
+
+# Looks at many runs at once
+
+
+def sign_flips_reach(scores: Floats, levels: Floats, step: float) -> Bools:
+    """For each run: is the p-value of "no gain" at most its level? By the normal approximation where that leaves no doubt.
+
+    `scores`: (runs, problems) differences, in units of which one sample is `step`.
+    """
+    total, square = scores.sum(axis=1), (scores**2).sum(axis=1)
+    z = (total - step) / numpy.sqrt(numpy.maximum(square, step * step))  # half a step of the flipped sum for continuity
+    near = numpy.array([0.5 * math.erfc(value / math.sqrt(2)) for value in z])
+    doubt = numpy.where(levels >= 0.1, 1.15, numpy.where(levels >= 0.01, 1.6, 4.0))
+    reach: Bools = near <= levels / doubt
+    few = (scores != 0).sum(axis=1) < 20
+    for run in numpy.flatnonzero(few | ((near > levels / doubt) & (near < levels * doubt))):
+        changed = [Fraction(score).limit_denominator(10**6) for score in scores[run].tolist() if score]
+        reach[run] = (sign_flip_p_value(changed) if changed else 1.0) <= levels[run]
+    return reach
+
+
+def gamblers_reach(differences: Floats, levels: Floats, gate: Improvement) -> tuple[Ints, Ints]:
+    """After how many problems each gambler of policies.sequential has won; one more than all problems if never."""
+    before = numpy.zeros_like(differences)
+    numpy.cumsum(differences[:, :-1] ** 2, axis=1, out=before[:, 1:])
+    mean_square = (before + NUM_IMAGINED * EXPECTED_SPREAD) / (numpy.arange(differences.shape[1]) + NUM_IMAGINED)
+    gap = gate.target - gate.min_gain
+    bets = gap / (mean_square + gap * gap)
+    gain = numpy.cumprod(
+        1 + numpy.minimum(bets, MOST_AT_RISK / (1 + gate.min_gain)) * (differences - gate.min_gain), axis=1
+    )
+    none = numpy.cumprod(
+        1 + numpy.minimum(bets, MOST_AT_RISK / (1 - gate.target)) * (gate.target - differences), axis=1
+    )
+    return _first(gain * levels[:, None] >= 1), _first(none * gate.miss >= 1)
+
+
+def _first(reached: Bools) -> Ints:
+    first: Ints = numpy.where(reached.any(axis=1), reached.argmax(axis=1) + 1, reached.shape[1] + 1)
+    return first
+
+
+@dataclass(frozen=True)
+class Looks:
+    """How a policy's improvement gate looks at the problems of a world."""
+
+    gate: Improvement
+    parts: int
+    num_problems: int
+    num_samples: int
+    num_screening: int = 0  # of the problems, which only open the others
+
+    def _ends(self, num_problems: int) -> Ints:
+        """How many of the problems are in after each part."""
+        ends: Ints = -(-numpy.arange(1, self.parts + 1) * num_problems // self.parts)
+        return ends
+
+    def taken(self, differences: Floats, levels: Floats) -> tuple[Bools, Bools, Ints]:
+        """For each run: is a gain shown, was the split with the last word opened, and how many problems were measured."""
+        at = self.num_screening
+        if not at:
+            shown, used = self._one(differences, levels, FINAL)
+            return shown, numpy.ones_like(shown), used
+        opened, used = self._one(differences[:, :at], numpy.full(len(levels), self.gate.screen), SCREEN_FINAL)
+        shown = numpy.zeros_like(opened)
+        if opened.any():
+            shown[opened], more = self._one(differences[opened, at:], levels[opened], FINAL)
+            used[opened] += more
+        return shown, opened, used
+
+    def _one(self, differences: Floats, levels: Floats, final: float) -> tuple[Bools, Ints]:
+        num_problems, step = differences.shape[1], 1 / self.num_samples
+        above = differences - self.gate.min_gain
+        if self.parts == 1:
+            shown: Bools = sign_flips_reach(above, levels, step) & (differences.sum(axis=1) > 0)
+            return shown, numpy.full(len(levels), num_problems)
+        gain, none = gamblers_reach(differences, levels * (1 - final), self.gate)
+        shown, used = gain < none, numpy.minimum(numpy.minimum(gain, none), num_problems)
+        still_open = numpy.flatnonzero(numpy.minimum(gain, none) > num_problems)
+        if still_open.size:
+            shown[still_open] = sign_flips_reach(above[still_open], levels[still_open] * final, step)
+        ends = self._ends(num_problems)
+        return shown, ends[numpy.searchsorted(ends, used)]
+
+
+# Rules
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """For each run: whether the candidate is kept, whether a look spent its level in vain, and the problems measured."""
+
+    keep: Bools
+    fruitless: Bools
+    num_measured: Ints
+
+
+Rule = Callable[[Ints, Floats], Outcome]
+"""From the fruitless looks so far (runs) and candidate less head (runs, problems)."""
+
+
+def keep_if_higher(fruitless: Ints, differences: Floats) -> Outcome:
+    """Keep whatever scored higher than the head."""
+    return _without_looks(differences.sum(axis=1) > 0, differences)
+
+
+def ungated(fruitless: Ints, differences: Floats) -> Outcome:
+    """Continue with every candidate."""
+    return _without_looks(numpy.ones(len(differences), dtype=bool), differences)
+
+
+def _without_looks(keep: Bools, differences: Floats) -> Outcome:
+    return Outcome(keep, numpy.zeros_like(keep), numpy.full(len(keep), differences.shape[1]))
+
+
+def gated(looks: Looks, not_inferior_by: float | None = None) -> Rule:
+    """Keep what a look shows. With a margin, also keep what is unclear but shown to lose no more than that."""
+    gate = looks.gate
+
+    def rule(fruitless: Ints, differences: Floats) -> Outcome:
+        levels: Floats = gate.alpha / ((fruitless + 1.0) * (fruitless + 2.0))
+        if gate.budget == "round":
+            levels = numpy.full(len(fruitless), gate.alpha)
+        keep, opened, used = looks.taken(differences, levels)
+        if not_inferior_by is not None:
+            step = 1 / looks.num_samples
+            deciding = differences[:, looks.num_screening :]
+            hopeless = sign_flips_reach(gate.target - deciding, numpy.full(len(keep), gate.miss), step)
+            keep = keep | (opened & ~hopeless & sign_flips_reach(deciding + not_inferior_by, levels, step))
+        return Outcome(keep, opened & ~keep, used)
+
+    return rule
+
+
+def rules_of(decide: Decide, world: World) -> dict[str, Rule]:
+    """The rules that are compared, by name. LoopError if no gate of the policy looks for improvement."""
+    gate = _gate(decide)
+    share = SELECT_SHARE if world.select_share is None else world.select_share
+    screening = round(share * world.num_problems) if decide.confirm else 0
+    if decide.confirm and not 0 < screening < world.num_problems:
+        raise LoopError(
+            f"world {world.name}: {world.num_problems} problems are too few for decide.split and decide.confirm"
+        )
+    looks = Looks(gate, decide.looks, world.num_problems, world.num_samples, screening)
+    margin = decide.margin if decide.unclear == "keep_if_not_inferior" else None
+    return {
+        "configured": gated(looks, margin),
+        "keep_if_higher": keep_if_higher,
+        "rollback": gated(looks),
+        "ungated": ungated,
+    }
+
+
+def _gate(decide: Decide) -> Improvement:
+    for gate in decide.gates:
+        if isinstance(gate, Improvement):
+            return gate
+    raise LoopError('decide.gates has no {type = "improvement"}, so no gain would be asked for; add it')
+
+
+def not_simulated(decide: Decide) -> list[str]:
+    """What of the policy a world cannot answer, in words."""
+    others = [gate.type for gate in decide.gates if not isinstance(gate, Improvement)]
+    left_out = [f"the gates {', '.join(dict.fromkeys(others))} (a world has success rates alone)"] if others else []
+    if decide.unclear == "pause":
+        left_out.append('unclear = "pause", which waits for a person: simulated as "rollback"')
+    metrics = {gate.metric for gate in decide.gates if isinstance(gate, Improvement)} - {"pass@1"}
+    return left_out + [f"{metric}: simulated as pass@1" for metric in sorted(metrics)]
+
+
+# Runs
+
+
+class Row(TypedDict):
+    """One world under one rule; gains and damage are differences of mean success rates, gains over the base's."""
+
+    world: str
+    rule: str
+    num_runs: int
+    possible_gain: float
+    head_gain_mean: float
+    head_gain_sd: float
+    tip_gain_mean: float
+    num_kept_mean: float
+    worthless_keep_share: float
+    damage_mean: float
+    num_completions_mean: float
+
+
+def simulated(world: World, name: str, decide: Decide, num_runs: int, seed: int) -> Row:
+    """`num_runs` runs of a world under one of the rules. `damage`: what kept candidates lost, where they were worse."""
+    rule, min_gain = rules_of(decide, world)[name], _gate(decide).min_gain
+    numbers = numpy.random.default_rng([seed, zlib.crc32(world.name.encode())])  # the same draws begin every rule
+    population = Population(world, num_runs, numbers)
+    gains = numpy.array([world.gain_after(depth) for depth in range(world.num_rounds + 1)])
+    head, depth = population.base(), numpy.zeros(num_runs, dtype=numpy.int64)
+    answers = population.correct(head, world.num_samples)
+    fruitless = numpy.zeros(num_runs, dtype=numpy.int64)
+    num_measured = numpy.full(num_runs, world.num_problems)
+    num_kept, damage = numpy.zeros(num_runs), numpy.zeros(num_runs)
+    worthless = numpy.zeros(num_runs, dtype=bool)
+    for number in range(1, world.num_rounds + 1):
+        candidate = population.trained(head, depth)
+        differences = (population.correct(candidate, world.num_samples) - answers) / world.num_samples
+        outcome = rule(fruitless, differences)
+        keep, gain = outcome.keep, gains[depth + 1] - gains[depth]
+        fruitless, num_kept = fruitless + outcome.fruitless, num_kept + keep
+        num_measured = num_measured + outcome.num_measured
+        worthless = worthless | (keep & (gain <= min_gain))
+        damage = damage + keep * numpy.maximum(-gain, 0.0)
+        head, depth = numpy.where(keep[:, None], candidate, head), depth + keep
+        if number < world.num_rounds:  # a new head is measured afresh
+            answers = numpy.where(keep[:, None], population.correct(head, world.num_samples), answers)
+            num_measured = num_measured + keep * world.num_problems
+    reached = gains[depth]
+    return {
+        "world": world.name,
+        "rule": name,
+        "num_runs": num_runs,
+        "possible_gain": world.possible_gain,
+        "head_gain_mean": float(reached.mean()),
+        "head_gain_sd": float(reached.std()),
+        "tip_gain_mean": float(reached.mean()),
+        "num_kept_mean": float(num_kept.mean()),
+        "worthless_keep_share": float(worthless.mean()),
+        "damage_mean": float(damage.mean()),
+        "num_completions_mean": float(num_measured.mean()) * world.num_samples,
+    }
+
+
+def rows(worlds: Sequence[World], decide: Decide, num_runs: int, seed: int) -> Iterator[Row]:
+    """A row for each world and rule, in that order, computed by as many processes as there are cores."""
+    same = decide.unclear != "keep_if_not_inferior"  # then what is configured rolls back, and is computed once
+    calls = [
+        (world, name, decide, num_runs, seed)
+        for world in worlds
+        for name in rules_of(decide, world)
+        if not (same and name == "rollback")
+    ]
+    num_processes = min(len(calls), len(os.sched_getaffinity(0)))
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
+        computed = pool.map(simulated, *zip(*calls, strict=True))
+        for row in computed:
+            if same and row["rule"] == "configured":
+                configured = row
+            if same and row["rule"] == "ungated":
+                yield {**configured, "rule": "rollback"}
+            yield row

@@ -1,0 +1,64 @@
+"""`loopctl simulate`: rows and tables; mistakes end it before anything is computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.support.cli import Loopctl, write_configuration
+
+WORLD = {"name": "small [gains]", "gains": [0.05, 0.0], "num_problems": 30, "num_samples": 2, "num_rounds": 2}
+KEYS = {
+    "world", "rule", "num_runs", "possible_gain", "head_gain_mean", "head_gain_sd", "tip_gain_mean", "num_kept_mean",
+    "worthless_keep_share", "damage_mean", "num_completions_mean",
+}  # fmt: skip
+
+
+@pytest.fixture
+def directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory: no loop.toml, one world."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LOOP_CONFIG", raising=False)
+    Path("w.json").write_text(json.dumps([WORLD]))
+    return tmp_path
+
+
+def test_a_line_of_json_for_each_world_and_rule(directory: Path, call: Loopctl) -> None:
+    said = call("simulate", "--worlds", "w.json", "--runs", "10", "--seed", "3", "--json")
+    rows = [json.loads(line) for line in said.out.splitlines()]
+    assert said.code == 0 and [row["rule"] for row in rows] == ["configured", "keep_if_higher", "rollback", "ungated"]
+    assert all(row.keys() >= KEYS and (row["world"], row["num_runs"]) == (WORLD["name"], 10) for row in rows)
+    assert rows[0] == {**rows[2], "rule": "configured"}
+    assert rows[3]["head_gain_mean"] == pytest.approx(0.05) == rows[3]["possible_gain"]
+    assert "not simulated: the gates collapse" in said.err
+
+
+def test_a_person_sees_a_table(directory: Path, call: Loopctl) -> None:
+    said = call("simulate", "--worlds", "w.json", "--runs", "5")
+    assert "small [gains]: at most +5.0pp" in said.out and "keep_if_higher" in said.out
+    assert said.out.splitlines()[-1].startswith("gains and damage in points of pass@1")
+
+
+def test_the_configured_policies_are_those_of_loop_toml(directory: Path, call: Loopctl) -> None:
+    write_configuration(directory)
+    text = Path("loop.toml").read_text()
+    gates = '[[decide.gates]]\ntype = "collapse"\n'
+    Path("loop.toml").write_text(text + ("" if "[[decide.gates]]" in text else gates))
+    said = call("simulate", "--worlds", "w.json", "--runs", "5")
+    assert said.code != 0 and said.err.count("\n") == 1 and "improvement" in said.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--runs", "0"), 2, "--runs"),
+        (("--worlds", "none.json"), 1, "none.json"),
+        (("--worlds", "bad.json"), 1, "bad.json: worlds[0].gains"),
+    ],
+)
+def test_mistakes(directory: Path, call: Loopctl, arguments: tuple[str, ...], code: int, words: str) -> None:
+    Path("bad.json").write_text(json.dumps([{**WORLD, "gains": "much"}]))
+    said = call("simulate", *arguments)
+    assert (said.code, said.out) == (code, "") and words in said.err
