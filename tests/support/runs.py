@@ -196,7 +196,8 @@ def check_end(config: Path, expected: dict[str, Any]) -> dict[str, Any]:
     left = dump(run_dir)
     for table, rows in expected.items():
         assert left[table] == rows, f"{table} differs: {config.parent}"
-    assert findings(run_dir) == []
+    complaints = findings(run_dir)
+    assert complaints == [], complaints
     assert processes_of(config) == [], "a process survived"
     return left
 
