@@ -39,7 +39,7 @@ class Comparison:
     @classmethod
     def of(cls, session: Session, round: Round, inputs: Json) -> Comparison:
         """The comparison that a stage's frozen input asks for, with all that `as_output` gave if the input has it."""
-        checkpoints, best = {who: inputs[who] for who in ("head", "candidate")}, inputs.get("best", {})
+        checkpoints, best = {who: inputs[who] for who in ("head", "candidate")}, inputs.get("best") or {}
         if best:
             checkpoints["best"] = best["checkpoint"]
         diagnosis = inputs.get("diagnosis", {})

@@ -116,7 +116,9 @@ class Daemon:
     def end(self, process: subprocess.Popen[bytes]) -> None:
         """Stop it as a service manager does, and find everything in order."""
         process.send_signal(signal.SIGTERM)
-        assert process.wait(HANG_S) == 0 and self.findings() == []
+        assert process.wait(HANG_S) == 0
+        complaints = self.findings()
+        assert complaints == [], complaints
 
     def findings(self) -> list[str]:
         return findings(self.run_dir)

@@ -198,7 +198,8 @@ def check_end(config: Path, expected: dict[str, Any]) -> dict[str, Any]:
     """Check that a run ended as the one whose dump is `expected`, and left no process; the run's own dump."""
     run_dir = config.parent / ".loop"
     left = assert_same(run_dir, expected)
-    assert findings(run_dir) == []
+    complaints = findings(run_dir)
+    assert complaints == [], complaints
     assert processes_of(config) == [], "a process survived"
     return left
 
