@@ -33,9 +33,9 @@ from bench.simulation import (
     World,
     share,
     shift_for,
-    sign_flips_reach,
     table,
 )
+from loop.experiments.simulating import sign_flips_reach
 from policies.budget import level as budget_level
 from policies.sequential import EXPECTED_SPREAD, MOST_AT_RISK, NUM_IMAGINED
 from policies.statistics import NUM_DRAWS, mean_interval
@@ -78,7 +78,7 @@ def _null_runs(
         better = correct.sum(axis=1) > cached
         cached = numpy.where(better, correct.sum(axis=1), cached)
         kept[baselines[1]] += better
-        kept[baselines[2]] += sign_flips_reach(scores, num_samples, numpy.full(num_runs, 0.05))
+        kept[baselines[2]] += sign_flips_reach(scores / num_samples, numpy.full(num_runs, 0.05), 1 / num_samples)
         once = world.scores(candidate, head, 1)
         wins, losses = (once > 0).sum(axis=1), (once < 0).sum(axis=1)
         kept[baselines[3]] += wins >= wins_needed[wins + losses]
@@ -299,7 +299,7 @@ def slide(world: World, num_runs: int, num_rounds: int = 40) -> None:
             error = against_head.std(axis=1) / 10 / math.sqrt(num_problems)
             refused += mean + NormalDist().inv_cdf(0.95) * error < -0.01  # worse by more than 1pp at .05
             against_best = world.scores(best, candidate, 10)  # fresh samples of the best kept round too
-            lost = sign_flips_reach(against_best, 10, numpy.full(num_runs, budget_level(ALPHA, number - 1)))
+            lost = sign_flips_reach(against_best / 10, numpy.full(num_runs, budget_level(ALPHA, number - 1)), 0.1)
             noticed = numpy.where(lost & (noticed > number), number, noticed)
             head = candidate
         quarter, median, three = numpy.quantile(noticed, [0.25, 0.5, 0.75])
