@@ -31,11 +31,13 @@ def simulate_command(file: str | None, num_runs: int, seed: int) -> None:
     loop.toml, the default policies. A world is {name, gains, num_problems, num_samples, num_rounds}, and if wanted difficulty,
     churn and select_share; gains are by depth, as rates, and the last one repeats.
     """
-    from loop.experiments.simulating import not_simulated, rows
+    from loop.experiments.simulating import not_simulated, rows, rules_of
     from loop.experiments.worlds import SHIPPED, read_worlds
 
     decide = the_call().decide()
     worlds = SHIPPED if file is None else read_worlds(Path(file))
+    for world in worlds:  # all mistakes come before any work
+        rules_of(decide, world)
     for what in not_simulated(decide):
         warn(f"not simulated: {safe(what)}")
     answer = rows(worlds, decide, num_runs, seed)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.cli import Loopctl, write_configuration
+from tests.support.configurations import configuration
 
 WORLD = {"name": "small [gains]", "gains": [0.05, 0.0], "num_problems": 30, "num_samples": 2, "num_rounds": 2}
 KEYS = {
@@ -42,10 +43,7 @@ def test_a_person_sees_a_table(directory: Path, call: Loopctl) -> None:
 
 
 def test_the_configured_policies_are_those_of_loop_toml(directory: Path, call: Loopctl) -> None:
-    write_configuration(directory)
-    text = Path("loop.toml").read_text()
-    gates = '[[decide.gates]]\ntype = "collapse"\n'
-    Path("loop.toml").write_text(text + ("" if "[[decide.gates]]" in text else gates))
+    write_configuration(directory, configuration(decide={"suite": "ones", "gates": [{"type": "collapse"}]}))
     said = call("simulate", "--worlds", "w.json", "--runs", "5")
     assert said.code != 0 and said.err.count("\n") == 1 and "improvement" in said.err
 
