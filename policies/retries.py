@@ -1,4 +1,4 @@
-"""How long to wait before something that failed is tried again, and when to give up: one table for the whole program.
+"""How long to wait before something that failed is tried again, and when to give up: for stages, a full disk and dead runs.
 
 A stage's own numbers are `engine.max_attempts` and `engine.retry_wait_s`; `loop.run.attempting` says which errors are hopeless.
 """

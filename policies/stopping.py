@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 from policies.by_type import Registry
 from policies.decision import Verdict
 
+MOST_VERDICTS = 1000
+"""How many of the newest decisions a rule is shown."""
+
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -46,7 +49,7 @@ class Plateau(StopRule):
     """Stop after this many decided rounds in a row that were not kept."""
 
     type: Literal["plateau"] = "plateau"
-    rounds: PositiveInt = Field(description="Rounds in a row of which none was kept.")
+    rounds: PositiveInt = Field(le=MOST_VERDICTS, description="Rounds in a row of which none was kept.")
 
     def why(self, history: History) -> str | None:
         newest = history.verdicts[-self.rounds :]

@@ -34,7 +34,7 @@ COVERS = {
     "loop/grading/test_verdicts.py": "loop/grading/inside/judge",
     "loop/prompts/test_sources.py": "loop/prompts: data_set templates",
     "loop/publishing/test_exporting.py": "loop/cli/export; loop/publishing: card card_facts markdown; loop/reading/checkpoints",
-    "loop/reading/test_gains.py": "loop/reading: as_json reader rounds",
+    "loop/reading/test_gains.py": "loop/reading: as_json rounds",
     "loop/reading/test_replaying.py": "loop/cli: decide replay; loop/reading/decisions",
     "loop/reading/test_standing.py": "loop/cli/status; loop/reading/status_words",
     "loop/report/test_facts.py": "loop/report: browser charts experiment_figures run_figures",

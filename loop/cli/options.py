@@ -58,7 +58,9 @@ class Call:
         place = _quick_place(path)
         if place is None or not (place.run_dir / "loop.db").exists():
             loaded = self.load()
-            return Place(loaded.path, loaded.run_dir, loaded.config.name, loaded.config.rounds)
+            schedule = loaded.config.schedule
+            name, rounds = loaded.config.name, loaded.config.rounds
+            return Place(loaded.path, loaded.run_dir, name, rounds, schedule.cron or schedule.every)
         return place
 
 

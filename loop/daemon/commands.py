@@ -6,6 +6,7 @@ Every command may be given twice. An answer is a JSON object with `text`, one li
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -181,9 +182,10 @@ def carry_out(held: HeldRun, request: Json) -> Json:
     if name not in COMMANDS:
         raise UsageError(f"{name!r} is no command; there are {', '.join(COMMANDS)}")
     try:
-        return {"command": name, **COMMANDS[name](held, **arguments)}
+        inspect.signature(COMMANDS[name]).bind(held, **arguments)
     except TypeError as error:
         raise UsageError(f"{name}: {error}") from None
+    return {"command": name, **COMMANDS[name](held, **arguments)}
 
 
 def commanded(loaded: LoadedConfig, stop: Stop, wake: Wake) -> Control:

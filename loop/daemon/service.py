@@ -24,7 +24,7 @@ from loop.run.session import Session
 from loop.system.disk import is_no_room
 from loop.system.signals import Interrupted, Stop
 from policies.retries import NO_ROOM
-from policies.stopping import History, StopRule, why_stop
+from policies.stopping import MOST_VERDICTS, History, StopRule, why_stop
 from store.errors import StoreError
 from store.garbage import collect
 from store.records import Round, Run, RunState
@@ -89,6 +89,7 @@ class Service:
         self._last_state: tuple[RunState, str | None, datetime | None] | None = None
         self._no_room: tuple[str, float] | None = None  # the reason, and the monotonic time of the next try
         self._num_no_room = 0
+        self._short: str | None = None  # why a round does not begin for want of room, as it was first said
         session.check_orders, session.wait = self.guide, self.pause
 
     # The loop
@@ -127,7 +128,8 @@ class Service:
             if self.schedule is None:
                 raise NoRoom(f"{error}; make room and run it again: it continues where it was left") from error
             self._num_no_room += 1
-            wait_s = NO_ROOM.wait_s(self._num_no_room) or 0.0
+            wait_s = NO_ROOM.wait_s(self._num_no_room)
+            assert wait_s is not None, "a lack of room has no last try"
             self._no_room = (f"no room: {error}; {BY_ITSELF}", time.monotonic() + wait_s)
         return None
 
@@ -184,7 +186,7 @@ class Service:
             return None
         head = self.session.measured(run.head_checkpoint)
         history = History(
-            verdicts=tuple(self.session.ledger.last_verdicts(run.id, 1000)),
+            verdicts=tuple(self.session.ledger.last_verdicts(run.id, MOST_VERDICTS)),
             head_pass_rate=head.metrics["pass@1"] if head and head.metrics else None,
             num_hours=self.session.ledger.hours_of_work(run.id),
         )
@@ -219,7 +221,9 @@ class Service:
         short = space.shortage(session, under_way)
         if short is not None and self.schedule is None:
             raise NoRoom(short)
-        return Obstacle("paused", f"{short}; {BY_ITSELF}") if short else None
+        # The figures change with every write of others; told anew each time, they would fill the ledger on a full disk.
+        self._short = (self._short or short) if short else None
+        return Obstacle("paused", f"{self._short}; {BY_ITSELF}") if short else None
 
     def _closed(self, now: datetime) -> Obstacle | None:
         if self.schedule is None or self.schedule.is_open(now):

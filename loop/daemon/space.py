@@ -48,7 +48,7 @@ def _row(max_new_tokens: int) -> int:
 
 
 def _weights(session: Session) -> int:
-    """A full fine-tune writes what its parent weighs, in float32 if the base came in half of that."""
+    """What a full fine-tune writes, at most: the margin covers a base that came in half the precision of training."""
     run = session.run
     rows = [session.ledger.checkpoints.get(sha256) for sha256 in {run.base_checkpoint, run.head_checkpoint}]
     return int(WEIGHTS_MARGIN * max(row.size_bytes for row in rows if row))

@@ -44,7 +44,7 @@ class ServerSampler(ProbesHere):
         self.patience_s = PATIENCE * self.limit_s
         self.proof: Proof | None = None
         self.logprobs: list[float] = []  # the server's, of the probe text
-        assert settings.server_url is not None, "loop.config.settings.Engine asks for it"
+        assert settings.server_url is not None, "the configuration asks for it"
         self.server = Server(settings.server_url)
         self.loop = asyncio.new_event_loop()
         try:

@@ -30,6 +30,7 @@ from loop.system.ourselves import command, environment
 from loop.system.signals import Stop
 from loop.system.trees import PR_SET_PDEATHSIG, prctl
 from policies.retries import DEAD_RUN
+from policies.stopping import MOST_VERDICTS
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
 from store.db import DATABASE, open_database
 from store.durable import written
@@ -98,7 +99,7 @@ def standing_of(run: ExperimentRun) -> RunStanding:
         with reader(run.run_dir) as store:
             row, ledger = store.run, store.ledger
             control, last = ledger.control(row.id), ledger.last_round(row.id)
-            verdicts = ledger.last_verdicts(row.id, 1000)
+            verdicts = ledger.last_verdicts(row.id, MOST_VERDICTS)
             return RunStanding(
                 row.num_decided,
                 tuple("kept" if verdict == "keep" else "rolled back" for verdict in verdicts),

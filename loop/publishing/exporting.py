@@ -131,7 +131,8 @@ def licences_in(directory: Path, manifest: Json) -> dict[str, Path]:
 
 
 def _is_licence(name: str) -> bool:
-    return "/" not in name and name.upper().startswith(LICENCES) and not name.endswith(".py")
+    is_text = PurePosixPath(name).suffix.lower() in ("", ".txt", ".md", ".rst", ".html", ".pdf")
+    return "/" not in name and name.upper().startswith(LICENCES) and is_text
 
 
 def _is_wanted(name: str) -> bool:

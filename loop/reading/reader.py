@@ -30,10 +30,10 @@ class Evaluations:
 
     def named(self, round: Round) -> dict[tuple[str, str], str]:
         """What a round was decided on: ids by "head" or "candidate" and suite ("suite/split" after the first split)."""
-        ids = {}
+        ids, first = {}, self.store.run.config["decide"]["split"]
         for name, id in self.store.output(round.number, "evaluating").get("evaluations", {}).items():
             who, suite = name.split("/", 1)
-            ids[who, suite.removesuffix("/all").removesuffix("/select")] = id
+            ids[who, suite.removesuffix("/all").removesuffix(f"/{first}")] = id
         return ids
 
     def of(self, round: Round, who: Literal["head", "candidate"], suite: str) -> Evaluation | None:

@@ -28,7 +28,8 @@ VANISHED = "the process vanished; `loopctl start` or `loopctl run` continues whe
 STARTING = "starting"
 READ_ONLY = "nothing can be written to {}: its file system is read-only; mount it writable"
 
-PARTS = {"sampling": ("sampling",), "training": ("training",), "evaluating": ("evaluating", "grading")}
+# By stage of the ledger: the parts of it that a heartbeat names. Completions may be run on their prompts' tests while sampling ends.
+PARTS = {"sampling": ("sampling", "grading"), "training": ("training",), "evaluating": ("evaluating", "grading")}
 MOST_POINTS = 40  # of the trend
 NUM_EVENTS = 300  # how many of the newest events are searched for the last error
 LOW_DISK_BYTES = 1_000_000_000
@@ -311,7 +312,9 @@ def _last_decision(store: Reader) -> LastDecision | None:
     if candidate and candidate.metrics:
         metrics |= {key: candidate.metrics[key] for key in ("pass@1", "pass@1_interval", "num_problems")}
         metrics["decoding"] = store.decoding(candidate)
-    metrics |= {gate["type"]: gate["figures"] for gate in row.gates}
+    for gate in row.gates:  # a second gate of a type is "no_regression 2"
+        num = sum(name.split(" ")[0] == gate["type"] for name in metrics) + 1
+        metrics[gate["type"] if num == 1 else f"{gate['type']} {num}"] = gate["figures"]
     return LastDecision(**vars(decision), metrics=metrics)
 
 

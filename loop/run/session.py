@@ -114,7 +114,7 @@ class Session:
         path = self.loaded.run_dir / row.path  # an absolute path stays as it is
         try:
             stamped = stamps(path, row.manifest)
-            if not stamped or self.verified.get(sha256) != stamped:  # nobody has written to it since it was read
+            if not stamped or self.verified.get(sha256) != stamped:  # else nobody has written to it since it was read
                 verify(path, row.manifest)
                 self.verified[sha256] = stamped
         except DamagedCheckpoint as damage:

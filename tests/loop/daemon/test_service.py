@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -180,12 +181,14 @@ def test_a_stage_that_keeps_failing_pauses_the_run_and_does_not_spin(tmp_path: P
 
 
 def test_a_lack_of_room_pauses_before_a_stage_and_ends_by_itself(tmp_path: Path, monkeypatch: Any) -> None:
-    usage = shutil.disk_usage(tmp_path)
+    """Others use the disk meanwhile, and what is free changes: that is no news."""
+    usage, free = shutil.disk_usage(tmp_path), itertools.count(100, 2_000_000)
     with serving(tmp_path, rounds=1) as (service, around, session):
-        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=100))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=next(free)))
         around.waiting = [lambda: None] * 5 + [monkeypatch.undo]
         assert service.run().state == "idle"
-        assert "disk short: 0 MB free" in (around.told[0][1] or "") and around.states[0] == "paused"
+        assert "disk short: 0 MB free" in (around.told[0][1] or "") and around.states[:2] == ["paused", "running"]
+        assert len({reason for state, reason, _ in around.told if state == "paused"}) == 1
         assert around.rounds[0][:2] == (1, "kept") and session.run.num_failed == 0
 
 

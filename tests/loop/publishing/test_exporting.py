@@ -153,7 +153,7 @@ def test_only_files_of_the_model_are_taken() -> None:
              "merges.txt", "chat_template.jinja", "additional_chat_templates/tool_use.jinja", "LICENSE", "LICENSE.md",
              "NOTICE", "USE_POLICY.md"]  # fmt: skip
     left = ["MANIFEST.json", "README.md", "modeling_x.py", "pytorch_model.bin", ".gitattributes", "original/a.safetensors",
-            "runs/x.json", "model.gguf", "LICENSE.py", "additional_chat_templates/x.py"]  # fmt: skip
+            "runs/x.json", "model.gguf", "LICENSE.py", "NOTICE.pkl", "LICENSE.sh", "additional_chat_templates/x.py"]  # fmt: skip
     assert [name for name in taken + left if exporting._is_wanted(name)] == taken
 
 

@@ -64,6 +64,28 @@ def test_running(finished: Path, call: Loopctl) -> None:
         assert line(call("status").out, "next").startswith("6h after the start of this round · no end set")
 
 
+def test_tests_of_completions_are_a_part_of_sampling(finished: Path, call: Loopctl) -> None:
+    with ledger(finished) as (book, run):
+        book.begin_attempt(book.begin_round(run.id), "sampling", {})
+    with alive(finished) as beating:
+        beating.say("running")
+        beating.begin(3, "grading", "9 completions on their prompts' tests")
+        assert call("status", "--json").json["round"]["part"].startswith("grading: 9 completions")
+
+
+def test_gates_of_one_type_have_figures_each(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
+    last = Ledger.last_decision
+
+    def with_two(self: Ledger, run_id: str) -> Any:
+        row = last(self, run_id)
+        assert row is not None
+        return replace(row, gates=[{**row.gates[0], "type": "twice", "figures": {"num": num}} for num in (1, 2, 3)])
+
+    monkeypatch.setattr(Ledger, "last_decision", with_two)
+    metrics = call("status", "--json").json["last_decision"]["metrics"]
+    assert [metrics[name]["num"] for name in ("twice", "twice 2", "twice 3")] == [1, 2, 3]
+
+
 def test_the_last_round(finished: Path, call: Loopctl) -> None:
     set_rounds(finished, 3)
     with ledger(finished) as (book, run):
