@@ -2,6 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from loop.grading import formats
+from policies.by_type import Registry
+from policies.data import DATA_POLICIES
+from policies.gates import GATES
+from policies.stopping import STOP_RULES
 from tests.support import ROOT, TESTS
 
 # A test file, and the modules whose tests it holds beside those of its own name.
@@ -79,3 +90,19 @@ def test_every_module_has_its_test_file_or_is_listed_with_the_one_that_covers_it
     assert sorted(without) == sorted(listed), "either a file of its name, or one entry in COVERS"
     assert [file for file in COVERS if not (TESTS / file).exists()] == []
     assert not set(by_name) & set(listed)
+
+
+@pytest.mark.parametrize("registry", [GATES, DATA_POLICIES, STOP_RULES], ids=lambda registry: registry.group)
+def test_every_policy_of_ours_is_registered(registry: Registry[Any]) -> None:
+    ours = {each for each in _below(registry.base) if each.__module__.startswith("policies.")}
+    assert {each for each in ours if not each.model_fields["type"].is_required()} == set(registry.built_in.values())
+
+
+def _below(model: type) -> set[type[BaseModel]]:
+    return {below for child in model.__subclasses__() for below in ({child} | _below(child))}
+
+
+def test_every_format_of_problem_files_is_registered() -> None:
+    files = (ROOT / "loop/grading/formats").glob("*.py")
+    made = [getattr(importlib.import_module(f"{formats.__name__}.{file.stem}"), "FORMAT", None) for file in files]
+    assert {form.kind for form in made if form} == set(formats._BY_KIND)
