@@ -32,8 +32,8 @@ def plan_collection(
 ) -> Plan:
     """Base, head, best, pinned, what an open round works with and the newest `keep_last` stay.
 
-    `max_total_bytes` bounds the size of all that stays below the run directory: the oldest of the newest go first, and
-    never one that stays for another reason. `damaged`: remove what was set aside, too.
+    `max_total_bytes` bounds the size of all that stays below the run directory: of those that `keep_last` alone
+    keeps, the oldest go first. `damaged`: remove what was set aside, too.
     """
     present = [row for row in ledger.checkpoints.all(run.id) if row.state == "present"]
     needed = _needed(ledger, run, suite, {row.sha256: row for row in present})
@@ -118,7 +118,7 @@ def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[
     recorded, present = {row.path for row in rows}, {row.path for row in rows if row.state == "present"}
     paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
     over = last.number - (last.state not in ("kept", "rolled_back")) if last else 0
-    for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):  # the weights of an equal checkpoint have another home
+    for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):  # no row names it where the round made the weights of an earlier one
         number = path.name.removeprefix("round-")
         if number.isdigit() and int(number) <= over and str(path.relative_to(run_dir)) not in recorded:
             paths.append(path)

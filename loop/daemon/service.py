@@ -76,9 +76,9 @@ class Service:
         more: int | None = None,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
-        """Without a schedule, as in the foreground, rounds follow each other at once, and a failed round or a lack of
-        room ends the service; with one, the run waits for a person or for room. `wait` returns after that many seconds,
-        or earlier if something has happened. `more`: the number of rounds, in place of the configuration's.
+        """With a schedule the run waits for a person after a failed round, and for room on a full disk. Without one, as in the
+        foreground, rounds follow each other at once, and either of the two ends the service. `wait` returns after that many
+        seconds, or earlier if something has happened. `more`: the number of rounds, in place of the configuration's.
         """
         self.session, self.stop, self.watch, self.wait = session, stop, watch, wait
         self.schedule, self.stops, self.clock = schedule, stops, clock

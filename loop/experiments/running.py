@@ -43,7 +43,7 @@ TICK_S = 0.2
 LOOK_S = 1.0  # between two looks into the stores of the runs that have a process
 GRACE_S = 20.0  # for a run to end after it was told to end at once
 HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd: another process holds the run; a user's mistake
-OF_A_SERVICE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # what it has told this process alone
+OF_A_SERVICE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # it means this process; a run must not inherit them
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ class Machine:
 
 
 def machine_for(experiment: Experiment, jobs: int | None = None) -> Machine:
-    """`jobs`, else the file's, else one per GPU or one. A run that uses several GPUs gets as many."""
+    """How many runs go at a time (`jobs`, else what the file says, else one for each group of GPUs, else 1), and each one's GPUs."""
     configs = [run.config for run in experiment.runs]
     wanted = jobs or experiment.jobs
     wants_gpu = any(config.engine.device != "cpu" for config in configs)
@@ -355,7 +355,7 @@ def partners_of(experiment: Experiment) -> dict[str, tuple[list[str], list[str]]
 
 
 def rounds_kept(experiment: Experiment) -> dict[str, int]:
-    """For each run, from how many of its first rounds the checkpoints stay for others."""
+    """For each run, of how many of its first rounds the weights stay in `shared/` for other runs."""
     partners = partners_of(experiment)
     return {name: experiment.rounds if later else min(1, len(first)) for name, (first, later) in partners.items()}
 

@@ -41,7 +41,7 @@ NUM_REMEMBERED = 1024
 
 
 class Job(NamedTuple):
-    """A whole program to grade, or None where the answer held none, and `why`. `key` comes back with the verdict."""
+    """A program to grade. `code` is None where the answer held none, for the reason `why`; `key` comes back with the verdict."""
 
     key: Hashable
     problem: Problem
@@ -138,7 +138,7 @@ class Grader:
         return Verdict(verdict=word, detail=_printable(detail), duration_s=round(duration_s, 6), sandbox=self.level)
 
     def _decided(self, problem: Problem, code: str, pool: _Pool) -> Outcome:
-        """An outcome that a repetition on another day would give too: a run that comes near the limit is repeated."""
+        """Run a solution; if it comes near the limit, run it again, so that the load of the machine does not decide."""
         limit_s = self._limits.get((problem.task_id, problem.reference), self.timeout_s)
         outcome = self._tried(problem, code, pool, limit_s)
         if outcome.duration_s <= REPEAT_FROM * limit_s:

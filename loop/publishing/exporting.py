@@ -43,7 +43,7 @@ class Source:
     words: str  # "round 3" or "the base"
     origin: str  # model.source, by which an adapter names its base
     revision: str | None = None
-    licences: Mapping[str, Path] = field(default_factory=dict)  # of the run's base, for what has none of its own
+    licences: Mapping[str, Path] = field(default_factory=dict)  # of the run's base, copied where the checkpoint has none
     base: Source | None = None
 
 

@@ -105,7 +105,7 @@ class LastDecision(Decision):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class RoundCounts:
-    """Rounds that ended so; `planned`: how many there are to be, 0 for no end."""
+    """How many rounds ended in each way; `planned`: how many there will be, 0 for no end."""
 
     kept: int
     rolled_back: int

@@ -22,7 +22,7 @@ from store.records import CompletionText, Selection
 
 
 class Collected(NamedTuple):
-    """A completion, and why no training ever sees it. See `Described` for the rest."""
+    """A completion of a round; `why`: the reason why no training may see it, None where it may. See `Described` for the rest."""
 
     candidate: CompletionFacts
     why: str | None
@@ -172,7 +172,7 @@ def _in_order(
         own_places[part_of(candidate.prompt_id)].append(place(candidate))
     position = 0
     for part in range(PARTS):
-        places, own_places[part] = own_places[part], []  # of one part at a time
+        places, own_places[part] = own_places[part], []  # so that the places of one part alone are in memory
         for packed in earlier:
             places += packed.places(part)
         places.sort()

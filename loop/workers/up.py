@@ -74,7 +74,7 @@ class Engines:
         self.watch = watch
         self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
         name = self.settings.sampler
-        self.chosen: str | None = None  # why this sampler, where nobody has named one; said when it is up
+        self.chosen: str | None = None  # why "auto" took this sampler; None once that was noted
         if name == AUTO:
             name, self.chosen = best_sampler(self.settings.device)
         self._use_sampler(name)
