@@ -118,7 +118,8 @@ def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[
     recorded, present = {row.path for row in rows}, {row.path for row in rows if row.state == "present"}
     paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
     over = last.number - (last.state not in ("kept", "rolled_back")) if last else 0
-    for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):  # no row names it where the round made the weights of an earlier one
+    # Where a round made the weights of an earlier one, no row names its directory.
+    for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):
         number = path.name.removeprefix("round-")
         if number.isdigit() and int(number) <= over and str(path.relative_to(run_dir)) not in recorded:
             paths.append(path)

@@ -43,7 +43,7 @@ TICK_S = 0.2
 LOOK_S = 1.0  # between two looks into the stores of the runs that have a process
 GRACE_S = 20.0  # for a run to end after it was told to end at once
 HELD, MISTAKES = 75, (2, 77, 78)  # exit codes of loopd: another process holds the run; a user's mistake
-OF_A_SERVICE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # it means this process; a run must not inherit them
+OF_A_SERVICE_MANAGER = ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC")  # meant for this process alone
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ class Source:
     words: str  # "round 3" or "the base"
     origin: str  # model.source, by which an adapter names its base
     revision: str | None = None
-    licences: Mapping[str, Path] = field(default_factory=dict)  # of the run's base, copied where the checkpoint has none
+    licences: Mapping[str, Path] = field(default_factory=dict)  # the base's, for checkpoints without
     base: Source | None = None
 
 
