@@ -89,11 +89,7 @@ class World:
         return {name: float(np.mean(values)) for name, values in found.items()} | {"count": len(entropies)}
 
 
-CLASSES = {
-    "everywhere": lambda nats: nats > -1,
-    "locks": lambda nats: nats < 0.3,
-    "forks": lambda nats: nats > 1.0,
-}
+CLASSES = {"everywhere": lambda nats: nats > -1, "locks": lambda nats: nats < 0.3, "forks": lambda nats: nats > 1.0}
 
 
 @pytest.mark.parametrize("seed", range(5))

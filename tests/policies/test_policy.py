@@ -324,11 +324,7 @@ def test_gates_are_built_from_tables() -> None:
             (0, "type"),
             "unknown type 'improvment'; known types: improvement, no_regression, collapse, best_so_far",
         ),
-        (
-            [{"type": 3}],
-            (0, "type"),
-            "unknown type 3; known types: improvement, no_regression, collapse, best_so_far",
-        ),
+        ([{"type": 3}], (0, "type"), "unknown type 3; known types: improvement, no_regression, collapse, best_so_far"),
         (
             [{"type": "improvement"}, {"type": "improvement", "min_gian": 0.1}],
             (1, "min_gian"),
