@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.by_type import BadPolicy
 from policies.data import (
     DATA_POLICIES,
     CompletionFacts,
@@ -223,31 +222,3 @@ def test_what_holds_for_duplicates(
         assert all(share < least for share in alike)
     for id, original in found.items():
         assert original.id not in found and by_age(original) < by_age(next(one for one in ones if one.id == id))
-
-
-@pytest.mark.parametrize(
-    ("table", "line"),
-    [
-        ("replace", "collect.data: 'replace' is not a table; give one such as { type = \"accumulate\" }"),
-        ({}, "collect.data: type is missing; known types: replace, accumulate, mix, window, pool"),
-        ({"type": "all"}, "collect.data.type: unknown type 'all'; known types: replace, accumulate, mix, window, pool"),
-        ({"type": "window"}, "collect.data.rounds: is missing (How many rounds, this one among them)"),
-        ({"type": "pool", "size": 0},
-         "collect.data.size: input should be greater than 0, got 0 (How many completions training sees)"),
-        ({"type": "replace", "size": 3},
-         "collect.data.size: unknown key; the keys of 'replace' are type, dedup, near_similarity, min_tokens, "
-         "max_tokens, passed_tests, without_tests"),
-        ({"type": "mix"}, "collect.data: has neither earlier nor base; give a share, or type = \"replace\""),
-        ({"type": "mix", "earlier": 0.5, "base": 0.5},
-         "collect.data: earlier 0.5 and base 0.5 leave no share for fresh completions"),
-        ({"type": "replace", "min_tokens": 9, "max_tokens": 3},
-         "collect.data: max_tokens 3 is below min_tokens 9; nothing would be left"),
-        ({"type": "replace", "dedup": "fuzzy"},
-         "collect.data.dedup: input should be 'none', 'exact' or 'near', got 'fuzzy' (Of completions of one prompt that "
-         "are the same, or nearly so, the newest alone is used)"),
-    ],
-)  # fmt: skip
-def test_mistakes_have_their_place_and_remedy(table: Any, line: str) -> None:
-    with pytest.raises(BadPolicy) as caught:
-        DATA_POLICIES.build(table, WHERE)
-    assert str(caught.value) == line

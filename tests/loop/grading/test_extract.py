@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 
 import pytest
@@ -78,7 +79,7 @@ def works(code: str | None) -> bool:
     return bool(space["twice"](2) == [2, 2])  # type: ignore[operator]
 
 
-IN_FULL = {name: text for name, text in PROGRAMS.items() if not {"body", "block", "tabs"} & set(name.split())}
+IN_FULL = {name: text for name, text in PROGRAMS.items() if not re.search("body|block|tabs", name)}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
