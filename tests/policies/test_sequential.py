@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from fractions import Fraction
+from typing import Any
 
 import numpy
 import pytest
@@ -45,12 +47,6 @@ def test_no_course_of_true_keeps_lets_the_chance_of_a_false_one_pass_alpha(round
     assert chance + none_so_far == 1
 
 
-@pytest.mark.parametrize(("alpha", "num_fruitless"), [(0.0, 0), (1.0, 0), (0.05, -1)])
-def test_level_refuses(alpha: float, num_fruitless: int) -> None:
-    with pytest.raises(ValueError):
-        level(alpha, num_fruitless)
-
-
 # the drawing order
 
 ids = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=30, unique=True)
@@ -69,12 +65,7 @@ def test_the_drawing_order_depends_on_round_and_ids_only(task_ids: list[str], ro
 
 def test_the_drawing_order_is_frozen() -> None:
     """A change here changes which problems a recorded round saw."""
-    assert drawing_order(3, ["HumanEval/0", "HumanEval/1", "HumanEval/2", "HumanEval/3"]) == [
-        "HumanEval/1",
-        "HumanEval/0",
-        "HumanEval/3",
-        "HumanEval/2",
-    ]
+    assert drawing_order(3, [f"HumanEval/{n}" for n in range(4)]) == [f"HumanEval/{n}" for n in (1, 0, 3, 2)]
     assert drawing_order(1, [str(n) for n in range(50)]) != drawing_order(2, [str(n) for n in range(50)])
     with pytest.raises(ValueError, match="twice"):
         drawing_order(1, ["a", "a"])
@@ -200,38 +191,9 @@ def test_a_look_is_frozen_to_the_bit() -> None:
     """A change here changes how recorded rounds replay."""
     differences = [Fraction(score, 10) for score in (1, 0, 0, 2, -1, 3, 0, 0, 1, -2) * 6]
     assert look(differences, target_gain=0.03, level=0.025) == Outcome(
-        verdict="gain",
-        gain=0.04,
-        lower=0.0,
-        upper=0.08924354705959558,
-        e_gain=6.604876097646527,
-        e_none=0.9959434023710646,
-        p_value=0.01718897775572259,
-        num_used=60,
-        level=0.025,
-        miss=0.1,
-    )
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"differences": []},
-        {"differences": [1.5]},
-        {"differences": [float("nan")]},
-        {"level": 0.0},
-        {"level": 1.0},
-        {"miss": 0.0},
-        {"final": 1.5},
-        {"min_gain": 0.03},
-        {"target_gain": 1.0},
-    ],
-)
-def test_look_refuses(wrong: dict[str, object]) -> None:
-    asked: dict[str, object] = {"differences": [0.5, 0.5], "target_gain": 0.03, "level": 0.05, **wrong}
-    differences = asked.pop("differences")
-    with pytest.raises(ValueError):
-        look(differences, **asked)  # type: ignore[arg-type]
+        verdict="gain", gain=0.04, lower=0.0, upper=0.08924354705959558, e_gain=6.604876097646527,
+        e_none=0.9959434023710646, p_value=0.01718897775572259, num_used=60, level=0.025, miss=0.1,
+    )  # fmt: skip
 
 
 # the confidence sequence
@@ -280,10 +242,26 @@ def test_bounds_close_in_on_the_gain() -> None:
     assert confidence_sequence([0.0] * 5, level=0.025) == (-1.0, 1.0)
 
 
-@pytest.mark.parametrize(("differences", "at", "gap"), [([], 0.05, 0.03), ([0.5], 0.0, 0.03), ([0.5], 0.05, 0.0)])
-def test_confidence_sequence_refuses(differences: list[float], at: float, gap: float) -> None:
+LOOK = {"differences": [0.5, 0.5], "target_gain": 0.03, "level": 0.05}
+SEQUENCE = {"differences": [0.5], "level": 0.05, "gap": 0.03}
+BUDGET = {"alpha": 0.05, "num_fruitless": 0}
+
+
+@pytest.mark.parametrize(
+    ("function", "right", "wrong"),
+    [
+        (look, LOOK, {"differences": []}), (look, LOOK, {"differences": [1.5]}), (look, LOOK, {"differences": [math.nan]}),
+        (look, LOOK, {"level": 0.0}), (look, LOOK, {"level": 1.0}), (look, LOOK, {"miss": 0.0}), (look, LOOK, {"final": 1.5}),
+        (look, LOOK, {"min_gain": 0.03}), (look, LOOK, {"target_gain": 1.0}),
+        (confidence_sequence, SEQUENCE, {"differences": []}), (confidence_sequence, SEQUENCE, {"level": 0.0}),
+        (confidence_sequence, SEQUENCE, {"gap": 0.0}),
+        (level, BUDGET, {"alpha": 0.0}), (level, BUDGET, {"alpha": 1.0}), (level, BUDGET, {"num_fruitless": -1}),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(function: Any, right: dict[str, Any], wrong: dict[str, Any]) -> None:
+    function(**right)
     with pytest.raises(ValueError):
-        confidence_sequence(differences, level=at, gap=gap)
+        function(**{**right, **wrong})
 
 
 # error rates
