@@ -17,6 +17,7 @@ from policies import sequential
 from policies.budget import level
 from policies.sequential import Outcome, confidence_sequence, drawing_order, look
 from policies.statistics import sign_flip_p_value
+from tests.support.evidence import simulated_differences
 
 tenths = st.integers(-10, 10).map(lambda score: Fraction(score, 10))
 several = st.lists(tenths, min_size=1, max_size=40)
@@ -138,17 +139,16 @@ def test_wealth_does_not_overflow() -> None:
 
 @given(several, st.integers(1, 40), st.sampled_from([0.01, 0.2]))
 def test_later_problems_cannot_change_a_verdict(differences: list[Fraction], num_first: int, at: float) -> None:
-    first = look(differences[:num_first], target_gain=0.1, level=at, miss=0.2, complete=False)
-    whole = look(differences, target_gain=0.1, level=at, miss=0.2, complete=False)
+    def early(number: int) -> Outcome:
+        return look(differences[:number], target_gain=0.1, level=at, miss=0.2, complete=False)
+
+    first, whole = early(num_first), early(len(differences))
     if first.verdict != "unclear":
         assert (whole.verdict, whole.num_used) == (first.verdict, first.num_used)
     assert whole.e_gain >= first.e_gain and whole.e_none >= first.e_none
     if whole.verdict != "unclear":  # it stood after num_used problems and not before
-        used = whole.num_used
-        assert look(differences[:used], target_gain=0.1, level=at, miss=0.2, complete=False).verdict == whole.verdict
-        if used > 1:
-            before = look(differences[: used - 1], target_gain=0.1, level=at, miss=0.2, complete=False)
-            assert before.verdict == "unclear"
+        assert early(whole.num_used).verdict == whole.verdict
+        assert whole.num_used == 1 or early(whole.num_used - 1).verdict == "unclear"
 
 
 @given(several, st.sampled_from([0.01, 0.2]), st.sampled_from([0.0, 0.5]))
@@ -268,13 +268,7 @@ def test_what_makes_no_sense_is_refused(function: Any, right: dict[str, Any], wr
 
 
 def drawn_look(gain: float, numbers: random.Random, num_problems: int, at: float) -> Outcome:
-    differences = []
-    for _ in range(num_problems):
-        rate = numbers.betavariate(0.35, 0.35)
-        better = min(1.0, max(0.0, rate + gain))
-        candidate = sum(numbers.random() < better for _ in range(5))
-        head = sum(numbers.random() < rate for _ in range(5))
-        differences.append(Fraction(candidate - head, 5))
+    differences = simulated_differences(numbers, gain, num_problems, 5, (0.35, 0.35))
     return look(differences, target_gain=0.1, level=at)
 
 

@@ -24,6 +24,7 @@ from policies.statistics import (
     sign_flip_p_value,
     smallest_detectable_gain,
 )
+from tests.support.evidence import simulated_differences
 
 quarters = st.integers(-4, 4).map(lambda score: Fraction(score, 4))
 some = st.lists(quarters, min_size=1, max_size=40)  # enumerated or drawn
@@ -39,6 +40,11 @@ def brute_force_p_value(differences: list[Fraction], delta: Fraction) -> float:
 
 def num_changed(differences: list[Fraction]) -> int:
     return sum(difference != 0 for difference in differences)
+
+
+@pytest.fixture
+def fewer_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "NUM_DRAWS", 2000)
 
 
 # pass@k
@@ -254,7 +260,7 @@ def test_bounds_with_few_changes(differences: list[float], lower: float, upper: 
     ],
 )  # fmt: skip
 def test_what_cannot_be_computed_is_refused(function: Any, arguments: tuple[Any, ...], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message or None):
         function(*arguments)
 
 
@@ -270,16 +276,12 @@ def test_a_comparison_is_frozen_to_the_bit() -> None:
 # what a comparison could have seen
 
 
-def test_smallest_detectable_gain_is_found_with_about_that_power(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "NUM_DRAWS", 2000)
+def test_smallest_detectable_gain_is_found_with_about_that_power(fewer_draws: None) -> None:
     numbers = random.Random(9)
     spread = [numbers.gauss(0, 0.2) for _ in range(2000)]
     detectable = smallest_detectable_gain(spread[:100] + [-value for value in spread[:100]]) * math.sqrt(200 / 80)
-    found = 0
-    for _ in range(300):
-        differences = [max(-1.0, min(1.0, numbers.gauss(detectable, 0.2))) for _ in range(80)]
-        found += paired_gain(differences).lower > 0
-    assert 0.7 <= found / 300 <= 0.9
+    looks = [[max(-1.0, min(1.0, numbers.gauss(detectable, 0.2))) for _ in range(80)] for _ in range(300)]
+    assert 0.7 <= fmean(paired_gain(differences).lower > 0 for differences in looks) <= 0.9
 
 
 @pytest.mark.parametrize(
@@ -307,31 +309,21 @@ def test_smallest_detectable_gain_shrinks_with_problems_and_grows_with_power() -
 # error rates
 
 
-def simulated_keeps(gain: float, num_runs: int, num_problems: int, seed: int) -> int:
-    """How often a candidate whose success rates are higher by `gain` (where there is room) would be kept."""
+CHANCE = 3 * math.sqrt(0.05 * 0.95 / 500)
+
+
+@pytest.mark.parametrize(
+    ("gain", "num_runs", "num_problems", "seed", "least", "most"),
+    [
+        (0.0, 500, 50, 1, 0.05 - CHANCE, 0.05 + CHANCE),  # a bound that never lets anything pass is broken too
+        (0.2, 100, 100, 2, 0.98, 1.0),
+        (-0.2, 100, 100, 3, 0.0, 0.0),
+    ],
+)
+def test_false_keeps_stay_at_the_promised_rate_and_a_large_gain_is_kept(
+    fewer_draws: None, gain: float, num_runs: int, num_problems: int, seed: int, least: float, most: float
+) -> None:
+    """How often a candidate is kept whose success rates are higher by `gain`, where there is room."""
     numbers = random.Random(seed)
-    keeps = 0
-    for _ in range(num_runs):
-        differences = []
-        for _ in range(num_problems):
-            rate = numbers.betavariate(0.3, 0.6)  # U-shaped difficulty
-            candidate = sum(numbers.random() < min(1.0, rate + gain) for _ in range(4))
-            head = sum(numbers.random() < rate for _ in range(4))
-            differences.append(Fraction(candidate - head, 4))
-        keeps += paired_gain(differences).lower > 0
-    return keeps
-
-
-def test_false_keeps_stay_at_the_promised_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "NUM_DRAWS", 2000)
-    num_runs = 500
-    keeps = simulated_keeps(gain=0.0, num_runs=num_runs, num_problems=50, seed=1)
-    error = 3 * math.sqrt(0.05 * 0.95 / num_runs)
-    assert keeps / num_runs <= 0.05 + error
-    assert keeps / num_runs >= 0.05 - error  # a bound that never lets anything pass is broken too
-
-
-def test_a_large_gain_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(statistics, "NUM_DRAWS", 2000)
-    assert simulated_keeps(gain=0.2, num_runs=100, num_problems=100, seed=2) >= 98
-    assert simulated_keeps(gain=-0.2, num_runs=100, num_problems=100, seed=3) == 0
+    looks = [simulated_differences(numbers, gain, num_problems, 4, (0.3, 0.6)) for _ in range(num_runs)]
+    assert least <= fmean(paired_gain(differences).lower > 0 for differences in looks) <= most

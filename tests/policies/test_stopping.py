@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from policies.stopping import STOP_RULES, History, Plateau, Target, why_stop
+from policies.stopping import STOP_RULES, History, why_stop
 
 PLATEAU, TARGET = {"type": "plateau", "rounds": 3}, {"type": "target", "value": 0.5}
 HOURS = {"type": "hours", "value": 48.0}
@@ -53,10 +53,7 @@ def test_when_it_stops(
     assert why_stop(tuple(map(STOP_RULES.build, stops)), history(verdicts, rate, num_hours)) == reason
 
 
-def test_all_is_frozen_and_strict() -> None:
-    for frozen in (Plateau(rounds=2), Target(value=0.5), history("k")):
-        with pytest.raises(ValidationError):
-            frozen.rounds = 3  # type: ignore[union-attr, misc]
+def test_a_history_is_strict() -> None:
     for wrong in ({"verdicts": ("kept",)}, {"head_pass_rate": 1.5}, {"head_pass_rate": float("nan")}, {"verdict": ()}):
         with pytest.raises(ValidationError):
             History.model_validate(wrong)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+from fractions import Fraction
 from typing import Any, Literal
 
 from policies.decision import Decision, GateResult
@@ -33,6 +35,20 @@ UP, DOWN, SAME = sides([1], [0]), sides([0], [1]), sides([1], [1])
 def decide(given: dict[str, Any], *gates: dict[str, Any], **policy: Any) -> Decision:
     """What these gates decide, or `improvement` alone."""
     return build_policy([*(gates or [{"type": "improvement"}])], "select", **policy).decide(read_evidence(given))
+
+
+def simulated_differences(
+    numbers: random.Random, gain: float, num_problems: int, num_samples: int, shape: tuple[float, float]
+) -> list[Fraction]:
+    """Of a candidate whose success rates are higher by `gain`, where there is room; difficulties are U-shaped: a beta law."""
+    differences = []
+    for _ in range(num_problems):
+        rate = numbers.betavariate(*shape)
+        better = min(1.0, max(0.0, rate + gain))
+        candidate = sum(numbers.random() < better for _ in range(num_samples))
+        head = sum(numbers.random() < rate for _ in range(num_samples))
+        differences.append(Fraction(candidate - head, num_samples))
+    return differences
 
 
 class FixedGate(Gate):
