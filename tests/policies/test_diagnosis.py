@@ -99,10 +99,10 @@ def test_means_are_those_of_the_whole_distributions(seed: int) -> None:
     for name, chosen in CLASSES.items():
         part: PositionClass = getattr(summary, name)
         for who in WHO:
-            expected, found = world.expected(who, chosen), getattr(part, who)
+            expected, level = world.expected(who, chosen), getattr(part, who)
             assert part.num_positions == expected["count"] > 0
             for figure in ("entropy", "top_probability", "tail_mass"):
-                assert getattr(found, figure) == pytest.approx(expected[figure], abs=1e-9), (name, who, figure)
+                assert getattr(level, figure) == pytest.approx(expected[figure], abs=1e-9), (name, who, figure)
         assert part.top_changed == pytest.approx(world.expected("head", chosen)["changed"])
         for bound, who in ((part.kl_to_head, "head"), (part.kl_to_base, "base")):
             whole = world.expected(who, chosen)["kl"]
@@ -164,10 +164,10 @@ def test_what_must_hold_whatever_the_numbers_are(seed: int, lock: float, more: f
 
 def test_signals_have_flat_names_and_leave_out_what_is_not_there() -> None:
     world = World(3)
-    found = signals(summarise(world.compared, 0.3, 1.0))
+    flat = signals(summarise(world.compared, 0.3, 1.0))
     each = {"entropy", "lock_tail_mass", "lock_top_probability", "fork_entropy"}
-    assert set(found) == set(WHO) and set(found["base"]) == set(found["head"]) == each
-    assert set(found["candidate"]) == each | {"kl_to_head", "kl_to_base", "lock_top_changed"}
+    assert set(flat) == set(WHO) and set(flat["base"]) == set(flat["head"]) == each
+    assert set(flat["candidate"]) == each | {"kl_to_head", "kl_to_base", "lock_top_changed"}
     none = summarise(world.compared, 1e-9, 99.0)
     assert none.locks is none.forks is None
     assert set(signals(none)["candidate"]) == {"entropy", "kl_to_head", "kl_to_base"}
@@ -208,9 +208,9 @@ def test_an_interval_over_sequences_of_one_position_is_students() -> None:
     for count in (2, 3, 4, 5, 30):
         values = draw.normal(size=count)
         half = t.ppf(0.975, count - 1) * values.std(ddof=1) / math.sqrt(count)
-        found = mean_change([[value] for value in values])
-        assert found.interval is not None
-        assert found.interval == pytest.approx((values.mean() - half, values.mean() + half), rel=5e-3)
+        change = mean_change([[value] for value in values])
+        assert change.interval is not None
+        assert change.interval == pytest.approx((values.mean() - half, values.mean() + half), rel=5e-3)
     assert mean_change([[1.0, 3.0]]).interval is None and mean_change([[1.0, 3.0]]).mean == 2.0
 
 

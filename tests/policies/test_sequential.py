@@ -92,11 +92,11 @@ def numpy_wealth(differences: list[Fraction], mean: float, gap: float) -> numpy.
 
 @given(several, st.sampled_from([0.0, 0.01, -0.02]), st.sampled_from([0.02, 0.03, 0.1]))
 def test_e_values_are_the_largest_products(differences: list[Fraction], min_gain: float, target_gain: float) -> None:
-    found = look(differences, min_gain=min_gain, target_gain=target_gain, level=0.05, complete=False)
+    outcome = look(differences, min_gain=min_gain, target_gain=target_gain, level=0.05, complete=False)
     gap = target_gain - min_gain
-    assert found.e_gain == pytest.approx(numpy_wealth(differences, min_gain, gap).max(), rel=1e-12)
+    assert outcome.e_gain == pytest.approx(numpy_wealth(differences, min_gain, gap).max(), rel=1e-12)
     mirrored = [-difference for difference in differences]
-    assert found.e_none == pytest.approx(numpy_wealth(mirrored, -target_gain, gap).max(), rel=1e-12)
+    assert outcome.e_none == pytest.approx(numpy_wealth(mirrored, -target_gain, gap).max(), rel=1e-12)
 
 
 @pytest.mark.parametrize("mean", [Fraction(0), Fraction(1, 50), Fraction(-1, 50)])
@@ -130,8 +130,8 @@ def test_wealth_shrinks_on_average_if_the_gain_is_less() -> None:
 
 
 def test_wealth_does_not_overflow() -> None:
-    found = look([1] * 3000, target_gain=0.9, level=0.01)
-    assert found.verdict == "gain" and found.e_gain == 1e300
+    outcome = look([1] * 3000, target_gain=0.9, level=0.01)
+    assert outcome.verdict == "gain" and outcome.e_gain == 1e300
 
 
 # looks
@@ -153,27 +153,27 @@ def test_later_problems_cannot_change_a_verdict(differences: list[Fraction], num
 
 @given(several, st.sampled_from([0.01, 0.2]), st.sampled_from([0.0, 0.5]))
 def test_verdicts_agree_with_bounds(differences: list[Fraction], at: float, final: float) -> None:
-    found = look(differences, target_gain=0.1, level=at, miss=0.2, final=final, complete=False)
-    assert -1 <= found.lower <= found.gain <= found.upper <= 1
-    assert found.gain == pytest.approx(float(sum(differences) / len(differences)), abs=1e-12)
-    if found.num_used == len(differences):
+    outcome = look(differences, target_gain=0.1, level=at, miss=0.2, final=final, complete=False)
+    assert -1 <= outcome.lower <= outcome.gain <= outcome.upper <= 1
+    assert outcome.gain == pytest.approx(float(sum(differences) / len(differences)), abs=1e-12)
+    if outcome.num_used == len(differences):
         early = at * (1 - final)
-        assert (found.verdict == "gain") == (found.e_gain * early >= 1)
-        assert (found.verdict == "no_gain") == (found.e_none * 0.2 >= 1 and found.e_gain * early < 1)
-    if found.lower > 0:
-        assert found.e_gain * at * (1 - final) >= 1
-    if found.upper < 0.1 - 1e-9:
-        assert found.e_none * 0.2 >= 1
+        assert (outcome.verdict == "gain") == (outcome.e_gain * early >= 1)
+        assert (outcome.verdict == "no_gain") == (outcome.e_none * 0.2 >= 1 and outcome.e_gain * early < 1)
+    if outcome.lower > 0:
+        assert outcome.e_gain * at * (1 - final) >= 1
+    if outcome.upper < 0.1 - 1e-9:
+        assert outcome.e_none * 0.2 >= 1
 
 
 @given(several)
 @settings(max_examples=50)
 def test_all_at_once_is_the_sign_flip_test(differences: list[Fraction]) -> None:
-    found = look(differences, target_gain=0.1, level=0.05, miss=1e-9, final=1.0)
+    outcome = look(differences, target_gain=0.1, level=0.05, miss=1e-9, final=1.0)
     p_value = sign_flip_p_value(differences)
-    assert found.p_value == p_value
-    assert found.verdict == ("gain" if p_value <= 0.05 else "unclear")
-    assert found.lower >= 0 or found.verdict == "unclear"
+    assert outcome.p_value == p_value
+    assert outcome.verdict == ("gain" if p_value <= 0.05 else "unclear")
+    assert outcome.lower >= 0 or outcome.verdict == "unclear"
 
 
 def test_the_final_test_waits_for_all_problems_and_gets_its_part_of_the_level() -> None:
@@ -282,5 +282,5 @@ def test_a_look_errs_no_more_often_than_promised() -> None:
 def test_a_look_finds_what_there_is_and_stops() -> None:
     numbers = random.Random(2)
     looks = [drawn_look(0.3, numbers, 200, at=0.01) for _ in range(50)]
-    assert [found.verdict for found in looks].count("gain") >= 49
-    assert sum(found.num_used for found in looks) / 50 < 60
+    assert [outcome.verdict for outcome in looks].count("gain") >= 49
+    assert sum(outcome.num_used for outcome in looks) / 50 < 60

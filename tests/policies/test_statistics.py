@@ -109,8 +109,8 @@ def test_mean_interval_covers_and_counts_problems_not_samples() -> None:
 def test_the_lower_bound_inverts_the_sign_flip_test(differences: list[Fraction], confidence: float) -> None:
     """Every gain below the bound is rejected, the bound itself is not. A bound that is off by one rank fails."""
     assume(num_changed(differences) >= 5)  # with fewer it is widened on purpose
-    found = paired_gain(differences, confidence)
-    lower = Fraction(found.lower).limit_denominator(1000)
+    result = paired_gain(differences, confidence)
+    lower = Fraction(result.lower).limit_denominator(1000)
     assert brute_force_p_value(differences, lower) > 1 - confidence
     assert brute_force_p_value(differences, lower - Fraction(1, 10**6)) <= 1 - confidence
 
@@ -118,19 +118,19 @@ def test_the_lower_bound_inverts_the_sign_flip_test(differences: list[Fraction],
 @given(some, st.sampled_from([0.6, 0.9, 0.95, 0.975]), st.randoms(use_true_random=False))
 @settings(max_examples=60)
 def test_what_holds_for_every_comparison(differences: list[Fraction], confidence: float, order: random.Random) -> None:
-    found = paired_gain(differences, confidence)
-    assert found.p_value == sign_flip_p_value(differences)
-    assert (found.lower > 0) == (found.p_value <= 1 - confidence)
-    assert -1 <= found.lower <= found.gain <= found.upper <= 1
-    assert found.gain == float(sum(differences) / len(differences))
+    result = paired_gain(differences, confidence)
+    assert result.p_value == sign_flip_p_value(differences)
+    assert (result.lower > 0) == (result.p_value <= 1 - confidence)
+    assert -1 <= result.lower <= result.gain <= result.upper <= 1
+    assert result.gain == float(sum(differences) / len(differences))
     swapped = paired_gain([-difference for difference in differences], confidence)
-    assert (swapped.gain, swapped.lower, swapped.upper) == (-found.gain, -found.upper, -found.lower)
-    assert (found.upper < 0) == (swapped.p_value <= 1 - confidence)
-    assert (swapped.num_improved, swapped.num_worsened) == (found.num_worsened, found.num_improved)
-    assert found.num_improved + found.num_worsened + found.num_equal == len(differences)
+    assert (swapped.gain, swapped.lower, swapped.upper) == (-result.gain, -result.upper, -result.lower)
+    assert (result.upper < 0) == (swapped.p_value <= 1 - confidence)
+    assert (swapped.num_improved, swapped.num_worsened) == (result.num_worsened, result.num_improved)
+    assert result.num_improved + result.num_worsened + result.num_equal == len(differences)
     shuffled = list(differences)
     order.shuffle(shuffled)
-    assert paired_gain(shuffled, confidence) == found
+    assert paired_gain(shuffled, confidence) == result
 
 
 @given(some, st.data())
@@ -193,8 +193,8 @@ def test_exact_p_value_of_many_problems(num_problems: int, loss: float) -> None:
     signs = [-1 if numbers.random() < loss else 1 for _ in range(num_problems)]
     differences = [Fraction(numbers.randint(1, 10) * sign, 10) for sign in signs]
     exact = counted_p_value(differences, 10)
-    found = sign_flip_p_value(differences)
-    assert float(exact) <= found <= float(exact) + 1e-18 or found == pytest.approx(float(exact), rel=1e-14)
+    result = sign_flip_p_value(differences)
+    assert float(exact) <= result <= float(exact) + 1e-18 or result == pytest.approx(float(exact), rel=1e-14)
     assert num_problems < 300 or loss > 0.4 or exact < 1e-12
 
 
@@ -225,10 +225,10 @@ def test_exact_p_value_counts_the_observed_flip_itself() -> None:
 def test_large_comparisons_agree_with_the_normal_approximation() -> None:
     numbers = random.Random(8)
     differences = [numbers.choice([-0.4, -0.1, 0.0, 0.1, 0.2, 0.5]) for _ in range(1000)]
-    found = paired_gain(differences)
+    result = paired_gain(differences)
     half = NormalDist().inv_cdf(0.95) * stdev(differences) / math.sqrt(1000)
-    assert found.gain - found.lower == pytest.approx(half, rel=0.05)
-    assert found.upper - found.gain == pytest.approx(half, rel=0.05)
+    assert result.gain - result.lower == pytest.approx(half, rel=0.05)
+    assert result.upper - result.gain == pytest.approx(half, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -242,8 +242,8 @@ def test_large_comparisons_agree_with_the_normal_approximation() -> None:
     ],
 )
 def test_bounds_with_few_changes(differences: list[float], lower: float, upper: float) -> None:
-    found = paired_gain(differences)
-    assert (found.lower, found.upper) == pytest.approx((lower, upper), abs=0.003)
+    result = paired_gain(differences)
+    assert (result.lower, result.upper) == pytest.approx((lower, upper), abs=0.003)
 
 
 @pytest.mark.parametrize(
