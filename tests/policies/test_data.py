@@ -193,9 +193,9 @@ def test_repeats_of_one_prompt() -> None:
         "spaced": "def f(a):\n        return a  +  1\n\n",
         "other": "for line in open(0):\n    print(line.upper())\n",
     }
-    each = [candidate("other", 1), candidate("same", 1), candidate("spaced", 2), candidate("new", 3)]
+    completions = [candidate("other", 1), candidate("same", 1), candidate("spaced", 2), candidate("new", 3)]
     for dedup, repeated in (("near", {"same", "spaced"}), ("exact", {"same"}), ("none", set())):
-        originals = repeats(data("replace", dedup=dedup), each, texts)
+        originals = repeats(data("replace", dedup=dedup), completions, texts)
         assert {id: original.id for id, original in originals.items()} == dict.fromkeys(repeated, "new")
 
 
@@ -218,6 +218,4 @@ def test_what_holds_for_duplicates(
         alike = [similarity(shingles(texts[a.id]), shingles(texts[b.id])) for a in stay for b in stay if a.id < b.id]
         assert all(share < least for share in alike)
     for id, original in repeated.items():
-        assert original.id not in repeated and by_age(original) < by_age(
-            next(each for each in completions if each.id == id)
-        )
+        assert original.id not in repeated and by_age(original) < by_age(completions[int(id)])

@@ -1,5 +1,6 @@
 """What an evaluation can see, as tables and against simulation; and limits with room for noise."""
 
+import itertools
 import random
 
 import pytest
@@ -47,14 +48,13 @@ def test_the_guess_gives_the_known_table(problems: int, samples: int, gain: floa
 
 
 def test_what_is_needed_is_what_detects() -> None:
-    for level, power in ((0.05, 0.8), (0.025, 0.8), (0.001, 0.9)):
-        for gain in (0.01, 0.03, 0.2):
-            problems = problems_needed(0.1, 4, gain, level, power)
-            assert detectable_gain(0.1, problems, 4, level, power) <= gain + 1e-12
-            assert problems <= 10 or detectable_gain(0.1, problems - 1, 4, level, power) > gain
-            samples = samples_needed(0.1, 131, gain, level, power)
-            assert samples is not None and detectable_gain(0.1, 131, samples, level, power) <= gain + 1e-12
-            assert samples == 1 or detectable_gain(0.1, 131, samples - 1, level, power) > gain
+    for gain, at in itertools.product((0.01, 0.03, 0.2), ((0.05, 0.8), (0.025, 0.8), (0.001, 0.9))):
+        problems = problems_needed(0.1, 4, gain, *at)
+        assert detectable_gain(0.1, problems, 4, *at) <= gain + 1e-12
+        assert problems <= 10 or detectable_gain(0.1, problems - 1, 4, *at) > gain
+        samples = samples_needed(0.1, 131, gain, *at)
+        assert samples is not None and detectable_gain(0.1, 131, samples, *at) <= gain + 1e-12
+        assert samples == 1 or detectable_gain(0.1, 131, samples - 1, *at) > gain
     assert variance_from(detectable_gain(0.1, 131, 4, 0.05, 0.8), 131, 4, 0.05, 0.8) == pytest.approx(0.1)
 
 

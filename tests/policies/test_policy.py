@@ -88,7 +88,8 @@ def test_verdicts(problems: list[Sides], gate: dict[str, float], verdict: str) -
          "pass@1 on first-steps (select, T 1): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
          "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 95% upper "
          "bound +0.024"),
-        (evidence(*[BETTER] * 5, *[SAME] * 5, decoding={"greedy": True}), {"min_gain": 0.25, "target_gain": 0.6, "alpha": 0.025, "power": 0.9},
+        (evidence(*[BETTER] * 5, *[SAME] * 5, decoding={"greedy": True}),
+         {"min_gain": 0.25, "target_gain": 0.6, "alpha": 0.025, "power": 0.9},
          "pass@1 on first-steps (select, greedy): 0.250 -> 0.750, gain +0.500, 97.5% lower bound +0.000 is not "
          "above the limit 0.250, on 10 problems x 2 samples; a gain under 0.600 could not have been seen with "
          "90% power"),
@@ -219,8 +220,10 @@ def test_nothing_changes_once_made() -> None:
         (lambda e: e.pop("splits"), "splits: is missing"),
         (lambda e: e.update(round=-1), "round: input should be greater than or equal to 0, got -1"),
         (lambda e: select(e).update(suite="a\x1b[31m"), "suite 'a\\x1b[31m' holds control characters"),
-        (lambda e: select(e).update(conditions={"candidate": {"seed": 1}, "head": {"seed": 2}}), "candidate and head differ in 'seed': 1 and 2"),
-        (lambda e: select(e).update(conditions={"candidate": {"suite_sha256": "a"}, "head": {}}), "candidate and head differ in 'suite_sha256'"),
+        (lambda e: select(e).update(conditions={"candidate": {"seed": 1}, "head": {"seed": 2}}),
+         "candidate and head differ in 'seed': 1 and 2"),
+        (lambda e: select(e).update(conditions={"candidate": {"suite_sha256": "a"}, "head": {}}),
+         "candidate and head differ in 'suite_sha256'"),
         (lambda e: select(e).update(num_planned=2), "3 problems are there but num_planned is 2"),
         (lambda e: select(e).update(num_looks=0), "num_looks"),
         (lambda e: e["splits"].update(confirm=select(e)), "task 't0' is in the splits select and confirm"),

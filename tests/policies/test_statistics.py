@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import scipy.stats
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from policies import statistics
@@ -115,9 +115,10 @@ def test_the_lower_bound_inverts_the_sign_flip_test(differences: list[Fraction],
     assert brute_force_p_value(differences, lower - Fraction(1, 10**6)) <= 1 - confidence
 
 
-@given(some, st.sampled_from([0.6, 0.9, 0.95, 0.975]), st.randoms(use_true_random=False))
+@given(some, st.sampled_from([0.6, 0.9, 0.95, 0.975]))
+@example([Fraction(index * 5 % 9 - 4, 4) for index in range(40)], 0.95)  # drawn
 @settings(max_examples=60)
-def test_what_holds_for_every_comparison(differences: list[Fraction], confidence: float, order: random.Random) -> None:
+def test_what_holds_for_every_comparison(differences: list[Fraction], confidence: float) -> None:
     result = paired_gain(differences, confidence)
     assert result.p_value == sign_flip_p_value(differences)
     assert (result.lower > 0) == (result.p_value <= 1 - confidence)
@@ -128,9 +129,7 @@ def test_what_holds_for_every_comparison(differences: list[Fraction], confidence
     assert (result.upper < 0) == (swapped.p_value <= 1 - confidence)
     assert (swapped.num_improved, swapped.num_worsened) == (result.num_worsened, result.num_improved)
     assert result.num_improved + result.num_worsened + result.num_equal == len(differences)
-    shuffled = list(differences)
-    order.shuffle(shuffled)
-    assert paired_gain(shuffled, confidence) == result
+    assert paired_gain(sorted(differences), confidence) == result  # in any order
 
 
 @given(some, st.data())

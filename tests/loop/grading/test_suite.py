@@ -98,15 +98,22 @@ def test_gzip_bom_blank_lines_and_relative_paths(tmp_path: Path) -> None:
 
 
 LONG_TESTS = [{**STDIN_TESTS[0], "input": "é" * 70_000}]
-PACKED = [packed(json.dumps(LONG_TESTS, ensure_ascii=False), protocol) for protocol in range(6)]
+GIVEN = [
+    (tests, given)
+    for tests in (STDIN_TESTS, LONG_TESTS)
+    for text in (json.dumps(tests, ensure_ascii=False),)
+    for given in (tests, text, *(packed(text, protocol) for protocol in range(6)))
+]
 
 
-@pytest.mark.parametrize("tests", [json.dumps(LONG_TESTS), LONG_TESTS, *PACKED], ids=lambda tests: str(tests)[:20])
-def test_private_tests_as_string_list_or_packed_by_every_pickle_protocol(tmp_path: Path, tests: Any) -> None:
+@pytest.mark.parametrize(("tests", "given"), GIVEN, ids=lambda value: str(value)[:20])
+def test_private_tests_as_string_list_or_packed_by_every_pickle_protocol(
+    tmp_path: Path, tests: Any, given: Any
+) -> None:
     for public in (None, STDIN_TESTS):
-        row = {**LIVECODEBENCH, "public_test_cases": public, "private_test_cases": tests}
+        row = {**LIVECODEBENCH, "public_test_cases": public, "private_test_cases": given}
         problem = load_suite(write(tmp_path / "x.jsonl", row)).problems[0]
-        assert livecodebench_tests(problem) == [*(public or []), *LONG_TESTS]
+        assert livecodebench_tests(problem) == [*(public or []), *tests]
 
 
 class Hostile:

@@ -66,13 +66,11 @@ def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
     assert left_over(finished) == []
 
 
-def test_the_weights_are_the_checkpoints_own(finished: Path, call: Loopctl) -> None:
-    call("export", "2", "two")
+def test_the_weights_are_the_checkpoints_own(finished: Path, readme: str) -> None:
     original = finished / ".loop/checkpoints/round-0001"  # both rounds trained the same weights
     assert (finished / "two/model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
-    assert json.loads((finished / "two/generation_config.json").read_text()) == {
-        "do_sample": True, "max_new_tokens": 256, "temperature": 0.9, "top_k": 0, "top_p": 0.95,
-    }  # fmt: skip
+    expected = {"do_sample": True, "max_new_tokens": 256, "temperature": 0.9, "top_k": 0, "top_p": 0.95}
+    assert json.loads((finished / "two/generation_config.json").read_text()) == expected
 
 
 def test_what_is_there_is_refused(finished: Path, call: Loopctl) -> None:
