@@ -26,55 +26,28 @@ def test_rollbacks_in_a_row(verdicts: list[str], num: int) -> None:
     assert rollbacks_in_a_row(verdicts) == num
 
 
+RATE = "learning_rate 2e-05 -> {}, min_learning_rate 2e-06 -> {}".format
+STEPS = "num_steps 100 -> {}, warmup_steps 10 -> {}".format
+
+
 @pytest.mark.parametrize(
-    ("rule", "words"),
+    ("rule", "changes"),
     [
-        ({}, [None, None, None, None]),
-        (
-            {"learning_rate_factor": 0.5},
-            [
-                None,
-                "after 1 rollback in a row: learning_rate 2e-05 -> 1e-05, min_learning_rate 2e-06 -> 1e-06",
-                "after 2 rollbacks in a row: learning_rate 2e-05 -> 5e-06, min_learning_rate 2e-06 -> 5e-07",
-                "after 3 rollbacks in a row: learning_rate 2e-05 -> 2.5e-06, min_learning_rate 2e-06 -> 2.5e-07",
-            ],
-        ),
-        (
-            {"learning_rate_factor": 0.5, "learning_rate_floor": 8e-6, "patience": 2},
-            [
-                None,
-                None,
-                "after 2 rollbacks in a row: learning_rate 2e-05 -> 1e-05, min_learning_rate 2e-06 -> 1e-06",
-                "after 3 rollbacks in a row: learning_rate 2e-05 -> 8e-06, min_learning_rate 2e-06 -> 8e-07",
-            ],
-        ),
-        (
-            {"length_factor": 0.1},
-            [
-                None,
-                "after 1 rollback in a row: num_steps 100 -> 10, warmup_steps 10 -> 1",
-                "after 2 rollbacks in a row: num_steps 100 -> 1, warmup_steps 10 -> 0",
-                "after 3 rollbacks in a row: num_steps 100 -> 1, warmup_steps 10 -> 0",
-            ],
-        ),
-        (
-            {"temperatures": (1.1, 0.9)},
-            [
-                None,
-                "after 1 rollback in a row: temperature 1.2 -> 1.1",
-                "after 2 rollbacks in a row: temperature 1.2 -> 0.9",
-                "after 3 rollbacks in a row: temperature 1.2 -> 0.9",
-            ],
-        ),
-        (
-            {"data": Mix(earlier=0.5), "patience": 3},
-            [None, None, None, "after 3 rollbacks in a row: data replace -> mix (earlier 0.5)"],
-        ),
+        ({}, [None, None, None]),
+        ({"learning_rate_factor": 0.5}, [RATE("1e-05", "1e-06"), RATE("5e-06", "5e-07"), RATE("2.5e-06", "2.5e-07")]),
+        ({"learning_rate_factor": 0.5, "learning_rate_floor": 8e-6, "patience": 2},
+         [None, RATE("1e-05", "1e-06"), RATE("8e-06", "8e-07")]),
+        ({"length_factor": 0.1}, [STEPS(10, 1), STEPS(1, 0), STEPS(1, 0)]),
+        ({"temperatures": (1.1, 0.9)}, ["temperature 1.2 -> 1.1", "temperature 1.2 -> 0.9", "temperature 1.2 -> 0.9"]),
+        ({"data": Mix(earlier=0.5), "patience": 3}, [None, None, "data replace -> mix (earlier 0.5)"]),
     ],
-)
-def test_what_changes(rule: dict[str, object], words: list[str | None]) -> None:
+)  # fmt: skip
+def test_what_changes(rule: dict[str, object], changes: list[str | None]) -> None:
     after = AfterRollback.model_validate(rule)
-    assert [in_words(SETTINGS, adapted(after, num, SETTINGS), num) for num in range(4)] == words
+    assert in_words(SETTINGS, adapted(after, 0, SETTINGS), 0) is None
+    for num, change in enumerate(changes, 1):
+        words = change and f"after {num} rollback{'s' if num > 1 else ''} in a row: {change}"
+        assert in_words(SETTINGS, adapted(after, num, SETTINGS), num) == words
 
 
 def test_epochs_are_made_shorter_where_there_are_no_steps() -> None:

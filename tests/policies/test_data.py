@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies.by_type import BadPolicy
 from policies.data import (
     DATA_POLICIES,
     CompletionFacts,
@@ -40,7 +39,7 @@ def candidate(
 
 
 def corpus(*sizes: int) -> list[CompletionFacts]:
-    """So many completions per round, from round 1, which the base wrote."""
+    """Completions, as many for each round as `sizes` say, from round 1, which the base wrote."""
     return [
         candidate(f"{number}-{index}", number, f"p{index}", base=number == 1)
         for number, size in enumerate(sizes, start=1)
@@ -51,12 +50,11 @@ def corpus(*sizes: int) -> list[CompletionFacts]:
 def drawn(policy: Any, candidates: list[CompletionFacts], round: int, seed: int) -> set[str]:
     """What a policy draws of these completions."""
     by_round: dict[int, list[CompletionFacts]] = {}
-    for one in candidates:
-        by_round.setdefault(one.round, []).append(one)
-    usable = [Usable(number, of[0].from_base, [one.id for one in of]) for number, of in by_round.items()]
+    for each in candidates:
+        by_round.setdefault(each.round, []).append(each)
+    usable = [Usable(number, of[0].from_base, [each.id for each in of]) for number, of in by_round.items()]
     chosen = policy.draw(usable, round, seed)
-    assert len(chosen) == len(usable)
-    assert all(set(ids) <= set(one.ids) and len(ids) == len(set(ids)) for ids, one in zip(chosen, usable, strict=True))
+    assert all(set(ids) <= set(of.ids) and len(ids) == len(set(ids)) for ids, of in zip(chosen, usable, strict=True))
     return {id for ids in chosen for id in ids}
 
 
@@ -109,16 +107,16 @@ def test_a_pool_has_its_size_and_another_seed_draws_others() -> None:
     pool = data("pool", size=10)
     draws = [drawn(pool, corpus(20, 20, 20), 3, seed) for seed in range(50)]
     assert {len(chosen) for chosen in draws} == {10} and len({frozenset(chosen) for chosen in draws}) == 50
-    counts = [sum(id in chosen for chosen in draws) for id in (one.id for one in corpus(20, 20, 20))]
+    counts = [sum(id in chosen for chosen in draws) for id in (each.id for each in corpus(20, 20, 20))]
     assert max(counts) < 20 and min(counts) > 0  # 8.3 on average; no place in the corpus is preferred
-    assert drawn(data("pool", size=100), corpus(3, 3), 2, 0) == {one.id for one in corpus(3, 3)}
+    assert drawn(data("pool", size=100), corpus(3, 3), 2, 0) == {each.id for each in corpus(3, 3)}
 
 
 @pytest.mark.parametrize("size", [1, 7, 2000, 9999])
 def test_a_draw_takes_those_of_the_smallest_hash(size: int) -> None:
     candidates = corpus(4000, 4000, 10)
-    expected = sorted(candidates, key=lambda one: hashlib.sha256(f"5 {one.id}".encode()).digest())[:size]
-    assert drawn(data("pool", size=size), candidates, 3, 5) == {one.id for one in expected}
+    expected = sorted(candidates, key=lambda each: hashlib.sha256(f"5 {each.id}".encode()).digest())[:size]
+    assert drawn(data("pool", size=size), candidates, 3, 5) == {each.id for each in expected}
 
 
 POLICIES = st.one_of(
@@ -136,14 +134,14 @@ def test_what_holds_for_every_draw(policy: Any, sizes: list[int], seed: int, shu
     past = [PastRound(number, number % 2 == 0, number == 1) for number in range(1, newest)]
     wanted = {*policy.wanted(past), newest}
     assert wanted <= set(range(1, newest + 1))
-    usable = [one for one in corpus(*sizes) if one.round in wanted]
+    usable = [each for each in corpus(*sizes) if each.round in wanted]
     chosen = drawn(policy, usable, newest, seed)
-    assert chosen <= {one.id for one in usable}
+    assert chosen <= {each.id for each in usable}
     shuffled = usable[:]
     shuffle.shuffle(shuffled)
     assert drawn(policy, shuffled, newest, seed) == chosen
     if policy.type in ("replace", "accumulate", "window"):
-        assert chosen == {one.id for one in usable}
+        assert chosen == {each.id for each in usable}
     if policy.type == "pool":
         assert len(chosen) == min(policy.size, len(usable))
     if policy.type == "mix":
@@ -151,12 +149,12 @@ def test_what_holds_for_every_draw(policy: Any, sizes: list[int], seed: int, shu
 
 
 def shares_hold(policy: Mix, usable: list[CompletionFacts], chosen: set[str], newest: int) -> None:
-    """All fresh ones; the others have their shares to within two rows, or there are no more of them."""
-    fresh = {one.id for one in usable if one.round == newest}
-    others = [one for one in usable if one.round != newest]
+    """All fresh completions; the others have their shares to within two rows, or there are no more of them."""
+    fresh = {each.id for each in usable if each.round == newest}
+    others = [each for each in usable if each.round != newest]
     assert fresh <= chosen
     total = len(fresh) / (1 - policy.earlier - policy.base)
-    num_base = sum(one.from_base for one in others)
+    num_base = sum(each.from_base for each in others)
     num_drawn = len(chosen - fresh)
     assert num_drawn <= (policy.earlier + policy.base) * total + 1e-6
     if num_base >= policy.base * total and len(others) >= (policy.earlier + policy.base) * total:
@@ -195,12 +193,10 @@ def test_repeats_of_one_prompt() -> None:
         "spaced": "def f(a):\n        return a  +  1\n\n",
         "other": "for line in open(0):\n    print(line.upper())\n",
     }
-    ones = [candidate("other", 1), candidate("same", 1), candidate("spaced", 2), candidate("new", 3)]
-    found = {id: one.id for id, one in repeats(data("replace", dedup="near"), ones, texts).items()}
-    assert found == {"same": "new", "spaced": "new"}
-    found = {id: one.id for id, one in repeats(data("replace", dedup="exact"), ones, texts).items()}
-    assert found == {"same": "new"}
-    assert repeats(data("replace"), ones, texts) == {}
+    completions = [candidate("other", 1), candidate("same", 1), candidate("spaced", 2), candidate("new", 3)]
+    for dedup, repeated in (("near", {"same", "spaced"}), ("exact", {"same"}), ("none", set())):
+        originals = repeats(data("replace", dedup=dedup), completions, texts)
+        assert {id: original.id for id, original in originals.items()} == dict.fromkeys(repeated, "new")
 
 
 @given(st.lists(st.tuples(st.text("ab \n", max_size=12), st.integers(1, 3)), max_size=12),
@@ -209,45 +205,17 @@ def test_repeats_of_one_prompt() -> None:
 def test_what_holds_for_duplicates(
     given_texts: list[tuple[str, int]], dedup: str, least: float, shuffle: random.Random
 ) -> None:
-    ones = [candidate(str(index), round) for index, (_, round) in enumerate(given_texts)]
+    completions = [candidate(str(index), round) for index, (_, round) in enumerate(given_texts)]
     texts = {str(index): text for index, (text, _) in enumerate(given_texts)}
     policy = data("accumulate", dedup=dedup, near_similarity=least)
-    found = repeats(policy, ones, texts)
-    shuffled = ones[:]
+    repeated = repeats(policy, completions, texts)
+    shuffled = completions[:]
     shuffle.shuffle(shuffled)
-    assert repeats(policy, shuffled, texts) == found
-    stay = [one for one in ones if one.id not in found]
-    assert len({texts[one.id] for one in stay}) == len(stay)  # no duplicates are left
+    assert repeats(policy, shuffled, texts) == repeated
+    stay = [each for each in completions if each.id not in repeated]
+    assert len({texts[each.id] for each in stay}) == len(stay)  # no duplicates are left
     if dedup == "near":
         alike = [similarity(shingles(texts[a.id]), shingles(texts[b.id])) for a in stay for b in stay if a.id < b.id]
         assert all(share < least for share in alike)
-    for id, original in found.items():
-        assert original.id not in found and by_age(original) < by_age(next(one for one in ones if one.id == id))
-
-
-@pytest.mark.parametrize(
-    ("table", "line"),
-    [
-        ("replace", "collect.data: 'replace' is not a table; give one such as { type = \"accumulate\" }"),
-        ({}, "collect.data: type is missing; known types: replace, accumulate, mix, window, pool"),
-        ({"type": "all"}, "collect.data.type: unknown type 'all'; known types: replace, accumulate, mix, window, pool"),
-        ({"type": "window"}, "collect.data.rounds: is missing (How many rounds, this one among them)"),
-        ({"type": "pool", "size": 0},
-         "collect.data.size: input should be greater than 0, got 0 (How many completions training sees)"),
-        ({"type": "replace", "size": 3},
-         "collect.data.size: unknown key; the keys of 'replace' are type, dedup, near_similarity, min_tokens, "
-         "max_tokens, passed_tests, without_tests"),
-        ({"type": "mix"}, "collect.data: has neither earlier nor base; give a share, or type = \"replace\""),
-        ({"type": "mix", "earlier": 0.5, "base": 0.5},
-         "collect.data: earlier 0.5 and base 0.5 leave no share for fresh completions"),
-        ({"type": "replace", "min_tokens": 9, "max_tokens": 3},
-         "collect.data: max_tokens 3 is below min_tokens 9; nothing would be left"),
-        ({"type": "replace", "dedup": "fuzzy"},
-         "collect.data.dedup: input should be 'none', 'exact' or 'near', got 'fuzzy' (Of completions of one prompt that "
-         "are the same, or nearly so, the newest alone is used)"),
-    ],
-)  # fmt: skip
-def test_mistakes_have_their_place_and_remedy(table: Any, line: str) -> None:
-    with pytest.raises(BadPolicy) as caught:
-        DATA_POLICIES.build(table, WHERE)
-    assert str(caught.value) == line
+    for id, original in repeated.items():
+        assert original.id not in repeated and by_age(original) < by_age(completions[int(id)])

@@ -1,5 +1,6 @@
 """What an evaluation can see, as tables and against simulation; and limits with room for noise."""
 
+import itertools
 import random
 
 import pytest
@@ -24,15 +25,15 @@ def two_measurements(num_problems: int, num_samples: int, seed: int) -> tuple[li
     """One checkpoint twice, and the mean of p (1 - p) that is true."""
     draw = random.Random(seed)
     chances = [draw.betavariate(0.5, 0.5) for _ in range(num_problems)]
-    one, other = ([[int(draw.random() < p) for _ in range(num_samples)] for p in chances] for _ in range(2))
-    return one, other, sum(p * (1 - p) for p in chances) / num_problems
+    first, second = ([[int(draw.random() < p) for _ in range(num_samples)] for p in chances] for _ in range(2))
+    return first, second, sum(p * (1 - p) for p in chances) / num_problems
 
 
 @pytest.mark.parametrize("num_samples", [1, 4, 10])
 def test_both_estimates_find_the_variance(num_samples: int) -> None:
-    one, other, true = two_measurements(4000, num_samples, 1)
-    differences = [(sum(a) - sum(b)) / num_samples for a, b in zip(one, other, strict=True)]
-    assert variance_within([a + b for a, b in zip(one, other, strict=True)]) == pytest.approx(true, rel=0.06)
+    first, second, true = two_measurements(4000, num_samples, 1)
+    differences = [(sum(a) - sum(b)) / num_samples for a, b in zip(first, second, strict=True)]
+    assert variance_within([a + b for a, b in zip(first, second, strict=True)]) == pytest.approx(true, rel=0.06)
     assert variance_between(differences, num_samples) == pytest.approx(true, rel=0.12)
     ours = detectable_gain(true, 4000, num_samples, 0.05, 0.8)
     assert smallest_detectable_gain(differences, 0.05, 0.8) == pytest.approx(ours, rel=0.06)
@@ -47,14 +48,13 @@ def test_the_guess_gives_the_known_table(problems: int, samples: int, gain: floa
 
 
 def test_what_is_needed_is_what_detects() -> None:
-    for level, power in ((0.05, 0.8), (0.025, 0.8), (0.001, 0.9)):
-        for gain in (0.01, 0.03, 0.2):
-            problems = problems_needed(0.1, 4, gain, level, power)
-            assert detectable_gain(0.1, problems, 4, level, power) <= gain + 1e-12
-            assert problems <= 10 or detectable_gain(0.1, problems - 1, 4, level, power) > gain
-            samples = samples_needed(0.1, 131, gain, level, power)
-            assert samples is not None and detectable_gain(0.1, 131, samples, level, power) <= gain + 1e-12
-            assert samples == 1 or detectable_gain(0.1, 131, samples - 1, level, power) > gain
+    for gain, at in itertools.product((0.01, 0.03, 0.2), ((0.05, 0.8), (0.025, 0.8), (0.001, 0.9))):
+        problems = problems_needed(0.1, 4, gain, *at)
+        assert detectable_gain(0.1, problems, 4, *at) <= gain + 1e-12
+        assert problems <= 10 or detectable_gain(0.1, problems - 1, 4, *at) > gain
+        samples = samples_needed(0.1, 131, gain, *at)
+        assert samples is not None and detectable_gain(0.1, 131, samples, *at) <= gain + 1e-12
+        assert samples == 1 or detectable_gain(0.1, 131, samples - 1, *at) > gain
     assert variance_from(detectable_gain(0.1, 131, 4, 0.05, 0.8), 131, 4, 0.05, 0.8) == pytest.approx(0.1)
 
 
@@ -71,10 +71,10 @@ def test_limits_are_widened_and_never_narrowed() -> None:
     quiet = {name: SignalNoise(0.5, 1e-6) for name in DEFAULTS}
     assert roomy_limits(DEFAULTS, quiet) == DEFAULTS
     loud = {"mean_length": SignalNoise(100.0, 20.0), "code_rate": SignalNoise(0.9, 0.05), "unknown": SignalNoise(1, 1)}
-    found = roomy_limits(DEFAULTS, loud)
-    assert found.keys() == {"mean_length", "code_rate"}
-    assert found["mean_length"] == Limit(min_of_head=0.2, max_of_head=1.8, min_of_base=0.2, max_of_base=2.5)
-    assert found["code_rate"] == Limit(max_fall=0.2)
+    limits = roomy_limits(DEFAULTS, loud)
+    assert limits.keys() == {"mean_length", "code_rate"}
+    assert limits["mean_length"] == Limit(min_of_head=0.2, max_of_head=1.8, min_of_base=0.2, max_of_base=2.5)
+    assert limits["code_rate"] == Limit(max_fall=0.2)
     assert roomy_limits(DEFAULTS, {"spread": SignalNoise(0.01, 0.5)})["spread"].min_of_head == 0.0
     assert roomy_limits(DEFAULTS, {"spread": SignalNoise(0.0, 0.0)})["spread"] == DEFAULTS["spread"]
 

@@ -10,40 +10,39 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from policies.by_type import BadPolicy
-from policies.decision import Decision, GateResult
-from policies.evidence import BadEvidence, Evidence, read_evidence
-from policies.gates import Gate, Improvement, Look
+from policies.decision import Decision
+from policies.evidence import BadEvidence, read_evidence
+from policies.gates import Improvement
 from policies.policy import Policy, build_policy
+from policies.stopping import History, Plateau, Target
 from tests.support import ROOT
+from tests.support import evidence as support
+from tests.support.evidence import FixedGate, Sides, sides, split
 
-Outcomes = list[int]
-
-
-def evidence(*problems: tuple[Outcomes, Outcomes], **more: Any) -> dict[str, Any]:
-    """Evidence in which each problem is (candidate, head)."""
-    rows = [{"task_id": f"t{i}", "candidate": ours, "head": theirs} for i, (ours, theirs) in enumerate(problems)]
-    return {
-        "round": 3,
-        "rounds_so_far": 2,
-        "splits": {"select": {"suite": "first-steps", "problems": rows}},
-        "signals": {"candidate": {"entropy": 0.5}, "head": {"entropy": 0.75}},
-        "decoding": {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "greedy": False, "max_new_tokens": 256},
-        **more,
-    }
+BETTER, WORSE, SAME = sides([1, 1], [0, 0]), sides([0, 0], [1, 1]), sides([1, 0], [1, 0])
+DECODING = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "greedy": False, "max_new_tokens": 256}
 
 
-BETTER, WORSE, SAME = ([1, 1], [0, 0]), ([0, 0], [1, 1]), ([1, 0], [1, 0])
+def evidence(*problems: Sides, **more: Any) -> dict[str, Any]:
+    signals = {"candidate": {"entropy": 0.5}, "head": {"entropy": 0.75}}
+    select = split(*problems, suite="first-steps")
+    return support.evidence(3, **{"signals": signals, "decoding": DECODING, "select": select, **more})
 
 
 def decide(given: dict[str, Any], **gate: Any) -> Decision:
     """What one improvement gate says that spends its whole alpha on this round."""
-    gate = {"type": "improvement", "budget": "round"} | gate
-    return build_policy([gate], "select").decide(read_evidence(given))
+    return support.decide(given, {"type": "improvement", "budget": "round"} | gate)
+
+
+def select(given: dict[str, Any]) -> dict[str, Any]:
+    return given["splits"]["select"]  # type: ignore[no-any-return]
+
+
+def second(given: dict[str, Any]) -> dict[str, Any]:
+    return select(given)["problems"][1]  # type: ignore[no-any-return]
 
 
 # verdicts and reasons
@@ -72,51 +71,37 @@ def decide(given: dict[str, Any], **gate: Any) -> Decision:
         ([BETTER] * 60 + [WORSE] * 100, {}, "rollback"),
     ],
 )
-def test_verdicts(problems: list[tuple[Outcomes, Outcomes]], gate: dict[str, float], verdict: str) -> None:
+def test_verdicts(problems: list[Sides], gate: dict[str, float], verdict: str) -> None:
     decision = decide(evidence(*problems), **gate)
-    said = {"keep": ("keep", "keep", "pass"), "rollback": ("rollback", "rollback", "fail")}
-    verdicts = said.get(verdict, ("inconclusive", "rollback", "inconclusive"))
+    clear = {"keep": ("keep", "keep", "pass"), "rollback": ("rollback", "rollback", "fail")}
+    verdicts = clear.get(verdict, ("inconclusive", "rollback", "inconclusive"))
     assert (decision.verdict, decision.action, decision.gates[0].verdict) == verdicts and decision.need is None
 
 
 @pytest.mark.parametrize(
     ("given", "gate", "reason"),
     [
-        (
-            evidence(*[BETTER] * 12, *[WORSE] * 2, *[SAME] * 226),
-            {},
-            "pass@1 on first-steps (select, T 1): 0.479 -> 0.521, gain +0.042, 95% lower bound +0.017 above the "
-            "limit 0.000, on 240 problems x 2 samples; it may be wrong with a chance of 5%",
-        ),
-        (
-            evidence(*[BETTER] * 7, *[WORSE] * 8, *[SAME] * 225),
-            {},
-            "pass@1 on first-steps (select, T 1): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
-            "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 95% upper "
-            "bound +0.024",
-        ),
-        (
-            evidence(*[BETTER] * 5, *[SAME] * 5, decoding={"greedy": True}),
-            {"min_gain": 0.25, "target_gain": 0.6, "alpha": 0.025, "power": 0.9},
-            "pass@1 on first-steps (select, greedy): 0.250 -> 0.750, gain +0.500, 97.5% lower bound +0.000 is not "
-            "above the limit 0.250, on 10 problems x 2 samples; a gain under 0.600 could not have been seen with "
-            "90% power",
-        ),
-        (
-            evidence(([1], [0]), decoding={"temperature": 0.7, "top_k": 20, "top_p": 0.95}),
-            {},
-            "pass@1 on first-steps (select, T 0.7, top_k 20, top_p 0.95): 0.000 -> 1.000, gain +1.000, 95% lower bound "
-            "-1.000 is not above the limit 0.000, on 1 problem x 1 sample; a gain under 1.000 could not have been "
-            "seen with 80% power",
-        ),
-        (
-            evidence(([1], [0]), ([1, 0], [1, 0]), decoding=None),
-            {},
-            "pass@1 on first-steps (select): 0.250 -> 0.750, gain +0.500, 95% lower bound -1.000 is not above the "
-            "limit 0.000, on 2 problems x 1 to 2 samples; a gain under 1.000 could not have been seen with 80% power",
-        ),
+        (evidence(*[BETTER] * 12, *[WORSE] * 2, *[SAME] * 226), {},
+         "pass@1 on first-steps (select, T 1): 0.479 -> 0.521, gain +0.042, 95% lower bound +0.017 above the "
+         "limit 0.000, on 240 problems x 2 samples; it may be wrong with a chance of 5%"),
+        (evidence(*[BETTER] * 7, *[WORSE] * 8, *[SAME] * 225), {},
+         "pass@1 on first-steps (select, T 1): 0.502 -> 0.498, gain -0.004 is not positive, 95% lower bound "
+         "-0.032 is not above the limit 0.000, on 240 problems x 2 samples; a gain of 0.03 is unlikely: 95% upper "
+         "bound +0.024"),
+        (evidence(*[BETTER] * 5, *[SAME] * 5, decoding={"greedy": True}),
+         {"min_gain": 0.25, "target_gain": 0.6, "alpha": 0.025, "power": 0.9},
+         "pass@1 on first-steps (select, greedy): 0.250 -> 0.750, gain +0.500, 97.5% lower bound +0.000 is not "
+         "above the limit 0.250, on 10 problems x 2 samples; a gain under 0.600 could not have been seen with "
+         "90% power"),
+        (evidence(sides([1], [0]), decoding={"temperature": 0.7, "top_k": 20, "top_p": 0.95}), {},
+         "pass@1 on first-steps (select, T 0.7, top_k 20, top_p 0.95): 0.000 -> 1.000, gain +1.000, 95% lower bound "
+         "-1.000 is not above the limit 0.000, on 1 problem x 1 sample; a gain under 1.000 could not have been "
+         "seen with 80% power"),
+        (evidence(sides([1], [0]), SAME, decoding=None), {},
+         "pass@1 on first-steps (select): 0.250 -> 0.750, gain +0.500, 95% lower bound -1.000 is not above the "
+         "limit 0.000, on 2 problems x 1 to 2 samples; a gain under 1.000 could not have been seen with 80% power"),
     ],
-)
+)  # fmt: skip
 def test_reasons(given: dict[str, Any], gate: dict[str, float], reason: str) -> None:
     assert decide(given, **gate).reasons == (reason,)
 
@@ -143,7 +128,7 @@ def test_figures() -> None:
 
 def test_the_base_is_shown_beside_head_and_candidate() -> None:
     given = evidence(*[BETTER] * 6, *[SAME] * 6)
-    for problem in given["splits"]["select"]["problems"]:
+    for problem in select(given)["problems"]:
         problem["base"] = [0, 0, 0, 1]
     decision = decide(given)
     assert "0.250 -> 0.750 (base 0.250), gain +0.500" in decision.reasons[0]
@@ -155,29 +140,19 @@ def test_the_base_is_shown_beside_head_and_candidate() -> None:
 
 def test_the_splits_own_decoding_wins() -> None:
     given = evidence(*[BETTER] * 6, *[SAME] * 6)
-    given["splits"]["select"]["decoding"] = {"temperature": 0.25}
+    select(given)["decoding"] = {"temperature": 0.25}
     assert "(select, T 0.25)" in decide(given).reasons[0]
 
 
 def test_only_the_named_split_decides() -> None:
     given = evidence(*[BETTER] * 10)
-    given["splits"]["canary"] = evidence(*[WORSE] * 10)["splits"]["select"]
+    given["splits"]["canary"] = select(evidence(*[WORSE] * 10))
     assert decide(given).verdict == "keep"
     canary = build_policy([{"type": "improvement"}], "canary")
     assert canary.decide(read_evidence(given)).verdict == "rollback"
     missing = build_policy([{"type": "improvement"}], "confirm")
     with pytest.raises(BadEvidence, match=r"no split 'confirm' \(there: 'canary', 'select'\)"):
         missing.decide(read_evidence(given))
-
-
-class Fixed(Gate):
-    """A third party's gate that says what it is told."""
-
-    type: Literal["fixed"] = "fixed"
-    says: Literal["pass", "fail", "inconclusive"] = "pass"
-
-    def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
-        return GateResult(type=self.type, verdict=self.says, reason=f"it {self.says}s", figures={})
 
 
 @pytest.mark.parametrize(
@@ -191,33 +166,13 @@ class Fixed(Gate):
     ],
 )
 def test_all_gates_must_pass(says: list[Literal["pass", "fail", "inconclusive"]], verdict: str, action: str) -> None:
-    policy = Policy(tuple(Fixed(says=word) for word in says), "select")
+    policy = Policy(tuple(FixedGate(says=word) for word in says), "select")
     decision = policy.decide(read_evidence(evidence(SAME)))
     assert (decision.verdict, decision.action) == (verdict, action)
     assert decision.reasons == tuple(f"it {word}s" for word in says)
 
 
-# the same evidence, the same decision
-
-outcomes = st.integers(1, 5).flatmap(
-    lambda size: st.tuples(*[st.lists(st.integers(0, 1), min_size=size, max_size=size)] * 2)
-)
-
-
-@given(st.lists(outcomes, min_size=1, max_size=30), st.randoms(use_true_random=False))
-@settings(max_examples=40)
-def test_decisions_replay_to_the_bit(problems: list[tuple[Outcomes, Outcomes]], order: Any) -> None:
-    given = evidence(*problems)
-    read = read_evidence(given)
-    assert read_evidence(json.dumps(given)) == read
-    assert read_evidence(read.model_dump_json()) == read
-    assert json.loads(read.model_dump_json()) == given
-    policy = build_policy([{"type": "improvement"}], "select")
-    decision = policy.decide(read)
-    assert policy.decide(read_evidence(read.model_dump_json())).model_dump_json() == decision.model_dump_json()
-    assert Decision.model_validate_json(decision.model_dump_json()) == decision
-    order.shuffle(given["splits"]["select"]["problems"])
-    assert policy.decide(read_evidence(given)) == decision
+# a decision
 
 
 def test_a_decision_has_the_contracts_keys() -> None:
@@ -229,59 +184,52 @@ def test_a_decision_has_the_contracts_keys() -> None:
 
 
 def test_nothing_changes_once_made() -> None:
-    decision = decide(evidence(SAME))
-    for frozen, name in (
-        (decision, "verdict"),
-        (decision.gates[0], "reason"),
-        (read_evidence(evidence(SAME)), "round"),
-        (Improvement(), "min_gain"),
-    ):
-        with pytest.raises(ValidationError, match="frozen"):
-            setattr(frozen, name, 1)
+    decision, read = decide(evidence(SAME)), read_evidence(evidence(SAME))
+    for frozen in (decision, decision.gates[0], read, Improvement(), Plateau(rounds=2), Target(value=0.5), History()):
+        for name in type(frozen).model_fields:
+            with pytest.raises(ValidationError, match="frozen"):
+                setattr(frozen, name, 1)
 
 
 # bad evidence
 
 
-def problems_of(given: dict[str, Any]) -> list[dict[str, Any]]:
-    return given["splits"]["select"]["problems"]  # type: ignore[no-any-return]
-
-
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda e: problems_of(e).clear(), "splits.select: suite 'first-steps' has no problems"),
-        (lambda e: problems_of(e)[1].update(candidate=[]), "problems[1].candidate: task 't1': no samples"),
-        (lambda e: problems_of(e)[1].update(head=[]), "problems[1].head: task 't1': no samples"),
-        (
-            lambda e: problems_of(e)[1].update(head=[0]),
-            "problems[1]: task 't1': 2 candidate samples but 1 head samples",
-        ),
-        (lambda e: problems_of(e)[1].update(head=[0, 2]), "problems[1].head: task 't1': sample 1 is 2"),
-        (lambda e: problems_of(e)[1].update(head=[0, 0.5]), "problems[1].head: task 't1': sample 1 is 0.5"),
-        (lambda e: problems_of(e)[1].update(head=[0, 1.0]), "problems[1].head: task 't1': sample 1 is 1.0"),
-        (lambda e: problems_of(e)[1].update(head=[True, 0]), "problems[1].head: task 't1': sample 0 is True"),
-        (lambda e: problems_of(e)[1].update(head=[None, 0]), "problems[1].head: task 't1': sample 0 is None"),
-        (lambda e: problems_of(e)[1].update(head="01"), "problems[1].head: task 't1': '01' is not a list"),
-        (lambda e: problems_of(e)[1].update(base=[float("nan")]), "problems[1].base: task 't1': sample 0 is nan"),
-        (lambda e: problems_of(e)[1].update(base=[0]), "splits.select: base is given for 1 of 3 problems"),
-        (lambda e: problems_of(e)[1].update(task_id="t0"), "splits.select: task 't0' is there twice"),
-        (lambda e: problems_of(e)[1].pop("candidate"), "problems[1].candidate: is missing"),
-        (lambda e: problems_of(e)[1].update(canddate=[1]), "problems[1].canddate: unknown key"),
+        (lambda e: select(e)["problems"].clear(), "splits.select: suite 'first-steps' has no problems"),
+        (lambda e: second(e).update(candidate=[]), "problems[1].candidate: task 't1': no samples"),
+        (lambda e: second(e).update(head=[]), "problems[1].head: task 't1': no samples"),
+        (lambda e: second(e).update(head=[0]), "problems[1]: task 't1': 2 candidate samples but 1 head samples"),
+        (lambda e: second(e).update(head=[0, 2]), "problems[1].head: task 't1': sample 1 is 2"),
+        (lambda e: second(e).update(head=[0, 0.5]), "problems[1].head: task 't1': sample 1 is 0.5"),
+        (lambda e: second(e).update(head=[0, 1.0]), "problems[1].head: task 't1': sample 1 is 1.0"),
+        (lambda e: second(e).update(head=[True, 0]), "problems[1].head: task 't1': sample 0 is True"),
+        (lambda e: second(e).update(head=[None, 0]), "problems[1].head: task 't1': sample 0 is None"),
+        (lambda e: second(e).update(head="01"), "problems[1].head: task 't1': '01' is not a list"),
+        (lambda e: second(e).update(base=[float("nan")]), "problems[1].base: task 't1': sample 0 is nan"),
+        (lambda e: second(e).update(base=[0]), "splits.select: base is given for 1 of 3 problems"),
+        (lambda e: second(e).update(task_id="t0"), "splits.select: task 't0' is there twice"),
+        (lambda e: second(e).pop("candidate"), "problems[1].candidate: is missing"),
+        (lambda e: second(e).update(canddate=[1]), "problems[1].canddate: unknown key"),
         (lambda e: e["signals"]["head"].update(entropy=float("nan")), "signals.head.entropy: input should be a finite"),
         (lambda e: e["signals"]["head"].update(entropy=float("inf")), "signals.head.entropy: input should be a finite"),
         (lambda e: e["signals"]["head"].update(entropy="low"), "signals.head.entropy: input should be a valid number"),
-        (
-            lambda e: e["signals"].update(heads={}),
-            "signals.heads: input should be 'candidate', 'head', 'base' or 'best'",
-        ),
+        (lambda e: e["signals"].update(heads={}), "signals.heads: input should be 'candidate', 'head', 'base' or 'best'"),
         (lambda e: e["splits"].clear(), "splits: "),
         (lambda e: e.pop("splits"), "splits: is missing"),
         (lambda e: e.update(round=-1), "round: input should be greater than or equal to 0, got -1"),
-        (lambda e: e["splits"]["select"].update(suite="a\x1b[31m"), "suite 'a\\x1b[31m' holds control characters"),
-        (lambda e: problems_of(e)[1].update(task_id="x\n\x1b[2J", head=[3]), "task 'x\\n\\x1b[2J': sample 0 is 3"),
+        (lambda e: select(e).update(suite="a\x1b[31m"), "suite 'a\\x1b[31m' holds control characters"),
+        (lambda e: select(e).update(conditions={"candidate": {"seed": 1}, "head": {"seed": 2}}),
+         "candidate and head differ in 'seed': 1 and 2"),
+        (lambda e: select(e).update(conditions={"candidate": {"suite_sha256": "a"}, "head": {}}),
+         "candidate and head differ in 'suite_sha256'"),
+        (lambda e: select(e).update(num_planned=2), "3 problems are there but num_planned is 2"),
+        (lambda e: select(e).update(num_looks=0), "num_looks"),
+        (lambda e: e["splits"].update(confirm=select(e)), "task 't0' is in the splits select and confirm"),
+        (lambda e: second(e).update(task_id="x\n\x1b[2J", head=[3]), "task 'x\\n\\x1b[2J': sample 0 is 3"),
     ],
-)
+)  # fmt: skip
 def test_bad_evidence_is_refused_by_name(spoil: Callable[[dict[str, Any]], Any], message: str) -> None:
     given = copy.deepcopy(evidence(BETTER, WORSE, SAME))
     spoil(given)
@@ -313,56 +261,9 @@ def test_signals_may_be_unmeasured_or_left_out() -> None:
 def test_gates_are_built_from_tables() -> None:
     policy = build_policy([{"type": "improvement", "min_gain": 0, "alpha": 0.1}, {"type": "improvement"}], "select")
     assert policy == Policy((Improvement(min_gain=0.0, alpha=0.1), Improvement()), "select")
-
-
-@pytest.mark.parametrize(
-    ("gates", "path", "problem"),
-    [
-        ([{"min_gain": 0.1}], (0,), "type is missing; known types: improvement, no_regression, collapse, best_so_far"),
-        (
-            [{"type": "improvment"}],
-            (0, "type"),
-            "unknown type 'improvment'; known types: improvement, no_regression, collapse, best_so_far",
-        ),
-        (
-            [{"type": 3}],
-            (0, "type"),
-            "unknown type 3; known types: improvement, no_regression, collapse, best_so_far",
-        ),
-        (
-            [{"type": "improvement"}, {"type": "improvement", "min_gian": 0.1}],
-            (1, "min_gian"),
-            "unknown key; the keys of 'improvement' are type, metric, min_gain, target_gain, miss, power, alpha, budget, screen",
-        ),
-        (
-            [{"type": "improvement", "min_gain": "0.1"}],
-            (0, "min_gain"),
-            "input should be a valid number, got '0.1' (What is to be shown: a gain of more than this)",
-        ),
-        ([{"type": "improvement", "min_gain": True}], (0, "min_gain"), "input should be a valid number, got True"),
-        ([{"type": "improvement", "min_gain": float("nan")}], (0, "min_gain"), "input should be a finite number"),
-        ([{"type": "improvement", "min_gain": 8}], (0, "min_gain"), "input should be less than 1, got 8"),
-        ([{"type": "improvement", "alpha": 5}], (0, "alpha"), "input should be less than 1, got 5"),
-        ([{"type": "improvement", "metric": "pass@0"}], (0, "metric"), "string should match pattern"),
-        (
-            [{"type": "improvement", "min_gain": 0.1, "target_gain": 0.03}],
-            (0,),
-            "target_gain 0.03 is not above min_gain 0.1",
-        ),
-        ([{"type": "improvement", "power": 1.0}], (0, "power"), "input should be less than 1, got 1.0"),
-    ],
-)
-def test_wrong_gates_name_the_place_and_the_remedy(
-    gates: list[dict[str, Any]], path: tuple[str | int, ...], problem: str
-) -> None:
-    with pytest.raises(ValueError) as caught:
-        build_policy(gates, "select")
-    mistake = caught.value
-    assert isinstance(mistake, BadPolicy)
-    assert mistake.path == ("decide", "gates", *path)
-    assert mistake.problem.startswith(problem)
-    assert str(mistake).startswith("decide.gates") and str(mistake).endswith(mistake.problem)
-    assert str(mistake).isprintable()
+    with pytest.raises(BadPolicy, match="unknown key") as caught:
+        build_policy([{"type": "improvement"}, {"type": "improvement", "min_gian": 0.1}], "select")
+    assert caught.value.path == ("decide", "gates", 1, "min_gian")
 
 
 # what policies may not know
@@ -374,6 +275,5 @@ def test_policies_import_nothing_heavy_and_nothing_of_ours() -> None:
         "names = {name.split('.')[0] for name in sys.modules}\n"
         "print(sorted(names & {'numpy', 'torch', 'scipy', 'loop', 'store', 'sqlite3', 'importlib_metadata'}))"
     )
-    root = ROOT
-    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

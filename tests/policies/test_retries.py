@@ -23,11 +23,7 @@ def test_how_long_it_waits(retries: Retries, waits_s: list[float | None]) -> Non
     assert [retries.wait_s(number) for number in range(1, len(waits_s) + 1)] == waits_s
 
 
-def test_as_many_attempts_as_a_configuration_may_ask_for() -> None:
-    patient = doubling(2**63 - 1, 0.0, ())
+def test_some_are_tried_for_ever_and_some_never() -> None:
+    patient = doubling(2**63 - 1, 0.0, ())  # as many attempts as a configuration may ask for
     assert patient.wait_s(1) == patient.wait_s(10**6) == 0.0
-
-
-def test_what_does_not_mend_is_given_up_at_once() -> None:
-    assert STAGE.wait_s(1, UnicodeError()) is None
-    assert STAGE.wait_s(1, OSError()) == 5.0
+    assert (STAGE.wait_s(1, UnicodeError()), STAGE.wait_s(1, OSError())) == (None, 5.0)

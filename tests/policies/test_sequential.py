@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from fractions import Fraction
+from typing import Any
 
 import numpy
 import pytest
@@ -15,6 +17,7 @@ from policies import sequential
 from policies.budget import level
 from policies.sequential import Outcome, confidence_sequence, drawing_order, look
 from policies.statistics import sign_flip_p_value
+from tests.support.evidence import simulated_differences
 
 tenths = st.integers(-10, 10).map(lambda score: Fraction(score, 10))
 several = st.lists(tenths, min_size=1, max_size=40)
@@ -45,12 +48,6 @@ def test_no_course_of_true_keeps_lets_the_chance_of_a_false_one_pass_alpha(round
     assert chance + none_so_far == 1
 
 
-@pytest.mark.parametrize(("alpha", "num_fruitless"), [(0.0, 0), (1.0, 0), (0.05, -1)])
-def test_level_refuses(alpha: float, num_fruitless: int) -> None:
-    with pytest.raises(ValueError):
-        level(alpha, num_fruitless)
-
-
 # the drawing order
 
 ids = st.lists(st.text(min_size=1, max_size=5), min_size=1, max_size=30, unique=True)
@@ -69,12 +66,7 @@ def test_the_drawing_order_depends_on_round_and_ids_only(task_ids: list[str], ro
 
 def test_the_drawing_order_is_frozen() -> None:
     """A change here changes which problems a recorded round saw."""
-    assert drawing_order(3, ["HumanEval/0", "HumanEval/1", "HumanEval/2", "HumanEval/3"]) == [
-        "HumanEval/1",
-        "HumanEval/0",
-        "HumanEval/3",
-        "HumanEval/2",
-    ]
+    assert drawing_order(3, [f"HumanEval/{n}" for n in range(4)]) == [f"HumanEval/{n}" for n in (1, 0, 3, 2)]
     assert drawing_order(1, [str(n) for n in range(50)]) != drawing_order(2, [str(n) for n in range(50)])
     with pytest.raises(ValueError, match="twice"):
         drawing_order(1, ["a", "a"])
@@ -100,11 +92,11 @@ def numpy_wealth(differences: list[Fraction], mean: float, gap: float) -> numpy.
 
 @given(several, st.sampled_from([0.0, 0.01, -0.02]), st.sampled_from([0.02, 0.03, 0.1]))
 def test_e_values_are_the_largest_products(differences: list[Fraction], min_gain: float, target_gain: float) -> None:
-    found = look(differences, min_gain=min_gain, target_gain=target_gain, level=0.05, complete=False)
+    outcome = look(differences, min_gain=min_gain, target_gain=target_gain, level=0.05, complete=False)
     gap = target_gain - min_gain
-    assert found.e_gain == pytest.approx(numpy_wealth(differences, min_gain, gap).max(), rel=1e-12)
+    assert outcome.e_gain == pytest.approx(numpy_wealth(differences, min_gain, gap).max(), rel=1e-12)
     mirrored = [-difference for difference in differences]
-    assert found.e_none == pytest.approx(numpy_wealth(mirrored, -target_gain, gap).max(), rel=1e-12)
+    assert outcome.e_none == pytest.approx(numpy_wealth(mirrored, -target_gain, gap).max(), rel=1e-12)
 
 
 @pytest.mark.parametrize("mean", [Fraction(0), Fraction(1, 50), Fraction(-1, 50)])
@@ -138,8 +130,8 @@ def test_wealth_shrinks_on_average_if_the_gain_is_less() -> None:
 
 
 def test_wealth_does_not_overflow() -> None:
-    found = look([1] * 3000, target_gain=0.9, level=0.01)
-    assert found.verdict == "gain" and found.e_gain == 1e300
+    outcome = look([1] * 3000, target_gain=0.9, level=0.01)
+    assert outcome.verdict == "gain" and outcome.e_gain == 1e300
 
 
 # looks
@@ -147,42 +139,41 @@ def test_wealth_does_not_overflow() -> None:
 
 @given(several, st.integers(1, 40), st.sampled_from([0.01, 0.2]))
 def test_later_problems_cannot_change_a_verdict(differences: list[Fraction], num_first: int, at: float) -> None:
-    first = look(differences[:num_first], target_gain=0.1, level=at, miss=0.2, complete=False)
-    whole = look(differences, target_gain=0.1, level=at, miss=0.2, complete=False)
+    def early(number: int) -> Outcome:
+        return look(differences[:number], target_gain=0.1, level=at, miss=0.2, complete=False)
+
+    first, whole = early(num_first), early(len(differences))
     if first.verdict != "unclear":
         assert (whole.verdict, whole.num_used) == (first.verdict, first.num_used)
     assert whole.e_gain >= first.e_gain and whole.e_none >= first.e_none
     if whole.verdict != "unclear":  # it stood after num_used problems and not before
-        used = whole.num_used
-        assert look(differences[:used], target_gain=0.1, level=at, miss=0.2, complete=False).verdict == whole.verdict
-        if used > 1:
-            before = look(differences[: used - 1], target_gain=0.1, level=at, miss=0.2, complete=False)
-            assert before.verdict == "unclear"
+        assert early(whole.num_used).verdict == whole.verdict
+        assert whole.num_used == 1 or early(whole.num_used - 1).verdict == "unclear"
 
 
 @given(several, st.sampled_from([0.01, 0.2]), st.sampled_from([0.0, 0.5]))
 def test_verdicts_agree_with_bounds(differences: list[Fraction], at: float, final: float) -> None:
-    found = look(differences, target_gain=0.1, level=at, miss=0.2, final=final, complete=False)
-    assert -1 <= found.lower <= found.gain <= found.upper <= 1
-    assert found.gain == pytest.approx(float(sum(differences) / len(differences)), abs=1e-12)
-    if found.num_used == len(differences):
+    outcome = look(differences, target_gain=0.1, level=at, miss=0.2, final=final, complete=False)
+    assert -1 <= outcome.lower <= outcome.gain <= outcome.upper <= 1
+    assert outcome.gain == pytest.approx(float(sum(differences) / len(differences)), abs=1e-12)
+    if outcome.num_used == len(differences):
         early = at * (1 - final)
-        assert (found.verdict == "gain") == (found.e_gain * early >= 1)
-        assert (found.verdict == "no_gain") == (found.e_none * 0.2 >= 1 and found.e_gain * early < 1)
-    if found.lower > 0:
-        assert found.e_gain * at * (1 - final) >= 1
-    if found.upper < 0.1 - 1e-9:
-        assert found.e_none * 0.2 >= 1
+        assert (outcome.verdict == "gain") == (outcome.e_gain * early >= 1)
+        assert (outcome.verdict == "no_gain") == (outcome.e_none * 0.2 >= 1 and outcome.e_gain * early < 1)
+    if outcome.lower > 0:
+        assert outcome.e_gain * at * (1 - final) >= 1
+    if outcome.upper < 0.1 - 1e-9:
+        assert outcome.e_none * 0.2 >= 1
 
 
 @given(several)
 @settings(max_examples=50)
 def test_all_at_once_is_the_sign_flip_test(differences: list[Fraction]) -> None:
-    found = look(differences, target_gain=0.1, level=0.05, miss=1e-9, final=1.0)
+    outcome = look(differences, target_gain=0.1, level=0.05, miss=1e-9, final=1.0)
     p_value = sign_flip_p_value(differences)
-    assert found.p_value == p_value
-    assert found.verdict == ("gain" if p_value <= 0.05 else "unclear")
-    assert found.lower >= 0 or found.verdict == "unclear"
+    assert outcome.p_value == p_value
+    assert outcome.verdict == ("gain" if p_value <= 0.05 else "unclear")
+    assert outcome.lower >= 0 or outcome.verdict == "unclear"
 
 
 def test_the_final_test_waits_for_all_problems_and_gets_its_part_of_the_level() -> None:
@@ -200,38 +191,9 @@ def test_a_look_is_frozen_to_the_bit() -> None:
     """A change here changes how recorded rounds replay."""
     differences = [Fraction(score, 10) for score in (1, 0, 0, 2, -1, 3, 0, 0, 1, -2) * 6]
     assert look(differences, target_gain=0.03, level=0.025) == Outcome(
-        verdict="gain",
-        gain=0.04,
-        lower=0.0,
-        upper=0.08924354705959558,
-        e_gain=6.604876097646527,
-        e_none=0.9959434023710646,
-        p_value=0.01718897775572259,
-        num_used=60,
-        level=0.025,
-        miss=0.1,
-    )
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"differences": []},
-        {"differences": [1.5]},
-        {"differences": [float("nan")]},
-        {"level": 0.0},
-        {"level": 1.0},
-        {"miss": 0.0},
-        {"final": 1.5},
-        {"min_gain": 0.03},
-        {"target_gain": 1.0},
-    ],
-)
-def test_look_refuses(wrong: dict[str, object]) -> None:
-    asked: dict[str, object] = {"differences": [0.5, 0.5], "target_gain": 0.03, "level": 0.05, **wrong}
-    differences = asked.pop("differences")
-    with pytest.raises(ValueError):
-        look(differences, **asked)  # type: ignore[arg-type]
+        verdict="gain", gain=0.04, lower=0.0, upper=0.08924354705959558, e_gain=6.604876097646527,
+        e_none=0.9959434023710646, p_value=0.01718897775572259, num_used=60, level=0.025, miss=0.1,
+    )  # fmt: skip
 
 
 # the confidence sequence
@@ -280,23 +242,33 @@ def test_bounds_close_in_on_the_gain() -> None:
     assert confidence_sequence([0.0] * 5, level=0.025) == (-1.0, 1.0)
 
 
-@pytest.mark.parametrize(("differences", "at", "gap"), [([], 0.05, 0.03), ([0.5], 0.0, 0.03), ([0.5], 0.05, 0.0)])
-def test_confidence_sequence_refuses(differences: list[float], at: float, gap: float) -> None:
+LOOK = {"differences": [0.5, 0.5], "target_gain": 0.03, "level": 0.05}
+SEQUENCE = {"differences": [0.5], "level": 0.05, "gap": 0.03}
+BUDGET = {"alpha": 0.05, "num_fruitless": 0}
+
+
+@pytest.mark.parametrize(
+    ("function", "right", "wrong"),
+    [
+        (look, LOOK, {"differences": []}), (look, LOOK, {"differences": [1.5]}), (look, LOOK, {"differences": [math.nan]}),
+        (look, LOOK, {"level": 0.0}), (look, LOOK, {"level": 1.0}), (look, LOOK, {"miss": 0.0}), (look, LOOK, {"final": 1.5}),
+        (look, LOOK, {"min_gain": 0.03}), (look, LOOK, {"target_gain": 1.0}),
+        (confidence_sequence, SEQUENCE, {"differences": []}), (confidence_sequence, SEQUENCE, {"level": 0.0}),
+        (confidence_sequence, SEQUENCE, {"gap": 0.0}),
+        (level, BUDGET, {"alpha": 0.0}), (level, BUDGET, {"alpha": 1.0}), (level, BUDGET, {"num_fruitless": -1}),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(function: Any, right: dict[str, Any], wrong: dict[str, Any]) -> None:
+    function(**right)
     with pytest.raises(ValueError):
-        confidence_sequence(differences, level=at, gap=gap)
+        function(**{**right, **wrong})
 
 
 # error rates
 
 
 def drawn_look(gain: float, numbers: random.Random, num_problems: int, at: float) -> Outcome:
-    differences = []
-    for _ in range(num_problems):
-        rate = numbers.betavariate(0.35, 0.35)
-        better = min(1.0, max(0.0, rate + gain))
-        candidate = sum(numbers.random() < better for _ in range(5))
-        head = sum(numbers.random() < rate for _ in range(5))
-        differences.append(Fraction(candidate - head, 5))
+    differences = simulated_differences(numbers, gain, num_problems, 5, (0.35, 0.35))
     return look(differences, target_gain=0.1, level=at)
 
 
@@ -310,5 +282,5 @@ def test_a_look_errs_no_more_often_than_promised() -> None:
 def test_a_look_finds_what_there_is_and_stops() -> None:
     numbers = random.Random(2)
     looks = [drawn_look(0.3, numbers, 200, at=0.01) for _ in range(50)]
-    assert [found.verdict for found in looks].count("gain") >= 49
-    assert sum(found.num_used for found in looks) / 50 < 60
+    assert [outcome.verdict for outcome in looks].count("gain") >= 49
+    assert sum(outcome.num_used for outcome in looks) / 50 < 60

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import time
 
 import pytest
@@ -77,16 +79,13 @@ def works(code: str | None) -> bool:
     return bool(space["twice"](2) == [2, 2])  # type: ignore[operator]
 
 
-IN_FULL = {
-    name: text for name, text in PROGRAMS.items() if "body" not in name and "block" not in name and name != "tabs"
-}
+IN_FULL = {name: text for name, text in PROGRAMS.items() if not re.search("body|block|tabs", name)}
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_whole_programs_are_taken_out_of_answers(name: str) -> None:
     code = extract_code(PROGRAMS[name], HUMANEVAL, prefilled_fence=False)
-    assert works(code)
-    assert code is not None and "List" in code  # with the prompt's imports
+    assert works(code) and "List" in str(code)  # with the prompt's imports
     assert works(extract_code(PROGRAMS[name], SIGNATURE, prefilled_fence=False))
     if name in IN_FULL:
         assert works(extract_code(PROGRAMS[name], MBPP, prefilled_fence=False))
@@ -221,45 +220,17 @@ HOSTILE = [
 @pytest.mark.parametrize("number", range(len(HOSTILE)))
 def test_hostile_text_takes_no_time(number: int) -> None:
     start = time.process_time()
-    for problem in (HUMANEVAL, METHOD):
-        for prefilled in (False, True):
-            extract_code(HOSTILE[number], problem, prefilled)
+    for problem, prefilled in itertools.product((HUMANEVAL, METHOD), (False, True)):
+        extract_code(HOSTILE[number], problem, prefilled)
     assert time.process_time() - start < 30.0  # a second at most; what is not linear would take hours
 
 
+LINES = ["```", "```python", "~~~", "<think>", "</think>", "def twice(x):", "    return x", "\treturn x", "text", "",
+         '"""', "class A:", "\r", "\x00", "\ud800", "return 1", "@d", "import x", "    def twice(x):", "x = (", "'''"]  # fmt: skip
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    st.lists(
-        st.sampled_from(
-            [
-                "```",
-                "```python",
-                "~~~",
-                "<think>",
-                "</think>",
-                "def twice(x):",
-                "    return x",
-                "\treturn x",
-                "text",
-                "",
-            ]
-            + [
-                '"""',
-                "class A:",
-                "\r",
-                "\x00",
-                "\ud800",
-                "return 1",
-                "@d",
-                "import x",
-                "    def twice(x):",
-                "x = (",
-                "'''",
-            ]
-        )
-    ),
-    st.booleans(),
-)
+@given(st.lists(st.sampled_from(LINES)), st.booleans())
 def test_it_never_raises(lines: list[str], prefilled: bool) -> None:
     for problem in (HUMANEVAL, SIGNATURE, MBPP, STDIN, METHOD):
         code = extract_code("\n".join(lines), problem, prefilled)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Hashable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,9 +55,9 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     with contextlib.ExitStack() as stack:
         server = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         for name in (f"\0{WORD}", str(folder / "socket")):
-            one = stack.enter_context(socket.socket(socket.AF_UNIX))
-            one.bind(name)
-            one.listen()
+            listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+            listener.bind(name)
+            listener.listen()
         yield {
             **CALLS,
             "PORT": str(server.getsockname()[1]),
@@ -77,12 +78,12 @@ def opened(mark: str) -> Sandbox:
 
 
 def num_survivors(mark: str) -> int:
-    found = 0
+    num_marked = 0
     for process in Path("/proc").iterdir():
         if process.name.isdigit():
             with contextlib.suppress(OSError):
-                found += mark.encode() in (process / "environ").read_bytes()
-    return found
+                num_marked += mark.encode() in (process / "environ").read_bytes()
+    return num_marked
 
 
 def no_survivors(mark: str) -> bool:
@@ -110,25 +111,20 @@ def check(opened: Sandbox, programs: dict[str, Program], words: dict[str, str], 
     """Each on at most `most` of its problems, by turns; after each a right program. Fails with all that went wrong."""
     jobs: dict[bool, list[Job]] = {True: [], False: []}  # by whether the program may end by the clock
     for number, (name, program) in enumerate(programs.items()):
-        group = jobs[not strict or "timeout" in program.may_be]
+        may_be = program.may_be if strict else "failed error timeout"
+        group = jobs["timeout" in may_be]
         problems = program.on.split()
         first = number * most % len(problems)
         for on in itertools.islice(itertools.cycle(problems), first, first + min(most, len(problems))):
-            group.append(Job((name, on, program.may_be), PROBLEMS[on], written(program, on, words)))
-        group.append(
-            Job((name, on, ""), PROBLEMS[on], f"{right(PROBLEMS[on])}\n# {number}: the same twice is run once")
-        )
+            group.append(Job((name, on, may_be), PROBLEMS[on], written(program, on, words)))
+        again = f"{right(PROBLEMS[on])}\n# {number}: the same twice is run once"
+        group.append(Job((f"a right program after {name}", on, "passed"), PROBLEMS[on], again))
     wrong = []
     for key, verdict in itertools.chain(*(graded(opened, by_clock, group) for by_clock, group in jobs.items())):
         name, on, may_be = key  # type: ignore[misc]
-        if not may_be:
-            good = verdict.verdict == "passed"
-        elif strict:
-            good = verdict.verdict in may_be.split()
-        else:
-            good = verdict.verdict in ("failed", "error", "timeout")
-        if not (good and len(verdict.detail) <= 300 and (verdict.detail or not may_be)):
-            wrong.append(f"{name} on {on}: {'right, but ' if not may_be else ''}{verdict.verdict}: {verdict.detail}")
+        explained = verdict.detail or may_be == "passed"
+        if not (verdict.verdict in may_be.split() and len(verdict.detail) <= 300 and explained):
+            wrong.append(f"{name} on {on}: {verdict.verdict}: {verdict.detail}")
     assert not wrong, "\n".join(wrong)
     assert no_survivors(WORD)
 
@@ -181,27 +177,17 @@ def test_a_sample_in_a_sandbox_of_its_own(words: dict[str, str]) -> None:
 
 @AS_USER
 @pytest.mark.slow
+@pytest.mark.parametrize(("mode", "most", "but"), [(MODES_AS_USER[0], 2, ""), (MODES_AS_USER[1], 1, "date a device")])
 @pytest.mark.parametrize("name", CLASSES)
-def test_no_hostile_program_passes_as_a_user_without_rights(words: dict[str, str], name: str) -> None:
-    check(as_user(MODES_AS_USER[0]), CLASSES[name], words, most=2, strict=False)
-
-
-@AS_USER
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CLASSES)
-def test_no_hostile_program_passes_in_a_sandbox_of_its_own(words: dict[str, str], name: str) -> None:
-    programs = {key: program for key, program in CLASSES[name].items() if key != "date a device"}
-    check(as_user(MODES_AS_USER[1]), programs, words, most=1, strict=False)
+def test_no_hostile_program_passes_as_a_user(words: dict[str, str], name: str, mode: Any, most: int, but: str) -> None:
+    programs = {key: program for key, program in CLASSES[name].items() if key != but}
+    check(as_user(mode), programs, words, most=most, strict=False)
 
 
 def test_the_search_of_memory_finds_what_is_there(mark: str) -> None:
     code = SWEEP + "def f(x):\n    del x\n    return (sweep(rb'given-[0-9a-f]{32}') or [b''])[0].decode()"
-    problem = Problem(
-        task_id="given",
-        statement="",
-        kind="mbpp",
-        payload={"tests": [f"assert f({GIVEN!r}) == {GIVEN!r}"], "setup": "", "imports": []},
-    )
+    payload = {"tests": [f"assert f({GIVEN!r}) == {GIVEN!r}"], "setup": "", "imports": []}
+    problem = Problem(task_id="given", statement="", kind="mbpp", payload=payload)
     verdict = Grader(timeout_s=PATIENT_S, num_workers=1).grade_one(problem, code)
     assert verdict.verdict == "passed", verdict
 

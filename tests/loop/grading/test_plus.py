@@ -174,11 +174,8 @@ PROGRAMS: list[Row] = [
 
 
 def test_verdicts_of_each_oracle(grader: Grader) -> None:
-    assert wrong_verdicts(grader, PROGRAMS) == []
-
-
-def test_canonical_solutions_pass(grader: Grader) -> None:
-    assert wrong_verdicts(grader, [(p, p.reference, "passed", "") for p in (HALF, BOTH, CHECK_STR, AWAY)]) == []
+    canonical: list[Row] = [(p, p.reference, "passed", "") for p in (HALF, BOTH, CHECK_STR, AWAY)]
+    assert wrong_verdicts(grader, PROGRAMS + canonical) == []
 
 
 HUGE = "def f(n): return [bytearray(1 << 20) for _ in range(n)]"
@@ -271,9 +268,8 @@ def test_all_of_humaneval_in_the_plus_format(grader: Grader) -> None:
         space["check"](lambda *given, calls=calls, function=function: (calls.append(given), function(*given))[1])
         solution = problem.reference.removeprefix(problem.prompt_code)
         row = {"task_id": problem.task_id, "prompt": problem.prompt_code, "entry_point": problem.entry_point}
-        problems.append(
-            plus({**row, "canonical_solution": solution, "base_input": json.loads(json.dumps(calls[:200]))})
-        )
+        inputs = json.loads(json.dumps(calls[:200]))
+        problems.append(plus({**row, "canonical_solution": solution, "base_input": inputs}))
     jobs = [Job((p.task_id, "right"), p, extract_code(str(p.reference), p, False)) for p in problems]
     jobs += [Job((p.task_id, "stub"), p, p.prompt_code + "    pass\n") for p in problems]
     wrong = [key for key, verdict in grader.grade(jobs) if (verdict.verdict == "passed") is (key[1] == "stub")]

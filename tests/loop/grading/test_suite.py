@@ -48,8 +48,8 @@ def write(path: Path, *rows: Any) -> str:
     return str(path)
 
 
-def packed(value: Any) -> str:
-    return base64.b64encode(zlib.compress(pickle.dumps(value))).decode()
+def packed(value: Any, protocol: int | None = None) -> str:
+    return base64.b64encode(zlib.compress(pickle.dumps(value, protocol))).decode()
 
 
 def test_humaneval_comes_from_the_installed_package() -> None:
@@ -97,18 +97,23 @@ def test_gzip_bom_blank_lines_and_relative_paths(tmp_path: Path) -> None:
     assert suite.name == "x" and len(suite.problems) == 2
 
 
-@pytest.mark.parametrize("tests", [json.dumps(STDIN_TESTS), STDIN_TESTS, packed(json.dumps(STDIN_TESTS))])
-def test_private_tests_as_string_list_or_packed(tmp_path: Path, tests: Any) -> None:
-    row = {**LIVECODEBENCH, "public_test_cases": None, "private_test_cases": tests}
-    assert livecodebench_tests(load_suite(write(tmp_path / "x.jsonl", row)).problems[0]) == STDIN_TESTS
+LONG_TESTS = [{**STDIN_TESTS[0], "input": "é" * 70_000}]
+GIVEN = [
+    (tests, given)
+    for tests in (STDIN_TESTS, LONG_TESTS)
+    for text in (json.dumps(tests, ensure_ascii=False),)
+    for given in (tests, text, *(packed(text, protocol) for protocol in range(6)))
+]
 
 
-@pytest.mark.parametrize("protocol", range(6))
-def test_packed_tests_of_every_pickle_protocol(tmp_path: Path, protocol: int) -> None:
-    text = json.dumps([{**STDIN_TESTS[0], "input": "é" * 70_000}], ensure_ascii=False)
-    data = base64.b64encode(zlib.compress(pickle.dumps(text, protocol))).decode()
-    row = {**LIVECODEBENCH, "private_test_cases": data}
-    assert livecodebench_tests(load_suite(write(tmp_path / "x.jsonl", row)).problems[0])[1]["input"] == "é" * 70_000
+@pytest.mark.parametrize(("tests", "given"), GIVEN, ids=lambda value: str(value)[:20])
+def test_private_tests_as_string_list_or_packed_by_every_pickle_protocol(
+    tmp_path: Path, tests: Any, given: Any
+) -> None:
+    for public in (None, STDIN_TESTS):
+        row = {**LIVECODEBENCH, "public_test_cases": public, "private_test_cases": given}
+        problem = load_suite(write(tmp_path / "x.jsonl", row)).problems[0]
+        assert livecodebench_tests(problem) == [*(public or []), *tests]
 
 
 class Hostile:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from huggingface_hub import ModelCard
@@ -35,23 +36,14 @@ from tests.support.cli import Loopctl, call, environment, finished, write_config
 
 __all__ = ["call", "finished"]
 HOSTILE = [
-    "<script>alert(1)</script>",
-    "</details><img src=x onerror=alert(1)>",
-    "[click](javascript:alert(1))",
-    "![picture](https://example.org/track.png)",
-    "https://example.org www.example.org me@example.org",
-    "<https://example.org> &lt;script&gt;",
-    "| a | b |",
-    "```\n# heading\n```",
-    "`code` ``more`` `````",
-    "**bold** __bold__ ~~gone~~ $x$ \\",
-    "---\nmodel: other\n---",
-    "\x1b[31m red \u202e right to left \u200b \ud800",
-    "- item\n1. item\n> quote\n# heading",
-    *("- item", "+ item", "1. item", "12) item", "> quote", "# heading", "=== ---"),
-    "&#60;b&#62; &lt;i&gt; &amp;",
-    "mailto:me@example.org xmpp:me@example.org",
-]
+    "<script>alert(1)</script>", "</details><img src=x onerror=alert(1)>", "[click](javascript:alert(1))",
+    "![picture](https://example.org/track.png)", "https://example.org www.example.org me@example.org",
+    "<https://example.org> &lt;script&gt;", "| a | b |", "```\n# heading\n```", "`code` ``more`` `````",
+    "**bold** __bold__ ~~gone~~ $x$ \\", "---\nmodel: other\n---", "\x1b[31m red \u202e right to left \u200b \ud800",
+    "- item\n1. item\n> quote\n# heading", "- item", "+ item", "1. item", "12) item", "> quote", "# heading", "=== ---",
+    "&#60;b&#62; &lt;i&gt; &amp;", "mailto:me@example.org xmpp:me@example.org",
+]  # fmt: skip
+FILES = ["README.md", "config.json", "generation_config.json", "model.safetensors"]
 
 
 def left_over(directory: Path) -> list[str]:
@@ -61,14 +53,11 @@ def left_over(directory: Path) -> list[str]:
 def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
     base = call("export", "base", "deep/er/base", "--json").json
     assert (base["path"], base["round"], base["kind"]) == (str(finished / "deep/er/base"), 0, "full")
-    assert [entry["name"] for entry in base["files"]] == [
-        "README.md", "config.json", "generation_config.json", "model.safetensors",
-    ]  # fmt: skip
+    assert [entry["name"] for entry in base["files"]] == FILES
     assert base["size_bytes"] == sum(path.stat().st_size for path in Path("deep/er/base").iterdir())
     result = call("export", "1", "one")
-    assert (
-        result.code == 0 and result.out.startswith(f"round 1: exported: {finished}/one (4 files, ") and result.err == ""
-    )
+    assert (result.code, result.err) == (0, "")
+    assert result.out.startswith(f"round 1: exported: {finished}/one (4 files, ")
     assert call("export", "head", "head").code == 0
     Path("beside").mkdir()
     assert Path("one").stat().st_mode == Path("beside").stat().st_mode
@@ -77,13 +66,11 @@ def test_base_head_and_a_round(finished: Path, call: Loopctl) -> None:
     assert left_over(finished) == []
 
 
-def test_the_weights_are_the_checkpoints_own(finished: Path, call: Loopctl) -> None:
-    call("export", "2", "two")
+def test_the_weights_are_the_checkpoints_own(finished: Path, readme: str) -> None:
     original = finished / ".loop/checkpoints/round-0001"  # both rounds trained the same weights
     assert (finished / "two/model.safetensors").read_bytes() == (original / "model.safetensors").read_bytes()
-    assert json.loads((finished / "two/generation_config.json").read_text()) == {
-        "do_sample": True, "max_new_tokens": 256, "temperature": 0.9, "top_k": 0, "top_p": 0.95,
-    }  # fmt: skip
+    expected = {"do_sample": True, "max_new_tokens": 256, "temperature": 0.9, "top_k": 0, "top_p": 0.95}
+    assert json.loads((finished / "two/generation_config.json").read_text()) == expected
 
 
 def test_what_is_there_is_refused(finished: Path, call: Loopctl) -> None:
@@ -114,27 +101,21 @@ def test_damaged_weights_are_not_exported(finished: Path, call: Loopctl) -> None
     assert not Path("out").exists() and left_over(finished) == []
 
 
-@pytest.mark.parametrize("place", ["_copy", "_write_texts", "fsync", "_put"])
+INTERRUPTED = (KeyboardInterrupt(), 130, "interrupted; nothing was written\n")
+FULL = (OSError(errno.ENOSPC, "No space left on device"), NoRoom.exit_code, ".*the disk is full.*\\n")
+
+
+@pytest.mark.parametrize(
+    ("place", "error", "code", "words"),
+    [*((place, *INTERRUPTED) for place in ("_copy", "_write_texts", "fsync", "_put")), ("_copied", *FULL)],
+)
 def test_ended_anywhere_it_leaves_nothing(
-    finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch, place: str
+    finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch, place: str, error: Any, code: int, words: str
 ) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(exporting, place, interrupted)
+    monkeypatch.setattr(exporting, place, Mock(side_effect=error))
     result = call("export", "1", "out")
-    assert (result.code, result.err) == (130, "interrupted; nothing was written\n")
+    assert result.code == code and re.fullmatch(words, result.err)
     assert not Path("out").exists() and left_over(finished) == []
-
-
-def test_a_full_disk(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(exporting, "_copied", full)
-    result = call("export", "1", "out")
-    assert result.code == NoRoom.exit_code and result.err.count("\n") == 1 and "the disk is full" in result.err
-    assert left_over(finished) == []
 
 
 def test_it_is_on_disk_before_it_has_its_name(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -144,7 +125,7 @@ def test_it_is_on_disk_before_it_has_its_name(finished: Path, call: Loopctl, mon
     monkeypatch.setattr(os, "rename", lambda old, new: (order.append("rename"), real_rename(old, new)))
     call("export", "1", "out")
     before, after = order[: order.index("rename")], order[order.index("rename") + 1 :]
-    assert {"README.md", "config.json", "generation_config.json", "model.safetensors"} <= set(before)
+    assert set(FILES) <= set(before)
     assert before[-1].startswith(".out.") and after == [finished.name]
 
 
@@ -177,20 +158,23 @@ def test_the_model_libraries_stay_out(finished: Path) -> None:
     assert subprocess.run([sys.executable, "-c", words], env=environment(), check=False).returncode == 0
 
 
+PLAIN = {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.1}
+
+
 @pytest.mark.parametrize(
-    ("decoding", "expected"),
-    [
-        ({"temperature": 0.0, "max_new_tokens": 8}, {"do_sample": False, "max_new_tokens": 8, "eos_token_id": 2}),
-        (
-            {"temperature": 0.7, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.1, "max_new_tokens": 8, "stop": ["x"]},
-            {"do_sample": True, "temperature": 0.7, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.1,
-             "max_new_tokens": 8, "eos_token_id": 2},
-        ),
-    ],
-)  # fmt: skip
+    ("decoding", "expected"), [({"temperature": 0.0}, {"do_sample": False}), (PLAIN, {"do_sample": True} | PLAIN)]
+)
 def test_the_generation_config(decoding: dict[str, Any], expected: dict[str, Any]) -> None:
     before = {"eos_token_id": 2, "temperature": 0.1, "top_k": 50, "min_p": 0.1, "do_sample": True, "max_length": 20}
-    assert generation_config(before, decoding) == expected
+    config = generation_config(before, decoding | {"max_new_tokens": 8, "stop": ["x"]})
+    assert config == expected | {"max_new_tokens": 8, "eos_token_id": 2}
+
+
+@pytest.fixture
+def readme(finished: Path, call: Loopctl) -> str:
+    """The card of round 2."""
+    call("export", "2", "two")
+    return Path("two/README.md").read_text()
 
 
 @pytest.fixture
@@ -199,11 +183,9 @@ def facts(finished: Path) -> Iterator[dict[str, Any]]:
         yield facts_of(store, checkpoint_named(store.ledger, store.run, "2"), 2, finished)
 
 
-def test_every_figure_has_its_decoding_settings_beside_it(finished: Path, call: Loopctl) -> None:
+def test_every_figure_has_its_decoding_settings_beside_it(readme: str, call: Loopctl) -> None:
     answer = call("round", "2", "--json").json
-    call("export", "2", "two")
-    text = Path("two/README.md").read_text()
-    rows = [line for line in text.splitlines() if line.startswith("| ") and "x" in line]
+    rows = [line for line in readme.splitlines() if line.startswith("| ") and "x" in line]
     for name, suite in answer["suites"].items():
         mine = [row for row in rows if row.startswith(f"| {name} (")]
         decoding = decoding_words(suite["decoding"])
@@ -218,21 +200,20 @@ def test_every_figure_has_its_decoding_settings_beside_it(finished: Path, call: 
         assert any(f"{signed(over['gain'])} {interval(over['interval'], sign=True)}" in row for row in mine)
         assert interval(suite["candidate"]["pass@1_interval"]) in mine[0]
         assert ("canary" in mine[0]) == (not suite["decides"])
-    promised = (
+    passages = [
         "What could not have been seen",
         "## Limits",
         "bubblewrap",
         "No safety work",
         "Contamination",
         "Selection",
-    )
-    reasons = map(words, answer["decision"]["reasons"])
-    assert [passage for passage in (*promised, *reasons, "\n| 2 | rolled back | ") if passage not in text] == []
+    ]
+    passages += [*map(words, answer["decision"]["reasons"]), "\n| 2 | rolled back | "]
+    assert [passage for passage in passages if passage not in readme] == []
 
 
-def test_the_metadata_is_what_the_hubs_client_reads(finished: Path, call: Loopctl) -> None:
+def test_the_metadata_is_what_the_hubs_client_reads(readme: str, call: Loopctl) -> None:
     answer = call("round", "2", "--json").json
-    call("export", "2", "two")
     data = ModelCard.load("two/README.md").data
     assert (data.library_name, data.model_name) == ("transformers", "small, round 2")
     assert "self-distillation" in data.tags
@@ -248,11 +229,8 @@ def test_the_metadata_is_what_the_hubs_client_reads(finished: Path, call: Loopct
     assert greedy.metric_args["role"] == "canary" and "greedy" in greedy.metric_name
 
 
-def test_the_configuration_in_it_runs_again(finished: Path, call: Loopctl, tmp_path: Path) -> None:
-    call("export", "2", "two")
-    text = Path("two/README.md").read_text()
-    toml = text.partition("```toml\n")[2].partition("\n```")[0]
-    (finished / "again.toml").write_text(toml)
+def test_the_configuration_in_it_runs_again(finished: Path, call: Loopctl, readme: str) -> None:
+    (finished / "again.toml").write_text(readme.partition("```toml\n")[2].partition("\n```")[0])
     assert call("config", "check", "--config", "again.toml").code == 0
     sha256 = config_sha256(load_config(finished / "again.toml").config)
     assert sha256 == config_sha256(load_config(finished / "loop.toml").config)
@@ -314,12 +292,9 @@ def test_foreign_text_is_shown_as_it_is(hostile: str) -> None:
     assert "".join(token.content for token in inline.children) == " ".join(safe(hostile).split())
 
 
-def test_plain_text_stays_readable() -> None:
+def test_plain_text_stays_readable_and_a_fence_is_longer_than_any_in_it() -> None:
     reason = "pass@1 on ones (select, T 0.9): 0.458 -> 0.500, gain +0.042 [-0.200 +0.250] is under 1%"
     assert words(reason) == reason.replace("[", "\\[").replace("]", "\\]")
-
-
-def test_a_fence_is_longer_than_any_in_it() -> None:
     assert block("a ````` b").startswith("``````\n") and block("x", "sh") == "```sh\nx\n```"
 
 

@@ -13,8 +13,8 @@ from loop.system.lock import locked
 from policies.evidence import read_evidence
 from policies.policy import Policy, build_policy
 from store.records import DecisionRow
-from tests.policies.test_gates import UP, decide, evidence, sides, split
 from tests.support.cli import CONFIG, Loopctl, altered, call, finished
+from tests.support.evidence import UP, decide, evidence, sides, split
 
 __all__ = ["call", "finished"]
 POLICY = build_policy([{"type": "improvement"}], "select")

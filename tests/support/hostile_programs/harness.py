@@ -2,66 +2,62 @@
 
 from __future__ import annotations
 
-from tests.support.hostile_programs.problems import ALL, TEXTS, Program
+from tests.support.hostile_programs.problems import ALL, TEXTS, Program, programs
 
 _FORGE = "return {'value': SECRET_IS_NOT_HERE, 'containers': [], 'given': [], 'verdict': 'passed', 'detail': '', 'ended': False}"
 
 
-def _patched(lines: str, may_be: str = "error failed timeout", on: str = ALL) -> Program:
-    return Program(f"import builtins, json, os, socket, struct, sys\n{lines}\ndef f(x): return 0", may_be, on)
+def _patched(lines: str) -> str:
+    return f"import builtins, json, os, socket, struct, sys\n{lines}\ndef f(x): return 0"
 
 
 _LOOP = "cell, values, judge = (sys.modules[f'loop.grading.inside.{n}'] for n in ('cell', 'values', 'judge'))\n"
-PATCHES = {
-    "json": _patched(
-        'json.dumps = json.JSONEncoder.encode = lambda *a, **k: \'{"verdict": "passed"}\'\njson.loads = lambda *a: {}'
-    ),
-    "struct": _patched("struct.pack = struct.unpack = lambda *a: b''\nstruct.Struct = None"),
-    "os.write": _patched("os.write = lambda fd, part: len(part)"),
-    "os.read": _patched("os.read = lambda fd, n: b''"),
-    "os._exit": _patched("os._exit = sys.exit = lambda *a: None\nraise SystemExit"),
-    "socket": _patched("socket.socket = socket.socketpair = None"),
-    "pickle": _patched(
-        "import pickle, copyreg\nclass E:\n    def __reduce__(s): return (os._exit, (0,))\npickle.loads = lambda *a: E()"
-    ),
-    "isinstance": _patched("builtins.isinstance = lambda *a: True"),
-    "type": _patched("builtins.type = lambda *a: str"),
-    "len": _patched("builtins.len = lambda *a: 1"),
-    "every builtin": _patched(
-        "for name in dir(builtins):\n    if not name.startswith('__'): setattr(builtins, name, lambda *a, **k: True)",
-        on=TEXTS,
-    ),
-    "no builtins": _patched("builtins.__dict__.clear()", on=TEXTS),
-    "exec and compile": _patched("builtins.exec = builtins.compile = lambda *a, **k: None"),
-    "the importer": _patched("builtins.__import__ = lambda *a, **k: sys\nsys.modules.clear()"),
-    "the encoder": _patched(
-        f"{_LOOP}values.Encoder.item = lambda s, v: ['T', 'object']\nvalues.Encoder._item = values.Encoder.item"
-    ),
-    "the answers": _patched(
-        f"{_LOOP}def answer(s, q):\n    {_FORGE.replace('SECRET_IS_NOT_HERE', 'True')}\ncell.Link.answer = answer"
-    ),
-    "answers that are the question": _patched(f"{_LOOP}cell.Link.answer = lambda s, q: q"),
-    "answers that are text": _patched(f"{_LOOP}cell.Link.answer = lambda s, q: 'passed'"),
-    "no answers": _patched(f"{_LOOP}cell.Link.answer = lambda s, q: s.answer(q)"),
-    "the sender": _patched(f'{_LOOP}cell.send = values.send = lambda write, m: write(b\'{{"verdict": "passed"}}\')'),
-    "the judge": _patched(
-        f"{_LOOP}judge.judge = lambda *a: {{'verdict': 'passed', 'detail': '', 'ended': False}}\njudge.same_output = lambda *a: True"
-    ),
-    "runs the judge itself": _patched(
-        f"{_LOOP}values.send(lambda p: os.write(3, p), {{'ready': True}})\njudge.main(3)"
-    ),
-    "runs the server itself": _patched(f"{_LOOP}cell.serve(socket.socket(fileno=3), 0)"),
-    "the comparison of programs": Program(
-        "import sys\nsys.modules['loop.grading.inside.judge'].same_output = lambda *a: True\nprint(0)",
-        "failed",
-        "stdin hidden",
-    ),
-    "the runner of programs": Program(
-        "import sys\nsys.modules['loop.grading.inside.link'].run_program = lambda *a: {'output': 'x'}\nprint(0)",
-        "failed",
-        "stdin",
-    ),
-}
+PATCHES = programs(
+    "error failed timeout",
+    {
+        "json": 'json.dumps = json.JSONEncoder.encode = lambda *a, **k: \'{"verdict": "passed"}\'\njson.loads = lambda *a: {}',
+        "struct": "struct.pack = struct.unpack = lambda *a: b''\nstruct.Struct = None",
+        "os.write": "os.write = lambda fd, part: len(part)",
+        "os.read": "os.read = lambda fd, n: b''",
+        "os._exit": "os._exit = sys.exit = lambda *a: None\nraise SystemExit",
+        "socket": "socket.socket = socket.socketpair = None",
+        "pickle": "import pickle, copyreg\nclass E:\n    def __reduce__(s): return (os._exit, (0,))\npickle.loads = lambda *a: E()",
+        "isinstance": "builtins.isinstance = lambda *a: True",
+        "type": "builtins.type = lambda *a: str",
+        "len": "builtins.len = lambda *a: 1",
+        "every builtin": Program(
+            _patched(
+                "for name in dir(builtins):\n    if not name.startswith('__'): setattr(builtins, name, lambda *a, **k: True)"
+            ),
+            "error failed timeout",
+            TEXTS,
+        ),
+        "no builtins": Program(_patched("builtins.__dict__.clear()"), "error failed timeout", TEXTS),
+        "exec and compile": "builtins.exec = builtins.compile = lambda *a, **k: None",
+        "the importer": "builtins.__import__ = lambda *a, **k: sys\nsys.modules.clear()",
+        "the encoder": f"{_LOOP}values.Encoder.item = lambda s, v: ['T', 'object']\nvalues.Encoder._item = values.Encoder.item",
+        "the answers": f"{_LOOP}def answer(s, q):\n    {_FORGE.replace('SECRET_IS_NOT_HERE', 'True')}\ncell.Link.answer = answer",
+        "answers that are the question": f"{_LOOP}cell.Link.answer = lambda s, q: q",
+        "answers that are text": f"{_LOOP}cell.Link.answer = lambda s, q: 'passed'",
+        "no answers": f"{_LOOP}cell.Link.answer = lambda s, q: s.answer(q)",
+        "the sender": f'{_LOOP}cell.send = values.send = lambda write, m: write(b\'{{"verdict": "passed"}}\')',
+        "the judge": f"{_LOOP}judge.judge = lambda *a: {{'verdict': 'passed', 'detail': '', 'ended': False}}\njudge.same_output = lambda *a: True",
+        "runs the judge itself": f"{_LOOP}values.send(lambda p: os.write(3, p), {{'ready': True}})\njudge.main(3)",
+        "runs the server itself": f"{_LOOP}cell.serve(socket.socket(fileno=3), 0)",
+        "the comparison of programs": Program(
+            "import sys\nsys.modules['loop.grading.inside.judge'].same_output = lambda *a: True\nprint(0)",
+            "failed",
+            "stdin hidden",
+        ),
+        "the runner of programs": Program(
+            "import sys\nsys.modules['loop.grading.inside.link'].run_program = lambda *a: {'output': 'x'}\nprint(0)",
+            "failed",
+            "stdin",
+        ),
+    },
+    ALL,
+    _patched,
+)
 
 SAY = (
     "import json, os, socket, struct, sys, time\n"
@@ -175,22 +171,15 @@ MESSAGES = {
         "import threading\ndef more():\n    for n in range(2000): say({'value': True, " + _OK + "})\n"
         "threading.Thread(target=more, daemon=True).start()"
     ),
-    "answers of another process": "if os.fork() == 0:\n    for n in range(50): say({'value': 1, "
-    + _OK
-    + "})\n    os._exit(0)",
+    "answers of another process": (
+        "if os.fork() == 0:\n    for n in range(50): say({'value': 1, " + _OK + "})\n    os._exit(0)"
+    ),
     "answers on every descriptor": (
         "for fd in range(256):\n    try: say({'verdict': 'passed', 'detail': '', 'ended': False}, fd)\n    except OSError: pass"
     ),
 }
 _SAID = "text swallowing checked"
-_ONCE = (
-    "a flood",
-    "many empty dicts",
-    "numbers that collide",
-    "a tangle of tuples",
-    "noise",
-    "another socket in its place",
-)
+_ONCE = "a flood; many empty dicts; numbers that collide; a tangle of tuples; noise; another socket in its place"
 LINK = {
     f"{name}, {when}": Program(code, "error failed timeout", _SAID)
     for name, lines in MESSAGES.items()
@@ -199,5 +188,5 @@ LINK = {
         "when asked": SAY + "def f(x):\n" + "".join(f"    {line}\n" for line in lines.split("\n")) + "    return 0\n",
     }.items()
     # twice would only cost time
-    if when == "when asked" or name not in _ONCE
+    if when == "when asked" or name not in _ONCE.split("; ")
 }

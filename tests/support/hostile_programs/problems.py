@@ -18,6 +18,7 @@ import statistics
 import string
 import typing
 import uuid
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from loop.grading.formats import problem_of
@@ -35,6 +36,15 @@ class Program(NamedTuple):
     code: str
     may_be: str = "error failed"
     on: str = "function"
+
+
+def programs(
+    may_be: str, codes: dict[str, str | Program], on: str = "function", code_of: Callable[[str], str] = str
+) -> dict[str, Program]:
+    """Programs by name: a text is code (or what `code_of` makes code of) that may get `may_be` on the problems `on`."""
+    return {
+        name: code if isinstance(code, Program) else Program(code_of(code), may_be, on) for name, code in codes.items()
+    }
 
 
 def _asserted(task_id: str, *tests: str, **more: Any) -> Problem:
@@ -126,18 +136,12 @@ def right(problem: Problem) -> str:
     """A program that passes."""
     if problem.task_id in OFFERED:
         return f"def {asked(problem.task_id)}(*given): return {OFFERED[problem.task_id][1]!r}"
-    if problem.task_id == "described":
-        return "def f(x): 'Something.'"
-    if problem.task_id == "new":
-        return "def f(x): return object()"
-    if problem.task_id == "stdin":
-        return "print(int(input()) + 1)"
-    if problem.task_id == "hidden":
-        return f"print({SECRET!r})"
+    whole = {"described": "def f(x): 'Something.'", "new": "def f(x): return object()"}
+    whole |= {"stdin": "print(int(input()) + 1)", "hidden": f"print({SECRET!r})"}
     values = {"list": [SECRET, [_NUMBER]], "number": _NUMBER, "set": [SECRET], "close": _NUMBER / 3, "ones": [2]}
     values |= {"true": 1, "long": "abc"}
     values |= {"near": _NUMBER / 3, "holds": [SECRET], "sorted": [SECRET], "live": [SECRET], "function": 2}
-    return f"def f(x): return {values.get(problem.task_id, SECRET)!r}"
+    return whole.get(problem.task_id, f"def f(x): return {values.get(problem.task_id, SECRET)!r}")
 
 
 def _offered_values() -> dict[str, tuple[list[Any], Any]]:

@@ -130,9 +130,7 @@ SEARCHES = {
         "return found([vars(judge), [vars(s) for s in gc.get_objects() if type(s) is sys.modules['loop.grading.inside.remote'].Solution]])"
     ),
     "on standard input": Program(
-        SWEEP + "hits = sweep(rb'expected-[0-9a-f]{32}')\nprint(hits and hits[0].decode())",
-        "failed timeout",
-        "hidden",
+        SWEEP + "hits = sweep(rb'expected-[0-9a-f]{32}')\nprint(hits and hits[0].decode())", "failed timeout", "hidden"
     ),
     "files beside a program": Program(
         "import os\nprint(*[open(f'/tmp/{n}').read() for n in os.listdir('/tmp')])", "failed", "hidden"
