@@ -118,7 +118,7 @@ def test_one_command_runs_it_all_and_says_what_came_out(undisturbed: Path) -> No
 def test_its_page_shows_what_the_command_says(undisturbed: Path, tmp_path: Path) -> None:
     loopctl("report", undisturbed, "-o", str(tmp_path / "report.html"))
     with browser() as chromium:
-        shown = Shown(chromium, tmp_path / "report.html")
+        shown = Shown(chromium, (tmp_path / "report.html").as_uri())
         words = shown.page.inner_text("main")
         facts = facts_of(undisturbed)
         assert all(comparison["words"] in words for comparison in facts["comparisons"]) and facts["correction"] in words

@@ -327,7 +327,8 @@ def test_an_address_that_cannot_be_had(finished: Path, call: Any) -> None:
     tokens = ("short", "\u20ac" * 20, "a line\nand another line")
     for option, texts in (("--host", hosts), ("--token", tokens), ("--port", ("-1",))):
         for text in texts:
-            one_line(call("serve", option, text), 2)
+            done = call("serve", option, text)
+            assert done.code == 2 and done.err.count("\n") == 1 and done.out == "", text
 
 
 def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
