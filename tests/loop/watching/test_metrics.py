@@ -162,6 +162,7 @@ def test_only_this_machine_may_ask_and_clients_that_say_nothing_are_in_nobodys_w
 
 def test_more_clients_than_the_daemon_can_spare_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_module, "MOST_CLIENTS", 4)
+    monkeypatch.setattr(metrics_module, "CLIENT_TIMEOUT_S", HANG_S)
     with at_port() as endpoint, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(endpoint.connect()) for _ in range(5)]
         assert silent[-1].recv(1) == b"", "closed at once, and not after the limit of a silent client"
