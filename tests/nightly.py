@@ -126,24 +126,21 @@ def run(name: str, command: str, place: Path, limit_s: float, clock: Callable[[]
 def end(token: str, process: subprocess.Popen[bytes]) -> int:
     """Kill all that a part started, wherever it went, until nothing is left; how many processes that were."""
     killed = set()
-    while True:
-        left = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _belongs(pid, token)]
-        if not left:
-            process.wait()
-            return len(killed)
+    while left := [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc"))) if _belongs(pid, token)]:
         for pid in left:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
         time.sleep(0.05)
+    process.wait()
+    return len(killed)
 
 
 def _belongs(pid: int, token: str) -> bool:
     """Whether it inherited the token. What has ended has no environment any more."""
-    try:
+    with contextlib.suppress(OSError):
         return f"{TREE}={token}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    except OSError:
-        return False
+    return False
 
 
 def counted(results: Path) -> tuple[int, int, int]:
@@ -163,9 +160,8 @@ def run_all(parts: Sequence[tuple[str, str]], place: Path, limit_s: float) -> li
     rows: list[Row] = []
     for name, command in parts:
         print(f"{name}: {command}", flush=True)
-        rows.append(run(name, command, place, limit_s))
+        rows.append(row := run(name, command, place, limit_s))
         (place / "table.md").write_text(markdown(rows))
-        row = rows[-1]
         told = f"{row.passed} passed, {row.failed} failed, {minutes(row.seconds)} min"
         print(f"{'':4}{told}{'; ' + row.note if row.note else ''}", flush=True)
         if row.failed:
@@ -180,10 +176,9 @@ def minutes(seconds: float) -> str:
 def cells(rows: Sequence[Row]) -> list[tuple[str, ...]]:
     """The table: a header, a line per part, and the sum."""
     whole = Row("all", sum(r.passed for r in rows), sum(r.failed for r in rows), sum(r.seconds for r in rows))
-    lines = [
-        (row.name, str(row.passed), str(row.failed), minutes(row.seconds), row.note.replace("|", "/"))
-        for row in [*rows, whole]
-    ]
+    lines = (
+        (r.name, str(r.passed), str(r.failed), minutes(r.seconds), r.note.replace("|", "/")) for r in (*rows, whole)
+    )
     return [("what", "passed", "failed", "minutes", ""), *lines]
 
 
@@ -195,11 +190,9 @@ def markdown(rows: Sequence[Row]) -> str:
 
 def plain(rows: Sequence[Row]) -> str:
     table = cells(rows)
-    widths = [max(len(line[i]) for line in table) for i in range(4)]
-    return "\n".join(
-        "  ".join([line[0].ljust(widths[0]), *(line[i].rjust(widths[i]) for i in (1, 2, 3)), line[4]]).rstrip()
-        for line in table
-    )
+    first, *others = (max(len(line[i]) for line in table) for i in range(4))
+    padded = ([line[0].ljust(first), *map(str.rjust, line[1:4], others), line[4]] for line in table)
+    return "\n".join("  ".join(line).rstrip() for line in padded)
 
 
 def machine() -> str:
@@ -210,10 +203,9 @@ def machine() -> str:
 
 
 def answer(command: list[str]) -> str:
-    try:
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
+    return ""
 
 
 def main() -> None:
@@ -229,11 +221,8 @@ def main() -> None:
     (PLACE / "demo").mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / "loop.toml", PLACE / "demo")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the part that runs is ended, too
-    rows = run_all(
-        [(part.name, (asked.full and part.full) or part.command) for part in PARTS if part.name in wanted],
-        PLACE,
-        FULL_LIMIT_S if asked.full else LIMIT_S,
-    )
+    parts = [(part.name, (asked.full and part.full) or part.command) for part in PARTS if part.name in wanted]
+    rows = run_all(parts, PLACE, FULL_LIMIT_S if asked.full else LIMIT_S)
     print(f"\n{plain(rows)}\n\n{PLACE / 'table.md'} has it as Markdown")
     sys.exit(any(row.failed for row in rows))
 

@@ -150,6 +150,13 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
+def imported_by(*modules: str) -> set[str]:
+    """All modules that are loaded in a new process once these are."""
+    words = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], env=environment(), capture_output=True, text=True, check=True)
+    return set(done.stdout.split())
+
+
 def drive(config: Path, place: str = "never", count: int = 1, kill_after_s: float | None = None) -> int:
     """Run to the end, or to the kill; the exit code. Whatever the driver started must be gone when it is."""
     process = subprocess.Popen(

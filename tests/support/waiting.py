@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import threading
 import time
@@ -20,6 +21,10 @@ def wait_until(holds: Callable[[], Any], what: Callable[[], object] = lambda: "i
         assert time.monotonic() < deadline, what()
         time.sleep(0.02)
     return found
+
+
+def num_descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
 
 
 @contextlib.contextmanager

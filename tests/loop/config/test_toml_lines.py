@@ -11,20 +11,10 @@ from loop.config.toml_lines import KeyPath, key_lines, line_of
 BARE = ("a", "b", "top_p", "7", "x-y")
 QUOTED = {'"k#v"': "k#v", "'[t]'": "[t]", '"é\\u00e9"': "éé", '"="': "=", "''": ""}
 SCALARS = (
-    "1",
-    "-1.5e3",
-    "true",
-    "1979-05-27 07:32:00",
-    '"plain"',
-    '"with \\" and # and ["',
-    "'C:\\'",
-    '""',
-    '"""one\n[two]\nthree = 3\n"""',
-    '"""ends in quotes"""""',
-    '"""\\\n   folded \\"""\n # not a comment"""',
-    "'''\nfour = 4 # \"\"\"\n'''",
-    "'''it''s'''''",
-)
+    "1", "-1.5e3", "true", "1979-05-27 07:32:00", '"plain"', '"with \\" and # and ["', "'C:\\'", '""',
+    '"""first\n[two]\nthree = 3\n"""', '"""ends in quotes"""""', '"""\\\n   folded \\"""\n # not a comment"""',
+    "'''\nfour = 4 # \"\"\"\n'''", "'''it''s'''''",
+)  # fmt: skip
 ENDS = ("\n", "  # comment = 1\n", "\n\n", "\n# [no.table]\n", "\r\n")
 
 
@@ -36,75 +26,77 @@ class Writer:
         self.text = ""
         self.expected: dict[KeyPath, int] = {}
 
-    def note(self, path: KeyPath) -> None:
-        self.expected.setdefault(path, self.text.count("\n") + 1)
+    def any_of(self, *options: str) -> str:
+        return str(self.draw(st.sampled_from(options)))
+
+    def times(self, least: int, most: int) -> range:
+        return range(self.draw(st.integers(least, most)))
+
+    def note(self, *paths: KeyPath) -> None:
+        for path in paths:
+            self.expected.setdefault(path, self.text.count("\n") + 1)
 
     def key(self, taken: set[str]) -> tuple[str, str]:
         """A key as it is written and as it reads, not used before."""
         free = {**{key: key for key in BARE}, **QUOTED}
-        written = self.draw(st.sampled_from([key for key, read in free.items() if read not in taken]))
+        written = self.any_of(*(key for key, read in free.items() if read not in taken))
         taken.add(free[written])
         return written, free[written]
 
-    def value(self, path: KeyPath, depth: int, one_line: bool = False) -> None:
-        kind = self.draw(st.sampled_from(["scalar", "scalar", "array", "inline"][: 4 if depth else 2]))
+    def value(self, path: KeyPath, depth: int, on_a_line: bool = False) -> None:
+        kind = self.any_of("scalar", "scalar", *(("array", "inline") if depth else ()))
         if kind == "array":
-            gaps = ["", " "] if one_line else ["", " ", "\n  ", " # ]\n"]
+            gaps = ["", " "] if on_a_line else ["", " ", "\n  ", " # ]\n"]
             self.text += "["
-            for index in range(self.draw(st.integers(0, 3))):
-                self.text += self.draw(st.sampled_from(gaps))
+            for index in self.times(0, 3):
+                self.text += self.any_of(*gaps)
                 self.note((*path, index))
-                self.value((*path, index), depth - 1, one_line)
-                self.text += self.draw(st.sampled_from(gaps)) + ","
+                self.value((*path, index), depth - 1, on_a_line)
+                self.text += self.any_of(*gaps) + ","
             self.text += "]"
         elif kind == "inline":
             self.text += "{"
             taken: set[str] = set()
-            for index in range(self.draw(st.integers(0, 2))):
+            for index in self.times(0, 2):
                 self.text += ", " if index else " "
-                self.pair(path, taken, depth - 1, one_line=True)
+                self.pair(path, taken, depth - 1, on_a_line=True)
             self.text += "}"
         else:
-            options = [scalar for scalar in SCALARS if not one_line or "\n" not in scalar]
-            self.text += self.draw(st.sampled_from(options))
+            self.text += self.any_of(*(scalar for scalar in SCALARS if not on_a_line or "\n" not in scalar))
 
-    def pair(self, table: KeyPath, taken: set[str], depth: int, one_line: bool = False) -> None:
+    def pair(self, table: KeyPath, taken: set[str], depth: int, on_a_line: bool = False) -> None:
         written, read = self.key(taken)
         path: KeyPath = (*table, read)
         self.note(path)
         if self.draw(st.booleans()):  # a dotted key; its first part stays this pair's alone
             more, read = self.key(set())
-            written, path = f"{written}{self.draw(st.sampled_from(['.', ' . ']))}{more}", (*path, read)
+            written, path = written + self.any_of(".", " . ") + more, (*path, read)
             self.note(path)
-        self.text += f"{written}{self.draw(st.sampled_from(['=', ' = ']))}"
-        self.value(path, depth, one_line)
+        self.text += written + self.any_of("=", " = ")
+        self.value(path, depth, on_a_line)
 
-    def pairs(self, table: KeyPath, taken: set[str]) -> None:
-        for _ in range(self.draw(st.integers(0, 3))):
-            self.text += self.draw(st.sampled_from(["", "  ", "\t"]))
-            self.pair(table, taken, depth=2)
-            self.text += self.draw(st.sampled_from(ENDS))
+    def table(self, header: str, path: KeyPath, taken: set[str]) -> None:
+        """A header, and pairs below it."""
+        self.note(path[:1], path)
+        self.text += header
+        for _ in self.times(0, 3):
+            self.text += self.any_of("", "  ", "\t")
+            self.pair(path, taken, depth=2)
+            self.text += self.any_of(*ENDS)
 
     def document(self) -> None:
         taken: set[str] = set()
-        self.pairs((), taken)
-        for _ in range(self.draw(st.integers(0, 3))):
+        self.table("", (), taken)
+        for _ in self.times(0, 3):
             written, read = self.key(taken)
             if self.draw(st.booleans()):
-                for index in range(self.draw(st.integers(1, 3))):
-                    self.note((read,))
-                    self.note((read, index))
-                    self.text += f"[[{written}]]{self.draw(st.sampled_from(ENDS))}"
-                    self.pairs((read, index), {"sub"})
+                for index in self.times(1, 3):
+                    self.table(f"[[{written}]]{self.any_of(*ENDS)}", (read, index), {"sub"})
                     if self.draw(st.booleans()):
-                        self.note((read, index, "sub"))
-                        self.text += f"[ {written} . sub ]\n"
-                        self.pairs((read, index, "sub"), set())
+                        self.table(f"[ {written} . sub ]\n", (read, index, "sub"), set())
             else:
-                self.note((read,))
-                self.note((read, "sub"))
-                self.text += f"[{written}.sub]\n"
-                self.pairs((read, "sub"), set())
+                self.table(f"[{written}.sub]\n", (read, "sub"), set())
+        self.expected.pop((), None)
 
 
 @st.composite

@@ -24,8 +24,8 @@ from loop.daemon import control
 from loop.daemon.control import SOCKET, Control, NotRunning, Wake, ask
 from loop.errors import LoopError, PermissionDenied, UsageError
 from store.errors import StaleState
-from tests.support.runs import environment
-from tests.support.waiting import HANG_S, descriptors_below, wait_until
+from tests.support.runs import environment, imported_by
+from tests.support.waiting import HANG_S, descriptors_below, num_descriptors, wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -62,69 +62,51 @@ def all_of(connection: socket.socket) -> bytes:
     return text
 
 
-def num_descriptors() -> int:
-    return len(os.listdir("/proc/self/fd"))
+# Asking and answering
 
 
-# ---- asking and answering --------------------------------------------------------------------------------------------
-
-
-def test_requests_are_answered_whatever_is_in_them(tmp_path: Path) -> None:
-    with Control(tmp_path, echo):
+def test_requests_are_answered_whatever_is_in_them_and_in_pieces(tmp_path: Path) -> None:
+    with Control(tmp_path, echo), raw(tmp_path) as client:
+        for letter in b'{"command": "ping"}\n':
+            client.sendall(bytes([letter]))
+        assert json.loads(all_of(client)) == {"ok": True, "echo": {"command": "ping"}}
         for value in (1, "näh\n\u2028 \ud800 \x00 \x1b[31m"):
             assert ask(tmp_path, "pin", round=value) == {"echo": {"command": "pin", "round": value}}
-    with Control(tmp_path, lambda request: {"text": "x" * 3_000_000}):  # more than a socket holds
-        assert len(ask(tmp_path, "gc")["text"]) == 3_000_000
-
-
-def test_a_directory_with_a_long_name(tmp_path: Path) -> None:
-    run_dir = tmp_path.joinpath(*["d" * 100] * 3)
+    run_dir = tmp_path.joinpath(*["d" * 100] * 3)  # a name that is too long for a socket's address
     run_dir.mkdir(parents=True)
-    with Control(run_dir, echo):
-        assert ask(run_dir, "ping")["echo"]["command"] == "ping"
+    with Control(run_dir, lambda request: {"text": "x" * 3_000_000}):  # more than a socket holds
+        assert len(ask(run_dir, "gc")["text"]) == 3_000_000
     assert not (run_dir / SOCKET).exists()
 
 
-@pytest.mark.parametrize(
-    ("error", "text", "code"),
-    [
-        (UsageError("no such round; there are 3"), "no such round; there are 3", 2),
-        (PermissionDenied("no"), "no", 77),
-        (StaleState("it moved"), "it moved", 1),
-        (LoopError(), "LoopError", 1),
-        (ValueError("seven\nlines"), "ValueError: seven lines", 1),
-        (KeyError(), "KeyError", 1),
-        (SystemExit(3), "SystemExit: 3", 1),
-        (KeyboardInterrupt(), "KeyboardInterrupt", 1),
-    ],
-)
-def test_what_it_raises_is_an_answer(tmp_path: Path, error: BaseException, text: str, code: int) -> None:
-    with Control(tmp_path, Mock(side_effect=error)):
-        for _ in range(2):  # the service outlives it
+RAISED: list[tuple[BaseException, str, int]] = [
+    (PermissionDenied("no"), "no", 77),
+    (StaleState("it moved"), "it moved", 1),
+    (LoopError(), "LoopError", 1),
+    (ValueError("seven\nlines"), "ValueError: seven lines", 1),
+    (KeyError(), "KeyError", 1),
+    (SystemExit(3), "SystemExit: 3", 1),
+    (KeyboardInterrupt(), "KeyboardInterrupt", 1),
+    (UsageError("no such round; there are 3"), "no such round; there are 3", 2),
+]
+
+
+def test_what_it_raises_is_an_answer(tmp_path: Path) -> None:
+    with Control(tmp_path, Mock(side_effect=[error for error, _, _ in RAISED])):
+        for _, text, code in RAISED:  # the service outlives each
             with pytest.raises(LoopError) as caught:
                 ask(tmp_path, "x")
             assert (str(caught.value), caught.value.exit_code) == (text, code)
 
 
-CIRCLE: dict[str, Any] = {}
-CIRCLE["self"] = CIRCLE
-
-
-@pytest.mark.parametrize(
-    ("answer", "words"),
-    [
-        (None, "TypeError"),
-        (7, "TypeError"),
-        ({("a", "b"): 1}, "TypeError"),
-        (CIRCLE, "ValueError"),
-        ({"n": "x" * (control.MAX_ANSWER_BYTES + 1)}, "is too long"),
-    ],
-)
-def test_an_answer_that_cannot_be_sent(tmp_path: Path, answer: Any, words: str) -> None:
-    answers = [answer, {"n": 1}]
+def test_an_answer_that_cannot_be_sent(tmp_path: Path) -> None:
+    circle: dict[str, Any] = {}
+    circle["self"] = circle
+    answers = [None, 7, {("a", "b"): 1}, circle, {"n": "x" * (control.MAX_ANSWER_BYTES + 1)}, {"n": 1}]
     with Control(tmp_path, lambda request: answers.pop(0)):
-        with pytest.raises(LoopError, match=words):
-            ask(tmp_path, "x")
+        for words in ("TypeError", "TypeError", "TypeError", "ValueError", "is too long"):
+            with pytest.raises(LoopError, match=words):
+                ask(tmp_path, "x")
         assert ask(tmp_path, "x") == {"n": 1}
 
 
@@ -142,18 +124,18 @@ def test_one_request_at_a_time(tmp_path: Path) -> None:
     assert seen == ["in", "out"] * 40
 
 
-# ---- bad clients -----------------------------------------------------------------------------------------------------
+# Bad clients
 
 
-@pytest.mark.parametrize(
-    "text",
-    [b"\n", b"nonsense\n", b"[1]\n", b"7\n", b"\xff\xfe\n", b"[" * 20_000 + b"\n", b'{"a":' + b"9" * 5000 + b"}\n"],
-)
-def test_nonsense_is_refused_in_words(tmp_path: Path, text: bytes) -> None:
+NONSENSE = (b"", b"nonsense", b"[1]", b"7", b"\xff\xfe", b"[" * 20_000, b'{"a":' + b"9" * 5000 + b"}")
+
+
+def test_nonsense_is_refused_in_words(tmp_path: Path) -> None:
     with Control(tmp_path, not_asked):
-        with raw(tmp_path, text) as client:
-            answer = json.loads(all_of(client))
-        assert answer["ok"] is False and "JSON object" in answer["error"]
+        for text in NONSENSE:
+            with raw(tmp_path, text + b"\n") as client:
+                answer = json.loads(all_of(client))
+            assert answer["ok"] is False and "JSON object" in answer["error"], text[:20]
 
 
 @pytest.mark.parametrize("end", [b"", b"\n"])
@@ -184,13 +166,6 @@ def test_clients_that_go_away(tmp_path: Path) -> None:
         wait_until(lambda: num_descriptors() <= before, lambda: "descriptors are left")
 
 
-def test_a_request_may_come_in_pieces(tmp_path: Path) -> None:
-    with Control(tmp_path, echo), raw(tmp_path) as client:
-        for letter in b'{"command": "ping"}\n':
-            client.sendall(bytes([letter]))
-        assert json.loads(all_of(client)) == {"ok": True, "echo": {"command": "ping"}}
-
-
 def test_hundreds_that_say_nothing_are_in_nobodys_way(tmp_path: Path) -> None:
     before = num_descriptors()
     with Control(tmp_path, echo), contextlib.ExitStack() as stack:
@@ -201,19 +176,17 @@ def test_hundreds_that_say_nothing_are_in_nobodys_way(tmp_path: Path) -> None:
         assert num_descriptors() < before + 300 + control.MOST_CLIENTS + 10
 
 
-def test_who_says_nothing_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", 0.2)
-    with Control(tmp_path, echo), raw(tmp_path, b'{"command"') as client:
-        assert all_of(client) == b""
-
-
-def test_who_does_not_read_is_in_nobodys_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_does_not_read_or_says_nothing_is_in_nobodys_way_and_dropped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     long = "x" * 3_000_000
     with Control(tmp_path, lambda request: {"text": long if request["command"] == "long" else "short"}) as serving:
         with raw(tmp_path, b'{"command": "long"}\n') as slow:
             assert ask(tmp_path, "x") == {"text": "short"}
             assert json.loads(all_of(slow))["text"] == long
         monkeypatch.setattr(control, "CLIENT_TIMEOUT_S", 0.2)
+        with raw(tmp_path, b'{"command"') as silent:
+            assert all_of(silent) == b""
         with raw(tmp_path, b'{"command": "long"}\n') as slow:
             assert slow.recv(1)
             wait_until(lambda: not serving._clients)
@@ -264,7 +237,7 @@ def test_no_descriptors_for_a_while(tmp_path: Path) -> None:
         assert b'"b"' in all_of(second)
 
 
-# ---- who may ---------------------------------------------------------------------------------------------------------
+# Who may
 
 
 @pytest.mark.parametrize("umask", [0, 0o022, 0o277, 0o777])
@@ -281,13 +254,11 @@ def test_the_socket_is_private_from_the_beginning(tmp_path: Path, monkeypatch: p
             look()
 
     monkeypatch.setattr(control.socket, "socket", Watched)
-    before = os.umask(umask)
-    try:
-        with Control(tmp_path, echo):
-            look()
-            assert os.umask(umask) == umask, "other threads make files meanwhile"
-    finally:
-        os.umask(before)
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.umask, os.umask(umask))
+        stack.enter_context(Control(tmp_path, echo))
+        look()
+        assert os.umask(umask) == umask, "other threads make files meanwhile"
     assert modes[0] | 0o600 == modes[1] == 0o600
 
 
@@ -318,10 +289,11 @@ except PermissionError:
         def as_nobody() -> str:
             for python in (sys.executable, "/usr/bin/python3"):  # which of them everybody may run
                 with contextlib.suppress(OSError):
-                    command = [python, "-I", "-S", "-c", words]
-                    return subprocess.run(
-                        command, cwd=run_dir, user=65534, group=65534, extra_groups=[], capture_output=True, text=True
-                    ).stdout
+                    command, nobody = (
+                        [python, "-I", "-S", "-c", words],
+                        {"user": 65534, "group": 65534, "extra_groups": []},
+                    )
+                    return subprocess.run(command, cwd=run_dir, capture_output=True, text=True, **nobody).stdout
             return ""
 
         if not (answer := as_nobody()):
@@ -337,10 +309,10 @@ def test_what_may_not_be_reached_is_said(tmp_path: Path, monkeypatch: pytest.Mon
         ask(tmp_path, "x")
 
 
-# ---- beginning and end -----------------------------------------------------------------------------------------------
+# Beginning and end
 
 
-def test_nobody_there(tmp_path: Path) -> None:
+def test_nobody_listens(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "left").mkdir()
     (tmp_path / "left" / SOCKET).touch()
@@ -367,12 +339,11 @@ def test_the_socket_of_a_killed_daemon_is_replaced(tmp_path: Path) -> None:
 
 
 def test_without_a_free_thread_a_client_is_let_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    start, num_refused = threading.Thread.start, 0
+    start, refused = threading.Thread.start, list[threading.Thread]()
 
     def refuses_once(thread: threading.Thread) -> None:
-        nonlocal num_refused
-        if thread.name == "control client" and not num_refused:
-            num_refused += 1
+        if thread.name == "control client" and not refused:
+            refused.append(thread)
             raise RuntimeError("can't start new thread")
         start(thread)
 
@@ -380,7 +351,7 @@ def test_without_a_free_thread_a_client_is_let_go(tmp_path: Path, monkeypatch: p
     with Control(tmp_path, echo) as serving:
         with raw(tmp_path) as connection:
             assert all_of(connection) == b""
-        assert num_refused == 1 and not serving._clients
+        assert refused and not serving._clients
         assert ask(tmp_path, "ping")["echo"]["command"] == "ping"
 
 
@@ -398,27 +369,28 @@ def test_nothing_is_left(tmp_path: Path) -> None:
 def test_what_is_in_the_way_is_named(tmp_path: Path) -> None:
     (tmp_path / SOCKET).mkdir()
     before = num_descriptors()
-    with pytest.raises(LoopError, match=r"control\.sock: no socket can be made"), Control(tmp_path, echo):
-        pass
-    with pytest.raises(LoopError, match="no socket can be made"), Control(tmp_path / "none", echo):
-        pass
+    for run_dir in (tmp_path, tmp_path / "none"):
+        with pytest.raises(LoopError, match=r"control\.sock: no socket can be made"), Control(run_dir, echo):
+            pass
     assert num_descriptors() == before
 
 
 def test_the_request_that_ends_it_is_answered(tmp_path: Path) -> None:
     for _ in range(20):
         end = Wake()
-
-        def answer(_request: Any, end: Wake = end) -> dict[str, Any]:
-            end.wake()
-            return {"text": "stopping"}
-
         with ThreadPoolExecutor(1) as pool:
-            with Control(tmp_path, answer):
+            with Control(tmp_path, lambda request, end=end: end.wake() or {"text": "stopping"}):
                 asked = pool.submit(ask, tmp_path, "stop")
                 assert end.wait(HANG_S)
             assert asked.result() == {"text": "stopping"}
         end.close()
+
+
+def fails(run_dir: Path, words: str, timeout_s: float) -> None:
+    """A request ends in these words, and not as if nobody had heard it: it may have been done."""
+    with pytest.raises(LoopError, match=words) as caught:
+        ask(run_dir, "x", timeout_s=timeout_s)
+    assert not isinstance(caught.value, NotRunning)
 
 
 @contextlib.contextmanager
@@ -428,22 +400,18 @@ def stand_in(run_dir: Path, serve: Callable[[socket.socket], object]) -> Iterato
         listener.bind(str(run_dir / SOCKET))
         listener.listen()
 
-        def serve_one() -> None:
+        def serve_a_client() -> None:
             with listener.accept()[0] as connection:
                 serve(connection)
 
-        pool.submit(serve_one)
+        pool.submit(serve_a_client)
         yield
 
 
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"nonsense\n"])
 def test_a_daemon_that_dies_over_it(tmp_path: Path, answer: bytes) -> None:
-    with (
-        stand_in(tmp_path, lambda connection: (connection.recv(1000), connection.sendall(answer))),
-        pytest.raises(LoopError, match="ended before it answered") as caught,
-    ):
-        ask(tmp_path, "x")
-    assert not isinstance(caught.value, NotRunning), "it may have been done"
+    with stand_in(tmp_path, lambda connection: (connection.recv(1000), connection.sendall(answer))):
+        fails(tmp_path, "ended before it answered", HANG_S)
 
 
 @pytest.mark.parametrize("drop", [b"", b" "])
@@ -457,13 +425,9 @@ def test_a_daemon_that_says_nothing_or_drips(tmp_path: Path, drop: bytes) -> Non
 
     with stand_in(tmp_path, drip), contextlib.ExitStack() as stack:
         stack.callback(over.set)
-        with pytest.raises(LoopError, match=r"within 0\.4 s") as caught:
-            ask(tmp_path, "x", timeout_s=0.4)
-    assert not isinstance(caught.value, NotRunning)
+        fails(tmp_path, r"within 0\.4 s", 0.4)
 
 
 def test_loopctl_does_not_wait_for_it() -> None:
-    command = [sys.executable, "-c", "import sys, loop.daemon.control; print(*sys.modules)"]
-    modules = subprocess.run(command, env=environment(), capture_output=True, text=True).stdout.split()
     heavy = {"pydantic", "click", "rich", "sqlite3", "sqlite_utils", "torch", "apscheduler", "psutil", "subprocess"}
-    assert "loop.daemon.control" in modules and not heavy & set(modules)
+    assert not heavy & imported_by("loop.daemon.control")

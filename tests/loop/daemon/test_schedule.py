@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache
-from itertools import pairwise
+from itertools import cycle, pairwise
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 
 from loop.config.machine import ScheduleTable
 from loop.daemon.schedule import Schedule
-from tests.support.wall import BERLIN, CHANGES, DAY, HOUR, LORD_HOWE, MINUTE, NEW_YORK, NUM_DAYS, schedule, utc, wall_of
+from tests.support.wall import BERLIN, CHANGES, LORD_HOWE, MINUTE, NEW_YORK, NUM_DAYS, schedule, utc, wall_of
 
 
 def due_times(expression: str, zone: str, first: str, last: str) -> list[str]:
@@ -55,12 +57,6 @@ def test_cron_where_clocks_change(expression: str, zone: str, first: str, last: 
     assert due_times(expression, zone, first, last) == expected
 
 
-def test_a_round_in_the_repeated_hour_loses_nothing_of_the_day() -> None:
-    due = schedule(cron="0 22 * * *", timezone=BERLIN)
-    for started in ("10-25 00:15", "10-25 01:15"):  # both are 02:15 on the wall
-        assert due.due_at(utc(started), utc("10-25 12:00")) == utc("10-25 21:00")
-
-
 @pytest.mark.parametrize(
     ("expression", "days"),
     [
@@ -84,47 +80,49 @@ def test_cron_means_what_it_means_elsewhere(expression: str, days: list[int]) ->
     assert due_times(expression, "UTC", "03-01 00:00", "03-11 00:00") == [f"{day:02} 09:00" for day in days]
 
 
-def test_a_leap_day_comes() -> None:
-    due = schedule(cron="0 0 29 2 *")
-    assert due.due_at(utc("2096-03-01 00:00"), utc("2097-01-01 00:00")) == utc("2104-02-29 00:00")
-    some = schedule(cron="0 0 15,31 2 *")  # the 31st never comes, the 15th does
-    assert some.due_at(utc("03-01 00:00"), utc("03-01 00:00")) == utc("2027-02-15 00:00")
+CRON: dict[str, str] = {"cron": "0 22 * * *"}
+# Looks at a schedule, in turn: when the last round started, the time, and when the next round is due.
+LOOKS: list[tuple[dict[str, str], list[tuple[str, str, str]]]] = [
+    # Both are 02:15 on the wall: a round in the repeated hour loses nothing of the day.
+    (CRON | {"timezone": BERLIN}, [(at, "10-25 12:00", "10-25 21:00") for at in ("10-25 00:15", "10-25 01:15")]),
+    ({"cron": "0 0 29 2 *"}, [("2096-03-01 00:00", "2097-01-01 00:00", "2104-02-29 00:00")]),  # a leap day comes
+    ({"cron": "0 0 15,31 2 *"}, [("03-01 00:00", "03-01 00:00", "2027-02-15 00:00")]),  # the 31st never does
+    # A time that comes again because the clock was set is not served again.
+    (CRON, [("03-02 22:00", f"03-{now}", "03-03 22:00") for now in ("02 22:00", "02 20:00", "02 22:30", "03 21:59")]),
+    # A clock that was plainly wrong: once a round is due, it stays so.
+    (CRON, [("2031-01-01 00:00", "03-02 12:00", "03-02 22:00"), ("2031-01-01 00:00", "03-02 22:01", "03-02 22:00"),
+            ("03-02 22:01", "03-02 22:02", "03-03 22:00")]),
+    # An interval is not held up by a clock set back, also when the start is no longer in the future; and once more.
+    ({"every": "6h"}, [("03-02 12:00", "03-02 13:00", "03-02 18:00"),
+                       *(("03-02 12:00", f"03-02 {hour}:{minute:02}", "03-02 16:00")
+                         for hour in range(10, 16) for minute in range(0, 60, 5)),
+                       ("03-02 12:00", "03-01 00:00", "03-01 06:00"), ("03-01 06:00", "03-01 06:00", "03-01 12:00")]),
+    # In a day of 23 hours elapsed time counts.
+    *(({"every": every, "timezone": BERLIN}, [("03-28 12:00", "07-06 12:00", due)]) for every, due in (
+        ("90s", "03-28 12:01:30"), ("45m", "03-28 12:45"), ("6h", "03-28 18:00"), ("1d", "03-29 12:00"),
+        ("2w", "04-11 12:00"))),
+]  # fmt: skip
 
 
-def test_before_the_first_round() -> None:
+@pytest.mark.parametrize(("keys", "looks"), LOOKS)
+def test_when_the_next_round_is_due(keys: dict[str, str], looks: list[tuple[str, str, str]]) -> None:
+    due = schedule(**keys)
+    for started, now, expected in looks:
+        assert due.due_at(utc(started), utc(now)) == utc(expected), (started, now)
+
+
+def test_continuous_is_always_due_and_so_is_a_first_round_at_an_interval() -> None:
     now = utc("03-02 12:00")
+    continuous = schedule()
+    for started in ("03-02 11:00", "03-02 13:00", "2030-01-01 00:00"):
+        assert continuous.due_at(utc(started), now) <= now
     for keys in ({}, {"every": "continuous"}, {"every": "6h"}):
         assert schedule("03-02 11:00", **keys).due_at(None, now) <= now
         assert schedule("03-02 13:00", **keys).due_at(None, now) <= now  # the clock was set back
-    cron = schedule("03-02 11:00", cron="0 22 * * *")
+    cron = schedule("03-02 11:00", **CRON)
     assert cron.due_at(None, now) == utc("03-02 22:00")
     assert cron.due_at(None, utc("03-09 12:00")) == utc("03-02 22:00")  # missed, and due
-    assert schedule("2030-01-01 00:00", cron="0 22 * * *").due_at(None, now) == utc("03-02 22:00")  # a wrong clock
-
-
-def test_continuous_is_always_due() -> None:
-    due = schedule()
-    for started in ("03-02 11:00", "03-02 13:00", "2030-01-01 00:00"):
-        assert due.due_at(utc(started), utc("03-02 12:00")) <= utc("03-02 12:00")
-
-
-# A clock that is set
-
-
-def test_a_cron_time_is_not_served_again_when_it_comes_again() -> None:
-    due, started = schedule(cron="0 22 * * *"), utc("03-02 22:00")
-    for now in ("03-02 22:00", "03-02 20:00", "03-02 22:30", "03-03 21:59"):
-        assert due.due_at(started, utc(now)) == utc("03-03 22:00")
-
-
-def test_an_interval_is_not_held_up_by_a_clock_set_back() -> None:
-    due, started = schedule(every="6h"), utc("03-02 12:00")
-    assert due.due_at(started, utc("03-02 13:00")) == utc("03-02 18:00")
-    assert due.due_at(started, utc("03-02 10:00")) == utc("03-02 16:00")
-    for minutes in range(0, 360, 5):  # also when the start is no longer in the future
-        assert due.due_at(started, utc("03-02 10:00") + minutes * MINUTE) == utc("03-02 16:00")
-    assert due.due_at(started, utc("03-01 00:00")) == utc("03-01 06:00")  # and once more
-    assert due.due_at(utc("03-01 06:00"), utc("03-01 06:00")) == utc("03-01 12:00")
+    assert schedule("2030-01-01 00:00", **CRON).due_at(None, now) == utc("03-02 22:00")  # a wrong clock
 
 
 @pytest.mark.parametrize(
@@ -136,13 +134,6 @@ def test_a_machine_that_begins_in_1970(keys: dict[str, str], expected: str) -> N
         now = utc("1970-01-01 00:00") + timedelta(seconds=second)
         assert due.due_at(started, now) > now
     assert due.due_at(started, utc("03-02 12:05")) == utc(expected)  # now it has heard the time
-
-
-def test_cron_after_a_clock_that_was_plainly_wrong() -> None:
-    due, started = schedule(cron="0 22 * * *"), utc("2031-01-01 00:00")
-    assert due.due_at(started, utc("03-02 12:00")) == utc("03-02 22:00")
-    assert due.due_at(started, utc("03-02 22:01")) == utc("03-02 22:00")  # due, and stays so
-    assert due.due_at(utc("03-02 22:01"), utc("03-02 22:02")) == utc("03-03 22:00")
 
 
 # A clock on the wall, read minute by minute, is the reference for everything below
@@ -166,73 +157,57 @@ def cron_times(expression: str, change: tuple[str, str]) -> list[datetime]:
     return sorted(moment for moment in moments if moment > wall.start)
 
 
+@dataclass
 class Days:
-    """A daemon for some days: it looks every few minutes unless something happens. `now` is what its clock says."""
+    """A daemon for some days: it looks every `tick` minutes unless something happens."""
 
-    def __init__(self, start: datetime, tick: int, lengths: list[int], happenings: list[tuple[int, str, int]]) -> None:
-        self.start, self.tick, self.lengths = start, tick, lengths
-        self.happenings = sorted(happenings)
-        self.minute, self.offset = 0, 0
-        self.num_rounds = 0
-        self.restarted = True
-        self.forward, self.back = 0, 0  # since the last start
+    tick: int
+    lengths: list[int]  # of its rounds, in minutes, over and over
+    happenings: list[tuple[int, str, int]]
+    real: datetime = field(init=False)
+    forward: int = field(init=False)  # minutes by which the clock was set since the last start
+    back: int = field(init=False)
 
-    @property
-    def real(self) -> datetime:
-        return self.start + self.minute * MINUTE
-
-    @property
-    def now(self) -> datetime:
-        return self.real + self.offset * MINUTE + timedelta(seconds=7)
-
-    def looks(self, begin: Callable[[], Schedule]) -> Iterator[tuple[datetime, datetime, datetime | None]]:
-        """Until the days are over: now, when a round is due, and when the last one started. What is due is run."""
+    def looks(self, start: datetime, begin: Callable[[], Schedule]) -> Iterator[tuple[datetime, datetime, Any]]:
+        """What the clock says, when a round is due, and when the last round started, if any did. What is due is run."""
         last: datetime | None = None
-        while self.happen():
-            if self.restarted:
-                due, self.restarted = begin(), False
-            at, now = due.due_at(last, self.now), self.now
-            yield now, at, last
+        due, lengths, ahead = begin(), cycle(self.lengths), sorted(self.happenings)
+        minute = offset = self.forward = self.back = 0
+        while True:
+            while ahead and ahead[0][0] <= minute:
+                _, what, size = ahead.pop(0)
+                if what == "sleep":
+                    minute += 10 * abs(size)
+                elif what == "restart":
+                    due = begin()
+                else:  # the clock is set, and later perhaps set right
+                    self.forward += max(0, size - offset)
+                    self.back += max(0, offset - size)
+                    offset = size
+            if minute >= NUM_DAYS * 1440:
+                return
+            self.real = start + minute * MINUTE
+            now = self.real + offset * MINUTE + timedelta(seconds=7)
+            yield now, (at := due.due_at(last, now)), last
+            minute += next(lengths) if at <= now else self.tick
             if at <= now:
                 last, self.forward, self.back = now, 0, 0
-                self.minute += self.lengths[self.num_rounds % len(self.lengths)]
-                self.num_rounds += 1
-            else:
-                self.minute += self.tick
-
-    def happen(self) -> bool:
-        """Whatever happens at this time; False when the days are over."""
-        while self.happenings and self.happenings[0][0] <= self.minute:
-            _, what, size = self.happenings.pop(0)
-            if what == "sleep":
-                self.minute += 10 * abs(size)
-            elif what == "restart":
-                self.restarted = True
-            else:  # the clock is set, and later perhaps set right
-                self.forward += max(0, size - self.offset)
-                self.back += max(0, self.offset - size)
-                self.offset = size
-        return self.minute < NUM_DAYS * 1440
 
 
-TICKS = st.integers(3, 30)
-LENGTHS = st.lists(st.integers(1, 3000), min_size=1, max_size=5)
 MINUTES, KINDS = st.integers(0, NUM_DAYS * 1440), st.sampled_from(["sleep", "restart", "clock", "clock"])
 HAPPENED = st.lists(st.tuples(MINUTES, KINDS, st.integers(-60, 60)), max_size=12)
+DAYS = st.builds(Days, st.integers(3, 30), st.lists(st.integers(1, 3000), min_size=1, max_size=5), HAPPENED)
 
 
 @settings(max_examples=60)
-@given(st.sampled_from(list(CRONS)), st.sampled_from(CHANGES), TICKS, LENGTHS, HAPPENED)
-@example("30 2 * * *", CHANGES[0], 5, [10], [])
-@example("30 2 * * *", CHANGES[1], 5, [10], [(5825, "clock", -60), (5900, "clock", 0)])
-@example("0 22 * * *", CHANGES[1], 5, [4 * 1440 + 75], [])
-def test_no_cron_time_is_lost_or_served_twice(
-    expression: str, change: tuple[str, str], tick: int, lengths: list[int], happened: list[tuple[int, str, int]]
-) -> None:
+@given(st.sampled_from(list(CRONS)), st.sampled_from(CHANGES), DAYS)
+@example("30 2 * * *", CHANGES[0], Days(5, [10], []))
+@example("30 2 * * *", CHANGES[1], Days(5, [10], [(5825, "clock", -60), (5900, "clock", 0)]))
+@example("0 22 * * *", CHANGES[1], Days(5, [4 * 1440 + 75], []))
+def test_no_cron_time_is_lost_or_served_twice(expression: str, change: tuple[str, str], days: Days) -> None:
     times, begun = cron_times(expression, change), wall_of(change).start
-    keys = {"cron": expression, "timezone": change[0]}
-    days, starts = Days(begun, tick, lengths, happened), list[datetime]()
-    for now, at, last in days.looks(lambda: Schedule(ScheduleTable(**keys), begun)):
+    keys, starts = {"cron": expression, "timezone": change[0]}, list[datetime]()
+    for now, at, last in days.looks(begun, lambda: Schedule(ScheduleTable(**keys), begun)):
         assert at == times[bisect_right(times, last or begun)]
         if at <= now:
             starts.append(now)
@@ -242,13 +217,10 @@ def test_no_cron_time_is_lost_or_served_twice(
 
 
 @settings(max_examples=60)
-@given(st.integers(20, 3000), TICKS, LENGTHS, HAPPENED)
-def test_an_interval_holds_whatever_the_clock_does(
-    every: int, tick: int, lengths: list[int], happened: list[tuple[int, str, int]]
-) -> None:
-    days = Days(utc("03-25 00:00"), tick, lengths, happened)
+@given(st.integers(20, 3000), DAYS)
+def test_an_interval_holds_whatever_the_clock_does(every: int, days: Days) -> None:
     real: datetime | None = None
-    for now, at, last in days.looks(lambda: schedule("03-25 00:00", every=f"{every}m")):
+    for now, at, last in days.looks(utc("03-25 00:00"), lambda: schedule("03-25 00:00", every=f"{every}m")):
         assert at <= now + every * MINUTE  # it never stalls
         if last is not None and real is not None:
             if not days.forward and not days.back:
@@ -261,17 +233,8 @@ def test_an_interval_holds_whatever_the_clock_does(
     assert real is not None
 
 
-@pytest.mark.parametrize("every", ["90s", "45m", "6h", "1d", "2w"])
-def test_every_counts_between_starts(every: str) -> None:
-    length = {"s": 90 * MINUTE / 60, "m": 45 * MINUTE, "h": 6 * HOUR, "d": DAY, "w": 14 * DAY}[every[-1]]
-    due = schedule(every=every, timezone=BERLIN)
-    started = utc("03-28 12:00")  # a day of 23 hours: elapsed time counts
-    assert due.due_at(started, started + 100 * DAY) == started + length
-
-
 def test_every_counts_in_moments_whatever_zone_they_are_written_in() -> None:
-    due, started = schedule(every="2h", cron=None), datetime(2026, 10, 25, 1, 30, tzinfo=ZoneInfo(BERLIN))
-    assert due.due_at(started, utc("10-25 00:00")) == utc("10-25 01:30")
-    assert due.due_at(started, datetime(2026, 10, 25, 2, 30, tzinfo=ZoneInfo(BERLIN), fold=1)) == utc("10-25 01:30")
-    set_back = datetime(2026, 10, 25, 1, 30, tzinfo=ZoneInfo(BERLIN))
-    assert due.due_at(utc("10-26 00:00"), set_back) == utc("10-25 01:30")
+    due, in_berlin = schedule(every="2h", cron=None), datetime(2026, 10, 25, 1, 30, tzinfo=ZoneInfo(BERLIN))
+    assert due.due_at(in_berlin, utc("10-25 00:00")) == utc("10-25 01:30")
+    assert due.due_at(in_berlin, in_berlin.replace(hour=2, fold=1)) == utc("10-25 01:30")
+    assert due.due_at(utc("10-26 00:00"), in_berlin) == utc("10-25 01:30")  # the clock was set back

@@ -30,21 +30,22 @@ from store.ledger import Ledger
 from store.records import STAGES, DecisionRow, Round, RunState
 from tests.support.runs import KEEPING, Quiet, assert_same, drive, dump, findings, write_run
 
-FREE = "\n[storage]\nmin_free_bytes = 0\n"
 START = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)  # a Monday
 
 
 class Around:
     """A clock, what was said, and what happens while the loop waits or at its safe points."""
 
+    run: commands.HeldRun
+
     def __init__(self) -> None:
         self.now = START
         self.told: list[tuple[RunState, str | None, datetime | None]] = []
         self.rounds: list[tuple[int, str, datetime]] = []
-        self.waiting: list[Callable[[], None]] = []  # one is done at each wait
-        self.beating: list[Callable[[], None]] = []  # one is done at each beat
+        self.waiting: list[Callable[[], object]] = []  # at each wait the first is done and removed
+        self.beating: list[Callable[[], object]] = []  # likewise at each beat
+        self.passes_after: dict[int, timedelta] = {}  # at the first wait after a round
         self.num_waits = 0
-        self.most_waits = 2000
 
     def state(self, state: RunState, reason: str | None, until: datetime | None) -> None:
         self.told.append((state, reason, until))
@@ -55,10 +56,12 @@ class Around:
 
     def round_ended(self, round: Round, decision: DecisionRow | None) -> None:
         self.rounds.append((round.number, round.state, self.now))
+        if round.number in self.passes_after:
+            self.waiting = [partial(self.pass_by, self.passes_after[round.number])]
 
     def wait(self, seconds: float) -> None:
         self.num_waits += 1
-        assert self.num_waits < self.most_waits, "it spins, or waits for what never comes"
+        assert self.num_waits < 2000, "it spins, or waits for what never comes"
         if self.waiting:
             self.waiting.pop(0)()
         until = self.told[-1][2]
@@ -75,7 +78,7 @@ class Around:
 @contextmanager
 def serving(directory: Path, config: str = "", rounds: int = 2) -> Iterator[tuple[Service, Around, Session]]:
     """A service over a run with the fake engine; `config` is added to its configuration."""
-    text = KEEPING.replace("rounds = 2", f"rounds = {rounds}") + FREE + config
+    text = KEEPING.replace("rounds = 2", f"rounds = {rounds}") + "\n[storage]\nmin_free_bytes = 0\n" + config
     loaded = load_config(write_run(directory, text))
     around = Around()
     with open_session(loaded, Quiet()) as session:
@@ -86,6 +89,7 @@ def serving(directory: Path, config: str = "", rounds: int = 2) -> Iterator[tupl
         watch = Onlookers(Beating(loaded.run_dir), around, check=stop.check)
         stops, clock = loaded.config.schedule.stop, lambda: around.now
         service = Service(session, stop, watch, around.wait, schedule=schedule, stops=stops, clock=clock)
+        around.run = commands.HeldRun(ledger, loaded.run_dir, loaded.config, alive=True)
         yield service, around, session
         assert findings(loaded.run_dir) == []
 
@@ -93,28 +97,10 @@ def serving(directory: Path, config: str = "", rounds: int = 2) -> Iterator[tupl
 COMPARED = ("rounds", "completions", "verdicts", "decisions", "checkpoints")
 
 
-def held(session: Session) -> commands.HeldRun:
-    return commands.HeldRun(session.ledger, session.loaded.run_dir, session.loaded.config, alive=True)
-
-
-def test_rounds_follow_each_other_until_the_run_has_all(tmp_path: Path) -> None:
-    with serving(tmp_path) as (service, around, session):
-        assert service.run() == Ending("idle", None)
-        assert [row[:2] for row in around.rounds] == [(1, "kept"), (2, "kept")]
-        assert around.num_waits == 0 and session.run.state == "idle"
-
-
 def test_a_cron_time_gives_one_round_whatever_the_clock_does(tmp_path: Path) -> None:
     with serving(tmp_path, '[schedule]\ncron = "0 22 * * *"\n', rounds=3) as (service, around, _session):
         # After the first round the time that was served comes again; after the second, two pass while it is suspended.
-        times = {1: timedelta(hours=-2), 2: timedelta(days=2, hours=13)}
-        real = around.round_ended
-
-        def round_ended(round: Round, decision: DecisionRow | None) -> None:
-            real(round, decision)
-            around.waiting = [partial(around.pass_by, times[round.number])] if round.number in times else []
-
-        around.round_ended = round_ended  # type: ignore[method-assign]
+        around.passes_after = {1: timedelta(hours=-2), 2: timedelta(days=2, hours=13)}
         assert service.run().state == "idle"
         first, second, third = (when for _, _, when in around.rounds)
         minutes = [when.replace(second=0, microsecond=0) for when in (first, second)]
@@ -135,25 +121,26 @@ def test_a_window_that_closes_pauses_at_a_safe_point_and_opens_again(tmp_path: P
         assert sum(a.error is not None for a in attempts) <= 1 and all(a.finished_at for a in attempts)
 
 
-def test_a_pause_leaves_the_round_and_a_resume_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_a_pause_leaves_the_round_and_after_a_resume_the_run_ends_as_it_would_have(tmp_path: Path) -> None:
+    with serving(tmp_path / "whole") as (service, around, session):
+        assert service.run() == Ending("idle", None)
+        assert [row[:2] for row in around.rounds] == [(1, "kept"), (2, "kept")]
+        assert around.num_waits == 0 and session.run.state == "idle"
     with serving(tmp_path / "paused") as (service, around, session):
-        run = held(session)
-        around.beating = [lambda: None] * 6 + [lambda: commands.pause(run) and None]
-        around.waiting = [lambda: None, lambda: commands.resume(run) and None]
+        around.beating = [lambda: None] * 6 + [lambda: commands.pause(around.run)]
+        around.waiting = [lambda: None, lambda: commands.resume(around.run)]
         assert service.run().state == "idle"
         assert "paused" in around.states
-    assert drive(write_run(tmp_path / "whole", KEEPING)) == 0
     assert_same(session.loaded.run_dir, dump(tmp_path / "whole" / ".loop"), *COMPARED)
 
 
 def test_a_wish_for_the_base_gives_up_the_open_round_at_its_next_safe_point(tmp_path: Path) -> None:
     with serving(tmp_path, rounds=3) as (service, around, session):
-        run = held(session)
         answers: list[Any] = []
 
         def ask() -> None:
             if session.run.num_kept == 2 and session.ledger.open_round(session.run_id) and not answers:
-                answers.append(commands.rollback(run, "base"))
+                answers.append(commands.rollback(around.run, "base"))
             else:
                 around.beating.append(ask)
 
@@ -170,8 +157,7 @@ def test_a_stage_that_keeps_failing_pauses_the_run_and_does_not_spin(tmp_path: P
     broken = Mock(side_effect=EngineError("the trainer is broken"))
     with serving(tmp_path, rounds=1) as (service, around, session):
         monkeypatch.setattr("loop.round.train", broken)
-        run = held(session)
-        around.waiting = [lambda: None] * 50 + [monkeypatch.undo, lambda: commands.resume(run) and None]
+        around.waiting = [lambda: None] * 50 + [monkeypatch.undo, lambda: commands.resume(around.run)]
         assert service.run().state == "idle"
         assert broken.call_count == session.loaded.config.engine.max_attempts
         reason = next(reason or "" for state, reason, _ in around.told if state == "paused")
@@ -193,16 +179,15 @@ def test_a_lack_of_room_pauses_before_a_stage_and_ends_by_itself(tmp_path: Path,
 
 
 @pytest.fixture(scope="module")
-def undisturbed_round(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def whole_round(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The dump of a round that nothing disturbed."""
     config = write_run(tmp_path_factory.mktemp("whole"), KEEPING.replace("rounds = 2", "rounds = 1"))
     assert drive(config) == 0
     return dump(config.parent / ".loop")
 
 
 @pytest.mark.parametrize("count", [pytest.param(n, marks=[pytest.mark.slow] if n % 3 else []) for n in range(1, 30)])
-def test_a_full_disk_at_any_write_loses_nothing(
-    count: int, tmp_path: Path, monkeypatch: Any, undisturbed_round: dict[str, Any]
-) -> None:
+def test_a_full_disk_at_any_write_loses_nothing(count: int, tmp_path: Path, monkeypatch: Any, whole_round: Any) -> None:
     with serving(tmp_path, rounds=1) as (service, around, session):
         monkeypatch.setattr("loop.daemon.service.NO_ROOM", Retries(waits_s=(0.0,)))
         monkeypatch.setattr(failpoints, "ARMED", {"store.commit": ("full", count, False)})
@@ -210,7 +195,7 @@ def test_a_full_disk_at_any_write_loses_nothing(
         assert service.run().state == "idle"
         monkeypatch.setattr(failpoints, "ARMED", {})
         assert around.rounds[-1][:2] == (1, "kept")
-    assert_same(session.loaded.run_dir, undisturbed_round, *COMPARED)
+    assert_same(session.loaded.run_dir, whole_round, *COMPARED)
 
 
 @pytest.mark.parametrize("set_by_s", [1, -7200])
@@ -229,13 +214,12 @@ def test_a_process_that_keeps_vanishing_is_held(tmp_path: Path, set_by_s: int) -
         assert service._obstacle() is None, "a person has looked at it"
 
 
-def test_stop_waits_for_a_safe_point_and_leaves_a_round_that_goes_on(tmp_path: Path) -> None:
+def test_stop_waits_for_a_safe_point_and_leaves_a_round_that_is_continued(tmp_path: Path) -> None:
     with serving(tmp_path, rounds=1) as (service, around, session):
         around.beating = [lambda: None] * 3 + [service.stop.ask]
         ending = service.run()
         assert ending.state == "stopped" and session.run.state == "stopped"
-        left = session.ledger.open_round(session.run_id)
-        assert left is not None
+        assert session.ledger.open_round(session.run_id) is not None
         stop, clock = Stop(at_once=False), lambda: around.now
         again = Service(session, stop, service.watch, around.wait, schedule=service.schedule, clock=clock)
         service.watch.check = stop.check
@@ -251,9 +235,7 @@ def test_stop_waits_for_a_safe_point_and_leaves_a_round_that_goes_on(tmp_path: P
         ('stop = [{ type = "target", value = 0.5 }]', [], "schedule.stop: target: the head's pass@1", 1),
     ],
 )
-def test_until_and_stop_policies_end_it(
-    tmp_path: Path, keys: str, hours: list[int], reason: str, num_least: int
-) -> None:
+def test_until_and_stop_rules(tmp_path: Path, keys: str, hours: list[int], reason: str, num_least: int) -> None:
     with serving(tmp_path, f"[schedule]\n{keys}\n", rounds=0) as (service, around, _session):
         around.beating = [partial(around.pass_by, timedelta(hours=num)) for num in hours]
         ending = service.run()

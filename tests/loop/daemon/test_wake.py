@@ -43,21 +43,16 @@ def test_a_thread_wakes_it(wake: Wake) -> None:
 def signalled(handle: Callable[[], object]) -> Iterator[None]:
     """A signal comes in a moment, and calls this."""
     before = signal.signal(signal.SIGUSR1, lambda *_: handle())
-    timer = threading.Timer(0.1, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+    timer = threading.Timer(0.1, os.kill, [os.getpid(), signal.SIGUSR1])
     timer.start()
-    try:
-        yield
-    finally:
-        timer.join()
-        signal.signal(signal.SIGUSR1, before)
+    yield
+    timer.join()
+    signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_signal_wakes_it(wake: Wake) -> None:
+def test_a_signal_wakes_it_and_another_that_means_something_else_does_not(wake: Wake) -> None:
     with signalled(wake.wake):
         assert wake.wait(HANG_S)
-
-
-def test_a_signal_that_means_something_else_does_not(wake: Wake) -> None:
     seen = threading.Event()
     with signalled(seen.set):
         while not seen.is_set():
@@ -70,8 +65,7 @@ def test_it_needs_no_descriptor(wake: Wake) -> None:
         assert wake.wait(0.1) and not wake.wait(0.0)
 
 
-def test_nobody_is_woken_after_the_end() -> None:
-    wake = Wake()
+def test_nobody_is_woken_after_the_end(wake: Wake) -> None:
     wake.close()
     wake.close()
     wake.wake()

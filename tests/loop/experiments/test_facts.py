@@ -9,15 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.experiments.arithmetic import (
-    Head,
-    comparisons,
-    correction_in_words,
-    differences,
-    in_words,
-    interval,
-    lines_of,
-)
+from loop.experiments.arithmetic import Head, comparisons, differences, in_words, interval, lines_of
+from loop.experiments.arithmetic import correction_in_words as correction
 
 FIGURES = {"pass@1": 0.5, "pass@4": 0.75, "pass@1_interval": [0.1, 0.9], "distinct_rate": 0.5, "mean_tokens": 20.0}
 NONE, HALF, ONE = Fraction(0), Fraction(1, 2), Fraction(1)
@@ -37,8 +30,7 @@ def test_a_line_averages_the_seeds_problem_by_problem() -> None:
     assert (after["round"], after["pass@1"], after["change"]) == (1, 0.625, 0.25)
     assert after["change_by_seed"] == [0.25, 0.25] and (after["num_kept"], after["num_seeds"]) == (1, 2)
     assert after["pass@k"] == {"1": 0.5, "4": 0.75} and after["spread"] is None and after["distinct_rate"] == 0.5
-    low, high = after["change_interval"]
-    assert low <= 0.25 <= high
+    assert after["change_interval"][0] <= 0.25 <= after["change_interval"][1]
 
 
 def test_a_seed_that_is_behind_is_left_out_and_its_base_with_it() -> None:
@@ -77,18 +69,16 @@ def test_arms_are_compared_in_words_after_the_last_round_that_all_seeds_of_both_
 
 
 def test_more_comparisons_make_wider_intervals() -> None:
-    alone = comparisons(MADE_UP, [("mix", "replace")], (1, 2))[0]["interval"]
     pairs = [("mix", "replace"), *[("same", "replace")] * 9]
-    among_ten = comparisons(MADE_UP, pairs, (1, 2))[0]["interval"]
+    alone, among_ten = (comparisons(MADE_UP, pairs[:number], (1, 2))[0]["interval"] for number in (1, 10))
     assert among_ten[0] < alone[0] and among_ten[1] > alone[1]
-    assert correction_in_words(10).startswith("Bonferroni: each of the 10 intervals is at 99.5%")
-    assert "no correction" in correction_in_words(1)
+    assert correction(10).startswith("Bonferroni: each of the 10 intervals is at 99.5%")
+    assert "no correction" in correction(1)
 
 
 def test_words_never_say_minus_nought() -> None:
-    assert in_words("a", "b", 3, -0.0001, [-0.0004, 0.02]) == (
-        "a and b cannot be told apart at round 3: +0.0pp, 95% interval +0.0 to +2.0"
-    )
+    words = "a and b cannot be told apart at round 3: +0.0pp, 95% interval +0.0 to +2.0"
+    assert in_words("a", "b", 3, -0.0001, [-0.0004, 0.02]) == words
     assert in_words("a", "b", 3, -0.02, [-0.03, -0.01]) == "b beats a at round 3 by 2.0pp, 95% interval 1.0 to 3.0"
 
 

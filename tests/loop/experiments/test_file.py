@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,9 @@ def test_an_arm_and_a_seed_make_a_run_with_a_whole_configuration_of_its_own(tmp_
     assert run.config.collect.data.type == "accumulate" and run.config.training.num_steps == 20
     assert two_seeds.suite == "ones"
     assert two_seeds.pairs[0] == ("strict", "mix") and len(two_seeds.pairs) == 6
+    text = POLICIES.replace("rounds = 2", 'rounds = 2\nsuite = "ones-greedy"\ncompare = [["mix", "replace"]]')
+    named = experiment(tmp_path, text)
+    assert (named.suite, named.pairs) == ("ones-greedy", (("mix", "replace"),))
 
 
 def test_the_written_configuration_is_the_runs_and_finds_its_files(tmp_path: Path) -> None:
@@ -49,13 +51,11 @@ def test_the_written_configuration_is_the_runs_and_finds_its_files(tmp_path: Pat
         run.path.write_text(run_text(run, tmp_path, num_threads=3))
         loaded = load_config(run.path)
         assert loaded.run_dir == run.run_dir
-        assert loaded.config.suites[0].source == "../../../ones.jsonl"
-        assert (loaded.config.engine.num_threads, loaded.config.grading.num_workers) == (3, 3)
-        sources = [suite.model_copy(update={"source": "ones.jsonl"}) for suite in loaded.config.suites]
-        engine = loaded.config.engine.model_copy(update={"num_threads": None})
-        grading = loaded.config.grading.model_copy(update={"num_workers": None})
-        same = {"suites": tuple(sources), "engine": engine, "grading": grading}
-        assert loaded.config.model_copy(update=same) == run.config
+        written, asked = loaded.config.model_dump(), run.config.model_dump()
+        asked["engine"]["num_threads"] = asked["grading"]["num_workers"] = 3
+        for suite in asked["suites"]:
+            suite["source"] = "../../../ones.jsonl"
+        assert written == asked
 
 
 def test_a_list_where_the_key_takes_none_is_a_grid(tmp_path: Path) -> None:
@@ -75,20 +75,10 @@ def test_a_list_where_the_key_takes_none_is_a_grid(tmp_path: Path) -> None:
 
 def test_a_suite_is_changed_by_its_name_and_a_table_with_a_type_is_taken_whole(tmp_path: Path) -> None:
     base = BASE.replace("[training]", '[collect]\ndata = { type = "mix", earlier = 0.5 }\n[training]')
-    text = (
-        HEAD
-        + ARM
-        + 'suites = { ones-greedy = { limit = 2 }, ones = { pass_at = [1] } }\ncollect.data.type = "accumulate"\n'
-    )
-    run = experiment(tmp_path, text, base).runs[0]
+    suites = "suites = { ones-greedy = { limit = 2 }, ones = { pass_at = [1] } }\n"
+    run = experiment(tmp_path, HEAD + ARM + suites + 'collect.data.type = "accumulate"\n', base).runs[0]
     assert [(suite.limit, suite.pass_at) for suite in run.config.suites] == [(None, (1,)), (2, (1,))]
     assert run.config.collect.data.type == "accumulate"
-
-
-def test_named_pairs_and_a_named_suite(tmp_path: Path) -> None:
-    text = POLICIES.replace("rounds = 2", 'rounds = 2\nsuite = "ones-greedy"\ncompare = [["mix", "replace"]]')
-    named = experiment(tmp_path, text)
-    assert (named.suite, named.pairs) == ("ones-greedy", (("mix", "replace"),))
 
 
 ARM = '[[arms]]\nname = "a"\n'
@@ -166,21 +156,17 @@ def test_a_mistake_ends_the_command_with_78_before_anything_is_made(tmp_path: Pa
     assert not (tmp_path / "e").exists()
 
 
-KEYS = st.text(min_size=1, max_size=8)
-SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | st.text(max_size=20)
+CHARACTERS = st.characters(exclude_categories=["Cs"])  # a lone surrogate has no UTF-8
+KEYS, TEXTS = st.text(CHARACTERS, min_size=1, max_size=8), st.text(CHARACTERS, max_size=20)
+SCALARS = st.booleans() | st.integers(-(2**63), 2**63 - 1) | st.floats(allow_nan=False) | TEXTS
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYS, inner, max_size=3), max_leaves=8
 )
-PLAIN = st.characters(exclude_categories=["Cs"])
 
 
 @settings(max_examples=200)
-@given(st.dictionaries(st.text(PLAIN, min_size=1, max_size=8), VALUES, max_size=5))
+@given(st.dictionaries(KEYS, VALUES, max_size=5))
 def test_what_is_written_as_toml_is_read_back(tables: dict[str, Any]) -> None:
-    try:
-        json.dumps(tables, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        return  # a lone surrogate has no UTF-8
     assert tomllib.loads(toml_text(tables)) == tables
 
 
@@ -189,12 +175,7 @@ def test_what_is_written_as_toml_is_read_back(tables: dict[str, Any]) -> None:
 def test_whatever_an_arm_changes_it_is_a_valid_run_or_a_line_with_a_place(
     tmp_path_factory: pytest.TempPathFactory, overrides: dict[str, Any]
 ) -> None:
-    try:
-        text = HEAD + toml_text({"arms": [overrides | {"name": "a"}]})
-        text.encode()
-    except UnicodeEncodeError:
-        return
-    path = write_experiment(tmp_path_factory.mktemp("odd"), text)
+    path = write_experiment(tmp_path_factory.mktemp("odd"), HEAD + toml_text({"arms": [overrides | {"name": "a"}]}))
     try:
         for run in load_experiment(path).runs:
             configuration_of(run, path.parent)

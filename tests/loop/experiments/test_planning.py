@@ -11,9 +11,7 @@ from loop.experiments.facts import experiment_facts
 from loop.experiments.file import Experiment
 from loop.experiments.planning import plan_of
 from loop.experiments.running import Machine
-from tests.support.experiments import begun, drive, first_done, loopctl, write_experiment
-
-__all__ = ["begun", "first_done"]
+from tests.support.experiments import drive, loopctl, write_experiment
 
 
 def test_a_dry_run_says_how_much_there_is_and_what_is_shared(tmp_path: Path) -> None:

@@ -30,10 +30,8 @@ from store.probes import Probes
 from store.records import Probe
 from store.shared import MEMBERSHIP, registry_of
 from tests.support.cli import altered
-from tests.support.experiments import begun, drive, first_done, prepared, run_of, sound
+from tests.support.experiments import drive, prepared, run_of, sound
 from tests.support.runs import Quiet
-
-__all__ = ["begun", "first_done"]
 
 
 @pytest.fixture
@@ -42,12 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counted: Counter[str] = Counter()
     for owner, name in ((Session, "sampler"), (Engines, "trainer")):
         real = getattr(owner, name)
-
-        def wrapped(self: Any, *arguments: Any, name: str = name, real: Any = real) -> Any:
-            counted[name] += 1
-            return real(self, *arguments)
-
-        monkeypatch.setattr(owner, name, wrapped)
+        monkeypatch.setattr(owner, name, lambda *given, name=name, real=real: counted.update([name]) or real(*given))
     return counted
 
 
@@ -175,19 +168,13 @@ def test_what_another_engine_had_to_do_is_not_offered(tmp_path: Path, monkeypatc
 
 def test_what_a_checkpoint_gave_on_other_texts_is_not_taken(begun: Experiment, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where engines do not draw the same twice, two runs that both wrote their texts have different ones."""
-    add = Probes.add
+    add, take = Probes.add, Product.take_record
 
     def shorter(probes: Probes, probe: Probe) -> None:
-        add(
-            probes, replace(probe, sequences=[text | {"token_ids": text["token_ids"][:-1]} for text in probe.sequences])
-        )
+        sequences = [text | {"token_ids": text["token_ids"][:-1]} for text in probe.sequences]
+        add(probes, replace(probe, sequences=sequences))
 
-    take = Product.take_record
-
-    def takes_no_probe(product: Product, kind: Any, own: Any) -> bool:
-        return kind != "probe" and take(product, kind, own)
-
-    monkeypatch.setattr(Product, "take_record", takes_no_probe)
+    monkeypatch.setattr(Product, "take_record", lambda self, kind, own: kind != "probe" and take(self, kind, own))
     monkeypatch.setattr(Probes, "add", shorter)
     run = begun.runs[1]
     drive(run, 1)
@@ -233,15 +220,12 @@ def test_a_run_waits_for_one_that_is_at_the_same_stage_and_can_be_stopped_meanwh
     registry = registry_of(first.run_dir)
     assert registry is not None and keys
 
-    class Enough(BaseException):
-        pass
-
     with contextlib.ExitStack() as stack:
         for key in keys:
             stack.enter_context(registry.turn(key, Mock(side_effect=AssertionError("it is free"))))
         session = stack.enter_context(open_session(load_config(second.path), watch := Quiet()))
-        session.check_orders = Mock(side_effect=[None] * 4 + [Enough])
-        with pytest.raises(Enough):
+        session.check_orders = Mock(side_effect=[None] * 4 + [KeyboardInterrupt])
+        with pytest.raises(KeyboardInterrupt):
             run_round(session)
     assert "1 sampling: waiting for replace/seed-1, which does the same: 10 completions" in watch.parts
     drive(second, 1)

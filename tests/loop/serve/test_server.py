@@ -13,7 +13,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tarfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,10 +27,9 @@ from loop.serve.sources import Mark
 from loop.serve.who_may_ask import names
 from store.db import open_database
 from store.errors import NoStore
-from store.ledger import Ledger
 from tests.support import TESTS
 from tests.support.browser import Shown, Tab, browser, needs_a_browser
-from tests.support.cli import altered, call, command, environment, finished, finished_run, write_configuration
+from tests.support.cli import altered, call, finished, finished_run, ledger_of, one_line, start, write_configuration
 from tests.support.experiments import loopctl, write_experiment
 from tests.support.stages import Stages
 from tests.support.waiting import HANG_S, Clock, wait_until
@@ -43,10 +41,7 @@ class Served:
     """A server as a process, and requests to it."""
 
     def __init__(self, directory: Path, *arguments: str, **variables: str) -> None:
-        self.process = subprocess.Popen(
-            command("serve", "--port", "0", *arguments), cwd=directory, env=environment(**variables),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        self.process = start(directory, "serve", "--port", "0", *arguments, **variables)
         assert self.process.stdout and self.process.stderr
         self.line = self.process.stdout.readline()
         assert self.line, self.process.stderr.read()
@@ -68,6 +63,9 @@ class Served:
             answer.body = answer.read().decode()  # type: ignore[attr-defined]
             return answer
 
+    def status(self) -> Any:
+        return json.loads(self.ask("/status.json").body)
+
     def connect(self) -> socket.socket:
         return socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
 
@@ -79,8 +77,7 @@ class Served:
         return stream
 
     def end(self, signum: int = signal.SIGINT) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(signum)
+        self.process.send_signal(signum)
         try:
             return self.process.wait(HANG_S)
         finally:
@@ -90,9 +87,8 @@ class Served:
 def until(stream: socket.socket, wanted: bytes) -> bytes:
     received = b""
     while wanted not in received:
-        more = stream.recv(4096)
+        received += (more := stream.recv(4096))
         assert more, received
-        received += more
     return received
 
 
@@ -106,13 +102,12 @@ def serving(directory: Path, *arguments: str, **variables: str) -> Iterator[Serv
 
 
 @contextlib.contextmanager
-def running(directory: Path, **variables: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(directory: Path, **variables: str) -> Iterator[subprocess.Popen[str]]:
     """`loopctl run` in a process of its own, which has done all rounds when the block ends."""
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command("run"), cwd=directory, env=environment(**variables), **quiet)
+    process = start(directory, "run", **variables)
     try:
         yield process
-        assert process.wait(HANG_S) == 0
+        assert process.communicate(timeout=HANG_S) and process.returncode == 0
     finally:
         process.kill()
 
@@ -131,13 +126,13 @@ def test_the_page_and_what_belongs_to_it(served: Served) -> None:
     page, body = served.ask("/"), served.ask("/body")
     assert page.status == body.status == 200 and page.getheader("Content-Type") == "text/html; charset=utf-8"
     assert "<html" in page.body and "EventSource" in page.body and "small" in body.body and "<html" not in body.body
-    status = json.loads(served.ask("/status.json").body)
+    status = served.status()
     assert status["run"] == "small" and status["rounds"]["planned"] == 2 and status["pid"] is None
     assert served.ask("/healthz").body == "ok\n"
     assert served.ask("/nothing").status == 404 and "nothing" not in served.ask("/<nothing>").body
-    for path in ("/", "/body", "/events", "/status.json"):
-        head = served.ask(path, "HEAD")
-        assert head.status == 200 and head.body == ""
+
+
+PATHS = ("/", "/body", "/events", "/status.json", "/healthz", "/nothing")
 
 
 def test_foreign_names_are_refused(served: Served) -> None:
@@ -147,7 +142,7 @@ def test_foreign_names_are_refused(served: Served) -> None:
     for host in ("evil.example", f"evil.example:{port}", f"localhost.evil.example:{port}", "127.0.0.1", "localhost:1",
                  f"127.0.0.1:{port}.evil.example", f"user@127.0.0.1:{port}", f"0.0.0.0:{port}", f"[::ffff:127.0.0.1]:{port}",
                  f"192.168.1.5:{port}", "", f"127.0.0.1:{port}, evil.example"):  # fmt: skip
-        for path in ("/", "/body", "/events", "/status.json", "/healthz", "/nothing"):
+        for path in PATHS:
             answer = served.ask(path, host=host or " ")
             assert answer.status in (400, 421), (host, path)
             assert "small" not in answer.body and "127.0.0.1" not in answer.body
@@ -157,22 +152,21 @@ def test_foreign_names_are_refused(served: Served) -> None:
 
 
 def test_only_reading(served: Served) -> None:
-    for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"):
-        for path in ("/", "/body", "/events", "/status.json", "/healthz", "/nothing"):
+    for path in PATHS:
+        for method in ("POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "BREW"):
             assert served.ask(path, method).status in (400, 405), (method, path)
-    socket_version = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "eA=="}
-    upgrade = {"Upgrade": "websocket", "Connection": "Upgrade"} | socket_version
-    assert served.ask("/nothing", **upgrade).status == 404
+        head = served.ask(path, "HEAD")
+        assert (head.status, head.body) == (404 if path == "/nothing" else 200, "")
+    version = {"Sec-WebSocket-Version": "13", "Sec-WebSocket-Key": "eA=="}
+    assert served.ask("/nothing", Upgrade="websocket", Connection="Upgrade", **version).status == 404
 
 
 def test_what_every_answer_says_to_browsers(served: Served) -> None:
     for path, status in (("/", 200), ("/body", 200), ("/status.json", 200), ("/nothing", 404)):
         answer = served.ask(path, Origin="http://evil.example")
-        assert answer.status == status
-        for name, value in (
-            ("X-Content-Type-Options", "nosniff"), ("Referrer-Policy", "no-referrer"), ("Cache-Control", "no-store"), ("Server", None),
-        ):  # fmt: skip
-            assert answer.getheader(name) == value
+        headers = [answer.getheader("X-Content-Type-Options"), answer.getheader("Referrer-Policy")]
+        assert answer.status == status and headers == ["nosniff", "no-referrer"]
+        assert answer.getheader("Cache-Control") == "no-store" and answer.getheader("Server") is None
         policy = answer.getheader("Content-Security-Policy")
         assert "frame-ancestors 'none'" in policy and "default-src 'none'" in policy
         assert "unsafe" not in policy and ("script-src" in policy) == (path == "/")
@@ -196,36 +190,36 @@ def test_who_goes_away_leaves_nothing_behind(served: Served) -> None:
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
 def test_it_ends_at_once_though_somebody_looks(finished: Path, signum: int) -> None:
-    with serving(finished) as served:
-        streams = [served.listen() for _ in range(3)]
+    with serving(finished) as served, contextlib.ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(served.listen())
         assert served.end(signum) == 0
         assert served.process.stderr and served.process.stderr.read() == ""
-        for stream in streams:
-            stream.close()
 
 
 def test_a_round_in_another_process_is_followed_to_its_end(tmp_path: Path) -> None:
-    config, stages = write_configuration(tmp_path), Stages(tmp_path)
+    write_configuration(tmp_path)
+    stages = Stages(tmp_path)
     with serving(tmp_path) as served:
         waiting = served.ask("/")
         assert waiting.status == 200 and "start one with" in waiting.body and "round 1" not in waiting.body
-        assert json.loads(served.ask("/status.json").body)["state"] == "stopped"
+        assert served.status()["state"] == "stopped"
         stages.stand_still("sampling")
         with running(tmp_path, **stages.variables) as run:
             for stage in ("sampling", "evaluating"):
                 stages.stand_still(stage)
                 stages.wait(stage)
                 wait_until(lambda: "round 1" in served.ask("/body").body)
-                assert json.loads(served.ask("/status.json").body)["round"]["stage"] == stage
+                assert served.status()["round"]["stage"] == stage
             stages.go_on()
             while run.poll() is None:
                 assert served.ask("/body").status == 200
-        with served.listen() as last, contextlib.closing(open_database(config.parent / ".loop" / "loop.db")) as db:
-            stored = Ledger(db).run()
+        with served.listen() as last, ledger_of(tmp_path) as ledger:
+            stored = ledger.run()
             assert stored
-            Ledger(db).events.append(stored.id, "noted")
+            ledger.events.append(stored.id, "noted")
             until(last, b"data:")  # news come by themselves
-        assert json.loads(served.ask("/status.json").body)["last_decision"]["round"] == 2
+        assert served.status()["last_decision"]["round"] == 2
 
 
 @pytest.mark.slow
@@ -238,7 +232,7 @@ def test_an_experiment_is_shown_from_before_it_begins(tmp_path: Path) -> None:
             loopctl("run", path)
             until(stream, b"data:")
         wait_until(lambda: "2 of 2 runs done" in served.ask("/body").body)
-        assert [run["state"] for run in json.loads(served.ask("/status.json").body)["runs"]] == ["done", "done"]
+        assert [run["state"] for run in served.status()["runs"]] == ["done", "done"]
 
 
 @needs_a_browser
@@ -270,9 +264,8 @@ def test_an_open_page_takes_in_what_is_new(finished: Path) -> None:
         assert place > 0 and not tab.locator("#connection").is_visible()
         with altered(finished) as conn:
             conn.execute("UPDATE runs SET name = 'renamed <b>meanwhile</b>'")
-            conn.execute(
-                "UPDATE events SET sha256 = 'another' WHERE seq = (SELECT max(seq) FROM events)"
-            )  # that is news
+            # That is news.
+            conn.execute("UPDATE events SET sha256 = 'another' WHERE seq = (SELECT max(seq) FROM events)")
         tab.locator("h1", has_text="renamed <b>meanwhile</b>").wait_for()
         assert tab.locator("#round-1 .gates").is_visible()
         assert tab.inner_text(".reader h3") == "ones/7" and tab.input_value("#browser input") == "ones/7"
@@ -285,14 +278,12 @@ def test_an_open_page_takes_in_what_is_new(finished: Path) -> None:
 
 
 def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path) -> None:
-    golden = sorted((TESTS / "golden").glob("schema-*.tar.gz"))[-1]
-    with tarfile.open(golden) as archive:
-        archive.extractall(tmp_path, filter="data")
+    shutil.unpack_archive(max((TESTS / "golden").glob("schema-*.tar.gz")), tmp_path, filter="data")
     with serving(tmp_path) as served:
         waiting = served.ask("/")
         assert waiting.status == 503 and "refresh" in waiting.body
         assert "lacks migration" in served.ask("/body").body
-        assert "lacks migration" in json.loads(served.ask("/status.json").body)["error"]
+        assert "lacks migration" in served.status()["error"]
         open_database(tmp_path / ".loop" / "loop.db").close()
         wait_until(lambda: served.ask("/").status == 200)
 
@@ -300,7 +291,7 @@ def test_a_store_of_an_older_version_is_shown_once_it_is_migrated(tmp_path: Path
 def test_any_other_address_needs_the_token(finished: Path) -> None:
     with serving(finished, "--host", "0.0.0.0") as served:
         (token,) = re.findall(r"\?token=([\w-]{20,})", served.url)
-        for path in ("/", "/body", "/events", "/status.json", "/nothing"):
+        for path in set(PATHS) - {"/healthz"}:
             assert served.ask(path).status == 401
             assert served.ask(f"{path}?token={token[:-1]}").status == 401
             assert served.ask(path, Cookie=f"loop_{served.port}=x").status == 401
@@ -331,21 +322,21 @@ def test_a_token_of_ones_own(finished: Path) -> None:
 def test_an_address_that_cannot_be_had(finished: Path, call: Any) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         done = call("serve", "--port", str(other.getsockname()[1]))
-    assert done.code == 1 and "is taken" in done.err and done.err.count("\n") == 1 and done.out == ""
-    for arguments in (("--host", "no.such.host.invalid"), ("--host", "192.0.2.1"), ("--token", "short"), ("--token", "\u20ac" * 20),
-                      ("--token", "a line\nand another one"), ("--port", "-1"),
-                      ("--host", "\u20ac" * 70), ("--host", "a..b")):  # fmt: skip
-        done = call("serve", *arguments)
-        assert done.code == 2 and done.err.count("\n") == 1 and done.out == "", arguments
+    one_line(done, 1, "is taken")
+    hosts = ("no.such.host.invalid", "192.0.2.1", "\u20ac" * 70, "a..b")
+    tokens = ("short", "\u20ac" * 20, "a line\nand another line")
+    for option, texts in (("--host", hosts), ("--token", tokens), ("--port", ("-1",))):
+        for text in texts:
+            done = call("serve", option, text)
+            assert done.code == 2 and done.err.count("\n") == 1 and done.out == "", text
 
 
 def test_a_directory_whose_name_is_no_utf_8(tmp_path: Path) -> None:
     directory = tmp_path / os.fsdecode(b"caf\xe9")
     write_configuration(directory)
     with serving(directory) as served:
-        answer = served.ask("/status.json")
-        assert answer.status == 200 and "caf\udce9" in json.loads(answer.body)["reason"]
-        assert served.ask("/").status == 200
+        assert "caf\udce9" in served.status()["reason"]
+        assert served.ask("/status.json").status == served.ask("/").status == 200
 
 
 def test_names() -> None:
@@ -353,20 +344,9 @@ def test_names() -> None:
     assert box("box.lan:8420") and box("BOX.lan:8420") and box("localhost:8420")
     assert not box("10.0.0.1:8420") and not box("box.lan") and not box("box.lan.:8420")
     everywhere = names("::", 80)
-    for good in ("localhost", "localhost:80", "10.0.0.1", "10.0.0.1:80", "[fe80::1]", "[fe80::1]:80"):
-        assert everywhere(good), good
-    for bad in (
-        "box.lan",
-        "10.0.0.1:81",
-        "[fe80::1]:8",
-        "fe80::1",
-        "",
-        ":80",
-        "10.0.0.1.evil",
-        "[10.0.0.1",
-        "2130706433x",
-    ):
-        assert not everywhere(bad), bad
+    good = ("localhost", "localhost:80", "10.0.0.1", "10.0.0.1:80", "[fe80::1]", "[fe80::1]:80")
+    bad = ("box.lan", "10.0.0.1:81", "[fe80::1]:8", "fe80::1", "", ":80", "10.0.0.1.evil", "[10.0.0.1", "2130706433x")
+    assert list(filter(everywhere, good + bad)) == list(good)
     assert names("fe80::1", 8420)("[fe80::1]:8420")
 
 
@@ -376,6 +356,8 @@ class Made:
     def __init__(self) -> None:
         self.history, self.pulse, self.num_facts, self.error = 0, 0, 0, None
         self.clock = Clock()
+        words: dict[str, Any] = {name: lambda facts, name=name: f"{name} {facts}" for name in ("body", "page")}
+        self.live = Live(self, words, self.clock)
 
     def mark(self) -> Mark:
         return Mark((self.history,), (self.pulse,))
@@ -392,22 +374,14 @@ class Made:
         return {}
 
 
-def live(source: Made) -> Live:
-    return Live(source, {"body": lambda facts: f"body {facts}", "page": lambda facts: f"page {facts}"}, source.clock)
-
-
 def in_a_loop(test: Any) -> Any:
-    @functools.wraps(test)
-    def run(*fixtures: Any, **named: Any) -> None:
-        asyncio.run(test(*fixtures, **named))
-
-    return run
+    return functools.wraps(test)(lambda *fixtures, **named: asyncio.run(test(*fixtures, **named)))
 
 
 @in_a_loop
 async def test_a_page_is_made_once_for_all_who_look() -> None:
     source = Made()
-    shown = live(source)
+    shown = source.live
     answers = await asyncio.gather(*(shown.html(["page", "body"][n % 2]) for n in range(50)))
     assert set(answers) == {b"body 0.0 ?", b"page 0.0 ?"} and source.num_facts == 1
     await shown.html("page")
@@ -424,7 +398,7 @@ async def test_a_page_is_made_once_for_all_who_look() -> None:
 @in_a_loop
 async def test_news_reach_all_who_listen_and_nothing_stays() -> None:
     source = Made()
-    shown = live(source)
+    shown = source.live
     await shown.look()
     watching = asyncio.create_task(shown.watch())
     streams = [shown.events() for _ in range(3)]
@@ -453,16 +427,15 @@ async def test_news_reach_all_who_listen_and_nothing_stays() -> None:
 @in_a_loop
 async def test_a_silent_stream_says_that_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loop.serve.live.KEEP_ALIVE_S", 0.02)
-    stream = live(Made()).events()
+    stream = Made().live.events()
     assert [(await anext(stream))[:3] for _ in range(3)] == ["id:", ": s", ": s"]
     await stream.aclose()
 
 
 @in_a_loop
-async def test_what_cannot_be_shown_is_said_and_looked_at_again() -> None:
+async def test_what_cannot_be_shown_is_named_and_looked_at_again() -> None:
     source = Made()
-    source.error = NoStore("x: no such file")
-    shown = live(source)
+    source.error, shown = NoStore("x: no such file"), source.live
     with pytest.raises(CannotShow, match="no run here yet"):
         await shown.html("page")
     source.error, source.history = None, 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,17 +18,16 @@ from loop.run.opening import open_session
 from loop.stages.sampling import STORED_AT_ONCE, STORED_EVERY_S, gathered
 from tests.support.runs import CONFIG, Quiet, write_run
 
-COMING = st.lists(
-    st.tuples(st.integers(0, 100), st.floats(0, 1)), max_size=30
-)  # rows, and seconds until they are there
+COMING = st.lists(st.tuples(st.integers(0, 100), st.floats(0, 1)), max_size=30)  # rows, and seconds until they come
 
 
 @given(COMING, st.none() | st.sampled_from([OSError, KeyboardInterrupt]))
 def test_nothing_is_lost_and_the_order_is_kept(
     coming: list[tuple[int, float]], error: type[BaseException] | None
 ) -> None:
-    now = 0.0
+    now, last_s = 0.0, 0.0
     made: list[int] = []
+    stored: list[int] = []
 
     def source() -> Iterator[list[int]]:
         nonlocal now
@@ -38,18 +38,12 @@ def test_nothing_is_lost_and_the_order_is_kept(
         if error:
             raise error
 
-    stored: list[int] = []
-    last_s = 0.0
-    lists = gathered(source(), lambda: now)
-    try:
-        for one in lists:
-            assert one or now - last_s >= STORED_EVERY_S
-            stored += one
+    with pytest.raises(error) if error else contextlib.nullcontext():
+        for rows in gathered(source(), lambda: now):
+            assert rows or now - last_s >= STORED_EVERY_S
+            stored += rows
             assert stored == made, "all that has come is handed on together"
             last_s = now
-        assert error is None
-    except (OSError, KeyboardInterrupt) as raised:
-        assert type(raised) is error
     assert stored == made
 
 
@@ -57,27 +51,24 @@ def test_nothing_is_lost_and_the_order_is_kept(
     ("wait_s", "sizes"), [(0.0, [STORED_AT_ONCE, STORED_AT_ONCE, 22]), (STORED_EVERY_S, [1] * 150), (0.1, [5] * 30)]
 )
 def test_fast_rows_are_stored_together_and_slow_ones_at_once(wait_s: float, sizes: list[int]) -> None:
-    now = 0.0
+    made: list[int] = []
 
     def source() -> Iterator[list[int]]:
-        nonlocal now
         for number in range(150):
-            now = (number + 1) * wait_s
+            made.append(number)
             yield [number]
 
-    assert [len(one) for one in gathered(source(), lambda: now)] == sizes
+    assert [len(rows) for rows in gathered(source(), lambda: len(made) * wait_s)] == sizes
 
 
 class Breaking:
-    """Three completions, one by one, and no more."""
+    """Three completions, each by itself, and no more."""
 
     tokenizer_sha256 = "t" * 64
 
     def generate(self, requests: list[Request], params: SamplingParams) -> Iterator[list[Generated]]:
         for request in requests[:3]:
-            yield [
-                Generated(id=request.id, text="x", token_ids=(1,), prompt_token_ids=(2,), finish_reason="eos")
-            ]  # fmt: skip
+            yield [Generated(id=request.id, text="x", token_ids=(1,), prompt_token_ids=(2,), finish_reason="eos")]
         raise EngineError("the device is gone")
 
 

@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from loop.config.settings import Engine, Training
 from loop.engines.base import CheckpointRef
-from loop.engines.fake import write_fake_model
 from loop.errors import EngineError
 from loop.run.session import Engines
 from loop.system import gpus as device_memory
 from loop.system.gpus import is_any_busy, used_bytes, wait_until_free
 from tests.support.runs import Quiet
+from tests.support.workers import fake_model
 
 GB = 1_000_000_000
-Begin = Callable[..., Engines]
 
 
 class NVMLError(Exception):
@@ -41,18 +41,17 @@ class Driver(ModuleType):
         self.broken = ""
         self.on_ask: Callable[[], None] = lambda: None
 
-    def _step(self, name: str) -> None:
+    def _step(self, name: str, opens: int = 0) -> None:
         assert self.num_open or name == "init"
         if self.broken == name:
             raise NVMLError(name)
+        self.num_open += opens
 
     def nvmlInit(self) -> None:
-        self._step("init")
-        self.num_open += 1
+        self._step("init", 1)
 
     def nvmlShutdown(self) -> None:
-        self._step("shutdown")
-        self.num_open -= 1
+        self._step("shutdown", -1)
 
     def nvmlDeviceGetCount(self) -> int:
         self._step("count")
@@ -102,26 +101,14 @@ def driver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Driver]:
         assert stand_in.num_open == 0
 
 
-@pytest.mark.parametrize(
-    ("visible", "expected"),
-    [
-        (None, {0: 5, 1: 6, 2: 7}),
-        ("", {}),
-        ("-1", {}),
-        ("2", {2: 7}),
-        ("1, 0", {1: 6, 0: 5}),
-        ("0,9,1", {0: 5}),
-        ("0,-1,1", {0: 5}),
-        ("3,2", {2: 7}),
-        ("GPU-11-abcdef", {1: 6}),
-        ("GPU-2,GPU-0", {2: 7, 0: 5}),
-        ("GPU-9,0", {}),
-        ("GPU-,0", {}),
-        ("MIG-a", {1: 1}),
-        ("MIG-a,MIG-b", {1: 3}),
-        ("MIG-c", {}),
-    ],
-)
+VISIBLE: list[tuple[str | None, dict[int, int]]] = [
+    (None, {0: 5, 1: 6, 2: 7}), ("", {}), ("-1", {}), ("2", {2: 7}), ("1, 0", {1: 6, 0: 5}), ("0,9,1", {0: 5}),
+    ("0,-1,1", {0: 5}), ("3,2", {2: 7}), ("GPU-11-abcdef", {1: 6}), ("GPU-2,GPU-0", {2: 7, 0: 5}), ("GPU-9,0", {}),
+    ("GPU-,0", {}), ("MIG-a", {1: 1}), ("MIG-a,MIG-b", {1: 3}), ("MIG-c", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("visible", "expected"), VISIBLE)
 def test_only_the_visible_devices_are_measured(
     driver: Driver, monkeypatch: pytest.MonkeyPatch, visible: str | None, expected: dict[int, int]
 ) -> None:
@@ -160,136 +147,107 @@ def test_the_real_package_has_what_is_used() -> None:
 
 
 def test_it_waits_until_the_memory_is_back(driver: Driver) -> None:
-    before = {0: 5 * GB, 1: 6 * GB}
-    driver.used[1] = 40 * GB
-    beats: list[int] = []
-
-    def pulse() -> None:
-        beats.append(1)
-        if len(beats) == 3:
-            driver.used[:2] = [4 * GB, 6 * GB + device_memory.TOLERANCE_BYTES]
-
-    assert wait_until_free(before, pulse) == {}
-    assert len(beats) == 3
+    before, full, free = {0: 5 * GB, 1: 6 * GB}, [5 * GB, 40 * GB], [4 * GB, 6 * GB + device_memory.TOLERANCE_BYTES]
+    driver.used, after_each_beat = full, [full, full, free]
+    assert wait_until_free(before, lambda: setattr(driver, "used", after_each_beat.pop(0))) == {}
+    assert after_each_beat == []
 
 
 def test_what_never_comes_back_is_told_by_device(driver: Driver) -> None:
     driver.used = [5 * GB, 40 * GB, 50 * GB, None]
-    clock = lambda: float(driver.num_asked)  # noqa: E731
-    assert wait_until_free({0: 5 * GB, 1: 6 * GB, 9: GB}, lambda: None, 3.0, clock) == {1: 34 * GB}
+    assert wait_until_free({}, lambda: None) == {}
+    assert driver.num_asked == 0, "nothing is asked where nothing was measured"
+    before = {0: 5 * GB, 1: 6 * GB, 9: GB}
+    assert wait_until_free(before, lambda: None, 3.0, lambda: float(driver.num_asked)) == {1: 34 * GB}
     assert driver.num_asked == 3
 
 
-def test_nothing_is_asked_where_nothing_was_measured(driver: Driver) -> None:
-    assert wait_until_free({}, lambda: None) == {}
-    assert driver.num_asked == 0
+class Workers:
+    """The workers of a run on GPUs, and what their watch was told."""
 
+    def __init__(self, directory: Path) -> None:
+        self.directory, self.watch = directory, Quiet()
+        self.watch.pulse = self.pulse = Mock()  # type: ignore[method-assign]
+        self.checkpoint = fake_model(directory / "model")
+        self.begin()
 
-class Enough(Exception):
-    pass
+    def begin(self, device: str = "cuda", **watch: Any) -> None:
+        settings = Engine(sampler="fake", trainer="fake", device=device, num_engines=1)
+        config = SimpleNamespace(engine=settings, training=Training())
+        loaded = SimpleNamespace(config=config, run_dir=self.directory)
+        self.engines = Engines(loaded, SimpleNamespace(**watch) if watch else self.watch)
+        self.sample = partial(self.engines.sampler, self.checkpoint)
+        self.train = partial(self.engines.trainer, self.checkpoint)
 
-
-class Listener(Quiet):
-    num_beats = 0
-    raises_at = -1
-
-    def pulse(self) -> None:
-        self.num_beats += 1
-        if self.num_beats == self.raises_at:
-            raise Enough
-
-
-@pytest.fixture
-def watch() -> Listener:
-    return Listener()
+    def is_sampling(self) -> bool:
+        return self.engines.serving(self.checkpoint.sha256) is not None
 
 
 @pytest.fixture
-def begin(tmp_path: Path, watch: Listener) -> Iterator[Begin]:
-    with contextlib.ExitStack() as begun:
-
-        def begin(device: str = "cuda", watch: Any = watch) -> Engines:
-            settings = Engine(sampler="fake", trainer="fake", device=device, num_engines=1)
-            config = SimpleNamespace(engine=settings, training=Training())
-            engines = Engines(SimpleNamespace(config=config, run_dir=tmp_path), watch)
-            return begun.enter_context(contextlib.closing(engines))
-
-        yield begin
+def workers(tmp_path: Path) -> Iterator[Workers]:
+    workers = Workers(tmp_path)
+    yield workers
+    workers.engines.close()
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> CheckpointRef:
-    write_fake_model(tmp_path / "model", 0.5)
-    return CheckpointRef(sha256="0" * 64, path=tmp_path / "model")
-
-
-def test_the_next_worker_starts_when_the_memory_of_the_last_is_free(
-    driver: Driver, begin: Begin, watch: Listener, checkpoint: CheckpointRef
-) -> None:
-    engines = begin()
-    engines.sampler(checkpoint)
+def test_the_next_worker_starts_when_the_memory_of_the_last_is_free(driver: Driver, workers: Workers) -> None:
+    workers.sample()
     driver.used[0], driver.num_asked = 70 * GB, 0
 
     def ask() -> None:
-        assert engines.serving(checkpoint.sha256) is None  # the sampler is gone before anybody waits
+        assert not workers.is_sampling()  # the sampler is gone before anybody waits
         if driver.num_asked == 2:
             driver.used[0] = 5 * GB
 
     driver.on_ask = ask
-    engines.trainer(checkpoint)
+    workers.train()
     assert driver.num_asked == 4  # held twice, then free; and what is in use before the trainer starts
-    assert watch.notes == []
+    assert workers.watch.notes == []
 
 
 def test_memory_that_is_never_freed_is_noted_once_and_the_run_continues(
-    driver: Driver, begin: Begin, watch: Listener, checkpoint: CheckpointRef, monkeypatch: pytest.MonkeyPatch
+    driver: Driver, workers: Workers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("loop.workers.up.wait_until_free", lambda before, pulse: wait_until_free(before, pulse, 0.1))
-    engines = begin()
-    engines.sampler(checkpoint)
+    workers.sample()
     driver.used[0] = 70 * GB
-    engines.trainer(checkpoint)
-    assert len(watch.notes) == 1 and watch.notes[0].startswith("GPU 0: 65.0 GB more are in use than before")
-    assert "nvidia-smi" in watch.notes[0]
-    engines.sampler(checkpoint)
-    assert len(watch.notes) == 1  # it is somebody else's by now
+    workers.train()
+    (note,) = workers.watch.notes
+    assert note.startswith("GPU 0: 65.0 GB more are in use than before") and "nvidia-smi" in note
+    workers.sample()
+    assert workers.watch.notes == [note]  # it is somebody else's by now
 
 
-def test_a_worker_that_failed_to_start_is_waited_for_too(
-    driver: Driver, begin: Begin, tmp_path: Path, checkpoint: CheckpointRef
-) -> None:
-    engines = begin()
+def test_a_worker_that_failed_to_start_is_waited_for_too(driver: Driver, workers: Workers) -> None:
     with pytest.raises(EngineError, match="sampler: FileNotFoundError"):
-        engines.sampler(CheckpointRef(sha256="1" * 64, path=tmp_path / "nowhere"))
+        workers.engines.sampler(CheckpointRef(sha256="1" * 64, path=workers.directory / "nowhere"))
     driver.used[0], driver.num_asked = 70 * GB, 0
     driver.on_ask = lambda: driver.used.__setitem__(0, (70 if driver.num_asked < 2 else 5) * GB)
-    engines.sampler(checkpoint)
+    workers.sample()
     assert driver.num_asked == 4
 
 
-def test_a_pulse_that_raises_ends_the_waiting(
-    driver: Driver, begin: Begin, watch: Listener, checkpoint: CheckpointRef
-) -> None:
-    engines = begin()
-    engines.sampler(checkpoint)
+def test_a_pulse_that_raises_ends_the_waiting(driver: Driver, workers: Workers) -> None:
+    workers.sample()
     driver.used[0] = 70 * GB
-    watch.raises_at = watch.num_beats + 3
-    with pytest.raises(Enough):
-        engines.trainer(checkpoint)
-    assert engines.serving(checkpoint.sha256) is None
+    workers.pulse.side_effect = [None, None, KeyboardInterrupt]
+    with pytest.raises(KeyboardInterrupt):
+        workers.train()
+    assert not workers.is_sampling()
 
 
-def test_a_run_on_the_cpu_does_not_look_at_gpus(driver: Driver, begin: Begin, checkpoint: CheckpointRef) -> None:
-    engines = begin(device="cpu")
-    engines.sampler(checkpoint)
-    engines.trainer(checkpoint)
+def test_a_run_on_the_cpu_does_not_look_at_gpus(driver: Driver, workers: Workers) -> None:
+    workers.begin(device="cpu")
+    workers.sample()
+    workers.train()
     assert driver.num_asked == 0
 
 
-def test_a_watch_without_pulse_will_do_and_one_with_it_is_told(
-    begin: Begin, watch: Listener, checkpoint: CheckpointRef
-) -> None:
-    begin(watch=SimpleNamespace(note=watch.note, progress=watch.progress)).sampler(checkpoint)
-    assert watch.num_beats == 0
-    begin().sampler(checkpoint)
-    assert watch.num_beats > 0
+def test_a_watch_without_pulse_will_do_and_one_with_it_is_told(workers: Workers) -> None:
+    workers.sample()
+    assert workers.pulse.called
+    workers.engines.close()
+    workers.pulse.reset_mock()
+    workers.begin(note=workers.watch.note, progress=workers.watch.progress)
+    workers.sample()
+    assert not workers.pulse.called

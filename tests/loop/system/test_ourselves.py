@@ -28,28 +28,22 @@ def python(program: str, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("program", "said", "exit_code"),
+    ("program", "words", "exit_code"),
     [
         ("print('first'); raise SystemExit('no such model')", "no such model", 1),
         ("raise SystemExit(78)", "it ended at once with exit code 78", 78),
         ("import os; os.kill(os.getpid(), 9)", "it ended at once with exit code -9", 1),
     ],
 )
-def test_a_failed_start_says_the_last_line_of_this_time(
-    tmp_path: Path, program: str, said: str, exit_code: int
-) -> None:
+def test_a_failed_start_says_the_last_line(tmp_path: Path, program: str, words: str, exit_code: int) -> None:
     log = tmp_path / "logs" / "log"
     log.parent.mkdir()
     log.write_text("of the time before\n")
     with pytest.raises(LoopError) as failed:
         start_in_background(python(program), log, "the daemon", lambda pid: False, HANG_S)
-    assert str(failed.value) == f"the daemon did not start: {said}; see {log}"
+    assert str(failed.value) == f"the daemon did not start: {words}; see {log}"
     assert failed.value.exit_code == exit_code
     assert log.read_text().startswith("of the time before\n")
-
-
-def test_one_that_is_done_at_once(tmp_path: Path) -> None:
-    assert start_in_background(python(""), tmp_path / "log", "it", lambda pid: False, HANG_S)[1] == "done"
 
 
 def test_a_holder_is_started_waited_for_and_stopped(tmp_path: Path) -> None:
@@ -60,8 +54,9 @@ def test_a_holder_is_started_waited_for_and_stopped(tmp_path: Path) -> None:
     assert stop_holder(tmp_path) is None
 
 
-def test_one_that_prepares_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor is one that does not stop: it is asked in the given way, and the caller reports meanwhile."""
+def test_a_process_that_prepares_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor is a process that does not stop: it is asked in the given way, and the caller reports meanwhile."""
+    assert start_in_background(python(""), tmp_path / "log", "it", lambda pid: False, HANG_S)[1] == "done"
     monkeypatch.setattr("loop.system.ourselves.QUIET_S", 0.0)
     pid, how = start_in_background(python(HOLDS, str(tmp_path)), tmp_path / "log", "it", lambda pid: False, 0.0)
     assert how == "preparing"

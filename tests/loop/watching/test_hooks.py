@@ -18,19 +18,20 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from signal import SIGCHLD, SIGINT, SIGPIPE, SIGTERM, SIGXFSZ
 from typing import Any
+from unittest.mock import MagicMock, Mock
 
 import psutil
 import pytest
 
-from loop.config.loading import load_config
 from loop.config.same_run import resolved
 from loop.config.settings import Watching
-from loop.errors import ConfigError
 from loop.watching import hooks as hooks_module
 from loop.watching.hooks import MOST_WAITING, Hooks, hooks_of
 from store.records import DecisionRow, Round
-from tests.support import ROOT
+from tests.support.configurations import VALID, load_text, mistakes_in
+from tests.support.runs import environment
 from tests.support.waiting import HANG_S, Clock, Log, pid_in, wait_until
+from tests.support.workers import alive
 
 
 @pytest.fixture
@@ -69,13 +70,6 @@ def appending(file: Path) -> tuple[str, ...]:
 
 def lines_of(file: Path) -> list[Any]:
     return [json.loads(line) for line in file.read_text().splitlines()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_a_command_gets_json_objects(tmp_path: Path, log: Log) -> None:
@@ -131,23 +125,22 @@ def test_where_and_how_it_runs(tmp_path: Path, log: Log) -> None:
 def test_a_failure_is_a_line_in_the_log(tmp_path: Path, log: Log) -> None:
     for command in (shell("exit 7"), ("/none/such",), (str(tmp_path),), shell("kill -9 $$")):
         tell(log, command=command)
-    assert log == [
-        "watching.command: sh: exit code 7",
-        "watching.command: /none/such: there is no such command",
-        f"watching.command: {tmp_path}: it may not be executed",
-        "watching.command: sh: exit code 137",
+    tell(log, ("pause", {}), ("pause", {}), directory=tmp_path / "none", command=("true",))
+    assert [line.removeprefix("watching.command: ") for line in log] == [
+        "sh: exit code 7",
+        "/none/such: there is no such command",
+        f"{tmp_path}: it may not be executed",
+        "sh: exit code 137",
+        *["No such file or directory"] * 2,
     ]
 
 
-def test_a_directory_that_is_gone(tmp_path: Path, log: Log) -> None:
-    tell(log, ("pause", {}), ("pause", {}), directory=tmp_path / "none", command=("true",))
-    assert log == ["watching.command: No such file or directory"] * 2
+DEAF = 'trap "" TERM HUP; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
 
 
 def test_what_takes_too_long_is_ended_with_all_below_it(tmp_path: Path, log: Log) -> None:
-    words = 'trap "" TERM; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
     clock, pids = Clock(), [0, 0]
-    with telling(settings(command=shell(words, tmp_path)), log, clock=clock) as hooks:
+    with telling(settings(command=shell(DEAF, tmp_path)), log, clock=clock) as hooks:
         hooks.tell("pause", {})
         hooks.tell("decision", {})
         for number in (1, 2):
@@ -158,23 +151,18 @@ def test_what_takes_too_long_is_ended_with_all_below_it(tmp_path: Path, log: Log
     assert log == ["watching.command: sh took too long and was ended"] * 2
 
 
-def test_nothing_of_a_command_outlives_it(tmp_path: Path, log: Log) -> None:
-    with telling(settings(command=shell('setsid sleep 1000 & echo $! > "$1"', tmp_path / "pid")), log) as hooks:
-        hooks.tell("pause", {})
-        pid = pid_in(tmp_path / "pid")
-        wait_until(lambda: not alive(pid))
-    assert log == []
-
-
-def test_not_even_where_its_guard_is_killed(tmp_path: Path, log: Log) -> None:
-    words = 'echo $PPID > "$1/guard"; setsid sleep 1000 & echo $! > "$1/below"; sleep 1000'
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_nothing_outlives_a_command_or_its_killed_guard(tmp_path: Path, log: Log, is_killed: bool) -> None:
+    words = 'echo $PPID > "$1/guard"; setsid sleep 1000 & echo $! > "$1/below"' + "; sleep 1000" * is_killed
     with telling(settings(command=shell(words, tmp_path)), log) as hooks:
         hooks.tell("pause", {})
         guard, below = pid_in(tmp_path / "guard"), pid_in(tmp_path / "below")
-        os.kill(guard, signal.SIGKILL)
-        wait_until(lambda: log)
-        assert not alive(below)
-    assert log == ["watching.command: sh: exit code -9"]
+        if is_killed:
+            os.kill(guard, signal.SIGKILL)
+            wait_until(lambda: log)
+            assert not alive(below)
+        wait_until(lambda: not alive(below))
+    assert log == ["watching.command: sh: exit code -9"] * is_killed
 
 
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
@@ -183,13 +171,10 @@ def test_nothing_outlives_the_daemon(tmp_path: Path, signum: signal.Signals) -> 
 import sys, time
 from loop.config.settings import Watching
 from loop.watching.hooks import Hooks
-script = 'trap "" TERM HUP; setsid sleep 1000 & echo $! > "$1/below"; echo $$ > "$1/top"; while true; do sleep 1; done'
-hooks = Hooks(Watching(command=("sh", "-c", script, "sh", sys.argv[1])), "demo", print)
-hooks.tell("pause", {})
+Hooks(Watching(command=tuple(sys.argv[1:])), "demo", print).tell("pause", {})
 time.sleep(1000)
 """
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    with subprocess.Popen([sys.executable, "-c", words, str(tmp_path)], env=environment) as daemon:
+    with subprocess.Popen([sys.executable, "-c", words, *shell(DEAF, tmp_path)], env=environment()) as daemon:
         pids = [pid_in(tmp_path / name) for name in ("below", "top")]
         guard = psutil.Process(daemon.pid).children()[0]
         assert all(map(alive, pids))
@@ -211,11 +196,8 @@ def test_the_oldest_is_dropped_when_too_many_wait(tmp_path: Path, log: Log) -> N
 
 
 def test_the_thread_outlives_what_cannot_be_told(tmp_path: Path, log: Log) -> None:
-    class Broken:
-        def __str__(self) -> str:
-            raise RuntimeError("s3cret")
-
-    tell(log, ("pause", {"number": Broken()}), ("pause", {"number": 2}), command=appending(tmp_path / "got"))
+    broken = MagicMock(__str__=Mock(side_effect=RuntimeError("s3cret")))
+    tell(log, ("pause", {"number": broken}), ("pause", {"number": 2}), command=appending(tmp_path / "got"))
     assert [line["number"] for line in lines_of(tmp_path / "got")] == [2]
     assert "watching.command: RuntimeError" in log and "s3cret" not in str(log)
 
@@ -251,76 +233,75 @@ def test_without_hooks_there_is_no_thread(log: Log) -> None:
         assert hooks is None and threading.active_count() == before
 
 
-class Receiver:
+class Answering(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.server.got.append((self.command, self.path, dict(self.headers), json.loads(body or b"null")))
+        self.server.hold.wait(HANG_S)
+        with contextlib.suppress(OSError):
+            self.send_response(self.server.status)
+            self.send_header("Location", f"http://localhost:{self.server.server_port}/elsewhere")
+            self.end_headers()
+
+    do_GET = do_POST
+
+    def log_message(self, *_: object) -> None: ...
+
+
+class Receiver(ThreadingHTTPServer):
     """A web server on this machine."""
 
     def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Answering)
         self.got: list[tuple[str, str, dict[str, str], Any]] = []
-        self.status, self.headers, self.hold = 204, {}, threading.Event()  # type: ignore[var-annotated]
+        self.status, self.hold = 204, threading.Event()
         self.hold.set()
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(asked) -> None:
-                body = asked.rfile.read(int(asked.headers.get("Content-Length", 0)))
-                self.got.append((asked.command, asked.path, dict(asked.headers), json.loads(body or b"null")))
-                self.hold.wait(HANG_S)
-                with contextlib.suppress(OSError):
-                    asked.send_response(self.status)
-                    for name, value in self.headers.items():
-                        asked.send_header(name, value)
-                    asked.end_headers()
-
-            do_GET = do_POST
-
-            def log_message(asked, *_: object) -> None: ...
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.port = self.server.server_address[1]
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
 
 
 @pytest.fixture
 def receiver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Receiver]:
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    receiver = Receiver()
-    yield receiver
-    receiver.hold.set()
-    receiver.server.shutdown()
-    receiver.server.server_close()
+    with Receiver() as receiver:
+        threading.Thread(target=receiver.serve_forever, args=(0.05,), daemon=True).start()
+        yield receiver
+        receiver.hold.set()
+        receiver.shutdown()
 
 
 def test_a_webhook_gets_the_same(receiver: Receiver, tmp_path: Path, log: Log) -> None:
-    url = f"http://us%40er:s3cret@127.0.0.1:{receiver.port}/hook?key=s3cret#part"
+    url = f"http://us%40er:s3cret@127.0.0.1:{receiver.server_port}/hook?key=s3cret#part"
     tell(log, ("failure", {"round": 2, "error": "größer"}), webhook=url, command=appending(tmp_path / "got"))
     [(method, path, headers, body)] = receiver.got
     assert (method, path, headers["Content-Type"]) == ("POST", "/hook?key=s3cret", "application/json")
     assert headers["Authorization"] == "Basic " + base64.b64encode(b"us@er:s3cret").decode()
-    assert headers["Host"] == f"127.0.0.1:{receiver.port}"
+    assert headers["Host"] == f"127.0.0.1:{receiver.server_port}"
     assert body["error"] == "größer" and [body] == lines_of(tmp_path / "got")
     assert log == []
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308, 500])
 def test_another_answer_is_a_line_in_the_log_and_leads_nowhere(receiver: Receiver, log: Log, status: int) -> None:
-    receiver.status, receiver.headers = status, {"Location": f"http://localhost:{receiver.port}/elsewhere"}
-    tell(log, webhook=f"http://u:s3cret@localhost:{receiver.port}/s3cret?s3cret")
+    receiver.status = status
+    tell(log, webhook=f"http://u:s3cret@localhost:{receiver.server_port}/s3cret?s3cret")
     assert [got[1] for got in receiver.got] == ["/s3cret?s3cret"]
     moved = "; it names another address: give that one" if status < 400 else ""
     assert log == [f"watching.webhook: localhost: answered {status}{moved}"]
 
 
-def test_one_that_does_not_answer_is_given_up(receiver: Receiver, log: Log) -> None:
+def test_a_server_that_does_not_answer_is_given_up(receiver: Receiver, log: Log) -> None:
     receiver.hold.clear()
     # Each read may take as long as the whole: a server that drips must not have for ever.
-    with telling(settings(webhook=f"http://127.0.0.1:{receiver.port}", timeout_s=0.5), log) as hooks:
+    with telling(settings(webhook=f"http://127.0.0.1:{receiver.server_port}", timeout_s=0.5), log) as hooks:
         hooks.tell("pause", {})
         wait_until(lambda: log)
         receiver.hold.set()
     assert log[0] in ("watching.webhook: 127.0.0.1: took too long", "watching.webhook: 127.0.0.1: TimeoutError")
 
 
-def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(log: Log) -> None:
+def test_a_server_that_drips_is_given_up_and_not_told_twice_at_a_time(log: Log) -> None:
     begun, over, clock = threading.Event(), threading.Event(), Clock()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -350,7 +331,7 @@ def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(log: Log) -> No
 @pytest.mark.parametrize(
     "url",
     [
-        "http://u:s3cret@127.0.0.1:1/s3cret?t=s3cret",  # nobody listens there
+        "http://u:s3cret@127.0.0.1:1/s3cret?t=s3cret",  # nobody listens at this port
         "http://u:s3cret@host.invalid/s3cret",
         "http://u:s3cret@127.0.0.1:s3cret/",
         "http://127.0.0.1/s3\x00cret s3cret\n",
@@ -360,57 +341,32 @@ def test_one_that_drips_is_given_up_and_not_told_twice_at_a_time(log: Log) -> No
     ],
 )
 def test_secrets_are_not_logged(receiver: Receiver, log: Log, url: str) -> None:
-    with telling(Watching.model_construct(webhook=url.format(port=receiver.port), timeout_s=5.0), log) as hooks:
+    with telling(Watching.model_construct(webhook=url.format(port=receiver.server_port), timeout_s=5.0), log) as hooks:
         hooks.tell("pause", {})
     assert len(log) == 1 and log[0].startswith("watching.webhook: ") and "s3cret" not in log[0]
 
 
-def configured(tmp_path: Path, keys: str) -> Any:
-    text = (ROOT / "loop.toml").read_text(encoding="utf-8")
-    (tmp_path / "loop.toml").write_text(f"{text}\n[watching]\n{keys}\n", encoding="utf-8")
-    return load_config(tmp_path / "loop.toml").config
-
-
 def test_the_webhook_is_not_kept_with_the_run(tmp_path: Path) -> None:
-    config = configured(tmp_path, 'webhook = "https://u:s3cret@example.org/s3cret"\ntimeout_s = 3.5')
+    keys = 'webhook = "https://u:s3cret@example.org/s3cret"\ntimeout_s = 3.5\n'
+    config = load_text(tmp_path, f"{VALID}[watching]\n{keys}").config
     assert config.watching.webhook == "https://u:s3cret@example.org/s3cret"
     assert "s3cret" not in json.dumps(resolved(config)) + repr(config)
     assert resolved(config)["watching"]["timeout_s"] == 3.5
 
 
-@pytest.mark.parametrize(
-    "keys",
-    [
-        'webhook = "ftp://example.org/s3cret"',
-        'webhook = "s3cret"',
-        'webhook = "https:///s3cret"',
-        'webhook = "https://u:s3cret@"',
-        'webhook = "https://example.org:s3cret/"',
-        'webhook = "https://example.org/s3cret one"',
-        'webhook = "https://[s3cret/"',
-        'webhook = ""',
-        'webhook = ["s3cret"]',
-        'command = [""]',
-        'command = ["a", "\\u0000"]',
-        'on = ["decision", "failed"]',
-        "timeout_s = 0",
-        "prometheus_port = 0",
-        "prometheus_port = 65536",
-    ],
-)
-def test_mistakes_are_found_before_anything_runs(tmp_path: Path, keys: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        configured(tmp_path, keys)
-    key = keys.split(" ")[0]
-    assert f"watching.{key}" in str(caught.value) and "\n" not in str(caught.value)
-    assert "s3cret" not in str(caught.value)
+NO_ADDRESSES = ("ftp://example.org/s3cret", "s3cret", "https:///s3cret", "https://u:s3cret@", "https://[s3cret/", "",
+                "https://example.org/s3cret two", "https://example.org:s3cret/")  # fmt: skip
+MISTAKES = (*(f'webhook = "{url}"' for url in NO_ADDRESSES), 'webhook = ["s3cret"]', 'command = [""]',
+            'command = ["a", "\\u0000"]', 'on = ["decision", "failed"]', "timeout_s = 0", "prometheus_port = 0",
+            "prometheus_port = 65536")  # fmt: skip
+
+
+@pytest.mark.parametrize("keys", MISTAKES)
+def test_mistakes_are_named_before_anything_runs(tmp_path: Path, keys: str) -> None:
+    (line,) = mistakes_in(tmp_path, f"{VALID}[watching]\n{keys}\n")
+    assert f"watching.{keys.split(' ')[0]}" in line and "s3cret" not in line
 
 
 def test_web_addresses() -> None:
-    for url in (
-        "http://localhost",
-        "https://[::1]:8443/x?y=z",
-        "https://example.org/a/b-c_d%20e",
-        "HTTPS://EXAMPLE.org",
-    ):
+    for url in ("http://localhost", "https://[::1]:8443/x?y=z", "https://example.org/b-c_d%20e", "HTTPS://EXAMPLE.org"):
         assert Watching(webhook=url).webhook == url

@@ -5,13 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import http.client
-import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -21,27 +20,16 @@ from loop.errors import ConfigError
 from loop.watching import metrics as metrics_module
 from loop.watching.metrics import STATES, Metrics, Snapshot, metrics_of
 from store.records import STAGES
-from tests.support.cli import environment
-from tests.support.waiting import HANG_S, wait_until
+from tests.support import ROOT
+from tests.support.cli import finish
+from tests.support.waiting import HANG_S, num_descriptors, wait_until
 
 FULL = Snapshot(
-    run='de"mo\n',
-    state="running",
-    round=14,
-    done_ratio=0.25,
-    rounds_kept=9,
-    rounds_rolled_back=4,
-    rounds_failed=1,
-    completions=3584,
-    head_round=12,
-    head_pass_ratio=0.121,
-    free_bytes=81_000_000_000,
-    checkpoints_bytes=2_100_000_000,
-    started_at=1_700_000_000.5,
-    beat_at=1_700_000_100.25,
-    next_due_at=1_700_003_600.0,
-    stage="training",
-)
+    run='de"mo\n', state="running", stage="training", round=14, done_ratio=0.25, completions=3584,
+    rounds_kept=9, rounds_rolled_back=4, rounds_failed=1, head_round=12, head_pass_ratio=0.121,
+    free_bytes=81_000_000_000, checkpoints_bytes=2_100_000_000,
+    started_at=1_700_000_000.5, beat_at=1_700_000_100.25, next_due_at=1_700_003_600.0,
+)  # fmt: skip
 
 
 def free_port() -> int:
@@ -49,8 +37,7 @@ def free_port() -> int:
         return int(listener.getsockname()[1])
 
 
-@dataclasses.dataclass
-class Endpoint:
+class Endpoint(NamedTuple):
     port: int
     metrics: Metrics
 
@@ -163,13 +150,10 @@ def test_a_snapshot_is_made_when_the_state_changes_and_now_and_then(monkeypatch:
     assert len(made) == 3
 
 
-def test_only_this_machine_may_ask(endpoint: Endpoint) -> None:
+def test_only_this_machine_may_ask_and_clients_that_say_nothing_are_in_nobodys_way(endpoint: Endpoint) -> None:
     with pytest.raises(ConnectionRefusedError):
         endpoint.connect("127.0.0.2").close()
     assert endpoint.get("/metrics?name[]=loopd_round")[0] == endpoint.get("/")[0] == 200
-
-
-def test_those_who_say_nothing_are_in_nobodys_way(endpoint: Endpoint) -> None:
     with contextlib.ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(endpoint.connect())
@@ -178,6 +162,7 @@ def test_those_who_say_nothing_are_in_nobodys_way(endpoint: Endpoint) -> None:
 
 def test_more_clients_than_the_daemon_can_spare_are_turned_away(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics_module, "MOST_CLIENTS", 4)
+    monkeypatch.setattr(metrics_module, "CLIENT_TIMEOUT_S", HANG_S)
     with at_port() as endpoint, contextlib.ExitStack() as stack:
         silent = [stack.enter_context(endpoint.connect()) for _ in range(5)]
         assert silent[-1].recv(1) == b"", "closed at once, and not after the limit of a silent client"
@@ -187,11 +172,8 @@ def test_more_clients_than_the_daemon_can_spare_are_turned_away(monkeypatch: pyt
 
 def test_those_who_say_nothing_are_dropped(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(metrics_module, "CLIENT_TIMEOUT_S", 0.2)
-    with (
-        at_port() as endpoint,
-        endpoint.connect() as connection,
-        contextlib.suppress(ConnectionError),  # dropped before it has spoken, or with what it said unread
-    ):
+    # A client may be dropped before it has spoken, or with what it said unread.
+    with at_port() as endpoint, endpoint.connect() as connection, contextlib.suppress(ConnectionError):
         connection.sendall(b"GET /met")
         assert connection.recv(100) == b""
     assert capfd.readouterr() == ("", "")
@@ -218,14 +200,14 @@ def test_a_port_that_is_taken_is_a_mistake_in_the_configuration() -> None:
 
 
 def test_it_ends_with_its_block(endpoint: Endpoint) -> None:
-    before, descriptors, port = threading.active_count(), len(os.listdir("/proc/self/fd")), free_port()
+    before, port = (threading.active_count(), num_descriptors()), free_port()
     for _ in range(3):  # the port is free again at once
         with pytest.raises(KeyError), at_port(port) as another:
             assert another.get()[0] == 200
             raise KeyError
     with pytest.raises(ConnectionRefusedError):
         another.connect().close()
-    wait_until(lambda: (threading.active_count(), len(os.listdir("/proc/self/fd"))) == (before, descriptors))
+    wait_until(lambda: (threading.active_count(), num_descriptors()) == before)
 
 
 def test_the_client_is_imported_only_where_it_is_wanted() -> None:
@@ -237,6 +219,5 @@ for port in (None, int(sys.argv[1])):
     with metrics_of(Watching(prometheus_port=port), lambda: None) as metrics:
         print(metrics is None, "prometheus_client" in sys.modules, "http.server" in sys.modules)
 """
-    command = [sys.executable, "-c", words, str(free_port())]
-    told = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
-    assert told.stdout.splitlines() == ["True False False", "False True True"]
+    done = finish([sys.executable, "-c", words, str(free_port())], ROOT)
+    assert done.out.splitlines() == ["True False False", "False True True"], done.err

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
 import struct
-import subprocess
 import sys
 import threading
 import tomllib
@@ -26,9 +24,11 @@ from loop.reading.rounds import whole_round
 from loop.watching import tracker_thread
 from loop.watching.tracker_process import about, figures_of
 from loop.watching.tracker_thread import TrackerThread, trackers_of, tracking_command
-from loop.watching.trackers import EXTRA, TRACKERS, Mlflow, Trackio, Wandb, missing, missing_in_words
+from loop.watching.trackers import EXTRA, TRACKERS, Mlflow, missing, missing_in_words
+from store.records import STAGES
 from tests.support import ROOT
-from tests.support.cli import Loopctl, Said, call, environment, finished, process
+from tests.support.cli import Loopctl, Said, call, environment, finish, finished, one_line, process
+from tests.support.runs import imported_by
 from tests.support.waiting import HANG_S, Clock, Log, pid_in, returns, wait_until
 
 __all__ = ["call", "finished"]
@@ -59,8 +59,7 @@ def track(name: str, directory: Path, *, offline: bool = False, code: str | None
         bwrap = find_bwrap()
         assert bwrap is not None
         command = [bwrap, "--unshare-net", "--dev-bind", "/", "/", *command]
-    done = subprocess.run(command, env=environment(), cwd=directory, capture_output=True, text=True, timeout=HANG_S)
-    return Said(done.returncode, done.stdout, done.stderr)
+    return finish(command, directory, timeout=HANG_S)
 
 
 def read_back(name: str, directory: Path, project: str = "small") -> tuple[Figures, dict[str, Any]]:
@@ -79,9 +78,8 @@ print(json.dumps([SQLiteStorage.get_logs(sys.argv[1], run.name, run_id=run.id), 
 
 
 def from_trackio(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]:
-    variables = environment(TRACKIO_DIR=str(directory))  # it is read from there when trackio is imported
-    command = [sys.executable, "-c", TRACKIO, project]
-    rows, config = json.loads(subprocess.run(command, env=variables, capture_output=True, text=True).stdout)
+    variables = environment(TRACKIO_DIR=str(directory))  # trackio reads it when it is imported
+    rows, config = finish([sys.executable, "-c", TRACKIO, project], directory, env=variables).json
     assert len({row["step"] for row in rows}) == len(rows), "a round came twice"
     return {row.pop("step"): {key: value for key, value in row.items() if key != "timestamp"} for row in rows}, config
 
@@ -111,8 +109,7 @@ def leveldb_records(content: bytes) -> Iterator[bytes]:
     assert content.startswith(b":W&B")
     at, data = 7, b""
     while at + 7 <= len(content):
-        left = 32768 - at % 32768
-        if left < 7:
+        if (left := 32768 - at % 32768) < 7:
             at += left
             continue
         length, kind = struct.unpack("<xxxxHB", content[at : at + 7])
@@ -139,9 +136,12 @@ def from_mlflow(directory: Path, project: str) -> tuple[Figures, dict[str, Any]]
     return rows, dict(run.data.params)
 
 
-def test_a_rounds_figures(finished: Path) -> None:
+def test_a_rounds_figures_and_what_the_run_is_called(finished: Path) -> None:
     with reader(finished / ".loop") as store:
         answer, figures = as_json(whole_round(store, 2)), figures_of(store, 2)
+        first, again = about(store, "x"), about(store, "x")
+        store.run = dataclasses.replace(store.run, created_at="2026-01-01T00:00:00Z")
+        assert first.id == again.id != about(store, "x").id, "another beginning of a run is another run"
     ones = answer["suites"]["ones"]
     for who in ("base", "head", "candidate"):
         for key in ("pass@1", "pass@2"):
@@ -150,13 +150,12 @@ def test_a_rounds_figures(finished: Path) -> None:
         assert ends == ones[who]["pass@1_interval"] and f"greedy/{who}/pass@1" in figures
     assert figures["ones/gain"] == ones["gain"]["gain"] and figures["ones/gain_low"] == ones["gain"]["interval"][0]
     assert figures["ones/gain_over_base_high"] == ones["gain_over_base"]["interval"][1]
-    assert (figures["round"], figures["decision/kept"], figures["decision/conclusive"]) == (2, 0, 0)
+    assert [figures[key] for key in ("round", "decision/kept", "decision/conclusive")] == [2, 0, 0]
     assert figures["training/loss_last"] == answer["training"]["loss_last"]
     assert set(answer["signals"]) == {"base", "candidate", "head"} and figures["signals/candidate/code_rate"] == 1.0
-    for stage in ("sampling", "training", "evaluating", "deciding"):
-        assert figures[f"seconds/{stage}"] >= 0
-    assert figures["tokens/training"] == answer["training"]["num_completion_tokens"] > 0
-    assert figures["tokens/sampling"] >= figures["tokens/training"]
+    assert all(figures[f"seconds/{stage}"] >= 0 for stage in STAGES)
+    tokens = figures["tokens/training"]
+    assert figures["tokens/sampling"] >= tokens == answer["training"]["num_completion_tokens"] > 0
     assert all(isinstance(value, float) for value in figures.values())
 
 
@@ -172,8 +171,7 @@ def test_tokens_are_counted_where_they_were_drawn(finished: Path) -> None:
 @ALL
 def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
     """All of it, with the decoding settings, where there is no network; and nothing lands beside the run directory."""
-    done = track(name, finished, offline=True)
-    assert done.code == 0, done.err
+    assert (done := track(name, finished, offline=True)).code == 0, done.err
     held, config = read_back(name, finished)
     assert held == expected(finished / ".loop") and len(held) == 2
     for key, value in {"suite": "ones", "temperature": 0.9, "top_p": 0.95}.items():
@@ -200,8 +198,7 @@ def test_killed_and_started_again_it_doubles_nothing(name: str, finished: Path) 
     """And a round more is a round more, however often it is told."""
     assert track(name, finished, code=KILLED).code == 9
     assert not (finished / ".loop/trackers" / name / "told.json").exists()
-    done = track(name, finished)
-    assert done.code == 0, done.err
+    assert (done := track(name, finished)).code == 0, done.err
     if name == "wandb":  # what the killed one left is a run of its own, which is removed with the next
         assert len(list((finished / ".loop/trackers/wandb/wandb").glob("offline-run-*"))) == 1
     assert read_back(name, finished)[0] == expected(finished / ".loop")
@@ -212,77 +209,48 @@ def test_killed_and_started_again_it_doubles_nothing(name: str, finished: Path) 
     assert held == expected(finished / ".loop") and len(held) == 3
 
 
-def test_another_beginning_of_a_run_is_another_run(finished: Path, tmp_path: Path) -> None:
-    with reader(finished / ".loop") as store:
-        first, again = about(store, "x"), about(store, "x")
-        store.run = dataclasses.replace(store.run, created_at="2026-01-01T00:00:00Z")
-        other = about(store, "x")
-    assert first.id == again.id != other.id
-
-
 def telling(monkeypatch: pytest.MonkeyPatch, code: str) -> None:
     """Have a program of ours in the place of the tracker's process."""
     command = [sys.executable, "-c", code]
     monkeypatch.setattr(tracker_thread, "tracking_command", lambda *_, **__: command)
 
 
-HANGS = "import os, sys, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)"
-
-
-def test_one_that_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    telling(monkeypatch, HANGS)
-    log, clock = Log(), Clock()
-    trackers = TrackerThread(["wandb", "mlflow"], tmp_path, "p", log, clock)
+def test_what_hangs_is_ended_and_the_next_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end does not wait either."""
+    telling(monkeypatch, "import os, time; open('pid', 'w').write(f'{os.getpid()}\\n'); time.sleep(1000)")
+    log, clock, pids = Log(), Clock(), [0]
+    trackers = TrackerThread(["wandb", "mlflow", "trackio"], tmp_path, "p", log, clock)
     returns(trackers.look)
-    first = pid_in(tmp_path / "pid")
-    assert log == [] and psutil.pid_exists(first), "nobody waits for it"
-    clock.now_s += tracker_thread.TIMEOUT_S
-    second = pid_in(tmp_path / "pid", but=first)
-    clock.now_s += tracker_thread.TIMEOUT_S
-    wait_until(lambda: len(log) == 2)
-    trackers.close(0.0)
-    assert [line.split(" took")[0] for line in log] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
-    assert not psutil.pid_exists(first) and not psutil.pid_exists(second)
-
-
-def test_an_end_does_not_wait_for_one_that_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    telling(monkeypatch, HANGS)
-    log = Log()
-    trackers = TrackerThread(["wandb"], tmp_path, "p", log, Clock())
-    trackers.look()
-    pid = pid_in(tmp_path / "pid")
+    for _ in range(2):
+        pids.append(pid_in(tmp_path / "pid", but=pids[-1]))
+        assert len(log) == len(pids) - 2 and psutil.pid_exists(pids[-1]), "nobody waits for it"
+        clock.now_s += tracker_thread.TIMEOUT_S
+    pids.append(pid_in(tmp_path / "pid", but=pids[-1]))
     returns(lambda: trackers.close(0.0))
-    assert len(log) == 1 and not psutil.pid_exists(pid)
+    assert [line.split(" took")[0] for line in log[:2]] == ["watching.trackers: wandb", "watching.trackers: mlflow"]
+    assert len(log) == 3 and not any(map(psutil.pid_exists, pids[1:]))
     trackers.look()
     trackers.close(0.0)
 
 
-@pytest.mark.parametrize(("stopped", "told"), [(False, True), (True, False)])
-def test_a_run_that_ends_by_itself_waits_for_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool, told: bool
-) -> None:
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_run_that_ends_waits_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped: bool) -> None:
     monkeypatch.setattr(tracker_thread, "STOP_S", 0.1)
     monkeypatch.setattr(tracker_thread, "END_S", HANG_S)
     monkeypatch.setattr(Mlflow, "packages", ("pytest",))
     patience_s: list[float] = []
     close = TrackerThread.close
-    monkeypatch.setattr(
-        TrackerThread, "close", lambda self, given_s: patience_s.append(given_s) or close(self, given_s)
-    )
+    monkeypatch.setattr(TrackerThread, "close", lambda self, s: patience_s.append(s) or close(self, s))
     telling(monkeypatch, "import os, time\nwhile not os.path.exists('go'): time.sleep(0.02)\nopen('told', 'w')")
     with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, Log(), lambda: stopped) as trackers:
         assert trackers is not None
-
-        def let_it_end() -> None:
-            wait_until(lambda: trackers._closing)
-            (tmp_path / "go").touch()
-
         if not stopped:
-            threading.Thread(target=let_it_end).start()
-    assert (tmp_path / "told").exists() == told and patience_s == [0.1 if stopped else HANG_S]
+            go = tmp_path / "go"
+            threading.Thread(target=lambda: (wait_until(lambda: trackers._closing), go.touch())).start()
+    assert (tmp_path / "told").exists() != stopped and patience_s == [0.1 if stopped else HANG_S]
 
 
-def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     telling(monkeypatch, "import sys; print('noise', file=sys.stderr); sys.exit('no\\x1b[31m server ' + 'x' * 1000)")
     log = Log()
     trackers = TrackerThread(["mlflow"], tmp_path, "p", log)
@@ -294,24 +262,16 @@ def test_what_fails_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert len(log[0]) < 500 and "loopctl track" in log[0]
 
 
-def test_a_mistake_of_the_library_is_told_in_a_line(finished: Path) -> None:
-    (finished / ".loop/trackers").mkdir()
-    (finished / ".loop/trackers/mlflow").touch()
-    done = track("mlflow", finished)
-    assert done.code == 1 and "Traceback" not in done.err and "mlflow" in done.err.splitlines()[-1]
-
-
 def test_what_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for tracker, packages in ((Trackio, ("nope",)), (Wandb, ("pytest",)), (Mlflow, ("no", "nor"))):
-        monkeypatch.setattr(tracker, "packages", packages)
+    for name, packages in (("trackio", ("nope",)), ("wandb", ("pytest",)), ("mlflow", ("no", "nor"))):
+        monkeypatch.setattr(TRACKERS[name], "packages", packages)
     assert missing(["wandb", "mlflow", "trackio", "mlflow"]) == ["mlflow", "trackio"]
     assert missing_in_words(["wandb"]) is None
     log = Log()
-    with trackers_of(Watching(trackers=("mlflow",)), "small", tmp_path, log) as trackers:
-        assert trackers is None
-    assert log == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
-    with trackers_of(Watching(), "small", tmp_path, log) as trackers:
-        assert trackers is None and len(log) == 1
+    for names in (("mlflow",), ()):
+        with trackers_of(Watching(trackers=names), "small", tmp_path, log) as trackers:
+            assert trackers is None
+        assert log == [f"watching.trackers: mlflow is not installed, so nothing is sent there; {EXTRA}"]
 
 
 def test_every_tracker_can_be_configured_and_installed() -> None:
@@ -322,13 +282,13 @@ def test_every_tracker_can_be_configured_and_installed() -> None:
     assert [line.partition("==")[0] for line in extra] == [tracker.packages[0] for tracker in TRACKERS.values()]
 
 
-def configured(names: str, more: str = "") -> None:
-    path = Path("loop.toml")
-    path.write_text(path.read_text() + f"\n[watching]\ntrackers = [{names}]\n{more}")
+def configured(name: str, more: str = "") -> None:
+    with Path("loop.toml").open("a") as file:
+        file.write(f'\n[watching]\ntrackers = ["{name}"]\n{more}')
 
 
 def test_checks_name_what_is_missing(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
-    configured('"mlflow"')
+    configured("mlflow")
     monkeypatch.setattr(Mlflow, "packages", ("nope",))
     done = call("config", "check")
     assert done.code == 0 and "mlflow is not installed" in done.err and "pip install 'ssd-loop[trackers]'" in done.err
@@ -343,7 +303,7 @@ def test_checks_name_what_is_missing(finished: Path, call: Loopctl, monkeypatch:
 @needs("mlflow")
 def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
     """Rounds that were there before, and a new one: `loopctl run` and no more."""
-    configured('"mlflow"', 'project = "shared"\n')
+    configured("mlflow", 'project = "shared"\n')
     (finished / "sitecustomize.py").write_text(  # put before loopctl: mlflow takes its time to start on a busy machine
         "import sys\nif 'loop.cli.main' in sys.orig_argv:\n"
         f"    from loop.watching import tracker_thread\n    tracker_thread.END_S = tracker_thread.TIMEOUT_S = {HANG_S}\n"
@@ -355,6 +315,15 @@ def test_a_run_tells_its_tracker(finished: Path, call: Loopctl) -> None:
     assert call("config", "check").err == ""
 
 
+@needs("mlflow")
+def test_a_mistake_of_the_library_is_told_in_a_line(finished: Path, call: Loopctl) -> None:
+    (finished / ".loop/trackers").mkdir()
+    (finished / ".loop/trackers/mlflow").touch()
+    done = track("mlflow", finished)
+    assert done.code == 1 and "Traceback" not in done.err and "mlflow" in done.err.splitlines()[-1]
+    one_line(call("track", "mlflow"), 1, "tracker-mlflow.log has all of it")
+
+
 @pytest.mark.slow
 @needs("mlflow")
 def test_a_run_that_is_over_is_sent_afterwards(finished: Path, call: Loopctl) -> None:
@@ -362,24 +331,17 @@ def test_a_run_that_is_over_is_sent_afterwards(finished: Path, call: Loopctl) ->
     done = call("track", "mlflow", "--project", "later")
     assert (done.code, done.out) == (0, "mlflow: up to date: project later\n"), done.err
     assert read_back("mlflow", finished, "later")[0] == expected(finished / ".loop")
-    answer = call("track", "mlflow", "--json", "--project", "later").json
-    assert answer == [{"tracker": "mlflow", "project": "later", "directory": str(finished / ".loop/trackers/mlflow")}]
-    shutil.rmtree(finished / ".loop/trackers/mlflow")
-    (finished / ".loop/trackers/mlflow").touch()
-    done = call("track", "mlflow")
-    assert done.code == 1 and done.err.count("\n") == 1 and "tracker-mlflow.log has all of it" in done.err
+    told = {"tracker": "mlflow", "project": "later", "directory": str(finished / ".loop/trackers/mlflow")}
+    assert call("track", "mlflow", "--json", "--project", "later").json == [told]
 
 
 def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: Path) -> None:
     assert call("track", "tensorboard").code == 2 and call("track", "mlflow", "--project", "../up").code == 2
-    configured('"tensorboard"')
+    configured("tensorboard")
     assert "watching.trackers" in call("config", "check").err
 
 
 def test_nothing_is_imported_unless_it_is_configured() -> None:
-    words = "import sys, loop.daemon.loopd, loop.daemon.commands, loop.watching.tracker_thread, loop.cli.run, loop.cli.status, loop.cli.track; "
-    words += (
-        "print({'wandb', 'mlflow', 'trackio', 'loop.watching.tracker_process', 'huggingface_hub'} & sys.modules.keys())"
-    )
-    told = subprocess.run([sys.executable, "-c", words], env=environment(), capture_output=True, text=True, check=True)
-    assert told.stdout == "set()\n"
+    modules = ("daemon.loopd", "daemon.commands", "watching.tracker_thread", "cli.run", "cli.status", "cli.track")
+    imported = imported_by(*(f"loop.{name}" for name in modules))
+    assert not {*TRACKERS, "loop.watching.tracker_process", "huggingface_hub"} & imported
