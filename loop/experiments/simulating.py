@@ -8,11 +8,10 @@ A head's samples serve all its candidates, as in a run.
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TypedDict
@@ -260,7 +259,7 @@ def simulated(world: World, name: str, decide: Decide, num_runs: int, seed: int)
 
 
 def rows(worlds: Sequence[World], decide: Decide, num_runs: int, seed: int) -> Iterator[Row]:
-    """A row for each world and rule, in that order, computed by as many processes as there are cores."""
+    """A row for each world and rule, in that order, computed by as many threads as there are cores: numpy runs beside itself."""
     same = decide.unclear != "keep_if_not_inferior"  # then what is configured rolls back, and is computed once
     calls = [
         (world, name, decide, num_runs, seed)
@@ -268,8 +267,7 @@ def rows(worlds: Sequence[World], decide: Decide, num_runs: int, seed: int) -> I
         for name in rules_of(decide, world)
         if not (same and name == "rollback")
     ]
-    num_processes = min(len(calls), len(os.sched_getaffinity(0)))
-    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         computed = pool.map(simulated, *zip(*calls, strict=True))
         for row in computed:
             if same and row["rule"] == "configured":

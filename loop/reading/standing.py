@@ -350,11 +350,15 @@ def _needs(standing: Standing, why: str | None, run_dir: Path) -> Iterator[str]:
         yield READ_ONLY.format(run_dir)
     limit_s, age_s = standing.stall_timeout_s, standing.heartbeat_age_s
     if age_s is not None and limit_s is not None and age_s > limit_s and not disk.read_only:
-        silence = f"no sign of life from process {standing.pid} for {age_s:.0f} s, the limit is {limit_s:g} s"
-        yield f"stalled: {silence}; look into `loopctl logs`, or `loopctl restart --now`"
+        yield (
+            f"stalled: no sign of life from process {standing.pid} for {age_s:.0f} s, the limit is {limit_s:g} s; "
+            "look into `loopctl logs`, or `loopctl restart --now`"
+        )
     if disk.free_bytes is not None and disk.free_bytes < (disk.wanted_bytes or 0) and by != "disk":
-        room = f"{disk.free_bytes:,} bytes free, {disk.wanted_bytes:,} are wanted"
-        yield f"disk low: {room}; `loopctl gc --dry-run` shows what can be deleted"
+        yield (
+            f"disk low: {disk.free_bytes:,} bytes free, {disk.wanted_bytes:,} are wanted; "
+            "`loopctl gc --dry-run` shows what can be deleted"
+        )
 
 
 # The disk
