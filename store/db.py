@@ -121,8 +121,10 @@ def open_database(path: str | Path, *, read_only: bool = False) -> Database:
                 if len(pending) == len(MIGRATIONS):  # made by a process that went no further
                     raise NoStore(f"{path}: holds nothing yet")
                 if pending:
-                    first = f"{pending[0].number} ({pending[0].name})"
-                    raise StoreTooOld(f"{path}: lacks migration {first}; `loopctl run` applies it")
+                    first = pending[0]
+                    raise StoreTooOld(
+                        f"{path}: lacks migration {first.number} ({first.name}); `loopctl run` applies it"
+                    )
                 return db
             if conn.execute("PRAGMA journal_mode = WAL").fetchone()[0] != "wal":
                 raise StoreError(f"{path}: this file system does not support SQLite's WAL; use a local disk")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loop.experiments.simulating import Row
 
 
-@command("simulate", "loopctl simulate", "loopctl simulate --worlds worlds.toml --runs 2000 --json")
+@command("simulate", "loopctl simulate --runs 20", "loopctl simulate --runs 5 --seed 2 --json")
 @click.option(
     "--worlds", "file", metavar="FILE", help="A JSON or TOML list of worlds; default: those that are shipped."
 )
