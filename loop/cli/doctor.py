@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import click
 
 from loop.cli.options import Call, command, print_json, the_call
-from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
+from loop.config.samplers import AUTO, SAMPLERS, sampler_kind
 from loop.errors import ConfigError, LoopError
 from loop.words import safe, size
 

@@ -73,8 +73,8 @@ def _socket(loaded: LoadedConfig) -> str:
 
 def _model(loaded: LoadedConfig) -> str:
     """Start the sampler with the base model, have it write a few tokens, and end it."""
+    from loop.config.samplers import sampler_kind
     from loop.engines.base import CheckpointRef, Request, SamplingParams
-    from loop.engines.by_name import sampler_kind
     from loop.run.base_model import base_model
     from loop.workers.up import engine_config
     from loop.workers.worker import RemoteSampler, Worker

@@ -10,10 +10,10 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
 from loop.config.cron import cron_fields
+from loop.config.samplers import AUTO, SAMPLERS, sampler_kind
 from loop.config.section import Cost, ForSampling, ForTraining, Mistake, Name, Private, Section
 from loop.config.times import parse_interval, parse_until, parse_window, parse_zone
 from loop.config.toml_lines import KeyPath
-from loop.engines.by_name import AUTO, SAMPLERS, sampler_kind
 from policies.by_type import by_type
 from policies.stopping import STOP_RULES, StopRule
 

@@ -27,7 +27,7 @@ class CheckpointRef(Value):
 class EngineConfig(Value):
     """The keys of [engine] that concern a worker, with the names, units and values that they have there.
 
-    `sampler` is a name that `loop.engines.by_name` knows; `lora_rank` the largest rank of adapters that are served unmerged.
+    `sampler` is a name that `loop.config.samplers` knows; `lora_rank` the largest rank of adapters that are served unmerged.
     """
 
     sampler: str

@@ -16,8 +16,8 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from jinja2 import Environment, StrictUndefined
 
+from loop.config.samplers import SAMPLER_PACKAGES
 from loop.config.toml_text import toml_text
-from loop.engines.by_name import SAMPLER_PACKAGES
 from loop.inputs import BUILT_IN_MODEL
 from loop.publishing.card_facts import BUILT_IN_ON_HUB
 from loop.publishing.markdown import block, words

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loop.config.loading import LoadedConfig
-from loop.engines.by_name import sampler_kind
+from loop.config.samplers import sampler_kind
 from loop.engines.precision import auto_dtype
 from loop.grading.suite import split_of
 from loop.inputs import Inputs

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from loop.config.machine import Engine
+from loop.config.samplers import SAMPLER_PACKAGES
 from loop.config.section import keys_of
 from loop.engines.base import TrainingResult
-from loop.engines.by_name import SAMPLER_PACKAGES
 from loop.stages.training import Trained
 from loop.system.gpus import visible_devices
 from store.canonical import sha256_of, sha256_of_text

@@ -16,8 +16,8 @@ import traceback
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from loop.config.samplers import sampler_kind
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
-from loop.engines.by_name import sampler_kind
 from loop.engines.fake import FakeTrainer
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard

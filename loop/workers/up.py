@@ -17,9 +17,9 @@ import psutil
 
 from loop.config.loading import LoadedConfig
 from loop.config.machine import Engine
+from loop.config.samplers import AUTO, sampler_kind
 from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, EngineConfig
-from loop.engines.by_name import AUTO, sampler_kind
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import used_bytes, visible_devices, wait_until_free
 from loop.workers.pool import Pool, Pulse, Start

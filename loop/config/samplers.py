@@ -1,6 +1,6 @@
 """Every sampler by its name in loop.toml: where its class is, and what it needs. Imports no model library.
 
-A sampler of ours is a file in this folder and a row of SAMPLERS. Another package offers one as an entry point of the
+A sampler of ours is a file in loop/engines and a row of SAMPLERS. Another package offers one as an entry point of the
 group "loop.samplers", whose value names the class ("package.module:Class"); it counts as one that computes here with torch.
 The class is a Sampler and a Prober of `loop.engines.base`, made of a CheckpointRef, an EngineConfig and a Progress. Only a
 worker imports it.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from loop.engines.by_name import SAMPLERS, sampler_kind
+from loop.config.samplers import SAMPLERS, sampler_kind
 from loop.engines.fake import write_fake_model
 from loop.errors import ConfigError
 from tests.support.configurations import VALID, load_text, mistakes_in
