@@ -14,10 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, takewhile
 from pathlib import Path
 
@@ -49,6 +46,8 @@ def sync_tree(directory: Path) -> None:
 
 def temporary_directory(root: Path) -> Path:
     """A new empty directory under `root` (the run's checkpoints/) for weights that are being written."""
+    import tempfile  # here and below: `loopctl status` loads this module, and must not wait for what only writers use
+
     make_directory(root)
     return Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
 
@@ -80,6 +79,8 @@ def write_manifest(directory: Path) -> Json:
 
     A file is hashed while the disk writes it.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     (directory / MANIFEST).unlink(missing_ok=True)
     files = {}
     with ThreadPoolExecutor(1) as disk:
@@ -211,6 +212,8 @@ def sweep_temporaries(root: Path) -> list[str]:
 
 def _remove(directory: Path) -> None:
     """Remove a tree that another thread may be removing as well."""
+    import shutil
+
     while directory.exists():
         with contextlib.suppress(FileNotFoundError):
             shutil.rmtree(directory)
