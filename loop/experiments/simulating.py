@@ -23,9 +23,11 @@ from loop.errors import LoopError
 from loop.experiments.worlds import Bools, Floats, Ints, Population, World
 from policies.gates import Improvement
 from policies.gates.improvement import FINAL, SCREEN_FINAL
+from policies.mistakes import shown
 from policies.sequential import EXPECTED_SPREAD, MOST_AT_RISK, NUM_IMAGINED
 from policies.statistics import sign_flip_p_value
 
+MOST_CELLS = 2_000_000  # runs x problems that are in memory at once, in each thread
 SELECT_SHARE = 0.2  # of the problems, where a world does not say how many only screen
 
 
@@ -169,7 +171,7 @@ def rules_of(decide: Decide, world: World) -> dict[str, Rule]:
     screening = round(share * world.num_problems) if decide.confirm else 0
     if decide.confirm and not 0 < screening < world.num_problems:
         raise LoopError(
-            f"world {world.name}: {world.num_problems} problems are too few for decide.split and decide.confirm"
+            f"world {shown(world.name)}: {world.num_problems} problems are too few for decide.split and decide.confirm"
         )
     looks = Looks(gate, decide.looks, world.num_problems, world.num_samples, screening)
     margin = decide.margin if decide.unclear == "keep_if_not_inferior" else None
@@ -221,28 +223,10 @@ def simulated(world: World, name: str, decide: Decide, num_runs: int, seed: int)
     """`num_runs` runs of a world under one of the rules. `damage`: what kept candidates lost, where they were worse."""
     rule, min_gain = rules_of(decide, world)[name], _gate(decide).min_gain
     numbers = numpy.random.default_rng([seed, zlib.crc32(world.name.encode())])  # the same draws begin every rule
-    population = Population(world, num_runs, numbers)
-    gains = numpy.array([world.gain_after(depth) for depth in range(world.num_rounds + 1)])
-    head, depth = population.base(), numpy.zeros(num_runs, dtype=numpy.int64)
-    answers = population.correct(head, world.num_samples)
-    fruitless = numpy.zeros(num_runs, dtype=numpy.int64)
-    num_measured = numpy.full(num_runs, world.num_problems)
-    num_kept, damage = numpy.zeros(num_runs), numpy.zeros(num_runs)
-    worthless = numpy.zeros(num_runs, dtype=bool)
-    for number in range(1, world.num_rounds + 1):
-        candidate = population.trained(head, depth)
-        differences = (population.correct(candidate, world.num_samples) - answers) / world.num_samples
-        outcome = rule(fruitless, differences)
-        keep, gain = outcome.keep, gains[depth + 1] - gains[depth]
-        fruitless, num_kept = fruitless + outcome.fruitless, num_kept + keep
-        num_measured = num_measured + outcome.num_measured
-        worthless = worthless | (keep & (gain <= min_gain))
-        damage = damage + keep * numpy.maximum(-gain, 0.0)
-        head, depth = numpy.where(keep[:, None], candidate, head), depth + keep
-        if number < world.num_rounds:  # a new head is measured afresh
-            answers = numpy.where(keep[:, None], population.correct(head, world.num_samples), answers)
-            num_measured = num_measured + keep * world.num_problems
-    reached = gains[depth]
+    at_once = max(1, MOST_CELLS // world.num_problems)
+    sizes = [min(at_once, num_runs - first) for first in range(0, num_runs, at_once)]
+    parts = [_some(Population(world, size, numbers), rule, min_gain) for size in sizes]
+    reached, num_kept, worthless, damage, num_measured = map(numpy.concatenate, zip(*parts, strict=True))
     return {
         "world": world.name,
         "rule": name,
@@ -258,6 +242,32 @@ def simulated(world: World, name: str, decide: Decide, num_runs: int, seed: int)
     }
 
 
+def _some(population: Population, rule: Rule, min_gain: float) -> tuple[Floats, Floats, Bools, Floats, Ints]:
+    """Runs from the base to their end: the gain that each reached, its keeps, whether one was worthless, damage, problems measured."""
+    world, num_runs = population.world, population.num_runs
+    gains = numpy.array([world.gain_after(depth) for depth in range(world.num_rounds + 1)])
+    head, depth = population.base(), numpy.zeros(num_runs, dtype=numpy.int64)
+    answers = population.correct(head, world.num_samples)
+    fruitless = numpy.zeros(num_runs, dtype=numpy.int64)
+    num_measured = numpy.full(num_runs, world.num_problems)
+    num_kept, damage = numpy.zeros(num_runs), numpy.zeros(num_runs)
+    worthless = numpy.zeros(num_runs, dtype=bool)
+    for number in range(1, world.num_rounds + 1):
+        candidate = population.trained(head, depth)
+        differences = (population.correct(candidate, world.num_samples) - answers) / world.num_samples
+        outcome = rule(fruitless, differences)
+        keep, gain = outcome.keep, gains[depth + 1] - gains[depth]
+        fruitless, num_kept = fruitless + outcome.fruitless, num_kept + keep
+        num_measured = num_measured + outcome.num_measured
+        worthless = worthless | (keep & (gain <= min_gain + 1e-12))
+        damage = damage + keep * numpy.maximum(-gain, 0.0)
+        head, depth = numpy.where(keep[:, None], candidate, head), depth + keep
+        if number < world.num_rounds:  # a new head is measured afresh
+            answers = numpy.where(keep[:, None], population.correct(head, world.num_samples), answers)
+            num_measured = num_measured + keep * world.num_problems
+    return gains[depth], num_kept, worthless, damage, num_measured
+
+
 def rows(worlds: Sequence[World], decide: Decide, num_runs: int, seed: int) -> Iterator[Row]:
     """A row for each world and rule, in that order, computed by as many threads as there are cores: numpy runs beside itself."""
     same = decide.unclear != "keep_if_not_inferior"  # then what is configured rolls back, and is computed once
@@ -267,11 +277,13 @@ def rows(worlds: Sequence[World], decide: Decide, num_runs: int, seed: int) -> I
         for name in rules_of(decide, world)
         if not (same and name == "rollback")
     ]
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        computed = pool.map(simulated, *zip(*calls, strict=True))
-        for row in computed:
+    pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
+    try:
+        for row in pool.map(simulated, *zip(*calls, strict=True)):
             if same and row["rule"] == "configured":
                 configured = row
             if same and row["rule"] == "ungated":
                 yield {**configured, "rule": "rollback"}
             yield row
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interruption does not wait for what has not begun

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -19,7 +20,7 @@ from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
 from loop.config.section import Section
 from loop.errors import LoopError
-from policies.mistakes import dotted, first_mistake
+from policies.mistakes import dotted, first_mistake, shown
 
 Floats = NDArray[numpy.float64]
 Ints = NDArray[numpy.int64]
@@ -27,6 +28,7 @@ Bools = NDArray[numpy.bool_]
 
 _REFERENCE = 20_000  # problems by which shifts are set: the mean gain is right to about .001
 _HALVINGS = 25
+_LOWEST, _HIGHEST = 0.001, 0.999  # mean success rates at which a gain has no further effect
 
 Gain = Annotated[float, Field(gt=-1.0, lt=1.0)]
 
@@ -53,9 +55,11 @@ class World(Section):
     )
 
     def gain_after(self, num_rounds: int) -> float:
-        """The gain over the base after that many rounds in a row, none of them undone."""
-        gains = itertools.chain(self.gains, itertools.repeat(self.gains[-1]))
-        return sum(itertools.islice(gains, num_rounds))
+        """The gain over the base after that many rounds in a row, none of them undone. Rates stay between 0 and 1."""
+        base = rate = self.difficulty[0] / sum(self.difficulty)
+        for gain in itertools.islice(itertools.chain(self.gains, itertools.repeat(self.gains[-1])), num_rounds):
+            rate = min(_HIGHEST, max(_LOWEST, rate + gain))
+        return rate - base
 
     @property
     def possible_gain(self) -> float:
@@ -93,7 +97,7 @@ def read_worlds(file: Path) -> tuple[World, ...]:
         content = tomllib.loads(text).get("worlds") if file.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise LoopError(f"{file}: {error.strerror}") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         kind = "TOML" if file.suffix == ".toml" else "JSON"
         raise LoopError(f"{file}: this is not {kind}: {error}") from None
     if not isinstance(content, list) or not content:
@@ -102,9 +106,15 @@ def read_worlds(file: Path) -> tuple[World, ...]:
     for index, table in enumerate(content):
         try:
             worlds.append(World.model_validate_json(json.dumps(table)))
-        except (ValidationError, TypeError, ValueError) as error:
-            path, problem = first_mistake(error) if isinstance(error, ValidationError) else ((), str(error))
+        except ValidationError as error:
+            path, problem = first_mistake(error)
             raise LoopError(f"{file}: {dotted(('worlds', index, *path))}: {problem}") from None
+        except TypeError as error:  # TOML has dates, JSON has none
+            raise LoopError(f"{file}: worlds[{index}]: {error}") from None
+        if worlds[-1].name in {world.name for world in worlds[:-1]}:
+            raise LoopError(
+                f"{file}: worlds[{index}].name: another world is called {shown(worlds[-1].name)}; rename one"
+            )
     return tuple(worlds)
 
 
@@ -153,23 +163,26 @@ def _course(world: World) -> tuple[Floats, float]:
     normal = numbers.standard_normal(_REFERENCE)
     spread = functools.partial(_spread, log_odds, normal)
     noise = _halved(lambda value: spread(value) < world.churn, 0.0, 20.0) if world.churn else 0.0
-    shifts = []
+    shifts: list[float] = []
     for number in range(world.num_rounds):
         before = rates(log_odds).mean()
         moved = log_odds + noise * numbers.standard_normal(_REFERENCE)
-        wanted = before + world.gains[min(number, len(world.gains) - 1)]
-        shifts.append(
-            _halved(lambda shift, moved=moved, wanted=wanted: rates(moved + shift).mean() < wanted, -30.0, 30.0)
-        )
+        wanted = before + world.gain_after(number + 1) - world.gain_after(number)
+        shifts.append(_halved(functools.partial(_is_below, moved, wanted), -30.0, 30.0))
         log_odds = moved + shifts[-1]
     return numpy.array(shifts), noise
+
+
+def _is_below(log_odds: Floats, wanted: float, shift: float) -> bool:
+    return bool(rates(log_odds + shift).mean() < wanted)
 
 
 def _spread(log_odds: Floats, normal: Floats, noise: float) -> float:
     return float((rates(log_odds + noise * normal) - rates(log_odds)).std())
 
 
-def _halved(too_low, low: float, high: float) -> float:  # type: ignore[no-untyped-def]
+def _halved(too_low: Callable[[float], bool], low: float, high: float) -> float:
+    """Where `too_low` ends."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         low, high = (middle, high) if too_low(middle) else (low, middle)

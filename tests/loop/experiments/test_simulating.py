@@ -118,6 +118,21 @@ def test_what_is_not_inferior_is_kept_where_that_is_configured() -> None:
     assert simulated(world, "rollback", lenient, 40, 1)["num_kept_mean"] < 0.3
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_model_that_falls_for_ever_ends_with_nothing_right() -> None:
+    falling = world_of(-0.3, 50, 2, 100)
+    assert simulated(falling, "ungated", Decide(suite="s"), 5, 1)["head_gain_mean"] == pytest.approx(-0.499)
+
+
+def test_many_runs_are_computed_a_part_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    world, sizes = world_of(0.1, 50, 2, 2), []
+    drawn = Population.base
+    monkeypatch.setattr("loop.experiments.simulating.MOST_CELLS", 50 * 4)
+    monkeypatch.setattr(Population, "base", lambda self: sizes.append(self.num_runs) or drawn(self))
+    assert simulated(world, "ungated", Decide(suite="s"), 10, 1)["num_kept_mean"] == 2
+    assert sizes == [4, 4, 2]
+
+
 def test_completions_are_counted_for_candidates_and_for_each_new_head() -> None:
     world, decide = world_of(0.3, 50, 2, 3), Decide(suite="s")
     always = simulated(world, "ungated", decide, 5, 1)

@@ -25,6 +25,11 @@ def test_gains_go_by_depth_and_the_last_one_repeats() -> None:
     assert world_of(gains=[-0.01]).possible_gain == 0.0
 
 
+def test_rates_stay_between_0_and_1() -> None:
+    assert world_of(gains=[0.2], num_rounds=9).possible_gain == pytest.approx(0.499)
+    assert world_of(gains=[-0.3]).gain_after(5) == pytest.approx(-0.499)
+
+
 def test_worlds_come_from_json_and_from_toml(tmp_path: Path) -> None:
     (tmp_path / "w.json").write_text(json.dumps([TABLE]))
     text = "".join(f"{key} = {json.dumps(value)}\n" for key, value in TABLE.items())
@@ -41,6 +46,8 @@ def test_worlds_come_from_json_and_from_toml(tmp_path: Path) -> None:
         ("[]", "no list of worlds"),
         ('"worlds"', "no list of worlds"),
         (json.dumps([TABLE, 3]), "worlds[1]: "),
+        ("[" * 100_000, "this is not JSON"),
+        (json.dumps([TABLE, TABLE]), "worlds[1].name: another world is called 'w'"),
         (json.dumps([{**TABLE, "gains": []}]), "worlds[0].gains: "),
         (json.dumps([{**TABLE, "gains": [1.5]}]), "worlds[0].gains[0]: "),
         (json.dumps([{**TABLE, "num_rounds": 0}]), "worlds[0].num_rounds: "),
