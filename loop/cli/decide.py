@@ -21,10 +21,11 @@ def decide_command(file: str) -> None:
     """Apply the configured policies to the evidence in FILE; without a loop.toml, the default ones."""
     from policies.evidence import BadEvidence, read_evidence
 
+    policy = the_call().decide().policy()  # a mistake in loop.toml is told before standard input is waited for
     with click.open_file(file, "rb") as opened:
         content = opened.read().removeprefix(b"\xef\xbb\xbf")
     try:
-        decision = the_call().decide().policy().decide(read_evidence(content))
+        decision = policy.decide(read_evidence(content))
     except BadEvidence as error:
         raise LoopError(f"{file}: {error}") from None
     print_answer(decision.model_dump(mode="json"), lambda _: _print(decision))

@@ -130,7 +130,7 @@ def _round_number(held: HeldRun, run: Run, to: str | int) -> int:
         return best_round(held.ledger, run, held.config.decide.suite)
     try:
         return int(to)
-    except ValueError:
+    except (TypeError, ValueError):
         raise UsageError(f"--to {to}: give a round's number, base or best") from None
 
 

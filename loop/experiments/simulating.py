@@ -51,6 +51,7 @@ def sign_flips_reach(scores: Floats, levels: Floats, step: float) -> Bools:
     return reach
 
 
+@numpy.errstate(over="ignore")  # after tens of thousands of problems: infinite wealth has won as well
 def gamblers_reach(differences: Floats, levels: Floats, gate: Improvement) -> tuple[Ints, Ints]:
     """After how many problems each gambler of policies.sequential has won; one more than all problems if never."""
     before = numpy.zeros_like(differences)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -62,7 +63,7 @@ def _all_rows(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
     source, options = request["source"], {"split": request["split"], "revision": request["revision"], "streaming": True}
     path = Path(source)
-    if path.is_file() and path.suffix not in FORMATS:
+    if os.path.isfile(source) and path.suffix not in FORMATS:
         raise ConfigError(f"is a {path.suffix or 'nameless'} file; known are .jsonl, {', '.join(FORMATS)}")
     try:
         if path.is_dir() and any((path / name).exists() for name in ("state.json", "dataset_dict.json")):

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loop.reading.reader import Reader
 from store.records import Evaluation
+
+if TYPE_CHECKING:
+    from fractions import Fraction  # `loopctl status` does not wait for it
 
 _COMPUTED: dict[tuple[Path, str], Gain | None] = {}  # by run directory and `key_of`
 STORED_AS = "gains"  # this key of the evaluating stage's output holds gains by `key_of`

@@ -65,7 +65,7 @@ def collect(
     ]
     collected.sort(key=lambda each: place(each.candidate))
     usable = sorted((each.candidate.num_tokens, each.candidate.id) for each in collected if each.why is None)
-    shortest = {id for _, id in usable[: int(settings.drop_shortest * len(usable) + 1e-9)]}
+    shortest = {id for _, id in usable[: int(settings.drop_shortest * len(usable))]}
     why = f"among the shortest {settings.drop_shortest:.0%}"
     return [
         each._replace(why=f"{why} ({each.candidate.num_tokens} tokens)") if each.candidate.id in shortest else each

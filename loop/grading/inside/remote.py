@@ -74,7 +74,10 @@ class Solution:
         except NotPlain as error:
             self.trouble = f"the program's answer: {error}"
             raise Gone from None
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError, MemoryError):
+        except MemoryError:
+            self.trouble = "a value was too big for the memory of the tests"
+            raise Gone from None
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError):
             self.trouble = "the program spoke in the harness's name"
             raise Gone from None
         raise self.last_raised

@@ -195,5 +195,6 @@ def test_decide(empty: Path, call: Loopctl) -> None:
     one_line(call("decide", "--evidence", "e.json"), 1, "e.json: rounds_so_far: ")
     Path("e.json").write_text('{"round": 1}')
     one_line(call("decide", "--evidence", "e.json"), 1, "e.json: rounds_so_far: is missing")
-    assert call("decide", "--evidence", "none.json").code != 0
+    assert call("decide", "--evidence", "none.json").code == 1
+    assert call("decide", "--evidence", "none.json", "--config", "none.toml").code == 78, "before anything is read"
     assert process(empty, "decide").code == 2

@@ -188,3 +188,58 @@ def test_a_record_that_does_not_fit_its_text_ends_the_worker(
     with pytest.raises(EngineError, match="it sent a record that"):
         look(prober, [text])
     assert prober.worker.ended
+
+
+def test_the_summary_of_real_models_is_that_of_their_whole_softmaxes(tiny: CheckpointRef) -> None:
+    """A base, a head and a candidate a little off from each other, through engine and arithmetic; numpy over all tokens."""
+    import numpy as np
+    import torch
+
+    from policies.diagnosis import Compared, Positions, summarise
+
+    def off(scale: float, seed: int) -> Any:
+        sampler = in_process(tiny)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in sampler.model.parameters():
+                parameter += scale * parameter.std() * torch.randn(parameter.shape, generator=generator)
+        return sampler
+
+    models = {"base": in_process(tiny), "head": off(0.02, 1), "candidate": off(0.05, 2)}
+    texts = texts_of(models["base"], 12)
+    records = {"base": look(models["base"], texts, 64)}
+    named = [text.model_copy(update={"at": records["base"][text.id].at}) for text in texts]
+    records |= {who: look(models[who], named, 64) for who in ("head", "candidate")}
+    columns = ("entropy", "top_token_id", "top_probability", "logprobs", "rest")
+    compared = []
+    for text in texts:
+        parts: dict[str, Any] = {
+            who: Positions(**{name: getattr(looked[text.id], name) for name in columns})
+            for who, looked in records.items()
+        }
+        compared.append(Compared(**parts, num_kept=records["base"][text.id].num_kept))
+    summary = summarise(compared, 0.3, 1.0)
+
+    whole: dict[str, Any] = {}
+    for who, sampler in models.items():
+        rows = [next_token_logits(sampler.model, text.prompt_token_ids, text.token_ids) for text in texts]
+        whole[who] = torch.cat(rows).softmax(-1).numpy()
+    num_kept = np.array([count for text in texts for count in records["base"][text.id].num_kept])
+    rank = np.argsort(np.argsort(-whole["base"], 1), 1)
+    entropy = {who: -(p * np.log(p)).sum(1) for who, p in whole.items()}
+    for part, mask in (
+        (summary.everywhere, entropy["base"] > -1),
+        (summary.locks, entropy["base"] < 0.3),
+        (summary.forks, entropy["base"] > 1.0),
+    ):
+        assert part is not None and part.num_positions == mask.sum() > 5
+        for who, p in whole.items():
+            level = getattr(part, who)
+            assert level.entropy == pytest.approx(entropy[who][mask].mean(), abs=1e-4)
+            assert level.top_probability == pytest.approx(p.max(1)[mask].mean(), abs=1e-4)
+            outside = (p * (rank >= num_kept[:, None])).sum(1)[mask].mean()
+            assert level.tail_mass == pytest.approx(outside, abs=2e-4)
+        for bound, who in ((part.kl_to_head, "head"), (part.kl_to_base, "base")):
+            p, q = whole["candidate"][mask], whole[who][mask]
+            true = (p * np.log(p / q)).sum(1).mean()
+            assert 0.9 * true <= bound <= true + 1e-4, "64 of 400 tokens hold nearly all"
