@@ -66,7 +66,7 @@ kills: setup
 soak: setup
 	PYTHONPATH=. $(PY) tests/whole/soak.py --minutes $(MINUTES)
 
-# All that is slow, one after the other, at sizes that take an hour and a half on two cores; a table at the end. It installs
+# All that is slow, one after the other, at sizes that take an hour and a quarter on two cores; a table at the end. It installs
 # what is missing. `python3 tests/nightly.py --full` takes the full sizes, `--only NAME ...` a part.
 nightly:
 	python3 tests/nightly.py

@@ -2,7 +2,7 @@
 
 It continues after a failure and ends with a table, which build/nightly/table.md has as Markdown with the machine; exit code 1
 where anything failed. Each part writes build/nightly/NAME.log. A part is ended with all that it started when it passes a
-limit that only a hang reaches. Sizes are for an hour and a half on two cores with what is installed the first time;
+limit that only a hang reaches. Sizes are for an hour and a quarter on two cores with what is installed the first time;
 `--full` takes those of `make kills`, `make soak` and the benches' own, some hours. Nothing under docs/ is written.
 
 Only the standard library, and any Python from 3.11: the first part installs the rest.
