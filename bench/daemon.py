@@ -35,7 +35,10 @@ def answer(config: Path, command: str) -> Any:
 def is_at_it(config: Path, state: str) -> bool:
     """Whether the daemon is in that state and has decided a round."""
     status = answer(config, "status")
-    return status["state"] == state and status["rounds"]["kept"] + status["rounds"]["rolled_back"] > 0
+    return (
+        status["state"] == state
+        and sum(status["rounds"][outcome] for outcome in ("kept", "carried", "rolled_back")) > 0
+    )
 
 
 def measure(pid: int, seconds: float) -> tuple[float, ...]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import NormalDist
+from typing import Any
 
 import numpy
 
@@ -35,7 +36,10 @@ from bench.simulation import (
     shift_for,
     table,
 )
-from loop.experiments.simulating import sign_flips_reach
+from loop.config.settings import Decide
+from loop.experiments.simulating import Row, rows, sign_flips_reach, simulated
+from loop.experiments.worlds import SHIPPED
+from loop.experiments.worlds import World as WholeWorld
 from policies.budget import level as budget_level
 from policies.sequential import EXPECTED_SPREAD, MOST_AT_RISK, NUM_IMAGINED
 from policies.statistics import NUM_DRAWS, mean_interval
@@ -326,6 +330,70 @@ def slide(world: World, num_runs: int, num_rounds: int = 40) -> None:
     table(title, header, rows)
 
 
+def whole_runs(num_runs: int, seed: int) -> None:
+    """7: what the head has gained when a run ends, under the default policy and under three rules; `loopctl simulate`."""
+    told: dict[str, dict[str, Row]] = {}
+    for row in rows(SHIPPED, Decide(suite="s"), num_runs, seed):
+        told.setdefault(row["world"], {})[row["rule"]] = row
+    table(
+        f"7. whole runs: the head's mean gain over the base (pp), and the share of runs that keep what is no better; {num_runs} runs",
+        ["world", "possible", "default", "worthless", "lowest tip", "completions", "rollback", "completions", "if higher", "worthless", "damage"],
+        [
+            [
+                world,
+                _pp(by_rule["configured"]["possible_gain"]),
+                f"{_pp(by_rule['configured']['head_gain_mean'])} (sd {100 * by_rule['configured']['head_gain_sd']:.1f})",
+                f"{by_rule['configured']['worthless_keep_share']:.3f}",
+                _pp(by_rule["configured"]["tip_over_head_lowest"]),
+                f"{by_rule['configured']['num_completions_mean']:,.0f}",
+                _pp(by_rule["rollback"]["head_gain_mean"]),
+                f"{by_rule['rollback']['num_completions_mean']:,.0f}",
+                _pp(by_rule["keep_if_higher"]["head_gain_mean"]),
+                f"{by_rule['keep_if_higher']['worthless_keep_share']:.3f}",
+                f"{100 * by_rule['keep_if_higher']['damage_mean']:.2f}",
+            ]
+            for world, by_rule in told.items()
+        ],
+    )  # fmt: skip
+
+
+def promise(num_runs: int, seed: int) -> None:
+    """8: where nothing is gained, or only at first: the share of whole runs that keep what is no better, as lines are configured."""
+    size = {"num_problems": 374, "num_samples": 10, "num_rounds": 50}
+    worlds = [
+        WholeWorld.model_validate({"name": "no gain", "gains": [0.0], **size}),
+        WholeWorld.model_validate({"name": "131 problems", "gains": [0.0], **size, "num_problems": 131}),
+        WholeWorld.model_validate({"name": "churn .2", "gains": [0.0], **size, "churn": 0.2}),
+        WholeWorld.model_validate({"name": "+3pp, then none", "gains": [0.03, 0.0], **size}),
+        WholeWorld.model_validate({"name": "none, then -.5pp", "gains": [0.0, 0.0, 0.0, -0.005], **size}),
+        WholeWorld.model_validate({"name": "-1pp", "gains": [-0.01], **size}),
+    ]
+    settings: list[tuple[str, dict[str, Any]]] = [
+        ("default", {}),
+        ("looks = 6", {"looks": 6}),
+        ("confirm", {"confirm": "confirm"}),
+        ("confirm, looks = 6", {"confirm": "confirm", "looks": 6}),
+        ("max_carried = 3", {"max_carried": 3}),
+        ("last_samples = 1", {"last_samples": 1}),
+    ]
+    table(
+        f"8. carry: the share of runs with a worthless keep; {num_runs} runs of 50 rounds, 374 problems x 10 samples unless it says so",
+        ["decide", *(world.name for world in worlds)],
+        [
+            [name]
+            + [
+                f"{simulated(world, 'configured', Decide(suite='s', **changed), num_runs, seed)['worthless_keep_share']:.3f}"
+                for world in worlds
+            ]
+            for name, changed in settings
+        ],
+    )
+
+
+def _pp(gain: float) -> str:
+    return f"{100 * gain:+.1f}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--runs", type=int, default=2000)
@@ -343,6 +411,8 @@ def main() -> None:
         ("4", lambda world: damage(world, num_runs)),
         ("5", lambda world: coverage(world, num_runs)),
         ("6", lambda world: slide(world, num_runs)),
+        ("7", lambda world: whole_runs(num_runs, asked.seed)),
+        ("8", lambda world: promise(num_runs, asked.seed)),
     ]
     for name, experiment in experiments:
         if asked.only and name[0] not in asked.only:

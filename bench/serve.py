@@ -63,7 +63,7 @@ def _follow(url: str, num_rounds: int) -> dict[int, float]:
                 body, at = answer.read().decode(), time.time()
             for number in range(1, num_rounds + 1):
                 summary = body.partition(f'id="round-{number}"')[2].partition("</summary>")[0]
-                if any(f"mark {outcome}" in summary for outcome in ("kept", "rolled_back", "inconclusive")):
+                if any(f"mark {outcome}" in summary for outcome in ("kept", "carried", "rolled_back", "inconclusive")):
                     shown.setdefault(number, at)
     return shown
 

@@ -23,7 +23,7 @@ from store.records import Checkpoint, DecisionRow, Json, Round
 
 
 def run_round(session: Session) -> Round:
-    """Begin a round on the head, or continue the one that is open or failed; returns it kept, rolled back or failed."""
+    """Begin a round on the tip, or continue the one that is open or failed; returns it decided or failed."""
     round = current_round(session)
     while round.state in WORK_OF:
         session.safe_point(round)
@@ -33,7 +33,7 @@ def run_round(session: Session) -> Round:
 
 
 def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round:
-    """The head writes its own training data at T_train. All of it is stored as it came; then it is said what is used."""
+    """The tip writes its own training data at T_train. All of it is stored as it came; then it is said what is used."""
     config = session.loaded.config
     prompts = [prompt for prompt in map(session.corpus.prompt, inputs["prompt_ids"]) if prompt is not None]
     assert len(prompts) == len(inputs["prompt_ids"]), "prompts are stored before the first round"
@@ -95,7 +95,7 @@ def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Rou
 
 def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round:
     """The policy decides on the one figure that was named before the run; decision, state and head move together."""
-    head, policy = session.run.head_checkpoint, session.policy
+    head, policy = inputs["head"], session.policy
     evidence = Comparison.of(session, round, inputs).evidence()
     decision = policy.decide(evidence)
     row = DecisionRow(

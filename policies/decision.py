@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 Figure = int | float | str | None
 Verdict = Literal["keep", "rollback", "inconclusive"]
-Action = Literal["keep", "rollback", "sample_more", "confirm", "pause"]
+Action = Literal["keep", "carry", "rollback", "sample_more", "confirm", "pause"]
 
 
 class _Frozen(BaseModel):

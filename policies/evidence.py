@@ -46,7 +46,7 @@ class Problem(_Frozen):
     task_id: str = Field(coerce_numbers_to_str=True, description="The problem's name, unique within its split.")
     difficulty: Given[str] = Field(None, description="As the suite calls it.")
     candidate: Outcomes = Field(description="The checkpoint that may become the head.")
-    head: Outcomes = Field(description="The checkpoint that it was trained from.")
+    head: Outcomes = Field(description="The checkpoint that it is compared with.")
     base: Given[Outcomes] = Field(None, description="Where round 1 started.")
     best: Given[Outcomes] = Field(None, description="The best kept round, where that is not the head.")
 
@@ -144,6 +144,30 @@ class SplitEvidence(_Frozen):
         return (self.num_looks or 1) > 1 or not self.complete
 
 
+class Line(_Frozen):
+    """Where a round stands in a line of carried rounds; `policies.line` says what that is."""
+
+    depth: Count = Field(description="How many rounds were carried since the head.")
+    num_failed: Count = Field(description="How many lines of the run ended back at their head.")
+    left: Given[Annotated[float, Field(ge=0.0, le=1.0)]] = Field(
+        None, description="The share of alpha that was left when the line began; absent: by the lines that failed."
+    )
+    num_looks: Given[Count] = Field(
+        None, description="How often the line was looked at before; absent: in every round."
+    )
+    next_look: Given[Count] = Field(
+        None, description="At which of its rounds, from 1, the line is looked at next; absent: at this one."
+    )
+    last: bool = Field(
+        False, strict=True, description="Whether no round follows in the line: a look with more samples."
+    )
+
+    @property
+    def look(self) -> bool:
+        """Whether this candidate is looked at."""
+        return self.last or self.next_look is None or self.next_look <= self.depth + 1
+
+
 class Evidence(_Frozen):
     """All that the policies of one round may look at."""
 
@@ -165,6 +189,7 @@ class Evidence(_Frozen):
         description="How often each split was looked at by earlier rounds that were then not kept; absent: every round.",
     )
     best_round: Given[Count] = Field(None, description="The best kept round, 0 for the base; absent: the head.")
+    line: Given[Line] = Field(None, description="The line that the candidate continues, where decide.unclear is carry.")
 
     @model_validator(mode="after")
     def _disjoint(self) -> Evidence:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from policies.decision import Action, Decision, GateResult, Verdict
-from policies.evidence import Evidence, SplitEvidence
-from policies.gates import GATES, Gate, Look
+from policies.evidence import Evidence, Line, SplitEvidence
+from policies.gates import GATES, Gate, Improvement, Look
+from policies.line import MAX_CARRIED, Shown, continued, first_look, left_after
 
-Unclear = Literal["rollback", "keep_if_not_inferior", "pause"]
+Unclear = Literal["carry", "rollback", "keep_if_not_inferior", "pause"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,8 @@ class Policy:
 
     `split` is looked at first. With `confirm`, another split that is opened only for a candidate that passes there, the
     first one only screens. Gates that look at a canary suite are asked last, once the others have passed. `unclear` is
-    what follows when everything is in and nothing is shown; `margin` is how much worse is still not inferior.
+    what follows when everything is in and nothing is shown; `margin` is how much worse is still not inferior, `max_carried`
+    how many rounds a line may have (policies/line.py).
     """
 
     gates: tuple[Gate, ...]
@@ -32,6 +34,7 @@ class Policy:
     confirm: str | None = None
     unclear: Unclear = "rollback"
     margin: float = 0.01
+    max_carried: int = MAX_CARRIED
 
     @property
     def canaries(self) -> tuple[str, ...]:
@@ -47,8 +50,9 @@ class Policy:
         """A pure function of evidence. BadEvidence if the split is not there: a failed stage, not a rollback."""
         evidence.split(self.split)
         confirming = self.confirm is not None and self.confirm in evidence.splits
-        first = Look(self.split, screening=self.confirm is not None)
-        look = Look(self.confirm or self.split) if confirming else first
+        line = (evidence.line or self._untold(evidence)) if self.unclear == "carry" else None
+        first = Look(self.split, self.confirm is not None, line)
+        look = Look(self.confirm or self.split, line=line) if confirming else first
         results = {  # by the gate's place; the best round is measured on the first split alone
             place: gate.evaluate(evidence, first if gate.needs_best else look)
             for place, gate in enumerate(self.gates)
@@ -58,7 +62,7 @@ class Policy:
         screening = [result for place, result in results.items() if self.gates[place].screens and look.screening]
         unclear = any(result.verdict == "inconclusive" for result in screening or results.values())
         split = evidence.splits[look.split]
-        if not failed and unclear and not split.complete:
+        if not failed and unclear and not split.complete and not _settled(line, results):
             return self._decision(results, "inconclusive", "sample_more", _next_part(look.split, split))
         if not failed and not unclear and look.screening:
             return self._decision(results, "inconclusive", "confirm", {"split": self.confirm})
@@ -74,8 +78,13 @@ class Policy:
         if "fail" in verdicts:
             return self._decision(results, "rollback", "rollback", _back_to(results))
         if "inconclusive" in verdicts:
-            return self._unclear(results)
+            return self._unclear(results, line)
         return self._decision(results, "keep", "keep")
+
+    def _untold(self, evidence: Evidence) -> Line:
+        """A line of which nothing is said: every look so far may have failed one. The sum of these shares is below 1, too."""
+        num_fruitless = evidence.num_fruitless(self.confirm or self.split)
+        return Line(depth=0, num_failed=0, left=2 / ((num_fruitless + 1) * (num_fruitless + 2)))
 
     def as_json(self) -> dict[str, JsonValue]:
         """What is stored beside a decision, so that it can be replayed."""
@@ -84,6 +93,7 @@ class Policy:
             "confirm": self.confirm,
             "unclear": self.unclear,
             "margin": self.margin,
+            **({"max_carried": self.max_carried} if self.unclear == "carry" else {}),
             "gates": [gate.model_dump(mode="json") for gate in self.gates],
         }
 
@@ -96,10 +106,48 @@ class Policy:
         counts: dict[str, int] = dict(evidence.get("fruitless_looks") or {})
         last = self.confirm or self.split
         if verdict != "keep" and last in evidence["splits"]:
-            counts[last] = counts.get(last, 0) + 1
+            line = evidence.get("line") if self.unclear == "carry" else None
+            counts[last] = counts.get(last, 0) + (line is None or Line.model_validate(line).look)
         return counts
 
-    def _unclear(self, results: Mapping[int, GateResult]) -> Decision:
+    def next_line(
+        self,
+        depth: int,
+        num_failed: int,
+        before: tuple[Line, str] | None,
+        shown: Shown | None,
+        num_problems: int,
+        num_samples: int,
+        *,
+        is_last: bool = False,
+    ) -> Line | None:
+        """Where the next candidate stands in a line, and when it is looked at; None where nothing is carried.
+
+        `before`: the newest decision's line and action. A depth of 0 after a carried round: the line was given up by hand.
+        `shown`: what made the head. `num_problems` and `num_samples` are those of the split with the last word; `is_last`:
+        no round of the run follows.
+        """
+        if self.unclear != "carry":
+            return None
+        last = is_last or depth >= self.max_carried
+        if before is not None and depth:
+            return continued(before[0], num_failed, last=last)
+        left = 1.0 if before is None else left_after(before[0], kept=before[1] == "keep")
+        begun = Line(depth=0, num_failed=num_failed, left=left, num_looks=0, last=last)
+        gate = next((gate for gate in self.gates if isinstance(gate, Improvement)), None)
+        if gate is None:
+            return begun
+        level = gate.level(0, Look(self.confirm or self.split, line=begun))
+        looks_at = first_look(shown, gate.min_gain, level, num_problems, num_samples, self.max_carried + 1)
+        if before is not None and before[1] != "keep":  # a line that failed is not waited for as long again
+            looks_at = min(looks_at, max(1, before[0].depth))
+        return begun.model_copy(update={"next_look": looks_at})
+
+    def _unclear(self, results: Mapping[int, GateResult], line: Line | None) -> Decision:
+        if (
+            line is not None and line.depth < self.max_carried
+        ):  # a last candidate, too: the run may be given more rounds
+            return self._decision(results, "inconclusive", "carry")
         if self.unclear == "pause":
             return self._decision(results, "inconclusive", "pause")
         if self.unclear == "keep_if_not_inferior":
@@ -116,6 +164,12 @@ class Policy:
         need: dict[str, JsonValue] | None = None,
     ) -> Decision:
         return Decision(verdict=verdict, gates=tuple(results[at] for at in sorted(results)), action=action, need=need)
+
+
+def _settled(line: Line | None, results: Mapping[int, GateResult]) -> bool:
+    """Whether further problems could only show what the line does not ask about."""
+    unclear = [result for result in results.values() if result.verdict == "inconclusive"]
+    return line is not None and (not line.look or all(result.figures.get("settled") for result in unclear))
 
 
 def next_part(num_problems: int, num_planned: int, num_looks: int) -> int:
@@ -149,10 +203,11 @@ def build_policy(
     confirm: str | None = None,
     unclear: Unclear = "rollback",
     margin: float = 0.01,
+    max_carried: int = MAX_CARRIED,
 ) -> Policy:
     """A policy from its gates' tables. BadPolicy (a ValueError) for the first mistake."""
     built = tuple(GATES.build(gate, ("decide", "gates", index)) for index, gate in enumerate(gates))
-    return Policy(built, split, confirm, unclear, margin)
+    return Policy(built, split, confirm, unclear, margin, max_carried)
 
 
 def upgraded_gate(gate: Mapping[str, Any]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ class Evaluations(WithHistory):
             "AND e.suite_name = ? AND e.split = ? AND e.metrics IS NOT NULL "
             "AND e.rowid = (SELECT min(f.rowid) FROM evaluations AS f WHERE f.run_id = e.run_id "
             "AND f.checkpoint = e.checkpoint AND f.suite_name = e.suite_name AND f.split = e.split) "
-            "WHERE r.run_id = ? AND r.state IN ('kept', 'rolled_back') ORDER BY r.number DESC LIMIT ?"
+            "WHERE r.run_id = ? AND r.state IN ('kept', 'carried', 'rolled_back') ORDER BY r.number DESC LIMIT ?"
         )
         return query(self.db, sql, (suite_name, split, run_id, num_rounds))[::-1]
 

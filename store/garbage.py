@@ -15,7 +15,7 @@ from store.db import query, transaction
 from store.errors import StoreError
 from store.failpoints import reach
 from store.ledger import Ledger
-from store.records import Checkpoint, Run
+from store.records import DECIDED, Checkpoint, Run
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +30,7 @@ class Plan:
 def plan_collection(
     ledger: Ledger, run: Run, run_dir: Path, suite: str, *, keep_last: int, max_total_bytes: int | None, damaged: bool
 ) -> Plan:
-    """Base, head, best, pinned, what an open round works with and the newest `keep_last` stay.
+    """Base, head, tip, best, pinned, what an open round works with and the newest `keep_last` stay.
 
     `max_total_bytes` bounds the size of all that stays below the run directory: of those that `keep_last` alone
     keeps, the oldest go first. `damaged`: remove what was set aside, too.
@@ -90,8 +90,9 @@ def best_round(ledger: Ledger, run: Run, suite_name: str) -> int:
 def _in_use(ledger: Ledger, run: Run) -> dict[str, str]:
     """Hash of each checkpoint that the run works with now, and why."""
     in_use = {run.base_checkpoint: "the base", run.head_checkpoint: "the head"}
+    in_use.setdefault(run.tip_checkpoint, "the tip")
     last = ledger.last_round(run.id)
-    if last and last.state not in ("kept", "rolled_back"):
+    if last and last.state not in DECIDED:
         for sha256 in filter(None, (last.parent_checkpoint, last.candidate_checkpoint)):
             in_use.setdefault(sha256, f"round {last.number} works with it")
     return in_use
@@ -117,7 +118,7 @@ def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[
     rows, last = ledger.checkpoints.all(run.id), ledger.last_round(run.id)
     recorded, present = {row.path for row in rows}, {row.path for row in rows if row.state == "present"}
     paths = [run_dir / row.path for row in rows if row.state == "collected" and row.path not in present]
-    over = last.number - (last.state not in ("kept", "rolled_back")) if last else 0
+    over = last.number - (last.state not in DECIDED) if last else 0
     # Where a round made the weights of an earlier one, no row names its directory.
     for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):
         number = path.name.removeprefix("round-")

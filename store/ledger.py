@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise, takewhile
-from typing import Literal
+from typing import Any, Literal
 
 from store.canonical import canonical_json, sha256_of
 from store.checkpoint_rows import Checkpoints
@@ -35,6 +35,8 @@ from store.records import (
     StageName,
 )
 from store.selections import store_selections
+
+TIP_LOOKED_AT = "tip_looked_at"
 
 _STAGE = (
     "SELECT *, (SELECT coalesce(max(attempt), 0) FROM attempts AS a WHERE a.run_id = s.run_id AND a.round = s.round "
@@ -70,7 +72,7 @@ class Ledger:
         with transaction(self.db):
             if self.run(name):
                 raise StoreError(f"run {name!r} already exists in this store; go on with it or choose another run_dir")
-            run = Run(run_id, name, config_sha256, config, seed, "idle", None, at, head, head, 0, 0, 0, 0, 0, 0)
+            run = Run(run_id, name, config_sha256, config, seed, "idle", None, at, head, head, 0, head, 0)
             insert(self.db, "runs", [run])
             self.events.append(run_id, "run_created", at=at, name=name, seed=seed, base=base.sha256, config=config)
             self.checkpoints.add(replace(base, run_id=run_id, round=0))
@@ -129,7 +131,7 @@ class Ledger:
         with transaction(self.db):
             run, control = self.run_of(run_id), self.control(run_id)
             self._checkpoint_for_head(run, to_round)
-            if to_round != run.head_round and self.open_round(run_id):
+            if (to_round != run.head_round or run.depth) and self.open_round(run_id):
                 if control.wanted_head != to_round:
                     self._set_control(replace(control, wanted_head=to_round))
                     self.events.append(run_id, "head_asked", to_round, reason=reason)
@@ -138,7 +140,7 @@ class Ledger:
         return True
 
     def move_head(self, run_id: str, to_round: int, reason: str) -> Run:
-        """Move the head to an earlier kept round, or to the base (0). A wish for it is fulfilled with that.
+        """Move head and tip to an earlier kept round, or to the base (0). A wish for it is fulfilled with that.
 
         A round that is open is given up in the same transaction: it is failed, and cannot be resumed on another head.
         """
@@ -147,11 +149,11 @@ class Ledger:
             checkpoint = self._checkpoint_for_head(run, to_round)
             if control.wanted_head is not None:
                 self._set_control(replace(control, wanted_head=None))
-            if (to_round, checkpoint) == (run.head_round, run.head_checkpoint):
+            if (to_round, checkpoint) == (run.head_round, run.head_checkpoint) and not run.depth:
                 return run
             if open_round := self.open_round(run_id):
                 self.fail_round(open_round, f"given up: the head moved to {_round_words(to_round)}: {reason}")
-            self._set_head(run_id, to_round, checkpoint)
+            self._set_head(run, to_round, checkpoint)
             before = run.head_checkpoint
             self.events.append(run_id, "head_moved", to_round, reason=reason, head_before=before, head_after=checkpoint)
         return self.run_of(run_id)
@@ -175,16 +177,16 @@ class Ledger:
     # Rounds
 
     def begin_round(self, run_id: str) -> Round:
-        """Open the next round on the head. StaleState while one is open. A failed round does not stand in the way."""
+        """Open the next round on the tip. StaleState while one is open. A failed round does not stand in the way."""
         at = self.now()
         with transaction(self.db):
-            head, last = self.run_of(run_id).head_checkpoint, self.last_round(run_id)
+            run, last = self.run_of(run_id), self.last_round(run_id)
             if last and last.state in STAGES:
                 raise StaleState(f"round {last.number} is not finished ({last.state}); go on with it first")
-            number = last.number + 1 if last else 1
-            round = Round(run_id, number, "sampling", "sampling", head, None, at, None, None)
+            number, parent = last.number + 1 if last else 1, run.tip_checkpoint
+            round = Round(run_id, number, "sampling", "sampling", parent, None, at, None, None)
             insert(self.db, "rounds", [round])
-            self.events.append(run_id, "round_begun", number, at=at, parent=head)
+            self.events.append(run_id, "round_begun", number, at=at, parent=parent)
         return round
 
     def open_round(self, run_id: str) -> Round | None:
@@ -218,8 +220,8 @@ class Ledger:
             last = self.last_round(round.run_id)
             if last and last.number != round.number:
                 raise StaleState(f"round {round.number} is over: round {last.number} has begun")
-            if self.run_of(round.run_id).head_checkpoint != before.parent_checkpoint:
-                raise StaleState(f"round {round.number} is over: the head has moved since; begin the next round")
+            if self.run_of(round.run_id).tip_checkpoint != before.parent_checkpoint:
+                raise StaleState(f"round {round.number} is over: the tip has moved since; begin the next round")
             self._count(round.run_id, "num_failed", -1)
             self.events.append(round.run_id, "round_resumed", round.number, before.stage, was=before.state)
         return self._round(round.run_id, round.number)
@@ -342,24 +344,29 @@ class Ledger:
     def decide(self, round: Round, decision: DecisionRow, back_to: int | None = None, hold: str | None = None) -> Round:
         """Store the decision, the round's final state and the head, all at once; StaleState unless it is deciding.
 
-        "keep" moves the head to the candidate; "rollback" and "inconclusive" leave it, or move it `back_to` an earlier
-        round. `hold`: a reason for the run to wait for a person. An open attempt at the deciding stage ends with it,
-        successfully.
+        "keep" moves head and tip to the candidate; the action "carry" moves the tip alone; else the tip returns to the
+        head, which stays or moves `back_to` an earlier round. `hold`: a reason for the run to wait for a person. An open
+        attempt at the deciding stage ends with it, successfully.
         """
         at = self.now()
         assert (decision.run_id, decision.round) == (round.run_id, round.number), decision
         decision = replace(decision, decided_at=decision.decided_at or at)
-        keep = decision.verdict == "keep"
+        keep, carry = decision.verdict == "keep", decision.action == "carry"
         with transaction(self.db):
             run = self.run_of(round.run_id)
-            before = self._swap(round, ("deciding",), "kept" if keep else "rolled_back")
+            state: RoundState = "kept" if keep else "carried" if carry else "rolled_back"
+            before = self._swap(round, ("deciding",), state)
             expected = before.candidate_checkpoint if keep else run.head_checkpoint
             if decision.head_before != run.head_checkpoint or decision.head_after != expected:
                 raise StaleState(f"round {round.number}: the decision was taken on another head than the run's")
             insert(self.db, "decisions", [decision])
-            if keep:
-                self._set_head(round.run_id, round.number, decision.head_after)
-            self._count(round.run_id, "num_kept" if keep else "num_rolled_back", 1)
+            if carry:
+                self._set_tip(run, round.number, before.candidate_checkpoint or "", run.depth + 1)
+            elif keep:
+                self._set_head(run, round.number, decision.head_after, shown=True)
+            else:
+                self._set_head(run, run.head_round, run.head_checkpoint)
+            self._count(round.run_id, f"num_{state}", 1)
             outcome = {"verdict": decision.verdict, "action": decision.action}
             if deciding := self.stage(round.run_id, round.number, "deciding"):
                 self._end_stage(round, "deciding", deciding.num_attempts, outcome, at)
@@ -371,6 +378,22 @@ class Ledger:
                 self.hold_run(round.run_id, "decision", hold)
         return self._round(round.run_id, round.number)
 
+    def look_at_tip(self, run_id: str, *, shown: bool, **data: Any) -> None:
+        """Record a look at the tip between two rounds. What it has shown is the head from now on, and its round is kept.
+
+        `data`: what was seen, with the hashes of `head` and `tip`. StaleState if the run has others by now.
+        """
+        with transaction(self.db):
+            run = self.run_of(run_id)
+            if not run.depth or (data["head"], data["tip"]) != (run.head_checkpoint, run.tip_checkpoint):
+                raise StaleState("head or tip has moved since the look began")
+            self.events.append(run_id, TIP_LOOKED_AT, run.tip_round, shown=shown, **data)
+            if shown:
+                self._swap(self._round(run_id, run.tip_round), ("carried",), "kept")
+                self._count(run_id, "num_carried", -1)
+                self._count(run_id, "num_kept", 1)
+                self._set_head(run, run.tip_round, run.tip_checkpoint, shown=True)
+
     def decisions(self, run_id: str) -> list[DecisionRow]:
         """All decisions, in order of round."""
         return select(self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round", (run_id,))
@@ -381,8 +404,11 @@ class Ledger:
         return [row["verdict"] for row in query(self.db, sql, (run_id, num))][::-1]
 
     def verdicts_on(self, run_id: str, checkpoint: str, num: int) -> list[DecisionVerdict]:
-        """What the newest decisions in a row said that were taken with this checkpoint as the head, oldest first."""
-        sql = "SELECT verdict, head_before FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
+        """What the newest decisions in a row said that were taken with this checkpoint as the head, oldest first.
+
+        A round that was carried is left out: what becomes of its line is not decided yet.
+        """
+        sql = "SELECT verdict, head_before FROM decisions WHERE run_id = ? AND action <> 'carry' ORDER BY round DESC LIMIT ?"
         newest = takewhile(lambda row: row["head_before"] == checkpoint, query(self.db, sql, (run_id, num)))
         return [row["verdict"] for row in newest][::-1]
 
@@ -424,9 +450,16 @@ class Ledger:
         sql = "UPDATE stages SET output = ?, finished_at = ? WHERE run_id = ? AND round = ? AND name = ?"
         execute(self.db, sql, (canonical_json(output), at, round.run_id, round.number, stage))
 
-    def _set_head(self, run_id: str, round: int, checkpoint: str) -> None:
+    def _set_head(self, run: Run, round: int, checkpoint: str, *, shown: bool = False) -> None:
+        """Move the head, and the tip with it. A line that ends without having been shown has failed."""
         sql = "UPDATE runs SET head_round = ?, head_checkpoint = ? WHERE id = ?"
-        execute(self.db, sql, (round, checkpoint, run_id))
+        execute(self.db, sql, (round, checkpoint, run.id))
+        self._set_tip(run, round, checkpoint, 0)
+        self._count(run.id, "num_failed_lines", int(run.depth > 0 and not shown))
+
+    def _set_tip(self, run: Run, round: int, checkpoint: str, depth: int) -> None:
+        sql = "UPDATE runs SET tip_round = ?, tip_checkpoint = ?, depth = ? WHERE id = ?"
+        execute(self.db, sql, (round, checkpoint, depth, run.id))
 
     def _count(self, run_id: str, counter: str, change: int) -> None:
         execute(self.db, f"UPDATE runs SET {counter} = {counter} + ? WHERE id = ?", (change, run_id))

@@ -371,10 +371,63 @@ CREATE TABLE earlier_selections ( -- What a round's fine-tune saw of earlier rou
 ) STRICT;
 """
 
+# "carried" joins the states of a round, and "paused", which nothing ever wrote, leaves them; a run knows its tip. Other tables
+# refer to both: they find the new ones under the old names when the transaction ends, which is when SQLite then checks.
+_LINES = """
+PRAGMA defer_foreign_keys = ON;
+CREATE TEMP TABLE rounds_before AS SELECT * FROM rounds;
+CREATE TEMP TABLE runs_before AS SELECT * FROM runs ORDER BY rowid;
+DROP TABLE rounds;
+DROP TABLE runs;
+CREATE TABLE runs ( -- A run: one configuration, one base, and rounds that move the head. Counters let status be instant.
+    id TEXT PRIMARY KEY, -- Hash of name, configuration hash and seed.
+    name TEXT NOT NULL UNIQUE, -- What reports call it.
+    config_sha256 TEXT NOT NULL, -- Hash of the resolved configuration.
+    config TEXT NOT NULL CHECK (json_valid(config)), -- The resolved configuration, as JSON.
+    seed INTEGER NOT NULL, -- Every random draw of the run derives from it.
+    state TEXT NOT NULL CHECK (state IN ('running', 'paused', 'idle', 'stopped', 'failed')), -- What the run is doing.
+    reason TEXT, -- Why it is in that state, in words.
+    created_at TEXT NOT NULL, -- When it was created (RFC 3339, UTC).
+    base_checkpoint TEXT NOT NULL REFERENCES checkpoints (sha256) DEFERRABLE INITIALLY DEFERRED, -- Where it started.
+    head_checkpoint TEXT NOT NULL REFERENCES checkpoints (sha256) DEFERRABLE INITIALLY DEFERRED, -- The best that was shown.
+    head_round INTEGER NOT NULL CHECK (head_round >= 0), -- The round that made the head; 0 is the base.
+    tip_checkpoint TEXT NOT NULL REFERENCES checkpoints (sha256) DEFERRABLE INITIALLY DEFERRED, -- What is sampled next.
+    tip_round INTEGER NOT NULL CHECK (tip_round >= 0), -- The round that made the tip; 0 is the base.
+    depth INTEGER NOT NULL CHECK (depth >= 0), -- Rounds that were carried since the head; 0: the tip is the head.
+    num_completions INTEGER NOT NULL CHECK (num_completions >= 0), -- Completions in the training corpus.
+    completion_bytes INTEGER NOT NULL CHECK (completion_bytes >= 0), -- UTF-8 bytes of their stored texts.
+    num_kept INTEGER NOT NULL CHECK (num_kept >= 0), -- Rounds that were kept.
+    num_carried INTEGER NOT NULL CHECK (num_carried >= 0), -- Rounds that were carried.
+    num_rolled_back INTEGER NOT NULL CHECK (num_rolled_back >= 0), -- Rounds that were rolled back.
+    num_failed INTEGER NOT NULL CHECK (num_failed >= 0), -- Rounds that are failed now; a resumed one no longer counts.
+    num_failed_lines INTEGER NOT NULL CHECK (num_failed_lines >= 0) -- Lines of carried rounds that ended back at their head.
+) STRICT;
+CREATE TABLE rounds ( -- A round: sample, train, evaluate, decide.
+    run_id TEXT NOT NULL REFERENCES runs (id), -- The run.
+    number INTEGER NOT NULL CHECK (number >= 1), -- Counts from 1 without gaps.
+    state TEXT NOT NULL CHECK (state IN ('sampling', 'training', 'evaluating', 'deciding',
+        'kept', 'carried', 'rolled_back', 'failed')), -- Where it is; moves by compare-and-swap only.
+    stage TEXT NOT NULL CHECK (stage IN ('sampling', 'training', 'evaluating', 'deciding')), -- Where to go on.
+    parent_checkpoint TEXT NOT NULL REFERENCES checkpoints (sha256), -- The tip when it began: what it was trained from.
+    candidate_checkpoint TEXT REFERENCES checkpoints (sha256), -- What its fine-tune made.
+    started_at TEXT NOT NULL, -- When it began (RFC 3339, UTC).
+    finished_at TEXT, -- When it was decided or failed.
+    error TEXT, -- Why it failed.
+    PRIMARY KEY (run_id, number)
+) STRICT, WITHOUT ROWID;
+INSERT INTO runs SELECT id, name, config_sha256, config, seed, state, reason, created_at, base_checkpoint, head_checkpoint,
+    head_round, head_checkpoint, head_round, 0, num_completions, completion_bytes, num_kept, 0, num_rolled_back, num_failed, 0
+    FROM runs_before;
+INSERT INTO rounds SELECT * FROM rounds_before;
+DROP TABLE rounds_before;
+DROP TABLE runs_before;
+"""
+
 MIGRATIONS: tuple[Migration, ...] = (
     Migration(1, "the first schema", _TABLES + _append_only(_FIRST_APPEND_ONLY) + _VIEWS),
     Migration(2, "control", _CONTROL),
     Migration(3, "decisions", _TEST_RESULTS + _PROBES + _append_only(_PROBE_TABLES) + _HOLDS),
     Migration(4, "full text, collected", _FULL_TEXT + _COLLECTED + _append_only(_COLLECTED_TABLES)),
     Migration(5, "earlier selections", _EARLIER + _append_only(_EARLIER_TABLES)),
+    Migration(6, "carried rounds", _LINES),
 )

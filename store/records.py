@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 RunState = Literal["running", "paused", "idle", "stopped", "failed"]
 CheckpointState = Literal["present", "quarantined", "collected"]
-RoundState = Literal["sampling", "training", "evaluating", "deciding", "kept", "rolled_back", "failed"]
+RoundState = Literal["sampling", "training", "evaluating", "deciding", "kept", "carried", "rolled_back", "failed"]
+DECIDED: tuple[RoundState, ...] = ("kept", "carried", "rolled_back")
 StageName = Literal["sampling", "training", "evaluating", "deciding"]
 STAGES: tuple[StageName, ...] = ("sampling", "training", "evaluating", "deciding")
 DecisionVerdict = Literal["keep", "rollback", "inconclusive"]
@@ -45,16 +46,21 @@ class Run:
     base_checkpoint: str
     head_checkpoint: str
     head_round: int  # 0 is the base
-    num_completions: int
-    completion_bytes: int
-    num_kept: int
-    num_rolled_back: int
-    num_failed: int
+    tip_checkpoint: str  # where the next round samples from: the head, or the newest candidate that was carried
+    tip_round: int
+    depth: int = 0  # how many rounds were carried since the head
+    num_completions: int = 0
+    completion_bytes: int = 0
+    num_kept: int = 0
+    num_carried: int = 0
+    num_rolled_back: int = 0
+    num_failed: int = 0
+    num_failed_lines: int = 0  # lines of carried rounds that ended back at their head
 
     @property
     def num_decided(self) -> int:
-        """The rounds that were kept or rolled back."""
-        return self.num_kept + self.num_rolled_back
+        """The rounds that were kept, carried or rolled back."""
+        return self.num_kept + self.num_carried + self.num_rolled_back
 
 
 @dataclass(frozen=True, slots=True)

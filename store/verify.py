@@ -23,7 +23,7 @@ from store.evaluations import verdicts_sha256
 from store.events import BEFORE_THE_FIRST, Events, event_sha256
 from store.ledger import Ledger, decision_sha256
 from store.probes import probe_sha256
-from store.records import STAGES, CollectedPart, Completion, Event, Run
+from store.records import DECIDED, STAGES, CollectedPart, Completion, Event, Run
 from store.selections import selections_sha256
 
 HIGH_WATER = "high_water.json"
@@ -205,6 +205,9 @@ class _Story:
     states: dict[int, str] = field(default_factory=dict)
     hashes: dict[int, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))
     head: tuple[int, str] = (0, "")
+    tip: str = ""
+    line: tuple[int, int] = (0, 0)  # its depth, and how many lines failed
+    candidates: dict[int, str] = field(default_factory=dict)
 
     def read(self, event: Event) -> None:
         number, data = event.round or 0, event.data
@@ -213,16 +216,18 @@ class _Story:
             self.states[number] = _STATES[event.kind]
         match event.kind:
             case "run_created":
-                self.head = (0, data["base"])
+                self.head, self.tip = (0, data["base"]), data["base"]
                 hashes["configuration"] = sha256_of(data["config"])
             case "run_state":
                 hashes["state"] = sha256_of([data["state"], data["reason"]])
             case "head_moved":
-                self.head = (number, data["head_after"])
+                self.head, self.tip = (number, data["head_after"]), data["head_after"]
+                self._end_line(failed=True)
             case "attempt_begun":
                 hashes[f"{event.stage} input"] = data["input_sha256"]
             case "stage_finished":
                 self.states[number] = _NEXT[event.stage or ""]
+                self.candidates[number] = data.get("candidate") or self.candidates.get(number, "")
                 hashes |= {what.removesuffix("_sha256"): data[what] for what in data if what.endswith("_sha256")}
                 hashes[f"{event.stage} output"] = hashes.pop("output")
             case "training_undone":
@@ -231,10 +236,18 @@ class _Story:
             case "round_resumed":
                 self.states[number] = event.stage or ""
             case "round_decided":
-                keep = data["verdict"] == "keep"
-                self.states[number] = "kept" if keep else "rolled_back"
+                keep, carry = data["verdict"] == "keep", data["action"] == "carry"
+                self.states[number] = "kept" if keep else "carried" if carry else "rolled_back"
                 self.head = (number, data["head_after"]) if keep else self.head
+                self.tip = self.candidates[number] if carry else self.head[1]
+                if carry:
+                    self.line = (self.line[0] + 1, self.line[1])
+                else:
+                    self._end_line(failed=not keep)
                 hashes["decision"] = data["decision_sha256"]
+            case "tip_looked_at" if data["shown"]:
+                self.states[number], self.head = "kept", (number, self.tip)
+                self._end_line(failed=False)
             case "evaluation_reopened":
                 for what in ("evaluation", "verdicts of evaluation"):
                     of_run.pop(f"{what} {data['evaluation']}", None)
@@ -243,6 +256,10 @@ class _Story:
                 of_run[f"verdicts of evaluation {data['evaluation']}"] = data["verdicts_sha256"]
             case "probe_stored" | "probe_result_stored":
                 of_run[f"{event.kind.removesuffix('_stored').replace('_', ' ')} {data['id']}"] = data["sha256"]
+
+    def _end_line(self, *, failed: bool) -> None:
+        depth, num_failed = self.line
+        self.line = (0, num_failed + (failed and depth > 0))
 
 
 def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
@@ -254,6 +271,8 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
         story = stories[run.id]
         if (run.head_round, run.head_checkpoint) != story.head:
             yield f"run {run.name}: the head is round {run.head_round}, which does not follow from the decisions"
+        if (run.tip_checkpoint, run.depth, run.num_failed_lines) != (story.tip, *story.line):
+            yield f"run {run.name}: the tip is round {run.tip_round}, which does not follow from the decisions"
         actual = {"configuration": sha256_of(run.config)}
         if (run.state, run.reason) != ("idle", None) or "state" in story.hashes[0]:
             actual["state"] = sha256_of([run.state, run.reason])
@@ -266,7 +285,7 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
         yield from _differences(f"run {run.name}", story.hashes[0], actual)
         rounds = ledger.rounds(run.id)
         counted = Counter(round.state for round in rounds)
-        for state in ("kept", "rolled_back", "failed"):
+        for state in (*DECIDED, "failed"):
             if getattr(run, f"num_{state}") != counted[state]:
                 yield f"run {run.name}: num_{state} is {getattr(run, f'num_{state}')}, counted {counted[state]}"
         for round in rounds:

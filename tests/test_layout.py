@@ -65,6 +65,7 @@ COVERS = {
     "whole/test_daemon.py": "loop/cli: backup control doctor_deep service; loop/daemon: commands loopd",
     "whole/test_data_policies.py": "loop/run/adapting",
     "whole/test_kills.py": "store/failpoints",
+    "whole/test_line.py": "loop/run/confirming",
     "whole/test_round_recovers.py": "loop/run/attempting",
     "whole/test_round_tiny.py": "loop/round; loop/stages/training",
 }

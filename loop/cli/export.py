@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @command("export", "loopctl export head exported/my-model", "loopctl export base exported/base")
-@click.argument("which", metavar="ROUND|head|base", callback=checkpoint_names)
+@click.argument("which", metavar="ROUND|head|tip|base", callback=checkpoint_names)
 @click.argument("directory", metavar="DIR")
 @click.option("--merge", is_flag=True, help="Write an adapter as whole weights, merged into its base.")
 @click.option(
@@ -83,7 +83,11 @@ def _read(run_dir: Path, base_dir: Path, which: str) -> tuple[Source, Json]:
 
     with reader(run_dir) as store:
         row = checkpoint_named(store.ledger, store.run, which)
-        number = int(which) if which.isdigit() else {"head": store.run.head_round, "base": 0}[which]
+        number = (
+            int(which)
+            if which.isdigit()
+            else {"head": store.run.head_round, "tip": store.run.tip_round, "base": 0}[which]
+        )
         facts = facts_of(store, row, number, base_dir)
         return _source(store, row, facts), facts
 

@@ -49,6 +49,7 @@ COMMANDS = {
     "simulate": ("simulate", "Try the configured policies on whole runs whose truth is known, without a model."),
     "aa": ("measure", "Measure one checkpoint twice, to learn how small a gain the evaluation can see."),
     "sweep": ("measure", "Measure at several temperatures, to tell the effect of decoding from that of training."),
+    "confirm": ("measure", "Look at the tip with more samples; what is shown becomes the head."),
     "final": ("measure", "Open the final split, once."),
     "experiment": ("experiment", "Run rounds under different settings and seeds, and compare them."),
 }

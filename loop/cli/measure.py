@@ -1,4 +1,4 @@
-"""`loopctl aa`, `loopctl sweep` and `loopctl final` measure beside the rounds, under the run's lock."""
+"""`loopctl aa`, `sweep`, `confirm` and `final` measure beside the rounds, under the run's lock."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from loop.cli.options import checkpoint_names, command, print_answer, the_call
 from loop.config.toml_text import toml_value
 from loop.errors import LoopError
-from loop.words import decoding_words, interval, rate, round_name, safe, signed, warn
+from loop.words import count, decoding_words, interval, rate, round_name, safe, signed, warn
 from store.records import Json
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def _temperatures(_context: click.Context, _parameter: click.Parameter, value: s
 @click.option(
     "--of",
     "name",
-    metavar="head|base|ROUND",
+    metavar="head|tip|base|ROUND",
     callback=checkpoint_names,
     default="head",
     help="Which checkpoint; default: head.",
@@ -58,7 +58,7 @@ def aa_command(name: str) -> None:
 @click.option(
     "--of",
     "names",
-    metavar="head|base|ROUND",
+    metavar="head|tip|base|ROUND",
     callback=checkpoint_names,
     multiple=True,
     help="What to measure beside the base; may be repeated. Default: head.",
@@ -84,6 +84,25 @@ def sweep_command(names: tuple[str, ...], temperatures: tuple[float, ...] | None
         rows = [checkpoint_named(session.ledger, session.run, name) for name in names]
         answer = sweep(session, rows, temperatures or TEMPERATURES, split)
     print_answer(answer, _print_sweep)
+
+
+@command("confirm", "loopctl confirm", "loopctl confirm --json")
+def confirm_command() -> None:
+    """Look at the tip between two rounds: head and tip anew, with decide.last_samples times the samples.
+
+    A gain that is shown makes the tip the head. The look spends what the line of carried rounds has left of the run's error, as
+    its last look would. Exit code 1 where nothing was carried, 78 where decide.unclear carries nothing.
+    """
+    from loop.config.same_run import with_stored_gates
+    from loop.reading.reader import reader
+    from loop.run.confirming import confirm, may_confirm
+
+    loaded = _loaded("tip")
+    with reader(loaded.run_dir) as store:
+        may_confirm(with_stored_gates(loaded.config, store.run.config).decide.policy(), store.ledger, store.run)
+    with _opened(loaded) as session:
+        answer = confirm(session)
+    print_answer(answer, _print_confirmed)
 
 
 @command("final", "loopctl final --yes")
@@ -220,6 +239,16 @@ def _temperature(value: float) -> str:
 
 def _change(gain: Json) -> str:
     return f"{signed(gain['gain'])} {interval(gain['interval'], sign=True)}"
+
+
+def _print_confirmed(answer: Json) -> None:
+    was = f"carried {count(answer['depth'], 'round')} since {round_name(answer['head_before'])}"
+    if answer["shown"]:
+        click.echo(f"shown: the head is round {answer['round']} from now on, {was}")
+    else:
+        click.echo(f"not shown: round {answer['round']} stays the tip, {was}, which stays the head")
+    for gate in answer["decision"]["gates"]:
+        click.echo(f"  {gate['verdict']}: {safe(gate['type'])}: {safe(gate['reason'])}")
 
 
 def _print_final(answer: Json) -> None:

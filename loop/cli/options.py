@@ -102,10 +102,10 @@ def command(name: str, *examples: str) -> Callable[[Callable[..., int | None]], 
 
 
 def checkpoint_names(_context: click.Context, _parameter: click.Parameter, value: Any) -> Any:
-    """Check one name or several, as a click callback: each is head, base or a round's number."""
+    """Check one name or several, as a click callback: each is head, tip, base or a round's number."""
     for name in (value,) if isinstance(value, str) else value:
-        if name not in ("head", "base") and not (name.isascii() and name.isdigit() and int(name)):
-            raise click.BadParameter(f"{name!r} is neither head nor base nor a round's number")
+        if name not in ("head", "tip", "base") and not (name.isascii() and name.isdigit() and int(name)):
+            raise click.BadParameter(f"{name!r} is neither head nor tip nor base nor a round's number")
     return value
 
 

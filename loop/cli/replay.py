@@ -13,12 +13,14 @@ from store.records import Json
 @command("replay", "loopctl replay", "loopctl replay --config stricter.toml")
 def replay_command() -> None:
     """Decide every recorded round again, under the policy stored with it and under the configured one."""
+    from loop.config.same_run import with_stored_gates
     from loop.reading.reader import reader
     from loop.reading.replaying import replay
 
     loaded = the_call().load()
     with reader(loaded.run_dir) as store:
-        answer = {"run": store.run.name, **replay(store.ledger.decisions(store.run.id), loaded.config.decide.policy())}
+        policy = with_stored_gates(loaded.config, store.run.config).decide.policy()
+        answer = {"run": store.run.name, **replay(store.ledger.decisions(store.run.id), policy)}
     print_answer(answer, _print)
     if num := answer["summary"]["num_different"]:
         raise LoopError(f"{count(num, 'round')} decided differently under the policy stored with it: not reproducible")

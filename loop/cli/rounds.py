@@ -7,7 +7,7 @@ import click
 from loop.cli.options import ROUND, command, print_answer, the_call
 from loop.errors import LoopError
 from loop.words import decoding_words, round_name
-from store.records import Json
+from store.records import Json, Run
 
 
 @command("rounds", "loopctl rounds", "loopctl rounds --json")
@@ -19,17 +19,18 @@ def rounds_command() -> None:
 
     with reader(the_call().place().run_dir) as store:
         answer, base = as_json(rows(store)), base_row(store)
-    print_answer(answer, lambda _: print_rounds(answer, base, store.run.head_round))
+    print_answer(answer, lambda _: print_rounds(answer, base, store.run))
 
 
-def print_rounds(answer: list[Json], base: Json, head: int) -> None:
-    """Print the table of all rounds, and where the head is."""
+def print_rounds(answer: list[Json], base: Json, run: Run) -> None:
+    """Print the table of all rounds, and where head and tip are."""
     from loop.cli.tables import console, rounds_table, show
 
     out = console()
     decoding = decoding_words(answer[0]["suites"][next(iter(base))]["decoding"]) if answer else ""
     show(out, rounds_table(answer, base, decoding))
-    out.print(f"the head is {round_name(head)}")
+    tip = f"; the tip, not shown yet, is {round_name(run.tip_round)}" if run.depth else ""
+    out.print(f"the head is {round_name(run.head_round)}{tip}")
 
 
 @command("round", "loopctl round 1", "loopctl round 1 --json")

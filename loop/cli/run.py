@@ -113,7 +113,7 @@ def _print_summary(session: Session) -> None:
         head = as_json(status(session.loaded.run_dir, session.run.name).head)
         print_json({"run": session.run.name, "rounds": answer, "base": base, "head": head})
         return
-    print_rounds(answer, base, session.run.head_round)
+    print_rounds(answer, base, session.run)
     number = answer[-1]["round"] if answer else 1
     look = f"`loopctl status`, `loopctl round {number}`, `loopctl samples --round {number}`"
     console().print(f"next: {look}; in {safe(session.loaded.run_dir)}")

@@ -54,7 +54,7 @@ def _print(rows: Iterable[Row]) -> None:
 
     from loop.cli.tables import cell, console, plain_table, show
 
-    out, names = console(), ("head's gain", "sd", "kept", "worthless", "damage", "completions")
+    out, names = console(), ("head's gain", "sd", "tip's", "kept", "worthless", "damage", "completions")
     for world, under in groupby(rows, lambda row: row["world"]):
         of_world = list(under)
         out.print(cell(f"{safe(world)}: at most {_points(of_world[0]['possible_gain'])}", "bold"))
@@ -64,6 +64,7 @@ def _print(rows: Iterable[Row]) -> None:
                 cell(row["rule"]),
                 _points(row["head_gain_mean"]),
                 f"{row['head_gain_sd'] * 100:.1f}",
+                _points(row["tip_gain_mean"]),
                 f"{row['num_kept_mean']:.1f}",
                 f"{row['worthless_keep_share']:.1%}",
                 f"{row['damage_mean'] * 100:.2f}",
@@ -72,7 +73,7 @@ def _print(rows: Iterable[Row]) -> None:
         show(out, table)
         out.print()
     out.print(
-        "gains and damage in points of pass@1; kept: rounds of a run; worthless: runs that kept what was no better"
+        "gains and damage in points of pass@1; tip's: of what the next round would begin from; kept: rounds of a run; worthless: runs that kept what was no better"
     )
 
 

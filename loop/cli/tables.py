@@ -20,7 +20,14 @@ from loop.words import count, decoding_words, duration, interval, number, one_li
 from store.records import Json
 
 WHO = ("base", "head", "candidate")
-STYLES = {"kept": "green", "rolled_back": "yellow", "failed": "red", "pass": "green", "fail": "yellow"}
+STYLES = {
+    "kept": "green",
+    "carried": "cyan",
+    "rolled_back": "yellow",
+    "failed": "red",
+    "pass": "green",
+    "fail": "yellow",
+}
 
 
 class _Console(Console):
@@ -193,7 +200,7 @@ def _begun_from(answer: Json) -> str:
 
 
 def _state(state: str) -> Text:
-    """Write kept, rolled back, failed, or the stage of an open round."""
+    """Write kept, carried, rolled back, failed, or the stage of an open round."""
     return cell(safe(state).replace("_", " "), STYLES.get(state, ""))
 
 
@@ -237,7 +244,9 @@ def round_details(answer: Json) -> Table:
     for name, settings in answer["settings"].items():
         shown = settings.items() if isinstance(settings, dict) else [("", settings)]
         table.add_row(f"  {name}", cell(", ".join(f"{key} {_setting(value)}".strip() for key, value in shown)))
-    table.add_row("  checkpoints", cell(f"head {answer['parent'][:12]}, candidate {(answer['candidate'] or '-')[:12]}"))
+    table.add_row(
+        "  checkpoints", cell(f"parent {answer['parent'][:12]}, candidate {(answer['candidate'] or '-')[:12]}")
+    )
     return table
 
 
@@ -251,6 +260,11 @@ def _verdict(answer: Json) -> Text:
     decision = answer["decision"]
     if decision["verdict"] == "keep":
         return Text.assemble(("keep", "green"), f": the head is round {answer['round']} now")
+    if decision["verdict"] == "carry":
+        head = round_name(answer["head_round"])
+        return Text.assemble(
+            ("carry", "cyan"), f": the head stays {head}; the next round begins from round {answer['round']}"
+        )
     word = "roll back" if decision["conclusive"] else "inconclusive"
     return Text.assemble((word, "yellow"), f": the head stays {round_name(answer['head_round'])}")
 

@@ -45,9 +45,9 @@ def config_sha256(config: Config) -> str:
 
 
 def with_stored_gates(config: Config, settings: Mapping[str, Any]) -> Config:
-    """The configuration for a run that began with these resolved settings: what a gate's table leaves out is as it was then.
+    """The configuration for a run that began with these resolved settings: what the policy leaves out is as it was then.
 
-    Defaults of gates change between versions; the figure that a run decides on does not change within it.
+    Defaults of gates and of decide.unclear change between versions; how a run decides does not change within it.
     """
     stored = [upgraded_gate(gate) for gate in settings["decide"]["gates"]]
     gates = config.decide.gates
@@ -58,7 +58,10 @@ def with_stored_gates(config: Config, settings: Mapping[str, Any]) -> Config:
         merged = tuple(GATES.build(before | now) for before, now in zip(stored, given, strict=True))
     except BadPolicy:
         return config  # likewise
-    return config.model_copy(update={"decide": config.decide.model_copy(update={"gates": merged})})
+    kept = {"gates": merged}
+    if "unclear" not in config.decide.model_fields_set:
+        kept["unclear"] = settings["decide"].get("unclear", "rollback")
+    return config.model_copy(update={"decide": config.decide.model_copy(update=kept)})
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -78,7 +81,7 @@ def _completed(settings: Mapping[str, Any]) -> dict[str, Any]:
     """
     whole = dict(settings)
     if isinstance(gates := whole.get("decide", {}).get("gates"), list):
-        whole["decide"] = whole["decide"] | {"gates": [upgraded_gate(gate) for gate in gates]}
+        whole["decide"] = {"unclear": "rollback"} | whole["decide"] | {"gates": [upgraded_gate(gate) for gate in gates]}
     for name, described in Config.model_fields.items():
         if (name,) in MAY_CHANGE or (name not in settings and described.is_required()):
             continue

@@ -20,7 +20,8 @@ from policies.adaptation import AfterRollback
 from policies.by_type import by_type
 from policies.data import DATA_POLICIES, DataPolicy, Replace
 from policies.gates import GATES, Collapse, Gate, Improvement
-from policies.policy import Policy
+from policies.line import MAX_CARRIED
+from policies.policy import Policy, Unclear
 
 MAX_PROBE_NUMBERS = 1 << 20  # log-probabilities recorded of one checkpoint
 
@@ -204,8 +205,21 @@ class Decide(Section):
         le=100,
         description="In how many parts the problems are drawn; the evaluation ends with the part that makes it clear.",
     )
-    unclear: Literal["rollback", "keep_if_not_inferior", "pause"] = Field(
-        "rollback", description="What follows when all is measured and neither a gain nor its absence is shown."
+    unclear: Unclear = Field(
+        "carry",
+        description="What follows when a gate neither passes nor fails; carry: the next round begins from the candidate, the head stays.",
+    )
+    max_carried: int = Field(
+        MAX_CARRIED,
+        ge=1,
+        le=1000,
+        description="For carry: how many rounds in a row; after the next one that is not kept, the head is sampled again.",
+    )
+    last_samples: int = Field(
+        4,
+        ge=1,
+        le=100,
+        description="For carry: where no round follows a carried one, num_samples times this, for candidate and head.",
     )
     margin: float = Field(0.01, gt=0.0, lt=1.0, description="For keep_if_not_inferior: how much worse is not inferior.")
     gates: tuple[Annotated[SerializeAsAny[Gate], by_type(GATES)], ...] = Field(
@@ -225,7 +239,7 @@ class Decide(Section):
 
     def policy(self) -> Policy:
         """The policy that this asks for."""
-        return Policy(self.gates, self.split, self.confirm, self.unclear, self.margin)
+        return Policy(self.gates, self.split, self.confirm, self.unclear, self.margin, self.max_carried)
 
 
 class Diagnosis(Section):

@@ -80,18 +80,21 @@ def rollback(held: HeldRun, to: str | int, dry_run: bool = False) -> Json:
     ledger, run = held.ledger, held.run
     number = _round_number(held, run, to)
     target = _checkpoint_of(held, run, number)
-    where, before = round_name(number), round_name(run.head_round)
+    where, before = round_name(number), round_name(run.head_round if number != run.head_round else run.tip_round)
     figures = {"from": run.head_round, "to": number, "checkpoint": target.sha256}
-    if number == run.head_round and target.sha256 == run.head_checkpoint:
+    if number == run.head_round and target.sha256 == run.head_checkpoint and not run.depth:
         return _answer(f"the head is {where} already", False, **figures)
     under_way = ledger.open_round(run.id)
     given_up = f"; round {under_way.number} ({under_way.stage}) is given up" if under_way else ""
     _revive(held, target, dry_run)
     if dry_run:
-        return _answer(f"would move the head from {before} to {where}{given_up}", False, **figures)
+        what = "the head" if number != run.head_round else "the tip"
+        return _answer(f"would move {what} from {before} to {where}{given_up}", False, **figures)
     wish = (run.id, number, "by hand")
     moved = ledger.ask_head(*wish) if held.alive else bool(ledger.move_head(*wish))
     text = f"the head moved from {before} to {where}" if moved else f"the head moves to {where} at the next safe point"
+    if number == run.head_round:
+        text = f"the tip goes back to the head, {where}" + ("" if moved else ", at the next safe point")
     return _answer(f"{text}{given_up}", True, moved=moved, **figures)
 
 

@@ -62,7 +62,7 @@ class Onlookers:
     A listener has any of these methods, and is told nothing of the rest:
     `state(state, reason, until)`: what the run does from now on, and when that changes by itself.
     `begun(part)`, `moved(part)`, `ended(part)`: a part of a stage.
-    `round_ended(round, decision)`: a round was kept, rolled back, or has failed (no decision).
+    `round_ended(round, decision)`: a round was decided, or has failed (no decision).
     `note(text)`: something that the user should know.
     `beat()`: the loop moves; called about once a second while an engine works.
     `hide()`, `show()`: others print between the two.

@@ -27,7 +27,7 @@ from policies.retries import NO_ROOM
 from policies.stopping import MOST_VERDICTS, History, StopRule, why_stop
 from store.errors import StoreError
 from store.garbage import collect
-from store.records import Round, Run, RunState
+from store.records import DECIDED, Round, Run, RunState
 from store.verify import write_high_water
 
 TICK_S = 2.0  # seconds between two looks while waiting
@@ -86,6 +86,7 @@ class Service:
         self.goal = run.num_decided + more if more is not None else session.loaded.config.rounds or None
         if self.goal is not None and self._under_way(run, session.ledger.last_round(run.id)):
             self.goal = max(self.goal, run.num_decided + 1)
+        session.goal = self.goal
         self._last_state: tuple[RunState, str | None, datetime | None] | None = None
         self._no_room: tuple[str, float] | None = None  # the reason, and the monotonic time of the next try
         self._num_no_room = 0
@@ -148,7 +149,7 @@ class Service:
         self.watch.round_ended(round, ledger.decision(round.run_id, round.number))
         if round.state != "failed":
             self.collect_garbage()
-        elif session.run.head_checkpoint == round.parent_checkpoint:  # else the next round begins from another head
+        elif session.run.tip_checkpoint == round.parent_checkpoint:  # else the next round begins from another tip
             if self.schedule is None:
                 return Ending("failed", f"round {round.number}, {round.stage}: {round.error}", round)
             remedy = f"`loopctl round {round.number}` shows its attempts, `loopctl resume` tries it again"
@@ -167,10 +168,10 @@ class Service:
     # What ends it, and what stands in the way
 
     def _under_way(self, run: Run, last: Round | None) -> Round | None:
-        """The last round, if it is to be continued: undecided, and not failed before the head moved elsewhere."""
-        if last is None or last.state in ("kept", "rolled_back"):
+        """The last round, if it is to be continued: undecided, and not failed before the tip moved elsewhere."""
+        if last is None or last.state in DECIDED:
             return None
-        return last if last.state != "failed" or run.head_checkpoint == last.parent_checkpoint else None
+        return last if last.state != "failed" or run.tip_checkpoint == last.parent_checkpoint else None
 
     def ending(self) -> Ending | None:
         """How the service ends at its next look, if it does."""

@@ -50,7 +50,10 @@ def _row(max_new_tokens: int) -> int:
 def _weights(session: Session) -> int:
     """What a full fine-tune writes, at most: the margin covers a base that came in half the precision of training."""
     run = session.run
-    rows = [session.ledger.checkpoints.get(sha256) for sha256 in {run.base_checkpoint, run.head_checkpoint}]
+    rows = [
+        session.ledger.checkpoints.get(sha256)
+        for sha256 in {run.base_checkpoint, run.head_checkpoint, run.tip_checkpoint}
+    ]
     return int(WEIGHTS_MARGIN * max(row.size_bytes for row in rows if row))
 
 

@@ -17,7 +17,7 @@ from loop.system.heartbeat import read_heartbeat
 from loop.system.lock import holder
 from store.db import utc_now
 from store.errors import NoStore, StoreError
-from store.records import Event, Json
+from store.records import DECIDED, Event, Json
 from store.shared import EVENT
 
 FAILURE = "failure.txt"  # beside a run's loop.toml: why it was given up, where its store cannot say
@@ -41,6 +41,7 @@ class RunFacts:
     round: int | None = None
     stage: str | None = None
     num_kept: int = 0
+    num_carried: int = 0
     run_dir: str
     config: str
     spent_s: dict[str, float] = field(default_factory=dict)
@@ -156,11 +157,12 @@ def _stored(store: Reader, num_rounds: int, is_held: bool) -> dict[str, Any]:
     spent: Counter[str] = Counter()
     for each in rounds:
         spent.update(duration_of(store, each))
-    is_open = rounds and rounds[-1].state not in ("kept", "rolled_back") and run.num_decided < num_rounds
+    is_open = rounds and rounds[-1].state not in DECIDED and run.num_decided < num_rounds
     stored: dict[str, Any] = {
         "state": "stopped" if rounds else "waiting",
         "rounds_done": run.num_decided,
         "num_kept": run.num_kept,
+        "num_carried": run.num_carried,
         "spent_s": {stage: round(seconds, 3) for stage, seconds in spent.items()},
         "round": rounds[-1].number if is_open else None,
         "stage": rounds[-1].stage if is_open else None,
@@ -179,14 +181,15 @@ def _stored(store: Reader, num_rounds: int, is_held: bool) -> dict[str, Any]:
 def heads_of(store: Reader, suite: str) -> list[Head]:
     """The base and the head after each round that was decided, up to the first that is not measured on the suite yet."""
     newest = store.evaluations().newest  # of a head as a head, not the answers that it was chosen for
-    decided = [round for round in store.ledger.rounds(store.run.id) if round.state in ("kept", "rolled_back")]
-    checkpoints = [*(round.parent_checkpoint for round in decided), store.run.head_checkpoint]
+    decisions = store.ledger.decisions(store.run.id)
+    kept = {round.number for round in store.ledger.rounds(store.run.id) if round.state == "kept"}
+    checkpoints = [*(decision.head_before for decision in decisions), store.run.head_checkpoint]
     heads: list[Head] = []
-    for kept, checkpoint in zip([False, *(round.state == "kept" for round in decided)], checkpoints, strict=True):
+    for is_kept, checkpoint in zip([False, *(each.round in kept for each in decisions)], checkpoints, strict=True):
         evaluation = newest.get((checkpoint, suite))
         if evaluation is None:
             break
-        heads.append(Head(kept, store.pass_rates(evaluation), evaluation.metrics or {}))
+        heads.append(Head(is_kept, store.pass_rates(evaluation), evaluation.metrics or {}))
     return heads
 
 

@@ -30,12 +30,12 @@ from loop.system.ourselves import command, environment
 from loop.system.signals import Stop
 from loop.system.trees import PR_SET_PDEATHSIG, prctl
 from policies.retries import DEAD_RUN
-from policies.stopping import MOST_VERDICTS
 from store.checkpoints import make_directory, remove_directory, sweep_temporaries
 from store.db import DATABASE, open_database
 from store.durable import written
 from store.errors import StoreError
 from store.ledger import Ledger
+from store.records import DECIDED
 from store.shared import MEMBERSHIP, WEIGHTS, read_entry, write_json
 
 ERRORS = "loopd.err"  # beside a run's loop.toml: the standard error of its process
@@ -83,7 +83,7 @@ def machine_for(experiment: Experiment, jobs: int | None = None) -> Machine:
 class RunStanding:
     """How far a run has come, by its store.
 
-    `outcomes`: "kept" or "rolled back" for each of the newest rounds. `progress` differs whenever anything was finished.
+    `outcomes`: "kept", "carried" or "rolled back" for each round. `progress` differs whenever anything was finished.
     """
 
     decided: int = 0
@@ -99,11 +99,11 @@ def standing_of(run: ExperimentRun) -> RunStanding:
         with reader(run.run_dir) as store:
             row, ledger = store.run, store.ledger
             control, last = ledger.control(row.id), ledger.last_round(row.id)
-            verdicts = ledger.last_verdicts(row.id, MOST_VERDICTS)
+            decided = [round.state for round in ledger.rounds(row.id) if round.state in DECIDED]
             return RunStanding(
                 row.num_decided,
-                tuple("kept" if verdict == "keep" else "rolled back" for verdict in verdicts),
-                (row.num_completions, len(verdicts), last.number if last else 0, last.stage if last else ""),
+                tuple(state.replace("_", " ") for state in decided),
+                (row.num_completions, len(decided), last.number if last else 0, last.stage if last else ""),
                 control.held_by,
                 control.hold_reason or row.reason,
             )

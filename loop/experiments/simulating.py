@@ -7,23 +7,29 @@ A head's samples serve all its candidates, as in a run.
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 import numpy
 
 from loop.config.settings import Decide
 from loop.errors import LoopError
 from loop.experiments.worlds import Bools, Floats, Ints, Population, World
-from policies.gates import Improvement
+from policies import line
+from policies.decision import Action
+from policies.evidence import Line
+from policies.gates import Improvement, Look
 from policies.gates.improvement import FINAL, SCREEN_FINAL
-from policies.mistakes import shown
+from policies.line import Shown
+from policies.mistakes import shown as written
+from policies.policy import Policy
 from policies.sequential import EXPECTED_SPREAD, MOST_AT_RISK, NUM_IMAGINED
 from policies.statistics import sign_flip_p_value
 
@@ -83,6 +89,11 @@ class Looks:
     num_samples: int
     num_screening: int = 0  # of the problems, which only open the others
 
+    @property
+    def num_confirming(self) -> int:
+        """How many problems have the last word."""
+        return self.num_problems - self.num_screening
+
     def _ends(self, num_problems: int) -> Ints:
         """How many of the problems are in after each part."""
         ends: Ints = -(-numpy.arange(1, self.parts + 1) * num_problems // self.parts)
@@ -120,49 +131,122 @@ class Looks:
 
 
 @dataclass(frozen=True)
+class Memory:
+    """What the decisions of each run have left behind: looks in vain, the newest line and action, what made the head."""
+
+    fruitless: Ints
+    before: tuple[tuple[Line, Action] | None, ...]
+    shown: tuple[Shown | None, ...]
+
+    @classmethod
+    def empty(cls, num_runs: int) -> Memory:
+        return cls(numpy.zeros(num_runs, dtype=numpy.int64), (None,) * num_runs, (None,) * num_runs)
+
+
+@dataclass(frozen=True)
 class Outcome:
-    """For each run: whether the candidate is kept, whether a look spent its level in vain, and the problems measured."""
+    """For each run: the candidate becomes the head; it is carried; how often problems were measured; what is remembered."""
 
     keep: Bools
-    fruitless: Bools
+    carry: Bools
     num_measured: Ints
+    memory: Memory
 
 
-Rule = Callable[[Ints, Floats], Outcome]
-"""From the fruitless looks so far (runs) and candidate less head (runs, problems)."""
+class Rule(Protocol):
+    """From what is remembered and candidate less head (runs, problems); see Carrying for the rest."""
+
+    def __call__(
+        self, memory: Memory, differences: Floats, more: Callable[[int], Floats], *, is_last: bool
+    ) -> Outcome: ...
 
 
-def keep_if_higher(fruitless: Ints, differences: Floats) -> Outcome:
+def keep_if_higher(memory: Memory, differences: Floats, *_: object, **__: object) -> Outcome:
     """Keep whatever scored higher than the head."""
-    return _without_looks(differences.sum(axis=1) > 0, differences)
+    return _without_looks(differences.sum(axis=1) > 0, differences, memory)
 
 
-def ungated(fruitless: Ints, differences: Floats) -> Outcome:
+def ungated(memory: Memory, differences: Floats, *_: object, **__: object) -> Outcome:
     """Continue with every candidate."""
-    return _without_looks(numpy.ones(len(differences), dtype=bool), differences)
+    return _without_looks(numpy.ones(len(differences), dtype=bool), differences, memory)
 
 
-def _without_looks(keep: Bools, differences: Floats) -> Outcome:
-    return Outcome(keep, numpy.zeros_like(keep), numpy.full(len(keep), differences.shape[1]))
+def _without_looks(keep: Bools, differences: Floats, memory: Memory) -> Outcome:
+    return Outcome(keep, numpy.zeros_like(keep), numpy.full(len(keep), differences.shape[1]), memory)
 
 
 def gated(looks: Looks, not_inferior_by: float | None = None) -> Rule:
     """Keep what a look shows. With a margin, also keep what is unclear but shown to lose no more than that."""
     gate = looks.gate
 
-    def rule(fruitless: Ints, differences: Floats) -> Outcome:
-        levels: Floats = gate.alpha / ((fruitless + 1.0) * (fruitless + 2.0))
+    def rule(memory: Memory, differences: Floats, *_: object, **__: object) -> Outcome:
+        levels: Floats = gate.alpha / ((memory.fruitless + 1.0) * (memory.fruitless + 2.0))
         if gate.budget == "round":
-            levels = numpy.full(len(fruitless), gate.alpha)
+            levels = numpy.full(len(differences), gate.alpha)
         keep, opened, used = looks.taken(differences, levels)
         if not_inferior_by is not None:
             step = 1 / looks.num_samples
             deciding = differences[:, looks.num_screening :]
             hopeless = sign_flips_reach(gate.target - deciding, numpy.full(len(keep), gate.miss), step)
             keep = keep | (opened & ~hopeless & sign_flips_reach(deciding + not_inferior_by, levels, step))
-        return Outcome(keep, opened & ~keep, used)
+        after = replace(memory, fruitless=memory.fruitless + (opened & ~keep))
+        return Outcome(keep, numpy.zeros_like(keep), used, after)
 
     return rule
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """Keep what a look shows, carry what is not worse, and look where the policy plans to."""
+
+    looks: Looks
+    policy: Policy
+    last_samples: int
+
+    def __call__(self, memory: Memory, differences: Floats, more: Callable[[int], Floats], *, is_last: bool) -> Outcome:
+        """`more`: candidate less head with fresh samples, as many a problem as it is given. `is_last`: no round follows."""
+        looks, num_runs = self.looks, len(differences)
+        lines = [self._line(before, shown, is_last) for before, shown in zip(memory.before, memory.shown, strict=True)]
+        levels = numpy.array([looks.gate.level(0, Look("", line=each)) for each in lines])
+        looked = numpy.array([each.look for each in lines])
+        times = numpy.array([self.last_samples if each.last and each.depth else 1 for each in lines])
+        keep, opened, worse = (numpy.zeros(num_runs, dtype=bool) for _ in range(3))
+        glimpse = 1.0 if looks.num_screening else line.GLIMPSE
+        used = numpy.full(num_runs, math.ceil(glimpse * (looks.num_screening or looks.num_problems)))
+        for num_times in numpy.unique(times):
+            at, num_samples = times == num_times, looks.num_samples * int(num_times)
+            if num_times > 1:
+                differences = numpy.where(at[:, None], more(num_samples), differences)
+            if (now := looked & at).any():
+                taken = replace(looks, num_samples=num_samples).taken(differences[now], levels[now])
+                keep[now], opened[now], used[now] = taken
+            first = numpy.where(opened, looks.num_screening, 0)  # the problems of the split that was opened last judge
+            places = numpy.arange(looks.num_problems)
+            judged = (places >= first[at, None]) & (places < used[at, None])
+            seen = numpy.where(judged, differences[at], 0.0)
+            worse[at] = sign_flips_reach(-seen, numpy.full(len(seen), line.WORSE), 1 / num_samples) & (
+                seen.sum(axis=1) < 0
+            )
+        carry = ~keep & ~worse & numpy.array([each.depth < self.policy.max_carried for each in lines])
+        actions: list[Action] = [
+            "keep" if kept else "carry" if on else "rollback" for kept, on in zip(keep, carry, strict=True)
+        ]
+        shown = list(memory.shown)
+        for run in numpy.flatnonzero(keep):
+            seen = differences[run, first[run] : used[run]]
+            num_samples = looks.num_samples * int(times[run])
+            shown[run] = Shown(float(seen.mean()), lines[run].depth + 1, float((seen**2).mean()), num_samples)
+        after = Memory(memory.fruitless + (opened & ~keep), tuple(zip(lines, actions, strict=True)), tuple(shown))
+        return Outcome(
+            keep, carry, used * numpy.where(times > 1, 2 * times, 1), after
+        )  # the head, too, is measured again
+
+    def _line(self, before: tuple[Line, Action] | None, shown: Shown | None, is_last: bool) -> Line:
+        depth = before[0].depth + 1 if before and before[1] == "carry" else 0
+        sizes = self.looks.num_confirming, self.looks.num_samples
+        planned = self.policy.next_line(depth, 0, before, shown, *sizes, is_last=is_last)
+        assert planned is not None
+        return planned
 
 
 def rules_of(decide: Decide, world: World) -> dict[str, Rule]:
@@ -172,12 +256,14 @@ def rules_of(decide: Decide, world: World) -> dict[str, Rule]:
     screening = round(share * world.num_problems) if decide.confirm else 0
     if decide.confirm and not 0 < screening < world.num_problems:
         raise LoopError(
-            f"world {shown(world.name)}: {world.num_problems} problems are too few for decide.split and decide.confirm"
+            f"world {written(world.name)}: {world.num_problems} problems are too few for decide.split and decide.confirm"
         )
     looks = Looks(gate, decide.looks, world.num_problems, world.num_samples, screening)
     margin = decide.margin if decide.unclear == "keep_if_not_inferior" else None
     return {
-        "configured": gated(looks, margin),
+        "configured": Carrying(looks, decide.policy(), decide.last_samples)
+        if decide.unclear == "carry"
+        else gated(looks, margin),
         "keep_if_higher": keep_if_higher,
         "rollback": gated(looks),
         "ungated": ungated,
@@ -214,6 +300,7 @@ class Row(TypedDict):
     head_gain_mean: float
     head_gain_sd: float
     tip_gain_mean: float
+    tip_over_head_lowest: float  # the mean over runs, after the round where it is lowest
     num_kept_mean: float
     worthless_keep_share: float
     damage_mean: float
@@ -227,15 +314,16 @@ def simulated(world: World, name: str, decide: Decide, num_runs: int, seed: int)
     at_once = max(1, MOST_CELLS // world.num_problems)
     sizes = [min(at_once, num_runs - first) for first in range(0, num_runs, at_once)]
     parts = [_some(Population(world, size, numbers), rule, min_gain) for size in sizes]
-    reached, num_kept, worthless, damage, num_measured = map(numpy.concatenate, zip(*parts, strict=True))
+    head, tip, below, num_kept, worthless, damage, num_measured = map(numpy.concatenate, zip(*parts, strict=True))
     return {
         "world": world.name,
         "rule": name,
         "num_runs": num_runs,
         "possible_gain": world.possible_gain,
-        "head_gain_mean": float(reached.mean()),
-        "head_gain_sd": float(reached.std()),
-        "tip_gain_mean": float(reached.mean()),
+        "head_gain_mean": float(head.mean()),
+        "head_gain_sd": float(head.std()),
+        "tip_gain_mean": float(tip.mean()),
+        "tip_over_head_lowest": float(below.mean(axis=0).min()),
         "num_kept_mean": float(num_kept.mean()),
         "worthless_keep_share": float(worthless.mean()),
         "damage_mean": float(damage.mean()),
@@ -243,35 +331,48 @@ def simulated(world: World, name: str, decide: Decide, num_runs: int, seed: int)
     }
 
 
-def _some(population: Population, rule: Rule, min_gain: float) -> tuple[Floats, Floats, Bools, Floats, Ints]:
-    """Runs from the base to their end: the gain that each reached, its keeps, whether one was worthless, damage, problems measured."""
+def _some(
+    population: Population, rule: Rule, min_gain: float
+) -> tuple[Floats, Floats, Floats, Floats, Bools, Floats, Ints]:
+    """Runs from the base to their end.
+
+    The gain of head and of tip at the end, tip over head after each round, keeps, whether a keep was worthless, damage,
+    problems measured.
+    """
     world, num_runs = population.world, population.num_runs
     gains = numpy.array([world.gain_after(depth) for depth in range(world.num_rounds + 1)])
-    head, depth = population.base(), numpy.zeros(num_runs, dtype=numpy.int64)
-    answers = population.correct(head, world.num_samples)
-    fruitless = numpy.zeros(num_runs, dtype=numpy.int64)
+    head = tip = population.base()
+    head_depth = tip_depth = numpy.zeros(num_runs, dtype=numpy.int64)  # rounds from the base
+    answers, memory = population.correct(head, world.num_samples), Memory.empty(num_runs)
     num_measured = numpy.full(num_runs, world.num_problems)
-    num_kept, damage = numpy.zeros(num_runs), numpy.zeros(num_runs)
+    num_kept, damage, below = numpy.zeros(num_runs), numpy.zeros(num_runs), numpy.zeros((num_runs, world.num_rounds))
     worthless = numpy.zeros(num_runs, dtype=bool)
-    for number in range(1, world.num_rounds + 1):
-        candidate = population.trained(head, depth)
+    for number in range(world.num_rounds):
+        candidate = population.trained(tip, tip_depth)
         differences = (population.correct(candidate, world.num_samples) - answers) / world.num_samples
-        outcome = rule(fruitless, differences)
-        keep, gain = outcome.keep, gains[depth + 1] - gains[depth]
-        fruitless, num_kept = fruitless + outcome.fruitless, num_kept + keep
-        num_measured = num_measured + outcome.num_measured
+        is_last = number + 1 == world.num_rounds
+        outcome = rule(memory, differences, functools.partial(_fresh, population, candidate, head), is_last=is_last)
+        keep, carry, memory = outcome.keep, outcome.carry, outcome.memory
+        gain = gains[tip_depth + 1] - gains[head_depth]
+        num_kept, num_measured = num_kept + keep, num_measured + outcome.num_measured
         worthless = worthless | (keep & (gain <= min_gain + 1e-12))
         damage = damage + keep * numpy.maximum(-gain, 0.0)
-        head, depth = numpy.where(keep[:, None], candidate, head), depth + keep
-        if number < world.num_rounds:  # a new head is measured afresh
+        head, head_depth = numpy.where(keep[:, None], candidate, head), numpy.where(keep, tip_depth + 1, head_depth)
+        tip, tip_depth = numpy.where(carry[:, None], candidate, head), numpy.where(carry, tip_depth + 1, head_depth)
+        below[:, number] = gains[tip_depth] - gains[head_depth]
+        if not is_last:  # a new head is measured afresh
             answers = numpy.where(keep[:, None], population.correct(head, world.num_samples), answers)
             num_measured = num_measured + keep * world.num_problems
-    return gains[depth], num_kept, worthless, damage, num_measured
+    return gains[head_depth], gains[tip_depth], below, num_kept, worthless, damage, num_measured
+
+
+def _fresh(population: Population, candidate: Floats, head: Floats, num_samples: int) -> Floats:
+    return (population.correct(candidate, num_samples) - population.correct(head, num_samples)) / num_samples
 
 
 def rows(worlds: Sequence[World], decide: Decide, num_runs: int, seed: int) -> Iterator[Row]:
     """A row for each world and rule, in that order, computed by as many threads as there are cores: numpy runs beside itself."""
-    same = decide.unclear != "keep_if_not_inferior"  # then what is configured rolls back, and is computed once
+    same = decide.unclear in ("rollback", "pause")  # then what is configured rolls back, and is computed once
     calls = [
         (world, name, decide, num_runs, seed)
         for world in worlds

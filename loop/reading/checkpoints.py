@@ -16,13 +16,14 @@ FINAL_BEGUN, FINAL_OPENED = "final_begun", "final_opened"
 
 
 def checkpoint_named(ledger: Ledger, run: Run, name: str) -> Checkpoint:
-    """The checkpoint of "head", "base" or a round's number. LoopError if its weights are not there."""
-    if name in ("head", "base"):
-        sha256: str | None = run.head_checkpoint if name == "head" else run.base_checkpoint
+    """The checkpoint of "head", "tip", "base" or a round's number. LoopError if its weights are not there."""
+    sides = {"head": run.head_checkpoint, "tip": run.tip_checkpoint, "base": run.base_checkpoint}
+    if name in sides:
+        sha256: str | None = sides[name]
         what = f"the {name}"
     else:
         if not (name.isascii() and name.isdigit() and int(name)):
-            raise UsageError(f"--of {name}: give head, base or a round's number")
+            raise UsageError(f"--of {name}: give head, tip, base or a round's number")
         round = ledger.round(run.id, int(name))
         if round is None:
             raise LoopError(f"there is no round {name}; `loopctl rounds` lists them")

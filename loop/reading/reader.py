@@ -14,7 +14,7 @@ from store.corpus import Corpus
 from store.db import open_database, snapshot
 from store.errors import NoStore
 from store.ledger import Ledger
-from store.records import Evaluation, Json, Round, Run, StageName
+from store.records import STAGES, Evaluation, Json, Round, Run, Stage, StageName
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -39,8 +39,10 @@ class Evaluations:
     def of(self, round: Round, who: Literal["head", "candidate"], suite: str) -> Evaluation | None:
         """What a round was decided on; until it is evaluated, the newest figures of the checkpoint."""
         id = self.named(round).get((who, suite))
-        checkpoint = round.parent_checkpoint if who == "head" else round.candidate_checkpoint
-        return self.by_id.get(id) if id else self.newest.get((checkpoint or "", suite))
+        if id:
+            return self.by_id.get(id)
+        checkpoint = self.store.head_of(round) if who == "head" else round.candidate_checkpoint
+        return self.newest.get((checkpoint or "", suite))
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -52,14 +54,24 @@ class Reader:
     run: Run
     run_dir: Path
     _rates: dict[str, dict[str, Fraction]] = field(default_factory=dict)
-    _outputs: dict[tuple[int, StageName], Json] = field(default_factory=dict)
+    _stages: dict[tuple[int, StageName], Stage | None] = field(default_factory=dict)
+
+    def stage(self, number: int, name: StageName) -> Stage | None:
+        """A stage of a round, read once; None before it begins."""
+        if (number, name) not in self._stages:
+            self._stages[number, name] = self.ledger.stage(self.run.id, number, name)
+        return self._stages[number, name]
 
     def output(self, number: int, stage: StageName) -> Json:
-        """What a stage of a round stored when it was done, read once; {} before that."""
-        if (number, stage) not in self._outputs:
-            row = self.ledger.stage(self.run.id, number, stage)
-            self._outputs[number, stage] = (row.output if row else None) or {}
-        return self._outputs[number, stage]
+        """What a stage of a round stored when it was done; {} before that."""
+        row = self.stage(number, stage)
+        return (row.output if row else None) or {}
+
+    def head_of(self, round: Round) -> str:
+        """What a round's candidate is compared with: the head when its evaluation began."""
+        if evaluating := self.stage(round.number, "evaluating"):
+            return str(evaluating.input["head"])
+        return self.run.head_checkpoint if round.state in STAGES else round.parent_checkpoint
 
     def pass_rates(self, evaluation: Evaluation) -> dict[str, Fraction]:
         """The share of samples that passed, by problem. Finished evaluations do not change: each is read once."""

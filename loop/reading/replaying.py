@@ -44,7 +44,7 @@ def replay(decisions: Sequence[DecisionRow], policy: Policy) -> Json:
 
 def _policy_of(row: DecisionRow) -> Policy | str:
     """The policy stored with a decision, or why this version cannot build it."""
-    keys = {"split", "confirm", "unclear", "margin", "gates"}
+    keys = {"split", "confirm", "unclear", "margin", "max_carried", "gates"}
     if more := sorted(row.policy.keys() - keys):
         return f"its policy has {', '.join(more)}, which this version does not know"
     if missing := sorted({"split", "gates"} - row.policy.keys()):
@@ -110,6 +110,7 @@ def _change(now: Outcome) -> str:
     reasons = [f"{gate.type}: {gate.reason}" for gate in now.gates if gate.verdict == blamed]
     words = {
         "keep": "would be kept",
+        "carry": "would be carried",
         "rollback": "would be rolled back" if now.verdict == "rollback" else "would be inconclusive, and rolled back",
         "pause": "would be inconclusive, and wait for a person",
         "confirm": "would go on to the split that confirms, which was not opened",

@@ -55,7 +55,7 @@ class RoundRow:
     stage: str
     verdict: str | None  # as in Decision
     reasons: list[str]
-    parent: str  # SHA-256 of the checkpoint that it began with, and that it made
+    parent: str  # SHA-256 of the checkpoint that it began with, the tip of then, and of the one that it made
     candidate: str | None
     suites: Mapping[str, Any]  # a SuiteRow each, in a WholeRound a SuiteFigures
     num_completions: int | None
@@ -70,7 +70,8 @@ class RoundRow:
 class WholeRound(RoundRow):
     """All of one round: `loopctl round N`."""
 
-    head_round: int  # the round that made its parent, 0 for the base
+    head_round: int  # the round that made the head that it is compared with, 0 for the base
+    parent_round: int  # the round that made its parent
     head_after: str | None
     decision: Decision | None
     gates: list[Json]  # as the policy stored them
@@ -135,7 +136,7 @@ def rows(store: Reader) -> list[RoundRow]:
 
 def _row(store: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> RoundRow:
     sampled = store.output(round.number, "sampling")
-    words = decision_of(decision)
+    words = decision_of(decision, round.state)
     return RoundRow(
         round=round.number,
         state=round.state,
@@ -162,9 +163,19 @@ def _suite_row(store: Reader, round: Round, name: str, evaluations: Evaluations)
         pass_at_1=figures.get("pass@1"),
         pass_at_1_interval=figures.get("pass@1_interval"),
         head_pass_at_1=before.get("pass@1"),
-        gain=figures["pass@1"] - before["pass@1"] if figures and before else None,
+        gain=_change(store, candidate, head),
         decoding=store.decoding(candidate or head),
     )
+
+
+def _change(store: Reader, candidate: Evaluation | None, head: Evaluation | None) -> float | None:
+    """Candidate less head; on the problems that both answered, where one of them was asked fewer."""
+    ours, theirs = figures_of(candidate), figures_of(head)
+    if not ours or not theirs:
+        return None
+    if ours["num_problems"] != theirs["num_problems"] and (paired := gain(store, candidate, head)):
+        return paired.gain
+    return float(ours["pass@1"] - theirs["pass@1"])
 
 
 def base_row(store: Reader) -> dict[str, Json | None]:
@@ -195,7 +206,7 @@ def whole_round(store: Reader, number: int) -> WholeRound | None:
 
 def all_of(store: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> WholeRound:
     """`whole_round` of a round that was read already, with what was read for all rounds at once."""
-    head = store.ledger.checkpoints.get(round.parent_checkpoint)
+    head, parent = map(store.ledger.checkpoints.get, (store.head_of(round), round.parent_checkpoint))
     settings, adapted = _settings(store, round)
     splits = [name for _, name in evaluations.named(round) if name not in store.suites]  # of the suite that decides
     names = [store.decider, *dict.fromkeys(splits), *store.suites[1:]]
@@ -203,8 +214,9 @@ def all_of(store: Reader, round: Round, decision: DecisionRow | None, evaluation
         **vars(_row(store, round, decision, evaluations))
         | {"suites": {name: _suite(store, evaluations, name, round) for name in names}},
         head_round=head.round if head else 0,
-        head_after=decision.head_after if decision else None,
-        decision=decision_of(decision),
+        parent_round=parent.round if parent else 0,
+        head_after=(round.candidate_checkpoint if round.state == "kept" else decision.head_after) if decision else None,
+        decision=decision_of(decision, round.state),
         gates=decision.gates if decision else [],
         policy=decision.policy if decision else None,
         signals=decision.evidence.get("signals") if decision else None,

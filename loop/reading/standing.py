@@ -22,7 +22,7 @@ from loop.system.heartbeat import Heartbeat, read_heartbeat
 from loop.system.lock import holder
 from loop.words import as_rfc3339, round_name, seconds_between
 from store.errors import NoStore
-from store.records import Evaluation, Json, Round, Run
+from store.records import DECIDED, STAGES, Evaluation, Json, Round, Run
 
 VANISHED = "the process vanished; `loopctl start` or `loopctl run` continues where it stopped"
 STARTING = "starting"
@@ -49,6 +49,7 @@ class Standing:
     heartbeat_age_s: float | None
     head: Head | None = None
     base: Measured | None = None
+    tip: Tip | None = None
     round: OpenRound | None = None
     last_decision: LastDecision | None = None
     rounds: RoundCounts
@@ -83,6 +84,17 @@ class Head(Measured):
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Tip:
+    """Where the next round begins: the head, or the newest of `depth` rounds that were carried since."""
+
+    checkpoint: str
+    round: int
+    path: str | None
+    depth: int
+    gain_over_head: Gain | None  # on the problems that it was measured on; None while it is the head
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class OpenRound:
     """The round that is open, whether or not a process works on it; `done` of `total` units of its part."""
 
@@ -108,6 +120,7 @@ class RoundCounts:
     """How many rounds ended in each way; `planned`: how many there will be, 0 for no end."""
 
     kept: int
+    carried: int
     rolled_back: int
     failed: int
     planned: int | None
@@ -115,7 +128,7 @@ class RoundCounts:
     @property
     def left(self) -> int | None:
         """How many are still to be decided; None: without end."""
-        return max(0, self.planned - self.kept - self.rolled_back) if self.planned else None
+        return max(0, self.planned - self.kept - self.carried - self.rolled_back) if self.planned else None
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -163,6 +176,16 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Standing:
 
     `planned`: how many rounds the configuration wants, 0 for no end; if it does not say, as many as when the run began.
     """
+    before = holder(run_dir)
+    standing = _status(run_dir, name, planned)
+    if (
+        before is not None and standing.pid is None
+    ):  # it ended meanwhile, and may have said how after the store was read
+        return _status(run_dir, name, planned)
+    return standing
+
+
+def _status(run_dir: Path, name: str, planned: int | None) -> Standing:
     # Before the store: a process writes a pause into the store first, so whoever is seen to pause has its reason there.
     last_beat = read_heartbeat(run_dir)
     try:
@@ -175,7 +198,7 @@ def status(run_dir: Path, name: str, planned: int | None = None) -> Standing:
             run=name or None,
             state="running" if pid else "stopped",
             reason="preparing the run" if pid else f"no run in {run_dir} yet; start one with `loopctl run`",
-            rounds=RoundCounts(0, 0, 0, None),
+            rounds=RoundCounts(0, 0, 0, 0, None),
             corpus=CorpusSize(0, 0),
             disk=_disk(run_dir),
         )
@@ -212,9 +235,10 @@ def status_of(store: Reader, planned: int | None = None, last_beat: Heartbeat | 
         reason=reason,
         head=Head(**vars(_measured(store, run.head_checkpoint, run.head_round, head)), gain_over_base=over_base),
         base=_measured(store, run.base_checkpoint, 0, base),
+        tip=_tip(store),
         round=_round_now(store, last, beat, now),
         last_decision=_last_decision(store),
-        rounds=RoundCounts(run.num_kept, run.num_rolled_back, run.num_failed, planned),
+        rounds=RoundCounts(run.num_kept, run.num_carried, run.num_rolled_back, run.num_failed, planned),
         trend=tuple(TrendPoint(row["round"], row["state"], row["rate"]) for row in rates),
         corpus=CorpusSize(run.num_completions, run.completion_bytes),
         next_due=as_rfc3339(beat.next_due_at) if beat and beat.next_due_at is not None else None,
@@ -279,8 +303,20 @@ def _measured(store: Reader, sha256: str, number: int, evaluation: Evaluation | 
     )
 
 
+def _tip(store: Reader) -> Tip:
+    run = store.run
+    row = store.ledger.checkpoints.get(run.tip_checkpoint)
+    over_head = None
+    if run.depth:  # as its round compared them: that gain is stored
+        ids = store.output(run.tip_round, "evaluating").get("evaluations", {})
+        where = f"{store.decider}/{run.config['decide']['split']}"
+        candidate, head = (store.corpus.evaluations.get(ids.get(f"{who}/{where}", "")) for who in ("candidate", "head"))
+        over_head = gain(store, candidate, head)
+    return Tip(run.tip_checkpoint, run.tip_round, str(store.run_dir / row.path) if row else None, run.depth, over_head)
+
+
 def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: float) -> OpenRound | None:
-    if last is None or last.state in ("kept", "rolled_back", "failed"):
+    if last is None or last.state not in STAGES:
         return None
     attempts = store.ledger.attempts(store.run.id, last.number, last.stage)
     progress = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None
@@ -303,10 +339,10 @@ def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: f
 
 def _last_decision(store: Reader) -> LastDecision | None:
     row = store.ledger.last_decision(store.run.id)
-    decision = decision_of(row)
+    round = store.ledger.round(store.run.id, row.round) if row else None
+    decision = decision_of(row, round.state if round else "")
     if row is None or decision is None:
         return None
-    round = store.ledger.round(store.run.id, row.round)
     candidate = _measurement(store, round.candidate_checkpoint) if round and round.candidate_checkpoint else None
     metrics: Json = {"suite": store.decider, "split": store.run.config["decide"]["split"]}
     if candidate and candidate.metrics:
@@ -324,7 +360,7 @@ def _last_error(store: Reader, last: Round | None) -> LastError | None:
         return None
     stages = store.ledger.stages(store.run.id, event.round)
     done = any(stage.name == event.stage and stage.finished_at is not None for stage in stages)
-    under_way = last is not None and last.state not in ("kept", "rolled_back") and last.number - event.round <= 1
+    under_way = last is not None and last.state not in DECIDED and last.number - event.round <= 1
     return LastError(
         at=event.at,
         round=event.round,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from loop import words
 
 if TYPE_CHECKING:
-    from loop.reading.standing import Head, LastDecision, OpenRound, Standing
+    from loop.reading.standing import Head, LastDecision, OpenRound, Standing, Tip
 
 BARS = "▁▂▃▄▅▆▇█"
 AFTER_A_PAUSE = {  # by who paused it
@@ -32,6 +32,7 @@ def labelled(standing: Standing, every: str | None = None) -> list[tuple[str, st
         return []
     return [
         ("head", _head(standing.head)),
+        ("tip", _tip(standing.tip)),
         ("last", _last(standing.last_decision)),
         ("trend", _trend(standing)),
         ("corpus", _corpus(standing)),
@@ -68,16 +69,27 @@ def _head(head: Head) -> str:
     return f"{text}   {words.safe(head.suite)}, {words.safe(words.decoding_words(head.decoding))}"
 
 
+def _tip(tip: Tip | None) -> str:
+    """round 14   2 rounds carried since the head: +0.012 over it [-0.004 +0.028], not shown yet"""
+    if tip is None or not tip.depth:
+        return ""
+    text = f"{words.round_name(tip.round)}   {words.count(tip.depth, 'round')} carried since the head"
+    if over := tip.gain_over_head:
+        text += f": {words.signed(over.gain)} over it {words.interval(over.interval, sign=True)}"
+    return f"{text}, not shown yet"
+
+
 def _last(last: LastDecision | None) -> str:
     if not last:
         return ""
-    text = "kept" if last.verdict == "keep" else "rolled back" if last.conclusive else "inconclusive"
+    text = {"keep": "kept", "carry": "carried"}.get(last.verdict, "rolled back" if last.conclusive else "inconclusive")
     return f"round {last.round}   {text}: {words.safe('; '.join(last.reasons))}"
 
 
 def _trend(standing: Standing) -> str:
     rounds = standing.rounds
-    counts = f"{rounds.kept} kept · {rounds.rolled_back} rolled back · {rounds.failed} failed"
+    carried = f"{rounds.carried} carried · " if rounds.carried else ""
+    counts = f"{rounds.kept} kept · {carried}{rounds.rolled_back} rolled back · {rounds.failed} failed"
     bars = sparkline([point.pass_at_1 for point in standing.trend])
     return f"{bars}   {counts}" if bars else counts
 

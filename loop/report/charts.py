@@ -20,8 +20,15 @@ BLUE, GREEN, ORANGE, GREY, PURPLE, TEAL, RED, BROWN = (
     "#3f7fc1", "#2f9e6e", "#d9822b", "#8b8f98", "#a765b3", "#35a3b5", "#cc4b4b", "#957a52",
 )  # fmt: skip
 SERIES = [BLUE, ORANGE, GREEN, PURPLE, TEAL, RED, BROWN, GREY]
-OUTCOMES = {"kept": GREEN, "rolled back": ORANGE, "inconclusive": PURPLE, "open": GREY, "failed": RED}
-SHAPES = {"kept": "circle", "rolled back": "cross", "inconclusive": "diamond", "open": "square", "failed": "square"}
+OUTCOMES = {"kept": GREEN, "carried": TEAL, "rolled back": ORANGE, "inconclusive": PURPLE, "open": GREY, "failed": RED}
+SHAPES = {
+    "kept": "circle",
+    "carried": "triangle-up",
+    "rolled back": "cross",
+    "inconclusive": "diamond",
+    "open": "square",
+    "failed": "square",
+}
 WIDTH, HEIGHT = 640, 320  # of a single panel; several stand side by side, half as wide
 PANEL_WIDTH, PANEL_HEIGHT = 320, 200
 LEGEND_WIDTH = 150  # of a name in a legend
@@ -168,10 +175,13 @@ def _tooltip(title: str, form: str) -> list[Json]:
 # Panels
 
 
-def trajectory(points: Sequence[Json], base: float | None, title: str, form: str | None = None) -> Json:
+def trajectory(
+    points: Sequence[Json], base: float | None, title: str, form: str | None = None, lines: Sequence[Json] = ()
+) -> Json:
     """Candidates by round as marks with their intervals, the head after each round as a line, the base as a rule.
 
-    A point has `round`, `who` (the outcome), `value`, `low` and `high` (or None), and `head`.
+    A point has `round`, `who` (the outcome), `value`, `low` and `high` (or None), and `head`. A line from one of them to another
+    has `round`, `value`, `to` and `to_value`.
     """
     values = [point for point in points if point["value"] is not None]
     head = [{"round": point["round"], "who": "head", "value": point["head"]} for point in points]
@@ -191,6 +201,10 @@ def trajectory(points: Sequence[Json], base: float | None, title: str, form: str
     if head:  # vega warns of a layer without data
         steps = {"type": "line", "interpolate": "step-after", "strokeWidth": 2}
         layers.append({"data": {"values": head}, "mark": steps, "encoding": {"x": x, "y": y, "color": colour}})
+    if lines:
+        dots = {"type": "rule", "strokeDash": [2, 3], "strokeWidth": 1.5, "stroke": TEAL}
+        ends = {"x": x, "y": y, "x2": {"field": "to"}, "y2": {"field": "to_value"}}
+        layers.append({"data": {"values": list(lines)}, "mark": dots, "encoding": ends})
     if any(point.get("low") is not None for point in values):
         rule = {"type": "rule", "strokeWidth": 1 if many else 2, "opacity": 0.45 if many else 0.8}
         layers.append(_intervals(rule, x, y, colour))

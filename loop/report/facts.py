@@ -21,7 +21,7 @@ from loop.report.browser import browser
 from loop.system.exits import version
 from loop.words import decoding_words
 from store.errors import NoStore
-from store.records import Checkpoint, Json, Round
+from store.records import DECIDED, Checkpoint, Json, Round, Run
 
 if TYPE_CHECKING:
     from loop.experiments.file import Experiment
@@ -84,14 +84,16 @@ def _facts(store: Reader, place: Place) -> Json:
         "losses": _losses(store, all_rounds),
         "amounts": _amounts(store, rounds),
         "browser": browser(store, all_rounds, evaluations),
-        "lineage": [_checkpoint(row, run.head_checkpoint, all_rounds) for row in ledger.checkpoints.all(run.id)],
+        "lineage": [_checkpoint(row, run, all_rounds) for row in ledger.checkpoints.all(run.id)],
     }
 
 
 def _outcome(row: Json) -> str:
-    """kept, rolled_back, inconclusive, failed, or open."""
-    if row["decision"] and row["state"] in ("kept", "rolled_back"):
-        return str(row["state"]) if row["decision"]["conclusive"] else "inconclusive"
+    """kept, carried, rolled_back, inconclusive, failed, or open."""
+    if row["decision"] and row["state"] in DECIDED:
+        return (
+            "inconclusive" if row["state"] == "rolled_back" and not row["decision"]["conclusive"] else str(row["state"])
+        )
     return "failed" if row["state"] == "failed" else "open"
 
 
@@ -151,10 +153,11 @@ def _amounts(store: Reader, rounds: Sequence[Json]) -> list[Json]:
     return amounts
 
 
-def _checkpoint(row: Checkpoint, head: str, rounds: Sequence[Round]) -> Json:
+def _checkpoint(row: Checkpoint, run: Run, rounds: Sequence[Round]) -> Json:
     as_stored = ("round", "kind", "parent", "state", "pinned", "size_bytes", "created_at")
     return {key: getattr(row, key) for key in as_stored} | {
         "checkpoint": row.sha256,
         "made_in": [round.number for round in rounds if round.candidate_checkpoint == row.sha256],
-        "is_head": row.sha256 == head,
+        "is_head": row.sha256 == run.head_checkpoint,
+        "is_tip": row.sha256 == run.tip_checkpoint,
     }

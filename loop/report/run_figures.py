@@ -43,6 +43,20 @@ def _points(facts: Json, name: str, key: str, level: str | None = None) -> list[
     return points
 
 
+def _lines(facts: Json, points: Sequence[Json], base: float | None) -> list[Json]:
+    """From where to where each round of a line of carried rounds went: `round` and `value`, `to` and `to_value`."""
+    carried = {row["round"] for row in facts["rounds"] if row["outcome"] == "carried"}
+    reached: dict[int, float | None] = {0: base} | {point["round"]: point["value"] for point in points}
+    steps = [
+        (row["parent_round"], row["round"]) for row in facts["rounds"] if {row["round"], row["parent_round"]} & carried
+    ]
+    return [
+        {"round": start, "value": reached.get(start), "to": end, "to_value": reached.get(end)}
+        for start, end in steps
+        if reached.get(start) is not None and reached.get(end) is not None
+    ]
+
+
 def _part(figures: Json | None, level: str | None) -> Json:
     if figures is None:
         return {}
@@ -95,7 +109,10 @@ def _pass1(facts: Json) -> Figure | None:
     rows = [["base", "", rate(base), interval(suite["base"]["pass@1_interval"]) if suite["base"] else "", rate(base)]]
     rows += [[str(p["round"]), p["who"], rate(p["value"]), charts.ends(p), rate(p["head"])] for p in points]
     about = "Marks: each round's candidate with its 95% interval. Line: the head after the round. Dashed: the base."
-    panel = charts.trajectory(points, base, "pass@1", ".3~f")
+    lines = _lines(facts, points, base)
+    if lines:
+        about += " Dotted: from which weights a carried round, or the one after it, began."
+    panel = charts.trajectory(points, base, "pass@1", ".3~f", lines)
     columns = ["round", "decision", "candidate", "95% interval", "head after it"]
     return Figure("pass1", "pass@1 by round", f"{measured_on(suite)}. {about}", [panel], columns, rows)
 

@@ -15,14 +15,17 @@ from loop.run.session import Session
 from loop.stages.sampling import seed_of
 from loop.stages.training import rows_sha256
 from policies.adaptation import Adaptable, adapted, in_words, rollbacks_in_a_row
+from policies.evidence import Line
+from policies.line import Shown
 from store.garbage import best_round
+from store.ledger import TIP_LOOKED_AT
 from store.records import Json, Round
 
 MOST_VERDICTS = 1000
 
 
 def frozen_input(session: Session, round: Round) -> Json:
-    """The input of the stage that the round is at. ConfigError for a training that would repeat one that was rolled back."""
+    """The input of the stage that the round is at. ConfigError for a training that would repeat one that was not kept."""
     config, parent = session.loaded.config, round.parent_checkpoint
     used, why_adapted = settings_of(session, round)
     match round.stage:
@@ -44,8 +47,13 @@ def frozen_input(session: Session, round: Round) -> Json:
             refuse_a_repetition(session, round, inputs)
             return inputs
         case "evaluating":
-            sides = {"head": parent, "candidate": round.candidate_checkpoint}
-            return sides | ({"best": best} if (best := best_so_far(session)) else {})
+            sides = {"head": session.run.head_checkpoint, "candidate": round.candidate_checkpoint}
+            line, best = line_of(session), best_so_far(session)
+            return (
+                sides
+                | ({"best": best} if best else {})
+                | ({"line": line.model_dump(exclude_none=True)} if line else {})
+            )
         case _:
             evaluated = session.ledger.stage(round.run_id, round.number, "evaluating")
             assert evaluated is not None and evaluated.output is not None
@@ -63,34 +71,75 @@ def best_so_far(session: Session) -> Json | None:
     return {"round": number, "checkpoint": sha256} if sha256 != run.head_checkpoint else None
 
 
+def line_of(session: Session) -> Line | None:
+    """Where the candidate of the open round stands in a line, and when that is looked at; None where nothing is carried."""
+    run, policy, suite = session.run, session.policy, session.decider
+    goal = session.loaded.config.rounds if session.goal is None else session.goal
+    return policy.next_line(
+        run.depth,
+        run.num_failed_lines,
+        newest_line(session),
+        _shown(session),
+        len(suite.of_split(policy.confirm or policy.split)),
+        suite.config.num_samples,
+        is_last=bool(goal) and run.num_decided + 1 >= goal,
+    )
+
+
+def _shown(session: Session) -> Shown | None:
+    """What made the head, by the decision that kept it or the look that confirmed it; None for the base."""
+    ledger, run = session.ledger, session.run
+    decision = ledger.decision(run.id, run.head_round) if run.head_round else None
+    if decision is None or "line" not in decision.evidence:
+        return None
+    look = ledger.events.last_of(run.id, TIP_LOOKED_AT) if decision.verdict != "keep" else None
+    gates = look.data["decision"]["gates"] if look and look.round == run.head_round else decision.gates
+    figures = next((gate["figures"] for gate in gates if "mean_square" in gate["figures"]), None)
+    if figures is None:
+        return None
+    num_rounds = decision.evidence["line"]["depth"] + 1
+    return Shown(figures["gain"], num_rounds, figures["mean_square"], figures["num_samples"])
+
+
+def newest_line(session: Session) -> tuple[Line, str] | None:
+    """Where the newest candidate that was decided on stood in its line, and what became of it; a later look at it counts."""
+    last = session.ledger.last_decision(session.run_id)
+    if last is None or "line" not in last.evidence:
+        return None
+    look = session.ledger.events.last_of(session.run_id, TIP_LOOKED_AT)
+    if look is not None and look.round == last.round:
+        return Line.model_validate(look.data["evidence"]["line"]), "keep" if look.data["shown"] else "carry"
+    return Line.model_validate(last.evidence["line"]), last.action
+
+
 def settings_of(session: Session, round: Round) -> tuple[Adaptable, str | None]:
     """The settings of a round that has begun, and what was changed in them and why, in one line.
 
-    Only decisions on the round's own parent count: whoever moves the head by hand begins anew.
+    Only decisions on the present head count: whoever moves it by hand begins anew.
     """
     config = session.loaded.config
     training = config.training.model_dump(include={field.name for field in fields(Adaptable)})
     configured = Adaptable(temperature=config.sampling.temperature, data=config.collect.data, **training)
-    verdicts = session.ledger.verdicts_on(round.run_id, round.parent_checkpoint, MOST_VERDICTS)
+    verdicts = session.ledger.verdicts_on(round.run_id, session.run.head_checkpoint, MOST_VERDICTS)
     num_rollbacks = rollbacks_in_a_row(verdicts)
     used = adapted(config.after_rollback, num_rollbacks, configured)
     return used, in_words(configured, used, num_rollbacks)
 
 
 def refuse_a_repetition(session: Session, round: Round, inputs: Json) -> None:
-    """ConfigError if a round that was rolled back on this head was trained on the same tokens with the same settings.
+    """ConfigError if a round that was not kept was trained from the same weights on the same tokens with the same settings.
 
     It cannot happen where sampling draws: every round has seeds of its own. It does where nothing is left to be drawn, as
     with top_k = 1 or a temperature near 0; then the run would go in circles for as long as it is let.
     """
     for earlier in session.ledger.rounds(round.run_id):
-        if (earlier.state, earlier.parent_checkpoint) != ("rolled_back", round.parent_checkpoint):
+        if earlier.state not in ("carried", "rolled_back") or earlier.parent_checkpoint != round.parent_checkpoint:
             continue
         stage = session.ledger.stage(round.run_id, earlier.number, "training")
         if stage is not None and _what_counts(stage.input) == _what_counts(inputs):
             raise ConfigError(
-                f"training would repeat round {earlier.number}, which was rolled back: the same completions of the same "
-                "head, the same settings; start again in a new run_dir with a higher sampling.temperature or top_k, more "
+                f"training would repeat round {earlier.number}, which was not kept: the same completions of the same "
+                "weights, the same settings; start again in a new run_dir with a higher sampling.temperature or top_k, more "
                 "prompts, or changes in [after_rollback]"
             )
 

@@ -23,10 +23,10 @@ HOPELESS = (ConfigError, StoreError, BadEvidence)  # a user's mistake, and what 
 
 
 def current_round(session: Session) -> Round:
-    """The round to work on: the open one, the failed one, or a new one from the head."""
+    """The round to work on: the open one, the failed one, or a new one from the tip."""
     ledger, run = session.ledger, session.run
     last = ledger.last_round(run.id)
-    if last and last.state == "failed" and run.head_checkpoint == last.parent_checkpoint:
+    if last and last.state == "failed" and run.tip_checkpoint == last.parent_checkpoint:
         return ledger.resume_round(last)
     return ledger.open_round(run.id) or ledger.begin_round(run.id)
 
@@ -76,7 +76,7 @@ def _leave(session: Session, round: Round, number: int | None, why: str) -> None
 
 
 def without_weights(session: Session, round: Round, attempt: int, lost: LostWeights) -> Round:
-    """Weights are damaged or gone. A candidate is trained again; a head falls back to the last good one, loudly."""
+    """Weights are damaged or gone. A candidate is trained again; head and tip fall back to the last good head, loudly."""
     ledger, run_id, is_candidate = session.ledger, round.run_id, lost.checkpoint.sha256 == round.candidate_checkpoint
 
     def fail_attempt(next_step: str) -> None:
@@ -89,13 +89,14 @@ def without_weights(session: Session, round: Round, attempt: int, lost: LostWeig
         fail_attempt("training is done again")
         return ledger.train_again(round, str(lost))
     head_round = session.run.head_round
-    kept = [each.number for each in ledger.rounds(run_id) if each.state == "kept" and each.number < head_round]
+    kept = [each.number for each in ledger.rounds(run_id) if each.state == "kept" and each.number <= head_round]
     heads = [] if is_candidate else [*reversed(kept), 0]
     target = next((number for number in heads if _is_whole(session, number)), None)
     if target is None:
         fail_attempt("the round fails; restore the weights")
         return ledger.fail_round(round, f"{lost}; restore them from a backup, or `loopctl rollback`")
-    fail_attempt(f"the head falls back to {round_name(target)}")
+    back = "the next round begins from the head," if target == head_round else "the head falls back to"
+    fail_attempt(f"{back} {round_name(target)}")
     ledger.move_head(run_id, target, str(lost))
     failed = ledger.round(run_id, round.number)
     assert failed is not None

@@ -67,9 +67,9 @@ def earlier_of(session: Session, past: PastRound) -> Earlier:
 
 
 def past_rounds(session: Session, round: Round) -> list[PastRound]:
-    """The rounds whose completions a policy may take: sampled to the end, from the base or a head that led to this one.
+    """The rounds whose completions a policy may take: sampled to the end, from the base or weights that led to these.
 
-    Whether the candidate was kept does not matter. What was drawn from heads that were given up since is left alone.
+    Whether the candidate was kept does not matter. What was drawn from weights that were given up since is left alone.
     """
     ledger, heads = session.ledger, set()
     sha256: str | None = round.parent_checkpoint

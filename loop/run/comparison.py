@@ -5,8 +5,9 @@ Restart-safe: what was measured is stored, and the policy, a pure function, asks
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from loop.reading.as_json import as_json
 from loop.reading.gains import STORED_AS, gain, key_of
@@ -18,7 +19,8 @@ from loop.stages.deciding import Measured, Opened, evidence
 from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of
 from loop.stages.sampling import seed_of
 from policies.diagnosis import signals, summary_of
-from policies.evidence import Evidence
+from policies.evidence import Evidence, Line
+from policies.line import GLIMPSE
 from policies.policy import next_part
 from policies.sequential import drawing_order
 from store.records import Evaluation, Json, Problem, Round
@@ -32,9 +34,11 @@ class Comparison:
     round: Round
     checkpoints: dict[str, str]  # by "candidate", "head" and, where a gate asks for it, "best"
     best_round: int | None
+    line: Line | None
     opened: dict[str, int]
     done: dict[tuple[str, str, str], Evaluation]  # by who, suite and split
     diagnosis: Json  # of locks and forks
+    draw: str = ""  # what sets these samples apart from those of the round
 
     @classmethod
     def of(cls, session: Session, round: Round, inputs: Json) -> Comparison:
@@ -42,8 +46,9 @@ class Comparison:
         checkpoints, best = {who: inputs[who] for who in ("head", "candidate")}, inputs.get("best") or {}
         if best:
             checkpoints["best"] = best["checkpoint"]
-        diagnosis = inputs.get("diagnosis", {})
-        comparison = cls(session, round, checkpoints, best.get("round"), {**inputs.get("opened", {})}, {}, diagnosis)
+        line = Line.model_validate(inputs["line"]) if "line" in inputs else None
+        opened, diagnosis = {**inputs.get("opened", {})}, inputs.get("diagnosis", {})
+        comparison = cls(session, round, checkpoints, best.get("round"), line, opened, {}, diagnosis)
         for name, id in inputs.get("evaluations", {}).items():
             who, suite, split = name.split("/", 2)
             evaluation = session.corpus.evaluations.get(id)
@@ -64,8 +69,8 @@ class Comparison:
     def run(self) -> None:
         """Open what the policy asks for until it has decided, and then what is only reported."""
         policy, looks = self.session.policy, self.session.loaded.config.decide.looks
-        self._open(policy.split, next_part(0, len(self.drawn(policy.split)), looks))
-        self.diagnosis = diagnose(self.session, self.round)
+        self._open(policy.split, self._first_part(len(self.drawn(policy.split))))
+        self.diagnosis = diagnose(self.session, self.round, self.checkpoints["head"])
         while True:
             decision = policy.decide(self.evidence())
             need: Json = decision.need or {}
@@ -80,6 +85,12 @@ class Comparison:
                     self._report(suite for suite in self.session.suites if suite is not self.session.decider)
                     return
 
+    def _first_part(self, num_planned: int) -> int:
+        """How many problems of the first split are opened first."""
+        if self.line is not None and not self.line.look:
+            return num_planned if self.session.policy.confirm else math.ceil(GLIMPSE * num_planned)
+        return next_part(0, num_planned, self.session.loaded.config.decide.looks)
+
     def _report(self, suites: Iterable[Yardstick]) -> None:
         """Head and candidate on suites that do not decide by themselves."""
         for suite in suites:
@@ -89,18 +100,31 @@ class Comparison:
 
     def _open(self, split: str, num_problems: int) -> None:
         self.opened[split] = num_problems
-        seed = seed_of(self.session.loaded.config.seed, self.session.decider.config.name, split, self.head_round)
+        draw = (self.draw,) if self.draw else ()
+        seed = seed_of(self.session.loaded.config.seed, self.session.decider.config.name, split, self.head_round, *draw)
         part = SuitePart(split, self.drawn(split)[:num_problems], seed)
         sides = [who for who in self.checkpoints if who != "best" or split == self.session.policy.split]
         engines = self.session.engines  # the checkpoint that is loaded already goes first: loading is expensive
         for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):
-            self._evaluate(who, self.session.decider, part)
+            glimpsed = (
+                self.line is not None and not self.line.look and who == "head"
+            )  # every figure of a head is a whole one
+            whole = replace(part, problems=self.drawn(split)) if glimpsed else part
+            self._evaluate(who, self.session.decider, whole)
             if who != "best":
                 measure(self.session, self.round, self.checkpoints[who])  # now, while its weights are loaded
 
     def _evaluate(self, who: str, suite: Yardstick, part: SuitePart) -> None:
         key = (who, suite.config.name, part.split)
+        if self._draws_more(suite):
+            num_samples = suite.config.num_samples * self.session.loaded.config.decide.last_samples
+            suite = replace(suite, config=suite.config.model_copy(update={"num_samples": num_samples}))
         self.done[key] = evaluate(self.session, self.round.number, self.checkpoints[who], suite, part, who)
+
+    def _draws_more(self, suite: Yardstick) -> bool:
+        """Whether this is a line's last look, on a suite where further samples differ."""
+        last = self.line is not None and self.line.last and (self.line.depth > 0 or self.draw != "")
+        return last and suite is self.session.decider and not suite.config.greedy
 
     # What was measured
 
@@ -148,13 +172,15 @@ class Comparison:
             training=candidate.origin["training"] if candidate else {},
             fruitless_looks=session.fruitless_looks(),
             best_round=self.best_round,
+            line=self.line,
             more_signals=signals(summary_of(self.diagnosis)) if self.diagnosis else {},
         )
 
     def _sides(self, suite: Yardstick, split: str) -> dict[str, Evaluation]:
         """Who was measured there; on the split that is looked at first also the base, as it was when it was the head."""
         sides = {who: done for (who, *where), done in self.done.items() if where == [suite.config.name, split]}
-        base = self.session.measured(self.session.run.base_checkpoint)
+        candidate = sides.get("candidate")
+        base = self.session.measured(self.session.run.base_checkpoint, candidate.num_samples if candidate else None)
         return sides | ({"base": base} if base and split == self.session.policy.split else {})
 
     def _opened(self, suite: Yardstick, split: str, problems: list[Problem], planned: int, looks: int) -> Opened:

@@ -26,13 +26,13 @@ TEXTS_AT_ONCE = 32  # sent to the engine in one message
 _COLUMNS = ("entropy", "top_token_id", "top_probability", "logprobs", "rest")
 
 
-def diagnose(session: Session, round: Round) -> Json:
+def diagnose(session: Session, round: Round, head: str) -> Json:
     """The summary of a round with a candidate, as JSON (policies.diagnosis.Summary); {} where it is switched off."""
     settings = session.loaded.config.diagnosis
     assert round.candidate_checkpoint is not None, round
     checkpoints: dict[Who, str] = {
         "base": session.run.base_checkpoint,
-        "head": round.parent_checkpoint,
+        "head": head,
         "candidate": round.candidate_checkpoint,
     }
     for checkpoint in checkpoints.values():

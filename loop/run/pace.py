@@ -41,7 +41,7 @@ class Work:
 def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
     """The base and every candidate answer all suites; from the second round on the head answers the deciding one again.
 
-    This is rough: a head is asked again only if it is new, and looks, confirming splits and other gates change what is asked.
+    This is rough: a head is asked again only if it is new, and looks, lines, confirming splits and other gates change what is asked.
     """
     config = loaded.config
     num_prompts = config.prompts.per_round or len(inputs.prompts)

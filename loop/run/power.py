@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loop.run.adapting import line_of
 from loop.run.session import Session
-from policies.evidence import Evidence
 from policies.gates import Improvement, Look
 from policies.gates.base import percent
 from policies.noise import PRIOR_VARIANCE, detectable_gain, problems_needed, samples_needed, variance_from
@@ -51,11 +51,17 @@ def planned_looks(session: Session) -> list[PlannedLook]:
     gate = next((gate for gate in policy.gates if isinstance(gate, Improvement)), None)
     if gate is None:
         return []
-    now = Evidence.model_construct(round=0, rounds_so_far=0, splits={}, fruitless_looks=session.fruitless_looks())
-    looks = [Look(policy.split, screening=policy.confirm is not None)]
-    looks += [Look(policy.confirm)] if policy.confirm is not None else []
+    line = line_of(session)  # whose next look may come later
+    looks = [Look(policy.split, policy.confirm is not None, line)]
+    looks += [Look(policy.confirm, line=line)] if policy.confirm is not None else []
     return [
-        PlannedLook(gate, look.split, gate.level(now, look), len(suite.of_split(look.split)), suite.config.num_samples)
+        PlannedLook(
+            gate,
+            look.split,
+            gate.level(session.fruitless_looks().get(look.split, 0), look),
+            len(suite.of_split(look.split)),
+            suite.config.num_samples,
+        )
         for look in looks
     ]
 

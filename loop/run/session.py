@@ -53,6 +53,7 @@ class Session:
     tests: dict[str, GradingProblem] = field(default_factory=dict)  # of prompts, by prompt id, if a data policy asks
     check_orders: Callable[[Round | None], None] = field(default=lambda round: None)  # raises to leave the round
     wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
+    goal: int | None = None  # how many rounds are decided in all when the run ends, if whoever runs them has said so
     verified: dict[str, Any] = field(default_factory=dict)  # the stamps of checkpoints when they were read whole
     sharing: Sharing = field(init=False)
 
@@ -92,11 +93,18 @@ class Session:
         assert run is not None
         return run
 
-    def measured(self, checkpoint: str) -> Evaluation | None:
-        """The newest finished evaluation of a checkpoint on the split of every round: of a head, not the one that chose it."""
+    def measured(self, checkpoint: str, num_samples: int | None = None) -> Evaluation | None:
+        """The newest finished evaluation of a checkpoint on the split of every round: of a head, not the one that chose it.
+
+        `num_samples`: only one with so many; figures that count different answers cannot be compared otherwise.
+        """
         wanted = (self.decider.config.name, self.policy.split)
         evaluations = self.corpus.evaluations.all(self.run_id, checkpoint)
-        finished = [each for each in evaluations if (each.suite_name, each.split) == wanted and each.metrics]
+        finished = [
+            each
+            for each in evaluations
+            if (each.suite_name, each.split) == wanted and each.metrics and num_samples in (None, each.num_samples)
+        ]
         return finished[-1] if finished else None
 
     def fruitless_looks(self) -> dict[str, int]:

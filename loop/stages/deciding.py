@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from loop.stages.evaluating import SIGNALS
-from policies.evidence import Evidence, read_evidence
+from policies.evidence import Evidence, Line, read_evidence
 from store.records import Json, Problem
 
 
@@ -43,7 +43,7 @@ class Opened:
         ]
         split: Json = {"suite": self.suite, "problems": rows, "decoding": self.decoding}
         split["conditions"] = {who: side.conditions for who, side in sides.items()}
-        if self.num_looks > 1:
+        if self.num_looks > 1 or len(self.problems) < self.num_planned:
             split |= {"num_planned": self.num_planned, "num_looks": self.num_looks}
         return split
 
@@ -65,6 +65,7 @@ def evidence(
     training: Json,
     fruitless_looks: Mapping[str, int],
     best_round: int | None,
+    line: Line | None,
     more_signals: Mapping[str, Mapping[str, float]],
 ) -> Evidence:
     """What the policy sees of a round. BadEvidence if it is not sound.
@@ -89,4 +90,6 @@ def evidence(
     }
     if best_round is not None:
         shown["best_round"] = best_round
+    if line is not None:
+        shown["line"] = line.model_dump(exclude_none=True)
     return read_evidence(shown)

@@ -50,7 +50,10 @@ class Hooks(Teller[Json]):
         """See `loop.daemon.onlooker.Onlookers`."""
         if decision:
             reasons = [gate["reason"] for gate in decision.gates]
-            self.tell("decision", {"round": round.number, "verdict": decision.verdict, "reasons": reasons})
+            self.tell(
+                "decision",
+                {"round": round.number, "verdict": decision.verdict, "action": decision.action, "reasons": reasons},
+            )
         else:
             self.tell("failure", {"round": round.number, "stage": round.stage, "error": round.error})
 

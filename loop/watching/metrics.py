@@ -37,6 +37,7 @@ class Snapshot:
     state: str  # a RunState
     stage: str  # a StageName; anything else counts as no stage
     rounds_kept: int
+    rounds_carried: int
     rounds_rolled_back: int
     completions: int
     rounds_failed: int = _gauge(
@@ -45,6 +46,7 @@ class Snapshot:
     round: int = _gauge("loopd_round", "The round under way; 0 between rounds.")
     done_ratio: float | None = _gauge("loopd_stage_done_ratio", "How much of the present part of the stage is done.")
     head_round: int = _gauge("loopd_head_round", "The round that made the head; 0 is the base.")
+    tip_round: int = _gauge("loopd_tip_round", "The round that made what is sampled from; 0 is the base.")
     head_pass_ratio: float | None = _gauge("loopd_head_pass_ratio", "pass@1 of the head on the suite that decides.")
     free_bytes: int = _gauge("loopd_disk_free_bytes", "Free space where the run is kept.")
     checkpoints_bytes: int = _gauge("loopd_checkpoints_bytes", "Size of the checkpoints below the run directory.")
@@ -92,6 +94,7 @@ class Metrics:
             yield gauge
         rounds = CounterMetricFamily("loopd_rounds", "Rounds that were decided.", labels=["outcome"])
         rounds.add_metric(["kept"], now.rounds_kept)
+        rounds.add_metric(["carried"], now.rounds_carried)
         rounds.add_metric(["rolled_back"], now.rounds_rolled_back)
         yield rounds
         yield CounterMetricFamily("loopd_completions", "Completions that were stored.", value=now.completions)

@@ -23,7 +23,7 @@ from loop.watching.trackers import QUIET, TRACKERS, About, Figures
 from loop.words import one_line
 from store.canonical import sha256_of
 from store.durable import written
-from store.records import Json
+from store.records import DECIDED, Json
 
 
 def about(reading: Reader, project: str) -> About:
@@ -35,7 +35,7 @@ def about(reading: Reader, project: str) -> About:
         "base_checkpoint": run.base_checkpoint,
         "decoding": {"suite": run.config["decide"]["suite"], **decoding_of(run.config)},
     }
-    rounds = tuple(row.number for row in reading.ledger.rounds(run.id) if row.state in ("kept", "rolled_back"))
+    rounds = tuple(row.number for row in reading.ledger.rounds(run.id) if row.state in DECIDED)
     return About(sha256_of([run.id, run.created_at])[:16], run.name, project, config, rounds)
 
 
@@ -52,7 +52,11 @@ def figures_of(reading: Reader, number: int) -> Figures:
             if suite[key]:
                 flat |= {f"{name}/{key}": suite[key]["gain"]} | _with_ends(f"{name}/{key}", suite[key]["interval"])
     if decision := answer["decision"]:
-        flat |= {"decision/kept": decision["verdict"] == "keep", "decision/conclusive": decision["conclusive"]}
+        flat |= {
+            f"decision/{name}": decision["verdict"] == verdict
+            for name, verdict in (("kept", "keep"), ("carried", "carry"))
+        }
+        flat["decision/conclusive"] = decision["conclusive"]
     for who, signals in (answer["signals"] or {}).items():
         for key, value in (signals or {}).items():
             flat[f"signals/{who}/{key}"] = value["value"] if isinstance(value, dict) and "value" in value else value

@@ -34,7 +34,7 @@ class About:
     name: str
     project: str
     config: Json
-    rounds: tuple[int, ...]  # that were kept or rolled back
+    rounds: tuple[int, ...]  # that were decided
 
 
 class Tracker(Protocol):

@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints
 
 from policies.decision import GateResult
-from policies.evidence import BadEvidence, Evidence, Problem, SplitEvidence, Who
+from policies.evidence import BadEvidence, Evidence, Line, Problem, SplitEvidence, Who
 from policies.mistakes import shown
 from policies.sequential import drawing_order
 from policies.statistics import pass_at_k
@@ -21,10 +21,14 @@ Metric = Annotated[str, StringConstraints(pattern=r"^pass@[1-9][0-9]{0,3}$")]
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Which split a gate is asked about. `screening`: passing there only opens the split that confirms."""
+    """Which split a gate is asked about. `screening`: passing there only opens the split that confirms.
+
+    `line`: where the candidate stands in a line of carried rounds; None where nothing is carried.
+    """
 
     split: str
     screening: bool = False
+    line: Line | None = None
 
 
 class Gate(BaseModel, ABC):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from pydantic import Field, model_validator
 
 from policies.budget import level as level_of_look
 from policies.decision import Figure, GateResult
-from policies.evidence import Evidence
+from policies.evidence import Evidence, Line
 from policies.gates.base import Gate, Look, Metric, Paired, Share, compared, mean, paired, percent, signed, sizes, where
+from policies.line import WORSE, share
 from policies.sequential import Finding
 from policies.sequential import look as sequential_look
 from policies.statistics import paired_gain, sign_flip_p_value, smallest_detectable_gain
@@ -38,6 +41,19 @@ class Tested:
     lower: float
     upper: float
     figures: dict[str, Figure]
+
+
+def is_worse(differences: Sequence[Fraction]) -> bool:
+    """Whether a candidate is worse than what it is compared with, where one of WORSE that is not would be called so."""
+    return sum(differences) < 0 and sign_flip_p_value([-difference for difference in differences]) <= WORSE
+
+
+def _for_the_line(pair: Paired, tested: Tested, line: Line) -> dict[str, Figure]:
+    """What the next line is planned by, and whether more problems could still settle this look."""
+    return {
+        "mean_square": float(sum(difference**2 for difference in pair.differences) / len(pair.differences)),
+        "settled": int(not line.look or tested.verdict != "unclear"),
+    }
 
 
 class Improvement(Gate):
@@ -90,11 +106,15 @@ class Improvement(Gate):
         """The gain worth finding."""
         return min(0.999, max(0.0, self.min_gain) + 0.03) if self.target_gain is None else self.target_gain
 
-    def level(self, evidence: Evidence, look: Look) -> float:
+    def level(self, num_fruitless: int, look: Look) -> float:
         """The error that this look is allowed: `screen` where another split has the last word, else from the budget."""
         if look.screening:
             return self.screen
-        return self.alpha if self.budget == "round" else level_of_look(self.alpha, evidence.num_fruitless(look.split))
+        if self.budget == "round":
+            return self.alpha
+        if look.line is None:
+            return level_of_look(self.alpha, num_fruitless)
+        return self.alpha * share(look.line)
 
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Compare candidate and head on the look's split.
@@ -102,9 +122,10 @@ class Improvement(Gate):
         Figures: `lower` is a one-sided bound at 1 - `level`, `upper` one at 1 - miss; `num_samples` is the fewest of any
         problem; `p_value` of "no gain" where all problems were judged at once, `e_gain` and `e_none` where they came in parts.
         """
-        split, level = evidence.split(look.split), self.level(evidence, look)
+        split, level = evidence.split(look.split), self.level(evidence.num_fruitless(look.split), look)
         pair = paired(evidence, look.split, self.metric)
-        tested = self._in_parts(pair, level, split.complete, look) if split.sequential else self._at_once(pair, level)
+        in_parts = split.sequential and (look.line is None or look.line.look)  # else nothing depends on when it ends
+        tested = self._in_parts(pair, level, split.complete, look) if in_parts else self._at_once(pair, level)
         differences = pair.differences
         num_samples = [len(problem.candidate) for problem in pair.problems]
         detectable = smallest_detectable_gain(differences, level, self.power)
@@ -119,6 +140,7 @@ class Improvement(Gate):
             "min_gain": self.min_gain,
             "target_gain": self.target,
             **tested.figures,
+            **({} if look.line is None else _for_the_line(pair, tested, look.line)),
             "num_problems": len(pair.problems),
             "num_samples": min(num_samples),
             "smallest_detectable_gain": detectable,
@@ -137,11 +159,15 @@ class Improvement(Gate):
                 "gain_over_base_upper": over.upper,
             }
             over_base = f" (base {mean(base.theirs):.3f})"
+        meaning = self._meaning(tested, look, level, detectable)
+        verdict = _VERDICTS[tested.verdict]
+        if look.line is not None:
+            verdict, meaning = self._of_the_line(tested, pair, look.line, split.complete, meaning)
         reason = (
             f"{self.metric} on {where(evidence, look.split)}: {mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}{over_base}, "
-            f"{self._comparison(tested, level)}, on {sizes(pair.problems, split)}; {self._meaning(tested, look, level, detectable)}"
+            f"{self._comparison(tested, level, look)}, on {sizes(pair.problems, split)}; {meaning}"
         )
-        return GateResult(type=self.type, verdict=_VERDICTS[tested.verdict], reason=reason, figures=figures)
+        return GateResult(type=self.type, verdict=verdict, reason=reason, figures=figures)
 
     def _at_once(self, pair: Paired, level: float) -> Tested:
         """The sign-flip test, and a bound at 1 - miss that says whether a gain of target_gain is still likely."""
@@ -170,8 +196,24 @@ class Improvement(Gate):
             figures["p_value"] = seen.p_value
         return Tested(seen.verdict, seen.gain, seen.lower, seen.upper, figures)
 
-    def _comparison(self, tested: Tested, level: float) -> str:
+    def _of_the_line(
+        self, tested: Tested, pair: Paired, line: Line, complete: bool, meaning: str
+    ) -> tuple[Literal["pass", "fail", "inconclusive"], str]:
+        """A line ends where its candidate is worse than the head; it goes on where another gain is only unlikely."""
+        if tested.verdict == "gain" and line.look:
+            return "pass", meaning
+        if (complete or not line.look or tested.verdict != "unclear") and is_worse(
+            pair.differences
+        ):  # asked once a look
+            return "fail", f"worse than the head: no line goes on from it ({percent(1 - WORSE)} confidence)"
+        if not line.look:
+            return "inconclusive", f"not looked at: the line's next look is at its round {line.next_look}"
+        return "inconclusive", meaning
+
+    def _comparison(self, tested: Tested, level: float, look: Look) -> str:
         gain = f"gain {signed(tested.gain)}" + ("" if tested.gain > 0 else " is not positive")
+        if look.line is not None and not look.line.look:
+            return gain  # its bound means nothing: no level was spent
         return f"{gain}, {compared(f'{percent(1 - level)} lower bound', tested.lower, self.min_gain)}"
 
     def _meaning(self, tested: Tested, look: Look, level: float, detectable: float) -> str:

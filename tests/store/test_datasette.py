@@ -21,7 +21,7 @@ from store.corpus import Corpus
 from store.datasette import metadata, queries
 from store.db import open_database, query, scalar
 from store.ledger import Ledger
-from store.records import Completion
+from store.records import DECIDED, Completion
 from tests.support.cli import Loopctl, call, environment, finished
 
 __all__ = ["call", "finished"]
@@ -87,7 +87,7 @@ def test_every_query_answers(finished: Path) -> None:
     answered = {name: rows(answer) for name, answer in zip(queries(), answers, strict=True)}
     assert [row["round"] for row in answered["outcomes"]] == [2, 1]
     for row in answered["outcomes"]:
-        assert row["state"] in ("kept", "rolled_back") and 0 <= row["candidate_pass_at_1"] <= 1 and row["minutes"] >= 0
+        assert row["state"] in DECIDED and 0 <= row["candidate_pass_at_1"] <= 1 and row["minutes"] >= 0
         assert 0 <= row["head_pass_at_1"] <= 1
     assert {row["round"] for row in answered["reasons"]} == {1, 2} and all(row["reason"] for row in answered["reasons"])
     assert {(row["suite"], row["checkpoint_of_round"]) for row in answered["figures"]} >= {("ones", 0), ("ones", 1)}

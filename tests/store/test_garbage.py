@@ -17,6 +17,8 @@ from store.records import Checkpoint, Round
 from store.verify import verify_store
 from tests.support.stores import World
 
+VERDICTS = ("keep", "carry", "rollback")
+
 
 class Weights(World):
     """A world whose checkpoints really lie there; `rates` are what each round's candidate reaches."""
@@ -90,6 +92,15 @@ def test_base_head_best_pinned_and_the_newest_stay(world: Weights) -> None:
         world.ledger.move_head(world.run.id, 3, "too late")
 
 
+def test_the_tip_stays_and_goes_when_its_line_has_failed(world: Weights) -> None:
+    for verdict in ("keep", "carry", "carry"):
+        world.round_of(verdict, 0.1)
+    kept = {row.round: why for row, why in world.plan(keep_last=0).kept}
+    assert kept == {0: "the base", 1: "the head", 3: "the tip"} and world.doomed(keep_last=0) == [2]
+    world.round_of("rollback", 0.0)
+    assert world.doomed(keep_last=0) == [2, 3, 4]
+
+
 def test_what_an_open_round_works_with_stays_after_a_rollback_by_hand(world: Weights) -> None:
     world.round_of("keep", 0.5)
     world.round_of("keep", 0.4)
@@ -141,7 +152,7 @@ def test_damaged_copies_go_only_when_that_is_asked(world: Weights) -> None:
 
 @settings(max_examples=40)
 @given(
-    rounds=st.lists(st.tuples(st.booleans(), st.integers(0, 9), st.booleans()), max_size=7),
+    rounds=st.lists(st.tuples(st.sampled_from(VERDICTS), st.integers(0, 9), st.booleans()), max_size=7),
     keep_last=st.integers(0, 3),
     bound=st.one_of(st.none(), st.integers(0, 600)),
     back_to=st.integers(0, 7),
@@ -151,16 +162,16 @@ def test_nothing_that_is_needed_ever_goes(
 ) -> None:
     world = Weights(tmp_path_factory.mktemp("run"))
     ledger, run_id = world.ledger, world.run.id
-    for keep, rate, pin in rounds:
-        world.round_of("keep" if keep else "rollback", rate / 10)
+    for verdict, rate, pin in rounds:
+        world.round_of(verdict, rate / 10)
         if pin:
             ledger.checkpoints.pin(ledger.checkpoints.all(run_id)[-1].sha256)
-    kept = [number + 1 for number, (keep, _, _) in enumerate(rounds) if keep]
+    kept = [number + 1 for number, (verdict, _, _) in enumerate(rounds) if verdict == "keep"]
     if back_to in kept:
         ledger.move_head(run_id, back_to, "by hand")
     collect(ledger, world.run_dir, world.plan(keep_last=keep_last, max_total_bytes=bound))
     run, present = ledger.run_of(run_id), world.present()
-    assert {0, run.head_round, best_round(ledger, run, "suite")} <= present
+    assert {0, run.head_round, run.tip_round, best_round(ledger, run, "suite")} <= present
     assert {row.round for row in ledger.checkpoints.all(run_id) if row.pinned} <= present
     for row in ledger.checkpoints.all(run_id):
         if row.round and row.state == "present":

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from store.errors import Conflict, StoreError
-from store.records import STAGES, Selection
+from store.records import DECIDED, STAGES, Selection
 from tests.support.stores import World, weights
 
 
@@ -56,6 +56,47 @@ def test_verdicts_in_a_row_on_one_head_and_the_hours_of_work(world: World) -> No
     assert ledger.hours_of_work(run) == before, "an attempt that is under way has no end yet"
     ledger.fail_attempt(round, "sampling", attempt, "broken", "again")
     assert ledger.hours_of_work(run) == pytest.approx(before + 1.5)
+
+
+def test_rounds_are_carried_until_one_is_shown_or_the_line_fails(world: World) -> None:
+    ledger, run, base = world.ledger, world.run.id, world.run.base_checkpoint
+    first, second = world.whole_round("carry"), world.whole_round("carry")
+    assert (first.state, first.parent_checkpoint) == ("carried", base)
+    assert second.parent_checkpoint == first.candidate_checkpoint
+    now = world.now
+    assert (now.head_checkpoint, now.tip_round, now.tip_checkpoint) == (base, 2, second.candidate_checkpoint)
+    assert (now.depth, now.num_carried, now.num_decided, now.num_failed_lines) == (2, 2, 2, 0)
+    assert ledger.verdicts_on(run, base, 10) == [], "what becomes of the line is not decided yet"
+    world.whole_round("inconclusive")
+    now = world.now
+    assert (now.tip_checkpoint, now.tip_round, now.depth, now.num_failed_lines) == (base, 0, 0, 1)
+    assert ledger.verdicts_on(run, base, 10) == ["inconclusive"]
+    fourth, fifth = world.whole_round("carry"), world.whole_round("keep")
+    assert fourth.parent_checkpoint == base and fifth.parent_checkpoint == fourth.candidate_checkpoint
+    now = world.now
+    assert (now.head_round, now.tip_round, now.depth, now.num_failed_lines) == (5, 5, 0, 1)
+    assert now.head_checkpoint == now.tip_checkpoint == fifth.candidate_checkpoint
+    assert world.findings() == []
+
+
+def test_a_head_that_is_moved_by_hand_ends_the_line(world: World) -> None:
+    ledger, run, base = world.ledger, world.run.id, world.run.base_checkpoint
+    world.whole_round("keep")
+    world.whole_round("carry")
+    with world.refused(StoreError, "round 2 is carried"):
+        ledger.move_head(run, 2, "looks good")
+    assert not ledger.ask_head(ledger.begin_round(run).run_id, 1, "looks bad"), (
+        "the tip is not the head: a round is open"
+    )
+    moved = ledger.move_head(run, 1, "looks bad")
+    assert (moved.head_round, moved.tip_round, moved.depth, moved.num_failed_lines) == (1, 1, 0, 1)
+    given_up = ledger.round(run, 3)
+    assert given_up and given_up.state == "failed"
+    with world.refused(match="the tip has moved since"):
+        ledger.resume_round(given_up)
+    world.whole_round("carry")
+    assert ledger.move_head(run, 0, "looks bad").tip_checkpoint == base and world.now.num_failed_lines == 2
+    assert ledger.move_head(run, 0, "again") == world.now and world.findings() == []
 
 
 def test_a_failed_round_continues_where_it_was(world: World) -> None:
@@ -133,7 +174,7 @@ def test_the_head_moves_between_rounds_to_what_was_kept(world: World) -> None:
     assert ledger.move_head(run, 1, "looks good").head_round == 1
     given_up = ledger.round(run, 4)
     assert given_up and given_up.state == "failed" and "given up: the head moved to round 1" in (given_up.error or "")
-    with world.refused(match="the head has moved since"):
+    with world.refused(match="the tip has moved since"):
         ledger.resume_round(given_up)
     assert world.findings() == []
 
@@ -172,7 +213,7 @@ class Rounds(RuleBasedStateMachine):
         self.state = "none"
         self.stage = 0
         self.attempt = 0
-        self.head = self.world.run.base_checkpoint
+        self.head = self.tip = self.world.run.base_checkpoint
 
     def refused(self, call: Callable[[], object]) -> None:
         with self.world.refused():
@@ -180,9 +221,9 @@ class Rounds(RuleBasedStateMachine):
 
     @rule()
     def begin(self) -> None:
-        if self.state in ("none", "kept", "rolled_back", "failed"):
+        if self.state in ("none", "failed", *DECIDED):
             self.round = self.world.ledger.begin_round(self.world.run.id)
-            assert self.round.parent_checkpoint == self.head
+            assert self.round.parent_checkpoint == self.tip
             self.state, self.stage, self.attempt = "sampling", 0, 0
         else:
             self.refused(partial(self.world.ledger.begin_round, self.world.run.id))
@@ -214,13 +255,14 @@ class Rounds(RuleBasedStateMachine):
             self.refused(call)
 
     @precondition(lambda self: self.round is not None)
-    @rule(verdict=st.sampled_from(["keep", "rollback", "inconclusive"]))
+    @rule(verdict=st.sampled_from(["keep", "carry", "rollback", "inconclusive"]))
     def decide(self, verdict: str) -> None:
         if self.state == "deciding" and self.attempt:
             self.round = self.world.ledger.decide(self.round, self.world.decision(self.round, verdict))
-            self.state = "kept" if verdict == "keep" else "rolled_back"
-            if verdict == "keep":
-                self.head = self.round.candidate_checkpoint or ""
+            self.state = {"keep": "kept", "carry": "carried"}.get(verdict, "rolled_back")
+            candidate = self.round.candidate_checkpoint or ""
+            self.head = candidate if verdict == "keep" else self.head
+            self.tip = candidate if verdict == "carry" else self.head
         elif self.state != "deciding":
             decision = replace(self.world.decision(self.round, "rollback"), head_after=self.head)
             self.refused(partial(self.world.ledger.decide, self.round, decision))
@@ -240,7 +282,7 @@ class Rounds(RuleBasedStateMachine):
 
     @invariant()
     def as_expected(self) -> None:
-        assert self.world.now.head_checkpoint == self.head
+        assert (self.world.now.head_checkpoint, self.world.now.tip_checkpoint) == (self.head, self.tip)
         if self.round:
             stored = self.world.ledger.round(self.world.run.id, self.round.number)
             assert stored == self.round and stored.state == self.state

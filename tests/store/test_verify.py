@@ -19,7 +19,10 @@ from tests.support.stores import World, weights
 ARRIVALS = (
     "insert(arrivals, '$[#]', 1)", "remove(arrivals, '$[0]')", "set(arrivals, '$[1]', 3)", "set(arrivals, '$[1]', 99)",
 )  # fmt: skip
-OF_RUNS = "config state reason head_round head_checkpoint num_completions completion_bytes num_kept num_rolled_back num_failed"
+OF_RUNS = (
+    "config state reason head_round head_checkpoint tip_checkpoint num_completions completion_bytes num_kept num_carried "
+    "num_rolled_back num_failed"
+)
 
 
 def sound(world: World) -> World:
@@ -40,6 +43,14 @@ def sound(world: World) -> World:
     for checkpoint in world.ledger.checkpoints.all(world.run.id):
         world.ledger.checkpoints.set_state(checkpoint.sha256, "collected")
     return world
+
+
+def test_a_tip_that_does_not_follow_from_the_decisions_is_found(world: World) -> None:
+    world.whole_round("carry")
+    world.whole_round("carry")
+    assert world.findings() == []
+    world.db.conn.execute("UPDATE runs SET tip_checkpoint = base_checkpoint")
+    assert world.findings() == ["round: run demo: the tip is round 2, which does not follow from the decisions"]
 
 
 def without_guards(world: World) -> sqlite3.Connection:

@@ -41,7 +41,7 @@ _SMALL: dict[str, Any] = {
         {"name": "ones", "source": "ones.jsonl", "temperature": 0.9, "num_samples": 4, "pass_at": [1, 4]},
         {"name": "ones-greedy", "source": "ones.jsonl", "greedy": True, "limit": 4},
     ],
-    "decide": {"suite": "ones"},
+    "decide": {"suite": "ones", "unclear": "rollback"},
     "diagnosis": {"num_prompts": 0},
     "engine": {"sampler": "fake", "trainer": "fake", "batch_size": 8, "retry_wait_s": 0.0},
 }

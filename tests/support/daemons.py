@@ -128,7 +128,7 @@ class Daemon:
 
 
 def decided(status: Any) -> int:
-    return int(status["rounds"]["kept"] + status["rounds"]["rolled_back"])
+    return sum(status["rounds"][outcome] for outcome in ("kept", "carried", "rolled_back"))
 
 
 @pytest.fixture

@@ -144,12 +144,13 @@ class World:
         return self.ledger.finish_stage(round, stage, attempt, {"n": 1}, next_state=following, **belongings)
 
     def decision(self, round: records.Round, verdict: Any) -> records.DecisionRow:
-        """A decision on a round that is deciding."""
+        """A decision on a round that is deciding: a verdict, or "carry"."""
         head = self.now.head_checkpoint
         after = (round.candidate_checkpoint or "") if verdict == "keep" else head
+        action, verdict = verdict, "inconclusive" if verdict == "carry" else verdict
         gates = [{"type": "improvement", "verdict": verdict, "reason": "why", "figures": {"delta": 0.1}}]
         policy, evidence = {"type": "p"}, {"splits": {}}
-        return records.DecisionRow(self.run.id, round.number, verdict, verdict, gates, policy, evidence, head, after)
+        return records.DecisionRow(self.run.id, round.number, verdict, action, gates, policy, evidence, head, after)
 
     def whole_round(
         self, verdict: str = "keep", num_completions: int = 3, earlier: Iterable[records.CompletionText] = ()

@@ -101,7 +101,9 @@ class Soak:
         old = [rss for age, rss, _ in self.memory if age >= SETTLE_S]
         descriptors = [fds for _, _, fds in self.memory]
         print(f"done to it: {dict(self.did)}")
-        print(f"rounds: {run.num_kept} kept, {run.num_rolled_back} rolled back, {run.num_failed} failed")
+        print(
+            f"rounds: {run.num_kept} kept, {run.num_carried} carried, {run.num_rolled_back} rolled back, {run.num_failed} failed"
+        )
         most = f"{max(young) / 1e6:.1f} MB young, {max(old or young) / 1e6:.1f} MB older than {SETTLE_S:g} s"
         print(f"memory: at most {most}")
         print(f"file descriptors: {min(descriptors)} to {max(descriptors)}; verification clean; no orphans")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from store.records import DECIDED
 from tests.support.configurations import configuration
 from tests.support.runs import acknowledged, drive, dump, finish, processes_of
 from tests.support.tiny import FUNCTIONS, make_tiny_model
@@ -59,7 +60,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict
 
 
 def test_two_rounds_leave_everything_that_a_round_is_made_of(uninterrupted: dict) -> None:
-    assert [row["state"] in ("kept", "rolled_back") for row in uninterrupted["rounds"]] == [True, True]
+    assert [row["state"] in DECIDED for row in uninterrupted["rounds"]] == [True, True]
     corpus = [row for row in uninterrupted["completions"] if row["evaluation_id"] is None]
     assert len(corpus) == 24 and len(uninterrupted["selections"]) == 24
     assert all(json.loads(row["token_ids"]) and row["logprob_sum"] < 0 for row in corpus)
@@ -127,4 +128,4 @@ def test_a_round_with_lora(merge: bool, model: Path, tmp_path: Path) -> None:
     base, candidate = sorted(left["checkpoints"], key=lambda row: row["round"])
     assert candidate["kind"] == ("full" if merge else "adapter")
     assert candidate["base"] == (None if merge else base["sha256"])
-    assert [row["state"] for row in left["rounds"]] in (["kept"], ["rolled_back"])
+    assert [row["state"] in DECIDED for row in left["rounds"]] == [True]

@@ -187,7 +187,10 @@ def test_decide(empty: Path, call: Loopctl) -> None:
     assert answer["gates"][0].keys() == {"type", "verdict", "reason", "figures"}
     assert call("decide", "--evidence", "e.json").out.startswith("keep\n  pass: improvement: ")
     config = write_configuration(empty / "strict")
-    change(config.parent, ('suite = "ones"', 'suite = "ones"\ngates = [{type = "improvement", min_gain = 0.9}]'))
+    change(
+        config.parent,
+        ('suite = "ones"', 'suite = "ones"\ngates = [{type = "improvement", min_gain = 0.9}]'),
+    )
     assert call("decide", "--evidence", "e.json", "--config", str(config), "--json").json["verdict"] == "rollback"
     Path("e.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(evidence).encode())  # as Windows' editors save it
     assert call("decide", "--evidence", "e.json", "--json").json == answer

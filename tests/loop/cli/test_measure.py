@@ -179,7 +179,7 @@ def test_another_process_holds_the_run(command: str, kept: Path) -> None:
 def test_mistakes(finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loop.run.session.Engines.sampler", None)  # nothing is loaded
     for arguments, code, words in (
-        (["aa", "--of", "last"], 2, "'last' is neither head nor base"),
+        (["aa", "--of", "last"], 2, "'last' is neither head nor tip nor base"),
         (["aa", "--of", "0"], 2, "'0' is neither"),
         (["aa", "--of", "7"], 1, "there is no round 7"),
         (["sweep", "--of", "7"], 1, "there is no round 7"),

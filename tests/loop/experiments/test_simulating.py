@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
+from typing import Any
 
 import numpy
 import pytest
 
 from loop.config.settings import Decide
 from loop.errors import LoopError
-from loop.experiments.simulating import Looks, not_simulated, rows, rules_of, sign_flips_reach, simulated
+from loop.experiments.simulating import Looks, Memory, not_simulated, rows, rules_of, sign_flips_reach, simulated
 from loop.experiments.worlds import Floats, Population, World
 from policies.budget import level
-from policies.evidence import read_evidence
+from policies.evidence import Line, read_evidence
 from policies.gates import Collapse, Improvement
 from policies.policy import next_part
 from policies.sequential import drawing_order
@@ -49,7 +51,7 @@ def test_the_normal_approximation_is_used_only_where_it_leaves_no_doubt(at: floa
 def test_rounds_are_decided_as_the_policy_decides_them(min_gain: float, parts: int, confirms: bool) -> None:
     """From the first part of select to the verdict."""
     gate = Improvement(min_gain=min_gain)
-    policy = Decide(suite="s", confirm="confirm" if confirms else None, gates=(gate,)).policy()
+    policy = Decide(suite="s", unclear="rollback", confirm="confirm" if confirms else None, gates=(gate,)).policy()
     world, num_runs, num_fruitless = world_of(0.06), 12, 1
     at = 24 if confirms else world.num_problems
     looks = Looks(gate, parts, world.num_problems, world.num_samples, at if confirms else 0)
@@ -86,6 +88,64 @@ def test_rounds_are_decided_as_the_policy_decides_them(min_gain: float, parts: i
         assert ("confirm" in asked) == (opened[run] and confirms)
         assert sum(asked.values()) == used[run]
     assert kept.any()
+
+
+@pytest.mark.parametrize("line", [{"next_look": 2}, {"next_look": 4}, {"next_look": 4, "last": True}])
+@pytest.mark.parametrize("gain", [-0.05, 0.0, 0.05])
+def test_carried_rounds_are_decided_as_the_policy_decides_them(line: dict[str, Any], gain: float) -> None:
+    """One round after a carried one: looked at, not looked at, and the last one, with twice the samples."""
+    decide, world, num_runs = Decide(suite="s", last_samples=2), world_of(gain, 100, 5), 25
+    policy, rule = decide.policy(), rules_of(decide, world)["configured"]
+    is_last, looked = line.get("last", False), line["next_look"] == 2 or line.get("last", False)
+    num_samples = 10 if is_last else 5
+    population = Population(world, num_runs, numpy.random.default_rng(9))
+    head = population.base()
+    candidate = population.trained(head, numpy.zeros(num_runs, dtype=int))
+    right = [population.correct(side, num_samples) for side in (candidate, head)]
+    differences = (right[0] - right[1]) / num_samples
+    before = Line(
+        depth=0, num_failed=0, left=0.8, num_looks=0 if line["next_look"] == 4 else 1, next_look=line["next_look"]
+    )
+    memory = replace(Memory.empty(num_runs), before=((before, "carry"),) * num_runs)
+    outcome = rule(memory, differences, lambda num: differences, is_last=is_last)
+    of_round = policy.next_line(1, 0, (before, "carry"), None, 100, 5, is_last=is_last)
+    assert of_round is not None and of_round.look == looked
+    for run in range(num_runs):
+        drawn = range(100 if looked else 50)
+        problems = [
+            {
+                "task_id": str(at),
+                **{
+                    who: _graded(side[run, at], num_samples)
+                    for who, side in zip(("candidate", "head"), right, strict=True)
+                },
+            }
+            for at in drawn
+        ]
+        told = {"suite": "s", "problems": problems} | ({} if looked else {"num_planned": 100, "num_looks": 1})
+        evidence = {
+            "round": 2,
+            "rounds_so_far": 1,
+            "splits": {"select": told},
+            "line": of_round.model_dump(exclude_none=True),
+        }
+        action = policy.decide(read_evidence(evidence)).action
+        assert action == ("keep" if outcome.keep[run] else "carry" if outcome.carry[run] else "rollback")
+    assert (outcome.num_measured == {(False, False): 50, (True, False): 100, (True, True): 400}[looked, is_last]).all()
+    assert outcome.keep.any() <= looked and outcome.keep.sum() >= (8 if looked and gain > 0 else 0)
+    assert (~outcome.keep & ~outcome.carry).sum() >= (8 if gain < 0 else 0), "what is worse ends the line"
+
+
+def test_small_gains_add_up_along_a_line() -> None:
+    decide, small = Decide(suite="s"), world_of(0.02, 300, 4, 10)
+    line, rollback = (simulated(small, name, decide, 60, 1) for name in ("configured", "rollback"))
+    assert (
+        line["head_gain_mean"] > 0.15 > 0.05 > rollback["head_gain_mean"]
+        and line["head_gain_mean"] <= line["tip_gain_mean"]
+    )
+    assert rollback["tip_gain_mean"] == rollback["head_gain_mean"] and rollback["tip_over_head_lowest"] == 0
+    worse = simulated(world_of(-0.02, 300, 4, 10), "configured", decide, 60, 1)
+    assert worse["head_gain_mean"] == 0 and -0.05 < worse["tip_over_head_lowest"] < 0
 
 
 def _graded(num_right: int, num_samples: int = 10) -> list[int]:

@@ -140,7 +140,7 @@ def test_only_files_of_the_model_are_taken() -> None:
 
 def test_mistakes_on_the_command_line(finished: Path, call: Loopctl, tmp_path: Path) -> None:
     for arguments, code, problem in (
-        ("newest out", 2, "neither head nor base nor a round's number"),
+        ("newest out", 2, "neither head nor tip nor base nor a round's number"),
         ("head", 2, "DIR"),
         ("head out --private", 2, "--push OWNER/NAME"),
         ("7 out", 1, "there is no round 7"),

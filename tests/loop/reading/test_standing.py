@@ -45,6 +45,21 @@ def set_rounds(directory: Path, number: int) -> None:
     (directory / "loop.toml").write_text(CONFIG.replace("rounds = 2\n", f"rounds = {number}\n"))
 
 
+def test_a_process_that_ends_while_it_is_read_has_not_vanished(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ledger(finished) as (book, run):
+        book.set_run_state(run.id, "running")
+        asked: list[Path] = []
+
+        def holder(run_dir: Path) -> int | None:
+            asked.append(run_dir)
+            if len(asked) == 2:  # the store was read, and the process ends well before it is looked for
+                book.set_run_state(run.id, "idle")
+            return 42 if len(asked) == 1 else None
+
+        monkeypatch.setattr(standing, "holder", holder)
+        assert standing.status(finished / ".loop", "small").state == "idle"
+
+
 def test_running(finished: Path, call: Loopctl) -> None:
     set_rounds(finished, 5)
     with alive(finished) as beating:

@@ -30,6 +30,7 @@ def config(decide: str, *, steps: int = 40) -> str:
     text = CONFIG.replace("[training]", f"[training]\nnum_steps = {steps}").replace("rounds = 2", "rounds = 3")
     if "confirm" in decide:
         text = text.replace("temperature = 0.9", "splits = { select = 0.6, confirm = 0.4 }\ntemperature = 0.9", 1)
+    text = text.replace('unclear = "rollback"\n', "") if "unclear" in decide else text
     return text.replace('suite = "ones"', f'suite = "ones"\n{decide}')
 
 
@@ -55,9 +56,7 @@ def sizes(session: Session, number: int) -> Any:
 def replayed(session: Session, number: int) -> bool:
     """Whether the stored policy says the same of the stored evidence, bit by bit."""
     row = decided(session, number)
-    stored = row.policy
-    policy = build_policy(stored["gates"], stored["split"], stored["confirm"], stored["unclear"], stored["margin"])
-    decision = policy.decide(read_evidence(row.evidence))
+    decision = build_policy(**row.policy).decide(read_evidence(row.evidence))
     return [gate.model_dump(mode="json") for gate in decision.gates] == row.gates and decision.action == row.action
 
 
@@ -198,7 +197,7 @@ def test_losses_are_signals_and_learning_by_heart_is_refused() -> None:
 
     def seen(training: Json) -> Evidence:
         measured: dict[str, Json] = {"candidate": {}, "head": {}, "base": {}}
-        return gathered(1, 0, same, draw=0, figures=measured, training=training, fruitless_looks={}, best_round=None, more_signals={})  # fmt: skip
+        return gathered(1, 0, same, draw=0, figures=measured, training=training, fruitless_looks={}, best_round=None, line=None, more_signals={})  # fmt: skip
 
     assert seen({"losses": [0.4, 0.2]}).signals["candidate"] == {"train_loss": pytest.approx(0.3)}
     report = {"losses": [0.4, 0.2], "held_out_loss": 0.75, "train_loss": 0.2}

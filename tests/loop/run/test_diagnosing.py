@@ -17,6 +17,7 @@ from loop.run.diagnosing import diagnose
 from loop.run.opening import open_session
 from loop.run.session import Session
 from policies.diagnosis import in_words, signals, summary_of
+from store.records import DECIDED
 from tests.support.cli import Loopctl, call
 from tests.support.runs import CONFIG, KEEPING, Quiet, assert_same, drive, dump, write_run
 
@@ -113,7 +114,7 @@ def test_asking_again_measures_nothing_and_says_the_same(whole: Whole) -> None:
     with open_session(load_config(whole.config), watch := Quiet()) as session:
         round = session.ledger.round(session.run_id, 2)
         assert round is not None
-        assert json.loads(json.dumps(diagnose(session, round))) == whole.summaries[1]
+        assert json.loads(json.dumps(diagnose(session, round, round.parent_checkpoint))) == whole.summaries[1]
         assert not watch.parts and session.engines._sampler is None
 
 
@@ -130,7 +131,7 @@ def test_what_is_stored_are_the_bases_own_words(whole: Whole) -> None:
 def test_switched_off_nothing_is_done(tmp_path: Path) -> None:
     config = write_run(tmp_path, probing("num_prompts = 0"))
     with open_session(load_config(config), watch := Quiet()) as session:
-        assert run_round(session).state in ("kept", "rolled_back")
+        assert run_round(session).state in DECIDED
         assert not [part for part in watch.parts if "locks" in part]
         assert summaries(session) == [{}] and session.corpus.probes.all(session.run_id) == []
 

@@ -26,7 +26,7 @@ from tests.support.waiting import HANG_S, num_descriptors, wait_until
 
 FULL = Snapshot(
     run='de"mo\n', state="running", stage="training", round=14, done_ratio=0.25, completions=3584,
-    rounds_kept=9, rounds_rolled_back=4, rounds_failed=1, head_round=12, head_pass_ratio=0.121,
+    rounds_kept=9, rounds_carried=3, rounds_rolled_back=4, rounds_failed=1, head_round=12, tip_round=14, head_pass_ratio=0.121,
     free_bytes=81_000_000_000, checkpoints_bytes=2_100_000_000,
     started_at=1_700_000_000.5, beat_at=1_700_000_100.25, next_due_at=1_700_003_600.0,
 )  # fmt: skip
@@ -91,11 +91,13 @@ def test_a_snapshot_is_shown(endpoint: Endpoint) -> None:
         **{f"loopd_stage/{name}": float(name == "training") for name in STAGES},
         "loopd_rounds_total/kept": 9,
         "loopd_rounds_total/rolled_back": 4,
+        "loopd_rounds_total/carried": 3,
         "loopd_completions_total": 3584,
         "loopd_failed_rounds": 1,
         "loopd_round": 14,
         "loopd_stage_done_ratio": 0.25,
         "loopd_head_round": 12,
+        "loopd_tip_round": 14,
         "loopd_head_pass_ratio": 0.121,
         "loopd_disk_free_bytes": 81_000_000_000,
         "loopd_checkpoints_bytes": 2_100_000_000,
@@ -126,7 +128,7 @@ def test_names_follow_the_conventions(endpoint: Endpoint, accept: str) -> None:
     assert status == 200
     kinds = dict(re.findall(r"^# TYPE (\S+) (\w+)$", text, re.MULTILINE))
     helps = dict(re.findall(r"^# HELP (\S+) (.+)$", text, re.MULTILINE))
-    assert kinds.keys() == helps.keys() and len(kinds) == 15
+    assert kinds.keys() == helps.keys() and len(kinds) == 16
     samples = [line.split("{")[0].split(" ")[0] for line in text.splitlines() if not line.startswith("#")]
     for sample in samples:
         assert re.fullmatch(r"loopd_[a-z]+(_[a-z]+)*", sample)
@@ -134,7 +136,7 @@ def test_names_follow_the_conventions(endpoint: Endpoint, accept: str) -> None:
         kind = kinds.get(sample) or kinds[re.sub("_(total|info)$", "", sample)]
         assert (kind == "counter") == sample.endswith("_total")
     assert all(words.endswith(".") for words in helps.values())
-    assert len(set(samples)) == 15  # nothing of the process or the client's own
+    assert len(set(samples)) == 16  # nothing of the process or the client's own
 
 
 def test_a_snapshot_is_made_when_the_state_changes_and_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
