@@ -361,12 +361,12 @@ def promise(num_runs: int, seed: int) -> None:
     """8: where nothing is gained, or only at first: the share of whole runs that keep what is no better, as lines are configured."""
     size = {"num_problems": 374, "num_samples": 10, "num_rounds": 50}
     worlds = [
-        WholeWorld.model_validate({"name": "no gain", "gains": [0.0], **size}),
-        WholeWorld.model_validate({"name": "131 problems", "gains": [0.0], **size, "num_problems": 131}),
-        WholeWorld.model_validate({"name": "churn .2", "gains": [0.0], **size, "churn": 0.2}),
-        WholeWorld.model_validate({"name": "+3pp, then none", "gains": [0.03, 0.0], **size}),
-        WholeWorld.model_validate({"name": "none, then -.5pp", "gains": [0.0, 0.0, 0.0, -0.005], **size}),
-        WholeWorld.model_validate({"name": "-1pp", "gains": [-0.01], **size}),
+        WholeWorld.model_validate({"name": "no gain", "gains": (0.0,), **size}),
+        WholeWorld.model_validate({"name": "131 problems", "gains": (0.0,), **size, "num_problems": 131}),
+        WholeWorld.model_validate({"name": "churn .2", "gains": (0.0,), **size, "churn": 0.2}),
+        WholeWorld.model_validate({"name": "+3pp, then none", "gains": (0.03, 0.0), **size}),
+        WholeWorld.model_validate({"name": "none, then -.5pp", "gains": (0.0, 0.0, 0.0, -0.005), **size}),
+        WholeWorld.model_validate({"name": "-1pp", "gains": (-0.01,), **size}),
     ]
     settings: list[tuple[str, dict[str, Any]]] = [
         ("default", {}),
