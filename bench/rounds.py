@@ -89,7 +89,7 @@ def write_configuration(directory: Path, engine: str, rounds: int, size: Size) -
         "sampling": {"temperature": 1.2, "top_k": 20, "top_p": 0.8, "max_new_tokens": 96, "stop": ["\n```"]},
         "training": {"num_epochs": 1, "batch_size": 16, "micro_batch_size": 8, "learning_rate": 2e-5, "held_out": 0},
         "suites": [{"name": "humaneval", "source": "humaneval", "limit": size.num_problems, "max_new_tokens": 96}],
-        "decide": {"suite": "humaneval"},
+        "decide": {"suite": "humaneval", "unclear": "rollback"},  # so that every round measures as much
         "diagnosis": {"num_prompts": 0},
         "engine": {"sampler": engine, "batch_size": size.batch},
     }

@@ -6,9 +6,9 @@ what has been shown. Small gains add up along the line until a look can see them
 A line gets SHARE of the error that is left to the run, and its looks share that: FIRST of it for the first look, and FIRST of
 the rest for each later one. A line that fails has spent all of its share, a line that ends in a keep the part of its looks in
 vain. So the chance that a run of any length keeps even one candidate that is no better is at most alpha; docs/decisions.md
-has the proof, and what it assumes. It needs the depths at which a line is looked at to be fixed before it begins: they follow from what the line
-before it showed (`first_look`), and not from what its own candidates showed, or luck would choose the moment. A candidate that
-is not looked at is measured on fewer problems, which only have to tell that it is worse than the head.
+has the proof, and what it assumes. It needs the depths at which a line is looked at to be fixed before it begins: they follow
+from what the line before it showed (`first_look`), and not from what its own candidates showed, or luck would choose the
+moment. A candidate that is not looked at is measured on fewer problems, which only have to tell that it is worse than the head.
 
 What a line risks is machine time: by itself, the head moves forward by looks alone.
 """

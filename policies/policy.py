@@ -144,9 +144,8 @@ class Policy:
         return begun.model_copy(update={"next_look": looks_at})
 
     def _unclear(self, results: Mapping[int, GateResult], line: Line | None) -> Decision:
-        if (
-            line is not None and line.depth < self.max_carried
-        ):  # a last candidate, too: the run may be given more rounds
+        # A run's last candidate is carried, too: the run may be given more rounds.
+        if line is not None and line.depth < self.max_carried:
             return self._decision(results, "inconclusive", "carry")
         if self.unclear == "pause":
             return self._decision(results, "inconclusive", "pause")

@@ -202,9 +202,8 @@ class Improvement(Gate):
         """A line ends where its candidate is worse than the head; it goes on where another gain is only unlikely."""
         if tested.verdict == "gain" and line.look:
             return "pass", meaning
-        if (complete or not line.look or tested.verdict != "unclear") and is_worse(
-            pair.differences
-        ):  # asked once a look
+        is_over = complete or not line.look or tested.verdict != "unclear"  # so that a look in parts asks this once
+        if is_over and is_worse(pair.differences):
             return "fail", f"worse than the head: no line goes on from it ({percent(1 - WORSE)} confidence)"
         if not line.look:
             return "inconclusive", f"not looked at: the line's next look is at its round {line.next_look}"

@@ -73,6 +73,12 @@ def test_gains_that_no_look_can_see_alone_add_up(tmp_path: Path) -> None:
         assert looked == [line["next_look"] <= line["depth"] + 1 or line["last"] for line in lines] and not all(looked)
         samples = [len(row.evidence["splits"]["select"]["problems"][0]["head"]) for row in decisions]
         assert samples == [8 if line["last"] and line["depth"] else 4 for line in lines]
+        later = [row.evidence for row in decisions if row.head_before != run.base_checkpoint]
+        sides = [evidence["splits"]["select"]["problems"][0] for evidence in later if evidence["line"]["last"]]
+        assert sides and all(len(side.get("base", side["head"])) == len(side["head"]) == 8 for side in sides), (
+            "figures that count different answers are not compared between few and many samples"
+        )
+        assert all("base" not in later[-1]["signals"] or "base" in side for side in sides)
         assert run.num_carried == states.count("carried") and replays(session)
         assert rounds[first].number <= run.head_round <= run.tip_round
     assert findings(tmp_path / ".loop") == []
@@ -85,7 +91,7 @@ def test_a_line_that_shows_nothing_ends_at_the_head(tmp_path: Path) -> None:
         base = run.base_checkpoint
         assert rounds[3].parent_checkpoint == rounds[0].parent_checkpoint == run.head_checkpoint == base
         assert (run.tip_round, run.depth, run.num_failed_lines) == (4, 1, 1)
-        inputs = [session.ledger.stage(run.id, number, "sampling").input["adapted"] for number in (1, 2, 3, 4)]  # type: ignore[union-attr]
+        inputs = [session.ledger.stages(run.id, number)[0].input["adapted"] for number in (1, 2, 3, 4)]
         assert inputs[:3] == [None] * 3 and inputs[3].startswith("after 1 rollback in a row: learning_rate")
         left = [row.evidence["line"]["left"] for row in session.ledger.decisions(run.id)]
         assert left == pytest.approx([1.0, 1.0, 1.0, 0.4]) and replays(session)
