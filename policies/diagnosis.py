@@ -19,8 +19,10 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from statistics import NormalDist, fmean
+from statistics import fmean
 from typing import Any, Literal
+
+from policies.statistics import students_t
 
 Who = Literal["base", "head", "candidate"]
 WHO: tuple[Who, ...] = ("base", "head", "candidate")
@@ -236,27 +238,8 @@ def mean_change(sequences: Sequence[Numbers], confidence: float = 0.95) -> Chang
         return Change(mean, None)
     squares = math.fsum((math.fsum(sequence) - len(sequence) * mean) ** 2 for sequence in sequences)
     error = math.sqrt(num_sequences / (num_sequences - 1) * squares) / num_values
-    half = _students_t(confidence, num_sequences - 1) * error
+    half = students_t(confidence, num_sequences - 1) * error
     return Change(mean, (mean - half, mean + half))
-
-
-def _students_t(confidence: float, freedom: int) -> float:
-    """The two-sided quantile of Student's t. Exact for 1 and 2 degrees of freedom; else Cornish and Fisher's expansion
-    (Abramowitz and Stegun 26.7.5), within 0.2% at 95%."""
-    p = (1 + confidence) / 2
-    if freedom == 1:
-        return math.tan(math.pi * (p - 0.5))
-    if freedom == 2:
-        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
-    z: float = NormalDist().inv_cdf(p)
-    terms = (
-        z,
-        (z**3 + z) / 4,
-        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
-        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
-        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
-    )
-    return math.fsum(term / freedom**power for power, term in enumerate(terms))
 
 
 def _moved(before: float, after: float, down: str, up: str) -> str:

@@ -21,11 +21,15 @@ from pydantic import (
 from policies.mistakes import dotted, first_mistake, shown
 
 Who = Literal["candidate", "head", "base", "best"]
+SignalsOf = Literal[
+    "candidate", "head", "base", "best", "tip"
+]  # the tip: what the candidate of a line was trained from
 DISJOINT = ("select", "confirm", "final")
 
 Count = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]  # beyond it an error budget is lost in rounding
 Outcomes = tuple[Literal[0, 1], ...]
 Signal = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=0.0)]
 
 
 T = TypeVar("T")
@@ -144,6 +148,17 @@ class SplitEvidence(_Frozen):
         return (self.num_looks or 1) > 1 or not self.complete
 
 
+class SinceBase(_Frozen):
+    """One signal of candidate and base on the problems that both answered, with equally many samples of each: over problems."""
+
+    candidate: Signal = Field(description="The candidate's mean.")
+    base: Signal = Field(description="The base's mean.")
+    candidate_variance: NotNegative = Field(description="The variance of the candidate's values.")
+    base_variance: NotNegative = Field(description="The variance of the base's.")
+    covariance: Signal = Field(description="The covariance of the two.")
+    num_problems: Annotated[int, Field(ge=2, le=1_000_000, strict=True)] = Field(description="How many problems.")
+
+
 class Line(_Frozen):
     """Where a round stands in a line of carried rounds; `policies.line` says what that is."""
 
@@ -174,7 +189,7 @@ class Evidence(_Frozen):
     round: Count = Field(description="The round that is decided.")
     rounds_so_far: Count = Field(description="Rounds decided before it.")
     splits: dict[str, SplitEvidence] = Field(min_length=1, description="By name: select, confirm, canaries.")
-    signals: dict[Who, dict[str, Signal | None]] = Field(
+    signals: dict[SignalsOf, dict[str, Signal | None]] = Field(
         default_factory=dict, description="Entropy, mean length, losses and the like; null where not measured."
     )
     decoding: Given[dict[str, JsonValue]] = Field(
@@ -189,6 +204,9 @@ class Evidence(_Frozen):
         description="How often each split was looked at by earlier rounds that were then not kept; absent: every round.",
     )
     best_round: Given[Count] = Field(None, description="The best kept round, 0 for the base; absent: the head.")
+    since_base: Given[dict[str, SinceBase]] = Field(
+        None, description="By signal, candidate and base compared problem by problem, on the split of every round."
+    )
     line: Given[Line] = Field(None, description="The line that the candidate continues, where decide.unclear is carry.")
 
     @model_validator(mode="after")

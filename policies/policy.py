@@ -46,6 +46,11 @@ class Policy:
         """Whether a gate wants the best kept round measured, too."""
         return any(gate.needs_best for gate in self.gates)
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether a gate wants the candidate's signals compared with the base's, problem by problem."""
+        return any(gate.needs_base for gate in self.gates)
+
     def decide(self, evidence: Evidence) -> Decision:
         """A pure function of evidence. BadEvidence if the split is not there: a failed stage, not a rollback."""
         evidence.split(self.split)

@@ -281,3 +281,22 @@ def _byte_sums(scores: list[int], pack: int) -> list[int]:
     for score in scores:
         sums += [packed + score * pack + 1 for packed in sums]
     return sums * (256 // len(sums))  # bits past the last score pick nothing
+
+
+def students_t(confidence: float, freedom: int) -> float:
+    """The two-sided quantile of Student's t. Exact for 1 and 2 degrees of freedom; else Cornish and Fisher's expansion
+    (Abramowitz and Stegun 26.7.5), within 0.2% at 95%."""
+    p = (1 + confidence) / 2
+    if freedom == 1:
+        return math.tan(math.pi * (p - 0.5))
+    if freedom == 2:
+        return (2 * p - 1) * math.sqrt(2 / (4 * p * (1 - p)))
+    z: float = NormalDist().inv_cdf(p)
+    terms = (
+        z,
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return math.fsum(term / freedom**power for power, term in enumerate(terms))

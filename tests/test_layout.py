@@ -57,6 +57,7 @@ COVERS = {
     "loop/watching/test_hooks.py": "loop/system/guarded; loop/watching/teller",
     "loop/watching/test_trackers.py": "loop/cli/track; loop/watching: tracker_process tracker_thread",
     "loop/workers/test_worker.py": "loop/workers/child",
+    "policies/test_drift.py": "policies/gates/drift",
     "policies/test_gates.py": "policies/gates: base best_so_far collapse improvement no_regression; policies: budget evidence",
     "policies/test_policy.py": "policies: decision mistakes",
     "store/test_db.py": "store: errors migrations schema_page",

@@ -19,7 +19,7 @@ from loop.words import shown
 from policies.adaptation import AfterRollback
 from policies.by_type import by_type
 from policies.data import DATA_POLICIES, DataPolicy, Replace
-from policies.gates import GATES, Collapse, Gate, Improvement
+from policies.gates import GATES, Collapse, Drift, Gate, Improvement
 from policies.line import MAX_CARRIED
 from policies.policy import Policy, Unclear
 
@@ -223,7 +223,8 @@ class Decide(Section):
     )
     margin: float = Field(0.01, gt=0.0, lt=1.0, description="For keep_if_not_inferior: how much worse is not inferior.")
     gates: tuple[Annotated[SerializeAsAny[Gate], by_type(GATES)], ...] = Field(
-        (Improvement(), Collapse()), description="What must hold to keep a candidate; each has a type and its own keys."
+        (Improvement(), Collapse(), Drift()),
+        description="What must hold to keep a candidate; each has a type and its own keys.",
     )
 
     @field_validator("gates")

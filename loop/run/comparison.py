@@ -15,7 +15,7 @@ from loop.reading.reader import Reader
 from loop.run.diagnosing import diagnose, measure
 from loop.run.evaluation import SuitePart, evaluate
 from loop.run.session import Session
-from loop.stages.deciding import Measured, Opened, evidence
+from loop.stages.deciding import Measured, Opened, evidence, parts_of, since_base
 from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of
 from loop.stages.sampling import seed_of
 from policies.diagnosis import signals, summary_of
@@ -174,7 +174,36 @@ class Comparison:
             best_round=self.best_round,
             line=self.line,
             more_signals=signals(summary_of(self.diagnosis)) if self.diagnosis else {},
+            tip=self._tip_signals(),
+            drift=self._since_base(first.get("candidate")) if session.policy.needs_base else {},
         )
+
+    def _tip_signals(self) -> dict[str, float]:
+        """Of the carried candidate that this one was trained from, as they were when that was decided on; {} where it was the head."""
+        ledger, parent = self.session.ledger, self.round.parent_checkpoint
+        if parent == self.checkpoints["head"]:
+            return {}
+        for earlier in reversed(ledger.rounds(self.round.run_id)):
+            if earlier.number < self.round.number and earlier.candidate_checkpoint == parent:
+                decision = ledger.decision(self.round.run_id, earlier.number)
+                return decision.evidence["signals"].get("candidate", {}) if decision else {}
+        return {}
+
+    def _since_base(self, candidate: Evaluation | None) -> Json:
+        """The candidate against the base on the first split, by as many samples as both have; {} where one is not measured."""
+        session, base = self.session, self.session.measured(self.session.run.base_checkpoint)
+        if candidate is None or base is None:
+            return {}
+        num_samples, corpus = min(candidate.num_samples, base.num_samples), session.corpus
+        ours, theirs = (
+            parts_of(
+                corpus.evaluations.verdicts(side.id),
+                corpus.completions(session.run_id, evaluation_id=side.id),
+                num_samples,
+            )
+            for side in (candidate, base)
+        )
+        return since_base(ours, theirs)
 
     def _sides(self, suite: Yardstick, split: str) -> dict[str, Evaluation]:
         """Who was measured there; on the split that is looked at first also the base, as it was when it was the head."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import covariance, fmean, variance
 
-from loop.stages.evaluating import SIGNALS
+from loop.stages.evaluating import SIGNALS, outcomes_of, signals_by_problem
 from policies.evidence import Evidence, Line, read_evidence
-from store.records import Json, Problem
+from store.records import Completion, GradedVerdict, Json, Problem
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +56,37 @@ def signals_of(figures: Json) -> dict[str, float]:
     return signals | {f"{name}_error": error for name, error in figures.get("errors", {}).items()}
 
 
+def parts_of(
+    verdicts: Iterable[GradedVerdict], completions: Iterable[Completion], num_samples: int
+) -> dict[str, dict[str, float]]:
+    """By task, each problem's part of the signals that drift shows in, from its first `num_samples` samples alone."""
+    graded = [verdict for verdict in verdicts if verdict.sample_index < num_samples]
+    known = {verdict.completion_id for verdict in graded}
+    parts = signals_by_problem(graded, (each for each in completions if each.id in known), 1)
+    for task_id, results in outcomes_of(graded).items():
+        parts[task_id] |= {"pass@1": fmean(results), "solved": float(any(results))}
+    return parts
+
+
+def since_base(ours: Mapping[str, Mapping[str, float]], theirs: Mapping[str, Mapping[str, float]]) -> Json:
+    """Candidate's and base's parts of `parts_of`, compared on the problems that both answered; {} with fewer than two."""
+    tasks = sorted(ours.keys() & theirs.keys())
+    if len(tasks) < 2:
+        return {}
+    compared: Json = {}
+    for name in ours[tasks[0]]:
+        candidate, base = ([side[task][name] for task in tasks] for side in (ours, theirs))
+        compared[name] = {
+            "candidate": fmean(candidate),
+            "base": fmean(base),
+            "candidate_variance": variance(candidate),
+            "base_variance": variance(base),
+            "covariance": covariance(candidate, base),
+            "num_problems": len(tasks),
+        }
+    return compared
+
+
 def evidence(
     round: int,
     rounds_so_far: int,
@@ -67,11 +99,14 @@ def evidence(
     best_round: int | None,
     line: Line | None,
     more_signals: Mapping[str, Mapping[str, float]],
+    tip: Mapping[str, float],
+    drift: Json,
 ) -> Evidence:
     """What the policy sees of a round. BadEvidence if it is not sound.
 
     `training`: the trainer's report of the candidate. `figures`: "candidate", "head" and "base" -> the figures of their
-    evaluations on the first split.
+    evaluations on the first split. `tip`: the signals of what the candidate was trained from, where that is not the head.
+    `drift`: what `since_base` gives.
     """
     signals = {who: {**signals_of(measured), **more_signals.get(who, {})} for who, measured in figures.items()}
     if losses := training.get("losses"):
@@ -80,6 +115,8 @@ def evidence(
         gap = held_out - training["train_loss"]
         signals["candidate"] |= {"train_loss": training["train_loss"], "held_out_loss": held_out, "loss_gap": gap}
         signals.setdefault("base", {})["loss_gap"] = 0.0  # it was trained on none of these rows
+    if tip:
+        signals["tip"] = dict(tip)
     shown: Json = {
         "round": round,
         "rounds_so_far": rounds_so_far,
@@ -90,6 +127,8 @@ def evidence(
     }
     if best_round is not None:
         shown["best_round"] = best_round
+    if drift:
+        shown["since_base"] = drift
     if line is not None:
         shown["line"] = line.model_dump(exclude_none=True)
     return read_evidence(shown)

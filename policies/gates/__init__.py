@@ -8,9 +8,10 @@ from policies.by_type import Registry
 from policies.gates.base import Gate, Look
 from policies.gates.best_so_far import BestSoFar
 from policies.gates.collapse import Collapse
+from policies.gates.drift import Drift
 from policies.gates.improvement import Improvement
 from policies.gates.no_regression import NoRegression
 
-GATES = Registry(Gate, "loop.gates", '{ type = "improvement" }', Improvement, NoRegression, Collapse, BestSoFar)
+GATES = Registry(Gate, "loop.gates", '{ type = "improvement" }', Improvement, NoRegression, Collapse, Drift, BestSoFar)
 
-__all__ = ["GATES", "BestSoFar", "Collapse", "Gate", "Improvement", "Look", "NoRegression"]
+__all__ = ["GATES", "BestSoFar", "Collapse", "Drift", "Gate", "Improvement", "Look", "NoRegression"]

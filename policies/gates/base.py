@@ -63,6 +63,11 @@ class Gate(BaseModel, ABC):
         """Whether this gate wants the best kept round measured beside head and candidate."""
         return False
 
+    @property
+    def needs_base(self) -> bool:
+        """Whether this gate wants the candidate's signals compared with the base's, problem by problem."""
+        return False
+
 
 def values(problems: Sequence[Problem], who: Who, metric: str) -> list[Fraction]:
     """Each problem's success rate, or its pass@k. BadEvidence where k is more than the samples there are."""

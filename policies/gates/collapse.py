@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from policies.decision import Figure, GateResult
-from policies.evidence import BadEvidence, Evidence
+from policies.evidence import BadEvidence, Evidence, SignalsOf
 from policies.gates.base import Gate, Look
 
 NOISE = 1.25
@@ -60,14 +60,15 @@ FORM = {
     "loss_gap": Limit(max_rise=0.5),
 }
 DEFAULTS: dict[str, Limit] = {
-    "entropy": Limit(min_of_head=0.65, min_of_base=0.6, less_wrong=True),
+    "entropy": Limit(min_of_head=0.65, min_of_base=0.4, less_wrong=True),
     "distinct_solution_rate": Limit(min_of_head=0.8, min_of_base=0.75, less_wrong=True),
     "distinct_correct_rate": Limit(min_of_head=0.9, min_of_base=0.8),
     "spread": Limit(min_of_head=0.6, min_of_base=0.5),
     "mean_length": Limit(min_of_head=0.7, max_of_head=1.6, min_of_base=0.5, max_of_base=2.5),
     **FORM,
 }
-FIRST_DEFAULTS: dict[str, Limit] = {  # decisions that are stored without `defaults` had these, and replay needs them
+SECOND_DEFAULTS = DEFAULTS | {"entropy": Limit(min_of_head=0.65, min_of_base=0.6, less_wrong=True)}  # for replay, as
+FIRST_DEFAULTS: dict[str, Limit] = {  # these, which decisions had that are stored without `defaults`
     "entropy": Limit(min_of_head=0.6, min_of_base=0.35),
     "distinct_solution_rate": Limit(min_of_head=0.75, min_of_base=0.5),
     "spread": Limit(min_of_head=0.6, min_of_base=0.4),
@@ -79,6 +80,8 @@ FIRST_DEFAULTS: dict[str, Limit] = {  # decisions that are stored without `defau
 
 class Collapse(Gate):
     """Fails if a signal of the candidate has moved too far from the head's or the base's.
+
+    In a line of carried rounds the tip, which the candidate was trained from, stands for the head: these limits are for one round.
 
     Signals: entropy (mean of the next token's, nats), distinct_solution_rate (different answers to a problem as a share of
     all), distinct_correct_rate (different right ones as a share of all), spread ((pass@k - pass@1) / (1 - pass@1): what
@@ -93,20 +96,21 @@ class Collapse(Gate):
         description="By signal; replaces its default. `loopctl aa` prints limits learned from noise.",
     )
     ignore: tuple[str, ...] = Field(default=(), description="Signals whose default limits do not count.")
-    defaults: Literal[1, 2] = Field(
-        default=2, description="Which default limits: 1 are those before right answers counted."
+    defaults: Literal[1, 2, 3] = Field(
+        default=3, description="Which default limits; earlier versions had 1 and 2, and runs keep theirs."
     )
 
     @property
     def in_force(self) -> dict[str, Limit]:
         """The limits that count, by signal."""
-        defaults = DEFAULTS if self.defaults == 2 else FIRST_DEFAULTS
+        defaults = {1: FIRST_DEFAULTS, 2: SECOND_DEFAULTS, 3: DEFAULTS}[self.defaults]
         return {name: limit for name, limit in defaults.items() if name not in self.ignore} | self.limits
 
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
-        """Figures: each signal's value, its head's and its base's. A default whose signal is not measured is passed over."""
+        """Figures: each signal's value, the head's or the tip's, and the base's. A default that is not measured is passed over."""
         broken, figures, missing, too_few = [], dict[str, Figure](), [], []
-        sides = [_known(evidence.signals.get(who, {})) for who in ("candidate", "head", "base")]
+        before: SignalsOf = "tip" if evidence.signals.get("tip") else "head"  # what the candidate was trained from
+        sides = [_known(evidence.signals.get(who, {})) for who in ("candidate", before, "base")]
         counted = {name for name, limit in self.in_force.items() if limit.less_wrong or f"{name}_error" in sides[0]}
         for name, limit in self.in_force.items():
             ours, head, base = (side.get(name) for side in sides)
@@ -116,11 +120,11 @@ class Collapse(Gate):
                 missing.append(name)
                 continue
             figures[name] = ours
-            figures |= {f"{name}_{who}": value for who, value in (("head", head), ("base", base)) if value is not None}
+            figures |= {f"{name}_{who}": value for who, value in ((before, head), ("base", base)) if value is not None}
             if name not in self.limits and name in counted and sides[0].get("num_samples", FEWEST) < FEWEST:
                 too_few.append(name)
                 continue
-            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, *sides)]
+            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, before, *sides)]
         if broken:
             return GateResult(type=self.type, verdict="fail", reason="; ".join(broken), figures=figures)
         measured = [name for name in self.in_force if name in figures and name not in too_few]
@@ -139,26 +143,30 @@ def _known(signals: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _beyond(
-    name: str, limit: Limit, candidate: Mapping[str, float], head: Mapping[str, float], base: Mapping[str, float]
+    name: str,
+    limit: Limit,
+    before: str,
+    candidate: Mapping[str, float],
+    head: Mapping[str, float],
+    base: Mapping[str, float],
 ) -> list[str]:
-    """Each way in which a signal is beyond its limit by more than noise, in words."""
+    """Each way in which a signal is beyond its limit by more than noise, in words; `before` names what `head` belongs to."""
     ours, error = candidate[name], f"{name}_error"
-    others = [(who, side) for who, side in (("head", head), ("base", base)) if name in side]
+    others = [(who, of, side) for who, of, side in ((before, "head", head), ("base", "base", base)) if name in side]
     ways = []
 
     def room(side: Mapping[str, float], share: float) -> float:
         return NOISE * math.hypot(candidate.get(error, 0.0), share * side.get(error, 0.0))
 
-    for who, side in others:
-        least, most = getattr(limit, f"min_of_{who}"), getattr(limit, f"max_of_{who}")
+    for who, of, side in others:
+        least, most = getattr(limit, f"min_of_{of}"), getattr(limit, f"max_of_{of}")
         theirs, left = side[name], _wrong_left(candidate, side) if limit.less_wrong else 1.0
         but = f", with {left:.2g} of its wrong answers left" if left < 1 else ""
         if least is not None and ours + room(side, least * left) < least * left * theirs:
             ways.append(f"under {least:g} of the {who}'s {theirs:.3g}{but}")
         if most is not None and ours - room(side, most) > most * theirs:
             ways.append(f"over {most:g} of the {who}'s {theirs:.3g}")
-    _, low = min(others, key=lambda other: other[1][name])
-    _, high = max(others, key=lambda other: other[1][name])
+    low, high = (pick((side for *_, side in others), key=lambda side: side[name]) for pick in (min, max))
     if limit.max_fall is not None and ours + room(low, 1.0) < low[name] - limit.max_fall:
         ways.append(f"more than {limit.max_fall:g} below {low[name]:.3g}")
     if limit.max_rise is not None and ours - room(high, 1.0) > high[name] + limit.max_rise:

@@ -38,7 +38,7 @@ def offer(monkeypatch: pytest.MonkeyPatch, group: str, *offers: tuple[str, str])
 @pytest.mark.parametrize(
     ("registry", "group", "offered", "built_in", "types"),
     [
-        (GATES, "loop.gates", FixedGate, Improvement(), "improvement, no_regression, collapse, best_so_far"),
+        (GATES, "loop.gates", FixedGate, Improvement(), "improvement, no_regression, collapse, drift, best_so_far"),
         (DATA_POLICIES, "loop.data_policies", FixedData, Replace(), "replace, accumulate, mix, window, pool"),
         (STOP_RULES, "loop.stop_rules", FixedStop, Plateau(rounds=3), "plateau, target, hours"),
     ],
@@ -114,9 +114,9 @@ RATE = "(pass@1 of the head on the suite that decides)"
         (STOP, {"type": "plateau", "rounds": 5, "round": 5}, ".round: unknown key; the keys of 'plateau' are type, rounds"),
         (STOP, {"type": "target", "value": 50}, f".value: input should be less than or equal to 1, got 50 {RATE}"),
         (STOP, {"type": "target", "value": 0}, f".value: input should be greater than 0, got 0 {RATE}"),
-        (GATE, {"min_gain": 0.1}, "type is missing; known types: improvement, no_regression, collapse, best_so_far"),
+        (GATE, {"min_gain": 0.1}, "type is missing; known types: improvement, no_regression, collapse, drift, best_so_far"),
         (GATE, {"type": "improvment"},
-         ".type: unknown type 'improvment'; known types: improvement, no_regression, collapse, best_so_far"),
+         ".type: unknown type 'improvment'; known types: improvement, no_regression, collapse, drift, best_so_far"),
         (GATE, {"type": "improvement", "min_gian": 0.1},
          ".min_gian: unknown key; the keys of 'improvement' are type, metric, min_gain, target_gain, miss, power, alpha, "
          "budget, screen"),

@@ -179,7 +179,7 @@ def collapse(candidate: dict[str, float], other: dict[str, float], who: str, **k
 @pytest.mark.parametrize(
     ("name", "who", "theirs", "limit"),
     [
-        ("entropy", "head", 0.5, 0.65), ("entropy", "base", 0.5, 0.6),
+        ("entropy", "head", 0.5, 0.65), ("entropy", "base", 0.5, 0.4),
         ("distinct_solution_rate", "head", 0.5, 0.8), ("distinct_solution_rate", "base", 0.5, 0.75),
         ("distinct_correct_rate", "head", 0.5, 0.9), ("distinct_correct_rate", "base", 0.5, 0.8),
         ("spread", "head", 0.5, 0.6), ("spread", "base", 0.5, 0.5),
@@ -208,8 +208,27 @@ def test_what_fewer_wrong_answers_explain_is_no_collapse() -> None:
     sharp = {"entropy": 0.034, "distinct_solution_rate": 0.31, "pass@1": 0.907}
     assert collapse(sharp, base, "base").verdict == "pass"
     reason = collapse(sharp | {"pass@1": 0.75}, base, "base").reason
-    assert reason.startswith("entropy 0.034 is under 0.6 of the base's 0.103, with 0.84 of its wrong answers left; ")
+    assert reason.startswith("entropy 0.034 is under 0.4 of the base's 0.103, with 0.84 of its wrong answers left; ")
     assert collapse(sharp, base, "base", defaults=1).verdict == "fail"
+    narrower = sharp | {"entropy": 0.017}  # as healthy rounds of the study are, late in a run
+    verdicts = [collapse(narrower, base, "base", defaults=which).verdict for which in (2, 3)]
+    assert verdicts == ["fail", "pass"], "what a run of an earlier version began with stays as it was"
+
+
+def test_in_a_line_a_round_is_compared_with_the_tip_that_it_was_trained_from() -> None:
+    """Two healthy steps away from the head are one from the tip; and a collapse is one, however far the head is."""
+    head, tip, base = ({"entropy": entropy, "pass@1": 0.8} for entropy in (0.1, 0.07, 0.11))
+    two_steps = {"entropy": 0.05, "pass@1": 0.8}
+    seen = {"candidate": two_steps, "head": head, "tip": tip, "base": base}
+
+    def judged(signals: dict[str, dict[str, float]]) -> GateResult:
+        return decide(evidence(select=split(SAME), signals=signals), {"type": "collapse"}).gates[0]
+
+    assert judged({who: each for who, each in seen.items() if who != "tip"}).verdict == "fail"
+    assert judged(seen).verdict == "pass"
+    assert (judged(seen).figures["entropy_tip"], "entropy_head" in judged(seen).figures) == (0.07, False)
+    gone = judged(seen | {"candidate": {"entropy": 0.09, "pass@1": 0.8}, "tip": {"entropy": 0.2, "pass@1": 0.8}})
+    assert gone.reason == "entropy 0.09 is under 0.65 of the tip's 0.2"
 
 
 def test_collapse_limits_are_set_ignored_and_never_guessed() -> None:
@@ -275,6 +294,7 @@ def test_all_gates_replay_to_the_bit_in_any_order(seed: int, size: int, looks: i
         {"type": "no_regression", "difficulty": "each"},
         {"type": "no_regression", "suite": "greedy"},
         {"type": "collapse"},
+        {"type": "drift"},
         {"type": "best_so_far"},
     ]
     policy = build_policy(gates, "select", "confirm")

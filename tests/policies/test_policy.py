@@ -215,7 +215,7 @@ def test_nothing_changes_once_made() -> None:
         (lambda e: e["signals"]["head"].update(entropy=float("nan")), "signals.head.entropy: input should be a finite"),
         (lambda e: e["signals"]["head"].update(entropy=float("inf")), "signals.head.entropy: input should be a finite"),
         (lambda e: e["signals"]["head"].update(entropy="low"), "signals.head.entropy: input should be a valid number"),
-        (lambda e: e["signals"].update(heads={}), "signals.heads: input should be 'candidate', 'head', 'base' or 'best'"),
+        (lambda e: e["signals"].update(heads={}), "signals.heads: input should be 'candidate', 'head', 'base', 'best' or 'tip'"),
         (lambda e: e["splits"].clear(), "splits: "),
         (lambda e: e.pop("splits"), "splits: is missing"),
         (lambda e: e.update(round=-1), "round: input should be greater than or equal to 0, got -1"),

@@ -32,7 +32,7 @@ KILLED = -9
 
 def slowly(num_rounds: int, alpha: float = 0.05, training_steps: int = 1, **decide: Any) -> str:
     """A run that learns a hundredth in each round; the fake model answers alike but for that."""
-    gates = [{"type": "improvement", "alpha": alpha}]
+    gates = [{"type": "improvement", "alpha": alpha}, {"type": "drift"}]
     return configuration(
         rounds=num_rounds, training={"num_steps": training_steps}, decide={"unclear": "carry", "gates": gates, "last_samples": 2} | decide,
         after_rollback={"learning_rate_factor": 0.5},
@@ -73,6 +73,12 @@ def test_gains_that_no_look_can_see_alone_add_up(tmp_path: Path) -> None:
         assert looked == [line["next_look"] <= line["depth"] + 1 or line["last"] for line in lines] and not all(looked)
         samples = [len(row.evidence["splits"]["select"]["problems"][0]["head"]) for row in decisions]
         assert samples == [8 if line["last"] and line["depth"] else 4 for line in lines]
+        for before, row, round in zip([None, *decisions], decisions, rounds, strict=False):
+            from_tip = round.parent_checkpoint != row.head_before
+            tip = before.evidence["signals"]["candidate"] if before and from_tip else None
+            assert row.evidence["signals"].get("tip") == tip, "a round is held against what it was trained from"
+        compared = [row.evidence["since_base"]["solved"]["num_problems"] for row in decisions]
+        assert compared == [60 if whole else 30 for whole in looked]
         later = [row.evidence for row in decisions if row.head_before != run.base_checkpoint]
         sides = [evidence["splits"]["select"]["problems"][0] for evidence in later if evidence["line"]["last"]]
         assert sides and all(len(side.get("base", side["head"])) == len(side["head"]) == 8 for side in sides), (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from loop.config.loading import load_config
 from loop.round import run_round
 from loop.run.opening import open_session
 from loop.run.session import Session
-from loop.stages.deciding import Measured, Opened, signals_of
+from loop.stages.deciding import Measured, Opened, parts_of, signals_of, since_base
 from loop.stages.deciding import evidence as gathered
 from loop.stages.evaluating import SIGNALS, figures
 from policies.evidence import Evidence, read_evidence
@@ -197,7 +198,7 @@ def test_losses_are_signals_and_learning_by_heart_is_refused() -> None:
 
     def seen(training: Json) -> Evidence:
         measured: dict[str, Json] = {"candidate": {}, "head": {}, "base": {}}
-        return gathered(1, 0, same, draw=0, figures=measured, training=training, fruitless_looks={}, best_round=None, line=None, more_signals={})  # fmt: skip
+        return gathered(1, 0, same, draw=0, figures=measured, training=training, fruitless_looks={}, best_round=None, line=None, more_signals={}, tip={}, drift={})  # fmt: skip
 
     assert seen({"losses": [0.4, 0.2]}).signals["candidate"] == {"train_loss": pytest.approx(0.3)}
     report = {"losses": [0.4, 0.2], "held_out_loss": 0.75, "train_loss": 0.2}
@@ -206,3 +207,34 @@ def test_losses_are_signals_and_learning_by_heart_is_refused() -> None:
     (result,) = gate.decide(seen(report)).gates
     assert result.verdict == "fail" and result.reason == "loss_gap 0.55 is more than 0.5 above 0"
     assert gate.decide(seen(report | {"held_out_loss": 0.6})).verdict == "keep"
+
+
+def test_drift_is_counted_on_the_problems_and_samples_that_both_answered() -> None:
+    base, (verdicts, completions) = (
+        said([("1", "passed"), ("2", "passed")], [("1", "failed"), ("1", "passed")]),
+        said([("1", "failed"), ("2", "failed"), ("5", "passed")], [("3", "passed")] * 2 + [("4", "passed")], [("1", "passed")] * 2),
+    )  # fmt: skip
+    more = verdicts, [*completions, replace(completions[0], id="of a process that was killed")]
+    compared = since_base(parts_of(*more, 2), parts_of(*base, 2))
+    assert compared["distinct_correct_rate"] == {
+        "candidate": 0.25, "base": 0.75, "candidate_variance": 0.125, "base_variance": 0.125, "covariance": -0.125,
+        "num_problems": 2,
+    }  # fmt: skip
+    assert [compared["solved"][who] for who in ("candidate", "base")] == [0.5, 1.0]
+    assert [compared["pass@1"][who] for who in ("candidate", "base")] == [0.5, 0.75]
+    assert since_base(parts_of(*more, 2), {}) == {}
+
+
+def test_a_round_is_compared_with_the_base_where_a_gate_asks_for_it(tmp_path: Path) -> None:
+    text = config('gates = [{ type = "improvement" }, { type = "drift" }]')
+    with opened(tmp_path, text) as session:
+        run_round(session)
+        row = decided(session, 1)
+        compared = row.evidence["since_base"]
+        assert compared["solved"]["num_problems"] == 60
+        assert [gate["type"] for gate in row.gates] == ["improvement", "drift"]
+        assert "of the base's" in row.gates[1]["reason"]
+        run_round(session)
+        again = decided(session, 2).evidence["since_base"]
+        assert again["pass@1"]["base"] == compared["pass@1"]["base"], "the base is measured once"
+        assert replayed(session, 1) and replayed(session, 2)
