@@ -70,6 +70,7 @@ PARTS = (
             ("grading", f"{PYTHON} bench/grading.py", "--repeats 4 --turns 1"),
             ("decisions", f"{PYTHON} bench/decisions.py", "--quick"),
             ("collapse", f"{PYTHON} bench/collapse.py", "--quick"),
+            ("drift", f"{PYTHON} bench/drift.py", "--runs 50"),
             ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),
             ("vllm", f"{VLLM_PYTHON} bench/sampling_vllm.py", "--pairs 1 --requests 32"),
         )

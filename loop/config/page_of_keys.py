@@ -23,6 +23,7 @@ from policies.by_type import Registry
 from policies.data import DATA_POLICIES
 from policies.gates import GATES
 from policies.gates.collapse import Limit
+from policies.gates.drift import Bound
 from policies.stopping import STOP_RULES
 
 _OPENING = """# Every key of loop.toml
@@ -55,6 +56,7 @@ def keys_markdown() -> str:
             parts.append(_table(f"{place}: {type_name}", table, common, also))
             common = registry.base.model_fields.keys() - {"type"}
     parts.append(_table("Limits of a collapse gate, by signal", Limit))
+    parts.append(_table("Limits of a drift gate, by signal", Bound))
     return "\n".join(parts)
 
 

@@ -16,7 +16,7 @@ from loop.run.diagnosing import diagnose, measure
 from loop.run.evaluation import SuitePart, evaluate
 from loop.run.session import Session
 from loop.stages.deciding import Measured, Opened, evidence, parts_of, since_base
-from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of
+from loop.stages.evaluating import COUNTED, Yardstick, decoding_of, outcomes_of
 from loop.stages.sampling import seed_of
 from policies.diagnosis import signals, summary_of
 from policies.evidence import Evidence, Line
@@ -174,20 +174,25 @@ class Comparison:
             best_round=self.best_round,
             line=self.line,
             more_signals=signals(summary_of(self.diagnosis)) if self.diagnosis else {},
-            tip=self._tip_signals(),
+            tip=self._tip_signals(first.get("candidate")),
             drift=self._since_base(first.get("candidate")) if session.policy.needs_base else {},
         )
 
-    def _tip_signals(self) -> dict[str, float]:
-        """Of the carried candidate that this one was trained from, as they were when that was decided on; {} where it was the head."""
-        ledger, parent = self.session.ledger, self.round.parent_checkpoint
-        if parent == self.checkpoints["head"]:
+    def _tip_signals(self, candidate: Evaluation | None) -> dict[str, float]:
+        """Of the carried candidate that this one was trained from, as they were when that was decided on; {} where it was the head.
+
+        Without those that count different answers, where this one has more samples of a problem to count them in.
+        """
+        ledger, run_id, parent = self.session.ledger, self.round.run_id, self.round.parent_checkpoint
+        carried = [round for round in ledger.rounds(run_id) if round.candidate_checkpoint == parent]
+        decision = ledger.decision(run_id, carried[-1].number) if carried else None
+        if candidate is None or decision is None or parent == self.checkpoints["head"]:
             return {}
-        for earlier in reversed(ledger.rounds(self.round.run_id)):
-            if earlier.number < self.round.number and earlier.candidate_checkpoint == parent:
-                decision = ledger.decision(self.round.run_id, earlier.number)
-                return decision.evidence["signals"].get("candidate", {}) if decision else {}
-        return {}
+        signals: dict[str, float] = decision.evidence["signals"].get("candidate", {})
+        answers = decision.evidence["splits"][self.session.policy.split]["problems"][0]["candidate"]
+        if len(answers) == candidate.num_samples:
+            return signals
+        return {name: value for name, value in signals.items() if not name.startswith(COUNTED)}
 
     def _since_base(self, candidate: Evaluation | None) -> Json:
         """The candidate against the base on the first split, by as many samples as both have; {} where one is not measured."""

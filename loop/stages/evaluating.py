@@ -42,6 +42,8 @@ SIGNALS = {  # what an evaluation's figures call a signal, and what decisions ca
     "spread": "spread",
 }
 
+COUNTED = ("distinct_", "spread")  # how signals begin that more samples of a problem change
+
 
 def params_of(suite: SuiteConfig) -> SamplingParams:
     """A suite's decoding settings. A completion also ends where its prompt format says that the answer is over."""

@@ -8,7 +8,7 @@ answers, the spread by what is left to be won, and the rest allows for what fewe
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -67,8 +67,9 @@ DEFAULTS: dict[str, Limit] = {
     "mean_length": Limit(min_of_head=0.7, max_of_head=1.6, min_of_base=0.5, max_of_base=2.5),
     **FORM,
 }
-SECOND_DEFAULTS = DEFAULTS | {"entropy": Limit(min_of_head=0.65, min_of_base=0.6, less_wrong=True)}  # for replay, as
-FIRST_DEFAULTS: dict[str, Limit] = {  # these, which decisions had that are stored without `defaults`
+# What earlier versions had, and decisions of theirs are replayed with; those that are stored without `defaults` had the first.
+SECOND_DEFAULTS = DEFAULTS | {"entropy": Limit(min_of_head=0.65, min_of_base=0.6, less_wrong=True)}
+FIRST_DEFAULTS: dict[str, Limit] = {
     "entropy": Limit(min_of_head=0.6, min_of_base=0.35),
     "distinct_solution_rate": Limit(min_of_head=0.75, min_of_base=0.5),
     "spread": Limit(min_of_head=0.6, min_of_base=0.4),
@@ -109,22 +110,23 @@ class Collapse(Gate):
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Figures: each signal's value, the head's or the tip's, and the base's. A default that is not measured is passed over."""
         broken, figures, missing, too_few = [], dict[str, Figure](), [], []
-        before: SignalsOf = "tip" if evidence.signals.get("tip") else "head"  # what the candidate was trained from
-        sides = [_known(evidence.signals.get(who, {})) for who in ("candidate", before, "base")]
-        counted = {name for name, limit in self.in_force.items() if limit.less_wrong or f"{name}_error" in sides[0]}
+        names: tuple[SignalsOf, ...] = ("candidate", "head", "tip", "base")
+        candidate, head, tip, base = (_known(evidence.signals.get(who, {})) for who in names)
+        counted = {name for name, limit in self.in_force.items() if limit.less_wrong or f"{name}_error" in candidate}
         for name, limit in self.in_force.items():
-            ours, head, base = (side.get(name) for side in sides)
-            if ours is None or (head is None and base is None):
+            before = ("tip", tip) if name in tip else ("head", head)  # the candidate was trained from the tip
+            others = [(who, side) for who, side in (before, ("base", base)) if name in side]
+            if (ours := candidate.get(name)) is None or not others:
                 if name in self.limits:
                     raise BadEvidence(f"signals: {name} is not measured, and a collapse gate has a limit for it")
                 missing.append(name)
                 continue
             figures[name] = ours
-            figures |= {f"{name}_{who}": value for who, value in ((before, head), ("base", base)) if value is not None}
-            if name not in self.limits and name in counted and sides[0].get("num_samples", FEWEST) < FEWEST:
+            figures |= {f"{name}_{who}": side[name] for who, side in others}
+            if name not in self.limits and name in counted and candidate.get("num_samples", FEWEST) < FEWEST:
                 too_few.append(name)
                 continue
-            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, before, *sides)]
+            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, candidate, others)]
         if broken:
             return GateResult(type=self.type, verdict="fail", reason="; ".join(broken), figures=figures)
         measured = [name for name in self.in_force if name in figures and name not in too_few]
@@ -143,22 +145,17 @@ def _known(signals: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _beyond(
-    name: str,
-    limit: Limit,
-    before: str,
-    candidate: Mapping[str, float],
-    head: Mapping[str, float],
-    base: Mapping[str, float],
+    name: str, limit: Limit, candidate: Mapping[str, float], others: Sequence[tuple[str, Mapping[str, float]]]
 ) -> list[str]:
-    """Each way in which a signal is beyond its limit by more than noise, in words; `before` names what `head` belongs to."""
+    """Each way in which a signal is beyond its limit by more than noise, in words. `others`: by name, head or tip, and base."""
     ours, error = candidate[name], f"{name}_error"
-    others = [(who, of, side) for who, of, side in ((before, "head", head), ("base", "base", base)) if name in side]
     ways = []
 
     def room(side: Mapping[str, float], share: float) -> float:
         return NOISE * math.hypot(candidate.get(error, 0.0), share * side.get(error, 0.0))
 
-    for who, of, side in others:
+    for who, side in others:
+        of = "base" if who == "base" else "head"
         least, most = getattr(limit, f"min_of_{of}"), getattr(limit, f"max_of_{of}")
         theirs, left = side[name], _wrong_left(candidate, side) if limit.less_wrong else 1.0
         but = f", with {left:.2g} of its wrong answers left" if left < 1 else ""
@@ -166,7 +163,7 @@ def _beyond(
             ways.append(f"under {least:g} of the {who}'s {theirs:.3g}{but}")
         if most is not None and ours - room(side, most) > most * theirs:
             ways.append(f"over {most:g} of the {who}'s {theirs:.3g}")
-    low, high = (pick((side for *_, side in others), key=lambda side: side[name]) for pick in (min, max))
+    low, high = (pick((side for _, side in others), key=lambda side: side[name]) for pick in (min, max))
     if limit.max_fall is not None and ours + room(low, 1.0) < low[name] - limit.max_fall:
         ways.append(f"more than {limit.max_fall:g} below {low[name]:.3g}")
     if limit.max_rise is not None and ours - room(high, 1.0) > high[name] + limit.max_rise:

@@ -30,7 +30,7 @@ SHARPENING = 0.1
 
 
 class Bound(BaseModel):
-    """How far from the base a signal may go, and which part of alpha the test of it has. One of the four."""
+    """How far from the base's value a signal may go, by one of four limits, and the part of alpha that the test of it has."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 

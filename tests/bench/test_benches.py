@@ -26,6 +26,7 @@ COMMANDS = {
     "rounds": "bench/rounds.py --rounds 1 --small",
     "decisions": "bench/decisions.py --runs 20 --only 1",
     "collapse": "bench/collapse.py --runs 10 --rounds 2",
+    "drift": "bench/drift.py --runs 2 --rounds 2",
 }
 
 
