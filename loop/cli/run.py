@@ -47,10 +47,11 @@ def run_command(rounds: int | None) -> None:
         watch.listeners += [Tables(session, watch), trackers]
         if session.ledger.release_run(session.run_id):
             watch.note("the run was paused; it continues now")
+        service = Service(session, stop, watch, wake.wait, more=rounds)  # which knows how many rounds there will be
         if (coarse := coarseness_warning(session)) is not None:
             watch.note(coarse)
         before = session.run.num_decided
-        ending = Service(session, stop, watch, wake.wait, more=rounds).run()
+        ending = service.run()
         if (last := ending.failed) is not None:
             remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
             raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
