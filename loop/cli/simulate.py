@@ -32,8 +32,9 @@ def simulate_command(file: str | None, num_runs: int, seed: int) -> None:
     """Run the configured policies in worlds whose truth is known: how much of what rounds gain do they pass on, and at what risk?
 
     Beside them stand three rules: keep whatever scores higher, roll back whatever is not shown, and no gates at all. Without a
-    loop.toml, the default policies; with it, worlds of its sizes come first, in which each round gains target_gain, half of it, or nothing. A world is {name, gains, num_problems, num_samples, num_rounds}, and if wanted difficulty,
-    churn and select_share; gains are by depth, as rates, and the last one repeats.
+    loop.toml, the default policies; with it, worlds of its sizes come first, in which each round gains target_gain, half of it,
+    or nothing. A world is {name, gains, num_problems, num_samples, num_rounds}, and if wanted difficulty, churn and
+    select_share; gains are by depth, as rates, and the last one repeats.
     """
     from loop.experiments.simulating import not_simulated, rows, rules_of
     from loop.experiments.worlds import SHIPPED, read_worlds
