@@ -80,7 +80,9 @@ def _say_what_comes(loaded: LoadedConfig, inputs: Inputs, watch: Onlookers, more
             likely = duration(pace.seconds(work, num_parameters, speed))
             measured = f"{speed.sampling / 1e9:,.0f} GFLOP/s for sampling and {speed.training / 1e9:,.0f} for training"
             formula = "a formula, right within a factor of two"
-            watch.note(f"that takes about {likely} ({measured} were just measured here; {formula})")
+            more_s = pace.seconds_of_last(work, num_parameters, speed)
+            last = f", and {duration(more_s)} more {pace.LAST}" if more_s else ""
+            watch.note(f"that takes about {likely}{last} ({measured} were just measured here; {formula})")
 
 
 class Tables:

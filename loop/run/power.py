@@ -128,9 +128,12 @@ def coarseness_warning(session: Session) -> str | None:
 
 def what_follows(session: Session, variance: float) -> str:
     """What becomes of rounds with the gain that is asked for, where one look mostly misses it."""
+    missed = "a gain of that size would mostly be missed"
     if session.policy.unclear != "carry":
-        return "a gain of that size would mostly be missed"
+        return missed
     num_rounds, last = rounds_until_shown(session, variance)
+    if num_rounds is None and last == 1:
+        return f"{missed}, and no round follows"
     if num_rounds is None:
         return f"even {last} such rounds, carried, would mostly not add up to what a look shows"
     return f"about {num_rounds} such rounds, carried, add up to what a look shows"
