@@ -82,7 +82,7 @@ class Head(Measured):
     """The head, its gain over the base, and what it rests on; None while the base is the head."""
 
     gain_over_base: Gain | None
-    shown: Shown | None  # None, too, if no look made it the head: somebody moved it there
+    shown: Shown | None  # None, too, where it was kept without a gain that was shown, as by keep_if_not_inferior
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

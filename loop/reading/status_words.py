@@ -73,13 +73,11 @@ def _head(head: Head) -> str:
 def _shown(standing: Standing) -> str:
     """by round 12: +0.030 over round 9, at least +0.005, on 100 problems x 4 samples (select); wrong with a chance of 0.18%
 
-    Empty where the line of the last decision says the same.
+    Empty where the line of the last decision says the same, and for a head that no look for a gain has made.
     """
     head, last = standing.head, standing.last_decision
-    if head is None or not head.round:
+    if head is None or (shown := head.shown) is None:
         return ""
-    if (shown := head.shown) is None:
-        return "by no look: it was moved there"
     if last is not None and last.round == head.round and shown.in_round:
         return ""
     by = f"by round {head.round}" if shown.in_round else f"by a look at it after round {head.round}"
