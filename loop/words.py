@@ -90,6 +90,13 @@ def round_name(number: int | None) -> str:
     return f"round {number}" if number else "the base"
 
 
+def fate(carried: dict[str, Any] | None) -> str:
+    """What became of a carried round, right behind "carried": " into 3", ", given up" or ", open"."""
+    if carried is None:
+        return ""
+    return f" into {carried['into']}" if carried["into"] else ", given up" if carried["given_up"] else ", open"
+
+
 def all_done(planned: int) -> str:
     """What a run says once all its rounds are done."""
     done = "the one round is done" if planned == 1 else f"all {planned} rounds are done"

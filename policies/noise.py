@@ -3,7 +3,7 @@
 A candidate that is no better than the head differs from it as one checkpoint, measured twice, differs from itself. With n
 samples of a problem that is solved with the chance p, the difference of the two success rates has the variance
 2 p (1 - p) / n; `variance` below is the mean of p (1 - p) over the problems. A true gain that is larger on some problems
-than on others adds to that, so the numbers here are the least that it takes.
+than on others adds to that, whatever the number of samples: `churn` below is its variance over the problems.
 """
 
 from __future__ import annotations
@@ -41,28 +41,35 @@ def variance_from(detectable: float, num_problems: int, num_samples: int, level:
     return (detectable / _reach(level, power)) ** 2 * num_problems * num_samples / 2
 
 
-def detectable_gain(variance: float, num_problems: int, num_samples: int, level: float, power: float) -> float:
+def detectable_gain(
+    variance: float, num_problems: int, num_samples: int, level: float, power: float, churn: float = 0.0
+) -> float:
     """The gain that is found with probability `power` at one-sided `level`; see `statistics.smallest_detectable_gain`."""
     fewest = math.ceil(-math.log2(level))
     if num_problems < fewest:
         return 1.0
-    spread = math.sqrt(2 * variance / num_samples / num_problems)
+    spread = math.sqrt((2 * variance / num_samples + churn) / num_problems)
     return min(1.0, max(fewest / (num_problems * num_samples), _reach(level, power) * spread))
 
 
-def problems_needed(variance: float, num_samples: int, gain: float, level: float, power: float) -> int:
+def problems_needed(
+    variance: float, num_samples: int, gain: float, level: float, power: float, churn: float = 0.0
+) -> int:
     """How many problems it takes to find that gain, with `num_samples` of each."""
     fewest = math.ceil(-math.log2(level))
-    by_spread = (_reach(level, power) / gain) ** 2 * 2 * variance / num_samples
+    by_spread = (_reach(level, power) / gain) ** 2 * (2 * variance / num_samples + churn)
     return max(fewest, math.ceil(fewest / (gain * num_samples) - 1e-9), math.ceil(by_spread - 1e-9))
 
 
-def samples_needed(variance: float, num_problems: int, gain: float, level: float, power: float) -> int | None:
+def samples_needed(
+    variance: float, num_problems: int, gain: float, level: float, power: float, churn: float = 0.0
+) -> int | None:
     """How many samples of each of `num_problems` it takes to find that gain; None where no number is enough."""
     fewest = math.ceil(-math.log2(level))
-    if num_problems < fewest:
+    left = (gain / _reach(level, power)) ** 2 * num_problems - churn  # for chance within problems
+    if num_problems < fewest or left <= 0:
         return None
-    by_spread = (_reach(level, power) / gain) ** 2 * 2 * variance / num_problems
+    by_spread = 2 * variance / left
     return max(1, math.ceil(fewest / (gain * num_problems) - 1e-9), math.ceil(by_spread - 1e-9))
 
 

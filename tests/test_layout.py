@@ -19,7 +19,7 @@ from tests.support import ROOT, TESTS
 COVERS = {
     "docs/test_words.py": "loop/config/page_of_keys",
     "loop/cli/test_files.py": "loop/cli: config doctor grade init; loop/system: disk exits files; loop/config/place",
-    "loop/cli/test_measure.py": "loop/run: measuring power",
+    "loop/cli/test_measure.py": "loop/run/measuring",
     "loop/cli/test_read.py": "loop/cli: corpus main options rounds samples tables verify",
     "loop/cli/test_run.py": "loop/cli/progress; loop/system/signals",
     "loop/cli/test_safety.py": "loop/words",

@@ -188,7 +188,7 @@ def _print_aa(answer: Json) -> None:
                   f"{interval(noise['interval'], sign=True)}, standard deviation of a problem's difference {noise['sd']:.3f}")  # fmt: skip
     for look in answer["looks"]:
         least = look["min_gain"] + look["smallest_detectable_gain"]
-        verdict = "is seen" if look["sees_target"] else f"would mostly be missed; {look['remedy']}"
+        verdict = "is seen" if look["sees_target"] else f"is not: {look['follows']}; {look['remedy']}"
         tell("sees", f"on {look['split']} ({look['num_problems']:,} problems, level {look['level']:.3g}) a gain of {least:.3f} "
                      f"with {look['power']:.0%} power; target_gain {look['target_gain']:g} {verdict}")  # fmt: skip
     if answer["sizes"]:

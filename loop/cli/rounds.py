@@ -9,6 +9,11 @@ from loop.errors import LoopError
 from loop.words import decoding_words, round_name
 from store.records import Json, Run
 
+CARRIED = (
+    "carried: not shown to be better yet, so the head stays, and the next round begins from it and is compared with the same head; "
+    "into N: round N was shown to be better, with its gain in it; given up: its line ended, and the next round began from the head"
+)
+
 
 @command("rounds", "loopctl rounds", "loopctl rounds --json")
 def rounds_command() -> None:
@@ -24,13 +29,15 @@ def rounds_command() -> None:
 
 def print_rounds(answer: list[Json], base: Json, run: Run) -> None:
     """Print the table of all rounds, and where head and tip are."""
-    from loop.cli.tables import console, rounds_table, show
+    from loop.cli.tables import cell, console, rounds_table, show
 
     out = console()
     decoding = decoding_words(answer[0]["suites"][next(iter(base))]["decoding"]) if answer else ""
-    show(out, rounds_table(answer, base, decoding))
+    show(out, rounds_table(answer, base, decoding, out.width))
     tip = f"; the tip, not shown yet, is {round_name(run.tip_round)}" if run.depth else ""
     out.print(f"the head is {round_name(run.head_round)}{tip}")
+    if any(row["carried"] for row in answer):
+        out.print(cell(CARRIED, "dim"))
 
 
 @command("round", "loopctl round 1", "loopctl round 1 --json")

@@ -47,10 +47,11 @@ def run_command(rounds: int | None) -> None:
         watch.listeners += [Tables(session, watch), trackers]
         if session.ledger.release_run(session.run_id):
             watch.note("the run was paused; it continues now")
+        service = Service(session, stop, watch, wake.wait, more=rounds)  # which knows how many rounds there will be
         if (coarse := coarseness_warning(session)) is not None:
             watch.note(coarse)
         before = session.run.num_decided
-        ending = Service(session, stop, watch, wake.wait, more=rounds).run()
+        ending = service.run()
         if (last := ending.failed) is not None:
             remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
             raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
@@ -79,7 +80,9 @@ def _say_what_comes(loaded: LoadedConfig, inputs: Inputs, watch: Onlookers, more
             likely = duration(pace.seconds(work, num_parameters, speed))
             measured = f"{speed.sampling / 1e9:,.0f} GFLOP/s for sampling and {speed.training / 1e9:,.0f} for training"
             formula = "a formula, right within a factor of two"
-            watch.note(f"that takes about {likely} ({measured} were just measured here; {formula})")
+            more_s = pace.seconds_of_last(work, num_parameters, speed)
+            last = f", and {duration(more_s)} more {pace.LAST}" if more_s else ""
+            watch.note(f"that takes about {likely}{last} ({measured} were just measured here; {formula})")
 
 
 class Tables:

@@ -14,11 +14,15 @@ from loop.words import safe, warn
 
 if TYPE_CHECKING:
     from loop.experiments.simulating import Row
+    from loop.experiments.worlds import World
 
 
 @command("simulate", "loopctl simulate --runs 20", "loopctl simulate --runs 5 --seed 2 --json")
 @click.option(
-    "--worlds", "file", metavar="FILE", help="A JSON or TOML list of worlds; default: those that are shipped."
+    "--worlds",
+    "file",
+    metavar="FILE",
+    help="A JSON or TOML list of worlds; default: those of loop.toml's sizes, then those that are shipped.",
 )
 @click.option(
     "--runs", "num_runs", type=click.IntRange(1, 100_000), default=1000, show_default=True, help="Runs of each."
@@ -28,14 +32,15 @@ def simulate_command(file: str | None, num_runs: int, seed: int) -> None:
     """Run the configured policies in worlds whose truth is known: how much of what rounds gain do they pass on, and at what risk?
 
     Beside them stand three rules: keep whatever scores higher, roll back whatever is not shown, and no gates at all. Without a
-    loop.toml, the default policies. A world is {name, gains, num_problems, num_samples, num_rounds}, and if wanted difficulty,
-    churn and select_share; gains are by depth, as rates, and the last one repeats.
+    loop.toml, the default policies; with it, worlds of its sizes come first, in which each round gains target_gain, half of it,
+    or nothing. A world is {name, gains, num_problems, num_samples, num_rounds}, and if wanted difficulty, churn and
+    select_share; gains are by depth, as rates, and the last one repeats.
     """
     from loop.experiments.simulating import not_simulated, rows, rules_of
     from loop.experiments.worlds import SHIPPED, read_worlds
 
     decide = the_call().decide()
-    worlds = SHIPPED if file is None else read_worlds(Path(file))
+    worlds = (*_own_worlds(), *SHIPPED) if file is None else read_worlds(Path(file))
     for world in worlds:  # all mistakes come before any work
         rules_of(decide, world)
     for what in not_simulated(decide):
@@ -46,6 +51,20 @@ def simulate_command(file: str | None, num_runs: int, seed: int) -> None:
             print_json(row)
     else:
         _print(answer)
+
+
+def _own_worlds() -> tuple[World, ...]:
+    """Worlds of the sizes of loop.toml; none, with a warning, where its suite cannot be read here."""
+    from loop.errors import LoopError
+    from loop.experiments.worlds import own_worlds
+
+    if not the_call().has_config:
+        return ()
+    try:
+        return own_worlds(the_call().load())
+    except LoopError as error:
+        warn(f"no worlds of the configured sizes: {safe(error)}")
+        return ()
 
 
 def _print(rows: Iterable[Row]) -> None:

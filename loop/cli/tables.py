@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from loop.cli.paper import Paper
-from loop.words import count, decoding_words, duration, interval, number, one_line, rate, round_name, safe, signed
+from loop.words import count, decoding_words, duration, fate, interval, number, one_line, rate, round_name, safe, signed
 from store.records import Json
 
 WHO = ("base", "head", "candidate")
@@ -214,6 +214,9 @@ def round_report(answer: Json, width: int) -> Group:
     if answer["diagnosis"]:
         parts.append(Padding(diagnosis_table(answer, width), (0, 0, 1, 2), expand=False))
     facts = _labels_table()
+    if answer["parent_round"] != answer["head_round"]:
+        tip, head = round_name(answer["parent_round"]), round_name(answer["head_round"])
+        facts.add_row("line", cell(f"trained from {tip}, which was carried; compared with the head of then, {head}"))
     if answer["decision"]:
         facts.add_row("decision", _verdict(answer))
         for gate in answer["gates"]:
@@ -262,11 +265,27 @@ def _verdict(answer: Json) -> Text:
         return Text.assemble(("keep", "green"), f": the head is round {answer['round']} now")
     if decision["verdict"] == "carry":
         head = round_name(answer["head_round"])
+        now = f"; {became}" if (became := _became(answer["carried"])) else ""
         return Text.assemble(
-            ("carry", "cyan"), f": the head stays {head}; the next round begins from round {answer['round']}"
+            ("carry", "cyan"), f": the head stays {head}; the next round begins from round {answer['round']}{now}"
         )
     word = "roll back" if decision["conclusive"] else "inconclusive"
-    return Text.assemble((word, "yellow"), f": the head stays {round_name(answer['head_round'])}")
+    given_up = ", as what was carried since is given up" if answer["parent_round"] != answer["head_round"] else ""
+    return Text.assemble(
+        (word, "yellow"),
+        f": the head stays {round_name(answer['head_round'])}; the next round begins from it{given_up}",
+    )
+
+
+def _became(carried: Json | None) -> str:
+    """What was decided later of a carried round."""
+    if carried is None or not (carried["into"] or carried["given_up"]):
+        return ""
+    return (
+        f"shown later, as part of round {carried['into']}"
+        if carried["into"]
+        else "given up later: its line ended without a gain that was shown"
+    )
 
 
 def _training_words(training: Json) -> str:
@@ -306,9 +325,13 @@ def _times(answer: Json) -> str:
     return f"{', '.join(parts)}; in all {duration(answer['duration_s'])}"
 
 
-def rounds_table(rows: list[Json], base: Json, base_decoding: str) -> Table:
-    """Draw a line per round, the base first: decision, the figure that decides, its change, the other suites, the time."""
-    names = list(base)
+def rounds_table(rows: list[Json], base: Json, base_decoding: str, width: int) -> Table:
+    """Draw a line per round, the base first: decision, the figure that decides, its change, the other suites, the time.
+
+    On a narrow terminal figures come without intervals, and what does not decide without its change: a round stays one line.
+    """
+    names, narrow = list(base), width < 110
+    measured = _without_interval if narrow else _with_interval
     decider, canaries = names[0], names[1:]
     table = headed_table(
         Column("round", justify="right"),
@@ -319,20 +342,29 @@ def rounds_table(rows: list[Json], base: Json, base_decoding: str) -> Table:
         *(Column(name, justify="right") for name in ("trained on", "time")),
     )
     table.add_row(
-        "base", cell("-", "dim"), _with_interval(base[decider]), cell("-", "dim"),
+        "base", cell("-", "dim"), measured(base[decider]), cell("-", "dim"),
         *(cell(rate(base[name]["pass@1"]) if base[name] else "-") for name in canaries), cell("-", "dim"), "",
     )  # fmt: skip
     for row in rows:
         mine = row["suites"][decider]
         table.add_row(
-            str(row["round"]), _state(row["state"]), _with_interval(mine), cell(signed(mine["gain"])),
-            *(_canary(row["suites"][name]) for name in canaries), number(row["num_used"]), duration(row["duration_s"]),
+            str(row["round"]), _outcome(row), measured(mine), cell(signed(mine["gain"])),
+            *(_canary(row["suites"][name], narrow) for name in canaries), number(row["num_used"]), duration(row["duration_s"]),
         )  # fmt: skip
     return table
 
 
-def _canary(suite: Json) -> Text:
+def _outcome(row: Json) -> Text:
+    """carried into 3"""
+    return Text.assemble(_state(row["state"]), (fate(row["carried"]), "dim"))
+
+
+def _without_interval(figures: Json | None) -> Text:
+    return cell("-", "dim") if not figures or figures["pass@1"] is None else cell(rate(figures["pass@1"]))
+
+
+def _canary(suite: Json, narrow: bool) -> Text:
     if suite["pass@1"] is None:
         return cell("-", "dim")
     text = cell(rate(suite["pass@1"]))
-    return text.append(f" {signed(suite['gain'])}", "dim") if suite["gain"] is not None else text
+    return text.append(f" {signed(suite['gain'])}", "dim") if suite["gain"] is not None and not narrow else text

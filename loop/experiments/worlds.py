@@ -18,8 +18,11 @@ import numpy
 from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, PositiveInt, ValidationError
 
+from loop.config.loading import LoadedConfig
 from loop.config.section import Section
 from loop.errors import LoopError
+from loop.grading.suite import load_suite, split_of
+from policies.gates import Improvement
 from policies.mistakes import dotted, first_mistake, shown
 
 Floats = NDArray[numpy.float64]
@@ -28,6 +31,8 @@ Bools = NDArray[numpy.bool_]
 
 _REFERENCE = 20_000  # problems by which shifts are set: the mean gain is right to about .001
 _HALVINGS = 25
+ENDLESS = 30  # rounds of a world like a run that has no end
+MOST_ROUNDS = 1_000
 _LOWEST, _HIGHEST = 0.001, 0.999  # mean success rates at which a gain has no further effect
 
 Gain = Annotated[float, Field(gt=-1.0, lt=1.0)]
@@ -43,7 +48,7 @@ class World(Section):
     )
     num_problems: PositiveInt = Field(le=100_000, description="Problems of all splits that decide.")
     num_samples: PositiveInt = Field(le=1_000, description="Samples of each problem.")
-    num_rounds: PositiveInt = Field(le=1_000, description="Rounds of a run.")
+    num_rounds: PositiveInt = Field(le=MOST_ROUNDS, description="Rounds of a run.")
     difficulty: tuple[PositiveFloat, PositiveFloat] = Field(
         (0.35, 0.35), description="The Beta distribution of the base's success rates."
     )
@@ -86,6 +91,29 @@ SHIPPED = tuple(
     World(name=name, gains=gains, num_problems=problems, num_samples=samples, num_rounds=rounds)
     for name, gains, problems, samples, rounds in _SHIPPED
 )
+
+
+def own_worlds(loaded: LoadedConfig) -> tuple[World, ...]:
+    """Worlds of the configured sizes: in each round the gain that is asked for, half of it, or none. ConfigError for the suite."""
+    config = loaded.config
+    decide, suite = config.decide, config.suite(config.decide.suite)
+    shares = {str(name): share for name, share in suite.splits.items()}
+    splits = [
+        split_of(problem.task_id, shares) for problem in load_suite(suite.source, suite.limit, loaded.base_dir).problems
+    ]
+    screening, confirming = splits.count(decide.split), splits.count(decide.confirm or "")
+    target = next((gate.target for gate in decide.gates if isinstance(gate, Improvement)), 0.0)
+    return tuple(
+        World(
+            name=f"your sizes, {f'{gain * 100:+.3g}pp a round' if gain else 'no gain ever'}",
+            gains=(gain,),
+            num_problems=screening + confirming,
+            num_samples=suite.num_samples,
+            num_rounds=min(config.rounds or ENDLESS, MOST_ROUNDS),
+            select_share=screening / (screening + confirming) if confirming else None,
+        )
+        for gain in dict.fromkeys((target, target / 2, 0.0))
+    )
 
 
 def read_worlds(file: Path) -> tuple[World, ...]:

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from loop.reading.decisions import Decision, decision_of
 from loop.reading.gains import STORED_AS, Gain, gain
 from loop.reading.reader import Evaluations, Reader
 from loop.words import seconds_between
-from store.records import DecisionRow, Evaluation, Json, Round
+from store.records import DecisionRow, Evaluation, Json, Round, Run
 
 SETTINGS = ("model", "sampling", "collect", "training", "seed")  # those that a round depends on
 SHOWN_ELSEWHERE = ("losses", "diagnosis", STORED_AS)  # keys of a stage's output: long, and told in other words
@@ -46,6 +46,14 @@ class SuiteFigures:
     gain_over_base: Gain | None
 
 
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """What became of a carried round: part of the round that a look showed, given up, or, with neither, not known yet."""
+
+    into: int | None
+    given_up: bool
+
+
 @dataclass(frozen=True)
 class RoundRow:
     """One round in short: a row of `loopctl rounds`."""
@@ -57,6 +65,7 @@ class RoundRow:
     reasons: list[str]
     parent: str  # SHA-256 of the checkpoint that it began with, the tip of then, and of the one that it made
     candidate: str | None
+    carried: Carried | None  # of a round that was carried, and not shown by a later look at it
     suites: Mapping[str, Any]  # a SuiteRow each, in a WholeRound a SuiteFigures
     num_completions: int | None
     num_used: int | None
@@ -131,10 +140,37 @@ def rows(store: Reader) -> list[RoundRow]:
     """A row per round, in order."""
     evaluations = store.evaluations()
     decisions = {decision.round: decision for decision in store.ledger.decisions(store.run.id)}
-    return [_row(store, round, decisions.get(round.number), evaluations) for round in store.ledger.rounds(store.run.id)]
+    all_rounds = store.ledger.rounds(store.run.id)
+    carried = fates(all_rounds, store.run)
+    return [_row(store, round, decisions.get(round.number), evaluations, carried) for round in all_rounds]
 
 
-def _row(store: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> RoundRow:
+def fates(rounds: Sequence[Round], run: Run) -> dict[int, Carried]:
+    """What became of each carried round, by the rounds that were trained from it in turn."""
+    made: dict[str | None, Round] = {}
+    parents: dict[int, Round | None] = {}
+    for round in rounds:  # two rounds may make the same weights: the newest one before counts
+        parents[round.number] = made.get(round.parent_checkpoint)
+        made[round.candidate_checkpoint] = round
+    answer = {round.number: Carried(None, True) for round in rounds if round.state == "carried"}
+    ends = {round.number: Carried(round.number, False) for round in rounds if round.state == "kept"}
+    if run.depth:
+        answer[run.tip_round] = ends[run.tip_round] = Carried(None, False)
+    for number, fate in sorted(ends.items()):
+        parent = parents.get(number)
+        while parent is not None and parent.state == "carried":
+            answer[parent.number] = fate
+            parent = parents[parent.number]
+    return answer
+
+
+def _row(
+    store: Reader,
+    round: Round,
+    decision: DecisionRow | None,
+    evaluations: Evaluations,
+    carried: Mapping[int, Carried],
+) -> RoundRow:
     sampled = store.output(round.number, "sampling")
     words = decision_of(decision, round.state)
     return RoundRow(
@@ -145,6 +181,7 @@ def _row(store: Reader, round: Round, decision: DecisionRow | None, evaluations:
         reasons=words.reasons if words else [],
         parent=round.parent_checkpoint,
         candidate=round.candidate_checkpoint,
+        carried=carried.get(round.number),
         suites={name: _suite_row(store, round, name, evaluations) for name in store.suites},
         num_completions=sampled.get("num_completions"),
         num_used=sampled.get("num_used"),
@@ -201,17 +238,26 @@ def whole_round(store: Reader, number: int) -> WholeRound | None:
     round = store.ledger.round(store.run.id, number)
     if round is None:
         return None
-    return all_of(store, round, store.ledger.decision(store.run.id, number), store.evaluations())
+    decision, carried = store.ledger.decision(store.run.id, number), {}
+    if round.state == "carried":
+        carried = fates(store.ledger.rounds(store.run.id), store.run)
+    return all_of(store, round, decision, store.evaluations(), carried)
 
 
-def all_of(store: Reader, round: Round, decision: DecisionRow | None, evaluations: Evaluations) -> WholeRound:
+def all_of(
+    store: Reader,
+    round: Round,
+    decision: DecisionRow | None,
+    evaluations: Evaluations,
+    carried: Mapping[int, Carried],
+) -> WholeRound:
     """`whole_round` of a round that was read already, with what was read for all rounds at once."""
     head, parent = map(store.ledger.checkpoints.get, (store.head_of(round), round.parent_checkpoint))
     settings, adapted = _settings(store, round)
     splits = [name for _, name in evaluations.named(round) if name not in store.suites]  # of the suite that decides
     names = [store.decider, *dict.fromkeys(splits), *store.suites[1:]]
     return WholeRound(
-        **vars(_row(store, round, decision, evaluations))
+        **vars(_row(store, round, decision, evaluations, carried))
         | {"suites": {name: _suite(store, evaluations, name, round) for name in names}},
         head_round=head.round if head else 0,
         parent_round=parent.round if parent else 0,

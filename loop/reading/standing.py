@@ -22,6 +22,7 @@ from loop.system.heartbeat import Heartbeat, read_heartbeat
 from loop.system.lock import holder
 from loop.words import as_rfc3339, round_name, seconds_between
 from store.errors import NoStore
+from store.ledger import TIP_LOOKED_AT
 from store.records import DECIDED, STAGES, Evaluation, Json, Round, Run
 
 VANISHED = "the process vanished; `loopctl start` or `loopctl run` continues where it stopped"
@@ -78,9 +79,25 @@ class Measured:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Head(Measured):
-    """The head, and its gain over the base; None while the base is the head."""
+    """The head, its gain over the base, and what it rests on; None while the base is the head."""
 
     gain_over_base: Gain | None
+    shown: Shown | None  # None, too, where it was kept without a gain that was shown, as by keep_if_not_inferior
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Shown:
+    """The look that made the head: the gain over the head before, its lower bound, and the chance that this is wrong."""
+
+    over_round: int
+    gain: float
+    lower: float
+    level: float
+    suite: str
+    split: str
+    num_problems: int
+    num_samples: int
+    in_round: bool  # False: by a later look at the tip
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -225,6 +242,7 @@ def status_of(store: Reader, planned: int | None = None, last_beat: Heartbeat | 
         state, reason = "paused", READ_ONLY.format(store.run_dir)
     last = store.ledger.last_round(run.id)
     head, base = _measurement(store, run.head_checkpoint), _measurement(store, run.base_checkpoint)
+    measured = vars(_measured(store, run.head_checkpoint, run.head_round, head))
     over_base = gain(store, head, base) if run.head_round else None
     planned = run.config["rounds"] if planned is None else planned
     rates = store.corpus.evaluations.last_rates(run.id, store.decider, run.config["decide"]["split"], MOST_POINTS)
@@ -233,7 +251,7 @@ def status_of(store: Reader, planned: int | None = None, last_beat: Heartbeat | 
         run=run.name,
         state=state,
         reason=reason,
-        head=Head(**vars(_measured(store, run.head_checkpoint, run.head_round, head)), gain_over_base=over_base),
+        head=Head(**measured, gain_over_base=over_base, shown=_shown(store)),
         base=_measured(store, run.base_checkpoint, 0, base),
         tip=_tip(store),
         round=_round_now(store, last, beat, now),
@@ -300,6 +318,33 @@ def _measured(store: Reader, sha256: str, number: int, evaluation: Evaluation | 
         decoding=store.decoding(evaluation),
         pass_at_1=metrics.get("pass@1"),
         pass_at_1_interval=metrics.get("pass@1_interval"),
+    )
+
+
+def _shown(store: Reader) -> Shown | None:
+    """What the head rests on: the decision of its round, or a later look at it while it was the tip."""
+    run, ledger = store.run, store.ledger
+    decision = ledger.decision(run.id, run.head_round) if run.head_round else None
+    if decision is None:
+        return None
+    gates, evidence, before = decision.gates, decision.evidence, decision.head_before
+    in_round = decision.verdict == "keep"
+    if not in_round:
+        look = ledger.events.last_of(run.id, TIP_LOOKED_AT)
+        if look is None or look.round != run.head_round or not look.data["shown"]:
+            return None
+        gates, evidence, before = look.data["decision"]["gates"], look.data["evidence"], look.data["head"]
+    gate = next((gate for gate in gates if gate["type"] == "improvement" and gate["verdict"] == "pass"), None)
+    if gate is None or not {"gain", "lower", "level", "num_problems", "num_samples"} <= gate["figures"].keys():
+        return None
+    row, decide = ledger.checkpoints.get(before), run.config["decide"]
+    opened = decide.get("confirm") in evidence["splits"]
+    return Shown(
+        over_round=row.round if row else 0,
+        suite=store.decider,
+        split=decide["confirm"] if opened else decide["split"],
+        in_round=in_round,
+        **{key: gate["figures"][key] for key in ("gain", "lower", "level", "num_problems", "num_samples")},
     )
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from loop.config.place import Place
 from loop.reading.as_json import as_json
 from loop.reading.reader import Evaluations, Reader, reader
-from loop.reading.rounds import all_of, figures_of
+from loop.reading.rounds import all_of, fates, figures_of
 from loop.reading.standing import Standing, status, status_of
 from loop.reading.status_words import doing, labelled
 from loop.report.browser import browser
@@ -70,7 +70,8 @@ def _facts(store: Reader, place: Place) -> Json:
     evaluations = store.evaluations()
     decisions = {decision.round: decision for decision in ledger.decisions(run.id)}
     all_rounds = ledger.rounds(run.id)
-    rounds = [as_json(all_of(store, round, decisions.get(round.number), evaluations)) for round in all_rounds]
+    carried = fates(all_rounds, run)
+    rounds = [as_json(all_of(store, round, decisions.get(round.number), evaluations, carried)) for round in all_rounds]
     for row in rounds:
         row["outcome"] = _outcome(row)
     return _frame(status_of(store, place.rounds), place) | {

@@ -129,7 +129,7 @@ def _template(name: str) -> Template:
     environment.filters |= {
         **{
             name: getattr(words, name)
-            for name in ("rate", "signed", "interval", "duration", "size", "count", "number", "round_name")
+            for name in ("rate", "signed", "interval", "duration", "size", "count", "number", "round_name", "fate")
         },
         "decoding": words.decoding_words,
         "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),

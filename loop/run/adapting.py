@@ -71,10 +71,14 @@ def best_so_far(session: Session) -> Json | None:
     return {"round": number, "checkpoint": sha256} if sha256 != run.head_checkpoint else None
 
 
+def goal_of(session: Session) -> int:
+    """How many rounds are decided in all when the run ends; 0 for no end."""
+    return session.loaded.config.rounds if session.goal is None else session.goal
+
+
 def line_of(session: Session) -> Line | None:
     """Where the candidate of the open round stands in a line, and when that is looked at; None where nothing is carried."""
-    run, policy, suite = session.run, session.policy, session.decider
-    goal = session.loaded.config.rounds if session.goal is None else session.goal
+    run, policy, suite, goal = session.run, session.policy, session.decider, goal_of(session)
     return policy.next_line(
         run.depth,
         run.num_failed_lines,

@@ -18,7 +18,7 @@ from loop.reading.as_json import as_json
 from loop.reading.checkpoints import FINAL_BEGUN, FINAL_OPENED, checkpoint_named, final_result
 from loop.reading.gains import gain_of
 from loop.run.evaluation import SuitePart, evaluate
-from loop.run.power import AA_MEASURED, PlannedLook, planned_looks, remedy
+from loop.run.power import AA_MEASURED, PlannedLook, planned_looks, remedy, what_follows
 from loop.run.session import Session
 from loop.stages.evaluating import Yardstick, decoding_of, outcomes_of, signals_by_problem
 from loop.stages.sampling import seed_of
@@ -138,7 +138,7 @@ def aa(session: Session, row: Checkpoint) -> Json:
             "sd": stdev(map(float, differences)),
         },
         "variance_within": variance,
-        "looks": [_detectable(look, variance) for look in looks],
+        "looks": [_detectable(session, look, variance) for look in looks],
         "sizes": _sizes(looks[-1], variance) if looks else [],
         "signals": {name: {"value": noise.value, "sd": noise.sd} for name, noise in signals.items()},
         "collapse": _collapse(session, signals),
@@ -148,7 +148,7 @@ def aa(session: Session, row: Checkpoint) -> Json:
     return answer | {"round": row.round}
 
 
-def _detectable(look: PlannedLook, variance: float) -> Json:
+def _detectable(session: Session, look: PlannedLook, variance: float) -> Json:
     """What one look of the improvement gate can see."""
     detects = look.detects(variance)
     return {
@@ -163,7 +163,8 @@ def _detectable(look: PlannedLook, variance: float) -> Json:
         "sees_target": detects <= look.wanted,
         "problems_needed": look.problems_needed(variance),
         "samples_needed": look.samples_needed(variance),
-        "remedy": None if detects <= look.wanted else remedy(look, variance),
+        "follows": None if detects <= look.wanted else what_follows(session, variance),
+        "remedy": None if detects <= look.wanted else remedy(session, look, variance),
     }
 
 
@@ -173,7 +174,9 @@ def _sizes(look: PlannedLook, variance: float) -> list[Json]:
         {
             "num_problems": look.num_problems * problems,
             "num_samples": look.num_samples * samples,
-            "smallest_detectable_gain": look.detects(variance, look.num_problems * problems, look.num_samples * samples),
+            "smallest_detectable_gain": replace(
+                look, num_problems=look.num_problems * problems, num_samples=look.num_samples * samples
+            ).detects(variance),
         }
         for problems in (1, 2, 4)
         for samples in (1, 2, 4)

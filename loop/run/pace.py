@@ -22,6 +22,7 @@ PROMPT_TOKENS = 40  # of a prompt beyond what all prompts begin with
 SHARE_OF_LENGTH = 0.5  # of max_new_tokens: most completions end before
 SAMPLING, TRAINING = 0.5, 0.7  # shares of a plain multiplication's speed that a forward pass and a training step reach
 TRAINED_IN = "float32"  # on a CPU
+LAST = "if the last round follows a carried one"
 START_S = 20.0  # for workers to start and to load a model, in a run
 
 
@@ -36,14 +37,18 @@ class Work:
     sampled_tokens: int  # all rounds together, answers included
     prompt_tokens: int
     trained_tokens: int
+    last_answers: int = 0  # that the last round asks for beside these if it follows a carried one, and their tokens
+    last_tokens: int = 0
 
 
 def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
     """The base and every candidate answer all suites; from the second round on the head answers the deciding one again.
 
     This is rough: a head is asked again only if it is new, and looks, lines, confirming splits and other gates change what is asked.
+    The last look of a line, for which head and candidate answer with more samples, comes only if the last round follows a
+    carried one: it is counted by itself.
     """
-    config = loaded.config
+    config, last_answers, last_tokens = loaded.config, 0, 0
     num_prompts = config.prompts.per_round or len(inputs.prompts)
     num_sampled = num_prompts * config.sampling.num_samples
     prompts, num_answers = num_rounds * num_sampled, 0
@@ -54,6 +59,10 @@ def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
             shares = {str(name): share for name, share in suite.splits.items()}
             splits = [split_of(problem.task_id, shares) for problem in read.problems]
             num_asked = 2 * num_rounds * splits.count(config.decide.split)
+            if config.decide.unclear == "carry" and num_rounds > 1 and not suite.greedy:
+                more = 2 * (config.decide.last_samples - 1) * suite.num_samples
+                last_answers = more * splits.count(config.decide.split)
+                last_tokens = round(last_answers * suite.max_new_tokens * SHARE_OF_LENGTH)
         prompts += num_asked
         num_answers += num_asked * suite.num_samples
         tokens += num_asked * suite.num_samples * suite.max_new_tokens * SHARE_OF_LENGTH
@@ -61,15 +70,27 @@ def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
     rows = training.num_steps * training.batch_size if training.num_steps else num_sampled * (training.num_epochs or 1)
     row = PROMPT_TOKENS + config.sampling.max_new_tokens * SHARE_OF_LENGTH
     trained = round(num_rounds * rows * row)
-    return Work(num_rounds, num_prompts, num_sampled, num_answers, round(tokens), prompts * PROMPT_TOKENS, trained)
+    prompt_tokens = prompts * PROMPT_TOKENS
+    return Work(
+        num_rounds,
+        num_prompts,
+        num_sampled,
+        num_answers,
+        round(tokens),
+        prompt_tokens,
+        trained,
+        last_answers,
+        last_tokens,
+    )
 
 
 def in_words(loaded: LoadedConfig, work: Work) -> str:
     """smollm2-demo: 2 rounds; each samples 64 completions from smollm2-135m, trains on them, ..."""
     rounds = "1 round, which" if work.num_rounds == 1 else f"{work.num_rounds} rounds; each"
+    last = f", and {work.last_answers:,} more {LAST}" if work.last_answers else ""
     return (
         f"{loaded.config.name}: {rounds} samples {work.num_sampled:,} completions from {loaded.config.model.source}, trains on "
-        f"them, evaluates and decides; about {work.num_answers:,} answers are graded in all"
+        f"them, evaluates and decides; about {work.num_answers:,} answers are graded in all{last}"
     )
 
 
@@ -85,6 +106,11 @@ def seconds(work: Work, num_parameters: int, speed: Speed) -> float:
     """How long the work takes: 2 floating-point operations a parameter and token, 6 in training."""
     sampling = 2 * num_parameters * (work.sampled_tokens + work.prompt_tokens) / (SAMPLING * speed.sampling)
     return START_S + sampling + 6 * num_parameters * work.trained_tokens / (TRAINING * speed.training)
+
+
+def seconds_of_last(work: Work, num_parameters: int, speed: Speed) -> float:
+    """How long the further answers of a last look take."""
+    return 2 * num_parameters * work.last_tokens / (SAMPLING * speed.sampling)
 
 
 def measured_speed(loaded: LoadedConfig) -> Speed | None:

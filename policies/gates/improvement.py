@@ -206,7 +206,7 @@ class Improvement(Gate):
         if is_over and is_worse(pair.differences):
             return "fail", f"worse than the head: no line goes on from it ({percent(1 - WORSE)} confidence)"
         if not line.look:
-            return "inconclusive", f"not looked at: the line's next look is at its round {line.next_look}"
+            return "inconclusive", f"not looked at: the line's next look comes when it is {line.next_look} rounds long"
         return "inconclusive", meaning
 
     def _comparison(self, tested: Tested, level: float, look: Look) -> str:

@@ -136,7 +136,7 @@ def test_a_candidate_that_is_not_looked_at_asks_for_no_more() -> None:
     some = {"num_planned": 100, "num_looks": 1}
     glimpse = evidence([2] * 50, [2] * 50, LINE | {"next_look": 4}, **some)
     decision = POLICY.decide(glimpse)
-    assert decision.action == "carry" and "the line's next look is at its round 4" in decision.reasons[0]
+    assert decision.action == "carry" and "the line's next look comes when it is 4 rounds long" in decision.reasons[0]
     assert POLICY.decide(evidence([2] * 50, [2] * 50, LINE, **some)).action == "sample_more"
 
 

@@ -55,6 +55,12 @@ def test_what_is_needed_is_what_detects() -> None:
         samples = samples_needed(0.1, 131, gain, *at)
         assert samples is not None and detectable_gain(0.1, 131, samples, *at) <= gain + 1e-12
         assert samples == 1 or detectable_gain(0.1, 131, samples - 1, *at) > gain
+        uneven = problems_needed(0.1, 4, gain, *at, 0.012)
+        assert uneven >= problems and detectable_gain(0.1, uneven, 4, *at, 0.012) <= gain + 1e-12
+        assert uneven <= 10 or detectable_gain(0.1, uneven - 1, 4, *at, 0.012) > gain
+        more = samples_needed(0.1, 131, gain, *at, 0.012)
+        assert more is None or detectable_gain(0.1, 131, more, *at, 0.012) <= gain + 1e-12
+        assert (more is None) == (detectable_gain(0.1, 131, 10**9, *at, 0.012) > gain)
     assert variance_from(detectable_gain(0.1, 131, 4, 0.05, 0.8), 131, 4, 0.05, 0.8) == pytest.approx(0.1)
 
 

@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from loop.cli.tables import console, round_report
 from loop.config.loading import load_config
+from loop.config.place import Place
 from loop.errors import LoopError
 from loop.reading.as_json import as_json
 from loop.reading.reader import reader
-from loop.reading.rounds import rows, whole_round
+from loop.reading.rounds import Carried, fates, rows, whole_round
 from loop.reading.standing import status
 from loop.reading.status_words import labelled
+from loop.report.facts import run_facts
+from loop.report.page import body
 from loop.round import run_round
 from loop.run.confirming import confirm
 from loop.run.opening import open_session
 from loop.run.session import Session
+from loop.words import fate, signed
 from policies.evidence import read_evidence
 from policies.policy import build_policy
 from store.ledger import TIP_LOOKED_AT
-from store.records import Round
+from store.records import Round, Run
 from tests.support.configurations import configuration
 from tests.support.runs import Quiet, drive, dump, findings, finish, write_run
 from tests.whole.test_round_recovers import damage
@@ -87,7 +96,17 @@ def test_gains_that_no_look_can_see_alone_add_up(tmp_path: Path) -> None:
             "figures that count different answers are not compared between few and many samples"
         )
         assert all("base" not in later[-1]["signals"] or "base" in side for side in sides)
+        became = fates(rounds, run)
+        assert [became[number] for number in range(1, first + 1)] == [Carried(rounds[first].number, False)] * first
+        assert all(round.state == "carried" for round in rounds if round.number in became)
         assert run.num_carried == states.count("carried") and replays(session)
+        standing = status(tmp_path / ".loop", "small")
+        assert states[-1] == "kept" and standing.last_decision is not None
+        assert dict(labelled(standing))["shown"] == "", "the line of the last decision says it"
+        later = replace(standing, last_decision=replace(standing.last_decision, round=99))
+        figures, before = decisions[-1].gates[0]["figures"], first + 1
+        expected = f"by round 9: {signed(figures['gain'])} over round {before}, at least {signed(figures['lower'])}, on 60 problems x 8"
+        assert dict(labelled(later))["shown"].startswith(expected)
         assert rounds[first].number <= run.head_round <= run.tip_round
     assert findings(tmp_path / ".loop") == []
 
@@ -99,10 +118,17 @@ def test_a_line_that_shows_nothing_ends_at_the_head(tmp_path: Path) -> None:
         base = run.base_checkpoint
         assert rounds[3].parent_checkpoint == rounds[0].parent_checkpoint == run.head_checkpoint == base
         assert (run.tip_round, run.depth, run.num_failed_lines) == (4, 1, 1)
+        gone = Carried(None, True)
+        assert fates(rounds, run) == {1: gone, 2: gone, 4: Carried(None, False)}
         inputs = [session.ledger.stages(run.id, number)[0].input["adapted"] for number in (1, 2, 3, 4)]
         assert inputs[:3] == [None] * 3 and inputs[3].startswith("after 1 rollback in a row: learning_rate")
         left = [row.evidence["line"]["left"] for row in session.ledger.decisions(run.id)]
         assert left == pytest.approx([1.0, 1.0, 1.0, 0.4]) and replays(session)
+    shown = " ".join(body(run_facts(Place(tmp_path / "loop.toml", tmp_path / ".loop", "small", 4, None))).split())
+    for words in ('<span class="mark carried">carried</span><span class="dim">, given up</span>', "Tip, not shown yet",
+                  "compared with the head of then, the base. Inconclusive: the head stays the base, and the next round begins "
+                  "from it; what was carried since is given up."):  # fmt: skip
+        assert words in shown, words
     assert findings(tmp_path / ".loop") == []
 
 
@@ -126,6 +152,10 @@ def test_it_says_what_is_shown_and_what_is_carried(tmp_path: Path) -> None:
         assert gains == [decision.gates[0]["figures"]["gain"] for decision in store.ledger.decisions(store.run.id)]
         second = whole_round(store, 2)
         assert second is not None and (second.head_round, second.parent_round) == (0, 1)
+        assert second.carried == told[1].carried == told[0].carried == Carried(None, False)
+        said = page(as_json(second))
+        assert "trained from round 1, which was carried; compared with the head of then, the base" in said
+        assert "the next round begins from round 2" in said and "later" not in said
 
 
 @pytest.mark.parametrize("place", ["before decide", "after decide", "before finish_evaluation", "after begin_round"])
@@ -255,7 +285,34 @@ def test_a_confirmed_round_is_told_as_kept(tmp_path: Path) -> None:
         assert confirm(session)["shown"]
     standing = status(tmp_path / ".loop", "small")
     assert standing.last_decision is not None and standing.last_decision.verdict == "keep"
+    words = dict(labelled(standing))
+    assert re.fullmatch(r"by a look at it after round 1: \+0\.\d+ over the base, at least \+0\.\d+, on 60 problems x 24 samples "
+                        r"\(select\); wrong with a chance of 1\.80%", words["shown"]), words  # fmt: skip
     assert standing.last_decision.reasons[0] == "carried, and shown to be better by a later look at the tip"
     with reader(tmp_path / ".loop") as store:
         first = whole_round(store, 1)
         assert first is not None and first.head_after == first.candidate and first.state == "kept"
+        assert first.carried is None
+
+
+def page(answer: dict[str, Any]) -> str:
+    """A round as a person reads it."""
+    out = console(io.StringIO())
+    with out.capture() as seen:
+        out.print(round_report(answer, 160))
+    return " ".join(seen.get().split())
+
+
+def test_a_line_that_was_given_up_is_told_from_one_that_was_shown() -> None:
+    """Two rounds given up, one carried into the kept round 5, one whose weights are those of a round before, two open."""
+    history = [("base", "a", "carried"), ("a", "b", "carried"), ("b", "c", "rolled_back"), ("base", "d", "carried"), ("d", "e", "kept"),
+               ("e", None, "failed"), ("e", "a", "carried"), ("a", "f", "carried")]  # fmt: skip
+    columns = {field.name: None for field in fields(Round)}
+    rounds = [
+        Round(**columns | {"number": number, "parent_checkpoint": parent, "candidate_checkpoint": made, "state": state})  # type: ignore[arg-type]
+        for number, (parent, made, state) in enumerate(history, 1)
+    ]
+    run = SimpleNamespace(depth=2, tip_round=8)
+    gone, into, unknown = Carried(None, True), Carried(5, False), Carried(None, False)
+    assert fates(rounds, cast(Run, run)) == {1: gone, 2: gone, 4: into, 7: unknown, 8: unknown}
+    assert [fate(as_json(each)) for each in (gone, into, unknown, None)] == [", given up", " into 5", ", open", ""]

@@ -148,6 +148,15 @@ def test_rounds(finished: Path, call: Loopctl) -> None:
     assert "base" in text and "▸ ones" in text and "the head is" in text
 
 
+def test_a_round_stays_one_line_on_a_narrow_terminal(
+    finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = call("rounds").out.splitlines()
+    below = lines[next(at for at, line in enumerate(lines) if line.startswith("─")) + 1 :]
+    assert [line.split()[0] for line in below] == ["base", "1", "2", "the"] and max(map(len, lines)) <= 80
+
+
 def test_round(finished: Path, call: Loopctl) -> None:
     answer = call("round", "2", "--json").json
     assert [stage["stage"] for stage in answer["stages"]] == ["sampling", "training", "evaluating", "deciding"]

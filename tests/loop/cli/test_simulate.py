@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from loop.config.loading import load_config
+from loop.experiments.worlds import World, own_worlds
 from tests.support.cli import Loopctl, write_configuration
 from tests.support.configurations import configuration
 
@@ -53,6 +55,30 @@ def test_the_configured_policies_are_those_of_loop_toml(directory: Path, call: L
     write_configuration(directory, configuration(decide={"suite": "ones", "gates": [{"type": "collapse"}]}))
     said = call("simulate", "--worlds", "w.json", "--runs", "5")
     assert said.code != 0 and said.err.count("\n") == 1 and "improvement" in said.err
+
+
+def test_worlds_of_the_configured_sizes_come_first(
+    directory: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loop.experiments.worlds.SHIPPED", (World.model_validate_json(json.dumps(WORLD)),))
+    suite = {"name": "ones", "source": "ones.jsonl", "num_samples": 3, "pass_at": [1]}
+    suite |= {"splits": {"select": 0.4, "confirm": 0.4, "final": 0.2}}
+    gates = [{"type": "improvement", "target_gain": 0.1}]
+    decide = {"confirm": "confirm", "gates": gates, "unclear": "carry"}
+    config = write_configuration(directory, configuration(rounds=4, suites=[suite], decide=decide), 40)
+    first, *others = own_worlds(load_config(config))
+    assert (first.num_samples, first.num_rounds, first.gains) == (3, 4, (0.1,)) and first.num_problems < 40
+    assert first.select_share is not None and (first.select_share * first.num_problems).is_integer()
+    assert [world.gains for world in others] == [(0.05,), (0.0,)]
+    said = call("simulate", "--runs", "2", "--json")
+    names = dict.fromkeys(json.loads(line)["world"] for line in said.out.splitlines())
+    mine = ("+10pp a round", "+5pp a round", "no gain ever")
+    assert list(names) == [*(f"your sizes, {each}" for each in mine), WORLD["name"]]
+
+    (directory / "ones.jsonl").unlink()
+    without = call("simulate", "--runs", "2", "--json")
+    assert without.code == 0 and "no worlds of the configured sizes: " in without.err
+    assert {json.loads(line)["world"] for line in without.out.splitlines()} == {WORLD["name"]}
 
 
 @pytest.mark.parametrize(

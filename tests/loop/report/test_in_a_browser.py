@@ -44,7 +44,7 @@ def test_clicking_through_a_run(show: Show) -> None:
     assert tab.locator(".panel svg").count() == tab.locator(".panel").count() > 8
     assert not tab.locator("#round-2 .inside").is_visible()
     tab.click(".rounds a[href='#round-2']")
-    assert tab.locator("#round-2 .gates").is_visible()
+    tab.locator("#round-2 .gates").wait_for(state="visible")  # the page follows a link when the browser tells it to
     reason = run_of_the_tests()["rounds"][1]["gates"][0]["reason"]
     assert reason in tab.inner_text("#round-2 .gates")
     tab.click("#round-2 .gates .quiet summary")

@@ -46,6 +46,22 @@ def test_counts_and_time_are_those_of_the_rounds(tmp_path: Path) -> None:
     assert times_s[0] < times_s[1] < times_s[2], "more work takes longer, and a faster machine less"
 
 
+def test_a_last_look_is_counted_by_itself(tmp_path: Path) -> None:
+    base, carried = CONFIG, CONFIG | {"decide": {"suite": "first", "unclear": "carry", "last_samples": 5}}
+    answers = []
+    for rounds, tables in ((3, base), (3, carried), (1, carried)):
+        (tmp_path / "loop.toml").write_text(configuration(**tables, rounds=rounds, model={"source": "smollm2-135m"}))
+        loaded = load_config(tmp_path / "loop.toml")
+        work = pace.work_of(loaded, read_inputs(loaded, fetch=False), rounds)
+        answers.append(work.last_answers)
+        more = "more if the last round follows a carried one" in pace.in_words(loaded, work)
+        later_s = pace.seconds_of_last(work, SMOLLM2_PARAMETERS, pace.Speed(1e11, 1e11))
+        assert more == (work.last_answers > 0) == (later_s > 0)
+    assert answers == [0, 2 * 4 * 60, 0], (
+        "four times the samples more, of head and candidate; a first round has no line"
+    )
+
+
 def test_parameters_are_counted_in_the_files(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
