@@ -83,8 +83,7 @@ def run(path: Path, jobs: int | None = None) -> None:
 class Decided:
     """What became of a round's candidate."""
 
-    kept: bool
-    refused_by: frozenset[str]  # the gates that did not let it pass
+    action: str
     change: float  # pass@1 on the suite that no gate saw, candidate less head
 
 
@@ -98,9 +97,8 @@ def decisions(run: ExperimentRun, suite: str) -> list[Decided]:
         rounds = {round.number: round for round in store.ledger.rounds(store.run.id)}
         decided = []
         for row in store.ledger.decisions(store.run.id):
-            refused_by = frozenset(gate["type"] for gate in row.gates if gate["verdict"] != "pass")
-            change = rates[rounds[row.round].candidate_checkpoint] - rates[rounds[row.round].parent_checkpoint]
-            decided.append(Decided(row.verdict == "keep", refused_by, change))
+            change = rates[rounds[row.round].candidate_checkpoint] - rates[row.head_before]
+            decided.append(Decided(row.action, change))
         return decided
 
 
@@ -137,7 +135,7 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(row)} |\n" for row in [header, ["---"] * len(header), *rows])
 
 
-def refusals(arm: str, rounds: Sequence[Decided]) -> tuple[str, ...]:
+def outcomes(arm: str, rounds: Sequence[Decided]) -> tuple[str, ...]:
     """A line of the table of decisions: each group's size, and the mean, lowest and highest of its held-out changes."""
 
     def shown(changes: Sequence[float]) -> str:
@@ -145,13 +143,10 @@ def refusals(arm: str, rounds: Sequence[Decided]) -> tuple[str, ...]:
             return "0"
         return f"{len(changes)}: {signed(fmean(changes))} ({spread(changes)})"
 
-    return (
-        arm,
-        str(len(rounds)),
-        shown([round.change for round in rounds if round.kept]),
-        shown([round.change for round in rounds if not round.kept and "improvement" in round.refused_by]),
-        shown([round.change for round in rounds if not round.kept and round.refused_by == {"collapse"}]),
-    )
+    by_action = [
+        shown([round.change for round in rounds if round.action == action]) for action in ("keep", "carry", "rollback")
+    ]
+    return (arm, str(len(rounds)), *by_action)
 
 
 def compared(pair: Mapping[str, Any]) -> tuple[str, ...]:
@@ -164,17 +159,17 @@ def report(experiment: Experiment, where: Path) -> str:
     """Write the tables, the figures and the page into a directory; the tables in plain text."""
     facts = experiment_facts(experiment)
     k = max(facts.lines[0]["pass@k"], key=int)
-    refused = [
-        refusals(arm.name, [row for run in experiment.of_arm(arm.name) for row in decisions(run, experiment.suite)])
+    decided = [
+        outcomes(arm.name, [row for run in experiment.of_arm(arm.name) for row in decisions(run, experiment.suite)])
         for arm in experiment.arms
-        if arm.name.startswith("gated")
+        if "gated" in arm.name.split("-")
     ]
     columns = ("arm", "round", "pass@1 [95%]", "change over base [95%]", "seeds", "kept", f"pass@{k} - pass@1",
                "distinct", "tokens")  # fmt: skip
     tables: list[tuple[Sequence[str], Sequence[Sequence[str]]]] = [
         (columns, [cells(line, k) for line in facts.lines]),
         (("arm", "less", "round", "difference [95% together]", "seeds", ""), [compared(c) for c in facts.comparisons]),
-        (("arm", "rounds", "kept: held-out change", "no improvement shown", "refused by collapse alone"), refused),
+        (("arm", "rounds", "kept: held-out change over the head", "carried", "rolled back"), decided),
     ]
     tables = [table for table in tables if table[1]]
     text = "\n".join(plain(*table) for table in tables) + f"\n{facts.correction}\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench import study, study_model
+from loop.config.settings import Decide
 from loop.experiments.file import load_experiment
 from tests.support import ROOT
 from tests.support.experiments import run_of
@@ -62,21 +63,21 @@ def test_the_studys_experiment_has_the_arms_and_pairs_that_it_says(tmp_path: Pat
     planned = load_experiment(study.write_experiment(tmp_path, tmp_path / "world", {}, {}))
     policies = ("replace", "accumulate", "mix")
     names = [f"{gates}-{policy}" for gates in ("ungated", "gated") for policy in policies]
-    assert [arm.name for arm in planned.arms] == [*names, "t1-control", "t2-untruncated"]
-    assert (len(planned.runs), len(planned.pairs), planned.suite) == (24, 7, "held-out") and planned.rounds >= 6
+    assert [arm.name for arm in planned.arms] == [*names, "t1-control", "t2-untruncated", "t2-gated"]
+    assert (len(planned.runs), len(planned.pairs), planned.suite) == (27, 7, "held-out") and planned.rounds >= 6
     control, hot = (run_of(planned, arm, 1).config.sampling for arm in ("t1-control", "t2-untruncated"))
     assert (control.temperature, hot.temperature) == (1.0, 2.0) and not control.truncates and not hot.truncates
-    assert {run.config.decide.confirm for run in planned.of_arm("gated-mix")} == {"confirm"}
-    assert {run.config.decide.confirm for run in planned.of_arm("ungated-mix")} == {None}
+    default = [gate.type for gate in Decide.model_fields["gates"].default]
+    for arm, gates in (("gated-mix", default), ("t2-gated", default), ("ungated-mix", ["no_regression"])):
+        decide = run_of(planned, arm, 1).config.decide
+        assert ([gate.type for gate in decide.gates], decide.unclear) == (gates, "carry")
 
 
-def test_a_round_is_counted_once_kept_or_under_the_gate_that_said_no() -> None:
-    improvement, collapse = frozenset({"improvement"}), frozenset({"collapse"})
-    refused = (collapse, 0.04), (collapse, -0.02), (improvement | collapse, 0.0)
-    rounds = [study.Decided(True, frozenset(), 0.1), *(study.Decided(False, *each) for each in refused)]
-    kept, not_improved, collapsed = study.refusals("arm", rounds)[2:]
-    assert (kept, not_improved) == ("1: +0.100 (+0.100 to +0.100)", "1: +0.000 (+0.000 to +0.000)")
-    assert collapsed == "2: +0.010 (-0.020 to +0.040)"
+def test_a_round_is_counted_under_what_became_of_it() -> None:
+    decided = [study.Decided(*each) for each in (("keep", 0.1), ("carry", 0.04), ("carry", -0.02), ("rollback", 0.0))]
+    kept, carried, rolled_back = study.outcomes("arm", decided)[2:]
+    assert (kept, rolled_back) == ("1: +0.100 (+0.100 to +0.100)", "1: +0.000 (+0.000 to +0.000)")
+    assert carried == "2: +0.010 (-0.020 to +0.040)"
 
 
 @pytest.mark.slow
