@@ -98,6 +98,8 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
     head, policy = inputs["head"], session.policy
     evidence = Comparison.of(session, round, inputs).evidence()
     decision = policy.decide(evidence)
+    need: Json = decision.need or {}
+    shown_tip = need.get("head") == "tip"  # which is the head from now on, although the candidate is refused
     row = DecisionRow(
         run_id=round.run_id,
         round=round.number,
@@ -105,11 +107,18 @@ def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round
         policy=policy.as_json(),
         evidence=evidence.model_dump(mode="json"),
         head_before=head,
-        head_after=inputs["candidate"] if decision.verdict == "keep" else head,
+        head_after=inputs["candidate"]
+        if decision.verdict == "keep"
+        else round.parent_checkpoint
+        if shown_tip
+        else head,
     )
-    need: Json = decision.need or {}
     why = f"round {round.number} is inconclusive, and decide.unclear is pause; `loopctl resume` continues with the head as it is"
-    return session.ledger.decide(round, row, back_to=need.get("head"), hold=why if decision.action == "pause" else None)
+    tip = next((gate for gate in row.gates if gate["type"] == "tip"), None)
+    looked = {"shown": shown_tip, "decision": {"gates": [tip]}, "evidence": {"line": inputs["line"]}} if tip else None
+    back_to = None if shown_tip else need.get("head")
+    hold = why if decision.action == "pause" else None
+    return session.ledger.decide(round, row, back_to=back_to, tip_looked_at=looked, hold=hold)
 
 
 # By the state of a round. Their order is `store.records.STAGES`: each names the next in `next_state`.

@@ -20,10 +20,8 @@ from pydantic import (
 
 from policies.mistakes import dotted, first_mistake, shown
 
-Who = Literal["candidate", "head", "base", "best"]
-SignalsOf = Literal[
-    "candidate", "head", "base", "best", "tip"
-]  # the tip: what the candidate of a line was trained from
+Who = Literal["candidate", "head", "base", "best", "tip"]
+TIP = "the tip"  # the split that holds a look at the tip itself: there the tip stands as the candidate
 DISJOINT = ("select", "confirm", "final")
 
 Count = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]  # beyond it an error budget is lost in rounding
@@ -53,11 +51,14 @@ class Problem(_Frozen):
     head: Outcomes = Field(description="The checkpoint that it is compared with.")
     base: Given[Outcomes] = Field(None, description="Where round 1 started.")
     best: Given[Outcomes] = Field(None, description="The best kept round, where that is not the head.")
+    tip: Given[Outcomes] = Field(
+        None, description="What the candidate was trained from, where that was carried and has answered this problem."
+    )
 
-    @field_validator("candidate", "head", "base", "best", mode="before")
+    @field_validator("candidate", "head", "base", "best", "tip", mode="before")
     @classmethod
     def _graded(cls, outcomes: Any, info: ValidationInfo) -> Any:
-        if outcomes is None and info.field_name in ("base", "best"):
+        if outcomes is None and info.field_name in ("base", "best", "tip"):
             return None
         task = f"task {shown(info.data.get('task_id'))}"
         if not isinstance(outcomes, (list, tuple)):
@@ -177,6 +178,11 @@ class Line(_Frozen):
         False, strict=True, description="Whether no round follows in the line: a look with more samples."
     )
 
+    closing: Given[Annotated[bool, Field(strict=True)]] = Field(
+        None,
+        description="Whether the tip may be shown where the line ends: every gate that asks for no gain has passed it.",
+    )
+
     @property
     def look(self) -> bool:
         """Whether this candidate is looked at."""
@@ -189,7 +195,7 @@ class Evidence(_Frozen):
     round: Count = Field(description="The round that is decided.")
     rounds_so_far: Count = Field(description="Rounds decided before it.")
     splits: dict[str, SplitEvidence] = Field(min_length=1, description="By name: select, confirm, canaries.")
-    signals: dict[SignalsOf, dict[str, Signal | None]] = Field(
+    signals: dict[Who, dict[str, Signal | None]] = Field(
         default_factory=dict, description="Entropy, mean length, losses and the like; null where not measured."
     )
     decoding: Given[dict[str, JsonValue]] = Field(

@@ -10,16 +10,22 @@ has the proof, and what it assumes. It needs the depths at which a line is looke
 from what the line before it showed (`first_look`), and not from what its own candidates showed, or luck would choose the
 moment. A candidate that is not looked at is measured on fewer problems, which only have to tell that it is worse than the head.
 
+A line ends where its candidate is worse than the head, or than the tip that it was trained from, or fails another gate. What
+was carried until then is not lost with it: before the tip goes back to the head, the tip is looked at itself, with what the line
+has not spent and with answers of their own for both.
+
 What a line risks is machine time: by itself, the head moves forward by looks alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from policies.evidence import Line
+from policies.statistics import Number
 
 SHARE = 0.6
 """The share of the error that is left which a line gets."""
@@ -37,6 +43,12 @@ GLIMPSE = 0.5
 """The share of the problems on which a candidate is measured that is not looked at."""
 WORSE = 0.1
 """The chance that a round ends its line although its candidate is as good as the head."""
+TURN = 0.02
+"""The chance that a round ends its line although its candidate is as good as the tip that it was trained from."""
+PROMISING = 0.5
+"""A line that ends has its tip looked at if the tip scored so many standard errors above the head when it was carried."""
+CLOSING = 0.9
+"""The part of a line's error not spent yet that the look at its tip gets: a tip that scored badly would not have become one."""
 CHURN_VARIANCE = 0.012
 """The variance over problems by which one fine-tune moves success rates, beside their common gain: (11 points)^2."""
 PASS_VARIANCE = 0.1
@@ -64,6 +76,18 @@ def share(line: Line) -> float:
     num_looks = line.depth if line.num_looks is None else line.num_looks
     rest = SHARE * left(line) * (1 - FIRST) ** num_looks
     return rest if line.last else FIRST * rest
+
+
+def closing_share(line: Line) -> float:
+    """The share of alpha that a look at the tip may spend where this candidate ends the line before its last look."""
+    num_looks = (line.depth if line.num_looks is None else line.num_looks) + line.look
+    return CLOSING * SHARE * left(line) * (1 - FIRST) ** num_looks
+
+
+def promises(differences: Sequence[Number]) -> bool:
+    """Whether a tip scored enough above the head, problem by problem, for a look at it to be worth its samples."""
+    squares = float(sum(difference * difference for difference in differences))
+    return squares > 0 and float(sum(differences)) >= PROMISING * math.sqrt(squares)
 
 
 def left(line: Line) -> float:

@@ -12,9 +12,10 @@ from typing import Any, Literal
 from pydantic import JsonValue
 
 from policies.decision import Action, Decision, GateResult, Verdict
-from policies.evidence import Evidence, Line, SplitEvidence
+from policies.evidence import TIP, Evidence, Line, SplitEvidence
 from policies.gates import GATES, Gate, Improvement, Look
-from policies.line import MAX_CARRIED, Shown, continued, first_look, left_after
+from policies.gates.base import values
+from policies.line import MAX_CARRIED, Shown, continued, first_look, left_after, promises
 
 Unclear = Literal["carry", "rollback", "keep_if_not_inferior", "pause"]
 
@@ -81,7 +82,7 @@ class Policy:
         }
         verdicts = {result.verdict for result in results.values()}
         if "fail" in verdicts:
-            return self._decision(results, "rollback", "rollback", _back_to(results))
+            return self._refused(evidence, results, line)
         if "inconclusive" in verdicts:
             return self._unclear(results, line)
         return self._decision(results, "keep", "keep")
@@ -125,28 +126,53 @@ class Policy:
         num_samples: int,
         *,
         is_last: bool = False,
+        closing: bool = False,
     ) -> Line | None:
         """Where the next candidate stands in a line, and when it is looked at; None where nothing is carried.
 
         `before`: the newest decision's line and action. A depth of 0 after a carried round: the line was given up by hand.
         `shown`: what made the head. `num_problems` and `num_samples` are those of the split with the last word; `is_last`:
-        no round of the run follows.
+        no round of the run follows; `closing`: the tip may be shown where the line ends.
         """
         if self.unclear != "carry":
             return None
         last = is_last or depth >= self.max_carried
         if before is not None and depth:
-            return continued(before[0], num_failed, last=last)
+            return continued(before[0], num_failed, last=last).model_copy(update={"closing": closing or None})
         left = 1.0 if before is None else left_after(before[0], kept=before[1] == "keep")
         begun = Line(depth=0, num_failed=num_failed, left=left, num_looks=0, last=last)
-        gate = next((gate for gate in self.gates if isinstance(gate, Improvement)), None)
-        if gate is None:
+        if (gate := self.improvement) is None:
             return begun
         level = gate.level(0, Look(self.confirm or self.split, line=begun))
         looks_at = first_look(shown, gate.min_gain, level, num_problems, num_samples, self.max_carried + 1)
         if before is not None and before[1] != "keep":  # a line that failed is not waited for as long again
             looks_at = min(looks_at, max(1, before[0].depth))
         return begun.model_copy(update={"next_look": looks_at})
+
+    @property
+    def improvement(self) -> Improvement | None:
+        """The gate that asks for a gain; None where none does."""
+        return next((gate for gate in self.gates if isinstance(gate, Improvement)), None)
+
+    def _refused(self, evidence: Evidence, results: Mapping[int, GateResult], line: Line | None) -> Decision:
+        """Roll back; but what was carried until then is looked at before it is given up, if it promises anything."""
+        back_to, gate = _back_to(results), self.improvement
+        if back_to or line is None or gate is None or not line.depth or line.last or not line.closing:
+            return self._decision(results, "rollback", "rollback", back_to)
+        if TIP in evidence.splits:
+            tip = gate.look_at_tip(evidence, line)
+            need: dict[str, JsonValue] | None = {"head": "tip"} if tip.verdict == "pass" else None
+            return self._decision({**results, len(self.gates): tip}, "rollback", "rollback", need)
+        problems = [problem for problem in evidence.splits[self.split].problems if problem.tip is not None]
+        tip_over_head = [
+            ours - theirs
+            for ours, theirs in zip(
+                values(problems, "tip", gate.metric), values(problems, "head", gate.metric), strict=True
+            )
+        ]
+        if not promises(tip_over_head):
+            return self._decision(results, "rollback", "rollback")
+        return self._decision(results, "inconclusive", "sample_more", {"tip": True})
 
     def _unclear(self, results: Mapping[int, GateResult], line: Line | None) -> Decision:
         # A run's last candidate is carried, too: the run may be given more rounds.

@@ -341,12 +341,21 @@ class Ledger:
 
     # Decisions
 
-    def decide(self, round: Round, decision: DecisionRow, back_to: int | None = None, hold: str | None = None) -> Round:
+    def decide(
+        self,
+        round: Round,
+        decision: DecisionRow,
+        *,
+        back_to: int | None = None,
+        tip_looked_at: Json | None = None,
+        hold: str | None = None,
+    ) -> Round:
         """Store the decision, the round's final state and the head, all at once; StaleState unless it is deciding.
 
         "keep" moves head and tip to the candidate; the action "carry" moves the tip alone; else the tip returns to the
-        head, which stays or moves `back_to` an earlier round. `hold`: a reason for the run to wait for a person. An open
-        attempt at the deciding stage ends with it, successfully.
+        head, which stays or moves `back_to` an earlier round. `tip_looked_at`: what a look at the tip saw that this candidate's
+        failing brought about; if that was `shown`, it is the head. `hold`: a reason for the run to wait for a person. An
+        open attempt at the deciding stage ends with it, successfully.
         """
         at = self.now()
         assert (decision.run_id, decision.round) == (round.run_id, round.number), decision
@@ -354,10 +363,17 @@ class Ledger:
         keep, carry = decision.verdict == "keep", decision.action == "carry"
         with transaction(self.db):
             run = self.run_of(round.run_id)
+            head_before = run.head_checkpoint
+            if tip_looked_at is not None:
+                assert not keep and not carry, "a tip that is not given up needs no look"
+                earlier = self.events.last_of(run.id, TIP_LOOKED_AT)
+                number = earlier.data["number"] if earlier else 0  # only looks by hand are numbered
+                self.look_at_tip(run.id, head=head_before, tip=round.parent_checkpoint, number=number, **tip_looked_at)
+                run = self.run_of(round.run_id)
             state: RoundState = "kept" if keep else "carried" if carry else "rolled_back"
             before = self._swap(round, ("deciding",), state)
             expected = before.candidate_checkpoint if keep else run.head_checkpoint
-            if decision.head_before != run.head_checkpoint or decision.head_after != expected:
+            if decision.head_before != head_before or decision.head_after != expected:
                 raise StaleState(f"round {round.number}: the decision was taken on another head than the run's")
             insert(self.db, "decisions", [decision])
             if carry:

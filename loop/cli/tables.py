@@ -270,6 +270,9 @@ def _verdict(answer: Json) -> Text:
             ("carry", "cyan"), f": the head stays {head}; the next round begins from round {answer['round']}{now}"
         )
     word = "roll back" if decision["conclusive"] else "inconclusive"
+    if any(gate["type"] == "tip" and gate["verdict"] == "pass" for gate in answer["gates"]):
+        tip = round_name(answer["parent_round"])
+        return Text.assemble((word, "yellow"), f": but its tip, {tip}, is shown and is the head now")
     given_up = ", as what was carried since is given up" if answer["parent_round"] != answer["head_round"] else ""
     return Text.assemble(
         (word, "yellow"),

@@ -132,33 +132,49 @@ class Looks:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the decisions of each run have left behind: looks in vain, the newest line and action, what made the head."""
+    """What the decisions of each run have left behind: looks in vain, the newest line and action, what made the head.
+
+    `tip`: tip less head (runs, problems), of which `tip_used` problems were measured.
+    """
 
     fruitless: Ints
     before: tuple[tuple[Line, Action] | None, ...]
     shown: tuple[Shown | None, ...]
+    tip: Floats
+    tip_used: Ints
 
     @classmethod
-    def empty(cls, num_runs: int) -> Memory:
-        return cls(numpy.zeros(num_runs, dtype=numpy.int64), (None,) * num_runs, (None,) * num_runs)
+    def empty(cls, num_runs: int, num_problems: int) -> Memory:
+        none = numpy.zeros(num_runs, dtype=numpy.int64)
+        return cls(none, (None,) * num_runs, (None,) * num_runs, numpy.zeros((num_runs, num_problems)), none)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """For each run: the candidate becomes the head; it is carried; how often problems were measured; what is remembered."""
+    """For each run: the candidate becomes the head; it is carried; how often problems were measured; what is remembered.
+
+    `tip`: the candidate is refused, and what it was trained from becomes the head.
+    """
 
     keep: Bools
     carry: Bools
     num_measured: Ints
     memory: Memory
+    tip: Bools
+
+
+@dataclass(frozen=True)
+class Fresh:
+    """Less the head, with fresh samples of both, as many a problem as is asked for: the candidate, and the tip."""
+
+    candidate: Callable[[int], Floats]
+    tip: Callable[[int], Floats]
 
 
 class Rule(Protocol):
-    """From what is remembered and candidate less head (runs, problems); see Carrying for the rest."""
+    """From what is remembered and candidate less head (runs, problems). `is_last`: no round follows."""
 
-    def __call__(
-        self, memory: Memory, differences: Floats, more: Callable[[int], Floats], *, is_last: bool
-    ) -> Outcome: ...
+    def __call__(self, memory: Memory, differences: Floats, fresh: Fresh, *, is_last: bool) -> Outcome: ...
 
 
 def keep_if_higher(memory: Memory, differences: Floats, *_: object, **__: object) -> Outcome:
@@ -172,7 +188,8 @@ def ungated(memory: Memory, differences: Floats, *_: object, **__: object) -> Ou
 
 
 def _without_looks(keep: Bools, differences: Floats, memory: Memory) -> Outcome:
-    return Outcome(keep, numpy.zeros_like(keep), numpy.full(len(keep), differences.shape[1]), memory)
+    none = numpy.zeros_like(keep)
+    return Outcome(keep, none, numpy.full(len(keep), differences.shape[1]), memory, none)
 
 
 def gated(looks: Looks, not_inferior_by: float | None = None) -> Rule:
@@ -190,7 +207,7 @@ def gated(looks: Looks, not_inferior_by: float | None = None) -> Rule:
             hopeless = sign_flips_reach(gate.target - deciding, numpy.full(len(keep), gate.miss), step)
             keep = keep | (opened & ~hopeless & sign_flips_reach(deciding + not_inferior_by, levels, step))
         after = replace(memory, fruitless=memory.fruitless + (opened & ~keep))
-        return Outcome(keep, numpy.zeros_like(keep), used, after)
+        return Outcome(keep, numpy.zeros_like(keep), used, after, numpy.zeros_like(keep))
 
     return rule
 
@@ -203,8 +220,8 @@ class Carrying:
     policy: Policy
     last_samples: int
 
-    def __call__(self, memory: Memory, differences: Floats, more: Callable[[int], Floats], *, is_last: bool) -> Outcome:
-        """`more`: candidate less head with fresh samples, as many a problem as it is given. `is_last`: no round follows."""
+    def __call__(self, memory: Memory, differences: Floats, fresh: Fresh, *, is_last: bool) -> Outcome:
+        """A look is at fresh samples where it is a line's last one, or one at the tip."""
         looks, num_runs = self.looks, len(differences)
         lines = [self._line(before, shown, is_last) for before, shown in zip(memory.before, memory.shown, strict=True)]
         levels = numpy.array([looks.gate.level(0, Look("", line=each)) for each in lines])
@@ -216,17 +233,17 @@ class Carrying:
         for num_times in numpy.unique(times):
             at, num_samples = times == num_times, looks.num_samples * int(num_times)
             if num_times > 1:
-                differences = numpy.where(at[:, None], more(num_samples), differences)
+                differences = numpy.where(at[:, None], fresh.candidate(num_samples), differences)
             if (now := looked & at).any():
                 taken = replace(looks, num_samples=num_samples).taken(differences[now], levels[now])
                 keep[now], opened[now], used[now] = taken
             first = numpy.where(opened, looks.num_screening, 0)  # the problems of the split that was opened last judge
             places = numpy.arange(looks.num_problems)
             judged = (places >= first[at, None]) & (places < used[at, None])
-            seen = numpy.where(judged, differences[at], 0.0)
-            worse[at] = sign_flips_reach(-seen, numpy.full(len(seen), line.WORSE), 1 / num_samples) & (
-                seen.sum(axis=1) < 0
-            )
+            worse[at] = self._worse(numpy.where(judged, differences[at], 0.0), line.WORSE, num_samples)
+        turned = self._turned(memory, differences, used, lines)
+        keep = keep & ~turned if looks.num_screening else keep  # the first split has judged already
+        worse |= turned
         carry = ~keep & ~worse & numpy.array([each.depth < self.policy.max_carried for each in lines])
         actions: list[Action] = [
             "keep" if kept else "carry" if on else "rollback" for kept, on in zip(keep, carry, strict=True)
@@ -236,10 +253,49 @@ class Carrying:
             seen = differences[run, first[run] : used[run]]
             num_samples = looks.num_samples * int(times[run])
             shown[run] = Shown(float(seen.mean()), lines[run].depth + 1, float((seen**2).mean()), num_samples)
-        after = Memory(memory.fruitless + (opened & ~keep), tuple(zip(lines, actions, strict=True)), tuple(shown))
-        return Outcome(
-            keep, carry, used * numpy.where(times > 1, 2 * times, 1), after
-        )  # the head, too, is measured again
+        tip, num_more = self._at_the_tip(memory, worse & ~keep, lines, fresh, shown)
+        after = Memory(
+            memory.fruitless + (opened & ~keep), tuple(zip(lines, actions, strict=True)), tuple(shown),
+            differences, numpy.minimum(used, looks.num_screening or used),
+        )  # fmt: skip
+        # In a last look the head, too, is measured again.
+        return Outcome(keep, carry, used * numpy.where(times > 1, 2 * times, 1) + num_more, after, tip)
+
+    def _worse(self, differences: Floats, level: float, num_samples: int) -> Bools:
+        reached = sign_flips_reach(-differences, numpy.full(len(differences), level), 1 / num_samples)
+        below: Bools = reached & (differences.sum(axis=1) < 0)
+        return below
+
+    def _turned(self, memory: Memory, differences: Floats, used: Ints, lines: Sequence[Line]) -> Bools:
+        """Where the candidate is worse than the tip, on the problems that both were measured on."""
+        both = numpy.minimum(numpy.minimum(used, memory.tip_used), self.looks.num_screening or used)
+        compared = numpy.arange(self.looks.num_problems) < both[:, None]
+        worse = self._worse(numpy.where(compared, differences - memory.tip, 0.0), line.TURN, self.looks.num_samples)
+        turned: Bools = worse & numpy.array([each.depth > 0 and not each.last for each in lines])
+        return turned
+
+    def _at_the_tip(
+        self, memory: Memory, ended: Bools, lines: Sequence[Line], fresh: Fresh, shown: list[Shown | None]
+    ) -> tuple[Bools, Ints]:
+        """Looks at the tips of lines that end: where they are shown, which goes into `shown`, too; problems measured for it."""
+        looks, won = self.looks, numpy.zeros_like(ended)
+        measured = numpy.arange(looks.num_problems) < memory.tip_used[:, None]
+        before = numpy.where(measured, memory.tip, 0.0)
+        promising = before.sum(axis=1) >= numpy.maximum(line.PROMISING * numpy.sqrt((before**2).sum(axis=1)), 1e-9)
+        look = ended & promising & numpy.array([each.depth > 0 and not each.last for each in lines])
+        if not look.any():
+            return won, numpy.zeros(len(won), dtype=numpy.int64)
+        num_samples = looks.num_samples * self.last_samples
+        seen = fresh.tip(num_samples)[look, looks.num_screening :]
+        alphas = (
+            1.0 if looks.gate.budget == "round" else numpy.array([line.closing_share(each) for each in lines])[look]
+        )
+        levels = looks.gate.alpha * alphas * numpy.ones(len(seen))
+        won[look] = sign_flips_reach(seen - looks.gate.min_gain, levels, 1 / num_samples) & (seen.sum(axis=1) > 0)
+        for run, each in zip(numpy.flatnonzero(look).tolist(), seen, strict=True):
+            if won[run]:
+                shown[run] = Shown(float(each.mean()), lines[run].depth, float((each**2).mean()), num_samples)
+        return won, look * 2 * self.last_samples * looks.num_confirming
 
     def _line(self, before: tuple[Line, Action] | None, shown: Shown | None, is_last: bool) -> Line:
         depth = before[0].depth + 1 if before and before[1] == "carry" else 0
@@ -343,7 +399,7 @@ def _some(
     gains = numpy.array([world.gain_after(depth) for depth in range(world.num_rounds + 1)])
     head = tip = population.base()
     head_depth = tip_depth = numpy.zeros(num_runs, dtype=numpy.int64)  # rounds from the base
-    answers, memory = population.correct(head, world.num_samples), Memory.empty(num_runs)
+    answers, memory = population.correct(head, world.num_samples), Memory.empty(num_runs, world.num_problems)
     num_measured = numpy.full(num_runs, world.num_problems)
     num_kept, damage, below = numpy.zeros(num_runs), numpy.zeros(num_runs), numpy.zeros((num_runs, world.num_rounds))
     worthless = numpy.zeros(num_runs, dtype=bool)
@@ -351,18 +407,26 @@ def _some(
         candidate = population.trained(tip, tip_depth)
         differences = (population.correct(candidate, world.num_samples) - answers) / world.num_samples
         is_last = number + 1 == world.num_rounds
-        outcome = rule(memory, differences, functools.partial(_fresh, population, candidate, head), is_last=is_last)
-        keep, carry, memory = outcome.keep, outcome.carry, outcome.memory
-        gain = gains[tip_depth + 1] - gains[head_depth]
-        num_kept, num_measured = num_kept + keep, num_measured + outcome.num_measured
-        worthless = worthless | (keep & (gain <= min_gain + 1e-12))
-        damage = damage + keep * numpy.maximum(-gain, 0.0)
-        head, head_depth = numpy.where(keep[:, None], candidate, head), numpy.where(keep, tip_depth + 1, head_depth)
+        fresh = Fresh(*(functools.partial(_fresh, population, weights, head) for weights in (candidate, tip)))
+        outcome = rule(memory, differences, fresh, is_last=is_last)
+        keep, carry, memory, num_measured = (
+            outcome.keep,
+            outcome.carry,
+            outcome.memory,
+            num_measured + outcome.num_measured,
+        )
+        new, new_depth, moved = candidate, tip_depth + 1, keep | outcome.tip
+        if outcome.tip.any():
+            new, new_depth = numpy.where(outcome.tip[:, None], tip, candidate), tip_depth + ~outcome.tip
+        gain, num_kept = gains[new_depth] - gains[head_depth], num_kept + moved
+        worthless = worthless | (moved & (gain <= min_gain + 1e-12))
+        damage = damage + moved * numpy.maximum(-gain, 0.0)
+        head, head_depth = numpy.where(moved[:, None], new, head), numpy.where(moved, new_depth, head_depth)
         tip, tip_depth = numpy.where(carry[:, None], candidate, head), numpy.where(carry, tip_depth + 1, head_depth)
         below[:, number] = gains[tip_depth] - gains[head_depth]
         if not is_last:  # a new head is measured afresh
-            answers = numpy.where(keep[:, None], population.correct(head, world.num_samples), answers)
-            num_measured = num_measured + keep * world.num_problems
+            answers = numpy.where(moved[:, None], population.correct(head, world.num_samples), answers)
+            num_measured = num_measured + moved * world.num_problems
     return gains[head_depth], gains[tip_depth], below, num_kept, worthless, damage, num_measured
 
 

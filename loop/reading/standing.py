@@ -330,15 +330,17 @@ def _shown(store: Reader) -> Shown | None:
     gates, evidence, before = decision.gates, decision.evidence, decision.head_before
     in_round = decision.verdict == "keep"
     if not in_round:
-        look = ledger.events.last_of(run.id, TIP_LOOKED_AT)
-        if look is None or look.round != run.head_round or not look.data["shown"]:
+        looks = ledger.events.of(run.id, TIP_LOOKED_AT, run.head_round)
+        look = next((each for each in looks if each.data["shown"]), None)
+        if look is None:
             return None
         gates, evidence, before = look.data["decision"]["gates"], look.data["evidence"], look.data["head"]
-    gate = next((gate for gate in gates if gate["type"] == "improvement" and gate["verdict"] == "pass"), None)
+    passed = (gate for gate in gates if gate["type"] in ("improvement", "tip") and gate["verdict"] == "pass")
+    gate = next(passed, None)
     if gate is None or not {"gain", "lower", "level", "num_problems", "num_samples"} <= gate["figures"].keys():
         return None
     row, decide = ledger.checkpoints.get(before), run.config["decide"]
-    opened = decide.get("confirm") in evidence["splits"]
+    opened = decide.get("confirm") is not None and (gate["type"] == "tip" or decide["confirm"] in evidence["splits"])
     return Shown(
         over_round=row.round if row else 0,
         suite=store.decider,

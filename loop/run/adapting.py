@@ -87,7 +87,16 @@ def line_of(session: Session) -> Line | None:
         len(suite.of_split(policy.confirm or policy.split)),
         suite.config.num_samples,
         is_last=bool(goal) and run.num_decided + 1 >= goal,
+        closing=_tip_may_be_shown(session),
     )
+
+
+def _tip_may_be_shown(session: Session) -> bool:
+    """Whether every gate that asks for no gain has passed the tip, and other answers of it can be drawn."""
+    last = session.ledger.last_decision(session.run_id)
+    if last is None or last.action != "carry" or session.decider.config.greedy:
+        return False
+    return all(gate["verdict"] == "pass" for gate in last.gates if gate["type"] != "improvement")
 
 
 def _shown(session: Session) -> Shown | None:
@@ -96,8 +105,8 @@ def _shown(session: Session) -> Shown | None:
     decision = ledger.decision(run.id, run.head_round) if run.head_round else None
     if decision is None or "line" not in decision.evidence:
         return None
-    look = ledger.events.last_of(run.id, TIP_LOOKED_AT) if decision.verdict != "keep" else None
-    gates = look.data["decision"]["gates"] if look and look.round == run.head_round else decision.gates
+    looks = ledger.events.of(run.id, TIP_LOOKED_AT, run.head_round) if decision.verdict != "keep" else []
+    gates = next((look.data["decision"]["gates"] for look in looks if look.data["shown"]), decision.gates)
     figures = next((gate["figures"] for gate in gates if "mean_square" in gate["figures"]), None)
     if figures is None:
         return None

@@ -19,7 +19,7 @@ from loop.stages.deciding import Measured, Opened, evidence, parts_of, since_bas
 from loop.stages.evaluating import COUNTED, Yardstick, decoding_of, outcomes_of
 from loop.stages.sampling import seed_of
 from policies.diagnosis import signals, summary_of
-from policies.evidence import Evidence, Line
+from policies.evidence import TIP, Evidence, Line
 from policies.line import GLIMPSE
 from policies.policy import next_part
 from policies.sequential import drawing_order
@@ -79,6 +79,8 @@ class Comparison:
                     self._open(need["split"], next_part(0, len(self.drawn(need["split"])), looks))
                 case "sample_more" if "split" in need:
                     self._open(need["split"], self.opened[need["split"]] + need["num_problems"])
+                case "sample_more" if "tip" in need:
+                    self._look_at_tip()
                 case "sample_more":
                     self._report(suite for suite in self.session.suites if suite.config.name in need["suites"])
                 case _:
@@ -114,12 +116,26 @@ class Comparison:
             if who != "best":
                 measure(self.session, self.round, self.checkpoints[who])  # now, while its weights are loaded
 
+    def _look_at_tip(self) -> None:
+        """The tip and the head, with answers of their own and as many as for a line's last look."""
+        policy, decider = self.session.policy, self.session.decider
+        split = policy.confirm or policy.split
+        named = decider.config.name, split, self.head_round, f"tip of round {self.round.number}"
+        part = SuitePart(split, self.drawn(split), seed_of(self.session.loaded.config.seed, *named))
+        for who, checkpoint in (("candidate", self.round.parent_checkpoint), ("head", self.checkpoints["head"])):
+            label = "tip" if who == "candidate" else who
+            measured = evaluate(self.session, self.round.number, checkpoint, self._with_more(decider), part, label)
+            self.done[who, decider.config.name, TIP] = measured
+
     def _evaluate(self, who: str, suite: Yardstick, part: SuitePart) -> None:
         key = (who, suite.config.name, part.split)
-        if self._draws_more(suite):
-            num_samples = suite.config.num_samples * self.session.loaded.config.decide.last_samples
-            suite = replace(suite, config=suite.config.model_copy(update={"num_samples": num_samples}))
-        self.done[key] = evaluate(self.session, self.round.number, self.checkpoints[who], suite, part, who)
+        asked = self._with_more(suite) if self._draws_more(suite) else suite
+        self.done[key] = evaluate(self.session, self.round.number, self.checkpoints[who], asked, part, who)
+
+    def _with_more(self, suite: Yardstick) -> Yardstick:
+        """The suite with `decide.last_samples` times the samples."""
+        num_samples = suite.config.num_samples * self.session.loaded.config.decide.last_samples
+        return replace(suite, config=suite.config.model_copy(update={"num_samples": num_samples}))
 
     def _draws_more(self, suite: Yardstick) -> bool:
         """Whether this is a line's last look, on a suite where further samples differ."""
@@ -160,8 +176,11 @@ class Comparison:
         for suite in session.suites:
             if ("candidate", suite.config.name, "all") in self.done:
                 opened[suite.config.name] = self._opened(suite, "all", suite.problems, len(suite.problems), 1)
+        if ("candidate", decider.config.name, TIP) in self.done:
+            problems = self.drawn(session.policy.confirm or session.policy.split)
+            opened[TIP] = self._opened(decider, TIP, problems, len(problems), 1)
         first = self._sides(decider, session.policy.split)
-        figures = {who: evaluation.metrics or {} for who, evaluation in first.items()}
+        figures = {who: evaluation.metrics or {} for who, evaluation in first.items() if who != "tip"}
         candidate = session.ledger.checkpoints.get(self.checkpoints["candidate"])
         return evidence(
             self.round.number,
@@ -183,10 +202,9 @@ class Comparison:
 
         Without those that count different answers, where this one has more samples of a problem to count them in.
         """
-        ledger, run_id, parent = self.session.ledger, self.round.run_id, self.round.parent_checkpoint
-        carried = [round for round in ledger.rounds(run_id) if round.candidate_checkpoint == parent]
-        decision = ledger.decision(run_id, carried[-1].number) if carried else None
-        if candidate is None or decision is None or parent == self.checkpoints["head"]:
+        tip = self._carried()
+        decision = self.session.ledger.decision(tip.run_id, tip.number) if tip else None
+        if candidate is None or decision is None:
             return {}
         signals: dict[str, float] = decision.evidence["signals"].get("candidate", {})
         answers = decision.evidence["splits"][self.session.policy.split]["problems"][0]["candidate"]
@@ -194,9 +212,24 @@ class Comparison:
             return signals
         return {name: value for name, value in signals.items() if not name.startswith(COUNTED)}
 
+    def _carried(self) -> Round | None:
+        """The round of the carried candidate that this one was trained from; None where that was the head."""
+        ledger, parent = self.session.ledger, self.round.parent_checkpoint
+        if parent == self.checkpoints["head"]:
+            return None
+        rounds = ledger.rounds(self.round.run_id)[: self.round.number - 1]
+        return next((each for each in reversed(rounds) if each.candidate_checkpoint == parent), None)
+
+    def _tip_evaluation(self) -> Evaluation | None:
+        """The tip's on the split of every round, under the seeds of the same head."""
+        tip, suite, split = self._carried(), self.session.decider.config.name, self.session.policy.split
+        stage = self.session.ledger.stage(tip.run_id, tip.number, "evaluating") if tip else None
+        id = ((stage.output if stage else None) or {}).get("evaluations", {}).get(f"candidate/{suite}/{split}")
+        return self.session.corpus.evaluations.get(id) if id else None
+
     def _since_base(self, candidate: Evaluation | None) -> Json:
         """The candidate against the base on the first split, by as many samples as both have; {} where one is not measured."""
-        session, base = self.session, self.session.measured(self.session.run.base_checkpoint)
+        session, base = self.session, self._base(self.session.decider.config.num_samples)
         if candidate is None or base is None:
             return {}
         num_samples, corpus = min(candidate.num_samples, base.num_samples), session.corpus
@@ -211,11 +244,22 @@ class Comparison:
         return since_base(ours, theirs)
 
     def _sides(self, suite: Yardstick, split: str) -> dict[str, Evaluation]:
-        """Who was measured there; on the split that is looked at first also the base, as it was when it was the head."""
+        """Who was measured there; on the split that is looked at first also the base, as it was when it was the head, and the tip."""
         sides = {who: done for (who, *where), done in self.done.items() if where == [suite.config.name, split]}
-        candidate = sides.get("candidate")
-        base = self.session.measured(self.session.run.base_checkpoint, candidate.num_samples if candidate else None)
-        return sides | ({"base": base} if base and split == self.session.policy.split else {})
+        if split != self.session.policy.split or "candidate" not in sides:
+            return sides
+        more = {"base": self._base(sides["candidate"].num_samples), "tip": self._tip_evaluation()}
+        return sides | {who: evaluation for who, evaluation in more.items() if evaluation}
+
+    def _base(self, num_samples: int) -> Evaluation | None:
+        """The base's first evaluation with so many samples: a later look at a tip would change what a round is compared with."""
+        session, base = self.session, self.session.run.base_checkpoint
+        wanted = session.decider.config.name, session.policy.split, num_samples
+        evaluations = session.corpus.evaluations.all(session.run_id, base)
+        measured = [
+            each for each in evaluations if each.metrics and (each.suite_name, each.split, each.num_samples) == wanted
+        ]
+        return measured[0] if measured else None
 
     def _opened(self, suite: Yardstick, split: str, problems: list[Problem], planned: int, looks: int) -> Opened:
         conditions = ("suite_sha256", "decode_settings_id", "num_samples", "seed")

@@ -28,22 +28,25 @@ class Opened:
     problems: Sequence[Problem]
     num_planned: int
     num_looks: int
-    measured: Mapping[str, Measured] = field(default_factory=dict)  # by "candidate", "head", "base", "best"
+    measured: Mapping[str, Measured] = field(default_factory=dict)  # by "candidate", "head", "base", "best", "tip"
 
     def as_evidence(self) -> Json:
-        """Base and best only where all the problems are measured: a gap would be a wrong answer."""
+        """Base and best only where all the problems are measured: a gap would be a wrong answer. The tip on those that it has."""
         difficulties = {problem.task_id: problem.difficulty for problem in self.problems}
         sides = {
             who: side
             for who, side in self.measured.items()
-            if who in ("candidate", "head") or difficulties.keys() <= side.outcomes.keys()
+            if who in ("candidate", "head", "tip") or difficulties.keys() <= side.outcomes.keys()
         }
         rows = [
-            {"task_id": id, "difficulty": difficulty, **{who: side.outcomes[id] for who, side in sides.items()}}
+            {"task_id": id, "difficulty": difficulty}
+            | {who: side.outcomes[id] for who, side in sides.items() if who != "tip" or id in side.outcomes}
             for id, difficulty in sorted(difficulties.items())
         ]
         split: Json = {"suite": self.suite, "problems": rows, "decoding": self.decoding}
-        split["conditions"] = {who: side.conditions for who, side in sides.items()}
+        split["conditions"] = {
+            who: side.conditions for who, side in sides.items() if who != "tip"
+        }  # an earlier round's
         if self.num_looks > 1 or len(self.problems) < self.num_planned:
             split |= {"num_planned": self.num_planned, "num_looks": self.num_looks}
         return split

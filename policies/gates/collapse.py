@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from policies.decision import Figure, GateResult
-from policies.evidence import BadEvidence, Evidence, SignalsOf
+from policies.evidence import BadEvidence, Evidence, Who
 from policies.gates.base import Gate, Look
 
 NOISE = 1.25
@@ -110,7 +110,7 @@ class Collapse(Gate):
     def evaluate(self, evidence: Evidence, look: Look) -> GateResult:
         """Figures: each signal's value, the head's or the tip's, and the base's. A default that is not measured is passed over."""
         broken, figures, missing, too_few = [], dict[str, Figure](), [], []
-        names: tuple[SignalsOf, ...] = ("candidate", "head", "tip", "base")
+        names: tuple[Who, ...] = ("candidate", "head", "tip", "base")
         candidate, head, tip, base = (_known(evidence.signals.get(who, {})) for who in names)
         counted = {name for name, limit in self.in_force.items() if limit.less_wrong or f"{name}_error" in candidate}
         for name, limit in self.in_force.items():

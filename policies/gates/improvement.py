@@ -11,9 +11,23 @@ from pydantic import Field, model_validator
 
 from policies.budget import level as level_of_look
 from policies.decision import Figure, GateResult
-from policies.evidence import Evidence, Line
-from policies.gates.base import Gate, Look, Metric, Paired, Share, compared, mean, paired, percent, signed, sizes, where
-from policies.line import WORSE, share
+from policies.evidence import TIP, Evidence, Line, Problem
+from policies.gates.base import (
+    Gate,
+    Look,
+    Metric,
+    Paired,
+    Share,
+    compared,
+    mean,
+    paired,
+    percent,
+    signed,
+    sizes,
+    values,
+    where,
+)
+from policies.line import TURN, WORSE, closing_share, share
 from policies.sequential import Finding
 from policies.sequential import look as sequential_look
 from policies.statistics import paired_gain, sign_flip_p_value, smallest_detectable_gain
@@ -43,9 +57,16 @@ class Tested:
     figures: dict[str, Figure]
 
 
-def is_worse(differences: Sequence[Fraction]) -> bool:
-    """Whether a candidate is worse than what it is compared with, where one of WORSE that is not would be called so."""
-    return sum(differences) < 0 and sign_flip_p_value([-difference for difference in differences]) <= WORSE
+def is_worse(differences: Sequence[Fraction], level: float = WORSE) -> bool:
+    """Whether a candidate is worse than what it is compared with; of those that are not, `level` would be called so."""
+    return sum(differences) < 0 and sign_flip_p_value([-difference for difference in differences]) <= level
+
+
+def over_tip(problems: Sequence[Problem], metric: str) -> list[Fraction]:
+    """Candidate less tip on the problems that the tip has answered, too; [] where none was carried."""
+    both = [problem for problem in problems if problem.tip is not None]
+    pairs = zip(values(both, "candidate", metric), values(both, "tip", metric), strict=True)
+    return [ours - theirs for ours, theirs in pairs]
 
 
 def _for_the_line(pair: Paired, tested: Tested, line: Line) -> dict[str, Figure]:
@@ -205,9 +226,42 @@ class Improvement(Gate):
         is_over = complete or not line.look or tested.verdict != "unclear"  # so that a look in parts asks this once
         if is_over and is_worse(pair.differences):
             return "fail", f"worse than the head: no line goes on from it ({percent(1 - WORSE)} confidence)"
+        if is_over and not line.last and is_worse(over_tip(pair.problems, self.metric), TURN):
+            return (
+                "fail",
+                f"worse than the tip that it was trained from: the line ends ({percent(1 - TURN)} confidence)",
+            )
         if not line.look:
             return "inconclusive", f"not looked at: the line's next look comes when it is {line.next_look} rounds long"
         return "inconclusive", meaning
+
+    def look_at_tip(self, evidence: Evidence, line: Line) -> GateResult:
+        """The tip against the head on answers of its own, where the line ends: passes if it is shown to be better."""
+        level, split = self.alpha * (1.0 if self.budget == "round" else closing_share(line)), evidence.split(TIP)
+        pair = paired(evidence, TIP, self.metric)
+        tested = self._at_once(pair, level)
+        figures: dict[str, Figure] = {
+            "metric": self.metric,
+            "head": mean(pair.theirs),
+            "candidate": mean(pair.ours),
+            "gain": tested.gain,
+            "lower": tested.lower,
+            "upper": tested.upper,
+            "level": level,
+            "min_gain": self.min_gain,
+            **tested.figures,
+            **_for_the_line(pair, tested, line),
+            "num_problems": len(pair.problems),
+            "num_samples": min(len(problem.candidate) for problem in pair.problems),
+        }
+        shown = tested.verdict == "gain"
+        reason = (
+            f"the line ends with this candidate; its tip, {self.metric} on {where(evidence, TIP)}: "
+            f"{mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}, gain {signed(tested.gain)}, "
+            f"{compared(f'{percent(1 - level)} lower bound', tested.lower, self.min_gain)}, on {sizes(pair.problems, split)}; "
+            + ("it is the head from now on" if shown else "it is not shown, and given up")
+        )
+        return GateResult(type="tip", verdict="pass" if shown else "inconclusive", reason=reason, figures=figures)
 
     def _comparison(self, tested: Tested, level: float, look: Look) -> str:
         gain = f"gain {signed(tested.gain)}" + ("" if tested.gain > 0 else " is not positive")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from policies.decision import Action
 from policies.evidence import Line, read_evidence
 from policies.gates import Improvement, Look
-from policies.line import MAX_CARRIED, Shown, first_look, share
+from policies.line import MAX_CARRIED, Shown, closing_share, first_look, share
 from policies.policy import Policy, build_policy
 from policies.statistics import sign_flip_p_value
 
@@ -38,6 +38,9 @@ def test_whatever_happens_no_more_than_alpha_is_spent(courses: list[tuple[Course
         if line.look:
             assert spent + share(line) <= 1 + 1e-12
         spent += share(line) if line.look and course != "keep" else 0.0
+        if course == "fail" and depth and not line.last:
+            spent += closing_share(line)  # a look at the tip before it is given up
+            assert spent <= 1 + 1e-12
         if course == "keep":
             shown = Shown(gain, depth + 1, 0.02, 4)
         depth = depth + 1 if course == "carry" and depth < 5 else 0
@@ -189,3 +192,67 @@ def test_the_policy_is_stored_with_its_lines_and_counts_looks_only() -> None:
     assert rollback.next_line(0, 0, None, None, 100, 4) is None
     assert first_look(Shown(0.0, 1, 0.02, 4), 0.0, 0.01, 100, 4, MAX_CARRIED + 1) == MAX_CARRIED + 1
     assert sign_flip_p_value([1] * 3) == 0.125 > 0.1 > sign_flip_p_value([1] * 4)
+
+
+def in_a_line(ours: str, tip: str | None, at_the_tip: str | None = None, **line: Any) -> Any:
+    """Evidence in which the head solves the second half of 24 problems, and each other side what its letters say: y and n."""
+    head = "n" * 12 + "y" * 12
+    problems = [
+        {"task_id": str(at), "candidate": [mine] * 4, "head": [his] * 4} | ({} if tip is None else {"tip": [its] * 4})
+        for at, (mine, its, his) in enumerate(
+            zip(*(map("ny".index, side) for side in (ours, tip or ours, head)), strict=True)
+        )
+    ]
+    splits: dict[str, Any] = {"select": {"suite": "s", "problems": problems}}
+    if at_the_tip is not None:
+        sides = (map("ny".index, side) for side in (at_the_tip, head))
+        again = [
+            {"task_id": str(at), "candidate": [mine] * 16, "head": [his] * 16}
+            for at, (mine, his) in enumerate(zip(*sides, strict=True))
+        ]
+        splits["the tip"] = {"suite": "s", "problems": again}
+    told = LINE | {"next_look": 4, "closing": True} | line
+    return read_evidence({"round": 3, "rounds_so_far": 2, "splits": splits, "line": told})  # fmt: skip
+
+
+GOOD, AS_HEAD, BAD = "y" * 24, "n" * 12 + "y" * 12, "n" * 12 + "y" * 6 + "n" * 6
+
+
+def test_a_line_ends_where_its_candidate_is_worse_than_the_tip() -> None:
+    """As good as the head, which is no reason to carry it: what it was trained from was better."""
+    decision = POLICY.decide(in_a_line(AS_HEAD, GOOD, closing=None))
+    assert decision.action == "rollback" and "worse than the tip that it was trained from" in decision.reasons[0]
+    assert POLICY.decide(in_a_line(AS_HEAD, None)).action == "carry", "nothing is known of the tip"
+    assert POLICY.decide(in_a_line(AS_HEAD, AS_HEAD)).action == "carry"
+    few = "y" * 5 + AS_HEAD[5:]
+    assert POLICY.decide(in_a_line(AS_HEAD, few)).action == "carry", (
+        "five of five have a chance of 1/32: above the limit"
+    )
+    assert POLICY.decide(in_a_line(AS_HEAD, "y" * 6 + AS_HEAD[6:], closing=None)).action == "rollback"
+
+
+@pytest.mark.parametrize("ours", [BAD, AS_HEAD])
+def test_what_was_carried_is_looked_at_before_it_is_given_up(ours: str) -> None:
+    asked = POLICY.decide(in_a_line(ours, GOOD))
+    assert (asked.verdict, asked.action, asked.need) == ("inconclusive", "sample_more", {"tip": True})
+    shown = POLICY.decide(in_a_line(ours, GOOD, GOOD))
+    assert (shown.verdict, shown.action, shown.need) == ("rollback", "rollback", {"head": "tip"})
+    assert (shown.gates[-1].type, shown.gates[-1].verdict) == (
+        "tip",
+        "pass",
+    ) and "the head from now on" in shown.reasons[-1]
+    told = Line(**LINE | {"next_look": 4})
+    assert (
+        shown.gates[-1].figures["level"] == pytest.approx(0.05 * closing_share(told)) == pytest.approx(0.05 * 0.9 * 0.6)
+    )
+    again = POLICY.decide(in_a_line(ours, GOOD, AS_HEAD))
+    assert (again.action, again.need, again.gates[-1].verdict) == ("rollback", None, "inconclusive")
+    assert "not shown, and given up" in again.reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("line", "tip"), [({"closing": None}, GOOD), ({"closing": False}, GOOD), ({"last": True}, GOOD), ({}, AS_HEAD), ({}, BAD), ({"depth": 0}, GOOD)]
+)  # fmt: skip
+def test_a_look_at_a_tip_that_promises_nothing_is_not_taken(line: dict[str, Any], tip: str) -> None:
+    decision = POLICY.decide(in_a_line(BAD, tip, **line))
+    assert (decision.action, decision.need, len(decision.gates)) == ("rollback", None, 1)

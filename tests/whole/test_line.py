@@ -316,3 +316,57 @@ def test_a_line_that_was_given_up_is_told_from_one_that_was_shown() -> None:
     gone, into, unknown = Carried(None, True), Carried(5, False), Carried(None, False)
     assert fates(rounds, cast(Run, run)) == {1: gone, 2: gone, 4: into, 7: unknown, 8: unknown}
     assert [fate(as_json(each)) for each in (gone, into, unknown, None)] == [", given up", " into 5", ", open", ""]
+
+
+def ending(num_rounds: int) -> str:
+    """A run whose second candidate fails a gate, when the first one has gained what no look has shown."""
+    collapse = {"type": "collapse", "limits": {"pass@1": {"max_of_base": 1.12}}}
+    gates = [{"type": "improvement"}, collapse]
+    decide = {"unclear": "carry", "gates": gates, "last_samples": 6}
+    return configuration(rounds=num_rounds, training={"num_steps": 3}, decide=decide)
+
+
+def test_what_was_carried_is_looked_at_before_it_is_given_up(tmp_path: Path) -> None:
+    with open_session(load_config(write_run(tmp_path, ending(3), 60)), Quiet()) as session:
+        first, second = run_round(session), run_round(session)
+        run, decision = session.run, session.ledger.decision(session.run_id, 2)
+        assert (first.state, second.state, decision and decision.action) == ("carried", "rolled_back", "rollback")
+        assert decision is not None and decision.gates[0]["verdict"] == "pass", "shown, but a gate fails"
+        assert (decision.head_before, decision.head_after) == (run.base_checkpoint, first.candidate_checkpoint)
+        assert (run.head_round, run.tip_round, run.depth) == (
+            1,
+            1,
+            0,
+        ) and run.head_checkpoint == first.candidate_checkpoint
+        assert (run.num_kept, run.num_carried, run.num_rolled_back, run.num_failed_lines) == (1, 0, 1, 0)
+        looked = decision.evidence["splits"]["the tip"]["problems"]
+        assert (len(looked), len(looked[0]["candidate"]), len(looked[0]["head"])) == (60, 24, 24)
+        assert [look["shown"] for look in looked_at(session)] == [True]
+        standing = status(tmp_path / ".loop", "small")
+        words = dict(labelled(standing))["shown"]
+        print(words)
+        with reader(tmp_path / ".loop") as store:
+            told = whole_round(store, 2)
+            assert told is not None and "but its tip, round 1, is shown and is the head now" in page(as_json(told))
+            assert fates(store.ledger.rounds(run.id), run) == {}
+        third = run_round(session)
+        after = session.ledger.decision(run.id, 3)
+        assert third.parent_checkpoint == first.candidate_checkpoint and after is not None
+        assert after.evidence["line"]["left"] == pytest.approx(0.4), "the line has spent all of its share"
+        assert replays(session)
+    shown = " ".join(body(run_facts(Place(tmp_path / "loop.toml", tmp_path / ".loop", "small", 4, None))).split())
+    assert "its tip, round 1, was looked at itself, is shown, and is the head from here on" in shown
+    assert findings(tmp_path / ".loop") == []
+
+
+@pytest.mark.parametrize("place", ["before decide", "after decide", "before finish_evaluation"])
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_kill_while_the_tip_is_looked_at_changes_nothing(place: str, count: int, tmp_path: Path) -> None:
+    whole = dump(finish(write_run(tmp_path / "whole", ending(2), 60)))
+    config = write_run(tmp_path / "killed", ending(2), 60)
+    if drive(config, place, count) != KILLED:
+        return  # it has not that many
+    left = dump(finish(config))
+    for table in ("decisions", "rounds", "checkpoints", "runs"):
+        assert left[table] == whole[table], table
+    assert findings(config.parent / ".loop") == []

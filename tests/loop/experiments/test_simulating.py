@@ -11,7 +11,7 @@ import pytest
 
 from loop.config.settings import Decide
 from loop.errors import LoopError
-from loop.experiments.simulating import Looks, Memory, not_simulated, rows, rules_of, sign_flips_reach, simulated
+from loop.experiments.simulating import Fresh, Looks, Memory, not_simulated, rows, rules_of, sign_flips_reach, simulated
 from loop.experiments.worlds import Floats, Population, World
 from policies.budget import level
 from policies.evidence import Line, read_evidence
@@ -106,8 +106,8 @@ def test_carried_rounds_are_decided_as_the_policy_decides_them(line: dict[str, A
     before = Line(
         depth=0, num_failed=0, left=0.8, num_looks=0 if line["next_look"] == 4 else 1, next_look=line["next_look"]
     )
-    memory = replace(Memory.empty(num_runs), before=((before, "carry"),) * num_runs)
-    outcome = rule(memory, differences, lambda num: differences, is_last=is_last)
+    memory = replace(Memory.empty(num_runs, 100), before=((before, "carry"),) * num_runs)
+    outcome = rule(memory, differences, Fresh(lambda num: differences, lambda num: differences), is_last=is_last)
     of_round = policy.next_line(1, 0, (before, "carry"), None, 100, 5, is_last=is_last)
     assert of_round is not None and of_round.look == looked
     for run in range(num_runs):
@@ -134,6 +134,53 @@ def test_carried_rounds_are_decided_as_the_policy_decides_them(line: dict[str, A
     assert (outcome.num_measured == {(False, False): 50, (True, False): 100, (True, True): 400}[looked, is_last]).all()
     assert outcome.keep.any() <= looked and outcome.keep.sum() >= (8 if looked and gain > 0 else 0)
     assert (~outcome.keep & ~outcome.carry).sum() >= (8 if gain < 0 else 0), "what is worse ends the line"
+
+
+@pytest.mark.parametrize(("change", "gain"), [(-0.08, 0.06), (-0.03, 0.03), (-0.1, 0.0)])
+@pytest.mark.parametrize("tip_used", [50, 100])
+def test_lines_end_as_the_policy_ends_them(change: float, gain: float, tip_used: int) -> None:
+    """A candidate that may be worse than head or tip; and what a look at the tip then shows."""
+    decide, num_runs, num_samples = Decide(suite="s", last_samples=2), 60, 5
+    world = World(name="w", gains=(gain, change), num_problems=100, num_samples=num_samples, num_rounds=2, churn=0.05)
+    policy, rule = decide.policy(), rules_of(decide, world)["configured"]
+    population = Population(world, num_runs, numpy.random.default_rng(3))
+    head = population.base()
+    tip = population.trained(head, numpy.zeros(num_runs, dtype=int))
+    candidate = population.trained(tip, numpy.ones(num_runs, dtype=int))
+    right = {who: population.correct(side, 5) for who, side in (("candidate", candidate), ("head", head), ("tip", tip))}
+    again = {who: population.correct(side, 10) for who, side in (("candidate", tip), ("head", head))}
+    before = Line(depth=0, num_failed=0, left=0.9, num_looks=0, next_look=1)
+    memory = replace(
+        Memory.empty(num_runs, 100), before=((before, "carry"),) * num_runs, tip=(right["tip"] - right["head"]) / 5,
+        tip_used=numpy.full(num_runs, tip_used),
+    )  # fmt: skip
+    fresh = Fresh(lambda num: 1 / 0, lambda num: (again["candidate"] - again["head"]) / num)
+    outcome = rule(memory, (right["candidate"] - right["head"]) / 5, fresh, is_last=False)
+    line = policy.next_line(1, 0, (before, "carry"), None, 100, 5, closing=True)
+    assert line is not None and line.look
+    num_looked = 0
+    for run in range(num_runs):
+        problems = [
+            {"task_id": f"{at:03}", "candidate": _graded(right["candidate"][run, at], 5), "head": _graded(right["head"][run, at], 5)}
+            | ({"tip": _graded(right["tip"][run, at], 5)} if at < tip_used else {})
+            for at in range(100)
+        ]  # fmt: skip
+        splits: dict[str, Any] = {"select": {"suite": "s", "problems": problems}}
+        told = {"round": 2, "rounds_so_far": 1, "line": line.model_dump(exclude_none=True)}
+        decision = policy.decide(read_evidence(told | {"splits": splits}))
+        if looked := decision.action == "sample_more":
+            num_looked += 1
+            sides = ({who: _graded(side[run, at], 10) for who, side in again.items()} for at in range(100))
+            splits["the tip"] = {
+                "suite": "s",
+                "problems": [{"task_id": str(at), **each} for at, each in enumerate(sides)],
+            }
+            decision = policy.decide(read_evidence(told | {"splits": splits}))
+        assert decision.action == ("keep" if outcome.keep[run] else "carry" if outcome.carry[run] else "rollback")
+        assert ((decision.need or {}).get("head") == "tip") == outcome.tip[run]
+        assert outcome.num_measured[run] == 100 + looked * 2 * 2 * 100
+    assert num_looked >= (10 if gain > 0.05 else 1 if gain else 0)
+    assert outcome.tip.sum() >= (5 if gain > 0.05 else 0) and (gain > 0 or outcome.tip.sum() <= 2)
 
 
 def test_small_gains_add_up_along_a_line() -> None:
