@@ -343,8 +343,9 @@ def test_what_was_carried_is_looked_at_before_it_is_given_up(tmp_path: Path) -> 
         assert (len(looked), len(looked[0]["candidate"]), len(looked[0]["head"])) == (60, 24, 24)
         assert [look["shown"] for look in looked_at(session)] == [True]
         standing = status(tmp_path / ".loop", "small")
-        words = dict(labelled(standing))["shown"]
-        print(words)
+        figures = decision.gates[-1]["figures"]
+        expected = f"by a look at it after round 1: {signed(figures['gain'])} over the base, at least {signed(figures['lower'])}, on 60 problems x 24"
+        assert dict(labelled(standing))["shown"].startswith(expected)
         with reader(tmp_path / ".loop") as store:
             told = whole_round(store, 2)
             assert told is not None and "but its tip, round 1, is shown and is the head now" in page(as_json(told))
