@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 from store.db import execute, insert, required, select, select_one, transaction
@@ -39,6 +40,12 @@ class Checkpoints(WithHistory):
     def set_state(self, sha256: str, state: CheckpointState) -> Checkpoint:
         """Say whether a checkpoint can be loaded. Say "collected" before its directory is removed, never after."""
         return self._change(sha256, "checkpoint_state", "state", state)
+
+    def let_go(self, hashes: Iterable[str]) -> None:
+        """Say "collected" of those of these checkpoints that can be loaded."""
+        for sha256 in hashes:
+            if self.known(sha256).state == "present":
+                self.set_state(sha256, "collected")
 
     def move(self, sha256: str, path: str) -> Checkpoint:
         """Say where weights lie now: the same ones, verified there by the caller."""

@@ -63,7 +63,7 @@ def test_training_is_done_again_when_the_weights_are_gone(world: World) -> None:
     assert stage and stage.output is None and ledger.stage(world.run.id, round.number, "evaluating") is None
     again = ledger.begin_attempt(round, "training", stage.input)
     candidate = replace(weights("second", round.number, world.run.id), parent=round.parent_checkpoint)
-    round = ledger.finish_stage(round, "training", again, {"loss": 2}, next_state="evaluating", candidate=candidate)
+    round = ledger.finish_stage(round, "training", again, {"loss": 2}, next_state="evaluating", candidates=[candidate])
     ledger.begin_attempt(round, "evaluating", {"candidate": candidate.sha256})
     assert world.findings() == []
     round = ledger.train_again(round, "gone again")

@@ -42,7 +42,7 @@ class Weights(World):
 
     def trained(self) -> Round:
         round = self.round_at("training")
-        return self.stage(round, "training", candidate=self.candidate(round.number))
+        return self.stage(round, "training", candidates=[self.candidate(round.number)])
 
     def round_of(self, verdict: str, rate: float) -> None:
         round = self.trained()

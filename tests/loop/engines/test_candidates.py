@@ -88,7 +88,13 @@ def test_each_is_the_model_as_it_was(
             saved, expected = load_file(directory / "model.safetensors"), {}
             for name, before in old.items():
                 inner = f"base_model.model.{name.removesuffix('.weight')}"
-                tensor = was[step][name if method == "full" else f"{inner}.weight" if f"{inner}.weight" in was[step] else f"{inner}.base_layer.weight"]
+                tensor = was[step][
+                    name
+                    if method == "full"
+                    else f"{inner}.weight"
+                    if f"{inner}.weight" in was[step]
+                    else f"{inner}.base_layer.weight"
+                ]
                 if f"{inner}.lora_A.default.weight" in was[step]:
                     a, b = (was[step][f"{inner}.lora_{letter}.default.weight"] for letter in "AB")
                     tensor = tensor + (b @ a) * 2.0  # alpha 8 over rank 4
