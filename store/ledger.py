@@ -283,7 +283,8 @@ class Ledger:
         assert (not candidates, selections is None) == (stage != "training", stage != "sampling"), stage
         at = self.now()
         with transaction(self.db):
-            self._swap(round, (stage,), next_state)
+            before = self._swap(round, (stage,), next_state)
+            assert stage != "evaluating" or before.candidate_checkpoint, "of several one is chosen first"
             self._end_stage(round, stage, attempt, output, at)
             particulars: Json = {"attempt": attempt, "output_sha256": sha256_of(output)}
             if selections is not None:
@@ -330,17 +331,11 @@ class Ledger:
     def train_again(self, round: Round, why: str) -> Round:
         """From evaluating or deciding back to training, because weights of a candidate are gone.
 
-        What was measured of them stays; the later stages begin anew with the candidates that come. Where there were several,
-        the others are let go, as training may write other weights in their places.
+        What was measured of them stays; the later stages begin anew with the candidates that come.
         """
         with transaction(self.db):
             before = self._swap(round, ("evaluating", "deciding"), "training")
-            if len(several := self.candidates(before)) > 1:
-                elsewhere = {
-                    row.candidate_checkpoint for row in self.rounds(round.run_id) if row.number != round.number
-                }
-                needed = elsewhere | {self.run_of(round.run_id).base_checkpoint}
-                self.checkpoints.let_go(sha256 for sha256 in several if sha256 not in needed)
+            self.checkpoints.let_go(before, self.candidates(before))
             for undo in (
                 "DELETE FROM attempts WHERE run_id = ? AND round = ? AND stage IN ('evaluating', 'deciding')",
                 "DELETE FROM stages WHERE run_id = ? AND round = ? AND name IN ('evaluating', 'deciding')",
