@@ -141,6 +141,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=4)
     parser.add_argument("--select", type=float, default=0.4, help="the share of the problems that choose")
     parser.add_argument("--candidates", type=int, nargs="+", default=[1, 2, 4, 8])
+    parser.add_argument("--worlds", nargs="+", choices=WORLDS, default=list(WORLDS))
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--quick", action="store_true", help="a tenth of the runs: figures are rough")
     asked = parser.parse_args()
@@ -150,9 +151,9 @@ def main() -> None:
     for unclear in ("carry", "rollback"):
         decide = Decide.model_validate({"suite": "s", "confirm": "confirm", "unclear": unclear})
         rows = []
-        for name, course in WORLDS.items():
+        for name in asked.worlds:
             for num in asked.candidates:
-                ended = runs(course, num, decide, size, num_runs, asked.seed)
+                ended = runs(WORLDS[name], num, decide, size, num_runs, asked.seed)
                 rows.append(
                     [
                         name,
