@@ -223,6 +223,27 @@ def test_carried_rounds_have_candidates_too(opened: Any) -> None:
     assert findings(session.loaded.run_dir) == []
 
 
+def test_parts_save_nothing_where_all_of_select_was_asked_to_choose(opened: Any) -> None:
+    """Head and winner are compared on all of it, and their figures are those of the same problems."""
+    session = opened(several(4, rounds=1, decide={"looks": 3}))
+    run_round(session)
+    num_select = len(session.decider.of_split("select"))
+    decision = session.ledger.decision(session.run_id, 1)
+    assert decision is not None and len(decision.evidence["splits"]["select"]["problems"]) == num_select
+    head, candidate = (decision.evidence["signals"][who]["num_samples"] for who in ("head", "candidate"))
+    assert head == candidate == 4 * num_select
+
+
+def test_they_compete_by_the_metric_that_decides(opened: Any) -> None:
+    session = opened(several(2, rounds=1, decide={"gates": [GATE | {"metric": "pass@4"}]}))
+    run_round(session)
+    (event,) = session.ledger.events.of(session.run_id, CHOSEN)
+    assert {key for each in event.data["candidates"] for rung in each["rungs"] for key in rung} == {
+        "num_problems",
+        "pass@4",
+    }
+
+
 def test_a_head_moved_by_hand_gives_the_round_up(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     session = opened(several(4, rounds=3))
     run_round(session)
