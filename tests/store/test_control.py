@@ -83,7 +83,8 @@ def test_training_that_left_several_is_done_again_as_a_whole(world: World) -> No
     round = ledger.finish_stage(round, "training", attempt, output, next_state="evaluating", candidates=several)
     assert round.candidate_checkpoint is None and ledger.candidates(round) == [row.sha256 for row in several]
     ledger.checkpoints.set_state(left[0].sha256, "quarantined")
-    ledger.choose_candidate(round, left[1].sha256)
+    assert ledger.choose_candidate(round, left[1].sha256).candidate_checkpoint == left[1].sha256
+    assert world.findings() == []
     with world.refused(match="not one whose candidate is still open"):
         ledger.choose_candidate(round, left[1].sha256)
     round = ledger.train_again(round, "damaged")

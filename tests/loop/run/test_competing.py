@@ -26,6 +26,7 @@ from loop.run.opening import open_session
 from loop.run.session import Session
 from loop.words import candidates_words
 from policies.halving import num_asked, rungs
+from policies.sequential import drawing_order
 from store.garbage import collect
 from store.ledger import CHOSEN, Ledger
 from tests.support.configurations import configuration, load_text
@@ -137,6 +138,12 @@ def test_everybody_answers_the_same_and_a_person_sees_it(opened: Any, peak: Call
         if row.split == "select"
     }
     assert len(seeds) == 1, "the head's, too"
+    select = [problem.task_id for problem in session.decider.of_split("select")]
+    order = drawing_order(0, select)
+    for evaluation in session.corpus.evaluations.all(session.run_id):
+        if evaluation.split == "select":
+            answered = {verdict.task_id for verdict in session.corpus.evaluations.verdicts(evaluation.id)}
+            assert answered == set(order[: len(answered)])
     for step in (21, 42, 63, 84):
         assert any(f"candidate of step {step} on ones" in part for part in watch.parts), watch.parts
     with reader(session.loaded.run_dir) as store:
