@@ -325,8 +325,8 @@ class Config(Section):
             yield ("engine", "num_training_processes"), problem
         if training.candidates > 1 and self.decide.confirm is None:
             problem = (
-                f"{training.candidates} candidates are chosen from on decide.split, which cannot show that the chosen one is "
-                "better; set decide.confirm to another split, or candidates = 1"
+                f"decide.split chooses among {training.candidates} candidates, so it cannot show that the chosen one is better; "
+                "set decide.confirm to another split, or candidates = 1"
             )
             yield ("training", "candidates"), problem
         if num_processes > 1 and training.candidates > 1:

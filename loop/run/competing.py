@@ -73,9 +73,8 @@ def _halve(session: Session, round: Round, inputs: Json) -> tuple[str, Json]:
     """The best checkpoint, and each candidate with its step and its figures rung by rung."""
     left = {each["checkpoint"]: each["step"] for each in inputs[CANDIDATES]}  # of equal weights the later step
     at = {step: checkpoint for checkpoint, step in left.items()}
-    comparison = Comparison.of(
-        session, round, inputs | {"candidate": at[max(at)]}
-    )  # whoever: the head says what is asked
+    # Which candidate is compared plays no part: the head says in which order problems come, and with which seeds.
+    comparison = Comparison.of(session, round, inputs | {"candidate": at[max(at)]})
     split, k = session.policy.split, _k_of(session)
     problems, seed = comparison.drawn(split), comparison.seed_of_split(split)
     told: dict[str, list[Json]] = {checkpoint: [] for checkpoint in left}

@@ -36,19 +36,23 @@ def expected(peak: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict
     return dump(config.parent / ".loop"), left
 
 
+PLACES = {
+    "checkpoint.files_synced": (2, 4),
+    "checkpoint.manifest_synced": (3, 5),
+    "checkpoint.renamed": (1, 3),
+    "checkpoint.named": (2, 4),
+    "checkpoint.collected": (1, 1),
+    "checkpoint.removing": (1, 2),
+    "store.commit": (40, 60),
+    "store.committed": (45, 75),
+    "round.safe_point": (30, 50),
+}
+FAST = {"checkpoint.renamed", "checkpoint.collected", "store.committed"}
+
+
 @pytest.mark.parametrize(
     ("place", "counts"),
-    [
-        ("checkpoint.files_synced", (2, 4)),
-        ("checkpoint.manifest_synced", (3, 5)),
-        ("checkpoint.renamed", (1, 3)),
-        ("checkpoint.named", (2, 4)),
-        ("checkpoint.collected", (1, 1)),
-        ("checkpoint.removing", (1, 2)),
-        ("store.commit", (40, 60)),
-        ("store.committed", (45, 75)),
-        ("round.safe_point", (30, 50)),
-    ],
+    [pytest.param(*each, marks=[] if each[0] in FAST else pytest.mark.slow) for each in PLACES.items()],
 )
 def test_killed_at_a_named_place(place: str, counts: tuple[int, int], tmp_path: Path, expected: Any) -> None:
     whole, left = expected

@@ -81,8 +81,8 @@ TABLE = [
       "8: training.num_steps: num_epochs and num_steps are both given; give one",
       "10: training.micro_batch_size: 5 does not divide batch_size 32; give a divisor of it"]),
     ("num_steps = 4", "num_steps = 4\ncandidates = 4",
-     ["9: training.candidates: 4 candidates are chosen from on decide.split, which cannot show that the chosen one is "
-      "better; set decide.confirm to another split, or candidates = 1"]),
+     ["9: training.candidates: decide.split chooses among 4 candidates, so it cannot show that the chosen one is better; "
+      "set decide.confirm to another split, or candidates = 1"]),
     ("num_steps = 4", "num_steps = 4\ncandidates = 17",
      ["9: training.candidates: 17 is not between 1 and 16; give a whole number of at least 1 and at most 16"]),
     ("num_steps = 4", 'method = "fulll"\nlora = { rank = true, target_modules = [1] }',

@@ -34,7 +34,7 @@ def with_candidates(trainer: Trainer, parent: CheckpointRef, out: Path, num: int
     return fit(trainer, parent, settings, out, many_rows(45))
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("bfloat16", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "merge"), WAYS)
 def test_the_training_does_not_notice(method: str, merge: bool, bfloat16: bool, trl: Trainer, tmp_path: Path) -> None:
     """Bit for bit, with dropout, whose random numbers go on as they would."""
@@ -59,7 +59,7 @@ def test_the_training_does_not_notice(method: str, merge: bool, bfloat16: bool, 
     assert left == {"model", "alone", "out", *(f"out-step-{step:06d}" for step in (2, 4, 6))}
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
+@pytest.mark.parametrize("bfloat16", [True, pytest.param(False, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(("method", "merge"), WAYS)
 def test_each_is_the_model_as_it_was(
     method: str, merge: bool, bfloat16: bool, recorded: Any, trl: Trainer, tmp_path: Path

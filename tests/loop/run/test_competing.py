@@ -299,7 +299,13 @@ PLACES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("place", "count"), PLACES)
+FAST = {"after commit_directory", "after finish_stage", "before finish_evaluation", "after decide"}
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    [each if each[0] in FAST else pytest.param(*each, marks=pytest.mark.slow) for each in PLACES],
+)
 def test_killed_it_ends_as_an_undisturbed_run(
     place: str, count: int, tmp_path: Path, undisturbed: dict[str, Any]
 ) -> None:
@@ -338,5 +344,5 @@ def test_candidates_without_a_split_that_shows_are_a_mistake(tmp_path: Path) -> 
     with pytest.raises(ConfigError) as caught:
         load_text(tmp_path, several(4, decide={"confirm": None}).replace('confirm = "confirm"\n', ""))
     (line,) = str(caught.value).splitlines()
-    assert "training.candidates: 4 candidates are chosen from on decide.split" in line
+    assert "training.candidates: decide.split chooses among 4 candidates" in line
     assert line.endswith("set decide.confirm to another split, or candidates = 1") and caught.value.exit_code == 78
