@@ -139,7 +139,7 @@ class Filling:
         candidate = weights(f"round-{number}", number, self.run.id)
         stages = {
             "sampling": {"next_state": "training", "selections": []},
-            "training": {"next_state": "evaluating", "candidate": candidate},
+            "training": {"next_state": "evaluating", "candidates": [candidate]},
             "evaluating": {"next_state": "deciding"},
         }
         for stage, more in stages.items():

@@ -14,12 +14,13 @@ from loop.run.answering import Answers
 from loop.run.attempting import Work, attempt, current_round
 from loop.run.choosing import select
 from loop.run.comparison import Comparison
+from loop.run.competing import candidates_of, compete
 from loop.run.session import Session
 from loop.stages.sampling import Lineage, plan
 from loop.stages.training import Trained, train
 from policies.data import DATA_POLICIES
-from store.checkpoints import CHECKPOINTS, manifest_sha256, manifest_size_bytes
-from store.records import Checkpoint, DecisionRow, Json, Round
+from store.checkpoints import CHECKPOINTS
+from store.records import DecisionRow, Json, Round
 
 
 def run_round(session: Session) -> Round:
@@ -54,11 +55,10 @@ def sampling(session: Session, round: Round, number: int, inputs: Json) -> Round
 
 
 def training(session: Session, round: Round, number: int, inputs: Json) -> Round:
-    """Plain cross-entropy on the selected completions gives the candidate."""
+    """Plain cross-entropy on the selected completions gives the candidate, or several along its way."""
     what = f"{inputs['num_rows']} completions"
     session.watch.stage(round.number, "training", what)
     parent = session.weights(round.parent_checkpoint)
-    parent_row = session.ledger.checkpoints.known(round.parent_checkpoint)
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
     settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
@@ -68,29 +68,21 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
         return train(rows, parent, settings, session.engines.trainer(parent), final_dir)
 
     made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}
-    with session.sharing.weights(round.number, what, parent.sha256, final_dir, make, **made_from) as trained:
-        report = trained.result.model_dump(mode="json")
-        candidate = Checkpoint(
-            sha256=manifest_sha256(trained.manifest),
-            run_id=round.run_id,
-            round=round.number,
-            kind="adapter" if trained.result.adapter else "full",
-            path=str(final_dir.relative_to(session.loaded.run_dir)),
-            parent=parent.sha256,
-            base=(parent_row.base or parent_row.sha256) if trained.result.adapter else None,
-            size_bytes=manifest_size_bytes(trained.manifest),
-            manifest=trained.manifest,
-            origin={"training": report},
-        )
-        output = {"checkpoint": candidate.sha256, **report}
-        return session.finish_stage(round, number, output, next_state="evaluating", candidate=candidate)
+    num = settings.get("candidates", 1)  # older stores lack it
+    with session.sharing.weights(round.number, what, parent.sha256, final_dir, make, num, **made_from) as trained:
+        candidates, output = candidates_of(session, round, parent, trained)
+        return session.finish_stage(round, number, output, next_state="evaluating", candidates=candidates)
 
 
 def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Round:
-    """Head and candidate: same problems, same decoding settings, same seeds, until it is clear which one is better."""
-    comparison = Comparison.of(session, round, inputs)
+    """Head and candidate: same problems, same decoding settings, same seeds, until it is clear which one is better.
+
+    Of several candidates the best on the first split is compared.
+    """
+    round, chosen = compete(session, round, inputs)
+    comparison = Comparison.of(session, round, inputs | chosen)
     comparison.run()
-    return session.finish_stage(round, number, comparison.as_output(), next_state="deciding")
+    return session.finish_stage(round, number, comparison.as_output() | chosen, next_state="deciding")
 
 
 def deciding(session: Session, round: Round, number: int, inputs: Json) -> Round:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -121,6 +121,17 @@ def decoding_words(settings: dict[str, Any] | None) -> str:
     penalty = settings.get("repetition_penalty", 1.0)
     parts += [f"repetition_penalty {penalty:g}"] if penalty != 1.0 else []
     return ", ".join(parts)
+
+
+def candidates_words(candidates: Iterable[dict[str, Any]]) -> str:
+    """step 5 0.412 on 20; step 10 0.437 on 20, 0.425 on 40, chosen"""
+    told = []
+    for each in candidates:
+        figures = [(value, rung["num_problems"]) for rung in each["rungs"] for key, value in rung.items() if "@" in key]
+        parts = [f"{rate(value)} on {num_problems}" for value, num_problems in figures]
+        parts += ["chosen"] if each["chosen"] else []
+        told.append(f"step {each['step']} {', '.join(parts)}".strip())
+    return "; ".join(told)
 
 
 def warn(text: str) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
-from store.db import execute, insert, required, select, select_one, transaction
+from store.db import execute, insert, query, required, select, select_one, transaction
 from store.events import WithHistory
-from store.records import Checkpoint, CheckpointState, Json
+from store.records import Checkpoint, CheckpointState, Json, Round
 
 
 class Checkpoints(WithHistory):
@@ -39,6 +40,17 @@ class Checkpoints(WithHistory):
     def set_state(self, sha256: str, state: CheckpointState) -> Checkpoint:
         """Say whether a checkpoint can be loaded. Say "collected" before its directory is removed, never after."""
         return self._change(sha256, "checkpoint_state", "state", state)
+
+    def let_go(self, round: Round, candidates: Sequence[str]) -> None:
+        """Say "collected" of several candidates of a round that is trained again, as others may take their places.
+
+        Weights that the run's base or another round is made of stay.
+        """
+        sql = "SELECT candidate_checkpoint FROM rounds WHERE run_id = ? AND number <> ? UNION SELECT base_checkpoint FROM runs"
+        needed = {row["candidate_checkpoint"] for row in query(self.db, sql, (round.run_id, round.number))}
+        for sha256 in candidates if len(candidates) > 1 else ():
+            if sha256 not in needed and self.known(sha256).state == "present":
+                self.set_state(sha256, "collected")
 
     def move(self, sha256: str, path: str) -> Checkpoint:
         """Say where weights lie now: the same ones, verified there by the caller."""

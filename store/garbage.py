@@ -6,6 +6,7 @@ in between leaves a directory that nobody needs; the next collection finds it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,9 @@ from store.errors import StoreError
 from store.failpoints import reach
 from store.ledger import Ledger
 from store.records import DECIDED, Checkpoint, Run
+
+AT_STEP = "step"  # this key of a checkpoint's origin says after which step it was left, where its training left several
+DIRECTORY = re.compile(r"round-([0-9]+)(-step-[0-9]+)?")  # of a round's weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +36,18 @@ def plan_collection(
 ) -> Plan:
     """Base, head, tip, best, pinned, what an open round works with and the newest `keep_last` stay.
 
+    Of several candidates of one round those that were not chosen go once the round is over, whatever `keep_last` says.
     `max_total_bytes` bounds the size of all that stays below the run directory: of those that `keep_last` alone
     keeps, the oldest go first. `damaged`: remove what was set aside, too.
     """
     present = [row for row in ledger.checkpoints.all(run.id) if row.state == "present"]
     needed = _needed(ledger, run, suite, {row.sha256: row for row in present})
     inside = [row for row in present if not Path(row.path).is_absolute()]  # the run directory
-    newest = sorted((row for row in inside if row.sha256 not in needed), key=lambda row: row.round, reverse=True)
+    chosen = {round.candidate_checkpoint for round in ledger.rounds(run.id)}
+    doomed = [row for row in inside if row.sha256 not in {*needed, *chosen} and AT_STEP in row.origin]
+    left = (row for row in inside if row.sha256 not in needed and row not in doomed)
+    newest = sorted(left, key=lambda row: row.round, reverse=True)
     num_bytes = sum(row.size_bytes for row in inside if row.sha256 in needed)
-    doomed = []
     for num_newer, row in enumerate(newest):
         num_bytes += row.size_bytes
         if num_newer >= keep_last or (max_total_bytes is not None and num_bytes > max_total_bytes):
@@ -93,7 +100,7 @@ def _in_use(ledger: Ledger, run: Run) -> dict[str, str]:
     in_use.setdefault(run.tip_checkpoint, "the tip")
     last = ledger.last_round(run.id)
     if last and last.state not in DECIDED:
-        for sha256 in filter(None, (last.parent_checkpoint, last.candidate_checkpoint)):
+        for sha256 in (last.parent_checkpoint, *ledger.candidates(last)):
             in_use.setdefault(sha256, f"round {last.number} works with it")
     return in_use
 
@@ -121,8 +128,8 @@ def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[
     over = last.number - (last.state not in DECIDED) if last else 0
     # Where a round made the weights of an earlier one, no row names its directory.
     for path in sorted((run_dir / CHECKPOINTS).glob("round-*")):
-        number = path.name.removeprefix("round-")
-        if number.isdigit() and int(number) <= over and str(path.relative_to(run_dir)) not in recorded:
+        named = DIRECTORY.fullmatch(path.name)
+        if named and int(named[1]) <= over and str(path.relative_to(run_dir)) not in recorded:
             paths.append(path)
     if damaged:
         paths += sorted((run_dir / CHECKPOINTS).glob("*.damaged*"))

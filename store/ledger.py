@@ -37,6 +37,8 @@ from store.records import (
 from store.selections import store_selections
 
 TIP_LOOKED_AT = "tip_looked_at"
+CHOSEN = "candidate_chosen"
+CANDIDATES = "candidates"  # this key of the training stage's output lists several, with their steps
 
 _STAGE = (
     "SELECT *, (SELECT coalesce(max(attempt), 0) FROM attempts AS a WHERE a.run_id = s.run_id AND a.round = s.round "
@@ -267,30 +269,57 @@ class Ledger:
         output: Json,
         *,
         next_state: RoundState,
-        candidate: Checkpoint | None = None,
+        candidates: Sequence[Checkpoint] = (),
         selections: Iterable[Selection] | None = None,
     ) -> Round:
         """Store a stage's output and move the round to the stage after it, with what belongs to that moment.
 
-        `selections` (in order of position) come with the end of sampling, `candidate` with the end of training. Finishing
-        twice is StaleState, even with the same output: after a restart the round's state says that the stage is done, so a
-        second finish is a second writer or a mistake. Deciding ends with `decide`.
+        `selections` (in order of position) come with the end of sampling, `candidates` (all different) with the end of
+        training. One is the round's candidate; of several `choose_candidate` says later which. Finishing twice is StaleState,
+        even with the same output: after a restart the round's state says that the stage is done, so a second finish is a
+        second writer or a mistake. Deciding ends with `decide`.
         """
         assert dict(pairwise(STAGES)).get(stage) == next_state, f"{stage} does not lead to {next_state}"
-        assert (candidate is None, selections is None) == (stage != "training", stage != "sampling"), stage
+        assert (not candidates, selections is None) == (stage != "training", stage != "sampling"), stage
         at = self.now()
         with transaction(self.db):
-            self._swap(round, (stage,), next_state)
+            before = self._swap(round, (stage,), next_state)
+            assert stage != "evaluating" or before.candidate_checkpoint, "of several one is chosen first"
             self._end_stage(round, stage, attempt, output, at)
             particulars: Json = {"attempt": attempt, "output_sha256": sha256_of(output)}
             if selections is not None:
                 particulars["selections_sha256"] = store_selections(self.db, round, selections)
-            if candidate is not None:
+            for candidate in candidates:
                 self.checkpoints.add(candidate)
-                sql = "UPDATE rounds SET candidate_checkpoint = ? WHERE run_id = ? AND number = ?"
-                execute(self.db, sql, (candidate.sha256, round.run_id, round.number))
-                particulars["candidate"] = candidate.sha256
+            if len(candidates) == 1:
+                self._set_candidate(round, candidates[0].sha256)
+                particulars["candidate"] = candidates[0].sha256
+            elif candidates:
+                particulars["candidates"] = [candidate.sha256 for candidate in candidates]
             self.events.append(round.run_id, "stage_finished", round.number, stage, at=at, **particulars)
+        return self._round(round.run_id, round.number)
+
+    def candidates(self, round: Round) -> list[str]:
+        """The checkpoints that a round's training has left, each once; one of them is, or will be, its candidate."""
+        training = self.stage(round.run_id, round.number, "training")
+        several = (training.output or {}).get(CANDIDATES, []) if training else []
+        left = [each["checkpoint"] for each in several] or [round.candidate_checkpoint]
+        return [*filter(None, dict.fromkeys(left))]
+
+    def choose_candidate(self, round: Round, checkpoint: str, **data: Any) -> Round:
+        """Say which of several is the round's candidate; `data`: all of them, with what they were chosen by.
+
+        StaleState unless the round is evaluating and has none.
+        """
+        with transaction(self.db):
+            current = self._round(round.run_id, round.number)
+            if current.state != "evaluating" or current.candidate_checkpoint is not None:
+                raise StaleState(
+                    f"round {round.number} is at {current.state}, and not one whose candidate is still open"
+                )
+            assert checkpoint in self.candidates(round), checkpoint
+            self._set_candidate(round, checkpoint)
+            self.events.append(round.run_id, CHOSEN, round.number, "evaluating", candidate=checkpoint, **data)
         return self._round(round.run_id, round.number)
 
     def leave_attempt(self, round: Round, stage: StageName, attempt: int, why: str) -> None:
@@ -300,12 +329,13 @@ class Ledger:
             self.events.append(round.run_id, "attempt_left", round.number, stage, attempt=attempt, why=why)
 
     def train_again(self, round: Round, why: str) -> Round:
-        """From evaluating or deciding back to training, because the candidate's weights are gone.
+        """From evaluating or deciding back to training, because weights of a candidate are gone.
 
-        What was measured of them stays; the later stages begin anew with the candidate that comes.
+        What was measured of them stays; the later stages begin anew with the candidates that come.
         """
         with transaction(self.db):
             before = self._swap(round, ("evaluating", "deciding"), "training")
+            self.checkpoints.let_go(before, self.candidates(before))
             for undo in (
                 "DELETE FROM attempts WHERE run_id = ? AND round = ? AND stage IN ('evaluating', 'deciding')",
                 "DELETE FROM stages WHERE run_id = ? AND round = ? AND name IN ('evaluating', 'deciding')",
@@ -437,6 +467,10 @@ class Ledger:
         return select_one(self.db, DecisionRow, sql, (run_id, number))
 
     # Inside a transaction
+
+    def _set_candidate(self, round: Round, checkpoint: str) -> None:
+        sql = "UPDATE rounds SET candidate_checkpoint = ? WHERE run_id = ? AND number = ?"
+        execute(self.db, sql, (checkpoint, round.run_id, round.number))
 
     def _round(self, run_id: str, number: int) -> Round:
         return required(self.round(run_id, number), f"there is no round {number}")

@@ -231,8 +231,11 @@ class _Story:
                 hashes |= {what.removesuffix("_sha256"): data[what] for what in data if what.endswith("_sha256")}
                 hashes[f"{event.stage} output"] = hashes.pop("output")
             case "training_undone":
+                self.candidates[number] = ""
                 for what in ("training output", "candidate", "evaluating input", "evaluating output", "deciding input"):
                     hashes.pop(what, None)
+            case "candidate_chosen":
+                self.candidates[number] = data["candidate"]
             case "round_resumed":
                 self.states[number] = event.stage or ""
             case "round_decided":
@@ -292,6 +295,8 @@ def _rounds(db: Database, checked: Counter[str]) -> Iterator[str]:
             checked["rounds"] += 1
             if story.states.pop(round.number, None) != round.state:
                 yield f"round {round.number}: is {round.state}, which does not follow from the events"
+            if story.candidates.get(round.number, "") != (round.candidate_checkpoint or ""):
+                yield f"round {round.number}: its candidate does not follow from the events"
             expected = story.hashes[round.number]
             actual = {}
             for stage in ledger.stages(run.id, round.number):

@@ -16,7 +16,20 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from loop.cli.paper import Paper
-from loop.words import count, decoding_words, duration, fate, interval, number, one_line, rate, round_name, safe, signed
+from loop.words import (
+    candidates_words,
+    count,
+    decoding_words,
+    duration,
+    fate,
+    interval,
+    number,
+    one_line,
+    rate,
+    round_name,
+    safe,
+    signed,
+)
 from store.records import Json
 
 WHO = ("base", "head", "candidate")
@@ -226,6 +239,8 @@ def round_report(answer: Json, width: int) -> Group:
         facts.add_row("adapted", cell(safe(answer["adapted"])))
     if answer["training"]["num_used"] or answer["training"]["num_left_out"]:
         facts.add_row("training", cell(_training_words(answer["training"])))
+    if answer["candidates"]:
+        facts.add_row("candidates", cell(candidates_words(answer["candidates"])))
     for line in _shared_words(answer):
         facts.add_row("shared", cell(line))
     if answer["stages"]:

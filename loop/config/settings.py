@@ -133,6 +133,12 @@ class Training(Section):
         ge=0,
         description="Completions left out, at most one in 20: if their loss is much higher, training has memorised the rest.",
     )
+    candidates: int = Field(
+        1,
+        ge=1,
+        le=16,
+        description="Checkpoints along a fine-tune, evenly spaced; the best on decide.split goes on to decide.confirm.",
+    )
     gradient_checkpointing: Cost[bool] = Field(
         True, description="Recompute activations: less memory, about a third more time."
     )
@@ -317,6 +323,15 @@ class Config(Section):
         if num_processes > 1 and training.batch_size % (training.micro_batch_size * num_processes):
             product = f"{num_processes} times training.micro_batch_size {training.micro_batch_size}"
             problem = f"{product} does not divide training.batch_size {training.batch_size}; lower one of them"
+            yield ("engine", "num_training_processes"), problem
+        if training.candidates > 1 and self.decide.confirm is None:
+            problem = (
+                f"decide.split chooses among {training.candidates} candidates, so it cannot show that the chosen one is better; "
+                "set decide.confirm to another split, or candidates = 1"
+            )
+            yield ("training", "candidates"), problem
+        if num_processes > 1 and training.candidates > 1:
+            problem = f"{num_processes} processes leave no candidates along the way; set 1, or training.candidates = 1"
             yield ("engine", "num_training_processes"), problem
         if num_processes > 1 and training.method == "lora":
             problem = 'LoRA is trained by one process; set 1, or training.method = "full"'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 
 from loop.run.session import Session
+from policies.halving import num_asked
 from store.corpus import ROW_BYTES, TEXT_BYTES_PER_TOKEN
 from store.records import Round
 
@@ -23,8 +24,12 @@ def needed_bytes(session: Session, round: Round | None) -> int:
         return _weights(session)
     if stage == "evaluating":
         probed = config.diagnosis
+        asked = {suite.config.name: 2 * len(suite.problems) for suite in session.suites}
+        asked[config.decide.suite] += num_asked(
+            config.training.candidates, len(session.decider.of_split(session.policy.split))
+        )
         return 3 * PROBE_BYTES * probed.num_prompts * probed.max_new_tokens * probed.top + sum(
-            2 * len(suite.problems) * suite.config.num_samples * _row(suite.config.max_new_tokens)
+            asked[suite.config.name] * suite.config.num_samples * _row(suite.config.max_new_tokens)
             for suite in session.suites
         )
     return 0
@@ -49,12 +54,12 @@ def _row(max_new_tokens: int) -> int:
 
 def _weights(session: Session) -> int:
     """What a full fine-tune writes, at most: the margin covers a base that came in half the precision of training."""
-    run = session.run
+    run, num_candidates = session.run, session.loaded.config.training.candidates
     rows = [
         session.ledger.checkpoints.get(sha256)
         for sha256 in {run.base_checkpoint, run.head_checkpoint, run.tip_checkpoint}
     ]
-    return int(WEIGHTS_MARGIN * max(row.size_bytes for row in rows if row))
+    return int(num_candidates * WEIGHTS_MARGIN * max(row.size_bytes for row in rows if row))
 
 
 def _megabytes(num_bytes: int) -> str:

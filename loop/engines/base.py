@@ -156,11 +156,26 @@ def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int
     return set(sorted(range(len(rows)), key=hashed)[:num]) if num else set()
 
 
+def candidate_steps(num_steps: int, settings: dict[str, Any]) -> list[int]:
+    """The optimizer steps after which a fine-tune of `num_steps` leaves a candidate; the last one is its end.
+
+    settings["candidates"] says how many; settings of older versions say nothing, so one.
+    """
+    num = settings.get("candidates", 1)
+    return sorted({-(-number * num_steps // num) for number in range(1, num + 1)})
+
+
+def earlier_dir(out_dir: Path, num_steps: int) -> Path:
+    """Where `Trainer.fit` writes the candidate of an earlier step than the last: beside `out_dir`."""
+    return out_dir.with_name(f"{out_dir.name}-step-{num_steps:06d}")
+
+
 class TrainingResult(Value):
     """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats.
 
     `held_out_loss` and `train_loss` are those of the final weights, on the rows that were held out and on as many of the
-    others; None where none was held out. The counts are of rows that were trained on.
+    others; None where none was held out. The counts are of rows that were trained on. `earlier`: of each candidate that was
+    left along the way the same, in order of steps; its `num_steps` and `losses` end with it.
     """
 
     num_steps: int
@@ -172,6 +187,7 @@ class TrainingResult(Value):
     train_loss: float | None = None
     adapter: bool = False
     extra: dict[str, Any] = {}
+    earlier: tuple[TrainingResult, ...] = ()
 
 
 Progress = Callable[[int, int], None]  # (done, total), called as often as there is something new
@@ -218,8 +234,9 @@ class Trainer(Protocol):
         """Train on `rows_file` (one TrainingRow as JSON a line) and write weights, config and tokenizer into `out_dir`.
 
         `settings` is the [training] table plus `seed`. The rows that `held_out` picks are left out. `out_dir` exists and is
-        empty. Nothing else is written; the caller makes the directory durable. On a CPU the same rows, parent, settings and
-        machine give the same weights.
+        empty. Each earlier step of `candidate_steps` leaves its weights in `earlier_dir`, and changes nothing of those that
+        come after it. Nothing else is written; the caller makes the directories durable. On a CPU the same rows, parent,
+        settings and machine give the same weights.
         Raises EngineError when the loss is not finite.
         """
 

@@ -3,7 +3,7 @@
 Its model is a number, `skill`: the share of functions that it writes to return 1 instead of 0. Fine-tuning raises it a
 little with each step. Tokens are bytes. A probe also finds a small doubt about every byte, smaller with more skill, which
 sampling leaves out. With LOOP_FAKE_STEP_S each batch and each step takes that many seconds, for tests that need a stage to
-last.
+last; with LOOP_FAKE_PEAK each step after so many lowers skill again, for tests of a training that goes too far.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from loop.engines.base import (
     SamplingParams,
     TrainingResult,
     TrainingRow,
+    candidate_steps,
+    earlier_dir,
     held_out,
 )
 from loop.engines.prompting import check_prompt, check_text
@@ -41,6 +43,7 @@ END = 256  # the end-of-sequence token
 DOUBT = 0.02  # the mass that a model without skill spreads over all tokens
 MAX_TOKENS = 65536  # prompt and completion together
 STEP_S = float(os.environ.get("LOOP_FAKE_STEP_S") or 0)
+PEAK = int(os.environ.get("LOOP_FAKE_PEAK") or 2**31)
 
 
 def write_fake_model(directory: Path, skill: float) -> None:
@@ -149,6 +152,11 @@ def _num_kept(likeliest_first: Sequence[float], truncation: SamplingParams) -> i
     return sum(before < limit for before in [0.0, *itertools.accumulate(powers)][:-1])
 
 
+def _effective(num_steps: int) -> int:
+    """How many hundredths of skill so many steps bring. After LOOP_FAKE_PEAK steps each further one takes a hundredth away."""
+    return num_steps if num_steps <= PEAK else 2 * PEAK - num_steps
+
+
 class FakeTrainer:
     """A Trainer that raises `skill` by a hundredth per step."""
 
@@ -166,16 +174,23 @@ class FakeTrainer:
             time.sleep(STEP_S)
             self.progress(step + 1, num_steps)
         skill = json.loads((parent.path / "config.json").read_text())["skill"]
-        write_fake_model(out_dir, min(1.0, skill + 0.01 * num_steps))
-        return TrainingResult(
-            num_steps=num_steps,
-            num_rows=len(rows),
-            num_completion_tokens=sum(len(row.completion_token_ids) for row in rows),
-            losses=tuple(1.0 / (step + 1) for step in range(num_steps)),
-            num_held_out=len(left_out),
-            held_out_loss=1.0 / num_steps if left_out else None,
-            train_loss=1.0 / (num_steps + 1) if left_out else None,
-        )
+        completion_tokens = sum(len(row.completion_token_ids) for row in rows)
+
+        def left_at(step: int, directory: Path) -> TrainingResult:
+            write_fake_model(directory, max(0.0, min(1.0, skill + 0.01 * _effective(step))))
+            return TrainingResult(
+                num_steps=step,
+                num_rows=len(rows),
+                num_completion_tokens=completion_tokens,
+                losses=tuple(1.0 / (number + 1) for number in range(step)),
+                num_held_out=len(left_out),
+                held_out_loss=1.0 / step if left_out else None,
+                train_loss=1.0 / (step + 1) if left_out else None,
+            )
+
+        *steps, last = candidate_steps(num_steps, settings)
+        earlier = tuple(left_at(step, earlier_dir(out_dir, step)) for step in steps)
+        return left_at(last, out_dir).model_copy(update={"earlier": earlier})
 
     def close(self) -> None:
         """Nothing to free."""

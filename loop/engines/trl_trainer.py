@@ -20,7 +20,17 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import TrainerCallback, TrainerState
 from trl import SFTConfig
 
-from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult, TrainingRow, held_out
+from loop.engines.base import (
+    CheckpointRef,
+    EngineConfig,
+    Progress,
+    TrainingResult,
+    TrainingRow,
+    candidate_steps,
+    earlier_dir,
+    held_out,
+)
+from loop.engines.candidates import AlongTheWay, cast_state, check_finite, forget_training, merge_into
 from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
@@ -94,9 +104,9 @@ class StartingPoint:
     """Where a fine-tune starts: the full weights in float32, and how the parent lies on disk, which its child does, too."""
 
     def __init__(self, parent: CheckpointRef, device: torch.device) -> None:
-        self.parent = parent
-        weights = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
-        model = load_model(weights, "auto", device)
+        self.parent, self.device = parent, device
+        self.base = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
+        model = load_model(self.base, "auto", device)
         self.dtype, self.model = model.dtype, model.float()
         # The trainer changes the model's own.
         self.config, self.generation_config = copy.deepcopy((model.config, model.generation_config))
@@ -105,17 +115,13 @@ class StartingPoint:
         self, trained: Any, merge: bool, rows: Columns, left_out: Columns, out_dir: Path, state: TrainerState
     ) -> TrainingResult:
         """Check, write and measure the trained weights, in the parent's precision. `merge`: an adapter into its base."""
-        if not all(bool(parameter.isfinite().all()) for parameter in trained.parameters()):
-            raise EngineError("the weights are not finite after the last step; lower training.learning_rate")
+        check_finite(trained, "the last step")
         if isinstance(trained, PeftModel) and merge:
             trained = trained.merge_and_unload()
         adapter = isinstance(trained, PeftModel)
         if not adapter:
-            trained = trained.to(self.dtype)
-            trained.config, trained.generation_config = self.config, self.generation_config
-        trained.save_pretrained(out_dir)
-        (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        load_tokenizer(self.parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
+            trained = self._as_on_disk(trained)
+        self._save(trained, out_dir)
         return TrainingResult(
             num_steps=state.global_step,
             num_rows=len(rows["labels"]),
@@ -125,6 +131,43 @@ class StartingPoint:
             **losses_of(trained, rows, left_out),  # when the weights are written: no figure is worth them
             adapter=adapter,
         )
+
+    def write_along_the_way(self, model: Any, out_dir: Path) -> None:
+        """Write the weights of a training that goes on: an adapter as it is, else a copy in the parent's precision."""
+        if isinstance(model, PeftModel):
+            self._save(model, out_dir)
+            return
+        own = model.config, model.generation_config
+        model.config, model.generation_config = copy.deepcopy((self.config, self.generation_config))
+        try:
+            self._save(model, out_dir, state_dict=cast_state(model, self.dtype))
+            model.config.dtype = self.dtype  # transformers has written that of the model, which is being trained
+            model.config.save_pretrained(out_dir)
+        finally:
+            model.config, model.generation_config = own
+
+    def finish(self, out_dir: Path, merge: bool, rows: Columns, left_out: Columns) -> dict[str, float]:
+        """Merge what `write_along_the_way` has written, where that is asked for, and measure its losses as `write` does."""
+        adapter = (out_dir / "adapter_config.json").exists()
+        if not adapter and not left_out["labels"]:
+            return {}
+        model = load_model(self.base if adapter else CheckpointRef(sha256="", path=out_dir), "auto", self.device)
+        if adapter and merge:
+            model = self._as_on_disk(merge_into(model.float(), out_dir))
+            self._save(model, out_dir)
+        elif adapter:
+            model = PeftModel.from_pretrained(model.float(), out_dir)
+        return losses_of(model, rows, left_out)
+
+    def _as_on_disk(self, model: Any) -> Any:
+        model = model.to(self.dtype)
+        model.config, model.generation_config = self.config, self.generation_config
+        return model
+
+    def _save(self, model: Any, out_dir: Path, **more: Any) -> None:
+        model.save_pretrained(out_dir, **more)
+        (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
+        load_tokenizer(self.parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
 
 
 class TrlTrainer:
@@ -137,8 +180,23 @@ class TrlTrainer:
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
         rows, left_out = read_rows(rows_file, settings)
-        start, lora = StartingPoint(parent, self.device), settings["lora"]
-        model = start.model
+        start, merge = StartingPoint(parent, self.device), settings["lora"]["merge"]
+        result = self._train(start, rows, left_out, settings, out_dir)
+        earlier = []
+        for step in candidate_steps(result.num_steps, settings)[:-1]:
+            start.model = None
+            forget_training(self.device)
+            told = {"num_steps": step, "losses": result.losses[:step], "held_out_loss": None, "train_loss": None}
+            told |= start.finish(earlier_dir(out_dir, step), merge, rows, left_out)
+            earlier.append(result.model_copy(update=told))
+            self.progress(result.num_steps, result.num_steps)  # a sign of life
+        return result.model_copy(update={"earlier": tuple(earlier)})
+
+    def _train(
+        self, start: StartingPoint, rows: Columns, left_out: Columns, settings: dict[str, Any], out_dir: Path
+    ) -> TrainingResult:
+        """The fine-tune and its last candidate; earlier ones lie where they belong, adapters not merged yet."""
+        parent, lora, model = start.parent, settings["lora"], start.model
         if parent.base_path is not None:
             check_adapter(parent.path)
             model = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
@@ -159,7 +217,7 @@ class TrlTrainer:
                 args=self.arguments(settings, Path(scratch)),
                 train_dataset=Dataset.from_dict(rows),
                 processing_class=load_tokenizer(parent)[0],
-                callbacks=[Report(self.progress)],
+                callbacks=[Report(self.progress), AlongTheWay(settings, out_dir, start.write_along_the_way)],
             )
             trainer.train()
         trained = trainer.accelerator.unwrap_model(trainer.model)

@@ -13,10 +13,16 @@ from loop.reading.decisions import Decision, decision_of
 from loop.reading.gains import STORED_AS, Gain, gain
 from loop.reading.reader import Evaluations, Reader
 from loop.words import seconds_between
+from store.ledger import CANDIDATES
 from store.records import DecisionRow, Evaluation, Json, Round, Run
 
 SETTINGS = ("model", "sampling", "collect", "training", "seed")  # those that a round depends on
-SHOWN_ELSEWHERE = ("losses", "diagnosis", STORED_AS)  # keys of a stage's output: long, and told in other words
+SHOWN_ELSEWHERE = (
+    "losses",
+    "diagnosis",
+    CANDIDATES,
+    STORED_AS,
+)  # keys of a stage's output: long, and told in other words
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +93,7 @@ class WholeRound(RoundRow):
     policy: Json | None
     signals: Json | None
     training: Training
+    candidates: list[Candidate]  # what its training has left along its way; none where that was one
     diagnosis: Json | None  # locks and forks; None before they are measured and where [diagnosis] is off
     settings: Json  # those that the round really used
     adapted: str | None  # what in them was changed after rollbacks, in a line
@@ -109,6 +116,17 @@ class Training:
     num_held_out: int
     held_out_loss: float | None
     train_loss: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """One of several candidates of a round. `rungs`: on how many problems of the first split it reached what, before it was left
+    behind or chosen; none before that is stored. Of several with the same weights all are `chosen`."""
+
+    step: int
+    checkpoint: str
+    chosen: bool
+    rungs: list[Json]
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +285,7 @@ def all_of(
         policy=decision.policy if decision else None,
         signals=decision.evidence.get("signals") if decision else None,
         training=_training(store, round),
+        candidates=_candidates(store, round),
         diagnosis=store.output(round.number, "evaluating").get("diagnosis") or None,
         settings=settings,
         adapted=adapted,
@@ -326,6 +345,16 @@ def _suite(store: Reader, evaluations: Evaluations, name: str, round: Round | No
         gain=gain(store, candidate, head),
         gain_over_base=gain(store, candidate, base),
     )
+
+
+def _candidates(store: Reader, round: Round) -> list[Candidate]:
+    left = store.output(round.number, "evaluating").get(CANDIDATES)
+    return [
+        Candidate(
+            each["step"], each["checkpoint"], each["checkpoint"] == round.candidate_checkpoint, each.get("rungs", [])
+        )
+        for each in left or store.output(round.number, "training").get(CANDIDATES, [])
+    ]
 
 
 def _training(store: Reader, round: Round) -> Training:

@@ -132,6 +132,7 @@ def _template(name: str) -> Template:
             for name in ("rate", "signed", "interval", "duration", "size", "count", "number", "round_name", "fate")
         },
         "decoding": words.decoding_words,
+        "candidates": words.candidates_words,
         "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),
         "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
         "short": lambda sha256: (sha256 or "-")[:12],

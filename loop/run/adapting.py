@@ -18,7 +18,7 @@ from policies.adaptation import Adaptable, adapted, in_words, rollbacks_in_a_row
 from policies.evidence import Line
 from policies.line import Shown
 from store.garbage import best_round
-from store.ledger import TIP_LOOKED_AT
+from store.ledger import CANDIDATES, TIP_LOOKED_AT
 from store.records import Json, Round
 
 MOST_VERDICTS = 1000
@@ -47,7 +47,13 @@ def frozen_input(session: Session, round: Round) -> Json:
             refuse_a_repetition(session, round, inputs)
             return inputs
         case "evaluating":
-            sides = {"head": session.run.head_checkpoint, "candidate": round.candidate_checkpoint}
+            sides: Json = {"head": session.run.head_checkpoint}
+            if round.candidate_checkpoint is not None:
+                sides["candidate"] = round.candidate_checkpoint
+            else:
+                trained = session.ledger.stage(round.run_id, round.number, "training")
+                assert trained is not None and trained.output is not None
+                sides[CANDIDATES] = trained.output[CANDIDATES]
             line, best = line_of(session), best_so_far(session)
             return (
                 sides

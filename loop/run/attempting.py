@@ -77,7 +77,8 @@ def _leave(session: Session, round: Round, number: int | None, why: str) -> None
 
 def without_weights(session: Session, round: Round, attempt: int, lost: LostWeights) -> Round:
     """Weights are damaged or gone. A candidate is trained again; head and tip fall back to the last good head, loudly."""
-    ledger, run_id, is_candidate = session.ledger, round.run_id, lost.checkpoint.sha256 == round.candidate_checkpoint
+    ledger, run_id = session.ledger, round.run_id
+    is_candidate = lost.checkpoint.sha256 in ledger.candidates(round)
 
     def fail_attempt(next_step: str) -> None:
         session.watch.note(f"round {round.number}, {round.stage}: {lost}; {next_step}")

@@ -66,6 +66,11 @@ class Comparison:
         problems = {problem.task_id: problem for problem in self.session.decider.of_split(split)}
         return [problems[task_id] for task_id in drawing_order(self.head_round, list(problems))]
 
+    def seed_of_split(self, split: str) -> int:
+        """The seed of all samples there, whoever answers."""
+        draw = (self.draw,) if self.draw else ()
+        return seed_of(self.session.loaded.config.seed, self.session.decider.config.name, split, self.head_round, *draw)
+
     def run(self) -> None:
         """Open what the policy asks for until it has decided, and then what is only reported."""
         policy, looks = self.session.policy, self.session.loaded.config.decide.looks
@@ -88,7 +93,9 @@ class Comparison:
                     return
 
     def _first_part(self, num_planned: int) -> int:
-        """How many problems of the first split are opened first."""
+        """How many problems of the first split are opened first; all where the candidate has answered all, to be chosen."""
+        if len(self.session.ledger.candidates(self.round)) > 1:
+            return num_planned
         if self.line is not None and not self.line.look:
             return num_planned if self.session.policy.confirm else math.ceil(GLIMPSE * num_planned)
         return next_part(0, num_planned, self.session.loaded.config.decide.looks)
@@ -102,9 +109,7 @@ class Comparison:
 
     def _open(self, split: str, num_problems: int) -> None:
         self.opened[split] = num_problems
-        draw = (self.draw,) if self.draw else ()
-        seed = seed_of(self.session.loaded.config.seed, self.session.decider.config.name, split, self.head_round, *draw)
-        part = SuitePart(split, self.drawn(split)[:num_problems], seed)
+        part = SuitePart(split, self.drawn(split)[:num_problems], self.seed_of_split(split))
         sides = [who for who in self.checkpoints if who != "best" or split == self.session.policy.split]
         engines = self.session.engines  # the checkpoint that is loaded already goes first: loading is expensive
         for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):

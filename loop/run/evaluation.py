@@ -29,10 +29,13 @@ class SuitePart:
     seed: int
 
 
-def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, part: SuitePart, who: str) -> Evaluation:
+def evaluate(
+    session: Session, number: int, checkpoint: str, suite: Yardstick, part: SuitePart, who: str, label: str = ""
+) -> Evaluation:
     """One checkpoint on a part of a suite; only missing completions are generated and only missing verdicts graded.
 
-    `number`: the round that is open, or that would be next; `who`: what the checkpoint is to it.
+    `number`: the round that is open, or that would be next; `who`: what the checkpoint is to it; `label`: what onlookers
+    are told of it instead.
     """
     corpus, params = session.corpus, params_of(suite.config)
     drawn = params.model_dump(mode="json")
@@ -64,7 +67,7 @@ def evaluate(session: Session, number: int, checkpoint: str, suite: Yardstick, p
     corpus.evaluations.reopen(evaluation.id)
     grading = session.loaded.config.grading.model_dump(mode="json", exclude={"num_workers"})
     with session.sharing.answers(answers, suite=suite.row.sha256, grading=grading):
-        return _evaluate(session, suite, answers, evaluation.id, f"{who} {on_suite}")
+        return _evaluate(session, suite, answers, evaluation.id, f"{label or who} {on_suite}")
 
 
 def _evaluate(session: Session, suite: Yardstick, answers: Answers, evaluation_id: str, label: str) -> Evaluation:

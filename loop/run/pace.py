@@ -17,6 +17,7 @@ from loop.grading.suite import split_of
 from loop.inputs import Inputs
 from loop.run.base_model import in_worker
 from loop.system.gpus import used_bytes
+from policies.halving import num_asked as asked_of_all
 
 PROMPT_TOKENS = 40  # of a prompt beyond what all prompts begin with
 SHARE_OF_LENGTH = 0.5  # of max_new_tokens: most completions end before
@@ -58,10 +59,11 @@ def work_of(loaded: LoadedConfig, inputs: Inputs, num_rounds: int) -> Work:
         if suite.name == config.decide.suite:
             shares = {str(name): share for name, share in suite.splits.items()}
             splits = [split_of(problem.task_id, shares) for problem in read.problems]
-            num_asked = 2 * num_rounds * splits.count(config.decide.split)
+            num_problems = splits.count(config.decide.split)
+            num_asked = num_rounds * (num_problems + asked_of_all(config.training.candidates, num_problems))
             if config.decide.unclear == "carry" and num_rounds > 1 and not suite.greedy:
                 more = 2 * (config.decide.last_samples - 1) * suite.num_samples
-                last_answers = more * splits.count(config.decide.split)
+                last_answers = more * num_problems
                 last_tokens = round(last_answers * suite.max_new_tokens * SHARE_OF_LENGTH)
         prompts += num_asked
         num_answers += num_asked * suite.num_samples

@@ -83,12 +83,18 @@ class Sharing:
 
     @contextlib.contextmanager
     def weights(
-        self, round: int, what: str, parent: str, final_dir: Path, train: Callable[[], Trained], **made_from: object
-    ) -> Iterator[Trained]:
+        self, round: int, what: str, parent: str, final_dir: Path, train: Callable[[], Trained], num_candidates: int,
+        **made_from: object,
+    ) -> Iterator[Trained]:  # fmt: skip
         """The weights of a fine-tune under their final name: taken from another run, or else trained here.
 
-        The block ends the stage: other runs may take the weights once the ledger names them.
+        The block ends the stage: other runs may take the weights once the ledger names them. Several candidates are several
+        directories, which no entry names: each run trains its own, and shares what they answer.
         """
+        self._weights_taken = []
+        if num_candidates > 1:
+            yield train()
+            return
         with self._turn(round, "training", what, parent, made_from) as product:
             trained = product.take_weights(final_dir) or train()
             self._weights_taken = [product.origin] if product.origin else []

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import CheckpointRef, Trainer, TrainingResult, TrainingRow
+from loop.engines.base import CheckpointRef, Trainer, TrainingResult, TrainingRow, earlier_dir
 from store.canonical import compact_json
 from store.checkpoints import commit_directory, temporary_directory
 from store.records import Completion, Json
@@ -17,11 +17,12 @@ from store.records import Completion, Json
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What the fine-tune gave: the directory, its manifest and the trainer's report."""
+    """What the fine-tune gave: the directory, its manifest and the trainer's report; likewise of each earlier candidate."""
 
     path: Path
     manifest: Json
     result: TrainingResult
+    earlier: tuple[Trained, ...] = ()
 
 
 def rows_sha256(rows: Iterable[Completion]) -> tuple[int, str]:
@@ -36,7 +37,10 @@ def rows_sha256(rows: Iterable[Completion]) -> tuple[int, str]:
 def train(
     rows: Iterable[Completion], parent: CheckpointRef, settings: dict[str, Any], trainer: Trainer, final_dir: Path
 ) -> Trained:
-    """Fine-tune `parent` on the token ids that were sampled. Interrupted, it leaves only temporary directories."""
+    """Fine-tune `parent` on the token ids that were sampled. Interrupted, it leaves only temporary directories.
+
+    Killed between two commits it leaves whole candidates that the next attempt finds again or replaces.
+    """
     scratch = temporary_directory(final_dir.parent)
     rows_file, weights = scratch / "rows.jsonl", scratch / "weights"
     weights.mkdir()
@@ -45,7 +49,15 @@ def train(
             row = TrainingRow(prompt_token_ids=completion.prompt_token_ids, completion_token_ids=completion.token_ids)
             file.write(row.model_dump_json() + "\n")
     result = trainer.fit(rows_file, parent, settings, weights)
-    manifest = commit_directory(weights, final_dir)
+    earlier = tuple(
+        _committed(earlier_dir(weights, each.num_steps), earlier_dir(final_dir, each.num_steps), each)
+        for each in result.earlier
+    )
+    last = _committed(weights, final_dir, result.model_copy(update={"earlier": ()}))
     rows_file.unlink()
     os.rmdir(scratch)
-    return Trained(final_dir, manifest, result)
+    return replace(last, earlier=earlier)
+
+
+def _committed(weights: Path, final_dir: Path, result: TrainingResult) -> Trained:
+    return Trained(final_dir, commit_directory(weights, final_dir), result)

@@ -25,6 +25,7 @@ COMMANDS = {
     "training": "bench/training.py --pairs 1 --rows 2",
     "rounds": "bench/rounds.py --rounds 1 --small",
     "decisions": "bench/decisions.py --runs 20 --only 1",
+    "candidates": "bench/candidates.py --runs 10 --rounds 2 --candidates 1 4",
     "collapse": "bench/collapse.py --runs 10 --rounds 2",
     "drift": "bench/drift.py --runs 2 --rounds 2",
 }

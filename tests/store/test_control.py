@@ -63,12 +63,34 @@ def test_training_is_done_again_when_the_weights_are_gone(world: World) -> None:
     assert stage and stage.output is None and ledger.stage(world.run.id, round.number, "evaluating") is None
     again = ledger.begin_attempt(round, "training", stage.input)
     candidate = replace(weights("second", round.number, world.run.id), parent=round.parent_checkpoint)
-    round = ledger.finish_stage(round, "training", again, {"loss": 2}, next_state="evaluating", candidate=candidate)
+    round = ledger.finish_stage(round, "training", again, {"loss": 2}, next_state="evaluating", candidates=[candidate])
     ledger.begin_attempt(round, "evaluating", {"candidate": candidate.sha256})
     assert world.findings() == []
     round = ledger.train_again(round, "gone again")
     with world.refused():
         ledger.train_again(round, "it is training")
+
+
+def test_training_that_left_several_is_done_again_as_a_whole(world: World) -> None:
+    """What other rounds need of it stays, as here the weights of round 1."""
+    ledger, run = world.ledger, world.run.id
+    first = world.whole_round().candidate_checkpoint
+    left = [weights(f"step-{step}", 2, run) for step in (1, 2)]
+    several = [ledger.checkpoints.known(first or ""), *left]
+    output = {"candidates": [{"step": step, "checkpoint": row.sha256} for step, row in enumerate(several)]}
+    round = world.round_at("training")
+    attempt = ledger.begin_attempt(round, "training", {})
+    round = ledger.finish_stage(round, "training", attempt, output, next_state="evaluating", candidates=several)
+    assert round.candidate_checkpoint is None and ledger.candidates(round) == [row.sha256 for row in several]
+    ledger.checkpoints.set_state(left[0].sha256, "quarantined")
+    assert ledger.choose_candidate(round, left[1].sha256).candidate_checkpoint == left[1].sha256
+    assert world.findings() == []
+    with world.refused(match="not one whose candidate is still open"):
+        ledger.choose_candidate(round, left[1].sha256)
+    round = ledger.train_again(round, "damaged")
+    assert (round.candidate_checkpoint, ledger.candidates(round)) == (None, [])
+    assert [ledger.checkpoints.known(row.sha256).state for row in several] == ["present", "quarantined", "collected"]
+    assert world.findings() == []
 
 
 def test_an_attempt_that_was_left_is_no_failure(world: World) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,15 @@ class Weights(World):
         self.run_dir = run_dir
         self.measure(self.run.base_checkpoint, 0, 0.1)
 
-    def candidate(self, number: int) -> Checkpoint:
+    def candidate(self, number: int, step: int = 0, content: bytes = b"") -> Checkpoint:
         directory = temporary_directory(self.run_dir / "checkpoints")
-        (directory / "model.safetensors").write_bytes(bytes([number]) * (100 + number))
-        final = self.run_dir / "checkpoints" / f"round-{number:04d}"
+        content = content or bytes([number + 50 * step]) * (100 + number)
+        (directory / "model.safetensors").write_bytes(content)
+        final = self.run_dir / "checkpoints" / f"round-{number:04d}{f'-step-{step:06d}' if step else ''}"
         manifest = commit_directory(directory, final)
         size, path = manifest_size_bytes(manifest), f"checkpoints/{final.name}"
-        return Checkpoint(manifest_sha256(manifest), self.run.id, number, "full", path, None, None, size, manifest)
+        row = Checkpoint(manifest_sha256(manifest), self.run.id, number, "full", path, None, None, size, manifest)
+        return replace(row, origin={"step": step}) if step else row
 
     def measure(self, checkpoint: str, round: int, rate: float) -> None:
         row = self.evaluation(round, sha256_of([checkpoint]), checkpoint)
@@ -42,10 +45,31 @@ class Weights(World):
 
     def trained(self) -> Round:
         round = self.round_at("training")
-        return self.stage(round, "training", candidate=self.candidate(round.number))
+        return self.stage(round, "training", candidates=[self.candidate(round.number)])
 
-    def round_of(self, verdict: str, rate: float) -> None:
-        round = self.trained()
+    def trained_several(self, *contents: bytes) -> tuple[Round, list[str]]:
+        """A round with candidates of steps 1, 2 and 3, of which none is chosen yet; and their hashes."""
+        round = self.round_at("training")
+        given = dict(enumerate(contents, start=1))
+        left = [self.candidate(round.number, step, given.get(step, b"")) for step in (1, 2)]
+        left.append(self.candidate(round.number, 3))
+        output = {"candidates": [{"step": row.origin["step"], "checkpoint": row.sha256} for row in left]}
+        attempt = self.ledger.begin_attempt(round, "training", {})
+        round = self.ledger.finish_stage(round, "training", attempt, output, next_state="evaluating", candidates=left)
+        return round, [row.sha256 for row in left]
+
+    def steps(self) -> dict[int, list[int]]:
+        """Of which candidates of each round the weights lie there."""
+        there: dict[int, list[int]] = {}
+        for row in self.ledger.checkpoints.all(self.run.id):
+            if row.round and row.state == "present":
+                assert (self.run_dir / row.path).is_dir()
+                there.setdefault(row.round, []).append(row.origin["step"])
+        assert len(self.directories()) == sum(map(len, there.values()))
+        return there
+
+    def round_of(self, verdict: str, rate: float, trained: Round | None = None) -> None:
+        round = trained or self.trained()
         self.measure(round.candidate_checkpoint or "", round.number, rate)
         round = self.stage(round, "evaluating")
         self.ledger.begin_attempt(round, "deciding", {})
@@ -117,6 +141,56 @@ def test_the_oldest_of_the_newest_go_where_the_total_is_bounded(world: Weights) 
         world.round_of("rollback", 0.0)
     for max_total_bytes, doomed in ((210, [1, 2]), (0, [1, 2, 3, 4]), (10_000, [])):
         assert world.doomed(keep_last=4, max_total_bytes=max_total_bytes) == doomed
+
+
+def test_what_was_not_chosen_stays_until_the_decision(world: Weights) -> None:
+    """And goes then, however many the newest are that stay; a kill in between changes nothing of that."""
+    for number, (verdict, kept) in enumerate((("keep", 2), ("carry", 3), ("rollback", 1)), start=1):
+        round, left = world.trained_several()
+        collect(world.ledger, world.run_dir, world.plan(keep_last=0))
+        assert world.steps()[number] == [1, 2, 3], "the candidates of an open round"
+        round = world.ledger.choose_candidate(round, left[kept - 1])
+        collect(world.ledger, world.run_dir, world.plan(keep_last=0))
+        assert world.steps()[number] == [1, 2, 3], "it is not decided yet"
+        world.round_of(verdict, 0.5, round)
+        plan = world.plan(keep_last=9)
+        assert [row.origin["step"] for row in plan.doomed] == [step for step in (1, 2, 3) if step != kept]
+        world.ledger.checkpoints.set_state(plan.doomed[0].sha256, "collected")
+        collect(world.ledger, world.run_dir, world.plan(keep_last=9))
+        assert world.steps()[number] == [kept]
+    assert world.steps() == {1: [2], 2: [3], 3: [1]}
+    assert world.plan(keep_last=9).doomed == world.plan(keep_last=9).leftovers == ()
+
+
+def test_a_pinned_candidate_stays_and_those_of_a_round_that_was_given_up_go(world: Weights) -> None:
+    round, left = world.trained_several()
+    round = world.ledger.choose_candidate(round, left[0])
+    world.ledger.checkpoints.pin(left[1])
+    world.round_of("rollback", 0.1, round)
+    collect(world.ledger, world.run_dir, world.plan(keep_last=0))
+    assert world.steps() == {1: [2]}
+    round, _ = world.trained_several()
+    world.ledger.fail_round(round, "broken")
+    collect(world.ledger, world.run_dir, world.plan(keep_last=0))
+    assert world.steps() == {1: [2], 2: [1, 2, 3]}, "a failed round may be resumed"
+    world.ledger.begin_round(world.run.id)
+    collect(world.ledger, world.run_dir, world.plan(keep_last=9))
+    assert world.steps() == {1: [2]}
+
+
+def test_candidates_that_are_the_weights_of_another_round_stay_with_it(world: Weights) -> None:
+    """Round 2 leaves the weights that round 1 has chosen, and some that it has not, once more."""
+    round, first = world.trained_several(b"chosen", b"not chosen")
+    world.round_of("keep", 0.5, world.ledger.choose_candidate(round, first[0]))
+    collect(world.ledger, world.run_dir, world.plan())
+    assert world.steps() == {1: [1]}
+    round, second = world.trained_several(b"chosen", b"not chosen")
+    assert first[:2] == second[:2] and world.ledger.checkpoints.known(first[1]).path.startswith(
+        "checkpoints/round-0002"
+    )
+    world.round_of("rollback", 0.1, world.ledger.choose_candidate(round, second[2]))
+    collect(world.ledger, world.run_dir, world.plan(keep_last=0))
+    assert world.steps() == {1: [1]} and world.directories() == {"round-0001-step-000001"}
 
 
 def test_a_kill_between_the_word_and_the_deed_leaves_what_the_next_collection_removes(world: Weights) -> None:

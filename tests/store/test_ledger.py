@@ -213,6 +213,7 @@ class Rounds(RuleBasedStateMachine):
         self.state = "none"
         self.stage = 0
         self.attempt = 0
+        self.several: list[str] = []  # candidates of which none is chosen yet
         self.head = self.tip = self.world.run.base_checkpoint
 
     def refused(self, call: Callable[[], object]) -> None:
@@ -224,7 +225,7 @@ class Rounds(RuleBasedStateMachine):
         if self.state in ("none", "failed", *DECIDED):
             self.round = self.world.ledger.begin_round(self.world.run.id)
             assert self.round.parent_checkpoint == self.tip
-            self.state, self.stage, self.attempt = "sampling", 0, 0
+            self.state, self.stage, self.attempt, self.several = "sampling", 0, 0, []
         else:
             self.refused(partial(self.world.ledger.begin_round, self.world.run.id))
 
@@ -239,18 +240,38 @@ class Rounds(RuleBasedStateMachine):
             self.refused(call)
 
     @precondition(lambda self: self.round is not None)
-    @rule(which=st.sampled_from(STAGES[:3]))
-    def finish(self, which: Any) -> None:
+    @rule(which=st.sampled_from(STAGES[:3]), num=st.integers(1, 3))
+    def finish(self, which: Any, num: int) -> None:
+        if which == "evaluating" and self.several:
+            return  # refused by an assertion
         following = STAGES[STAGES.index(which) + 1]
         belongings: dict[str, Any] = {"next_state": following}
         if which == "sampling":
             belongings["selections"] = []
         if which == "training":
-            belongings["candidate"] = weights(self.round.number, self.round.number, self.world.run.id)
-        call = partial(self.world.ledger.finish_stage, self.round, which, self.attempt, {}, **belongings)
+            number, run_id = self.round.number, self.world.run.id
+            left = [weights(f"{number}-{step}" if step else number, number, run_id) for step in range(num)]
+            belongings["candidates"] = left
+        several = [row.sha256 for row in belongings.get("candidates", ())]
+        output = {"candidates": [{"checkpoint": sha256} for sha256 in several]} if num > 1 else {}
+        call = partial(self.world.ledger.finish_stage, self.round, which, self.attempt, output, **belongings)
         if self.state == which and self.attempt:
             self.round = call()
+            self.several = several if len(several) > 1 else []
+            assert set(several) <= {*self.world.ledger.candidates(self.round)}
             self.state, self.stage, self.attempt = following, self.stage + 1, 0
+        else:
+            self.refused(call)
+
+    @precondition(lambda self: self.round is not None)
+    @rule(which=st.integers(0, 2))
+    def choose(self, which: int) -> None:
+        chosen = self.several[which % len(self.several)] if self.several else self.tip
+        call = partial(self.world.ledger.choose_candidate, self.round, chosen, why="best")
+        if self.state == "evaluating" and self.several:
+            self.round = call()
+            assert self.round.candidate_checkpoint == chosen
+            self.several = []
         else:
             self.refused(call)
 

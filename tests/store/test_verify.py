@@ -53,6 +53,12 @@ def test_a_tip_that_does_not_follow_from_the_decisions_is_found(world: World) ->
     assert world.findings() == ["round: run demo: the tip is round 2, which does not follow from the decisions"]
 
 
+def test_another_candidate_than_the_one_that_was_chosen_is_found(world: World) -> None:
+    world.whole_round("rollback")
+    world.db.conn.execute("UPDATE rounds SET candidate_checkpoint = parent_checkpoint")
+    assert world.findings() == ["round: round 1: its candidate does not follow from the events"]
+
+
 def without_guards(world: World) -> sqlite3.Connection:
     conn: sqlite3.Connection = world.db.conn
     for (name,) in conn.execute("SELECT name FROM sqlite_schema WHERE type = 'trigger'").fetchall():
@@ -111,6 +117,7 @@ def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> 
             + [("earlier_selections", "arrivals", f"json_{c}") for c in ARRIVALS]
             + [("stages", "input", "json('{}')"), ("stages", "output", "json('{}')")]
             + [("rounds", "state", "CASE state WHEN 'kept' THEN 'failed' ELSE 'kept' END")]
+            + [("rounds", "candidate_checkpoint", None)]
             + [("runs", c, None) for c in OF_RUNS.split()]
             + [("collected", c, None) for c in ("run_id", "round", "part", "sha256")]
             + [("collected", "entries", "x'00'")]

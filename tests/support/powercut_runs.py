@@ -63,8 +63,8 @@ wrap(ledger.Ledger, "begin_round", lambda round, *args, **more: {"begun": round.
 wrap(ledger.Ledger, "decide", lambda round, *args, **more: {"decided": round.number, "state": round.state})
 wrap(
     ledger.Ledger, "finish_stage",
-    lambda round, before, stage, *args, candidate=None, **more:
-        {"finished": [round.number, stage], "candidate": candidate and candidate.sha256},
+    lambda round, before, stage, *args, candidates=(), **more:
+        {"finished": [round.number, stage], "candidates": [candidate.sha256 for candidate in candidates]},
 )
 
 config, num_rounds, change = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
@@ -225,8 +225,9 @@ def _unkept(db: Database, promised: list[dict[str, Any]]) -> Iterator[str]:
             yield "the run is gone"
         if "finished" in promise and tuple(promise["finished"]) not in finished:
             yield f"{promise['finished']} was acknowledged as finished and is not"
-        if promise.get("candidate") and (promise["candidate"],) not in present:
-            yield f"checkpoint {promise['candidate']} was acknowledged and is not present"
+        for sha256 in promise.get("candidates", ()):
+            if (sha256,) not in present:
+                yield f"checkpoint {sha256} was acknowledged and is not present"
         if "decided" in promise and (promise["decided"], promise["state"]) not in decided:
             yield f"round {promise['decided']}: the decision was acknowledged and is gone"
 
@@ -278,7 +279,7 @@ def out_of_order(recording: Recording, number: int) -> list[str]:
     named = min(places("sync", CHECKPOINTS, renamed, finished), default=finished)
     if named == finished:
         wrong.append("the directory of checkpoints is not synced between the renaming and the acknowledgement")
-    sha256 = json.loads(records[finished].data)["candidate"].encode()
+    sha256 = json.loads(records[finished].data)["candidates"][0].encode()
     noted = [place for place in places("write", wal) if sha256 in records[place].data]
     if min(noted) < named:
         wrong.append("the ledger's transaction is written before the checkpoint has its name on disk")

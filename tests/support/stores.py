@@ -140,7 +140,7 @@ class World:
         if stage == "sampling":
             belongings.setdefault("selections", [])
         if stage == "training":
-            belongings.setdefault("candidate", weights(f"round-{round.number}", round.number, self.run.id))
+            belongings.setdefault("candidates", [weights(f"round-{round.number}", round.number, self.run.id)])
         return self.ledger.finish_stage(round, stage, attempt, {"n": 1}, next_state=following, **belongings)
 
     def decision(self, round: records.Round, verdict: Any) -> records.DecisionRow:

@@ -80,6 +80,11 @@ TABLE = [
      ["7: training.min_learning_rate: 1e-06 is above learning_rate 1e-07; give at most that",
       "8: training.num_steps: num_epochs and num_steps are both given; give one",
       "10: training.micro_batch_size: 5 does not divide batch_size 32; give a divisor of it"]),
+    ("num_steps = 4", "num_steps = 4\ncandidates = 4",
+     ["9: training.candidates: decide.split chooses among 4 candidates, so it cannot show that the chosen one is better; "
+      "set decide.confirm to another split, or candidates = 1"]),
+    ("num_steps = 4", "num_steps = 4\ncandidates = 17",
+     ["9: training.candidates: 17 is not between 1 and 16; give a whole number of at least 1 and at most 16"]),
     ("num_steps = 4", 'method = "fulll"\nlora = { rank = true, target_modules = [1] }',
      ['8: training.method: "fulll" is unknown; give "full" or "lora"',
       "9: training.lora.rank: true is not a whole number; give a whole number of at least 1",
@@ -210,6 +215,18 @@ def test_all_mistakes_come_at_once_in_the_order_of_the_file(tmp_path: Path) -> N
 def test_an_empty_file_lists_what_is_needed(tmp_path: Path) -> None:
     keys = [line.split(": ")[1] for line in mistakes_in(tmp_path, "# nothing\n")]
     assert keys == ["decide", "model", "name", "sampling", "suites"]
+
+
+def test_several_processes_leave_no_candidates(tmp_path: Path) -> None:
+    text = VALID.replace("num_steps = 4", "num_steps = 4\ncandidates = 4").replace(
+        "[decide]", '[decide]\nconfirm = "confirm"'
+    )
+    text = text.replace("num_samples = 4", "num_samples = 4\nsplits = { select = 0.5, confirm = 0.5 }")
+    assert mistakes_in(tmp_path, text) == []
+    assert mistakes_in(tmp_path, text + "[engine]\nnum_training_processes = 2\n") == [
+        "21: engine.num_training_processes: 2 processes leave no candidates along the way; set 1, or "
+        "training.candidates = 1"
+    ]
 
 
 NO_TOML = "is not TOML: "

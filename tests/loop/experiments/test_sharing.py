@@ -26,9 +26,11 @@ from loop.run.session import Session
 from loop.run.sharing import Product
 from loop.workers.up import Engines
 from store import shared as registry
+from store.ledger import CHOSEN
 from store.probes import Probes
 from store.records import Probe
 from store.shared import MEMBERSHIP, registry_of
+from tests.loop.run.test_competing import several
 from tests.support.cli import altered
 from tests.support.experiments import drive, prepared, run_of, sound
 from tests.support.runs import Quiet
@@ -108,6 +110,30 @@ def test_another_input_is_another_stage(tmp_path: Path) -> None:
     assert {"sampling", *base} <= taken["rate"] and "training" not in taken["rate"]
     assert base <= taken["samples"] and not taken["samples"] & {"sampling", "training"}
     assert taken["batch"] == {"training"}, "another batch size may draw other tokens"
+
+
+def test_several_candidates_are_trained_by_each_run_and_share_what_they_answer(
+    tmp_path: Path, calls: Counter[str]
+) -> None:
+    arms = [{"name": "a"}, {"name": "b", "decide": {"margin": 0.02}}]
+    base = several(4, rounds=1, num_steps=8, storage={"min_free_bytes": 0})
+    experiment = prepared(tmp_path, toml_text({"name": "e", "rounds": 1, "seeds": [1], "arms": arms}), base)
+    for run in experiment.runs:
+        calls.clear()
+        drive(run, 1)
+        assert calls["trainer"] == 1
+    assert not calls["sampler"], "the same candidates have answered the same"
+    shared = {product["stage"] for product in experiment_facts(experiment).shared}
+    assert shared == {"sampling", "evaluating"}
+    chosen = []
+    for run in experiment.runs:
+        with open_session(load_config(run.path), Quiet()) as session:
+            (event,) = session.ledger.events.of(session.run_id, CHOSEN)
+            chosen.append(event.data)
+            trained = session.ledger.stage(session.run_id, 1, "training")
+            assert trained is not None and "shared" not in (trained.output or {})
+    assert chosen[0] == chosen[1]
+    sound(experiment.path)
 
 
 def test_a_run_of_its_own_shares_nothing(begun: Experiment, calls: Counter[str]) -> None:

@@ -59,7 +59,7 @@ def record(directory: Path, kind: Any, make: Any) -> None:
         base.sha256 if kind == "adapter" else None, manifest_size_bytes(trained), trained,
     )  # fmt: skip
     attempt = ledger.begin_attempt(round, "training", {})
-    ledger.finish_stage(round, "training", attempt, {}, next_state="evaluating", candidate=candidate)
+    ledger.finish_stage(round, "training", attempt, {}, next_state="evaluating", candidates=[candidate])
     db.close()
 
 
