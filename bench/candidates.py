@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.simulation import CHURN, Floats, Ints, World, share, shift_for, table
 from loop.config.settings import Decide
-from loop.experiments.simulating import Memory, rules_of
+from loop.experiments.simulating import Fresh, Memory, rules_of
 from loop.experiments.worlds import World as Measured
 from policies.halving import better_ones, num_asked, rungs
 
@@ -99,7 +99,7 @@ def runs(course: tuple[float, ...], num_candidates: int, decide: Decide, size: S
         name="candidates", gains=(0.0,), num_problems=size.num_problems, num_samples=size.num_samples,
         num_rounds=size.num_rounds, select_share=size.select_share,
     )  # fmt: skip
-    rule, memory = rules_of(decide, measured)["configured"], Memory.empty(num_runs)
+    rule, memory = rules_of(decide, measured)["configured"], Memory.empty(num_runs, size.num_problems)
     head = tip = world.log_odds(num_runs, size.num_problems)
     head_gain, tip_gain, offered = numpy.zeros(num_runs), numpy.zeros(num_runs), numpy.zeros(num_runs)
     worthless, kept = numpy.zeros(num_runs, dtype=numpy.int64), numpy.zeros(num_runs, dtype=numpy.int64)
@@ -113,19 +113,20 @@ def runs(course: tuple[float, ...], num_candidates: int, decide: Decide, size: S
         candidate = several[best, everybody]
         on_confirm = world.correct(candidate[:, size.num_select :], size.num_samples)
         correct = numpy.concatenate([on_select[best, everybody], on_confirm], axis=1)
-        fresh = functools.partial(_fresh, world, candidate, head)
+        fresh = Fresh(*(functools.partial(_fresh, world, weights, head) for weights in (candidate, tip)))
         is_last = number + 1 == size.num_rounds
         outcome = rule(memory, (correct - answers) / size.num_samples, fresh, is_last=is_last)
-        memory, keep, carry = outcome.memory, outcome.keep, outcome.carry
+        memory, moved, carry = outcome.memory, outcome.keep | outcome.tip, outcome.carry
         gain = tip_gain + gains[best]
-        worthless += keep & (gain - head_gain <= 1e-12)
-        kept, offered = kept + keep, offered + gains[best] / size.num_rounds
+        new, new_gain = numpy.where(outcome.tip[:, None], tip, candidate), numpy.where(outcome.tip, tip_gain, gain)
+        worthless += moved & (new_gain - head_gain <= 1e-12)
+        kept, offered = kept + moved, offered + gains[best] / size.num_rounds
         asked += outcome.num_measured + more_asked
-        head, head_gain = numpy.where(keep[:, None], candidate, head), numpy.where(keep, gain, head_gain)
+        head, head_gain = numpy.where(moved[:, None], new, head), numpy.where(moved, new_gain, head_gain)
         tip, tip_gain = numpy.where(carry[:, None], candidate, head), numpy.where(carry, gain, head_gain)
         if not is_last:
-            answers = numpy.where(keep[:, None], world.correct(head, size.num_samples), answers)
-            asked += keep * size.num_problems
+            answers = numpy.where(moved[:, None], world.correct(head, size.num_samples), answers)
+            asked += moved * size.num_problems
     return Ended(head_gain, worthless, kept, asked * size.num_samples, offered)
 
 
