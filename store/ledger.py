@@ -445,8 +445,9 @@ class Ledger:
         return select(self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round", (run_id,))
 
     def last_verdicts(self, run_id: str, num: int) -> list[DecisionVerdict]:
-        """What the newest decisions said, oldest first."""
-        sql = "SELECT verdict FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
+        """What the newest decisions said, oldest first; "keep" also where a refused candidate's tip became the head."""
+        said = "CASE WHEN head_after = head_before THEN verdict ELSE 'keep' END AS verdict"
+        sql = f"SELECT {said} FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
         return [row["verdict"] for row in query(self.db, sql, (run_id, num))][::-1]
 
     def verdicts_on(self, run_id: str, checkpoint: str, num: int) -> list[DecisionVerdict]:

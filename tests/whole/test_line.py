@@ -342,6 +342,7 @@ def test_what_was_carried_is_looked_at_before_it_is_given_up(tmp_path: Path) -> 
         looked = decision.evidence["splits"]["the tip"]["problems"]
         assert (len(looked), len(looked[0]["candidate"]), len(looked[0]["head"])) == (60, 24, 24)
         assert [look["shown"] for look in looked_at(session)] == [True]
+        assert session.ledger.last_verdicts(run.id, 9) == ["inconclusive", "keep"], "no plateau: the head has moved"
         standing = status(tmp_path / ".loop", "small")
         figures = decision.gates[-1]["figures"]
         expected = f"by a look at it after round 1: {signed(figures['gain'])} over the base, at least {signed(figures['lower'])}, on 60 problems x 24"
