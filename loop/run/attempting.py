@@ -91,7 +91,9 @@ def without_weights(session: Session, round: Round, attempt: int, lost: LostWeig
         return ledger.train_again(round, str(lost))
     head_round = session.run.head_round
     kept = [each.number for each in ledger.rounds(run_id) if each.state == "kept" and each.number <= head_round]
-    heads = [] if is_candidate else [*reversed(kept), 0]
+    needed = session.run.head_checkpoint, session.run.tip_checkpoint, round.parent_checkpoint
+    helps = not is_candidate and lost.checkpoint.sha256 in needed  # another head does not bring the best round back
+    heads = [*reversed(kept), 0] if helps else []
     target = next((number for number in heads if _is_whole(session, number)), None)
     if target is None:
         fail_attempt("the round fails; restore the weights")

@@ -13,7 +13,9 @@ from loop.config.loading import load_config
 from loop.errors import ConfigError, LoopError
 from loop.reading.reader import reader
 from loop.round import run_round
+from loop.run.attempting import without_weights
 from loop.run.opening import open_session
+from loop.run.session import LostWeights
 from store.db import backup, execute, open_database, transaction
 from tests.support.runs import CONFIG, KEEPING, Quiet, drive, dump, findings, finish, write_run
 
@@ -47,6 +49,22 @@ def test_a_damaged_candidate_is_set_aside_and_trained_again(harm: Any, tmp_path:
     for table in ("decisions", "checkpoints", "completions", "verdicts", "rounds"):
         assert left[table] == expected[table], table
     assert findings(tmp_path / ".loop") == []
+
+
+def test_weights_that_no_other_head_brings_back_fail_the_round(tmp_path: Path) -> None:
+    """Those of the best kept round, which a gate wants measured: moving the head would not help, and nothing may go in circles."""
+    config = write_run(tmp_path, KEEPING)
+    finish(config)
+    with open_session(load_config(config), watch := Quiet()) as session:
+        ledger = session.ledger
+        round = ledger.begin_round(session.run_id)
+        number = ledger.begin_attempt(round, "sampling", {})
+        first = ledger.round(session.run_id, 1)
+        assert first is not None and first.candidate_checkpoint != session.run.head_checkpoint
+        lost = LostWeights("they are gone", ledger.checkpoints.known(first.candidate_checkpoint or ""))
+        failed = without_weights(session, round, number, lost)
+        assert failed.state == "failed" and "restore them from a backup" in (failed.error or "")
+        assert session.run.head_round == 2 and any("the round fails" in note for note in watch.notes)
 
 
 @pytest.mark.parametrize("num_damaged", [1, 2])
