@@ -157,7 +157,10 @@ class Policy:
     def _refused(self, evidence: Evidence, results: Mapping[int, GateResult], line: Line | None) -> Decision:
         """Roll back; but what was carried until then is looked at before it is given up, if it promises anything."""
         back_to, gate = _back_to(results), self.improvement
-        if back_to or line is None or gate is None or not line.depth or line.last or not line.closing:
+        spent = (
+            gate is not None and gate.budget == "round" and line is not None and line.look
+        )  # the round has had its look
+        if back_to or line is None or gate is None or not line.depth or line.last or not line.closing or spent:
             return self._decision(results, "rollback", "rollback", back_to)
         if TIP in evidence.splits:
             tip = gate.look_at_tip(evidence, line)

@@ -50,10 +50,11 @@ def with_stored_gates(config: Config, settings: Mapping[str, Any]) -> Config:
     Defaults of gates and of decide.unclear change between versions; how a run decides does not change within it.
     """
     stored = [upgraded_gate(gate) for gate in settings["decide"]["gates"]]
-    gates = config.decide.gates
-    if [gate.type for gate in gates] != [gate["type"] for gate in stored]:
-        return config  # another run, which `differences` says
-    given = [gate.model_dump(mode="json", exclude_unset=True) for gate in gates]
+    gates, given = config.decide.gates, [dict[str, Any]()] * len(stored)
+    if "gates" in config.decide.model_fields_set:
+        if [gate.type for gate in gates] != [gate["type"] for gate in stored]:
+            return config  # another run, which `differences` says
+        given = [gate.model_dump(mode="json", exclude_unset=True) for gate in gates]
     try:
         merged = tuple(GATES.build(before | now) for before, now in zip(stored, given, strict=True))
     except BadPolicy:

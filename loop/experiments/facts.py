@@ -185,7 +185,11 @@ def heads_of(store: Reader, suite: str) -> list[Head]:
     kept = {round.number for round in store.ledger.rounds(store.run.id) if round.state == "kept"}
     checkpoints = [*(decision.head_before for decision in decisions), store.run.head_checkpoint]
     heads: list[Head] = []
-    for is_kept, checkpoint in zip([False, *(each.round in kept for each in decisions)], checkpoints, strict=True):
+    moved = [False] + [
+        each.verdict == "keep" or (after != each.head_before and (after == each.head_after or each.round in kept))
+        for each, after in zip(decisions, checkpoints[1:], strict=True)
+    ]
+    for is_kept, checkpoint in zip(moved, checkpoints, strict=True):
         evaluation = newest.get((checkpoint, suite))
         if evaluation is None:
             break

@@ -242,7 +242,6 @@ class Carrying:
             judged = (places >= first[at, None]) & (places < used[at, None])
             worse[at] = self._worse(numpy.where(judged, differences[at], 0.0), line.WORSE, num_samples)
         turned = self._turned(memory, differences, used, lines)
-        keep = keep & ~turned if looks.num_screening else keep  # the first split has judged already
         worse |= turned
         carry = ~keep & ~worse & numpy.array([each.depth < self.policy.max_carried for each in lines])
         actions: list[Action] = [
@@ -253,7 +252,7 @@ class Carrying:
             seen = differences[run, first[run] : used[run]]
             num_samples = looks.num_samples * int(times[run])
             shown[run] = Shown(float(seen.mean()), lines[run].depth + 1, float((seen**2).mean()), num_samples)
-        tip, num_more = self._at_the_tip(memory, worse & ~keep, lines, fresh, shown)
+        tip, num_more = self._at_the_tip(memory, worse & ~keep, used, lines, fresh, shown)
         after = Memory(
             memory.fruitless + (opened & ~keep), tuple(zip(lines, actions, strict=True)), tuple(shown),
             differences, numpy.minimum(used, looks.num_screening or used),
@@ -268,21 +267,30 @@ class Carrying:
 
     def _turned(self, memory: Memory, differences: Floats, used: Ints, lines: Sequence[Line]) -> Bools:
         """Where the candidate is worse than the tip, on the problems that both were measured on."""
-        both = numpy.minimum(numpy.minimum(used, memory.tip_used), self.looks.num_screening or used)
-        compared = numpy.arange(self.looks.num_problems) < both[:, None]
+        compared = self._by_both(memory, used)
         worse = self._worse(numpy.where(compared, differences - memory.tip, 0.0), line.TURN, self.looks.num_samples)
         turned: Bools = worse & numpy.array([each.depth > 0 and not each.last for each in lines])
         return turned
 
+    def _by_both(self, memory: Memory, used: Ints) -> Bools:
+        """(runs, problems): on which candidate and tip were measured; with two splits, those of the first."""
+        both = numpy.minimum(numpy.minimum(used, memory.tip_used), self.looks.num_screening or used)
+        measured: Bools = numpy.arange(self.looks.num_problems) < both[:, None]
+        return measured
+
     def _at_the_tip(
-        self, memory: Memory, ended: Bools, lines: Sequence[Line], fresh: Fresh, shown: list[Shown | None]
+        self, memory: Memory, ended: Bools, used: Ints, lines: Sequence[Line], fresh: Fresh, shown: list[Shown | None]
     ) -> tuple[Bools, Ints]:
         """Looks at the tips of lines that end: where they are shown, which goes into `shown`, too; problems measured for it."""
         looks, won = self.looks, numpy.zeros_like(ended)
-        measured = numpy.arange(looks.num_problems) < memory.tip_used[:, None]
-        before = numpy.where(measured, memory.tip, 0.0)
+        before = numpy.where(self._by_both(memory, used), memory.tip, 0.0)
         promising = before.sum(axis=1) >= numpy.maximum(line.PROMISING * numpy.sqrt((before**2).sum(axis=1)), 1e-9)
-        look = ended & promising & numpy.array([each.depth > 0 and not each.last for each in lines])
+        a_round = looks.gate.budget == "round"  # then a round has one look
+        look = (
+            ended
+            & promising
+            & numpy.array([each.depth > 0 and not each.last and not (a_round and each.look) for each in lines])
+        )
         if not look.any():
             return won, numpy.zeros(len(won), dtype=numpy.int64)
         num_samples = looks.num_samples * self.last_samples

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
 
+OF_THE_TIP = "the tip"  # as policies.evidence has it, which loads too much for `loopctl status`
+
+
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Evaluations:
     """Finished evaluations: by id, and the newest by checkpoint and suite."""
@@ -33,6 +36,8 @@ class Evaluations:
         ids, first = {}, self.store.run.config["decide"]["split"]
         for name, id in self.store.output(round.number, "evaluating").get("evaluations", {}).items():
             who, suite = name.split("/", 1)
+            if suite.endswith(f"/{OF_THE_TIP}"):
+                continue  # of a look at the tip, which the gate `tip` tells
             ids[who, suite.removesuffix("/all").removesuffix(f"/{first}")] = id
         return ids
 
@@ -83,10 +88,18 @@ class Reader:
         return self._rates[evaluation.id]
 
     def evaluations(self) -> Evaluations:
-        """The finished ones. Of a suite with splits, only the split of every round counts for the newest."""
+        """The finished ones. Of a suite with splits, only the split of every round counts for the newest.
+
+        A line's last look and a look at a tip draw more samples: they count only where a checkpoint has no figures like the others.
+        """
         first = ("all", self.run.config["decide"]["split"])
         done = [row for row in self.corpus.evaluations.all(self.run.id) if row.metrics is not None]
-        newest = {(row.checkpoint, row.suite_name): row for row in done if row.split in first}
+        sizes = {suite["name"]: suite["num_samples"] for suite in self.run.config["suites"]}
+        newest = {
+            (row.checkpoint, row.suite_name): row
+            for row in sorted(done, key=lambda row: row.num_samples == sizes.get(row.suite_name))
+            if row.split in first
+        }
         return Evaluations(self, {row.id: row for row in done}, newest)
 
     def decoding(self, evaluation: Evaluation | None) -> Json | None:

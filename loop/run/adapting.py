@@ -99,10 +99,12 @@ def line_of(session: Session) -> Line | None:
 
 def _tip_may_be_shown(session: Session) -> bool:
     """Whether every gate that asks for no gain has passed the tip, and other answers of it can be drawn."""
-    last = session.ledger.last_decision(session.run_id)
+    ledger, last = session.ledger, session.ledger.last_decision(session.run_id)
     if last is None or last.action != "carry" or session.decider.config.greedy:
         return False
-    return all(gate["verdict"] == "pass" for gate in last.gates if gate["type"] != "improvement")
+    looks = ledger.events.of(session.run_id, TIP_LOOKED_AT, last.round)  # by hand, with more samples
+    gates = [*last.gates, *(gate for look in looks for gate in look.data["decision"]["gates"])]
+    return all(gate["verdict"] == "pass" for gate in gates if gate["type"] != "improvement")
 
 
 def _shown(session: Session) -> Shown | None:

@@ -238,9 +238,11 @@ class Comparison:
         if candidate is None or base is None:
             return {}
         num_samples, corpus = min(candidate.num_samples, base.num_samples), session.corpus
+        split = session.policy.split
+        opened = {problem.task_id for problem in self.drawn(split)[: self.opened[split]]}
         ours, theirs = (
             parts_of(
-                corpus.evaluations.verdicts(side.id),
+                (each for each in corpus.evaluations.verdicts(side.id) if each.task_id in opened),
                 corpus.completions(session.run_id, evaluation_id=side.id),
                 num_samples,
             )

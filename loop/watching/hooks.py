@@ -52,7 +52,14 @@ class Hooks(Teller[Json]):
             reasons = [gate["reason"] for gate in decision.gates]
             self.tell(
                 "decision",
-                {"round": round.number, "verdict": decision.verdict, "action": decision.action, "reasons": reasons},
+                {
+                    "round": round.number,
+                    "verdict": decision.verdict,
+                    "action": decision.action,
+                    "reasons": reasons,
+                    "head_before": decision.head_before,
+                    "head_after": decision.head_after,
+                },
             )
         else:
             self.tell("failure", {"round": round.number, "stage": round.stage, "error": round.error})

@@ -79,10 +79,14 @@ FIRST_DEFAULTS: dict[str, Limit] = {
 }
 
 
+Side = tuple[str, Mapping[str, float]]  # who it is, and its signals
+
+
 class Collapse(Gate):
     """Fails if a signal of the candidate has moved too far from the head's or the base's.
 
-    In a line of carried rounds the tip, which the candidate was trained from, stands for the head: these limits are for one round.
+    In a line of carried rounds the tip, which the candidate was trained from, stands for the head in min_of_head and max_of_head:
+    these limits are for one round.
 
     Signals: entropy (mean of the next token's, nats), distinct_solution_rate (different answers to a problem as a share of
     all), distinct_correct_rate (different right ones as a share of all), spread ((pass@k - pass@1) / (1 - pass@1): what
@@ -126,7 +130,8 @@ class Collapse(Gate):
             if name not in self.limits and name in counted and candidate.get("num_samples", FEWEST) < FEWEST:
                 too_few.append(name)
                 continue
-            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, candidate, others)]
+            fixed = [(who, side) for who, side in (("head", head), ("base", base)) if name in side]
+            broken += [f"{name} {ours:.3g} is {words}" for words in _beyond(name, limit, candidate, others, fixed)]
         if broken:
             return GateResult(type=self.type, verdict="fail", reason="; ".join(broken), figures=figures)
         measured = [name for name in self.in_force if name in figures and name not in too_few]
@@ -145,9 +150,13 @@ def _known(signals: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def _beyond(
-    name: str, limit: Limit, candidate: Mapping[str, float], others: Sequence[tuple[str, Mapping[str, float]]]
+    name: str, limit: Limit, candidate: Mapping[str, float], others: Sequence[Side], fixed: Sequence[Side]
 ) -> list[str]:
-    """Each way in which a signal is beyond its limit by more than noise, in words. `others`: by name, head or tip, and base."""
+    """Each way in which a signal is beyond its limit by more than noise, in words.
+
+    `others`: by name, head or tip, and base. `fixed`: head and base, from which max_fall and max_rise count: from the tip they
+    would allow as much again in each round of a line.
+    """
     ours, error = candidate[name], f"{name}_error"
     ways = []
 
@@ -163,7 +172,9 @@ def _beyond(
             ways.append(f"under {least:g} of the {who}'s {theirs:.3g}{but}")
         if most is not None and ours - room(side, most) > most * theirs:
             ways.append(f"over {most:g} of the {who}'s {theirs:.3g}")
-    low, high = (pick((side for _, side in others), key=lambda side: side[name]) for pick in (min, max))
+    if not fixed:
+        return ways
+    low, high = (pick((side for _, side in fixed), key=lambda side: side[name]) for pick in (min, max))
     if limit.max_fall is not None and ours + room(low, 1.0) < low[name] - limit.max_fall:
         ways.append(f"more than {limit.max_fall:g} below {low[name]:.3g}")
     if limit.max_rise is not None and ours - room(high, 1.0) > high[name] + limit.max_rise:

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from policies.budget import level as level_of_look
 from policies.decision import Figure, GateResult
-from policies.evidence import TIP, Evidence, Line, Problem
+from policies.evidence import TIP, Evidence, Line
 from policies.gates.base import (
     Gate,
     Look,
@@ -62,9 +62,9 @@ def is_worse(differences: Sequence[Fraction], level: float = WORSE) -> bool:
     return sum(differences) < 0 and sign_flip_p_value([-difference for difference in differences]) <= level
 
 
-def over_tip(problems: Sequence[Problem], metric: str) -> list[Fraction]:
-    """Candidate less tip on the problems that the tip has answered, too; [] where none was carried."""
-    both = [problem for problem in problems if problem.tip is not None]
+def over_tip(evidence: Evidence, metric: str) -> list[Fraction]:
+    """Candidate less tip on the problems that both have answered, those of the first split; [] where none was carried."""
+    both = [problem for split in evidence.splits.values() for problem in split.problems if problem.tip is not None]
     pairs = zip(values(both, "candidate", metric), values(both, "tip", metric), strict=True)
     return [ours - theirs for ours, theirs in pairs]
 
@@ -183,7 +183,8 @@ class Improvement(Gate):
         meaning = self._meaning(tested, look, level, detectable)
         verdict = _VERDICTS[tested.verdict]
         if look.line is not None:
-            verdict, meaning = self._of_the_line(tested, pair, look.line, split.complete, meaning)
+            turned = is_worse(over_tip(evidence, self.metric), TURN)
+            verdict, meaning = self._of_the_line(tested, pair, look.line, split.complete, turned, meaning)
         reason = (
             f"{self.metric} on {where(evidence, look.split)}: {mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}{over_base}, "
             f"{self._comparison(tested, level, look)}, on {sizes(pair.problems, split)}; {meaning}"
@@ -218,15 +219,15 @@ class Improvement(Gate):
         return Tested(seen.verdict, seen.gain, seen.lower, seen.upper, figures)
 
     def _of_the_line(
-        self, tested: Tested, pair: Paired, line: Line, complete: bool, meaning: str
+        self, tested: Tested, pair: Paired, line: Line, complete: bool, turned: bool, meaning: str
     ) -> tuple[Literal["pass", "fail", "inconclusive"], str]:
-        """A line ends where its candidate is worse than the head; it goes on where another gain is only unlikely."""
+        """A line ends where its candidate is worse than head or tip (`turned`); it goes on where another gain is only unlikely."""
         if tested.verdict == "gain" and line.look:
             return "pass", meaning
         is_over = complete or not line.look or tested.verdict != "unclear"  # so that a look in parts asks this once
         if is_over and is_worse(pair.differences):
             return "fail", f"worse than the head: no line goes on from it ({percent(1 - WORSE)} confidence)"
-        if is_over and not line.last and is_worse(over_tip(pair.problems, self.metric), TURN):
+        if is_over and not line.last and turned:
             return (
                 "fail",
                 f"worse than the tip that it was trained from: the line ends ({percent(1 - TURN)} confidence)",
@@ -237,7 +238,8 @@ class Improvement(Gate):
 
     def look_at_tip(self, evidence: Evidence, line: Line) -> GateResult:
         """The tip against the head on answers of its own, where the line ends: passes if it is shown to be better."""
-        level, split = self.alpha * (1.0 if self.budget == "round" else closing_share(line)), evidence.split(TIP)
+        share_of_alpha = 1.0 if self.budget == "round" else closing_share(line)
+        level, split = self.alpha * share_of_alpha, evidence.split(TIP)
         pair = paired(evidence, TIP, self.metric)
         tested = self._at_once(pair, level)
         figures: dict[str, Figure] = {

@@ -231,6 +231,17 @@ def test_in_a_line_a_round_is_compared_with_the_tip_that_it_was_trained_from() -
     assert gone.reason == "entropy 0.09 is under 0.65 of the tip's 0.2"
 
 
+@pytest.mark.parametrize(
+    ("name", "steps"),
+    [("truncation_rate", (0.02, 0.14, 0.26)), ("code_rate", (1.0, 0.92, 0.84)), ("loss_gap", (0.0, 0.4, 0.8))],
+)
+def test_a_line_may_not_fall_as_far_again_in_each_of_its_rounds(name: str, steps: tuple[float, ...]) -> None:
+    head, tip, candidate = ({name: value} for value in steps)
+    signals = {"candidate": candidate, "head": head, "tip": tip, "base": head}
+    result = decide(evidence(select=split(SAME), signals=signals), {"type": "collapse"}).gates[0]
+    assert result.verdict == "fail" and f"{name} {candidate[name]:.3g} is more than" in result.reason
+
+
 def test_collapse_limits_are_set_ignored_and_never_guessed() -> None:
     seen = evidence(select=split(SAME), signals={"candidate": {"code_rate": 0.5}, "head": {"code_rate": 0.9}})
     gate = {"type": "collapse"}

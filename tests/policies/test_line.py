@@ -256,3 +256,27 @@ def test_what_was_carried_is_looked_at_before_it_is_given_up(ours: str) -> None:
 def test_a_look_at_a_tip_that_promises_nothing_is_not_taken(line: dict[str, Any], tip: str) -> None:
     decision = POLICY.decide(in_a_line(BAD, tip, **line))
     assert (decision.action, decision.need, len(decision.gates)) == ("rollback", None, 1)
+
+
+def test_with_two_splits_the_tip_is_remembered_where_the_second_one_shows_nothing() -> None:
+    """A candidate that looks better than the head on select, and worse than its tip there, is no reason to leave the tip."""
+    policy = Policy((Improvement(),), "select", "confirm", "carry")
+    slightly = "y" * 4 + AS_HEAD[4:]
+    shown, alike = ("y" * 24, AS_HEAD)
+    told = in_a_line(slightly, GOOD, next_look=2, closing=None).model_dump(mode="json")
+    assert policy.decide(read_evidence(told)).action == "confirm"
+    for ours, action in ((shown, "keep"), (alike, "rollback")):
+        problems = [
+            {"task_id": f"c{at}", "candidate": ["ny".index(mine)] * 4, "head": ["ny".index(his)] * 4}
+            for at, (mine, his) in enumerate(zip(ours, AS_HEAD, strict=True))
+        ]
+        told["splits"]["confirm"] = {"suite": "s", "problems": problems}
+        assert policy.decide(read_evidence(told)).action == action
+
+
+def test_where_each_round_has_its_own_alpha_it_has_one_look() -> None:
+    policy = Policy((Improvement(budget="round"),), "select", unclear="carry", max_carried=5)
+    assert policy.decide(in_a_line(BAD, GOOD, next_look=2)).action == "rollback"
+    assert policy.decide(in_a_line(BAD, GOOD)).need == {"tip": True}
+    told = policy.decide(in_a_line(BAD, GOOD, GOOD)).gates[-1]
+    assert told.figures["level"] == 0.05

@@ -400,6 +400,20 @@ def test_what_older_versions_listed_one_by_one_is_read_beside_what_comes_many_to
         assert verify_store(session.ledger.db, tmp_path / ".loop").findings == []
 
 
+def test_a_run_keeps_the_default_gates_that_it_began_with(tmp_path: Path) -> None:
+    """The default list has become longer since: a loop.toml without gates means those of then."""
+    path = tmp_path / "loop.toml"
+    text = (ROOT / "loop.toml").read_text()
+    path.write_text(text[: text.index("gates = [")] + text[text.index("]\n\n[diagnosis]") + 2 :])
+    config = load_config(path).config
+    old = json.loads(json.dumps(resolved(config)))
+    assert [gate["type"] for gate in old["decide"]["gates"]] == ["improvement", "collapse", "drift"]
+    old["decide"]["gates"] = [old["decide"]["gates"][0], old["decide"]["gates"][1] | {"defaults": 2}]
+    merged = with_stored_gates(config, old)
+    assert [gate.type for gate in merged.decide.gates] == ["improvement", "collapse"]
+    assert differences(old, resolved(merged)) == []
+
+
 def test_a_run_keeps_the_limits_of_collapse_that_it_began_with() -> None:
     config = load_config(ROOT / "loop.toml").config
     old = json.loads(json.dumps(resolved(config)))

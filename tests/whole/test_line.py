@@ -16,8 +16,9 @@ from loop.cli.tables import console, round_report
 from loop.config.loading import load_config
 from loop.config.place import Place
 from loop.errors import LoopError
+from loop.experiments.facts import heads_of
 from loop.reading.as_json import as_json
-from loop.reading.reader import reader
+from loop.reading.reader import OF_THE_TIP, reader
 from loop.reading.rounds import Carried, fates, rows, whole_round
 from loop.reading.standing import status
 from loop.reading.status_words import labelled
@@ -28,7 +29,7 @@ from loop.run.confirming import confirm
 from loop.run.opening import open_session
 from loop.run.session import Session
 from loop.words import fate, signed
-from policies.evidence import read_evidence
+from policies.evidence import TIP, read_evidence
 from policies.policy import build_policy
 from store.ledger import TIP_LOOKED_AT
 from store.records import Round, Run
@@ -351,6 +352,11 @@ def test_what_was_carried_is_looked_at_before_it_is_given_up(tmp_path: Path) -> 
             told = whole_round(store, 2)
             assert told is not None and "but its tip, round 1, is shown and is the head now" in page(as_json(told))
             assert fates(store.ledger.rounds(run.id), run) == {}
+            assert (OF_THE_TIP, [*told.suites]) == (TIP, ["ones", "ones-greedy"]), (
+                "the tip's answers are no figures of the round's own candidate"
+            )
+            assert store.evaluations().newest[run.base_checkpoint, "ones"].num_samples == 4
+            assert [head.kept for head in heads_of(store, "ones")] == [False, False, True]
         third = run_round(session)
         after = session.ledger.decision(run.id, 3)
         assert third.parent_checkpoint == first.candidate_checkpoint and after is not None

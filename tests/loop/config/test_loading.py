@@ -115,7 +115,7 @@ TABLE = [
      ['16: decide.split: "test" is unknown; give "select", "confirm" or "final"']),
     ('[{ type = "improvement" }]', '[{ type = "improvment" },\n{ type = "improvement", power = -99999999999999999 },\n3]',
      ["16: decide.gates[0].type: unknown type 'improvment'; known types: improvement, no_regression, collapse, "
-      "best_so_far",
+      "drift, best_so_far",
       "17: decide.gates[1].power: -99999999999999999 is out of all range; give a number of at least -9007199254740992",
       '18: decide.gates[2]: 3 is not a table; give one such as { type = "improvement" }']),
     ('[{ type = "improvement" }]', "[]",

@@ -86,7 +86,16 @@ def test_a_command_gets_json_objects(tmp_path: Path, log: Log) -> None:
     assert all(line.pop("time").endswith("Z") for line in lines) and log == []
     assert lines == [
         {"event": "pause", "run": "demo", "reason": "outside schedule.windows", "until": "2026-03-02T22:00:00+00:00"},
-        {"event": "decision", "run": "demo", "round": 4, "verdict": "keep", "action": "keep", "reasons": ["it gained"]},
+        {
+            "event": "decision",
+            "run": "demo",
+            "round": 4,
+            "verdict": "keep",
+            "action": "keep",
+            "reasons": ["it gained"],
+            "head_before": "p",
+            "head_after": "c",
+        },
         {"event": "failure", "run": "demo", "round": 4, "stage": "training", "error": "no room"},
         {"event": "decision", "run": "demo", "reasons": ["größer", "\x1b[31m"], "at": "x"},
     ]
