@@ -80,7 +80,7 @@ bench: setup
 	$(PY) bench/grading.py
 	$(PY) bench/report.py
 
-# Many rounds on a tiny model: 24 runs of six rounds, a quarter of an hour on two cores, then tables and figures in docs/studies. It
+# Many rounds on a tiny model: 27 runs of six rounds, half an hour on two cores, then tables and figures in docs/studies. It
 # may be killed: what is finished is not done again.
 study: setup
 	$(PY) bench/study.py

@@ -275,8 +275,14 @@ def of_study(where: Path) -> None:
             run = ledger.run()
             assert run is not None
             sides: dict[tuple[str, str], Signals] = {}
+            sizes = {suite["name"]: suite["num_samples"] for suite in run.config["suites"]}
             for one in corpus.evaluations.all(run.id):
-                if one.metrics and one.metrics["num_problems"] > 100 and one.split in ("select", "all"):
+                if (
+                    one.metrics
+                    and one.num_samples == sizes[one.suite_name]
+                    and one.metrics["num_problems"] > 100
+                    and one.split in ("select", "all")
+                ):
                     pass_at = [int(key[5:]) for key in one.metrics if key.startswith("pass@") and key[5:].isdigit()]
                     found = figures(
                         corpus.evaluations.verdicts(one.id), corpus.completions(run.id, evaluation_id=one.id), pass_at
@@ -285,11 +291,14 @@ def of_study(where: Path) -> None:
             for round, decision in zip(ledger.rounds(run.id), ledger.decisions(run.id), strict=True):
                 known = decision.evidence["signals"]
                 checkpoints = [str(round.candidate_checkpoint), round.parent_checkpoint, run.base_checkpoint]
+                others = ("candidate", "tip" if known.get("tip") else "head", "base")
+                if not all("entropy" in known.get(who, {}) for who in others):
+                    continue  # a line's last look, with more samples than the base had
                 for suite in ("decide", "held-out"):
                     if all((suite, one) in sides for one in checkpoints):
                         ours, head, base = (
                             sides[suite, one] | {"entropy": known[who]["entropy"]}
-                            for one, who in zip(checkpoints, ("candidate", "head", "base"), strict=True)
+                            for one, who in zip(checkpoints, others, strict=True)
                         )
                         names = refused(policy, ours, head, base)
                         counts[f"{suite} rounds"] += 1
