@@ -54,7 +54,7 @@ class Bound(BaseModel):
 DEFAULTS: dict[str, Bound] = {
     "distinct_correct_rate": Bound(min_of_base=0.98, part=0.6),
     "solved": Bound(min_of_base=0.98, part=0.2),
-    "mean_length": Bound(min_of_base=0.6, part=0.1),
+    "mean_length": Bound(min_of_base=0.5, part=0.1),
     "code_rate": Bound(max_fall=0.05, part=0.05),
     "truncation_rate": Bound(max_rise=0.1, part=0.05),
 }
