@@ -62,11 +62,11 @@ def _mark(db: Database) -> Row:
 
 def verify_store(db: Database, run_dir: Path) -> Verification:
     """Check everything; `findings` is empty if all is well. Reads all weights: minutes for large ones."""
-    result = Verification()
+    result, noted = Verification(), _noted(run_dir)  # noted before the snapshot: a daemon may be writing both meanwhile
     with snapshot(db):
         for kind, check in (
             ("database", _database(db)),
-            ("high water", _high_water(db, run_dir)),
+            ("high water", _high_water(db, noted)),
             ("event", _events(db, result.checked)),
             ("prompt", _addresses(db, result.checked)),
             ("completion", _completions(db, result.checked)),
@@ -100,11 +100,16 @@ def _database(db: Database) -> Iterator[str]:
         yield f"{row['table']}: a row (rowid {row['rowid']}) points to no row in {row['parent']}"
 
 
-def _high_water(db: Database, run_dir: Path) -> Iterator[str]:
+def _noted(run_dir: Path) -> str | None:
     path = run_dir / HIGH_WATER
-    if not path.exists():
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def _high_water(db: Database, noted: str | None) -> Iterator[str]:
+    if noted is None:
         return
-    mark, now = json.loads(path.read_text(encoding="utf-8")), _mark(db)
+    mark = json.loads(noted)
+    now = _mark(db)
     if now["seq"] < mark["seq"]:
         yield f"events after {now['seq']} are lost: there were {mark['seq']}"
     elif mark["seq"] and scalar(db, "SELECT sha256 FROM events WHERE seq = ?", (mark["seq"],)) != mark["sha256"]:

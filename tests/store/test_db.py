@@ -9,12 +9,15 @@ import sqlite3
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from sqlite_utils import Database
 
 import store.db
+from store import verify
 from store.db import backup, execute, migrate, open_database, query, scalar, transaction
 from store.errors import NoStore, NotAStore, StoreError, StoreTooNew, StoreTooOld
 from store.ledger import Ledger
@@ -304,3 +307,20 @@ def test_a_lost_wal_is_noticed(on_disk: World, tmp_path: Path) -> None:
         "events after 3 are lost: there were 4",
         "5 completions are lost: there were 5",
     ]
+
+
+def test_a_daemon_that_writes_meanwhile_has_lost_nothing(
+    on_disk: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mark that is compared is not newer than the state of the store that is read."""
+    write_high_water(on_disk.db, tmp_path)
+    integrity = verify._database
+
+    def meanwhile(db: Database) -> Iterator[str]:
+        yield from integrity(db)
+        on_disk.ledger.events.append(on_disk.run.id, "meanwhile")
+        write_high_water(on_disk.db, tmp_path)
+
+    monkeypatch.setattr(verify, "_database", meanwhile)
+    reader = open_database(tmp_path / "loop.db", read_only=True)
+    assert [f.message for f in verify_store(reader, tmp_path).findings if f.kind != "checkpoint"] == []
