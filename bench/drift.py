@@ -3,11 +3,16 @@
 `python bench/drift.py [--runs 1000] [--rounds 30]`, in the worlds of bench/collapse.py. A slow collapse gains a little in every
 round while the different right answers in a problem's samples fall by 4%. A healthy run gains less with every kept round and
 narrows as it does, or brings nothing. The candidates of a line that are not looked at are measured on half of the problems.
+
+`--study build/study` reads the held-out samples of `bench/study.py`'s runs instead: would the gate stop one, and which power of the
+wrong answers that are left would just explain the different right answers that each round has lost?
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import sys
 import time
 from collections import Counter
@@ -20,8 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.collapse import FADES, GAIN, NARROWS, SIZES, WORLDS, Floats, Kind, Model, World, onto_a_template
 from bench.simulation import share, table
+from loop.stages.deciding import parts_of, since_base
 from policies.evidence import read_evidence
 from policies.gates import Drift, Look
+from store.corpus import Corpus
+from store.db import open_database
+from store.ledger import Ledger
+from store.records import Json
 
 FALL, SMALL_GAIN = 0.04, 0.08  # of the different right answers, and in log odds, a round
 SOON = 5  # rounds
@@ -54,11 +64,52 @@ def refused(gate: Drift, ours: Parts, base: Parts, round: int, num_problems: int
             "candidate": float(candidate.mean()), "base": float(theirs.mean()), "candidate_variance": first,
             "base_variance": second, "covariance": both, "num_problems": num_problems,
         }  # fmt: skip
+    return blamed(gate, compared, round)
+
+
+def blamed(gate: Drift, compared: Json, round: int) -> list[str]:
+    """The signals by which the gate refuses a round's candidate that compares with the base like this."""
     problem = {"task_id": "any", "candidate": [1], "head": [1]}  # the gate looks at `since_base` alone
     splits = {"select": {"suite": "any", "problems": [problem]}}
     seen = read_evidence({"round": round, "rounds_so_far": round - 1, "splits": splits, "since_base": compared})
     result = gate.evaluate(seen, Look("select"))
     return [words.split()[0] for words in result.reason.split("; ")] if result.verdict == "fail" else []
+
+
+def of_study(where: Path) -> None:
+    """The rounds of a study, on the problems that decide nothing."""
+    rows: dict[str, tuple[list[float], list[int]]] = {}
+    for path in sorted((where / "runs").glob("*/*/.loop/loop.db")):
+        powers, stopped = rows.setdefault(path.parents[2].name, ([], []))
+        with contextlib.closing(open_database(path, read_only=True)) as db:
+            ledger, corpus = Ledger(db), Corpus(db)
+            run = ledger.run()
+            assert run is not None
+            newest = {
+                one.checkpoint: one
+                for one in corpus.evaluations.all(run.id)
+                if one.suite_name == "held-out" and one.metrics
+            }
+
+            def measured(checkpoint: str, run_id: str = run.id, corpus: Corpus = corpus, newest: Json = newest) -> Json:
+                one = newest[checkpoint]
+                verdicts = corpus.evaluations.verdicts(one.id)
+                return dict(parts_of(verdicts, corpus.completions(run_id, evaluation_id=one.id), one.num_samples))
+
+            base = measured(run.base_checkpoint)
+            for round in ledger.rounds(run.id):
+                compared = since_base(measured(round.candidate_checkpoint or ""), base)
+                stopped.append(bool(blamed(Drift(), compared, round.number)))
+                right, rate = (compared[name] for name in ("distinct_correct_rate", "pass@1"))
+                left = (1 - rate["candidate"]) / (1 - rate["base"])
+                if left < 0.99 and right["candidate"]:
+                    powers.append(math.log(right["candidate"] / right["base"] / 0.98) / math.log(left))
+    header = ["arm", "rounds", "stopped", "power that would explain the loss"]
+    shown = [
+        [arm, str(len(stopped)), str(sum(stopped)), f"{min(powers):+.2f} to {max(powers):+.2f}" if powers else ""]
+        for arm, (powers, stopped) in rows.items()
+    ]
+    table("rounds of the study, on its held-out problems", header, shown)
 
 
 def different_right(world: World, model: Model) -> float:
@@ -137,7 +188,11 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=30, help="of a run that does not collapse")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--study", type=Path, help="a directory that bench/study.py has filled: its rounds instead")
     asked = parser.parse_args()
+    if asked.study:
+        of_study(asked.study)
+        return
     started = time.monotonic()
     rows = [
         runs(what, kind, size, half, asked.runs, SOON if what == "slow collapse" else asked.rounds, asked.seed)
