@@ -2,20 +2,21 @@
 
 Every change of state appends its event in the same transaction, and every move of a round is a compare-and-swap:
 StaleState means that the caller's picture is out of date, and that nothing was changed. `ledger.events` is the history
-(events.py), `ledger.checkpoints` what is known of weights (checkpoint_rows.py). The weights themselves are written in
-checkpoints.py, completions in corpus.py.
+(events.py), `ledger.checkpoints` what is known of weights (checkpoint_rows.py); decisions are read in decision_rows.py. The
+weights themselves are written in checkpoints.py, completions in corpus.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from typing import Any, Literal
 
 from store.canonical import canonical_json, sha256_of
 from store.checkpoint_rows import Checkpoints
-from store.db import Database, execute, insert, query, required, scalar, select, select_one, transaction, utc_now
+from store.db import Database, execute, insert, required, scalar, select, select_one, transaction, utc_now
+from store.decision_rows import DecisionRows
 from store.errors import Conflict, StaleState, StoreError
 from store.events import Events
 from store.records import (
@@ -24,7 +25,6 @@ from store.records import (
     Checkpoint,
     Control,
     DecisionRow,
-    DecisionVerdict,
     Json,
     Round,
     RoundState,
@@ -55,7 +55,7 @@ def decision_sha256(decision: DecisionRow) -> str:
     return sha256_of(asdict(decision))
 
 
-class Ledger:
+class Ledger(DecisionRows):
     """The ledger over one open store. `now` is the clock: RFC 3339 UTC."""
 
     def __init__(self, db: Database, now: Callable[[], str] = utc_now) -> None:
@@ -439,33 +439,6 @@ class Ledger:
                 self._count(run_id, "num_carried", -1)
                 self._count(run_id, "num_kept", 1)
                 self._set_head(run, run.tip_round, run.tip_checkpoint, shown=True)
-
-    def decisions(self, run_id: str) -> list[DecisionRow]:
-        """All decisions, in order of round."""
-        return select(self.db, DecisionRow, "SELECT * FROM decisions WHERE run_id = ? ORDER BY round", (run_id,))
-
-    def last_verdicts(self, run_id: str, num: int) -> list[DecisionVerdict]:
-        """What the newest decisions said, oldest first; "keep" also where a refused candidate's tip became the head."""
-        said = "CASE WHEN head_after = head_before THEN verdict ELSE 'keep' END AS verdict"
-        sql = f"SELECT {said} FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT ?"
-        return [row["verdict"] for row in query(self.db, sql, (run_id, num))][::-1]
-
-    def verdicts_on(self, run_id: str, checkpoint: str, num: int) -> list[DecisionVerdict]:
-        """What the newest decisions in a row said that were taken with this checkpoint as the head, oldest first.
-
-        A round that was carried is left out: what becomes of its line is not decided yet.
-        """
-        sql = "SELECT verdict, head_before FROM decisions WHERE run_id = ? AND action <> 'carry' ORDER BY round DESC LIMIT ?"
-        newest = takewhile(lambda row: row["head_before"] == checkpoint, query(self.db, sql, (run_id, num)))
-        return [row["verdict"] for row in newest][::-1]
-
-    def last_decision(self, run_id: str) -> DecisionRow | None:
-        sql = "SELECT * FROM decisions WHERE run_id = ? ORDER BY round DESC LIMIT 1"
-        return select_one(self.db, DecisionRow, sql, (run_id,))
-
-    def decision(self, run_id: str, number: int) -> DecisionRow | None:
-        sql = "SELECT * FROM decisions WHERE run_id = ? AND round = ?"
-        return select_one(self.db, DecisionRow, sql, (run_id, number))
 
     # Inside a transaction
 

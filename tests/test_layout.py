@@ -61,7 +61,7 @@ COVERS = {
     "policies/test_gates.py": "policies/gates: base best_so_far collapse improvement no_regression; policies: budget evidence",
     "policies/test_policy.py": "policies: decision mistakes",
     "store/test_db.py": "store: errors migrations schema_page",
-    "store/test_ledger.py": "store: checkpoint_rows events records",
+    "store/test_ledger.py": "store: checkpoint_rows decision_rows events records",
     "store/test_selections.py": "store/canonical",
     "whole/test_daemon.py": "loop/cli: backup control doctor_deep service; loop/daemon: commands loopd",
     "whole/test_data_policies.py": "loop/run/adapting",

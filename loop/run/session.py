@@ -93,19 +93,15 @@ class Session:
         assert run is not None
         return run
 
-    def measured(self, checkpoint: str, num_samples: int | None = None) -> Evaluation | None:
+    def measured(self, checkpoint: str) -> Evaluation | None:
         """The newest finished evaluation of a checkpoint on the split of every round: of a head, not the one that chose it.
 
-        `num_samples`: only one with so many; figures that count different answers cannot be compared otherwise.
+        One with more samples, as a line's last look draws, only where there is no other: `loopctl status` shows the same.
         """
-        wanted = (self.decider.config.name, self.policy.split)
+        wanted, config = (self.decider.config.name, self.policy.split), self.decider.config
         evaluations = self.corpus.evaluations.all(self.run_id, checkpoint)
-        finished = [
-            each
-            for each in evaluations
-            if (each.suite_name, each.split) == wanted and each.metrics and num_samples in (None, each.num_samples)
-        ]
-        return finished[-1] if finished else None
+        finished = [each for each in evaluations if (each.suite_name, each.split) == wanted and each.metrics]
+        return max(reversed(finished), key=lambda each: each.num_samples == config.num_samples, default=None)
 
     def fruitless_looks(self) -> dict[str, int]:
         """How often each split has been looked at in vain, as `Policy.fruitless_after` counts."""

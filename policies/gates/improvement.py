@@ -148,22 +148,9 @@ class Improvement(Gate):
         in_parts = split.sequential and (look.line is None or look.line.look)  # else nothing depends on when it ends
         tested = self._in_parts(pair, level, split.complete, look) if in_parts else self._at_once(pair, level)
         differences = pair.differences
-        num_samples = [len(problem.candidate) for problem in pair.problems]
         detectable = smallest_detectable_gain(differences, level, self.power)
-        figures: dict[str, Figure] = {
-            "metric": self.metric,
-            "head": mean(pair.theirs),
-            "candidate": mean(pair.ours),
-            "gain": tested.gain,
-            "lower": tested.lower,
-            "upper": tested.upper,
-            "level": level,
-            "min_gain": self.min_gain,
+        figures = self._figures(pair, tested, level, look.line) | {
             "target_gain": self.target,
-            **tested.figures,
-            **({} if look.line is None else _for_the_line(pair, tested, look.line)),
-            "num_problems": len(pair.problems),
-            "num_samples": min(num_samples),
             "smallest_detectable_gain": detectable,
             "num_improved": sum(difference > 0 for difference in differences),
             "num_worsened": sum(difference < 0 for difference in differences),
@@ -242,7 +229,19 @@ class Improvement(Gate):
         level, split = self.alpha * share_of_alpha, evidence.split(TIP)
         pair = paired(evidence, TIP, self.metric)
         tested = self._at_once(pair, level)
-        figures: dict[str, Figure] = {
+        figures = self._figures(pair, tested, level, line)
+        shown = tested.verdict == "gain"
+        reason = (
+            f"the line ends with this candidate; its tip, {self.metric} on {where(evidence, TIP)}: "
+            f"{mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}, gain {signed(tested.gain)}, "
+            f"{compared(f'{percent(1 - level)} lower bound', tested.lower, self.min_gain)}, on {sizes(pair.problems, split)}; "
+            + ("it is the head from now on" if shown else "it is not shown, and given up")
+        )
+        return GateResult(type="tip", verdict="pass" if shown else "inconclusive", reason=reason, figures=figures)
+
+    def _figures(self, pair: Paired, tested: Tested, level: float, line: Line | None) -> dict[str, Figure]:
+        """What every look rests on."""
+        return {
             "metric": self.metric,
             "head": mean(pair.theirs),
             "candidate": mean(pair.ours),
@@ -252,18 +251,10 @@ class Improvement(Gate):
             "level": level,
             "min_gain": self.min_gain,
             **tested.figures,
-            **_for_the_line(pair, tested, line),
+            **({} if line is None else _for_the_line(pair, tested, line)),
             "num_problems": len(pair.problems),
             "num_samples": min(len(problem.candidate) for problem in pair.problems),
         }
-        shown = tested.verdict == "gain"
-        reason = (
-            f"the line ends with this candidate; its tip, {self.metric} on {where(evidence, TIP)}: "
-            f"{mean(pair.theirs):.3f} -> {mean(pair.ours):.3f}, gain {signed(tested.gain)}, "
-            f"{compared(f'{percent(1 - level)} lower bound', tested.lower, self.min_gain)}, on {sizes(pair.problems, split)}; "
-            + ("it is the head from now on" if shown else "it is not shown, and given up")
-        )
-        return GateResult(type="tip", verdict="pass" if shown else "inconclusive", reason=reason, figures=figures)
 
     def _comparison(self, tested: Tested, level: float, look: Look) -> str:
         gain = f"gain {signed(tested.gain)}" + ("" if tested.gain > 0 else " is not positive")
