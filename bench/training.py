@@ -21,25 +21,24 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.measuring import in_turns, last_line, timed
-from loop.config.settings import Engine, Training
+from loop.config.settings import Training
+from loop.engines.base import CheckpointRef, TrainingRow
 from loop.run.base_model import CONVERSION, cache_directory
-from loop.workers.up import engine_config
 
 BATCH_SIZE, MICRO_BATCH_SIZE = 16, 8
 PROMPT_LENGTHS, COMPLETION_LENGTHS = (60, 160), (16, 256)  # tokens
 
 
-def rows_of(count: int) -> dict[str, list[list[int]]]:
+def rows_of(count: int) -> list[TrainingRow]:
     """Random tokens; prompts of uniform length, completions mostly short: the lengths are uniform cubed."""
     stream = random.Random(0)
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
     low, high = COMPLETION_LENGTHS
+    rows = []
     for _ in range(count):
         prompt = [stream.randrange(1000, 40000) for _ in range(stream.randint(*PROMPT_LENGTHS))]
         completion = [stream.randrange(1000, 40000) for _ in range(low + round((high - low) * stream.random() ** 3))]
-        columns["input_ids"].append(prompt + completion)
-        columns["labels"].append([-100] * len(prompt) + completion)
-    return columns
+        rows.append(TrainingRow(prompt_token_ids=prompt, completion_token_ids=completion))
+    return rows
 
 
 def train(who: str, num_rows: int, checkpointing: bool) -> dict[str, Any]:
@@ -48,32 +47,41 @@ def train(who: str, num_rows: int, checkpointing: bool) -> dict[str, Any]:
     from datasets import Dataset
     from trl import SFTTrainer
 
-    from loop.engines.base import CheckpointRef
     from loop.engines.hf_models import load_model, load_tokenizer
+    from loop.engines.rows import Rows, write_rows
     from loop.engines.step_trainer import StepTrainer
-    from loop.engines.trl_trainer import TrlTrainer
+    from loop.engines.trl_trainer import arguments
 
     torch.set_num_threads(2)
     table = {"batch_size": BATCH_SIZE, "micro_batch_size": MICRO_BATCH_SIZE, "num_epochs": 1,
              "gradient_checkpointing": checkpointing}  # fmt: skip
     settings = Training.model_validate(table).model_dump(mode="json") | {"seed": 0}
     checkpoint = CheckpointRef(sha256="", path=cache_directory() / "models" / CONVERSION)
-    rows = rows_of(num_rows)
-    with tempfile.TemporaryDirectory() as scratch:
-        product = TrlTrainer(engine_config(Engine(device="cpu")), lambda done, total: None)
-        arguments = product.arguments(settings, Path(scratch))
+    rows, cpu = rows_of(num_rows), torch.device("cpu")
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        args = arguments(settings, scratch, cpu)
         given: dict[str, Any] = {
-            "model": load_model(checkpoint, torch.float32, torch.device("cpu")),
-            "args": arguments,
-            "train_dataset": Dataset.from_dict(rows),
+            "model": load_model(checkpoint, torch.float32, cpu),
             "processing_class": load_tokenizer(checkpoint)[0],
         }
         if who == "plain":
-            arguments.per_device_train_batch_size = MICRO_BATCH_SIZE
-            arguments.gradient_accumulation_steps = BATCH_SIZE // MICRO_BATCH_SIZE
-            trainer = SFTTrainer(**given)
+            args.per_device_train_batch_size = MICRO_BATCH_SIZE
+            args.gradient_accumulation_steps = BATCH_SIZE // MICRO_BATCH_SIZE
+            prompts, completions = (
+                [list(getattr(row, f"{part}_token_ids")) for row in rows] for part in ("prompt", "completion")
+            )
+            pairs = list(zip(prompts, completions, strict=True))
+            columns = {
+                "input_ids": [prompt + completion for prompt, completion in pairs],
+                "labels": [[-100] * len(prompt) + completion for prompt, completion in pairs],
+            }
+            trainer = SFTTrainer(args=args, train_dataset=Dataset.from_dict(columns), **given)
         else:
-            trainer = StepTrainer(budget=MICRO_BATCH_SIZE * max(map(len, rows["input_ids"])), **given)
+            (scratch / "rows.jsonl").write_text("".join(row.model_dump_json() + "\n" for row in rows))
+            ours = Rows(write_rows(scratch / "rows.jsonl", settings | {"held_out": 0}, scratch)[0])
+            budget = MICRO_BATCH_SIZE * max(ours.lengths)
+            trainer = StepTrainer(args=args, rows=ours, batch_size=BATCH_SIZE, budget=budget, **given)
         _, seconds = timed(trainer.train)
     return {
         "seconds": seconds,

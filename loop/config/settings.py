@@ -305,7 +305,7 @@ class Config(Section):
         return run_dir
 
     def mistakes(self) -> Iterator[Mistake]:
-        changes, training, num_processes = self.after_rollback, self.training, self.engine.num_training_processes
+        changes, training = self.after_rollback, self.training
         for index, temperature in enumerate(changes.temperatures):
             if self.sampling.is_fixed_point(temperature):
                 problem = "1 without top_k, top_p or repetition_penalty in [sampling] is a fixed point; give another"
@@ -320,22 +320,12 @@ class Config(Section):
         if self.engine.sampler == "server" and training.method == "lora" and not training.lora.merge:
             problem = 'a server (engine.sampler = "server") takes whole weights only; set merge = true'
             yield ("training", "lora", "merge"), problem
-        if num_processes > 1 and training.batch_size % (training.micro_batch_size * num_processes):
-            product = f"{num_processes} times training.micro_batch_size {training.micro_batch_size}"
-            problem = f"{product} does not divide training.batch_size {training.batch_size}; lower one of them"
-            yield ("engine", "num_training_processes"), problem
         if training.candidates > 1 and self.decide.confirm is None:
             problem = (
                 f"decide.split chooses among {training.candidates} candidates, so it cannot show that the chosen one is better; "
                 "set decide.confirm to another split, or candidates = 1"
             )
             yield ("training", "candidates"), problem
-        if num_processes > 1 and training.candidates > 1:
-            problem = f"{num_processes} processes leave no candidates along the way; set 1, or training.candidates = 1"
-            yield ("engine", "num_training_processes"), problem
-        if num_processes > 1 and training.method == "lora":
-            problem = 'LoRA is trained by one process; set 1, or training.method = "full"'
-            yield ("engine", "num_training_processes"), problem
 
     @property
     def wants_tests(self) -> bool:

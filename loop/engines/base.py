@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -143,17 +143,15 @@ class TrainingRow(Value):
     completion_token_ids: tuple[int, ...]
 
 
-def held_out(rows: Sequence[Sequence[int]], settings: dict[str, Any]) -> set[int]:
+def held_out(rows: Iterable[Sequence[int]], settings: dict[str, Any]) -> set[int]:
     """The indices of the rows that a fine-tune leaves out, chosen by a hash of its seed and their tokens.
 
     settings["held_out"] says how many, at most one in 20; settings of older versions say nothing, so none.
     """
-    num = min(settings.get("held_out", 0), len(rows) // 20)
-
-    def hashed(index: int) -> bytes:
-        return hashlib.sha256(f"{settings['seed']} {list(rows[index])}".encode()).digest()
-
-    return set(sorted(range(len(rows)), key=hashed)[:num]) if num else set()
+    wanted = settings.get("held_out", 0)
+    hashes = [hashlib.sha256(f"{settings['seed']} {list(row)}".encode()).digest() for row in rows] if wanted else []
+    num = min(wanted, len(hashes) // 20)
+    return set(sorted(range(len(hashes)), key=hashes.__getitem__)[:num])
 
 
 def candidate_steps(num_steps: int, settings: dict[str, Any]) -> list[int]:

@@ -1,21 +1,25 @@
-"""SFTTrainer with the same optimizer steps and less work in each: little padding, the output layer on completions alone.
+"""SFTTrainer with the same optimizer steps and less work in each: no padding, equal shares, the output layer on completions alone.
 
-TRL draws the rows of a step, counts their tokens, clips, steps and logs as always. Only the cut of a step's rows into forward
-passes differs, which does not change the sum of their gradients.
+The rows of a step are those that one process would take, whatever their number: each process draws the same order, and `deal` says
+who takes what, so that no process has to be asked. The Trainer counts tokens, clips, steps, logs and schedules as always.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from torch.distributed.fsdp import FSDPModule
+from torch.utils.data import DataLoader, Dataset, Sampler
 from trl import SFTTrainer
 
-from loop.engines.batching import micro_batches
+from loop.engines.batching import deal
+from loop.engines.packed_rows import pack_rows, rows_apart
+from loop.engines.rows import IGNORED, Rows
 
-PASS_COST = {"cpu": 64, "cuda": 1024}  # the cost of a pass beyond its tokens, in tokens: kernels, adding up gradients
 NUM_POSITIONS = 256  # their logits are held at a time
 # Changes that a model may make to its logits after the output layer; with one of these TRL's own loss is used.
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -31,12 +35,14 @@ class SummedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         total = hidden.new_zeros(())
         hidden_grad = torch.empty_like(hidden)
-        weight_grad = torch.zeros_like(weight) if weight.requires_grad else None
+        weight_grad = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         pieces = (each.split(NUM_POSITIONS) for each in (hidden, labels, hidden_grad))
         for states, wanted, grad in zip(*pieces, strict=True):
             logits = states @ weight.T  # (n, V)
             norms = logits.logsumexp(-1, keepdim=True)  # (n, 1)
             total += (norms - logits.gather(1, wanted[:, None])).sum()
+            if not any(ctx.needs_input_grad):
+                continue
             probabilities = logits.sub_(norms).exp_()
             probabilities[torch.arange(len(wanted)), wanted] -= 1
             torch.mm(probabilities, weight, out=grad)
@@ -55,7 +61,10 @@ class SummedCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 def has_plain_head(model: Any) -> bool:
     """Whether the logits are the last hidden states times one float32 matrix on the CPU, and nothing else."""
     head, config = model.get_output_embeddings(), model.config.get_text_config()
-    plain = type(head) is torch.nn.Linear and head.bias is None
+    kind = (
+        type(head).__mro__[2] if isinstance(head, FSDPModule) else type(head)
+    )  # FSDP puts a class of its own in front
+    plain = kind is torch.nn.Linear and head.bias is None
     plain = plain and head.weight.device.type == "cpu" and head.weight.dtype == torch.float32
     return plain and not any(getattr(config, name, None) for name in LOGIT_CHANGES)
 
@@ -73,43 +82,113 @@ def add_summed_loss(model: Any) -> None:
             return original(*arguments, **more)
         hidden = model.base_model(*arguments, **more).last_hidden_state[:, :-1]  # (B, T - 1, D)
         labels = summed_loss_of[:, 1:]
-        learnt = labels != -100
+        learnt = labels != IGNORED
         return SummedCrossEntropy.apply(hidden[learnt], model.get_output_embeddings().weight, labels[learnt])
 
     model.forward = forward
 
 
-class StepTrainer(SFTTrainer):  # type: ignore[misc]
-    """Takes whole optimizer steps (of this process) as batches; a forward pass takes at most `budget` tokens."""
+class Steps(Dataset[dict[str, Any]]):  # type: ignore[misc]
+    """What this process takes in each optimizer step of an epoch: step n has rows n * batch_size and on of the epoch's order."""
 
-    def __init__(self, *arguments: Any, budget: int, **more: Any) -> None:
-        super().__init__(*arguments, **more)
-        assert self.args.gradient_accumulation_steps == 1
-        self.budget = budget
+    def __init__(self, rows: Rows, batch_size: int, budget: int, seed: int, process: int, num_processes: int) -> None:
+        self.rows, self.batch_size, self.budget, self.seed = rows, batch_size, budget, seed
+        self.process, self.num_processes = process, num_processes
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        generator = torch.Generator().manual_seed(self.seed + epoch)
+        self.order = torch.randperm(len(self.rows), generator=generator).tolist()
+
+    def __len__(self) -> int:
+        return -(-len(self.rows) // self.batch_size)
+
+    def __getitem__(self, step: int) -> dict[str, Any]:
+        taken = self.order[step * self.batch_size : (step + 1) * self.batch_size]
+        passes = deal([self.rows.lengths[row] for row in taken], self.num_processes, self.budget)
+        return self.rows.packed([[[taken[each] for each in rows] for rows in one] for one in passes], self.process)
+
+
+class InOrder(Sampler[list[int]]):  # type: ignore[misc]
+    """One step at a time. The Trainer, which may skip the first ones, looks for `set_epoch` here."""
+
+    def __init__(self, steps: Steps) -> None:
+        self.steps = steps
+        self.set_epoch = steps.set_epoch
+        self.batch_sampler = self  # where it looks as long as none is skipped
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return ([step] for step in range(len(self.steps)))
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+
+def passes_of(inputs: dict[str, Any]) -> Iterator[tuple[list[int], dict[str, torch.Tensor]]]:
+    """The lengths of the rows of each forward pass, and its tensors (1, T), from what `Rows.packed` gives."""
+    start = 0
+    for lengths in inputs["row_lengths"]:
+        end = start + sum(lengths)
+        yield lengths, {name: inputs[name][:, start:end] for name in ("input_ids", "labels", "position_ids")}
+        start = end
+
+
+class StepTrainer(SFTTrainer):  # type: ignore[misc]
+    """Takes whole optimizer steps; a forward pass of a process takes at most `budget` tokens, or a single longer row."""
+
+    def __init__(self, *arguments: Any, rows: Rows, batch_size: int, budget: int, **more: Any) -> None:
+        super().__init__(*arguments, train_dataset=rows.dataset, **more)
+        assert self.args.gradient_accumulation_steps == 1 and not self.aux_loss_enabled
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        self.sums_loss = not self.aux_loss_enabled and has_plain_head(inner)
+        self.budget = budget if pack_rows(inner) else 0  # else each row has a pass of its own
+        self.rows, self.batch_size = rows, batch_size
+        self.sums_loss = has_plain_head(inner)
         if self.sums_loss:
             add_summed_loss(inner)
 
+    def get_train_dataloader(self) -> DataLoader[dict[str, Any]]:
+        """The steps of this process. accelerate, which would deal rows in turn, does not see it."""
+        world, rank = self.args.world_size, self.args.process_index
+        steps = Steps(self.rows, self.batch_size, self.budget, self.args.seed, rank, world)
+        return DataLoader(steps, batch_sampler=InOrder(steps), collate_fn=lambda taken: taken[0])
+
     def training_step(self, model: Any, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
-        lengths = inputs["attention_mask"].sum(1).tolist()
-        passes = micro_batches(lengths, self.budget, PASS_COST.get(self.args.device.type, 1024))
         total = torch.zeros((), device=self.args.device)
-        for number, rows in enumerate(passes, start=1):
-            width = lengths[rows[0]]
-            part = {name: each[rows, :width] for name, each in inputs.items()}
-            waits = number < len(passes)  # processes add up their gradients once per step
-            with self.accelerator.no_sync(model) if waits else contextlib.nullcontext():
+        for lengths, part in passes_of(inputs):
+            with rows_apart(lengths if self.budget else ()):
                 total += super().training_step(model, part, num_items_in_batch)
         return total
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
-    ) -> Any:
-        if not self.sums_loss or return_outputs or num_items_in_batch is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+    ) -> torch.Tensor:
+        """The sum over a pass, per learned token of the whole step. Gradients are averaged over processes, hence the factor."""
+        assert not return_outputs and num_items_in_batch is not None
+        return self.summed_loss(model, inputs) * self.args.world_size / num_items_in_batch.clamp(min=1)
+
+    def summed_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """The cross-entropy over the labels of a pass, summed, in nats."""
         inputs = dict(inputs)
         labels = inputs.pop("labels")
-        loss = model(**inputs, use_cache=False, summed_loss_of=labels) / num_items_in_batch.clamp(min=1)
-        # With several processes the count covers all of them, and their gradients are averaged.
-        return loss * self.accelerator.num_processes if self.args.average_tokens_across_devices else loss
+        if self.sums_loss:
+            return model(**inputs, use_cache=False, summed_loss_of=labels)
+        return -model(**inputs, labels=labels, use_cache=False, fused_lm_head=True).log_probs.sum()
+
+    def mean_loss(self, rows: Rows, indices: list[int] | None = None) -> float:
+        """The mean loss per completion token over these rows, in nats. All processes call this and get the same."""
+        model, indices = self.model_wrapped, list(range(len(rows))) if indices is None else indices
+        passes = deal([rows.lengths[index] for index in indices], self.args.world_size, self.budget)
+        own = rows.packed([[[indices[n] for n in each] for each in one] for one in passes], self.args.process_index)
+        sums = torch.zeros(2, dtype=torch.float64)
+        was_training = model.training
+        model.eval()
+        try:
+            for lengths, part in passes_of(self._prepare_inputs(own)):
+                with torch.no_grad(), self.compute_loss_context_manager(), rows_apart(lengths if self.budget else ()):
+                    loss = float(self.summed_loss(model, part))
+                sums += torch.tensor([loss, int((part["labels"][:, 1:] != IGNORED).sum())])
+        finally:
+            model.train(was_training)
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        return float(sums[0] / sums[1])

@@ -1,89 +1,65 @@
 """Fine-tuning with TRL's SFTTrainer on the sampled token ids, loss on the completion alone. Runs only inside a worker.
 
 No text is tokenised here: tokenising prompt plus completion again merges tokens across the border, and the model would
-learn tokens that it never sampled. Weights are trained in float32 (on a GPU under bfloat16 autocast) and written in the
-parent's own precision.
+learn tokens that it never sampled. Weights are trained in float32 (on a GPU they are multiplied in bfloat16) and written in the
+parent's own precision. One process and a group of them run the same code; see `loop.engines.sharded`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import math
+import shutil
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import TrainerCallback, TrainerState
+from transformers import TrainerCallback
 from trl import SFTConfig
 
+from loop.engines import sharded
 from loop.engines.base import (
     CheckpointRef,
     EngineConfig,
     Progress,
     TrainingResult,
-    TrainingRow,
+    Value,
     candidate_steps,
     earlier_dir,
-    held_out,
 )
-from loop.engines.candidates import AlongTheWay, cast_state, check_finite, forget_training, merge_into
+from loop.engines.candidates import AlongTheWay
 from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
+from loop.engines.rows import Rows, write_rows
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
 
-Columns = dict[str, list[list[int]]]
+LEFT = "candidate_step"  # the key of a candidate's entry in the Trainer's log
 
 
-def read_rows(rows_file: Path, settings: dict[str, Any]) -> tuple[Columns, Columns]:
-    """The rows to train on and the rows held out: input_ids and labels (-100 on the prompt), cut at max_tokens."""
-    columns: Columns = {"input_ids": [], "labels": []}
-    max_tokens = settings["max_tokens"]
-    with rows_file.open(encoding="utf-8") as lines:
-        for line in lines:
-            row = TrainingRow.model_validate_json(line)
-            prompt, completion = list(row.prompt_token_ids), list(row.completion_token_ids)
-            completion = completion[: max(0, max_tokens - len(prompt))]
-            if completion:
-                columns["input_ids"].append(prompt + completion)
-                columns["labels"].append([-100] * len(prompt) + completion)
-    if not columns["labels"]:
-        raise EngineError(f"no completion fits into training.max_tokens = {max_tokens}; raise it")
-    left_out = held_out(columns["input_ids"], settings)
-    trained, held = (
-        {name: [row for index, row in enumerate(rows) if (index in left_out) == out] for name, rows in columns.items()}
-        for out in (False, True)
-    )
-    return trained, held
+class Job(Value):
+    """A fine-tune as its processes are told: `Trainer.fit`'s arguments, with the rows as `loop.engines.rows` writes them."""
 
+    engine: EngineConfig
+    rows: Path
+    held_out: Path
+    parent: CheckpointRef
+    settings: dict[str, Any]
+    out_dir: Path
 
-def mean_loss(model: Any, rows: Columns) -> float:
-    """The mean loss per completion token, in nats. One row at a time, so without padding."""
-    model.eval()
-    total, count = 0.0, 0
-    for each in zip(rows["input_ids"], rows["labels"], strict=True):
-        input_ids, labels = (torch.tensor([values], device=model.device) for values in each)
-        num = int((labels[:, 1:] != -100).sum())
-        with torch.no_grad():
-            total += num * float(model(input_ids=input_ids, labels=labels).loss)
-        count += num
-    return total / count
+    @property
+    def base(self) -> Path:
+        """The whole weights that are trained, or that an adapter is trained over."""
+        return self.parent.base_path or self.parent.path
 
-
-def losses_of(trained: Any, rows: Columns, left_out: Columns) -> dict[str, float]:
-    """`held_out_loss` and `train_loss`; empty where nothing was held out or, for want of memory, they cannot be measured."""
-    if not (num_held_out := len(left_out["labels"])):
-        return {}
-    every = len(rows["labels"]) // num_held_out  # from the whole list: rows of earlier rounds may stand first
-    seen = {name: each[::every][:num_held_out] for name, each in rows.items()}
-    try:
-        return {"held_out_loss": mean_loss(trained, left_out), "train_loss": mean_loss(trained, seen)}
-    except (RuntimeError, MemoryError) as error:  # torch's own error for memory is a RuntimeError
-        print(f"the losses on held-out rows are not measured: {error}", file=sys.stderr)
-        return {}
+    @property
+    def is_lora(self) -> bool:
+        return self.parent.base_path is not None or self.settings["method"] == "lora"
 
 
 class Report(TrainerCallback):  # type: ignore[misc]
@@ -100,162 +76,199 @@ class Report(TrainerCallback):  # type: ignore[misc]
             raise EngineError(f"the loss is {loss} at step {state.global_step}; lower training.learning_rate")
 
 
-class StartingPoint:
-    """Where a fine-tune starts: the full weights in float32, and how the parent lies on disk, which its child does, too."""
+def train(job: Job, device: torch.device, scratch: Path, progress: Progress) -> Iterator[TrainingResult]:
+    """The part of one process, on `device`. Two reports: one when all weights are written, and one with their losses.
 
-    def __init__(self, parent: CheckpointRef, device: torch.device) -> None:
-        self.parent, self.device = parent, device
-        self.base = CheckpointRef(sha256=parent.sha256, path=parent.base_path or parent.path)
-        model = load_model(self.base, "auto", device)
-        self.dtype, self.model = model.dtype, model.float()
+    The weights are written, adapters not merged, by process 0. What is measured afterwards can't cost them.
+    """
+    rows, left_out = Rows(job.rows), Rows(job.held_out)
+    start = _StartingPoint(job, device)
+
+    def leave(num_steps: int, directory: Path) -> None:
+        start.save(trainer.model, f"step {num_steps}", directory)
+        trainer.state.log_history.append({LEFT: num_steps} | losses_of(trainer, left_out))
+
+    trainer = StepTrainer(
+        model=start.model,
+        rows=rows,
+        batch_size=job.settings["batch_size"],
+        budget=job.settings["micro_batch_size"] * max(rows.lengths),
+        args=arguments(job.settings, scratch, device),
+        processing_class=load_tokenizer(job.parent)[0],
+        callbacks=[Report(progress), AlongTheWay(job.settings, job.out_dir, leave)],
+    )
+    start.model = None
+    trainer.train()
+    start.save(trainer.model, "the last step", job.out_dir)
+    result = TrainingResult(
+        num_steps=trainer.state.global_step,
+        num_rows=len(rows),
+        num_completion_tokens=rows.num_learned,
+        losses=tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry),
+        num_held_out=len(left_out),
+        adapter=job.is_lora,
+    )
+    figures = {entry.pop(LEFT): entry for entry in copy.deepcopy(trainer.state.log_history) if LEFT in entry}
+    earlier = []
+    for step in candidate_steps(result.num_steps, job.settings)[:-1]:
+        losses = {name: figures[step].get(name) for name in ("held_out_loss", "train_loss")}
+        told = {"num_steps": step, "losses": result.losses[:step]} | losses
+        earlier.append(result.model_copy(update=told))
+    result = result.model_copy(update={"earlier": tuple(earlier)})
+    yield result
+    yield result.model_copy(update=losses_of(trainer, left_out))
+
+
+def losses_of(trainer: StepTrainer, left_out: Rows) -> dict[str, float]:
+    """`held_out_loss` and `train_loss`; empty where nothing was held out or, for want of memory, they cannot be measured."""
+    if not len(left_out):
+        return {}
+    every = len(trainer.rows) // len(left_out)  # from the whole list: rows of earlier rounds may stand first
+    seen = list(range(0, len(trainer.rows), every))[: len(left_out)]
+    try:
+        return {"held_out_loss": trainer.mean_loss(left_out), "train_loss": trainer.mean_loss(trainer.rows, seen)}
+    except (RuntimeError, MemoryError) as error:  # torch's own error for memory is a RuntimeError
+        if sharded.num_processes() > 1:
+            raise  # the other processes wait for this one
+        print(f"the losses on held-out rows are not measured: {error}", file=sys.stderr)
+        return {}
+
+
+class _StartingPoint:
+    """Where a fine-tune starts, and how the parent lies on disk, which its child does, too."""
+
+    def __init__(self, job: Job, device: torch.device) -> None:
+        self.job, self.dtype = job, sharded.dtype_on_disk(job.base)
+        self.model: Any = sharded.load(job.base, training_dtype(job.is_lora, device), device)
         # The trainer changes the model's own.
-        self.config, self.generation_config = copy.deepcopy((model.config, model.generation_config))
+        self.config, self.generation_config = copy.deepcopy((self.model.config, self.model.generation_config))
+        vars(self.config).pop("distributed_config", None)
+        if job.parent.base_path is not None:
+            check_adapter(job.parent.path)
+            self.model = PeftModel.from_pretrained(self.model, job.parent.path, is_trainable=True)
+        elif job.is_lora:
+            torch.manual_seed(job.settings["seed"])
+            self.model = get_peft_model(self.model, lora_config(job.settings["lora"]))
 
-    def write(
-        self, trained: Any, merge: bool, rows: Columns, left_out: Columns, out_dir: Path, state: TrainerState
-    ) -> TrainingResult:
-        """Check, write and measure the trained weights, in the parent's precision. `merge`: an adapter into its base."""
-        check_finite(trained, "the last step")
-        if isinstance(trained, PeftModel) and merge:
-            trained = trained.merge_and_unload()
-        adapter = isinstance(trained, PeftModel)
-        if not adapter:
-            trained = self._as_on_disk(trained)
-        self._save(trained, out_dir)
-        return TrainingResult(
-            num_steps=state.global_step,
-            num_rows=len(rows["labels"]),
-            num_completion_tokens=sum(label != -100 for labels in rows["labels"] for label in labels),
-            losses=tuple(entry["loss"] for entry in state.log_history if "loss" in entry),
-            num_held_out=len(left_out["labels"]),
-            **losses_of(trained, rows, left_out),  # when the weights are written: no figure is worth them
-            adapter=adapter,
-        )
-
-    def write_along_the_way(self, model: Any, out_dir: Path) -> None:
-        """Write the weights of a training that goes on: an adapter as it is, else a copy in the parent's precision."""
+    def save(self, model: Any, when: str, out_dir: Path) -> None:
+        """Write a model's weights as they are, an adapter alone. All processes call this, in a training or after it."""
+        if not sharded.is_finite(model):
+            raise EngineError(f"the weights are not finite after {when}; lower training.learning_rate")
+        writes = sharded.process_number() == 0
+        if writes:
+            out_dir.mkdir(exist_ok=True)
         if isinstance(model, PeftModel):
-            self._save(model, out_dir)
-            return
-        own = model.config, model.generation_config
-        model.config, model.generation_config = copy.deepcopy((self.config, self.generation_config))
-        try:
-            self._save(model, out_dir, state_dict=cast_state(model, self.dtype))
-            model.config.dtype = self.dtype  # transformers has written that of the model, which is being trained
-            model.config.save_pretrained(out_dir)
-        finally:
-            model.config, model.generation_config = own
+            adapter = {name: each for name, each in model.state_dict().items() if "lora_" in name}
+            model.save_pretrained(out_dir, state_dict=adapter, is_main_process=writes)
+            sharded.wait_for_all()
+        else:
+            sharded.save(model, self.dtype, self.config, self.generation_config, out_dir)
+        if writes:
+            (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
+            load_tokenizer(self.job.parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
 
-    def finish(self, out_dir: Path, merge: bool, rows: Columns, left_out: Columns) -> dict[str, float]:
-        """Merge what `write_along_the_way` has written, where that is asked for, and measure its losses as `write` does."""
-        adapter = (out_dir / "adapter_config.json").exists()
-        if not adapter and not left_out["labels"]:
-            return {}
-        model = load_model(self.base if adapter else CheckpointRef(sha256="", path=out_dir), "auto", self.device)
-        if adapter and merge:
-            model = self._as_on_disk(merge_into(model.float(), out_dir))
-            self._save(model, out_dir)
-        elif adapter:
-            model = PeftModel.from_pretrained(model.float(), out_dir)
-        return losses_of(model, rows, left_out)
 
-    def _as_on_disk(self, model: Any) -> Any:
-        model = model.to(self.dtype)
-        model.config, model.generation_config = self.config, self.generation_config
-        return model
+def training_dtype(is_lora: bool, device: torch.device) -> torch.dtype:
+    """The precision of the weights while they train. Those that an adapter leaves alone need no float32 on a GPU."""
+    return torch.bfloat16 if is_lora and device.type == "cuda" else torch.float32
 
-    def _save(self, model: Any, out_dir: Path, **more: Any) -> None:
-        model.save_pretrained(out_dir, **more)
-        (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
-        load_tokenizer(self.parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
+
+def lora_config(lora: dict[str, Any]) -> LoraConfig:
+    """peft's settings for [training.lora]."""
+    return LoraConfig(
+        r=lora["rank"],
+        lora_alpha=lora["alpha"],
+        lora_dropout=lora["dropout"],
+        target_modules=lora["target_modules"],
+        task_type="CAUSAL_LM",
+    )
+
+
+def arguments(settings: dict[str, Any], scratch: Path, device: torch.device) -> SFTConfig:
+    """The arguments of TRL's trainer, which takes a whole optimizer step as a batch."""
+    on_gpu = device.type == "cuda"
+    as_they_are = ("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
+                   "gradient_checkpointing")  # fmt: skip
+    arguments = SFTConfig(
+        output_dir=str(scratch),
+        seed=settings["seed"] % 2**32,
+        num_train_epochs=settings["num_epochs"] or 1,
+        max_steps=settings["num_steps"] or -1,
+        lr_scheduler_type="cosine_with_min_lr",
+        lr_scheduler_kwargs={"min_lr": settings["min_learning_rate"]},
+        per_device_train_batch_size=settings["batch_size"],
+        gradient_accumulation_steps=1,
+        router_aux_loss_coef=0.0,  # plain cross-entropy for mixtures of experts, too
+        bf16=on_gpu,
+        use_cpu=not on_gpu,
+        max_length=None,  # rows were cut when they were written
+        dataset_kwargs={"skip_prepare_dataset": True},
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # it would report a loss that is no number as an earlier one
+        report_to="none",
+        save_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        **{key: settings[key] for key in as_they_are},
+    )
+    if on_gpu:
+        arguments._n_gpu = 1  # DataParallel would use all GPUs, with larger batches than asked for
+    return arguments
 
 
 class TrlTrainer:
-    """A Trainer over TRL."""
+    """A Trainer over TRL, with as many processes as `num_training_processes` says."""
 
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
+        self.settings, self.progress = settings, progress
         self.device = choose_device(settings.device)
-        self.progress = progress
 
     def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
         """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
-        rows, left_out = read_rows(rows_file, settings)
-        start, merge = StartingPoint(parent, self.device), settings["lora"]["merge"]
-        result = self._train(start, rows, left_out, settings, out_dir)
-        earlier = []
-        for step in candidate_steps(result.num_steps, settings)[:-1]:
-            start.model = None
-            forget_training(self.device)
-            told = {"num_steps": step, "losses": result.losses[:step], "held_out_loss": None, "train_loss": None}
-            told |= start.finish(earlier_dir(out_dir, step), merge, rows, left_out)
-            earlier.append(result.model_copy(update=told))
+        with tempfile.TemporaryDirectory() as name:
+            scratch = Path(name)
+            rows, held_out = write_rows(rows_file, settings, scratch)
+            job = Job(
+                engine=self.settings, rows=rows, held_out=held_out, parent=parent, settings=settings, out_dir=out_dir
+            )
+            if self.settings.num_training_processes > 1:
+                from loop.engines.distributed import train_in_group
+
+                result = train_in_group(job, self.device, scratch, self.progress)
+            else:
+                (*_, result) = train(job, self.device, scratch / "out", self.progress)
+        gc.collect()  # what the training held, before another model is loaded
+        if result.adapter and settings["lora"]["merge"]:
+            result = self._merge(job, result)
+        return result
+
+    def _merge(self, job: Job, result: TrainingResult) -> TrainingResult:
+        """Replace each adapter that was written by whole weights, one after the other, on the CPU."""
+        directories = [*(earlier_dir(job.out_dir, each.num_steps) for each in result.earlier), job.out_dir]
+        for directory in directories:
+            merge_adapter(job.base, directory)
             self.progress(result.num_steps, result.num_steps)  # a sign of life
-        return result.model_copy(update={"earlier": tuple(earlier)})
-
-    def _train(
-        self, start: StartingPoint, rows: Columns, left_out: Columns, settings: dict[str, Any], out_dir: Path
-    ) -> TrainingResult:
-        """The fine-tune and its last candidate; earlier ones lie where they belong, adapters not merged yet."""
-        parent, lora, model = start.parent, settings["lora"], start.model
-        if parent.base_path is not None:
-            check_adapter(parent.path)
-            model = PeftModel.from_pretrained(model, parent.path, is_trainable=True)
-        elif settings["method"] == "lora":
-            torch.manual_seed(settings["seed"])
-            adapter = LoraConfig(
-                r=lora["rank"],
-                lora_alpha=lora["alpha"],
-                lora_dropout=lora["dropout"],
-                target_modules=lora["target_modules"],
-                task_type="CAUSAL_LM",
-            )
-            model = get_peft_model(model, adapter)
-        with tempfile.TemporaryDirectory() as scratch:
-            trainer = StepTrainer(
-                model=model,
-                budget=settings["micro_batch_size"] * max(map(len, rows["input_ids"])),
-                args=self.arguments(settings, Path(scratch)),
-                train_dataset=Dataset.from_dict(rows),
-                processing_class=load_tokenizer(parent)[0],
-                callbacks=[Report(self.progress), AlongTheWay(settings, out_dir, start.write_along_the_way)],
-            )
-            trainer.train()
-        trained = trainer.accelerator.unwrap_model(trainer.model)
-        return start.write(trained, lora["merge"], rows, left_out, out_dir, trainer.state)
-
-    def arguments(self, settings: dict[str, Any], scratch: Path, num_processes: int = 1, **more: Any) -> SFTConfig:
-        """The arguments of TRL's trainer; `more` says how the model is spread over several processes."""
-        on_gpu = self.device.type == "cuda"
-        num_passes = 1  # StepTrainer cuts a step into forward passes
-        if num_processes > 1:
-            num_passes = settings["batch_size"] // (settings["micro_batch_size"] * num_processes)
-        as_they_are = ("learning_rate", "warmup_steps", "weight_decay", "adam_beta1", "adam_beta2", "max_grad_norm",
-                       "gradient_checkpointing")  # fmt: skip
-        arguments = SFTConfig(
-            output_dir=str(scratch),
-            seed=settings["seed"] % 2**32,
-            num_train_epochs=settings["num_epochs"] or 1,
-            max_steps=settings["num_steps"] or -1,
-            lr_scheduler_type="cosine_with_min_lr",
-            lr_scheduler_kwargs={"min_lr": settings["min_learning_rate"]},
-            per_device_train_batch_size=settings["batch_size"] // (num_passes * num_processes),
-            gradient_accumulation_steps=num_passes,
-            bf16=on_gpu,
-            use_cpu=not on_gpu,
-            max_length=None,  # rows are cut in read_rows
-            logging_steps=1,
-            logging_nan_inf_filter=False,  # it would report a loss that is no number as an earlier one
-            report_to="none",
-            save_strategy="no",
-            disable_tqdm=True,
-            dataloader_pin_memory=False,
-            **{key: settings[key] for key in as_they_are},
-            **more,
-        )
-        if on_gpu and num_processes == 1:
-            arguments._n_gpu = 1  # DataParallel would use all GPUs, with larger batches than asked for
-        return arguments
+        whole = {"adapter": False}
+        earlier = tuple(each.model_copy(update=whole) for each in result.earlier)
+        return result.model_copy(update=whole | {"earlier": earlier})
 
     def close(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def merge_adapter(base: Path, directory: Path) -> None:
+    """Whole weights in the base's precision in place of the adapter in a directory; the tokenizer beside it stays."""
+    cpu = torch.device("cpu")
+    model = load_model(CheckpointRef(sha256="", path=base), torch.float32, cpu)
+    config, generation_config = copy.deepcopy((model.config, model.generation_config))
+    merged = PeftModel.from_pretrained(model, directory).merge_and_unload()
+    scratch = directory.with_name(f"{directory.name}.merged")
+    scratch.mkdir()
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, scratch, ignore_errors=True)
+        sharded.save(merged, sharded.dtype_on_disk(base), config, generation_config, scratch)
+        for file in directory.glob("adapter_*"):
+            file.unlink()
+        for file in scratch.iterdir():
+            file.rename(directory / file.name)

@@ -152,10 +152,6 @@ def build_trainer(settings: EngineConfig, progress: Progress) -> Any:
     if settings.trainer == "fake":
         return FakeTrainer(settings, progress)
     prepare_torch(settings.num_threads)
-    if settings.num_training_processes > 1:
-        from loop.engines.distributed import DistributedTrainer
-
-        return DistributedTrainer(settings, progress)
     from loop.engines.trl_trainer import TrlTrainer
 
     return TrlTrainer(settings, progress)

@@ -135,3 +135,37 @@ def _train(model: Any, tokenizer: Any, num_steps: int = 80) -> None:
         optimizer.zero_grad()
         model(input_ids=input_ids, labels=labels).loss.backward()
         optimizer.step()
+
+
+def make_random_model(path: Path, kind: str) -> Path:
+    """Write an untrained model of some 100,000 parameters with the same tokenizer: "llama" (untied), "qwen3", "qwen3-moe", "gpt-oss"."""
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    tokenizer = make_tokenizer()
+    shape = {
+        "vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 2048, "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
+    experts = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False}
+    names, more = {
+        "llama": ("Llama", {"tie_word_embeddings": False}),
+        "qwen3": ("Qwen3", {"tie_word_embeddings": True}),
+        "qwen3-moe": ("Qwen3Moe", {"num_experts": 4, "moe_intermediate_size": 32, "norm_topk_prob": True} | experts),
+        "gpt-oss": (
+            "GptOss",
+            {"num_local_experts": 4, "sliding_window": 16, "layer_types": ["sliding_attention", "full_attention"]}
+            | experts,
+        ),
+    }[kind]
+    config = getattr(transformers, f"{names}Config")(**shape, **more)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    path.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return path

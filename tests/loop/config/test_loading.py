@@ -217,18 +217,6 @@ def test_an_empty_file_lists_what_is_needed(tmp_path: Path) -> None:
     assert keys == ["decide", "model", "name", "sampling", "suites"]
 
 
-def test_several_processes_leave_no_candidates(tmp_path: Path) -> None:
-    text = VALID.replace("num_steps = 4", "num_steps = 4\ncandidates = 4").replace(
-        "[decide]", '[decide]\nconfirm = "confirm"'
-    )
-    text = text.replace("num_samples = 4", "num_samples = 4\nsplits = { select = 0.5, confirm = 0.5 }")
-    assert mistakes_in(tmp_path, text) == []
-    assert mistakes_in(tmp_path, text + "[engine]\nnum_training_processes = 2\n") == [
-        "21: engine.num_training_processes: 2 processes leave no candidates along the way; set 1, or "
-        "training.candidates = 1"
-    ]
-
-
 NO_TOML = "is not TOML: "
 NO_VALUE = f'{NO_TOML}Invalid value; text stands in "quotes", true and false are lower case'
 TOO_DEEP = " is nested too deeply, or holds a number out of all range; simplify it"

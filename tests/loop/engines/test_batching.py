@@ -1,4 +1,4 @@
-"""How a step's rows are cut into forward passes, and that the optimizer sees what plain SFTTrainer would have shown it."""
+"""How a step's rows are dealt and cut into passes, and that the optimizer sees what plain SFTTrainer would have shown it."""
 
 from __future__ import annotations
 
@@ -11,57 +11,65 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loop.config.settings import Training
-from loop.engines.base import CheckpointRef
-from loop.engines.batching import micro_batches
-from tests.support.engines import ON_A_CPU, float_model, no_progress
+from loop.engines.base import CheckpointRef, TrainingRow
+from loop.engines.batching import deal
+from tests.support.engines import float_model
+from tests.support.engines import write_rows as write_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-# ---- the cut -------------------------------------------------------------------------------------------------------
+# ---- the deal ------------------------------------------------------------------------------------------------------
+
+Lengths = st.lists(st.integers(1, 300), min_size=1, max_size=24)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=24), st.integers(1, 8), st.integers(0, 400))
-def test_every_row_goes_into_one_pass_with_little_padding(lengths: list[int], micro: int, pass_cost: int) -> None:
-    """At most `micro` rows of the longest kind a pass, as StepTrainer's budget has it."""
-    budget = micro * max(lengths)
-    passes = micro_batches(lengths, budget, pass_cost)
-    assert sorted(row for rows in passes for row in rows) == list(range(len(lengths)))
-    assert all(lengths[rows[0]] == max(lengths[row] for row in rows) for rows in passes)  # StepTrainer's width
-
-    def tokens(cut: list[list[int]]) -> int:
-        return sum(len(rows) * max(lengths[row] for row in rows) for rows in cut)
-
-    assert all(tokens([rows]) <= budget for rows in passes)
-    equal = [list(range(len(lengths)))[start : start + micro] for start in range(0, len(lengths), micro)]
-    assert tokens(passes) + pass_cost * len(passes) <= tokens(equal) + pass_cost * len(equal)
+@given(Lengths, st.integers(1, 5), st.integers(1, 900))
+def test_every_row_is_dealt_once_and_only_a_row_by_itself_goes_over_the_budget(
+    lengths: list[int], num_processes: int, budget: int
+) -> None:
+    passes = deal(lengths, num_processes, budget)
+    assert all(len(each) == num_processes for each in passes), "each process takes part in each pass"
+    taken = [rows for each in passes for rows in each]
+    assert sorted(row for rows in taken for row in rows) == list(range(len(lengths)))
+    sizes = [sum(lengths[row] for row in rows) for rows in taken]
+    assert all(len(rows) == 1 or size <= budget for rows, size in zip(taken, sizes, strict=True))
+    assert max(sizes[:num_processes]) == max(sizes), "what takes most memory comes first"
+    assert passes == deal(lengths, num_processes, budget)
 
 
-@given(st.lists(st.integers(1, 300), min_size=1, max_size=24), st.integers(1, 900))
-def test_only_a_row_by_itself_goes_over_the_budget(lengths: list[int], budget: int) -> None:
-    passes = micro_batches(lengths, budget, 64)
-    assert sorted(row for rows in passes for row in rows) == list(range(len(lengths)))
-    for rows in passes:
-        assert len(rows) == 1 or len(rows) * max(lengths[row] for row in rows) <= budget
+@given(Lengths, st.integers(1, 5))
+def test_processes_get_nearly_equal_tokens(lengths: list[int], num_processes: int) -> None:
+    """Graham's bound: nobody has more than 4/3 - 1/(3 m) of the least that is possible."""
+    (one,) = deal(lengths, num_processes, sum(lengths))
+    most = max(sum(lengths[row] for row in rows) for rows in one)
+    ordered = sorted(lengths, reverse=True)
+    least = max(ordered[0], -(-sum(lengths) // num_processes), sum(ordered[num_processes - 1 : num_processes + 1]))
+    if len(lengths) <= num_processes:
+        least = ordered[0]
+    assert most <= (4 / 3 - 1 / (3 * num_processes)) * least + 1e-9
 
 
-def test_the_cheapest_cut_is_found() -> None:
-    """The long row goes alone where a pass costs little; where it costs more than the padding, all go together."""
-    assert micro_batches([10, 100, 10, 10], 400, 5) == [[1], [0, 2, 3]]
-    assert micro_batches([10, 100, 10, 10], 400, 500) == [[1, 0, 2, 3]]
+def test_without_a_budget_each_row_has_a_pass_of_its_own() -> None:
+    assert deal([10, 100, 10], 1, 0) == [[[1]], [[0]], [[2]]]
+    assert deal([10, 100, 10], 2, 0) == [[[1], [0]], [[2], []]]
+
+
+def test_few_passes_are_taken() -> None:
+    assert deal([10, 100, 10, 10], 1, 130) == [[[1, 0, 2, 3]]]
+    assert deal([10, 100, 10, 10], 1, 100) == [[[1]], [[0, 2, 3]]]
 
 
 # ---- the same training ---------------------------------------------------------------------------------------------
 
 
-def ragged_rows(count: int) -> dict[str, list[list[int]]]:
+def ragged_rows(count: int) -> list[TrainingRow]:
     stream = random.Random(3)
-    columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+    rows = []
     for number in range(count):
         prompt = [stream.randrange(5, 90) for _ in range(stream.randint(2, 12))]
         completion = [stream.randrange(5, 90) for _ in range(40 if number % 4 == 0 else stream.randint(1, 9))]
-        columns["input_ids"].append(prompt + completion)
-        columns["labels"].append([-100] * len(prompt) + completion)
-    return columns
+        rows.append(TrainingRow(prompt_token_ids=prompt, completion_token_ids=completion))
+    return rows
 
 
 def train(
@@ -74,24 +82,33 @@ def train(
     from trl import SFTTrainer
 
     from loop.engines.hf_models import load_tokenizer
+    from loop.engines.rows import Rows, write_rows
     from loop.engines.step_trainer import StepTrainer
-    from loop.engines.trl_trainer import TrlTrainer
+    from loop.engines.trl_trainer import arguments
 
     model = float_model(tiny)
     if settings["method"] == "lora":
         torch.manual_seed(1)
         model = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
-    arguments = TrlTrainer(ON_A_CPU, no_progress).arguments(settings, scratch)
+    args = arguments(settings, scratch, torch.device("cpu"))
     rows = ragged_rows(14)  # the last step of an epoch has 6
-    more = {"model": model, "train_dataset": Dataset.from_dict(rows), "processing_class": load_tokenizer(tiny)[0]}
+    more = {"model": model, "processing_class": load_tokenizer(tiny)[0]}
     micro = settings["micro_batch_size"]
     if plain:
-        arguments.per_device_train_batch_size = micro
-        arguments.gradient_accumulation_steps = settings["batch_size"] // micro
-        trainer: Any = SFTTrainer(args=arguments, **more)
+        args.per_device_train_batch_size = micro
+        args.gradient_accumulation_steps = settings["batch_size"] // micro
+        columns: dict[str, list[list[int]]] = {"input_ids": [], "labels": []}
+        for row in rows:
+            columns["input_ids"].append([*row.prompt_token_ids, *row.completion_token_ids])
+            columns["labels"].append([-100] * len(row.prompt_token_ids) + [*row.completion_token_ids])
+        trainer: Any = SFTTrainer(args=args, train_dataset=Dataset.from_dict(columns), **more)
     else:
-        trainer = StepTrainer(args=arguments, budget=micro * max(map(len, rows["input_ids"])), **more)
-        assert trainer.sums_loss
+        scratch.mkdir()
+        file, _ = write_rows(write_jsonl(scratch / "rows.jsonl", rows), settings, scratch)
+        ours = Rows(file)
+        budget = micro * max(ours.lengths)
+        trainer = StepTrainer(args=args, rows=ours, batch_size=settings["batch_size"], budget=budget, **more)
+        assert trainer.sums_loss and trainer.budget == budget
     trainer.train()
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return losses, {name: each.detach() for name, each in trainer.model.named_parameters()}

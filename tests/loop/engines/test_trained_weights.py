@@ -109,12 +109,12 @@ def test_no_figure_is_worth_the_weights(
     error: Exception,
 ) -> None:  # fmt: skip
     """What cannot be measured after a fine-tune is not known; the weights are written all the same."""
-    from loop.engines import trl_trainer
+    from loop.engines.step_trainer import StepTrainer
 
-    def too_large(model: object, rows: object) -> float:
+    def too_large(*arguments: object) -> float:
         raise error
 
-    monkeypatch.setattr(trl_trainer, "mean_loss", too_large)
+    monkeypatch.setattr(StepTrainer, "mean_loss", too_large)
     result = fit(trl, tiny, training(num_epochs=1, held_out=3), tmp_path / "out", many_rows(65))
     assert (result.num_held_out, result.held_out_loss, result.train_loss) == (3, None, None)
     assert result.num_steps > 0 and (tmp_path / "out" / "model.safetensors").stat().st_size > 0

@@ -18,15 +18,17 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def rows_seen(batches: list[dict[str, Any]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """The prompt and the completion of every row that the model was shown, by its labels."""
+    """The prompt and the completion of every row that the model was shown, by its positions and labels."""
     rows = []
     for batch in batches:
-        columns = [batch[key].tolist() for key in ("input_ids", "attention_mask", "labels")]
-        for ids, mask, labels in zip(*columns, strict=True):
-            length, num_prompt = sum(mask), labels.index(next(label for label in labels if label != -100))
-            assert mask == [1] * length + [0] * (len(mask) - length)
-            assert labels == [-100] * num_prompt + ids[num_prompt:length] + [-100] * (len(mask) - length)
-            rows.append((tuple(ids[:num_prompt]), tuple(ids[num_prompt:length])))
+        ids, positions, labels = (batch[key][0].tolist() for key in ("input_ids", "position_ids", "labels"))
+        starts = [index for index, position in enumerate(positions) if position == 0]
+        for start, end in zip(starts, [*starts[1:], len(ids)], strict=True):
+            assert positions[start:end] == list(range(end - start))
+            own, learned = ids[start:end], labels[start:end]
+            num_prompt = learned.index(next(label for label in learned if label != -100))
+            assert learned == [-100] * num_prompt + own[num_prompt:]
+            rows.append((tuple(own[:num_prompt]), tuple(own[num_prompt:])))
     return rows
 
 
