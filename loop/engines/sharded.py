@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
@@ -97,7 +97,7 @@ def is_finite(model: Any) -> bool:
 def save(model: Any, dtype: torch.dtype, config: Any, generation_config: Any, out_dir: Path) -> None:
     """Write the model in `dtype` under the names of the directory that it was loaded from. All processes call this.
 
-    Each tensor is cast before it is gathered, one at a time; process 0 holds and writes FILE_BYTES at most, or a larger tensor.
+    Tensors are cast and gathered one at a time, in main memory; process 0 holds and writes FILE_BYTES at most, or a larger tensor.
     The model stays as it is. `config` and `generation_config` are those of the directory that the model was loaded from.
     """
     state, writes = model.state_dict(), process_number() == 0
@@ -107,11 +107,9 @@ def save(model: Any, dtype: torch.dtype, config: Any, generation_config: Any, ou
     for number, names in enumerate(pieces, start=1):
         whole: dict[str, torch.Tensor] = {}
         for name in names:
-            tensor = state[name].detach()
-            tensor = tensor.to(dtype) if tensor.is_floating_point() else tensor
-            tensor = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-            if writes:
-                whole[name] = tensor.cpu()
+            tensor = _gathered(state[name].detach(), dtype)
+            if tensor is not None:
+                whole[name] = tensor
             del tensor
         if writes:
             # transformers fuses some weights while it loads, such as those of experts.
@@ -131,6 +129,24 @@ def save(model: Any, dtype: torch.dtype, config: Any, generation_config: Any, ou
         if generation_config is not None:
             generation_config.save_pretrained(out_dir)
     wait_for_all()
+
+
+def _gathered(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """The whole tensor in main memory, on process 0; None elsewhere. Integers keep their type."""
+    dtype = dtype if tensor.is_floating_point() else tensor.dtype
+    if not isinstance(tensor, DTensor):
+        return tensor.to("cpu", dtype) if process_number() == 0 else None
+    assert tensor.placements == (Shard(0),), tensor.placements
+    own = tensor.to_local().to(dtype).cpu()
+    length, rest = -(-len(tensor) // num_processes()), tensor.shape[1:]  # the last ones may have less
+    if len(own) < length:
+        own = torch.cat([own, own.new_zeros(length - len(own), *rest)])
+    if process_number() != 0:
+        dist.gather(own)
+        return None
+    whole = own.new_empty(length * num_processes(), *rest)
+    dist.gather(own, list(whole.chunk(num_processes())))
+    return whole[: len(tensor)]
 
 
 def _pieces(model: Any, state: dict[str, Any], dtype: torch.dtype) -> Iterator[list[str]]:
