@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -109,6 +110,18 @@ class Lora(Section):
     dropout: float = Field(0.0, ge=0.0, lt=1.0, description="Dropout on the adapter's input.")
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field("all-linear", description="Layers that get one.")
     merge: bool = Field(True, description="Merge into full weights; false keeps an adapter over the base model.")
+    four_bit: bool = Field(
+        False,
+        description="The base in four bits while training (NF4, as in QLoRA): a quarter of bfloat16's memory. Needs bitsandbytes, and "
+        "one process.",
+    )
+
+    @field_validator("four_bit")
+    @classmethod
+    def _can_be_had(cls, four_bit: bool) -> bool:
+        if four_bit and not any(metadata.distributions(name="bitsandbytes")):
+            raise ValueError("needs the package bitsandbytes; run `pip install 'ssd-loop[four-bit]'`, or leave it out")
+        return four_bit
 
 
 class Training(Section):
@@ -320,6 +333,9 @@ class Config(Section):
         if self.engine.sampler == "server" and training.method == "lora" and not training.lora.merge:
             problem = 'a server (engine.sampler = "server") takes whole weights only; set merge = true'
             yield ("training", "lora", "merge"), problem
+        if training.method == "lora" and training.lora.four_bit and self.engine.num_training_processes > 1:
+            problem = "a base in four bits is not shared among processes; set 1, or training.lora.four_bit = false"
+            yield ("engine", "num_training_processes"), problem
         if training.candidates > 1 and self.decide.confirm is None:
             problem = (
                 f"decide.split chooses among {training.candidates} candidates, so it cannot show that the chosen one is better; "

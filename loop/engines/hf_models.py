@@ -61,6 +61,26 @@ def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torc
     return model.to(device)
 
 
+def load_in_four_bits(directory: Path, device: torch.device) -> Any:
+    """Full weights, of which the matrices are held in four bits: NF4 with quantised constants (QLoRA, arXiv 2305.14314)."""
+    from transformers import BitsAndBytesConfig
+
+    four_bits = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    return AutoModelForCausalLM.from_pretrained(
+        directory,
+        dtype=torch.bfloat16,
+        use_safetensors=True,
+        local_files_only=True,
+        quantization_config=four_bits,
+        device_map={"": device},
+    )
+
+
 def write_merged(checkpoint: CheckpointRef, target: Path) -> None:
     """An adapter merged into its base, as a model directory with the tokenizer, in the base's own precision."""
     load_model(checkpoint, "auto", torch.device("cpu")).save_pretrained(target)

@@ -34,7 +34,7 @@ from loop.engines.base import (
     earlier_dir,
 )
 from loop.engines.candidates import AlongTheWay
-from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
+from loop.engines.hf_models import check_adapter, choose_device, load_in_four_bits, load_model, load_tokenizer
 from loop.engines.rows import Rows, write_rows
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
@@ -139,10 +139,14 @@ class _StartingPoint:
 
     def __init__(self, job: Job, device: torch.device) -> None:
         self.job, self.dtype = job, sharded.dtype_on_disk(job.base)
-        self.model: Any = sharded.load(job.base, training_dtype(job.is_lora, device), device)
+        if job.is_lora and job.settings["lora"].get("four_bit"):  # settings of older versions say nothing
+            self.model: Any = load_in_four_bits(job.base, device)
+        else:
+            self.model = sharded.load(job.base, training_dtype(job.is_lora, device), device)
         # The trainer changes the model's own.
         self.config, self.generation_config = copy.deepcopy((self.model.config, self.model.generation_config))
-        vars(self.config).pop("distributed_config", None)
+        for ours in ("distributed_config", "quantization_config"):
+            vars(self.config).pop(ours, None)
         if job.parent.base_path is not None:
             check_adapter(job.parent.path)
             self.model = PeftModel.from_pretrained(self.model, job.parent.path, is_trainable=True)
