@@ -122,7 +122,7 @@ def test_an_adapter_parent_leaves_adapters_that_can_be_sampled_from(
     assert abs(one - two).max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["fake", "fake remote", "trl remote"])
+@pytest.mark.parametrize("name", ["fake", "fake remote", pytest.param("trl remote", marks=pytest.mark.slow)])
 def test_every_trainer_leaves_them(
     name: str, trainers: Callable[[str], Trainer], fake: CheckpointRef, tiny: CheckpointRef, tmp_path: Path
 ) -> None:

@@ -223,7 +223,7 @@ def killed_again_and_again(path: Path, draw: random.Random, num_kills: int) -> C
     raise AssertionError(output_of(path)[-3000:])
 
 
-@pytest.mark.parametrize("num_kills", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [2, *(pytest.param(num, marks=pytest.mark.slow) for num in (5, 30))])
 def test_kills_at_random_moments_change_no_table(tmp_path: Path, undisturbed: Path, num_kills: int) -> None:
     path = write_experiment(tmp_path, THREE)
     killed_again_and_again(path, random.Random(num_kills), num_kills)

@@ -270,7 +270,12 @@ def test_a_head_moved_by_hand_gives_the_round_up(opened: Any, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("step", "place"), [(5, "before finish_evaluation"), (20, "before finish_evaluation"), (5, "before decide")]
+    ("step", "place"),
+    [
+        (5, "before finish_evaluation"),
+        pytest.param(20, "before finish_evaluation", marks=pytest.mark.slow),
+        pytest.param(5, "before decide", marks=pytest.mark.slow),
+    ],
 )
 def test_lost_candidates_are_trained_again(step: int, place: str, tmp_path: Path) -> None:
     config = write_run(tmp_path, several(4, rounds=1), 40)
@@ -299,7 +304,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-FAST = {"after commit_directory", "after finish_stage", "before finish_evaluation", "after decide"}
+FAST = {"after commit_directory", "before finish_evaluation"}
 
 
 @pytest.mark.parametrize(
