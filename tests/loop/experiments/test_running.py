@@ -245,6 +245,7 @@ def test_a_run_whose_process_keeps_dying_is_given_up_and_said(tmp_path: Path, mo
         Supervisor(experiment, Machine(1), lines.append, Stop(at_once=False)).run()
 
 
+@pytest.mark.slow
 def test_the_experiment_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "your-first-experiment.md").read_text()
     path = write_experiment(tmp_path, text := page.split("```toml\n", 1)[1].split("```", 1)[0])
