@@ -168,9 +168,15 @@ def test_a_sample_as_a_user_without_rights(words: dict[str, str]) -> None:
 
 
 @AS_USER
-def test_a_sample_in_a_sandbox_of_its_own(words: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("kill the parent", "stop everyone"),
+        pytest.param(("stop the parent", "interrupt the parent", "kill everyone"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_sample_in_a_sandbox_of_its_own(words: dict[str, str], names: tuple[str, ...]) -> None:
     """There the warm interpreter is in the same namespace as the program, which could end or stop it."""
-    names = ("kill the parent", "stop the parent", "interrupt the parent", "kill everyone", "stop everyone")
     programs = {name: CLASSES["staying"][name] for name in names}
     check(as_user(MODES_AS_USER[1]), programs | sample(60), words, most=1, strict=False)
 
