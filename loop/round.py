@@ -65,7 +65,7 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     rows = session.corpus.training_rows(round.run_id, round.number)
 
     def make() -> Trained:
-        return train(rows, parent, settings, session.engines.trainer(parent), final_dir)
+        return train(rows, parent, settings, session.engines.trainer(parent), final_dir, session.hasher)
 
     made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}
     num = settings.get("candidates", 1)  # older stores lack it

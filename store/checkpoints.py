@@ -11,10 +11,9 @@ as it is (`committed`), or commit its own: equal weights are kept, others are re
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain, count, takewhile
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from store.canonical import canonical_json, sha256_of
 from store.durable import fsync
 from store.errors import DamagedCheckpoint, StoreError
 from store.failpoints import reach
+from store.hashing import Hasher
 from store.records import Json
 
 CHECKPOINTS = "checkpoints"  # in a run directory
@@ -52,15 +52,16 @@ def temporary_directory(root: Path) -> Path:
     return Path(tempfile.mkdtemp(prefix=TEMPORARY, dir=root))
 
 
-def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
+def commit_directory(tmp_dir: Path, final_dir: Path, hasher: Hasher | None = None) -> Json:
     """Make a directory durable under its final name, on the same file system; its manifest.
 
     Order: every file and directory is fsynced, the manifest is written and fsynced, the directory is fsynced, renamed,
     and its parent fsynced. StoreError for weights that can run code, and for anything that is not a plain file.
+    `hasher` knows the files afterwards.
     """
-    manifest = write_manifest(tmp_dir)
+    manifest = write_manifest(tmp_dir, hasher)
     if final_dir.exists():
-        if committed(final_dir) == manifest:
+        if committed(final_dir, hasher) == manifest:
             fsync(final_dir.parent)  # whoever renamed it may have been killed before this
             remove_directory(tmp_dir)
             return manifest
@@ -74,22 +75,17 @@ def commit_directory(tmp_dir: Path, final_dir: Path) -> Json:
     return manifest
 
 
-def write_manifest(directory: Path) -> Json:
+def write_manifest(directory: Path, hasher: Hasher | None = None) -> Json:
     """Fsync all that is in the directory, describe it in MANIFEST.json and fsync that; the manifest.
 
-    A file is hashed while the disk writes it.
+    Files are hashed while the disk writes them.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     (directory / MANIFEST).unlink(missing_ok=True)
-    files = {}
-    with ThreadPoolExecutor(1) as disk:
-        for path in _plain_files(directory, StoreError):
-            if path.suffix.lower() in PICKLES:
-                raise StoreError(f"{path}: can run code when it is loaded; write safetensors")
-            synced = disk.submit(fsync, path)
-            files[path.relative_to(directory).as_posix()] = _measure(path)
-            synced.result()
+    paths = {path.relative_to(directory).as_posix(): path for path in _plain_files(directory, StoreError)}
+    for path in paths.values():
+        if path.suffix.lower() in PICKLES:
+            raise StoreError(f"{path}: can run code when it is loaded; write safetensors")
+    files = _measured(paths, hasher, sync=True)
     for path in sorted(directory.rglob("*"), reverse=True):
         if path.is_dir():
             fsync(path)
@@ -102,7 +98,7 @@ def write_manifest(directory: Path) -> Json:
     return manifest
 
 
-def hash_directory(directory: Path) -> Json:
+def hash_directory(directory: Path, hasher: Hasher | None = None) -> Json:
     """The manifest of weights that are not ours to write beside: links are followed, hidden files left out.
 
     Pickled weights beside safetensors are left out, as they are never loaded; without safetensors: StoreError.
@@ -113,12 +109,15 @@ def hash_directory(directory: Path) -> Json:
     visible = {name: path for name, path in files.items() if not any(part.startswith(".") for part in name.parts)}
     if not any(name.suffix == ".safetensors" for name in visible):
         raise StoreError(f"{directory}: holds no safetensors; convert the weights first")
-    measured = {name.as_posix(): _measure(path) for name, path in visible.items() if name.suffix.lower() not in PICKLES}
-    return {"files": measured, "whole_directory": False}
+    wanted = {name.as_posix(): path for name, path in visible.items() if name.suffix.lower() not in PICKLES}
+    return {"files": _measured(wanted, hasher), "whole_directory": False}
 
 
-def verify(directory: Path, manifest: Json) -> None:
-    """Read every byte; DamagedCheckpoint names the first file that is missing, too many, or not as the manifest says."""
+def verify(directory: Path, manifest: Json, hasher: Hasher | None = None) -> None:
+    """Read every byte; DamagedCheckpoint names a file that is missing, too many, or not as the manifest says.
+
+    A file that `hasher` knows is not read again. OSError for one that cannot be read.
+    """
     if not directory.is_dir():
         raise DamagedCheckpoint(f"{directory}: the directory is missing")
     for name, expected in manifest["files"].items():
@@ -128,31 +127,24 @@ def verify(directory: Path, manifest: Json) -> None:
         size = path.stat().st_size
         if size != expected["size_bytes"]:
             raise DamagedCheckpoint(f"{path}: the size is {size} bytes, the manifest says {expected['size_bytes']}")
-        if _measure(path)["sha256"] != expected["sha256"]:
-            raise DamagedCheckpoint(f"{path}: the content differs from the manifest (SHA-256)")
     if manifest["whole_directory"]:
         for path in _plain_files(directory, DamagedCheckpoint):
             name = path.relative_to(directory).as_posix()
             if name not in manifest["files"] and name != MANIFEST:
                 raise DamagedCheckpoint(f"{path}: the file is not in the manifest")
+    found = _measured({name: directory / name for name in manifest["files"]}, hasher)
+    for name, expected in manifest["files"].items():
+        if found[name]["sha256"] != expected["sha256"]:
+            raise DamagedCheckpoint(f"{directory / name}: the content differs from the manifest (SHA-256)")
 
 
-def stamps(directory: Path, manifest: Json) -> dict[str, tuple[int, ...]]:
-    """Figures that change when anybody writes to a file of the manifest or replaces it, by name. Empty if a file is missing."""
-    try:
-        stats = {name: (directory / name).stat() for name in (*manifest["files"], ".")}
-    except OSError:
-        return {}
-    return {name: (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats.items()}
-
-
-def committed(directory: Path) -> Json | None:
+def committed(directory: Path, hasher: Hasher | None = None) -> Json | None:
     """The manifest of a directory that was committed and is whole; None if there is none. A damaged one is set aside."""
     if not directory.exists():
         return None
     try:
         manifest = read_manifest(directory)
-        verify(directory, manifest)
+        verify(directory, manifest, hasher)
         return manifest
     except DamagedCheckpoint:
         quarantine(directory)
@@ -227,7 +219,5 @@ def _plain_files(directory: Path, refusal: type[StoreError]) -> Iterator[Path]:
             yield path
 
 
-def _measure(path: Path) -> Json:
-    with open(path, "rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"size_bytes": os.fstat(file.fileno()).st_size, "sha256": sha256}
+def _measured(paths: Mapping[str, Path], hasher: Hasher | None, *, sync: bool = False) -> Json:
+    return dict(zip(paths, (hasher or Hasher()).measure([*paths.values()], sync=sync), strict=True))

@@ -339,6 +339,8 @@ def _checkpoints(db: Database, run_dir: Path, checked: Counter[str]) -> Iterator
                         yield f"{directory / MANIFEST}: is another than the store's"
                 except DamagedCheckpoint as error:
                     yield str(error)
+                except OSError as error:
+                    yield f"{error.filename}: cannot be checked: {error.strerror}"
 
 
 def _runs(db: Database) -> list[Run]:

@@ -63,6 +63,7 @@ PARTS = (
             ("rounds", f"{PYTHON} bench/rounds.py", "--rounds 1 --small"),
             ("corpus", f"{PYTHON} -m bench.corpus --directory build/bench", "--num 100000 --pairs 3"),
             ("search", f"{PYTHON} -m bench.search", "--num 20000"),
+            ("hashing", f"{PYTHON} -m bench.hashing", "--mb 64 --turns 3"),
             ("serve", f"{PYTHON} -m bench.serve", ""),
             ("status", f"{PYTHON} bench/status.py", "--completions 100000 --runs 7"),
             ("report", f"{PYTHON} bench/report.py", "--rounds 50 --completions 100000 --runs 2"),

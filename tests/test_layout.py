@@ -51,7 +51,7 @@ COVERS = {
     "loop/report/test_facts.py": "loop/report: browser charts experiment_figures run_figures",
     "loop/report/test_page.py": "loop/cli/report",
     "loop/run/test_choosing.py": "loop/stages: collecting packed",
-    "loop/run/test_comparison.py": "loop/stages/deciding; loop/run: opening session",
+    "loop/run/test_comparison.py": "loop/stages/deciding; loop/run/session",
     "loop/run/test_evaluation.py": "loop/run/answering; store/evaluations",
     "loop/serve/test_server.py": "loop/cli/serve; loop/serve: app live sources who_may_ask",
     "loop/watching/test_hooks.py": "loop/system/guarded; loop/watching/teller",

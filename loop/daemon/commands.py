@@ -19,7 +19,7 @@ from loop.daemon.control import Control, Wake
 from loop.errors import LoopError, UsageError
 from loop.system.signals import Stop
 from loop.words import count, round_name
-from store.checkpoints import stamps, verify
+from store.checkpoints import verify
 from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint
 from store.garbage import Plan, best_round, collect, plan_collection, size_bytes
@@ -154,7 +154,7 @@ def _revive(held: HeldRun, row: Checkpoint, dry_run: bool) -> None:
     """Weights that were set aside or collected may have been put back; then they count again."""
     path = held.run_dir / row.path
     if row.state == "present":
-        if not stamps(path, row.manifest):
+        if not all((path / name).is_file() for name in row.manifest["files"]):
             raise LoopError(f"{path}: a file of the checkpoint is missing; put it back, or choose another round")
         return
     try:

@@ -145,7 +145,9 @@ def _serve(loaded: LoadedConfig, log: Log, stop: Stop, wake: Any) -> None:
     watch = Onlookers(beating, log, check=stop.check)
     log.notifier.status("preparing")
     with contextlib.ExitStack() as stack:
+        stop.at_once = True  # nothing can be lost yet, and a base model may be fetched, converted or hashed for long
         session = stack.enter_context(open_session(loaded, watch))
+        stop.at_once = False
         log.keep(loaded.run_dir / "logs")
         watch.listeners += [
             stack.enter_context(hooks_of(watching, name, log.line, loaded.base_dir)),

@@ -32,6 +32,7 @@ from store.checkpoints import (
 from store.corpus import Corpus
 from store.db import DATABASE, open_database
 from store.errors import DamagedCheckpoint, StoreError
+from store.hashing import HASHED, Hasher
 from store.ledger import Ledger
 from store.records import Checkpoint, Json, Run
 from store.verify import write_high_water
@@ -53,11 +54,12 @@ def open_session(
         db = open_database(loaded.run_dir / DATABASE)
         ledger, corpus = Ledger(db), Corpus(db)
         engines = Engines(loaded, watch)
+        hasher = Hasher(engines.pulse, loaded.run_dir / HASHED)
         try:
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run, content = ledger.run(), _content(inputs, suites)
             if run is None:
-                base = _base(loaded, engines, lambda: begins(inputs))
+                base = _base(loaded, engines, hasher, lambda: begins(inputs))
                 corpus.add_prompts(inputs.prompts)
                 for suite in suites:
                     corpus.add_prompts(suite.prompts.values())
@@ -66,11 +68,12 @@ def open_session(
                 run = ledger.create_run(config.name, settings, identity, config.seed, base)
             else:
                 loaded = replace(loaded, config=with_stored_gates(loaded.config, run.config))
-                _continue(run, ledger, engines, loaded, content)
+                _continue(run, ledger, engines, hasher, loaded, content)
             policy = loaded.config.decide.policy()
             yield Session(
-                loaded, ledger, corpus, run.id, engines, grader, policy, inputs.prompts, suites, watch, inputs.tests
-            )
+                loaded, ledger, corpus, run.id, engines, grader, policy, inputs.prompts, suites, watch, inputs.tests,
+                hasher=hasher,
+            )  # fmt: skip
         finally:
             engines.close()
             with contextlib.suppress(StoreError, OSError):  # what went wrong before matters more
@@ -87,7 +90,7 @@ def _content(inputs: Inputs, suites: list[Yardstick]) -> Json:
     return content
 
 
-def _continue(run: Run, ledger: Ledger, engines: Engines, loaded: LoadedConfig, content: Json) -> None:
+def _continue(run: Run, ledger: Ledger, engines: Engines, hasher: Hasher, loaded: LoadedConfig, content: Json) -> None:
     """ConfigError if the run began with other settings or inputs, LoopError if its base model is another by now."""
     _same_run(run, resolved(loaded.config), content, loaded)
     base = ledger.checkpoints.get(run.base_checkpoint)
@@ -95,13 +98,13 @@ def _continue(run: Run, ledger: Ledger, engines: Engines, loaded: LoadedConfig, 
         directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
         if str(directory) != base.path:
             try:
-                verify(directory, base.manifest)
+                verify(directory, base.manifest, hasher)
             except DamagedCheckpoint as damage:
                 raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
             ledger.checkpoints.move(base.sha256, str(directory))
 
 
-def _base(loaded: LoadedConfig, engines: Engines, begins: Callable[[], None]) -> Checkpoint:
+def _base(loaded: LoadedConfig, engines: Engines, hasher: Hasher, begins: Callable[[], None]) -> Checkpoint:
     """The base of a new run. LoopError where the run directory holds the weights of another one."""
     if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
         raise LoopError(
@@ -115,7 +118,7 @@ def _base(loaded: LoadedConfig, engines: Engines, begins: Callable[[], None]) ->
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
     if model.source != BUILT_IN_MODEL:
         begins()
-    manifest = hash_directory(directory)
+    manifest = hash_directory(directory, hasher)
     return Checkpoint(
         sha256=manifest_sha256(manifest),
         run_id="",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from loop.config.loading import LoadedConfig
@@ -18,10 +18,11 @@ from loop.workers.pool import Pool
 from loop.workers.up import Engines, Watch
 from loop.workers.worker import RemoteSampler
 from policies.policy import Policy
-from store.checkpoints import quarantine, stamps, verify
+from store.checkpoints import quarantine, verify
 from store.corpus import Corpus
 from store.errors import DamagedCheckpoint, StoreError
 from store.failpoints import reach
+from store.hashing import Hasher
 from store.ledger import Ledger
 from store.records import Checkpoint, Evaluation, Json, Prompt, Round, Run
 
@@ -54,7 +55,7 @@ class Session:
     check_orders: Callable[[Round | None], None] = field(default=lambda round: None)  # raises to leave the round
     wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
     goal: int | None = None  # how many rounds are decided in all when the run ends, if whoever runs them has said so
-    verified: dict[str, Any] = field(default_factory=dict)  # the stamps of checkpoints when they were read whole
+    hasher: Hasher = field(default_factory=Hasher)  # knows the files of weights that were read whole
     sharing: Sharing = field(init=False)
 
     def __post_init__(self) -> None:
@@ -112,20 +113,24 @@ class Session:
         """A worker that samples from these weights and probes them: the one that serves them already, or a new one."""
         return self.engines.serving(sha256) or self.engines.sampler(self.weights(sha256))
 
-    def weights(self, sha256: str) -> CheckpointRef:
-        """A checkpoint, every byte verified, again whenever its files were touched since; a damaged one is set aside."""
+    def weights(self, sha256: str, *, may_leave: bool = True) -> CheckpointRef:
+        """A checkpoint, every byte verified, again whenever its files were touched since; a damaged one is set aside.
+
+        While it is read, what `check_orders` raises leaves the round, unless that is not `may_leave`.
+        """
         row = self.ledger.checkpoints.known(sha256)
         path = self.loaded.run_dir / row.path  # an absolute path stays as it is
         try:
-            stamped = stamps(path, row.manifest)
-            if not stamped or self.verified.get(sha256) != stamped:  # else nobody has written to it since it was read
-                verify(path, row.manifest)
-                self.verified[sha256] = stamped
+            verify(path, row.manifest, replace(self.hasher, pulse=self._pulse_and_look) if may_leave else self.hasher)
         except DamagedCheckpoint as damage:
             if not row.round:
                 raise LoopError(f"{OTHER_BASE}: {damage}; restore it") from None
             self.ledger.checkpoints.set_state(sha256, "quarantined")
             aside = f" (set aside as {quarantine(path)})" if path.exists() else ""
             raise LostWeights(f"checkpoint of round {row.round} is damaged: {damage}{aside}", row) from None
-        base = self.weights(row.base) if row.base else None
+        base = self.weights(row.base, may_leave=may_leave) if row.base else None
         return CheckpointRef(sha256=sha256, path=path, base_path=base.path if base else None)
+
+    def _pulse_and_look(self) -> None:
+        self.engines.pulse()
+        self.check_orders(None)

@@ -179,13 +179,14 @@ class Product:
         """A fine-tune's checkpoint under its final name, every byte of it verified; None if it cannot be had."""
         if not self.entry or self.registry is None:
             return None
+        hasher = self.session.hasher
         for source in self.registry.weights_of(self.key, self.entry):
             scratch = temporary_directory(final_dir.parent)
             try:
                 link_tree(source, scratch / "weights")
-                verify(scratch / "weights", self.entry["manifest"])
+                verify(scratch / "weights", self.entry["manifest"], hasher)
                 result = TrainingResult.model_validate(self.entry["report"])
-                manifest = commit_directory(scratch / "weights", final_dir)
+                manifest = commit_directory(scratch / "weights", final_dir, hasher)
                 os.rmdir(scratch)
                 self.origin = self._described(checkpoint=self.entry["checkpoint"])
                 return Trained(final_dir, manifest, result)

@@ -12,6 +12,7 @@ from typing import Any
 from loop.engines.base import CheckpointRef, Trainer, TrainingResult, TrainingRow, earlier_dir
 from store.canonical import compact_json
 from store.checkpoints import commit_directory, temporary_directory
+from store.hashing import Hasher
 from store.records import Completion, Json
 
 
@@ -35,7 +36,12 @@ def rows_sha256(rows: Iterable[Completion]) -> tuple[int, str]:
 
 
 def train(
-    rows: Iterable[Completion], parent: CheckpointRef, settings: dict[str, Any], trainer: Trainer, final_dir: Path
+    rows: Iterable[Completion],
+    parent: CheckpointRef,
+    settings: dict[str, Any],
+    trainer: Trainer,
+    final_dir: Path,
+    hasher: Hasher | None = None,
 ) -> Trained:
     """Fine-tune `parent` on the token ids that were sampled. Interrupted, it leaves only temporary directories.
 
@@ -50,14 +56,14 @@ def train(
             file.write(row.model_dump_json() + "\n")
     result = trainer.fit(rows_file, parent, settings, weights)
     earlier = tuple(
-        _committed(earlier_dir(weights, each.num_steps), earlier_dir(final_dir, each.num_steps), each)
+        _committed(earlier_dir(weights, each.num_steps), earlier_dir(final_dir, each.num_steps), each, hasher)
         for each in result.earlier
     )
-    last = _committed(weights, final_dir, result.model_copy(update={"earlier": ()}))
+    last = _committed(weights, final_dir, result.model_copy(update={"earlier": ()}), hasher)
     rows_file.unlink()
     os.rmdir(scratch)
     return replace(last, earlier=earlier)
 
 
-def _committed(weights: Path, final_dir: Path, result: TrainingResult) -> Trained:
-    return Trained(final_dir, commit_directory(weights, final_dir), result)
+def _committed(weights: Path, final_dir: Path, result: TrainingResult, hasher: Hasher | None) -> Trained:
+    return Trained(final_dir, commit_directory(weights, final_dir, hasher), result)

@@ -16,6 +16,7 @@ COMMANDS = {
     "busy": "bench/busy.py --small --neighbours 0 1 --variants before dtype=float32,num_threads=1",
     "corpus": "-m bench.corpus --num 2000 --pairs 1 --batch 100 --directory PLACE",
     "search": "-m bench.search --num 500",
+    "hashing": "-m bench.hashing --mb 2 --turns 1",
     "serve": "-m bench.serve --rounds 1",
     "status": "bench/status.py --where PLACE --completions 2000 --runs 1",
     "report": "bench/report.py --where PLACE --rounds 3 --completions 300 --runs 1",

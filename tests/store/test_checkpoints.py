@@ -24,13 +24,12 @@ from store.checkpoints import (
     quarantine,
     read_manifest,
     remove_directory,
-    stamps,
     sweep_temporaries,
     temporary_directory,
     verify,
-    write_manifest,
 )
 from store.errors import DamagedCheckpoint, StoreError
+from store.hashing import Hasher
 from tests.support import ROOT
 
 
@@ -96,6 +95,24 @@ def test_committing_again_after_a_crash_is_harmless(final: Path, tmp_path: Path)
     (final / "model.safetensors").write_text("broken")
     assert commit_directory(written(tmp_path), final) == first == committed(final)
     assert sorted(os.listdir(tmp_path)) == ["round-1", "round-1.damaged"]
+
+
+def test_what_a_hasher_has_committed_it_verifies_without_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("store.hashing.CLOCK_S", -1.0)  # as if the files had been written a while ago
+    hasher, final = Hasher(), tmp_path / "round-1"
+    manifest = commit_directory(written(tmp_path), final, hasher)
+    with monkeypatch.context() as patched:
+        patched.setattr("store.hashing._read", Mock(side_effect=AssertionError("it was read again")))
+        verify(final, manifest, hasher)
+        assert committed(final, hasher) == manifest
+        with pytest.raises(AssertionError, match="read again"):
+            verify(final, manifest)
+    time.sleep(0.02)  # the clock of the file system
+    (final / "model.safetensors").write_text("weighty")
+    with pytest.raises(DamagedCheckpoint, match=r"model\.safetensors: the content differs"):
+        verify(final, manifest, hasher)
 
 
 def test_quarantine_never_overwrites(tmp_path: Path) -> None:
@@ -186,26 +203,3 @@ def test_the_order_of_a_commit_as_the_kernel_sees_it(tmp_path: Path) -> None:
         ("rename", "/tmp"),
         ("fsync", ""),
     ]
-
-
-TOUCHES: dict[str, Callable[[Path], object]] = {
-    "written": lambda file: file.write_bytes(b"12345679"),
-    "replaced": lambda file: shutil.copy(file, file.with_suffix(".new")).replace(file),
-    "removed": lambda file: file.unlink(),
-    "added": lambda file: (file.parent / "more.json").write_text("{}"),
-}
-
-
-@pytest.mark.parametrize("touch", TOUCHES.values(), ids=TOUCHES)
-def test_stamps_change_with_every_touch(tmp_path: Path, touch: Callable[[Path], object]) -> None:
-    """Bytes of the same length, an old modification time: what was read whole before is read again all the same."""
-    file = tmp_path / "model.safetensors"
-    file.write_bytes(b"12345678")
-    manifest = write_manifest(tmp_path)
-    before, times = stamps(tmp_path, manifest), file.stat()
-    assert before and before == stamps(tmp_path, manifest)
-    time.sleep(0.02)  # the clock of the file system
-    touch(file)
-    if file.exists():
-        os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert stamps(tmp_path, manifest) != before

@@ -48,7 +48,7 @@ def test_canonical_json_does_not_depend_on_order_or_key_type() -> None:
         canonical_json({"loss": float("nan")})
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(ANY_JSON, ANY_TEXT)
 def test_events_hold_any_value(value: Any, kind: str) -> None:
     world = World()
@@ -56,7 +56,7 @@ def test_events_hold_any_value(value: Any, kind: str) -> None:
     assert event.data == {"value": value} and world.ledger.events.last() == event
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(
     st.lists(
         st.fixed_dictionaries(

@@ -224,7 +224,7 @@ def test_damaged_copies_go_only_when_that_is_asked(world: Weights) -> None:
     assert world.directories() == {"round-0001"}
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     rounds=st.lists(st.tuples(st.sampled_from(VERDICTS), st.integers(0, 9), st.booleans()), max_size=7),
     keep_last=st.integers(0, 3),

@@ -315,4 +315,4 @@ class Rounds(RuleBasedStateMachine):
 
 
 TestRounds = Rounds.TestCase
-TestRounds.settings = settings(max_examples=60, stateful_step_count=25)
+TestRounds.settings = settings(max_examples=25, stateful_step_count=25)

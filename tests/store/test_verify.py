@@ -101,7 +101,7 @@ def test_a_change_to_any_field_of_any_event_is_found(world: World, column: str) 
         assert any(message.startswith("event") for message in messages), event.seq
 
 
-@settings(max_examples=30)
+@settings(max_examples=15)
 @given(st.data())
 def test_a_change_to_what_is_hashed_or_counted_is_found(data: st.DataObject) -> None:
     world = sound(World())

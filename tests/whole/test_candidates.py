@@ -47,7 +47,7 @@ PLACES = {
     "store.committed": (45, 75),
     "round.safe_point": (30, 50),
 }
-FAST = {"checkpoint.renamed", "checkpoint.collected", "store.committed"}
+FAST = {"checkpoint.collected"}
 
 
 @pytest.mark.parametrize(

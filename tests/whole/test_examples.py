@@ -85,7 +85,15 @@ def test_every_help_has_an_example(names: tuple[str, ...]) -> None:
         assert f"  {line}\n" in f"{shown}\n", "the example is folded; put \\b before Examples:"
 
 
-@pytest.mark.parametrize(("name", "line"), LINES, ids=[line for _, line in LINES])
+# An example like another one of its command, with more to import.
+SLOW = {"loopctl track mlflow"}
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [pytest.param(*each, marks=[pytest.mark.slow] * (each[1] in SLOW)) for each in LINES],
+    ids=[line for _, line in LINES],
+)
 def test_every_example_runs(
     name: str, line: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl
 ) -> None:

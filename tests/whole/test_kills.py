@@ -18,7 +18,21 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
     return undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
-@pytest.mark.parametrize("place", sorted(set(POINTS) - NEVER))
+# The others are slow: random kills come to all of them, and in the fast tests a chain of these does.
+FAST = {
+    "store.commit",
+    "store.committed",
+    "checkpoint.renamed",
+    "checkpoint.collected",
+    "file.named",
+    "round.safe_point",
+}
+
+
+@pytest.mark.parametrize(
+    "place",
+    [place if place in FAST else pytest.param(place, marks=pytest.mark.slow) for place in sorted(set(POINTS) - NEVER)],
+)
 def test_killed_at_a_named_place(place: str, tmp_path: Path, expected: Any) -> None:
     config = write_run(tmp_path, CONFIG)
     codes = [daemon(config, f"{place}=kill@{count}") for count in (1, 2)]

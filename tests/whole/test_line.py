@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import re
 from dataclasses import fields, replace
@@ -159,16 +160,33 @@ def test_it_says_what_is_shown_and_what_is_carried(tmp_path: Path) -> None:
         assert "the next round begins from round 2" in said and "later" not in said
 
 
-@pytest.mark.parametrize("place", ["before decide", "after decide", "before finish_evaluation", "after begin_round"])
-@pytest.mark.parametrize("count", [1, 3])
-def test_a_kill_changes_nothing(place: str, count: int, tmp_path: Path) -> None:
-    whole = dump(finish(write_run(tmp_path / "whole", NEVER)))
-    config = write_run(tmp_path / "killed", NEVER)
+def slow_but(fast: set[tuple[str, int]], *cases: tuple[str, int]) -> list[Any]:
+    return [case if case in fast else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+def ends_as(whole: dict[str, Any], config: Path, place: str, count: int) -> None:
+    """Killed there, a run goes on to the end of the one that nothing disturbed."""
     assert drive(config, place, count) == KILLED
     left = dump(finish(config))
     for table in ("decisions", "rounds", "checkpoints", "runs"):
         assert left[table] == whole[table], table
     assert findings(config.parent / ".loop") == []
+
+
+@pytest.fixture(scope="module")
+def whole_line(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return dump(finish(write_run(tmp_path_factory.mktemp("line"), NEVER)))
+
+
+PLACES = ("before decide", "after decide", "before finish_evaluation", "after begin_round")
+
+
+@pytest.mark.parametrize(
+    ("place", "count"),
+    slow_but({("after decide", 3), ("before finish_evaluation", 1)}, *itertools.product(PLACES, (1, 3))),
+)
+def test_a_kill_changes_nothing(place: str, count: int, tmp_path: Path, whole_line: dict[str, Any]) -> None:
+    ends_as(whole_line, write_run(tmp_path, NEVER), place, count)
 
 
 def test_a_lost_tip_ends_the_line_at_the_head(tmp_path: Path) -> None:
@@ -369,13 +387,13 @@ def test_what_was_carried_is_looked_at_before_it_is_given_up(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("place", "count"),
-    [("before decide", 2), ("after decide", 2), *(("before finish_evaluation", count) for count in (4, 5, 6))],
+    slow_but(
+        {("before finish_evaluation", 5)},
+        ("before decide", 2),
+        ("after decide", 2),
+        *(("before finish_evaluation", count) for count in (4, 5, 6)),
+    ),
 )
 def test_a_kill_while_the_tip_is_looked_at_changes_nothing(place: str, count: int, tmp_path: Path) -> None:
     whole = dump(finish(write_run(tmp_path / "whole", ending(2), 60)))
-    config = write_run(tmp_path / "killed", ending(2), 60)
-    assert drive(config, place, count) == KILLED
-    left = dump(finish(config))
-    for table in ("decisions", "rounds", "checkpoints", "runs"):
-        assert left[table] == whole[table], table
-    assert findings(config.parent / ".loop") == []
+    ends_as(whole, write_run(tmp_path / "killed", ending(2), 60), place, count)

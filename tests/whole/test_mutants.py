@@ -53,8 +53,8 @@ os.fsync = fsync
 LEDGER_FIRST = """
 from store.checkpoints import write_manifest
 real_finish, waiting = ledger.Ledger.finish_stage, []
-def commit_directory(tmp_dir, final_dir):
-    manifest = write_manifest(tmp_dir)
+def commit_directory(tmp_dir, final_dir, hasher):
+    manifest = write_manifest(tmp_dir, hasher)
     os.rename(tmp_dir, final_dir.parent / "tmp-later")
     waiting.append(final_dir)
     return manifest

@@ -206,7 +206,7 @@ def test_a_run_continues_after_a_full_disk(here: Path, call: Loopctl) -> None:
         status = call("status", "--json")
         if status.code == 3:
             stages.append(status.json["round"] and status.json["round"]["stage"])
-        max_bytes = int(1.2 * max_bytes)
+        max_bytes = int(1.35 * max_bytes)
     assert any(stages) and not all(stages), "before the first round, and in the middle of one"
     run_dir = here / ".loop"
     tables = dump(run_dir)

@@ -155,10 +155,10 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Any:
     "where",
     [
         ("corpus", "add_completions", "after", "1"),
-        ("evaluations", "add_verdicts", "before", "1"),
-        ("evaluations", "finish", "after", "1"),
+        pytest.param(("evaluations", "add_verdicts", "before", "1"), marks=pytest.mark.slow),
+        pytest.param(("evaluations", "finish", "after", "1"), marks=pytest.mark.slow),
         ("evaluations", "add_verdicts", "after", "2"),
-        ("events", "append_news", "before", "1"),
+        pytest.param(("events", "append_news", "before", "1"), marks=pytest.mark.slow),
         ("events", "append_news", "after", "1"),
     ],
 )

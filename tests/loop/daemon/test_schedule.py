@@ -199,7 +199,7 @@ HAPPENED = st.lists(st.tuples(MINUTES, KINDS, st.integers(-60, 60)), max_size=12
 DAYS = st.builds(Days, st.integers(3, 30), st.lists(st.integers(1, 3000), min_size=1, max_size=5), HAPPENED)
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.sampled_from(list(CRONS)), st.sampled_from(CHANGES), DAYS)
 @example("30 2 * * *", CHANGES[0], Days(5, [10], []))
 @example("30 2 * * *", CHANGES[1], Days(5, [10], [(5825, "clock", -60), (5900, "clock", 0)]))
@@ -216,7 +216,7 @@ def test_no_cron_time_is_lost_or_served_twice(expression: str, change: tuple[str
     assert len({bisect_left(starts, moment) for moment in past}) == len(starts)  # each served by one, each serving some
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(st.integers(20, 3000), DAYS)
 def test_an_interval_holds_whatever_the_clock_does(every: int, days: Days) -> None:
     real: datetime | None = None

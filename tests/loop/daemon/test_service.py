@@ -186,7 +186,7 @@ def whole_round(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return dump(config.parent / ".loop")
 
 
-@pytest.mark.parametrize("count", [pytest.param(n, marks=[pytest.mark.slow] if n % 3 else []) for n in range(1, 30)])
+@pytest.mark.parametrize("count", [pytest.param(n, marks=[pytest.mark.slow] if n % 7 else []) for n in range(1, 30)])
 def test_a_full_disk_at_any_write_loses_nothing(count: int, tmp_path: Path, monkeypatch: Any, whole_round: Any) -> None:
     with serving(tmp_path, rounds=1) as (service, around, session):
         monkeypatch.setattr("loop.daemon.service.NO_ROOM", Retries(waits_s=(0.0,)))

@@ -114,8 +114,14 @@ def train(
     return losses, {name: each.detach() for name, each in trainer.model.named_parameters()}
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize(
+    ("method", "checkpointing"),
+    [
+        ("full", True),
+        ("lora", False),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in (("full", False), ("lora", True))),
+    ],
+)
 def test_losses_and_weights_are_those_of_plain_sft_trainer(
     method: str, checkpointing: bool, tiny: CheckpointRef, tmp_path: Path
 ) -> None:

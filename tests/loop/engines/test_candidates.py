@@ -35,7 +35,7 @@ def with_candidates(trainer: Trainer, parent: CheckpointRef, out: Path, num: int
 
 
 @pytest.mark.parametrize("bfloat16", [True, pytest.param(False, marks=pytest.mark.slow)])
-@pytest.mark.parametrize(("method", "merge"), WAYS)
+@pytest.mark.parametrize(("method", "merge"), [WAYS[0], pytest.param(*WAYS[1], marks=pytest.mark.slow), WAYS[2]])
 def test_the_training_does_not_notice(method: str, merge: bool, bfloat16: bool, trl: Trainer, tmp_path: Path) -> None:
     """Bit for bit, with dropout, whose random numbers go on as they would."""
     parent = at(make_tiny_model(tmp_path / "model", bfloat16=bfloat16))
@@ -122,7 +122,7 @@ def test_an_adapter_parent_leaves_adapters_that_can_be_sampled_from(
     assert abs(one - two).max() < 1e-4
 
 
-@pytest.mark.parametrize("name", ["fake", "fake remote", "trl remote"])
+@pytest.mark.parametrize("name", ["fake", "fake remote", pytest.param("trl remote", marks=pytest.mark.slow)])
 def test_every_trainer_leaves_them(
     name: str, trainers: Callable[[str], Trainer], fake: CheckpointRef, tiny: CheckpointRef, tmp_path: Path
 ) -> None:

@@ -88,13 +88,19 @@ def test_generation_is_lazy_and_lets_go_of_what_is_finished(
     sampler = FakeSampler(fake, settings(), no_progress) if kind == "fake" else in_process(tiny)
     seen: list[tuple[int, int]] = []
     sampler.progress = lambda done, total: seen.append((done, total))
-    num_given = 0
-    for batch in sampler.generate([chat(f"r{i}", seed=i) for i in range(20)], HOT):
-        num_given += len(batch)
-        assert 1 <= len(batch) <= 4
-        assert seen[-1] == (num_given, 20)
-        del batch
-        gc.collect()
-        assert sum(type(thing).__name__ == "Row" and bool(thing.token_ids) for thing in gc.get_objects()) <= 5
+    num_given, most_rows = 0, 0
+    gc.freeze()  # what is there already, as all of torch, need not be looked through each time
+    try:
+        for batch in sampler.generate([chat(f"r{i}", seed=i) for i in range(20)], HOT):
+            num_given += len(batch)
+            assert 1 <= len(batch) <= 4
+            assert seen[-1] == (num_given, 20)
+            del batch
+            gc.collect()
+            num_rows = sum(type(thing).__name__ == "Row" and bool(thing.token_ids) for thing in gc.get_objects())
+            most_rows = max(most_rows, num_rows)
+    finally:
+        gc.unfreeze()
+    assert most_rows <= 5 and (kind == "fake" or most_rows > 0)
     assert num_given == 20
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,11 +16,20 @@ from tests.support.tiny import make_tiny_model
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.parametrize("bfloat16", [True, False])
-@pytest.mark.parametrize("method", ["full", "lora"])
-@pytest.mark.parametrize("config_says", [True, False])
+@pytest.mark.parametrize(
+    ("config_says", "method", "bfloat16"),
+    [
+        pytest.param(
+            *case,
+            marks=[]
+            if case in ((True, "full", True), (False, "full", True), (False, "lora", False))
+            else pytest.mark.slow,
+        )
+        for case in itertools.product((True, False), ("full", "lora"), (True, False))
+    ],
+)
 def test_weights_keep_the_parents_precision_and_its_configuration(
-    bfloat16: bool, method: str, config_says: bool, trl: Trainer, tmp_path: Path
+    config_says: bool, method: str, bfloat16: bool, trl: Trainer, tmp_path: Path
 ) -> None:
     """Also where config.json names no dtype. Several end tokens, use_cache and the rest of the configs stay as they were."""
     from safetensors.torch import load_file

@@ -223,7 +223,7 @@ def killed_again_and_again(path: Path, draw: random.Random, num_kills: int) -> C
     raise AssertionError(output_of(path)[-3000:])
 
 
-@pytest.mark.parametrize("num_kills", [5, pytest.param(30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("num_kills", [2, *(pytest.param(num, marks=pytest.mark.slow) for num in (5, 30))])
 def test_kills_at_random_moments_change_no_table(tmp_path: Path, undisturbed: Path, num_kills: int) -> None:
     path = write_experiment(tmp_path, THREE)
     killed_again_and_again(path, random.Random(num_kills), num_kills)
@@ -245,6 +245,7 @@ def test_a_run_whose_process_keeps_dying_is_given_up_and_said(tmp_path: Path, mo
         Supervisor(experiment, Machine(1), lines.append, Stop(at_once=False)).run()
 
 
+@pytest.mark.slow
 def test_the_experiment_of_the_docs_runs_as_it_stands(tmp_path: Path) -> None:
     page = (ROOT / "docs" / "your-first-experiment.md").read_text()
     path = write_experiment(tmp_path, text := page.split("```toml\n", 1)[1].split("```", 1)[0])

@@ -147,7 +147,7 @@ def test_what_hostile_programs_reach_for_is_there() -> None:
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_no_hostile_program_passes(opened: Sandbox, words: dict[str, str], name: str) -> None:
-    check(opened, CLASSES[name], words, most={"messages": 1, "results": 1, "names": 999}.get(name, 2))
+    check(opened, CLASSES[name], words, most=999 if name == "names" else 1)
 
 
 @pytest.mark.slow
@@ -168,9 +168,15 @@ def test_a_sample_as_a_user_without_rights(words: dict[str, str]) -> None:
 
 
 @AS_USER
-def test_a_sample_in_a_sandbox_of_its_own(words: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("kill the parent", "stop everyone"),
+        pytest.param(("stop the parent", "interrupt the parent", "kill everyone"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_sample_in_a_sandbox_of_its_own(words: dict[str, str], names: tuple[str, ...]) -> None:
     """There the warm interpreter is in the same namespace as the program, which could end or stop it."""
-    names = ("kill the parent", "stop the parent", "interrupt the parent", "kill everyone", "stop everyone")
     programs = {name: CLASSES["staying"][name] for name in names}
     check(as_user(MODES_AS_USER[1]), programs | sample(60), words, most=1, strict=False)
 

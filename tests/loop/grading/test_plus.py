@@ -192,7 +192,7 @@ MUCH = "the problem by itself uses more than 400 MiB of memory; raise grading.me
         (plus(HALVES, canonical_solution="\n    return [\n"), "the suite's own code fails: SyntaxError"),
         (mbpp("f", HUGE, [1000]), "the canonical solution runs out of memory on base input 1; raise grading."),
         (mbpp("f", LONG, [1000]), "base input 1: NotPlain: a value of 68 MiB is too big; leave the problem"),
-        (mbpp("f", FORKS, [1000]), MUCH),
+        pytest.param(mbpp("f", FORKS, [1000]), MUCH, marks=pytest.mark.slow),
     ],
 )
 def test_trouble_with_a_canonical_solution_is_the_suites_and_the_remedy_is_named(problem: Problem, words: str) -> None:

@@ -90,7 +90,7 @@ def shape(value: Any) -> Any:
     return seen
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(PLAIN)
 def test_plain_values_come_back_the_same(value: Any) -> None:
     arrived = across(value)
@@ -98,7 +98,7 @@ def test_plain_values_come_back_the_same(value: Any) -> None:
     assert shape(arrived) == shape(value)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.data())
 def test_what_is_shared_stays_shared(data: st.DataObject) -> None:
     """Containers that hold each other and themselves in any way."""
@@ -207,7 +207,7 @@ JSON = st.recursive(
 CONTAINER = st.tuples(st.sampled_from("ltszdBq"), st.lists(JSON | st.integers(-2, 6).map(lambda n: [n]), max_size=4))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(JSON | st.lists(CONTAINER, max_size=6), JSON | st.integers(-2, 6).map(lambda n: [n]))
 def test_any_message_is_a_value_or_refused(containers: Any, item: Any) -> None:
     try:
@@ -217,7 +217,7 @@ def test_any_message_is_a_value_or_refused(containers: Any, item: Any) -> None:
         pass
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.binary(max_size=200), st.booleans())
 def test_any_bytes_are_a_message_or_refused(given: bytes, framed: bool) -> None:
     try:

@@ -270,7 +270,12 @@ def test_a_head_moved_by_hand_gives_the_round_up(opened: Any, monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("step", "place"), [(5, "before finish_evaluation"), (20, "before finish_evaluation"), (5, "before decide")]
+    ("step", "place"),
+    [
+        (5, "before finish_evaluation"),
+        pytest.param(20, "before finish_evaluation", marks=pytest.mark.slow),
+        pytest.param(5, "before decide", marks=pytest.mark.slow),
+    ],
 )
 def test_lost_candidates_are_trained_again(step: int, place: str, tmp_path: Path) -> None:
     config = write_run(tmp_path, several(4, rounds=1), 40)
@@ -299,7 +304,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-FAST = {"after commit_directory", "after finish_stage", "before finish_evaluation", "after decide"}
+FAST = {"after commit_directory", "before finish_evaluation"}
 
 
 @pytest.mark.parametrize(
@@ -317,26 +322,24 @@ def test_killed_it_ends_as_an_undisturbed_run(
     assert not list((tmp_path / ".loop" / "checkpoints").glob("tmp-*"))
 
 
-def test_killed_around_the_choice_it_chooses_the_same(tmp_path: Path, undisturbed: dict[str, Any]) -> None:
+@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
+def test_killed_around_the_choice_it_chooses_the_same(when: str, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     choose = Ledger.choose_candidate
 
-    def left_before(*args: Any, **more: Any) -> Any:
+    def left(*args: Any, **more: Any) -> Any:
+        if when == "after":
+            choose(*args, **more)
         raise KeyboardInterrupt
 
-    def left_after(*args: Any, **more: Any) -> Any:
-        choose(*args, **more)
-        raise KeyboardInterrupt
-
-    for leave in (left_before, left_after):
-        config = write_run(tmp_path / leave.__name__, CONFIG, 40)
-        with open_session(load_config(config), Quiet()) as session, pytest.MonkeyPatch.context() as patched:
-            patched.setattr(Ledger, "choose_candidate", leave)
-            with pytest.raises(KeyboardInterrupt):
-                run_round(session)
-            round = session.ledger.round(session.run_id, 1)
-            assert (round.candidate_checkpoint is None) == (leave is left_before)
-        finish(config)
-        check_end(config, undisturbed)
+    config = write_run(tmp_path, CONFIG, 40)
+    with open_session(load_config(config), Quiet()) as session, pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Ledger, "choose_candidate", left)
+        with pytest.raises(KeyboardInterrupt):
+            run_round(session)
+        round = session.ledger.round(session.run_id, 1)
+        assert round is not None and (round.candidate_checkpoint is None) == (when == "before")
+    finish(config)
+    check_end(config, undisturbed)
 
 
 def test_candidates_without_a_split_that_shows_are_a_mistake(tmp_path: Path) -> None:
