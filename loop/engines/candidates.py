@@ -18,6 +18,7 @@ from transformers import TrainerCallback
 
 from loop.engines.base import candidate_steps, earlier_dir
 from loop.errors import EngineError
+from store.checkpoints import sync_tree
 
 Saved = Callable[[Any, Path], None]  # a model with its own weights into a directory
 
@@ -41,7 +42,10 @@ def cast_state(model: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 class AlongTheWay(TrainerCallback):  # type: ignore[misc]
-    """Writes the model after each of these steps but the last, which the trainer writes itself."""
+    """Writes the model after each of these steps but the last, which the trainer writes itself.
+
+    Durably: a state of the training that is saved later promises that the candidates before it are there.
+    """
 
     def __init__(self, settings: dict[str, Any], out_dir: Path, save: Saved) -> None:
         self.settings, self.out_dir, self.save = settings, out_dir, save
@@ -53,7 +57,10 @@ class AlongTheWay(TrainerCallback):  # type: ignore[misc]
     def on_step_end(self, args: Any, state: Any, control: Any, *, model: Any, **kwargs: Any) -> None:
         if state.global_step in self.steps:
             check_finite(model, f"step {state.global_step}")
-            self.save(model, earlier_dir(self.out_dir, state.global_step))
+            directory = earlier_dir(self.out_dir, state.global_step)
+            shutil.rmtree(directory, ignore_errors=True)  # of a process that came this far and was killed
+            self.save(model, directory)
+            sync_tree(directory)
 
 
 def merge_into(base: Any, adapter_dir: Path) -> Any:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import CheckpointRef, EngineConfig, Progress, TrainingResult, Value
+from loop.engines.base import CheckpointRef, EngineConfig, Kept, Progress, TrainingResult, Value
 from loop.errors import EngineError
 
 POLL_S = 0.2
@@ -37,7 +37,14 @@ class DistributedTrainer:
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         self.settings, self.progress, self.num_processes = settings, progress, settings.num_training_processes
 
-    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+    def fit(
+        self,
+        rows_file: Path,
+        parent: CheckpointRef,
+        settings: dict[str, Any],
+        out_dir: Path,
+        kept: Kept | None = None,
+    ) -> TrainingResult:
         """See `Trainer.fit`. The rows of an optimizer step are those that one process would take."""
         # loop.config.settings refuses all others.
         assert settings["batch_size"] % (settings["micro_batch_size"] * self.num_processes) == 0

@@ -14,6 +14,7 @@ import torch
 from trl import SFTTrainer
 
 from loop.engines.batching import micro_batches
+from loop.engines.resuming import Resumable
 
 PASS_COST = {"cpu": 64, "cuda": 1024}  # the cost of a pass beyond its tokens, in tokens: kernels, adding up gradients
 NUM_POSITIONS = 256  # their logits are held at a time
@@ -79,7 +80,7 @@ def add_summed_loss(model: Any) -> None:
     model.forward = forward
 
 
-class StepTrainer(SFTTrainer):  # type: ignore[misc]
+class StepTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
     """Takes whole optimizer steps (of this process) as batches; a forward pass takes at most `budget` tokens."""
 
     def __init__(self, *arguments: Any, budget: int, **more: Any) -> None:

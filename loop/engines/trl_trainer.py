@@ -23,6 +23,7 @@ from trl import SFTConfig
 from loop.engines.base import (
     CheckpointRef,
     EngineConfig,
+    Kept,
     Progress,
     TrainingResult,
     TrainingRow,
@@ -34,6 +35,7 @@ from loop.engines.candidates import AlongTheWay, cast_state, check_finite, forge
 from loop.engines.hf_models import check_adapter, choose_device, load_model, load_tokenizer
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
+from store.shared import link_tree
 
 Columns = dict[str, list[list[int]]]
 
@@ -177,15 +179,24 @@ class TrlTrainer:
         self.device = choose_device(settings.device)
         self.progress = progress
 
-    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+    def fit(
+        self,
+        rows_file: Path,
+        parent: CheckpointRef,
+        settings: dict[str, Any],
+        out_dir: Path,
+        kept: Kept | None = None,
+    ) -> TrainingResult:
         """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
         rows, left_out = read_rows(rows_file, settings)
         start, merge = StartingPoint(parent, self.device), settings["lora"]["merge"]
-        result = self._train(start, rows, left_out, settings, out_dir)
+        result = self._train(start, rows, left_out, settings, out_dir, kept)
         earlier = []
         for step in candidate_steps(result.num_steps, settings)[:-1]:
             start.model = None
             forget_training(self.device)
+            if kept is not None:
+                link_tree(earlier_dir(kept.directory / out_dir.name, step), earlier_dir(out_dir, step))
             told = {"num_steps": step, "losses": result.losses[:step], "held_out_loss": None, "train_loss": None}
             told |= start.finish(earlier_dir(out_dir, step), merge, rows, left_out)
             earlier.append(result.model_copy(update=told))
@@ -193,9 +204,15 @@ class TrlTrainer:
         return result.model_copy(update={"earlier": tuple(earlier)})
 
     def _train(
-        self, start: StartingPoint, rows: Columns, left_out: Columns, settings: dict[str, Any], out_dir: Path
+        self,
+        start: StartingPoint,
+        rows: Columns,
+        left_out: Columns,
+        settings: dict[str, Any],
+        out_dir: Path,
+        kept: Kept | None,
     ) -> TrainingResult:
-        """The fine-tune and its last candidate; earlier ones lie where they belong, adapters not merged yet."""
+        """The fine-tune and its last candidate; earlier ones lie beside it or with what is kept, adapters not merged yet."""
         parent, lora, model = start.parent, settings["lora"], start.model
         if parent.base_path is not None:
             check_adapter(parent.path)
@@ -210,6 +227,7 @@ class TrlTrainer:
                 task_type="CAUSAL_LM",
             )
             model = get_peft_model(model, adapter)
+        along = out_dir if kept is None else kept.directory / out_dir.name
         with tempfile.TemporaryDirectory() as scratch:
             trainer = StepTrainer(
                 model=model,
@@ -217,9 +235,9 @@ class TrlTrainer:
                 args=self.arguments(settings, Path(scratch)),
                 train_dataset=Dataset.from_dict(rows),
                 processing_class=load_tokenizer(parent)[0],
-                callbacks=[Report(self.progress), AlongTheWay(settings, out_dir, start.write_along_the_way)],
+                callbacks=[Report(self.progress), AlongTheWay(settings, along, start.write_along_the_way)],
             )
-            trainer.train()
+            trainer.train(trainer.continued(kept, settings["save_every_s"]) if kept else None)
         trained = trainer.accelerator.unwrap_model(trainer.model)
         return start.write(trained, lora["merge"], rows, left_out, out_dir, trainer.state)
 
@@ -246,7 +264,7 @@ class TrlTrainer:
             logging_steps=1,
             logging_nan_inf_filter=False,  # it would report a loss that is no number as an earlier one
             report_to="none",
-            save_strategy="no",
+            save_strategy="no",  # `Resumable` does
             disable_tqdm=True,
             dataloader_pin_memory=False,
             **{key: settings[key] for key in as_they_are},
