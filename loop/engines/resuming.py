@@ -25,7 +25,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from transformers import TrainerCallback
 
 from loop.engines.base import Kept
@@ -37,7 +37,6 @@ from store.failpoints import reach
 NAME = "checkpoint-"  # and the number of steps that it has behind it
 STATE, SCHEDULER = "trainer_state.json", "scheduler.pt"  # the first name is transformers' own, which reads that file
 HASHES = "sha256-{}-of-{}.json"  # of one process of so many: the SHA-256 of each file that it wrote
-TRAINABLE = StateDictOptions(ignore_frozen_params=True, strict=False)
 CANNOT = (OSError, RuntimeError, ValueError, LookupError, dcp.api.CheckpointException)
 
 
@@ -135,9 +134,8 @@ def _local_bytes(parameter: Any) -> int:
 
 
 def _write(part: Path, model: Any, optimizer: Any, scheduler: Any, state: dict[str, Any], device: torch.device) -> None:
-    weights, moments = get_state_dict(model, optimizer, options=TRAINABLE)
     # It fsyncs what it writes; an error in one process is raised in all.
-    dcp.save({"model": weights, "optimizer": moments}, checkpoint_id=part, no_dist=not dist.is_initialized())
+    dcp.save(_tensors(model, optimizer), checkpoint_id=part, no_dist=not dist.is_initialized())
     reach("training.shards_written")
 
     def write_the_rest() -> None:
@@ -159,6 +157,12 @@ def _name(part: Path, directory: Path) -> None:
     os.rename(part, directory)
     reach("training.renamed")
     fsync(directory.parent)
+
+
+def _tensors(model: Any, optimizer: Any) -> dict[str, Any]:
+    """The weights that are trained, each once even where it is tied, and what the optimizer knows of them."""
+    weights = {name: each.detach() for name, each in model.named_parameters() if each.requires_grad}
+    return {"model": weights, "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
 def _written(file: Path, content: bytes) -> Path:
@@ -228,12 +232,9 @@ def _is_whole(checkpoint: Path) -> bool:
 
 def load_checkpoint(checkpoint: Path, model: Any, optimizer: Any, scheduler: Any) -> None:
     """Put weights, moments and schedule as they were. Every process calls it; it reads only what it holds."""
-    weights, moments = get_state_dict(model, optimizer, options=TRAINABLE)
-    state = {"model": weights, "optimizer": moments}
-    dcp.load(state, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())
-    set_state_dict(
-        model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=TRAINABLE
-    )
+    tensors = _tensors(model, optimizer)
+    dcp.load(tensors, checkpoint_id=checkpoint, no_dist=not dist.is_initialized())  # the weights in place
+    set_optimizer_state_dict(model, optimizer, tensors["optimizer"])
     scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
 
 

@@ -94,6 +94,8 @@ def test_left_on_request_and_continued(
     assert candidates(out) == candidates(tmp_path / "whole" / "weights")
     if method == "lora":
         assert all("lora_" in name for name in weights_in(kept.directory / "checkpoint-5")), "the base is not written"
+    else:
+        assert not any("lm_head" in name for name in weights_in(kept.directory / "checkpoint-5")), "it is tied"
 
 
 @pytest.mark.parametrize("name", ["fake", "fake remote", pytest.param("trl remote", marks=pytest.mark.slow)])
