@@ -31,6 +31,10 @@ class Job(NamedTuple):
     def result_file(self) -> Path:
         return self.out_dir.with_name(f"{self.out_dir.name}.json")
 
+    def num_steps(self) -> int:
+        """How many steps were reported since `steps` was last asked."""
+        return self.steps_file.read_text().count("\n") if self.steps_file.exists() else 0
+
     def steps(self) -> list[int]:
         """The steps that were reported since this was last asked."""
         told = [int(line) for line in self.steps_file.read_text().split()] if self.steps_file.exists() else []
