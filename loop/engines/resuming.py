@@ -136,9 +136,9 @@ def _local_bytes(parameter: Any) -> int:
 def _write(part: Path, model: Any, optimizer: Any, scheduler: Any, state: dict[str, Any], device: torch.device) -> None:
     # It fsyncs what it writes; an error in one process is raised in all.
     dcp.save(_tensors(model, optimizer), checkpoint_id=part, no_dist=not dist.is_initialized())
-    reach("training.shards_written")
 
     def write_the_rest() -> None:
+        reach("training.shards_written")
         ours = sorted(part.glob(f"__{rank()}_*.distcp"))
         ours.append(_written(part / _random_file(rank()), _torch_bytes(_random_state())))
         if rank() == 0:

@@ -24,5 +24,5 @@ def test_what_derives_from_kinds() -> None:
     assert keys_of(Config, "operation") == operation
     assert set(MAY_CHANGE) == {
         *((key,) for key in operation), ("engine",), ("grading", "num_workers"),
-        ("training", "micro_batch_size"), ("training", "gradient_checkpointing"),
+        ("training", "micro_batch_size"), ("training", "gradient_checkpointing"), ("training", "save_every_s"),
     }  # fmt: skip
