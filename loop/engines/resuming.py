@@ -87,11 +87,10 @@ def save_checkpoint(
         _all(lambda: _name(part, directory) if rank() == 0 else None, device)
     except CANNOT as error:
         if rank() == 0:
+            free = shutil.disk_usage(next(each for each in part.parents if each.exists())).free
             shutil.rmtree(part, ignore_errors=True)
-            print(
-                f"the training's state is not saved at {directory}: {_first_cause(error)}; it continues",
-                file=sys.stderr,
-            )
+            why = f"{_first_cause(error)} ({free:,} bytes were free)"  # torch does not say that a disk is full
+            print(f"the training's state is not saved at {directory}: {why}; it continues", file=sys.stderr)
         return False
     if rank() == 0:
         for older in checkpoints_in(directory.parent)[1:]:
@@ -122,7 +121,7 @@ def _begin(part: Path, model: Any, device: torch.device, free_bytes: int) -> Non
                 shutil.rmtree(leftover)
             free = shutil.disk_usage(part.parent).free
             if free < (wanted := 3 * int(needed.item()) + free_bytes):  # weights and both moments
-                raise OSError(errno.ENOSPC, f"{free:,} bytes are free, {wanted:,} are wanted")
+                raise OSError(errno.ENOSPC, f"{wanted:,} bytes are wanted")
             part.mkdir()
 
     _all(prepare, device)
