@@ -41,6 +41,10 @@ class StalledError(EngineError):
     """A worker made no progress for too long, so its process was ended."""
 
 
+class LeftTraining(LoopError):
+    """A training was asked to end and has saved its state. No failure: it continues from there when it is asked for again."""
+
+
 class HarnessError(LoopError):
     """Grading itself failed: the stage failed, nothing is known about the solutions."""
 

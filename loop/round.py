@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from loop.config.section import keys_of
 from loop.engines.base import SamplingParams
+from loop.errors import LeftTraining
 from loop.run.adapting import frozen_input
 from loop.run.answering import Answers
 from loop.run.attempting import Work, attempt, current_round
@@ -16,6 +17,7 @@ from loop.run.choosing import select
 from loop.run.comparison import Comparison
 from loop.run.competing import candidates_of, compete
 from loop.run.session import Session
+from loop.run.unfinished import forget_unfinished, unfinished
 from loop.stages.sampling import Lineage, plan
 from loop.stages.training import Trained, train
 from policies.data import DATA_POLICIES
@@ -62,16 +64,24 @@ def training(session: Session, round: Round, number: int, inputs: Json) -> Round
     now = session.loaded.config.training  # what only costs memory and time may change between two attempts
     settings = inputs["settings"] | now.model_dump(include={*keys_of(type(now), "cost")})
     final_dir = session.loaded.run_dir / CHECKPOINTS / f"round-{round.number:04d}"
-    rows = session.corpus.training_rows(round.run_id, round.number)
+    kept = unfinished(session, round, inputs)
 
     def make() -> Trained:
-        return train(rows, parent, settings, session.engines.trainer(parent), final_dir, session.hasher)
+        while True:
+            rows = session.corpus.training_rows(round.run_id, round.number)
+            trainer = session.engines.trainer(parent, session.is_called_away)
+            try:
+                return train(rows, parent, settings, trainer, final_dir, kept, session.hasher)
+            except LeftTraining:
+                session.safe_point()
 
     made_from = {"rows_sha256": inputs["rows_sha256"], "settings": settings}
     num = settings.get("candidates", 1)  # older stores lack it
     with session.sharing.weights(round.number, what, parent.sha256, final_dir, make, num, **made_from) as trained:
         candidates, output = candidates_of(session, round, parent, trained)
-        return session.finish_stage(round, number, output, next_state="evaluating", candidates=candidates)
+        round = session.finish_stage(round, number, output, next_state="evaluating", candidates=candidates)
+    forget_unfinished(session)
+    return round
 
 
 def evaluating(session: Session, round: Round, number: int, inputs: Json) -> Round:

@@ -27,6 +27,7 @@ from store.records import Json
 CHECKPOINTS = "checkpoints"  # in a run directory
 MANIFEST = "MANIFEST.json"
 TEMPORARY = "tmp-"
+TRAINING = ".training-"  # and a key: what one unfinished training keeps; not temporary, since it outlives its process
 PICKLES = frozenset({".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"})
 
 

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from store.checkpoints import CHECKPOINTS, remove_directory
+from store.checkpoints import CHECKPOINTS, TRAINING, remove_directory
 from store.db import query, transaction
 from store.errors import StoreError
 from store.failpoints import reach
 from store.ledger import Ledger
-from store.records import DECIDED, Checkpoint, Run
+from store.records import DECIDED, Checkpoint, Round, Run
 
 AT_STEP = "step"  # this key of a checkpoint's origin says after which step it was left, where its training left several
 DIRECTORY = re.compile(r"round-([0-9]+)(-step-[0-9]+)?")  # of a round's weights
@@ -121,6 +121,13 @@ def _needed(ledger: Ledger, run: Run, suite_name: str, present: Mapping[str, Che
     return needed
 
 
+def _trains(run: Run, last: Round | None) -> bool:
+    """Whether the last round is in its training, or has failed in it and may be tried again."""
+    if last is None or last.stage != "training":
+        return False
+    return last.state == "training" or (last.state == "failed" and run.tip_checkpoint == last.parent_checkpoint)
+
+
 def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[Path, ...]:
     rows, last = ledger.checkpoints.all(run.id), ledger.last_round(run.id)
     recorded, present = {row.path for row in rows}, {row.path for row in rows if row.state == "present"}
@@ -131,6 +138,8 @@ def _leftovers(ledger: Ledger, run: Run, run_dir: Path, damaged: bool) -> tuple[
         named = DIRECTORY.fullmatch(path.name)
         if named and int(named[1]) <= over and str(path.relative_to(run_dir)) not in recorded:
             paths.append(path)
+    if not _trains(run, last):
+        paths += sorted((run_dir / CHECKPOINTS).glob(f"{TRAINING}*"))
     if damaged:
         paths += sorted((run_dir / CHECKPOINTS).glob("*.damaged*"))
     return tuple(path for path in paths if path.is_dir())

@@ -30,7 +30,7 @@ class Done(NamedTuple):
         print_answer(self._asdict(), self.text)
 
 
-now_option = click.option("--now", is_flag=True, help="Interrupt the stage that is going on; it is done again later.")
+now_option = click.option("--now", is_flag=True, help="Interrupt the stage; it continues later from what is stored.")
 
 
 @command("start", "loopctl start")

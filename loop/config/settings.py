@@ -155,6 +155,11 @@ class Training(Section):
     gradient_checkpointing: Cost[bool] = Field(
         True, description="Recompute activations: less memory, about a third more time."
     )
+    save_every_s: Cost[PositiveFloat] = Field(
+        1800.0,
+        description="How often a training saves its state, so that a killed one loses no more. It takes 12 bytes of disk per "
+        "trained parameter until the round's training ends, for a moment twice that; without that room nothing is saved.",
+    )
 
     def mistakes(self) -> Iterator[Mistake]:
         if self.num_epochs is not None and self.num_steps is not None:

@@ -20,7 +20,7 @@ from loop.daemon.onlooker import Onlookers
 from loop.daemon.schedule import Schedule
 from loop.errors import NoRoom
 from loop.round import run_round
-from loop.run.session import Session
+from loop.run.session import LeaveRound, Session
 from loop.system.disk import is_no_room
 from loop.system.signals import Interrupted, Stop
 from policies.retries import NO_ROOM
@@ -37,10 +37,6 @@ MOST_VANISHED = 5  # attempts in a row that ended with their process; then the r
 BY_ITSELF = "the run continues by itself when there is room; `loopctl gc --dry-run` shows what may go"
 STOPPED = "`loopctl start` or `loopctl run` continues the run where it was left"
 INTERRUPTED = f"interrupted; {STOPPED}"
-
-
-class LeaveRound(BaseException):
-    """Raised at a safe point: the round is left as it is, and is continued later. No failure."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from store.checkpoints import make_directory
+
 
 class Value(BaseModel):
     """A frozen value that crosses the process border as JSON."""
@@ -168,6 +170,33 @@ def earlier_dir(out_dir: Path, num_steps: int) -> Path:
     return out_dir.with_name(f"{out_dir.name}-step-{num_steps:06d}")
 
 
+class Kept(Value):
+    """Where a training keeps its state and its candidates until they are committed, so that it outlives its process.
+
+    The directory is about this one training, and is there once something is written. Whoever wants the training to end
+    leaves a file in it. At least `free_bytes` of its disk stay free, whatever is to be saved.
+    """
+
+    directory: Path
+    free_bytes: int = 0
+
+    @property
+    def _order(self) -> Path:
+        return self.directory / "to-end"
+
+    def is_asked_to_end(self) -> bool:
+        """Whether the training is to save its state and to end after its present step."""
+        return self._order.exists()
+
+    def ask_to_end(self, wanted: bool = True) -> None:
+        """Ask for that, or take it back. Safe to repeat."""
+        if wanted:
+            make_directory(self.directory)
+            self._order.touch()
+        else:
+            self._order.unlink(missing_ok=True)
+
+
 class TrainingResult(Value):
     """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats.
 
@@ -228,13 +257,26 @@ class Prober(Protocol):
 class Trainer(Protocol):
     """Fine-tunes one checkpoint into a new directory."""
 
-    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+    def fit(
+        self,
+        rows_file: Path,
+        parent: CheckpointRef,
+        settings: dict[str, Any],
+        out_dir: Path,
+        kept: Kept | None = None,
+    ) -> TrainingResult:
         """Train on `rows_file` (one TrainingRow as JSON a line) and write weights, config and tokenizer into `out_dir`.
 
         `settings` is the [training] table plus `seed`. The rows that `held_out` picks are left out. `out_dir` exists and is
         empty. Each earlier step of `candidate_steps` leaves its weights in `earlier_dir`, and changes nothing of those that
-        come after it. Nothing else is written; the caller makes the directories durable. On a CPU the same rows, parent,
-        settings and machine give the same weights.
+        come after it. Nothing else is written; the caller makes the directories durable.
+
+        With `kept` the state is saved there every settings["save_every_s"] seconds, and a training whose state lies there
+        continues from it: with the same result, and bit by bit the same weights where they would be that otherwise. Once it
+        is asked to end there, it saves its state and raises LeftTraining. What lies there must be of the same rows, parent and
+        settings; the caller removes it.
+
+        On a CPU the same rows, parent, settings and machine give the same weights.
         Raises EngineError when the loss is not finite.
         """
 

@@ -17,16 +17,18 @@ import torch
 
 from loop.engines.base import EngineConfig, Progress, TrainingResult
 from loop.engines.trl_trainer import Job
-from loop.errors import EngineError
+from loop.errors import EngineError, LeftTraining
 
 POLL_S = 0.2
 
 
 def train_in_group(job: Job, device: torch.device, scratch: Path, progress: Progress) -> TrainingResult:
-    """Run `train` in `num_training_processes` processes on this machine. EngineError with what the first of them said."""
+    """Run `train` in `num_training_processes` processes on this machine. It raises what the first of them said."""
     (scratch / "job.json").write_text(job.model_dump_json())
     (scratch / "progress").touch()
     returncode = _run(job.engine, device, scratch, progress)
+    for left in scratch.glob("left.*"):
+        raise LeftTraining(left.read_text())
     result, errors = scratch / "result.json", sorted(scratch.glob("error.*"), key=lambda file: file.stat().st_mtime_ns)
     if result.exists():  # the weights are written
         if errors or returncode:

@@ -15,7 +15,7 @@ import torch
 from loop.engines import sharded
 from loop.engines.hf_models import choose_device
 from loop.engines.trl_trainer import Job, train
-from loop.errors import LoopError
+from loop.errors import LeftTraining, LoopError
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -50,6 +50,8 @@ def main(scratch: Path) -> None:
     """One process. The first error of each is left in a file."""
     try:
         run(Job.model_validate_json((scratch / "job.json").read_text()), scratch)
+    except LeftTraining as left:  # all processes, after the same step
+        write_whole(scratch / f"left.{os.environ['RANK']}", str(left))
     except BaseException as error:
         traceback.print_exc()
         first = (str(error).strip().splitlines() or [""])[0][:400]

@@ -26,6 +26,7 @@ from loop.engines.base import (
     EngineConfig,
     Forced,
     Generated,
+    Kept,
     Probed,
     Progress,
     Request,
@@ -37,7 +38,9 @@ from loop.engines.base import (
     held_out,
 )
 from loop.engines.prompting import check_prompt, check_text
-from loop.errors import EngineError
+from loop.errors import EngineError, LeftTraining
+from store.checkpoints import make_directory
+from store.durable import written
 
 END = 256  # the end-of-sequence token
 DOUBT = 0.02  # the mass that a model without skill spreads over all tokens
@@ -163,16 +166,21 @@ class FakeTrainer:
     def __init__(self, settings: EngineConfig, progress: Progress) -> None:
         self.progress = progress
 
-    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+    def fit(
+        self,
+        rows_file: Path,
+        parent: CheckpointRef,
+        settings: dict[str, Any],
+        out_dir: Path,
+        kept: Kept | None = None,
+    ) -> TrainingResult:
         rows = [TrainingRow.model_validate_json(line) for line in rows_file.read_text().splitlines()]
         if not rows:
             raise EngineError("there is no completion to train on")
         left_out = held_out([row.completion_token_ids for row in rows], settings)
         rows = [row for index, row in enumerate(rows) if index not in left_out]
         num_steps = settings["num_steps"] or -(-len(rows) // settings["batch_size"]) * (settings["num_epochs"] or 1)
-        for step in range(num_steps):
-            time.sleep(STEP_S)
-            self.progress(step + 1, num_steps)
+        self._take_steps(num_steps, settings, kept)
         skill = json.loads((parent.path / "config.json").read_text())["skill"]
         completion_tokens = sum(len(row.completion_token_ids) for row in rows)
 
@@ -191,6 +199,24 @@ class FakeTrainer:
         *steps, last = candidate_steps(num_steps, settings)
         earlier = tuple(left_at(step, earlier_dir(out_dir, step)) for step in steps)
         return left_at(last, out_dir).model_copy(update={"earlier": earlier})
+
+    def _take_steps(self, num_steps: int, settings: dict[str, Any], kept: Kept | None) -> None:
+        """All that are missing. The state of a training is how many it has behind it."""
+        file = kept.directory / "step" if kept else None
+        done, saved_at = int(file.read_text()) if file and file.exists() else 0, time.monotonic()
+        for step in range(done + 1, num_steps + 1):
+            time.sleep(STEP_S)
+            self.progress(step, num_steps)
+            if kept is None or file is None or step == num_steps:
+                continue
+            is_asked = kept.is_asked_to_end()
+            if is_asked or time.monotonic() - saved_at >= settings["save_every_s"]:
+                make_directory(kept.directory)
+                with written(file) as out:
+                    out.write(str(step).encode())
+                saved_at = time.monotonic()
+            if is_asked:
+                raise LeftTraining(f"the training was left after step {step} of {num_steps}")
 
     def close(self) -> None:
         """Nothing to free."""

@@ -18,6 +18,7 @@ from trl import SFTTrainer
 
 from loop.engines.batching import deal
 from loop.engines.packed_rows import pack_rows, rows_apart
+from loop.engines.resuming import Resumable
 from loop.engines.rows import IGNORED, Rows
 
 NUM_POSITIONS = 256  # their logits are held at a time
@@ -133,7 +134,7 @@ def passes_of(inputs: dict[str, Any]) -> Iterator[tuple[list[int], dict[str, tor
         start = end
 
 
-class StepTrainer(SFTTrainer):  # type: ignore[misc]
+class StepTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
     """Takes whole optimizer steps; a forward pass of a process takes at most `budget` tokens, or a single longer row."""
 
     def __init__(self, *arguments: Any, rows: Rows, batch_size: int, budget: int, **more: Any) -> None:

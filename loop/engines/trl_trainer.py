@@ -27,6 +27,7 @@ from loop.engines import sharded
 from loop.engines.base import (
     CheckpointRef,
     EngineConfig,
+    Kept,
     Progress,
     TrainingResult,
     Value,
@@ -38,6 +39,7 @@ from loop.engines.hf_models import check_adapter, choose_device, load_in_four_bi
 from loop.engines.rows import Rows, write_rows
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
+from store.shared import link_tree
 
 LEFT = "candidate_step"  # the key of a candidate's entry in the Trainer's log
 
@@ -51,6 +53,7 @@ class Job(Value):
     parent: CheckpointRef
     settings: dict[str, Any]
     out_dir: Path
+    kept: Kept | None = None
 
     @property
     def base(self) -> Path:
@@ -83,6 +86,9 @@ def train(job: Job, device: torch.device, scratch: Path, progress: Progress) -> 
     """
     rows, left_out = Rows(job.rows), Rows(job.held_out)
     start = _StartingPoint(job, device)
+    along = (
+        job.out_dir if job.kept is None else job.kept.directory / job.out_dir.name
+    )  # where candidates outlive a process
 
     def leave(num_steps: int, directory: Path) -> None:
         start.save(trainer.model, f"step {num_steps}", directory)
@@ -95,10 +101,10 @@ def train(job: Job, device: torch.device, scratch: Path, progress: Progress) -> 
         budget=job.settings["micro_batch_size"] * max(rows.lengths),
         args=arguments(job.settings, scratch, device),
         processing_class=load_tokenizer(job.parent)[0],
-        callbacks=[Report(progress), AlongTheWay(job.settings, job.out_dir, leave)],
+        callbacks=[Report(progress), AlongTheWay(job.settings, along, leave)],
     )
     start.model = None
-    trainer.train()
+    trainer.train(trainer.continued(job.kept, job.settings["save_every_s"]) if job.kept else None)
     start.save(trainer.model, "the last step", job.out_dir)
     result = TrainingResult(
         num_steps=trainer.state.global_step,
@@ -114,6 +120,8 @@ def train(job: Job, device: torch.device, scratch: Path, progress: Progress) -> 
         losses = {name: figures[step].get(name) for name in ("held_out_loss", "train_loss")}
         told = {"num_steps": step, "losses": result.losses[:step]} | losses
         earlier.append(result.model_copy(update=told))
+        if job.kept is not None and sharded.process_number() == 0:
+            link_tree(earlier_dir(along, step), earlier_dir(job.out_dir, step))
     result = result.model_copy(update={"earlier": tuple(earlier)})
     yield result
     yield result.model_copy(update=losses_of(trainer, left_out))
@@ -210,7 +218,7 @@ def arguments(settings: dict[str, Any], scratch: Path, device: torch.device) -> 
         logging_steps=1,
         logging_nan_inf_filter=False,  # it would report a loss that is no number as an earlier one
         report_to="none",
-        save_strategy="no",
+        save_strategy="no",  # `Resumable` does
         disable_tqdm=True,
         dataloader_pin_memory=False,
         **{key: settings[key] for key in as_they_are},
@@ -227,13 +235,26 @@ class TrlTrainer:
         self.settings, self.progress = settings, progress
         self.device = choose_device(settings.device)
 
-    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+    def fit(
+        self,
+        rows_file: Path,
+        parent: CheckpointRef,
+        settings: dict[str, Any],
+        out_dir: Path,
+        kept: Kept | None = None,
+    ) -> TrainingResult:
         """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
         with tempfile.TemporaryDirectory() as name:
             scratch = Path(name)
             rows, held_out = write_rows(rows_file, settings, scratch)
             job = Job(
-                engine=self.settings, rows=rows, held_out=held_out, parent=parent, settings=settings, out_dir=out_dir
+                engine=self.settings,
+                rows=rows,
+                held_out=held_out,
+                parent=parent,
+                settings=settings,
+                out_dir=out_dir,
+                kept=kept,
             )
             if self.settings.num_training_processes > 1:
                 from loop.engines.distributed import train_in_group

@@ -157,7 +157,7 @@ def refuse_a_repetition(session: Session, round: Round, inputs: Json) -> None:
         if earlier.state not in ("carried", "rolled_back") or earlier.parent_checkpoint != round.parent_checkpoint:
             continue
         stage = session.ledger.stage(round.run_id, earlier.number, "training")
-        if stage is not None and _what_counts(stage.input) == _what_counts(inputs):
+        if stage is not None and what_counts(stage.input, "seed") == what_counts(inputs, "seed"):
             raise ConfigError(
                 f"training would repeat round {earlier.number}, which was not kept: the same completions of the same "
                 "weights, the same settings; start again in a new run_dir with a higher sampling.temperature or top_k, more "
@@ -165,7 +165,7 @@ def refuse_a_repetition(session: Session, round: Round, inputs: Json) -> None:
             )
 
 
-def _what_counts(inputs: Json) -> Json:
-    """All but the seed and what only costs memory and time."""
-    other = ("seed", *keys_of(Training, "cost"))
+def what_counts(inputs: Json, *but: str) -> Json:
+    """The input of a training without the settings that only cost memory and time, and without those that are named."""
+    other = (*but, *keys_of(Training, "cost"))
     return {**inputs, "settings": {key: value for key, value in inputs["settings"].items() if key not in other}}

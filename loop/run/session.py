@@ -29,6 +29,10 @@ from store.records import Checkpoint, Evaluation, Json, Prompt, Round, Run
 OTHER_BASE = "the base model has changed since the run began"
 
 
+class LeaveRound(BaseException):
+    """Raised at a safe point: the round is left as it is, and is continued later. No failure."""
+
+
 class LostWeights(LoopError):
     """Weights that a round made are missing or damaged; what was left of them is set aside."""
 
@@ -52,7 +56,7 @@ class Session:
     suites: list[Yardstick]
     watch: Watch
     tests: dict[str, GradingProblem] = field(default_factory=dict)  # of prompts, by prompt id, if a data policy asks
-    check_orders: Callable[[Round | None], None] = field(default=lambda round: None)  # raises to leave the round
+    check_orders: Callable[[Round | None], None] = field(default=lambda round: None)  # LeaveRound, where so
     wait: Callable[[float], None] = field(default=time.sleep)  # seconds, before a stage is tried again
     goal: int | None = None  # how many rounds are decided in all when the run ends, if whoever runs them has said so
     hasher: Hasher = field(default_factory=Hasher)  # knows the files of weights that were read whole
@@ -68,6 +72,16 @@ class Session:
         """
         reach("round.safe_point")
         self.check_orders(round)
+
+    def is_called_away(self) -> bool:
+        """Whether a safe point would be the end of the stage now."""
+        try:
+            self.check_orders(None)
+        except LeaveRound:
+            return True
+        except StoreError:  # it cannot be told now; what is under way does not end for that
+            return False
+        return False
 
     def finish_stage(self, round: Round, attempt: int, output: Json, **more: Any) -> Round:
         """End the round's stage as `Ledger.finish_stage` does; the output also names what other runs have made of it."""

@@ -133,7 +133,7 @@ class Sharing:
         engine = settings.model_dump(mode="json", include=set(names))
         if stage != "training" and session.engines.kind.offered_by is not None:
             engine["offered_by"] = session.engines.kind.offered_by
-        key = sha256_of([VERSION, stage, weights, made_from, engine, _machine()])
+        key = sha256_of([VERSION, stage, weights, made_from, engine, machine()])
         sampler, is_announced = settings.sampler, False
 
         def wait(other_run: str) -> None:
@@ -312,11 +312,11 @@ def _record(session: Session, round: int, stage: StageName, origin: Json) -> Non
 
 
 @cache
-def _machine() -> Json:
+def machine() -> Json:
     """What is installed of what results may depend on, and whether there is a GPU."""
     installed: Json = {}
-    for each in metadata.distributions():
-        if each.name in PACKAGES:
-            installed.setdefault(each.name, each.version)  # the first is the one that is imported
+    for name in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            installed[name] = metadata.version(name)
     # Python runs the solutions
     return {"gpu": bool(visible_devices()), "python": platform.python_version()} | installed

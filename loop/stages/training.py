@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import CheckpointRef, Trainer, TrainingResult, TrainingRow, earlier_dir
+from loop.engines.base import CheckpointRef, Kept, Trainer, TrainingResult, TrainingRow, earlier_dir
+from loop.errors import LeftTraining
 from store.canonical import compact_json
-from store.checkpoints import commit_directory, temporary_directory
+from store.checkpoints import commit_directory, remove_directory, temporary_directory
 from store.hashing import Hasher
 from store.records import Completion, Json
 
@@ -41,12 +42,16 @@ def train(
     settings: dict[str, Any],
     trainer: Trainer,
     final_dir: Path,
+    kept: Kept | None = None,
     hasher: Hasher | None = None,
 ) -> Trained:
-    """Fine-tune `parent` on the token ids that were sampled. Interrupted, it leaves only temporary directories.
+    """Fine-tune `parent` on the token ids that were sampled, from where `kept` says that it was left.
 
-    Killed between two commits it leaves whole candidates that the next attempt finds again or replaces.
+    Interrupted, it leaves temporary directories and what is kept. Killed between two commits it leaves whole candidates that
+    the next attempt finds again or replaces. LeftTraining once it was asked to end, and has.
     """
+    if kept is not None:
+        kept.ask_to_end(False)
     scratch = temporary_directory(final_dir.parent)
     rows_file, weights = scratch / "rows.jsonl", scratch / "weights"
     weights.mkdir()
@@ -54,7 +59,11 @@ def train(
         for completion in rows:
             row = TrainingRow(prompt_token_ids=completion.prompt_token_ids, completion_token_ids=completion.token_ids)
             file.write(row.model_dump_json() + "\n")
-    result = trainer.fit(rows_file, parent, settings, weights)
+    try:
+        result = trainer.fit(rows_file, parent, settings, weights, kept)
+    except LeftTraining:
+        remove_directory(scratch)
+        raise
     earlier = tuple(
         _committed(earlier_dir(weights, each.num_steps), earlier_dir(final_dir, each.num_steps), each, hasher)
         for each in result.earlier

@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from loop.config.samplers import sampler_kind
-from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import (
+    CheckpointRef,
+    EngineConfig,
+    Forced,
+    Generated,
+    Kept,
+    Probed,
+    Progress,
+    Request,
+    SamplingParams,
+)
 from loop.engines.fake import FakeTrainer
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
@@ -114,7 +124,8 @@ class Child:
                     self.items(records)
             case "fit":
                 rows, parent = Path(command["rows_file"]), CheckpointRef.model_validate(command["parent"])
-                result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]))
+                kept = Kept.model_validate(command["kept"]) if command["kept"] else None
+                result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]), kept)
                 give_back_memory()
                 return result.model_dump(mode="json")
             case "measure_speed":

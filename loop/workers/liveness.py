@@ -27,7 +27,7 @@ class Used(NamedTuple):
 
     ran_s: float  # of CPU time, all threads together
     waited_s: float | None = 0.0  # for a core, all threads together; None where the kernel does not say
-    read_bytes: int = 0  # from a disk
+    disk_bytes: int = 0  # read from a disk or written to it
     is_runnable: bool = False  # whether a thread runs or waits for a core right now
 
 
@@ -72,7 +72,7 @@ class StallWatch:
         if before is None:
             return
         ran_s = min(passed_s, max(0.0, self._seen.ran_s - before.ran_s))
-        if self._seen.read_bytes > before.read_bytes:
+        if self._seen.disk_bytes > before.disk_bytes:
             ran_s = wanted_s = passed_s
         elif self._seen.is_runnable and before.is_runnable:
             wanted_s = passed_s  # the kernel counts a wait only once it is over
@@ -103,7 +103,7 @@ class StallWatch:
 
 def used_by(pid: int) -> Used:
     """What a process and all below it have used; those of them that have ended, too."""
-    ran_s, read_bytes, is_runnable = 0.0, 0, False
+    ran_s, disk_bytes, is_runnable = 0.0, 0, False
     waited_s: float | None = None
     processes: list[psutil.Process] = []
     with contextlib.suppress(psutil.Error):
@@ -118,5 +118,6 @@ def used_by(pid: int) -> Used:
                 with contextlib.suppress(OSError, IndexError, ValueError):  # a thread that has ended
                     is_runnable |= (thread / "stat").read_text().rpartition(")")[2].split()[0] == "R"
                     waited_s = (waited_s or 0.0) + int((thread / "schedstat").read_text().split()[1]) / 1e9
-            read_bytes += process.io_counters().read_bytes
-    return Used(ran_s, waited_s, read_bytes, is_runnable)
+            counted = process.io_counters()
+            disk_bytes += counted.read_bytes + counted.write_bytes
+    return Used(ran_s, waited_s, disk_bytes, is_runnable)

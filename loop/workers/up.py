@@ -187,13 +187,17 @@ class Engines:
 
         return start
 
-    def trainer(self, parent: CheckpointRef) -> RemoteTrainer:
-        """A trainer. `parent` is the checkpoint that it will train, whose size decides whether the sampler may stay."""
+    def trainer(self, parent: CheckpointRef, is_called_away: Callable[[], bool] = lambda: False) -> RemoteTrainer:
+        """A trainer, which ends what it does once it `is_called_away`, as soon as that loses nothing.
+
+        `parent` is the checkpoint that it will train, whose size decides whether the sampler may stay.
+        """
         if not self._may_share(parent):
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:
             self._wait_for_memory()
-            self._trainer = RemoteTrainer(self._worker({"op": "load_trainer"}, "trainer", self.settings))
+            worker = self._worker({"op": "load_trainer"}, "trainer", self.settings)
+            self._trainer = RemoteTrainer(worker, is_called_away)
         return self._trainer
 
     def _may_share(self, checkpoint: CheckpointRef) -> bool:

@@ -25,13 +25,14 @@ from loop.engines.base import (
     CheckpointRef,
     Forced,
     Generated,
+    Kept,
     Probed,
     Progress,
     Request,
     SamplingParams,
     TrainingResult,
 )
-from loop.errors import ConfigError, EngineError, StalledError
+from loop.errors import ConfigError, EngineError, LeftTraining, StalledError
 from loop.system import ourselves, trees
 from loop.system.gpus import is_any_busy
 from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
@@ -202,6 +203,8 @@ class Worker:
     def _reported(self, kind: str, reason: str) -> Exception:
         if kind == "ConfigError":
             return ConfigError(reason)
+        if kind == "LeftTraining":
+            return LeftTraining(reason)
         if kind != "unexpected":
             return EngineError(reason)
         remedy = f"; {self._less_memory()}" if "memory" in reason.lower() else ""
@@ -408,17 +411,35 @@ def _fits(record: Probed, text: Forced) -> bool:
 
 
 class RemoteTrainer:
-    """A Trainer that works in a child process."""
+    """A Trainer that works in a child process. Where `is_called_away` says so, a training that can is asked to end."""
 
-    def __init__(self, worker: Worker) -> None:
-        self.worker = worker
+    def __init__(self, worker: Worker, is_called_away: Callable[[], bool] = lambda: False) -> None:
+        self.worker, self.is_called_away = worker, is_called_away
+        self._training: Kept | None = None
+        self._pulse, worker.pulse = worker.pulse, self._look_around
 
-    def fit(self, rows_file: Path, parent: CheckpointRef, settings: dict[str, Any], out_dir: Path) -> TrainingResult:
+    def _look_around(self) -> None:
+        self._pulse()
+        if self._training is not None and self.is_called_away():
+            self._training.ask_to_end()
+            self._training = None
+
+    def fit(
+        self,
+        rows_file: Path,
+        parent: CheckpointRef,
+        settings: dict[str, Any],
+        out_dir: Path,
+        kept: Kept | None = None,
+    ) -> TrainingResult:
         message = {"op": "fit", "rows_file": rows_file, "parent": parent, "settings": settings, "out_dir": out_dir}
+        self._training = kept
         try:
-            return TrainingResult.model_validate(self.worker.call(message))
+            return TrainingResult.model_validate(self.worker.call(message | {"kept": kept}))
         except ValueError:
             raise self.worker.broken("it sent a malformed training result") from None
+        finally:
+            self._training = None
 
     def close(self) -> None:
         self.worker.end()

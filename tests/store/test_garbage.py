@@ -136,6 +136,32 @@ def test_what_an_open_round_works_with_stays_after_a_rollback_by_hand(world: Wei
     assert world.doomed(keep_last=0) == [2, 3, 4]
 
 
+def test_an_unfinished_training_stays_while_its_round_may_continue(world: Weights) -> None:
+    def left() -> bool:
+        kept.mkdir(parents=True, exist_ok=True)
+        (kept / "step").write_text("3")
+        plan = world.plan()
+        collect(world.ledger, world.run_dir, plan)
+        assert kept.exists() == (kept not in plan.leftovers)
+        return kept.exists()
+
+    kept = world.run_dir / "checkpoints" / ".training-0123456789ab"
+    assert not left(), "no round has begun"
+    round = world.round_at("sampling")
+    assert not left(), "nothing is trained yet"
+    round = world.stage(round, "sampling")
+    assert left()
+    world.ledger.fail_round(round, "three attempts failed")
+    assert left(), "it may be tried again"
+    round = world.ledger.resume_round(world.ledger.round(world.run.id, 1) or round)
+    assert left()
+    world.round_of("keep", 0.5, world.stage(round, "training", candidates=[world.candidate(1)]))
+    assert not left()
+    world.round_at("training")
+    world.ledger.move_head(world.run.id, 0, "by hand")
+    assert not left(), "its round was given up"
+
+
 def test_the_oldest_of_the_newest_go_where_the_total_is_bounded(world: Weights) -> None:
     for _ in range(4):
         world.round_of("rollback", 0.0)

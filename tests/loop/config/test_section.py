@@ -19,10 +19,10 @@ def test_what_derives_from_kinds() -> None:
     }  # fmt: skip
     assert set(TRAINER_SETTINGS) == {"trainer", "device", "num_threads", "num_training_processes"}
     assert keys_of(Engine, "private") == ["server_url", "server_command"]
-    assert keys_of(Training, "cost") == ["micro_batch_size", "gradient_checkpointing"]
+    assert keys_of(Training, "cost") == ["micro_batch_size", "gradient_checkpointing", "save_every_s"]
     operation = ["run_dir", "rounds", "schedule", "storage", "watching", "daemon"]
     assert keys_of(Config, "operation") == operation
     assert set(MAY_CHANGE) == {
         *((key,) for key in operation), ("engine",), ("grading", "num_workers"),
-        ("training", "micro_batch_size"), ("training", "gradient_checkpointing"),
+        ("training", "micro_batch_size"), ("training", "gradient_checkpointing"), ("training", "save_every_s"),
     }  # fmt: skip

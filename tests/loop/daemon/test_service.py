@@ -19,6 +19,7 @@ from loop.daemon import commands
 from loop.daemon.onlooker import Onlookers
 from loop.daemon.schedule import Schedule
 from loop.daemon.service import MOST_VANISHED, Ending, Service
+from loop.engines.base import Kept
 from loop.errors import EngineError
 from loop.run.opening import open_session
 from loop.run.session import Session
@@ -29,6 +30,7 @@ from store import failpoints
 from store.ledger import Ledger
 from store.records import STAGES, DecisionRow, Round, RunState
 from tests.support.runs import KEEPING, Quiet, assert_same, drive, dump, findings, write_run
+from tests.support.stages import Stages
 
 START = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)  # a Monday
 
@@ -224,6 +226,54 @@ def test_stop_waits_for_a_safe_point_and_leaves_a_round_that_is_continued(tmp_pa
         again = Service(session, stop, service.watch, around.wait, schedule=service.schedule, clock=clock)
         service.watch.check = stop.check
         assert again.run().state == "idle" and around.rounds[-1][:2] == (1, "kept")
+
+
+@pytest.mark.parametrize("how", ["stop", "pause"])
+def test_a_training_is_left_after_its_step_and_continues_there(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole_round: Any
+) -> None:
+    """Its state is no garbage meanwhile; and once the round has its weights, nothing of it is left."""
+    stages, steps = Stages(tmp_path / "stages"), list[int]()
+    for name, value in stages.variables.items():
+        monkeypatch.setenv(name, value)
+    stages.stand_still("training")
+    with serving(tmp_path, rounds=1) as (service, around, session):
+        checkpoints = session.loaded.run_dir / "checkpoints"
+
+        def progress(done: int, total: int) -> None:
+            if total == 20:  # those of the training
+                steps.append(done)
+                if steps == [1]:
+                    commands.pause(around.run) if how == "pause" else service.stop.ask()
+
+        def ask_to_end(kept: Kept, wanted: bool = True, ask: Any = Kept.ask_to_end) -> None:
+            ask(kept, wanted)
+            if wanted:
+                stages.go_on()
+
+        def resume() -> None:
+            assert [path.name[:10] for path in checkpoints.iterdir()] == [".training-"]
+            assert commands.gc(around.run)["removed"] == []
+            steps.clear()
+            commands.resume(around.run)
+
+        monkeypatch.setattr(session.engines.watch, "progress", progress)
+        monkeypatch.setattr(Kept, "ask_to_end", ask_to_end)
+        around.waiting = [resume]
+        ending = service.run()
+        if how == "stop":
+            assert ending.state == "stopped"
+            resume()
+            stop, clock = Stop(at_once=False), lambda: around.now
+            service.watch.check = stop.check
+            again = Service(session, stop, service.watch, around.wait, schedule=service.schedule, clock=clock)
+            ending = again.run()
+        assert ending.state == "idle" and around.rounds[-1][:2] == (1, "kept")
+        assert steps[0] == 2, "the first step is not taken again"
+        assert [path.name for path in checkpoints.iterdir()] == ["round-0001"]
+        attempts = session.ledger.attempts(session.run_id, 1, "training")
+        assert [each.error for each in attempts] == ["stopped" if how == "stop" else commands.BY_HAND, None]
+    assert_same(session.loaded.run_dir, whole_round, *COMPARED)
 
 
 @pytest.mark.parametrize(
