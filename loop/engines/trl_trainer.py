@@ -168,7 +168,7 @@ class _StartingPoint:
             raise EngineError(f"the weights are not finite after {when}; lower training.learning_rate")
         writes = sharded.process_number() == 0
         if writes:
-            out_dir.mkdir(exist_ok=True)
+            out_dir.mkdir(parents=True, exist_ok=True)
         if isinstance(model, PeftModel):
             adapter = {name: each for name, each in model.state_dict().items() if "lora_" in name}
             model.save_pretrained(out_dir, state_dict=adapter, is_main_process=writes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,9 @@ def carry_out(job: Job, armed: dict[str, tuple[str, int, bool]]) -> None:
 
     torch.set_num_threads(1)
     failpoints.ARMED.update(armed)
+    # Processes of a group read it from their environment.
+    points = (f"{name}={action}@{count}{'+' * onwards}" for name, (action, count, onwards) in armed.items())
+    os.environ[failpoints.VARIABLE] = ",".join(points)
 
     def progress(done: int, total: int) -> None:
         with job.steps_file.open("a") as file:
@@ -91,3 +95,18 @@ def kill_all(process: ForkServerProcess) -> None:
     for each in group:
         each.kill()
     process.join()
+
+
+def kill_one_of_the_group(process: ForkServerProcess) -> None:
+    """SIGKILL for the last process of the group alone; the others end for that, and the training with an error."""
+    assert process.pid is not None
+    try:
+        group = psutil.Process(process.pid).children(recursive=True)
+        ranks = [
+            each for each in group if "loop.engines.distributed_rank" in each.cmdline() and "RANK" in each.environ()
+        ]
+    except psutil.Error:
+        ranks = []
+    for each in ranks[-1:]:
+        each.kill()
+        process.join()
