@@ -59,8 +59,8 @@ class TransformersSampler:
         self.model: Any = None  # its memory is free before the next model is loaded
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, self.dtype, self.device).eval()
-        use_grouped_attention(self.model)
-        self.takes_rows_later = takes_rows_later(DynamicCache(config=self.model.config))
+        grouped = use_grouped_attention(self.model)
+        self.takes_rows_later = grouped and takes_rows_later(DynamicCache(config=self.model.config))
         self.eos = eos_token_ids(self.model, self.tokenizer)
         self.texts: dict[int, str] = {}  # of single tokens
         self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
@@ -84,8 +84,7 @@ class TransformersSampler:
         """Run over all rows, the last of `waiting` first; after each token, yield those that finished."""
         num_total, num_done = len(waiting), 0
         num_places = min(self.batch_size, num_total)
-        width = len(waiting[-1].prompt_token_ids) + params.max_new_tokens
-        room = Places(num_places, width, self.device) if self.takes_rows_later else Batch()
+        room = Places(self.device) if self.takes_rows_later else Batch()
         active: list[Row] = []
         draws: list[random.Random] = []
         seen: torch.Tensor | None = None
