@@ -144,9 +144,13 @@ def fetch_hub_model(name: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*", "NOTICE*"]
+    # A star also stands for directories, which hold the same weights for other programs (GPT-OSS: original/, metal/).
+    deeper = [f"*/{pattern}" for pattern in patterns]
     try:
-        return str(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return str(
+            snapshot_download(name, revision=revision, allow_patterns=[*patterns, "*.jinja"], ignore_patterns=deeper)
+        )
     except LocalEntryNotFoundError:
         reason = "it is not in the local cache and the hub cannot be reached"
     except (HfHubHTTPError, OSError, ValueError) as error:
