@@ -29,7 +29,7 @@ COVERS = {
     "loop/engines/test_distributed.py": "loop/engines/distributed_rank; loop/system/trees",
     "loop/engines/test_models.py": "loop/engines/hf_models; loop/run/base_model",
     "loop/engines/test_probers.py": "loop/engines/hf_prober",
-    "loop/engines/test_samplers.py": "loop/engines: base fake prompting",
+    "loop/engines/test_samplers.py": "loop/engines: base fake",
     "loop/engines/test_server.py": "loop/engines: server_http server_sampler",
     "loop/engines/test_batching.py": "loop/engines/step_trainer",
     "loop/engines/test_vllm.py": "loop/engines: vllm_sampler vllm_weights weights_proof",
