@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import os
 import struct
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from loop.config.section import HUB_NAME, Mistake
 from loop.config.settings import Config
 from loop.config.settings import Suite as SuiteTable
 from loop.config.toml_file import in_lines
+from loop.engines.mxfp4 import num_weights
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problem import Problem
 from loop.grading.suite import Suite, load_suite, split_of
@@ -107,17 +107,9 @@ def num_parameters_of(source: str, base_dir: Path) -> int | None:
     if directory is None:
         return None
     try:
-        return sum(map(_num_weights, directory.glob("*.safetensors"))) or None
+        return sum(map(num_weights, directory.glob("*.safetensors"))) or None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         return None  # whoever loads the model says what is wrong with it
-
-
-def _num_weights(path: Path) -> int:
-    """What the header of a safetensors file says: eight bytes of length, then JSON with a shape for each tensor."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(length, 100_000_000)))
-    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
 def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:

