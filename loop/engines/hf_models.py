@@ -17,6 +17,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
 
 from loop.engines.base import CheckpointRef
+from loop.engines.hf_attention import use_sink_attention
 from loop.engines.mxfp4 import dequantised_bytes, is_mxfp4
 from loop.engines.precision import auto_dtype
 from loop.errors import ConfigError, EngineError
@@ -68,6 +69,7 @@ def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torc
         )
     if more:  # transformers 5.19 would undo the conversion while it saves, and leave these weights out
         vars(model).pop("_weight_conversions", None)
+    use_sink_attention(model)
     if checkpoint.base_path is not None:
         from peft import PeftModel
 

@@ -76,7 +76,9 @@ class TransformersSampler:
         for i, row in enumerate(rows):
             first.setdefault(row.prompt_token_ids, i)
         rows.sort(key=lambda row: (-len(row.prompt_token_ids), first[row.prompt_token_ids]))
-        common = rows[0].prompt_token_ids[: shared_beginning(list(first))] if len(first) > 1 else ()
+        # The padding of shorter prompts comes after what all begin with: a sliding window would count it in.
+        shares = self.takes_rows_later and len(first) > 1
+        common = rows[0].prompt_token_ids[: shared_beginning(list(first))] if shares else ()
         rows.reverse()
         yield from self._run(rows, params, common)
 
