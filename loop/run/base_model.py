@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,9 +10,11 @@ from typing import Any
 
 from loop.config.machine import Engine
 from loop.config.settings import Config
+from loop.engines.attention_memory import attention_mistake
 from loop.engines.fake import write_fake_model
 from loop.engines.mxfp4 import is_mxfp4, name_of_dequantised
-from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, model_directory
+from loop.errors import ConfigError
+from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, longest_row, model_directory
 from loop.workers.worker import Worker
 from store.checkpoints import sync_tree
 
@@ -52,6 +55,8 @@ def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[]
         found = local.resolve()
     else:
         found = Path(prepare({"op": "fetch_hub_model", "name": source, "revision": config.model.revision}))
+        if problem := attention_mistake(json.loads((found / "config.json").read_bytes()), longest_row(config)):
+            raise ConfigError(f"training.max_tokens: {problem}")  # of a local model it is known before
     if not is_mxfp4(found):
         return found
     directory = cache_directory() / "models" / name_of_dequantised(found)

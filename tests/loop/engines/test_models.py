@@ -139,6 +139,24 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
             hf_models.fetch_hub_model("some/model", None)
 
 
+def test_a_hub_model_whose_rows_fit_no_gpu_is_refused_before_sampling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mpt", "n_heads": 64}')
+    answer = SimpleNamespace(info=str(tmp_path), end=lambda: None)
+    monkeypatch.setattr(models, "Worker", lambda command, **more: answer)
+    config: Any = SimpleNamespace(
+        model=SimpleNamespace(source="mosaicml/mpt", revision=None),
+        engine=SimpleNamespace(stall_timeout_s=1.0),
+        training=SimpleNamespace(max_tokens=65536),
+        sampling=SimpleNamespace(max_new_tokens=1024),
+    )
+    assert models.base_model(config, tmp_path, tmp_path) == tmp_path
+    config.sampling.max_new_tokens = 32768
+    with pytest.raises(ConfigError, match="^training.max_tokens: attention over a row of 32,768 tokens takes 412 GB"):
+        models.base_model(config, tmp_path, tmp_path)
+
+
 def test_of_a_hub_model_only_its_own_files_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights for other programs stay there, and so does all that could run."""
     import huggingface_hub
