@@ -29,10 +29,11 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
         prompts: str = "",
         suite: str = 'source = "first-steps"',
         decide: str = "",
-        long: int = 256,
+        long: int | None = None,
     ) -> list[str]:
+        length = f"max_new_tokens = {long}\n" if long else ""
         text = (
-            f'name = "demo"\n[model]\n{model}\n[prompts]\n{prompts}\n[sampling]\ntemperature = 1.2\nmax_new_tokens = {long}\n'
+            f'name = "demo"\n[model]\n{model}\n[prompts]\n{prompts}\n[sampling]\ntemperature = 1.2\n{length}'
             f'[[suites]]\nname = "s"\n{suite}\n[decide]\nsuite = "s"\n{decide}\n'
         )
         text += '[engine]\nsampler = "fake"\ntrainer = "fake"\n' if '"fake"' in model else ""
