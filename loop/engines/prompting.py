@@ -4,10 +4,19 @@ model saw and drew."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any
 
 from loop.engines.base import Forced, Generated, Request, SamplingParams
 from loop.errors import EngineError
+
+# Today, for every chat template that asks: GPT-OSS and Llama 3.2 tell the model the date. A head and a candidate that are
+# measured on two days must get the same prompts, and so must a run that is repeated. Any day would do that is later than
+# what the models know.
+TODAY = datetime(2026, 1, 1)
+
+# What GPT-OSS's harmony format marks a message, its channel and its end with. A text without them cannot be taken apart.
+CHANNEL_MARKS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "<|end|>")
 
 
 def prompt_token_ids(tokenizer: Any, request: Request) -> list[int]:
@@ -16,9 +25,10 @@ def prompt_token_ids(tokenizer: Any, request: Request) -> list[int]:
         return list(tokenizer(request.prefill)["input_ids"])
     if tokenizer.chat_template is None:
         raise EngineError("this model has no chat template; set model.chat_template = false")
-    text = tokenizer.apply_chat_template(
-        [dict(message) for message in request.messages], tokenize=False, add_generation_prompt=True
-    )
+    # A variable of that name hides transformers' own function, which asks the clock.
+    date = {"strftime_now": TODAY.strftime} if "strftime_now" in str(tokenizer.chat_template) else {}
+    messages = [dict(message) for message in request.messages]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **date)
     return list(tokenizer(text + request.prefill, add_special_tokens=False)["input_ids"])
 
 
@@ -58,9 +68,19 @@ def completion(
     """What was drawn after a prompt, with its text. `reason`: why it ended."""
     return Generated(
         id=id,
-        text=tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False),
+        text=text_of(tokenizer, token_ids),
         token_ids=tuple(token_ids),
         prompt_token_ids=tuple(prompt),
         finish_reason=reason,
         logprob_sum=logprob_sum,
     )
+
+
+def text_of(tokenizer: Any, token_ids: Sequence[int]) -> str:
+    """The text of what was drawn, without special tokens, except for those that mark the channels of a harmony answer."""
+    added = tokenizer.get_added_vocab()
+    if not all(mark in added for mark in CHANNEL_MARKS):
+        return str(tokenizer.decode(token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
+    left_out = set(tokenizer.all_special_ids) - {added[mark] for mark in CHANNEL_MARKS}
+    kept = [token for token in token_ids if token not in left_out]
+    return str(tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False))

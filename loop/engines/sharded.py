@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor, Shard
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
@@ -58,13 +58,12 @@ def wait_for_all() -> None:
 
 def load(directory: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """A model with its weights in `dtype`; of several processes each holds its share. EngineError for a kind that cannot be shared."""
-    if num_processes() == 1:
-        return load_model(CheckpointRef(sha256="", path=directory), dtype, device)
-    spread = DistributedConfig(fsdp_size=num_processes(), fsdp_mixed_precision=device.type == "cuda")
+    spread: dict[str, Any] = {}
+    if num_processes() > 1:
+        on_gpu = device.type == "cuda"
+        spread["distributed_config"] = DistributedConfig(fsdp_size=num_processes(), fsdp_mixed_precision=on_gpu)
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            directory, dtype=dtype, use_safetensors=True, local_files_only=True, distributed_config=spread
-        )
+        return load_model(CheckpointRef(sha256="", path=directory), dtype, device, **spread)
     except ValueError as error:
         if "FSDP2 plan" not in str(error):
             raise

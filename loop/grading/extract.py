@@ -13,10 +13,11 @@ import textwrap
 from loop.grading.formats import DEFINITION, code_before
 from loop.grading.problem import Problem
 
-EXTRACTION_VERSION = 1
+EXTRACTION_VERSION = 2
 
 MAX_COMPLETION_CHARS = 1_000_000
 
+_CHANNEL, _BARE_FINAL = "<|channel|>", "assistantfinal"
 _FENCE = re.compile(r"([ \t]*)(`{3,}|~{3,})[ \t]*([\w+.#-]{0,20})[^`]*$")
 _PYTHON = {"", "py", "python", "python3", "py3", "pycon", "ipython", "ipython3"}
 _CODE_LINE = re.compile(
@@ -40,7 +41,13 @@ def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> st
     """
     if len(completion) > MAX_COMPLETION_CHARS:
         return None
-    text = _without_thoughts(completion.replace("\r\n", "\n").replace("\r", "\n"))
+    text = completion.replace("\r\n", "\n").replace("\r", "\n")
+    if is_harmony(text):
+        final = final_channel(text)
+        if final is None:
+            return None
+        text, prefilled_fence = final, False  # it opens its own fences
+    text = _without_thoughts(text)
     code, text = (_until_fence(text), "") if prefilled_fence else _fenced(text, problem)
     if code is not None:
         return _program(code, problem) if code.strip() else None
@@ -51,7 +58,32 @@ def why_none(completion: str) -> str:
     """The detail of the verdict on an answer for which `extract_code` gives None."""
     if len(completion) > MAX_COMPLETION_CHARS:
         return f"the answer has {len(completion):,} characters; one of more than {MAX_COMPLETION_CHARS:,} is not read"
+    if is_harmony(completion) and final_channel(completion) is None:
+        return "the answer has no final channel: it ended in its analysis"
     return "the answer holds no code"
+
+
+def is_harmony(text: str) -> bool:
+    """Whether it is an answer in harmony, GPT-OSS's format, which begins with a channel.
+
+    Decoded without its special tokens such an answer is "analysis...assistantfinal...". Nothing tells one of those that has
+    no final channel from other text, which is why the loop keeps the special tokens.
+    """
+    start = text.lstrip()
+    return start.startswith(_CHANNEL) or (start.startswith("analysis") and _BARE_FINAL in text)
+
+
+def final_channel(text: str) -> str | None:
+    """What a harmony answer says in its last message on the final channel; None if it has none there."""
+    if not text.lstrip().startswith(_CHANNEL):
+        return text.rpartition(_BARE_FINAL)[2]
+    final = None
+    for message in text.split(_CHANNEL)[1:]:
+        header, has_content, content = message.partition("<|message|>")
+        name = header.partition("<|")[0].split()  # "final", "commentary to=functions.run", "final <|constrain|>json"
+        if has_content and name[:1] == ["final"]:
+            final = re.split(r"<\|(?:end|return|call|start)\|>", content, maxsplit=1)[0]
+    return final
 
 
 def _without_thoughts(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,11 @@ from typing import Any
 
 from loop.config.machine import Engine
 from loop.config.settings import Config
+from loop.engines.attention_memory import attention_mistake
 from loop.engines.fake import write_fake_model
-from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, model_directory
+from loop.engines.mxfp4 import is_mxfp4, name_of_dequantised
+from loop.errors import ConfigError
+from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, longest_row, model_directory
 from loop.workers.worker import Worker
 from store.checkpoints import sync_tree
 
@@ -24,7 +28,9 @@ def cache_directory() -> Path:
 
 
 def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[], None] = lambda: None) -> Path:
-    """The directory of the base model; converted or fetched first where that is needed. ConfigError if it cannot be had.
+    """The directory of the base model; fetched or converted first where that is needed. ConfigError if it cannot be had.
+
+    A model in MXFP4 is dequantised: see `loop.engines.mxfp4`.
 
     `pulse` is called about once a second meanwhile; what it raises ends that.
     """
@@ -46,8 +52,17 @@ def base_model(config: Config, base_dir: Path, run_dir: Path, pulse: Callable[[]
         return directory
     local = model_directory(source, base_dir)
     if local is not None:
-        return local.resolve()
-    return Path(prepare({"op": "fetch_hub_model", "name": source, "revision": config.model.revision}))
+        found = local.resolve()
+    else:
+        found = Path(prepare({"op": "fetch_hub_model", "name": source, "revision": config.model.revision}))
+        if problem := attention_mistake(json.loads((found / "config.json").read_bytes()), longest_row(config)):
+            raise ConfigError(f"training.max_tokens: {problem}")  # of a local model it is known before
+    if not is_mxfp4(found):
+        return found
+    directory = cache_directory() / "models" / name_of_dequantised(found)
+    if not (directory / "config.json").exists():
+        prepare({"op": "dequantise", "source": str(found), "target": str(directory)})
+    return directory
 
 
 def in_worker(

@@ -137,6 +137,11 @@ class Child:
                 from loop.engines.hf_models import convert_smollm2
 
                 return convert_smollm2(Path(command["target"]))
+            case "dequantise":
+                prepare_torch()
+                from loop.engines.hf_models import dequantise
+
+                return dequantise(Path(command["source"]), Path(command["target"]))
             case "fetch_hub_model":
                 from loop.engines.hf_models import fetch_hub_model
 

@@ -25,10 +25,15 @@ def check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
     monkeypatch.chdir(tmp_path)
 
     def check_text(
-        model: str = 'source = "fake"', prompts: str = "", suite: str = 'source = "first-steps"', decide: str = ""
+        model: str = 'source = "fake"',
+        prompts: str = "",
+        suite: str = 'source = "first-steps"',
+        decide: str = "",
+        long: int | None = None,
     ) -> list[str]:
+        length = f"max_new_tokens = {long}\n" if long else ""
         text = (
-            f'name = "demo"\n[model]\n{model}\n[prompts]\n{prompts}\n[sampling]\ntemperature = 1.2\n'
+            f'name = "demo"\n[model]\n{model}\n[prompts]\n{prompts}\n[sampling]\ntemperature = 1.2\n{length}'
             f'[[suites]]\nname = "s"\n{suite}\n[decide]\nsuite = "s"\n{decide}\n'
         )
         text += '[engine]\nsampler = "fake"\ntrainer = "fake"\n' if '"fake"' in model else ""
@@ -54,6 +59,17 @@ def model(path: Path, *names: str, **contents: object) -> None:
 @pytest.mark.parametrize("source", ["fake", "smollm2-135m", "Qwen/Qwen3-4B-Instruct-2507"])
 def test_good_models(check: Check, source: str) -> None:
     assert check(f'source = "{source}"') == []
+
+
+def test_rows_whose_attention_fits_no_gpu(check: Check, tmp_path: Path) -> None:
+    settings = {"model_type": "mpt", "n_heads": 64}
+    model(tmp_path / "mpt", "model.safetensors", "tokenizer.json", "chat_template.jinja", config=settings)
+    assert check('source = "./mpt"') == []
+    (line,) = check('source = "./mpt"', long=32768)
+    assert "training.max_tokens: attention over a row of 32,768 tokens takes 412 GB" in line
+    settings["model_type"] = "qwen3"
+    model(tmp_path / "mpt", config=settings)
+    assert check('source = "./mpt"', long=32768) == []
 
 
 def test_the_built_in_model_needs_its_package(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -69,7 +69,7 @@ OTHER_MODELS: dict[str, dict[str, Any]] = {
     # Its cache, a sliding window, forgets and so cannot hold rows side by side: it runs batch by batch.
     "mistral": {
         "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "sliding_window": 512, "max_position_embeddings": 512,
+        "num_key_value_heads": 2, "sliding_window": 16, "max_position_embeddings": 512,
     },
 }  # fmt: skip
 

@@ -139,6 +139,40 @@ def test_a_hub_that_cannot_be_reached(monkeypatch: pytest.MonkeyPatch) -> None:
             hf_models.fetch_hub_model("some/model", None)
 
 
+def test_a_hub_model_whose_rows_fit_no_gpu_is_refused_before_sampling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "mpt", "n_heads": 64}')
+    answer = SimpleNamespace(info=str(tmp_path), end=lambda: None)
+    monkeypatch.setattr(models, "Worker", lambda command, **more: answer)
+    config: Any = SimpleNamespace(
+        model=SimpleNamespace(source="mosaicml/mpt", revision=None),
+        engine=SimpleNamespace(stall_timeout_s=1.0),
+        training=SimpleNamespace(max_tokens=65536),
+        sampling=SimpleNamespace(max_new_tokens=1024),
+    )
+    assert models.base_model(config, tmp_path, tmp_path) == tmp_path
+    config.sampling.max_new_tokens = 32768
+    with pytest.raises(ConfigError, match="^training.max_tokens: attention over a row of 32,768 tokens takes 412 GB"):
+        models.base_model(config, tmp_path, tmp_path)
+
+
+def test_of_a_hub_model_only_its_own_files_are_fetched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights for other programs stay there, and so does all that could run."""
+    import huggingface_hub
+
+    download = Mock(return_value="/somewhere")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    assert hf_models.fetch_hub_model("openai/gpt-oss-20b", "abc") == "/somewhere"
+    assert download.call_args.kwargs.pop("revision") == "abc"
+    own = ["config.json", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "chat_template.jinja",
+           "LICENSE", "README.md", "additional_chat_templates/tools.jinja"]  # fmt: skip
+    others = ["original/model.safetensors", "original/config.json", "original/dtypes.json", "metal/model.bin",
+              "a/b/model.safetensors", "onnx/LICENSE", "modeling.py", "pytorch_model.bin"]  # fmt: skip
+    fetched = huggingface_hub.utils.filter_repo_objects(own + others, **download.call_args.kwargs)
+    assert list(fetched) == own
+
+
 @pytest.mark.slow
 def test_the_real_conversion(tmp_path: Path) -> None:
     pytest.importorskip("gguf")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loop.grading.extract import extract_code
+from loop.grading.extract import extract_code, final_channel, is_harmony, why_none
 from loop.grading.problem import Problem
 
 PROMPT = 'from typing import List\n\n\ndef twice(x: int) -> List[int]:\n    """Return x two times.\n    """\n'
@@ -235,3 +235,89 @@ def test_it_never_raises(lines: list[str], prefilled: bool) -> None:
     for problem in (HUMANEVAL, SIGNATURE, MBPP, STDIN, METHOD):
         code = extract_code("\n".join(lines), problem, prefilled)
         assert code is None or code.strip()
+
+
+ANALYSIS = (
+    "<|channel|>analysis<|message|>Perhaps\n```python\ndef twice(x): return 1\n"  # with a fence that is not closed
+)
+FINAL = "<|start|>assistant<|channel|>final<|message|>"
+HARMONY = {
+    "a final channel": f"{ANALYSIS}<|end|>{FINAL}```python\n{WHOLE}```",
+    "a closed fence in the analysis": f"{ANALYSIS}```\n<|end|>{FINAL}{WHOLE}",
+    "its end": f"{ANALYSIS}<|end|>{FINAL}```python\n{WHOLE}```<|return|>",
+    "no end of the analysis": f"{ANALYSIS}{FINAL}```python\n{WHOLE}```",
+    "commentary": f"{ANALYSIS}<|end|><|start|>assistant<|channel|>commentary<|message|>```\n1\n```<|end|>{FINAL}{WHOLE}",
+    "a call": f"<|channel|>commentary to=functions.run <|constrain|>json<|message|>{{}}<|end|>{FINAL}{WHOLE}",
+    "only a final channel": f"<|channel|>final<|message|>{WHOLE}",
+    "the last final channel": f"<|channel|>final<|message|>twice = 1<|end|>{FINAL}{WHOLE}",
+    "a constraint": f"<|channel|>final <|constrain|>python<|message|>{WHOLE}",
+    "an open fence": f"{ANALYSIS}<|end|>{FINAL}Here:\n```python\n{WHOLE}",
+    "without special tokens": f"analysisPerhaps\n```python\ndef twice(x): return 1\nassistantfinal```python\n{WHOLE}```",
+    "nothing but channels' names": f"analysisassistantcommentaryHm.assistantfinal{WHOLE}",
+}
+
+
+@pytest.mark.parametrize("name", HARMONY)
+def test_of_a_harmony_answer_the_final_channel_counts(name: str) -> None:
+    for problem, prefilled in itertools.product((HUMANEVAL, SIGNATURE, MBPP), (False, True)):
+        assert works(extract_code(HARMONY[name], problem, prefilled_fence=prefilled))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        ANALYSIS,
+        ANALYSIS + "```",
+        f"{ANALYSIS}<|end|><|start|>assistant<|channel|>final",
+        f"<|channel|>commentary<|message|>{WHOLE}<|end|>",
+        f"<|channel|>analysis final<|message|>{WHOLE}",
+        f"\n<|channel|>{WHOLE}",
+    ],
+)
+def test_a_harmony_answer_without_final_channel_is_none(text: str) -> None:
+    assert extract_code(text, MBPP, prefilled_fence=False) is None
+    assert why_none(text) == "the answer has no final channel: it ended in its analysis"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"```python\nMARK = '<|channel|>final<|message|>'\n{WHOLE}```",
+        f"{WHOLE}\nanalysis = 'assistantfinal'\n",
+        f"analysis = [1]\n{WHOLE}",
+        f"The analysis: assistantfinal is a word.\n```python\n{WHOLE}```",
+    ],
+)
+def test_other_text_is_not_taken_for_harmony(text: str) -> None:
+    assert works(extract_code(text, MBPP, prefilled_fence=False))
+
+
+PIECES = st.sampled_from(["<|channel|>", "<|message|>", "<|start|>assistant", "<|end|>", "<|return|>", "final",
+                          "analysis", " ", "<|", "<|constrain|>", "assistantfinal", "```python\n", "x = 1\n", "é"])  # fmt: skip
+
+
+@given(st.lists(PIECES, max_size=30).map("".join), st.booleans())
+def test_any_mixture_of_marks_is_read(text: str, prefilled: bool) -> None:
+    extract_code(text, MBPP, prefilled_fence=prefilled)
+    why_none(text)
+    if is_harmony(text):
+        final = final_channel(text)
+        assert final is None or (final in text and "<|channel|>" not in final)
+
+
+@settings(max_examples=40)
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_what_is_thought_changes_nothing(thought: str, answer: str) -> None:
+    """Whatever the analysis holds short of a mark, the answer is what the final channel says."""
+    whole = f"<|channel|>analysis<|message|>{thought}<|end|>{FINAL}{answer}<|return|>"
+    if "<|" not in thought + answer:
+        assert final_channel(whole) == answer
+        alone = extract_code(answer, MBPP, prefilled_fence=False)
+        assert is_harmony(answer) or extract_code(whole, MBPP, prefilled_fence=False) == alone
+
+
+@pytest.mark.parametrize("piece", ["<|channel|>", "<|channel|>final<|message|>", "<|channel|>final ", "assistantfinal"])
+def test_many_marks_take_no_time(piece: str) -> None:
+    began = time.process_time()
+    extract_code("<|channel|>" + piece * (900_000 // len(piece)), MBPP, prefilled_fence=False)
+    assert time.process_time() - began < 20  # what is not linear takes hours
