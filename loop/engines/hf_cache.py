@@ -17,6 +17,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 GROUPED = "grouped_sdpa"
+BLOCK = 256  # tokens by which the room for every row grows
 
 
 def grouped_attention(
@@ -49,13 +50,18 @@ def use_grouped_attention(model: Any) -> None:
 class PlacesLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, (B, H, T, d), of which the first rows and columns are in use."""
 
-    def __init__(self, places: Places, like: DynamicLayer, num_places: int, width: int) -> None:
+    def __init__(self, places: Places, like: DynamicLayer) -> None:
         super().__init__()
         self.places = places
-        self.keys, self.values = (
-            old.new_zeros(num_places, old.shape[1], width, old.shape[3]) for old in (like.keys, like.values)
-        )
+        self.keys, self.values = (old.new_zeros(0, old.shape[1], 0, old.shape[3]) for old in (like.keys, like.values))
         self.is_initialized = True
+
+    def grow(self, num_places: int, width: int) -> None:
+        """Room for so many rows of so many tokens; what is there stays."""
+        old = self.keys, self.values
+        self.keys, self.values = (each.new_zeros(num_places, each.shape[1], width, each.shape[3]) for each in old)
+        for new, before in zip((self.keys, self.values), old, strict=True):
+            new[: before.shape[0], :, : before.shape[2]] = before
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *_: Any, **__: Any) -> Any:
         """Each row's new token is its last one. (n, H, 1, d) twice -> (n, H, width, d) twice."""
@@ -70,11 +76,10 @@ class PlacesLayer(DynamicLayer):  # type: ignore[misc]
 
 
 class Places:
-    """Room for `num_places` rows of `width` tokens; rows in use are the first ones."""
+    """Room for rows, of which those in use are the first ones. It grows by blocks."""
 
-    def __init__(self, num_places: int, width: int, device: torch.device) -> None:
-        self.size = num_places, width
-        self.columns = torch.arange(width, device=device)
+    def __init__(self, device: torch.device) -> None:
+        self.size = 0, 0
         self.cache = Cache(layers=[])  # made as the first rows come, whose layers show the shapes
         self._use(torch.zeros(0, dtype=torch.long, device=device))
 
@@ -84,11 +89,19 @@ class Places:
         self.rows = torch.arange(len(lengths), device=lengths.device)
         self.width = int(lengths.max()) if len(lengths) else 0
 
+    def _grow(self, num_rows: int, width: int) -> None:
+        size = max(num_rows, self.size[0]), max(-(-width // BLOCK) * BLOCK, self.size[1])
+        if size != self.size:
+            self.size = size
+            for layer in self.cache.layers:
+                layer.grow(*size)
+
     def put(self, cache: DynamicCache, mask: torch.Tensor, index: torch.Tensor) -> None:
         """New rows behind those in use: row i is row index[i] of the left-padded `cache` with its `mask` (B, T)."""
         if not self.cache.layers:
-            self.cache = Cache(layers=[PlacesLayer(self, layer, *self.size) for layer in cache.layers])
+            self.cache = Cache(layers=[PlacesLayer(self, layer) for layer in cache.layers])
         lengths = mask.sum(-1)[index]
+        self._grow(len(self.lengths) + len(lengths), int(lengths.max()))
         for place, (number, length) in enumerate(zip(index.tolist(), lengths.tolist(), strict=True), len(self.lengths)):
             real = mask[number].bool()
             for layer, new in zip(self.cache.layers, cache.layers, strict=True):
@@ -111,9 +124,10 @@ class Places:
 
     def inputs(self) -> tuple[Any, torch.Tensor, torch.Tensor]:
         """Each row gets one token more: the cache, its mask (n, width) and the positions (n, 1) of the new tokens."""
+        self._grow(len(self.lengths), self.width + 1)
         self.lengths = self.lengths + 1
         self.width += 1
-        mask = (self.columns[: self.width] < self.lengths[:, None]).long()
+        mask = (torch.arange(self.width, device=self.lengths.device) < self.lengths[:, None]).long()
         return self.cache, mask, self.lengths[:, None] - 1
 
 
