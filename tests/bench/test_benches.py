@@ -28,6 +28,7 @@ COMMANDS = {
     "candidates": "bench/candidates.py --runs 10 --rounds 2 --candidates 1 4",
     "collapse": "bench/collapse.py --runs 10 --rounds 2",
     "drift": "bench/drift.py --runs 2 --rounds 2",
+    "feed": "bench/feed.py --completions 300",
 }
 
 
