@@ -6,31 +6,37 @@ engines, and a list of requests is a feed as well.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
 T = TypeVar("T")
-Given = TypeVar("Given", covariant=True)
 
 # Requests that wait inside an engine which queues them itself, so that it need not wait for an answer when rows finish: a
 # quarter of those that it computes, within these bounds. What waits in one engine cannot be given to another.
 MIN_SPARE, MAX_SPARE = 4, 32
 
 
-class Feed(Protocol[Given]):
+class Feed(ABC, Generic[T]):
     """The requests of one call. `total`: how many the whole call has, among all engines that share it."""
 
     total: int
 
-    def take(self, num: int, wait: bool = False) -> Sequence[Given]:
+    @abstractmethod
+    def take(self, num: int, wait: bool = False) -> Sequence[T]:
         """At most `num` more requests, in order. None, without waiting, may mean that there are none at the moment.
 
-        `wait`: the engine has nothing left to compute. None means then that the call is over.
+        `wait`: the engine has answered all that it took. None means then that the call is over.
         """
 
+    def __iter__(self) -> Iterator[T]:
+        """One request after the other, for an engine that answers each before it asks for the next."""
+        while taken := self.take(1, wait=True):
+            yield from taken
 
-class Listed(Generic[T]):
+
+class Listed(Feed[T]):
     """A feed of `total` requests that come from an iterable, which is asked for no more than was taken."""
 
     def __init__(self, requests: Iterable[T], total: int) -> None:

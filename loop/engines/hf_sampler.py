@@ -113,7 +113,7 @@ class TransformersSampler:
                         seen.scatter_(1, tokens[:, None], True)
                     logits = self._forward(tokens[:, None], *room.inputs())
                 if incoming:
-                    if beginning.take(row.prompt_token_ids for row in incoming):
+                    if self.takes_rows_later and beginning.take(row.prompt_token_ids for row in incoming):
                         beginning.cache = self._begin(beginning.token_ids)
                     for new in self._slices(incoming, len(beginning.token_ids)):
                         more, cache, mask, index = self._prefill(new, beginning.token_ids, beginning.cache)

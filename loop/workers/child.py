@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from loop.config.samplers import sampler_kind
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.fake import FakeTrainer
+from loop.engines.feed import Feed
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -150,7 +151,7 @@ class Child:
                 raise EngineError(f"unknown command {other!r}")
 
 
-class PipeFeed:
+class PipeFeed(Feed[Request]):
     """The requests of one call, which the daemon sends when they are asked for. See `loop.engines.feed.Feed`.
 
     The daemon answers at once, so that the same requests make the same batches every time: with requests, or with "later"

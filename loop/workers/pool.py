@@ -87,7 +87,7 @@ class _Work:
             self.changed.notify_all()
 
 
-class _Share:
+class _Share(Feed[Any]):
     """What one engine gets of the work in one call: a feed. `missing`: what it has and did not finish yet, by id."""
 
     def __init__(self, work: _Work) -> None:

@@ -361,14 +361,18 @@ class _Asked(Generic[Question]):
 
     def __init__(self, feed: Feed[Question]) -> None:
         self.feed: Feed[Question] = feed
-        self.is_over = False
+        self.num_taken, self.is_over = 0, False
         self.missing: dict[str, Question] = {}
 
     def more(self, num: int) -> Sequence[Question] | None:
-        """At most so many more for the worker; none if it has answered all and there are no more. See `Worker.stream`."""
+        """At most so many more for the worker, as `Worker.stream` wants it: none if there are no more.
+
+        Where other engines share the feed, one may leave some, until the worker has answered all that it has.
+        """
         taken = self.feed.take(num, wait=not self.missing)
+        self.num_taken += len(taken)
         self.missing.update((question.id, question) for question in taken)
-        self.is_over = not self.missing
+        self.is_over = not taken and (not self.missing or self.num_taken == self.feed.total)
         return taken if taken or self.is_over else None
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from loop.engines.base import CheckpointRef, Request
-from loop.engines.feed import Listed
+from loop.engines.feed import Feed, Listed
 from loop.errors import ConfigError, EngineError
 from loop.system import trees as guard
 from loop.workers.worker import RemoteSampler, RemoteTrainer
@@ -87,7 +87,7 @@ def test_a_worker_has_only_the_requests_that_it_took(start: Start) -> None:
     assert num_done == made == 400
 
 
-class Delayed:
+class Delayed(Feed[Request]):
     """A feed that at first has eight requests, and the others once one of those is finished; as when an engine dies."""
 
     def __init__(self, prompt: str) -> None:
