@@ -192,14 +192,14 @@ class Corpus:
     def training_rows(self, run_id: str, round: int) -> Iterator[Completion]:
         """What a round's fine-tune sees, in order: the completions whose selection is `used`."""
         own = self._own(run_id, round, "c.*", "JOIN completions AS c ON c.id = s.completion_id AND s.used")
-        rows = merge(own, self._earlier(run_id, round, "*"), key=itemgetter("position", "id"))
+        rows = merge(own, self._earlier(run_id, round, "c.*"), key=itemgetter("position", "id"))
         return (unpack(Completion, row) for row in rows)
 
     def selections(self, run_id: str, round: int) -> Iterator[Selection]:
         """A round's whole list, left-out completions with their reasons included, in order."""
         earlier = (
             Selection(run_id, round, row["id"], row["position"], True, None, row["arrival"])
-            for row in self._earlier(run_id, round, "arrival, id")
+            for row in self._earlier(run_id, round, "c.arrival, c.id")
         )
         return merge(self.own_selections(run_id, round), earlier, key=attrgetter("position", "completion_id"))
 
@@ -222,13 +222,19 @@ class Corpus:
             "AND position > :position ORDER BY position"
         )
         lines = stream(self.db, sql, {"position": _BEFORE}, run_id=run_id, round=round)
-        listed = f"SELECT {columns} FROM completions WHERE arrival IN (SELECT value FROM json_each(?))"
+        # In the order of the list without being sorted: SQLite would hold all rows in memory for that.
+        listed = (
+            f"SELECT wanted.key, wanted.value, {columns} FROM json_each(:arrivals) AS wanted "
+            "LEFT JOIN completions AS c ON c.arrival = wanted.value WHERE wanted.key > :key"
+        )
         for line in lines:
-            rows = {row["arrival"]: row for row in query(self.db, listed, (line["arrivals"],))}
-            for position, arrival in enumerate(json.loads(line["arrivals"]), line["position"]):
-                if arrival not in rows:  # no foreign key holds it
-                    raise StoreError(f"round {round} was to see the completion of arrival {arrival}, which is gone")
-                yield rows[arrival] | {"position": position}
+            for index, row in enumerate(stream(self.db, listed, {"key": -1}, arrivals=line["arrivals"])):
+                if row["arrival"] is None:  # no foreign key holds it
+                    raise StoreError(
+                        f"round {round} was to see the completion of arrival {row['value']}, which is gone"
+                    )
+                assert row["key"] == index, "json_each gives the list in its order"
+                yield row | {"position": line["position"] + index}
 
     def selection_counts(self, run_id: str, round: int) -> list[Row]:
         """How many completions a round's fine-tune saw and left out: `used`, `reason` and `num`, most first.

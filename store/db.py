@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 APPLICATION_ID = 0x6C6F6F70  # "loop", in the file's header
 BUSY_TIMEOUT_S = 30.0
 CACHE_KIB = 32 * 1024
-PAGE = 500  # rows that a streaming read holds in memory
+PAGE = 500  # rows that a streaming read holds in memory, at most
+PAGE_BYTES = 8 << 20  # of text, of these rows, but for the last one; a completion of 65,000 tokens has 0.8 MB
 JOURNAL_LIMIT_BYTES = 64 << 20  # the WAL shrinks back to this after a long read held it open
 
 _WRITING = threading.RLock()  # SQLite before 3.51.3 can lose a WAL that two connections write and reset at once
@@ -204,12 +205,15 @@ def execute(db: Database, sql: str, parameters: Sequence[Any] | Mapping[str, Any
 def query(db: Database, sql: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> list[Row]:
     """The rows of a bounded SELECT, by column name, with text as it was before it was stored."""
     with _translated(db.name):
-        cursor = db.execute(sql, _parameters(parameters))
-        names = [column[0] for column in cursor.description]
-        return [
-            {name: unescape(value) if isinstance(value, str) else value for name, value in zip(names, row, strict=True)}
-            for row in cursor
-        ]
+        return list(_rows(db.execute(sql, _parameters(parameters))))
+
+
+def _rows(cursor: sqlite3.Cursor) -> Iterator[Row]:
+    names = [column[0] for column in cursor.description]
+    for row in cursor:
+        yield {
+            name: unescape(value) if isinstance(value, str) else value for name, value in zip(names, row, strict=True)
+        }
 
 
 def stream(db: Database, sql: str, after: Row, **given: Any) -> Iterator[Row]:
@@ -218,9 +222,21 @@ def stream(db: Database, sql: str, after: Row, **given: Any) -> Iterator[Row]:
     `after`: the columns by which the SELECT is ordered, with values before the first row. Each is a parameter, too: the
     SELECT asks for the rows that come after them.
     """
-    while rows := query(db, f"{sql} LIMIT {PAGE}", given | after):
+    while rows := _page(db, f"{sql} LIMIT {PAGE}", given | after):
         yield from rows
         after = {name: rows[-1][name] for name in after}
+
+
+def _page(db: Database, sql: str, parameters: Row) -> list[Row]:
+    """The first rows of a SELECT, until they have PAGE_BYTES. The SELECT is over then: an open one would hold a writer up."""
+    rows, num_bytes = [], 0
+    with _translated(db.name), closing(db.execute(sql, _parameters(parameters))) as cursor:
+        for row in _rows(cursor):
+            rows.append(row)
+            num_bytes += sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+            if num_bytes >= PAGE_BYTES:
+                break
+    return rows
 
 
 def scalar(db: Database, sql: str, parameters: Sequence[Any] = ()) -> Any:

@@ -75,6 +75,7 @@ PARTS = (
             ("candidates", f"{PYTHON} bench/candidates.py", "--quick"),
             ("dealing", f"{PYTHON} bench/dealing.py", "--steps 100"),
             ("sharding", f"{PYTHON} bench/sharding.py", ""),
+            ("feed", f"{PYTHON} bench/feed.py", "--completions 2000"),
             ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),
             ("vllm", f"{VLLM_PYTHON} bench/sampling_vllm.py", "--pairs 1 --requests 32"),
         )

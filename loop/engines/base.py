@@ -9,6 +9,7 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
+from loop.engines.feed import Feed
 from store.checkpoints import make_directory
 
 
@@ -225,12 +226,16 @@ class Sampler(Protocol):
 
     tokenizer_sha256: str  # of tokenizer and chat template; part of each completion's lineage
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
         """Yield every request's completion exactly once, in lists, as they finish.
 
-        The same requests in the same order with the same engine settings give the same completions. A list is the unit
-        that is lost when the worker dies; whatever is left is asked for again, and asking again is harmless. Memory
-        does not grow with the number of requests. Raises EngineError for a request that can never fit the model.
+        Requests are taken from a feed while others are computed, as many at a time as the engine has room for, so memory
+        does not grow with their number. The same list of requests with the same engine settings gives the same completions;
+        where a feed makes other requests share a batch, they differ by floating-point noise. A list of completions is the
+        unit that is lost when the worker dies; whatever is left is asked for again, and asking again is harmless. Raises
+        EngineError for a request that can never fit the model, when it is taken.
         """
 
     def change(self, checkpoint: CheckpointRef) -> bool:

@@ -37,6 +37,7 @@ from loop.engines.base import (
     earlier_dir,
     held_out,
 )
+from loop.engines.feed import Feed, feed_of
 from loop.engines.prompting import check_prompt, check_text
 from loop.errors import EngineError, LeftTraining
 from store.checkpoints import make_directory
@@ -69,17 +70,21 @@ class FakeSampler:
         self.skill: float = json.loads((checkpoint.path / "config.json").read_text())["skill"]
         return True
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        return self._batches(requests, lambda request: self._complete(request, params))
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
+        return self._batches(feed_of(requests), lambda request: self._complete(request, params))
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        return self._batches(texts, lambda text: self._follow(text, truncation, top))
+        return self._batches(feed_of(texts), lambda text: self._follow(text, truncation, top))
 
-    def _batches(self, asked: Sequence[Any], answer: Callable[[Any], Any]) -> Iterator[list[Any]]:
-        for start in range(0, len(asked), self.batch_size):
-            answers = [answer(each) for each in asked[start : start + self.batch_size]]
+    def _batches(self, asked: Feed[Any], answer: Callable[[Any], Any]) -> Iterator[list[Any]]:
+        num_done = 0
+        while batch := asked.take(self.batch_size, wait=True):
+            answers = [answer(each) for each in batch]
             time.sleep(STEP_S)
-            self.progress(start + len(answers), len(asked))
+            num_done += len(answers)
+            self.progress(num_done, asked.total)
             yield answers
 
     def _complete(self, request: Request, params: SamplingParams) -> Generated:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,7 @@ from transformers import DynamicCache
 
 from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.drawing import draw, truncated_distribution
+from loop.engines.feed import Feed, feed_of
 from loop.engines.hf_cache import Batch, Places, takes_rows_later, use_grouped_attention
 from loop.engines.hf_models import DTYPES, choose_device, choose_dtype, eos_token_ids, load_model, load_tokenizer
 from loop.engines.hf_prober import probe
@@ -46,6 +47,27 @@ class Row:
     finish_reason: str | None = None
 
 
+class Beginning:
+    """The tokens with which all prompts of a call begin, as far as they are known; they need computing only once."""
+
+    def __init__(self) -> None:
+        self.token_ids: tuple[int, ...] = ()
+        self.cache: DynamicCache | None = None
+        self.before: set[tuple[int, ...]] = set()  # one prompt that stands for all before
+
+    def take(self, prompts: Iterable[tuple[int, ...]]) -> bool:
+        """More prompts come. Whether `cache` has to be computed, because the tokens are others now."""
+        known = self.before.union(prompts)
+        if len(known) == 1:
+            self.before = known  # a prompt that is the only one is computed once anyway
+            return False
+        token_ids = min(known)[: shared_beginning(list(known))]
+        self.before = {(*token_ids, -1)}  # goes on with no token of any other prompt
+        changed = token_ids != self.token_ids
+        self.token_ids, self.cache = token_ids, None if changed else self.cache
+        return changed and bool(token_ids)
+
+
 class TransformersSampler:
     """A Sampler and a Prober over one checkpoint loaded with transformers."""
 
@@ -66,35 +88,23 @@ class TransformersSampler:
         self.max_tokens: int | None = getattr(self.model.config, "max_position_embeddings", None)
         return True
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        """See `Sampler.generate`. The longest prompts come first, so that one that does not fit in memory fails at once."""
-        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
-        rows = [Row(request, tuple(prompts.pop(request.id))) for request in requests]
-        if not rows:
-            return
-        first: dict[tuple[int, ...], int] = {}
-        for i, row in enumerate(rows):
-            first.setdefault(row.prompt_token_ids, i)
-        rows.sort(key=lambda row: (-len(row.prompt_token_ids), first[row.prompt_token_ids]))
-        # The padding of shorter prompts comes after what all begin with: a sliding window would count it in.
-        shares = self.takes_rows_later and len(first) > 1
-        common = rows[0].prompt_token_ids[: shared_beginning(list(first))] if shares else ()
-        rows.reverse()
-        yield from self._run(rows, params, common)
-
-    def _run(self, waiting: list[Row], params: SamplingParams, common: tuple[int, ...]) -> Iterator[list[Generated]]:
-        """Run over all rows, the last of `waiting` first; after each token, yield those that finished."""
-        num_total, num_done = len(waiting), 0
-        num_places = min(self.batch_size, num_total)
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
+        """See `Sampler.generate`. The rows that come in together stand longest prompt first."""
+        feed, num_done = feed_of(requests), 0
         room = Places(self.device) if self.takes_rows_later else Batch()
+        beginning = Beginning()
         active: list[Row] = []
         draws: list[random.Random] = []
         seen: torch.Tensor | None = None
-        beginning: DynamicCache | None = None
         tokens = torch.zeros(0, dtype=torch.long, device=self.device)
-        while waiting or active:
-            num_free = num_places - len(active)
-            refill = waiting and (not active or (self.takes_rows_later and num_free * REFILL_SHARE >= num_places))
+        while True:
+            num_free = self.batch_size - len(active)
+            refill = not active or (self.takes_rows_later and num_free * REFILL_SHARE >= self.batch_size)
+            incoming = self._rows(feed.take(num_free, wait=not active), params) if refill else []
+            if not active and not incoming:
+                return
             done: list[Generated] = []
             with torch.inference_mode():
                 logits = None
@@ -102,12 +112,12 @@ class TransformersSampler:
                     if seen is not None:
                         seen.scatter_(1, tokens[:, None], True)
                     logits = self._forward(tokens[:, None], *room.inputs())
-                if refill:
-                    if common and beginning is None:
-                        beginning = self._begin(common)
-                    incoming = [waiting.pop() for _ in range(min(num_free, len(waiting)))]
-                    for new in self._slices(incoming, len(common)):
-                        more, cache, mask, index = self._prefill(new, common, beginning)
+                if incoming:
+                    # Not with sliding windows: the padding of shorter prompts comes after what all begin with, and would count.
+                    if self.takes_rows_later and beginning.take(row.prompt_token_ids for row in incoming):
+                        beginning.cache = self._begin(beginning.token_ids)
+                    for new in self._slices(incoming, len(beginning.token_ids)):
+                        more, cache, mask, index = self._prefill(new, beginning.token_ids, beginning.cache)
                         room.put(cache, mask, index)
                         del cache
                         logits = more if logits is None else torch.cat([logits, more])
@@ -118,7 +128,7 @@ class TransformersSampler:
                             for i, row in enumerate(new):
                                 fresh[i, list(row.prompt_token_ids)] = True
                             seen = fresh if seen is None else torch.cat([seen, fresh])
-                        self.progress(num_done, num_total)
+                        self.progress(num_done, feed.total)
                 assert logits is not None
                 tokens, logprobs = self._choose(logits, [stream.random() for stream in draws], params, seen)
                 for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
@@ -131,9 +141,15 @@ class TransformersSampler:
                     active, draws = [active[i] for i in order], [draws[i] for i in order]
                     tokens = tokens[order]
                     seen = seen[order] if seen is not None else None
-            self.progress(num_done, num_total)
+            self.progress(num_done, feed.total)
             if done:
                 yield done
+
+    def _rows(self, requests: Sequence[Request], params: SamplingParams) -> list[Row]:
+        """A row for each request, longest prompt first; those with the same prompt side by side."""
+        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
+        rows = [Row(request, tuple(prompts[request.id])) for request in requests]
+        return sorted(rows, key=lambda row: (-len(row.prompt_token_ids), row.prompt_token_ids))
 
     def _slices(self, rows: list[Row], start: int) -> list[list[Row]]:
         """Rows, longest first, in slices whose distinct prompts hold at most PREFILL_TOKENS beyond their `start` tokens.

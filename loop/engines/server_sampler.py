@@ -1,7 +1,7 @@
 """Sampling with a server elsewhere, as `vllm serve DIR` starts one. Runs only inside a worker process.
 
-The server holds the weights; only tokenizer and prompts are here. As many requests are under way as `vllm_sampler` keeps in
-its engine. Before the first sample from a checkpoint, `weights_proof` shows that the server serves it.
+The server holds the weights; only tokenizer and prompts are here. A few requests more than `batch_size` are under way.
+Before the first sample from a checkpoint, `weights_proof` shows that the server serves it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from transformers import AutoConfig
 
 from loop.engines.base import CheckpointRef, EngineConfig, Generated, Progress, Request, SamplingParams
+from loop.engines.feed import Feed, feed_of, room
 from loop.engines.hf_models import load_tokenizer
 from loop.engines.hf_prober import ProbesHere
 from loop.engines.prompting import completion, fitting_prompts
@@ -26,7 +26,6 @@ from loop.engines.server_http import Choice, ModelCard, Server, Unavailable
 from loop.engines.weights_proof import Proof, check, reference, tells_apart
 from loop.errors import EngineError
 
-QUEUE = 2  # batches of requests at the server
 LOOK_S = 0.5  # between two looks at the command, or for the server after it
 OUTPUT_BYTES = 4096  # of the end of the command's output, in which its last line is looked for
 PATIENCE = 0.9  # of stall_timeout_s, after which the daemon would end this worker with a worse message
@@ -146,16 +145,20 @@ class ServerSampler(ProbesHere):
 
     # ---- completions -----------------------------------------------------------------------------------------------
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
         self.end_prober()
-        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
-        waiting, num_done = deque(requests), 0
+        feed, num_done = feed_of(requests), 0
         inside: set[asyncio.Task[Generated]] = set()
         try:
-            while waiting or inside:
-                while waiting and len(inside) < QUEUE * self.batch_size:
-                    request = waiting.popleft()
-                    inside.add(self.loop.create_task(self._completion(request, prompts.pop(request.id), params)))
+            while True:
+                taken = feed.take(room(self.batch_size, len(inside)), wait=not inside)
+                prompts = fitting_prompts(self.tokenizer, taken, params, self.max_tokens)
+                for request in taken:
+                    inside.add(self.loop.create_task(self._completion(request, prompts[request.id], params)))
+                if not inside:
+                    return
                 done, inside = self.loop.run_until_complete(
                     asyncio.wait(inside, timeout=self.patience_s, return_when=asyncio.FIRST_COMPLETED)
                 )
@@ -165,7 +168,7 @@ class ServerSampler(ProbesHere):
                 failed = [task for task in done if task.exception()]
                 finished = [task.result() for task in done if not task.exception()]
                 num_done += len(finished)
-                self.progress(num_done, len(requests))
+                self.progress(num_done, feed.total)
                 if finished:
                     yield finished
                 for task in failed:

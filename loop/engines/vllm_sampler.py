@@ -1,6 +1,6 @@
 """Sampling with vLLM, on a GPU or a CPU. Runs only inside a worker process; imports vLLM only when one is built.
 
-The engine always has enough requests to never wait, and no more. Before it serves a checkpoint, `weights_proof` shows that
+The engine takes a few requests more than it computes, so that it never waits for one. Before it serves a checkpoint, `weights_proof` shows that
 it does; because of that proof other weights may be loaded into a running engine.
 """
 
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from loop.engines.base import CheckpointRef, EngineConfig, Generated, Progress, Request, SamplingParams
+from loop.engines.feed import Feed, feed_of, room
 from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
 from loop.engines.hf_prober import ProbesHere
 from loop.engines.prompting import completion, fitting_prompts
@@ -20,7 +20,7 @@ from loop.engines.weights_proof import Proof, check, reference, serves, tells_ap
 from loop.errors import EngineError
 
 CPU_CACHE_BYTES = 2 << 30
-QUEUE = 2  # batches of requests inside the engine: one that it computes and one that waits
+NEVER = 1 << 30  # tokens between two reports of a row: only its first one and its end are wanted
 
 
 class VllmSampler(ProbesHere):
@@ -109,23 +109,37 @@ class VllmSampler(ProbesHere):
         self._take(checkpoint, proof)
         return serves(proof, self._served(proof), self.dtype)
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
+        """See `Sampler.generate`. How many rows it computes at once is the engine's to decide, by its batch and its cache."""
         self.end_prober()
-        prompts = fitting_prompts(self.tokenizer, requests, params, self.max_tokens)
-        waiting, inside, num_done = deque(requests), dict[str, Request](), 0
-        while waiting or inside:
-            while waiting and len(inside) < QUEUE * self.batch_size:
-                request = waiting.popleft()
-                inside[self._ask(prompts[request.id], self._params(request, params))] = request
-            finished = []
-            for output in self.engine.step():
-                if output.finished:
-                    request = inside.pop(output.request_id)
-                    finished.append(self._finished(request, prompts.pop(request.id), output.outputs[0]))
-            num_done += len(finished)
-            self.progress(num_done, len(requests))
-            if finished:
-                yield finished
+        feed, num_done = feed_of(requests), 0
+        inside: dict[str, tuple[Request, list[int]]] = {}  # with its prompt
+        begun: dict[str, list[int]] = {}  # of those, the ones that are computed, with their first tokens
+        try:
+            while True:
+                taken = feed.take(room(len(begun), len(inside)), wait=not inside)
+                prompts = fitting_prompts(self.tokenizer, taken, params, self.max_tokens)
+                for request in taken:
+                    prompt = prompts[request.id]
+                    inside[self._ask(prompt, self._params(request, params))] = request, prompt
+                if not inside:
+                    return
+                finished = []
+                for output in self.engine.step():
+                    id, drawn = output.request_id, output.outputs[0]
+                    token_ids = [*begun.pop(id, ()), *drawn.token_ids]
+                    if output.finished:
+                        finished.append(self._finished(*inside.pop(id), token_ids, drawn))
+                    else:
+                        begun[id] = token_ids
+                num_done += len(finished)
+                self.progress(num_done, feed.total)
+                if finished:
+                    yield finished
+        finally:  # after an error the engine still has rows, which nobody waits for
+            self.engine.abort_request(list(inside))
 
     def _ask(self, prompt: Sequence[int], params: Any) -> str:
         self.num_requests += 1
@@ -146,16 +160,17 @@ class VllmSampler(ProbesHere):
             stop_token_ids=sorted(self.proof.eos),
             detokenize=bool(params.stop),
             logprobs=0,  # of the token that was drawn
-            output_kind=RequestOutputKind.FINAL_ONLY,
+            output_kind=RequestOutputKind.DELTA,
+            stream_interval=NEVER,
         )
 
-    def _finished(self, request: Request, prompt: Sequence[int], output: Any) -> Generated:
+    def _finished(self, request: Request, prompt: Sequence[int], token_ids: Sequence[int], output: Any) -> Generated:
         reason = output.finish_reason
         if reason == "stop":
             reason = "stop" if isinstance(output.stop_reason, str) else "eos"
         if reason not in ("eos", "stop", "length"):
             raise EngineError(f"request {request.id}: vLLM ended it with {reason!r}")
-        return completion(self.tokenizer, request.id, prompt, output.token_ids, reason, output.cumulative_logprob)
+        return completion(self.tokenizer, request.id, prompt, token_ids, reason, output.cumulative_logprob)
 
     def _served(self, proof: Proof) -> list[float]:
         """The engine's own log-probabilities of the probe text."""

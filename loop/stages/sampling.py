@@ -7,10 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
 from loop.engines.base import Generated, Request, Sampler, SamplingParams
+from loop.engines.feed import Listed
 from store.canonical import sha256_of
 from store.records import Completion, Prompt
 
-SLICE = 2048  # completions that are asked for at a time
 STORED_AT_ONCE = 64  # completions of one transaction, where an engine gives them faster than that
 STORED_EVERY_S = 0.5
 
@@ -69,15 +69,25 @@ def sample(
 ) -> Iterator[list[Completion]]:
     """Generate what is planned and not done; yields lists as they finish, to be `gathered` and stored.
 
-    The plan is asked for in slices that do not depend on what is done, so that memory stays flat and a resumed stage
-    forms the same batches.
+    The longest prompts come first, so that one that does not fit in memory fails at once, and the completions of a prompt
+    one after the other. A request is made when the sampler takes it. A resumed stage forms other batches.
     """
     shared = asdict(lineage) | {"tokenizer_sha256": sampler.tokenizer_sha256}
-    for start in range(0, len(planned), SLICE):
-        wanted = {item.id: item for item in planned[start : start + SLICE] if item.id not in done}
-        requests = [request_of(item.prompt, item.id, item.seed) for item in wanted.values()]
-        for batch in sampler.generate(requests, params) if requests else ():
-            yield [_completion(wanted[item.id], item, shared) for item in batch]
+    missing = sorted((item for item in planned if item.id not in done), key=lambda item: -num_characters(item.prompt))
+    under_way: dict[str, Planned] = {}
+
+    def requests() -> Iterator[Request]:
+        for item in missing:
+            under_way[item.id] = item
+            yield request_of(item.prompt, item.id, item.seed)
+
+    for batch in sampler.generate(Listed(requests(), len(missing)), params) if missing else ():
+        yield [_completion(under_way.pop(item.id), item, shared) for item in batch]
+
+
+def num_characters(prompt: Prompt) -> int:
+    """The length of a prompt's text, which stands for its number of tokens where there is no tokenizer."""
+    return len(prompt.content["prefill"]) + sum(len(message["content"]) for message in prompt.content["messages"])
 
 
 def gathered(batches: Iterable[list[T]], clock: Callable[[], float]) -> Iterator[list[T]]:

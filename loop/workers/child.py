@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import gc
 import os
+import queue
 import threading
 import time
 import traceback
@@ -29,6 +30,7 @@ from loop.engines.base import (
     SamplingParams,
 )
 from loop.engines.fake import FakeTrainer
+from loop.engines.feed import Feed
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -42,6 +44,7 @@ class Child:
 
     def __init__(self, commands: BinaryIO, answers: BinaryIO) -> None:
         self.commands, self.answers = commands, answers
+        self.inbox: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.call = 0
         self.engine: Any = None
@@ -86,9 +89,18 @@ class Child:
             except OSError:
                 os._exit(1)  # the daemon is gone
 
+    def read(self) -> None:
+        """Read whatever the daemon sends, at once: it must never wait for a child that itself waits to be read."""
+        while (message := receive_frame(self.commands)) is not None:
+            self.inbox.put(message)
+        self.inbox.put(None)
+
     def run(self) -> None:
-        threading.Thread(target=self.heartbeat, daemon=True).start()
-        while (command := receive_frame(self.commands)) is not None:
+        for always in (self.heartbeat, self.read):
+            threading.Thread(target=always, daemon=True).start()
+        while (command := self.inbox.get()) is not None:
+            if command["op"] == "more":
+                continue  # for a call that has failed meanwhile
             self.call = command["call"]
             self.reported = (-1, -1)
             try:
@@ -114,8 +126,8 @@ class Child:
                 self.engine = build_trainer(EngineConfig.model_validate(command["settings"]), self.progress)
                 return {}
             case "generate":
-                requests = [Request.model_validate(request) for request in command["requests"]]
-                for batch in self.engine.generate(requests, SamplingParams.model_validate(command["params"])):
+                feed = PipeFeed(self, command["total"])
+                for batch in self.engine.generate(feed, SamplingParams.model_validate(command["params"])):
                     self.items(batch)
             case "probe":
                 texts = [Forced.model_validate(text) for text in command["texts"]]
@@ -153,6 +165,40 @@ class Child:
                 return write_merged(CheckpointRef.model_validate(command["checkpoint"]), Path(command["target"]))
             case other:
                 raise EngineError(f"unknown command {other!r}")
+
+
+class PipeFeed(Feed[Request]):
+    """The requests of one call, which the daemon sends when they are asked for. See `loop.engines.feed.Feed`.
+
+    The daemon answers at once, so that the same requests make the same batches every time: with requests, or with "later"
+    while it has none for this engine; then they come unasked as soon as it has. No requests: the call is over.
+    """
+
+    def __init__(self, child: Child, total: int) -> None:
+        self.child, self.total = child, total
+        self.is_owed = self.is_over = False  # requests will come unasked; none will come
+
+    def take(self, num: int, wait: bool = False) -> list[Request]:
+        if self.is_over or num <= 0:
+            return []
+        if not self.is_owed:
+            self.child.send(type="want", num=num)
+            self.is_owed = (requests := self.answer()) is None
+        if self.is_owed and (wait or not self.child.inbox.empty()):
+            self.is_owed = (requests := self.answer()) is None
+        if self.is_owed:
+            return []
+        assert requests is not None
+        self.is_over = not requests
+        return [Request.model_validate(request) for request in requests]
+
+    def answer(self) -> list[Any] | None:
+        """The requests in the daemon's next message; None for "later"."""
+        message = self.child.inbox.get()
+        if message is None:
+            os._exit(1)  # the daemon is gone
+        requests: list[Any] | None = message["requests"]
+        return requests
 
 
 def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> Any:

@@ -1,9 +1,9 @@
 """Several sampling engines as one: each in a worker of its own, with its own GPUs; a free engine takes the next work.
 
 A worker may be used only from the thread that created it, so each has a thread that lives as long as the pool. These
-threads take requests in chunks by themselves and put finished lists into a bounded queue. The caller's thread empties the
-queue, and it alone calls `progress`, `pulse` and `note`. What an engine that dies had not finished goes to the others; the
-engine is started again with the next weights.
+threads take requests from one feed while their engines run, and put finished lists into a bounded queue. The caller's
+thread empties the queue, and it alone calls `progress`, `pulse` and `note`. What an engine that dies had not finished goes
+to the others; the engine is started again with the next weights.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.feed import Feed, feed_of
 from loop.errors import EngineError
 from loop.workers.worker import LOOK_S, RemoteSampler
 
 Pulse = Callable[[], None]
+PROBED_AT_ONCE = 32  # texts that an engine takes at a time
 ENDED = "sampler: its engines were ended; start others"
 Start = Callable[[CheckpointRef, Pulse], RemoteSampler]  # called in the engine's own thread
 
@@ -30,39 +32,52 @@ class _GivenUp(Exception):
 
 
 class _Work:
-    """The requests that no engine has taken yet. Every `take` that got something is followed by one `finish`."""
+    """The requests of one call, as several engines take them from one feed, each while it runs.
 
-    def __init__(self, asked: Iterable[Any], num_engines: int, batch_size: int) -> None:
-        self.left = deque(asked)
-        self.num_engines, self.num_busy = num_engines, 0
-        self.batch_size = batch_size
+    An engine has at most its share of all that is unfinished. So nothing limits it as long as much is left, and near the end
+    the pieces get small and all engines have equally many. What an engine that dies has not finished is taken first.
+    """
+
+    def __init__(self, feed: Feed[Any], num_engines: int) -> None:
+        self.feed, self.num_engines = feed, num_engines
+        self.num_left, self.num_held = feed.total, 0  # that no engine has; that engines have
+        self.given_back: deque[Any] = deque()
         self.closed = False
         self.changed = threading.Condition()
 
-    def take(self) -> list[Any]:
-        """The next chunk; empty when all is finished. Waits while other engines are busy: one may die and leave requests."""
+    def is_more(self) -> bool:
+        """Whether there is something to take. Waits while engines have requests: one may die and leave them."""
         with self.changed:
-            self.changed.wait_for(lambda: self.left or self.closed or not self.num_busy)
-            if self.closed or not self.left:
-                return []
-            self.num_busy += 1
-            return [self.left.popleft() for _ in range(min(self._size(), len(self.left)))]
+            self.changed.wait_for(lambda: self.num_left or self.closed or not self.num_held)
+            return bool(self.num_left) and not self.closed
 
-    def _size(self) -> int:
-        """The size of a chunk: two batches while plenty is left, later one, at the end a share of a quarter batch or more."""
-        left = len(self.left)
-        if left >= 4 * self.num_engines * self.batch_size:
-            return 2 * self.batch_size
-        num_free = max(1, self.num_engines - self.num_busy + 1)
-        share = max(-(-left // self.num_engines), -(-self.batch_size // 4))
-        return min(self.batch_size, share, -(-left // num_free))
-
-    def finish(self, missing: Iterable[Any] = (), died: bool = False) -> None:
-        """A chunk is done but for `missing`, which goes back; `died`: so did its engine."""
+    def take(self, num: int, num_own: int) -> list[Any]:
+        """At most `num` requests for an engine that has `num_own`."""
         with self.changed:
-            self.left.extendleft(reversed(list(missing)))
-            self.num_busy -= 1
-            self.num_engines -= died
+            share = -(-(self.num_left + self.num_held) // self.num_engines)
+            num = 0 if self.closed else max(0, min(num, share - num_own, self.num_left))
+            taken = [self.given_back.popleft() for _ in range(min(num, len(self.given_back)))]
+            if len(taken) < num:
+                taken += self.feed.take(num - len(taken))
+            assert len(taken) == num, "the feed has fewer requests than it said"
+            self.num_left -= num
+            self.num_held += num
+            return taken
+
+    def finish(self, num: int) -> None:
+        """So many of those that engines have are done."""
+        with self.changed:
+            self.num_held -= num
+            if not self.num_held:
+                self.changed.notify_all()
+
+    def give_back(self, requests: Collection[Any]) -> None:
+        """An engine has died, and these were not done."""
+        with self.changed:
+            self.given_back.extendleft(reversed([*requests]))
+            self.num_left += len(requests)
+            self.num_held -= len(requests)
+            self.num_engines -= 1
             self.changed.notify_all()
 
     def close(self) -> None:
@@ -70,6 +85,25 @@ class _Work:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
+
+
+class _Share(Feed[Any]):
+    """What one engine gets of the work in one call: a feed. `missing`: what it has and did not finish yet, by id."""
+
+    def __init__(self, work: _Work) -> None:
+        self.work, self.total = work, work.feed.total
+        self.missing: dict[str, Any] = {}
+
+    def take(self, num: int, wait: bool = False) -> list[Any]:
+        taken = self.work.take(num, len(self.missing))
+        self.missing.update((request.id, request) for request in taken)
+        return taken
+
+    def finish(self, answers: Sequence[Any]) -> None:
+        """The engine has given these answers."""
+        for answer in answers:
+            del self.missing[answer.id]
+        self.work.finish(len(answers))
 
 
 class _Member:
@@ -98,12 +132,10 @@ class Pool:
         starts: Sequence[Start],
         checkpoint: CheckpointRef,
         *,
-        batch_size: int,
         progress: Progress,
         pulse: Pulse,
         note: Callable[[str], None],
     ) -> None:
-        self.batch_size = batch_size
         self.progress, self.pulse, self.note = progress, pulse, note
         self.tokenizer_sha256 = ""
         self._stopped = threading.Event()
@@ -155,39 +187,42 @@ class Pool:
         self.tokenizer_sha256 = next(member.sampler.tokenizer_sha256 for member in self._members if member.sampler)
         return all(answers)
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        return self._share(requests, lambda sampler, chunk: sampler.generate(chunk, params))
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
+        return self._share(feed_of(requests), lambda sampler, share: sampler.generate(share, params))
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
-        return self._share(texts, lambda sampler, chunk: sampler.probe(chunk, truncation, top))
+        def ask(sampler: RemoteSampler, share: _Share) -> Iterator[list[Probed]]:
+            while some := share.take(PROBED_AT_ONCE):
+                yield from sampler.probe(some, truncation, top)
 
-    def _share(self, asked: Sequence[Any], ask: Callable[[RemoteSampler, Any], Iterator[list[Any]]]) -> Iterator[Any]:
+        return self._share(feed_of(texts), ask)
+
+    def _share(self, asked: Feed[Any], ask: Callable[[RemoteSampler, _Share], Iterator[list[Any]]]) -> Iterator[Any]:
         self._check_not_ended()
-        work = _Work(asked, sum(bool(member.sampler) for member in self._members), self.batch_size)
+        work = _Work(asked, sum(bool(member.sampler) for member in self._members))
 
         def job(member: _Member) -> None:
-            while member.sampler and (chunk := work.take()):
-                missing = {request.id: request for request in chunk}
+            while member.sampler and work.is_more():
+                share = _Share(work)
                 try:
-                    for batch in ask(member.sampler, chunk):
-                        for answer in batch:
-                            del missing[answer.id]
+                    for batch in ask(member.sampler, share):
+                        share.finish(batch)
                         self._put(batch)
                 except BaseException as error:
                     if not isinstance(error, EngineError) or not member.sampler.ended:
                         work.close()  # a request is at fault, not the engine; or the pool is closed
                         raise
-                    work.finish(missing.values(), died=True)
+                    work.give_back(share.missing.values())
                     self._bury(member, error)
-                else:
-                    work.finish()
 
         num_done = 0
         for batch in self._all(job, work):
             num_done += len(batch)
-            self.progress(num_done, len(asked))
+            self.progress(num_done, asked.total)
             yield batch
-        if num_done < len(asked):
+        if num_done < asked.total:
             raise self._dead or EngineError(ENDED)
 
     def _all(self, job: Callable[[_Member], None], work: _Work | None = None, hasty: bool = False) -> Iterator[Any]:

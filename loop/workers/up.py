@@ -138,7 +138,6 @@ class Engines:
         return Pool(
             [self._start_of(number, shares) for number in range(len(shares))],
             checkpoint,
-            batch_size=self.settings.batch_size,
             progress=self.watch.progress,
             pulse=self.pulse,
             note=self.watch.note,

@@ -19,7 +19,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from loop.engines.base import (
     CheckpointRef,
@@ -32,6 +32,7 @@ from loop.engines.base import (
     SamplingParams,
     TrainingResult,
 )
+from loop.engines.feed import Feed, feed_of
 from loop.errors import ConfigError, EngineError, LeftTraining, StalledError
 from loop.system import ourselves, trees
 from loop.system.gpus import is_any_busy
@@ -41,6 +42,7 @@ from loop.workers.liveness import StallWatch, used_by
 HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
 LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
 MAX_FRAMES_PER_S = 5000  # of up to 1,000 bytes, beside results; a worker sends eleven, a full pipe holds a thousand
+MOST_AT_ONCE = 1024  # requests in one message; a worker that wants more asks again
 IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
 MAX_LOG_BYTES = 16 << 20
 OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
@@ -72,6 +74,7 @@ def _environment(token: str) -> dict[str, str]:
 
 
 Answer = TypeVar("Answer", Generated, Probed)
+Question = TypeVar("Question", Request, Forced)
 
 
 class Worker:
@@ -144,8 +147,17 @@ class Worker:
             raise self.broken("it sent completions that were not asked for")
         return value
 
-    def stream(self, message: dict[str, Any], idle_reports: int = IDLE_REPORTS) -> Iterator[tuple[str, Any]]:
+    def stream(
+        self,
+        message: dict[str, Any],
+        idle_reports: int = IDLE_REPORTS,
+        more: Callable[[int], Sequence[Any] | None] | None = None,
+    ) -> Iterator[tuple[str, Any]]:
         """Send a command; yield ("items", list) as they come and at last ("result", value).
+
+        `more` answers a worker that wants at most so many requests: with some, or with none when there will be no more.
+        Where it answers None, the worker is told so, and `more` is asked again with each message that comes, hence at every
+        beat of the worker's heart.
 
         A list of items is progress, and so is a report that more is done than ever in this call. Reports that show no more
         count for as long as there are at most `idle_reports` in a row: a long completion is in the making, but not for ever.
@@ -158,7 +170,7 @@ class Worker:
         self._check_not_ended()
         self._busy = True
         self._call += 1
-        most_done, num_idle, num_frames, second = -1, 0, 0, 0
+        most_done, num_idle, num_frames, second, num_wanted = -1, 0, 0, 0, 0
         try:
             self.patience.advanced()
             self._send(message | {"call": self._call})
@@ -181,7 +193,8 @@ class Worker:
                         items.clear()  # the next ones are read into free memory
                         num_idle = 0
                         self.patience.advanced()
-                        continue
+                    case {"type": "want", "num": int(num)} if more and not num_wanted and 0 < num < 2**53:
+                        num_wanted = num
                     case {"type": "result", "value": value}:
                         self._busy = False
                         yield "result", value
@@ -191,6 +204,14 @@ class Worker:
                         raise self._reported(kind, reason)
                     case _:
                         raise self.broken(f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}")
+                if more and num_wanted:
+                    requests = more(min(num_wanted, MOST_AT_ONCE))
+                    if requests is not None or frame["type"] == "want":
+                        self._send({"op": "more", "call": self._call, "requests": requests})
+                    if requests is not None:
+                        num_wanted, more = 0, more if requests else None
+                if frame["type"] in ("items", "want"):  # there are no more of them than requests
+                    continue
                 if int(time.monotonic()) != second:
                     num_frames, second = 0, int(time.monotonic())
                 num_frames += 1 + num_bytes // 1000  # a large frame counts as several
@@ -338,6 +359,26 @@ def cut_log(log: Path) -> None:
                 file.write(b"\n[cut here: this log was larger than %d bytes]\n" % MAX_LOG_BYTES + tail)
 
 
+class _Asked(Generic[Question]):
+    """What a worker is asked for in one call. `missing`: what it has and did not answer yet, by id."""
+
+    def __init__(self, feed: Feed[Question]) -> None:
+        self.feed: Feed[Question] = feed
+        self.num_taken, self.is_over = 0, False
+        self.missing: dict[str, Question] = {}
+
+    def more(self, num: int) -> Sequence[Question] | None:
+        """At most so many more for the worker, as `Worker.stream` wants it: none if there are no more.
+
+        Where other engines share the feed, one may leave some, until the worker has answered all that it has.
+        """
+        taken = self.feed.take(num, wait=not self.missing)
+        self.num_taken += len(taken)
+        self.missing.update((question.id, question) for question in taken)
+        self.is_over = not taken and (not self.missing or self.num_taken == self.feed.total)
+        return taken if taken or self.is_over else None
+
+
 class RemoteSampler:
     """A Sampler and a Prober whose one model lives in a child process."""
 
@@ -361,22 +402,28 @@ class RemoteSampler:
                 return changed
         raise self.worker.broken("it did not say whether it serves other weights")
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> Iterator[list[Generated]]:
-        message = {"op": "generate", "requests": list(requests), "params": params}
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
+        asked = _Asked(feed_of(requests))
+        message = {"op": "generate", "total": asked.feed.total, "params": params}
         # While no completion is finished, all that are in the making grow by a token between two reports.
-        return self._answers(message, requests, Generated, "completion", params.max_new_tokens)
+        return self._answers(message, asked, Generated, "completion", params.max_new_tokens)
 
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
         message = {"op": "probe", "texts": list(texts), "truncation": truncation, "top": top}
         longest = max((len(text.prompt_token_ids) + len(text.token_ids) for text in texts), default=0)
-        return self._answers(message, texts, Probed, "record", longest)
+        asked = _Asked(feed_of(texts))
+        asked.more(len(texts))
+        asked.is_over = True  # they all go with the command
+        return self._answers(message, asked, Probed, "record", longest)
 
     def _answers(
-        self, message: dict[str, Any], asked: Sequence[Any], kind: type[Answer], noun: str, idle_reports: int
+        self, message: dict[str, Any], asked: _Asked[Any], kind: type[Answer], noun: str, idle_reports: int
     ) -> Iterator[list[Answer]]:
         """Lists of answers as they come, exactly one for each that was asked. A worker that sends anything else is ended."""
-        missing = {question.id: question for question in asked}
-        for event, value in self.worker.stream(message, idle_reports=idle_reports + IDLE_REPORTS):
+        more = None if asked.is_over else asked.more
+        for event, value in self.worker.stream(message, idle_reports + IDLE_REPORTS, more):
             if event != "items":
                 continue
             try:
@@ -384,14 +431,14 @@ class RemoteSampler:
             except ValueError:
                 raise self.worker.broken(f"it sent a malformed {noun}") from None
             for answer in answers:
-                question = missing.pop(answer.id, None)
+                question = asked.missing.pop(answer.id, None)
                 if question is None:
                     raise self.worker.broken(f"it sent a {noun} that was not asked for, or twice")
                 if isinstance(answer, Probed) and not _fits(answer, question):
                     raise self.worker.broken(f"it sent a {noun} that does not fit its text")
             yield answers
-        if missing:
-            raise self.worker.broken(f"it left out {len(missing)} of {len(asked)} {noun}s")
+        if asked.missing or not asked.is_over:
+            raise self.worker.broken(f"it left out some of {asked.feed.total} {noun}s")
 
     def close(self) -> None:
         self.worker.end()

@@ -31,6 +31,7 @@ COMMANDS = {
     "drift": "bench/drift.py --runs 2 --rounds 2",
     "dealing": "bench/dealing.py --steps 5",
     "sharding": "bench/sharding.py --hidden-size 128",
+    "feed": "bench/feed.py --completions 300",
 }
 
 

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from store.canonical import compact_json, sha256_of_text
-from store.db import PAGE, execute, query, scalar, transaction
+from store.db import PAGE, Row, _page, execute, query, scalar, transaction
 from store.errors import StoreError
 from store.records import Completion, Selection
 from store.selections import PER_LINE
@@ -105,6 +105,31 @@ def test_the_list_comes_back_as_it_was(
         lines = query(world.db, "SELECT json_array_length(arrivals) AS num FROM earlier_selections")
         assert sum(row["num"] for row in lines) == sum(s.arrival is not None for s in expected)
         assert all(row["num"] <= PER_LINE for row in lines)
+
+
+@settings(max_examples=20)
+@given(STRETCHES, st.integers(1, 9), st.integers(1, 4000))
+def test_pages_of_any_size_hold_the_same_rows(
+    world: World, whole: dict[str, Completion], stretches: list[tuple[str, int, int]], num_rows: int, num_bytes: int
+) -> None:
+    """In the same order, and never more than so many bytes but for the last row of a page."""
+    sizes: list[list[int]] = []
+
+    def page(*arguments: Any) -> list[Row]:
+        rows = _page(*arguments)
+        sizes.append([sum(len(value) for value in row.values() if isinstance(value, str | bytes)) for row in rows])
+        return rows
+
+    expected = [(kind, min(num, 12), step) for kind, num, step in stretches[:4]]
+    with undone(world), pytest.MonkeyPatch.context() as patch:
+        selections = listed(world, expected, 0)
+        finish(world, selections)
+        for name, value in (("PAGE", num_rows), ("PAGE_BYTES", num_bytes), ("_page", page)):
+            patch.setattr(f"store.db.{name}", value)
+        used = [whole[s.completion_id] for s in selections if s.used]
+        assert list(world.corpus.training_rows(world.run.id, 2)) == used
+        assert list(world.corpus.selections(world.run.id, 2)) == selections
+    assert all(len(page) <= num_rows and sum(page[:-1]) < num_bytes for page in sizes)
 
 
 def test_many_earlier_ones_take_few_lines(world: World) -> None:

@@ -8,12 +8,13 @@ import signal
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 from loop.engines.base import Generated
 from loop.system.trees import guard
-from loop.workers.child import Child
+from loop.workers.child import Child, PipeFeed
 from loop.workers.frames import MAX_FRAME_BYTES, encode_frame
 
 LOADED = {"tokenizer_sha256": ""}
@@ -99,6 +100,11 @@ def completion(id: str, text: str = "", num_tokens: int = 1, num_prompt: int = 1
     return Generated(id=id, text=text, token_ids=ids, prompt_token_ids=ids[:num_prompt], finish_reason="length")
 
 
+def taken(command: dict, serving: Child) -> list[str]:
+    """The ids of the first requests of a call."""
+    return [request.id for request in PipeFeed(serving, command["total"]).take(32, wait=True)]
+
+
 def hundred_heartbeats(command: dict, serving: Child) -> object:
     with serving.lock:
         os.write(1, encode_frame({"type": "heartbeat"}) * 100)
@@ -107,11 +113,40 @@ def hundred_heartbeats(command: dict, serving: Child) -> object:
 
 def large_batch(command: dict, serving: Child) -> object:
     """The largest answer that a real engine gives: 32 completions of 65,536 tokens in one batch."""
-    serving.items([completion(each["id"], "word " * 65536, 65536, 4096) for each in command["requests"]])
+    feed = PipeFeed(serving, command["total"])
+    while requests := feed.take(32, wait=True):
+        serving.items([completion(each.id, "word " * 65536, 65536, 4096) for each in requests])
+
+
+def writing_while_it_is_written_to(command: dict, serving: Child) -> object:
+    """Answers with far more than a pipe holds while requests come to it unasked, which are as many."""
+    feed = PipeFeed(serving, command["total"])
+    waiting = deque(feed.take(8, wait=True))
+    assert not feed.take(1000) and feed.is_owed
+    while waiting or (waiting := deque(feed.take(1000, wait=True))):
+        serving.items([completion(waiting.popleft().id, "x" * 200_000)])
+
+
+def insatiable(command: dict, serving: Child) -> object:
+    """Asks on when it was told that there is no more."""
+    feed = PipeFeed(serving, command["total"])
+    while requests := feed.take(32, wait=True):
+        serving.items([completion(request.id) for request in requests])
+    serving.send(type="want", num=1)
+    forever()
+
+
+def impatient(command: dict, serving: Child) -> object:
+    """Asks again before it has what it asked for."""
+    feed = PipeFeed(serving, command["total"])
+    feed.take(1000, wait=True)
+    feed.take(1000)
+    serving.send(type="want", num=1)
+    forever()
 
 
 def too_large(command: dict, serving: Child) -> object:
-    serving.items([completion(command["requests"][0]["id"], " " * (5 << 20))])
+    serving.items([completion(taken(command, serving)[0], " " * (5 << 20))])
 
 
 def repeating(advancing: bool) -> Callable[[dict, Child], object]:
@@ -153,7 +188,7 @@ def no_tokenizer(command: dict, serving: Child) -> object:
 
 def wrong_completions(kind: str) -> Callable[[dict, Child], object]:
     def answer(command: dict, serving: Child) -> object:
-        first = completion(command["requests"][0]["id"]).model_dump(mode="json")
+        first = completion(taken(command, serving)[0]).model_dump(mode="json")
         items = {
             "twice": [first, first],
             "stranger": [first | {"id": "somebody else's"}],
@@ -215,6 +250,9 @@ WAYS: dict[str, Callable[[], object]] = {
     "out-of-memory": lambda: child(out_of_memory, loads=False),
     "no-tokenizer": lambda: child(no_tokenizer, loads=False),
     "large-batch": lambda: child(large_batch),
+    "writing": lambda: child(writing_while_it_is_written_to),
+    "insatiable": lambda: child(insatiable),
+    "impatient": lambda: child(impatient),
     "too-large": lambda: child(too_large),
     "repeats": lambda: child(repeating(advancing=False)),
     "advances": lambda: child(repeating(advancing=True)),

@@ -44,7 +44,7 @@ def pool_of(checkpoint: CheckpointRef, logs: Path) -> Pool:
         return lambda checkpoint, pulse: remote(checkpoint, "fake", logs / f"sampler-{number}.log")
 
     starts = [start_of(number) for number in (1, 2)]
-    return Pool(starts, checkpoint, batch_size=4, progress=no_progress, pulse=lambda: None, note=pytest.fail)
+    return Pool(starts, checkpoint, progress=no_progress, pulse=lambda: None, note=pytest.fail)
 
 
 @pytest.fixture(scope="module", params=["fake", "fake remote", "pool of fakes", "transformers", "transformers remote"])

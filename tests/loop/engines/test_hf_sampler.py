@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from loop.engines import hf_models, hf_sampler
 from loop.engines.base import CheckpointRef, Forced, Request
@@ -209,3 +211,21 @@ def test_the_chat_template_is_part_of_the_tokenizers_hash(tmp_path: Path) -> Non
     template = path / "chat_template.jinja"
     template.write_text(template.read_text() + " ")
     assert load_tokenizer(at(path))[1] != before
+
+
+PROMPTS = st.lists(st.sampled_from([0, 1]), min_size=1, max_size=6).map(tuple)
+
+
+@given(st.lists(st.lists(PROMPTS, min_size=1, max_size=3), min_size=1, max_size=5))
+def test_what_all_prompts_begin_with_is_known_as_far_as_they_have_come(pieces: list[list[tuple[int, ...]]]) -> None:
+    """And its cache is computed anew exactly when it is another."""
+    beginning, seen = hf_sampler.Beginning(), set[tuple[int, ...]]()
+    for piece in pieces:
+        before = beginning.token_ids
+        if beginning.take(piece):
+            beginning.cache = beginning.token_ids  # type: ignore[assignment]
+        seen.update(piece)
+        num = hf_sampler.shared_beginning(list(seen)) if len(seen) > 1 else 0
+        assert beginning.token_ids == min(seen)[:num]
+        assert (beginning.cache or ()) == beginning.token_ids
+        assert len(before) == 0 or num <= len(before)

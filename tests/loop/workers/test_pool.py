@@ -12,11 +12,15 @@ from typing import Any
 
 import psutil
 import pytest
+from hypothesis import settings as settings_of_hypothesis
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from loop.engines.base import CheckpointRef, Forced
 from loop.engines.fake import FakeSampler
+from loop.engines.feed import feed_of
 from loop.errors import ConfigError, EngineError
-from loop.workers.pool import Pool, _Work
+from loop.workers.pool import Pool, _Share, _Work
 from loop.workers.up import Engines
 from loop.workers.worker import RemoteSampler, Worker
 from tests.loop.system.test_gpus import GB, Driver, driver  # noqa: F401
@@ -55,7 +59,6 @@ class Around:
         self.pool = Pool(
             [start_of(number, way) for number, way in enumerate(ways, 1)],
             self.model(0.5),
-            batch_size=4,
             progress=self.told(lambda done, total: self.seen.append((done, total))),
             pulse=self.told(lambda: self.on_pulse()),
             note=self.told(self.notes.append),
@@ -234,35 +237,105 @@ def test_a_caller_that_dawdles_has_few_lists_waiting(around: Around) -> None:
     assert by_id(iter([first, *calls])) == expected(around, 400)
 
 
-def test_the_slow_one_gets_fewer(around: Around, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slow_one_gets_fewer(around: Around) -> None:
     pool = around.begin({"environment": {"LOOP_FAKE_STEP_S": "1"}}, {})
     got: Counter[int] = Counter()
     for number, member in enumerate(pool._members, 1):
-        ask = member.sampler.generate  # type: ignore[union-attr]
+        ask: Any = member.sampler.generate  # type: ignore[union-attr]
 
-        def counted(chunk: Any, params: Any, number: int = number, ask: Any = ask) -> Any:
-            got[number] += len(chunk)
-            return ask(chunk, params)
+        def counted(share: Any, params: Any, number: int = number, ask: Any = ask) -> Any:
+            for batch in ask(share, params):
+                got[number] += len(batch)
+                yield batch
 
-        monkeypatch.setattr(member.sampler, "generate", counted)
+        member.sampler.generate = counted  # type: ignore[union-attr, method-assign]
     assert by_id(pool.generate(requests(100), PARAMS)) == expected(around, 100)
     assert got[1] + got[2] == 100 and 0 < got[1] < got[2]
 
 
-def test_chunks_are_two_batches_then_one_and_the_end_is_divided() -> None:
-    work = _Work(range(24), 2, 2)
-    sizes = []
-    while chunk := work.take():
-        sizes.append(len(chunk))
-        work.finish()
-    assert sizes[:3] == [4, 4, 4] and sizes[3:5] == [2, 2] and sizes[-1] == 1 and sum(sizes) == 24
-    few = _Work(range(8), 2, 32)  # fewer than one batch: all engines get a part
-    assert [len(few.take()), len(few.take())] == [4, 4]
-    lost = _Work(range(6), 2, 4)
-    first, second = lost.take(), lost.take()
-    lost.finish(first[1:], died=True)
-    lost.finish()
-    assert sorted([*first[:1], *second, *lost.take()]) == list(range(6))
+# ---- the hand-out by itself ------------------------------------------------------------------------------------------
+
+NUM_ENGINES = 3
+
+
+class Handing(RuleBasedStateMachine):
+    """Engines take, finish and die in any order. A request is what it says: one of `given`, in one engine, or done."""
+
+    @initialize(total=st.integers(0, 60))
+    def begin(self, total: int) -> None:
+        self.given = requests(total)
+        self.work = _Work(feed_of(self.given), NUM_ENGINES)
+        self.shares = {number: _Share(self.work) for number in range(NUM_ENGINES)}
+        self.held: dict[int, list[str]] = {number: [] for number in self.shares}
+        self.taken: list[str] = []  # in order; once more for each time that an engine died with it
+        self.done: list[str] = []
+
+    def alive(self, data: st.DataObject) -> int | None:
+        return data.draw(st.sampled_from(sorted(self.shares))) if self.shares else None
+
+    @rule(data=st.data(), num=st.integers(0, 20))
+    def take(self, data: st.DataObject, num: int) -> None:
+        if (number := self.alive(data)) is None:
+            return
+        unfinished, own = len(self.given) - len(self.done), len(self.held[number])
+        ids = [request.id for request in self.shares[number].take(num)]
+        assert len(ids) <= num and own + len(ids) <= max(own, -(-unfinished // len(self.shares)))
+        if not ids and num and not own:  # an engine without work gets some wherever some is left
+            assert unfinished == sum(map(len, self.held.values()))
+        self.held[number] += ids
+        self.taken += ids
+
+    @rule(data=st.data())
+    def finish(self, data: st.DataObject) -> None:
+        if (number := self.alive(data)) is not None and self.held[number]:
+            ids = data.draw(st.lists(st.sampled_from(self.held[number]), min_size=1, unique=True))
+            self.shares[number].finish([request for request in self.given if request.id in ids])
+            self.held[number] = [id for id in self.held[number] if id not in ids]
+            self.done += ids
+
+    @rule(data=st.data())
+    def die(self, data: st.DataObject) -> None:
+        if (number := self.alive(data)) is not None and len(self.shares) > 1:
+            share = self.shares.pop(number)
+            assert sorted(share.missing) == sorted(self.held.pop(number))
+            self.work.give_back(share.missing.values())
+
+    @invariant()
+    def nothing_is_lost_or_doubled(self) -> None:
+        if not hasattr(self, "given"):
+            return
+        held = [id for ids in self.held.values() for id in ids]
+        assert len({*held, *self.done}) == len(held) + len(self.done), "twice"
+        assert self.work.num_held == len(held)
+        assert self.work.num_left == len(self.given) - len(held) - len(self.done)
+        first = list(dict.fromkeys(self.taken))
+        assert first == [request.id for request in self.given[: len(first)]], "the order in which they were asked for"
+
+    def teardown(self) -> None:
+        """Those that are left finish everything; then, and only then, there is no more."""
+        if not hasattr(self, "given"):
+            return
+        while self.work.num_held or self.work.is_more():
+            for share in self.shares.values():
+                taken = share.take(5)
+                assert len(taken) <= 5
+                share.finish(answers := [request for request in self.given if request.id in share.missing])
+                self.done += [request.id for request in answers]
+        assert sorted(self.done) == sorted(request.id for request in self.given)
+
+
+TestHanding = Handing.TestCase
+TestHanding.settings = settings_of_hypothesis(max_examples=50, stateful_step_count=30, deadline=None)
+
+
+def test_near_the_end_all_engines_have_equally_many() -> None:
+    work = _Work(feed_of(requests(100)), 4)
+    shares = [_Share(work) for _ in range(4)]
+    for share in shares:
+        share.take(64)
+    assert [len(share.missing) for share in shares] == [25, 25, 25, 25]
+    work = _Work(feed_of(requests(1000)), 4)
+    assert len(_Share(work).take(64)) == 64, "nothing limits it as long as much is left"
 
 
 # ---- GPUs, by a stand-in for their driver ----------------------------------------------------------------------------

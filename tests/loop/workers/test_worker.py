@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from loop.engines.base import CheckpointRef, Request
+from loop.engines.feed import Feed, Listed
 from loop.errors import ConfigError, EngineError
 from loop.system import trees as guard
 from loop.workers.worker import RemoteSampler, RemoteTrainer
@@ -66,6 +68,52 @@ def test_every_request_is_answered_once_or_the_worker_is_ended(start: Start, kin
     with pytest.raises(EngineError, match=f"sampler: .*{message}.* was ended"):
         generate(worker, 2)
     assert worker.process.poll() is not None
+
+
+def test_a_worker_has_only_the_requests_that_it_took(start: Start) -> None:
+    """Of any number. They are made while it works."""
+    made = 0
+
+    def making() -> Iterator[Request]:
+        nonlocal made
+        for request in requests(400):
+            made += 1
+            yield request
+
+    num_done = 0
+    for batch in RemoteSampler(start()).generate(Listed(making(), 400), PARAMS):
+        num_done += len(batch)
+        assert num_done <= made <= num_done + 2 * SETTINGS.batch_size
+    assert num_done == made == 400
+
+
+class Delayed(Feed[Request]):
+    """A feed that at first has eight requests, and the others once one of those is finished; as when an engine dies."""
+
+    def __init__(self, prompt: str) -> None:
+        self.total, self.num_asked = 72, 0
+        self.first = [request.model_copy(update={"prefill": prompt}) for request in requests(8)]
+        self.rest = [request.model_copy(update={"prefill": prompt}) for request in requests(72)[8:]]
+
+    def take(self, num: int, wait: bool = False) -> list[Request]:
+        self.num_asked += 1
+        taken: list[Request] = []
+        if self.num_asked != 2:  # the second time, the worker has all that there is
+            taken, self.first, self.rest = self.first, self.rest, []
+        return taken
+
+
+def test_both_pipes_may_be_full(start: Start) -> None:
+    """Requests come unasked while the worker writes: neither side waits for the other, however much there is."""
+    worker = start("writing", stall_timeout_s=20.0)
+    drawn = [each.id for batch in RemoteSampler(worker).generate(Delayed("x" * 50_000), PARAMS) for each in batch]
+    assert sorted(drawn) == sorted(request.id for request in requests(72))
+
+
+@pytest.mark.parametrize("way", ["insatiable", "impatient"])
+def test_a_worker_that_asks_out_of_turn_is_ended(start: Start, way: str) -> None:
+    with pytest.raises(EngineError, match="unknown type 'want' and was ended"):
+        list(RemoteSampler(start(way)).generate(Delayed("x"), PARAMS))
 
 
 def test_a_call_given_up_half_way_ends_the_worker(start: Start) -> None:

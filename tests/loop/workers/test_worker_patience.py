@@ -41,15 +41,15 @@ def test_the_pulse_beats_while_nothing_comes_and_may_end_it(start: Start, way: s
     assert nothing_left()
 
 
-@pytest.mark.parametrize("num_requests", [1, 3000])
-def test_what_the_pulse_raises_ends_a_call_cleanly(start: Start, num_requests: int) -> None:
+@pytest.mark.parametrize("num_bytes", [1, 200_000])
+def test_what_the_pulse_raises_ends_a_call_cleanly(start: Start, num_bytes: int) -> None:
     """Also while a command is not read, which is too large for the pipe."""
     worker = start("hang")
-    if num_requests > 1:
+    if num_bytes > 1:
         os.kill(engine_of(worker), signal.SIGSTOP)
     _, worker.pulse = counting(3)
     with pytest.raises(Enough):
-        generate(worker, num_requests)
+        worker.call({"op": "hang", "with": "x" * num_bytes})
     assert worker.ended and nothing_left()
 
 
