@@ -190,6 +190,9 @@ class StepTrainer(Resumable, SFTTrainer):  # type: ignore[misc]
                 sums += torch.tensor([loss, int((part["labels"][:, 1:] != IGNORED).sum())])
         finally:
             model.train(was_training)
+            for module in model.modules():  # a forward pass without a backward one leaves some weights gathered
+                if isinstance(module, FSDPModule):
+                    module.reshard()
         if dist.is_initialized():
             dist.all_reduce(sums)
         return float(sums[0] / sums[1])
