@@ -6,6 +6,7 @@ import heapq
 import itertools
 from collections.abc import Sequence
 
+MAX_EXCHANGES = 20  # for each pass of a step
 Pass = list[list[int]]  # of each process the rows that it takes, as indices
 
 
@@ -15,17 +16,56 @@ def deal(lengths: Sequence[int], num_processes: int, budget: int) -> list[Pass]:
     The rows of a process are a single sequence without padding, of at most `budget` tokens, but for a single longer row. All
     processes wait for the slowest in each layer of each pass, so a pass gives them nearly equal tokens: the longest rows are
     dealt first, each to whom has least (LPT; R. L. Graham, "Bounds on multiprocessing timing anomalies", 1969). Dealt are either
-    passes and processes at once, or processes first, who then fill their passes; `slowest` says which is better. A process may
-    get nothing in a pass.
+    passes and processes at once, or processes first, who then fill their passes; `slowest` says which is better. Then rows of the
+    fullest shares are exchanged for others as long as that makes the passes shorter. A process may get nothing in a pass.
     """
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
     ways = (_at_once(order, lengths, num_processes, budget), _processes_first(order, lengths, num_processes, budget))
-    return min(ways, key=lambda passes: (slowest(passes, lengths), len(passes)))
+    passes = min(ways, key=lambda passes: (slowest(passes, lengths), len(passes)))
+    few = num_processes > 1 and len(lengths) <= 16 * num_processes  # of more rows, the shares are nearly equal anyway
+    for _ in range(MAX_EXCHANGES if few else 0):
+        if not any([_exchange(passes, number, lengths, budget) for number in range(len(passes))]):
+            break
+    return sorted(passes, key=lambda each: -slowest([each], lengths))
 
 
 def slowest(passes: Sequence[Pass], lengths: Sequence[int]) -> int:
     """The tokens of each pass's largest share, summed: how long the passes take together."""
     return sum(max(sum(lengths[row] for row in rows) for rows in each) for each in passes)
+
+
+def _exchange(passes: list[Pass], number: int, lengths: Sequence[int], budget: int) -> bool:
+    """Give a row of a pass's fullest share away, or exchange it for one of another share, where that saves most time."""
+
+    def size(rows: Sequence[int]) -> int:
+        return sum(lengths[row] for row in rows)
+
+    def fits(rows: Sequence[int]) -> bool:
+        return len(rows) <= 1 or size(rows) <= budget
+
+    full = max(passes[number], key=size)
+    best, gain = None, 0
+    for other in passes:
+        touched = [passes[number]] if other is passes[number] else [passes[number], other]
+        before = slowest(touched, lengths)
+        for share in other:
+            if share is full:
+                continue
+            for given in full:
+                for taken in ([], *([row] for row in share)):
+                    ours = [row for row in full if row != given] + taken
+                    theirs = [row for row in share if [row] != taken] + [given]
+                    if not (fits(ours) and fits(theirs)):
+                        continue
+                    after = [
+                        [ours if each is full else theirs if each is share else each for each in one] for one in touched
+                    ]
+                    if (saved := before - slowest(after, lengths)) > gain:
+                        best, gain = (share, ours, theirs), saved
+    if best is not None:
+        share, ours, theirs = best
+        full[:], share[:] = ours, theirs
+    return best is not None
 
 
 def _at_once(order: Sequence[int], lengths: Sequence[int], num_processes: int, budget: int) -> list[Pass]:
@@ -42,7 +82,7 @@ def _at_once(order: Sequence[int], lengths: Sequence[int], num_processes: int, b
 
 def _processes_first(order: Sequence[int], lengths: Sequence[int], num_processes: int, budget: int) -> list[Pass]:
     filled = [_filled(rows, lengths, budget) for rows in _dealt(order, lengths, num_processes)]
-    return [list(each) for each in itertools.zip_longest(*filled, fillvalue=[])]
+    return [[list(rows) for rows in each] for each in itertools.zip_longest(*filled, fillvalue=())]
 
 
 def _dealt(order: Sequence[int], lengths: Sequence[int], num_shares: int) -> list[list[int]]:

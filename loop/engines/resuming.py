@@ -177,7 +177,7 @@ def _sha256(file: Path) -> str:
 def _first_cause(error: BaseException) -> str:
     if isinstance(error, dcp.api.CheckpointException):
         return next((str(cause) for cause, _ in error.failures.values()), "unknown")
-    return str(error)
+    return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
 # Finding and reading
