@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,7 +92,14 @@ class TransformersSampler:
         self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
     ) -> Iterator[list[Generated]]:
         """See `Sampler.generate`. The rows that come in together stand longest prompt first."""
-        feed, num_done = feed_of(requests), 0
+        feed = feed_of(requests)
+        return self._run(lambda num, wait: self._rows(feed.take(num, wait), params), feed.total, params)
+
+    def _run(
+        self, take: Callable[[int, bool], list[Row]], num_total: int, params: SamplingParams
+    ) -> Iterator[list[Generated]]:
+        """Run over all rows that `take` gives, as `Feed.take` does; after each token, yield those that finished."""
+        num_done = 0
         room = Places(self.device) if self.takes_rows_later else Batch()
         beginning = Beginning()
         active: list[Row] = []
@@ -102,7 +109,7 @@ class TransformersSampler:
         while True:
             num_free = self.batch_size - len(active)
             refill = not active or (self.takes_rows_later and num_free * REFILL_SHARE >= self.batch_size)
-            incoming = self._rows(feed.take(num_free, wait=not active), params) if refill else []
+            incoming = take(num_free, not active) if refill else []
             if not active and not incoming:
                 return
             done: list[Generated] = []
@@ -128,7 +135,7 @@ class TransformersSampler:
                             for i, row in enumerate(new):
                                 fresh[i, list(row.prompt_token_ids)] = True
                             seen = fresh if seen is None else torch.cat([seen, fresh])
-                        self.progress(num_done, feed.total)
+                        self.progress(num_done, num_total)
                 assert logits is not None
                 tokens, logprobs = self._choose(logits, [stream.random() for stream in draws], params, seen)
                 for row, token, logprob in zip(active, tokens.tolist(), logprobs.tolist(), strict=True):
@@ -141,7 +148,7 @@ class TransformersSampler:
                     active, draws = [active[i] for i in order], [draws[i] for i in order]
                     tokens = tokens[order]
                     seen = seen[order] if seen is not None else None
-            self.progress(num_done, feed.total)
+            self.progress(num_done, num_total)
             if done:
                 yield done
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loop.engines.base import CheckpointRef, SamplingParams
+from loop.engines.feed import Listed
 from tests.support.engines import chat, in_process, no_progress, settings
 
 Body = dict[str, Any]
@@ -78,7 +79,7 @@ class StandIn:
         names = ("temperature", "top_k", "top_p", "repetition_penalty", "stop")
         params = SamplingParams(max_new_tokens=body["max_tokens"], **{name: body[name] for name in names})
         row = Row(chat("r", seed=body["seed"]), tuple(body["prompt"]))
-        ((drawn,),) = self.sampler._run([row], params, ())
+        ((drawn,),) = self.sampler._run(Listed([row], 1).take, 1, params)
         logprobs = self.logprobs([*body["prompt"], *drawn.token_ids])
         num, choice = len(body["prompt"]), {"index": 0, "text": drawn.text, "stop_reason": None}
         if drawn.finish_reason == "stop":
