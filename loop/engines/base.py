@@ -10,6 +10,9 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 
+BATCH_SIZE = 32  # the completions that are generated together where nobody has chosen
+
+
 class Value(BaseModel):
     """A frozen value that crosses the process border as JSON."""
 
@@ -34,7 +37,7 @@ class EngineConfig(Value):
     trainer: str
     device: str
     dtype: str
-    batch_size: int
+    batch_size: int | None
     kv_cache_bytes: int | None
     gpus_per_engine: int
     num_engines: int | None
@@ -44,6 +47,11 @@ class EngineConfig(Value):
     server_command: tuple[str, ...]
     stall_timeout_s: float
     lora_rank: int | None = None
+
+    @property
+    def batch(self) -> int:
+        """Completions generated together, by every sampler but vLLM on a GPU, which chooses where `batch_size` is None."""
+        return self.batch_size or BATCH_SIZE
 
     def changed(self, **keys: object) -> EngineConfig:
         """The same but for these keys."""

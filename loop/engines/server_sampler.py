@@ -38,7 +38,7 @@ class ServerSampler(ProbesHere):
     """A Sampler over a server, and a Prober with the same weights under transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
-        self.settings, self.batch_size, self.progress = settings, settings.batch_size, progress
+        self.settings, self.batch_size, self.progress = settings, settings.batch, progress
         self.dtype = settings.dtype if settings.dtype != "auto" else "bfloat16"  # the servers' own default
         self.limit_s = settings.stall_timeout_s
         self.patience_s = PATIENCE * self.limit_s

@@ -6,7 +6,6 @@ it does; because of that proof other weights may be loaded into a running engine
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -16,10 +15,10 @@ from loop.engines.base import CheckpointRef, EngineConfig, Generated, Progress, 
 from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
 from loop.engines.hf_prober import ProbesHere
 from loop.engines.prompting import completion, fitting_prompts
+from loop.engines.vllm_process import start_engine
 from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
 from loop.errors import EngineError
 
-CPU_CACHE_BYTES = 2 << 30
 QUEUE = 2  # batches of requests inside the engine: one that it computes and one that waits
 
 
@@ -27,14 +26,15 @@ class VllmSampler(ProbesHere):
     """A Sampler over one vLLM engine, and a Prober with the same weights under transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
-        self.settings, self.batch_size, self.progress = settings, settings.batch_size, progress
+        self.settings, self.progress = settings, progress
         device = choose_device(settings.device)
         self.on_gpu = device.type == "cuda"
         self.dtype = choose_dtype(settings.dtype, device)
         self.num_requests = self.num_adapters = 0
         proof = reference(checkpoint, self.dtype)  # before the engine takes its memory
         self._take(checkpoint, proof)
-        self.engine = self._start(checkpoint)
+        self.engine = start_engine(checkpoint, settings, self.dtype, self.on_gpu)
+        self.batch_size: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.max_tokens: int = self.engine.model_config.max_model_len
         check(proof, self._served(proof), f"vLLM with {checkpoint.path}", self.dtype)
 
@@ -49,44 +49,6 @@ class VllmSampler(ProbesHere):
 
             self.num_adapters += 1
             self.adapter = LoRARequest(checkpoint.sha256, self.num_adapters, str(checkpoint.path))
-
-    def _start(self, checkpoint: CheckpointRef) -> Any:
-        os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        more: dict[str, Any] = {}
-        if not self.on_gpu:
-            # One process: there is no core for a second one. Per-request seeds end the engine where a prompt is
-            # prefilled in chunks. Without compilation it starts in a tenth of the time and runs a tenth slower.
-            os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(self.settings.num_threads))
-            more = {"enable_chunked_prefill": False, "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
-        if self.settings.kv_cache_bytes:
-            more["kv_cache_memory_bytes"] = self.settings.kv_cache_bytes
-        if rank := self.settings.lora_rank:
-            more |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length()), "max_loras": 1}
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        arguments = EngineArgs(
-            model=str(checkpoint.base_path or checkpoint.path),
-            tokenizer=str(checkpoint.path),
-            dtype=self.dtype,
-            max_model_len=-1,  # the model's, or as much as the cache holds
-            max_num_seqs=self.batch_size,
-            tensor_parallel_size=self.settings.gpus_per_engine,
-            worker_extension_cls="loop.engines.vllm_weights.Repack",
-            disable_log_stats=True,
-            **more,
-        )
-        try:
-            return LLMEngine.from_engine_args(arguments)
-        except Exception as error:  # whatever vLLM and torch raise
-            traceback.print_exc()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise EngineError(
-                f"vLLM cannot start with {checkpoint.path}: {reason[:400]}; if it is memory, lower "
-                'engine.kv_cache_bytes or engine.batch_size; engine.sampler = "transformers" does without vLLM; '
-                "sampler.log says more"
-            ) from None
 
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`. An adapter over the base that is loaded needs no loading of weights."""
@@ -146,6 +108,7 @@ class VllmSampler(ProbesHere):
             stop_token_ids=sorted(self.proof.eos),
             detokenize=bool(params.stop),
             logprobs=0,  # of the token that was drawn
+            flat_logprobs=True,  # no object for each token
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
@@ -177,9 +140,3 @@ class VllmSampler(ProbesHere):
 
     def close(self) -> None:
         """Does nothing: only the end of the process has been seen to free the memory."""
-
-
-def cores(num_threads: int | None) -> str:
-    """The cores that vLLM's threads are bound to, in vLLM's notation: "0,1"."""
-    allowed = sorted(os.sched_getaffinity(0))
-    return ",".join(map(str, allowed[: num_threads or len(allowed)]))

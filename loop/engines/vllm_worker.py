@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Repack:
+class Extension:
     """Mixed into vLLM's worker class, which has the `model_runner`."""
 
     model_runner: Any
