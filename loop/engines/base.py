@@ -9,7 +9,6 @@ from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
-
 BATCH_SIZE = 32  # the completions that are generated together where nobody has chosen
 
 
@@ -30,7 +29,8 @@ class CheckpointRef(Value):
 class EngineConfig(Value):
     """The keys of [engine] that concern a worker, with the names, units and values that they have there.
 
-    `sampler` is a name that `loop.config.samplers` knows; `lora_rank` the largest rank of adapters that are served unmerged.
+    `sampler` is a name that `loop.config.samplers` knows; `lora_rank` the largest rank of adapters that are served unmerged;
+    `proofs` a directory in which references of `loop.engines.weights_proof` are kept.
     """
 
     sampler: str
@@ -47,6 +47,7 @@ class EngineConfig(Value):
     server_command: tuple[str, ...]
     stall_timeout_s: float
     lora_rank: int | None = None
+    proofs: Path | None = None
 
     @property
     def batch(self) -> int:

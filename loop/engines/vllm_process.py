@@ -25,7 +25,9 @@ REAP_S = 5.0  # for the kernel to say how a process ended whose pipe is closed a
 NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # what models' configurations call it
 MAX_LOG_BYTES = 4 << 20  # of what the engine wrote while it started, in which the reason is looked for
 # A traceback's last line, with what vLLM writes before each: "(Worker pid=7) ERROR 11-30 23:58:07 [core.py:15] ValueError: why".
-EXCEPTION = re.compile(r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?(?:\w+\.)*[A-Z]\w*(?:Error|Exception): (.+)$", re.MULTILINE)
+EXCEPTION = re.compile(
+    r"^(?:\([^)]*\) )?(?:ERROR [^\]]*\] )?(?:\w+\.)*[A-Z]\w*(?:Error|Exception): (.+)$", re.MULTILINE
+)
 
 
 def start_engine(checkpoint: CheckpointRef, settings: EngineConfig, dtype: str, on_gpu: bool) -> Any:

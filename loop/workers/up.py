@@ -76,6 +76,7 @@ class Engines:
     def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
         self.settings = engine_config(loaded.config.engine, loaded.config.training)
         self.logs = loaded.run_dir / "logs"
+        self.settings = self.settings.changed(proofs=self.logs / "proofs")
         self.watch = watch
         self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
         name = self.settings.sampler

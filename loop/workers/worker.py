@@ -58,6 +58,9 @@ def _environment(token: str) -> dict[str, str]:
         # torch that was asked for CUDA is of no use in a forked process. vLLM starts its engine in a process of its own:
         # by fork, unless this is set; and the question itself starts no CUDA, if the other is set before torch is imported.
         | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        | {
+            "SPT_NOENV": "1"
+        }  # vLLM renames its processes, which without this deletes the environment that shows whose they are
         | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
         | ourselves.environment()
         | {

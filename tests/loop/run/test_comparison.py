@@ -123,7 +123,7 @@ def test_suites_that_are_only_reported_load_each_side_once(tmp_path: Path, monke
 
         monkeypatch.setattr(Engines, "sampler", asked)
         round = run_round(session)
-        assert len([each for each in session.corpus.evaluations.all(session.run_id, served[0])]) == 4
+        assert len(list(session.corpus.evaluations.all(session.run_id, served[0]))) == 4
         # Head (to sample), head and candidate where it is decided, and on all other suites the candidate and then the head.
         base, candidate = session.run.base_checkpoint, round.candidate_checkpoint
         assert [who for who, _ in itertools.groupby(served)] == [base, candidate, base]
