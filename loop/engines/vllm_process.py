@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import threading
 import traceback
 from multiprocessing import connection
@@ -21,6 +22,7 @@ from loop.engines.base import CheckpointRef, EngineConfig
 from loop.errors import EngineError
 
 CPU_CACHE_BYTES = 2 << 30
+MAX_SOCKETS_DIRECTORY = 107 - 37  # bytes: of a socket's path, less a slash and the name that vLLM gives it
 REAP_S = 5.0  # for the kernel to say how a process ended whose pipe is closed already
 NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # what models' configurations call it
 MAX_LOG_BYTES = 4 << 20  # of what the engine wrote while it started, in which the reason is looked for
@@ -36,6 +38,7 @@ def start_engine(checkpoint: CheckpointRef, settings: EngineConfig, dtype: str, 
     When a process of the engine dies, this process ends in the same way: vLLM may wait for it for ever.
     """
     os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
+    os.environ.setdefault("VLLM_RPC_BASE_PATH", place_of_sockets())
     if not on_gpu:
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(settings.num_threads))
     from vllm.engine.arg_utils import EngineArgs
@@ -92,6 +95,16 @@ def has_experts(checkpoint: CheckpointRef) -> bool:
     full = checkpoint.base_path or checkpoint.path
     config = AutoConfig.from_pretrained(full, local_files_only=True).get_text_config()
     return any((getattr(config, name, None) or 0) > 1 for name in NUM_EXPERTS)
+
+
+def place_of_sockets() -> str:
+    """The directory for temporary files, by a path that leaves room for a name: the kernel takes no long path of a socket."""
+    directory = tempfile.gettempdir()
+    if len(directory) <= MAX_SOCKETS_DIRECTORY:
+        return directory
+    return (
+        f"/proc/{os.getpid()}/fd/{os.open(directory, os.O_RDONLY | os.O_DIRECTORY)}"  # open for as long as this process
+    )
 
 
 def cores(num_threads: int | None) -> str:

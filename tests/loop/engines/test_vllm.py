@@ -33,6 +33,7 @@ from tests.support.engines import (
     hot,
     in_process,
     make_models,
+    no_progress,
     remote,
     settings,
 )
@@ -114,7 +115,7 @@ def sampler_over(engine: Any, checkpoint: CheckpointRef) -> Any:
 
     sampler = object.__new__(VllmSampler)
     sampler.settings, sampler.dtype, sampler.on_gpu = settings(), "float32", False
-    sampler.engine, sampler.num_adapters = engine, 0
+    sampler.engine, sampler.num_adapters, sampler.progress = engine, 0, no_progress
     sampler._take(checkpoint, reference(checkpoint, "float32"))
     return sampler
 
@@ -316,7 +317,7 @@ def test_a_hung_engine_is_ended(models: Models, start: Start, part: str) -> None
     patience = sampler.worker.patience
     patience.silence_s = patience.limit_s = 3.0
     patience.window_s = 0.7
-    why = "nothing was heard from it|it made no progress for 3 s .it did nothing."
+    why = "nothing was heard from it|it made no progress"  # a core that waits for a hung rank may look busy
     processes = [part_of(sampler, each) for each in PARTS]
     with pytest.raises(EngineError, match=why):
         for _ in sampler.generate([chat(f"r{i}", seed=i, task=i) for i in range(600)], HOT):

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from loop.engines.base import CheckpointRef
-from loop.engines.vllm_process import EXCEPTION, cores, engine_arguments
+from loop.engines.vllm_process import EXCEPTION, cores, engine_arguments, place_of_sockets
 from loop.errors import EngineError
 from loop.workers.worker import Worker
 from tests.support.engines import no_progress, settings
@@ -121,6 +125,23 @@ def ends(how: str) -> int:
 def test_a_worker_ends_as_its_engine_does(how: str, status: int) -> None:
     """vLLM waits for ever for an engine that was killed; the daemon would take that for a long silence."""
     assert ends(how) == status
+
+
+@pytest.mark.parametrize("name", ["short", "l" * 150])
+def test_sockets_have_room_for_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Another process finds them there, and they lie in the directory that goes with the worker."""
+    directory = Path(tempfile.mkdtemp(dir="/tmp", prefix="s")) if name == "short" else tmp_path / name
+    directory.mkdir(exist_ok=True)
+    monkeypatch.setattr(tempfile, "tempdir", str(directory))
+    path = f"{place_of_sockets()}/{uuid.uuid4()}"
+    assert len(path) <= 107
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(path)
+        server.listen()
+        connect = "import socket, sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+        subprocess.run([sys.executable, "-c", connect, path], check=True, timeout=HANG_S)
+    assert len(list(directory.iterdir())) == 1
+    shutil.rmtree(directory)
 
 
 def test_the_engine_is_bound_to_as_many_cores_as_it_may_use() -> None:
