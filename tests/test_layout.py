@@ -32,7 +32,7 @@ COVERS = {
     "loop/engines/test_samplers.py": "loop/engines: base fake",
     "loop/engines/test_server.py": "loop/engines: server_http server_sampler",
     "loop/engines/test_batching.py": "loop/engines: packed_rows rows step_trainer",
-    "loop/engines/test_vllm.py": "loop/engines: vllm_sampler vllm_weights weights_proof",
+    "loop/engines/test_vllm.py": "loop/engines/vllm_sampler",
     "loop/experiments/test_facts.py": "loop/experiments/arithmetic",
     "loop/experiments/test_file.py": "loop/experiments/arms; loop/config/toml_text",
     "loop/experiments/test_running.py": "loop/cli/experiment",

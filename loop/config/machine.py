@@ -58,8 +58,8 @@ class Engine(Section):
         AUTO,
         description="What generates completions: "
         + ", ".join(f'"{name}"' for name in SAMPLERS)
-        + ', or what an installed package offers; "auto" takes vLLM where it is installed and starts, "server" asks one '
-        "elsewhere.",
+        + ', or what an installed package offers; "auto" takes vLLM where it is installed (and starts, if there is no '
+        'GPU), "server" asks one elsewhere.',
         json_schema_extra={"anyOf": [{"enum": list(SAMPLERS)}, {"type": "string"}]},
     )
     server_url: ForSampling[Private[str | None]] = Field(
@@ -77,7 +77,9 @@ class Engine(Section):
         "auto",
         description="Weights while sampling; auto: bfloat16 on a GPU and on a CPU that computes in it, else float32.",
     )
-    batch_size: ForSampling[PositiveInt] = Field(32, description="Completions generated together.")
+    batch_size: ForSampling[PositiveInt | None] = Field(
+        None, description="Completions generated together; default: what vLLM chooses on a GPU, 32 elsewhere."
+    )
     kv_cache_bytes: Cost[PositiveInt | None] = Field(
         None, description="vLLM's KV cache; default: 2 GiB on a CPU, what is free up to 90% on a GPU."
     )

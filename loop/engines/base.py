@@ -12,6 +12,8 @@ from pydantic import BaseModel, ConfigDict
 from loop.engines.feed import Feed
 from store.checkpoints import make_directory
 
+BATCH_SIZE = 32  # the completions that are generated together where nobody has chosen
+
 
 class Value(BaseModel):
     """A frozen value that crosses the process border as JSON."""
@@ -30,14 +32,15 @@ class CheckpointRef(Value):
 class EngineConfig(Value):
     """The keys of [engine] that concern a worker, with the names, units and values that they have there.
 
-    `sampler` is a name that `loop.config.samplers` knows; `lora_rank` the largest rank of adapters that are served unmerged.
+    `sampler` is a name that `loop.config.samplers` knows; `lora_rank` the largest rank of adapters that are served unmerged;
+    `proofs` a directory in which references of `loop.engines.weights_proof` are kept.
     """
 
     sampler: str
     trainer: str
     device: str
     dtype: str
-    batch_size: int
+    batch_size: int | None
     kv_cache_bytes: int | None
     gpus_per_engine: int
     num_engines: int | None
@@ -47,6 +50,12 @@ class EngineConfig(Value):
     server_command: tuple[str, ...]
     stall_timeout_s: float
     lora_rank: int | None = None
+    proofs: Path | None = None
+
+    @property
+    def batch(self) -> int:
+        """Completions generated together, by every sampler but vLLM on a GPU, which chooses where `batch_size` is None."""
+        return self.batch_size or BATCH_SIZE
 
     def changed(self, **keys: object) -> EngineConfig:
         """The same but for these keys."""

@@ -23,9 +23,9 @@ def deal(lengths: Sequence[int], num_processes: int, budget: int) -> list[Pass]:
     ways = (_at_once(order, lengths, num_processes, budget), _processes_first(order, lengths, num_processes, budget))
     passes = min(ways, key=lambda passes: (slowest(passes, lengths), len(passes)))
     few = num_processes > 1 and len(lengths) <= 16 * num_processes  # of more rows, the shares are nearly equal anyway
-    for _ in range(MAX_EXCHANGES if few else 0):
-        if not any([_exchange(passes, number, lengths, budget) for number in range(len(passes))]):
-            break
+    num_left = MAX_EXCHANGES if few else 0
+    while num_left and sum(_exchange(passes, number, lengths, budget) for number in range(len(passes))):
+        num_left -= 1
     return sorted(passes, key=lambda each: -slowest([each], lengths))
 
 

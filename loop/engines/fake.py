@@ -63,7 +63,7 @@ class FakeSampler:
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.change(checkpoint)
-        self.batch_size, self.progress = settings.batch_size, progress
+        self.batch_size, self.progress = settings.batch, progress
         self.tokenizer_sha256 = hashlib.sha256(b"fake: one token per byte").hexdigest()
 
     def change(self, checkpoint: CheckpointRef) -> bool:

@@ -28,9 +28,9 @@ DIGITS, LOGPROB_DIGITS = 6, 4
 
 
 class ProbesHere:
-    """A Prober for a sampler whose weights are elsewhere: the same weights under transformers, until the next completions.
+    """A Prober for a sampler whose weights are elsewhere: the same ones under transformers, until the next completions.
 
-    Neither vLLM nor a server gives whole distributions.
+    They are on the CPU. A server gives no whole distributions.
     """
 
     checkpoint: CheckpointRef
@@ -38,16 +38,11 @@ class ProbesHere:
     progress: Progress
     prober: TransformersSampler | None = None
 
-    def probing_device(self) -> str:
-        """The device of the weights under transformers."""
-        return "cpu"
-
     def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
         from loop.engines.hf_sampler import TransformersSampler
 
         if self.prober is None:
-            settings = self.settings.changed(device=self.probing_device())
-            self.prober = TransformersSampler(self.checkpoint, settings, self.progress)
+            self.prober = TransformersSampler(self.checkpoint, self.settings.changed(device="cpu"), self.progress)
         yield from self.prober.probe(texts, truncation, top)
 
     def end_prober(self) -> None:
@@ -112,13 +107,13 @@ def _slices(loaded: TransformersSampler, records: list[Record], truncation: Samp
         if wanted:
             chosen = torch.tensor(wanted, device=loaded.device)
             logits = output.logits[chosen[:, 0], chosen[:, 1] - first].float()  # (N, V)
-            _look(logits, [(records[n], position + 1 - begins[n]) for n, position in wanted], truncation, top)
+            look(logits, [(records[n], position + 1 - begins[n]) for n, position in wanted], truncation, top)
         start, end = end, end + step
         yield
 
 
-def _look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: SamplingParams, top: int) -> None:
-    """Add a row of logits (N, V) to each record, in order of position."""
+def look(logits: torch.Tensor, places: list[tuple[Record, int]], truncation: SamplingParams, top: int) -> None:
+    """Add an entry for each row of logits (N, V), in float32, to its record; those of a record in order of position."""
     logprobs = logits.log_softmax(-1)
     probabilities = logprobs.exp()
     top_probability, top_token_id = probabilities.max(-1)

@@ -74,7 +74,7 @@ class TransformersSampler:
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
         self.device = choose_device(settings.device)
         self.dtype = DTYPES[choose_dtype(settings.dtype, self.device)]
-        self.batch_size, self.progress = settings.batch_size, progress
+        self.batch_size, self.progress = settings.batch, progress
         self.change(checkpoint)
 
     def change(self, checkpoint: CheckpointRef) -> bool:

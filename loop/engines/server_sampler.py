@@ -37,7 +37,7 @@ class ServerSampler(ProbesHere):
     """A Sampler over a server, and a Prober with the same weights under transformers."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
-        self.settings, self.batch_size, self.progress = settings, settings.batch_size, progress
+        self.settings, self.batch_size, self.progress = settings, settings.batch, progress
         self.dtype = settings.dtype if settings.dtype != "auto" else "bfloat16"  # the servers' own default
         self.limit_s = settings.stall_timeout_s
         self.patience_s = PATIENCE * self.limit_s
@@ -56,16 +56,16 @@ class ServerSampler(ProbesHere):
         """See `Sampler.change`. True, or an EngineError: another start of this sampler would not change the server."""
         self.end_prober()
         before, self.proof = self.proof, None
-        proof = reference(checkpoint, self.dtype)
+        proof = reference(checkpoint, self.dtype, self.settings.proofs, self.progress)
         self.model = self._ready(checkpoint)
         logprobs = self._served(proof)
         where, remedy = f"{self.server.url} with {checkpoint.path}", f"`vllm serve {checkpoint.path}`"
         try:
-            check(proof, logprobs, where, self.dtype)
+            check(proof, logprobs, where)
         except EngineError as wrong:
             raise EngineError(f"{wrong} in {self.dtype}; serve that directory: {remedy}") from None
         # The new weights are so near to the old ones that the proof would pass for those, too.
-        near = before and before.logprobs != proof.logprobs and not tells_apart(before, proof, self.dtype)
+        near = before and before.logprobs != proof.logprobs and not tells_apart(before, proof)
         if near and (logprobs == self.logprobs or not self.settings.server_command):
             raise EngineError(f"{where}: may still serve the weights before, which are as near; {remedy} there anew")
         self.checkpoint, self.proof, self.logprobs = checkpoint, proof, logprobs

@@ -6,37 +6,46 @@ it does; because of that proof other weights may be loaded into a running engine
 
 from __future__ import annotations
 
-import os
 import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from loop.engines.base import CheckpointRef, EngineConfig, Generated, Progress, Request, SamplingParams
+from loop.engines.base import (
+    CheckpointRef,
+    EngineConfig,
+    Forced,
+    Generated,
+    Probed,
+    Progress,
+    Request,
+    SamplingParams,
+)
 from loop.engines.feed import Feed, feed_of, room
 from loop.engines.hf_models import check_adapter, choose_device, choose_dtype, load_tokenizer
-from loop.engines.hf_prober import ProbesHere
-from loop.engines.prompting import completion, fitting_prompts
+from loop.engines.prompting import check_text, completion, fitting_prompts
+from loop.engines.vllm_process import start_engine
+from loop.engines.vllm_worker import may_show_a_change, shows_a_change
 from loop.engines.weights_proof import Proof, check, reference, serves, tells_apart
 from loop.errors import EngineError
 
-CPU_CACHE_BYTES = 2 << 30
 NEVER = 1 << 30  # tokens between two reports of a row: only its first one and its end are wanted
 
 
-class VllmSampler(ProbesHere):
-    """A Sampler over one vLLM engine, and a Prober with the same weights under transformers."""
+class VllmSampler:
+    """A Sampler and a Prober over one vLLM engine."""
 
     def __init__(self, checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> None:
-        self.settings, self.batch_size, self.progress = settings, settings.batch_size, progress
+        self.settings, self.progress = settings, progress
         device = choose_device(settings.device)
         self.on_gpu = device.type == "cuda"
         self.dtype = choose_dtype(settings.dtype, device)
         self.num_requests = self.num_adapters = 0
-        proof = reference(checkpoint, self.dtype)  # before the engine takes its memory
+        proof = reference(checkpoint, self.dtype, settings.proofs, progress)  # before the engine takes its memory
         self._take(checkpoint, proof)
-        self.engine = self._start(checkpoint)
+        self.engine = start_engine(checkpoint, settings, self.dtype, self.on_gpu)
+        self.batch_size: int = self.engine.vllm_config.scheduler_config.max_num_seqs
         self.max_tokens: int = self.engine.model_config.max_model_len
-        check(proof, self._served(proof), f"vLLM with {checkpoint.path}", self.dtype)
+        check(proof, self._served(proof), f"vLLM with {checkpoint.path}")
 
     def _take(self, checkpoint: CheckpointRef, proof: Proof) -> None:
         """Take over a checkpoint, apart from the engine's weights: tokenizer, adapter and proof."""
@@ -50,70 +59,42 @@ class VllmSampler(ProbesHere):
             self.num_adapters += 1
             self.adapter = LoRARequest(checkpoint.sha256, self.num_adapters, str(checkpoint.path))
 
-    def _start(self, checkpoint: CheckpointRef) -> Any:
-        os.environ |= {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}
-        more: dict[str, Any] = {}
-        if not self.on_gpu:
-            # One process: there is no core for a second one. Per-request seeds end the engine where a prompt is
-            # prefilled in chunks. Without compilation it starts in a tenth of the time and runs a tenth slower.
-            os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
-            os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(self.settings.num_threads))
-            more = {"enable_chunked_prefill": False, "enforce_eager": True, "kv_cache_memory_bytes": CPU_CACHE_BYTES}
-        if self.settings.kv_cache_bytes:
-            more["kv_cache_memory_bytes"] = self.settings.kv_cache_bytes
-        if rank := self.settings.lora_rank:
-            more |= {"enable_lora": True, "max_lora_rank": max(8, 1 << (rank - 1).bit_length()), "max_loras": 1}
-        from vllm.engine.arg_utils import EngineArgs
-        from vllm.v1.engine.llm_engine import LLMEngine
-
-        arguments = EngineArgs(
-            model=str(checkpoint.base_path or checkpoint.path),
-            tokenizer=str(checkpoint.path),
-            dtype=self.dtype,
-            max_model_len=-1,  # the model's, or as much as the cache holds
-            max_num_seqs=self.batch_size,
-            tensor_parallel_size=self.settings.gpus_per_engine,
-            worker_extension_cls="loop.engines.vllm_weights.Repack",
-            disable_log_stats=True,
-            **more,
-        )
-        try:
-            return LLMEngine.from_engine_args(arguments)
-        except Exception as error:  # whatever vLLM and torch raise
-            traceback.print_exc()
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise EngineError(
-                f"vLLM cannot start with {checkpoint.path}: {reason[:400]}; if it is memory, lower "
-                'engine.kv_cache_bytes or engine.batch_size; engine.sampler = "transformers" does without vLLM; '
-                "sampler.log says more"
-            ) from None
-
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`. An adapter over the base that is loaded needs no loading of weights."""
-        self.end_prober()
         others = (checkpoint.base_path or checkpoint.path) != (self.checkpoint.base_path or self.checkpoint.path)
         if others and self.settings.lora_rank:
             return False  # vLLM does not reload layers that it wrapped for adapters
-        proof = reference(checkpoint, self.dtype)
-        if others:
-            if not tells_apart(self.proof, proof, self.dtype):
-                return False
-            try:
-                self.engine.collective_rpc("reload_weights", kwargs={"weights_path": str(checkpoint.path)})
-                if not self.on_gpu:
-                    self.engine.collective_rpc("repack_shared_weights")
-            except Exception:  # vLLM cannot reload every model; a new engine can load it
-                traceback.print_exc()
-                return False
+        proof = reference(checkpoint, self.dtype, self.settings.proofs, self.progress)
+        if others and not self._reload(checkpoint, tells_apart(self.proof, proof)):
+            return False
         self.engine.reset_prefix_cache()
         self._take(checkpoint, proof)
-        return serves(proof, self._served(proof), self.dtype)
+        return serves(proof, self._served(proof))
+
+    def _reload(self, checkpoint: CheckpointRef, is_told_by_proof: bool) -> bool:
+        """Load other weights into the running engine. False where neither its parameters nor the proof can show them.
+
+        `is_told_by_proof`: whether the proof of the new weights fails where the old ones are still served. Weights that are
+        nearer must be shown by the parameters themselves.
+        """
+        path = str(checkpoint.path)
+        try:
+            before = self.engine.collective_rpc("held_weights", args=(path,))
+            if not (is_told_by_proof or may_show_a_change(before)):
+                return False
+            self.engine.collective_rpc("reload_weights", kwargs={"weights_path": path})
+            if not self.on_gpu:
+                self.engine.collective_rpc("repack_shared_weights")
+            after = self.engine.collective_rpc("held_weights", args=(path,))
+        except Exception:  # vLLM cannot reload every model; a new engine can load it
+            traceback.print_exc()
+            return False
+        return not any(rank["other"] for rank in after) and (is_told_by_proof or shows_a_change(before, after))
 
     def generate(
         self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
     ) -> Iterator[list[Generated]]:
         """See `Sampler.generate`. How many rows it computes at once is the engine's to decide, by its batch and its cache."""
-        self.end_prober()
         feed, num_done = feed_of(requests), 0
         inside: dict[str, tuple[Request, list[int]]] = {}  # with its prompt
         begun: dict[str, list[int]] = {}  # of those, the ones that are computed, with their first tokens
@@ -160,6 +141,7 @@ class VllmSampler(ProbesHere):
             stop_token_ids=sorted(self.proof.eos),
             detokenize=bool(params.stop),
             logprobs=0,  # of the token that was drawn
+            flat_logprobs=True,  # no object for each token
             output_kind=RequestOutputKind.DELTA,
             stream_interval=NEVER,
         )
@@ -174,27 +156,35 @@ class VllmSampler(ProbesHere):
 
     def _served(self, proof: Proof) -> list[float]:
         """The engine's own log-probabilities of the probe text."""
+        output = self._follow(proof.token_ids, prompt_logprobs=0)
+        pairs = zip(proof.token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return [logprobs[token].logprob for token, logprobs in pairs]
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        """See `Prober.probe`. A text at a time, longest first; a GPU is busy with one, since no token waits for another."""
+        for text in texts:
+            check_text(text, self.max_tokens)
+        longest_first = sorted(texts, key=lambda text: -len(text.prompt_token_ids) - len(text.token_ids))
+        for num_done, text in enumerate(longest_first):
+            self.progress(num_done, len(texts))
+            forced = text.model_dump(mode="json"), truncation.model_dump(mode="json"), top
+            self.engine.collective_rpc("begin_probe", args=forced)
+            self._follow([*text.prompt_token_ids, *text.token_ids][:-1])
+            recorded, *_ = self.engine.collective_rpc("end_probe")
+            if recorded["error"]:
+                raise EngineError(recorded["error"])
+            self.progress(num_done + 1, len(texts))
+            yield [Probed.of(text, recorded["entries"])]
+
+    def _follow(self, token_ids: Sequence[int], **more: Any) -> Any:
+        """Let a text through as a prompt that nothing else shares; the engine's output for it."""
         from vllm import SamplingParams as VllmParams
 
-        asked = self._ask(proof.token_ids, VllmParams(temperature=0.0, max_tokens=1, prompt_logprobs=0))
+        asked = self._ask(token_ids, VllmParams(temperature=0.0, max_tokens=1, skip_reading_prefix_cache=True, **more))
         while True:
             for output in self.engine.step():
                 if output.request_id == asked and output.finished:
-                    pairs = zip(proof.token_ids[1:], output.prompt_logprobs[1:], strict=True)
-                    return [logprobs[token].logprob for token, logprobs in pairs]
-
-    def probing_device(self) -> str:
-        """See `ProbesHere`. The GPU where it has room beside the engine."""
-        import torch
-
-        size = sum(path.stat().st_size for path in self.checkpoint.path.glob("*.safetensors"))
-        return "cuda" if self.on_gpu and torch.cuda.mem_get_info()[0] > 3 * size else "cpu"
+                    return output
 
     def close(self) -> None:
         """Does nothing: only the end of the process has been seen to free the memory."""
-
-
-def cores(num_threads: int | None) -> str:
-    """The cores that vLLM's threads are bound to, in vLLM's notation: "0,1"."""
-    allowed = sorted(os.sched_getaffinity(0))
-    return ",".join(map(str, allowed[: num_threads or len(allowed)]))

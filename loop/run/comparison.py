@@ -101,18 +101,21 @@ class Comparison:
         return next_part(0, num_planned, self.session.loaded.config.decide.looks)
 
     def _report(self, suites: Iterable[Yardstick]) -> None:
-        """Head and candidate on suites that do not decide by themselves."""
-        for suite in suites:
-            seed = seed_of(self.session.loaded.config.seed, suite.config.name)
-            for who in ("head", "candidate"):
+        """Head and candidate on suites that do not decide by themselves: one side after the other, each loaded once."""
+        asked = [(suite, seed_of(self.session.loaded.config.seed, suite.config.name)) for suite in suites]
+        for who in self._loaded_first(["head", "candidate"]):
+            for suite, seed in asked:
                 self._evaluate(who, suite, SuitePart("all", suite.problems, seed))
+
+    def _loaded_first(self, sides: list[str]) -> list[str]:
+        """The checkpoint that is loaded already goes first: loading is expensive."""
+        return sorted(sides, key=lambda who: self.session.engines.serving(self.checkpoints[who]) is None)
 
     def _open(self, split: str, num_problems: int) -> None:
         self.opened[split] = num_problems
         part = SuitePart(split, self.drawn(split)[:num_problems], self.seed_of_split(split))
         sides = [who for who in self.checkpoints if who != "best" or split == self.session.policy.split]
-        engines = self.session.engines  # the checkpoint that is loaded already goes first: loading is expensive
-        for who in sorted(sides, key=lambda who: engines.serving(self.checkpoints[who]) is None):
+        for who in self._loaded_first(sides):
             glimpsed = (
                 self.line is not None and not self.line.look and who == "head"
             )  # every figure of a head is a whole one

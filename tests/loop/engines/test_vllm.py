@@ -16,11 +16,27 @@ import pytest
 
 pytest.importorskip("vllm", reason="vLLM is not installed; `make test-vllm` installs it")
 
-from loop.engines.base import CheckpointRef, Forced, Generated, Sampler
+from loop.engines.base import CheckpointRef, Forced, Generated, Sampler, SamplingParams
 from loop.errors import EngineError
+from loop.system.trees import TREE
+from loop.workers.liveness import used_by
 from loop.workers.worker import RemoteSampler
 from tests.loop.engines.test_samplers import TestTheContract  # noqa: F401  (runs over this module's pair)
-from tests.support.engines import GREEDY, HOT, Models, ask, chat, check_probe, forced, make_models, remote, settings
+from tests.support.engines import (
+    GREEDY,
+    HOT,
+    Models,
+    ask,
+    chat,
+    check_probe,
+    forced,
+    hot,
+    in_process,
+    make_models,
+    no_progress,
+    remote,
+    settings,
+)
 from tests.support.tiny import make_tiny_model
 
 Start = Callable[..., RemoteSampler]
@@ -86,7 +102,7 @@ def test_other_weights_are_served_in_place_and_proved(models: Models, start: Sta
 
 
 def test_weights_that_cannot_be_told_apart_are_not_changed_in_place(models: Models, start: Start) -> None:
-    """The proof would pass for the old ones too: that is none."""
+    """The proof would pass for the old ones too; and on a CPU most weights are packed away, where nothing can be compared."""
     sampler = start(models["one"])
     assert not sampler.change(models["near"])
     sampler.close()
@@ -99,36 +115,73 @@ def sampler_over(engine: Any, checkpoint: CheckpointRef) -> Any:
 
     sampler = object.__new__(VllmSampler)
     sampler.settings, sampler.dtype, sampler.on_gpu = settings(), "float32", False
-    sampler.engine, sampler.num_adapters = engine, 0
+    sampler.engine, sampler.num_adapters, sampler.progress = engine, 0, no_progress
     sampler._take(checkpoint, reference(checkpoint, "float32"))
     return sampler
 
 
 def test_a_model_that_vllm_cannot_reload_is_left_to_a_new_engine(models: Models) -> None:
-    def missing(method: str, kwargs: Any = None) -> None:
+    def missing(method: str, args: Any = (), kwargs: Any = None) -> None:
         raise NotImplementedError(f"{method} is not there for this model")
 
     sampler = sampler_over(SimpleNamespace(collective_rpc=missing), models["one"])
     assert not sampler.change(models["other"])
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+HOLDS_OLD = {
+    "num_same": 0,
+    "other": ["model.norm.weight"],
+    "checksums": {},
+    "num_empty": 0,
+    "num_seen": 9,
+    "num_in_files": 9,
+}
+HOLDS_NEW = HOLDS_OLD | {"num_same": 1, "other": []}
+
+
+class Reloading:
+    """An engine whose workers say in turn that they hold these weights, and which then serves a share of the new ones."""
+
+    def __init__(self, *held: dict[str, Any]) -> None:
+        self.held = list(held)
+        self.called: list[str] = []
+
+    def collective_rpc(self, name: str, args: Any = (), kwargs: Any = None) -> list[Any]:
+        self.called.append(name)
+        return [self.held.pop(0)] if name == "held_weights" else [None]
+
+    def reset_prefix_cache(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("target", "share", "held", "is_served"),
+    [
+        ("other", 1.0, (HOLDS_OLD, HOLDS_NEW), True),
+        ("other", 0.0, (HOLDS_OLD, HOLDS_NEW), False),  # on a CPU vLLM itself leaves the old output layer in use
+        ("other", 0.5, (HOLDS_OLD, HOLDS_NEW), False),
+        ("other", 1.0, (HOLDS_OLD, HOLDS_OLD), False),  # the parameters are not those of the files
+        ("near", 1.0, (HOLDS_OLD, HOLDS_NEW), True),  # what no log-probability tells apart, the parameters do
+        ("near", 1.0, (HOLDS_OLD, HOLDS_OLD), False),
+        ("near", 1.0, (HOLDS_OLD | {"num_empty": 1}, HOLDS_NEW | {"num_empty": 1}), False),
+        ("near", 1.0, (HOLDS_NEW, HOLDS_NEW), False),
+        ("near", 1.0, (HOLDS_OLD | {"checksums": {"a": 1}}, HOLDS_NEW | {"checksums": {"a": 1}}), False),
+        ("near", 1.0, (HOLDS_OLD | {"checksums": {"a": 1}}, HOLDS_NEW | {"checksums": {"a": 2}}), True),
+    ],
+)
 def test_a_change_that_is_reported_but_not_made_is_noticed(
-    models: Models, share: float, monkeypatch: pytest.MonkeyPatch
+    models: Models, target: str, share: float, held: Any, is_served: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An engine that then serves this share of the new weights. On a CPU vLLM itself leaves the old output layer in use."""
     from loop.engines.weights_proof import reference
 
-    called: list[str] = []
-    sampler = sampler_over(
-        SimpleNamespace(collective_rpc=lambda name, kwargs=None: called.append(name), reset_prefix_cache=lambda: None),
-        models["one"],
-    )
-    pairs = zip(*(reference(models[name], "float32").logprobs for name in ("one", "other")), strict=True)
+    engine = Reloading(*held)
+    sampler = sampler_over(engine, models["one"])
+    pairs = zip(*(reference(models[name], "float32").logprobs for name in ("one", target)), strict=True)
     served = [(1 - share) * old + share * new for old, new in pairs]
     monkeypatch.setattr(sampler, "_served", lambda proof: served)
-    assert sampler.change(models["other"]) == (share == 1.0)
-    assert called == ["reload_weights", "repack_shared_weights"]
+    assert sampler.change(models[target]) == is_served
+    if is_served:
+        assert engine.called == ["held_weights", "reload_weights", "repack_shared_weights", "held_weights"]
 
 
 def test_an_adapter_is_served_over_the_resident_base(models: Models, start: Start, tmp_path: Path) -> None:
@@ -160,58 +213,125 @@ def test_an_adapter_is_served_over_the_resident_base(models: Models, start: Star
     sampler.close()
 
 
-def test_a_prober_is_there_while_vllm_serves(models: Models, start: Start) -> None:
-    sampler = start(models["one"])
+@pytest.mark.parametrize("truncation", [HOT, hot(top_k=0, top_p=0.9), hot(top_k=0, top_p=1.0)])
+def test_the_engine_itself_probes_as_transformers_does(
+    models: Models, pair: tuple[Sampler, Any], truncation: SamplingParams
+) -> None:
+    """Figure by figure, but for the last digits; the counts of what the truncation keeps, and where tokens are named, too."""
+    sampler, requests = pair[0], [chat(f"r{i}", seed=i, task=i) for i in range(6)]
+    drawn = ask(sampler, requests, HOT)
+    texts = [
+        Forced(id=name, prompt_token_ids=each.prompt_token_ids, token_ids=each.token_ids)
+        for name, each in drawn.items()
+    ]
+    texts[0] = texts[0].model_copy(update={"at": tuple((token, 9, 4) for token in texts[0].token_ids)})
+    records, wanted = (
+        {record.id: record for (record, *more) in prober.probe(texts, truncation, 8) for record in (record, *more)}
+        for prober in (sampler, in_process(models["one"]))
+    )
+    assert records.keys() == wanted.keys() == drawn.keys()
+    for name, record in records.items():
+        theirs = wanted[name]
+        assert (record.at, record.num_kept, record.top_token_id) == (theirs.at, theirs.num_kept, theirs.top_token_id)
+        assert record.entropy == pytest.approx(theirs.entropy, abs=1e-4)
+        assert record.top_probability == pytest.approx(theirs.top_probability, abs=1e-4)
+        assert record.rest == pytest.approx(theirs.rest, abs=1e-3)
+        for ours, there in zip(record.logprobs, theirs.logprobs, strict=True):
+            assert ours == pytest.approx(there, abs=1e-3)
+    assert same(ask(sampler, requests, HOT), drawn), "and samples on as before"
+
+
+def test_a_probe_is_of_the_weights_that_are_served_now(models: Models, pair: tuple[RemoteSampler, Any]) -> None:
+    sampler = pair[0]
     drawn = ask(sampler, [chat("r", seed=1)], GREEDY)["r"]
     record = check_probe(sampler, drawn)
-    assert same(ask(sampler, [chat("r", seed=1)], GREEDY), {"r": drawn})
     assert sampler.change(models["other"])
     text = Forced(id="t", prompt_token_ids=drawn.prompt_token_ids, token_ids=drawn.token_ids)
     ((after,),) = sampler.probe([text], HOT, 8)
     assert after.entropy != record.entropy
-    sampler.close()
+    assert sampler.change(models["one"])
+    ((again,),) = sampler.probe([text], HOT, 8)
+    assert again.entropy == pytest.approx(record.entropy, abs=1e-4)
 
 
 # ---- faults --------------------------------------------------------------------------------------------------------
 
 
-def engine_of(sampler: RemoteSampler) -> psutil.Process:
-    """The engine's process, below that of its guard."""
-    return psutil.Process(sampler.worker.process.pid).children()[0]
+PARTS = ("front end", "core", "rank")  # of an engine: each is the parent of the next
 
 
-def test_a_killed_engine_loses_only_what_was_unfinished(models: Models, start: Start) -> None:
+def part_of(sampler: RemoteSampler, part: str) -> psutil.Process:
+    """A process of the engine. The first of them is below the guard's."""
+    process = psutil.Process(sampler.worker.process.pid).children()[0]
+    for _ in range(PARTS.index(part)):
+        (process,) = [below for below in process.children() if "resource_tracker" not in " ".join(below.cmdline())]
+    return process
+
+
+def test_the_engine_computes_in_processes_that_are_spawned(pair: tuple[RemoteSampler, Any]) -> None:
+    """As on a GPU. Spawned: their environment is the worker's at a start of their own, and they belong to its tree."""
+    for part in PARTS:
+        environment = part_of(pair[0], part).environ()
+        assert environment["VLLM_WORKER_MULTIPROC_METHOD"] == "spawn", part
+        assert environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1", part
+        assert environment[TREE] == pair[0].worker.token, part
+    assert part_of(pair[0], "core").environ()["VLLM_NO_USAGE_STATS"] == "1", "which only the front end sets"
+
+
+def test_work_in_the_engines_own_process_is_seen_as_the_workers(pair: tuple[RemoteSampler, Any]) -> None:
+    """Else a worker whose front end waits for the engine would be taken for one that does nothing."""
+    sampler = pair[0]
+    core = part_of(sampler, "rank")
+    before, own = used_by(sampler.worker.process.pid).ran_s, sum(core.cpu_times()[:2])
+    ask(sampler, [chat(f"r{i}", seed=i, task=i) for i in range(100)], HOT)
+    grown = sum(core.cpu_times()[:2]) - own
+    assert grown > 0 and used_by(sampler.worker.process.pid).ran_s - before >= grown
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_killed_engine_loses_only_what_was_unfinished(
+    models: Models, start: Start, pair: tuple[Sampler, Sampler], part: str
+) -> None:
     sampler = start(models["one"])
     requests = [chat(f"r{i}", seed=i, task=i) for i in range(600)]  # more than the pipe holds
     whole = ask(sampler, requests, HOT)
     kept: dict[str, Generated] = {}
     killed = False
-    with pytest.raises(EngineError, match="sampler: it was killed"):
+    # The core outlives a rank that was killed for long enough to say so in the log, and then ends by itself.
+    how = "it ended with exit code 1" if part == "rank" else "it was killed"
+    processes = [part_of(sampler, each) for each in PARTS]
+    with pytest.raises(EngineError, match=f"sampler: {how}"):
         for batch in sampler.generate(requests, HOT):
             kept |= {generated.id: generated for generated in batch}
             if len(kept) >= 8 and not killed:
                 killed = True
-                engine_of(sampler).kill()
+                part_of(sampler, part).kill()
     assert 8 <= len(kept) < 600
-    again = start(models["one"])
-    assert same(kept | ask(again, [request for request in requests if request.id not in kept], HOT), whole)
-    again.close()
+    assert not any(process.is_running() for process in processes)
+    assert same(kept | ask(pair[0], [request for request in requests if request.id not in kept], HOT), whole)
 
 
-def test_a_hung_engine_is_ended(models: Models, start: Start) -> None:
+@pytest.mark.parametrize("part", PARTS)
+def test_a_hung_engine_is_ended(models: Models, start: Start, part: str) -> None:
     sampler = start(models["one"])
-    sampler.worker.heartbeat_timeout_s = 3.0
-    with pytest.raises(EngineError, match="nothing was heard from it"):
+    patience = sampler.worker.patience
+    patience.silence_s = patience.limit_s = 3.0
+    patience.window_s = 0.7
+    why = "nothing was heard from it|it made no progress"  # a core that waits for a hung rank may look busy
+    processes = [part_of(sampler, each) for each in PARTS]
+    with pytest.raises(EngineError, match=why):
         for _ in sampler.generate([chat(f"r{i}", seed=i, task=i) for i in range(600)], HOT):
-            engine_of(sampler).suspend()
+            part_of(sampler, part).suspend()
     assert sampler.worker.process.poll() is not None
+    assert not any(process.is_running() for process in processes)
 
 
 def test_no_memory_for_the_cache_is_said_in_one_line(models: Models, start: Start) -> None:
     with pytest.raises(EngineError) as refused:
         start(models["one"], kv_cache_bytes=1 << 50)
     assert "\n" not in str(refused.value)
-    assert "memory" in str(refused.value) and "engine.kv_cache_bytes" in str(refused.value)
+    assert "less than requested memory for kv" in str(refused.value), "the reason, which another process has logged"
+    assert "engine.kv_cache_bytes" in str(refused.value)
 
 
 @pytest.mark.slow

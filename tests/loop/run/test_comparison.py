@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,12 +13,14 @@ from typing import Any
 import pytest
 
 from loop.config.loading import load_config
+from loop.engines.base import CheckpointRef
 from loop.round import run_round
 from loop.run.opening import open_session
 from loop.run.session import Session
 from loop.stages.deciding import Measured, Opened, parts_of, signals_of, since_base
 from loop.stages.deciding import evidence as gathered
 from loop.stages.evaluating import SIGNALS, figures
+from loop.workers.up import Engines
 from policies.evidence import Evidence, read_evidence
 from policies.policy import build_policy
 from store.records import Completion, DecisionRow, GradedVerdict, Json, Problem
@@ -102,6 +105,28 @@ def test_the_heads_samples_are_used_again_until_it_is_replaced(tmp_path: Path) -
             assert round.state == "rolled_back" and decided(session, round.number).evidence["fruitless_looks"] == looks
         base = session.corpus.evaluations.all(session.run_id, session.run.base_checkpoint)
         assert sorted(each.suite_name for each in base) == ["ones", "ones-greedy"], "measured once, not in each round"
+
+
+def test_suites_that_are_only_reported_load_each_side_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    more = "".join(
+        f'[[suites]]\nname = "greedy-{number}"\nsource = "ones.jsonl"\ngreedy = true\nlimit = {number}\n\n'
+        for number in (2, 3)
+    )
+    text = config(f"gates = [{SURE}]").replace("[decide]", f"{more}[decide]")
+    with opened(tmp_path, text) as session:
+        served: list[str] = []
+        sampler = Engines.sampler
+
+        def asked(engines: Engines, checkpoint: CheckpointRef) -> Any:
+            served.append(checkpoint.sha256)
+            return sampler(engines, checkpoint)
+
+        monkeypatch.setattr(Engines, "sampler", asked)
+        round = run_round(session)
+        assert len(list(session.corpus.evaluations.all(session.run_id, served[0]))) == 4
+        # Head (to sample), head and candidate where it is decided, and on all other suites the candidate and then the head.
+        base, candidate = session.run.base_checkpoint, round.candidate_checkpoint
+        assert [who for who, _ in itertools.groupby(served)] == [base, candidate, base]
 
 
 def test_a_canary_that_a_gate_wants_is_in_the_evidence(tmp_path: Path) -> None:

@@ -163,6 +163,47 @@ def test_auto_takes_the_vllm_that_fits_the_machine(
     assert best == name and why in reason
 
 
+def test_on_a_gpu_a_vllm_that_does_not_start_is_an_error_with_the_reason(
+    begin: Begin, tmp_path: Path, watch: Listener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Transformers in its place would take many times as long, without anybody having asked for it."""
+    started: list[str] = []
+
+    def failing(init: dict[str, Any], **_: Any) -> None:
+        started.append(init["settings"].sampler)
+        raise EngineError("vLLM cannot start with one: CUDA out of memory")
+
+    monkeypatch.setattr(workers, "Worker", failing)
+    monkeypatch.setattr(workers, "best_sampler", lambda device: ("vllm", "there is a GPU"))
+    monkeypatch.setattr(workers, "visible_devices", lambda: [])
+    monkeypatch.setattr(workers, "wait_until_free", lambda before, pulse: {})
+    for gpus, names in (({0: 5}, ["vllm"]), ({}, ["vllm", "transformers"])):
+        started.clear()
+        monkeypatch.setattr(workers, "used_bytes", lambda gpus=gpus: gpus)
+        with pytest.raises(EngineError, match="CUDA out of memory"):
+            begin(sampler="auto", device="auto").sampler(model(tmp_path, 0.5))
+        assert started == names
+    assert len(watch.notes) == 1 and watch.notes[0].endswith("transformers samples in its place")
+
+
+@pytest.mark.parametrize(
+    ("sampler", "device", "given", "batch_size"),
+    [
+        ("vllm", "auto", {}, None),
+        ("vllm", "auto", {"batch_size": 7}, 7),
+        ("vllm", "cpu", {}, 32),
+        ("transformers", "auto", {}, 32),
+    ],
+)
+def test_only_vllm_on_a_gpu_chooses_how_many_completions_it_generates_together(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch,
+    sampler: str, device: str, given: dict[str, int], batch_size: int | None,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(workers, "used_bytes", lambda: {0: 5})
+    engines = begin(**{"sampler": sampler, "device": device, "batch_size": None} | given)
+    assert engines.settings.batch_size == batch_size
+
+
 @pytest.mark.skipif(importlib.util.find_spec("vllm") is not None, reason="vLLM would start here")
 def test_auto_does_without_a_vllm_that_does_not_start(
     begin: Begin, tmp_path: Path, watch: Listener, monkeypatch: pytest.MonkeyPatch
