@@ -27,7 +27,7 @@ from loop.engines.base import CheckpointRef
 from loop.engines.hf_models import load_model
 from loop.errors import EngineError
 
-FILE_BYTES = 550 * 10**6  # of a file of weights, which process 0 holds in main memory while it is written
+FILE_BYTES = 400 * 10**6  # of a file of weights, which process 0 holds in main memory while it is written
 # A process that dies ends the group, and the daemon ends one that makes no progress; so this limit only has to be long.
 WAIT = timedelta(days=7)
 
