@@ -190,6 +190,38 @@ class TrainingResult(Value):
     earlier: tuple[TrainingResult, ...] = ()
 
 
+class TrainingPass(Value):
+    """One forward and backward pass of a fine-tune: what its memory depends on, beside the model.
+
+    `num_rows` rows of `row_tokens` tokens each, the padding included; `padded`: whether there is any, so that attention gets a
+    mask. `lora_rank` None means that every weight is trained.
+    """
+
+    num_processes: int
+    num_rows: int
+    row_tokens: int
+    on_gpu: bool
+    padded: bool = False
+    gradient_checkpointing: bool = True
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] | str = "all-linear"
+
+
+class TrainingPeak(Value):
+    """What one process holds between two steps, and at most in each part of a step. Of parameters: all of the model."""
+
+    num_parameters: int
+    num_trained: int
+    at_rest_bytes: int
+    forward_bytes: int
+    backward_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.forward_bytes, self.backward_bytes, self.optimizer_bytes)
+
+
 Progress = Callable[[int, int], None]  # (done, total), called as often as there is something new
 
 
