@@ -305,7 +305,8 @@ class Config(Section):
         return run_dir
 
     def mistakes(self) -> Iterator[Mistake]:
-        changes, training, num_processes = self.after_rollback, self.training, self.engine.num_training_processes
+        changes, training = self.after_rollback, self.training
+        num_processes = self.engine.num_training_processes or 1
         for index, temperature in enumerate(changes.temperatures):
             if self.sampling.is_fixed_point(temperature):
                 problem = "1 without top_k, top_p or repetition_penalty in [sampling] is a fixed point; give another"

@@ -208,7 +208,10 @@ class TrainingPass(Value):
 
 
 class TrainingPeak(Value):
-    """What one process holds between two steps, and at most in each part of a step. Of parameters: all of the model."""
+    """What one process holds between two steps, and at most in each part of a step.
+
+    `num_parameters` are those of the model, an adapter's included; `num_trained` those that change.
+    """
 
     num_parameters: int
     num_trained: int
@@ -216,6 +219,11 @@ class TrainingPeak(Value):
     forward_bytes: int
     backward_bytes: int
     optimizer_bytes: int
+
+    @property
+    def num_adapter(self) -> int:
+        """The parameters of the adapter; 0 where every weight is trained."""
+        return self.num_trained if self.num_trained < self.num_parameters else 0
 
     @property
     def peak_bytes(self) -> int:

@@ -14,6 +14,7 @@ from loop.inputs import BUILT_IN_MODEL, FAKE_MODEL, model_directory, num_paramet
 SMOLLM2: dict[str, Any] = {  # SmolLM2-135M-Instruct, so that nothing has to be converted first
     "model_type": "llama", "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
     "num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True, "max_position_embeddings": 8192,
+    "dtype": "float32",
 }  # fmt: skip
 NORMS_QUERIES = ("qwen3", "qwen3_moe")  # model types that normalise queries and keys
 HAS_BIASES = ("qwen2", "qwen2_moe", "gpt_oss")  # of queries, keys and values, whatever config.json says
@@ -41,6 +42,7 @@ class Shape:
     num_others: int = (
         0  # parameters of a layer beside its matrices: biases, norms, sinks, experts that all tokens share
     )
+    saved_bytes: int = 2  # of a weight on disk, where it is not quantised; trained weights are saved likewise
     counted: int | None = None  # the parameters that the model's files hold, where they are on this machine
 
     @property

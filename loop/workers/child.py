@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from loop.config.samplers import sampler_kind
-from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Progress, Request, SamplingParams
+from loop.engines.base import (
+    CheckpointRef,
+    EngineConfig,
+    Forced,
+    Generated,
+    Probed,
+    Progress,
+    Request,
+    SamplingParams,
+    TrainingPass,
+)
 from loop.engines.fake import FakeTrainer
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
@@ -122,6 +132,11 @@ class Child:
                 from loop.engines.hf_models import DTYPES, measured_flops
 
                 return {"flops": {name: measured_flops(DTYPES[name]) for name in command["precisions"]}}
+            case "track_memory":
+                prepare_torch(1)
+                from loop.engines.memory_tracker import peak_of_training
+
+                return peak_of_training(command["config"], TrainingPass.model_validate(command["work"])).model_dump()
             case "convert_smollm2":
                 from loop.engines.hf_models import convert_smollm2
 
