@@ -72,6 +72,7 @@ PARTS = (
             ("collapse", f"{PYTHON} bench/collapse.py", "--quick"),
             ("drift", f"{PYTHON} bench/drift.py", "--runs 50"),
             ("candidates", f"{PYTHON} bench/candidates.py", "--quick"),
+            ("estimate", f"{PYTHON} bench/estimate.py", "--small"),
             ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),
             ("vllm", f"{VLLM_PYTHON} bench/sampling_vllm.py", "--pairs 1 --requests 32"),
         )

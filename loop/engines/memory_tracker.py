@@ -102,7 +102,7 @@ def peak_of_training(config: dict[str, Any], work: TrainingPass, real: bool = Fa
         trained = [each for each in model.parameters() if each.requires_grad]
         num_trained = sum(each.numel() for each in trained)
         optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)  # as transformers has it by default
-        tokens = torch.randint(0, 1000, (work.num_rows, work.row_tokens))
+        tokens = torch.zeros(work.num_rows, work.row_tokens, dtype=torch.int64)
         live = Live()
         for each in model.parameters():
             live.add(each)

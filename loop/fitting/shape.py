@@ -87,7 +87,7 @@ def shape_of(config: dict[str, Any], counted: int | None = None) -> Shape:
         others += (heads + 2 * num_keys) * head
         others += hidden if kind not in ("qwen2", "qwen2_moe") else 0
     if kind == "gpt_oss":
-        others += heads + experts * (3 * inside + hidden + 1)  # sinks, and the biases of experts and router
+        others += heads + experts * (2 * inside + hidden + 1)  # sinks, and the biases of experts and router
     if shared := int(config.get("shared_expert_intermediate_size") or 0):
         others += 3 * hidden * shared + hidden
     return Shape(
