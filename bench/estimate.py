@@ -1,7 +1,7 @@
 """The memory of a fine-tune three ways: by the formula, counted on fake tensors, and with real tensors on this CPU.
 
     python bench/estimate.py                # full sizes, formula and count: ten minutes or so
-    python bench/estimate.py --small        # a small model, the count with and without memory behind it, seconds
+    python bench/estimate.py --small        # a small model, the count with and without memory behind it, a minute
     python bench/estimate.py --docs         # the tables of docs/recipes.md, by the formula alone
 
 The count on real tensors is of a small model in float32, by a process of its own; RssAnon is what the kernel says of it.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -51,7 +52,7 @@ MODELS: dict[str, dict[str, Any]] = {  # what their config.json files hold
     },
 }  # fmt: skip
 SMALL: dict[str, Any] = {
-    "model_type": "qwen3", "vocab_size": 8192, "hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6,
+    "model_type": "qwen3", "vocab_size": 16384, "hidden_size": 768, "intermediate_size": 2304, "num_hidden_layers": 8,
     "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 64, "tie_word_embeddings": True, "max_position_embeddings": 65536,
 }  # fmt: skip
 CASES = [
@@ -78,11 +79,12 @@ def anonymous_bytes() -> int:
 
 def measure(config: dict[str, Any], work: TrainingPass, real: bool) -> dict[str, Any]:
     """Count in this process, which must be fresh; with `real` also what it took beyond what it had before."""
-    import torch
-
     from loop.engines.memory_tracker import peak_of_training
 
-    _ = torch.randn(64, 64) @ torch.randn(64, 64)  # libraries that are loaded at first use
+    # What is loaded at first use is there by then.
+    peak_of_training(
+        SMALL | {"hidden_size": 64, "num_hidden_layers": 1}, work.model_copy(update={"row_tokens": 32}), real
+    )
     begin, most, done = anonymous_bytes(), [0], threading.Event()
 
     def watch() -> None:
@@ -108,7 +110,11 @@ def measured(config: dict[str, Any], work: TrainingPass, real: bool = False) -> 
         "--one",
         json.dumps({"config": config, "work": work.model_dump(), "real": real}),
     ]
-    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # what is freed goes back at once: malloc keeps nothing
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+    told = json.loads(done.stdout.splitlines()[-1])
     resident = told.pop("resident_bytes")
     return TrainingPeak.model_validate(told), resident
 

@@ -37,7 +37,7 @@ def test_at_rest_are_twelve_bytes_a_parameter() -> None:
 
 SHAPES = st.builds(
     Shape,
-    num_layers=st.integers(1, 80), hidden=st.integers(64, 8192), inside=st.integers(64, 30000),
+    num_layers=st.integers(1, 80), hidden=st.integers(64, 8192), inside=st.integers(8192, 30000),
     vocabulary=st.integers(1000, 300_000), queries=st.integers(64, 16384), keys=st.integers(64, 4096),
     tied=st.booleans(), norms_queries=st.booleans(),
 )  # fmt: skip
