@@ -15,6 +15,7 @@ from tests.support import ROOT
 TEXT = (ROOT / "docs/recipes.md").read_text()
 BLOCKS = re.findall(r"```toml\n(.*?\n)```\n", TEXT, re.DOTALL)
 
+
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda block: re.search(r'name = "(.*?)"', block)[1])
 def test_every_recipe_is_accepted(block: str, tmp_path: Path) -> None:
     (tmp_path / "loop.toml").write_text(block)

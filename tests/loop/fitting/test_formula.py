@@ -17,6 +17,13 @@ from loop.fitting.shape import Shape, shape_of
 # Model, processes, tokens, what differs, and the peak in GB that the tracker counted under torch 2.13 and transformers 5.19.
 COUNTED: list[tuple[str, int, int, dict[str, Any], float]] = [
     ("Qwen3-4B", 8, 65536, {"padded": True}, 48.789),
+    ("Qwen3-4B", 1, 4096, {}, 67.5),
+    ("Qwen3-4B", 2, 4096, {}, 36.1),
+    ("Qwen3-4B", 8, 65536, {}, 35.1),
+    ("Llama-3.1-8B", 2, 4096, {}, 67.4),
+    ("Llama-3.1-8B", 8, 65536, {}, 50.1),
+    ("Qwen3-30B-A3B", 8, 4096, {}, 67.2),
+    ("Qwen3-30B-A3B", 8, 65536, {}, 85.3),
     ("Qwen3-30B-A3B", 8, 4096, {"padded": True}, 67.336),
     ("Qwen3-30B-A3B", 8, 65536, {"padded": True}, 99.131),
 ]
@@ -25,7 +32,7 @@ COUNTED: list[tuple[str, int, int, dict[str, Any], float]] = [
 @pytest.mark.parametrize(("name", "num", "tokens", "more", "peak_gb"), COUNTED)
 def test_it_gives_what_was_counted(name: str, num: int, tokens: int, more: dict[str, Any], peak_gb: float) -> None:
     work = TrainingPass(num_processes=num, num_rows=1, row_tokens=tokens, on_gpu=True, **more)
-    assert training_memory(shape_of(MODELS[name]), work).peak / 1e9 == pytest.approx(peak_gb, rel=0.1)
+    assert training_memory(shape_of(MODELS[name]), work).peak / 1e9 == pytest.approx(peak_gb, rel=0.03)
 
 
 def test_at_rest_are_twelve_bytes_a_parameter() -> None:
