@@ -76,6 +76,7 @@ PARTS = (
             ("dealing", f"{PYTHON} bench/dealing.py", "--steps 100"),
             ("sharding", f"{PYTHON} bench/sharding.py", ""),
             ("feed", f"{PYTHON} bench/feed.py", "--completions 2000"),
+            ("estimate", f"{PYTHON} bench/estimate.py", "--small"),
             ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),
             ("vllm", f"{VLLM_PYTHON} bench/sampling_vllm.py", "--pairs 1 --requests 32"),
         )

@@ -37,6 +37,7 @@ COVERS = {
     "loop/experiments/test_file.py": "loop/experiments/arms; loop/config/toml_text",
     "loop/experiments/test_running.py": "loop/cli/experiment",
     "loop/experiments/test_sharing.py": "loop/run/sharing; store/shared; loop/system/lock",
+    "loop/fitting/test_estimate.py": "loop/fitting: fit machine times",
     "loop/grading/test_grader.py": "loop/grading: bubblewrap interpreter warm working_sandbox",
     "loop/grading/test_hostile.py": "loop/grading/sandbox; loop/grading/inside: cell link remote seccomp",
     "loop/grading/test_plus.py": "loop/grading/formats/plus; loop/grading/inside/compare",

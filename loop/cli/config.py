@@ -26,19 +26,21 @@ def config_command() -> None:
 def check_command() -> int:
     """Validate loop.toml and what it names, without loading a model: a line for each mistake, then exit code 78."""
     from loop.config.same_run import resolved
+    from loop.fitting.fit import doubts, fit_of
     from loop.inputs import read_inputs
     from loop.watching.trackers import missing_in_words
 
     try:
         loaded = the_call().load()
-        read_inputs(loaded, fetch=False)
+        inputs = read_inputs(loaded, fetch=False)
     except ConfigError as error:
         if not the_call().json:
             raise
         print_json({"ok": False, "mistakes": [_mistake(line) for line in str(error).splitlines()]})
         return error.exit_code
     trackers = missing_in_words(loaded.config.watching.trackers)
-    warnings = [trackers] if trackers else []
+    # They depend on the machine, which may not be the one of the run: nothing is wrong with the file.
+    warnings = ([trackers] if trackers else []) + doubts(fit_of(loaded, inputs.prompts))
     print_answer(
         {"ok": True, "config": resolved(loaded.config), "warnings": warnings}, lambda _: _print(loaded, warnings)
     )

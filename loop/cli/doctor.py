@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 TORCH_TIMEOUT_S = 120.0
 SERVER_TIMEOUT_S = 3.0
-LITTLE_MEMORY_BYTES = 6 << 30  # a full fine-tune of a model of 135M parameters takes as much
+LITTLE_MEMORY_BYTES = 2 << 30  # what the run itself needs is a check of its own
 LITTLE_DISK_BYTES = 2 << 30
 Verdict = Literal["ok", "warn", "fail"]
 _ENGINES = ("torch", "transformers", "trl", "peft", "accelerate", "datasets")
@@ -84,6 +84,8 @@ def _examine(call: Call, deep: bool) -> Iterator[Line]:
     if loaded and loaded.config.watching.trackers:
         yield _trackers(loaded.config.watching.trackers)
     yield _devices(loaded)
+    if loaded:
+        yield from _fit(loaded)
     yield _sandbox(loaded)
     if deep and loaded and not any(line.verdict == "fail" for line in trouble):
         from loop.cli.doctor_deep import try_everything
@@ -111,7 +113,7 @@ def _memory() -> Line:
     memory = psutil.virtual_memory()
     words = f"{size(memory.available)} of {size(memory.total)} available"
     if memory.available < LITTLE_MEMORY_BYTES:
-        remedy = "a small model wants some 6 GB on a CPU; close other programs or lower training.micro_batch_size"
+        remedy = "close other programs"
         return Line("memory", "warn", words, remedy)
     return Line("memory", "ok", words)
 
@@ -153,26 +155,28 @@ def _run_directory(run_dir: Path) -> Iterator[Line]:
     pid = holder(run_dir)
     held = f"held by process {pid}" if pid else "free" if run_dir.exists() else "will be made"
     yield Line("run_dir", "ok", f"{run_dir}: {held}")
-    needed, free = _two_checkpoints(run_dir), shutil.disk_usage(place).free
-    words = f"{size(free)} free" + (f", two checkpoints take {size(needed)}" if needed else "")
-    if free < max(needed, 1):
-        yield Line("disk", "fail", words, "make room, or set run_dir to a larger disk")
-    elif free < needed + LITTLE_DISK_BYTES:
-        yield Line("disk", "warn", words, "make room before the run, or set run_dir to a larger disk")
-    else:
-        yield Line("disk", "ok", words)
+    free = shutil.disk_usage(place).free
+    yield Line("disk", *(("ok", f"{size(free)} free") if free >= LITTLE_DISK_BYTES else _little(free)))
 
 
-def _two_checkpoints(run_dir: Path) -> int:
-    """Return the bytes that two of the run's checkpoints take; 0 while it has none."""
-    from loop.reading.reader import reader
-    from store.errors import StoreError
+def _little(free: int) -> tuple[Verdict, str, str]:
+    return "warn" if free else "fail", f"{size(free)} free", "make room, or set run_dir to a larger disk"
+
+
+def _fit(loaded: LoadedConfig) -> Iterator[Line]:
+    """Check what each stage needs against what this machine has, by the formula of `loopctl estimate`."""
+    from loop.fitting.fit import fit_of
+    from loop.inputs import read_inputs
 
     try:
-        with reader(run_dir) as store:
-            return 2 * max(checkpoint.size_bytes for checkpoint in store.ledger.checkpoints.all(store.run.id))
-    except (StoreError, ValueError):
-        return 0
+        prompts = read_inputs(loaded, fetch=False).prompts
+    except LoopError:  # which another check has told
+        prompts = []
+    estimated = fit_of(loaded, prompts)
+    for need in estimated.needs if estimated else ():
+        verdict: Verdict = {"fits": "ok", "tight": "warn", "cannot": "fail"}[need.verdict]  # type: ignore[assignment]
+        words = f"{size(need.needed_bytes)} of {size(need.has_bytes)}: {need.detail}"
+        yield Line(f"fit {need.what}", verdict, words, need.remedy)
 
 
 def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:

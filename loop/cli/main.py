@@ -18,6 +18,7 @@ COMMANDS = {
     "init": ("init", "Write a loop.toml that runs as it is."),
     "config": ("config", "Check loop.toml."),
     "doctor": ("doctor", "Say what this machine can do, and what would help."),
+    "estimate": ("estimate", "Say whether it fits: memory, disk and time of each stage."),
     "run": ("run", "Run rounds in the foreground."),
     "start": ("service", "Start the daemon in the background."),
     "stop": ("service", "Stop the daemon at its next safe point."),

@@ -83,8 +83,9 @@ class Engine(Section):
     kv_cache_bytes: Cost[PositiveInt | None] = Field(
         None, description="vLLM's KV cache; default: 2 GiB on a CPU, what is free up to 90% on a GPU."
     )
-    gpus_per_engine: ForSampling[PositiveInt] = Field(
-        1, description="GPUs that vLLM splits the model over (tensor parallelism)."
+    gpus_per_engine: ForSampling[PositiveInt | None] = Field(
+        None,
+        description="GPUs that vLLM splits the model over (tensor parallelism); default: as few as leave room beside its weights.",
     )
     num_engines: ForSampling[PositiveInt | None] = Field(
         None, description="Engines that share the sampling; default: as many as fit on the visible GPUs, at least 1."
@@ -92,9 +93,10 @@ class Engine(Section):
     num_threads: ForSampling[ForTraining[PositiveInt | None]] = Field(
         None, description="CPU threads of the model; default: one per core."
     )
-    num_training_processes: ForTraining[PositiveInt] = Field(
-        1,
-        description="Processes that fine-tune together: one per GPU to be used; training.batch_size stays what it is.",
+    num_training_processes: ForTraining[PositiveInt | None] = Field(
+        None,
+        description="Processes that fine-tune together, one per GPU; default: as many GPUs as are visible and divide the batch, 1 "
+        "on a CPU. training.batch_size stays what it is.",
     )
     max_attempts: Cost[PositiveInt] = Field(3, description="Attempts per stage; when all have failed, the round fails.")
     retry_wait_s: Cost[float] = Field(5.0, ge=0.0, description="Wait before the second attempt; doubles after each.")

@@ -338,7 +338,7 @@ class Config(Section):
         if self.engine.sampler == "server" and training.method == "lora" and not training.lora.merge:
             problem = 'a server (engine.sampler = "server") takes whole weights only; set merge = true'
             yield ("training", "lora", "merge"), problem
-        if training.method == "lora" and training.lora.four_bit and self.engine.num_training_processes > 1:
+        if training.method == "lora" and training.lora.four_bit and (self.engine.num_training_processes or 1) > 1:
             problem = "a base in four bits is not shared among processes; set 1, or training.lora.four_bit = false"
             yield ("engine", "num_training_processes"), problem
         if training.candidates > 1 and self.decide.confirm is None:

@@ -227,6 +227,46 @@ class TrainingResult(Value):
     earlier: tuple[TrainingResult, ...] = ()
 
 
+class TrainingPass(Value):
+    """One forward and backward pass of a fine-tune: what its memory depends on, beside the model.
+
+    `num_rows` rows of `row_tokens` tokens each, the padding included; `padded`: whether there is any, so that attention gets a
+    mask. `lora_rank` None means that every weight is trained.
+    """
+
+    num_processes: int
+    num_rows: int
+    row_tokens: int
+    on_gpu: bool
+    padded: bool = False
+    gradient_checkpointing: bool = True
+    lora_rank: int | None = None
+    lora_targets: tuple[str, ...] | str = "all-linear"
+
+
+class TrainingPeak(Value):
+    """What one process holds between two steps, and at most in each part of a step.
+
+    `num_parameters` are those of the model, an adapter's included; `num_trained` those that change.
+    """
+
+    num_parameters: int
+    num_trained: int
+    at_rest_bytes: int
+    forward_bytes: int
+    backward_bytes: int
+    optimizer_bytes: int
+
+    @property
+    def num_adapter(self) -> int:
+        """The parameters of the adapter; 0 where every weight is trained."""
+        return self.num_trained if self.num_trained < self.num_parameters else 0
+
+    @property
+    def peak_bytes(self) -> int:
+        return max(self.forward_bytes, self.backward_bytes, self.optimizer_bytes)
+
+
 Progress = Callable[[int, int], None]  # (done, total), called as often as there is something new
 
 

@@ -74,7 +74,7 @@ def machine_for(experiment: Experiment, jobs: int | None = None) -> Machine:
         cores = len(os.sched_getaffinity(0))
         return Machine(jobs, (), max(1, cores // jobs) if jobs > 1 else None)
     engines = [config.engine for config in configs]
-    each = max(max(e.gpus_per_engine * (e.num_engines or 1), e.num_training_processes) for e in engines)
+    each = max(max((e.gpus_per_engine or 1) * (e.num_engines or 1), e.num_training_processes or 1) for e in engines)
     groups = [",".join(names[start : start + each]) for start in range(0, len(names) - each + 1, each)]
     return Machine(wanted or max(1, len(groups)), tuple(groups or [",".join(names)]))
 

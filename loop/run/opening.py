@@ -13,6 +13,7 @@ from pathlib import Path
 from loop.config.loading import LoadedConfig
 from loop.config.same_run import config_sha256, differences, resolved, with_stored_gates
 from loop.errors import ConfigError, LoopError
+from loop.fitting.fit import refuse_what_cannot_fit
 from loop.grading.grader import Grader
 from loop.inputs import BUILT_IN_MODEL, Inputs, read_inputs
 from loop.run.base_model import base_model
@@ -47,6 +48,7 @@ def open_session(
     `begins` is called when a new run is about to begin and nothing of the user's is wrong any more.
     """
     inputs, config = read_inputs(loaded, fetch=True), loaded.config
+    refuse_what_cannot_fit(loaded, inputs.prompts)
     suites = [yardstick(suite, table, config) for table, suite in zip(config.suites, inputs.suites, strict=True)]
     table = config.grading
     grader = Grader(table.sandbox, table.timeout_s, table.memory_bytes, table.num_workers, table.timeout_factor)
@@ -59,7 +61,7 @@ def open_session(
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run, content = ledger.run(), _content(inputs, suites)
             if run is None:
-                base = _base(loaded, engines, hasher, lambda: begins(inputs))
+                base = _base(loaded, engines, inputs, hasher, begins)
                 corpus.add_prompts(inputs.prompts)
                 for suite in suites:
                     corpus.add_prompts(suite.prompts.values())
@@ -104,7 +106,9 @@ def _continue(run: Run, ledger: Ledger, engines: Engines, hasher: Hasher, loaded
             ledger.checkpoints.move(base.sha256, str(directory))
 
 
-def _base(loaded: LoadedConfig, engines: Engines, hasher: Hasher, begins: Callable[[], None]) -> Checkpoint:
+def _base(
+    loaded: LoadedConfig, engines: Engines, inputs: Inputs, hasher: Hasher, begins: Callable[[Inputs], None]
+) -> Checkpoint:
     """The base of a new run. LoopError where the run directory holds the weights of another one."""
     if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
         raise LoopError(
@@ -113,11 +117,12 @@ def _base(loaded: LoadedConfig, engines: Engines, hasher: Hasher, begins: Callab
         )
     model = loaded.config.model
     if model.source == BUILT_IN_MODEL:  # it may be converted now, for half a minute
-        begins()
+        begins(inputs)
     engines.watch.stage(0, "preparing", model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
     if model.source != BUILT_IN_MODEL:
-        begins()
+        refuse_what_cannot_fit(loaded, inputs.prompts)  # a model of the hub is known only now
+        begins(inputs)
     manifest = hash_directory(directory, hasher)
     return Checkpoint(
         sha256=manifest_sha256(manifest),

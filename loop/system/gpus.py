@@ -33,6 +33,25 @@ def used_bytes() -> dict[int, int]:
     return used
 
 
+def total_bytes() -> dict[int, int]:
+    """The memory of each device that a worker may use, by NVML's index; slices of one device are added up."""
+    totals: dict[int, int] = {}
+    for nvml, _, index, device in _devices():
+        with contextlib.suppress(nvml.NVMLError):
+            totals[index] = totals.get(index, 0) + int(nvml.nvmlDeviceGetMemoryInfo(device).total)
+    return totals
+
+
+def device_names() -> list[str]:
+    """What each visible device is called: "NVIDIA H100 80GB HBM3"."""
+    names = []
+    for nvml, _, _, device in _devices():
+        with contextlib.suppress(nvml.NVMLError):
+            name = nvml.nvmlDeviceGetName(device)
+            names.append(name.decode() if isinstance(name, bytes) else str(name))
+    return names
+
+
 def is_any_busy(names: str | None) -> bool:
     """Whether a device has computed within the last second. `names` as in CUDA_VISIBLE_DEVICES; None: all devices."""
     busy = False

@@ -28,6 +28,7 @@ from loop.engines.base import (
     Progress,
     Request,
     SamplingParams,
+    TrainingPass,
 )
 from loop.engines.fake import FakeTrainer
 from loop.engines.feed import Feed
@@ -145,6 +146,11 @@ class Child:
                 from loop.engines.hf_models import DTYPES, measured_flops
 
                 return {"flops": {name: measured_flops(DTYPES[name]) for name in command["precisions"]}}
+            case "track_memory":
+                prepare_torch(1)
+                from loop.engines.memory_tracker import peak_of_training
+
+                return peak_of_training(command["config"], TrainingPass.model_validate(command["work"])).model_dump()
             case "convert_smollm2":
                 from loop.engines.hf_models import convert_smollm2
 

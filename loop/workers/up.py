@@ -10,23 +10,24 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import psutil
 
 from loop.config.loading import LoadedConfig
 from loop.config.machine import Engine
-from loop.config.samplers import AUTO, sampler_kind
+from loop.config.samplers import AUTO, SAMPLERS, sampler_kind
 from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, EngineConfig
 from loop.errors import ConfigError, EngineError
-from loop.system.gpus import used_bytes, visible_devices, wait_until_free
+from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 
 TRAINING_BYTES = 16  # memory of a fine-tune per byte of its checkpoint: weights, gradients, two moments, activations
 SPARE_BYTES = 2 << 30  # must stay free beside that
+MOST_WEIGHTS = 0.7  # of a GPU's memory: of the 0.92 that vLLM takes the cache should get a quarter
 FALLBACK = "transformers"  # the sampler of any machine
 
 
@@ -62,18 +63,51 @@ def best_sampler(device: str) -> tuple[str, str]:
     return "vllm", f"{package} {version} is installed" + (" and there is a GPU" if gpu else "")
 
 
+def num_training_processes(engine: Engine, training: Training, num_gpus: int) -> int:
+    """What `engine.num_training_processes` says; else a process for each visible GPU, as far as a batch has rows for them."""
+    if engine.num_training_processes is not None:
+        return engine.num_training_processes
+    in_four_bits = (
+        training.method == "lora" and training.lora.four_bit
+    )  # loop.config.settings refuses more than one then
+    if engine.device == "cpu" or engine.trainer == "fake" or in_four_bits:
+        return 1
+    return max(1, min(num_gpus, training.batch_size))
+
+
+def gpus_per_engine(engine: Engine, weights_bytes: int, gpus_bytes: Sequence[int]) -> int:
+    """What `engine.gpus_per_engine` says; else as few GPUs as leave room beside the weights: 1, 2, 4 and so on."""
+    if engine.gpus_per_engine is not None:
+        return engine.gpus_per_engine
+    num = 1
+    while 2 * num <= len(gpus_bytes) and weights_bytes / num > MOST_WEIGHTS * min(gpus_bytes):
+        num *= 2  # so that it divides the attention heads
+    return num
+
+
 def engine_config(engine: Engine, training: Training | None = None) -> EngineConfig:
-    """What a worker is told of [engine], and of [training] where adapters are to be served."""
-    settings = EngineConfig.model_validate(engine, from_attributes=True)
+    """What a worker is told of [engine], and of [training] where there is a trainer or adapters are to be served.
+
+    What the configuration leaves to the machine is settled here, but for the GPUs of an engine: they depend on the weights.
+    """
+    num = num_training_processes(engine, training, len(visible_devices())) if training else 1
+    own = engine.model_copy(update={"num_training_processes": num, "gpus_per_engine": engine.gpus_per_engine or 1})
+    settings = EngineConfig.model_validate(own, from_attributes=True)
     if training is None or training.method != "lora" or training.lora.merge:
         return settings
     return settings.changed(lora_rank=training.lora.rank)
+
+
+def _weights_bytes(checkpoint: CheckpointRef) -> int:
+    directories = filter(None, (checkpoint.path, checkpoint.base_path))
+    return sum(file.stat().st_size for path in directories for file in path.glob("*.safetensors"))
 
 
 class Engines:
     """At most one sampler and one trainer, each in a worker of its own; with several GPUs the sampler is in several."""
 
     def __init__(self, loaded: LoadedConfig, watch: Watch) -> None:
+        self.loaded = loaded
         self.settings = engine_config(loaded.config.engine, loaded.config.training)
         self.logs = loaded.run_dir / "logs"
         self.settings = self.settings.changed(proofs=self.logs / "proofs")
@@ -140,6 +174,10 @@ class Engines:
 
     def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         """One engine with all visible devices, or several with a share of them each."""
+        if self.kind == SAMPLERS["vllm"] and self.settings.device != "cpu":
+            engine = self.loaded.config.engine
+            num = gpus_per_engine(engine, _weights_bytes(checkpoint), list(total_bytes().values()))
+            self.settings = self.settings.changed(gpus_per_engine=num)
         shares = self._shares()
         self._wait_for_memory()
         if len(shares) == 1:
@@ -213,9 +251,8 @@ class Engines:
         if self._memory_before:  # there is a GPU
             return False
         if None in (self._sampler, self._trainer):  # an engine that is up already has its memory
-            directories = filter(None, (checkpoint.path, checkpoint.base_path))
-            size = sum(file.stat().st_size for path in directories for file in path.glob("*.safetensors"))
-            return bool(psutil.virtual_memory().available > TRAINING_BYTES * size + SPARE_BYTES)
+            needed = TRAINING_BYTES * _weights_bytes(checkpoint) + SPARE_BYTES
+            return bool(psutil.virtual_memory().available > needed)
         return True
 
     def _remote_sampler(

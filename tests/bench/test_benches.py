@@ -28,6 +28,7 @@ COMMANDS = {
     "decisions": "bench/decisions.py --runs 20 --only 1",
     "candidates": "bench/candidates.py --runs 10 --rounds 2 --candidates 1 4",
     "collapse": "bench/collapse.py --runs 10 --rounds 2",
+    "estimate": "bench/estimate.py --small",
     "drift": "bench/drift.py --runs 2 --rounds 2",
     "dealing": "bench/dealing.py --steps 5",
     "sharding": "bench/sharding.py --hidden-size 128",
