@@ -11,7 +11,9 @@ import os
 import re
 import tempfile
 import threading
+import time
 import traceback
+from collections.abc import Callable
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any
@@ -43,6 +45,7 @@ def start_engine(checkpoint: CheckpointRef, settings: EngineConfig, dtype: str, 
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", cores(settings.num_threads))
     from vllm.engine.arg_utils import EngineArgs
     from vllm.usage.usage_lib import UsageContext
+    from vllm.v1.engine.exceptions import EngineDeadError
     from vllm.v1.engine.llm_engine import LLMEngine
 
     begins = log_size()
@@ -60,6 +63,8 @@ def start_engine(checkpoint: CheckpointRef, settings: EngineConfig, dtype: str, 
             "sampler.log says more"
         ) from None
     end_with(engine.engine_core.resources.engine_manager.processes)
+    for name in ("step", "collective_rpc"):
+        setattr(engine, name, ending(getattr(engine, name), EngineDeadError))
     return engine
 
 
@@ -143,3 +148,20 @@ def end_with(processes: list[Any]) -> None:
         os._exit(code or 1)
 
     threading.Thread(target=follow, daemon=True).start()
+
+
+def ending(call: Callable[..., Any], dead: type[Exception]) -> Callable[..., Any]:
+    """The same call, but where it finds the engine `dead` this process ends: at the latest when `end_with` had time to.
+
+    The daemon would take an error for one of the request, and ask the dead engine again.
+    """
+
+    def called(*args: Any, **named: Any) -> Any:
+        try:
+            return call(*args, **named)
+        except dead:
+            traceback.print_exc()
+            time.sleep(REAP_S)
+            os._exit(1)
+
+    return called

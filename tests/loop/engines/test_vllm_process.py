@@ -127,6 +127,26 @@ def test_a_worker_ends_as_its_engine_does(how: str, status: int) -> None:
     assert ends(how) == status
 
 
+def test_a_worker_ends_where_its_engine_says_that_it_is_dead() -> None:
+    """As it does when a process below it has died; until then it answers, and other errors are errors."""
+    code = (
+        "from loop.engines import vllm_process\n"
+        "vllm_process.REAP_S = 0.1\n"
+        "class Dead(Exception): pass\n"
+        "def call(what):\n"
+        "    if isinstance(what, Exception): raise what\n"
+        "    return what\n"
+        "asked = vllm_process.ending(call, Dead)\n"
+        "assert asked(2) == asked(what=2) == 2\n"
+        "try: asked(ValueError())\n"
+        "except ValueError: print('an error', flush=True)\n"
+        "asked(Dead())\n"
+        "print('lives')\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], timeout=HANG_S, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (1, "an error\n") and "Dead" in ended.stderr
+
+
 @pytest.mark.parametrize("name", ["short", "l" * 150])
 def test_sockets_have_room_for_their_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """Another process finds them there, and they lie in the directory that goes with the worker."""
