@@ -76,9 +76,9 @@ def test_training(
         (on(0, 0), {}, 1),
         (on(1, 84), {}, 1),
         (on(8, 84), {}, 8),
-        (on(6, 84), {}, 4),  # 32 rows are no multiple of 6
-        (on(8, 84), {"micro_batch_size": 8}, 4),
-        (on(8, 84), {"method": "lora"}, 1),
+        (on(6, 84), {}, 6),  # 32 rows are no multiple of 6, and need not be
+        (on(8, 84), {"batch_size": 4}, 4),
+        (on(8, 84), {"method": "lora"}, 8),
     ],
 )
 def test_processes_choose_themselves(
