@@ -90,7 +90,8 @@ def engine_config(engine: Engine, training: Training | None = None) -> EngineCon
 
     What the configuration leaves to the machine is settled here, but for the GPUs of an engine: they depend on the weights.
     """
-    num = num_training_processes(engine, training, len(visible_devices())) if training else 1
+    num_gpus = len(visible_devices()) if training and engine.device != "cpu" else 0
+    num = num_training_processes(engine, training, num_gpus) if training else 1
     own = engine.model_copy(update={"num_training_processes": num, "gpus_per_engine": engine.gpus_per_engine or 1})
     settings = EngineConfig.model_validate(own, from_attributes=True)
     if training is None or training.method != "lora" or training.lora.merge:
