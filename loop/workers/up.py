@@ -177,11 +177,7 @@ class Engines:
         """One engine with all visible devices, or several with a share of them each."""
         if self.kind == SAMPLERS["vllm"] and self.settings.device != "cpu":
             engine = self.loaded.config.engine
-            num = gpus_per_engine(
-                engine,
-                _weights_bytes(checkpoint),
-                [] if self.settings.device == "cpu" else list(total_bytes().values()),
-            )
+            num = gpus_per_engine(engine, _weights_bytes(checkpoint), list(total_bytes().values()))
             self.settings = self.settings.changed(gpus_per_engine=num)
         shares = self._shares()
         self._wait_for_memory()
