@@ -237,10 +237,11 @@ def test_a_pulse_that_raises_ends_the_waiting(driver: Driver, workers: Workers) 
 
 
 def test_a_run_on_the_cpu_does_not_look_at_gpus(driver: Driver, workers: Workers) -> None:
+    before = driver.num_asked  # by the engines of the fixture, which may use GPUs
     workers.begin(device="cpu")
     workers.sample()
     workers.train()
-    assert driver.num_asked == 0
+    assert driver.num_asked == before
 
 
 def test_a_watch_without_pulse_will_do_and_one_with_it_is_told(workers: Workers) -> None:
