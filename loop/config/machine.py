@@ -95,7 +95,7 @@ class Engine(Section):
     )
     num_training_processes: ForTraining[PositiveInt | None] = Field(
         None,
-        description="Processes that fine-tune together, one per GPU; default: as many GPUs as are visible and divide the batch, 1 "
+        description="Processes that fine-tune together, one per GPU; default: one for each visible GPU, at most batch_size; 1 "
         "on a CPU. training.batch_size stays what it is.",
     )
     max_attempts: Cost[PositiveInt] = Field(3, description="Attempts per stage; when all have failed, the round fails.")

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 import struct
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 MAX_FRAME_BYTES = 4 << 20  # one completion of 65,536 tokens over a long prompt takes 1 to 2 MB
 MAX_FRAME_VALUES = 300_000  # its token ids are values; so are the losses of a fine-tune
+MAX_FRAMES_PER_S = 5000  # of up to 1,000 bytes, beside results; a worker sends eleven, a full pipe holds a thousand
 PIECE_BYTES = 1 << 19  # a list of completions is sent in pieces of about this size
 STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # the closing quote is optional: linear in hostile input, too
 MARKS = (b",", b":", b"[", b"{")
@@ -22,6 +24,20 @@ MARKS = (b",", b":", b"[", b"{")
 
 class BadFrame(ValueError):
     """A frame that is too large or is no message. The text completes "it sent a message that ..."."""
+
+
+class FrameRate:
+    """How many frames come within a second; a large one counts as several."""
+
+    def __init__(self) -> None:
+        self.num, self.second = 0, 0
+
+    def is_too_high(self, num_bytes: int) -> bool:
+        """One more has come, of so many bytes. Whether there were more than MAX_FRAMES_PER_S in this second."""
+        if (second := int(time.monotonic())) != self.second:
+            self.num, self.second = 0, second
+        self.num += 1 + num_bytes // 1000
+        return self.num > MAX_FRAMES_PER_S
 
 
 def encode_frame(message: dict[str, Any]) -> bytes:

@@ -36,12 +36,11 @@ from loop.engines.feed import Feed, feed_of
 from loop.errors import ConfigError, EngineError, LeftTraining, StalledError
 from loop.system import ourselves, trees
 from loop.system.gpus import is_any_busy
-from loop.workers.frames import MAX_FRAME_BYTES, BadFrame, decode_body, encode_frame
+from loop.workers.frames import MAX_FRAME_BYTES, MAX_FRAMES_PER_S, BadFrame, FrameRate, decode_body, encode_frame
 from loop.workers.liveness import StallWatch, used_by
 
 HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
 LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
-MAX_FRAMES_PER_S = 5000  # of up to 1,000 bytes, beside results; a worker sends eleven, a full pipe holds a thousand
 MOST_AT_ONCE = 1024  # requests in one message; a worker that wants more asks again
 IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
 MAX_LOG_BYTES = 16 << 20
@@ -176,7 +175,7 @@ class Worker:
         self._check_not_ended()
         self._busy = True
         self._call += 1
-        most_done, num_idle, num_frames, second, num_wanted = -1, 0, 0, 0, 0
+        most_done, num_idle, num_wanted, rate = -1, 0, 0, FrameRate()
         try:
             self.patience.advanced()
             self._send(message | {"call": self._call})
@@ -218,10 +217,7 @@ class Worker:
                         num_wanted, more = 0, more if requests else None
                 if frame["type"] in ("items", "want"):  # there are no more of them than requests
                     continue
-                if int(time.monotonic()) != second:
-                    num_frames, second = 0, int(time.monotonic())
-                num_frames += 1 + num_bytes // 1000  # a large frame counts as several
-                if num_frames > MAX_FRAMES_PER_S:
+                if rate.is_too_high(num_bytes):
                     raise self.broken(f"it sent more than {MAX_FRAMES_PER_S} messages within a second")
         finally:
             if self._busy:
