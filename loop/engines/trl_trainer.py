@@ -244,7 +244,8 @@ class TrlTrainer:
         kept: Kept | None = None,
     ) -> TrainingResult:
         """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
-        with tempfile.TemporaryDirectory() as name:
+        # Beside the rows: they take 4 bytes a token again, which is too much where /tmp is main memory.
+        with tempfile.TemporaryDirectory(dir=rows_file.parent) as name:
             scratch = Path(name)
             rows, held_out = write_rows(rows_file, settings, scratch)
             job = Job(
