@@ -39,7 +39,7 @@ def truncate(weights: Path) -> None:
 @pytest.mark.parametrize("harm", [damage, truncate, shutil.rmtree])
 def test_a_damaged_candidate_is_set_aside_and_trained_again(harm: Any, tmp_path: Path) -> None:
     config = write_run(tmp_path, ONE)
-    assert drive(config, "before finish_evaluation", 3) == -9  # the candidate exists and is about to be measured
+    assert drive(config, "before finish_evaluation", 2) == -9  # the candidate exists and is about to be measured
     weights = tmp_path / ".loop" / "checkpoints" / "round-0001"
     harm(weights)
     left = dump(finish(config))
