@@ -141,8 +141,10 @@ def end_with(processes: list[Any]) -> None:
     def follow() -> None:
         ended = connection.wait([process.sentinel for process in processes])
         (first, *_) = [process for process in processes if process.sentinel in ended]
-        first.join(REAP_S)
-        code = first.exitcode
+        deadline = time.monotonic() + REAP_S
+        # None for a moment also where a thread of vLLM has asked the kernel first and has not noted the answer yet.
+        while (code := first.exitcode) is None and time.monotonic() < deadline:
+            time.sleep(REAP_S / 100)
         if code is not None and code < 0:
             os.kill(os.getpid(), -code)
         os._exit(code or 1)
