@@ -103,7 +103,7 @@ class Child:
             if command["op"] == "more":
                 continue  # for a call that has failed meanwhile
             self.call = command["call"]
-            self.reported = (-1, -1)
+            self.reported_at, self.reported = 0.0, (-1, -1)  # the first report never waits behind the call before
             try:
                 self.send(type="result", value=self.answer(command))
             except LoopError as error:

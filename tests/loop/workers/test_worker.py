@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from loop.engines.base import CheckpointRef, Request
 from loop.engines.feed import Feed, Listed
 from loop.errors import ConfigError, EngineError
 from loop.system import trees as guard
+from loop.workers.child import Child
+from loop.workers.frames import encode_frame, receive_frame
 from loop.workers.worker import RemoteSampler, RemoteTrainer
 from tests.support import ROOT, SUPPORT
 from tests.support.engines import settings
@@ -153,6 +156,18 @@ def test_a_reported_error_crosses_by_kind_and_the_worker_stays(start: Start, tmp
         checkpoint = CheckpointRef(sha256="", path=tmp_path / "nowhere")
         worker.call({"op": "load_sampler", "checkpoint": checkpoint, "settings": SETTINGS})
     assert "Traceback" in worker.log_file.read_text()
+
+
+def test_the_first_report_of_a_call_never_waits_behind_the_call_before() -> None:
+    """Reports are rare enough not to cost anything, and what stands still after its first one would otherwise show nothing."""
+    done = iter([4, 1])
+    commands = b"".join(encode_frame({"op": "report", "call": call}) for call in (1, 2))
+    child = Child(io.BytesIO(commands), answers := io.BytesIO())
+    child.answer = lambda command: child.progress(next(done), 4)  # type: ignore[method-assign]
+    child.run()
+    answers.seek(0)
+    seen = [frame for frame in iter(lambda: receive_frame(answers), None) if frame["type"] == "progress"]
+    assert [(frame["call"], frame["done"]) for frame in seen] == [(1, 4), (2, 1)]
 
 
 def test_a_config_error_stays_one(start: Start) -> None:
