@@ -132,7 +132,9 @@ class Training(Section):
     num_epochs: PositiveInt | None = Field(None, description="Passes over the round's completions; or give num_steps.")
     num_steps: PositiveInt | None = Field(None, description="Optimizer steps; or give num_epochs (default 1).")
     batch_size: PositiveInt = Field(32, description="Completions per optimizer step.")
-    micro_batch_size: Cost[PositiveInt] = Field(8, description="Completions per forward pass; a divisor of batch_size.")
+    micro_batch_size: Cost[PositiveInt] = Field(
+        8, description="A forward pass takes at most so many times the tokens of the longest completion."
+    )
     learning_rate: PositiveFloat = Field(5e-6, description="Peak learning rate.")
     min_learning_rate: float = Field(1e-6, ge=0.0, description="Where the cosine ends.")
     warmup_steps: int = Field(0, ge=0, description="Steps of linear warm-up.")
@@ -164,9 +166,6 @@ class Training(Section):
     def mistakes(self) -> Iterator[Mistake]:
         if self.num_epochs is not None and self.num_steps is not None:
             yield ("num_steps",), "num_epochs and num_steps are both given; give one"
-        if self.batch_size % self.micro_batch_size:
-            problem = f"{self.micro_batch_size} does not divide batch_size {self.batch_size}; give a divisor of it"
-            yield ("micro_batch_size",), problem
         if self.min_learning_rate > self.learning_rate:
             problem = f"{self.min_learning_rate:g} is above learning_rate {self.learning_rate:g}; give at most that"
             yield ("min_learning_rate",), problem

@@ -105,7 +105,7 @@ def training_pass(config: Config, plan: Resolved) -> TrainingPass:
     training = config.training
     return TrainingPass(
         num_processes=plan.num_training_processes,
-        num_rows=training.micro_batch_size,
+        num_rows=min(training.micro_batch_size, training.batch_size),
         row_tokens=plan.row_tokens,
         on_gpu=plan.on_gpu,
         gradient_checkpointing=training.gradient_checkpointing,

@@ -78,8 +78,7 @@ TABLE = [
     ("top_p = 0.8", 'stop = [\n  "a",\n  3,\n]', ["8: sampling.stop[1]: 3 is not text; give text in quotes"]),
     ("num_steps = 4", "num_steps = 4\nnum_epochs = 1\nmicro_batch_size = 5\nlearning_rate = 1e-7",
      ["7: training.min_learning_rate: 1e-06 is above learning_rate 1e-07; give at most that",
-      "8: training.num_steps: num_epochs and num_steps are both given; give one",
-      "10: training.micro_batch_size: 5 does not divide batch_size 32; give a divisor of it"]),
+      "8: training.num_steps: num_epochs and num_steps are both given; give one"]),
     ("num_steps = 4", "num_steps = 4\ncandidates = 4",
      ["9: training.candidates: decide.split chooses among 4 candidates, so it cannot show that the chosen one is better; "
       "set decide.confirm to another split, or candidates = 1"]),
