@@ -50,6 +50,15 @@ def start_group(device: torch.device) -> None:
     )
 
 
+def num_collectives() -> int:
+    """How many collective operations this process has begun with the others."""
+    if not dist.is_initialized():
+        return 0
+    group = dist.group.WORLD
+    own = (kind for kind in map(torch.device, ("cpu", "cuda")) if kind in group._device_types)
+    return 1 + sum(int(group._get_backend(kind)._get_sequence_number_for_group()) for kind in own)
+
+
 def wait_for_all() -> None:
     """Return once every process has called this."""
     if dist.is_initialized():
