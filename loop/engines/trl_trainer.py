@@ -174,7 +174,10 @@ class _StartingPoint:
             raise EngineError(f"the weights are not finite after {when}; lower training.learning_rate")
         try:
             self._write(model, out_dir)
-        except (OSError, SafetensorError) as error:
+        except Exception as error:
+            # safetensors raises an error of its own, tokenizers a plain Exception; both are written in Rust.
+            if not isinstance(error, OSError | SafetensorError) and "(os error " not in str(error):
+                raise
             free = shutil.disk_usage(next(each for each in (out_dir, *out_dir.parents) if each.exists())).free
             raise EngineError(
                 f"{out_dir}: the weights after {when} cannot be written: {error} ({free:,} bytes are free); make room"
