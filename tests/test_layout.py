@@ -27,7 +27,7 @@ COVERS = {
     "loop/config/test_times.py": "loop/config/cron",
     "loop/daemon/test_service.py": "loop/daemon/space",
     "loop/engines/test_distributed.py": "loop/engines: distributed_rank sharded; loop/system/trees",
-    "loop/engines/test_distributed_faults.py": "loop/engines: distributed_launch slate",
+    "loop/engines/test_distributed_faults.py": "loop/engines: distributed_launch lossy_log slate",
     "loop/engines/test_models.py": "loop/engines/hf_models; loop/run/base_model",
     "loop/engines/test_probers.py": "loop/engines/hf_prober",
     "loop/engines/test_samplers.py": "loop/engines: base fake",

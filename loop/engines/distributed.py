@@ -21,8 +21,8 @@ import psutil
 import torch
 
 from loop.engines.base import EngineConfig, Progress, Tell, TrainingResult
-from loop.engines.distributed_launch import DIED, ERROR
-from loop.engines.slate import Slate
+from loop.engines.distributed_launch import DIED
+from loop.engines.slate import Slate, error_of, left_by
 from loop.engines.trl_trainer import Job
 from loop.errors import EngineError, LeftTraining
 
@@ -35,10 +35,12 @@ def train_in_group(
 ) -> TrainingResult:
     """Run `train` in `num_training_processes` processes on this machine. It raises what the first of them said."""
     (scratch / "job.json").write_text(job.model_dump_json())
-    returncode = _Group(job.engine, device, scratch).run(progress, note, waits)
-    for left in scratch.glob("left.*"):
-        raise LeftTraining(left.read_text())
-    result, why = scratch / "result.json", _why_it_ended(scratch, job.engine.num_training_processes)
+    group = _Group(job.engine, device, scratch)
+    returncode = group.run(progress, note, waits)
+    for left in group.left:
+        if text := left.read()[1]:
+            raise LeftTraining(text)
+    result, why = scratch / "result.json", group.why_it_ended()
     if result.exists():  # the weights are written
         if why or returncode:
             print(f"the losses on held-out rows are not measured: {why or 'the group was ended'}", file=sys.stderr)
@@ -50,27 +52,20 @@ def train_in_group(
     )
 
 
-def _why_it_ended(scratch: Path, num_processes: int) -> str | None:
-    """What the first process said that failed. One that died could say nothing; what the others say follows from that."""
-    died = scratch / DIED
-    for rank, code in json.loads(died.read_text()) if died.exists() else []:
-        who = f"rank {rank} of {num_processes} training processes"
-        if code == -signal.SIGKILL:
-            return f"{who} was killed (out of memory?); lower training.micro_batch_size, or see the worker's log"
-        how = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with exit code {code}"
-        return f"{who} ended {how}; its last words are in the worker's log"
-    errors = sorted(scratch.glob(ERROR.format("*")), key=lambda file: file.stat().st_mtime_ns)
-    return errors[0].read_text() if errors else None
-
-
 class _Group:
     """The processes of a fine-tune, and what they write on their slates."""
 
     def __init__(self, engine: EngineConfig, device: torch.device, scratch: Path) -> None:
         self.engine, self.device, self.scratch = engine, device, scratch
         self.progress, self.note = Slate(scratch / "progress"), Slate(scratch / "note")
-        self.ranks = [Slate(scratch / f"rank-{number}") for number in range(engine.num_training_processes)]
-        for slate in (self.progress, self.note, *self.ranks):
+        numbers = range(engine.num_training_processes)
+        self.ranks = [Slate(scratch / f"rank-{number}") for number in numbers]
+        self.errors, self.left = (
+            [error_of(scratch, each) for each in numbers],
+            [left_by(scratch, each) for each in numbers],
+        )
+        self.died = Slate(scratch / DIED)
+        for slate in (self.progress, self.note, self.died, *self.ranks, *self.errors, *self.left):
             slate.clear()
 
     def run(self, progress: Progress, note: Tell, waits: Tell) -> int:
@@ -97,6 +92,18 @@ class _Group:
             finally:
                 process.terminate()  # torchrun ends its processes then; nothing happens where it has ended
         return process.returncode
+
+    def why_it_ended(self) -> str | None:
+        """What the first process said that failed. One that died could say nothing; what the others say follows from that."""
+        died = self.died.read()[1]
+        for rank, code in json.loads(died) if died else []:
+            who = f"rank {rank} of {len(self.ranks)} training processes"
+            if code == -signal.SIGKILL:
+                return f"{who} was killed (out of memory?); lower training.micro_batch_size, or see the worker's log"
+            how = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with exit code {code}"
+            return f"{who} ended {how}; its last words are in the worker's log"
+        said = [each for each in self.errors if each.read()[1]]
+        return min(said, key=lambda each: each.file.stat().st_mtime_ns).read()[1] if said else None
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-P", "-m", "loop.engines.distributed_launch", str(self.scratch)]

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-DIED = "died.json"  # [rank, exit code] of each process that ended without saying why, the first one first
-ERROR = "error.{}"  # what a process of the group said before it ended, by its rank
+from loop.engines.slate import Slate, error_of
+
+DIED = "died"  # a slate: [[rank, exit code]] of the first process that ended without saying why
 
 
 def main(scratch: Path, arguments: list[str]) -> None:
@@ -19,8 +20,8 @@ def main(scratch: Path, arguments: list[str]) -> None:
         run.main(arguments)
     except ChildFailedError as failed:
         failures = sorted(failed.failures.items(), key=lambda each: each[1].timestamp)
-        died = [(rank, failure.exitcode) for rank, failure in failures if not (scratch / ERROR.format(rank)).exists()]
-        (scratch / DIED).write_text(json.dumps(died))
+        died = [(rank, failure.exitcode) for rank, failure in failures if not error_of(scratch, rank).read()[1]]
+        Slate(scratch / DIED).write(json.dumps(died[:1]))
         raise SystemExit(1) from None
 
 

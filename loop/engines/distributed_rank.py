@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from loop.engines import sharded
-from loop.engines.distributed_launch import ERROR
 from loop.engines.hf_models import choose_device
-from loop.engines.slate import Slate
+from loop.engines.lossy_log import make_log_lossy
+from loop.engines.slate import LONGEST, Slate, error_of, left_by
 from loop.engines.trl_trainer import Job, train
 from loop.errors import LeftTraining, LoopError
 
@@ -66,16 +66,17 @@ def run(job: Job, scratch: Path) -> None:
 
 
 def main(scratch: Path) -> None:
-    """One process. The first error of each is left in a file."""
+    """One process. The first error of each is left on its slate."""
+    make_log_lossy()
     try:
         run(Job.model_validate_json((scratch / "job.json").read_text()), scratch)
     except LeftTraining as left:  # all processes, after the same step
-        write_whole(scratch / f"left.{os.environ['RANK']}", str(left))
+        left_by(scratch, os.environ["RANK"]).write(str(left))
     except BaseException as error:
-        traceback.print_exc()
-        first = (str(error).strip().splitlines() or [""])[0][:400]
+        first = (str(error).strip().splitlines() or [""])[0][:LONGEST]
         text = first if isinstance(error, LoopError) else f"{type(error).__name__}: {first}"
-        write_whole(scratch / ERROR.format(os.environ["RANK"]), text)
+        error_of(scratch, os.environ["RANK"]).write(text)
+        traceback.print_exc()
         os._exit(1)  # an orderly end would wait for the other processes
 
 

@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from loop.engines.base import CheckpointRef
-from loop.engines.hf_models import load_model
+from loop.engines.hf_models import first_file, load_model
 from loop.errors import EngineError
 
 FILE_BYTES = 400 * 10**6  # of a file of weights, which process 0 holds in main memory while it is written
@@ -87,7 +87,7 @@ def dtype_on_disk(directory: Path) -> torch.dtype:
     """The precision of the weights of a model directory, by its config or else by its first file."""
     dtype = AutoConfig.from_pretrained(directory, local_files_only=True).dtype
     if dtype is None:
-        with safe_open(min(directory.glob("*.safetensors")), framework="pt") as file:
+        with safe_open(first_file(directory), framework="pt") as file:
             dtype = file.get_tensor(next(iter(file.keys()))).dtype
     assert isinstance(dtype, torch.dtype)
     return dtype

@@ -15,6 +15,16 @@ SIZE_BYTES = 4096
 LONGEST = 600  # characters of a text, which JSON may write with six bytes each
 
 
+def error_of(scratch: Path, rank: int | str) -> Slate:
+    """Where a process of a group says why it failed."""
+    return Slate(scratch / f"error-{rank}")
+
+
+def left_by(scratch: Path, rank: int | str) -> Slate:
+    """Where it says that it left its training on request."""
+    return Slate(scratch / f"left-{rank}")
+
+
 class Slate:
     """The slate in `file`. One process makes it with `clear` before another writes."""
 
@@ -28,7 +38,8 @@ class Slate:
     def write(self, text: str) -> None:
         """The text from now on. It is lost where the disk takes nothing."""
         self._number += 1
-        content = json.dumps([self._number, text[:LONGEST], self._number]).encode().ljust(SIZE_BYTES)
+        both = json.dumps([self._number, text[:LONGEST], self._number], ensure_ascii=False)
+        content = both.encode(errors="replace").ljust(SIZE_BYTES)
         with contextlib.suppress(OSError), self.file.open("r+b", buffering=0) as file:
             os.pwrite(file.fileno(), content, 0)
 

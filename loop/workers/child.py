@@ -33,6 +33,7 @@ from loop.engines.base import (
 )
 from loop.engines.fake import FakeTrainer
 from loop.engines.feed import Feed
+from loop.engines.lossy_log import make_log_lossy
 from loop.errors import EngineError, LoopError
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -257,6 +258,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    make_log_lossy()
     Child(commands, answers).run()
 
 

@@ -37,9 +37,8 @@ def start(tmp_path: Path) -> Iterator[Start]:
     with contextlib.ExitStack() as stack:
 
         def begin(failpoint: str = "", progress: Any = no_progress, **more: Any) -> RemoteTrainer:
-            more = {"stall_timeout_s": HANG_S, "environment": {VARIABLE: failpoint}} | more
-            init = {"op": "load_trainer", "settings": TWO}
-            worker = Worker(init, log_file=tmp_path / "log", progress=progress, tag="trainer", **more)
+            how = {"stall_timeout_s": HANG_S, "log_file": tmp_path / "log", "environment": {VARIABLE: failpoint}} | more
+            worker = Worker({"op": "load_trainer", "settings": TWO}, progress=progress, tag="trainer", **how)
             stack.callback(wait_until, lambda: not ranks(worker.token))
             stack.callback(worker.end)
             return RemoteTrainer(worker)
@@ -47,9 +46,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
         yield begin
 
 
-def fit(trainer: RemoteTrainer, parent: CheckpointRef, tmp_path: Path, out: Path | None = None, **recipe: Any) -> Any:
+def fit(trainer: RemoteTrainer, parent: CheckpointRef, tmp_path: Path, **recipe: Any) -> Any:
     """Train it, and keep its state after each step."""
-    out = tmp_path / "out" if out is None else out
+    out = tmp_path / "out"
     out.mkdir(exist_ok=True)
     rows = write_rows(tmp_path / "rows.jsonl", many_rows(30))
     return trainer.fit(rows, parent, training(**EACH_STEP | recipe), out, Kept(directory=tmp_path / "kept"))
@@ -62,9 +61,9 @@ def fit(trainer: RemoteTrainer, parent: CheckpointRef, tmp_path: Path, out: Path
 def test_a_full_disk_costs_a_state_and_not_the_training(
     rank: int, start: Start, tiny: CheckpointRef, tmp_path: Path
 ) -> None:
-    """Whichever process finds no room. The state before stays, and the user is told."""
+    """Whichever process finds no room, and where the log takes nothing either. The state before stays, and the user is told."""
     notes: list[str] = []
-    trainer = start(f"training.shards_written=full#{rank}@2+", note=notes.append)
+    trainer = start(f"training.shards_written=full#{rank}@2+", note=notes.append, log_file=Path("/dev/full"))
     assert fit(trainer, tiny, tmp_path, num_steps=4).num_steps == 4
     assert os.listdir(tmp_path / "kept") == ["checkpoint-1"]
     assert notes[-1].startswith(f"the training's state is not saved at {tmp_path / 'kept' / 'checkpoint-3'}: ")
@@ -109,9 +108,9 @@ def as_completion(row: Any) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["128k", "256k"])
+@pytest.mark.parametrize("size", ["160k", "320k"])
 def test_a_disk_that_is_too_small(size: str, start: Start, tiny: CheckpointRef, tmp_path: Path) -> None:
-    """A true one: safetensors finds no room for the weights, or tokenizers for what lies beside them."""
+    """A true one, on which all of it lies: there is no room for the weights, or for what lies beside them, and nothing is left."""
     small = tmp_path / "small"
     small.mkdir()
     if subprocess.run(
@@ -122,7 +121,7 @@ def test_a_disk_that_is_too_small(size: str, start: Start, tiny: CheckpointRef, 
         with pytest.raises(
             EngineError, match=rf"^{small}/out: the weights after the last step cannot be written: [^\n]*"
         ) as raised:
-            fit(start(), tiny, tmp_path, small / "out", num_steps=2)
+            fit(start(), tiny, small, num_steps=2)
         assert is_no_room(raised.value) and str(raised.value).endswith("; make room")
     finally:
         subprocess.run(["umount", "-l", str(small)], check=False)
