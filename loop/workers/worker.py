@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import secrets
 import select
 import signal
@@ -30,52 +29,28 @@ from loop.engines.base import (
     Progress,
     Request,
     SamplingParams,
+    Tell,
     TrainingResult,
 )
 from loop.engines.feed import Feed, feed_of
 from loop.errors import ConfigError, EngineError, LeftTraining, StalledError
 from loop.system import ourselves, trees
 from loop.system.gpus import is_any_busy
+from loop.workers.environment import environment_of
 from loop.workers.frames import MAX_FRAME_BYTES, MAX_FRAMES_PER_S, BadFrame, FrameRate, decode_body, encode_frame
 from loop.workers.liveness import StallWatch, used_by
 
 HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
+LONGEST_TEXT = 1000  # characters of what a worker says by the way
 LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
 MOST_AT_ONCE = 1024  # requests in one message; a worker that wants more asks again
 IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
 MAX_LOG_BYTES = 16 << 20
 OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
 LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
-# How often a thread of OpenMP looks for work before it sleeps; `python bench/busy.py` measures it (docs/engines.md).
-SPIN_COUNT = "3000"
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
 # The remedy for messages that no child of this version sends.
 OTHER_VERSION = "if the package was upgraded while the daemon ran, restart the daemon"
-
-
-def _environment(token: str) -> dict[str, str]:
-    """The environment of every worker: the user's, with what a worker needs."""
-    return (
-        {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}  # the order of nvidia-smi and of loop.system.gpus
-        # torch that was asked for CUDA is of no use in a forked process. vLLM starts its engine in a process of its own:
-        # by fork, unless this is set; and the question itself starts no CUDA, if the other is set before torch is imported.
-        | {"VLLM_WORKER_MULTIPROC_METHOD": "spawn", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
-        | {
-            "SPT_NOENV": "1"
-        }  # vLLM renames its processes, which without this deletes the environment that shows whose they are
-        | ({} if "OMP_WAIT_POLICY" in os.environ else {"GOMP_SPINCOUNT": SPIN_COUNT})
-        | ourselves.environment()
-        | {
-            trees.TREE: token,
-            trees.PARENT: str(os.getpid()),
-            "PYTHONUNBUFFERED": "1",
-            "TRANSFORMERS_VERBOSITY": "error",
-            "TOKENIZERS_PARALLELISM": "false",
-            "TQDM_DISABLE": "1",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-        }
-    )
 
 
 Answer = TypeVar("Answer", Generated, Probed)
@@ -88,7 +63,7 @@ class Worker:
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
     second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
-    ended for want of progress. `has_gpu`: whether the worker may compute on a GPU, so that a busy GPU is a sign of its work.
+    ended for want of progress; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute on a GPU, so that a busy GPU is a sign of its work.
     `init`, the first command, and all others are JSON, in which the values of `loop.engines.base` may stand.
     """
 
@@ -101,6 +76,7 @@ class Worker:
         progress: Progress,
         pulse: Callable[[], None] = lambda: None,
         stalled: Callable[[], None] = lambda: None,
+        note: Tell = lambda text: None,
         tag: str = "worker",
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         command: Sequence[str] | None = None,
@@ -108,13 +84,14 @@ class Worker:
         has_gpu: bool = True,
     ) -> None:
         self.tag, self.log_file = tag, log_file
-        self.progress, self.pulse, self.stalled = progress, pulse, stalled
+        self.progress, self.pulse, self.stalled, self.note = progress, pulse, stalled, note
+        self.waits = ""  # what it says that it waits for
         self.token = secrets.token_hex(16)
         self._buffer = bytearray()
         self._call, self._busy = 0, False
         self.ended = False  # it takes no more calls then
         self._waited_s, self._looked_at_s = 0.0, time.monotonic()
-        whole_environment = _environment(self.token) | dict(environment or {})
+        whole_environment = environment_of(self.token) | dict(environment or {})
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             set_log_aside(log_file)
@@ -175,7 +152,7 @@ class Worker:
         self._check_not_ended()
         self._busy = True
         self._call += 1
-        most_done, num_idle, num_wanted, rate = -1, 0, 0, FrameRate()
+        most_done, num_idle, num_wanted, rate, self.waits = -1, 0, 0, FrameRate(), ""
         try:
             self.patience.advanced()
             self._send(message | {"call": self._call})
@@ -193,6 +170,10 @@ class Worker:
                         if num_idle <= idle_reports:
                             self.patience.advanced()
                         self.progress(done, total)
+                    case {"type": "note", "text": str(text)}:
+                        self.note(text[:LONGEST_TEXT])
+                    case {"type": "waits", "text": str(text)}:
+                        self.waits = text[:LONGEST_TEXT]
                     case {"type": "items", "items": [_, *_] as items}:
                         yield "items", items
                         items.clear()  # the next ones are read into free memory
@@ -297,8 +278,9 @@ class Worker:
         if why := self.patience.exhausted:
             self.stalled()
             self.end()
+            waits = self.waits and f"; {self.waits}"
             raise StalledError(
-                f"{self.tag}: {why} and was ended; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
+                f"{self.tag}: {why} and was ended{waits}; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
             )
         if self.patience.is_silent:
             remedy = "something stopped it, or the machine has no time or memory for it"
