@@ -56,7 +56,8 @@ $(VLLM)/.installed: pyproject.toml
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py tests/loop/engines/test_four_bit.py
+	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py tests/loop/engines/test_four_bit.py \
+	  tests/whole/test_round_vllm.py
 
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
