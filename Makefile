@@ -40,7 +40,7 @@ test: lint
 test-all: lint
 	$(PY) -m pytest -n 2
 
-# vLLM's CPU build for real: its contract, the proof of weights, faults. An environment of its own, 3.7 GB. The packages that
+# vLLM's CPU build for real: its contract, the proof of weights, faults, a whole round. An environment of its own, 3.7 GB. The packages that
 # are taken out again come with vLLM, do not fit this torch, and would make its import fail.
 VLLM := .venv-vllm
 $(VLLM)/.installed: pyproject.toml
