@@ -40,7 +40,7 @@ test: lint
 test-all: lint
 	$(PY) -m pytest -n 2
 
-# vLLM's CPU build for real: its contract, the proof of weights, faults. An environment of its own, 3.7 GB. The packages that
+# vLLM's CPU build for real: its contract, the proof of weights, faults, a whole round. An environment of its own, 3.7 GB. The packages that
 # are taken out again come with vLLM, do not fit this torch, and would make its import fail.
 VLLM := .venv-vllm
 $(VLLM)/.installed: pyproject.toml
@@ -56,7 +56,8 @@ $(VLLM)/.installed: pyproject.toml
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py tests/loop/engines/test_four_bit.py
+	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py tests/loop/engines/test_four_bit.py \
+	  tests/whole/test_round_vllm.py
 
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
