@@ -151,10 +151,9 @@ def resume(bench: Bench) -> Figures:
     engines = bench.engines("resume", "transformers", training={"num_steps": RESUMED_STEPS})
     rows = write_rows(place / "rows.jsonl", size)
     kept = Kept(directory=place / "kept")
-    whole = []
     try:
         for name in ("whole", "again"):
-            whole.append(fit(bench, engines, engines.trainer(parent), rows, parent, place / name))
+            fit(bench, engines, engines.trainer(parent), rows, parent, place / name)
         kept.ask_to_end()
         with Saves(kept.directory) as saves:
             left = _leave(lambda: fit(bench, engines, engines.trainer(parent), rows, parent, place / "left", kept=kept))
@@ -245,6 +244,7 @@ class Saves:
 
 def whole_round(bench: Bench) -> Figures:
     """By `loopctl run`, with all that the configuration leaves to the machine left to it."""
+    bench.close()
     training = {"num_epochs": 1, "batch_size": bench.size.batch_size}
     loaded = bench.loaded("round", AUTO, training=training)
     log = bench.place / "round" / "loopctl.log"
