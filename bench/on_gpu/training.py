@@ -78,7 +78,9 @@ def _training(bench: Bench, name: str, table: dict[str, Any]) -> Figures:
         "a step": Figure(fitted.step_s, "s"),
         "speed": Figure(tokens_per_s, "tokens/s"),
         **fitted.peak.figures(fitted.allocated),
-        "peak by `loopctl estimate`": Figure(estimated, "bytes"),
+        "peak by `loopctl estimate`" + (", which counts the base in bfloat16" if table else ""): Figure(
+            estimated, "bytes"
+        ),
     }
     if not bench.on_gpu:
         figures["measured / estimated"] = Figure(fitted.peak.num_bytes / estimated)
