@@ -35,7 +35,8 @@ def test_sigkill_is_named_within_seconds(start: Start, who: str) -> None:
 def test_a_stopped_engine_is_found_and_ended(start: Start, num_bytes: int) -> None:
     """A small command fits into the pipe, so that the answer is missed; a large one cannot even be sent."""
     worker = start("hang", heartbeat_timeout_s=2.0)
-    os.kill(engine_of(worker), signal.SIGSTOP)
+    os.kill(pid := engine_of(worker), signal.SIGSTOP)
+    wait_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)  # not at once where cores are busy
     with pytest.raises(EngineError, match="nothing was heard" if num_bytes == 1 else "read no command for 2 s"):
         worker.call({"op": "hang", "with": "x" * num_bytes})
     assert worker.ended
