@@ -137,6 +137,26 @@ class Engine(Section):
                     yield (key,), f'has no meaning for sampler {self.sampler!r}; remove it, or set "server"'
 
 
+class Cluster(Section):
+    """Other machines, through Ray: sampling engines run on its nodes, too. Without the table there is this machine only."""
+
+    address: Private[str] = Field(
+        "auto",
+        description='"auto": the cluster that this machine belongs to; or "HOST:6379". This machine must be a node of it.',
+    )
+    shared: bool = Field(
+        False,
+        description="true: run_dir is the same path on every node; otherwise checkpoints are brought there and proved.",
+    )
+    dir: Private[str] = Field(
+        "~/.cache/ssd-loop/checkpoints", description="Where nodes keep the checkpoints that they are brought."
+    )
+    insecure: bool = Field(
+        False,
+        description="true: go on although whoever reaches the cluster can run programs on it, since it asks for no token.",
+    )
+
+
 class ScheduleTable(Section):
     """When rounds run. It may be changed between two starts of the daemon; `loopctl run` does not look at it."""
 

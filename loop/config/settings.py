@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
-from loop.config.machine import Daemon, Engine, Grading, ScheduleTable, Storage, Watching
+from loop.config.machine import Cluster, Daemon, Engine, Grading, ScheduleTable, Storage, Watching
 from loop.config.section import Cost, Mistake, Name, Operation, Section, Share
 from loop.words import shown
 from policies.adaptation import AfterRollback
@@ -307,6 +307,7 @@ class Config(Section):
     diagnosis: Diagnosis = Field(default_factory=Diagnosis)
     grading: Grading = Field(default_factory=Grading)
     engine: Cost[Engine] = Field(default_factory=Engine)
+    cluster: Cost[Cluster | None] = None
     schedule: Operation[ScheduleTable] = Field(default_factory=ScheduleTable)
     storage: Operation[Storage] = Field(default_factory=Storage)
     watching: Operation[Watching] = Field(default_factory=Watching)

@@ -33,8 +33,11 @@ from loop.engines.base import (
 from loop.engines.fake import FakeTrainer
 from loop.engines.feed import Feed
 from loop.errors import EngineError, LoopError
+from loop.system.gpus import is_any_busy
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
+from loop.workers.liveness import used_by
+from loop.workers.process import ELSEWHERE
 
 HEARTBEAT_S = 1.0
 MIN_REPORT_S = 0.1  # between two reports of progress
@@ -83,10 +86,16 @@ class Child:
                 raise EngineError(f"{what} cannot be sent: its message {too_large}; lower {keys}") from None
 
     def heartbeat(self) -> None:
+        """Beat, and say what is used where the daemon cannot look for itself."""
         while True:
             time.sleep(HEARTBEAT_S)
+            use = (
+                {"use": {"used": used_by(os.getpid()), "is_gpu_busy": is_any_busy(None)}}
+                if ELSEWHERE in os.environ
+                else {}
+            )
             try:
-                self.send(type="heartbeat")
+                self.send(type="heartbeat", **use)
             except OSError:
                 os._exit(1)  # the daemon is gone
 

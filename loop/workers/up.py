@@ -22,6 +22,8 @@ from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, EngineConfig
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
+from loop.workers.cluster import Hub
+from loop.workers.nodes import Placement, check_same, pool_on_nodes, versions_here, wait_for_places
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 
@@ -118,16 +120,19 @@ class Engines:
         self.chosen: str | None = None  # why "auto" took this sampler; None once that was noted
         if name == AUTO:
             name, self.chosen = best_sampler(self.settings.device)
-        self._use_sampler(name)
+        self._use_sampler(name, may_use_gpu(self.settings.device))
         self._sampler: RemoteSampler | Pool | None = None
         self._serves: CheckpointRef | None = None
         self._trainer: RemoteTrainer | None = None
         self._more_patience = 1  # doubled when a worker was ended for want of progress: the machine may only be slow
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
+        self._hub: Hub | None = None
+        self._placement: Placement | None = None  # where the engines are that are on nodes of a cluster
 
-    def _use_sampler(self, name: str) -> None:
-        self.settings, self.kind = self.settings.changed(sampler=name), sampler_kind(name)
-        if name != "vllm" or not may_use_gpu(self.settings.device):
+    def _use_sampler(self, name: str, on_gpu: bool) -> None:
+        asked = self.loaded.config.engine.batch_size
+        self.settings, self.kind = self.settings.changed(sampler=name, batch_size=asked), sampler_kind(name)
+        if name != "vllm" or not on_gpu:
             self.settings = self.settings.changed(batch_size=self.settings.batch)
 
     def serving(self, sha256: str) -> RemoteSampler | Pool | None:
@@ -147,6 +152,9 @@ class Engines:
             self._end_trainer()
         before, self._serves = self._serves, None
         if before and self._sampler and not self._sampler.ended:
+            if self._placement and self._hub:
+                self._placement.move(self._hub.nodes())
+                self._placement.deliver(checkpoint)
             if self._sampler.change(checkpoint):
                 self._serves = checkpoint
                 return self._sampler
@@ -166,7 +174,7 @@ class Engines:
             # On a GPU transformers is many times slower: whoever can do with that names it.
             if why is None or self.settings.sampler == FALLBACK or may_use_gpu(self.settings.device):
                 raise
-            self._use_sampler(FALLBACK)
+            self._use_sampler(FALLBACK, on_gpu=False)
             self.watch.note(f"vLLM was chosen since {why}, but {failed}; transformers samples in its place")
             return self._start_engines(checkpoint)
         if why:
@@ -175,6 +183,8 @@ class Engines:
 
     def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
         """One engine with all visible devices, or several with a share of them each."""
+        if self.loaded.config.cluster and not self.kind.is_elsewhere:
+            return self._start_on_nodes(checkpoint)
         if self.kind == SAMPLERS["vllm"] and self.settings.device != "cpu":
             engine = self.loaded.config.engine
             num = gpus_per_engine(engine, _weights_bytes(checkpoint), list(total_bytes().values()))
@@ -190,6 +200,27 @@ class Engines:
             pulse=self.pulse,
             note=self.watch.note,
         )
+
+    def _start_on_nodes(self, checkpoint: CheckpointRef) -> Pool:
+        """An engine for each GPU or each node of the cluster, or as many as are asked for."""
+        engine, cluster = self.loaded.config.engine, self.loaded.config.cluster
+        assert cluster is not None
+        if self._hub is None or self._hub.ended:
+            self._hub = Hub(cluster, self.logs / "hub.log", self.pulse)
+        nodes = self._hub.nodes()
+        check_same(nodes, versions_here())
+        gpus = [node.gpu_bytes for node in nodes for _ in range(node.num_gpus)]
+        if engine.sampler == AUTO:
+            self._use_sampler("vllm" if all(node.has_vllm for node in nodes) else FALLBACK, bool(gpus))
+        num = gpus_per_engine(engine, _weights_bytes(checkpoint), gpus) if self.kind == SAMPLERS["vllm"] else 1
+        self.settings = self.settings.changed(gpus_per_engine=num)
+        limit_s = self.settings.stall_timeout_s
+        nodes, places = wait_for_places(self._hub, self.settings.num_engines, num, limit_s, self.watch.note)
+        self._placement = Placement(self._hub, self.settings, nodes, places)
+        return pool_on_nodes(
+            self._placement, checkpoint, self._worker,
+            progress=self.watch.progress, pulse=self.pulse, note=self.watch.note,
+        )  # fmt: skip
 
     def _shares(self) -> list[list[tuple[str, int]]]:
         """The GPUs of each engine; none where there is no GPU. A single engine chooses among all."""
@@ -291,7 +322,7 @@ class Engines:
         self._memory_before = used_bytes()
 
     def _end_sampler(self) -> None:
-        up, self._sampler, self._serves = self._sampler, None, None
+        up, self._sampler, self._serves, self._placement = self._sampler, None, None, None
         if up:
             up.close()
 
@@ -306,3 +337,6 @@ class Engines:
             self._end_sampler()
         finally:
             self._end_trainer()
+            hub, self._hub = self._hub, None
+            if hub:
+                hub.close()
