@@ -215,10 +215,13 @@ class NodeProcess:
             self.seen, self.gpu_busy = Used(*used.used), used.is_gpu_busy
 
     def used(self) -> Used:
-        return self.seen
+        """As of its last beat. What was going on then goes on only as long as there are beats."""
+        seen, self.seen = self.seen, self.seen._replace(is_runnable=False)
+        return seen
 
     def is_gpu_busy(self) -> bool:
-        return self.gpu_busy
+        busy, self.gpu_busy = self.gpu_busy, False
+        return busy
 
     def end(self, token: str) -> list[int]:
         if self.poll() is None:
