@@ -88,7 +88,7 @@ class Hub:
             ) from error
         threading.Thread(target=self._listen, daemon=True).start()
         try:
-            self.ask("join")
+            self.ask("join", is_open_allowed=settings.insecure)
         except BaseException:
             self.close()
             raise

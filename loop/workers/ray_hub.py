@@ -10,11 +10,13 @@ import contextlib
 import json
 import os
 import socket
+import subprocess
 import sys
 import threading
 import traceback
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,13 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells Ray's makers noth
 
 import ray
 import ray._private.state
+from ray._private.services import canonicalize_bootstrap_address
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from loop.system import trees
 from loop.workers.ray_delivery import Delivery
 from loop.workers.ray_node import RemoteWorker, Shelf
-from loop.system import trees
 from store.checkpoints import MANIFEST, hash_directory
 from store.errors import StoreError
 from store.hashing import Hasher
@@ -36,6 +39,20 @@ NUM_KEPT = 4  # checkpoints on a node's shelf: base, head, tip and candidate
 START_S = 300.0  # for a node to give a worker its GPUs
 LOST = 70  # the exit code of a worker that was lost with its node
 MAX_WHY = 400
+
+NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
+KNOCK = """
+import sys
+from ray._raylet import GcsClient
+from ray.exceptions import AuthenticationError
+try:
+    GcsClient(address=sys.argv[1]).check_alive([], timeout=30)
+    print("open")
+except AuthenticationError:
+    print("refused")
+except Exception as error:
+    print(" ".join(str(error).split())[:200])
+"""
 
 Question = dict[str, Any]
 
@@ -72,7 +89,7 @@ class Hub:
         try:
             match question["op"]:
                 case "join":
-                    self.join()
+                    self.join(question["is_open_allowed"])
                     self.reply(question, value=None)
                 case "nodes":
                     self.reply(question, value=self.nodes())
@@ -89,13 +106,34 @@ class Hub:
             traceback.print_exc()
             self.reply(question, error=f"{type(error).__name__}: {last_sentence(error)}")
 
-    def join(self) -> None:
+    def join(self, is_open_allowed: bool) -> None:
+        """Become a driver of the cluster. `is_open_allowed`: also where it asks nobody for a token."""
+        address = canonicalize_bootstrap_address(self.address)
+        if address is None:
+            raise Lost(
+                "this machine belongs to no cluster; start one (`ray start --head`), or join one (`ray start "
+                "--address=HOST:6379`)"
+            )
+        with ThreadPoolExecutor(2) as pool:
+            with_ours, without = pool.map(knock, (address, address), ({}, NO_TOKEN))
+        if with_ours == "refused":
+            raise Lost(
+                f"{address} refuses the token of this machine; copy the cluster's to ~/.ray/auth_token, readable by you alone, "
+                "and set RAY_AUTH_MODE=token"
+            )
+        if with_ours != "open":
+            raise Lost(f"no cluster answers at {address} ({with_ours}); is it up, and may this machine reach it?")
+        if without == "open" and not is_open_allowed:
+            raise Lost(
+                f"whoever reaches {address} can run programs on its nodes, since it asks for no token; set "
+                "RAY_AUTH_MODE=token on every node (docs/several-machines.md), or cluster.insecure = true"
+            )
         try:
-            ray.init(address=self.address, namespace="ssd-loop", log_to_driver=False, configure_logging=False)
+            ray.init(address=address, namespace="ssd-loop", log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise Lost(
-                f"no cluster answers at {self.address} ({last_sentence(error)}); start one (`ray start --head`, `ray start "
-                "--address=HOST:6379` here), or the token in ~/.ray/auth_token is not the cluster's"
+                f"{address} answers, but cannot be joined ({last_sentence(error)}); this machine must be one of its nodes: "
+                f"`ray start --address={address} --num-cpus=0`"
             ) from None
 
     def nodes(self) -> list[dict[str, Any]]:
@@ -215,6 +253,16 @@ class Hub:
             if not any(each["Alive"] for each in ray.nodes() if each["NodeID"] == node):
                 return f"its node {self.name(node)} was lost ({last_sentence(error)})"
         return f"it was lost on {self.name(node)} ({type(error).__name__}: {last_sentence(error)})"
+
+
+def knock(address: str, variables: dict[str, str]) -> str:
+    """Whether the cluster is "open" to a process with these variables, has "refused" it, or what is wrong in other words."""
+    command = [sys.executable, "-P", "-c", KNOCK, address]
+    try:
+        done = subprocess.run(command, env=os.environ | variables, capture_output=True, text=True, timeout=START_S)
+    except subprocess.TimeoutExpired:
+        return "it says nothing"
+    return done.stdout.strip() or "no answer"
 
 
 def on_node(kind: type, node: str, **options: Any) -> Any:
