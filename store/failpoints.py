@@ -1,8 +1,9 @@
 """Named places where the order of writes matters, and where a test can make the process die or the disk be full.
 
 Unarmed, which is always outside tests, reaching one costs a comparison. `LOOP_FAILPOINT=name=action@count` arms one, with
-the action "kill" (SIGKILL) or "full" (no space left), at the count-th time that it is reached; the count defaults to 1,
-and `+` after it means from then on. Several are separated by commas.
+the action "kill" (SIGKILL), "exit" (at once, with 3), "hang" (it waits for ever) or "full" (no space left), at the count-th
+time that it is reached; the count defaults to 1, and `+` after it means from then on. `full#1` is for process 1 of a training
+alone. Several are separated by commas.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import signal
 from collections import Counter
 
 VARIABLE = "LOOP_FAILPOINT"
+ACTIONS = ("kill", "exit", "hang", "full")
 
 # name -> what has just happened when it is reached
 POINTS = {
@@ -27,6 +29,7 @@ POINTS = {
     "checkpoint.set_aside": "a damaged directory was renamed; the ledger may not know of it",
     "checkpoint.collected": "the ledger says collected; the directory is still there",
     "checkpoint.removing": "the directory is on its way out under a temporary name",
+    "training.weights_written": "the weights of a candidate are written, what belongs beside them is not, and nothing is synced",
     "training.shards_written": "weights and moments of a training are on disk, the rest of its state is not",
     "training.written": "all of a training's state is on disk, under a temporary name",
     "training.renamed": "it has its name, which may not be on disk; the state before is still there",
@@ -41,7 +44,7 @@ def _armed() -> dict[str, tuple[str, int, bool]]:
     for part in filter(None, os.environ.get(VARIABLE, "").split(",")):
         name, _, rest = part.partition("=")
         action, _, count = rest.partition("@")
-        if name not in POINTS or action not in ("kill", "full"):
+        if name not in POINTS or action.partition("#")[0] not in ACTIONS:
             raise ValueError(f"{VARIABLE}: {part!r} is no place and action; the places are {', '.join(POINTS)}")
         armed[name] = (action, int(count.rstrip("+") or 1), count.endswith("+"))
     return armed
@@ -58,7 +61,14 @@ def reach(name: str) -> None:
     assert name in POINTS, name
     _reached[name] += 1
     action, count, onwards = ARMED.get(name, ("", 0, False))
+    action, _, process = action.partition("#")
+    if process and process != os.environ.get("RANK"):  # as torchrun numbers them
+        return
     if action and (_reached[name] == count or (onwards and _reached[name] > count)):
         if action == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
+        if action == "exit":
+            os._exit(3)
+        while action == "hang":
+            signal.pause()
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)

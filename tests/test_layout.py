@@ -17,6 +17,7 @@ from tests.support import ROOT, TESTS
 
 # A test file, and the modules whose tests it holds beside those of its own name.
 COVERS = {
+    "loop/workers/test_cluster.py": "loop/workers: ray_delivery ray_hub",
     "docs/test_words.py": "loop/config/page_of_keys",
     "loop/cli/test_files.py": "loop/cli: config doctor grade init; loop/system: disk exits files; loop/config/place",
     "loop/cli/test_measure.py": "loop/run/measuring",
@@ -27,6 +28,7 @@ COVERS = {
     "loop/config/test_times.py": "loop/config/cron",
     "loop/daemon/test_service.py": "loop/daemon/space",
     "loop/engines/test_distributed.py": "loop/engines: distributed_rank sharded; loop/system/trees",
+    "loop/engines/test_distributed_faults.py": "loop/engines: distributed_launch lossy_log slate",
     "loop/engines/test_models.py": "loop/engines/hf_models; loop/run/base_model",
     "loop/engines/test_probers.py": "loop/engines/hf_prober",
     "loop/engines/test_samplers.py": "loop/engines: base fake",
@@ -57,7 +59,7 @@ COVERS = {
     "loop/serve/test_server.py": "loop/cli/serve; loop/serve: app live sources who_may_ask",
     "loop/watching/test_hooks.py": "loop/system/guarded; loop/watching/teller",
     "loop/watching/test_trackers.py": "loop/cli/track; loop/watching: tracker_process tracker_thread",
-    "loop/workers/test_worker.py": "loop/workers/child",
+    "loop/workers/test_worker.py": "loop/workers: child process",
     "policies/test_drift.py": "policies/gates/drift",
     "policies/test_gates.py": "policies/gates: base best_so_far collapse improvement no_regression; policies: budget evidence",
     "policies/test_policy.py": "policies: decision mistakes",

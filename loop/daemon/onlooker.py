@@ -28,6 +28,14 @@ class StagePart:
     done: int = 0
     total: int | None = None
     started: float = field(default_factory=time.monotonic)
+    first: tuple[int, float] | None = (
+        None  # the first `done` that was reported, and when: some may have been done before
+    )
+
+    def move(self, done: int, total: int) -> None:
+        """`done` of `total` units are done by now."""
+        self.first = self.first or (done, time.monotonic())
+        self.done, self.total = done, total
 
     @property
     def name(self) -> str:
@@ -40,20 +48,25 @@ class StagePart:
         return time.monotonic() - self.started
 
     @property
+    def per_s(self) -> float | None:
+        """Units per second, without those that were done before the part began; None before that is known."""
+        if self.first is None or self.done <= self.first[0]:
+            return None
+        return (self.done - self.first[0]) / max(1e-9, time.monotonic() - self.first[1])
+
+    @property
     def rate(self) -> str:
-        """1.2 completions/s; nothing before anything is done."""
-        unit = UNITS.get(self.stage)
-        if not unit or not self.done or self.elapsed_s <= 0:
+        """1.2 completions/s; nothing before that is known."""
+        unit, speed = UNITS.get(self.stage), self.per_s
+        if not unit or speed is None:
             return ""
-        speed = self.done / self.elapsed_s
         return f"{speed:.3g} {unit}/s" if speed < 100 else f"{speed:,.0f} {unit}/s"
 
     @property
     def left_s(self) -> float | None:
-        """The seconds that are left at the present speed; None before anything is done."""
-        if not self.done or not self.total:
-            return None
-        return self.elapsed_s / self.done * (self.total - self.done)
+        """The seconds that are left at the present speed; None before that is known."""
+        speed = self.per_s
+        return (self.total - self.done) / speed if self.total and speed else None
 
 
 class Onlookers:
@@ -89,11 +102,16 @@ class Onlookers:
     def progress(self, done: int, total: int) -> None:
         self.beating.progress(done, total)
         if self.part:
-            self.part.done, self.part.total = done, total
+            self.part.move(done, total)
             self._tell("moved", self.part)
 
     def note(self, text: str) -> None:
         self._tell("note", safe(text))
+
+    def warn(self, text: str) -> None:
+        self.beating.warn(safe(text))
+        if text:
+            self.note(text)
 
     def pulse(self) -> None:
         self.beating.beat()

@@ -268,6 +268,7 @@ class TrainingPeak(Value):
 
 
 Progress = Callable[[int, int], None]  # (done, total), called as often as there is something new
+Tell = Callable[[str], None]  # told in one line; an empty one takes the one before back
 
 
 class Sampler(Protocol):

@@ -49,6 +49,13 @@ def choose_dtype(name: str, device: torch.device) -> str:
     return auto_dtype(device.type == "cuda")[0] if name == "auto" else name
 
 
+def first_file(directory: Path) -> Path:
+    """The first file of weights there, by name. EngineError where none is safetensors."""
+    if file := min(directory.glob("*.safetensors"), default=None):
+        return file
+    raise EngineError(f"{directory}: holds no weights in safetensors, and no others are loaded; convert the model")
+
+
 def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torch.device, **spread: Any) -> Any:
     """Full weights, or an adapter merged into its base for inference. safetensors only, no code from the checkpoint.
 
@@ -56,6 +63,7 @@ def load_model(checkpoint: CheckpointRef, dtype: torch.dtype | str, device: torc
     checkpoint's own; for one in MXFP4, which cannot be trained, bfloat16. `spread` says how several processes share the model.
     """
     full = checkpoint.base_path or checkpoint.path
+    first_file(full)
     more = dict(spread)
     if is_mxfp4(full):  # where the package `kernels` is installed, transformers would leave it as it is
         more["quantization_config"] = Mxfp4Config(dequantize=True)

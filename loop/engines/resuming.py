@@ -28,7 +28,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
 from transformers import TrainerCallback
 
-from loop.engines.base import Kept
+from loop.engines.base import Kept, Tell
 from loop.engines.sharded import num_processes, process_number
 from loop.errors import LeftTraining
 from store.checkpoints import make_directory
@@ -63,12 +63,13 @@ def as_rank_0_says(ours: int, device: torch.device) -> int:
 
 
 def save_checkpoint(
-    directory: Path, model: Any, optimizer: Any, scheduler: Any, state: dict[str, Any], free_bytes: int = 0
-) -> bool:
+    directory: Path, model: Any, optimizer: Any, scheduler: Any, state: dict[str, Any], free_bytes: int, note: Tell
+) -> None:
     """Write the state of a training as `directory`; then those of fewer steps go. Every process calls it.
 
-    False where that was impossible, as on a full disk: nothing of it is left then, and what was there before stays. The reason
-    is one line of the log. It is not even tried where less than `free_bytes` would stay free.
+    Where that is impossible, as on a full disk, nothing of it is left, and what was there before stays. Process 0 notes the
+    reason in one line, and takes that back with the next state that is saved. It is not even tried where less than
+    `free_bytes` would stay free.
     """
     device = next(model.parameters()).device
     part = directory.with_name(f".{directory.name}.part")
@@ -81,12 +82,14 @@ def save_checkpoint(
             free = shutil.disk_usage(next(each for each in part.parents if each.exists())).free
             shutil.rmtree(part, ignore_errors=True)
             why = f"{_first_cause(error)} ({free:,} bytes were free)"  # torch does not say that a disk is full
-            print(f"the training's state is not saved at {directory}: {why}; it continues", file=sys.stderr)
-        return False
+            text = f"the training's state is not saved at {directory}: {why}; it continues"
+            print(text, file=sys.stderr)
+            note(f"{text}, but what comes after its last state is lost if it is interrupted: make room")
+        return
     if process_number() == 0:
+        note("")
         for older in checkpoints_in(directory.parent)[1:]:
             shutil.rmtree(older, ignore_errors=True)
-    return True
 
 
 def _all(work: Callable[[], object], device: torch.device) -> None:
@@ -96,8 +99,14 @@ def _all(work: Callable[[], object], device: torch.device) -> None:
         work()
     except CANNOT as error:
         failed = error
-    if not all_agree(failed is None, device):
-        raise failed or OSError("another process of the group could not write")
+    if all_agree(failed is None, device):
+        return
+    if not dist.is_initialized():
+        assert failed is not None
+        raise failed
+    causes: list[str | None] = [None] * num_processes()
+    dist.all_gather_object(causes, failed and _first_cause(failed))
+    raise OSError(next(f"rank {rank}: {cause}" for rank, cause in enumerate(causes) if cause))
 
 
 def _begin(part: Path, model: Any, device: torch.device, free_bytes: int) -> None:
@@ -176,7 +185,7 @@ def _sha256(file: Path) -> str:
 
 def _first_cause(error: BaseException) -> str:
     if isinstance(error, dcp.api.CheckpointException):
-        return next((str(cause) for cause, _ in error.failures.values()), "unknown")
+        return next((f"rank {rank}: {cause}" for rank, (cause, _) in error.failures.items()), "unknown")
     return str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
 
 
@@ -291,15 +300,16 @@ class Resumable:
     """
 
     kept: Kept | None = None
+    note: Tell
     model: Any
     optimizer: Any
     lr_scheduler: Any
     args: Any
     state: Any
 
-    def continued(self, kept: Kept, every_s: float) -> Path | None:
+    def continued(self, kept: Kept, every_s: float, note: Tell) -> Path | None:
         """Save in this place from now on; the checkpoint to be given to `train`, if there is one."""
-        self.kept = kept
+        self.kept, self.note = kept, note
         self.add_callback(ByTheClock(every_s, kept))  # type: ignore[attr-defined]
         return newest(kept.directory, self.args.device)
 
@@ -313,6 +323,7 @@ class Resumable:
             self.lr_scheduler,
             dataclasses.asdict(self.state),
             self.kept.free_bytes,
+            self.note,
         )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:

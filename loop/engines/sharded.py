@@ -24,7 +24,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from transformers.distributed.configuration_utils import DistributedConfig
 
 from loop.engines.base import CheckpointRef
-from loop.engines.hf_models import load_model
+from loop.engines.hf_models import first_file, load_model
 from loop.errors import EngineError
 
 FILE_BYTES = 400 * 10**6  # of a file of weights, which process 0 holds in main memory while it is written
@@ -48,6 +48,15 @@ def start_group(device: torch.device) -> None:
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if on_gpu else "gloo", timeout=WAIT, device_id=device if on_gpu else None
     )
+
+
+def num_collectives() -> int:
+    """How many collective operations this process has begun with the others."""
+    if not dist.is_initialized():
+        return 0
+    group = dist.group.WORLD
+    own = (kind for kind in map(torch.device, ("cpu", "cuda")) if kind in group._device_types)
+    return 1 + sum(int(group._get_backend(kind)._get_sequence_number_for_group()) for kind in own)
 
 
 def wait_for_all() -> None:
@@ -78,7 +87,7 @@ def dtype_on_disk(directory: Path) -> torch.dtype:
     """The precision of the weights of a model directory, by its config or else by its first file."""
     dtype = AutoConfig.from_pretrained(directory, local_files_only=True).dtype
     if dtype is None:
-        with safe_open(min(directory.glob("*.safetensors")), framework="pt") as file:
+        with safe_open(first_file(directory), framework="pt") as file:
             dtype = file.get_tensor(next(iter(file.keys()))).dtype
     assert isinstance(dtype, torch.dtype)
     return dtype

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import gc
+import json
 import math
 import shutil
 import sys
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from transformers import TrainerCallback
 from trl import SFTConfig
 
@@ -29,6 +31,7 @@ from loop.engines.base import (
     EngineConfig,
     Kept,
     Progress,
+    Tell,
     TrainingResult,
     Value,
     candidate_steps,
@@ -39,6 +42,7 @@ from loop.engines.hf_models import check_adapter, choose_device, load_in_four_bi
 from loop.engines.rows import Rows, write_rows
 from loop.engines.step_trainer import StepTrainer
 from loop.errors import EngineError
+from store.failpoints import reach
 from store.shared import link_tree
 
 LEFT = "candidate_step"  # the key of a candidate's entry in the Trainer's log
@@ -79,8 +83,10 @@ class Report(TrainerCallback):  # type: ignore[misc]
             raise EngineError(f"the loss is {loss} at step {state.global_step}; lower training.learning_rate")
 
 
-def train(job: Job, device: torch.device, scratch: Path, progress: Progress) -> Iterator[TrainingResult]:
+def train(job: Job, device: torch.device, scratch: Path, progress: Progress, note: Tell) -> Iterator[TrainingResult]:
     """The part of one process, on `device`. Two reports: one when all weights are written, and one with their losses.
+
+    Process 0 notes what the user should know of a training that goes on.
 
     The weights are written, adapters not merged, by process 0. What is measured afterwards can't cost them.
     """
@@ -104,7 +110,7 @@ def train(job: Job, device: torch.device, scratch: Path, progress: Progress) -> 
         callbacks=[Report(progress), AlongTheWay(job.settings, along, leave)],
     )
     start.model = None
-    trainer.train(trainer.continued(job.kept, job.settings["save_every_s"]) if job.kept else None)
+    trainer.train(trainer.continued(job.kept, job.settings["save_every_s"], note) if job.kept else None)
     start.save(trainer.model, "the last step", job.out_dir)
     result = TrainingResult(
         num_steps=trainer.state.global_step,
@@ -166,6 +172,18 @@ class _StartingPoint:
         """Write a model's weights as they are, an adapter alone. All processes call this, in a training or after it."""
         if not sharded.is_finite(model):
             raise EngineError(f"the weights are not finite after {when}; lower training.learning_rate")
+        try:
+            self._write(model, out_dir)
+        except Exception as error:
+            # safetensors raises an error of its own, tokenizers a plain Exception; both are written in Rust.
+            if not isinstance(error, OSError | SafetensorError) and "(os error " not in str(error):
+                raise
+            free = shutil.disk_usage(next(each for each in (out_dir, *out_dir.parents) if each.exists())).free
+            raise EngineError(
+                f"{out_dir}: the weights after {when} cannot be written: {error} ({free:,} bytes are free); make room"
+            ) from error
+
+    def _write(self, model: Any, out_dir: Path) -> None:
         writes = sharded.process_number() == 0
         if writes:
             out_dir.mkdir(parents=True, exist_ok=True)
@@ -175,9 +193,21 @@ class _StartingPoint:
             sharded.wait_for_all()
         else:
             sharded.save(model, self.dtype, self.config, self.generation_config, out_dir)
+        if writes and isinstance(model, PeftModel):
+            _sort_names(model, out_dir / "adapter_config.json")
         if writes:
+            reach("training.weights_written")
             (out_dir / "README.md").unlink(missing_ok=True)  # peft's empty model card
             load_tokenizer(self.job.parent)[0].save_pretrained(out_dir)  # not the one that the trainer may have changed
+
+
+def _sort_names(model: PeftModel, file: Path) -> None:
+    """peft writes sets of modules as lists in the order of Python's hashes, which is another one in each process."""
+    config = json.loads(file.read_text())
+    for name, value in vars(model.active_peft_config).items():
+        if isinstance(value, set):
+            config[name] = sorted(value)
+    file.write_text(json.dumps(config, indent=2, sort_keys=True))
 
 
 def training_dtype(is_lora: bool, device: torch.device) -> torch.dtype:
@@ -229,10 +259,19 @@ def arguments(settings: dict[str, Any], scratch: Path, device: torch.device) -> 
 
 
 class TrlTrainer:
-    """A Trainer over TRL, with as many processes as `num_training_processes` says."""
+    """A Trainer over TRL, with as many processes as `num_training_processes` says.
 
-    def __init__(self, settings: EngineConfig, progress: Progress) -> None:
-        self.settings, self.progress = settings, progress
+    `note` is told what the user should know; `waits`, for which process of a group the others wait.
+    """
+
+    def __init__(
+        self,
+        settings: EngineConfig,
+        progress: Progress,
+        note: Tell = lambda text: None,
+        waits: Tell = lambda text: None,
+    ) -> None:
+        self.settings, self.progress, self.note, self.waits = settings, progress, note, waits
         self.device = choose_device(settings.device)
 
     def fit(
@@ -260,9 +299,9 @@ class TrlTrainer:
             if self.settings.num_training_processes > 1:
                 from loop.engines.distributed import train_in_group
 
-                result = train_in_group(job, self.device, scratch, self.progress)
+                result = train_in_group(job, self.device, scratch, self.progress, self.note, self.waits)
             else:
-                (*_, result) = train(job, self.device, scratch / "out", self.progress)
+                (*_, result) = train(job, self.device, scratch / "out", self.progress, self.note)
         gc.collect()  # what the training held, before another model is loaded
         if result.adapter and settings["lora"]["merge"]:
             result = self._merge(job, result)

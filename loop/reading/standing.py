@@ -123,6 +123,7 @@ class OpenRound:
     elapsed_s: float | None
     eta_s: float | None
     part: str | None
+    warning: str | None = None  # what the user should know of the part that is under way
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -369,8 +370,8 @@ def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: f
     progress = beat if beat and beat.round == last.number and beat.stage in PARTS.get(last.stage, ()) else None
     done, total = (progress.done, progress.total) if progress else (None, None)
     eta_s = None
-    if progress and done and total:
-        eta_s = max(0.0, (progress.at - progress.part_started_at) / done * (total - done) - max(0.0, now - progress.at))
+    if progress and total and done is not None and progress.rate:
+        eta_s = max(0.0, (total - done) / progress.rate - max(0.0, now - progress.at))
     working = attempts and attempts[-1].finished_at is None and beat is not None and beat.state == "running"
     return OpenRound(
         number=last.number,
@@ -381,6 +382,7 @@ def _round_now(store: Reader, last: Round | None, beat: Heartbeat | None, now: f
         elapsed_s=seconds_between(attempts[-1].started_at, as_rfc3339(now)) if working else None,
         eta_s=eta_s,
         part=f"{progress.stage}: {progress.part}" if progress else None,
+        warning=progress.warning or None if progress else None,
     )
 
 
@@ -437,6 +439,8 @@ def _needs(standing: Standing, why: str | None, run_dir: Path) -> Iterator[str]:
             f"stalled: no sign of life from process {standing.pid} for {age_s:.0f} s, the limit is {limit_s:g} s; "
             "look into `loopctl logs`, or `loopctl restart --now`"
         )
+    if standing.round is not None and standing.round.warning:
+        yield standing.round.warning
     if disk.free_bytes is not None and disk.free_bytes < (disk.wanted_bytes or 0) and by != "disk":
         yield (
             f"disk low: {disk.free_bytes:,} bytes free, {disk.wanted_bytes:,} are wanted; "

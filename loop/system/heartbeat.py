@@ -36,6 +36,18 @@ class Heartbeat:
     part_started_at: float = 0.0
     done: int | None = None
     total: int | None = None
+    first_done: int | None = (
+        None  # the first that was reported of the part, and when: what was done before took no time now
+    )
+    first_done_at: float = 0.0
+    warning: str | None = None  # what the user should know while the part lasts
+
+    @property
+    def rate(self) -> float | None:
+        """Units of the part per second, without those that were done before it began; None before that is known."""
+        if self.done is None or self.first_done is None or self.done <= self.first_done:
+            return None
+        return (self.done - self.first_done) / max(1e-9, self.at - self.first_done_at)
 
 
 class Beating:
@@ -47,7 +59,7 @@ class Beating:
 
     def __init__(self, run_dir: Path) -> None:
         self.path = run_dir / HEARTBEAT
-        self._began = self._part_began = time.monotonic()
+        self._began = self._part_began = self._first_done_at = time.monotonic()
         self._last_write = 0.0
         self._num_writes = 0
         self._descriptor: int | None = None
@@ -68,8 +80,16 @@ class Beating:
 
     def progress(self, done: int, total: int) -> None:
         """`done` of `total` of the part are done."""
+        if "first_done" not in self._part:
+            self._part["first_done"], self._first_done_at = done, time.monotonic()
         self._part |= {"done": done, "total": total}
         self.beat()
+
+    def warn(self, text: str) -> None:
+        """What the user should know while the part lasts; an empty text takes it back."""
+        if (self._part.get("warning") or "") != text:
+            self._part["warning"] = text[:LONGEST]
+            self._write()
 
     def beat(self) -> None:
         """Say that the loop moves. Call it as often as it does."""
@@ -80,7 +100,8 @@ class Beating:
     def now(self) -> Heartbeat:
         """The heartbeat to write now. Past moments count back from the present clock, which may have been set since."""
         at, now = time.time(), time.monotonic()
-        part = self._part and self._part | {"part_started_at": at - (now - self._part_began)}
+        since = {"part_started_at": at - (now - self._part_began), "first_done_at": at - (now - self._first_done_at)}
+        part = self._part and self._part | since
         return Heartbeat(os.getpid(), at, at - (now - self._began), **self._state, **part)
 
     def _write(self) -> None:

@@ -28,10 +28,12 @@ from loop.engines.base import (
     Progress,
     Request,
     SamplingParams,
+    Tell,
     TrainingPass,
 )
 from loop.engines.fake import FakeTrainer
 from loop.engines.feed import Feed
+from loop.engines.lossy_log import make_log_lossy
 from loop.errors import EngineError, LoopError
 from loop.system.gpus import is_any_busy
 from loop.system.trees import guard
@@ -69,6 +71,14 @@ class Child:
         if now - self.reported_at >= MIN_REPORT_S or (done >= total and (done, total) != self.reported):
             self.reported_at, self.reported = now, (done, total)
             self.send(type="progress", done=done, total=total)
+
+    def note(self, text: str) -> None:
+        """Say what the user should know; an empty text takes it back."""
+        self.send(type="note", text=text)
+
+    def waits(self, text: str) -> None:
+        """Say what a call waits for that makes no progress, in case that it is ended for it."""
+        self.send(type="waits", text=text)
 
     def items(self, batch: list[Generated] | list[Probed]) -> None:
         """Send a batch of completions or records, in as many frames as it takes. EngineError for one that fits no frame."""
@@ -133,7 +143,9 @@ class Child:
                 changed = self.engine.change(CheckpointRef.model_validate(command["checkpoint"]))
                 return {"changed": changed, "tokenizer_sha256": self.engine.tokenizer_sha256}
             case "load_trainer":
-                self.engine = build_trainer(EngineConfig.model_validate(command["settings"]), self.progress)
+                self.engine = build_trainer(
+                    EngineConfig.model_validate(command["settings"]), self.progress, self.note, self.waits
+                )
                 return {}
             case "generate":
                 feed = PipeFeed(self, command["total"])
@@ -224,14 +236,14 @@ def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: P
     return kind.load()(checkpoint, settings, progress)
 
 
-def build_trainer(settings: EngineConfig, progress: Progress) -> Any:
+def build_trainer(settings: EngineConfig, progress: Progress, *tell: Tell) -> Any:
     """The trainer that `settings.trainer` names."""
     if settings.trainer == "fake":
         return FakeTrainer(settings, progress)
     prepare_torch(settings.num_threads)
     from loop.engines.trl_trainer import TrlTrainer
 
-    return TrlTrainer(settings, progress)
+    return TrlTrainer(settings, progress, *tell)
 
 
 def give_back_memory() -> None:
@@ -255,6 +267,7 @@ def serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(2, 1)
+    make_log_lossy()
     Child(commands, answers).run()
 
 

@@ -19,7 +19,7 @@ from loop.config.loading import LoadedConfig
 from loop.config.machine import Engine
 from loop.config.samplers import AUTO, SAMPLERS, sampler_kind
 from loop.config.settings import Training
-from loop.engines.base import CheckpointRef, EngineConfig
+from loop.engines.base import CheckpointRef, EngineConfig, Tell
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
 from loop.workers.cluster import Hub
@@ -44,6 +44,9 @@ class Watch(Protocol):
 
     def note(self, text: str) -> None:
         """Something that the user should know."""
+
+    def warn(self, text: str) -> None:
+        """The same of the part that is under way, and status says it, too, until the part ends or an empty text takes it back."""
 
     def pulse(self) -> None:
         """Called about once a second while an engine works. What it raises ends the engine."""
@@ -116,6 +119,7 @@ class Engines:
         self.settings = self.settings.changed(proofs=self.logs / "proofs")
         self.watch = watch
         self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
+        self.warn: Tell = getattr(watch, "warn", lambda text: watch.note(text) if text else None)
         name = self.settings.sampler
         self.chosen: str | None = None  # why "auto" took this sampler; None once that was noted
         if name == AUTO:
@@ -296,7 +300,7 @@ class Engines:
     def _worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, here: bool = True, **more: Any) -> Worker:
         """A worker with these settings that computes `here` or not. `more`: what else `Worker` takes, in place of our own."""
         limit_s = settings.stall_timeout_s * self._more_patience
-        own: dict[str, Any] = {"progress": self.watch.progress, "pulse": self.pulse}
+        own: dict[str, Any] = {"progress": self.watch.progress, "pulse": self.pulse, "note": self.warn}
         return Worker(
             init | {"settings": settings.changed(stall_timeout_s=limit_s)},
             log_file=self.logs / f"{tag}.log",

@@ -28,6 +28,7 @@ from loop.engines.base import (
     Progress,
     Request,
     SamplingParams,
+    Tell,
     TrainingResult,
 )
 from loop.engines.feed import Feed, feed_of
@@ -38,6 +39,7 @@ from loop.workers.liveness import StallWatch
 from loop.workers.process import LocalProcess, Process, Starter, cut_log, set_log_aside, variables
 
 HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
+LONGEST_TEXT = 1000  # characters of what a worker says by the way
 LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
 MOST_AT_ONCE = 1024  # requests in one message; a worker that wants more asks again
 IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
@@ -56,8 +58,8 @@ class Worker:
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
     second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
-    ended for want of progress. `has_gpu`: whether the worker may compute on a GPU, so that a busy GPU is a sign of its work.
-    `start` starts its process, here unless it is another's.
+    ended for want of progress; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute
+    on a GPU, so that a busy GPU is a sign of its work. `start` starts its process, here unless it is another's.
     `init`, the first command, and all others are JSON, in which the values of `loop.engines.base` may stand.
     """
 
@@ -70,6 +72,7 @@ class Worker:
         progress: Progress,
         pulse: Callable[[], None] = lambda: None,
         stalled: Callable[[], None] = lambda: None,
+        note: Tell = lambda text: None,
         tag: str = "worker",
         heartbeat_timeout_s: float = HEARTBEAT_TIMEOUT_S,
         command: Sequence[str] | None = None,
@@ -78,7 +81,8 @@ class Worker:
         start: Starter = LocalProcess,
     ) -> None:
         self.tag, self.log_file = tag, log_file
-        self.progress, self.pulse, self.stalled = progress, pulse, stalled
+        self.progress, self.pulse, self.stalled, self.note = progress, pulse, stalled, note
+        self.waits = ""  # what it says that it waits for
         self.token = secrets.token_hex(16)
         self._buffer = bytearray()
         self._call, self._busy = 0, False
@@ -133,7 +137,7 @@ class Worker:
         self._check_not_ended()
         self._busy = True
         self._call += 1
-        most_done, num_idle, num_wanted, rate = -1, 0, 0, FrameRate()
+        most_done, num_idle, num_wanted, rate, self.waits = -1, 0, 0, FrameRate(), ""
         try:
             self.patience.advanced()
             self._send(message | {"call": self._call})
@@ -151,6 +155,10 @@ class Worker:
                         if num_idle <= idle_reports:
                             self.patience.advanced()
                         self.progress(done, total)
+                    case {"type": "note", "text": str(text)}:
+                        self.note(text[:LONGEST_TEXT])
+                    case {"type": "waits", "text": str(text)}:
+                        self.waits = text[:LONGEST_TEXT]
                     case {"type": "items", "items": [_, *_] as items}:
                         yield "items", items
                         items.clear()  # the next ones are read into free memory
@@ -255,8 +263,9 @@ class Worker:
         if why := self.patience.exhausted:
             self.stalled()
             self.end()
+            waits = self.waits and f"; {self.waits}"
             raise StalledError(
-                f"{self.tag}: {why} and was ended; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
+                f"{self.tag}: {why} and was ended{waits}; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
             )
         if self.patience.is_silent:
             remedy = "something stopped it, or the machine has no time or memory for it"

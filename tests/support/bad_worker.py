@@ -40,6 +40,12 @@ def hang(command: dict, serving: Child) -> object:
     forever()
 
 
+def say_and_hang(command: dict, serving: Child) -> object:
+    serving.note("a note")
+    serving.waits("it waits for rank 1")
+    forever()
+
+
 def spin(command: dict, serving: Child) -> object:
     while True:
         pass
@@ -223,6 +229,8 @@ def unguarded() -> None:
 WAYS: dict[str, Callable[[], object]] = {
     "hang": lambda: child(hang),
     "spin": lambda: child(spin),
+    "say-and-hang": lambda: child(say_and_hang),
+    "note-nonsense": lambda: write(encode_frame({"type": "note", "call": 1, "text": 7})),
     "hang-init": lambda: child(hang, loads=False),
     "silent": forever,
     "garbage": lambda: write(b"Traceback (most recent call last):\n" * 10),

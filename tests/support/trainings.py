@@ -97,16 +97,15 @@ def kill_all(process: ForkServerProcess) -> None:
     process.join()
 
 
-def kill_one_of_the_group(process: ForkServerProcess) -> None:
-    """SIGKILL for the last process of the group alone; the others end for that, and the training with an error."""
+def kill_one_of_the_group(process: ForkServerProcess, rank: int) -> None:
+    """SIGKILL for one process of the group alone; the others end for that, and the training with an error."""
     assert process.pid is not None
     try:
         group = psutil.Process(process.pid).children(recursive=True)
-        ranks = [
-            each for each in group if "loop.engines.distributed_rank" in each.cmdline() and "RANK" in each.environ()
-        ]
+        found = [each for each in group if each.environ().get("RANK") == str(rank)]
     except psutil.Error:
-        ranks = []
-    for each in ranks[-1:]:
+        found = []
+    for each in found:
         each.kill()
+    if found:
         process.join()

@@ -20,12 +20,8 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 # The others are slow: random kills come to all of them, and in the fast tests a chain of these does.
 FAST = {
-    "store.commit",
     "store.committed",
     "checkpoint.renamed",
-    "checkpoint.collected",
-    "file.named",
-    "round.safe_point",
 }
 
 

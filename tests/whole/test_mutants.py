@@ -91,8 +91,12 @@ os.fsync, os.rename = fsync, rename
     ("change", "symptom"),
     [
         (FORGETFUL.replace("FORGOTTEN", ".safetensors"), "model.safetensors: the size is 0 bytes"),
-        (FORGETFUL.replace("FORGOTTEN", "/checkpoints"), "round-0001: the directory is missing"),
-        (LEDGER_FIRST, "round-0001: the directory is missing"),
+        pytest.param(
+            FORGETFUL.replace("FORGOTTEN", "/checkpoints"),
+            "round-0001: the directory is missing",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(LEDGER_FIRST, "round-0001: the directory is missing", marks=pytest.mark.slow),
         (NORMAL, "was acknowledged and is gone"),
     ],
     ids=["no fsync of the weights", "no fsync after the rename", "the ledger before the rename", "synchronous=NORMAL"],

@@ -36,7 +36,9 @@ def truncate(weights: Path) -> None:
     os.truncate(weights / "model.safetensors", 5)
 
 
-@pytest.mark.parametrize("harm", [damage, truncate, shutil.rmtree])
+@pytest.mark.parametrize(
+    "harm", [damage, *(pytest.param(each, marks=pytest.mark.slow) for each in (truncate, shutil.rmtree))]
+)
 def test_a_damaged_candidate_is_set_aside_and_trained_again(harm: Any, tmp_path: Path) -> None:
     config = write_run(tmp_path, ONE)
     assert drive(config, "before finish_evaluation", 2) == -9  # the candidate exists and is about to be measured
@@ -67,7 +69,7 @@ def test_weights_that_no_other_head_brings_back_fail_the_round(tmp_path: Path) -
         assert session.run.head_round == 2 and any("the round fails" in note for note in watch.notes)
 
 
-@pytest.mark.parametrize("num_damaged", [1, 2])
+@pytest.mark.parametrize("num_damaged", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_damaged_head_falls_back_to_the_last_good_one_loudly(num_damaged: int, tmp_path: Path) -> None:
     config = write_run(tmp_path, KEEPING)
     checkpoints = finish(config) / "checkpoints"

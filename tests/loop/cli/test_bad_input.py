@@ -197,6 +197,7 @@ def limited(directory: Path, max_bytes: int) -> Said:
     return finish(command("run"), directory, preexec_fn=limit)
 
 
+@pytest.mark.slow
 def test_a_run_continues_after_a_full_disk(here: Path, call: Loopctl) -> None:
     """The limit rises bit by bit: first the store cannot be made, then the run, and then a stage cannot be finished."""
     stages, max_bytes = [], 100_000

@@ -12,6 +12,7 @@ import pytest
 
 from loop.daemon.onlooker import Onlookers, StagePart
 from loop.system.heartbeat import Beating
+from tests.support.waiting import Clock
 
 Told = list[tuple[Any, ...]]
 
@@ -56,6 +57,29 @@ def test_a_part_ends_when_the_next_begins(watch: Onlookers, told: Told) -> None:
     watch.end_part()
     first = [(event, "8 completions") for event in ("begun", "moved", "ended")]
     assert told == [*first, ("begun", "8 rows"), ("ended", "8 rows")]
+
+
+def test_a_warning_is_a_note_and_stands_in_the_heartbeat_until_it_is_taken_back(watch: Onlookers, told: Told) -> None:
+    watch.stage(1, "training", "8 rows")
+    watch.warn("no \x1b[31m room")
+    assert watch.beating.now.warning == r"no \x1b[31m room"
+    watch.warn("")
+    assert not watch.beating.now.warning and told[1:] == [("note", r"no \x1b[31m room")]
+
+
+def test_speed_and_time_left_count_nothing_that_was_done_before(
+    watch: Onlookers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("loop.daemon.onlooker.time.monotonic", clock)
+    part = StagePart(1, "training", "8 rows", started=clock.now_s)
+    assert (part.left_s, part.rate) == (None, "")
+    clock.now_s += 60
+    part.move(501, 1000)
+    assert (part.left_s, part.rate) == (None, "")
+    clock.now_s += 2
+    part.move(502, 1000)
+    assert (part.left_s, part.rate) == (996, "0.5 steps/s")
 
 
 def test_a_listener_that_fails_or_lacks_the_method_is_passed_over(watch: Onlookers, told: Told) -> None:

@@ -78,6 +78,8 @@ def test_an_adapter_and_its_merged_weights_are_the_same_model(
     fit(trl, tiny, training("lora", merge=False), tmp_path / "adapter")
     fit(trl, tiny, training("lora", merge=True), tmp_path / "merged")
     adapter, merged = at(tmp_path / "adapter", tiny.path), at(tmp_path / "merged")
+    modules = json.loads((adapter.path / "adapter_config.json").read_text())["target_modules"]
+    assert len(modules) > 1 and modules == sorted(modules), "the same files in every process"
     torch.testing.assert_close(logits(adapter), logits(merged), atol=1e-4, rtol=1e-4)
     assert not torch.allclose(logits(adapter), logits(tiny), atol=1e-2)
 

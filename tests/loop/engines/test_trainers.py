@@ -25,7 +25,7 @@ KINDS = [
     ("trl", "full", True),
     ("trl", "lora", True),
     ("trl", "lora", False),
-    ("trl remote", "full", True),
+    pytest.param("trl remote", "full", True, marks=pytest.mark.slow),
     ("trl remote", "lora", False),
 ]
 

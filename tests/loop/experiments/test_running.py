@@ -143,6 +143,7 @@ def test_a_failed_run_does_not_stop_the_others_and_is_said(tmp_path: Path) -> No
     assert "give the arm another name" in loopctl("run", path, code=78)
 
 
+@pytest.mark.slow
 def test_started_stopped_and_gone_on_with_the_tables_are_the_same(tmp_path: Path, undisturbed: Path) -> None:
     path, stages = write_experiment(tmp_path, THREE), Stages(tmp_path)
 
@@ -223,7 +224,8 @@ def killed_again_and_again(path: Path, draw: random.Random, num_kills: int) -> C
     raise AssertionError(output_of(path)[-3000:])
 
 
-@pytest.mark.parametrize("num_kills", [2, *(pytest.param(num, marks=pytest.mark.slow) for num in (5, 30))])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_kills", [2, 5, 30])
 def test_kills_at_random_moments_change_no_table(tmp_path: Path, undisturbed: Path, num_kills: int) -> None:
     path = write_experiment(tmp_path, THREE)
     killed_again_and_again(path, random.Random(num_kills), num_kills)

@@ -140,6 +140,7 @@ def test_a_data_set_on_disk(data_set: Path) -> None:
     assert ["standard input" in question for question in asked] == [False, True, True]
 
 
+@pytest.mark.slow
 def test_the_tests_of_a_data_sets_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The published files' own keys survive the child, which is started once; rows without tests are passed over."""
     children, fetch = [], sources._fetch

@@ -18,7 +18,7 @@ from store.db import open_database, transaction
 from store.ledger import Ledger
 from store.records import Run
 from tests.support.cli import CONFIG, Loopctl, alive, call, finished
-from tests.support.waiting import HANG_S
+from tests.support.waiting import HANG_S, Clock
 
 __all__ = ["call", "finished"]
 
@@ -86,6 +86,43 @@ def test_tests_of_completions_are_a_part_of_sampling(finished: Path, call: Loopc
         beating.say("running")
         beating.begin(3, "grading", "9 completions on their prompts' tests")
         assert call("status", "--json").json["round"]["part"].startswith("grading: 9 completions")
+
+
+def test_the_time_that_is_left_counts_nothing_that_was_done_before(
+    finished: Path, call: Loopctl, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500 of 1000 were done before, and loading took a minute; then each takes two seconds."""
+    clock = Clock()
+    for name in ("time", "monotonic"):
+        monkeypatch.setattr(f"loop.system.heartbeat.time.{name}", clock)
+    with ledger(finished) as (book, run):
+        book.begin_attempt(book.begin_round(run.id), "sampling", {})
+    with alive(finished) as beating:
+        beating.say("running")
+        beating.begin(3, "sampling", "9 completions")
+        for passes_s, done, wanted_s in ((60, 501, None), (2, 502, 996), (196, 600, 800)):
+            clock.now_s += passes_s
+            beating.progress(done, 1000)
+            assert call("status", "--json").json["round"]["eta_s"] == wanted_s
+        assert "round 3 · sampling: 9 completions 60% · 13 min 20 s left" in call("status").out
+        beating.begin(3, "sampling", "9 completions")  # the next attempt
+        beating.progress(600, 1000)
+        assert call("status", "--json").json["round"]["eta_s"] is None
+
+
+def test_what_a_worker_warns_of_is_said_until_it_is_taken_back_or_the_part_ends(finished: Path, call: Loopctl) -> None:
+    with ledger(finished) as (book, run):
+        book.begin_attempt(book.begin_round(run.id), "sampling", {})
+    with alive(finished) as beating:
+        beating.say("running")
+        for over in (lambda: beating.warn(""), lambda: beating.begin(3, "sampling", "9 completions")):
+            beating.begin(3, "sampling", "9 completions")
+            beating.warn("the training's state is not saved")
+            assert call("status", "--json").json["round"]["warning"] == "the training's state is not saved"
+            assert line(call("status").out, "needs you") == "the training's state is not saved"
+            over()
+            assert call("status", "--json").json["round"]["warning"] is None
+            assert line(call("status").out, "needs you") == ""
 
 
 def test_gates_of_one_type_have_figures_each(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:

@@ -272,7 +272,7 @@ def test_a_head_moved_by_hand_gives_the_round_up(opened: Any, monkeypatch: pytes
 @pytest.mark.parametrize(
     ("step", "place"),
     [
-        (5, "before finish_evaluation"),
+        pytest.param(5, "before finish_evaluation", marks=pytest.mark.slow),
         pytest.param(20, "before finish_evaluation", marks=pytest.mark.slow),
         pytest.param(5, "before decide", marks=pytest.mark.slow),
     ],
@@ -304,7 +304,7 @@ PLACES = [
 ]  # fmt: skip
 
 
-FAST = {"after commit_directory", "before finish_evaluation"}
+FAST = {"after commit_directory"}
 
 
 @pytest.mark.parametrize(
@@ -322,7 +322,8 @@ def test_killed_it_ends_as_an_undisturbed_run(
     assert not list((tmp_path / ".loop" / "checkpoints").glob("tmp-*"))
 
 
-@pytest.mark.parametrize("when", ["before", pytest.param("after", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_around_the_choice_it_chooses_the_same(when: str, tmp_path: Path, undisturbed: dict[str, Any]) -> None:
     choose = Ledger.choose_candidate
 

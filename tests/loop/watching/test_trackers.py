@@ -168,6 +168,7 @@ def test_tokens_are_counted_where_they_were_drawn(finished: Path) -> None:
     assert figures[1]["tokens/evaluating"] == pytest.approx(drawn) and figures[2]["tokens/evaluating"] == 0
 
 
+@pytest.mark.slow
 @ALL
 def test_what_was_logged_is_read_back(name: str, finished: Path) -> None:
     """All of it, with the decoding settings, where there is no network; and nothing lands beside the run directory."""

@@ -33,6 +33,17 @@ def test_silence_a_beating_heart_and_computing_without_a_report_end_a_worker(
     assert isinstance(ended.value, StalledError) == ("no progress" in message) == (stalled == [way])
 
 
+def test_what_a_worker_says_is_passed_on_and_what_it_waits_for_stands_in_the_error(start: Start) -> None:
+    notes: list[str] = []
+    with pytest.raises(
+        StalledError, match=r"\(it did nothing\) and was ended; it waits for rank 1; if it is only slow, "
+    ):
+        generate(start("say-and-hang", stall_timeout_s=1.0, note=notes.append))
+    assert notes == ["a note"]
+    with pytest.raises(EngineError, match="it sent a message of unknown type 'note'"):
+        start("note-nonsense")
+
+
 @pytest.mark.parametrize("way", ["silent", "hang-init", "half-a-frame"])
 def test_the_pulse_beats_while_nothing_comes_and_may_end_it(start: Start, way: str) -> None:
     _, pulse = counting(4)
