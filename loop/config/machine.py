@@ -151,6 +151,11 @@ class Cluster(Section):
     dir: Private[str] = Field(
         "~/.cache/ssd-loop/checkpoints", description="Where nodes keep the checkpoints that they are brought."
     )
+    training_nodes: ForTraining[PositiveInt | None] = Field(
+        None,
+        description="Nodes that fine-tune together, with all their GPUs (engine.num_training_processes on each); default: this "
+        "machine alone fine-tunes.",
+    )
     insecure: bool = Field(
         False,
         description="true: go on although whoever reaches the cluster can run programs on it, since it asks for no token.",

@@ -207,6 +207,15 @@ class Kept(Value):
             self._order.unlink(missing_ok=True)
 
 
+class Meeting(Value):
+    """How the processes of a training on several machines find each other: the first machine's address, and which this is."""
+
+    num_machines: int
+    number: int  # of this machine, from 0
+    address: str
+    port: int
+
+
 class TrainingResult(Value):
     """What a fine-tune reports. Losses are mean cross-entropies per completion token, in nats.
 

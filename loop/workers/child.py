@@ -24,6 +24,7 @@ from loop.engines.base import (
     Forced,
     Generated,
     Kept,
+    Meeting,
     Probed,
     Progress,
     Request,
@@ -159,7 +160,8 @@ class Child:
             case "fit":
                 rows, parent = Path(command["rows_file"]), CheckpointRef.model_validate(command["parent"])
                 kept = Kept.model_validate(command["kept"]) if command["kept"] else None
-                result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]), kept)
+                more = {"meeting": Meeting.model_validate(command["meeting"])} if command["meeting"] else {}
+                result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]), kept, **more)
                 give_back_memory()
                 return result.model_dump(mode="json")
             case "measure_speed":

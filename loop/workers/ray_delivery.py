@@ -5,7 +5,9 @@ A node that has part of it, from a delivery that broke off, is sent the rest. Th
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +16,28 @@ import ray
 from ray.exceptions import RayError
 
 from store.canonical import sha256_of
-from store.errors import StoreError
+from store.errors import DamagedCheckpoint, StoreError
 
 CHUNK_BYTES, NUM_FLYING = 16 << 20, 3  # pieces of a file, and how many of them are on their way at once
+
+
+def fetch(shelf: Any, name: str, target: Path) -> None:
+    """Bring home what a training has written on a node, into a directory. StoreError where something else arrives."""
+    for file, measured in ray.get(shelf.measure.remote(name)).items():
+        path = target / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        offsets = range(0, measured["size_bytes"], CHUNK_BYTES)
+        digest, flying = hashlib.sha256(), deque[Any]()
+        with path.open("wb") as home:
+            for offset in [*offsets, *[None] * NUM_FLYING]:
+                if offset is not None:
+                    flying.append(shelf.read.remote(name, file, offset, CHUNK_BYTES))
+                if flying and (offset is None or len(flying) > NUM_FLYING):
+                    piece = ray.get(flying.popleft())
+                    home.write(piece)
+                    digest.update(piece)
+        if digest.hexdigest() != measured["sha256"]:
+            raise DamagedCheckpoint(f"{path}: the content differs from what the node has (SHA-256)")
 
 
 class Delivery:

@@ -29,7 +29,7 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loop.system import trees
-from loop.workers.ray_delivery import Delivery
+from loop.workers.ray_delivery import Delivery, fetch
 from loop.workers.ray_node import RemoteWorker, Shelf
 from store.checkpoints import MANIFEST, hash_directory
 from store.errors import StoreError
@@ -96,6 +96,16 @@ class Hub:
                 case "deliver":
                     with self.delivering:
                         self.reply(question, value=self.deliver(**question["what"]))
+                case "begin_training":
+                    self.reply(question, value=self.begin_training(**question["what"]))
+                case "fetch":
+                    fetch(self.shelf(question["node"]), question["name"], Path(question["target"]))
+                    self.reply(question, value=None)
+                case "end_training":
+                    for ended in [self.shelf(node).end_training.remote(question["name"]) for node in question["nodes"]]:
+                        with contextlib.suppress(RayError):  # of a node that was lost
+                            ray.get(ended, timeout=START_S)
+                    self.reply(question, value=None)
                 case "start":
                     self.run(question, *fds)
                 case "end":
@@ -146,7 +156,8 @@ class Hub:
             if has.get("CPU", 0) or has.get("GPU", 0):
                 num_gpus = int(has.get("GPU", 0))
                 gpus = {"num_gpus": num_gpus, "free_gpus": int(free.get(key, {}).get("GPU", 0))}
-                nodes.append({"id": key, "num_cpus": has.get("CPU", 0.0)} | gpus)
+                address = {"address": node["NodeManagerAddress"]}
+                nodes.append({"id": key, "num_cpus": has.get("CPU", 0.0)} | address | gpus)
         shelves = {node["id"]: self.shelf(node["id"]) for node in nodes}
         about = {key: shelf.about.remote() for key, shelf in shelves.items()}
         found = []
@@ -180,6 +191,21 @@ class Hub:
         for node in places:
             self.shelf(node).keep.remote(NUM_KEPT)
         return places
+
+    def begin_training(self, name: str, rows: str, weights: str, nodes: Sequence[str]) -> dict[str, Any]:
+        """Bring a training's rows to its nodes: what each has for it, by node."""
+        directory, file = os.path.split(rows)
+        (measured,) = self.hasher.measure([Path(rows)])
+        manifest = {"files": {file: measured}, "whole_directory": False}
+        with self.delivering:
+            places = self.bring(Path(directory), manifest, nodes, is_shared=False)
+        if missing := [self.name(node) for node in nodes if node not in places]:
+            raise Lost(f"{', '.join(missing)} was lost before the training began")
+        begun = {
+            node: self.shelf(node).begin_training.remote(name, os.path.join(place, file), weights)
+            for node, place in places.items()
+        }
+        return {node: ray.get(each) for node, each in begun.items()}
 
     def manifest(self, directory: Path) -> dict[str, Any]:
         if (directory / MANIFEST).exists():

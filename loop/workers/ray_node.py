@@ -29,6 +29,7 @@ from store.hashing import Hasher
 PIECE_BYTES = 1 << 20  # of one read; Ray keeps results up to 100 KiB inline, larger ones go through the object store
 GATHER_S = 0.002  # small frames that come within this time travel together
 LOOK_S = 0.5
+TRAINING = "training-"  # what stands before the name of a training, in the directory of what it reads and writes here
 PART = ".part"  # what follows the name of a checkpoint that is not whole yet
 COMPARED = (
     "ssd-loop",
@@ -176,6 +177,32 @@ class Shelf:
     def place(self, manifest_sha256: str) -> str:
         """What a whole checkpoint is called here."""
         return str(self.root / manifest_sha256)
+
+    def begin_training(self, name: str, rows: str, weights: str) -> dict[str, Any]:
+        """Make room for a training: where its rows and its weights lie, and a port at which its processes can meet here."""
+        room = self.root / f"{TRAINING}{name}"
+        (room / weights).mkdir(parents=True)
+        os.link(rows, room / "rows.jsonl")
+        with socket.socket() as free:
+            free.bind(("", 0))
+            port = free.getsockname()[1]
+        return {"rows": str(room / "rows.jsonl"), "weights": str(room / weights), "port": port}
+
+    def measure(self, name: str) -> dict[str, Any]:
+        """Size and SHA-256 of each file that a training has written, by its path below the training's directory."""
+        room = self.root / f"{TRAINING}{name}"
+        files = [path for path in sorted(room.rglob("*")) if path.is_file() and path.parent != room]
+        measured = self.hasher.measure(files)
+        return {path.relative_to(room).as_posix(): each for path, each in zip(files, measured, strict=True)}
+
+    def read(self, name: str, file: str, offset: int, size: int) -> bytes:
+        """A piece of such a file."""
+        with (self.root / f"{TRAINING}{name}" / file).open("rb") as source:
+            return os.pread(source.fileno(), size, offset)
+
+    def end_training(self, name: str) -> None:
+        """Remove what a training has left here. Safe to repeat."""
+        shutil.rmtree(self.root / f"{TRAINING}{name}", ignore_errors=True)
 
     def keep(self, num: int) -> None:
         """Remove all checkpoints but the `num` that were used last."""

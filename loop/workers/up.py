@@ -23,6 +23,7 @@ from loop.engines.base import CheckpointRef, EngineConfig, Tell
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
 from loop.workers.cluster import Hub
+from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import Placement, check_same, pool_on_nodes, versions_here, wait_for_places
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
@@ -205,13 +206,17 @@ class Engines:
             note=self.watch.note,
         )
 
+    def _joined(self) -> Hub:
+        """The connection to the cluster, made anew where it was lost."""
+        if self._hub is None or self._hub.ended:
+            assert self.loaded.config.cluster is not None
+            self._hub = Hub(self.loaded.config.cluster, self.logs / "hub.log", self.pulse)
+        return self._hub
+
     def _start_on_nodes(self, checkpoint: CheckpointRef) -> Pool:
         """An engine for each GPU or each node of the cluster, or as many as are asked for."""
-        engine, cluster = self.loaded.config.engine, self.loaded.config.cluster
-        assert cluster is not None
-        if self._hub is None or self._hub.ended:
-            self._hub = Hub(cluster, self.logs / "hub.log", self.pulse)
-        nodes = self._hub.nodes()
+        engine, hub = self.loaded.config.engine, self._joined()
+        nodes = hub.nodes()
         check_same(nodes, versions_here())
         gpus = [node.gpu_bytes for node in nodes for _ in range(node.num_gpus)]
         if engine.sampler == AUTO:
@@ -219,8 +224,8 @@ class Engines:
         num = gpus_per_engine(engine, _weights_bytes(checkpoint), gpus) if self.kind == SAMPLERS["vllm"] else 1
         self.settings = self.settings.changed(gpus_per_engine=num)
         limit_s = self.settings.stall_timeout_s
-        nodes, places = wait_for_places(self._hub, self.settings.num_engines, num, limit_s, self.watch.note)
-        self._placement = Placement(self._hub, self.settings, nodes, places)
+        nodes, places = wait_for_places(hub, self.settings.num_engines, num, limit_s, self.watch.note)
+        self._placement = Placement(hub, self.settings, nodes, places)
         return pool_on_nodes(
             self._placement, checkpoint, self._worker,
             progress=self.watch.progress, pulse=self.pulse, note=self.watch.note,
@@ -269,11 +274,29 @@ class Engines:
 
         return start
 
-    def trainer(self, parent: CheckpointRef, is_called_away: Callable[[], bool] = lambda: False) -> RemoteTrainer:
+    def _node_trainer(self, num_nodes: int, is_called_away: Callable[[], bool]) -> NodeTrainer:
+        """A trainer on the first so many nodes, where those with GPUs come first. Engines on nodes with GPUs leave them."""
+        hub = self._joined()
+        nodes = sorted(hub.nodes(), key=lambda node: (-node.num_gpus, node.name))[:num_nodes]
+        if len(nodes) < num_nodes:
+            raise EngineError(
+                f"cluster.training_nodes = {num_nodes}, but the cluster has {len(nodes)} that can compute; lower it, or start more"
+            )
+        check_same(nodes, versions_here())
+        if nodes[0].num_gpus:
+            self._end_sampler()
+        return NodeTrainer(hub, nodes, self.settings, self._worker, self.pulse, self.watch.progress, is_called_away)
+
+    def trainer(
+        self, parent: CheckpointRef, is_called_away: Callable[[], bool] = lambda: False
+    ) -> RemoteTrainer | NodeTrainer:
         """A trainer, which ends what it does once it `is_called_away`, as soon as that loses nothing.
 
         `parent` is the checkpoint that it will train, whose size decides whether the sampler may stay.
         """
+        cluster = self.loaded.config.cluster
+        if cluster and cluster.training_nodes and self.settings.trainer != "fake":
+            return self._node_trainer(cluster.training_nodes, is_called_away)
         if not self._may_share(parent):
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:

@@ -24,6 +24,7 @@ from loop.engines.base import (
     Forced,
     Generated,
     Kept,
+    Meeting,
     Probed,
     Progress,
     Request,
@@ -430,11 +431,12 @@ class RemoteTrainer:
         settings: dict[str, Any],
         out_dir: Path,
         kept: Kept | None = None,
+        meeting: Meeting | None = None,
     ) -> TrainingResult:
         message = {"op": "fit", "rows_file": rows_file, "parent": parent, "settings": settings, "out_dir": out_dir}
         self._training = kept
         try:
-            return TrainingResult.model_validate(self.worker.call(message | {"kept": kept}))
+            return TrainingResult.model_validate(self.worker.call(message | {"kept": kept, "meeting": meeting}))
         except ValueError:
             raise self.worker.broken("it sent a malformed training result") from None
         finally:

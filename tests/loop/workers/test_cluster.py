@@ -15,15 +15,18 @@ import pytest
 from loop.config.machine import Cluster
 from loop.engines.base import CheckpointRef, EngineConfig
 from loop.workers.cluster import Hub
+from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S, Placement, pool_on_nodes
 from loop.workers.pool import Pool
-from loop.workers.worker import RemoteSampler, Worker
+from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 from tests.support.clusters import Machines, all_gone, lives, machines
-from tests.support.engines import no_progress
+from tests.support.engines import many_rows, no_progress, settings, training, write_rows
+from tests.support.tiny import make_tiny_model
 from tests.support.waiting import HANG_S, wait_until
 from tests.support.workers import PARAMS, SETTINGS, fake_model, requests
 
 pytestmark = pytest.mark.slow
+REAL = settings(device="cpu", dtype="float32")
 SLOW = {"LOOP_FAKE_STEP_S": "0.05"}
 
 
@@ -188,3 +191,39 @@ def test_what_is_lost_costs_only_what_it_had_not_finished(
     engines.pool.close()
     if not raylet_lives(node):
         two.remove(node)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_processes_on_two_nodes_train_as_one_here(hub: Hub, two: Machines, tmp_path: Path, method: str) -> None:
+    """Losses within 2e-6; the same files come home, candidates among them, and nothing is left on the nodes."""
+    parent = make_tiny_model(tmp_path / "parent")
+    ref = CheckpointRef(sha256="", path=parent)
+    rows = write_rows(tmp_path / "rows.jsonl", many_rows(30))
+    recipe = training(method=method, candidates=2, batch_size=8, num_steps=6)
+
+    def fit(trainer: Any, name: str) -> Any:
+        out = tmp_path / name / "weights"
+        out.mkdir(parents=True)
+        return trainer.fit(rows, ref, recipe, out)
+
+    alone = Worker(
+        {"op": "load_trainer", "settings": REAL}, log_file=tmp_path / "alone.log", stall_timeout_s=HANG_S,
+        progress=no_progress, tag="trainer",
+    )  # fmt: skip
+    expected = fit(RemoteTrainer(alone), "alone")
+    alone.end()
+    seen: list[tuple[int, int]] = []
+    wait_until(lambda: len(hub.nodes()) == 2)
+
+    def worker(init: dict[str, Any], tag: str, settings: EngineConfig, has_gpu: bool, **more: Any) -> Worker:
+        log = tmp_path / f"{tag}.log"
+        return Worker(init | {"settings": settings}, log_file=log, stall_timeout_s=HANG_S, tag=tag, **more)
+
+    trainer = NodeTrainer(hub, hub.nodes(), REAL, worker, lambda: None, lambda *now: seen.append(now), lambda: False)
+    result = fit(trainer, "nodes")
+    assert seen[-1] == (6, 6)
+    assert result.losses == pytest.approx(expected.losses, abs=2e-6)
+    assert result.held_out_loss == pytest.approx(expected.held_out_loss, abs=2e-6)
+    files = {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "nodes") for path in (tmp_path / "nodes").rglob("*") if path.is_file()}
+    assert not [path for number in range(2) for path in two.shelf(number).glob("training-*")]
