@@ -9,7 +9,7 @@ KILLS := 1000
 MINUTES := 20
 PYTEST :=
 
-.PHONY: setup demo browser test test-all test-vllm kills soak nightly bench study gallery lint clean
+.PHONY: setup demo browser test test-all test-vllm kills soak nightly bench gpu study gallery lint clean
 
 setup: $(STAMP)
 
@@ -40,7 +40,7 @@ test: lint
 test-all: lint
 	$(PY) -m pytest -n 2
 
-# vLLM's CPU build for real: its contract, the proof of weights, faults. An environment of its own, 3.7 GB. The packages that
+# vLLM's CPU build for real: its contract, the proof of weights, faults, a whole round. An environment of its own, 3.7 GB. The packages that
 # are taken out again come with vLLM, do not fit this torch, and would make its import fail.
 VLLM := .venv-vllm
 $(VLLM)/.installed: pyproject.toml
@@ -56,7 +56,8 @@ $(VLLM)/.installed: pyproject.toml
 	touch $(VLLM)/.installed
 
 test-vllm: $(VLLM)/.installed
-	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py tests/loop/engines/test_four_bit.py
+	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py tests/loop/engines/test_four_bit.py \
+	  tests/whole/test_round_vllm.py
 
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
@@ -79,6 +80,18 @@ bench: setup
 	$(PY) bench/daemon.py
 	$(PY) bench/grading.py
 	$(PY) bench/report.py
+
+# All that only a GPU can show, in under ten minutes: a table, and build/gpu/gpu.json. For a GPU vLLM and bitsandbytes are installed
+# into .venv, once. `make gpu DEVICE=cpu` does the same on a tiny model, in a minute or two; vLLM's steps if `make test-vllm` was done.
+DEVICE :=
+GPU := $(if $(filter cpu,$(DEVICE)),,$(wildcard /dev/nvidiactl /dev/dxg))
+$(VENV)/.gpu: $(STAMP)
+	@echo "Installing vLLM for a GPU and bitsandbytes into $(VENV), once: several GB. pip says nothing while it works."
+	$(PY) -m pip install --quiet --disable-pip-version-check -e '.[vllm,four-bit]' && touch $(VENV)/.gpu || \
+	  echo "vLLM could not be installed: what needs it is left out"
+
+gpu: setup $(if $(GPU),$(VENV)/.gpu)
+	$(if $(GPU)$(if $(wildcard $(VLLM)/.installed),,none),$(PY),$(VLLM)/bin/python) bench/gpu.py $(addprefix --device ,$(DEVICE))
 
 # Many rounds on a tiny model: 27 runs of six rounds, half an hour on two cores, then tables and figures in docs/studies. It
 # may be killed: what is finished is not done again.

@@ -79,6 +79,7 @@ PARTS = (
             ("estimate", f"{PYTHON} bench/estimate.py", "--small"),
             ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),
             ("vllm", f"{VLLM_PYTHON} bench/sampling_vllm.py", "--pairs 1 --requests 32"),
+            ("gpu", "make gpu", "DEVICE=cpu"),
         )
     ),
 )

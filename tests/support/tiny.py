@@ -137,7 +137,7 @@ def _train(model: Any, tokenizer: Any, num_steps: int = 80) -> None:
         optimizer.step()
 
 
-def make_random_model(path: Path, kind: str) -> Path:
+def make_random_model(path: Path, kind: str, head_size: int = 12) -> Path:
     """Write an untrained model of some 100,000 parameters with the same tokenizer: "llama" (untied), "qwen3", "qwen3-moe", "gpt-oss"."""
     import torch
     import transformers
@@ -146,7 +146,7 @@ def make_random_model(path: Path, kind: str) -> Path:
     tokenizer = make_tokenizer()
     shape = {
         "vocab_size": 400, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
-        "num_key_value_heads": 2, "head_dim": 12, "max_position_embeddings": 2048, "bos_token_id": None,
+        "num_key_value_heads": 2, "head_dim": head_size, "max_position_embeddings": 2048, "bos_token_id": None,
         "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
     }  # fmt: skip
     experts = {"num_experts_per_tok": 2, "router_aux_loss_coef": 0.001, "tie_word_embeddings": False}

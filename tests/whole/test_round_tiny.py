@@ -11,7 +11,7 @@ import pytest
 
 from store.records import DECIDED
 from tests.support.configurations import configuration
-from tests.support.runs import acknowledged, drive, dump, finish, processes_of
+from tests.support.runs import acknowledged, drive, dump, findings, finish, lives, processes_of, ranks_among, watched
 from tests.support.tiny import FUNCTIONS, make_tiny_model
 
 SUITE = {"name": "tiny", "source": "suite.jsonl", "temperature": 1.0, "num_samples": 4, "pass_at": [1, 4]}
@@ -129,3 +129,62 @@ def test_a_round_with_lora(merge: bool, model: Path, tmp_path: Path) -> None:
     assert candidate["kind"] == ("full" if merge else "adapter")
     assert candidate["base"] == (None if merge else base["sha256"])
     assert [row["state"] in DECIDED for row in left["rounds"]] == [True]
+
+
+def _by_round(run: dict[str, Any], table: str) -> list[dict[str, Any]]:
+    """Rows of a dump without what names weights by their hash, which the last digits change: each says whose weights they are of."""
+    made_in = {row["sha256"]: row["round"] for row in run["checkpoints"]}
+    named = {"checkpoint", "parent", "base", "parent_checkpoint", "candidate_checkpoint", "head_before", "head_after"}
+    hashes = {"id", "sha256", "evaluation_id", "manifest", "size_bytes"}
+    rows = [
+        {key: made_in.get(value) if key in named else value for key, value in row.items() if key not in hashes}
+        | {"is_of_corpus": row.get("evaluation_id", "") is None}
+        for row in run[table]
+    ]
+    order = (
+        "round",
+        "number",
+        "checkpoint",
+        "suite_name",
+        "is_of_corpus",
+        "decode_settings_id",
+        "prompt_id",
+        "sample_index",
+    )
+    return sorted(rows, key=lambda row: [str(row.get(name)) for name in order])
+
+
+@pytest.mark.slow
+def test_lora_rounds_on_two_processes_are_those_of_one(model: Path, tmp_path: Path) -> None:
+    """The second round samples from the first one's adapter and trains it further, so it builds on what two processes wrote."""
+    from safetensors.torch import load_file
+
+    lora = '[training]\nmethod = "lora"\nlora = { rank = 4, merge = false }'
+    config = CONFIG.replace("[training]", lora).replace('unclear = "rollback"', 'unclear = "carry"')
+    config = config.replace("micro_batch_size = 2", "micro_batch_size = 1")  # sums in another order, not only elsewhere
+    run_dirs = []
+    for num_processes in (1, 2):
+        processes = f'[engine]\nsampler = "transformers"\nnum_training_processes = {num_processes}'
+        path = write(tmp_path / f"with-{num_processes}", model, config.replace("[engine]", processes))
+        with watched() as seen:
+            run_dirs.append(finish(path))
+        # One trains within the worker; two are started for each of the rounds.
+        assert len(ranks_among(seen)) == (4 if num_processes == 2 else 0)
+        assert not any(map(lives, seen)) and processes_of(path) == []
+        assert findings(run_dirs[-1]) == []
+    one, two = map(dump, run_dirs)
+    assert {row["round"]: row["action"] for row in one["decisions"]}[1] == "carry", "round 2 has another parent then"
+    for ours, theirs in zip(_by_round(one, "checkpoints"), _by_round(two, "checkpoints"), strict=True):
+        if (number := ours["round"]) == 0:
+            continue
+        told, also = (json.loads(row["origin"])["training"] for row in (ours, theirs))
+        assert also.pop("losses") == pytest.approx(told.pop("losses"), abs=2e-6)
+        assert also == told
+        name = f"checkpoints/round-{number:04}/adapter_model.safetensors"
+        mine, other = (load_file(run_dir / name) for run_dir in run_dirs)
+        assert mine.keys() == other.keys() and any("lora_B" in key for key in mine)
+        assert max(float((mine[key] - other[key]).abs().max()) for key in mine) < 2e-5
+    for table in ("rounds", "completions", "evaluations", "decisions"):
+        ours, theirs = _by_round(one, table), _by_round(two, table)
+        for row, other in zip(ours, theirs, strict=True):
+            assert _equal(row, other), (table, row, other)

@@ -5,6 +5,7 @@ Runs where vLLM is installed (`make test-vllm`); each engine takes ten seconds o
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from loop.engines.base import CheckpointRef, Forced, Generated, Sampler, Samplin
 from loop.errors import EngineError
 from loop.system.trees import TREE
 from loop.workers.liveness import used_by
-from loop.workers.worker import RemoteSampler
+from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 from tests.loop.engines.test_samplers import TestTheContract  # noqa: F401  (runs over this module's pair)
 from tests.support.engines import (
     GREEDY,
@@ -36,8 +37,12 @@ from tests.support.engines import (
     no_progress,
     remote,
     settings,
+    some_rows,
+    training,
+    write_rows,
 )
-from tests.support.tiny import make_tiny_model
+from tests.support.tiny import make_random_model, make_tiny_model
+from tests.support.waiting import HANG_S
 
 Start = Callable[..., RemoteSampler]
 
@@ -354,6 +359,39 @@ def test_ten_starts_leave_nothing(
         assert not (left := names() - before), f"start {number} left {left}"
         rss.append(us.memory_info().rss)
     assert rss[-1] < rss[1] + 5e6
+
+
+# ---- checkpoints that others wrote ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["tied llama", "qwen3"])
+def test_what_two_processes_trained_is_served_with_the_weights_of_its_files(
+    kind: str, start: Start, tmp_path: Path
+) -> None:
+    """By an engine that had its parent's weights, and by a new one."""
+    parent, trained = CheckpointRef(sha256="parent", path=tmp_path / "model"), tmp_path / "trained"
+    if kind == "tied llama":
+        make_tiny_model(parent.path, head_size=32)
+    else:
+        make_random_model(parent.path, kind, head_size=32)
+    rows = write_rows(tmp_path / "rows.jsonl", some_rows())
+    trained.mkdir()
+    init = {"op": "load_trainer", "settings": settings(num_training_processes=2)}
+    worker = Worker(init, log_file=tmp_path / "log", stall_timeout_s=HANG_S, progress=no_progress, tag="trainer")
+    with contextlib.closing(RemoteTrainer(worker)) as trainer:
+        assert trainer.fit(rows, parent, training(num_epochs=2), trained).num_steps > 0
+    child = CheckpointRef(sha256="child", path=trained)
+    requests = [chat(f"r{i}", seed=i, task=i) for i in range(8)]
+    sampler = start(parent)
+    before = ask(sampler, requests, HOT)
+    assert sampler.change(child), "which compares what vLLM keeps as it is in the files with them, exactly"
+    check_logprobs(trained, ask(sampler, requests, HOT))
+    sampler.close()
+    fresh = start(child)
+    drawn = ask(fresh, requests, HOT)
+    check_logprobs(trained, drawn)
+    assert not same(drawn, before)
+    fresh.close()
 
 
 # ---- exports ---------------------------------------------------------------------------------------------------------
