@@ -208,10 +208,14 @@ class Kept(Value):
 
 
 class Meeting(Value):
-    """How the processes of a training on several machines find each other: the first machine's address, and which this is."""
+    """How the processes of a training on several machines find each other: the first machine's address, and which this is.
+
+    `own_address`: of this machine, at which the others reach it.
+    """
 
     num_machines: int
     number: int  # of this machine, from 0
+    own_address: str
     address: str
     port: int
 

@@ -131,6 +131,9 @@ class _Group:
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         if self.device.type == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""  # transformers would take a GPU where torch sees one
+        if self.meeting and (interface := interface_of(self.meeting.own_address)):
+            # Otherwise gloo takes the address that the machine's name stands for, which may be one of its own alone.
+            environment = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} | environment
         return environment
 
     def waited_for(self) -> str:
@@ -146,6 +149,14 @@ class _Group:
             return ""
         named = " and ".join(f"rank {self.first + place}" for place in late)
         return f"the others of {self.num_ranks} training processes wait for {named}"
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return str(name)
+    return None
 
 
 def _is_stopped(pid: int) -> bool:

@@ -30,7 +30,7 @@ from loop.system import ourselves, trees
 from loop.workers.liveness import Used
 from loop.workers.process import ELSEWHERE, set_log_aside
 
-MAX_MESSAGE_BYTES = 1 << 16
+FIRST_BEAT_S = 330.0  # for a worker on a node to begin: the hub waits 300 s for the node to have room for it
 LOOK_S = 0.5  # between two pulses while the hub is waited for
 NONE = "none"  # the version of a package that is not installed
 LOST = 70  # the exit code of a process that was lost with its node or with the hub
@@ -58,11 +58,10 @@ class Node(Value):
 
 
 class TrainingRoom(Value):
-    """What a node has for a training: its rows, an empty directory for its weights, and a port at which processes can meet."""
+    """What a node has for a training: its rows, and an empty directory for its weights."""
 
     rows: Path
     weights: Path
-    port: int
 
 
 class _Use(Value):
@@ -82,43 +81,54 @@ class Hub:
         self._news = threading.Condition()
         self._sending = threading.Lock()
         self.ended = False
+        self.problems: dict[str, str] = {}  # what was wrong with nodes that `nodes` left out, by name
+        self.failed: dict[str, str] = {}  # why nodes do not have what was delivered last, by id
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        answers, its_answers = os.pipe()
         self._control = mine
         log_file.parent.mkdir(parents=True, exist_ok=True)
         set_log_aside(log_file)
         try:
             with its, log_file.open("ab") as log:
                 self.process = subprocess.Popen(
-                    ourselves.command("loop.workers.ray_hub", settings.address, settings.dir, str(its.fileno())),
-                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                    env=ourselves.environment(), pass_fds=[its.fileno()],
+                    ourselves.command(
+                        "loop.workers.ray_hub", settings.address, settings.dir, str(its.fileno()), str(its_answers)
+                    ),
+                    stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/",
+                    env=ourselves.environment(), pass_fds=[its.fileno(), its_answers],
                 )  # fmt: skip
         except OSError as error:
+            os.close(answers)
+            mine.close()
             raise EngineError(
                 f"cluster: cannot be joined: {error}; this user must be able to write {log_file}"
             ) from error
-        threading.Thread(target=self._listen, daemon=True).start()
+        finally:
+            os.close(its_answers)
+        threading.Thread(target=self._listen, args=(answers,), daemon=True).start()
         try:
             self.ask("join", is_open_allowed=settings.insecure)
         except BaseException:
             self.close()
             raise
 
-    def _listen(self) -> None:
-        with contextlib.suppress(OSError):
-            while message := self._control.recv(MAX_MESSAGE_BYTES):
-                answer = json.loads(message)
-                with self._news:
-                    self._answers[answer["number"]] = answer
-                    self._news.notify_all()
-        with self._news:
-            self.ended = True
-            self._news.notify_all()
+    def _listen(self, answers: int) -> None:
+        try:
+            with os.fdopen(answers, "rb") as lines:
+                for line in lines:
+                    answer = json.loads(line)
+                    with self._news:
+                        self._answers[answer["number"]] = answer
+                        self._news.notify_all()
+        finally:
+            with self._news:
+                self.ended = True
+                self._news.notify_all()
 
-    def send(self, op: str, fds: Sequence[int] = (), **more: Any) -> int:
+    def send(self, op: str, fds: Sequence[int] = (), **what: Any) -> int:
         """Ask, and return the number of the question."""
         number = next(self._numbers)
-        message = json.dumps({"number": number, "op": op} | more).encode()
+        message = json.dumps({"number": number, "op": op, "what": what}).encode()
         with self._sending, contextlib.suppress(OSError):  # of a hub that has ended, which the answer says
             socket.send_fds(self._control, [message], fds)
         return number
@@ -135,9 +145,9 @@ class Hub:
             self._news.wait_for(lambda: number in self._answers or self.ended, timeout_s)
         return self.answer(number)
 
-    def ask(self, op: str, **more: Any) -> Any:
+    def ask(self, op: str, **what: Any) -> Any:
         """Ask and wait for the answer. EngineError with what the hub says is wrong."""
-        number = self.send(op, **more)
+        number = self.send(op, **what)
         while (answer := self.wait(number, LOOK_S)) is None:
             self.pulse()
         if error := answer.get("error"):
@@ -145,19 +155,27 @@ class Hub:
         return answer["value"]
 
     def nodes(self) -> list[Node]:
-        """The machines that can compute now, by name."""
-        return [Node.model_validate(node, strict=False) for node in self.ask("nodes")]
+        """The machines that can compute now, by name; `problems` says what is wrong with others."""
+        told = self.ask("nodes")
+        self.problems = told["problems"]
+        return [Node.model_validate(node, strict=False) for node in told["nodes"]]
 
     def deliver(self, checkpoint: CheckpointRef, nodes: Sequence[Node]) -> dict[str, CheckpointRef]:
         """Bring a checkpoint to the nodes that do not have it, where its manifest proves it: what each calls it, by id.
 
-        A node that is lost meanwhile is left out. EngineError where one receives something else twice.
+        Nodes that do not have it are left out, and `failed` says why.
         """
         paths = [str(path.absolute()) for path in (checkpoint.path, checkpoint.base_path) if path]
-        what = {"paths": paths, "nodes": [node.id for node in nodes], "is_shared": self.settings.shared}
-        names = self.ask("deliver", what=what)
+        told = self.ask(
+            "deliver",
+            paths=paths,
+            sha256=checkpoint.sha256,
+            nodes=[node.id for node in nodes],
+            is_shared=self.settings.shared,
+        )
+        self.failed = told["failed"]
         refs = {}
-        for node, places in names.items():
+        for node, places in told["places"].items():
             path, *base = map(Path, places)
             refs[node] = CheckpointRef(sha256=checkpoint.sha256, path=path, base_path=base[0] if base else None)
         return refs
@@ -167,9 +185,13 @@ class Hub:
 
         `weights`: what the directory for its weights is called.
         """
-        what = {"name": name, "rows": str(rows.absolute()), "weights": weights, "nodes": [node.id for node in nodes]}
-        rooms = self.ask("begin_training", what=what)
+        ids = [node.id for node in nodes]
+        rooms = self.ask("begin_training", name=name, rows=str(rows.absolute()), weights=weights, nodes=ids)
         return {node: TrainingRoom.model_validate(room, strict=False) for node, room in rooms.items()}
+
+    def port(self, node: Node) -> int:
+        """A port of that node at which processes can meet."""
+        return int(self.ask("port", node=node.id))
 
     def fetch(self, node: Node, name: str, target: Path) -> None:
         """Bring home the weights that a training has written on a node. EngineError where something else arrives."""
@@ -179,9 +201,9 @@ class Hub:
         """Remove what a training has left on its nodes."""
         self.ask("end_training", name=name, nodes=[node.id for node in nodes])
 
-    def starter(self, node: Node, num_gpus: int) -> Callable[..., NodeProcess]:
-        """Starts workers on that node, with so many of its GPUs."""
-        return partial(NodeProcess, self, node, num_gpus)
+    def starter(self, node: Node, num_gpus: int, share: tuple[int, int] = (0, 1)) -> Callable[..., NodeProcess]:
+        """Starts a worker on that node, with so many of its GPUs. `share`: which of how many workers there it is."""
+        return partial(NodeProcess, self, node, num_gpus, share)
 
     def close(self) -> None:
         """Let go of the cluster: what was started there ends. Safe to repeat."""
@@ -199,11 +221,12 @@ class NodeProcess:
     """A worker's process on a node, as `loop.workers.process.Process` has it. Its log comes home while it is written."""
 
     def __init__(
-        self, hub: Hub, node: Node, num_gpus: int,
+        self, hub: Hub, node: Node, num_gpus: int, share: tuple[int, int],
         command: Sequence[str], variables: Mapping[str, str], log: Path, has_gpu: bool,
     ) -> None:  # fmt: skip
         self.hub, self.node = hub, node
-        self.seen = Used(0.0)
+        self.seen: Used | None = None
+        self.began = time.monotonic()
         self.gpu_busy = False
         its_commands, commands = os.pipe()
         answers, its_answers = os.pipe()
@@ -213,6 +236,7 @@ class NodeProcess:
                 (its_commands, its_answers, file.fileno()),
                 node=node.id,
                 num_gpus=num_gpus if has_gpu else 0,
+                share=share,
                 module=command[-1],
                 variables=dict(variables) | {ELSEWHERE: "1"},
             )
@@ -223,18 +247,18 @@ class NodeProcess:
     @property
     def why(self) -> str:
         answer = self.hub.answer(self.number)
-        return str(answer["why"]) if answer else ""
+        return str(answer.get("why") or answer.get("error") or "") if answer else ""
 
     def poll(self) -> int | None:
         answer = self.hub.answer(self.number)
-        return int(answer["code"]) if answer else None
+        return int(answer.get("code", LOST)) if answer else None
 
     def wait(self, timeout: float | None = None) -> int:
         deadline = None if timeout is None else time.monotonic() + timeout
         while (answer := self.hub.wait(self.number, LOOK_S)) is None:
             if deadline is not None and time.monotonic() > deadline:
                 raise subprocess.TimeoutExpired(self.node.name, timeout or 0.0)
-        return int(answer["code"])
+        return int(answer.get("code", LOST))
 
     def beats(self, message: Mapping[str, Any]) -> None:
         """With each beat of its heart it says what it has used, which cannot be seen from here."""
@@ -243,7 +267,12 @@ class NodeProcess:
             self.seen, self.gpu_busy = Used(*used.used), used.is_gpu_busy
 
     def used(self) -> Used:
-        """As of its last beat. What was going on then goes on only as long as there are beats."""
+        """As of its last beat. What was going on then goes on only as long as there are beats.
+
+        Before the first one it counts as busy: the node may have to start Python and to load much from a slow disk.
+        """
+        if self.seen is None:
+            return Used(min(FIRST_BEAT_S, time.monotonic() - self.began))
         seen, self.seen = self.seen, self.seen._replace(is_runnable=False)
         return seen
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from loop.engines.base import CheckpointRef, EngineConfig, Kept, Meeting, TrainingResult
 from loop.errors import ConfigError, EngineError, LeftTraining
-from loop.workers.cluster import Hub, Node
+from loop.workers.cluster import Hub, Node, TrainingRoom
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S
 from loop.workers.worker import RemoteTrainer, Worker
 
@@ -44,7 +44,12 @@ class NodeTrainer:
     ) -> None:
         self.hub, self.nodes, self.worker = hub, list(nodes), worker
         self.pulse, self.progress, self.is_called_away = pulse, progress, is_called_away
-        self.num_gpus = min(node.num_gpus for node in nodes)
+        if len({node.num_gpus > 0 for node in nodes}) > 1 and settings.device != "cpu":
+            names = ", ".join(node.name for node in nodes if not node.num_gpus)
+            raise ConfigError(
+                f'cluster.training_nodes: {names} has no GPU and others have; lower it, or set engine.device = "cpu"'
+            )
+        self.num_gpus = min(node.num_gpus for node in nodes) if settings.device != "cpu" else 0
         num = self.num_gpus or settings.num_training_processes
         self.settings = settings.changed(num_training_processes=num)
 
@@ -66,13 +71,14 @@ class NodeTrainer:
         is_shared, name = self.hub.settings.shared, secrets.token_hex(8)
         refs = self.hub.deliver(parent, self.nodes)
         if lost := [node.name for node in self.nodes if node.id not in refs]:
-            raise EngineError(f"training: {', '.join(lost)} was lost before it had the weights; the stage begins again")
-        rooms = self.hub.begin_training(name, rows_file, out_dir.name, self.nodes)
+            why = "; ".join(self.hub.failed.values()) or f"{', '.join(lost)} was lost"
+            raise EngineError(f"training: not every node has the weights: {why}; the stage begins again")
         meeting = {
             "num_machines": len(self.nodes),
             "address": self.nodes[0].address,
-            "port": rooms[self.nodes[0].id].port,
+            "port": self.hub.port(self.nodes[0]),
         }
+        rooms = {node.id: TrainingRoom(rows=rows_file.absolute(), weights=out_dir.absolute()) for node in self.nodes}
 
         def train(number: int, progress: Callable[[int, int], None], pulse: Callable[[], None]) -> TrainingResult:
             node = self.nodes[number]
@@ -83,20 +89,22 @@ class NodeTrainer:
                     room.rows,
                     refs[node.id],
                     settings,
-                    out_dir.absolute() if is_shared else room.weights,
+                    room.weights,
                     kept if is_shared else None,
-                    Meeting(number=number, **meeting),
+                    Meeting(number=number, own_address=node.address, **meeting),
                 )
             finally:
                 trainer.close()
 
         try:
+            if not is_shared:
+                rooms = self.hub.begin_training(name, rows_file, out_dir.name, self.nodes)
             result = self._all(train, kept if is_shared else None)
             if not is_shared:
                 self.hub.fetch(self.nodes[0], name, out_dir.parent)
             return result
         finally:
-            if not self.hub.ended:
+            if not is_shared and not self.hub.ended:
                 self.hub.end_training(name, self.nodes)
 
     def _worker(self, number: int, progress: Callable[[int, int], None], pulse: Callable[[], None]) -> Worker:

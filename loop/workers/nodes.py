@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import psutil
+
 from loop.engines.base import CheckpointRef, EngineConfig
 from loop.errors import ConfigError, EngineError
 from loop.workers.cluster import Hub, Node
@@ -57,7 +59,12 @@ class NodeSampler(RemoteSampler):
         self.ref = ref
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        return super().change(self.ref(checkpoint))
+        try:
+            named = self.ref(checkpoint)
+        except EngineError:  # what the node does not have, its engine cannot serve: the others go on without it
+            self.close()
+            raise
+        return super().change(named)
 
 
 class Placement:
@@ -65,36 +72,46 @@ class Placement:
 
     def __init__(self, hub: Hub, settings: EngineConfig, nodes: Sequence[Node], places: Sequence[Node]) -> None:
         self.hub, self.settings, self.places = hub, settings, list(places)
-        self.num_gpus = settings.gpus_per_engine if any(node.num_gpus for node in nodes) else 0
+        with_gpus = settings.device != "cpu" and any(node.num_gpus for node in nodes)
+        self.num_gpus = settings.gpus_per_engine if with_gpus else 0
         self.names: dict[str, CheckpointRef] = {}  # of the checkpoint that was delivered last, by node
 
+    @property
+    def uses_this_machine(self) -> bool:
+        """Whether an engine is on the daemon's own machine."""
+        own = {each.address for addresses in psutil.net_if_addrs().values() for each in addresses}
+        return any(node.address in own for node in self.places)
+
     def deliver(self, checkpoint: CheckpointRef) -> None:
-        """Bring a checkpoint to all nodes that have an engine. EngineError if none of them is left."""
+        """Bring a checkpoint to all nodes that have an engine. EngineError if none of them has it then."""
         self.names = self.hub.deliver(checkpoint, list({node.id: node for node in self.places}.values()))
         if not self.names:
-            raise EngineError(
-                "cluster: every node that has an engine was lost; the stage begins again on those that are left"
-            )
+            why = "; ".join(self.hub.failed.values()) or "every node that has an engine was lost"
+            raise EngineError(f"cluster: no node has the weights: {why}; make room there, or see {self.hub.log_file}")
 
     def move(self, nodes: Sequence[Node]) -> None:
         """Give engines of lost nodes a place among those that are left or new."""
         by_id = {node.id: node for node in nodes}
+        free_gpus = {node.id: node.free_gpus for node in nodes}
         taken = Counter(node.id for node in self.places)
         for number, node in enumerate(self.places):
             if node.id in by_id or not nodes:
                 continue
-            if self.num_gpus:
-                free = [n for n in nodes if taken[n.id] < n.num_gpus // self.num_gpus and n.free_gpus >= self.num_gpus]
-            else:
-                free = list(nodes)
+            free = [each for each in nodes if free_gpus[each.id] >= self.num_gpus] if self.num_gpus else list(nodes)
             if free:
                 self.places[number] = min(free, key=lambda node: (taken[node.id], node.name))
                 taken[self.places[number].id] += 1
+                free_gpus[self.places[number].id] -= self.num_gpus
 
-    def num_threads(self, node: Node) -> int:
-        """CPU threads of an engine there: its share of the node's cores."""
-        sharing = sum(each.id == node.id for each in self.places)
-        return self.settings.num_threads or max(1, int(node.num_cpus) // sharing)
+    def share(self, number: int) -> tuple[int, int]:
+        """Which engine of its node this one is, and of how many."""
+        there = [other for other, node in enumerate(self.places) if node.id == self.places[number].id]
+        return there.index(number), len(there)
+
+    def num_threads(self, number: int) -> int | None:
+        """CPU threads of an engine: its share of the node's cores. None where Ray was told of none: the engine looks itself."""
+        cores = int(self.places[number].num_cpus)
+        return self.settings.num_threads or (max(1, cores // self.share(number)[1]) if cores else None)
 
     def start_of(self, number: int, worker: Callable[..., Worker]) -> Start:
         """The function that starts one engine. `worker` makes a Worker of a command, a tag, settings and the rest."""
@@ -105,11 +122,12 @@ class Placement:
             def ref(checkpoint: CheckpointRef) -> CheckpointRef:
                 named = self.names.get(node.id)
                 if named is None or named.sha256 != checkpoint.sha256:
-                    raise EngineError(f"sampler-{number + 1}: its node {node.name} was lost before it had the weights")
+                    why = self.hub.failed.get(node.id, f"{node.name}: it was lost before it had the weights")
+                    raise EngineError(f"sampler-{number + 1}: {why}")
                 return named
 
             settings = self.settings.changed(
-                num_threads=self.num_threads(node), proofs=node.directory.parent / "proofs", num_engines=None
+                num_threads=self.num_threads(number), proofs=node.directory / "proofs", num_engines=None
             )
             init = {"op": "load_sampler", "checkpoint": ref(checkpoint)}
             made = worker(
@@ -120,7 +138,7 @@ class Placement:
                 pulse=pulse,
                 progress=lambda done, total: None,
                 heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
-                start=self.hub.starter(node, self.num_gpus),
+                start=self.hub.starter(node, self.num_gpus, self.share(number)),
             )
             return NodeSampler(made, ref)
 
@@ -143,8 +161,9 @@ def wait_for_places(
     while True:
         nodes = hub.nodes()
         if not nodes:
+            wrong = "".join(f"; {name}: {why}" for name, why in hub.problems.items())
             raise EngineError(
-                "cluster: no node has cores or GPUs for this run; start some with `ray start --address=HOST:6379`"
+                f"cluster: no node has cores or GPUs for this run{wrong}; start some with `ray start --address=HOST:6379`"
             )
         if (places := placed(nodes, num_engines, gpus_per_engine)) is not None:
             return nodes, places
@@ -167,7 +186,10 @@ def wait_for_places(
 def pool_on_nodes(
     placement: Placement, checkpoint: CheckpointRef, worker: Callable[..., Worker], **watching: Any
 ) -> Pool:
-    """All engines of a placement, with these weights."""
+    """The engines of a placement, with these weights. A node that cannot have them is left out, with a note."""
     placement.deliver(checkpoint)
+    for node, why in placement.hub.failed.items():
+        watching["note"](f"{why}; its engines are left out until the weights change")
+        placement.places = [each for each in placement.places if each.id != node]
     starts = [placement.start_of(number, worker) for number in range(len(placement.places))]
     return Pool(starts, checkpoint, **watching)

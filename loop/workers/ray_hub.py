@@ -1,7 +1,8 @@
-"""The hub, `python -m loop.workers.ray_hub ADDRESS DIRECTORY SOCKET`: the daemon's one connection to a Ray cluster.
+"""The hub, `python -m loop.workers.ray_hub ADDRESS DIRECTORY QUESTIONS ANSWERS`: the daemon's one connection to a Ray cluster.
 
-The daemon's side is `loop.workers.cluster`. Each question is answered in a thread of its own. When the daemon is gone, its end
-of the socket is closed, this process ends, and Ray ends the actors with it.
+The daemon's side is `loop.workers.cluster`. Questions come over the socket QUESTIONS, answers go into the pipe ANSWERS, a line of
+JSON each; both are numbers of descriptors. Each question is answered in a thread of its own. When the daemon is gone, its end of
+the socket is closed, this process ends, and Ray ends the actors with it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import sys
 import threading
 import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,18 @@ from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loop.system import trees
-from loop.workers.ray_delivery import Delivery, fetch
+from loop.workers.ray_delivery import CALL_S, Delivery, fetch, in_words
 from loop.workers.ray_node import RemoteWorker, Shelf
+from store.canonical import sha256_of
 from store.checkpoints import MANIFEST, hash_directory
 from store.errors import StoreError
 from store.hashing import Hasher
 
-NUM_KEPT = 4  # checkpoints on a node's shelf: base, head, tip and candidate
-START_S = 300.0  # for a node to give a worker its GPUs
+START_S = 300.0  # for a node to give a worker its GPUs, and for an actor to be there
 LOST = 70  # the exit code of a worker that was lost with its node
-MAX_WHY = 400
-
+MAX_QUESTION_BYTES = 1 << 18
+# Otherwise Ray kills the guard of a worker, and it alone, when it ends an actor: what is below it would live on.
+KEEP_THE_GUARD = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 KNOCK = """
 import sys
@@ -64,57 +66,65 @@ class Lost(Exception):
 class Hub:
     """Answers what the daemon asks."""
 
-    def __init__(self, control: socket.socket, address: str, directory: str) -> None:
-        self.control, self.address, self.directory = control, address, directory
+    def __init__(self, questions: socket.socket, answers: int, address: str, directory: str) -> None:
+        self.questions, self.answers, self.address, self.directory = questions, answers, address, directory
         self.hasher = Hasher()
         self.shelves: dict[str, Any] = {}
         self.names: dict[str, str] = {}
         self.workers: dict[int, Any] = {}
-        self.delivering, self.looking = threading.Lock(), threading.Lock()
+        self.ended: set[int] = set()  # workers that are to end, also those that are not up yet
+        self.delivering, self.looking, self.answering = threading.Lock(), threading.Lock(), threading.Lock()
 
     def serve(self) -> None:
         """Answer questions until the daemon is gone."""
         while True:
-            message, fds, _, _ = socket.recv_fds(self.control, 1 << 16, 3)
+            message, fds, _, _ = socket.recv_fds(self.questions, MAX_QUESTION_BYTES, 3)
             if not message:
                 os._exit(0)  # nobody is left to whom an orderly end could matter
             question = json.loads(message)
             threading.Thread(target=self.answer, args=(question, fds), daemon=True).start()
 
     def reply(self, question: Question, **answer: Any) -> None:
-        with contextlib.suppress(OSError):
-            self.control.send(json.dumps({"number": question["number"]} | answer).encode())
+        line = json.dumps({"number": question["number"]} | answer).encode() + b"\n"
+        with self.answering, contextlib.suppress(OSError):
+            write_all(self.answers, line)
 
     def answer(self, question: Question, fds: list[int]) -> None:
         try:
-            match question["op"]:
-                case "join":
-                    self.join(question["is_open_allowed"])
-                    self.reply(question, value=None)
-                case "nodes":
-                    self.reply(question, value=self.nodes())
-                case "deliver":
-                    with self.delivering:
-                        self.reply(question, value=self.deliver(**question["what"]))
-                case "begin_training":
-                    self.reply(question, value=self.begin_training(**question["what"]))
-                case "fetch":
-                    fetch(self.shelf(question["node"]), question["name"], Path(question["target"]))
-                    self.reply(question, value=None)
-                case "end_training":
-                    for ended in [self.shelf(node).end_training.remote(question["name"]) for node in question["nodes"]]:
-                        with contextlib.suppress(RayError):  # of a node that was lost
-                            ray.get(ended, timeout=START_S)
-                    self.reply(question, value=None)
-                case "start":
-                    self.run(question, *fds)
-                case "end":
-                    self.end(question["process"])
+            if question["op"] == "start":
+                self.run(question, *fds)
+            else:
+                self.reply(question, value=self.carry_out(question["op"], question["what"]))
         except (Lost, StoreError, OSError) as error:
-            self.reply(question, error=str(error)[:2000])
+            self.reply(question, error=in_words(error))
         except Exception as error:
             traceback.print_exc()
-            self.reply(question, error=f"{type(error).__name__}: {last_sentence(error)}")
+            self.reply(question, error=f"{type(error).__name__}: {in_words(error)}")
+
+    def carry_out(self, op: str, what: dict[str, Any]) -> Any:
+        match op:
+            case "join":
+                return self.join(**what)
+            case "nodes":
+                return self.nodes()
+            case "deliver":
+                with self.delivering:
+                    return self.deliver(**what)
+            case "port":
+                return ray.get(self.shelf(what["node"]).port.remote(), timeout=CALL_S)
+            case "begin_training":
+                with self.delivering:
+                    return self.begin_training(**what)
+            case "fetch":
+                return fetch(self.shelf(what["node"]), what["name"], Path(what["target"]))
+            case "end_training":
+                for ended in [self.shelf(node).end_training.remote(what["name"]) for node in what["nodes"]]:
+                    with contextlib.suppress(RayError):  # of a node that was lost
+                        ray.get(ended, timeout=CALL_S)
+                return None
+            case "end":
+                return self.end(what["process"])
+        raise AssertionError(op)
 
     def join(self, is_open_allowed: bool) -> None:
         """Become a driver of the cluster. `is_open_allowed`: also where it asks nobody for a token."""
@@ -142,34 +152,35 @@ class Hub:
             ray.init(address=address, namespace="ssd-loop", log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise Lost(
-                f"{address} answers, but cannot be joined ({last_sentence(error)}); this machine must be one of its nodes: "
+                f"{address} answers, but cannot be joined ({in_words(error)}); this machine must be one of its nodes: "
                 f"`ray start --address={address} --num-cpus=0`"
             ) from None
 
-    def nodes(self) -> list[dict[str, Any]]:
-        """The nodes that have cores or GPUs for this run, each with a shelf, by name."""
+    def nodes(self) -> dict[str, Any]:
+        """The nodes that have cores or GPUs for this run, by name, each with a shelf; and what is wrong with others."""
         alive = [node for node in ray.nodes() if node["Alive"]]
         free = ray._private.state.available_resources_per_node()
         nodes = []
         for node in alive:
             has, key = node["Resources"], node["NodeID"]
             if has.get("CPU", 0) or has.get("GPU", 0):
-                num_gpus = int(has.get("GPU", 0))
-                gpus = {"num_gpus": num_gpus, "free_gpus": int(free.get(key, {}).get("GPU", 0))}
-                address = {"address": node["NodeManagerAddress"]}
-                nodes.append({"id": key, "num_cpus": has.get("CPU", 0.0)} | address | gpus)
-        shelves = {node["id"]: self.shelf(node["id"]) for node in nodes}
-        about = {key: shelf.about.remote() for key, shelf in shelves.items()}
-        found = []
+                gpus = {"num_gpus": int(has.get("GPU", 0)), "free_gpus": int(free.get(key, {}).get("GPU", 0))}
+                place = {"id": key, "address": node["NodeManagerAddress"], "name": node["NodeManagerHostname"]}
+                nodes.append({"num_cpus": has.get("CPU", 0.0)} | place | gpus)
+        about = {node["id"]: self.shelf(node["id"]).about.remote() for node in nodes}
+        good, problems = [], {}
         for node in nodes:
-            with contextlib.suppress(RayError):  # a node that is lost meanwhile
-                found.append(node | ray.get(about[node["id"]], timeout=START_S))
-        often = Counter(node["name"] for node in found)
-        for node in found:
+            try:
+                good.append(node | ray.get(about[node["id"]], timeout=START_S))
+            except RayError as error:
+                problems[node["name"]] = in_words(error)
+                self.forget(node["id"])
+        often = Counter(node["name"] for node in good)
+        for node in good:
             if often[node["name"]] > 1:
                 node["name"] += f"-{node['id'][:4]}"
             self.names[node["id"]] = node["name"]
-        return sorted(found, key=lambda node: node["name"])
+        return {"nodes": sorted(good, key=lambda node: str(node["name"])), "problems": problems}
 
     def shelf(self, node: str) -> Any:
         with self.looking:
@@ -177,35 +188,51 @@ class Hub:
                 self.shelves[node] = on_node(Shelf, node).remote(self.directory)
             return self.shelves[node]
 
-    def deliver(self, paths: Sequence[str], nodes: Sequence[str], is_shared: bool) -> dict[str, Any]:
-        """Bring these directories to the nodes: what they are called there, by node. Nodes that were lost are left out.
+    def forget(self, node: str) -> None:
+        """The shelf of a node does not answer; another one is tried the next time."""
+        with self.looking:
+            shelf = self.shelves.pop(node, None)
+        if shelf is not None:
+            ray.kill(shelf)
 
-        `is_shared`: they are there under the same path, where they are only proved.
+    def deliver(self, paths: Sequence[str], sha256: str, nodes: Sequence[str], is_shared: bool) -> dict[str, Any]:
+        """Bring these directories to the nodes: what they are called there, by node, and why others do not have them.
+
+        `sha256`: of the first one's manifest. `is_shared`: they are there under the same path, where they are only proved.
         """
         places: dict[str, list[str]] = {node: [] for node in nodes}
-        for path in paths:
+        failed: dict[str, str] = {}
+        for number, path in enumerate(paths):
             manifest = self.manifest(Path(path))
-            for node, name in self.bring(Path(path), manifest, list(places), is_shared).items():
-                places[node].append(name)
-            places = {node: names for node, names in places.items() if names}
-        for node in places:
-            self.shelf(node).keep.remote(NUM_KEPT)
-        return places
+            if number == 0 and len(sha256) == 64 and sha256_of(manifest) != sha256:
+                raise Lost(f"{path}: its manifest is not that of checkpoint {sha256[:12]}; `loopctl verify` says more")
+            got, why = self.bring(Path(path), manifest, list(places), is_shared)
+            failed |= why
+            places = {node: [*names, got[node]] for node, names in places.items() if node in got}
+        return {"places": places, "failed": failed}
+
+    def bring(
+        self, directory: Path, manifest: dict[str, Any], nodes: Sequence[str], is_shared: bool
+    ) -> tuple[dict[str, str], dict[str, str]]:
+        delivery = Delivery(directory, manifest, {node: self.shelf(node) for node in nodes})
+        places = delivery.prove() if is_shared else delivery.bring()
+        for node in delivery.failed:
+            self.forget(node)
+        return places, {node: f"{self.name(node)}: {why}" for node, why in delivery.failed.items()}
 
     def begin_training(self, name: str, rows: str, weights: str, nodes: Sequence[str]) -> dict[str, Any]:
         """Bring a training's rows to its nodes: what each has for it, by node."""
         directory, file = os.path.split(rows)
         (measured,) = self.hasher.measure([Path(rows)])
         manifest = {"files": {file: measured}, "whole_directory": False}
-        with self.delivering:
-            places = self.bring(Path(directory), manifest, nodes, is_shared=False)
-        if missing := [self.name(node) for node in nodes if node not in places]:
-            raise Lost(f"{', '.join(missing)} was lost before the training began")
+        places, failed = self.bring(Path(directory), manifest, nodes, is_shared=False)
+        if failed:
+            raise Lost(f"{'; '.join(failed.values())}, before the training began")
         begun = {
             node: self.shelf(node).begin_training.remote(name, os.path.join(place, file), weights)
             for node, place in places.items()
         }
-        return {node: ray.get(each) for node, each in begun.items()}
+        return {node: ray.get(each, timeout=CALL_S) for node, each in begun.items()}
 
     def manifest(self, directory: Path) -> dict[str, Any]:
         if (directory / MANIFEST).exists():
@@ -213,45 +240,47 @@ class Hub:
             return manifest
         return hash_directory(directory, self.hasher)
 
-    def bring(self, directory: Path, manifest: dict[str, Any], nodes: Sequence[str], is_shared: bool) -> dict[str, str]:
-        delivery = Delivery(directory, manifest, {node: self.shelf(node) for node in nodes})
-        places = delivery.prove() if is_shared else delivery.bring()
-        for node, why in delivery.lost.items():
-            print(f"delivery: {self.names.get(node, node)} was lost: {why}", file=sys.stderr)
-            with self.looking:
-                self.shelves.pop(node, None)
-        for node, error in delivery.damaged.items():
-            after = "is it the same path there?" if is_shared else "it was brought there twice; look at that disk"
-            raise Lost(f"{self.name(node)}: {error}; {after}")
-        return places
-
     def run(self, question: Question, commands: int, answers: int, log: int) -> None:
         """Start a worker, pass on what it reads and writes, and say at last how it ended."""
-        number, node = question["number"], question["node"]
-        code, why = LOST, ""
+        number, node, num_gpus = question["number"], question["what"]["node"], question["what"]["num_gpus"]
+        code, why, fed = LOST, "", False
         try:
-            options = {"num_gpus": question["num_gpus"], "max_concurrency": 8}
-            actor = on_node(RemoteWorker, node, **options).remote(
-                question["module"], question["variables"], question["num_gpus"] > 0
-            )
+            what = question["what"]
+            arguments = what["module"], what["variables"], num_gpus > 0, tuple(what["share"])
+            actor = on_node(RemoteWorker, node, num_gpus=num_gpus, max_concurrency=8).remote(*arguments)
             self.workers[number] = actor
-            logged = stream(actor, "stderr")
-            threading.Thread(target=pour, args=(logged, log), daemon=True).start()
+            self.wait_until_up(actor, node, num_gpus)
+            threading.Thread(target=keep_log, args=(stream(actor, "follow"), log), daemon=True).start()
             threading.Thread(target=self.feed, args=(actor, commands, number), daemon=True).start()
-            pour(stream(actor, "stdout"), answers)
+            fed = True
+            for ref in stream(actor, "read"):
+                write_all(answers, ray.get(ref))
             code = ray.get(actor.wait.remote(), timeout=2 * trees.END_TIMEOUT_S)
         except GetTimeoutError:
             why = f"it closed its pipe on {self.name(node)} and did not end"
+        except Lost as error:
+            why = str(error)
         except RayError as error:
             why = self.why(node, error)
-        except OSError as error:  # the daemon reads no more
-            why = str(error)
+        except Exception as error:  # the daemon reads no more, or a fault of ours
+            why = in_words(error)
         finally:
-            os.close(answers)
             self.end(number)
             if actor := self.workers.pop(number, None):
                 ray.kill(actor)
             self.reply(question, code=code, why=why)
+            for fd in (answers, *(() if fed else (commands, log))):
+                os.close(fd)
+
+    def wait_until_up(self, actor: Any, node: str, num_gpus: int) -> None:
+        """Lost where the node has no room for it in time."""
+        try:
+            ray.get(actor.is_up.remote(), timeout=START_S)
+        except GetTimeoutError:
+            what = f"{num_gpus} GPUs" if num_gpus else "a process"
+            raise Lost(
+                f"{self.name(node)} gave it no {what} within {START_S:g} s; others have them (`ray status` on that machine)"
+            ) from None
 
     def feed(self, actor: Any, commands: int, number: int) -> None:
         """Pass on what the daemon writes. When it closes its end, the worker ends."""
@@ -277,8 +306,8 @@ class Hub:
         """Why a worker was lost, from the one of Ray's errors that came first: they differ for one and the same loss."""
         with contextlib.suppress(RayError):
             if not any(each["Alive"] for each in ray.nodes() if each["NodeID"] == node):
-                return f"its node {self.name(node)} was lost ({last_sentence(error)})"
-        return f"it was lost on {self.name(node)} ({type(error).__name__}: {last_sentence(error)})"
+                return f"its node {self.name(node)} was lost ({in_words(error)})"
+        return f"it was lost on {self.name(node)} ({type(error).__name__}: {in_words(error)})"
 
 
 def knock(address: str, variables: dict[str, str]) -> str:
@@ -294,33 +323,34 @@ def knock(address: str, variables: dict[str, str]) -> str:
 def on_node(kind: type, node: str, **options: Any) -> Any:
     """An actor of that kind on that node and no other; it takes no core, and Ray never starts it again."""
     place = NodeAffinitySchedulingStrategy(node, soft=False)
-    return ray.remote(kind).options(
-        num_cpus=0, max_restarts=0, max_task_retries=0, scheduling_strategy=place, **options
-    )
+    own = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "runtime_env": KEEP_THE_GUARD}
+    return ray.remote(kind).options(scheduling_strategy=place, **own | options)
 
 
-def stream(actor: Any, which: str) -> Any:
+def stream(actor: Any, method: str) -> Iterator[Any]:
     options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 8}
-    return actor.read.options(**options).remote(which)
+    return getattr(actor, method).options(**options).remote()  # type: ignore[no-any-return]
 
 
-def pour(pieces: Any, fd: int) -> None:
-    """Write what a worker puts out."""
-    for ref in pieces:
-        left = memoryview(ray.get(ref))
-        while left:
-            left = left[os.write(fd, left) :]
+def write_all(fd: int, content: bytes) -> None:
+    left = memoryview(content)
+    while left:
+        left = left[os.write(fd, left) :]
 
 
-def last_sentence(error: BaseException) -> str:
-    """The last line of Ray's long explanations that says something."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:MAX_WHY] if lines else type(error).__name__
+def keep_log(pieces: Iterator[Any], fd: int) -> None:
+    """Write what a worker writes into its log, as far as the disk takes it, and close."""
+    with contextlib.suppress(RayError):
+        for ref in pieces:
+            piece = ray.get(ref)
+            with contextlib.suppress(OSError):
+                write_all(fd, piece)
+    os.close(fd)
 
 
-def main(address: str, directory: str, fd: str) -> None:
+def main(address: str, directory: str, questions: str, answers: str) -> None:
     trees.offer_to_the_oom_killer()
-    Hub(socket.socket(fileno=int(fd)), address, directory).serve()
+    Hub(socket.socket(fileno=int(questions)), int(answers), address, directory).serve()
 
 
 if __name__ == "__main__":

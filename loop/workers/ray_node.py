@@ -6,6 +6,8 @@ with its GPU, for as long as the driver lives.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import importlib.metadata
 import os
 import platform
@@ -13,11 +15,13 @@ import select
 import shutil
 import socket
 import subprocess
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -31,8 +35,10 @@ from store.hashing import Hasher
 PIECE_BYTES = 1 << 20  # of one read; Ray keeps results up to 100 KiB inline, larger ones go through the object store
 GATHER_S = 0.002  # small frames that come within this time travel together
 LOOK_S = 0.5
-TRAINING = "training-"  # what stands before the name of a training, in the directory of what it reads and writes here
+FOLLOW_S = 0.2  # between two looks for new lines of a log
 PART = ".part"  # what follows the name of a checkpoint that is not whole yet
+TRAINING = "training-"  # what stands before the name of a training, in the directory of what it reads and writes here
+TAKEN_S = 5.0  # how long the shelf of a process that was just killed may still look taken
 COMPARED = (
     "ssd-loop",
     "torch",
@@ -55,22 +61,32 @@ def end_with_the_raylet() -> None:
 
 
 class RemoteWorker:
-    """A worker's process, whose pipes are read and written through calls. It knows no message."""
+    """A worker's process, whose pipes are read and written through calls. It knows no message.
 
-    def __init__(self, module: str, variables: Mapping[str, str], has_gpu: bool) -> None:
+    `share`: which of how many workers of this node it is. Several that compute on cores get cores of their own.
+    """
+
+    def __init__(self, module: str, variables: Mapping[str, str], has_gpu: bool, share: tuple[int, int]) -> None:
         environment = {name: value for name, value in ourselves.environment().items() if not name.startswith("RAY_")}
         if not has_gpu:
-            environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all devices from an actor without one
+            environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no device from an actor that has asked for none
+            environment |= own_cores(*share)
         self.token = variables[trees.TREE]
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  # a file, in which a worker can look for what went wrong
         self.process = subprocess.Popen(
-            ourselves.command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0,
+            ourselves.command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, bufsize=0,
             start_new_session=True, env=environment | dict(variables) | {trees.PARENT: str(os.getpid())},
         )  # fmt: skip
         end_with_the_raylet()
 
-    def read(self, which: str) -> Iterator[bytes]:
-        """What comes out of "stdout" or "stderr", in pieces, until it is closed."""
-        fd = getattr(self.process, which).fileno()
+    def is_up(self) -> bool:
+        """It is: the node had room for it."""
+        return True
+
+    def read(self) -> Iterator[bytes]:
+        """What comes out of it, in pieces, until it is closed."""
+        assert self.process.stdout is not None
+        fd = self.process.stdout.fileno()
         while piece := os.read(fd, PIECE_BYTES):
             parts, size = [piece], len(piece)
             until = time.monotonic() + GATHER_S
@@ -82,6 +98,18 @@ class RemoteWorker:
                 parts.append(piece)
                 size += len(piece)
             yield b"".join(parts)
+
+    def follow(self) -> Iterator[bytes]:
+        """What it writes into its log, until it has ended."""
+        offset = 0
+        while True:
+            has_ended = self.process.poll() is not None
+            while piece := os.pread(self.log.fileno(), PIECE_BYTES, offset):
+                offset += len(piece)
+                yield piece
+            if has_ended:
+                return
+            time.sleep(FOLLOW_S)
 
     def write(self, piece: bytes) -> None:
         """Into its stdin, all of it. OSError where it has ended."""
@@ -100,52 +128,65 @@ class RemoteWorker:
         return self.process.poll(), trees.sweep(self.token, self.process.pid)
 
 
+def own_cores(index: int, num: int) -> dict[str, str]:
+    """The variable that gives one of several vLLM engines its own cores: all would take the first ones."""
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    each = len(cores) // num
+    mine = cores[index * each : (index + 1) * each]
+    return {"VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, mine))} if num > 1 and mine else {}
+
+
 class Shelf:
     """The checkpoints that this node was brought, each in a directory that has the SHA-256 of its manifest as its name.
 
-    For one caller, whose calls come in order. The name of a whole directory is proof that it was verified; it is verified once
-    more when a shelf meets it for the first time.
+    For one caller, whose calls come in order. Each shelf has a directory to itself, which is a later one's when this one has
+    ended, with what lies there: below `directory` first by the name of the machine, since homes may be shared.
     """
 
     def __init__(self, directory: str) -> None:
-        self.root = Path(directory).expanduser()
-        os.environ.pop("CUDA_VISIBLE_DEVICES", None)  # Ray hides all devices from an actor that asks for none
+        self.top = Path(directory).expanduser() / socket.gethostname()
         self.hasher = Hasher()
-        self.proved: set[Path] = set()
+        self.root, self.lock = _own_place(self.top)
+        for left in self.root.glob(f"{TRAINING}*"):  # by a shelf that was killed
+            shutil.rmtree(left, ignore_errors=True)
         end_with_the_raylet()
 
     def about(self) -> dict[str, Any]:
         """What this machine is, and has installed."""
-        self.root.mkdir(parents=True, exist_ok=True)
         versions = {"python": platform.python_version()}
         for package in COMPARED:
             try:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 versions[package] = "none"
-        gpu_bytes, names = min(total_bytes().values(), default=0), device_names()
-        has = {"gpu_bytes": gpu_bytes, "gpu": names[0] if names else "", "memory_bytes": psutil.virtual_memory().total}
-        return {"name": socket.gethostname(), "directory": str(self.root), "versions": versions} | has
+        names = device_names()
+        return {
+            "name": socket.gethostname(),
+            "directory": str(self.root),
+            "versions": versions,
+            "gpu_bytes": min(total_bytes().values(), default=0),
+            "gpu": names[0] if names else "",
+            "memory_bytes": psutil.virtual_memory().total,
+        }
 
     def prove(self, path: str, manifest: dict[str, Any]) -> None:
-        """Verify a directory that all machines share. StoreError where it is not as the manifest says."""
-        self._prove(Path(path), manifest)
+        """Verify a directory. StoreError where it is not as the manifest says. What was read before is not read again."""
+        verify(Path(path), manifest | {"whole_directory": False}, self.hasher)
 
-    def _prove(self, directory: Path, manifest: dict[str, Any]) -> None:
-        if directory not in self.proved:
-            verify(directory, manifest | {"whole_directory": False}, self.hasher)
-            self.proved.add(directory)
+    def begin(self, manifest: dict[str, Any], num_kept: int) -> dict[str, int] | None:
+        """What is here of each file, in bytes; None if the checkpoint is here and whole.
 
-    def begin(self, manifest: dict[str, Any]) -> dict[str, int] | None:
-        """What is here of each file, in bytes; None if the checkpoint is here and whole."""
+        Of other checkpoints only the `num_kept` that were used last stay, so that there is room.
+        """
         final, part = self._places(manifest)
         if final.exists():
             try:
-                self._prove(final, manifest)
+                self.prove(str(final), manifest)
                 os.utime(final)
                 return None
             except StoreError:
                 shutil.rmtree(final)
+        self._keep(num_kept, part)
         part.mkdir(parents=True, exist_ok=True)
         present = {}
         for name, file in manifest["files"].items():
@@ -161,33 +202,37 @@ class Shelf:
             file.write(piece)
 
     def finish(self, manifest: dict[str, Any]) -> None:
-        """Prove what was brought and give it its name. StoreError for a file that is not as the manifest says; it is removed."""
+        """Prove what was brought and give it its name. StoreError for a file that is not as the manifest says; all of it goes."""
         final, part = self._places(manifest)
         for name in manifest["files"]:
             (part / name).touch()  # an empty file has no pieces
         try:
-            verify(part, manifest | {"whole_directory": False}, self.hasher)
+            self.prove(str(part), manifest)
         except StoreError:
             shutil.rmtree(part)
             raise
         (part / MANIFEST).write_text(canonical_json(manifest))
         sync_tree(part)
         part.rename(final)
-        self.proved.add(final)
 
     def place(self, manifest_sha256: str) -> str:
         """What a whole checkpoint is called here."""
         return str(self.root / manifest_sha256)
 
-    def begin_training(self, name: str, rows: str, weights: str) -> dict[str, Any]:
-        """Make room for a training: where its rows and its weights lie, and a port at which its processes can meet here."""
-        room = self.root / f"{TRAINING}{name}"
-        (room / weights).mkdir(parents=True)
-        os.link(rows, room / "rows.jsonl")
+    def port(self) -> int:
+        """A port of this machine that nobody has now."""
         with socket.socket() as free:
             free.bind(("", 0))
-            port = free.getsockname()[1]
-        return {"rows": str(room / "rows.jsonl"), "weights": str(room / weights), "port": port}
+            return int(free.getsockname()[1])
+
+    def begin_training(self, name: str, rows: str, weights: str) -> dict[str, str]:
+        """Make room for a training: its rows, which were brought as a checkpoint is, and a directory for its weights."""
+        room = self.root / f"{TRAINING}{name}"
+        (room / weights).mkdir(parents=True)
+        brought = Path(rows)
+        brought.rename(room / "rows.jsonl")
+        shutil.rmtree(brought.parent)
+        return {"rows": str(room / "rows.jsonl"), "weights": str(room / weights)}
 
     def measure(self, name: str) -> dict[str, Any]:
         """Size and SHA-256 of each file that a training has written, by its path below the training's directory."""
@@ -205,13 +250,32 @@ class Shelf:
         """Remove what a training has left here. Safe to repeat."""
         shutil.rmtree(self.root / f"{TRAINING}{name}", ignore_errors=True)
 
-    def keep(self, num: int) -> None:
-        """Remove all checkpoints but the `num` that were used last."""
-        whole = [path for path in self.root.iterdir() if path.is_dir() and len(path.name) == 64]
-        for path in sorted(whole, key=lambda path: path.stat().st_mtime_ns)[: len(whole) - num]:
-            self.proved.discard(path)
+    def _keep(self, num: int, part: Path) -> None:
+        """Remove all whole checkpoints but the `num` that were used last, and what broke off of others than `part`."""
+        places = [path for path in self.root.iterdir() if path.is_dir() and len(path.name.removesuffix(PART)) == 64]
+        whole = sorted((path for path in places if path.suffix != PART), key=lambda path: -path.stat().st_mtime_ns)
+        for path in (*whole[num:], *(path for path in places if path.suffix == PART and path != part)):
             shutil.rmtree(path)
 
     def _places(self, manifest: dict[str, Any]) -> tuple[Path, Path]:
         sha256 = sha256_of(manifest)
         return self.root / sha256, self.root / (sha256 + PART)
+
+
+def _own_place(top: Path) -> tuple[Path, IO[str]]:
+    """The first directory "0", "1" ... below `top` that no other process has, and its lock, to be held."""
+    until = time.monotonic() + TAKEN_S
+    top.mkdir(parents=True, exist_ok=True)
+    for number in count():
+        lock = (top / f"{number}.lock").open("w")
+        while True:
+            with contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                place = top / str(number)
+                place.mkdir(exist_ok=True)
+                return place, lock
+            if time.monotonic() > until:
+                break
+            time.sleep(0.1)
+        lock.close()
+    raise AssertionError("numbers do not end")

@@ -123,13 +123,13 @@ class Engines:
         self.warn: Tell = getattr(watch, "warn", lambda text: watch.note(text) if text else None)
         name = self.settings.sampler
         self.chosen: str | None = None  # why "auto" took this sampler; None once that was noted
-        if name == AUTO:
+        if name == AUTO and not loaded.config.cluster:  # otherwise the nodes decide
             name, self.chosen = best_sampler(self.settings.device)
         self._use_sampler(name, may_use_gpu(self.settings.device))
         self._sampler: RemoteSampler | Pool | None = None
         self._serves: CheckpointRef | None = None
         self._trainer: RemoteTrainer | None = None
-        self._more_patience = 1  # doubled when a worker was ended for want of progress: the machine may only be slow
+        self._more_patience = 1.0  # doubled when a worker was ended for want of progress: the machine may only be slow
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
         self._hub: Hub | None = None
         self._placement: Placement | None = None  # where the engines are that are on nodes of a cluster
@@ -208,7 +208,10 @@ class Engines:
 
     def _joined(self) -> Hub:
         """The connection to the cluster, made anew where it was lost."""
-        if self._hub is None or self._hub.ended:
+        if self._hub is not None and self._hub.ended:
+            self._hub.close()
+            self._hub = None
+        if self._hub is None:
             assert self.loaded.config.cluster is not None
             self._hub = Hub(self.loaded.config.cluster, self.logs / "hub.log", self.pulse)
         return self._hub
@@ -219,8 +222,10 @@ class Engines:
         nodes = hub.nodes()
         check_same(nodes, versions_here())
         gpus = [node.gpu_bytes for node in nodes for _ in range(node.num_gpus)]
-        if engine.sampler == AUTO:
-            self._use_sampler("vllm" if all(node.has_vllm for node in nodes) else FALLBACK, bool(gpus))
+        if engine.device == "cpu":
+            gpus = []
+        has_vllm = bool(nodes) and all(node.has_vllm for node in nodes)
+        self._use_sampler(("vllm" if has_vllm else FALLBACK) if engine.sampler == AUTO else engine.sampler, bool(gpus))
         num = gpus_per_engine(engine, _weights_bytes(checkpoint), gpus) if self.kind == SAMPLERS["vllm"] else 1
         self.settings = self.settings.changed(gpus_per_engine=num)
         limit_s = self.settings.stall_timeout_s
@@ -297,13 +302,21 @@ class Engines:
         cluster = self.loaded.config.cluster
         if cluster and cluster.training_nodes and self.settings.trainer != "fake":
             return self._node_trainer(cluster.training_nodes, is_called_away)
-        if not self._may_share(parent):
+        if not self._may_stay(parent):
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:
             self._wait_for_memory()
             worker = self._worker({"op": "load_trainer"}, "trainer", self.settings)
             self._trainer = RemoteTrainer(worker, is_called_away)
         return self._trainer
+
+    def _may_stay(self, parent: CheckpointRef) -> bool:
+        """Whether the sampler may stay while this machine trains."""
+        if self._placement is None:
+            return self._may_share(parent)
+        if not self._placement.uses_this_machine:
+            return True
+        return not may_use_gpu(self.settings.device) and self._may_share(parent)
 
     def _may_share(self, checkpoint: CheckpointRef) -> bool:
         """Whether there is room for a sampler and a trainer at once."""
@@ -328,14 +341,15 @@ class Engines:
             init | {"settings": settings.changed(stall_timeout_s=limit_s)},
             log_file=self.logs / f"{tag}.log",
             stall_timeout_s=limit_s,
-            stalled=self._be_more_patient,
+            stalled=lambda: self._be_more_patient(limit_s),
             tag=tag,
             has_gpu=here and settings.device != "cpu",
             **own | more,
         )
 
-    def _be_more_patient(self) -> None:
-        self._more_patience *= 2
+    def _be_more_patient(self, limit_s: float) -> None:
+        """A worker was ended that had this limit. Several at once, of one group, count once."""
+        self._more_patience = max(self._more_patience, 2 * limit_s / self.settings.stall_timeout_s)
 
     def _wait_for_memory(self) -> None:
         """Wait until the memory that the last worker held is free (at most 60 s); then note what is in use."""

@@ -73,6 +73,9 @@ class FakeHub:
     def __init__(self, *lists: list[Node]) -> None:
         self.lists = list(lists)
         self.lost: set[str] = set()
+        self.failed: dict[str, str] = {}
+        self.problems: dict[str, str] = {}
+        self.log_file = Path("hub.log")
 
     def nodes(self) -> list[Node]:
         return self.lists.pop(0) if len(self.lists) > 1 else self.lists[0]
@@ -80,12 +83,13 @@ class FakeHub:
     def pulse(self) -> None: ...
 
     def deliver(self, checkpoint: Any, nodes: list[Node]) -> dict[str, Any]:
+        self.failed = {each.id: f"{each.name}: No space left on device" for each in nodes if each.id in self.lost}
         return {each.id: checkpoint for each in nodes if each.id not in self.lost}
 
 
 def test_engines_of_a_lost_node_move_to_where_there_is_room() -> None:
     a, b, c = node("a", 2), node("b", 2), node("c", 2)
-    placement = Placement(FakeHub([a, b]), SETTINGS, [a, b], [a, a, b, b])  # type: ignore[arg-type]
+    placement = Placement(FakeHub([a, b]), SETTINGS.changed(device="auto"), [a, b], [a, a, b, b])  # type: ignore[arg-type]
     placement.move([a.model_copy(update={"free_gpus": 0})])
     assert placement.places == [a, a, b, b], "no room: they stay where they were, and are missed"
     placement.move([a.model_copy(update={"free_gpus": 0}), c])
@@ -97,7 +101,10 @@ def test_weights_that_reach_no_node_are_an_error() -> None:
     hub = FakeHub([a])
     placement = Placement(hub, SETTINGS, [a], [a])  # type: ignore[arg-type]
     hub.lost = {a.id}
-    with pytest.raises(EngineError, match="every node that has an engine was lost"):
+    with pytest.raises(
+        EngineError,
+        match="^cluster: no node has the weights: a: No space left on device; make room there, or see hub.log$",
+    ):
         placement.deliver("weights")  # type: ignore[arg-type]
 
 
@@ -112,5 +119,9 @@ def test_waiting_for_gpus_says_what_for_and_ends(monkeypatch: pytest.MonkeyPatch
         EngineError, match="the cluster has 3 free GPUs, the engines need 8, and others kept them for 0 s"
     ):
         wait_for_places(FakeHub(busy), 4, 2, 0.0, notes.append)  # type: ignore[arg-type]
-    with pytest.raises(EngineError, match="no node has cores or GPUs for this run"):
-        wait_for_places(FakeHub([]), 4, 2, 0.0, notes.append)  # type: ignore[arg-type]
+    empty = FakeHub([])
+    empty.problems = {"b": "No module named 'loop'"}
+    with pytest.raises(
+        EngineError, match="no node has cores or GPUs for this run; b: No module named 'loop'; start some"
+    ):
+        wait_for_places(empty, 4, 2, 0.0, notes.append)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,16 @@ from tests.support.workers import SETTINGS, fake_model
 @pytest.fixture
 def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ray_node.Shelf:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("loop.workers.ray_node.TAKEN_S", 0.0)
+    return again()
+
+
+def again() -> ray_node.Shelf:
+    """The shelf after the process of the one before was killed, whose lock went with it."""
+    for left in [each for each in gc.get_objects() if isinstance(each, ray_node.Shelf)]:
+        left.lock.close()
     shelf = ray_node.Shelf("~/shelf")
-    assert shelf.about()["directory"] == str(tmp_path / "home" / "shelf")
+    assert shelf.about()["directory"] == str(shelf.top / "0")
     return shelf
 
 
@@ -37,7 +46,7 @@ def a_checkpoint(directory: Path) -> dict[str, Any]:
 
 def bring(shelf: ray_node.Shelf, source: Path, manifest: dict[str, Any], chunk: int = 64, most: int = 10**9) -> int:
     """Send what the shelf does not have, in chunks, but no more than `most` of them; how many were sent."""
-    present = shelf.begin(manifest)
+    present = shelf.begin(manifest, 3)
     if present is None:
         return 0
     num = 0
@@ -56,14 +65,12 @@ def test_a_checkpoint_is_brought_once_and_a_broken_off_delivery_goes_on(shelf: r
     whole = -(-sum(file["size_bytes"] for file in manifest["files"].values()) // 64)
     place = Path(shelf.place(sha256_of(manifest)))
     assert bring(shelf, source, manifest, most=3) == 3 and not place.exists()
-    again = ray_node.Shelf("~/shelf")  # the node's process was killed
-    assert 0 < bring(again, source, manifest) <= whole + 3
+    assert 0 < bring(again(), source, manifest) <= whole + 3
     assert {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()} == {
         *manifest["files"], MANIFEST,
     }  # fmt: skip
     assert hash_directory(source) == manifest
-    assert bring(again, source, manifest) == 0
-    assert bring(ray_node.Shelf("~/shelf"), source, manifest) == 0
+    assert bring(again(), source, manifest) == 0
 
 
 def test_what_arrives_or_lies_damaged_is_never_served(shelf: ray_node.Shelf, tmp_path: Path) -> None:
@@ -77,7 +84,7 @@ def test_what_arrives_or_lies_damaged_is_never_served(shelf: ray_node.Shelf, tmp
     assert not place.exists()
     assert bring(shelf, source, manifest) > 1, "it is sent whole once more"
     (place / "config.json").write_text("{}")
-    assert bring(ray_node.Shelf("~/shelf"), source, manifest) > 1, "a disk has changed it meanwhile"
+    assert bring(again(), source, manifest) > 1, "a disk has changed it meanwhile"
     shelf.prove(str(source), manifest)
     with pytest.raises(StoreError, match="vocab"):
         shelf.prove(str(other), manifest)
@@ -90,25 +97,52 @@ def test_the_shelf_keeps_what_was_used_last(shelf: ray_node.Shelf, tmp_path: Pat
         fake_model(source, skill=number / 10)
         manifests.append(hash_directory(source))
         bring(shelf, source, manifests[-1])
-    assert shelf.begin(manifests[0]) is None  # used once more
-    shelf.keep(2)
     kept = [Path(shelf.place(sha256_of(manifest))).exists() for manifest in manifests]
-    assert kept == [True, False, False, True]
-    shelf.keep(2)
+    assert kept == [True, True, True, True], "three others beside the one that came last"
+    assert shelf.begin(manifests[0], 3) is None  # used once more
+    fake_model(tmp_path / "source-4", skill=0.9)
+    bring(shelf, tmp_path / "source-4", hash_directory(tmp_path / "source-4"))
+    kept = [Path(shelf.place(sha256_of(manifest))).exists() for manifest in manifests]
+    assert kept == [True, False, True, True]
+
+
+def test_two_daemons_on_one_node_have_shelves_of_their_own(shelf: ray_node.Shelf) -> None:
+    other = ray_node.Shelf("~/shelf")
+    assert (shelf.root.name, other.root.name) == ("0", "1")
+
+
+def test_a_training_leaves_nothing(shelf: ray_node.Shelf, tmp_path: Path) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "rows.jsonl").write_text("{}\n")
+    (measured,) = shelf.hasher.measure([tmp_path / "rows" / "rows.jsonl"])
+    manifest = {"files": {"rows.jsonl": measured}, "whole_directory": False}
+    bring(shelf, tmp_path / "rows", manifest)
+    room = shelf.begin_training("t", f"{shelf.place(sha256_of(manifest))}/rows.jsonl", "weights")
+    assert Path(room["rows"]).read_text() == "{}\n" and not Path(shelf.place(sha256_of(manifest))).exists()
+    (Path(room["weights"]) / "a.safetensors").write_bytes(b"12345")
+    assert list(shelf.measure("t")) == ["weights/a.safetensors"]
+    assert shelf.read("t", "weights/a.safetensors", 2, 2) == b"34"
+    assert not Path(room["rows"]).exists() if again() else True, "its shelf was killed in the middle"
+    shelf.end_training("t")
 
 
 def test_a_worker_is_read_and_written_by_calls_and_ends_with_all_it_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nowhere")
-    remote = ray_node.RemoteWorker("loop.workers.child", variables("token") | {ELSEWHERE: "1"}, has_gpu=False)
+    remote = ray_node.RemoteWorker(
+        "loop.workers.child", variables("token") | {ELSEWHERE: "1"}, has_gpu=False, share=(0, 1)
+    )
     init = {"op": "load_sampler", "checkpoint": fake_model(tmp_path / "model"), "settings": SETTINGS, "call": 1}
     remote.write(encode_frame(init))
-    pieces = remote.read("stdout")
+    pieces = remote.read()
     seen = b""
     while b'"result"' not in seen or b'"use"' not in seen:
         seen += next(pieces)
     environment = Path(f"/proc/{remote.process.pid}/environ").read_bytes()
-    assert b"RAY_" not in environment and trees.TREE.encode() in environment
+    assert (
+        b"RAY_" not in environment and b"CUDA_VISIBLE_DEVICES=\0" in environment and trees.TREE.encode() in environment
+    )
     assert remote.end() == (0, [])
     assert b"".join(pieces) is not None and remote.wait() == 0
+    assert b"".join(remote.follow()) == b""
