@@ -23,6 +23,6 @@ def test_what_derives_from_kinds() -> None:
     operation = ["run_dir", "rounds", "schedule", "storage", "watching", "daemon"]
     assert keys_of(Config, "operation") == operation
     assert set(MAY_CHANGE) == {
-        *((key,) for key in operation), ("engine",), ("grading", "num_workers"),
+        *((key,) for key in operation), ("engine",), ("cluster",), ("grading", "num_workers"),
         ("training", "micro_batch_size"), ("training", "gradient_checkpointing"), ("training", "save_every_s"),
     }  # fmt: skip
