@@ -130,3 +130,13 @@ def test_one_that_is_not_there_at_the_start_is_done_without(
     assert note.startswith(f"{second.url}/models: does not answer: ") and "start it there: `vllm serve" in note
     generated = ask(sampler, REQUESTS[:4], HOT)
     assert generated.keys() == {"r0", "r1", "r2", "r3"} and len(notes) == 1
+
+
+def test_doctor_has_each_write_something(served: StandIn, second: StandIn, models: Models, tmp_path: Path) -> None:
+    from loop.cli.doctor_deep import _model
+
+    urls = json.dumps([served.url, second.url])
+    text = VALID.replace("smollm2-135m", str(models["one"].path))
+    text += f'[engine]\nsampler = "server"\ndtype = "float32"\nnum_threads = 1\nserver_urls = {urls}\n'
+    assert " tokens with server" in _model(load_text(tmp_path, text))
+    assert num_completions(served) == num_completions(second) == 1
