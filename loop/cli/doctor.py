@@ -79,8 +79,8 @@ def _examine(call: Call, deep: bool) -> Iterator[Line]:
     if loaded:
         yield from _run_directory(loaded.run_dir)
     yield from _engines(loaded)
-    if loaded and loaded.config.engine.server_url:
-        yield _server(loaded.config.engine.server_url)
+    if loaded:
+        yield from map(_server, loaded.config.engine.servers)
     if loaded and loaded.config.watching.trackers:
         yield _trackers(loaded.config.watching.trackers)
     yield _devices(loaded)
@@ -267,7 +267,7 @@ def _server(url: str) -> Line:
     except ImportError:
         return Line("server", "fail", "httpx2 is missing", "install the project again")
     except LoopError as error:
-        return Line("server", "fail", str(error), "start `vllm serve DIR` there, or correct engine.server_url")
+        return Line("server", "fail", str(error), "start `vllm serve DIR` there, or correct its address in [engine]")
 
 
 def _version(name: str) -> str | None:

@@ -33,7 +33,8 @@ class EngineConfig(Value):
     """The keys of [engine] that concern a worker, with the names, units and values that they have there.
 
     `sampler` is a name that `loop.config.samplers` knows; `lora_rank` the largest rank of adapters that are served unmerged;
-    `proofs` a directory in which references of `loop.engines.weights_proof` are kept.
+    `proofs` a directory in which references of `loop.engines.weights_proof` are kept. Of several `server_urls` a worker asks the
+    one that `server_url` is.
     """
 
     sampler: str
@@ -47,6 +48,7 @@ class EngineConfig(Value):
     num_threads: int | None
     num_training_processes: int
     server_url: str | None
+    server_urls: tuple[str, ...]
     server_command: tuple[str, ...]
     stall_timeout_s: float
     lora_rank: int | None = None

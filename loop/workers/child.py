@@ -35,7 +35,7 @@ from loop.engines.base import (
 from loop.engines.fake import FakeTrainer
 from loop.engines.feed import Feed
 from loop.engines.lossy_log import make_log_lossy
-from loop.errors import EngineError, LoopError
+from loop.errors import EngineError, LoopError, LostEngine
 from loop.system.gpus import is_any_busy
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
@@ -127,7 +127,8 @@ class Child:
             try:
                 self.send(type="result", value=self.answer(command))
             except LoopError as error:
-                self.send(type="error", kind=type(error).__name__, message=str(error)[:4000])
+                kind = "LostEngine" if isinstance(error, LostEngine) else type(error).__name__
+                self.send(type="error", kind=kind, message=str(error)[:4000])
             except Exception as error:
                 traceback.print_exc()
                 first = (str(error).strip().splitlines() or [""])[0]

@@ -95,10 +95,12 @@ def engine_config(engine: Engine, training: Training | None = None) -> EngineCon
     """What a worker is told of [engine], and of [training] where there is a trainer or adapters are to be served.
 
     What the configuration leaves to the machine is settled here, but for the GPUs of an engine: they depend on the weights.
+    Of several servers it names the first; whoever starts a worker for each names its own.
     """
     num_gpus = len(visible_devices()) if training and engine.device != "cpu" else 0
     num = num_training_processes(engine, training, num_gpus) if training else 1
-    own = engine.model_copy(update={"num_training_processes": num, "gpus_per_engine": engine.gpus_per_engine or 1})
+    settled = {"num_training_processes": num, "gpus_per_engine": engine.gpus_per_engine or 1}
+    own = engine.model_copy(update=settled | {"server_url": next(iter(engine.servers), None)})
     settings = EngineConfig.model_validate(own, from_attributes=True)
     if training is None or training.method != "lora" or training.lora.merge:
         return settings
@@ -187,24 +189,37 @@ class Engines:
         return sampler
 
     def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
-        """One engine with all visible devices, or several with a share of them each."""
+        """One engine with all visible devices, or several with a share of them each; or one for each server elsewhere."""
         if self.loaded.config.cluster and not self.kind.is_elsewhere:
             return self._start_on_nodes(checkpoint)
         if self.kind == SAMPLERS["vllm"] and self.settings.device != "cpu":
             engine = self.loaded.config.engine
             num = gpus_per_engine(engine, _weights_bytes(checkpoint), list(total_bytes().values()))
             self.settings = self.settings.changed(gpus_per_engine=num)
-        shares = self._shares()
+        servers, shares = self.loaded.config.engine.servers, self._shares()
         self._wait_for_memory()
-        if len(shares) == 1:
+        if len(servers or shares) == 1:
             return self._remote_sampler(checkpoint)
+        starts = [self._start_at(number, url) for number, url in enumerate(servers, 1)]
         return Pool(
-            [self._start_of(number, shares) for number in range(len(shares))],
+            starts or [self._start_of(number, shares) for number in range(len(shares))],
             checkpoint,
             progress=self.watch.progress,
             pulse=self.pulse,
             note=self.watch.note,
+            num_probing=1 if servers else None,  # that needs the whole model here, on the CPU
         )
+
+    def _start_at(self, number: int, url: str) -> Start:
+        """The function that starts the worker that asks this server, and starts it again."""
+
+        def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
+            own = self.settings.changed(server_url=url)
+            return self._remote_sampler(
+                checkpoint, f"sampler-{number}", own, progress=lambda done, total: None, pulse=pulse
+            )
+
+        return start
 
     def _joined(self) -> Hub:
         """The connection to the cluster, made anew where it was lost."""

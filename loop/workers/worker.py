@@ -33,7 +33,7 @@ from loop.engines.base import (
     TrainingResult,
 )
 from loop.engines.feed import Feed, feed_of
-from loop.errors import ConfigError, EngineError, LeftTraining, StalledError
+from loop.errors import ConfigError, EngineError, LeftTraining, LostEngine, StalledError
 from loop.system import ourselves, trees
 from loop.workers.frames import MAX_FRAME_BYTES, MAX_FRAMES_PER_S, BadFrame, FrameRate, decode_body, encode_frame
 from loop.workers.liveness import StallWatch
@@ -131,7 +131,7 @@ class Worker:
         count for as long as there are at most `idle_reports` in a row: a long completion is in the making, but not for ever.
 
         EngineError when the child dies, stalls (StalledError) or talks nonsense, and it is ended then. What the child
-        itself reports is raised as EngineError or ConfigError.
+        itself reports is raised as EngineError or ConfigError; where it is LostEngine, the child is ended as well.
         """
         if self._busy:
             raise self.broken("the call before was given up half-way", "start another")
@@ -195,6 +195,9 @@ class Worker:
             return ConfigError(reason)
         if kind == "LeftTraining":
             return LeftTraining(reason)
+        if kind == "LostEngine":
+            self.end()
+            return LostEngine(reason)
         if kind != "unexpected":
             return EngineError(reason)
         remedy = f"; {self._less_memory()}" if "memory" in reason.lower() else ""
