@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 @command("run", "loopctl run", "loopctl run --rounds 1")
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="This many more, instead of up to `rounds`.")
 @click.option(
-    "--grace", is_flag=True, help="A first signal waits for a safe point, at most daemon.stop_grace_s, as in the daemon."
+    "--grace",
+    is_flag=True,
+    help="A first signal waits for a safe point, at most daemon.stop_grace_s, as in the daemon.",
 )
 def run_command(rounds: int | None, grace: bool) -> None:
     """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed.

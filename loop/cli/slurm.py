@@ -27,7 +27,9 @@ TIME = re.compile(r"(?:(\d{1,4})-)?(\d{1,4}):(\d\d):(\d\d)")
 
 
 @command("slurm", "loopctl slurm", "loopctl slurm --gpus-per-node 8 --time 24:00:00 > loop.sbatch")
-@click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="Default: 1; with [cluster] the fewest that will do.")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), metavar="N", help="Default: 1; with [cluster] the fewest that will do."
+)
 @click.option("--gpus-per-node", type=click.IntRange(min=1), metavar="N", help="Default: none.")
 @click.option("--cpus-per-node", type=click.IntRange(min=1), metavar="N", help="Default: whole nodes, with all memory.")
 @click.option("--time", metavar="[D-]HH:MM:SS", help="How long one turn of the job takes; default: the partition's.")
@@ -56,7 +58,9 @@ def _refuse_what_cannot_work(loaded: LoadedConfig, time: str | None) -> None:
     if cluster and cluster.address != "auto":
         loaded.file.refuse([(("cluster", "address"), "a job of SLURM starts a cluster of its own; leave the key out")])
     if cluster and cluster.dir.startswith("~") and (cluster.training_nodes or not cluster.shared):
-        problem = 'is one directory for all nodes where home is shared; name one on each node\'s own disk, as "/tmp/ssd-loop"'
+        problem = (
+            'is one directory for all nodes where home is shared; name one on each node\'s own disk, as "/tmp/ssd-loop"'
+        )
         loaded.file.refuse([(("cluster", "dir"), problem)])
     if time is not None:
         if (parts := TIME.fullmatch(time)) is None:
@@ -84,7 +88,9 @@ def _num_nodes(loaded: LoadedConfig, nodes: int | None, gpus_per_node: int | Non
     least = max(2, wanted if gpus_per_node and cluster.training_nodes else wanted + 1)
     if nodes is not None and nodes < least:
         why = f"cluster.training_nodes = {wanted}" if wanted > 1 else "[cluster]"
-        raise UsageError(f"--nodes {nodes} is too few for {why} in {loaded.file.place}; give at least {least}, or change that")
+        raise UsageError(
+            f"--nodes {nodes} is too few for {why} in {loaded.file.place}; give at least {least}, or change that"
+        )
     return nodes or least
 
 
@@ -141,7 +147,7 @@ def _cluster(loaded: LoadedConfig, num_gpus: int) -> list[str]:
         "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0",
         f'export RAY_AUTH_TOKEN_PATH={tokens}/ray-token-"$SLURM_JOB_ID"',
         "steps=()",
-        "trap 'kill \"${steps[@]}\" 2> /dev/null; rm -f \"$RAY_AUTH_TOKEN_PATH\"' EXIT",
+        'trap \'kill "${steps[@]}" 2> /dev/null; rm -f "$RAY_AUTH_TOKEN_PATH"\' EXIT',
         'mkdir -p "${RAY_AUTH_TOKEN_PATH%/*}" && rm -f "$RAY_AUTH_TOKEN_PATH" || exit 1',
         "(umask 077 && od -An -tx1 -N32 /dev/urandom | tr -d ' \\n' > \"$RAY_AUTH_TOKEN_PATH\") || exit 1",
         "",

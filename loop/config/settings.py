@@ -357,7 +357,9 @@ class Config(Section):
             problem = '"none" lets what a model wrote run programs on every node of [cluster]; use "bubblewrap"'
             yield ("grading", "sandbox"), problem
         if cluster.training_nodes and self.training.method == "lora" and self.training.lora.four_bit:
-            problem = "a base in four bits is not shared among processes; leave it out, or set training.lora.four_bit = false"
+            problem = (
+                "a base in four bits is not shared among processes; leave it out, or set training.lora.four_bit = false"
+            )
             yield ("cluster", "training_nodes"), problem
 
     @property
