@@ -122,6 +122,7 @@ def batch_file(
         "trap 'stopped=1; kill -TERM \"$run\"' TERM",
         f"{_program('loopctl', 'loop.cli.main')} run --grace --config {shlex.quote(str(loaded.path))} &",
         "run=$!",
+        'if [[ $stopped ]]; then kill -TERM "$run"; fi  # it came in between',
         'wait "$run"  # the signal ends it early',
         'while kill -0 "$run" 2> /dev/null; do wait "$run"; done',
         'wait "$run"',

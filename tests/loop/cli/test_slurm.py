@@ -24,11 +24,14 @@ WAIT = "while :; do sleep 0.02; done\n"
 PROGRAMS = {
     "srun": 'note "$@"\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n',
     "ray": f'note "$@" "$RAY_AUTH_MODE" "$(stat -c %a:%s "$RAY_AUTH_TOKEN_PATH")"\n{WAIT}',
-    "python": 'note "${@: -2}"\n',  # whether so many nodes have joined
+    "python": '[[ $(grep -c "^ray|" "$CALLS") -ge ${@: -1} ]] && note "${@: -2}"\n',  # whether so many nodes have joined
     "scontrol": 'note "$@"\nif [[ $1 == show ]]; then printf "first\\nsecond\\n"; fi\n',
     "squeue": 'note "$@"\necho "$STATE"\n',
     "getent": 'note "$@"\necho "10.0.0.7 STREAM first"\n',
-    "loopctl": f'trap \'exit "$AFTER_TERM"\' TERM\nnote "$@" "$RAY_ADDRESS"\n[[ -z $AT_ONCE ]] || exit "$AT_ONCE"\n{WAIT}',
+    "loopctl": (
+        'trap \'((--TERMS)) || { sleep "${LAST_S:-0}"; exit "$AFTER_TERM"; }; note again\' TERM\n'
+        f'note "$@" "$RAY_ADDRESS"\n[[ -z $AT_ONCE ]] || exit "$AT_ONCE"\n{WAIT}'
+    ),
 }
 
 
@@ -59,7 +62,7 @@ class Job:
         own = {
             "PATH": f"{self.programs}:{os.environ['PATH']}", "CALLS": str(self.calls), "HOME": str(self.directory),
             "SLURM_JOB_ID": "71234", "SLURM_JOB_NODELIST": "[first,second]", "SLURM_CPUS_ON_NODE": "6",
-            "STATE": "RUNNING", "AFTER_TERM": "143", "AT_ONCE": "",
+            "STATE": "RUNNING", "TERMS": "1", "AFTER_TERM": "143", "AT_ONCE": "",
         }  # fmt: skip
         words = ["bash", str(self.directory / "loop.sbatch")]
         env = environment(**own | variables)
@@ -127,6 +130,14 @@ def test_only_an_unfinished_run_is_queued_again(
     assert job.ends(running, (lambda: job.said("loopctl")) if is_signalled else None) == code
     assert job.said("loopctl") == [["run", "--grace", "--config", str(job.config), ""]]
     assert job.requeued() == is_requeued
+
+
+def test_a_second_signal_is_passed_on_and_the_end_awaited(job: Job) -> None:
+    running = job.start(job.script(), TERMS="2", AFTER_TERM="0", LAST_S="0.3")
+    wait_until(lambda: job.said("loopctl"))
+    running.send_signal(signal.SIGTERM)
+    assert job.ends(running, lambda: ["again"] in job.said("loopctl")) == 0
+    assert not job.requeued()
 
 
 def test_a_cluster_is_started_with_a_token_and_ended(job: Job) -> None:
