@@ -82,7 +82,7 @@ bench: setup
 	$(PY) bench/report.py
 
 # All that only a GPU can show, in under ten minutes: a table, and build/gpu/gpu.json. For a GPU vLLM and bitsandbytes are installed
-# into .venv, once. `make gpu DEVICE=cpu` does the same on a tiny model, in a minute or two; vLLM's steps if `make test-vllm` was done.
+# into .venv, once. `make gpu DEVICE=cpu` does the same on a tiny model in a minute or, with vLLM (`make test-vllm`), four.
 DEVICE :=
 GPU := $(if $(filter cpu,$(DEVICE)),,$(wildcard /dev/nvidiactl /dev/dxg))
 $(VENV)/.gpu: $(STAMP)

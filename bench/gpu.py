@@ -6,7 +6,7 @@ continued; saving; a whole round by `loopctl run`; what is left afterwards. It p
 build/gpu/gpu.json. A step that this machine cannot do is skipped, one that raises has failed, each with its reason in a line,
 and the others go on; exit code 1 where one failed. Logs stay in build/gpu, models do not.
 
-`--device cpu` does the same on a tiny model in a minute or two, to see that it works: its figures say nothing. vLLM's steps want it
+`--device cpu` does the same on a tiny model in a minute, or four with vLLM, to see that it works: its figures say nothing. vLLM's steps want it
 installed: for a GPU `make gpu` does that, on a CPU `make test-vllm`.
 """
 

@@ -38,7 +38,7 @@ HUB_ENDED = "the process that holds the connection to Ray ended, and all on the 
 
 
 class Node(Value):
-    """A machine of the cluster that can compute. `gpu_bytes`: the memory of its smallest GPU. `directory` is where it keeps the checkpoints that it was brought."""
+    """A machine of the cluster that can compute. `gpu_bytes`: the memory of its smallest GPU; `gpu`: its name. `directory` is where it keeps the checkpoints that it was brought."""
 
     id: str
     name: str
@@ -47,6 +47,8 @@ class Node(Value):
     num_gpus: int
     free_gpus: int
     gpu_bytes: int
+    gpu: str
+    memory_bytes: int
     directory: Path
     versions: dict[str, str]
 

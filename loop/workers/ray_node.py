@@ -19,8 +19,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from loop.system import ourselves, trees
-from loop.system.gpus import total_bytes
+from loop.system.gpus import device_names, total_bytes
 from store.canonical import canonical_json, sha256_of
 from store.checkpoints import MANIFEST, sync_tree, verify
 from store.errors import StoreError
@@ -121,10 +123,9 @@ class Shelf:
                 versions[package] = importlib.metadata.version(package)
             except importlib.metadata.PackageNotFoundError:
                 versions[package] = "none"
-        gpu_bytes = min(total_bytes().values(), default=0)
-        return {
-            "name": socket.gethostname(), "directory": str(self.root), "versions": versions, "gpu_bytes": gpu_bytes
-        }  # fmt: skip
+        gpu_bytes, names = min(total_bytes().values(), default=0), device_names()
+        has = {"gpu_bytes": gpu_bytes, "gpu": names[0] if names else "", "memory_bytes": psutil.virtual_memory().total}
+        return {"name": socket.gethostname(), "directory": str(self.root), "versions": versions} | has
 
     def prove(self, path: str, manifest: dict[str, Any]) -> None:
         """Verify a directory that all machines share. StoreError where it is not as the manifest says."""

@@ -22,7 +22,7 @@ def node(name: str, num_gpus: int = 0, free_gpus: int | None = None, num_cpus: f
     its = {"python": "3.11.7", "ssd-loop": "1.0", "torch": "2.13.0", "vllm": "0.32.0"} | versions
     free = num_gpus if free_gpus is None else free_gpus
     return Node(
-        id=f"id-{name}", name=name, num_cpus=num_cpus, num_gpus=num_gpus, free_gpus=free, gpu_bytes=80 << 30,
+        id=f"id-{name}", name=name, num_cpus=num_cpus, num_gpus=num_gpus, free_gpus=free, gpu_bytes=80 << 30, gpu="", memory_bytes=1 << 40, address="10.0.0.1",
         directory=Path("/shelf/checkpoints"), versions=its,
     )  # fmt: skip
 
