@@ -17,7 +17,7 @@ from tests.support import ROOT, TESTS
 
 # A test file, and the modules whose tests it holds beside those of its own name.
 COVERS = {
-    "loop/workers/test_cluster.py": "loop/workers: ray_delivery ray_hub",
+    "loop/workers/test_cluster.py": "loop/workers: node_trainer ray_delivery ray_hub",
     "docs/test_words.py": "loop/config/page_of_keys",
     "loop/cli/test_files.py": "loop/cli: config doctor grade init; loop/system: disk exits files; loop/config/place",
     "loop/cli/test_measure.py": "loop/run/measuring",

@@ -128,7 +128,10 @@ class Hub:
 
     def join(self, is_open_allowed: bool) -> None:
         """Become a driver of the cluster. `is_open_allowed`: also where it asks nobody for a token."""
-        address = canonicalize_bootstrap_address(self.address)
+        try:
+            address = canonicalize_bootstrap_address(self.address)
+        except ConnectionError:  # "auto", and nothing of Ray runs here
+            address = None
         if address is None:
             raise Lost(
                 "this machine belongs to no cluster; start one (`ray start --head`), or join one (`ray start "
