@@ -57,11 +57,6 @@ def _refuse_what_cannot_work(loaded: LoadedConfig, time: str | None) -> None:
         loaded.file.refuse([(("daemon", "stop_grace_s"), problem)])
     if cluster and cluster.address != "auto":
         loaded.file.refuse([(("cluster", "address"), "a job of SLURM starts a cluster of its own; leave the key out")])
-    if cluster and cluster.dir.startswith("~") and (cluster.training_nodes or not cluster.shared):
-        problem = (
-            'is one directory for all nodes where home is shared; name one on each node\'s own disk, as "/tmp/ssd-loop"'
-        )
-        loaded.file.refuse([(("cluster", "dir"), problem)])
     if time is not None:
         if (parts := TIME.fullmatch(time)) is None:
             raise UsageError(f"--time {time!r} is no time; give hours, minutes and seconds, as 24:00:00 or 2-00:00:00")
@@ -84,8 +79,7 @@ def _num_nodes(loaded: LoadedConfig, nodes: int | None, gpus_per_node: int | Non
             )
         return 1
     wanted = cluster.training_nodes or 1
-    # The first node computes beside the run only for trainings on nodes, and only on GPUs.
-    least = max(2, wanted if gpus_per_node and cluster.training_nodes else wanted + 1)
+    least = max(2, wanted if gpus_per_node else wanted + 1)  # the first node's cores are the run's own
     if nodes is not None and nodes < least:
         why = f"cluster.training_nodes = {wanted}" if wanted > 1 else "[cluster]"
         raise UsageError(
@@ -141,8 +135,7 @@ def _cluster(loaded: LoadedConfig, num_gpus: int) -> list[str]:
     assert cluster is not None
     ray = _program("ray", "ray.scripts.scripts")
     tokens = shlex.quote(str(loaded.run_dir)) if cluster.shared else '"$HOME"/.ray'
-    own_gpus = num_gpus if cluster.training_nodes else 0  # else the run's own trainer has them
-    common = f"--object-store-memory={STORE_BYTES} --disable-usage-stats --block"
+    common = f"--num-gpus={num_gpus} --object-store-memory={STORE_BYTES} --disable-usage-stats --block"
     return [
         "# Ray's ports are open to whoever reaches these nodes: the token, readable by you alone, is what keeps others out.",
         "export RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0",
@@ -175,10 +168,10 @@ def _cluster(loaded: LoadedConfig, num_gpus: int) -> list[str]:
         "ray.init(address=sys.argv[1], log_to_driver=False, configure_logging=False)",
         'sys.exit(sum(node["Alive"] for node in ray.nodes()) < int(sys.argv[2]))\'',
         f'start 1 --nodes=1 --nodelist="${{nodes[0]}}" {ray} start --head --port="$port" \\',
-        f"    --num-cpus=0 --num-gpus={own_gpus} --include-dashboard=false {common}",
+        f"    --num-cpus=0 --include-dashboard=false {common}",
         'start "${#nodes[@]}" --nodes=$((${#nodes[@]} - 1)) --exclude="${nodes[0]}" '
         f'{ray} start --address="$host:$port" \\',
-        f'    --num-cpus="$SLURM_CPUS_ON_NODE" --num-gpus={num_gpus} {common}',
+        f'    --num-cpus="$SLURM_CPUS_ON_NODE" {common}',
         'export RAY_ADDRESS="$host:$port"  # what cluster.address = "auto" stands for',
         "",
     ]

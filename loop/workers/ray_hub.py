@@ -40,8 +40,6 @@ from store.hashing import Hasher
 START_S = 300.0  # for a node to give a worker its GPUs, and for an actor to be there
 LOST = 70  # the exit code of a worker that was lost with its node
 MAX_QUESTION_BYTES = 1 << 18
-# Otherwise Ray kills the guard of a worker, and it alone, when it ends an actor: what is below it would live on.
-KEEP_THE_GUARD = {"env_vars": {"RAY_kill_child_processes_on_worker_exit": "0"}}
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 KNOCK = """
 import sys
@@ -326,7 +324,7 @@ def knock(address: str, variables: dict[str, str]) -> str:
 def on_node(kind: type, node: str, **options: Any) -> Any:
     """An actor of that kind on that node and no other; it takes no core, and Ray never starts it again."""
     place = NodeAffinitySchedulingStrategy(node, soft=False)
-    own = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0, "runtime_env": KEEP_THE_GUARD}
+    own = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
     return ray.remote(kind).options(scheduling_strategy=place, **own | options)
 
 

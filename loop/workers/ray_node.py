@@ -36,6 +36,9 @@ PIECE_BYTES = 1 << 20  # of one read; Ray keeps results up to 100 KiB inline, la
 GATHER_S = 0.002  # small frames that come within this time travel together
 LOOK_S = 0.5
 FOLLOW_S = 0.2  # between two looks for new lines of a log
+# A shell between actor and guard. When Ray ends an actor it kills the actor's children with SIGKILL, and them alone: this shell
+# then, whose death the guard sees and ends all that is below it.
+BETWEEN = f'{trees.PARENT}=$$ "$@"; exit $?'
 PART = ".part"  # what follows the name of a checkpoint that is not whole yet
 TRAINING = "training-"  # what stands before the name of a training, in the directory of what it reads and writes here
 TAKEN_S = 5.0  # how long the shelf of a process that was just killed may still look taken
@@ -74,8 +77,8 @@ class RemoteWorker:
         self.token = variables[trees.TREE]
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # a file, in which a worker can look for what went wrong
         self.process = subprocess.Popen(
-            ourselves.command(module), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.log, bufsize=0,
-            start_new_session=True, env=environment | dict(variables) | {trees.PARENT: str(os.getpid())},
+            ["sh", "-c", BETWEEN, "sh", *ourselves.command(module)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.log, bufsize=0, start_new_session=True, env=environment | dict(variables),
         )  # fmt: skip
         end_with_the_raylet()
 

@@ -18,7 +18,7 @@ from tests.support import ROOT
 from tests.support.cli import Loopctl, change, environment, one_line, process, write_configuration
 from tests.support.waiting import HANG_S, wait_until
 
-CLUSTER = '\n[cluster]\ndir = "/tmp/ssd-loop"\n'
+CLUSTER = "\n[cluster]\n"
 NOTE = '#!/bin/bash\nnote() { (IFS="|"; echo "${0##*/}|$*" >> "$CALLS"); }\n'
 WAIT = "while :; do sleep 0.02; done\n"
 PROGRAMS = {
@@ -145,9 +145,9 @@ def test_a_cluster_is_started_with_a_token_and_ended(job: Job) -> None:
     running = job.start(job.script("--nodes", "2", "--gpus-per-node", "8"))
     assert job.ends(running, lambda: job.said("loopctl")) == 143
     assert job.requeued()
-    common = ["--object-store-memory=1000000000", "--disable-usage-stats", "--block", "token", "600:64"]
-    head = ["start", "--head", "--port=21234", "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false", *common]
-    other = ["start", "--address=10.0.0.7:21234", "--num-cpus=6", "--num-gpus=8", *common]
+    common = ["--num-gpus=8", "--object-store-memory=1000000000", "--disable-usage-stats", "--block", "token", "600:64"]
+    head = ["start", "--head", "--port=21234", "--num-cpus=0", "--include-dashboard=false", *common]
+    other = ["start", "--address=10.0.0.7:21234", "--num-cpus=6", *common]
     assert job.said("ray") == [head, other]
     assert job.said("python") == [["10.0.0.7:21234", "1"], ["10.0.0.7:21234", "2"]], "each is waited for"
     assert job.said("getent") == [["ahostsv4", "first"]]
@@ -168,14 +168,14 @@ def processes_with(word: str) -> list[Path]:
     return found
 
 
-def test_where_the_first_node_computes_and_where_the_token_lies(job: Job) -> None:
+def test_how_many_nodes_and_where_the_token_lies(job: Job) -> None:
     table = "\n[cluster]\nshared = true\n"
     job.config.write_text(job.config.read_text() + table)
     assert f"RAY_AUTH_TOKEN_PATH={shlex.quote(str(job.config.parent / '.loop'))}/" in job.script()
     job.config.write_text(job.config.read_text().replace(table, CLUSTER + "training_nodes = 2\n"))
     on_gpus, on_cpus = job.script("--gpus-per-node", "4"), job.script()
-    assert "#SBATCH --nodes=2" in on_gpus and "--num-cpus=0 --num-gpus=4" in on_gpus
-    assert "#SBATCH --nodes=3" in on_cpus and "--num-cpus=0 --num-gpus=0" in on_cpus
+    assert "#SBATCH --nodes=2" in on_gpus and on_gpus.count("--num-gpus=4") == 2
+    assert "#SBATCH --nodes=3" in on_cpus and on_cpus.count("--num-gpus=0") == 2
 
 
 def test_ray_that_does_not_start_is_said(job: Job) -> None:
@@ -200,8 +200,6 @@ def test_ray_that_does_not_start_is_said(job: Job) -> None:
         ("", ["--time", "00:11:00"], 2, "--time 00:11:00 is no longer than a stop may take, 660 s"),
         ("\n[daemon]\nstop_grace_s = 70000\n", [], 78, "daemon.stop_grace_s: SLURM sends its signal at most 65535 s"),
         (CLUSTER + 'address = "10.0.0.5:6379"\n', [], 78, "cluster.address: a job of SLURM starts a cluster of its own"),
-        ("\n[cluster]\n", [], 78, "cluster.dir: is one directory for all nodes where home is shared; name one on"),
-        ("\n[cluster]\nshared = true\ntraining_nodes = 2\n", [], 78, "cluster.dir: is one directory for all nodes"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_line(
