@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 
+from tests.support import ROOT
 from tests.support.waiting import wait_until
 
 STORE_BYTES = 80 << 20  # of each node's object store; Ray takes no less than 75 MiB
@@ -43,7 +44,7 @@ class Machines:
         home = self.directory / f"home-{self.count}"
         home.mkdir()
         self.count += 1
-        variables = {"HOME": str(home)}
+        variables = {"HOME": str(home), "PYTHONPATH": str(ROOT)}
         node = self.ray.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
         self.nodes.append(node)
         return node

@@ -122,7 +122,8 @@ class Killed:
         if kind == "node":
             return of_node
         marks = {"engine": "loop.workers.child", "guard": "loop.workers.child", "actor": "RemoteWorker"}
-        named = [each for each in of_node if marks[kind] in " ".join(each.cmdline())]
+        said = {each: " ".join(each.cmdline()) for each in of_node}
+        named = [each for each, words in said.items() if marks[kind] in words and "$@" not in words]
         return named[-1:] if kind == "engine" else named[:1]
 
     def hit(self, kind: str) -> bool:

@@ -51,7 +51,7 @@ class Engines:
         self.hub, self.directory, self.variables = hub, directory, variables
         self.notes: list[str] = []
         self.workers: list[Worker] = []
-        wait_until(lambda: len(hub.nodes()) == 2)
+        wait_until(lambda: len(hub.nodes()) == 2, lambda: hub.problems)
         nodes = hub.nodes()
         self.placement = Placement(hub, SETTINGS, nodes, nodes)
         self.pulse: Callable[[], None] = lambda: None
@@ -87,8 +87,12 @@ def answers(sampler: RemoteSampler | Pool, num: int) -> dict[str, Any]:
 
 
 def engines_of(machines: Machines, node: Any) -> list[psutil.Process]:
-    """The workers' own processes on a node: guards and engines."""
-    return [each for each in machines.processes(node) if "loop.workers.child" in cmdline(each)]
+    """The workers' own processes on a node: guards and engines, not the shells above them."""
+    return [
+        each
+        for each in machines.processes(node)
+        if " -m loop.workers.child" in cmdline(each) and "$@" not in cmdline(each)
+    ]
 
 
 def actors_of(machines: Machines, node: Any) -> list[psutil.Process]:
@@ -213,7 +217,7 @@ def test_processes_on_two_nodes_train_as_one_here(hub: Hub, two: Machines, tmp_p
     expected = fit(RemoteTrainer(alone), "alone")
     alone.end()
     seen: list[tuple[int, int]] = []
-    wait_until(lambda: len(hub.nodes()) == 2)
+    wait_until(lambda: len(hub.nodes()) == 2, lambda: hub.problems)
 
     def worker(init: dict[str, Any], tag: str, settings: EngineConfig, has_gpu: bool, **more: Any) -> Worker:
         log = tmp_path / f"{tag}.log"

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from loop.system import trees
@@ -16,6 +17,7 @@ from loop.workers.process import ELSEWHERE, variables
 from store.canonical import sha256_of
 from store.checkpoints import MANIFEST, hash_directory
 from store.errors import StoreError
+from tests.support.clusters import all_gone
 from tests.support.workers import SETTINGS, fake_model
 
 
@@ -143,6 +145,22 @@ def test_a_worker_is_read_and_written_by_calls_and_ends_with_all_it_started(
     assert (
         b"RAY_" not in environment and b"CUDA_VISIBLE_DEVICES=\0" in environment and trees.TREE.encode() in environment
     )
-    assert remote.end() == (0, [])
-    assert b"".join(pieces) is not None and remote.wait() == 0
-    assert b"".join(remote.follow()) == b""
+    below = [psutil.Process(remote.process.pid), *psutil.Process(remote.process.pid).children(recursive=True)]
+    assert len(below) == 3, "a shell, the guard and the engine"
+    _, left = remote.end()
+    assert left == [] and all_gone(below) and b"".join(pieces) is not None
+
+
+def test_a_worker_ends_with_all_it_started_where_only_its_shell_is_killed(tmp_path: Path) -> None:
+    """As Ray kills, when it ends an actor. The exit code of an engine that was killed is told all the same."""
+    for kill_shell in (True, False):
+        remote = ray_node.RemoteWorker("loop.workers.child", variables("token"), has_gpu=False, share=(0, 1))
+        shell = psutil.Process(remote.process.pid)
+        init = {"op": "load_sampler", "checkpoint": fake_model(tmp_path / "model"), "settings": SETTINGS, "call": 1}
+        remote.write(encode_frame(init))
+        next(remote.read())
+        guard, engine = shell.children(recursive=True)
+        (shell if kill_shell else engine).kill()
+        assert all_gone([guard, engine])
+        assert remote.wait() == (-9 if kill_shell else 137)
+        remote.end()
