@@ -262,6 +262,7 @@ class NodeProcess:
 
     def beats(self, message: Mapping[str, Any]) -> None:
         """With each beat of its heart it says what it has used, which cannot be seen from here."""
+        self.seen = self.seen or Used(0.0)
         with contextlib.suppress(ValueError):  # nonsense is no sign of work
             used = _Use.model_validate(message.get("use"))
             self.seen, self.gpu_busy = Used(*used.used), used.is_gpu_busy

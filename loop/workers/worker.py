@@ -104,6 +104,7 @@ class Worker:
                 stall_timeout_s, heartbeat_timeout_s, self._clock, self.process.used, self.process.is_gpu_busy
             )
             self.info = self.call(init)
+            self.process.beats({})  # it lives, also where its heart has not beaten yet
         except BaseException:
             self.end()
             raise
