@@ -25,11 +25,11 @@ HEAD = {"num_cpus": 0, "include_dashboard": False, "include_log_monitor": False,
 class Machines:
     """A cluster of nodes, of which the first, the head, computes nothing."""
 
-    def __init__(self, directory: Path, num_nodes: int) -> None:
+    def __init__(self, directory: Path, num_nodes: int, **variables: str) -> None:
         os.environ |= ENVIRONMENT
         from ray.cluster_utils import Cluster
 
-        self.directory, self.count = directory, 0
+        self.directory, self.count, self.variables = directory, 0, variables
         self.ray = Cluster(initialize_head=True, head_node_args=HEAD | {"object_store_memory": STORE_BYTES})
         self.nodes: list[Any] = []
         for _ in range(num_nodes):
@@ -44,7 +44,7 @@ class Machines:
         home = self.directory / f"home-{self.count}"
         home.mkdir()
         self.count += 1
-        variables = {"HOME": str(home), "PYTHONPATH": str(ROOT)}
+        variables = {"HOME": str(home), "PYTHONPATH": str(ROOT)} | self.variables
         node = self.ray.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
         self.nodes.append(node)
         return node
@@ -62,8 +62,9 @@ class Machines:
 
     def processes(self, node: Any) -> list[psutil.Process]:
         """Everything that belongs to a node: Ray's own, its actors, and their workers."""
-        own = [psutil.Process(each.process.pid) for kind in node.all_processes.values() for each in kind]
-        return [*own, *(below for process in own for below in process.children(recursive=True))]
+        pids = [each.process.pid for kind in node.all_processes.values() for each in kind]
+        own = [psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)]
+        return [*own, *(below for process in own if lives(process) for below in process.children(recursive=True))]
 
     def remove(self, node: Any) -> None:
         """Forget a node whose processes were killed, or end it."""
@@ -72,6 +73,14 @@ class Machines:
 
     def close(self) -> None:
         self.ray.shutdown()
+
+
+def cmdline(process: psutil.Process) -> str:
+    """Its command line; empty if it has ended."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
 
 
 def all_gone(processes: list[psutil.Process]) -> bool:
@@ -85,9 +94,9 @@ def lives(process: psutil.Process) -> bool:
     return False
 
 
-def machines(directory: Path, num_nodes: int) -> Iterator[Machines]:
-    """What a fixture yields from."""
-    made = Machines(directory, num_nodes)
+def machines(directory: Path, num_nodes: int, **variables: str) -> Iterator[Machines]:
+    """What a fixture yields from. `variables`: in the environment of the nodes."""
+    made = Machines(directory, num_nodes, **variables)
     try:
         yield made
     finally:

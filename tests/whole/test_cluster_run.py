@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from store.canonical import canonical_json
-from tests.support.clusters import Machines, all_gone, lives, machines
+from tests.support.clusters import Machines, all_gone, cmdline, lives, machines
 from tests.support.configurations import configuration
 from tests.support.runs import dump, environment, findings, finish, processes_of, write_run
 from tests.support.tiny import make_tiny_model
@@ -114,7 +114,7 @@ class Killed:
             return [psutil.Process(self.process.pid)]
         if kind == "hub":
             children = psutil.Process(self.process.pid).children()
-            return [child for child in children if "loop.workers.ray_hub" in " ".join(child.cmdline())][:1]
+            return [child for child in children if "loop.workers.ray_hub" in cmdline(child)][:1]
         node = self.random.choice(self.two.nodes)
         if kind == "raylet":
             return [self.two.raylet(node)]
@@ -122,7 +122,7 @@ class Killed:
         if kind == "node":
             return of_node
         marks = {"engine": "loop.workers.child", "guard": "loop.workers.child", "actor": "RemoteWorker"}
-        said = {each: " ".join(each.cmdline()) for each in of_node}
+        said = {each: cmdline(each) for each in of_node}
         named = [each for each, words in said.items() if marks[kind] in words and "$@" not in words]
         return named[-1:] if kind == "engine" else named[:1]
 
@@ -130,12 +130,7 @@ class Killed:
         """Kill one of that kind; whether there was one."""
         try:
             its = self.victims(kind)
-            workers = [
-                w
-                for node in self.two.nodes
-                for w in self.two.processes(node)
-                if "loop.workers" in " ".join(w.cmdline())
-            ]
+            workers = [w for node in self.two.nodes for w in self.two.processes(node) if "loop.workers" in cmdline(w)]
         except psutil.Error:
             return False
         for process in its:
@@ -175,14 +170,20 @@ class Killed:
                 self.hit(self.random.choice(self.kinds))
 
 
-def test_killed_at_random_it_ends_as_an_undisturbed_run(two: Machines, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """Two nodes whose engines take their time, so that kills meet them."""
+    yield from machines(tmp_path_factory.mktemp("slow"), 2, **SLOW)
+
+
+def test_killed_at_random_it_ends_as_an_undisturbed_run(slow: Machines, tmp_path: Path) -> None:
     """Of engines, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice, and nothing is left anywhere."""
     whole = dump(finish(write_run(tmp_path / "whole", FAKE)))
     num, seed, all_hits = 0, 0, []
     while num < NUM_KILLS:
         seed += 1
-        config = write_run(tmp_path / f"killed-{seed}", FAKE + two.table())
-        killed = Killed(two, config, seed)
+        config = write_run(tmp_path / f"killed-{seed}", FAKE + slow.table())
+        killed = Killed(slow, config, seed)
         killed.to_the_end(NUM_KILLS - num)
         num += len(killed.hits)
         all_hits += killed.hits
@@ -191,8 +192,6 @@ def test_killed_at_random_it_ends_as_an_undisturbed_run(two: Machines, tmp_path:
             if table != "runs":
                 assert left[table] == rows, (table, seed, killed.hits)
         assert findings(config.parent / ".loop") == []
-        assert all_gone(
-            [w for node in two.nodes for w in two.processes(node) if "loop.workers.child" in " ".join(w.cmdline())]
-        )
+        assert all_gone([w for node in slow.nodes for w in slow.processes(node) if "loop.workers.child" in cmdline(w)])
         assert processes_of(config) == []
     print("killed:", all_hits)

@@ -19,7 +19,7 @@ from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S, Placement, pool_on_nodes
 from loop.workers.pool import Pool
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
-from tests.support.clusters import Machines, all_gone, lives, machines
+from tests.support.clusters import Machines, all_gone, cmdline, lives, machines
 from tests.support.engines import many_rows, no_progress, settings, training, write_rows
 from tests.support.tiny import make_tiny_model
 from tests.support.waiting import HANG_S, wait_until
@@ -102,13 +102,6 @@ def actors_of(machines: Machines, node: Any) -> list[psutil.Process]:
 def raylet_lives(node: Any) -> bool:
     pid = node.all_processes["raylet"][0].process.pid
     return psutil.pid_exists(pid) and lives(psutil.Process(pid))
-
-
-def cmdline(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 def test_engines_on_two_nodes_answer_as_one_here(hub: Hub, two: Machines, tmp_path: Path) -> None:
