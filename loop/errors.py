@@ -37,6 +37,10 @@ class EngineError(LoopError):
     """An engine or its worker process failed: the stage failed, nothing is known about the model."""
 
 
+class LostEngine(EngineError):
+    """What an engine asks elsewhere is gone, or of no use any more: the engine is, too, and the work is not at fault."""
+
+
 class StalledError(EngineError):
     """A worker made no progress for too long, so its process was ended."""
 

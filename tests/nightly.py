@@ -75,6 +75,7 @@ PARTS = (
             ("candidates", f"{PYTHON} bench/candidates.py", "--quick"),
             ("dealing", f"{PYTHON} bench/dealing.py", "--steps 100"),
             ("sharding", f"{PYTHON} bench/sharding.py", ""),
+            ("cluster", f"{PYTHON} bench/cluster.py", "--requests 256 --turns 2 --streams 4 --mb 100"),
             ("feed", f"{PYTHON} bench/feed.py", "--completions 2000"),
             ("estimate", f"{PYTHON} bench/estimate.py", "--small"),
             ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),

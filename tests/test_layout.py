@@ -17,6 +17,7 @@ from tests.support import ROOT, TESTS
 
 # A test file, and the modules whose tests it holds beside those of its own name.
 COVERS = {
+    "loop/workers/test_cluster.py": "loop/workers: node_trainer ray_delivery ray_hub",
     "docs/test_words.py": "loop/config/page_of_keys",
     "loop/cli/test_files.py": "loop/cli: config doctor grade init; loop/system: disk exits files; loop/config/place",
     "loop/cli/test_measure.py": "loop/run/measuring",
@@ -58,7 +59,7 @@ COVERS = {
     "loop/serve/test_server.py": "loop/cli/serve; loop/serve: app live sources who_may_ask",
     "loop/watching/test_hooks.py": "loop/system/guarded; loop/watching/teller",
     "loop/watching/test_trackers.py": "loop/cli/track; loop/watching: tracker_process tracker_thread",
-    "loop/workers/test_worker.py": "loop/workers: child environment",
+    "loop/workers/test_worker.py": "loop/workers: child process",
     "policies/test_drift.py": "policies/gates/drift",
     "policies/test_gates.py": "policies/gates: base best_so_far collapse improvement no_regression; policies: budget evidence",
     "policies/test_policy.py": "policies: decision mistakes",

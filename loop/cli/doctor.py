@@ -79,11 +79,13 @@ def _examine(call: Call, deep: bool) -> Iterator[Line]:
     if loaded:
         yield from _run_directory(loaded.run_dir)
     yield from _engines(loaded)
-    if loaded and loaded.config.engine.server_url:
-        yield _server(loaded.config.engine.server_url)
+    if loaded:
+        yield from map(_server, loaded.config.engine.servers)
     if loaded and loaded.config.watching.trackers:
         yield _trackers(loaded.config.watching.trackers)
     yield _devices(loaded)
+    if loaded and loaded.config.cluster:
+        yield from _cluster(loaded)
     if loaded:
         yield from _fit(loaded)
     yield _sandbox(loaded)
@@ -92,6 +94,38 @@ def _examine(call: Call, deep: bool) -> Iterator[Line]:
 
         for name, works, words, remedy in try_everything(loaded):
             yield Line(name, "ok" if works else "fail", words, remedy)
+
+
+def _cluster(loaded: LoadedConfig) -> Iterator[Line]:
+    """The cluster as a whole, and a line for each of its nodes."""
+    from loop.workers.cluster import Hub
+    from loop.workers.nodes import check_same, versions_here
+
+    assert loaded.config.cluster is not None
+    try:
+        hub = Hub(loaded.config.cluster, loaded.run_dir / "logs" / "doctor-hub.log")
+    except LoopError as error:
+        yield Line("cluster", "fail", *_parted(str(error).removeprefix("cluster: ")))
+        return
+    try:
+        nodes = hub.nodes()
+        num_gpus, num_free = sum(node.num_gpus for node in nodes), sum(node.free_gpus for node in nodes)
+        words = f"{len(nodes)} nodes can compute, {num_gpus} GPUs ({num_free} free)"
+        if not nodes:
+            yield Line("cluster", "fail", words, "start nodes: `ray start --address=HOST:6379`")
+            return
+        check_same(nodes, versions_here())
+        yield Line("cluster", "ok", words)
+        for node in nodes:
+            gpus = f"{node.num_gpus} GPUs of {size(node.gpu_bytes)}" if node.num_gpus else "no GPU"
+            vllm = "vLLM" if node.has_vllm else "no vLLM"
+            yield Line(
+                "node", "ok", f"{node.name}: {node.num_cpus:g} cores, {gpus}, {vllm}; checkpoints in {node.directory}"
+            )
+    except LoopError as error:
+        yield Line("cluster", "fail", *_parted(str(error).removeprefix("cluster: ")))
+    finally:
+        hub.close()
 
 
 def _sqlite() -> Line:
@@ -233,7 +267,7 @@ def _server(url: str) -> Line:
     except ImportError:
         return Line("server", "fail", "httpx2 is missing", "install the project again")
     except LoopError as error:
-        return Line("server", "fail", str(error), "start `vllm serve DIR` there, or correct engine.server_url")
+        return Line("server", "fail", str(error), "start `vllm serve DIR` there, or correct its address in [engine]")
 
 
 def _version(name: str) -> str | None:

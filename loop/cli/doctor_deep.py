@@ -72,7 +72,7 @@ def _socket(loaded: LoadedConfig) -> str:
 
 
 def _model(loaded: LoadedConfig) -> str:
-    """Start the sampler with the base model, have it write a few tokens, and end it."""
+    """Start the sampler with the base model, have it write a few tokens, and end it; of several servers, one by one."""
     from loop.config.samplers import sampler_kind
     from loop.engines.base import CheckpointRef, Request, SamplingParams
     from loop.run.base_model import base_model
@@ -82,23 +82,27 @@ def _model(loaded: LoadedConfig) -> str:
 
     path = base_model(loaded.config, loaded.base_dir, loaded.run_dir)
     checkpoint = CheckpointRef(sha256=manifest_sha256(hash_directory(path)), path=path)
-    worker = Worker(
-        {"op": "load_sampler", "settings": engine_config(loaded.config.engine), "checkpoint": checkpoint},
-        log_file=loaded.run_dir / "logs" / "doctor.log",
-        stall_timeout_s=loaded.config.engine.stall_timeout_s,
-        progress=lambda done, total: None,
-        tag="doctor",
-        has_gpu=loaded.config.engine.device != "cpu" and not sampler_kind(loaded.config.engine.sampler).is_elsewhere,
-    )
-    try:
-        request = Request(id="doctor", messages=({"role": "user", "content": "Add two numbers."},), prefill="", seed=1)
-        params = SamplingParams(temperature=1.0, max_new_tokens=4)
-        num_tokens = sum(
-            len(answer.token_ids) for batch in RemoteSampler(worker).generate([request], params) for answer in batch
+    engine, num_tokens = loaded.config.engine, 0
+    for url in engine.servers or (None,):
+        worker = Worker(
+            {"op": "load_sampler", "settings": engine_config(engine).changed(server_url=url), "checkpoint": checkpoint},
+            log_file=loaded.run_dir / "logs" / "doctor.log",
+            stall_timeout_s=engine.stall_timeout_s,
+            progress=lambda done, total: None,
+            tag="doctor",
+            has_gpu=engine.device != "cpu" and not sampler_kind(engine.sampler).is_elsewhere,
         )
-    finally:
-        worker.end()
-    return f"{loaded.config.model.source} wrote {num_tokens} tokens with {loaded.config.engine.sampler}"
+        try:
+            request = Request(
+                id="doctor", messages=({"role": "user", "content": "Add two numbers."},), prefill="", seed=1
+            )
+            params = SamplingParams(temperature=1.0, max_new_tokens=4)
+            num_tokens += sum(
+                len(answer.token_ids) for batch in RemoteSampler(worker).generate([request], params) for answer in batch
+            )
+        finally:
+            worker.end()
+    return f"{loaded.config.model.source} wrote {num_tokens} tokens with {engine.sampler}"
 
 
 def _store(loaded: LoadedConfig) -> str:

@@ -14,6 +14,7 @@ from loop.words import duration, number, safe, size, warn
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
+    from loop.config.settings import Config
     from loop.engines.base import TrainingPeak
     from loop.fitting.estimate import Estimate
     from loop.fitting.machine import Machine
@@ -26,8 +27,9 @@ DONE = ("kept", "carried", "rolled_back")
 
 
 @command("estimate", "loopctl estimate", "loopctl estimate --formula --json")
+@click.option("--cluster", is_flag=True, help="Beside what the nodes of [cluster] have, not this machine.")
 @click.option("--formula", is_flag=True, help="Leave out the count of training's peak, which takes up to a minute.")
-def estimate_command(formula: bool) -> int:
+def estimate_command(cluster: bool, formula: bool) -> int:
     """Say what each stage needs of memory, disk and time, beside what this machine has. Exit code 1 if it cannot fit.
 
     The model's config.json is enough; no weights are read. The peak of training is counted in a worker, on tensors without
@@ -53,12 +55,42 @@ def estimate_command(formula: bool) -> int:
     if shape is None:
         warn(f"model.source: config.json of {safe(config.model.source)} names no sizes that the formula knows")
         return 1
+    if cluster:
+        config, machine = _of_the_nodes(loaded, machine)
     work = training_pass(config, resolved(config, shape, machine, prompt_tokens))
     peak = None if formula or config.engine.trainer == "fake" else _counted(loaded, fields, work.model_dump())
     estimated = estimate(config, shape, machine, prompt_tokens, peak.peak_bytes if peak else None)
     answer = _answer(loaded, shape, machine, estimated, peak, inputs)
     print_answer(answer, lambda _: _print(answer, machine))
     return 0 if estimated.fits else 1
+
+
+def _of_the_nodes(loaded: LoadedConfig, here: Machine) -> tuple[Config, Machine]:
+    """The nodes of the cluster as one machine, and the configuration with as many processes as train on them."""
+    from dataclasses import replace
+
+    from loop.errors import ConfigError
+    from loop.workers.cluster import Hub
+
+    config = loaded.config
+    if config.cluster is None:
+        raise ConfigError(
+            f"{loaded.file.place}: has no table [cluster], which --cluster is about; add it, or leave --cluster out"
+        )
+    hub = Hub(config.cluster, loaded.run_dir / "logs" / "estimate-hub.log")
+    try:
+        nodes = sorted(hub.nodes(), key=lambda node: (-node.num_gpus, node.name))
+    finally:
+        hub.close()
+    if not nodes:
+        raise ConfigError("cluster: no node has cores or GPUs; start some with `ray start --address=HOST:6379`")
+    gpus = tuple(node.gpu_bytes for node in nodes for _ in range(node.num_gpus))
+    memory, cores = min(node.memory_bytes for node in nodes), int(min(node.num_cpus for node in nodes))
+    num_nodes = config.cluster.training_nodes or 1
+    own = min(node.num_gpus for node in nodes[:num_nodes]) or config.engine.num_training_processes or 1
+    engine = config.engine.model_copy(update={"num_training_processes": own * num_nodes})
+    machine = replace(here, gpus=gpus, memory=memory, cores=cores, gpu=nodes[0].gpu)
+    return config.model_copy(update={"engine": engine}), machine
 
 
 def _counted(loaded: LoadedConfig, fields: Json, work: Json) -> TrainingPeak | None:

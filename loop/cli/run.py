@@ -22,8 +22,16 @@ if TYPE_CHECKING:
 
 @command("run", "loopctl run", "loopctl run --rounds 1")
 @click.option("--rounds", type=click.IntRange(min=1), metavar="N", help="This many more, instead of up to `rounds`.")
-def run_command(rounds: int | None) -> None:
-    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed."""
+@click.option(
+    "--grace",
+    is_flag=True,
+    help="A first signal waits for a safe point, at most daemon.stop_grace_s, as in the daemon.",
+)
+def run_command(rounds: int | None, grace: bool) -> None:
+    """Rounds in the foreground with live progress, then a summary. Ctrl-C leaves a round that can be resumed.
+
+    Exit code: 130 or 143 where a signal ended it before the rounds were done.
+    """
     from loop.cli.progress import onlookers
     from loop.daemon.commands import commanded
     from loop.daemon.control import Wake
@@ -31,12 +39,12 @@ def run_command(rounds: int | None) -> None:
     from loop.errors import LoopError
     from loop.run.opening import open_session
     from loop.run.power import coarseness_warning
-    from loop.system.signals import Stop
+    from loop.system.signals import Interrupted, Stop
     from loop.watching.tracker_thread import trackers_of
 
     loaded, wake = the_call().load(), Wake()
     watching, name = loaded.config.watching, loaded.config.name
-    stop = Stop(at_once=True, wake=wake.wake)
+    stop = Stop(at_once=True, grace_s=loaded.config.daemon.stop_grace_s, wake=wake.wake)
     with (
         stop.listening(),
         onlookers(loaded.run_dir, stop.check) as watch,
@@ -44,6 +52,7 @@ def run_command(rounds: int | None) -> None:
         trackers_of(watching, name, loaded.run_dir, lambda _, text: watch.note(text), lambda: stop.asked) as trackers,
         commanded(loaded, stop, wake),
     ):
+        stop.at_once = not grace  # only now is there something to lose
         watch.listeners += [Tables(session, watch), trackers]
         if session.ledger.release_run(session.run_id):
             watch.note("the run was paused; it continues now")
@@ -55,6 +64,8 @@ def run_command(rounds: int | None) -> None:
         if (last := ending.failed) is not None:
             remedy = f"`loopctl run` tries it again, `loopctl round {last.number}` shows its attempts"
             raise LoopError(f"round {last.number} failed in {last.stage}: {last.error}; {remedy}")
+        if ending.state == "stopped" and stop.signum is not None:
+            raise Interrupted(stop.signum)
         if session.run.num_decided == before and ending.state == "idle":
             watch.note(all_done(loaded.config.rounds))
         with watch.aside():

@@ -35,6 +35,18 @@ def _command(example: str) -> AfterValidator:
     return AfterValidator(checked)
 
 
+def _server_url(url: str) -> str:
+    if not _is_web(url) or not url.isprintable() or set(url) & set(" ?#") or "@" in urlsplit(url).netloc:
+        # Not what was given: it may hold a password.
+        raise ValueError(
+            'is not the address of a server; give one such as "http://gpu-host:8000/v1", a key in OPENAI_API_KEY'
+        )
+    return url
+
+
+ServerUrl = Annotated[str, AfterValidator(_server_url)]
+
+
 class Grading(Section):
     """How solutions are run. They never run in the loop's own process."""
 
@@ -62,12 +74,16 @@ class Engine(Section):
         'GPU), "server" asks one elsewhere.',
         json_schema_extra={"anyOf": [{"enum": list(SAMPLERS)}, {"type": "string"}]},
     )
-    server_url: ForSampling[Private[str | None]] = Field(
+    server_url: ForSampling[Private[ServerUrl | None]] = Field(
         None, description='For "server": where `vllm serve` answers, "http://HOST:PORT/v1"; a key is in OPENAI_API_KEY.'
+    )
+    server_urls: ForSampling[Private[tuple[ServerUrl, ...]]] = Field(
+        (), description="In its place: several servers, which share the sampling."
     )
     server_command: Cost[Private[Annotated[tuple[str, ...], _command('["./reload.sh", "{path}"]')]]] = Field(
         (),
-        description='For "server": a command that makes it serve the checkpoint {path}, as ["./reload.sh", "{path}"].',
+        description='For "server": a command that makes it serve the checkpoint {path}, as ["./reload.sh", "{path}"]; '
+        "{url} is which server.",
     )
     trainer: ForTraining[Literal["trl", "fake"]] = Field("trl", description="What fine-tunes.")
     device: ForSampling[ForTraining[Literal["auto", "cpu", "cuda"]]] = Field(
@@ -112,29 +128,51 @@ class Engine(Section):
         sampler_kind(name)
         return name
 
-    @field_validator("server_url")
-    @classmethod
-    def _server_url(cls, url: str | None) -> str | None:
-        if url is not None and not (
-            _is_web(url) and url.isprintable() and not set(url) & set(" ?#") and "@" not in urlsplit(url).netloc
-        ):
-            # Not what was given: it may hold a password.
-            raise ValueError(
-                'is not the address of a server; give one such as "http://gpu-host:8000/v1", a key in OPENAI_API_KEY'
-            )
-        return url
+    @property
+    def servers(self) -> tuple[str, ...]:
+        """Where the servers answer, one or several; none for another sampler."""
+        return (self.server_url,) if self.server_url else self.server_urls
 
     def mistakes(self) -> Iterator[Mistake]:
         if self.sampler == "server":
-            if self.server_url is None:
+            if not self.servers:
                 problem = '"server" needs server_url, where it answers; give it, as in "http://gpu-host:8000/v1"'
                 yield ("sampler",), problem
+            if self.server_url and self.server_urls:
+                yield ("server_urls",), "server_url and server_urls are both given; give one"
+            if len({url.rstrip("/") for url in self.server_urls}) < len(self.server_urls):
+                yield ("server_urls",), "has a server twice; give each once"
             if self.num_engines is not None:
                 yield ("num_engines",), "has no meaning for a server, which has its own; remove it"
         else:
-            for key in ("server_url", "server_command"):
+            for key in ("server_url", "server_urls", "server_command"):
                 if getattr(self, key):
                     yield (key,), f'has no meaning for sampler {self.sampler!r}; remove it, or set "server"'
+
+
+class Cluster(Section):
+    """Other machines, through Ray: sampling engines run on its nodes, too. Without the table there is this machine only."""
+
+    address: Private[str] = Field(
+        "auto",
+        description='"auto": the cluster that this machine belongs to; or "HOST:6379". This machine must be a node of it.',
+    )
+    shared: bool = Field(
+        False,
+        description="true: run_dir is the same path on every node; otherwise checkpoints are brought there and proved.",
+    )
+    dir: Private[str] = Field(
+        "~/.cache/ssd-loop/checkpoints", description="Where nodes keep the checkpoints that they are brought."
+    )
+    training_nodes: ForTraining[PositiveInt | None] = Field(
+        None,
+        description="Nodes that fine-tune together, with all their GPUs (engine.num_training_processes on each); default: this "
+        "machine alone fine-tunes.",
+    )
+    insecure: bool = Field(
+        False,
+        description="true: go on although whoever reaches the cluster can run programs on it, since it asks for no token.",
+    )
 
 
 class ScheduleTable(Section):

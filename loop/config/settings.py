@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
-from loop.config.machine import Daemon, Engine, Grading, ScheduleTable, Storage, Watching
+from loop.config.machine import Cluster, Daemon, Engine, Grading, ScheduleTable, Storage, Watching
 from loop.config.section import Cost, Mistake, Name, Operation, Section, Share
 from loop.words import shown
 from policies.adaptation import AfterRollback
@@ -307,6 +307,7 @@ class Config(Section):
     diagnosis: Diagnosis = Field(default_factory=Diagnosis)
     grading: Grading = Field(default_factory=Grading)
     engine: Cost[Engine] = Field(default_factory=Engine)
+    cluster: Cost[Cluster | None] = None
     schedule: Operation[ScheduleTable] = Field(default_factory=ScheduleTable)
     storage: Operation[Storage] = Field(default_factory=Storage)
     watching: Operation[Watching] = Field(default_factory=Watching)
@@ -346,6 +347,20 @@ class Config(Section):
                 "set decide.confirm to another split, or candidates = 1"
             )
             yield ("training", "candidates"), problem
+        if self.cluster is not None:
+            yield from self._cluster_mistakes(self.cluster)
+
+    def _cluster_mistakes(self, cluster: Cluster) -> Iterator[Mistake]:
+        if not any(metadata.distributions(name="ray")):
+            yield ("cluster",), "needs the package ray; run `pip install 'ssd-loop[cluster]'`, or remove the table"
+        if self.grading.sandbox == "none":
+            problem = '"none" lets what a model wrote run programs on every node of [cluster]; use "bubblewrap"'
+            yield ("grading", "sandbox"), problem
+        if cluster.training_nodes and self.training.method == "lora" and self.training.lora.four_bit:
+            problem = (
+                "a base in four bits is not shared among processes; leave it out, or set training.lora.four_bit = false"
+            )
+            yield ("cluster", "training_nodes"), problem
 
     @property
     def wants_tests(self) -> bool:

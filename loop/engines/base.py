@@ -33,7 +33,8 @@ class EngineConfig(Value):
     """The keys of [engine] that concern a worker, with the names, units and values that they have there.
 
     `sampler` is a name that `loop.config.samplers` knows; `lora_rank` the largest rank of adapters that are served unmerged;
-    `proofs` a directory in which references of `loop.engines.weights_proof` are kept.
+    `proofs` a directory in which references of `loop.engines.weights_proof` are kept. Of several `server_urls` a worker asks the
+    one that `server_url` is.
     """
 
     sampler: str
@@ -47,6 +48,7 @@ class EngineConfig(Value):
     num_threads: int | None
     num_training_processes: int
     server_url: str | None
+    server_urls: tuple[str, ...]
     server_command: tuple[str, ...]
     stall_timeout_s: float
     lora_rank: int | None = None
@@ -205,6 +207,19 @@ class Kept(Value):
             self._order.touch()
         else:
             self._order.unlink(missing_ok=True)
+
+
+class Meeting(Value):
+    """How the processes of a training on several machines find each other: the first machine's address, and which this is.
+
+    `own_address`: of this machine, at which the others reach it.
+    """
+
+    num_machines: int
+    number: int  # of this machine, from 0
+    own_address: str
+    address: str
+    port: int
 
 
 class TrainingResult(Value):

@@ -16,11 +16,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
-from loop.engines.base import EngineConfig, Progress, Tell, TrainingResult
+from loop.engines.base import Progress, Tell, TrainingResult
 from loop.engines.distributed_launch import DIED
 from loop.engines.slate import Slate, error_of, left_by
 from loop.engines.trl_trainer import Job
@@ -33,9 +34,12 @@ QUIET_S = 5.0  # without a step, before it is looked whether a process is waited
 def train_in_group(
     job: Job, device: torch.device, scratch: Path, progress: Progress, note: Tell, waits: Tell
 ) -> TrainingResult:
-    """Run `train` in `num_training_processes` processes on this machine. It raises what the first of them said."""
+    """Run `train` in `num_training_processes` processes on this machine. It raises what the first of them said.
+
+    Where machines meet, each has that many, and all are one group.
+    """
     (scratch / "job.json").write_text(job.model_dump_json())
-    group = _Group(job.engine, device, scratch)
+    group = _Group(job, device, scratch)
     returncode = group.run(progress, note, waits)
     for left in group.left:
         if text := left.read()[1]:
@@ -55,10 +59,14 @@ def train_in_group(
 class _Group:
     """The processes of a fine-tune, and what they write on their slates."""
 
-    def __init__(self, engine: EngineConfig, device: torch.device, scratch: Path) -> None:
-        self.engine, self.device, self.scratch = engine, device, scratch
+    def __init__(self, job: Job, device: torch.device, scratch: Path) -> None:
+        self.engine, self.meeting, self.device, self.scratch = job.engine, job.meeting, device, scratch
         self.progress, self.note = Slate(scratch / "progress"), Slate(scratch / "note")
-        numbers = range(engine.num_training_processes)
+        num = self.engine.num_training_processes
+        self.first, self.num_ranks = (
+            (num * job.meeting.number, num * job.meeting.num_machines) if job.meeting else (0, num)
+        )
+        numbers = range(self.first, self.first + num)
         self.ranks = [Slate(scratch / f"rank-{number}") for number in numbers]
         self.errors, self.left = (
             [error_of(scratch, each) for each in numbers],
@@ -97,7 +105,7 @@ class _Group:
         """What the first process said that failed. One that died could say nothing; what the others say follows from that."""
         died = self.died.read()[1]
         for rank, code in json.loads(died) if died else []:
-            who = f"rank {rank} of {len(self.ranks)} training processes"
+            who = f"rank {rank} of {self.num_ranks} training processes"
             if code == -signal.SIGKILL:
                 return f"{who} was killed (out of memory?); lower training.micro_batch_size, or see the worker's log"
             how = f"by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"with exit code {code}"
@@ -107,14 +115,25 @@ class _Group:
 
     def _command(self) -> list[str]:
         command = [sys.executable, "-P", "-m", "loop.engines.distributed_launch", str(self.scratch)]
-        command += ["--standalone", "--max-restarts=0", f"--nproc-per-node={len(self.ranks)}"]
+        command += ["--max-restarts=0", f"--nproc-per-node={len(self.ranks)}", *self._where()]
         return [*command, "-m", "loop.engines.distributed_rank", str(self.scratch)]
+
+    def _where(self) -> list[str]:
+        """Torchrun's arguments that say where the processes find each other."""
+        if self.meeting is None:
+            return ["--standalone"]
+        places: dict[str, Any] = {"nnodes": self.meeting.num_machines, "node-rank": self.meeting.number}
+        places |= {"master-addr": self.meeting.address, "master-port": self.meeting.port}
+        return [f"--{name}={value}" for name, value in places.items()]
 
     def _environment(self) -> dict[str, str]:
         threads = self.engine.num_threads or max(1, len(os.sched_getaffinity(0)) // len(self.ranks))
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         if self.device.type == "cpu":
             environment["CUDA_VISIBLE_DEVICES"] = ""  # transformers would take a GPU where torch sees one
+        if self.meeting and (interface := interface_of(self.meeting.own_address)):
+            # Otherwise gloo takes the address that the machine's name stands for, which may be one of its own alone.
+            environment = {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface} | environment
         return environment
 
     def waited_for(self) -> str:
@@ -124,12 +143,20 @@ class _Group:
         """
         told = [tuple(map(int, text.split())) if text else (0, -1) for _, text in (each.read() for each in self.ranks)]
         counts = [count for _, count in told]
-        late = [rank for rank, (pid, _) in enumerate(told) if pid and _is_stopped(pid)]
-        late = late or [rank for rank, count in enumerate(counts) if count < max(counts)]
+        late = [place for place, (pid, _) in enumerate(told) if pid and _is_stopped(pid)]
+        late = late or [place for place, count in enumerate(counts) if count < max(counts)]
         if not late:
             return ""
-        named = " and ".join(f"rank {rank}" for rank in late)
-        return f"the others of {len(counts)} training processes wait for {named}"
+        named = " and ".join(f"rank {self.first + place}" for place in late)
+        return f"the others of {self.num_ranks} training processes wait for {named}"
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has this address."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(each.address == address for each in addresses):
+            return str(name)
+    return None
 
 
 def _is_stopped(pid: int) -> bool:

@@ -42,8 +42,8 @@ def tell_where(slate: Slate) -> None:
 
 
 def run(job: Job, scratch: Path) -> None:
-    """The part of this process. Process 0 reports: first the weights, then also their losses."""
-    reports = os.environ["RANK"] == "0"
+    """The part of this process. The first one of each machine reports: that the weights are written, then also their losses."""
+    reports = os.environ["LOCAL_RANK"] == "0"
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     device = choose_device(job.engine.device)
     if device.type == "cuda":

@@ -203,7 +203,10 @@ def newest(directory: Path, device: torch.device) -> Path | None:
 
     Every process calls it and gets the same; they share the reading.
     """
-    for checkpoint in checkpoints_in(directory):
+    steps = [int(each.name.removeprefix(NAME)) for each in checkpoints_in(directory)]
+    # What rank 0 sees counts: over a network others may see an older list.
+    while (step := as_rank_0_says(steps.pop(0) if steps else -1, device)) >= 0:
+        checkpoint = directory / f"{NAME}{step}"
         if all_agree(_is_whole(checkpoint), device):
             return checkpoint
         if process_number() == 0:

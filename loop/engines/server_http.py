@@ -1,6 +1,6 @@
 """Asking an OpenAI-compatible server, as `vllm serve MODEL` is one. Imports no model library, so that `doctor` may ask, too.
 
-A server's answers are checked: sizes, types and numbers. Whatever is wrong becomes an EngineError of one printable line. The
+A server's answers are checked: sizes, types and numbers. Whatever is wrong becomes a LostEngine of one printable line. The
 API key is taken from the environment and is neither kept elsewhere nor shown.
 """
 
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 import httpx2 as httpx
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from loop.errors import EngineError
+from loop.errors import EngineError, LostEngine
 from loop.words import one_line
 
 CONNECT_TIMEOUT_S = 10.0
@@ -24,7 +24,7 @@ MODELS_BYTES = 1 << 20
 TOKEN_BYTES = 1 << 10  # at most, of an answer per token: a few times what is needed
 
 
-class Unavailable(EngineError):
+class Unavailable(LostEngine):
     """No server there, or one that says that it cannot answer now: worth another attempt."""
 
 
@@ -89,7 +89,7 @@ class Server:
         )
 
     async def models(self) -> Models:
-        """The models that are served, in one attempt. Unavailable, or another EngineError."""
+        """The models that are served, in one attempt. Unavailable, or another LostEngine."""
         return await self._answer(Models, "/models", MODELS_BYTES)
 
     async def complete(self, body: dict[str, Any]) -> Choice:
@@ -116,7 +116,7 @@ class Server:
             raise Unavailable(f"{self.url}{path}: does not answer: {reason}") from None
         if answer.status_code != 200:
             reason = f"status {answer.status_code}: {self.shown(got.decode(errors='replace'))}"
-            raise (Unavailable if answer.status_code >= 500 else EngineError)(f"{self.url}{path}: {reason}")
+            raise (Unavailable if answer.status_code >= 500 else LostEngine)(f"{self.url}{path}: {reason}")
         try:
             return kind.model_validate_json(bytes(got))
         except ValidationError as error:
@@ -125,9 +125,9 @@ class Server:
             reason = self.shown(f"{where}: {first['msg']}" if where else first["msg"])
             raise self.refusal(path, f"its answer is not what vLLM's is ({reason})") from None
 
-    def refusal(self, path: str, what: str) -> EngineError:
+    def refusal(self, path: str, what: str) -> LostEngine:
         """An error about the answer of `path`; `what` is printable."""
-        return EngineError(f"{self.url}{path}: {what}")
+        return LostEngine(f"{self.url}{path}: {what}")
 
     def shown(self, text: str) -> str:
         """The beginning of a stranger's text, on one printable line and without the API key."""

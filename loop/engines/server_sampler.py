@@ -24,7 +24,7 @@ from loop.engines.hf_prober import ProbesHere
 from loop.engines.prompting import completion, fitting_prompts
 from loop.engines.server_http import Choice, ModelCard, Server, Unavailable
 from loop.engines.weights_proof import Proof, check, reference, tells_apart
-from loop.errors import EngineError
+from loop.errors import EngineError, LostEngine
 
 LOOK_S = 0.5  # between two looks at the command, or for the server after it
 OUTPUT_BYTES = 4096  # of the end of the command's output, in which its last line is looked for
@@ -89,18 +89,19 @@ class ServerSampler(ProbesHere):
             return now - since < self.limit_s
 
         if command:
-            self._run([word.replace("{path}", str(checkpoint.path)) for word in command], lambda: time_left(began))
+            words = [word.replace("{url}", self.server.url) for word in command]
+            self._run([word.replace("{path}", str(checkpoint.path)) for word in words], lambda: time_left(began))
         ended = time.monotonic()
         while True:
             try:
                 return self._answer(self.server.models()).data[0]
             except Unavailable as error:
                 if not command or not time_left(ended):
-                    raise EngineError(f"{error}; start it there: `vllm serve {checkpoint.path}`") from None
+                    raise LostEngine(f"{error}; start it there: `vllm serve {checkpoint.path}`") from None
                 time.sleep(LOOK_S)
 
     def _run(self, words: Sequence[str], time_left: Callable[[], bool]) -> None:
-        """Run the user's command without a shell. EngineError with its last line where it fails or takes too long.
+        """Run the user's command without a shell. LostEngine with its last line where it fails or takes too long.
 
         Processes that it leaves running end with this worker.
         """
@@ -125,7 +126,8 @@ class ServerSampler(ProbesHere):
                 output.seek(max(0, output.seek(0, os.SEEK_END) - OUTPUT_BYTES))
                 lines = output.read().decode(errors="replace").strip().splitlines()
                 last = shown(lines[-1]) if lines else "none"
-                raise EngineError(f"engine.server_command: {shown(words[0])} {how}; its last line: {last}")
+                what = f"engine.server_command: {shown(words[0])} for {self.server.url}"
+                raise LostEngine(f"{what} {how}; its last line: {last}")
 
     def _served(self, proof: Proof) -> list[float]:
         """The server's own log-probabilities of the probe text."""

@@ -30,6 +30,7 @@ from loop.engines.base import (
     CheckpointRef,
     EngineConfig,
     Kept,
+    Meeting,
     Progress,
     Tell,
     TrainingResult,
@@ -58,6 +59,7 @@ class Job(Value):
     settings: dict[str, Any]
     out_dir: Path
     kept: Kept | None = None
+    meeting: Meeting | None = None
 
     @property
     def base(self) -> Path:
@@ -281,8 +283,13 @@ class TrlTrainer:
         settings: dict[str, Any],
         out_dir: Path,
         kept: Kept | None = None,
+        meeting: Meeting | None = None,
     ) -> TrainingResult:
-        """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA."""
+        """See `Trainer.fit`. An adapter parent is trained further; a full one gets a fresh adapter for LoRA.
+
+        With a `meeting` these are the processes of one machine among several, each of which is told the same; the first machine
+        writes the weights.
+        """
         # Beside the rows: they take 4 bytes a token again, which is too much where /tmp is main memory.
         with tempfile.TemporaryDirectory(dir=rows_file.parent) as name:
             scratch = Path(name)
@@ -295,15 +302,16 @@ class TrlTrainer:
                 settings=settings,
                 out_dir=out_dir,
                 kept=kept,
+                meeting=meeting,
             )
-            if self.settings.num_training_processes > 1:
+            if self.settings.num_training_processes > 1 or meeting:
                 from loop.engines.distributed import train_in_group
 
                 result = train_in_group(job, self.device, scratch, self.progress, self.note, self.waits)
             else:
                 (*_, result) = train(job, self.device, scratch / "out", self.progress, self.note)
         gc.collect()  # what the training held, before another model is loaded
-        if result.adapter and settings["lora"]["merge"]:
+        if result.adapter and settings["lora"]["merge"] and not (meeting and meeting.number):
             result = self._merge(job, result)
         return result
 

@@ -11,8 +11,13 @@ from store.records import Prompt
 
 
 def fit_of(loaded: LoadedConfig, prompts: list[Prompt]) -> Estimate | None:
-    """The estimate for this machine by the formula; None where the model's sizes are not known, as of one not fetched yet."""
+    """The estimate for this machine by the formula; None where the model's sizes are not known, as of one not fetched yet.
+
+    None, too, where a cluster computes: `loopctl estimate --cluster` asks it.
+    """
     config = loaded.config
+    if config.cluster:
+        return None
     try:
         shape = model_shape(config.model, loaded.base_dir)
     except ConfigError:

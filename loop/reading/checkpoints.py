@@ -70,6 +70,6 @@ def publishable(config: Json) -> Json:
     hidden, hidden_of_engine = {*keys_of(Config, "operation"), "inputs"}, keys_of(Engine, "private")
     shown = {key: value for key, value in config.items() if key not in hidden}
     engine = {key: value for key, value in shown.get("engine", {}).items() if key not in hidden_of_engine}
-    if config.get("engine", {}).get("server_url"):
+    if any(config.get("engine", {}).get(key) for key in ("server_url", "server_urls")):
         engine["server_url"] = "http://HOST:PORT/v1"
     return shown | {"engine": engine}

@@ -33,6 +33,11 @@ class Stop:
         self._raised = False
 
     @property
+    def signum(self) -> int | None:
+        """The last signal; None while there was none."""
+        return self._signum if self._deadline is not None else None
+
+    @property
     def exit_code(self) -> int:
         """The exit code of a process that the last signal has ended."""
         return 128 + self._signum

@@ -24,6 +24,7 @@ from loop.engines.base import (
     Forced,
     Generated,
     Kept,
+    Meeting,
     Probed,
     Progress,
     Request,
@@ -34,9 +35,12 @@ from loop.engines.base import (
 from loop.engines.fake import FakeTrainer
 from loop.engines.feed import Feed
 from loop.engines.lossy_log import make_log_lossy
-from loop.errors import EngineError, LoopError
+from loop.errors import EngineError, LoopError, LostEngine
+from loop.system.gpus import is_any_busy
 from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
+from loop.workers.liveness import used_by
+from loop.workers.process import ELSEWHERE
 
 HEARTBEAT_S = 1.0
 MIN_REPORT_S = 0.1  # between two reports of progress
@@ -93,10 +97,16 @@ class Child:
                 raise EngineError(f"{what} cannot be sent: its message {too_large}; lower {keys}") from None
 
     def heartbeat(self) -> None:
+        """Beat, and say what is used where the daemon cannot look for itself."""
         while True:
             time.sleep(HEARTBEAT_S)
+            use = (
+                {"use": {"used": used_by(os.getpid()), "is_gpu_busy": is_any_busy(None)}}
+                if ELSEWHERE in os.environ
+                else {}
+            )
             try:
-                self.send(type="heartbeat")
+                self.send(type="heartbeat", **use)
             except OSError:
                 os._exit(1)  # the daemon is gone
 
@@ -117,7 +127,8 @@ class Child:
             try:
                 self.send(type="result", value=self.answer(command))
             except LoopError as error:
-                self.send(type="error", kind=type(error).__name__, message=str(error)[:4000])
+                kind = "LostEngine" if isinstance(error, LostEngine) else type(error).__name__
+                self.send(type="error", kind=kind, message=str(error)[:4000])
             except Exception as error:
                 traceback.print_exc()
                 first = (str(error).strip().splitlines() or [""])[0]
@@ -150,7 +161,8 @@ class Child:
             case "fit":
                 rows, parent = Path(command["rows_file"]), CheckpointRef.model_validate(command["parent"])
                 kept = Kept.model_validate(command["kept"]) if command["kept"] else None
-                result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]), kept)
+                more = {"meeting": Meeting.model_validate(command["meeting"])} if command["meeting"] else {}
+                result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]), kept, **more)
                 give_back_memory()
                 return result.model_dump(mode="json")
             case "measure_speed":

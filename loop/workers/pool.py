@@ -18,7 +18,7 @@ from typing import Any
 
 from loop.engines.base import CheckpointRef, Forced, Generated, Probed, Progress, Request, SamplingParams
 from loop.engines.feed import Feed, feed_of
-from loop.errors import EngineError
+from loop.errors import EngineError, LostEngine
 from loop.workers.worker import LOOK_S, RemoteSampler
 
 Pulse = Callable[[], None]
@@ -45,10 +45,13 @@ class _Work:
         self.closed = False
         self.changed = threading.Condition()
 
-    def is_more(self) -> bool:
-        """Whether there is something to take. Waits while engines have requests: one may die and leave them."""
+    def is_more(self, has_turn: Callable[[], bool] = lambda: True) -> bool:
+        """Whether there is something to take. Waits while engines have requests: one may die and leave them.
+
+        Waits for a turn as well, which an engine may get when another dies.
+        """
         with self.changed:
-            self.changed.wait_for(lambda: self.num_left or self.closed or not self.num_held)
+            self.changed.wait_for(lambda: self.closed or (has_turn() if self.num_left else not self.num_held))
             return bool(self.num_left) and not self.closed
 
     def take(self, num: int, num_own: int) -> list[Any]:
@@ -121,10 +124,11 @@ class _Member:
 
 
 class Pool:
-    """A Sampler and a Prober over several engines with the same weights.
+    """A Sampler and a Prober over several engines with the same weights; the first `num_probing` that live probe.
 
     Use from one thread, one call at a time. As with one worker, a call that is given up half-way ends all engines.
-    EngineError when no engine is left, or what a living one reports about a request.
+    EngineError when no engine is left, or what a living one reports about a request. One that cannot be started is an
+    EngineError the first time, but not where what it asks elsewhere is gone (LostEngine): the others do without it.
     """
 
     def __init__(
@@ -135,8 +139,10 @@ class Pool:
         progress: Progress,
         pulse: Pulse,
         note: Callable[[str], None],
+        num_probing: int | None = None,
     ) -> None:
         self.progress, self.pulse, self.note = progress, pulse, note
+        self.num_probing = num_probing or len(starts)
         self.tokenizer_sha256 = ""
         self._stopped = threading.Event()
         self._calling = False
@@ -172,11 +178,13 @@ class Pool:
                 if member.sampler and not member.sampler.ended:
                     raise
                 self._bury(member, error)
+                if isinstance(error, LostEngine):  # so would be another
+                    return
             try:
                 member.sampler = member.start(checkpoint, self._check)
                 answers.append(True)
             except EngineError as error:
-                if first:
+                if first and not isinstance(error, LostEngine):
                     raise
                 self._bury(member, error)
 
@@ -197,14 +205,22 @@ class Pool:
             while some := share.take(PROBED_AT_ONCE):
                 yield from sampler.probe(some, truncation, top)
 
-        return self._share(feed_of(texts), ask)
+        return self._share(feed_of(texts), ask, self.num_probing)
 
-    def _share(self, asked: Feed[Any], ask: Callable[[RemoteSampler, _Share], Iterator[list[Any]]]) -> Iterator[Any]:
+    def _share(
+        self,
+        asked: Feed[Any],
+        ask: Callable[[RemoteSampler, _Share], Iterator[list[Any]]],
+        num_working: int | None = None,
+    ) -> Iterator[Any]:
         self._check_not_ended()
         work = _Work(asked, sum(bool(member.sampler) for member in self._members))
 
         def job(member: _Member) -> None:
-            while member.sampler and work.is_more():
+            def has_turn() -> bool:
+                return member in [each for each in self._members if each.sampler][:num_working]
+
+            while member.sampler and work.is_more(has_turn):
                 share = _Share(work)
                 try:
                     for batch in ask(member.sampler, share):
@@ -214,8 +230,8 @@ class Pool:
                     if not isinstance(error, EngineError) or not member.sampler.ended:
                         work.close()  # a request is at fault, not the engine; or the pool is closed
                         raise
-                    work.give_back(share.missing.values())
                     self._bury(member, error)
+                    work.give_back(share.missing.values())
 
         num_done = 0
         for batch in self._all(job, work):
@@ -233,6 +249,7 @@ class Pool:
             raise EngineError("sampler: the call before was given up half-way and its engines were ended; start others")
         self._calling, self._work = True, work
         failed: list[BaseException] = []
+        untold: list[EngineError] = []  # deaths; the last engine's is raised in place of told
         num_busy = len(self._members)
         try:
             for member in self._members:
@@ -249,11 +266,11 @@ class Pool:
                         failed.append(error)
                 elif isinstance(out, EngineError):
                     self._dead = out
-                    if not self.ended:
-                        self.note(
-                            f"{out}; the other engines take over its work; it is started again when the weights change"
-                        )
-                elif out:
+                    untold.append(out)
+                while untold and not self.ended:
+                    told = "the other engines take over its work; it is started again when the weights change"
+                    self.note(f"{untold.pop(0)}; {told}")
+                if isinstance(out, list):
                     yield out
             if failed:
                 raise failed[0]

@@ -22,6 +22,9 @@ from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, EngineConfig, Tell
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
+from loop.workers.cluster import Hub
+from loop.workers.node_trainer import NodeTrainer
+from loop.workers.nodes import Placement, check_same, pool_on_nodes, versions_here, wait_for_places
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
 
@@ -92,10 +95,12 @@ def engine_config(engine: Engine, training: Training | None = None) -> EngineCon
     """What a worker is told of [engine], and of [training] where there is a trainer or adapters are to be served.
 
     What the configuration leaves to the machine is settled here, but for the GPUs of an engine: they depend on the weights.
+    Of several servers it names the first; whoever starts a worker for each names its own.
     """
     num_gpus = len(visible_devices()) if training and engine.device != "cpu" else 0
     num = num_training_processes(engine, training, num_gpus) if training else 1
-    own = engine.model_copy(update={"num_training_processes": num, "gpus_per_engine": engine.gpus_per_engine or 1})
+    settled = {"num_training_processes": num, "gpus_per_engine": engine.gpus_per_engine or 1}
+    own = engine.model_copy(update=settled | {"server_url": next(iter(engine.servers), None)})
     settings = EngineConfig.model_validate(own, from_attributes=True)
     if training is None or training.method != "lora" or training.lora.merge:
         return settings
@@ -120,18 +125,21 @@ class Engines:
         self.warn: Tell = getattr(watch, "warn", lambda text: watch.note(text) if text else None)
         name = self.settings.sampler
         self.chosen: str | None = None  # why "auto" took this sampler; None once that was noted
-        if name == AUTO:
+        if name == AUTO and not loaded.config.cluster:  # otherwise the nodes decide
             name, self.chosen = best_sampler(self.settings.device)
-        self._use_sampler(name)
+        self._use_sampler(name, may_use_gpu(self.settings.device))
         self._sampler: RemoteSampler | Pool | None = None
         self._serves: CheckpointRef | None = None
         self._trainer: RemoteTrainer | None = None
-        self._more_patience = 1  # doubled when a worker was ended for want of progress: the machine may only be slow
+        self._more_patience = 1.0  # doubled when a worker was ended for want of progress: the machine may only be slow
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
+        self._hub: Hub | None = None
+        self._placement: Placement | None = None  # where the engines are that are on nodes of a cluster
 
-    def _use_sampler(self, name: str) -> None:
-        self.settings, self.kind = self.settings.changed(sampler=name), sampler_kind(name)
-        if name != "vllm" or not may_use_gpu(self.settings.device):
+    def _use_sampler(self, name: str, on_gpu: bool) -> None:
+        asked = self.loaded.config.engine.batch_size
+        self.settings, self.kind = self.settings.changed(sampler=name, batch_size=asked), sampler_kind(name)
+        if name != "vllm" or not on_gpu:
             self.settings = self.settings.changed(batch_size=self.settings.batch)
 
     def serving(self, sha256: str) -> RemoteSampler | Pool | None:
@@ -151,6 +159,9 @@ class Engines:
             self._end_trainer()
         before, self._serves = self._serves, None
         if before and self._sampler and not self._sampler.ended:
+            if self._placement and self._hub:
+                self._placement.move(self._hub.nodes())
+                self._placement.deliver(checkpoint)
             if self._sampler.change(checkpoint):
                 self._serves = checkpoint
                 return self._sampler
@@ -170,7 +181,7 @@ class Engines:
             # On a GPU transformers is many times slower: whoever can do with that names it.
             if why is None or self.settings.sampler == FALLBACK or may_use_gpu(self.settings.device):
                 raise
-            self._use_sampler(FALLBACK)
+            self._use_sampler(FALLBACK, on_gpu=False)
             self.watch.note(f"vLLM was chosen since {why}, but {failed}; transformers samples in its place")
             return self._start_engines(checkpoint)
         if why:
@@ -178,22 +189,67 @@ class Engines:
         return sampler
 
     def _start_engines(self, checkpoint: CheckpointRef) -> RemoteSampler | Pool:
-        """One engine with all visible devices, or several with a share of them each."""
+        """One engine with all visible devices, or several with a share of them each; or one for each server elsewhere."""
+        if self.loaded.config.cluster and not self.kind.is_elsewhere:
+            return self._start_on_nodes(checkpoint)
         if self.kind == SAMPLERS["vllm"] and self.settings.device != "cpu":
             engine = self.loaded.config.engine
             num = gpus_per_engine(engine, _weights_bytes(checkpoint), list(total_bytes().values()))
             self.settings = self.settings.changed(gpus_per_engine=num)
-        shares = self._shares()
+        servers, shares = self.loaded.config.engine.servers, self._shares()
         self._wait_for_memory()
-        if len(shares) == 1:
+        if len(servers or shares) == 1:
             return self._remote_sampler(checkpoint)
+        starts = [self._start_at(number, url) for number, url in enumerate(servers, 1)]
         return Pool(
-            [self._start_of(number, shares) for number in range(len(shares))],
+            starts or [self._start_of(number, shares) for number in range(len(shares))],
             checkpoint,
             progress=self.watch.progress,
             pulse=self.pulse,
             note=self.watch.note,
+            num_probing=1 if servers else None,  # that needs the whole model here, on the CPU
         )
+
+    def _start_at(self, number: int, url: str) -> Start:
+        """The function that starts the worker that asks this server, and starts it again."""
+
+        def start(checkpoint: CheckpointRef, pulse: Pulse) -> RemoteSampler:
+            own = self.settings.changed(server_url=url)
+            return self._remote_sampler(
+                checkpoint, f"sampler-{number}", own, progress=lambda done, total: None, pulse=pulse
+            )
+
+        return start
+
+    def _joined(self) -> Hub:
+        """The connection to the cluster, made anew where it was lost."""
+        if self._hub is not None and self._hub.ended:
+            self._hub.close()
+            self._hub = None
+        if self._hub is None:
+            assert self.loaded.config.cluster is not None
+            self._hub = Hub(self.loaded.config.cluster, self.logs / "hub.log", self.pulse)
+        return self._hub
+
+    def _start_on_nodes(self, checkpoint: CheckpointRef) -> Pool:
+        """An engine for each GPU or each node of the cluster, or as many as are asked for."""
+        engine, hub = self.loaded.config.engine, self._joined()
+        nodes = hub.nodes()
+        check_same(nodes, versions_here())
+        gpus = [node.gpu_bytes for node in nodes for _ in range(node.num_gpus)]
+        if engine.device == "cpu":
+            gpus = []
+        has_vllm = bool(nodes) and all(node.has_vllm for node in nodes)
+        self._use_sampler(("vllm" if has_vllm else FALLBACK) if engine.sampler == AUTO else engine.sampler, bool(gpus))
+        num = gpus_per_engine(engine, _weights_bytes(checkpoint), gpus) if self.kind == SAMPLERS["vllm"] else 1
+        self.settings = self.settings.changed(gpus_per_engine=num)
+        limit_s = self.settings.stall_timeout_s
+        nodes, places = wait_for_places(hub, self.settings.num_engines, num, limit_s, self.watch.note)
+        self._placement = Placement(hub, self.settings, nodes, places)
+        return pool_on_nodes(
+            self._placement, checkpoint, self._worker,
+            progress=self.watch.progress, pulse=self.pulse, note=self.watch.note,
+        )  # fmt: skip
 
     def _shares(self) -> list[list[tuple[str, int]]]:
         """The GPUs of each engine; none where there is no GPU. A single engine chooses among all."""
@@ -238,18 +294,44 @@ class Engines:
 
         return start
 
-    def trainer(self, parent: CheckpointRef, is_called_away: Callable[[], bool] = lambda: False) -> RemoteTrainer:
+    def _node_trainer(self, num_nodes: int, is_called_away: Callable[[], bool]) -> NodeTrainer:
+        """A trainer on the first so many nodes, where those with GPUs come first. Engines on nodes with GPUs leave them."""
+        hub = self._joined()
+        nodes = sorted(hub.nodes(), key=lambda node: (-node.num_gpus, node.name))[:num_nodes]
+        if len(nodes) < num_nodes:
+            raise EngineError(
+                f"cluster.training_nodes = {num_nodes}, but the cluster has {len(nodes)} that can compute; lower it, or start more"
+            )
+        check_same(nodes, versions_here())
+        if nodes[0].num_gpus:
+            self._end_sampler()
+        return NodeTrainer(hub, nodes, self.settings, self._worker, self.pulse, self.watch.progress, is_called_away)
+
+    def trainer(
+        self, parent: CheckpointRef, is_called_away: Callable[[], bool] = lambda: False
+    ) -> RemoteTrainer | NodeTrainer:
         """A trainer, which ends what it does once it `is_called_away`, as soon as that loses nothing.
 
         `parent` is the checkpoint that it will train, whose size decides whether the sampler may stay.
         """
-        if not self._may_share(parent):
+        cluster = self.loaded.config.cluster
+        if cluster and cluster.training_nodes and self.settings.trainer != "fake":
+            return self._node_trainer(cluster.training_nodes, is_called_away)
+        if not self._may_stay(parent):
             self._end_sampler()
         if self._trainer is None or self._trainer.worker.ended:
             self._wait_for_memory()
             worker = self._worker({"op": "load_trainer"}, "trainer", self.settings)
             self._trainer = RemoteTrainer(worker, is_called_away)
         return self._trainer
+
+    def _may_stay(self, parent: CheckpointRef) -> bool:
+        """Whether the sampler may stay while this machine trains."""
+        if self._placement is None:
+            return self._may_share(parent)
+        if not self._placement.uses_this_machine:
+            return True
+        return not may_use_gpu(self.settings.device) and self._may_share(parent)
 
     def _may_share(self, checkpoint: CheckpointRef) -> bool:
         """Whether there is room for a sampler and a trainer at once."""
@@ -274,14 +356,15 @@ class Engines:
             init | {"settings": settings.changed(stall_timeout_s=limit_s)},
             log_file=self.logs / f"{tag}.log",
             stall_timeout_s=limit_s,
-            stalled=self._be_more_patient,
+            stalled=lambda: self._be_more_patient(limit_s),
             tag=tag,
             has_gpu=here and settings.device != "cpu",
             **own | more,
         )
 
-    def _be_more_patient(self) -> None:
-        self._more_patience *= 2
+    def _be_more_patient(self, limit_s: float) -> None:
+        """A worker was ended that had this limit. Several at once, of one group, count once."""
+        self._more_patience = max(self._more_patience, 2 * limit_s / self.settings.stall_timeout_s)
 
     def _wait_for_memory(self) -> None:
         """Wait until the memory that the last worker held is free (at most 60 s); then note what is in use."""
@@ -295,7 +378,7 @@ class Engines:
         self._memory_before = used_bytes()
 
     def _end_sampler(self) -> None:
-        up, self._sampler, self._serves = self._sampler, None, None
+        up, self._sampler, self._serves, self._placement = self._sampler, None, None, None
         if up:
             up.close()
 
@@ -310,3 +393,6 @@ class Engines:
             self._end_sampler()
         finally:
             self._end_trainer()
+            hub, self._hub = self._hub, None
+            if hub:
+                hub.close()

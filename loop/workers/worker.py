@@ -7,7 +7,6 @@ engine; `loop.workers.frames` says how the two talk, `loop.workers.liveness` whe
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 import secrets
@@ -25,6 +24,7 @@ from loop.engines.base import (
     Forced,
     Generated,
     Kept,
+    Meeting,
     Probed,
     Progress,
     Request,
@@ -33,21 +33,17 @@ from loop.engines.base import (
     TrainingResult,
 )
 from loop.engines.feed import Feed, feed_of
-from loop.errors import ConfigError, EngineError, LeftTraining, StalledError
+from loop.errors import ConfigError, EngineError, LeftTraining, LostEngine, StalledError
 from loop.system import ourselves, trees
-from loop.system.gpus import is_any_busy
-from loop.workers.environment import environment_of
 from loop.workers.frames import MAX_FRAME_BYTES, MAX_FRAMES_PER_S, BadFrame, FrameRate, decode_body, encode_frame
-from loop.workers.liveness import StallWatch, used_by
+from loop.workers.liveness import StallWatch
+from loop.workers.process import LocalProcess, Process, Starter, cut_log, set_log_aside, variables
 
 HEARTBEAT_TIMEOUT_S = 120.0  # a child that neither says nor does anything for this long was stopped from outside
 LONGEST_TEXT = 1000  # characters of what a worker says by the way
 LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
 MOST_AT_ONCE = 1024  # requests in one message; a worker that wants more asks again
 IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
-MAX_LOG_BYTES = 16 << 20
-OLD_LOG_BYTES = 4 << 20  # a log of this size is set aside when a worker starts
-LOG_HEAD_BYTES, LOG_TAIL_BYTES = 1 << 20, 1 << 16  # what is kept of a log that is cut
 LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
 # The remedy for messages that no child of this version sends.
 OTHER_VERSION = "if the package was upgraded while the daemon ran, restart the daemon"
@@ -63,7 +59,8 @@ class Worker:
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
     second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
-    ended for want of progress; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute on a GPU, so that a busy GPU is a sign of its work.
+    ended for want of progress; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute
+    on a GPU, so that a busy GPU is a sign of its work. `start` starts its process, here unless it is another's.
     `init`, the first command, and all others are JSON, in which the values of `loop.engines.base` may stand.
     """
 
@@ -82,6 +79,7 @@ class Worker:
         command: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
         has_gpu: bool = True,
+        start: Starter = LocalProcess,
     ) -> None:
         self.tag, self.log_file = tag, log_file
         self.progress, self.pulse, self.stalled, self.note = progress, pulse, stalled, note
@@ -91,33 +89,22 @@ class Worker:
         self._call, self._busy = 0, False
         self.ended = False  # it takes no more calls then
         self._waited_s, self._looked_at_s = 0.0, time.monotonic()
-        whole_environment = environment_of(self.token) | dict(environment or {})
+        own = variables(self.token) | dict(environment or {})
         try:
             log_file.parent.mkdir(parents=True, exist_ok=True)
             set_log_aside(log_file)
-            with log_file.open("ab") as log:
-                self.process = subprocess.Popen(
-                    command or ourselves.command("loop.workers.child"),
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    bufsize=0,
-                    start_new_session=True,
-                    env=whole_environment,
-                )
+            self.process: Process = start(command or ourselves.command("loop.workers.child"), own, log_file, has_gpu)
         except OSError as error:
             raise EngineError(
                 f"{tag}: cannot be started: {error}; this user must be able to start it and to write {log_file}"
             ) from error
-        assert self.process.stdin and self.process.stdout
         self._commands, self._answers = self.process.stdin, self.process.stdout
-        devices = whole_environment.get("CUDA_VISIBLE_DEVICES") if has_gpu else ""
         try:
-            pid = self.process.pid
             self.patience = StallWatch(
-                stall_timeout_s, heartbeat_timeout_s, self._clock, lambda: used_by(pid), lambda: is_any_busy(devices)
+                stall_timeout_s, heartbeat_timeout_s, self._clock, self.process.used, self.process.is_gpu_busy
             )
             self.info = self.call(init)
+            self.process.beats({})  # it lives, also where its heart has not beaten yet
         except BaseException:
             self.end()
             raise
@@ -145,7 +132,7 @@ class Worker:
         count for as long as there are at most `idle_reports` in a row: a long completion is in the making, but not for ever.
 
         EngineError when the child dies, stalls (StalledError) or talks nonsense, and it is ended then. What the child
-        itself reports is raised as EngineError or ConfigError.
+        itself reports is raised as EngineError or ConfigError; where it is LostEngine, the child is ended as well.
         """
         if self._busy:
             raise self.broken("the call before was given up half-way", "start another")
@@ -161,7 +148,7 @@ class Worker:
                 self.pulse()
                 match frame:
                     case {"type": "heartbeat"}:
-                        pass
+                        self.process.beats(frame)
                     case _ if frame.get("call") != self._call:
                         raise self.broken("it answered a call that was not made")
                     case {"type": "progress", "done": int(done), "total": int(total)} if 0 <= done <= total < 2**53:
@@ -209,6 +196,9 @@ class Worker:
             return ConfigError(reason)
         if kind == "LeftTraining":
             return LeftTraining(reason)
+        if kind == "LostEngine":
+            self.end()
+            return LostEngine(reason)
         if kind != "unexpected":
             return EngineError(reason)
         remedy = f"; {self._less_memory()}" if "memory" in reason.lower() else ""
@@ -297,6 +287,8 @@ class Worker:
         except subprocess.TimeoutExpired:
             return self.broken("it closed its pipe")
         self.end()
+        if self.process.why:
+            return EngineError(f"{self.tag}: {self.process.why}; see {self.log_file}")
         number = -code if code < 0 else max(0, code - 128)  # 128 + n: the guard says that signal n ended the engine
         if number == signal.SIGKILL:
             return EngineError(
@@ -313,8 +305,7 @@ class Worker:
         self._busy = False
         if self.ended:
             return
-        trees.end_guard(self.process)
-        if stuck := trees.sweep(self.token, self.process.pid):
+        if stuck := self.process.end(self.token):
             raise EngineError(
                 f"{self.tag}: even SIGKILL does not end its processes {', '.join(map(str, stuck))}; they wait for a "
                 f"device or a disk: restart the machine if they stay; see {self.log_file}"
@@ -323,24 +314,6 @@ class Worker:
         self._commands.close()
         self._answers.close()
         cut_log(self.log_file)
-
-
-def set_log_aside(log: Path) -> None:
-    """Begin a new log where the old one is large; one old log is kept."""
-    if log.exists() and log.stat().st_size > OLD_LOG_BYTES:
-        log.replace(log.with_name(f"{log.stem}.old{log.suffix}"))
-
-
-def cut_log(log: Path) -> None:
-    """Keep the beginning and the end of a log that grew too large. The worker, which appends, writes on at the end."""
-    with contextlib.suppress(OSError):  # a run does not stop because of a log
-        if (size := log.stat().st_size) > MAX_LOG_BYTES:
-            with log.open("r+b") as file:
-                file.seek(size - LOG_TAIL_BYTES)
-                tail = file.read(LOG_TAIL_BYTES)
-                file.truncate(LOG_HEAD_BYTES)
-            with log.open("ab") as file:
-                file.write(b"\n[cut here: this log was larger than %d bytes]\n" % MAX_LOG_BYTES + tail)
 
 
 class _Asked(Generic[Question]):
@@ -462,11 +435,12 @@ class RemoteTrainer:
         settings: dict[str, Any],
         out_dir: Path,
         kept: Kept | None = None,
+        meeting: Meeting | None = None,
     ) -> TrainingResult:
         message = {"op": "fit", "rows_file": rows_file, "parent": parent, "settings": settings, "out_dir": out_dir}
         self._training = kept
         try:
-            return TrainingResult.model_validate(self.worker.call(message | {"kept": kept}))
+            return TrainingResult.model_validate(self.worker.call(message | {"kept": kept, "meeting": meeting}))
         except ValueError:
             raise self.worker.broken("it sent a malformed training result") from None
         finally:

@@ -32,6 +32,7 @@ COMMANDS = {
     "drift": "bench/drift.py --runs 2 --rounds 2",
     "dealing": "bench/dealing.py --steps 5",
     "sharding": "bench/sharding.py --hidden-size 128",
+    "cluster": "bench/cluster.py --requests 32 --turns 1 --streams 2 --mb 20",
     "feed": "bench/feed.py --completions 300",
     "gpu": "bench/gpu.py --device cpu --place PLACE/gpu",
 }

@@ -13,11 +13,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from loop.engines.base import Generated
+from loop.errors import LostEngine
 from loop.system.trees import guard
 from loop.workers.child import Child, PipeFeed
 from loop.workers.frames import MAX_FRAME_BYTES, encode_frame
 
 LOADED = {"tokenizer_sha256": ""}
+
+
+class Gone(LostEngine):
+    """As an engine's own module has one."""
 
 
 def child(answer: Callable[[dict, Child], object], *, loads: bool = True) -> None:
@@ -188,6 +193,12 @@ def out_of_memory(command: dict, serving: Child) -> object:
     raise MemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
 
+def lost(command: dict, serving: Child) -> object:
+    if "changed" in sys.argv[1] and command["op"].startswith("load"):
+        return LOADED
+    raise Gone("http://h/v1: does not answer")
+
+
 def no_tokenizer(command: dict, serving: Child) -> object:
     return {"tokenizer": "what?"}
 
@@ -256,6 +267,8 @@ WAYS: dict[str, Callable[[], object]] = {
     "shouting": lambda: child(shouting),
     "oom-score": lambda: child(oom_score, loads=False),
     "out-of-memory": lambda: child(out_of_memory, loads=False),
+    "lost": lambda: child(lost, loads=False),
+    "lost-when-changed": lambda: child(lost, loads=False),
     "no-tokenizer": lambda: child(no_tokenizer, loads=False),
     "large-batch": lambda: child(large_batch),
     "writing": lambda: child(writing_while_it_is_written_to),

@@ -21,7 +21,7 @@ KEY = "sk-very-secret"
 class StandIn:
     """What `vllm serve` is to the sampler. `spoil` makes something else of a completion's answer, bytes are sent as they are."""
 
-    def __init__(self, checkpoint: CheckpointRef) -> None:
+    def __init__(self, checkpoint: CheckpointRef, port: int = 0) -> None:
         self.lock = threading.Lock()
         self.load(checkpoint)
         self.spoil: Callable[[Body], Any] = lambda answer: answer
@@ -41,7 +41,7 @@ class StandIn:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = ThreadingHTTPServer(("127.0.0.1", port), Handler)
         self.http.daemon_threads = True
         self.http.handle_error = lambda *_: None  # type: ignore[method-assign]  # of those who hang up
         self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
@@ -115,9 +115,11 @@ def server_sampler(checkpoint: CheckpointRef, url: str, **changed: Any) -> Any:
     return ServerSampler(checkpoint, settings(server_url=url, **changed), no_progress)
 
 
-def reload_command(served: StandIn) -> list[str]:
-    program = (
-        "import json, sys, urllib.request as u; "
-        "u.urlopen(u.Request(sys.argv[1], json.dumps({'path': sys.argv[2]}).encode(), method='POST')).read()"
-    )
-    return [sys.executable, "-c", program, served.url.removesuffix("/v1") + "/reload", "{path}"]
+RELOAD = [
+    sys.executable,
+    "-c",
+    "import json, sys, urllib.request as u; url = sys.argv[1].removesuffix('/v1') + '/reload'; "
+    "u.urlopen(u.Request(url, json.dumps({'path': sys.argv[2]}).encode(), method='POST')).read()",
+    "{url}",
+    "{path}",
+]  # the command that has the stand-in serve other weights

@@ -140,6 +140,34 @@ def test_a_mistake_has_its_line(tmp_path: Path, old: str, new: str, expected: li
     assert mistakes_in(tmp_path, VALID.replace(old, new, 1)) == expected
 
 
+FOUR_BIT = 'num_steps = 4\nmethod = "lora"\nlora = { four_bit = true }'
+NO_RAY = "needs the package ray; run `pip install 'ssd-loop[cluster]'`, or remove the table"
+
+
+@pytest.mark.parametrize(
+    ("more", "training", "installed", "expected"),
+    [
+        ("[cluster]", "num_steps = 4", True, []),
+        ("[cluster]", "num_steps = 4", False, [f"17: cluster: {NO_RAY}"]),
+        ("[cluster]\n[grading]\nsandbox = \"none\"", "num_steps = 4", True,
+         ['19: grading.sandbox: "none" lets what a model wrote run programs on every node of [cluster]; use "bubblewrap"']),
+        ("[cluster]\ntraining_nodes = 2", FOUR_BIT, True,
+         ["20: cluster.training_nodes: a base in four bits is not shared among processes; leave it out, or set "
+          "training.lora.four_bit = false"]),
+        ("[cluster]", FOUR_BIT, True, []),
+        ('[cluster]\ntraining_nodes = 2\n[engine]\nsampler = "server"\nserver_url = "http://gpu-host:8000/v1"',
+         "num_steps = 4", True, []),
+    ],
+    ids=["with ray", "without", "no sandbox", "four bits on nodes", "four bits here", "a server that samples"],
+)  # fmt: skip
+def test_what_goes_together_with_a_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, training: str, installed: bool, expected: list[str]
+) -> None:
+    """Whatever is installed here: distributions are asked by name."""
+    monkeypatch.setattr("loop.config.settings.metadata.distributions", lambda name: [name] * installed)
+    assert mistakes_in(tmp_path, VALID.replace("num_steps = 4", training) + more) == expected
+
+
 TYPES = "replace, accumulate, mix, window, pool"
 # Nothing is cut from the distribution, and there is a single epoch. What is added begins in line 17.
 PLAIN = VALID.replace("top_p = 0.8\n", "").replace("num_steps = 4", "num_epochs = 1\nlearning_rate = 1e-5")

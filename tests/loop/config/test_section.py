@@ -15,14 +15,14 @@ def test_every_key_of_the_engine_says_what_depends_on_it() -> None:
 
 def test_what_derives_from_kinds() -> None:
     assert set(SAMPLER_SETTINGS) == {
-        "sampler", "server_url", "device", "dtype", "batch_size", "gpus_per_engine", "num_engines", "num_threads", "lora_rank"
+        "sampler", "server_url", "server_urls", "device", "dtype", "batch_size", "gpus_per_engine", "num_engines", "num_threads", "lora_rank"
     }  # fmt: skip
     assert set(TRAINER_SETTINGS) == {"trainer", "device", "num_threads", "num_training_processes"}
-    assert keys_of(Engine, "private") == ["server_url", "server_command"]
+    assert keys_of(Engine, "private") == ["server_url", "server_urls", "server_command"]
     assert keys_of(Training, "cost") == ["micro_batch_size", "gradient_checkpointing", "save_every_s"]
     operation = ["run_dir", "rounds", "schedule", "storage", "watching", "daemon"]
     assert keys_of(Config, "operation") == operation
     assert set(MAY_CHANGE) == {
-        *((key,) for key in operation), ("engine",), ("grading", "num_workers"),
+        *((key,) for key in operation), ("engine",), ("cluster",), ("grading", "num_workers"),
         ("training", "micro_batch_size"), ("training", "gradient_checkpointing"), ("training", "save_every_s"),
     }  # fmt: skip

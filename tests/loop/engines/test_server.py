@@ -20,7 +20,7 @@ from loop.workers.worker import RemoteSampler
 from tests.loop.engines.test_samplers import TestTheContract  # noqa: F401  (runs over this module's pair)
 from tests.support.configurations import VALID, load_text, mistakes_in
 from tests.support.engines import GREEDY, HOT, Models, ask, chat, check_probe, in_process, no_progress, remote, settings
-from tests.support.model_server import KEY, StandIn, reload_command, server_sampler
+from tests.support.model_server import KEY, RELOAD, StandIn, server_sampler
 from tests.support.waiting import HANG_S
 
 Start = Callable[..., Any]
@@ -82,7 +82,7 @@ def test_other_weights_are_refused(served: StandIn, models: Models, start: Start
 
 
 def test_the_command_brings_the_weights(served: StandIn, models: Models, start: Start) -> None:
-    sampler = start(server_command=reload_command(served))
+    sampler = start(server_command=RELOAD)
     requests = [chat(f"r{i}", seed=i, task=i) for i in range(4)]
     before = ask(sampler, requests, HOT)
     for name in ("other", "one", "near"):
@@ -105,7 +105,7 @@ def test_the_server_is_waited_for_after_the_command(
 ) -> None:
     monkeypatch.setattr("loop.engines.server_sampler.LOOK_S", 0.01)
     served.statuses = [200, 503, 502, 503]  # the command's own request is the first
-    start(server_command=reload_command(served))
+    start(server_command=RELOAD)
     assert [path for path, _, _ in served.asked] == ["/reload", *["/v1/models"] * 4, "/v1/completions"]
 
 
@@ -138,6 +138,9 @@ def test_a_command_that_fails(
         (['sampler = "server"'], ['19: engine.sampler: "server" needs server_url, where it answers; give it, as in "http://gpu-host:8000/v1"']),
         (['server_url = "http://h/v1"'], ["19: engine.server_url: has no meaning for sampler 'auto'; remove it, or set \"server\""]),
         (['server_command = ["./reload.sh"]'], ["19: engine.server_command: has no meaning for sampler 'auto'; remove it, or set \"server\""]),
+        (['server_urls = ["http://h/v1"]'], ["19: engine.server_urls: has no meaning for sampler 'auto'; remove it, or set \"server\""]),
+        (['sampler = "server"', 'server_url = "http://h/v1"', 'server_urls = ["http://g/v1"]'], ["21: engine.server_urls: server_url and server_urls are both given; give one"]),
+        (['sampler = "server"', 'server_urls = ["http://h/v1", "http://h/v1/"]'], ["20: engine.server_urls: has a server twice; give each once"]),
         (['sampler = "server"', 'server_url = "http://h/v1"', "num_engines = 2"], ["21: engine.num_engines: has no meaning for a server, which has its own; remove it"]),
     ],
 )  # fmt: skip
@@ -150,6 +153,8 @@ def test_what_is_no_address(tmp_path: Path, url: str) -> None:
     (line,) = mistakes_in(tmp_path, VALID + f'\n[engine]\nsampler = "server"\nserver_url = "{url}"')
     assert line.startswith("20: engine.server_url: ") and "is not the address of a server; give one" in line
     assert "secret" not in line
+    (line,) = mistakes_in(tmp_path, VALID + f'\n[engine]\nsampler = "server"\nserver_urls = ["http://h/v1", "{url}"]')
+    assert line.startswith("20: engine.server_urls[1]: is not the address of a server; give one")
 
 
 def test_an_adapter_needs_to_be_merged(tmp_path: Path) -> None:
@@ -167,7 +172,7 @@ def test_engines_keep_one_sampler_whatever_devices_there_are(
 
     monkeypatch.setattr("loop.workers.up.visible_devices", lambda: [("0", 0), ("1", 1)])
     text = f'[engine]\nsampler = "server"\nserver_url = "{served.url}"\ndtype = "float32"\nnum_threads = 1\n'
-    words = json.dumps(reload_command(served))
+    words = json.dumps(RELOAD)
     watch: Any = SimpleNamespace(progress=no_progress, note=pytest.fail)
     engines = Engines(load_text(tmp_path, VALID + text + f"server_command = {words}"), watch)
     with closing(engines):
@@ -193,3 +198,14 @@ def test_doctor_says_what_is_served(served: StandIn, monkeypatch: pytest.MonkeyP
     with served.lock:
         line = _server(served.url)
     assert line.verdict == "fail" and "does not answer" in line.detail
+
+
+def test_doctor_asks_each_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from loop.cli import doctor
+
+    text = VALID + '\n[engine]\nsampler = "server"\nserver_urls = ["http://a/v1", "http://b/v1"]\n'
+    loaded = load_text(tmp_path, text)
+    monkeypatch.setattr(doctor, "_configuration", lambda call: (loaded, []))
+    monkeypatch.setattr(doctor, "_server", lambda url: doctor.Line("server", "ok", url))
+    lines = list(doctor._examine(None, deep=False))  # type: ignore[arg-type]
+    assert [line.detail for line in lines if line.name == "server"] == ["http://a/v1", "http://b/v1"]

@@ -248,10 +248,13 @@ def test_any_configuration_survives_being_written_out(path: Path, tmp_path: Path
 def test_what_is_nobodys_business_is_left_out(facts: dict[str, Any]) -> None:
     config = copy.deepcopy(facts["config"])
     config["watching"]["command"] = ["secret-command"]
-    config["engine"] |= {"sampler": "server", "server_url": "http://secret-host:8000/v1", "server_command": ["secret"]}
+    config["engine"] |= {"sampler": "server", "server_command": ["secret"]}
     config["run_dir"] = "/home/secret/run"
-    text = card(facts | {"config": config}, merged=False)
-    assert "secret" not in text and "http://HOST:PORT/v1" in text
+    url = "http://secret-host:8000/v1"
+    for where in ({"server_url": url}, {"server_url": None, "server_urls": [url, url]}):
+        config["engine"] |= where
+        text = card(facts | {"config": config}, merged=False)
+        assert "secret" not in text and text.count("http://HOST:PORT/v1") == 1
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

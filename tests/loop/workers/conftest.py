@@ -63,7 +63,9 @@ def begin(tmp_path: Path, watch: Listener) -> Iterator[Begin]:
 
     def begin(**changed: Any) -> Engines:
         engine = Engine.model_validate({"sampler": "fake", "trainer": "fake", "device": "cpu"} | changed)
-        config: Any = SimpleNamespace(config=SimpleNamespace(engine=engine, training=Training()), run_dir=tmp_path)
+        config: Any = SimpleNamespace(
+            config=SimpleNamespace(engine=engine, training=Training(), cluster=None), run_dir=tmp_path
+        )
         made.append(Engines(config, watch))  # type: ignore[arg-type]
         return made[-1]
 

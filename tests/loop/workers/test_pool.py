@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from loop.engines.base import CheckpointRef, Forced
 from loop.engines.fake import FakeSampler
 from loop.engines.feed import feed_of
-from loop.errors import ConfigError, EngineError
+from loop.errors import ConfigError, EngineError, LostEngine
 from loop.workers.pool import Pool, _Share, _Work
 from loop.workers.up import Engines
 from loop.workers.worker import RemoteSampler, Worker
@@ -209,6 +209,47 @@ def test_a_start_that_fails_ends_the_others_that_load(around: Around) -> None:
     with pytest.raises(EngineError, match="sampler-1: it ended with exit code 3"):
         around.begin({"command": bad("exit")}, {"command": bad("hang-init")})
     assert nothing_left()
+
+
+def test_one_that_has_lost_what_it_asks_is_done_without_from_the_start(around: Around) -> None:
+    pool = around.begin({}, {"command": bad("lost")})
+    (note,) = around.notes
+    assert note.startswith("http://h/v1: does not answer; the other engines take over its work")
+    assert by_id(pool.generate(requests(30), PARAMS)) == expected(around, 30)
+    assert pool.change(around.model(0.9))
+    assert around.notes == [note, note], "it was tried again, and says so again"
+    assert by_id(pool.generate(requests(30), PARAMS)) == expected(around, 30, 0.9)
+
+
+def test_when_all_have_lost_what_they_ask_it_is_raised(around: Around) -> None:
+    with pytest.raises(LostEngine, match="^http://h/v1: does not answer$"):
+        around.begin({"command": bad("lost")}, {"command": bad("lost")})
+    assert nothing_left() and around.notes == []
+
+
+def test_one_that_loses_it_with_other_weights_is_not_started_at_once(around: Around) -> None:
+    pool = around.begin({}, {"command": bad("lost-when-changed")})
+    assert pool.change(around.model(0.9))
+    assert len(around.notes) == 1 and len(around.started) == 2
+    assert pool.change(around.model(0.5))
+    assert len(around.notes) == 1 and len(around.started) == 3
+    assert by_id(pool.generate(requests(30), PARAMS)) == expected(around, 30)
+
+
+def test_only_as_many_probe_as_may(around: Around) -> None:
+    """And when the one that may dies, the next does it."""
+    pool = around.begin({}, {}, {})
+    pool.num_probing = 1
+    texts = [Forced(id=f"t{i}", prompt_token_ids=(100,), token_ids=(32, 33)) for i in range(100)]
+    wanted = by_id(FakeSampler(around.model(0.5), SETTINGS, no_progress).probe(texts, PARAMS, 5))
+    others: list[Any] = [member.sampler for member in pool._members[1:]]
+    probe, others[0].probe = others[0].probe, None
+    others[1].probe = None
+    assert by_id(pool.probe(texts, PARAMS, 5)) == wanted
+    others[0].probe = probe
+    os.kill(engine_of(around.worker(1)), signal.SIGKILL)
+    assert by_id(pool.probe(texts, PARAMS, 5)) == wanted
+    assert len(around.notes) == 1 and not pool.ended
 
 
 @pytest.mark.parametrize("way", ["closed", "another call", "dropped"])

@@ -12,14 +12,14 @@ import pytest
 
 from loop.engines.base import CheckpointRef, Request
 from loop.engines.feed import Feed, Listed
-from loop.errors import ConfigError, EngineError
+from loop.errors import ConfigError, EngineError, LostEngine
 from loop.system import trees as guard
 from loop.workers.child import Child
 from loop.workers.frames import encode_frame, receive_frame
 from loop.workers.worker import RemoteSampler, RemoteTrainer
 from tests.support import ROOT, SUPPORT
 from tests.support.engines import settings
-from tests.support.workers import PARAMS, SETTINGS, Start, generate, nothing_left, requests, tree
+from tests.support.workers import PARAMS, SETTINGS, Start, alive, generate, nothing_left, requests, tree
 
 
 def test_a_good_worker_answers_reports_progress_and_leaves_nothing(start: Start) -> None:
@@ -156,6 +156,13 @@ def test_a_reported_error_crosses_by_kind_and_the_worker_stays(start: Start, tmp
         checkpoint = CheckpointRef(sha256="", path=tmp_path / "nowhere")
         worker.call({"op": "load_sampler", "checkpoint": checkpoint, "settings": SETTINGS})
     assert "Traceback" in worker.log_file.read_text()
+
+
+def test_one_whose_engine_is_lost_is_ended(start: Start) -> None:
+    worker = start("lost-when-changed")
+    with pytest.raises(LostEngine, match="^http://h/v1: does not answer$"):
+        worker.call({"op": "change_weights"})
+    assert worker.ended and not alive(worker.process.pid)
 
 
 def test_the_first_report_of_a_call_never_waits_behind_the_call_before() -> None:

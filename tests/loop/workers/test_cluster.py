@@ -1,0 +1,226 @@
+"""Workers on the nodes of a real Ray cluster: the same answers as here, and what is lost with whom."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from loop.config.machine import Cluster
+from loop.engines.base import CheckpointRef, EngineConfig
+from loop.workers.cluster import Hub
+from loop.workers.node_trainer import NodeTrainer
+from loop.workers.nodes import HEARTBEAT_TIMEOUT_S, Placement, pool_on_nodes
+from loop.workers.pool import Pool
+from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
+from tests.support.clusters import Machines, all_gone, cmdline, lives, machines
+from tests.support.engines import many_rows, no_progress, settings, training, write_rows
+from tests.support.tiny import make_tiny_model
+from tests.support.waiting import HANG_S, wait_until
+from tests.support.workers import PARAMS, SETTINGS, fake_model, requests
+
+pytestmark = pytest.mark.slow
+REAL = settings(device="cpu", dtype="float32")
+SLOW = {"LOOP_FAKE_STEP_S": "0.05"}
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    yield from machines(tmp_path_factory.mktemp("cluster"), 2)
+
+
+@pytest.fixture
+def hub(two: Machines, tmp_path: Path) -> Iterator[Hub]:
+    while len(two.nodes) < 2:  # a test before has lost one
+        two.add()
+    hub = Hub(Cluster(address=two.address, dir="~/shelf", insecure=True), tmp_path / "hub.log")
+    yield hub
+    hub.close()
+
+
+class Engines:
+    """A pool of two engines on two nodes, and what it told."""
+
+    def __init__(self, hub: Hub, directory: Path, **variables: str) -> None:
+        self.hub, self.directory, self.variables = hub, directory, variables
+        self.notes: list[str] = []
+        self.workers: list[Worker] = []
+        wait_until(lambda: len(hub.nodes()) == 2, lambda: hub.problems)
+        nodes = hub.nodes()
+        self.placement = Placement(hub, SETTINGS, nodes, nodes)
+        self.pulse: Callable[[], None] = lambda: None
+        self.pool = pool_on_nodes(
+            self.placement, self.model(0.5), self.worker,
+            progress=no_progress, pulse=lambda: self.pulse(), note=self.notes.append,
+        )  # fmt: skip
+
+    def model(self, skill: float) -> CheckpointRef:
+        return fake_model(self.directory / f"model-{skill}", skill, sha256=f"{skill}")
+
+    def worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, has_gpu: bool, **more: Any) -> Worker:
+        made = Worker(
+            init | {"settings": settings}, log_file=self.directory / f"{tag}.log", stall_timeout_s=HANG_S, tag=tag,
+            environment=self.variables, has_gpu=has_gpu, **more,
+        )  # fmt: skip
+        self.workers.append(made)
+        return made
+
+
+def here(directory: Path) -> RemoteSampler:
+    init = {"op": "load_sampler", "checkpoint": fake_model(directory / "here"), "settings": SETTINGS}
+    return RemoteSampler(
+        Worker(init, log_file=directory / "here.log", stall_timeout_s=HANG_S, progress=no_progress, tag="sampler")
+    )
+
+
+def answers(sampler: RemoteSampler | Pool, num: int) -> dict[str, Any]:
+    """What it answers to so many requests, by id; no answer comes twice."""
+    given = [answer for batch in sampler.generate(requests(num), PARAMS) for answer in batch]
+    assert len({answer.id for answer in given}) == len(given) == num
+    return {answer.id: answer for answer in given}
+
+
+def engines_of(machines: Machines, node: Any) -> list[psutil.Process]:
+    """The workers' own processes on a node: guards and engines, not the shells above them."""
+    return [
+        each
+        for each in machines.processes(node)
+        if " -m loop.workers.child" in cmdline(each) and "$@" not in cmdline(each)
+    ]
+
+
+def actors_of(machines: Machines, node: Any) -> list[psutil.Process]:
+    return [each for each in machines.processes(node) if "RemoteWorker" in cmdline(each)]
+
+
+def raylet_lives(node: Any) -> bool:
+    pid = node.all_processes["raylet"][0].process.pid
+    return psutil.pid_exists(pid) and lives(psutil.Process(pid))
+
+
+def test_engines_on_two_nodes_answer_as_one_here(hub: Hub, two: Machines, tmp_path: Path) -> None:
+    alone = here(tmp_path)
+    engines = Engines(hub, tmp_path)
+    assert answers(engines.pool, 100) == answers(alone, 100)
+    assert all(len(engines_of(two, node)) == 2 for node in two.nodes), "a guard and an engine on each"
+    environment = engines_of(two, two.nodes[0])[0].environ()
+    assert not [name for name in environment if name.startswith("RAY_")]
+    ref = engines.model(0.9)
+    engines.placement.deliver(ref)
+    assert engines.pool.change(ref)
+    assert alone.change(ref)
+    assert answers(engines.pool, 50) == answers(alone, 50)
+    left = [process for node in two.nodes for process in engines_of(two, node)]
+    engines.pool.close()
+    assert all_gone(left)
+    assert "loop.workers" not in (tmp_path / "sampler-1.log").read_text(), "nothing was wrong"
+    alone.close()
+
+
+def kill_engine(machines: Machines, node: Any, hub: Hub) -> None:
+    os.kill(engines_of(machines, node)[-1].pid, signal.SIGKILL)
+
+
+def kill_guard(machines: Machines, node: Any, hub: Hub) -> None:
+    os.kill(engines_of(machines, node)[0].pid, signal.SIGKILL)
+
+
+def kill_actor(machines: Machines, node: Any, hub: Hub) -> None:
+    os.kill(actors_of(machines, node)[0].pid, signal.SIGKILL)
+
+
+def kill_raylet(machines: Machines, node: Any, hub: Hub) -> None:
+    machines.raylet(node).kill()
+
+
+def kill_node(machines: Machines, node: Any, hub: Hub) -> None:
+    for process in machines.processes(node):
+        process.kill()
+
+
+def stop_node(machines: Machines, node: Any, hub: Hub) -> None:
+    """As if its cable was pulled."""
+    for process in machines.processes(node):
+        process.suspend()
+
+
+@pytest.mark.parametrize(
+    ("kill", "said"),
+    [
+        (kill_engine, r"sampler-\d: it was killed \(out of memory\?\)"),
+        (kill_guard, r"sampler-\d: it was killed \(out of memory\?\)"),
+        (kill_actor, r"sampler-\d: it was lost on .*ActorDiedError"),
+        (kill_raylet, r"sampler-\d: it.* was lost"),
+        (kill_node, r"sampler-\d: it.* was lost"),
+        (stop_node, rf"sampler-\d: nothing was heard from it for {HEARTBEAT_TIMEOUT_S:g} s"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_lost_costs_only_what_it_had_not_finished(
+    hub: Hub, two: Machines, tmp_path: Path, kill: Callable[..., None], said: str
+) -> None:
+    alone = here(tmp_path)
+    expected = answers(alone, 400)
+    alone.close()
+    engines = Engines(hub, tmp_path, **SLOW)
+    node = two.nodes[0]
+    its = [*actors_of(two, node), *engines_of(two, node)]
+    all_of_it = two.processes(node)
+    given: dict[str, Any] = {}
+    for batch in engines.pool.generate(requests(400), PARAMS):
+        given |= {answer.id: answer for answer in batch}
+        if len(given) >= 100 and not engines.notes and kill:
+            kill(two, node, hub)
+            kill = None  # type: ignore[assignment]
+    assert given == expected
+    assert re.search(said, engines.notes[0]), engines.notes
+    assert "the other engines take over its work" in engines.notes[0]
+    for process in all_of_it:
+        if lives(process) and process.status() == psutil.STATUS_STOPPED:
+            process.resume()
+    assert all_gone([each for each in its if "RemoteWorker" not in cmdline(each)]), "an engine outlived its loss"
+    engines.pool.close()
+    if not raylet_lives(node):
+        two.remove(node)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_processes_on_two_nodes_train_as_one_here(hub: Hub, two: Machines, tmp_path: Path, method: str) -> None:
+    """Losses within 2e-6; the same files come home, candidates among them, and nothing is left on the nodes."""
+    parent = make_tiny_model(tmp_path / "parent")
+    ref = CheckpointRef(sha256="", path=parent)
+    rows = write_rows(tmp_path / "rows.jsonl", many_rows(30))
+    recipe = training(method=method, candidates=2, batch_size=8, num_steps=6)
+
+    def fit(trainer: Any, name: str) -> Any:
+        out = tmp_path / name / "weights"
+        out.mkdir(parents=True)
+        return trainer.fit(rows, ref, recipe, out)
+
+    alone = Worker(
+        {"op": "load_trainer", "settings": REAL}, log_file=tmp_path / "alone.log", stall_timeout_s=HANG_S,
+        progress=no_progress, tag="trainer",
+    )  # fmt: skip
+    expected = fit(RemoteTrainer(alone), "alone")
+    alone.end()
+    seen: list[tuple[int, int]] = []
+    wait_until(lambda: len(hub.nodes()) == 2, lambda: hub.problems)
+
+    def worker(init: dict[str, Any], tag: str, settings: EngineConfig, has_gpu: bool, **more: Any) -> Worker:
+        log = tmp_path / f"{tag}.log"
+        return Worker(init | {"settings": settings}, log_file=log, stall_timeout_s=HANG_S, tag=tag, **more)
+
+    trainer = NodeTrainer(hub, hub.nodes(), REAL, worker, lambda: None, lambda *now: seen.append(now), lambda: False)
+    result = fit(trainer, "nodes")
+    assert seen[-1] == (6, 6)
+    assert result.losses == pytest.approx(expected.losses, abs=2e-6)
+    assert result.held_out_loss == pytest.approx(expected.held_out_loss, abs=2e-6)
+    files = {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*") if path.is_file()}
+    assert files == {path.relative_to(tmp_path / "nodes") for path in (tmp_path / "nodes").rglob("*") if path.is_file()}
+    assert not [path for number in range(2) for path in two.shelf(number).glob("training-*")]

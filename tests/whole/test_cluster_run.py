@@ -1,0 +1,197 @@
+"""Whole runs over the nodes of a real Ray cluster: the same ledger as on one machine, whatever is lost on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from store.canonical import canonical_json
+from tests.support.clusters import Machines, all_gone, cmdline, lives, machines
+from tests.support.configurations import configuration
+from tests.support.runs import dump, environment, findings, finish, processes_of, write_run
+from tests.support.tiny import make_tiny_model
+from tests.support.waiting import HANG_S
+from tests.whole.test_round_tiny import CONFIG, write
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    yield from machines(tmp_path_factory.mktemp("cluster"), 2)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "model")
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, model: Path) -> dict[str, Any]:
+    return dump(finish(write(tmp_path_factory.mktemp("alone"), model)))
+
+
+def drawn(left: dict[str, Any]) -> list[str]:
+    """Every completion to the token, whatever it was drawn for."""
+    keys = ("token_ids", "text", "finish_reason", "seed")
+    return sorted(canonical_json([row[key] for key in keys]) for row in left["completions"])
+
+
+def outcomes(left: dict[str, Any]) -> list[dict[str, Any]]:
+    """What each evaluation came to, but for log-probabilities, whose last digits depend on who was computed beside whom."""
+    all_of_them = [json.loads(row["metrics"]) for row in left["evaluations"]]
+    exact = ({key: value for key, value in each.items() if "logprob" not in key} for each in all_of_them)
+    return sorted(exact, key=canonical_json)
+
+
+def test_two_rounds_over_two_nodes_are_those_of_one_machine(
+    alone: dict[str, Any], two: Machines, model: Path, tmp_path: Path
+) -> None:
+    """Sampled, evaluated and trained on the nodes; token for token, and every decision."""
+    config = write(tmp_path, model, CONFIG + two.table() + "training_nodes = 2\n")
+    run_dir = finish(config)
+    left = dump(run_dir)
+    assert [row["state"] for row in left["rounds"]] == [row["state"] for row in alone["rounds"]]
+    assert drawn(left) == drawn(alone)
+    assert outcomes(left) == outcomes(alone)
+    ours, theirs = (
+        [
+            json.loads(row["origin"])["training"]["losses"]
+            for row in sorted(each["checkpoints"], key=lambda row: row["round"])[1:]
+        ]
+        for each in (left, alone)
+    )
+    assert ours == [pytest.approx(losses, abs=2e-6) for losses in theirs]
+    assert findings(run_dir) == []
+    assert processes_of(config) == []
+    logs = {path.name for path in (run_dir / "logs").iterdir()}
+    assert {"sampler-1.log", "sampler-2.log", "trainer-1.log", "trainer-2.log", "hub.log"} <= logs
+
+
+# Kills at random moments
+
+NUM_KILLS = int(os.environ.get("LOOP_TEST_CLUSTER_KILLS", "8"))
+FAKE = configuration(
+    name="killed",
+    prompts={"source": "starter", "per_round": 60},
+    training={"num_steps": 20, "batch_size": 4},
+    engine={"batch_size": 4, "max_attempts": 8, "retry_wait_s": 0.1},
+    decide={"suite": "ones", "gates": [{"type": "improvement", "min_gain": -0.9}]},
+)
+SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
+
+
+class Killed:
+    """A run over the nodes whose parts are killed at random; whoever is gone is replaced."""
+
+    def __init__(self, two: Machines, config: Path, seed: int) -> None:
+        self.two, self.config, self.random = two, config, random.Random(seed)
+        self.kinds = ["engine", "guard", "actor", "raylet", "node", "hub", "daemon"]
+        self.started: list[psutil.Process] = []
+        self.hits: list[str] = []
+        self.begin()
+
+    def begin(self) -> None:
+        command = [sys.executable, "-P", "-m", "loop.cli.main", "run", "--config", str(self.config)]
+        with (self.config.parent / "stderr").open("ab") as log:
+            self.process = subprocess.Popen(
+                command, env=environment() | SLOW, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def victims(self, kind: str) -> list[psutil.Process]:
+        """The processes of that kind that live now, all of a node for one of its kind."""
+        if kind == "daemon":
+            return [psutil.Process(self.process.pid)]
+        if kind == "hub":
+            children = psutil.Process(self.process.pid).children()
+            return [child for child in children if "loop.workers.ray_hub" in cmdline(child)][:1]
+        node = self.random.choice(self.two.nodes)
+        if kind == "raylet":
+            return [self.two.raylet(node)]
+        of_node = self.two.processes(node)
+        if kind == "node":
+            return of_node
+        marks = {"engine": "loop.workers.child", "guard": "loop.workers.child", "actor": "RemoteWorker"}
+        said = {each: cmdline(each) for each in of_node}
+        named = [each for each, words in said.items() if marks[kind] in words and "$@" not in words]
+        return named[-1:] if kind == "engine" else named[:1]
+
+    def hit(self, kind: str) -> bool:
+        """Kill one of that kind; whether there was one."""
+        try:
+            its = self.victims(kind)
+            workers = [w for node in self.two.nodes for w in self.two.processes(node) if "loop.workers" in cmdline(w)]
+        except psutil.Error:
+            return False
+        for process in its:
+            try:
+                process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        if not its:
+            return False
+        self.hits.append(kind)
+        if kind == "daemon":
+            self.process.wait()
+            assert all_gone(workers), "a worker outlived the daemon"
+        self.repair()
+        return True
+
+    def repair(self) -> None:
+        """Replace nodes that are lost, and the daemon."""
+        for node in list(self.two.nodes):
+            pid = node.all_processes["raylet"][0].process.pid
+            if not psutil.pid_exists(pid) or not lives(psutil.Process(pid)):
+                self.two.remove(node)
+                self.two.add()
+        if self.process.poll() is not None:
+            self.begin()
+
+    def to_the_end(self, num_kills: int) -> None:
+        deadline = time.monotonic() + HANG_S * 3
+        while len(self.hits) < num_kills or self.process.poll() != 0:
+            assert time.monotonic() < deadline, (self.hits, (self.config.parent / "stderr").read_text()[-3000:])
+            if self.process.poll() == 0:
+                return
+            if self.process.poll() is not None:
+                self.repair()
+            time.sleep(self.random.uniform(0.2, 3.0))
+            if len(self.hits) < num_kills:
+                self.hit(self.random.choice(self.kinds))
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
+    """Two nodes whose engines take their time, so that kills meet them."""
+    yield from machines(tmp_path_factory.mktemp("slow"), 2, **SLOW)
+
+
+def test_killed_at_random_it_ends_as_an_undisturbed_run(slow: Machines, tmp_path: Path) -> None:
+    """Of engines, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice, and nothing is left anywhere."""
+    whole = dump(finish(write_run(tmp_path / "whole", FAKE)))
+    num, seed, all_hits = 0, 0, []
+    while num < NUM_KILLS:
+        seed += 1
+        config = write_run(tmp_path / f"killed-{seed}", FAKE + slow.table())
+        killed = Killed(slow, config, seed)
+        killed.to_the_end(NUM_KILLS - num)
+        num += len(killed.hits)
+        all_hits += killed.hits
+        left = dump(config.parent / ".loop")
+        for table, rows in whole.items():
+            if table != "runs":
+                assert left[table] == rows, (table, seed, killed.hits)
+        assert findings(config.parent / ".loop") == []
+        assert all_gone([w for node in slow.nodes for w in slow.processes(node) if "loop.workers.child" in cmdline(w)])
+        assert processes_of(config) == []
+    print("killed:", all_hits)
