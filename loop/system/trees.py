@@ -28,6 +28,7 @@ import psutil
 
 END_TIMEOUT_S = 10.0  # for the guard to end everything below it, and for the kernel to let go of it
 TREE, PARENT = "LOOP_WORKER_TREE", "LOOP_WORKER_PARENT"  # in the environment: the tree that a process belongs to
+TIDY_S = 5.0  # for Python's resource trackers, once all others are gone
 OOM_SCORE_ADJ = 500  # of an engine: the kernel's out-of-memory killer takes it before the daemon
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
@@ -115,6 +116,11 @@ def guard(work: Callable[[], None], *, own_tmp: bool = False) -> None:
     os._exit(0 if status is None else 128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 
 
+def _tidies_up(process: psutil.Process) -> bool:
+    """Whether it removes the shared memory of processes that were killed, which nobody else does, and then ends by itself."""
+    return any("multiprocessing.resource_tracker" in word for word in process.cmdline())
+
+
 def _own_tmp() -> str | None:
     """A new directory, which TMPDIR now names; None where none can be made. What torch compiles stays outside, for reuse."""
     try:
@@ -147,10 +153,12 @@ def _wait_for(engine: int, watched: set[signal.Signals]) -> int | None:
 
 
 def _end_descendants() -> None:
+    tidy_until = time.monotonic() + TIDY_S
     while True:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
-                process.kill()
+                if time.monotonic() > tidy_until or not _tidies_up(process):
+                    process.kill()
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass

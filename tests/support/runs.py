@@ -245,9 +245,9 @@ def watched() -> Iterator[dict[psutil.Process, list[str]]]:
 
 
 def ranks_among(seen: dict[psutil.Process, list[str]]) -> list[psutil.Process]:
-    """Those of watched processes that trained together, without torchrun, which has the same words in its command line."""
+    """Those of watched processes that trained together, without what launched them, which has the same words."""
     module = "loop.engines.distributed_rank"
-    return [each for each, words in seen.items() if module in words and "torch.distributed.run" not in words]
+    return [each for each, words in seen.items() if module in words and "loop.engines.distributed_launch" not in words]
 
 
 def lives(process: psutil.Process) -> bool:

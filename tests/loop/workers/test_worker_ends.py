@@ -189,3 +189,28 @@ guard(work, own_tmp=True)
     subprocess.run([sys.executable, "-c", program], env=environment, cwd=ROOT, timeout=60, check=False)
     made = Path((tmp_path / "made").read_text())
     assert not made.exists() and [path.name for path in tmp_path.iterdir()] == ["made"]
+
+
+@pytest.mark.parametrize("end", ["time.sleep(600)", "os.kill(os.getpid(), 9)"])
+def test_shared_memory_goes_with_the_worker(tmp_path: Path, end: str) -> None:
+    """Of an engine that is told to end, and of one that was killed."""
+    program = f"""
+import os, time
+from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
+from loop.system.trees import guard
+
+def work():
+    made = SharedMemory(create=True, size=4096)
+    Path({str(tmp_path / "part")!r}).write_text(made.name)
+    os.rename({str(tmp_path / "part")!r}, {str(tmp_path / "made")!r})
+    {end}
+
+guard(work)
+"""
+    process = subprocess.Popen(
+        [sys.executable, "-c", program], env=os.environ | {guard.PARENT: str(os.getpid())}, cwd=ROOT
+    )
+    wait_until((tmp_path / "made").exists)
+    guard.end_guard(process)
+    assert not (Path("/dev/shm") / (tmp_path / "made").read_text()).exists()
