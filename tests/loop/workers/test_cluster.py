@@ -14,6 +14,7 @@ import pytest
 
 from loop.config.machine import Cluster
 from loop.engines.base import CheckpointRef, EngineConfig
+from loop.errors import EngineError
 from loop.workers.cluster import Hub
 from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S, Placement, pool_on_nodes
@@ -224,3 +225,41 @@ def test_processes_on_two_nodes_train_as_one_here(hub: Hub, two: Machines, tmp_p
     files = {path.relative_to(tmp_path / "alone") for path in (tmp_path / "alone").rglob("*") if path.is_file()}
     assert files == {path.relative_to(tmp_path / "nodes") for path in (tmp_path / "nodes").rglob("*") if path.is_file()}
     assert not [path for number in range(2) for path in two.shelf(number).glob("training-*")]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_node_that_is_lost_ends_the_training_everywhere(hub: Hub, two: Machines, tmp_path: Path, number: int) -> None:
+    """Also the first one, where they meet."""
+    ref = CheckpointRef(sha256="", path=make_tiny_model(tmp_path / "parent"))
+    rows = write_rows(tmp_path / "rows.jsonl", many_rows(30))
+    recipe = training(batch_size=8, num_steps=60)
+    seen: list[tuple[int, int]] = []
+    workers: list[Worker] = []
+
+    def worker(init: dict[str, Any], tag: str, settings: EngineConfig, has_gpu: bool, **more: Any) -> Worker:
+        log = tmp_path / f"{tag}.log"
+        made = Worker(init | {"settings": settings}, log_file=log, stall_timeout_s=HANG_S, tag=tag, **more)
+        workers.append(made)
+        return made
+
+    def pulse() -> None:
+        if len(seen) > 2 and kills:
+            lost = kills.pop()
+            for process in two.processes(lost):
+                process.kill()
+
+    wait_until(lambda: len(hub.nodes()) == 2, lambda: hub.problems)
+    nodes = hub.nodes()
+    kills = [node for node in two.nodes if node.node_id == nodes[number].id]
+    assert kills
+    trainer = NodeTrainer(hub, nodes, REAL, worker, pulse, lambda *now: seen.append(now), lambda: False)
+    (tmp_path / "out" / "weights").mkdir(parents=True)
+    with pytest.raises(EngineError, match=f"its node {nodes[number].name} was lost"):
+        trainer.fit(rows, ref, recipe, tmp_path / "out" / "weights")
+    for node in two.nodes:
+        if raylet_lives(node):
+            assert all_gone([each for each in two.processes(node) if "loop.engines" in cmdline(each)])
+        else:
+            two.remove(node)
+            break
+    assert not list((tmp_path / "out" / "weights").iterdir())
