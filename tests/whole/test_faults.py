@@ -74,7 +74,7 @@ def is_over(status: Any, stage: str) -> bool:
 @pytest.mark.parametrize(
     ("number", "stage"),
     [
-        (errno.EROFS, "sampling"),
+        pytest.param(errno.EROFS, "sampling", marks=pytest.mark.slow),
         pytest.param(errno.EROFS, "training", marks=pytest.mark.slow),
         pytest.param(errno.EROFS, "evaluating", marks=pytest.mark.slow),
         pytest.param(errno.EDQUOT, "sampling", marks=pytest.mark.slow),

@@ -66,6 +66,7 @@ def replays(session: Session) -> bool:
                for now, row in zip(again, decisions, strict=True))  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gains_that_no_look_can_see_alone_add_up(tmp_path: Path) -> None:
     config = write_run(tmp_path, SLOWLY, 60)
     with open_session(load_config(config), Quiet()) as session:
@@ -235,6 +236,7 @@ def looked_at(session: Session) -> list[dict[str, Any]]:
     return [event.data for event in session.ledger.events.every() if event.kind == TIP_LOOKED_AT]
 
 
+@pytest.mark.slow
 def test_a_look_at_the_tip_shows_what_the_line_gained(tmp_path: Path) -> None:
     config = write_run(tmp_path, slowly(20, training_steps=2, last_samples=6), 60)
     with open_session(load_config(config), Quiet()) as session:
@@ -296,6 +298,7 @@ def test_a_failed_round_of_the_tip_comes_before_a_look_at_it(tmp_path: Path) -> 
             confirm(session)
 
 
+@pytest.mark.slow
 def test_a_confirmed_round_is_told_as_kept(tmp_path: Path) -> None:
     with open_session(
         load_config(write_run(tmp_path, slowly(9, training_steps=2, last_samples=6), 60)), Quiet()

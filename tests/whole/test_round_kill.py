@@ -18,7 +18,7 @@ NAMES = ("create_run", "begin_round", "begin_attempt", "finish_stage", "decide",
 PLACES = [f"{moment} {place}" for place in NAMES for moment in ("before", "after")] + ["at between_stages"]
 # Before a place is after the one before it, but for these.
 # The others are slow: kills at random moments come to all of them.
-FAST = {"after add_completions", "after add_probe", "after commit_directory", "before decide", "before rename"}
+FAST = {"after add_completions", "after commit_directory", "before decide"}
 PROBING = KEEPING.replace("num_prompts = 0", "num_prompts = 2")
 
 

@@ -181,7 +181,8 @@ def test_a_parent_that_is_no_safetensors_is_refused_in_one_line(tmp_path: Path) 
         trained(tmp_path, at(path), training(), 2)
 
 
-@pytest.mark.parametrize("whom", ["guard", *(pytest.param(who, marks=pytest.mark.slow) for who in ("rank", "engine"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["guard", "rank", "engine"])
 def test_a_killed_process_ends_them_all(whom: str, tiny: CheckpointRef, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "rows.jsonl", some_rows())
     (tmp_path / "out").mkdir()

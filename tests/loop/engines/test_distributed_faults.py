@@ -57,7 +57,8 @@ def fit(trainer: RemoteTrainer, parent: CheckpointRef, tmp_path: Path, **recipe:
 # A full disk
 
 
-@pytest.mark.parametrize("rank", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
 def test_a_full_disk_costs_a_state_and_not_the_training(
     rank: int, start: Start, tiny: CheckpointRef, tmp_path: Path
 ) -> None:

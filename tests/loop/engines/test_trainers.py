@@ -26,7 +26,7 @@ KINDS = [
     ("trl", "lora", True),
     ("trl", "lora", False),
     pytest.param("trl remote", "full", True, marks=pytest.mark.slow),
-    ("trl remote", "lora", False),
+    pytest.param("trl remote", "lora", False, marks=pytest.mark.slow),
 ]
 
 

@@ -302,7 +302,11 @@ def test_any_mixture_of_marks_is_read(text: str, prefilled: bool) -> None:
     why_none(text)
     if is_harmony(text):
         final = final_channel(text)
-        assert final is None or (final in text and "<|channel|>" not in final)
+        assert final is None or final in text
+        if text.lstrip().startswith(
+            "<|channel|>"
+        ):  # what was decoded without its marks has none, or they are the answer's own
+            assert final is None or "<|channel|>" not in final
 
 
 @settings(max_examples=40)

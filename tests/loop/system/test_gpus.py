@@ -173,7 +173,7 @@ class Workers:
 
     def begin(self, device: str = "cuda", **watch: Any) -> None:
         settings = Engine(sampler="fake", trainer="fake", device=device, num_engines=1)
-        config = SimpleNamespace(engine=settings, training=Training())
+        config = SimpleNamespace(engine=settings, training=Training(), cluster=None)
         loaded = SimpleNamespace(config=config, run_dir=self.directory)
         self.engines = Engines(loaded, SimpleNamespace(**watch) if watch else self.watch)
         self.sample = partial(self.engines.sampler, self.checkpoint)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from loop.workers import worker as worker_module
+from loop.workers import process as process_module
 from tests.support.workers import Enough, Start, generate
 
 
@@ -36,7 +36,7 @@ def test_a_log_that_is_large_is_set_aside_when_a_worker_starts(start: Start, tmp
     start()
     assert log.read_bytes().startswith(b"x" * 1000) and not old.exists()
     for letter in (b"y", b"z"):
-        log.write_bytes(letter * (worker_module.OLD_LOG_BYTES + 1))
+        log.write_bytes(letter * (process_module.OLD_LOG_BYTES + 1))
         start()
         assert log.stat().st_size < 1000 and old.read_bytes()[:1] == letter
     assert len(list(logs.iterdir())) == 2
@@ -44,19 +44,19 @@ def test_a_log_that_is_large_is_set_aside_when_a_worker_starts(start: Start, tmp
 
 def test_a_log_that_grows_too_large_is_cut_and_says_so(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     """The beginning and the end stay."""
-    monkeypatch.setattr(worker_module, "MAX_LOG_BYTES", 1 << 20)
+    monkeypatch.setattr(process_module, "MAX_LOG_BYTES", 1 << 20)
     worker = start("loud")
     worker.call({"op": "shout"})
     worker.end()
     log = worker.log_file.read_text()
-    assert len(log) <= (1 << 20) + worker_module.LOG_HEAD_BYTES
+    assert len(log) <= (1 << 20) + process_module.LOG_HEAD_BYTES
     assert log.startswith("the beginning") and log.endswith("the end\n")
     assert "cut here: this log was larger than 1048576 bytes" in log
 
 
 def test_a_worker_that_floods_its_log_cannot_fill_the_disk(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "MAX_LOG_BYTES", 1 << 20)
-    monkeypatch.setattr(worker_module, "LOG_HEAD_BYTES", 1 << 10)
+    monkeypatch.setattr(process_module, "MAX_LOG_BYTES", 1 << 20)
+    monkeypatch.setattr(process_module, "LOG_HEAD_BYTES", 1 << 10)
     worker = start("shouting", stall_timeout_s=30.0)
 
     def pulse() -> None:
