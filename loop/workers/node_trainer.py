@@ -23,6 +23,7 @@ from loop.workers.worker import RemoteTrainer, Worker
 
 GRACE_S = 15.0  # after one process has failed: a lost node is seen later than what the others say of it
 LOOK_S = 0.5
+LOSS = ("its node", "it was lost on", "nothing was heard")  # in what is said of a node, beside what the others then say
 
 
 class _Ended(Exception):
@@ -159,7 +160,7 @@ class NodeTrainer:
 
     def _result(self, futures: Sequence[Future[TrainingResult]]) -> TrainingResult:
         errors = [error for future in futures if (error := future.exception()) and not isinstance(error, _Ended)]
-        lost = [error for error in errors if "its node" in str(error) or "nothing was heard" in str(error)]
+        lost = [error for error in errors if any(word in str(error) for word in LOSS)]
         left = [error for error in errors if isinstance(error, LeftTraining)]
         for error in (*lost, *left, *errors):
             raise error

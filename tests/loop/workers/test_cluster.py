@@ -254,7 +254,10 @@ def test_a_node_that_is_lost_ends_the_training_everywhere(hub: Hub, two: Machine
     assert kills
     trainer = NodeTrainer(hub, nodes, REAL, worker, pulse, lambda *now: seen.append(now), lambda: False)
     (tmp_path / "out" / "weights").mkdir(parents=True)
-    with pytest.raises(EngineError, match=f"its node {nodes[number].name} was lost"):
+    with pytest.raises(
+        EngineError,
+        match=rf"trainer-{number + 1}: (its node {nodes[number].name} was lost|it was lost on {nodes[number].name}) ",
+    ):
         trainer.fit(rows, ref, recipe, tmp_path / "out" / "weights")
     for node in two.nodes:
         if raylet_lives(node):
