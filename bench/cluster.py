@@ -16,6 +16,7 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,18 @@ class Bench:
         self.machines.close()
 
 
+def drawn(pool: Pool, num: int) -> int:
+    """Answer so many requests; how many tokens that gave."""
+    return num_tokens(pool.generate(requests(num), PARAMS))
+
+
 def overhead(bench: Bench, num: int, turns: int) -> None:
     """Two engines on two nodes beside two without Ray."""
     checkpoint = CheckpointRef(sha256="", path=make_tiny_model(bench.directory / "tiny"))
     pools = {"Ray": bench.on_nodes(checkpoint, REAL, bench.nodes), "alone": bench.beside(checkpoint, REAL)}
     rates: dict[str, list[float]] = {name: [] for name in pools}
     for turn, name in in_turns(pools, turns + 1):
-        tokens, seconds = timed(lambda name=name: num_tokens(pools[name].generate(requests(num), PARAMS)))  # type: ignore[misc]
+        tokens, seconds = timed(partial(drawn, pools[name], num))
         if turn:  # the first one warms up
             rates[name].append(tokens / seconds)
     for pool in pools.values():

@@ -356,6 +356,12 @@ class Config(Section):
         if self.grading.sandbox == "none":
             problem = '"none" lets what a model wrote run programs on every node of [cluster]; use "bubblewrap"'
             yield ("grading", "sandbox"), problem
+        if (cluster.training_nodes or 0) > self.training.batch_size:
+            problem = (
+                f"each of {cluster.training_nodes} nodes needs a row of every step, but training.batch_size is "
+                f"{self.training.batch_size}; lower it, or raise that"
+            )
+            yield ("cluster", "training_nodes"), problem
         if cluster.training_nodes and self.training.method == "lora" and self.training.lora.four_bit:
             problem = (
                 "a base in four bits is not shared among processes; leave it out, or set training.lora.four_bit = false"

@@ -101,7 +101,12 @@ class Child:
         while True:
             time.sleep(HEARTBEAT_S)
             use = (
-                {"use": {"used": used_by(os.getpid()), "is_gpu_busy": is_any_busy(None)}}
+                {
+                    "use": {
+                        "used": used_by(os.getpid()),
+                        "is_gpu_busy": is_any_busy(os.environ.get("CUDA_VISIBLE_DEVICES")),
+                    }
+                }
                 if ELSEWHERE in os.environ
                 else {}
             )

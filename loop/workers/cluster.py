@@ -25,7 +25,7 @@ from typing import Any
 
 from loop.config.machine import Cluster
 from loop.engines.base import CheckpointRef, Value
-from loop.errors import EngineError
+from loop.errors import ConfigError, EngineError
 from loop.system import ourselves, trees
 from loop.workers.liveness import Used
 from loop.workers.process import ELSEWHERE, set_log_aside
@@ -38,7 +38,10 @@ HUB_ENDED = "the process that holds the connection to Ray ended, and all on the 
 
 
 class Node(Value):
-    """A machine of the cluster that can compute. `gpu_bytes`: the memory of its smallest GPU; `gpu`: its name. `directory` is where it keeps the checkpoints that it was brought."""
+    """A machine of the cluster that can compute.
+
+    `gpu_bytes`: the memory of its smallest GPU; `gpu`: its name. `directory`: where it keeps the checkpoints that it was brought.
+    """
 
     id: str
     name: str
@@ -129,8 +132,13 @@ class Hub:
         """Ask, and return the number of the question."""
         number = next(self._numbers)
         message = json.dumps({"number": number, "op": op, "what": what}).encode()
-        with self._sending, contextlib.suppress(OSError):  # of a hub that has ended, which the answer says
-            socket.send_fds(self._control, [message], fds)
+        try:
+            with self._sending:
+                socket.send_fds(self._control, [message], fds)
+        except OSError as error:  # the hub has ended, or takes no message of this size
+            gone = isinstance(error, ConnectionError)
+            with self._news:
+                self._answers[number] = {"error": HUB_ENDED if gone else f"the hub could not be asked: {error}"}
         return number
 
     def answer(self, number: int) -> dict[str, Any] | None:
@@ -146,12 +154,16 @@ class Hub:
         return self.answer(number)
 
     def ask(self, op: str, **what: Any) -> Any:
-        """Ask and wait for the answer. EngineError with what the hub says is wrong."""
+        """Ask and wait for the answer.
+
+        EngineError with what the hub says is wrong; ConfigError where no further attempt can help.
+        """
         number = self.send(op, **what)
         while (answer := self.wait(number, LOOK_S)) is None:
             self.pulse()
+        self._answers.pop(number, None)  # a run asks for months
         if error := answer.get("error"):
-            raise EngineError(f"cluster: {error}; see {self.log_file}")
+            raise (ConfigError if answer.get("is_final") else EngineError)(f"cluster: {error}; see {self.log_file}")
         return answer["value"]
 
     def nodes(self) -> list[Node]:

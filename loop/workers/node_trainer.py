@@ -7,6 +7,8 @@ writes its own part of it.
 
 from __future__ import annotations
 
+import queue
+import re
 import secrets
 import threading
 import time
@@ -15,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
-from loop.engines.base import CheckpointRef, EngineConfig, Kept, Meeting, TrainingResult
+from loop.engines.base import CheckpointRef, EngineConfig, Kept, Meeting, Tell, TrainingResult
 from loop.errors import ConfigError, EngineError, LeftTraining
 from loop.workers.cluster import Hub, Node, TrainingRoom
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S
@@ -23,6 +25,7 @@ from loop.workers.worker import RemoteTrainer, Worker
 
 GRACE_S = 15.0  # after one process has failed: a lost node is seen later than what the others say of it
 LOOK_S = 0.5
+NO_ROOM = re.compile("No space left on device|os error 28")
 LOSS = ("its node", "it was lost on", "nothing was heard")  # in what is said of a node, beside what the others then say
 
 
@@ -31,7 +34,10 @@ class _Ended(Exception):
 
 
 class NodeTrainer:
-    """A Trainer. `worker` makes a Worker of a command, a tag, settings and the rest; `pulse`, `note` are called by `fit`'s caller."""
+    """A Trainer. `worker` makes a Worker of a command, a tag, settings and the rest.
+
+    `pulse`, `progress` and `note` are called in the thread that calls `fit`.
+    """
 
     def __init__(
         self,
@@ -41,10 +47,12 @@ class NodeTrainer:
         worker: Callable[..., Worker],
         pulse: Callable[[], None],
         progress: Callable[[int, int], None],
+        note: Tell,
         is_called_away: Callable[[], bool],
     ) -> None:
         self.hub, self.nodes, self.worker = hub, list(nodes), worker
-        self.pulse, self.progress, self.is_called_away = pulse, progress, is_called_away
+        self.pulse, self.progress, self.note, self.is_called_away = pulse, progress, note, is_called_away
+        self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
         if len({node.num_gpus > 0 for node in nodes}) > 1 and settings.device != "cpu":
             names = ", ".join(node.name for node in nodes if not node.num_gpus)
             raise ConfigError(
@@ -94,6 +102,11 @@ class NodeTrainer:
                     kept if is_shared else None,
                     Meeting(number=number, own_address=node.address, **meeting),
                 )
+            except EngineError as error:
+                if is_shared or not NO_ROOM.search(str(error)):
+                    raise
+                # The kernel's words would mean this machine's disk.
+                raise EngineError(NO_ROOM.sub(f"the disk of {node.name} is full", str(error))) from None
             finally:
                 trainer.close()
 
@@ -117,6 +130,7 @@ class NodeTrainer:
             bool(self.num_gpus),
             progress=progress,
             pulse=pulse,
+            note=self.notes.put,
             heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
             start=self.hub.starter(node, self.num_gpus),
         )
@@ -126,9 +140,9 @@ class NodeTrainer:
         ended = threading.Event()
         done = (0, 0)
 
-        def note_progress(*now: int) -> None:
+        def note_progress(num: int, total: int) -> None:
             nonlocal done
-            done = now  # type: ignore[assignment]
+            done = num, total
 
         def pulse() -> None:
             if ended.is_set():
@@ -144,6 +158,8 @@ class NodeTrainer:
                 while left := [future for future in futures if not future.done()]:
                     wait(left, LOOK_S, FIRST_COMPLETED)
                     self.pulse()
+                    while not self.notes.empty():
+                        self.note(self.notes.get())
                     if done != seen:
                         seen = done
                         self.progress(*seen)

@@ -32,12 +32,12 @@ def check_same(nodes: Sequence[Node], here: dict[str, str]) -> None:
 
 
 def placed(nodes: Sequence[Node], num_engines: int | None, gpus_per_engine: int) -> list[Node] | None:
-    """The node of each engine; None while too few of its GPUs are free.
+    """The node of each engine; None while too few of its GPUs are free. With 0 GPUs for an engine it computes on cores.
 
     Engines fill one node's GPUs after the other's. Without GPUs they go to the nodes in turn, one to each if nothing else is said.
     ConfigError where the cluster has not that many GPUs at all.
     """
-    with_gpus = [node for node in nodes if node.num_gpus]
+    with_gpus = [node for node in nodes if node.num_gpus and gpus_per_engine]
     if not with_gpus:
         return [nodes[index % len(nodes)] for index in range(num_engines or len(nodes))]
     room = sum(node.num_gpus // gpus_per_engine for node in with_gpus)

@@ -5,6 +5,7 @@ A node that has part of it, from a delivery that broke off, is sent the rest. Th
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 from collections import deque
@@ -30,6 +31,8 @@ def in_words(error: BaseException) -> str:
     cause = error.cause if isinstance(error, RayTaskError) else error
     if isinstance(cause, GetTimeoutError):
         return "it gave no answer"
+    if cause is not error and isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"its disk is full: {cause.filename}"  # other words than the kernel's, which mean this machine's disk
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return lines[-1][:MAX_WORDS] if lines else type(cause).__name__
 

@@ -61,6 +61,10 @@ class Lost(Exception):
     """What is asked cannot be had of the cluster. The text goes to the user."""
 
 
+class Refused(Lost):
+    """The same, and another attempt would not help."""
+
+
 class Hub:
     """Answers what the daemon asks."""
 
@@ -70,7 +74,6 @@ class Hub:
         self.shelves: dict[str, Any] = {}
         self.names: dict[str, str] = {}
         self.workers: dict[int, Any] = {}
-        self.ended: set[int] = set()  # workers that are to end, also those that are not up yet
         self.delivering, self.looking, self.answering = threading.Lock(), threading.Lock(), threading.Lock()
 
     def serve(self) -> None:
@@ -94,7 +97,7 @@ class Hub:
             else:
                 self.reply(question, value=self.carry_out(question["op"], question["what"]))
         except (Lost, StoreError, OSError) as error:
-            self.reply(question, error=in_words(error))
+            self.reply(question, error=in_words(error), is_final=isinstance(error, Refused))
         except Exception as error:
             traceback.print_exc()
             self.reply(question, error=f"{type(error).__name__}: {in_words(error)}")
@@ -138,14 +141,14 @@ class Hub:
         with ThreadPoolExecutor(2) as pool:
             with_ours, without = pool.map(knock, (address, address), ({}, NO_TOKEN))
         if with_ours == "refused":
-            raise Lost(
+            raise Refused(
                 f"{address} refuses the token of this machine; copy the cluster's to ~/.ray/auth_token, readable by you alone, "
                 "and set RAY_AUTH_MODE=token"
             )
         if with_ours != "open":
             raise Lost(f"no cluster answers at {address} ({with_ours}); is it up, and may this machine reach it?")
         if without == "open" and not is_open_allowed:
-            raise Lost(
+            raise Refused(
                 f"whoever reaches {address} can run programs on its nodes, since it asks for no token; set "
                 "RAY_AUTH_MODE=token on every node (docs/several-machines.md), or cluster.insecure = true"
             )

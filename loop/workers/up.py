@@ -244,7 +244,7 @@ class Engines:
         num = gpus_per_engine(engine, _weights_bytes(checkpoint), gpus) if self.kind == SAMPLERS["vllm"] else 1
         self.settings = self.settings.changed(gpus_per_engine=num)
         limit_s = self.settings.stall_timeout_s
-        nodes, places = wait_for_places(hub, self.settings.num_engines, num, limit_s, self.watch.note)
+        nodes, places = wait_for_places(hub, self.settings.num_engines, num if gpus else 0, limit_s, self.watch.note)
         self._placement = Placement(hub, self.settings, nodes, places)
         return pool_on_nodes(
             self._placement, checkpoint, self._worker,
@@ -305,7 +305,9 @@ class Engines:
         check_same(nodes, versions_here())
         if nodes[0].num_gpus:
             self._end_sampler()
-        return NodeTrainer(hub, nodes, self.settings, self._worker, self.pulse, self.watch.progress, is_called_away)
+        return NodeTrainer(
+            hub, nodes, self.settings, self._worker, self.pulse, self.watch.progress, self.warn, is_called_away
+        )
 
     def trainer(
         self, parent: CheckpointRef, is_called_away: Callable[[], bool] = lambda: False
@@ -351,6 +353,8 @@ class Engines:
     def _worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, here: bool = True, **more: Any) -> Worker:
         """A worker with these settings that computes `here` or not. `more`: what else `Worker` takes, in place of our own."""
         limit_s = settings.stall_timeout_s * self._more_patience
+        if silence_s := more.get("heartbeat_timeout_s"):
+            more["heartbeat_timeout_s"] = silence_s * self._more_patience
         own: dict[str, Any] = {"progress": self.watch.progress, "pulse": self.pulse, "note": self.warn}
         return Worker(
             init | {"settings": settings.changed(stall_timeout_s=limit_s)},

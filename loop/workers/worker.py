@@ -59,7 +59,7 @@ class Worker:
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
     second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
-    ended for want of progress; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute
+    ended for want of progress or of a sign of life; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute
     on a GPU, so that a busy GPU is a sign of its work. `start` starts its process, here unless it is another's.
     `init`, the first command, and all others are JSON, in which the values of `loop.engines.base` may stand.
     """
@@ -157,10 +157,8 @@ class Worker:
                         if num_idle <= idle_reports:
                             self.patience.advanced()
                         self.progress(done, total)
-                    case {"type": "note", "text": str(text)}:
-                        self.note(text[:LONGEST_TEXT])
-                    case {"type": "waits", "text": str(text)}:
-                        self.waits = text[:LONGEST_TEXT]
+                    case {"type": "note" | "waits" as kind, "text": str(text)}:
+                        self._told(kind, text[:LONGEST_TEXT])
                     case {"type": "items", "items": [_, *_] as items}:
                         yield "items", items
                         items.clear()  # the next ones are read into free memory
@@ -178,9 +176,7 @@ class Worker:
                     case _:
                         raise self.broken(f"it sent a message of unknown type {str(frame.get('type'))[:40]!r}")
                 if more and num_wanted:
-                    requests = more(min(num_wanted, MOST_AT_ONCE))
-                    if requests is not None or frame["type"] == "want":
-                        self._send({"op": "more", "call": self._call, "requests": requests})
+                    requests = self._hand_out(more, num_wanted, frame["type"] == "want")
                     if requests is not None:
                         num_wanted, more = 0, more if requests else None
                 if frame["type"] in ("items", "want"):  # there are no more of them than requests
@@ -190,6 +186,20 @@ class Worker:
         finally:
             if self._busy:
                 self.end()
+
+    def _told(self, kind: str, text: str) -> None:
+        """What the worker says by the way: for the user, or for what it waits."""
+        if kind == "note":
+            self.note(text)
+        else:
+            self.waits = text
+
+    def _hand_out(self, more: Callable[[int], Sequence[Any] | None], num: int, is_asked: bool) -> Sequence[Any] | None:
+        """Send what `more` has for a worker that wants so many; that there is nothing now only if it `is_asked`."""
+        requests = more(min(num, MOST_AT_ONCE))
+        if requests is not None or is_asked:
+            self._send({"op": "more", "call": self._call, "requests": requests})
+        return requests
 
     def _reported(self, kind: str, reason: str) -> Exception:
         if kind == "ConfigError":
@@ -273,6 +283,7 @@ class Worker:
                 f"{self.tag}: {why} and was ended{waits}; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
             )
         if self.patience.is_silent:
+            self.stalled()
             remedy = "something stopped it, or the machine has no time or memory for it"
             raise self.broken(f"{silence} {self.patience.silence_s:g} s", remedy)
 

@@ -155,10 +155,13 @@ NO_RAY = "needs the package ray; run `pip install 'ssd-loop[cluster]'`, or remov
          ["20: cluster.training_nodes: a base in four bits is not shared among processes; leave it out, or set "
           "training.lora.four_bit = false"]),
         ("[cluster]", FOUR_BIT, True, []),
+        ("[cluster]\ntraining_nodes = 5", "num_steps = 4\nbatch_size = 4", True,
+         ["19: cluster.training_nodes: each of 5 nodes needs a row of every step, but training.batch_size is 4; lower it, or "
+          "raise that"]),
         ('[cluster]\ntraining_nodes = 2\n[engine]\nsampler = "server"\nserver_url = "http://gpu-host:8000/v1"',
          "num_steps = 4", True, []),
     ],
-    ids=["with ray", "without", "no sandbox", "four bits on nodes", "four bits here", "a server that samples"],
+    ids=["with ray", "without", "no sandbox", "four bits on nodes", "four bits here", "few rows", "a server that samples"],
 )  # fmt: skip
 def test_what_goes_together_with_a_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, more: str, training: str, installed: bool, expected: list[str]

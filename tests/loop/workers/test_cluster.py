@@ -14,7 +14,7 @@ import pytest
 
 from loop.config.machine import Cluster
 from loop.engines.base import CheckpointRef, EngineConfig
-from loop.errors import EngineError
+from loop.errors import ConfigError, EngineError
 from loop.workers.cluster import Hub
 from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S, Placement, pool_on_nodes
@@ -124,6 +124,14 @@ def test_engines_on_two_nodes_answer_as_one_here(hub: Hub, two: Machines, tmp_pa
     alone.close()
 
 
+def test_a_cluster_that_lets_anybody_in_is_refused(two: Machines, tmp_path: Path) -> None:
+    """With another attempt it would not be another cluster, so it is a mistake of the configuration."""
+    with pytest.raises(ConfigError, match=rf"^cluster: whoever reaches {two.address} can run programs on its nodes"):
+        Hub(Cluster(address=two.address), tmp_path / "hub.log")
+    with pytest.raises(EngineError, match="^cluster: no cluster answers at 127.0.0.1:9 "):
+        Hub(Cluster(address="127.0.0.1:9"), tmp_path / "hub.log")
+
+
 def kill_engine(machines: Machines, node: Any, hub: Hub) -> None:
     os.kill(engines_of(machines, node)[-1].pid, signal.SIGKILL)
 
@@ -174,11 +182,12 @@ def test_what_is_lost_costs_only_what_it_had_not_finished(
     its = [*actors_of(two, node), *engines_of(two, node)]
     all_of_it = two.processes(node)
     given: dict[str, Any] = {}
+    is_killed = False
     for batch in engines.pool.generate(requests(400), PARAMS):
         given |= {answer.id: answer for answer in batch}
-        if len(given) >= 100 and not engines.notes and kill:
+        if len(given) >= 100 and not is_killed:
             kill(two, node, hub)
-            kill = None  # type: ignore[assignment]
+            is_killed = True
     assert given == expected
     assert re.search(said, engines.notes[0]), engines.notes
     assert "the other engines take over its work" in engines.notes[0]
@@ -217,7 +226,9 @@ def test_processes_on_two_nodes_train_as_one_here(hub: Hub, two: Machines, tmp_p
         log = tmp_path / f"{tag}.log"
         return Worker(init | {"settings": settings}, log_file=log, stall_timeout_s=HANG_S, tag=tag, **more)
 
-    trainer = NodeTrainer(hub, hub.nodes(), REAL, worker, lambda: None, lambda *now: seen.append(now), lambda: False)
+    trainer = NodeTrainer(
+        hub, hub.nodes(), REAL, worker, lambda: None, lambda *now: seen.append(now), print, lambda: False
+    )
     result = fit(trainer, "nodes")
     assert seen[-1] == (6, 6)
     assert result.losses == pytest.approx(expected.losses, abs=2e-6)
@@ -252,7 +263,7 @@ def test_a_node_that_is_lost_ends_the_training_everywhere(hub: Hub, two: Machine
     nodes = hub.nodes()
     kills = [node for node in two.nodes if node.node_id == nodes[number].id]
     assert kills
-    trainer = NodeTrainer(hub, nodes, REAL, worker, pulse, lambda *now: seen.append(now), lambda: False)
+    trainer = NodeTrainer(hub, nodes, REAL, worker, pulse, lambda *now: seen.append(now), print, lambda: False)
     (tmp_path / "out" / "weights").mkdir(parents=True)
     with pytest.raises(
         EngineError,
