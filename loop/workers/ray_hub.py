@@ -138,26 +138,27 @@ class Hub:
                 "this machine belongs to no cluster; start one (`ray start --head`), or join one (`ray start "
                 "--address=HOST:6379`)"
             )
+        named = address if self.address == "auto" else self.address  # as the user knows it
         with ThreadPoolExecutor(2) as pool:
             with_ours, without = pool.map(knock, (address, address), ({}, NO_TOKEN))
         if with_ours == "refused":
             raise Refused(
-                f"{address} refuses the token of this machine; copy the cluster's to ~/.ray/auth_token, readable by you alone, "
+                f"{named} refuses the token of this machine; copy the cluster's to ~/.ray/auth_token, readable by you alone, "
                 "and set RAY_AUTH_MODE=token"
             )
         if with_ours != "open":
-            raise Lost(f"no cluster answers at {address} ({with_ours}); is it up, and may this machine reach it?")
+            raise Lost(f"no cluster answers at {named} ({with_ours}); is it up, and may this machine reach it?")
         if without == "open" and not is_open_allowed:
             raise Refused(
-                f"whoever reaches {address} can run programs on its nodes, since it asks for no token; set "
+                f"whoever reaches {named} can run programs on its nodes, since it asks for no token; set "
                 "RAY_AUTH_MODE=token on every node (docs/several-machines.md), or cluster.insecure = true"
             )
         try:
             ray.init(address=address, namespace="ssd-loop", log_to_driver=False, configure_logging=False)
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:
             raise Lost(
-                f"{address} answers, but cannot be joined ({in_words(error)}); this machine must be one of its nodes: "
-                f"`ray start --address={address} --num-cpus=0`"
+                f"{named} answers, but cannot be joined ({in_words(error)}); this machine must be one of its nodes: "
+                f"`ray start --address={named} --num-cpus=0`"
             ) from None
 
     def nodes(self) -> dict[str, Any]:
