@@ -106,7 +106,7 @@ def streams(bench: Bench, num: int, num_requests: int) -> None:
     hub = psutil.Process(bench.hub.process.pid)
     before = hub.memory_info().rss
     places = [bench.nodes[index % len(bench.nodes)] for index in range(num)]
-    pool = bench.on_nodes(fake_model(bench.directory / "fake"), FAKE, places)
+    pool = bench.on_nodes(fake_model(bench.directory / "fake", sha256="fake"), FAKE, places)
     used, began = sum(hub.cpu_times()[:2]), time.monotonic()
     total = sum(len(batch) for batch in pool.generate(requests(num_requests), PARAMS))
     cpu_s, seconds = sum(hub.cpu_times()[:2]) - used, time.monotonic() - began
@@ -124,11 +124,11 @@ def streams(bench: Bench, num: int, num_requests: int) -> None:
 
 def delivery(bench: Bench, megabytes: int) -> None:
     """A checkpoint for both nodes."""
-    checkpoint = fake_model(bench.directory / "large", 0.25)
+    checkpoint = fake_model(bench.directory / "large", 0.25, sha256="large")
     with (checkpoint.path / "more.safetensors").open("wb") as file:
         for _ in range(megabytes):
             file.write(os.urandom(10**6))
-    names, seconds = timed(lambda: bench.hub.deliver(checkpoint.model_copy(update={"sha256": ""}), bench.nodes))
+    names, seconds = timed(lambda: bench.hub.deliver(checkpoint, bench.nodes))
     assert len(names) == len(bench.nodes), bench.hub.failed
     print(f"{megabytes} MB to two nodes, proved by SHA-256: {seconds:.1f} s, {2 * megabytes / seconds:.0f} MB/s in all")
 
