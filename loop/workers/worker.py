@@ -59,7 +59,7 @@ class Worker:
     One call at a time. A call that is given up before its result (an abandoned iterator, an exception in between) ends
     the worker, so that no answer can be taken for another's. `pulse` is called with every message and at least once a
     second while the worker is waited for; what it raises ends the worker, too. `stalled` is called when the worker is
-    ended for want of progress or of a sign of life; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute
+    ended for want of progress; `note`, with what it says that the user should know. `has_gpu`: whether the worker may compute
     on a GPU, so that a busy GPU is a sign of its work. `start` starts its process, here unless it is another's.
     `init`, the first command, and all others are JSON, in which the values of `loop.engines.base` may stand.
     """
@@ -283,7 +283,6 @@ class Worker:
                 f"{self.tag}: {why} and was ended{waits}; if it is only slow, raise engine.stall_timeout_s; see {self.log_file}"
             )
         if self.patience.is_silent:
-            self.stalled()
             remedy = "something stopped it, or the machine has no time or memory for it"
             raise self.broken(f"{silence} {self.patience.silence_s:g} s", remedy)
 
