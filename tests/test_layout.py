@@ -46,6 +46,9 @@ COVERS = {
     "loop/grading/test_suite.py": "loop/grading/problem; loop/grading/formats: fields format humaneval livecodebench mbpp",
     "loop/grading/test_values.py": "loop/grading/inside/values",
     "loop/grading/test_verdicts.py": "loop/grading/inside/judge",
+    "loop/cli/test_compare.py": "loop/judging/words",
+    "loop/judging/test_formats.py": "loop/judging: left results; "
+    "loop/judging/formats: bigcodebench evalplus grade inspect lighteval livecodebench lm_eval ml_ssd",
     "loop/prompts/test_sources.py": "loop/prompts: data_set templates",
     "loop/publishing/test_exporting.py": "loop/cli/export; loop/publishing: card card_facts markdown; loop/reading/checkpoints",
     "loop/reading/test_gains.py": "loop/reading: as_json rounds",

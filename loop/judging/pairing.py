@@ -69,7 +69,7 @@ def _chosen(a: Mapping[str, Results], b: Mapping[str, Results], metrics: Sequenc
     common = [metric for metric in a if metric in b]
     if metrics and not wanted:
         raise LoopError(
-            f"--metric: neither side's {safe(next(iter(a.values())).suite)} has {_list(metrics)} on both sides; there: {_list(a)}"
+            f"--metric: {safe(next(iter(a.values())).suite)} has {_list(metrics)} on one side at most; there: {_list(a)}"
         )
     if not common:
         return next(iter(a.values())), next(iter(b.values()))  # refused further on, by name

@@ -1,0 +1,148 @@
+"""`loopctl compare --results`: what a person reads, what a script reads, and one line for each mistake."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from loop.cli.main import COMMANDS
+from loop.judging.formats import READ
+from tests.loop.judging.test_formats import GRADES, grade_lines, livecodebench
+from tests.support import TESTS
+from tests.support.cli import Loopctl, one_line, process
+
+HARNESSES = TESTS / "data" / "harnesses"
+
+
+def results(harness: str, a: str, b: str) -> list[str]:
+    return ["compare", "--results", str(HARNESSES / harness / a), str(HARNESSES / harness / b)]
+
+
+def test_what_a_person_reads(call: Loopctl) -> None:
+    said = call(*results("evalplus", "a_eval_results.json", "b_eval_results.json"))
+    assert said.code == 0 and said.err == ""
+    lines = said.out.splitlines()
+    assert lines[0] == "HumanEval (base + extra tests): 12 problems"
+    assert lines[1].startswith("  A       pass@1 0.167 [0.065 0.364]   5 samples each, evalplus, ")
+    assert lines[3] == "  B - A   +0.183 [+0.067 +0.300] at 95%, paired by problem: B is better"
+    assert lines[4] == "  power   a difference of 15.7pp could have been seen (80% of the time)"
+    assert lines[5] == "  ties    5 of 12 problems came out the same; B did better on 7, A on 0"
+    assert (
+        "the curves do not cross up to pass@5; whether they do by pass@64 takes 64 samples of each problem" in said.out
+    )
+    assert lines[-1] == "one suite, no correction; intervals are over problems"
+
+
+def test_directories_hold_suites_whose_intervals_hold_together(call: Loopctl) -> None:
+    said = call(*results("lm-eval", "a", "b"))
+    assert said.code == 0 and said.out.count("at 97.5%, paired by problem") == 2
+    assert "Bonferroni over 2 suites: each interval of B - A is at 97.5%" in said.out
+    assert "note    compared by exact_match,strict; --metric names another: exact_match,flexible" in said.out
+
+
+def test_parts_and_curves_that_cross(call: Loopctl) -> None:
+    said = call(*results("inspect-ai", "a.eval", "b.eval"))
+    assert re.search(
+        r"by difficulty +A +B  B - A\n  easy \(4\) .*\n  hard \(8\) .*\n  by month .*\n  2025-01 \(6\)", said.out
+    )
+    assert "the curves cross: B leads at pass@1, A from pass@3 on, but the intervals do not exclude chance" in said.out
+
+
+def test_the_same(call: Loopctl) -> None:
+    said = call(*results("lighteval", "a", "a"))
+    assert "at 95%, paired by problem: all problems came out the same" in said.out and said.code == 0
+
+
+def test_what_a_script_reads(call: Loopctl) -> None:
+    answer = call(*results("lighteval", "a", "b"), "--metric", "avg@n:n=4", "--json").json
+    (compared,) = answer["comparisons"]
+    assert compared["verdict"] == "B is better" and compared["num_problems"] == 30 and compared["confidence"] == 0.95
+    assert compared["a"]["mean"] == 0.5 and compared["b"]["mean"] == 0.675 and compared["a"]["num_samples"] == [4, 4]
+    assert [at["k"] for at in compared["at_k"]] == [1, 4] and compared["power"] == 0.8
+    assert answer["only_in_a"] == [] and set(answer) == {"comparisons", "correction", "only_in_a", "only_in_b"}
+
+
+def test_our_own_grades_against_themselves(call: Loopctl, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(grade_lines(GRADES))
+    (tmp_path / "b.jsonl").write_text(grade_lines(GRADES | {"p2": [True, True]}))
+    said = call("compare", "--results", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert "2 of 3 problems came out the same; B did better on 1, A on 0" in said.out
+
+
+def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
+    one_line(call("compare"), 2, "Missing option '--results'")
+    one_line(call("compare", "--results", "a"), 2, "--results", "2 arguments")
+    one_line(call("compare", "--results", "nothing", "nothing"), 1, "nothing: no such file or directory")
+    one_line(
+        call(*results("evalplus", "a_eval_results.json", "printed.json")),
+        1,
+        "printed.json: is not any of these",
+        "EvalPlus",
+    )
+    one_line(
+        call(*results("lm-eval", "a", "b"), "--metric", "bleu"), 1, "--metric: ", "has bleu on one side at most", "acc"
+    )
+    one_line(call(*results("lm-eval", "a", "b"), "--despite", "everything"), 2, "everything", "decoding")
+    for name, temperature in (("a", "0.2"), ("b", "0.8")):
+        (tmp_path / f"Scenario.codegeneration_2_{temperature}_eval_all.json").write_text(
+            json.dumps(livecodebench(GRADES))
+        )
+    files = sorted(map(str, tmp_path.glob("*.json")))
+    one_line(
+        call("compare", "--results", *files),
+        1,
+        "differ in decoding: temperature 0.2 and 0.8",
+        "or give --despite decoding",
+    )
+    said = call("compare", "--results", *files, "--despite", "decoding")
+    assert said.code == 0 and "A and B differ in decoding: temperature 0.2 and 0.8" in said.out
+    one_line(call("compare", "--results", str(tmp_path), files[0]), 0 + 1, "holds LiveCodeBench codegeneration, as ")
+
+
+HOSTILE = "\x1b[31mred\x1b]0;title\x07\u202e\r\n[bold]"
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_text_from_files_cannot_reach_the_terminal(call: Loopctl, tmp_path: Path, as_json: bool) -> None:
+    rows = livecodebench(GRADES)
+    for row in rows:
+        row["difficulty"] += HOSTILE
+        row["question_id"] += HOSTILE
+        row["contest_date"] = f"2025-01{HOSTILE}{row['question_id']}"
+    places = []
+    for name in ("a", "b"):
+        directory = tmp_path / name / f"model\x1b[31m\u202e{name}"
+        directory.mkdir(parents=True)
+        (directory / "Scenario.\x1b[2Jx_2_0.2_eval_all.json").write_text(json.dumps(rows))
+        places.append(str(tmp_path / name))
+        rows[0]["question_content"] += name
+    said = call("compare", "--results", *places, "--despite", "problems", *(["--json"] if as_json else []))
+    refused = call("compare", "--results", *places)
+    assert said.code == 0 and refused.code == 1
+    for text in (said.out, refused.err):
+        assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_nothing_heavy_is_imported_at_the_start() -> None:
+    assert "compare" in COMMANDS
+    code = (
+        "import sys, loop.cli.compare; sys.exit(bool({'pyarrow', 'numpy', 'loop.judging', 'rich'} & set(sys.modules)))"
+    )
+    import subprocess
+    import sys
+
+    assert subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent).returncode == 0
+
+
+def test_the_help_names_every_format(call: Loopctl) -> None:
+    told = " ".join(call("compare", "--help").out.split())
+    for name in re.findall(r"[\w-]+(?:'s?)|`.*?`", READ):
+        assert name.strip("'`").removesuffix("'s") in told, name
+
+
+def test_it_needs_no_configuration(tmp_path: Path) -> None:
+    shutil.copy(HARNESSES / "inspect-ai" / "a.eval", tmp_path)
+    (tmp_path / "loop.toml").write_text("broken = = 1")
+    assert process(tmp_path, "compare", "--results", "a.eval", "a.eval").code == 0
