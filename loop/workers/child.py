@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 import traceback
+from collections import deque
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,7 +34,7 @@ from loop.engines.base import (
     TrainingPass,
 )
 from loop.engines.fake import FakeTrainer
-from loop.engines.feed import Feed
+from loop.engines.feed import Feed, spare
 from loop.engines.lossy_log import make_log_lossy
 from loop.errors import EngineError, LoopError, LostEngine
 from loop.system.gpus import is_any_busy
@@ -155,7 +156,7 @@ class Child:
                 )
                 return {}
             case "generate":
-                feed = PipeFeed(self, command["total"])
+                feed = PipeFeed(self, command["total"], ELSEWHERE in os.environ)
                 for batch in self.engine.generate(feed, SamplingParams.model_validate(command["params"])):
                     self.items(batch)
             case "probe":
@@ -206,34 +207,49 @@ class PipeFeed(Feed[Request]):
     """The requests of one call, which the daemon sends when they are asked for. See `loop.engines.feed.Feed`.
 
     The daemon answers at once, so that the same requests make the same batches every time: with requests, or with "later"
-    while it has none for this engine; then they come unasked as soon as it has. No requests: the call is over.
+    while it has none for this engine; then they come unasked as soon as it has. No requests: the call is over. From another
+    machine an answer takes milliseconds, so some requests are asked for `ahead` there and kept until the engine wants them.
     """
 
-    def __init__(self, child: Child, total: int) -> None:
-        self.child, self.total = child, total
-        self.is_owed = self.is_over = False  # requests will come unasked; none will come
+    def __init__(self, child: Child, total: int, ahead: bool = False) -> None:
+        self.child, self.total, self.ahead = child, total, ahead
+        self.is_asked = self.is_owed = self.is_over = (
+            False  # an answer is on its way; requests will come unasked; none will
+        )
+        self.kept: deque[Request] = deque()
+        self.num_ahead = 0
 
     def take(self, num: int, wait: bool = False) -> list[Request]:
-        if self.is_over or num <= 0:
+        if num <= 0:
             return []
-        if not self.is_owed:
-            self.child.send(type="want", num=num)
-            self.is_owed = (requests := self.answer()) is None
-        if self.is_owed and (wait or not self.child.inbox.empty()):
-            self.is_owed = (requests := self.answer()) is None
-        if self.is_owed:
-            return []
-        assert requests is not None
-        self.is_over = not requests
-        return [Request.model_validate(request) for request in requests]
+        if self.ahead:
+            self.num_ahead = max(self.num_ahead, spare(num))
+        while self.is_asked and not self.child.inbox.empty():
+            self.answer()
+        while len(self.kept) < num and not (self.is_over or self.is_owed):
+            self.ask(num)
+            self.answer()
+        if self.is_owed and ((wait and not self.kept) or not self.child.inbox.empty()):
+            self.answer()
+        taken = [self.kept.popleft() for _ in range(min(num, len(self.kept)))]
+        if not (self.is_over or self.is_owed) and 2 * len(self.kept) < self.num_ahead:
+            self.ask(0)
+        return taken
 
-    def answer(self) -> list[Any] | None:
-        """The requests in the daemon's next message; None for "later"."""
+    def ask(self, num: int) -> None:
+        """Ask for what is missing to give out `num` and keep some more, unless an answer is on its way."""
+        if not self.is_asked:
+            self.child.send(type="want", num=num + self.num_ahead - len(self.kept))
+            self.is_asked = True
+
+    def answer(self) -> None:
+        """Wait for the daemon's next message."""
         message = self.child.inbox.get()
         if message is None:
             os._exit(1)  # the daemon is gone
-        requests: list[Any] | None = message["requests"]
-        return requests
+        self.is_asked, requests = False, message["requests"]
+        self.is_owed, self.is_over = requests is None, requests == []
+        self.kept.extend(Request.model_validate(request) for request in requests or ())
 
 
 def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> Any:
