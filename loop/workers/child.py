@@ -45,6 +45,7 @@ from loop.workers.process import ELSEWHERE
 
 HEARTBEAT_S = 1.0
 MIN_REPORT_S = 0.1  # between two reports of progress
+REPORT_FROM_AFAR_S = 1.0  # the same from another machine, where the hub passes on what hundreds of engines report
 
 
 class Child:
@@ -58,6 +59,8 @@ class Child:
         self.engine: Any = None
         self.reported_at = 0.0
         self.reported = (-1, -1)
+        self.is_elsewhere = ELSEWHERE in os.environ
+        self.report_s = REPORT_FROM_AFAR_S if self.is_elsewhere else MIN_REPORT_S
 
     def send(self, **message: Any) -> None:
         """Send a message. BadFrame, and nothing sent, where the daemon would refuse it."""
@@ -68,9 +71,9 @@ class Child:
             self.answers.flush()
 
     def progress(self, done: int, total: int) -> None:
-        """Report progress: at most ten times a second, and always the last time."""
+        """Report progress: at most every `report_s`, and always the last time."""
         now = time.monotonic()
-        if now - self.reported_at >= MIN_REPORT_S or (done >= total and (done, total) != self.reported):
+        if now - self.reported_at >= self.report_s or (done >= total and (done, total) != self.reported):
             self.reported_at, self.reported = now, (done, total)
             self.send(type="progress", done=done, total=total)
 
@@ -108,7 +111,7 @@ class Child:
                         "is_gpu_busy": is_any_busy(os.environ.get("CUDA_VISIBLE_DEVICES")),
                     }
                 }
-                if ELSEWHERE in os.environ
+                if self.is_elsewhere
                 else {}
             )
             try:
@@ -156,7 +159,7 @@ class Child:
                 )
                 return {}
             case "generate":
-                feed = PipeFeed(self, command["total"], ELSEWHERE in os.environ)
+                feed = PipeFeed(self, command["total"], ahead=self.is_elsewhere)
                 for batch in self.engine.generate(feed, SamplingParams.model_validate(command["params"])):
                     self.items(batch)
             case "probe":
