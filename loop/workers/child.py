@@ -45,7 +45,7 @@ from loop.workers.process import ELSEWHERE
 
 HEARTBEAT_S = 1.0
 MIN_REPORT_S = 0.1  # between two reports of progress
-REPORT_FROM_AFAR_S = 1.0  # the same from another machine, where the hub passes on what hundreds of engines report
+FROM_AFAR_S = 3.0  # the same, and between two heartbeats, from another machine: one process passes on those of hundreds of engines
 
 
 class Child:
@@ -60,7 +60,7 @@ class Child:
         self.reported_at = 0.0
         self.reported = (-1, -1)
         self.is_elsewhere = ELSEWHERE in os.environ
-        self.report_s = REPORT_FROM_AFAR_S if self.is_elsewhere else MIN_REPORT_S
+        self.report_s, self.heartbeat_s = (FROM_AFAR_S,) * 2 if self.is_elsewhere else (MIN_REPORT_S, HEARTBEAT_S)
 
     def send(self, **message: Any) -> None:
         """Send a message. BadFrame, and nothing sent, where the daemon would refuse it."""
@@ -103,7 +103,7 @@ class Child:
     def heartbeat(self) -> None:
         """Beat, and say what is used where the daemon cannot look for itself."""
         while True:
-            time.sleep(HEARTBEAT_S)
+            time.sleep(self.heartbeat_s)
             use = (
                 {
                     "use": {

@@ -15,7 +15,7 @@ from loop.workers.cluster import Hub, Node
 from loop.workers.pool import Pool, Start
 from loop.workers.worker import RemoteSampler, Worker
 
-HEARTBEAT_TIMEOUT_S = 30.0  # a worker's heart beats every second; this long without a beat, its node is silent
+HEARTBEAT_TIMEOUT_S = 20.0  # a worker's heart beats every three seconds; this long without a beat, its node is silent
 LOOK_S = 5.0  # between two looks whether GPUs have become free
 MUST_BE_SAME = ("python", "ssd-loop")  # on every node as here; other packages on every node as on the first
 
