@@ -76,6 +76,7 @@ PARTS = (
             ("dealing", f"{PYTHON} bench/dealing.py", "--steps 100"),
             ("sharding", f"{PYTHON} bench/sharding.py", ""),
             ("cluster", f"{PYTHON} bench/cluster.py", "--requests 256 --turns 2 --streams 4 --mb 100"),
+            ("cluster training", f"{PYTHON} bench/cluster_training.py", "--turns 1"),
             ("growth", f"{PYTHON} bench/cluster_growth.py", "--hub-ms 0.6 --stream-ms 0.3"),
             ("feed", f"{PYTHON} bench/feed.py", "--completions 2000"),
             ("estimate", f"{PYTHON} bench/estimate.py", "--small"),
