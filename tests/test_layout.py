@@ -47,6 +47,7 @@ COVERS = {
     "loop/grading/test_values.py": "loop/grading/inside/values",
     "loop/grading/test_verdicts.py": "loop/grading/inside/judge",
     "loop/prompts/test_sources.py": "loop/prompts: data_set templates",
+    "loop/judging/test_sampled.py": "loop/cli: asking eval; loop/judging/samples",
     "loop/publishing/test_exporting.py": "loop/cli/export; loop/publishing: card card_facts markdown; loop/reading/checkpoints",
     "loop/reading/test_gains.py": "loop/reading: as_json rounds",
     "loop/reading/test_replaying.py": "loop/cli: decide replay; loop/reading/decisions",
