@@ -134,6 +134,17 @@ def candidates_words(candidates: Iterable[dict[str, Any]]) -> str:
     return "; ".join(told)
 
 
+def nodes_words(nodes: Iterable[dict[str, Any]]) -> str:
+    """node-a: 8 engines sampling, 9,120 tokens/s; node-b: lost: its node node-b was lost"""
+    told = []
+    for node in nodes:
+        parts = [f"{count(node['engines'], 'engine')} {node['doing']}"] if node.get("engines") else []
+        parts += [f"{node['tokens_per_s']:,.0f} tokens/s"] if node["tokens_per_s"] else []
+        parts += [f"lost: {node['lost']}"] if node["lost"] else []
+        told.append(": ".join(filter(None, [safe(node["name"]), safe(", ".join(parts))])))
+    return "; ".join(told)
+
+
 def warn(text: str) -> None:
     """A line on standard error."""
     print(text, file=sys.stderr, flush=True)
