@@ -139,7 +139,8 @@ def nodes_words(nodes: Iterable[dict[str, Any]]) -> str:
     told = []
     for node in nodes:
         parts = [f"{count(node['engines'], 'engine')} {node['doing']}"] if node.get("engines") else []
-        parts += [f"{node['tokens_per_s']:,.0f} tokens/s"] if node["tokens_per_s"] else []
+        samples = node.get("doing", "sampling") == "sampling"
+        parts += [f"{node['tokens_per_s']:,.0f} tokens/s"] if node["tokens_per_s"] and samples else []
         parts += [f"lost: {node['lost']}"] if node["lost"] else []
         told.append(": ".join(filter(None, [safe(node["name"]), safe(", ".join(parts))])))
     return "; ".join(told)

@@ -129,8 +129,12 @@ def _cluster(loaded: LoadedConfig) -> Iterator[Line]:
 
 def _node(node: Node) -> str:
     """node-a: 32 cores, 252 GB memory, 8 GPUs of 80 GB (6 free; NVIDIA H100); python 3.11.7, torch 2.13.0; checkpoints in DIR"""
-    gpus = f"{count(node.num_gpus, 'GPU')} of {size(node.gpu_bytes)} ({node.free_gpus} free; {node.gpu or 'unknown kind'})"
-    has = f"{node.num_cpus:g} cores, {size(node.memory_bytes)} memory, {gpus if node.num_gpus else 'no GPU'}"
+    gpus = (
+        f"{count(node.num_gpus, 'GPU')} of {size(node.gpu_bytes)} ({node.free_gpus} free; {node.gpu or 'unknown kind'})"
+    )
+    has = (
+        f"{count(int(node.num_cpus), 'core')}, {size(node.memory_bytes)} memory, {gpus if node.num_gpus else 'no GPU'}"
+    )
     versions = [f"{package} {version}" for package, version in node.versions.items() if version != "none"]
     vllm = [] if node.has_vllm else ["no vLLM"]
     return f"{node.name}: {has}; {', '.join([*versions, *vllm])}; checkpoints in {node.directory}"

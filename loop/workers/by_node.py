@@ -16,7 +16,7 @@ from loop.errors import EngineError
 from loop.words import one_line
 
 TELL_S = 1.0  # between two times that the onlooker is told
-MOST_WORDS = 100  # characters of why an engine was lost
+MOST_WORDS = 60  # characters of why an engine was lost
 ENDED = "ended"
 DOING = (
     "training",
@@ -59,7 +59,7 @@ class EngineNow:
     def in_few_words(self, why: object) -> str:
         """What an error says happened, without what can be done about it."""
         words = str(why).partition("; ")[0].removeprefix(f"{self.tag}: ").removeprefix(f"{self.node}: ")
-        return one_line(words, MOST_WORDS)
+        return one_line(words if len(words) <= MOST_WORDS else words.partition(" (")[0], MOST_WORDS)
 
     @property
     def seconds(self) -> float:
@@ -145,7 +145,9 @@ class ByNode:
         return nodes
 
     def done(self) -> list[dict[str, Any]]:
-        """What each node has done in this attempt, and why it lost an engine; without nodes that did nothing."""
+        """What each node has done in this attempt, and why it lacks an engine; none if the nodes had no part in it."""
+        if not any(engine.seconds for engine in self._list()):
+            return []
         return [
             {
                 "name": name,

@@ -57,6 +57,23 @@ def test_news_are_written_at_once_and_beats_once_a_second(tmp_path: Path, monkey
     assert written("state") == [number + 3, "idle"]
 
 
+def test_nodes_are_told_while_the_run_runs_and_too_many_are_cut(tmp_path: Path) -> None:
+    beating = Beating(tmp_path)
+
+    def told(num: int) -> list[dict[str, Any]] | None:
+        beating.nodes([{"name": f"node-{number}", "lost": "x" * 80} for number in range(num)])
+        beating.begin(1, "sampling", "16 completions")
+        beat = read_heartbeat(tmp_path)
+        assert beat and beat.part == "16 completions"
+        return beat.nodes
+
+    assert [told(num) and len(told(num) or []) for num in (0, 2, 100)] == [None, 2, 100]
+    assert 50 < len(told(10_000) or []) < 10_000
+    beating.say("idle")
+    beat = read_heartbeat(tmp_path)
+    assert beat and beat.nodes is None
+
+
 def test_durations_outlive_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     beating, right = Beating(tmp_path), time.time
     beating.begin(1, "training", "16 completions")

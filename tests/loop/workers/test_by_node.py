@@ -54,14 +54,16 @@ def test_a_loss_is_shown_until_the_engine_is_up_again_and_kept_for_the_attempt(c
     by_node = ByNode()
     with pytest.raises(EngineError), by_node.begin("sampler-1", "b").at("sampling"):
         clock.now_s += 2
-        raise EngineError("sampler-1: its node b was lost (no sign of life); see sampler-1.log")
-    lost = {"name": "b", "engines": 0, "doing": "lost", "tokens_per_s": None, "lost": "its node b was lost (no sign of life)"}  # fmt: skip
+        raise EngineError(f"sampler-1: its node b was lost (ActorDiedError: {'x' * 60}); see sampler-1.log")
+    lost = {"name": "b", "engines": 0, "doing": "lost", "tokens_per_s": None, "lost": "its node b was lost"}  # fmt: skip
     assert by_node.now() == [lost]
     by_node.begin_attempt()
     assert by_node.now() == [lost], "nobody has started it again"
-    by_node.begin("sampler-1", "c")
+    assert by_node.done() == [], "nothing was sampled"
+    with by_node.begin("sampler-1", "c").at("sampling"):
+        clock.now_s += 2
     assert [each["name"] for each in by_node.now()] == ["c"]
-    assert [(each["name"], each["lost"]) for each in by_node.done()] == [("b", lost["lost"])]
+    assert [(each["name"], each["lost"]) for each in by_node.done()] == [("b", lost["lost"]), ("c", None)]
     by_node.begin_attempt()
     assert by_node.done() == []
     with pytest.raises(EngineError), by_node.begin("sampler-1", "c").at("sampling", lambda: False):
