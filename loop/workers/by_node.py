@@ -18,15 +18,8 @@ from loop.words import one_line
 TELL_S = 1.0  # between two times that the onlooker is told
 MOST_WORDS = 60  # characters of why an engine was lost
 ENDED = "ended"
-DOING = (
-    "training",
-    "sampling",
-    "measuring",
-    "loading",
-    "idle",
-    "lost",
-    ENDED,
-)  # a node does the first that one of its engines does
+# A node does the first of these that one of its engines does.
+DOING = ("training", "sampling", "measuring", "loading", "idle", "lost", ENDED)
 WORK = ("sampling", "training")  # whose time counts
 
 

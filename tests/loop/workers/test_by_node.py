@@ -15,10 +15,11 @@ from loop.errors import EngineError
 from loop.workers.by_node import ByNode
 from loop.workers.nodes import Placement, pool_on_nodes
 from loop.workers.worker import Worker
+from tests.loop.workers.conftest import Listener
 from tests.loop.workers.test_nodes import FakeHub, node
 from tests.support.engines import no_progress
 from tests.support.waiting import Clock
-from tests.support.workers import PARAMS, SETTINGS, engine_of, fake_model, requests
+from tests.support.workers import PARAMS, SETTINGS, Begin, engine_of, fake_model, requests
 
 SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
 Nodes = list[dict[str, Any]]
@@ -102,6 +103,20 @@ def test_the_onlooker_is_told_once_a_second_and_of_the_end(clock: Clock) -> None
         clock.now_s += 2
         by_node.look()
     assert [len(nodes) for nodes in told] == [1, 1, 0]
+
+
+def test_the_watch_is_told_with_the_pulse_until_the_engines_end(
+    begin: Begin, watch: Listener, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Nodes] = []
+    monkeypatch.setattr(watch, "nodes", told.append, raising=False)
+    engines = begin()
+    engines.by_node.begin("sampler-1", "a")
+    for close in (lambda: None, engines.close, lambda: None):
+        close()
+        clock.now_s += 2
+        engines.pulse()
+    assert [[each["name"] for each in nodes] for nodes in told] == [["a"], []]
 
 
 def test_a_pool_over_two_nodes_says_what_each_does_and_which_one_is_lost(
