@@ -129,7 +129,7 @@ class ByNode:
             nodes.append(
                 {
                     "name": name,
-                    "engines": len(engines) - len(lost),
+                    "engines": sum(engine.doing not in ("lost", "training") for engine in engines),  # that can sample
                     "doing": min((engine.doing for engine in engines), key=DOING.index),
                     "tokens_per_s": _speed([engine for engine in engines if engine.doing != "lost"]),
                     "lost": lost[0] if lost else None,

@@ -22,6 +22,7 @@ import pytest
 from loop.reading.reader import Reader, reader
 from loop.reading.rounds import StageRow, whole_round
 from loop.reading.standing import status
+from loop.reading.status_words import labelled
 from store.canonical import canonical_json
 from store.errors import StoreError
 from tests.support import cli
@@ -65,14 +66,17 @@ def outcomes(left: dict[str, Any]) -> list[dict[str, Any]]:
 
 @contextlib.contextmanager
 def looked_at(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
-    """What `loopctl status` says of each node while the block runs."""
+    """What `loopctl status` says of each node while the block runs. `pytest -s` prints it."""
     seen: list[dict[str, Any]] = []
+    words: list[str] = []
     ended = threading.Event()
 
     def look() -> None:
         while not ended.wait(0.5):
             with contextlib.suppress(StoreError):  # it is just being made
-                seen.extend(status(run_dir, "tiny").nodes or [])
+                answer = status(run_dir, "tiny")
+                seen.extend(answer.nodes or [])
+                words.extend(f"{label:9} {text}" for label, text in labelled(answer) if text and label == "nodes")
 
     with ThreadPoolExecutor(1) as thread:
         looking = thread.submit(look)
@@ -81,6 +85,7 @@ def looked_at(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
         finally:
             ended.set()
         looking.result()
+    print(*dict.fromkeys(words), sep="\n")
 
 
 def store_stages(store: Reader, number: int) -> list[StageRow]:
@@ -99,6 +104,7 @@ def test_two_rounds_over_two_nodes_are_those_of_one_machine(
         said = cli.process(tmp_path, "run")
     assert said.code == 0, said.err
     names = {f"{socket.gethostname()}-{node.node_id[:4]}" for node in two.nodes}
+    print(cli.process(tmp_path, "doctor").out, cli.process(tmp_path, "round", "1").out, sep="\n")
     assert {(each["name"], each["doing"]) for each in seen} >= {(name, "training") for name in names}
     with reader(run_dir) as store:
         for number in (1, 2):

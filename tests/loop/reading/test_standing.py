@@ -143,6 +143,9 @@ def test_what_each_node_does(finished: Path, call: Loopctl) -> None:
         beating.begin(3, "sampling", "9 completions")
         text = line(call("status").out, "nodes")
         assert text.startswith("b") and text.endswith("; n06: 8 engines sampling, 9,120 tokens/s; and 13 more nodes")
+        watch.nodes([alone | {"doing": "training"}, lost | {"doing": "training", "lost": None}])
+        beating.begin(3, "training", "9 completions")
+        assert line(call("status").out, "nodes") == r"c: training; b\x1b[2J: training"
         beating.say("idle")
         assert line(call("status").out, "nodes") == ""
 

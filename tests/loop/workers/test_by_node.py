@@ -81,7 +81,7 @@ def test_a_node_trains_as_long_as_it_does(clock: Clock) -> None:
     by_node.begin("sampler-1", "a").doing = "idle"
     with by_node.training("trainer-1", "a"):
         clock.now_s += 5
-        assert (by_node.now()[0]["doing"], by_node.now()[0]["engines"]) == ("training", 2)
+        assert (by_node.now()[0]["doing"], by_node.now()[0]["engines"]) == ("training", 1)
     assert by_node.now()[0]["doing"] == "idle"
     assert by_node.done() == [{"name": "a", "tokens": 0, "tokens_per_s": None, "lost": None}]
 
