@@ -19,10 +19,11 @@ import click
 from loop.cli.options import Call, command, print_json, the_call
 from loop.config.samplers import AUTO, SAMPLERS, sampler_kind
 from loop.errors import ConfigError, LoopError
-from loop.words import safe, size
+from loop.words import count, safe, size
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
+    from loop.workers.cluster import Node
 
 TORCH_TIMEOUT_S = 120.0
 SERVER_TIMEOUT_S = 3.0
@@ -117,15 +118,26 @@ def _cluster(loaded: LoadedConfig) -> Iterator[Line]:
         check_same(nodes, versions_here())
         yield Line("cluster", "ok", words)
         for node in nodes:
-            gpus = f"{node.num_gpus} GPUs of {size(node.gpu_bytes)}" if node.num_gpus else "no GPU"
-            vllm = "vLLM" if node.has_vllm else "no vLLM"
-            yield Line(
-                "node", "ok", f"{node.name}: {node.num_cpus:g} cores, {gpus}, {vllm}; checkpoints in {node.directory}"
-            )
+            yield Line("node", "ok", _node(node))
+        for name, why in hub.problems.items():
+            yield Line("node", "warn", f"{name}: {why}", "without it the run has less to compute with")
     except LoopError as error:
         yield Line("cluster", "fail", *_parted(str(error).removeprefix("cluster: ")))
     finally:
         hub.close()
+
+
+def _node(node: Node) -> str:
+    """node-a: 32 cores, 252 GB memory, 8 GPUs of 80 GB (6 free; NVIDIA H100); python 3.11.7, torch 2.13.0; checkpoints in DIR"""
+    gpus = (
+        f"{count(node.num_gpus, 'GPU')} of {size(node.gpu_bytes)} ({node.free_gpus} free; {node.gpu or 'unknown kind'})"
+    )
+    has = (
+        f"{count(int(node.num_cpus), 'core')}, {size(node.memory_bytes)} memory, {gpus if node.num_gpus else 'no GPU'}"
+    )
+    versions = [f"{package} {version}" for package, version in node.versions.items() if version != "none"]
+    vllm = [] if node.has_vllm else ["no vLLM"]
+    return f"{node.name}: {has}; {', '.join([*versions, *vllm])}; checkpoints in {node.directory}"
 
 
 def _sqlite() -> Line:

@@ -86,7 +86,9 @@ class Session:
     def finish_stage(self, round: Round, attempt: int, output: Json, **more: Any) -> Round:
         """End the round's stage as `Ledger.finish_stage` does; the output also names what other runs have made of it."""
         with self.sharing.ending(round) as shared:
-            return self.ledger.finish_stage(round, round.stage, attempt, output | shared, **more)
+            return self.ledger.finish_stage(
+                round, round.stage, attempt, output | shared, nodes=self.engines.by_node.done(), **more
+            )
 
     def index_texts(self) -> None:
         """Let what was written be found by its text. A round does not fail because that cannot be done."""

@@ -22,6 +22,7 @@ from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, EngineConfig, Tell
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
+from loop.workers.by_node import ByNode
 from loop.workers.cluster import Hub
 from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import Placement, check_same, pool_on_nodes, versions_here, wait_for_places
@@ -48,6 +49,9 @@ class Watch(Protocol):
 
     def warn(self, text: str) -> None:
         """The same of the part that is under way, and status says it, too, until the part ends or an empty text takes it back."""
+
+    def nodes(self, nodes: list[dict[str, Any]]) -> None:
+        """What each node of the cluster does now, as `loop.workers.by_node` has it; told at most once a second."""
 
     def pulse(self) -> None:
         """Called about once a second while an engine works. What it raises ends the engine."""
@@ -121,7 +125,8 @@ class Engines:
         self.logs = loaded.run_dir / "logs"
         self.settings = self.settings.changed(proofs=self.logs / "proofs")
         self.watch = watch
-        self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
+        self.by_node = ByNode(getattr(watch, "nodes", lambda nodes: None))
+        self._pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
         self.warn: Tell = getattr(watch, "warn", lambda text: watch.note(text) if text else None)
         name = self.settings.sampler
         self.chosen: str | None = None  # why "auto" took this sampler; None once that was noted
@@ -135,6 +140,11 @@ class Engines:
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
         self._hub: Hub | None = None
         self._placement: Placement | None = None  # where the engines are that are on nodes of a cluster
+
+    def pulse(self) -> None:
+        """Say what the nodes do, and that the loop moves. For whoever waits, about once a second."""
+        self.by_node.look()
+        self._pulse()
 
     def _use_sampler(self, name: str, on_gpu: bool) -> None:
         asked = self.loaded.config.engine.batch_size
@@ -245,7 +255,7 @@ class Engines:
         self.settings = self.settings.changed(gpus_per_engine=num)
         limit_s = self.settings.stall_timeout_s
         nodes, places = wait_for_places(hub, self.settings.num_engines, num if gpus else 0, limit_s, self.watch.note)
-        self._placement = Placement(hub, self.settings, nodes, places)
+        self._placement = Placement(hub, self.settings, nodes, places, self.by_node)
         return pool_on_nodes(
             self._placement, checkpoint, self._worker,
             progress=self.watch.progress, pulse=self.pulse, note=self.watch.note,
@@ -306,7 +316,15 @@ class Engines:
         if nodes[0].num_gpus:
             self._end_sampler()
         return NodeTrainer(
-            hub, nodes, self.settings, self._worker, self.pulse, self.watch.progress, self.warn, is_called_away
+            hub,
+            nodes,
+            self.settings,
+            self._worker,
+            self.pulse,
+            self.watch.progress,
+            self.warn,
+            is_called_away,
+            self.by_node,
         )
 
     def trainer(
@@ -385,6 +403,7 @@ class Engines:
         up, self._sampler, self._serves, self._placement = self._sampler, None, None, None
         if up:
             up.close()
+        self.by_node.end()
 
     def _end_trainer(self) -> None:
         up, self._trainer = self._trainer, None
