@@ -28,9 +28,8 @@ from loop.workers.frames import PIECE_BYTES
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S
 from loop.workers.worker import Worker
 
-Start = Callable[
-    [Node, int, Callable[[], None]], Worker
-]  # of a node, a number and a pulse; called in the worker's own thread
+# Starts the worker of a node; called in the worker's own thread, with a number that no other node has, and the pulse.
+Start = Callable[[Node, int, Callable[[], None]], Worker]
 
 
 class _GivenUp(Exception):
