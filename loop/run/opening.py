@@ -75,8 +75,8 @@ def open_session(
                 _continue(run, ledger, engines, hasher, loaded, content)
             policy = loaded.config.decide.policy()
             yield Session(
-                loaded, ledger, corpus, run.id, engines, grader, policy, inputs.prompts, suites, watch, inputs.tests,
-                hasher=hasher,
+                loaded, ledger, corpus, run.id, engines, engines.grader(grader), policy, inputs.prompts, suites, watch,
+                inputs.tests, hasher=hasher,
             )  # fmt: skip
         finally:
             engines.close()

@@ -10,7 +10,7 @@ from typing import Any
 from loop.config.loading import LoadedConfig
 from loop.engines.base import CheckpointRef
 from loop.errors import LoopError
-from loop.grading.grader import Grader
+from loop.grading.grader import Grades
 from loop.grading.problem import Problem as GradingProblem
 from loop.run.sharing import Sharing
 from loop.stages.evaluating import Yardstick
@@ -50,7 +50,7 @@ class Session:
     corpus: Corpus
     run_id: str
     engines: Engines
-    grader: Grader
+    grader: Grades
     policy: Policy
     prompts: list[Prompt]
     suites: list[Yardstick]

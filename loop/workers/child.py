@@ -9,24 +9,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import os
 import queue
 import threading
 import time
 import traceback
 from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pydantic import BaseModel
 
 from loop.config.samplers import sampler_kind
 from loop.engines.base import (
     CheckpointRef,
     EngineConfig,
     Forced,
-    Generated,
     Kept,
     Meeting,
-    Probed,
     Progress,
     Request,
     SamplingParams,
@@ -42,6 +44,9 @@ from loop.system.trees import guard
 from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, receive_frame
 from loop.workers.liveness import used_by
 from loop.workers.process import ELSEWHERE
+
+if TYPE_CHECKING:
+    from loop.grading.grader import Job
 
 HEARTBEAT_S = 1.0
 MIN_REPORT_S = 0.1  # between two reports of progress
@@ -85,8 +90,8 @@ class Child:
         """Say what a call waits for that makes no progress, in case that it is ended for it."""
         self.send(type="waits", text=text)
 
-    def items(self, batch: list[Generated] | list[Probed]) -> None:
-        """Send a batch of completions or records, in as many frames as it takes. EngineError for one that fits no frame."""
+    def items(self, batch: Sequence[BaseModel]) -> None:
+        """Send a batch of completions, records or verdicts, in as many frames as it takes. EngineError for one that fits no frame."""
         for piece in pieces(item.model_dump(mode="json") for item in batch):
             try:
                 self.send(type="items", items=piece)
@@ -143,6 +148,16 @@ class Child:
                 first = (str(error).strip().splitlines() or [""])[0]
                 self.send(type="error", kind="unexpected", message=f"{type(error).__name__}: {first[:400]}")
 
+    def grade(self) -> None:
+        """Grade programs as they come. Each has its own limits of time, so it counts as progress that they are watched."""
+        from loop.grading.grader import Graded
+
+        num_done = 0
+        for verdicts in self.engine.grade_taken(PipeFeed(self, 0, read=job_reader()).take):
+            self.items([Graded(id=number, **verdict.model_dump()) for number, verdict in verdicts])
+            num_done += len(verdicts)
+            self.progress(num_done, num_done + 1)  # nobody knows how many there will be
+
     def answer(self, command: dict[str, Any]) -> Any:
         """Carry out one command and return its result."""
         match command["op"]:
@@ -174,6 +189,13 @@ class Child:
                 result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]), kept, **more)
                 give_back_memory()
                 return result.model_dump(mode="json")
+            case "load_grader":
+                from loop.grading.grader import Grader  # only a worker that grades needs it
+
+                self.engine = Grader(**command["settings"])
+                return {"sandbox": self.engine.words}
+            case "grade":
+                self.grade()
             case "measure_speed":
                 prepare_torch(command["num_threads"])
                 from loop.engines.hf_models import DTYPES, measured_flops
@@ -206,23 +228,23 @@ class Child:
                 raise EngineError(f"unknown command {other!r}")
 
 
-class PipeFeed(Feed[Request]):
-    """The requests of one call, which the daemon sends when they are asked for. See `loop.engines.feed.Feed`.
+class PipeFeed(Feed[Any]):
+    """The requests of one call, each made of the daemon's JSON with `read`, which the daemon sends when they are asked for. See `loop.engines.feed.Feed`.
 
     The daemon answers at once, so that the same requests make the same batches every time: with requests, or with "later"
     while it has none for this engine; then they come unasked as soon as it has. No requests: the call is over. From another
     machine an answer takes milliseconds, so some requests are asked for `ahead` there and kept until the engine wants them.
     """
 
-    def __init__(self, child: Child, total: int, ahead: bool = False) -> None:
-        self.child, self.total, self.ahead = child, total, ahead
-        self.is_asked = self.is_owed = self.is_over = (
-            False  # an answer is on its way; requests will come unasked; none will
-        )
-        self.kept: deque[Request] = deque()
+    def __init__(
+        self, child: Child, total: int, ahead: bool = False, read: Callable[[Any], Any] = Request.model_validate
+    ) -> None:
+        self.child, self.total, self.ahead, self.read = child, total, ahead, read
+        self.is_asked = self.is_owed = self.is_over = False  # an answer is on its way; some come unasked; none will
+        self.kept: deque[Any] = deque()
         self.num_ahead = 0
 
-    def take(self, num: int, wait: bool = False) -> list[Request]:
+    def take(self, num: int, wait: bool = False) -> list[Any]:
         if num <= 0:
             return []
         if self.ahead:
@@ -252,7 +274,22 @@ class PipeFeed(Feed[Request]):
             os._exit(1)  # the daemon is gone
         self.is_asked, requests = False, message["requests"]
         self.is_owed, self.is_over = requests is None, requests == []
-        self.kept.extend(Request.model_validate(request) for request in requests or ())
+        self.kept.extend(self.read(request) for request in requests or ())
+
+
+def job_reader() -> Callable[[dict[str, Any]], Job]:
+    """What makes a job of the daemon's JSON. A problem comes with the first of its programs only, as a text of its own."""
+    from loop.grading.grader import Job
+    from loop.grading.problem import Problem
+
+    problems: dict[int, Problem] = {}
+
+    def read(told: dict[str, Any]) -> Job:
+        if told["content"] is not None:
+            problems[told["problem"]] = Problem.model_validate(json.loads(told["content"]))
+        return Job(told["id"], problems[told["problem"]], told["code"])
+
+    return read
 
 
 def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> Any:

@@ -166,13 +166,13 @@ class Hub:
         """The nodes that have cores or GPUs for this run, by name, each with a shelf; and what is wrong with others."""
         alive = [node for node in ray.nodes() if node["Alive"]]
         free = ray._private.state.available_resources_per_node()
-        nodes = []
+        here, nodes = ray.get_runtime_context().get_node_id(), []
         for node in alive:
             has, key = node["Resources"], node["NodeID"]
             if has.get("CPU", 0) or has.get("GPU", 0):
                 gpus = {"num_gpus": int(has.get("GPU", 0)), "free_gpus": int(free.get(key, {}).get("GPU", 0))}
                 place = {"id": key, "address": node["NodeManagerAddress"], "name": node["NodeManagerHostname"]}
-                nodes.append({"num_cpus": has.get("CPU", 0.0)} | place | gpus)
+                nodes.append({"num_cpus": has.get("CPU", 0.0), "is_here": key == here} | place | gpus)
         about = {node["id"]: self.shelf(node["id"]).about.remote() for node in nodes}
         good, problems = [], {}
         for node in nodes:

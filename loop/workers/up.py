@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
@@ -23,11 +23,15 @@ from loop.engines.base import CheckpointRef, EngineConfig, Tell
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
 from loop.workers.by_node import ByNode
-from loop.workers.cluster import Hub
+from loop.workers.cluster import Hub, Node
 from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import Placement, check_same, pool_on_nodes, versions_here, wait_for_places
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
+
+if TYPE_CHECKING:
+    from loop.grading.grader import Grader, Grades
+    from loop.workers.graders import Graders
 
 TRAINING_BYTES = 16  # memory of a fine-tune per byte of its checkpoint: weights, gradients, two moments, activations
 SPARE_BYTES = 2 << 30  # must stay free beside that
@@ -139,6 +143,7 @@ class Engines:
         self._more_patience = 1.0  # doubled when a worker was ended for want of progress: the machine may only be slow
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
         self._hub: Hub | None = None
+        self._graders: Graders | None = None
         self._placement: Placement | None = None  # where the engines are that are on nodes of a cluster
 
     def pulse(self) -> None:
@@ -345,6 +350,31 @@ class Engines:
             self._trainer = RemoteTrainer(worker, is_called_away)
         return self._trainer
 
+    def grader(self, local: Grader) -> Grades:
+        """Whoever grades: this machine's `local` alone, or nodes of the cluster beside it."""
+        cluster = self.loaded.config.cluster
+        if cluster is None or not cluster.grading:
+            return local
+        from loop.workers.graders import Graders, start_grader
+
+        def start(node: Node, number: int, pulse: Callable[[], None]) -> Worker:
+            assert self._hub is not None  # which has named the node
+            log, table = self.logs / f"grader-{number}.log", self.loaded.config.grading
+            return start_grader(self._hub, node, table, log, self.settings.stall_timeout_s, pulse)
+
+        self._graders = Graders(local, self._grading_nodes, start, self.watch.note)
+        return self._graders
+
+    def _grading_nodes(self) -> list[Node]:
+        """The nodes that may grade; none, with a note, while the cluster cannot be asked."""
+        try:
+            nodes = self._joined().nodes()
+        except EngineError as error:
+            self.watch.note(f"{error}; this machine grades alone")
+            return []
+        check_same(nodes, versions_here())
+        return [node for node in nodes if node.may_grade]
+
     def _may_stay(self, parent: CheckpointRef) -> bool:
         """Whether the sampler may stay while this machine trains."""
         if self._placement is None:
@@ -413,6 +443,8 @@ class Engines:
     def close(self) -> None:
         """End every worker that is up. Safe to repeat."""
         try:
+            if self._graders:
+                self._graders.close()
             self._end_sampler()
         finally:
             self._end_trainer()

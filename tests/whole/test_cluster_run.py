@@ -97,8 +97,8 @@ def store_stages(store: Reader, number: int) -> list[StageRow]:
 def test_two_rounds_over_two_nodes_are_those_of_one_machine(
     alone: dict[str, Any], two: Machines, model: Path, tmp_path: Path
 ) -> None:
-    """Sampled, evaluated and trained on the nodes; token for token, and every decision."""
-    config = write(tmp_path, model, CONFIG + two.table() + "training_nodes = 2\n")
+    """Sampled, evaluated, graded and trained on the nodes; token for token, and every decision."""
+    config = write(tmp_path, model, CONFIG + two.table() + "training_nodes = 2\ngrading = true\n")
     run_dir = tmp_path / ".loop"
     with looked_at(run_dir) as seen:
         said = cli.process(tmp_path, "run")
@@ -127,7 +127,7 @@ def test_two_rounds_over_two_nodes_are_those_of_one_machine(
     assert findings(run_dir) == []
     assert processes_of(config) == []
     logs = {path.name for path in (run_dir / "logs").iterdir()}
-    assert {"sampler-1.log", "sampler-2.log", "trainer-1.log", "trainer-2.log", "hub.log"} <= logs
+    assert {f"{what}-{number}.log" for what in ("sampler", "trainer", "grader") for number in (1, 2)} <= logs
 
 
 # Kills at random moments
@@ -229,12 +229,12 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 def test_killed_at_random_it_ends_as_an_undisturbed_run(slow: Machines, tmp_path: Path) -> None:
-    """Of engines, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice, and nothing is left anywhere."""
+    """Of engines and graders, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice, and nothing is left anywhere."""
     whole = dump(finish(write_run(tmp_path / "whole", FAKE)))
     num, seed, all_hits = 0, 0, []
     while num < NUM_KILLS:
         seed += 1
-        config = write_run(tmp_path / f"killed-{seed}", FAKE + slow.table())
+        config = write_run(tmp_path / f"killed-{seed}", FAKE + slow.table() + "grading = true\n")
         killed = Killed(slow, config, seed)
         killed.to_the_end(NUM_KILLS - num)
         num += len(killed.hits)
