@@ -78,6 +78,7 @@ PARTS = (
             ("cluster", f"{PYTHON} bench/cluster.py", "--requests 256 --turns 2 --streams 4 --mb 100"),
             ("cluster training", f"{PYTHON} bench/cluster_training.py", "--turns 1"),
             ("growth", f"{PYTHON} bench/cluster_growth.py", "--hub-ms 0.6 --stream-ms 0.3"),
+            ("planted", f"{PYTHON} bench/planted.py", "--runs 100"),
             ("feed", f"{PYTHON} bench/feed.py", "--completions 2000"),
             ("estimate", f"{PYTHON} bench/estimate.py", "--small"),
             ("busy", f"{PYTHON} bench/busy.py", "--variants before after --neighbours 0 2"),
