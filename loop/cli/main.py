@@ -47,6 +47,7 @@ COMMANDS = {
     "slurm": ("slurm", "Print a batch file for SLURM."),
     "eval": ("eval", "Measure a model on a suite."),
     "grade": ("grade", "Grade completions without a store or a model."),
+    "compare": ("compare", "Say whether B is better than A, from the results that other harnesses left."),
     "decide": ("decide", "Apply the configured policies to evidence in a file."),
     "replay": ("replay", "Decide every recorded round again, also under other policies."),
     "simulate": ("simulate", "Try the configured policies on whole runs whose truth is known, without a model."),
