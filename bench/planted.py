@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loop.judging.sequential import NUM_LOOKS, Finding, finding
+from loop.judging.sequential import NUM_LOOKS, Finding, said_by
 from policies.statistics import paired_gain
 
 
@@ -36,7 +36,7 @@ def sequentially(differences: list[Fraction], num_looks: int = NUM_LOOKS) -> tup
     """What the sequential form says, and the share of the problems after which it does."""
     for number in range(1, num_looks + 1):
         part = differences[: round(number / num_looks * len(differences))]
-        if (said := finding(part, complete=number == num_looks)) != "unclear":
+        if (said := said_by(part, complete=number == num_looks).finding) != "unclear":
             break
     return said, number / num_looks
 

@@ -47,6 +47,7 @@ def asked_of(suite: str, default_samples: int, options: Json) -> Asked:
     from loop.judging.sampled import Asked
 
     load_suite(suite, options["limit"])  # a mistake in it must not wait for a model
+    name = suite
     if Path(suite).exists():
         suite = str(Path(suite).absolute())
     table: Json = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 1024, "prompt_format": "chat"} | published(
@@ -67,7 +68,7 @@ def asked_of(suite: str, default_samples: int, options: Json) -> Asked:
     num = table["num_samples"]
     table["pass_at"] = [k for k in (1, 5, 10, 64, 100) if k <= num]
     model = {"chat_template": False} if options["no_chat_template"] else {}
-    return Asked(table, model, _machine(), options["seed"])
+    return Asked(name, table, model, _machine(), options["seed"])
 
 
 def _machine() -> Json:

@@ -35,8 +35,11 @@ NOT_A_NAME = re.compile(r"[^A-Za-z0-9._-]+")
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """How models are asked. `suite`: a `[[suites]]` table without its name; `machine`: [engine], [grading] and [cluster]."""
+    """How models are asked. `name`: of the suite, as it was given; `suite`: a `[[suites]]` table without its name; `machine`: [engine],
+    [grading] and [cluster].
+    """
 
+    name: str
     suite: Json
     model: Json  # keys of [model] beside source and revision
     machine: Json
@@ -48,6 +51,7 @@ class Sampled:
     """What a model answered, by task id in the suite's order: 1 for each sample that passed, 0 for one that did not."""
 
     model: Model
+    suite: str
     loaded: LoadedConfig
     outcomes: dict[str, list[int]]
     graded_as: dict[str, GradingProblem]  # by task id
@@ -62,7 +66,7 @@ class Sampled:
         rates = {key: value for key, value in figures.items() if key.startswith("pass@")}
         return {
             "model": self.model.name,
-            "suite": self.loaded.config.suites[0].source,
+            "suite": self.suite,
             "suite_sha256": self.suite_sha256,
             "decoding": self.decoding,
             "num_problems": figures["num_problems"],
@@ -102,7 +106,9 @@ def sampled(
     outcomes = {task_id: outcomes[task_id] for task_id in graded_as if task_id in wanted}
     decoding = decoding_of(suite.config)
     assert done.metrics is not None
-    return Sampled(model, loaded, outcomes, graded_as, suite.row.sha256, decoding, done.metrics, len(suite.problems))
+    return Sampled(
+        model, asked.name, loaded, outcomes, graded_as, suite.row.sha256, decoding, done.metrics, len(suite.problems)
+    )
 
 
 def problems_of(suite: Yardstick, seed: int, share: float) -> set[str]:
@@ -120,7 +126,7 @@ def table_of(model: Model, asked: Asked, directory: Path) -> Path:
         engine |= {"sampler": "server", "server_url": model.server, "server_urls": None, "server_command": None}
     defining = {"model": table, "suite": asked.suite, "seed": asked.seed}
     mark = hashlib.sha256(toml_text({"defining": defining}).encode()).hexdigest()[:8]
-    suite = _name(str(asked.suite["source"]))
+    suite = _name(Path(asked.name).name)
     place = directory / f"{_name(model.name)}-{suite}-{mark}"
     if model.base:
         table["source"] = str(_merged(model, place))

@@ -8,7 +8,7 @@ where there is none is at most the level, however often it is looked at.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from policies.sequential import look
 from policies.statistics import Number
@@ -21,16 +21,25 @@ TARGET = 0.03
 NUM_LOOKS = 10
 
 
-def finding(differences: Sequence[Number], *, complete: bool, level: float = 0.05, target: float = TARGET) -> Finding:
-    """What the problems so far say, from B's success rates less A's in drawing order. `complete`: these are all."""
+class Said(NamedTuple):
+    """What the problems so far say, and bounds of the gain that hold wherever the comparison stops."""
+
+    finding: Finding
+    lower: float
+    upper: float
+
+
+def said_by(differences: Sequence[Number], *, complete: bool, level: float = 0.05, target: float = TARGET) -> Said:
+    """What these problems say, from B's success rates less A's in drawing order. `complete`: they are all."""
     better, worse = (
         look(side, target_gain=target, level=level / 2, miss=MISS, final=FINAL, complete=complete)
         for side in (differences, [-each for each in differences])
     )
+    finding: Finding = "unclear"
     if better.verdict == "gain":
-        return "B is better"
-    if worse.verdict == "gain":
-        return "A is better"
-    if better.verdict == worse.verdict == "no_gain":
-        return "no difference of this size"
-    return "unclear"
+        finding = "B is better"
+    elif worse.verdict == "gain":
+        finding = "A is better"
+    elif better.verdict == worse.verdict == "no_gain":
+        finding = "no difference of this size"
+    return Said(finding, better.lower, -worse.lower)
