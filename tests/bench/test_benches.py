@@ -52,6 +52,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
 
 def test_none_is_forgotten() -> None:
     others = {
+        "beside_evalplus",  # needs EvalPlus; `make test-harnesses` runs it
         "gallery",
         "measuring",
         "sampling_vllm",
