@@ -100,6 +100,14 @@ def model_directory(source: str, base_dir: Path) -> Path | None:
     return path if looks_like_path or path.exists() else None
 
 
+def is_fake_model(directory: Path | None) -> bool:
+    """Whether the fake engines wrote this model; a round of a run of theirs can be named as a model, too."""
+    try:
+        return directory is not None and _json_file(directory / "config.json").get("model_type") == FAKE_MODEL
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
 def num_parameters_of(source: str, base_dir: Path) -> int | None:
     """How many parameters the model of a `model.source` has; None where that is not known before it is loaded."""
     if source == BUILT_IN_MODEL:
@@ -122,7 +130,7 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
         return
     if config.model.revision is not None and (directory or source in (BUILT_IN_MODEL, FAKE_MODEL)):
         yield ("model", "revision"), "has no meaning for a model that is not from the hub; remove it"
-    is_fake, engine = source == FAKE_MODEL, config.engine
+    is_fake, engine = source == FAKE_MODEL or is_fake_model(directory), config.engine
     if is_fake != (engine.sampler == "fake") or (engine.trainer == "fake" and not is_fake):
         yield key, 'the model "fake" and the fake sampler and trainer of [engine] go together; set all or none'
     if source == BUILT_IN_MODEL:

@@ -134,6 +134,20 @@ def candidates_words(candidates: Iterable[dict[str, Any]]) -> str:
     return "; ".join(told)
 
 
+def nodes_words(nodes: Iterable[dict[str, Any]]) -> str:
+    """node-a: 8 engines sampling, 9,120 tokens/s; node-b: lost: its node node-b was lost"""
+    told = []
+    for node in nodes:
+        trains = node.get("doing") == "training"
+        parts = [f"{count(node['engines'], 'engine')} {node['doing']}"] if node.get("engines") and not trains else []
+        parts += ["training"] if trains else []
+        samples = node.get("doing", "sampling") == "sampling"
+        parts += [f"{node['tokens_per_s']:,.0f} tokens/s"] if node["tokens_per_s"] and samples else []
+        parts += [f"lost: {node['lost']}"] if node["lost"] else []
+        told.append(": ".join(filter(None, [safe(node["name"]), safe(", ".join(parts))])))
+    return "; ".join(told)
+
+
 def warn(text: str) -> None:
     """A line on standard error."""
     print(text, file=sys.stderr, flush=True)

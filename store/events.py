@@ -64,9 +64,10 @@ class Events:
         return select_one(self.db, Event, sql, (among, run_id, *kinds))
 
     def of(self, run_id: str, kind: str, round: int | None = None) -> list[Event]:
-        """All events of one kind, or those of one round, oldest first. It reads the whole history: not for every second."""
-        sql = "SELECT * FROM events WHERE run_id = ? AND kind = ? AND (? IS NULL OR round = ?) ORDER BY seq"
-        return select(self.db, Event, sql, (run_id, kind, round, round))
+        """All events of one kind, oldest first, or those of one round. Of all it reads the whole history: not for every second."""
+        where, keys = ("", ()) if round is None else (" AND round = ?", (round,))
+        sql = f"SELECT * FROM events WHERE run_id = ? AND kind = ?{where} ORDER BY seq"
+        return select(self.db, Event, sql, (run_id, kind, *keys))
 
     def every(self, after: int = 0) -> Iterator[Event]:
         """All events after a sequence number, oldest first, in constant memory."""

@@ -271,13 +271,14 @@ class Ledger(DecisionRows):
         next_state: RoundState,
         candidates: Sequence[Checkpoint] = (),
         selections: Iterable[Selection] | None = None,
+        nodes: Sequence[Json] = (),
     ) -> Round:
         """Store a stage's output and move the round to the stage after it, with what belongs to that moment.
 
         `selections` (in order of position) come with the end of sampling, `candidates` (all different) with the end of
         training. One is the round's candidate; of several `choose_candidate` says later which. Finishing twice is StaleState,
         even with the same output: after a restart the round's state says that the stage is done, so a second finish is a
-        second writer or a mistake. Deciding ends with `decide`.
+        second writer or a mistake. Deciding ends with `decide`. `nodes`: what each machine of a cluster did in this attempt.
         """
         assert dict(pairwise(STAGES)).get(stage) == next_state, f"{stage} does not lead to {next_state}"
         assert (not candidates, selections is None) == (stage != "training", stage != "sampling"), stage
@@ -287,6 +288,8 @@ class Ledger(DecisionRows):
             assert stage != "evaluating" or before.candidate_checkpoint, "of several one is chosen first"
             self._end_stage(round, stage, attempt, output, at)
             particulars: Json = {"attempt": attempt, "output_sha256": sha256_of(output)}
+            if nodes:
+                particulars["nodes"] = [*nodes]
             if selections is not None:
                 particulars["selections_sha256"] = store_selections(self.db, round, selections)
             for candidate in candidates:

@@ -50,6 +50,7 @@ COVERS = {
     "loop/judging/test_formats.py": "loop/judging: left results; "
     "loop/judging/formats: bigcodebench evalplus grade inspect lighteval livecodebench lm_eval ml_ssd",
     "loop/prompts/test_sources.py": "loop/prompts: data_set templates",
+    "loop/judging/test_sampled.py": "loop/cli: asking eval; loop/judging/samples",
     "loop/publishing/test_exporting.py": "loop/cli/export; loop/publishing: card card_facts markdown; loop/reading/checkpoints",
     "loop/reading/test_gains.py": "loop/reading: as_json rounds",
     "loop/reading/test_replaying.py": "loop/cli: decide replay; loop/reading/decisions",

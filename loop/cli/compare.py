@@ -1,67 +1,127 @@
-"""`loopctl compare --results A B`: is B better than A, from what other harnesses left. No model, no store, no configuration."""
+"""`loopctl compare`: is B better than A, of two models that are asked now, or from what other harnesses left."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from loop.cli.asking import asked_of, asking, watched
 from loop.cli.options import command, print_answer
 from loop.words import one_line
 from store.records import Json
 
+if TYPE_CHECKING:
+    from loop.judging.judged import Judged
+
 
 @command(
     "compare",
+    "loopctl compare ./base ./tuned --suite humaneval+",
+    "loopctl compare loop.toml#base loop.toml#head --suite humaneval --suite first-steps --sequential 0.03",
     "loopctl compare --results base_eval_results.json tuned_eval_results.json",
-    "loopctl compare --results out/base out/tuned --metric exact_match,strict-match --json",
 )
+@click.argument("models", nargs=-1, metavar="[A B]")
+@click.option(
+    "--suite",
+    "suites",
+    multiple=True,
+    metavar="SUITE",
+    help="What to ask: a suite by name, or a file of problems; may be repeated.",
+)
+@click.option(
+    "--sequential",
+    "target",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    metavar="GAIN",
+    help="Stop as soon as it is clear, looking for a difference of GAIN, such as 0.03.",
+)
+@asking
 @click.option(
     "--results",
     nargs=2,
-    required=True,
     metavar="A B",
     type=click.Path(path_type=Path),
-    help="Two files, or directories, in which a harness left its results.",
+    help="In place of models: two files, or directories, in which a harness left its results.",
 )
 @click.option(
     "--metric",
     "metrics",
     metavar="NAME",
     multiple=True,
-    help="What to compare, where a file holds several; may be repeated. Default: the harness's main one.",
+    help="Of --results: what to compare, where a file holds several; may be repeated. Default: the harness's main one.",
 )
 @click.option(
     "--despite",
     metavar="WHAT",
     multiple=True,
     type=click.Choice(["problems", "prompts", "decoding", "tests"]),
-    help="problems, prompts, decoding or tests: compare although these differ; may be repeated.",
+    help="Of --results: problems, prompts, decoding or tests; compare although these differ; may be repeated.",
 )
-def compare_command(results: tuple[Path, Path], metrics: tuple[str, ...], despite: tuple[str, ...]) -> None:
+def compare_command(
+    models: tuple[str, ...],
+    suites: tuple[str, ...],
+    target: float | None,
+    results: tuple[Path, Path] | None,
+    metrics: tuple[str, ...],
+    despite: tuple[str, ...],
+    **options: Any,
+) -> None:
     """Say whether B is better than A: paired by problem, with an interval, power, ties, pass@k, by difficulty and month.
 
-    Reads what EvalPlus (eval_results.json), BigCodeBench (eval_results.json), LiveCodeBench (eval_all.json), ml-ssd
+    A and B are models, spelled as for `loopctl eval`, that are asked the same problems in the same way with the same random numbers.
+    What is done is kept in --dir: the same command continues after an interruption, and then answers at once.
+
+    With --results nothing is sampled: it reads what EvalPlus and BigCodeBench (eval_results.json), LiveCodeBench (eval_all.json), ml-ssd
     (results.json), lm-evaluation-harness (samples_*.jsonl), inspect (.eval), lighteval (details_*.parquet) and `loopctl grade
-    --json` left, told apart by content. Several suites in two directories are paired by name, and the intervals corrected for
-    their number. What was not measured alike is refused, as far as the files say; --despite overrules that.
+    --json` left, told apart by content. Several suites in two directories are paired by name. What was not measured alike is
+    refused, as far as the files say; --despite overrules that.
+
+    The intervals of several suites hold together (Bonferroni).
     """
-    from loop.judging.formats import read_results
-    from loop.judging.judged import judged
-    from loop.judging.pairing import paired
     from loop.judging.words import correction_words
 
-    ours, theirs = map(read_results, results)
-    found = paired(ours, theirs, metrics, despite)
-    comparisons = [judged(a, b, len(found.pairs)) for a, b in found.pairs]
+    if results:
+        if models or suites or target:
+            raise click.UsageError("--results compares files; leave models, --suite and --sequential out")
+        comparisons, only_a, only_b = _of_results(results, metrics, despite)
+    else:
+        if len(models) != 2 or not suites:
+            raise click.UsageError("give two models and --suite, or --results with two files")
+        comparisons, only_a, only_b = _of_models(models, suites, target, options), [], []
     answer = {
         "comparisons": comparisons,
         "correction": correction_words(len(comparisons)),
-        "only_in_a": found.only_a,
-        "only_in_b": found.only_b,
+        "only_in_a": only_a,
+        "only_in_b": only_b,
     }
     plain = answer | {"comparisons": [each.model_dump(mode="json") for each in comparisons]}
     print_answer(plain, lambda _: _print(answer))
+
+
+def _of_results(
+    files: tuple[Path, Path], metrics: tuple[str, ...], despite: tuple[str, ...]
+) -> tuple[list[Judged], list[str], list[str]]:
+    from loop.judging.formats import read_results
+    from loop.judging.judged import judged
+    from loop.judging.pairing import paired
+
+    ours, theirs = map(read_results, files)
+    found = paired(ours, theirs, metrics, despite)
+    return [judged(a, b, len(found.pairs)) for a, b in found.pairs], found.only_a, found.only_b
+
+
+def _of_models(names: Sequence[str], suites: tuple[str, ...], target: float | None, options: Json) -> list[Judged]:
+    from loop.judging.both import compared
+    from loop.judging.models import model_of
+
+    a, b = (model_of(name, Path.cwd()) for name in names)
+    asked = [asked_of(suite, 8, options) for suite in suites]
+    directory = Path(options["directory"])
+    with watched(directory) as watch:
+        return [compared((a, b), each, directory, watch, len(asked), target) for each in asked]
 
 
 def _print(answer: Json) -> None:

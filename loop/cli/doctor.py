@@ -9,7 +9,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -19,13 +20,15 @@ import click
 from loop.cli.options import Call, command, print_json, the_call
 from loop.config.samplers import AUTO, SAMPLERS, sampler_kind
 from loop.errors import ConfigError, LoopError
-from loop.words import safe, size
+from loop.words import count, safe, size
 
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
+    from loop.workers.cluster import Hub, Node
 
 TORCH_TIMEOUT_S = 120.0
 SERVER_TIMEOUT_S = 3.0
+GRADER_TIMEOUT_S = 120.0
 LITTLE_MEMORY_BYTES = 2 << 30  # what the run itself needs is a check of its own
 LITTLE_DISK_BYTES = 2 << 30
 Verdict = Literal["ok", "warn", "fail"]
@@ -117,15 +120,54 @@ def _cluster(loaded: LoadedConfig) -> Iterator[Line]:
         check_same(nodes, versions_here())
         yield Line("cluster", "ok", words)
         for node in nodes:
-            gpus = f"{node.num_gpus} GPUs of {size(node.gpu_bytes)}" if node.num_gpus else "no GPU"
-            vllm = "vLLM" if node.has_vllm else "no vLLM"
-            yield Line(
-                "node", "ok", f"{node.name}: {node.num_cpus:g} cores, {gpus}, {vllm}; checkpoints in {node.directory}"
-            )
+            yield Line("node", "ok", _node(node))
+        for name, why in hub.problems.items():
+            yield Line("node", "warn", f"{name}: {why}", "without it the run has less to compute with")
+        if loaded.config.cluster.grading:
+            yield from _graders(loaded, hub, [node for node in nodes if node.may_grade])
     except LoopError as error:
         yield Line("cluster", "fail", *_parted(str(error).removeprefix("cluster: ")))
     finally:
         hub.close()
+
+
+def _node(node: Node) -> str:
+    """node-a: 32 cores, 252 GB memory, 8 GPUs of 80 GB (6 free; NVIDIA H100); python 3.11.7, torch 2.13.0; checkpoints in DIR"""
+    gpus = (
+        f"{count(node.num_gpus, 'GPU')} of {size(node.gpu_bytes)} ({node.free_gpus} free; {node.gpu or 'unknown kind'})"
+    )
+    has = (
+        f"{count(int(node.num_cpus), 'core')}, {size(node.memory_bytes)} memory, {gpus if node.num_gpus else 'no GPU'}"
+    )
+    versions = [f"{package} {version}" for package, version in node.versions.items() if version != "none"]
+    vllm = [] if node.has_vllm else ["no vLLM"]
+    return f"{node.name}: {has}; {', '.join([*versions, *vllm])}; checkpoints in {node.directory}"
+
+
+def _graders(loaded: LoadedConfig, hub: Hub, nodes: Sequence[Node]) -> Iterator[Line]:
+    """Whether the sandbox works on each node that is to grade: tried there, on all at once."""
+    from loop.workers.graders import start_grader
+
+    def tried(number: int, node: Node) -> Line:
+        log = loaded.run_dir / "logs" / f"doctor-grader-{number}.log"
+        try:
+            worker = start_grader(hub, node, loaded.config.grading, log, GRADER_TIMEOUT_S)
+            worker.end()
+            return Line("grading", "ok", f"{node.name}: {worker.info['sandbox']}")
+        except LoopError as error:
+            detail, _, remedy = str(error).removeprefix("grading.sandbox: ").partition("; ")
+            return Line("grading", "warn", f"{node.name} does not grade: {detail}", remedy)
+
+    if not nodes:
+        yield Line(
+            "grading",
+            "warn",
+            "no node but this machine has cores",
+            "start nodes with some, or leave cluster.grading out",
+        )
+        return
+    with ThreadPoolExecutor(len(nodes)) as threads:
+        yield from threads.map(tried, range(1, len(nodes) + 1), nodes)
 
 
 def _sqlite() -> Line:

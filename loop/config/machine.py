@@ -169,6 +169,10 @@ class Cluster(Section):
         description="Nodes that fine-tune together, with all their GPUs (engine.num_training_processes on each); default: this "
         "machine alone fine-tunes.",
     )
+    grading: bool = Field(
+        False,
+        description="true: nodes with cores on which the sandbox works grade, too; otherwise this machine alone does.",
+    )
     insecure: bool = Field(
         False,
         description="true: go on although whoever reaches the cluster can run programs on it, since it asks for no token.",

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loop.system.heartbeat import Beating
 from loop.words import safe
@@ -112,6 +112,9 @@ class Onlookers:
         self.beating.warn(safe(text))
         if text:
             self.note(text)
+
+    def nodes(self, nodes: list[dict[str, Any]]) -> None:
+        self.beating.nodes(nodes)
 
     def pulse(self) -> None:
         self.beating.beat()

@@ -52,11 +52,15 @@ def feed_of(requests: Feed[T] | Sequence[T]) -> Feed[T]:
     return Listed(requests, len(requests)) if isinstance(requests, Sequence) else requests
 
 
+def spare(num_running: int) -> int:
+    """How many requests should wait beside so many that are computed."""
+    return min(MAX_SPARE, max(MIN_SPARE, num_running // 4))
+
+
 def room(num_running: int, num_inside: int) -> int:
     """How many requests an engine should take now that computes `num_running` of the `num_inside` it has.
 
     0 until half of its spare ones are gone: each message brings several.
     """
-    spare = min(MAX_SPARE, max(MIN_SPARE, num_running // 4))
-    free = num_running + spare - num_inside
-    return free if 2 * free >= spare else 0
+    free = num_running + spare(num_running) - num_inside
+    return free if 2 * free >= spare(num_running) else 0

@@ -12,9 +12,9 @@ import os
 import re
 import threading
 from collections import deque
-from collections.abc import Hashable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -38,6 +38,10 @@ KILL_AT = 1.25
 REFERENCE_TIMEOUT_S = 60.0
 NUM_REMEMBERED = 1024
 """How many of the latest programs are compared with a new one."""
+NUM_TAKEN = 4
+"""By default so many jobs per worker wait for their verdicts."""
+LOOK_S = 0.25
+"""Seconds between two looks whether there are more jobs to take, while programs run."""
 
 
 class Job(NamedTuple):
@@ -67,6 +71,19 @@ class Verdict(BaseModel):
     detail: str
     duration_s: float
     sandbox: str
+
+
+class Graded(Verdict):
+    """The verdict on the program of this number, as it comes from another process."""
+
+    id: int
+
+
+class Grades(Protocol):
+    """Whoever grades: a `Grader`, or this machine's and those of other machines together (`loop.workers.graders`)."""
+
+    def grade(self, jobs: Iterable[Job], ahead: int | None = None) -> Iterator[tuple[Hashable, Verdict]]:
+        """Yield a verdict per job, in the jobs' order. See `Grader.grade`."""
 
 
 class Grader:
@@ -100,28 +117,45 @@ class Grader:
         repeats is a verdict, too: the caller's stage has failed, and nothing is known about the solution. A caller that stops
         early (an exception, a closed generator) leaves no program running.
         """
-        ahead = ahead or 4 * self.num_workers
-        waiting: deque[tuple[Job, Future[Verdict]]] = deque()
-        # Equal programs are samples of one problem, which follow each other closely.
-        recent: dict[bytes, tuple[Problem, Future[Verdict]]] = {}
+        with self._opened() as submit:
+            yield from in_order(jobs, ahead or NUM_TAKEN * self.num_workers, submit)
+
+    def grade_taken(
+        self, take: Callable[[int, bool], Sequence[Job]]
+    ) -> Generator[list[tuple[Hashable, Verdict]], None, None]:
+        """Yield verdicts as soon as they are known, in any order: a list several times a second, which may be empty.
+
+        `take` is asked for at most so many jobs as there is room for them. While programs run it need not have any; otherwise
+        it is told True and waits, and none means that there will be no more. Stopping early is as with `grade`.
+        """
+        most = NUM_TAKEN * self.num_workers
+        running: dict[Future[Verdict], Hashable] = {}
+        with self._opened() as submit:
+            while True:
+                room = most - len(running)
+                for job in take(room if 2 * room >= most else 0, not running):  # each question brings several
+                    running[submit(job)] = job.key
+                if not running:
+                    return
+                done, _ = wait(running, LOOK_S, FIRST_COMPLETED)
+                yield [(running.pop(future), future.result()) for future in done]
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[Callable[[Job], Future[Verdict]]]:
+        """What has a program graded. At the end of the context none runs any more."""
         pool = _Pool(self._sandbox, self.num_workers)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
         try:
-            for job in jobs:
-                identity = _identity(job)
-                if identity not in recent:  # the problem is kept, so that no other can get its id()
-                    recent[identity] = job.problem, threads.submit(self._graded, job.problem, job.code, pool)
-                waiting.append((job._replace(code=None), recent[identity][1]))
-                if len(recent) > NUM_REMEMBERED:
-                    del recent[next(iter(recent))]
-                while waiting and (waiting[0][1].done() or len(waiting) >= ahead):
-                    yield _result(*waiting.popleft())
-            while waiting:
-                yield _result(*waiting.popleft())
+            yield lambda job: threads.submit(self._graded, job.problem, job.code, pool)
         finally:
             pool.stop()
             threads.shutdown(wait=True, cancel_futures=True)
             pool.close()
+
+    @property
+    def words(self) -> str:
+        """The sandbox, as people are told of it."""
+        return self._sandbox.words
 
     def grade_one(self, problem: Problem, code: str | None) -> Verdict:
         """The verdict on one solution. Never raises, whatever the solution does."""
@@ -204,6 +238,26 @@ class Grader:
         if end.status is not None and end.status < 0:
             return "error", f"killed by signal {-end.status} before the last test was done"
         return "error", verdict["detail"]
+
+
+def in_order(
+    jobs: Iterable[Job], ahead: int, submit: Callable[[Job], Future[Verdict]]
+) -> Iterator[tuple[Hashable, Verdict]]:
+    """The verdicts on jobs, in their order, of which at most `ahead` wait. Of equal programs only the first is submitted."""
+    waiting: deque[tuple[Job, Future[Verdict]]] = deque()
+    # Equal programs are samples of one problem, which follow each other closely.
+    recent: dict[bytes, tuple[Problem, Future[Verdict]]] = {}
+    for job in jobs:
+        identity = _identity(job)
+        if identity not in recent:  # the problem is kept, so that no other can get its id()
+            recent[identity] = job.problem, submit(job)
+        waiting.append((job._replace(code=None), recent[identity][1]))
+        if len(recent) > NUM_REMEMBERED:
+            del recent[next(iter(recent))]
+        while waiting and (waiting[0][1].done() or len(waiting) >= ahead):
+            yield _result(*waiting.popleft())
+    while waiting:
+        yield _result(*waiting.popleft())
 
 
 def _too_late(limit_s: float) -> str:

@@ -100,3 +100,8 @@ def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[t
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
+
+
+def published(source: str) -> dict[str, object]:
+    """How a suite is asked and decoded by those who published it, as keys of a `[[suites]]` table; empty for a file."""
+    return {}

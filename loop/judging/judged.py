@@ -15,6 +15,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict
 
 from loop.judging.results import Problem, Results
+from loop.judging.sequential import Said
 from policies.statistics import (
     PairedGain,
     mean_interval,
@@ -32,7 +33,9 @@ MANY = 1000
 KS = (1, 5, 10, 25, 64, 100, 256)
 
 Interval = tuple[float, float]
-Verdict = Literal["B is better", "A is better", "the same", "no difference can be told"]
+Verdict = Literal[
+    "B is better", "A is better", "the same", "no difference can be told", "no difference of this size", "unclear"
+]
 
 
 class _Frozen(BaseModel):
@@ -85,7 +88,8 @@ class Judged(_Frozen):
     """All that is said of one suite.
 
     `is_pass_rate`: whether every sample is right or wrong, so that the means are pass@1. `detectable_gain`: the difference, in
-    either direction, that would have been seen with the chance `power`. `p_value`: two-sided, of "no difference".
+    either direction, that would have been seen with the chance `power`. `p_value`: two-sided, of "no difference". A sequential
+    comparison has neither: `stopped_after` is the share of the problems that it looked at, and its interval holds wherever it stops.
     """
 
     suite: str
@@ -97,9 +101,10 @@ class Judged(_Frozen):
     gain: float
     interval: Interval
     confidence: float
-    p_value: float
+    p_value: float | None
     verdict: Verdict
-    detectable_gain: float
+    detectable_gain: float | None
+    stopped_after: float | None = None
     power: float = POWER
     num_b_better: int
     num_a_better: int
@@ -144,6 +149,13 @@ def judged(a: Results, b: Results, num_comparisons: int = 1) -> Judged:
         crossing=_crossing(at_k),
         notes=_notes(a, b),
     )
+
+
+def judged_early(a: Results, b: Results, num_comparisons: int, said: Said, share: float) -> Judged:
+    """The same where the comparison stopped after a share of the problems."""
+    whole = judged(a, b, num_comparisons)
+    changed = {"interval": (said.lower, said.upper), "p_value": None, "detectable_gain": None, "stopped_after": share}
+    return whole.model_copy(update=changed | {"verdict": said.finding})
 
 
 def _side(results: Results, ids: Sequence[str]) -> Side:

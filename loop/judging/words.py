@@ -20,10 +20,13 @@ def lines_of(judged: Judged) -> Iterator[str]:
     verdict = {"the same": "all problems came out the same"}.get(judged.verdict, judged.verdict)
     gain = f"{signed(judged.gain)} {interval(judged.interval, sign=True)}"
     yield _line("B - A", f"{gain} at {100 * judged.confidence:.4g}%, paired by problem: {verdict}")
-    yield _line(
-        "power",
-        f"a difference of {100 * judged.detectable_gain:.1f}pp could have been seen ({judged.power:.0%} of the time)",
-    )
+    if judged.stopped_after is not None:
+        yield _line(
+            "stopped", f"after {judged.stopped_after:.0%} of the problems; the interval holds wherever it stops"
+        )
+    if judged.detectable_gain is not None:
+        seen = f"a difference of {100 * judged.detectable_gain:.1f}pp could have been seen ({judged.power:.0%} of the time)"
+        yield _line("power", seen)
     yield _line(
         "ties",
         f"{judged.num_same:,} of {count(judged.num_problems, 'problem')} came out the same; "

@@ -139,6 +139,9 @@ class StageRow:
     duration_s: float
     attempts: list[AttemptRow]
     output: Json | None
+    nodes: list[
+        Json
+    ]  # of a cluster, what each did in the attempt that ended it: tokens, tokens a second, why it was lost
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,13 +297,16 @@ def all_of(
 
 
 def _stages(store: Reader, round: Round) -> list[StageRow]:
+    finished = store.ledger.events.of(store.run.id, "stage_finished", round.number)
+    nodes = {event.stage: event.data.get("nodes", []) for event in finished}
     stages = []
     for stage in store.ledger.stages(store.run.id, round.number):
         attempts = store.ledger.attempts(store.run.id, round.number, stage.name)
         duration_s = sum(seconds_between(a.started_at, a.finished_at) for a in attempts if a.finished_at)
         tries = [AttemptRow(a.attempt, a.started_at, a.finished_at, a.error) for a in attempts]
         output = stage.output and {key: value for key, value in stage.output.items() if key not in SHOWN_ELSEWHERE}
-        stages.append(StageRow(stage.name, stage.started_at, stage.finished_at, duration_s, tries, output))
+        its_nodes = nodes.get(stage.name, []) if output is not None else []
+        stages.append(StageRow(stage.name, stage.started_at, stage.finished_at, duration_s, tries, output, its_nodes))
     return stages
 
 

@@ -62,6 +62,7 @@ class Standing:
     paused_by: str | None = None  # user, failure, decision, schedule or disk
     stall_timeout_s: float | None = None
     needs_you: tuple[str, ...] = ()  # what does not mend by itself, a sentence each
+    nodes: list[Json] | None = None  # what each node of a cluster does now; None where none has an engine
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -265,6 +266,7 @@ def status_of(store: Reader, planned: int | None = None, last_beat: Heartbeat | 
         last_error=_last_error(store, last),
         paused_by=control.held_by or ("disk" if pid is not None and disk.read_only else _what_pauses(beat)),
         stall_timeout_s=run.config["engine"]["stall_timeout_s"],
+        nodes=beat.nodes if beat else None,
     )
     return replace(standing, needs_you=tuple(_needs(standing, control.hold_reason or reason, store.run_dir)))
 

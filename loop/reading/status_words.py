@@ -13,6 +13,7 @@ from loop import words
 if TYPE_CHECKING:
     from loop.reading.standing import Head, LastDecision, OpenRound, Standing, Tip
 
+MOST_NODES = 8  # that are named
 BARS = "▁▂▃▄▅▆▇█"
 AFTER_A_PAUSE = {  # by who paused it
     "user": "when you say so: `loopctl resume`",
@@ -34,6 +35,7 @@ def labelled(standing: Standing, every: str | None = None) -> list[tuple[str, st
         ("head", _head(standing.head)),
         ("shown", _shown(standing)),
         ("tip", _tip(standing.tip)),
+        ("nodes", _nodes(standing)),
         ("last", _last(standing.last_decision)),
         ("trend", _trend(standing)),
         ("corpus", _corpus(standing)),
@@ -57,6 +59,13 @@ def _now(round: OpenRound | None) -> str:
         text += f" {round.done / round.total:.0%}"
     text += f" · attempt {round.attempt}" if round.attempt > 1 else ""
     return text if round.eta_s is None else f"{text} · {words.duration(round.eta_s)} left"
+
+
+def _nodes(standing: Standing) -> str:
+    """node-a: 8 engines sampling, 9,120 tokens/s; node-b: lost: its node node-b was lost. Of many, the lost ones come first."""
+    nodes = sorted(standing.nodes or [], key=lambda node: not node["lost"])
+    more = [f"and {words.count(len(nodes) - MOST_NODES, 'more node')}"] if len(nodes) > MOST_NODES else []
+    return "; ".join([words.nodes_words(nodes[:MOST_NODES]), *more])
 
 
 def _head(head: Head) -> str:

@@ -133,6 +133,7 @@ def _template(name: str) -> Template:
         },
         "decoding": words.decoding_words,
         "candidates": words.candidates_words,
+        "nodes": words.nodes_words,
         "figure": lambda value: "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value),
         "time": lambda at: at[:19].replace("T", " ") + " UTC" if at else "-",
         "short": lambda sha256: (sha256 or "-")[:12],

@@ -43,6 +43,7 @@ def attempt(session: Session, round: Round, freeze: Freeze, work: Work) -> Round
         try:
             inputs = begun.input if begun else freeze(session, round)
             number = ledger.begin_attempt(round, stage, inputs)
+            session.engines.by_node.begin_attempt()
             return work(session, round, number, inputs)
         except LostWeights as lost:
             session.engines.close()

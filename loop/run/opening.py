@@ -41,14 +41,16 @@ from store.verify import write_high_water
 
 @contextlib.contextmanager
 def open_session(
-    loaded: LoadedConfig, watch: Watch, begins: Callable[[Inputs], None] = lambda inputs: None
+    loaded: LoadedConfig, watch: Watch, begins: Callable[[Inputs], None] = lambda inputs: None, trains: bool = True
 ) -> Iterator[Session]:
     """Everything checked, the run created or continued, nothing loaded yet. On the way out every worker is ended.
 
-    `begins` is called when a new run is about to begin and nothing of the user's is wrong any more.
+    `begins` is called when a new run is about to begin and nothing of the user's is wrong any more. `trains`: whether there must be
+    room for a fine-tune.
     """
     inputs, config = read_inputs(loaded, fetch=True), loaded.config
-    refuse_what_cannot_fit(loaded, inputs.prompts)
+    if trains:
+        refuse_what_cannot_fit(loaded, inputs.prompts)
     suites = [yardstick(suite, table, config) for table, suite in zip(config.suites, inputs.suites, strict=True)]
     table = config.grading
     grader = Grader(table.sandbox, table.timeout_s, table.memory_bytes, table.num_workers, table.timeout_factor)
@@ -61,7 +63,7 @@ def open_session(
             sweep_temporaries(loaded.run_dir / CHECKPOINTS)
             run, content = ledger.run(), _content(inputs, suites)
             if run is None:
-                base = _base(loaded, engines, inputs, hasher, begins)
+                base = _base(loaded, engines, inputs, hasher, begins, trains)
                 corpus.add_prompts(inputs.prompts)
                 for suite in suites:
                     corpus.add_prompts(suite.prompts.values())
@@ -73,8 +75,8 @@ def open_session(
                 _continue(run, ledger, engines, hasher, loaded, content)
             policy = loaded.config.decide.policy()
             yield Session(
-                loaded, ledger, corpus, run.id, engines, grader, policy, inputs.prompts, suites, watch, inputs.tests,
-                hasher=hasher,
+                loaded, ledger, corpus, run.id, engines, engines.grader(grader), policy, inputs.prompts, suites, watch,
+                inputs.tests, hasher=hasher,
             )  # fmt: skip
         finally:
             engines.close()
@@ -107,7 +109,12 @@ def _continue(run: Run, ledger: Ledger, engines: Engines, hasher: Hasher, loaded
 
 
 def _base(
-    loaded: LoadedConfig, engines: Engines, inputs: Inputs, hasher: Hasher, begins: Callable[[Inputs], None]
+    loaded: LoadedConfig,
+    engines: Engines,
+    inputs: Inputs,
+    hasher: Hasher,
+    begins: Callable[[Inputs], None],
+    trains: bool,
 ) -> Checkpoint:
     """The base of a new run. LoopError where the run directory holds the weights of another one."""
     if any((loaded.run_dir / CHECKPOINTS).glob("round-*")):
@@ -121,7 +128,8 @@ def _base(
     engines.watch.stage(0, "preparing", model.source)
     directory = base_model(loaded.config, loaded.base_dir, loaded.run_dir, engines.pulse)
     if model.source != BUILT_IN_MODEL:
-        refuse_what_cannot_fit(loaded, inputs.prompts)  # a model of the hub is known only now
+        if trains:
+            refuse_what_cannot_fit(loaded, inputs.prompts)  # a model of the hub is known only now
         begins(inputs)
     manifest = hash_directory(directory, hasher)
     return Checkpoint(

@@ -10,7 +10,7 @@ from typing import Any
 from loop.config.loading import LoadedConfig
 from loop.engines.base import CheckpointRef
 from loop.errors import LoopError
-from loop.grading.grader import Grader
+from loop.grading.grader import Grades
 from loop.grading.problem import Problem as GradingProblem
 from loop.run.sharing import Sharing
 from loop.stages.evaluating import Yardstick
@@ -50,7 +50,7 @@ class Session:
     corpus: Corpus
     run_id: str
     engines: Engines
-    grader: Grader
+    grader: Grades
     policy: Policy
     prompts: list[Prompt]
     suites: list[Yardstick]
@@ -86,7 +86,9 @@ class Session:
     def finish_stage(self, round: Round, attempt: int, output: Json, **more: Any) -> Round:
         """End the round's stage as `Ledger.finish_stage` does; the output also names what other runs have made of it."""
         with self.sharing.ending(round) as shared:
-            return self.ledger.finish_stage(round, round.stage, attempt, output | shared, **more)
+            return self.ledger.finish_stage(
+                round, round.stage, attempt, output | shared, nodes=self.engines.by_node.done(), **more
+            )
 
     def index_texts(self) -> None:
         """Let what was written be found by its text. A round does not fail because that cannot be done."""

@@ -16,7 +16,7 @@ from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, HarnessError
 from loop.grading import suite as grading
 from loop.grading.extract import extract_code, why_none
-from loop.grading.grader import Grader, Job
+from loop.grading.grader import Grades, Job
 from loop.grading.problem import Problem as GradingProblem
 from loop.prompts.templates import TEMPLATE_VERSION, answer, ask, content, opening
 from loop.words import decoding_words
@@ -123,7 +123,7 @@ def grade(
     problems: dict[str, GradingProblem],
     asked: dict[str, Prompt],
     evaluation_id: str,
-    grader: Grader,
+    grader: Grades,
     ahead: int | None = None,
 ) -> Iterator[Verdict]:
     """A verdict per completion, in order. `problems` and `asked` go by prompt id; `ahead` as the grader has it.

@@ -15,7 +15,7 @@ from typing import Any
 
 HEARTBEAT = "heartbeat.json"
 MIN_WAIT_S = 1.0  # between two writes that have no news
-SIZE_BYTES = 4096  # the file's size never changes: written in place, it needs no room on a full disk
+SIZE_BYTES = 16384  # with about a hundred nodes; the file's size never changes: written in place, it needs no room on a full disk
 NUM_READS, READ_AGAIN_S = 5, 0.002  # a read that met a write is tried again
 LONGEST = 1500  # characters of a text, before those beyond ASCII are escaped
 
@@ -41,6 +41,7 @@ class Heartbeat:
     )
     first_done_at: float = 0.0
     warning: str | None = None  # what the user should know while the part lasts
+    nodes: list[dict[str, Any]] | None = None  # of a cluster, as `loop.workers.by_node` has them
 
     @property
     def rate(self) -> float | None:
@@ -65,12 +66,13 @@ class Beating:
         self._descriptor: int | None = None
         self._state: dict[str, Any] = {}
         self._part: dict[str, Any] = {}
+        self._nodes: list[dict[str, Any]] = []
 
     def say(self, state: str, reason: str | None = None, next_due_at: float | None = None) -> None:
         """Say what the run is doing, and why. A run that is not running has no part."""
         self._state = {"state": state, "reason": reason and reason[:LONGEST], "next_due_at": next_due_at}
         if state != "running":
-            self._part = {}
+            self._part, self._nodes = {}, []
         self._write()
 
     def begin(self, round: int, stage: str, part: str) -> None:
@@ -91,6 +93,11 @@ class Beating:
             self._part["warning"] = text[:LONGEST]
             self._write()
 
+    def nodes(self, nodes: list[dict[str, Any]]) -> None:
+        """What the nodes of a cluster do; none where there is no cluster."""
+        self._nodes = nodes
+        self.beat()
+
     def beat(self) -> None:
         """Say that the loop moves. Call it as often as it does."""
         if time.monotonic() - self._last_write >= MIN_WAIT_S:
@@ -102,7 +109,7 @@ class Beating:
         at, now = time.time(), time.monotonic()
         since = {"part_started_at": at - (now - self._part_began), "first_done_at": at - (now - self._first_done_at)}
         part = self._part and self._part | since
-        return Heartbeat(os.getpid(), at, at - (now - self._began), **self._state, **part)
+        return Heartbeat(os.getpid(), at, at - (now - self._began), **self._state, **part, nodes=self._nodes or None)
 
     def _write(self) -> None:
         self._last_write = time.monotonic()
@@ -111,7 +118,7 @@ class Beating:
         length = LONGEST
         while len(content := _encoded(beat, self._num_writes)) > SIZE_BYTES:
             length //= 2
-            beat = {key: value[:length] if isinstance(value, str) else value for key, value in beat.items()}
+            beat = {key: value[:length] if isinstance(value, str | list) else value for key, value in beat.items()}
         with contextlib.suppress(OSError):
             if self._descriptor is None:
                 self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)

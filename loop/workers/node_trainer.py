@@ -19,6 +19,7 @@ from typing import Any
 
 from loop.engines.base import CheckpointRef, EngineConfig, Kept, Meeting, Tell, TrainingResult
 from loop.errors import ConfigError, EngineError, LeftTraining
+from loop.workers.by_node import ByNode
 from loop.workers.cluster import Hub, Node, TrainingRoom
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S
 from loop.workers.worker import RemoteTrainer, Worker
@@ -49,7 +50,9 @@ class NodeTrainer:
         progress: Callable[[int, int], None],
         note: Tell,
         is_called_away: Callable[[], bool],
+        by_node: ByNode | None = None,
     ) -> None:
+        self.by_node = by_node or ByNode()
         self.hub, self.nodes, self.worker = hub, list(nodes), worker
         self.pulse, self.progress, self.note, self.is_called_away = pulse, progress, note, is_called_away
         self.notes: queue.SimpleQueue[str] = queue.SimpleQueue()
@@ -148,10 +151,14 @@ class NodeTrainer:
             if ended.is_set():
                 raise _Ended
 
+        def train_there(number: int, progress: Callable[[int, int], None]) -> TrainingResult:
+            with self.by_node.training(f"trainer-{number + 1}", self.nodes[number].name):
+                return train(number, progress, pulse)
+
         with ThreadPoolExecutor(len(self.nodes)) as threads:
             try:
                 futures = [
-                    threads.submit(train, number, note_progress if not number else lambda *now: None, pulse)
+                    threads.submit(train_there, number, note_progress if not number else lambda *now: None)
                     for number in range(len(self.nodes))
                 ]
                 seen, asked, failed_at = done, False, 0.0

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psutil
 
-from loop.engines.base import CheckpointRef, EngineConfig
+from loop.engines.base import CheckpointRef, EngineConfig, Forced, Generated, Probed, Request, SamplingParams
+from loop.engines.feed import Feed
 from loop.errors import ConfigError, EngineError
+from loop.workers.by_node import ByNode, EngineNow
 from loop.workers.cluster import Hub, Node
 from loop.workers.pool import Pool, Start
 from loop.workers.worker import RemoteSampler, Worker
 
-HEARTBEAT_TIMEOUT_S = 30.0  # a worker's heart beats every second; this long without a beat, its node is silent
+HEARTBEAT_TIMEOUT_S = 20.0  # a worker's heart beats every three seconds; this long without a beat, its node is silent
 LOOK_S = 5.0  # between two looks whether GPUs have become free
 MUST_BE_SAME = ("python", "ssd-loop")  # on every node as here; other packages on every node as on the first
 
@@ -52,26 +54,50 @@ def placed(nodes: Sequence[Node], num_engines: int | None, gpus_per_engine: int)
 
 
 class NodeSampler(RemoteSampler):
-    """A sampler on a node, where checkpoints have names of their own. `ref`: what this one is called there."""
+    """A sampler on a node, where checkpoints have names of their own. `ref`: what this one is called there.
 
-    def __init__(self, worker: Worker, ref: Callable[[CheckpointRef], CheckpointRef]) -> None:
+    It says in `now` what it does.
+    """
+
+    def __init__(self, worker: Worker, ref: Callable[[CheckpointRef], CheckpointRef], now: EngineNow) -> None:
         super().__init__(worker)
-        self.ref = ref
+        self.ref, self.now = ref, now
 
     def change(self, checkpoint: CheckpointRef) -> bool:
-        try:
-            named = self.ref(checkpoint)
-        except EngineError:  # what the node does not have, its engine cannot serve: the others go on without it
-            self.close()
-            raise
-        return super().change(named)
+        with self.now.at("loading", lambda: self.ended):
+            try:
+                named = self.ref(checkpoint)
+            except EngineError:  # what the node does not have, its engine cannot serve: the others go on without it
+                self.close()
+                raise
+            return super().change(named)
+
+    def generate(
+        self, requests: Feed[Request] | Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[Generated]]:
+        with self.now.at("sampling", lambda: self.ended):
+            for batch in super().generate(requests, params):
+                self.now.num_tokens += sum(len(each.token_ids) for each in batch)
+                yield batch
+
+    def probe(self, texts: Sequence[Forced], truncation: SamplingParams, top: int) -> Iterator[list[Probed]]:
+        with self.now.at("measuring", lambda: self.ended):
+            yield from super().probe(texts, truncation, top)
 
 
 class Placement:
     """The engines of one pool. Those of a node that is lost move to another one, with the next weights."""
 
-    def __init__(self, hub: Hub, settings: EngineConfig, nodes: Sequence[Node], places: Sequence[Node]) -> None:
+    def __init__(
+        self,
+        hub: Hub,
+        settings: EngineConfig,
+        nodes: Sequence[Node],
+        places: Sequence[Node],
+        by_node: ByNode | None = None,
+    ) -> None:
         self.hub, self.settings, self.places = hub, settings, list(places)
+        self.by_node = by_node or ByNode()
         with_gpus = settings.device != "cpu" and any(node.num_gpus for node in nodes)
         self.num_gpus = settings.gpus_per_engine if with_gpus else 0
         self.names: dict[str, CheckpointRef] = {}  # of the checkpoint that was delivered last, by node
@@ -117,30 +143,31 @@ class Placement:
         """The function that starts one engine. `worker` makes a Worker of a command, a tag, settings and the rest."""
 
         def start(checkpoint: CheckpointRef, pulse: Callable[[], None]) -> RemoteSampler:
-            node = self.places[number]
+            node, tag = self.places[number], f"sampler-{number + 1}"
 
             def ref(checkpoint: CheckpointRef) -> CheckpointRef:
                 named = self.names.get(node.id)
                 if named is None or named.sha256 != checkpoint.sha256:
                     why = self.hub.failed.get(node.id, f"{node.name}: it was lost before it had the weights")
-                    raise EngineError(f"sampler-{number + 1}: {why}")
+                    raise EngineError(f"{tag}: {why}")
                 return named
 
             settings = self.settings.changed(
                 num_threads=self.num_threads(number), proofs=node.directory / "proofs", num_engines=None
             )
-            init = {"op": "load_sampler", "checkpoint": ref(checkpoint)}
-            made = worker(
-                init,
-                f"sampler-{number + 1}",
-                settings,
-                bool(self.num_gpus),
-                pulse=pulse,
-                progress=lambda done, total: None,
-                heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
-                start=self.hub.starter(node, self.num_gpus, self.share(number)),
-            )
-            return NodeSampler(made, ref)
+            now = self.by_node.begin(tag, node.name)
+            with now.at("loading"):
+                made = worker(
+                    {"op": "load_sampler", "checkpoint": ref(checkpoint)},
+                    tag,
+                    settings,
+                    bool(self.num_gpus),
+                    pulse=pulse,
+                    progress=lambda done, total: None,
+                    heartbeat_timeout_s=HEARTBEAT_TIMEOUT_S,
+                    start=self.hub.starter(node, self.num_gpus, self.share(number)),
+                )
+                return NodeSampler(made, ref, now)
 
         return start
 
@@ -190,6 +217,7 @@ def pool_on_nodes(
     placement.deliver(checkpoint)
     for node, why in placement.hub.failed.items():
         watching["note"](f"{why}; its engines are left out until the weights change")
+        placement.by_node.lose(next(each.name for each in placement.places if each.id == node), why)
         placement.places = [each for each in placement.places if each.id != node]
     starts = [placement.start_of(number, worker) for number in range(len(placement.places))]
     return Pool(starts, checkpoint, **watching)

@@ -33,7 +33,9 @@ class Process(Protocol):
 
     stdin: Any
     stdout: Any
-    why: str
+
+    @property
+    def why(self) -> str: ...
 
     def poll(self) -> int | None: ...
 

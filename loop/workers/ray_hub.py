@@ -31,7 +31,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from loop.system import trees
 from loop.workers.ray_delivery import CALL_S, Delivery, fetch, in_words
-from loop.workers.ray_node import RemoteWorker, Shelf
+from loop.workers.ray_node import MOST_BYTES, RemoteWorker, Shelf
 from store.canonical import sha256_of
 from store.checkpoints import MANIFEST, hash_directory
 from store.errors import StoreError
@@ -40,6 +40,7 @@ from store.hashing import Hasher
 START_S = 300.0  # for a node to give a worker its GPUs, and for an actor to be there
 LOST = 70  # the exit code of a worker that was lost with its node
 MAX_QUESTION_BYTES = 1 << 18
+FEW = {"_generator_backpressure_num_objects": 8}  # pieces of a log that are on their way at once
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 KNOCK = """
 import sys
@@ -165,13 +166,13 @@ class Hub:
         """The nodes that have cores or GPUs for this run, by name, each with a shelf; and what is wrong with others."""
         alive = [node for node in ray.nodes() if node["Alive"]]
         free = ray._private.state.available_resources_per_node()
-        nodes = []
+        here, nodes = ray.get_runtime_context().get_node_id(), []
         for node in alive:
             has, key = node["Resources"], node["NodeID"]
             if has.get("CPU", 0) or has.get("GPU", 0):
                 gpus = {"num_gpus": int(has.get("GPU", 0)), "free_gpus": int(free.get(key, {}).get("GPU", 0))}
                 place = {"id": key, "address": node["NodeManagerAddress"], "name": node["NodeManagerHostname"]}
-                nodes.append({"num_cpus": has.get("CPU", 0.0)} | place | gpus)
+                nodes.append({"num_cpus": has.get("CPU", 0.0), "is_here": key == here} | place | gpus)
         about = {node["id"]: self.shelf(node["id"]).about.remote() for node in nodes}
         good, problems = [], {}
         for node in nodes:
@@ -255,11 +256,10 @@ class Hub:
             actor = on_node(RemoteWorker, node, num_gpus=num_gpus, max_concurrency=8).remote(*arguments)
             self.workers[number] = actor
             self.wait_until_up(actor, node, num_gpus)
-            threading.Thread(target=keep_log, args=(stream(actor, "follow"), log), daemon=True).start()
+            threading.Thread(target=keep_log, args=(stream(actor, "follow", **FEW), log), daemon=True).start()
             threading.Thread(target=self.feed, args=(actor, commands, number), daemon=True).start()
             fed = True
-            for ref in stream(actor, "read"):
-                write_all(answers, ray.get(ref))
+            self.pass_on(actor, answers)
             code = ray.get(actor.wait.remote(), timeout=2 * trees.END_TIMEOUT_S)
         except GetTimeoutError:
             why = f"it closed its pipe on {self.name(node)} and did not end"
@@ -276,6 +276,17 @@ class Hub:
             self.reply(question, code=code, why=why)
             for fd in (answers, *(() if fed else (commands, log))):
                 os.close(fd)
+
+    def pass_on(self, actor: Any, answers: int) -> None:
+        """Pass on what the worker writes until it has ended."""
+        num_bytes = told = 0
+        for ref in stream(actor, "read"):
+            piece = ray.get(ref)
+            write_all(answers, piece)
+            num_bytes += len(piece)
+            if num_bytes - told >= MOST_BYTES // 8:
+                actor.taken.remote(num_bytes)
+                told = num_bytes
 
     def wait_until_up(self, actor: Any, node: str, num_gpus: int) -> None:
         """Lost where the node has no room for it in time."""
@@ -332,9 +343,8 @@ def on_node(kind: type, node: str, **options: Any) -> Any:
     return ray.remote(kind).options(scheduling_strategy=place, **own | options)
 
 
-def stream(actor: Any, method: str) -> Iterator[Any]:
-    options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 8}
-    return getattr(actor, method).options(**options).remote()  # type: ignore[no-any-return]
+def stream(actor: Any, method: str, **options: Any) -> Iterator[Any]:
+    return getattr(actor, method).options(num_returns="streaming", **options).remote()  # type: ignore[no-any-return]
 
 
 def write_all(fd: int, content: bytes) -> None:

@@ -34,6 +34,7 @@ from store.hashing import Hasher
 
 PIECE_BYTES = 1 << 20  # of one read; Ray keeps results up to 100 KiB inline, larger ones go through the object store
 GATHER_S = 0.002  # small frames that come within this time travel together
+MOST_BYTES = 8 << 20  # that may be on their way from a worker; Ray's own limit would cost the hub half as much again
 LOOK_S = 0.5
 FOLLOW_S = 0.2  # between two looks for new lines of a log
 # A shell between actor and guard. When Ray ends an actor it kills the actor's children with SIGKILL, and them alone: this shell
@@ -75,6 +76,8 @@ class RemoteWorker:
             environment["CUDA_VISIBLE_DEVICES"] = ""  # Ray hides no device from an actor that has asked for none
             environment |= own_cores(*share)
         self.token = variables[trees.TREE]
+        self.num_sent = self.num_taken = 0
+        self.taking = threading.Condition()
         self.log = tempfile.TemporaryFile()  # noqa: SIM115  # a file, in which a worker can look for what went wrong
         self.process = subprocess.Popen(
             ["sh", "-c", BETWEEN, "sh", *ourselves.command(module)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -87,7 +90,7 @@ class RemoteWorker:
         return True
 
     def read(self) -> Iterator[bytes]:
-        """What comes out of it, in pieces, until it is closed."""
+        """What comes out of it, in pieces, until it is closed; at most MOST_BYTES more than are `taken`."""
         assert self.process.stdout is not None
         fd = self.process.stdout.fileno()
         while piece := os.read(fd, PIECE_BYTES):
@@ -100,7 +103,16 @@ class RemoteWorker:
                     break
                 parts.append(piece)
                 size += len(piece)
+            self.num_sent += size
             yield b"".join(parts)
+            with self.taking:
+                self.taking.wait_for(lambda: self.num_sent - self.num_taken < MOST_BYTES)
+
+    def taken(self, num_bytes: int) -> None:
+        """So many bytes in all have been passed on. Ray may change the order of calls."""
+        with self.taking:
+            self.num_taken = max(self.num_taken, num_bytes)
+            self.taking.notify_all()
 
     def follow(self) -> Iterator[bytes]:
         """What it writes into its log, until it has ended."""

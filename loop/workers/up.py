@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
@@ -22,11 +22,16 @@ from loop.config.settings import Training
 from loop.engines.base import CheckpointRef, EngineConfig, Tell
 from loop.errors import ConfigError, EngineError
 from loop.system.gpus import total_bytes, used_bytes, visible_devices, wait_until_free
-from loop.workers.cluster import Hub
+from loop.workers.by_node import ByNode
+from loop.workers.cluster import Hub, Node
 from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import Placement, check_same, pool_on_nodes, versions_here, wait_for_places
 from loop.workers.pool import Pool, Pulse, Start
 from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
+
+if TYPE_CHECKING:
+    from loop.grading.grader import Grader, Grades
+    from loop.workers.graders import Graders
 
 TRAINING_BYTES = 16  # memory of a fine-tune per byte of its checkpoint: weights, gradients, two moments, activations
 SPARE_BYTES = 2 << 30  # must stay free beside that
@@ -48,6 +53,9 @@ class Watch(Protocol):
 
     def warn(self, text: str) -> None:
         """The same of the part that is under way, and status says it, too, until the part ends or an empty text takes it back."""
+
+    def nodes(self, nodes: list[dict[str, Any]]) -> None:
+        """What each node of the cluster does now, as `loop.workers.by_node` has it; told at most once a second."""
 
     def pulse(self) -> None:
         """Called about once a second while an engine works. What it raises ends the engine."""
@@ -121,7 +129,8 @@ class Engines:
         self.logs = loaded.run_dir / "logs"
         self.settings = self.settings.changed(proofs=self.logs / "proofs")
         self.watch = watch
-        self.pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
+        self.by_node = ByNode(getattr(watch, "nodes", lambda nodes: None))
+        self._pulse: Callable[[], None] = getattr(watch, "pulse", lambda: None)
         self.warn: Tell = getattr(watch, "warn", lambda text: watch.note(text) if text else None)
         name = self.settings.sampler
         self.chosen: str | None = None  # why "auto" took this sampler; None once that was noted
@@ -134,7 +143,13 @@ class Engines:
         self._more_patience = 1.0  # doubled when a worker was ended for want of progress: the machine may only be slow
         self._memory_before: dict[int, int] = {}  # device memory in use before the last worker was started
         self._hub: Hub | None = None
+        self._graders: Graders | None = None
         self._placement: Placement | None = None  # where the engines are that are on nodes of a cluster
+
+    def pulse(self) -> None:
+        """Say what the nodes do, and that the loop moves. For whoever waits, about once a second."""
+        self.by_node.look()
+        self._pulse()
 
     def _use_sampler(self, name: str, on_gpu: bool) -> None:
         asked = self.loaded.config.engine.batch_size
@@ -245,7 +260,7 @@ class Engines:
         self.settings = self.settings.changed(gpus_per_engine=num)
         limit_s = self.settings.stall_timeout_s
         nodes, places = wait_for_places(hub, self.settings.num_engines, num if gpus else 0, limit_s, self.watch.note)
-        self._placement = Placement(hub, self.settings, nodes, places)
+        self._placement = Placement(hub, self.settings, nodes, places, self.by_node)
         return pool_on_nodes(
             self._placement, checkpoint, self._worker,
             progress=self.watch.progress, pulse=self.pulse, note=self.watch.note,
@@ -306,7 +321,15 @@ class Engines:
         if nodes[0].num_gpus:
             self._end_sampler()
         return NodeTrainer(
-            hub, nodes, self.settings, self._worker, self.pulse, self.watch.progress, self.warn, is_called_away
+            hub,
+            nodes,
+            self.settings,
+            self._worker,
+            self.pulse,
+            self.watch.progress,
+            self.warn,
+            is_called_away,
+            self.by_node,
         )
 
     def trainer(
@@ -326,6 +349,31 @@ class Engines:
             worker = self._worker({"op": "load_trainer"}, "trainer", self.settings)
             self._trainer = RemoteTrainer(worker, is_called_away)
         return self._trainer
+
+    def grader(self, local: Grader) -> Grades:
+        """Whoever grades: this machine's `local` alone, or nodes of the cluster beside it."""
+        cluster = self.loaded.config.cluster
+        if cluster is None or not cluster.grading:
+            return local
+        from loop.workers.graders import Graders, start_grader
+
+        def start(node: Node, number: int, pulse: Callable[[], None]) -> Worker:
+            assert self._hub is not None  # which has named the node
+            log, table = self.logs / f"grader-{number}.log", self.loaded.config.grading
+            return start_grader(self._hub, node, table, log, self.settings.stall_timeout_s, pulse)
+
+        self._graders = Graders(local, self._grading_nodes, start, self.watch.note)
+        return self._graders
+
+    def _grading_nodes(self) -> list[Node]:
+        """The nodes that may grade; none, with a note, while the cluster cannot be asked."""
+        try:
+            nodes = self._joined().nodes()
+        except EngineError as error:
+            self.watch.note(f"{error}; this machine grades alone")
+            return []
+        check_same(nodes, versions_here())
+        return [node for node in nodes if node.may_grade]
 
     def _may_stay(self, parent: CheckpointRef) -> bool:
         """Whether the sampler may stay while this machine trains."""
@@ -385,6 +433,7 @@ class Engines:
         up, self._sampler, self._serves, self._placement = self._sampler, None, None, None
         if up:
             up.close()
+        self.by_node.end()
 
     def _end_trainer(self) -> None:
         up, self._trainer = self._trainer, None
@@ -394,6 +443,8 @@ class Engines:
     def close(self) -> None:
         """End every worker that is up. Safe to repeat."""
         try:
+            if self._graders:
+                self._graders.close()
             self._end_sampler()
         finally:
             self._end_trainer()

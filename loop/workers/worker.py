@@ -44,7 +44,11 @@ LONGEST_TEXT = 1000  # characters of what a worker says by the way
 LOOK_S = 1.0  # at most this long a wait for a worker lasts before log, pulse and patience are looked at
 MOST_AT_ONCE = 1024  # requests in one message; a worker that wants more asks again
 IDLE_REPORTS = 1000  # reports in a row that count as progress although no more is done than before
-LESS_MEMORY = {"sampler": "lower engine.batch_size", "trainer": "lower training.micro_batch_size"}  # by tag
+LESS_MEMORY = {  # by tag
+    "sampler": "lower engine.batch_size",
+    "trainer": "lower training.micro_batch_size",
+    "grader": "give its node fewer cores (ray start --num-cpus)",
+}
 # The remedy for messages that no child of this version sends.
 OTHER_VERSION = "if the package was upgraded while the daemon ran, restart the daemon"
 
@@ -215,7 +219,8 @@ class Worker:
         return EngineError(f"{self.tag}: {reason}{remedy}; see {self.log_file}")
 
     def _less_memory(self) -> str:
-        return LESS_MEMORY.get(self.tag.partition("-")[0]) or " or ".join(LESS_MEMORY.values())
+        either = f"{LESS_MEMORY['sampler']} or {LESS_MEMORY['trainer']}"
+        return LESS_MEMORY.get(self.tag.partition("-")[0], either)
 
     def _clock(self) -> float:
         """Seconds of waiting for the worker, without those in which this process was stopped or busy elsewhere."""

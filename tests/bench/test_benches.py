@@ -33,6 +33,9 @@ COMMANDS = {
     "dealing": "bench/dealing.py --steps 5",
     "sharding": "bench/sharding.py --hidden-size 128",
     "cluster": "bench/cluster.py --requests 32 --turns 1 --streams 2 --mb 20",
+    "cluster_training": "bench/cluster_training.py --turns 1 --steps 2",
+    "cluster_growth": "bench/cluster_growth.py --hub-ms 0.6 --stream-ms 0.3 --completions 500",
+    "planted": "bench/planted.py --runs 4 --problems 60",
     "feed": "bench/feed.py --completions 300",
     "gpu": "bench/gpu.py --device cpu --place PLACE/gpu",
 }
@@ -49,6 +52,7 @@ def test_it_runs(name: str, tmp_path: Path) -> None:
 
 def test_none_is_forgotten() -> None:
     others = {
+        "beside_evalplus",  # needs EvalPlus; `make test-harnesses` runs it
         "gallery",
         "measuring",
         "sampling_vllm",

@@ -44,4 +44,4 @@ def test_the_resources_go_together(tmp_path: Path) -> None:
 def test_the_table_of_the_page_is_accepted(tmp_path: Path) -> None:
     (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/several-machines.md").read_text(), re.DOTALL)
     cluster = load_text(tmp_path, VALID + block).config.cluster
-    assert cluster == Cluster(training_nodes=2), "all else is the default"
+    assert cluster == Cluster(training_nodes=2, grading=True), "all else is the default"

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from loop.reading.reader import Reader, reader
+from loop.reading.rounds import StageRow, whole_round
+from loop.reading.standing import status
+from loop.reading.status_words import labelled
 from store.canonical import canonical_json
+from store.errors import StoreError
+from tests.support import cli
 from tests.support.clusters import Machines, all_gone, cmdline, lives, machines
 from tests.support.configurations import configuration
 from tests.support.runs import dump, environment, findings, finish, processes_of, write_run
@@ -54,12 +64,54 @@ def outcomes(left: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(exact, key=canonical_json)
 
 
+@contextlib.contextmanager
+def looked_at(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
+    """What `loopctl status` says of each node while the block runs. `pytest -s` prints it."""
+    seen: list[dict[str, Any]] = []
+    words: list[str] = []
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.5):
+            with contextlib.suppress(StoreError):  # it is just being made
+                answer = status(run_dir, "tiny")
+                seen.extend(answer.nodes or [])
+                words.extend(f"{label:9} {text}" for label, text in labelled(answer) if text and label == "nodes")
+
+    with ThreadPoolExecutor(1) as thread:
+        looking = thread.submit(look)
+        try:
+            yield seen
+        finally:
+            ended.set()
+        looking.result()
+    print(*dict.fromkeys(words), sep="\n")
+
+
+def store_stages(store: Reader, number: int) -> list[StageRow]:
+    whole = whole_round(store, number)
+    assert whole is not None
+    return whole.stages
+
+
 def test_two_rounds_over_two_nodes_are_those_of_one_machine(
     alone: dict[str, Any], two: Machines, model: Path, tmp_path: Path
 ) -> None:
-    """Sampled, evaluated and trained on the nodes; token for token, and every decision."""
-    config = write(tmp_path, model, CONFIG + two.table() + "training_nodes = 2\n")
-    run_dir = finish(config)
+    """Sampled, evaluated, graded and trained on the nodes; token for token, and every decision."""
+    config = write(tmp_path, model, CONFIG + two.table() + "training_nodes = 2\ngrading = true\n")
+    run_dir = tmp_path / ".loop"
+    with looked_at(run_dir) as seen:
+        said = cli.process(tmp_path, "run")
+    assert said.code == 0, said.err
+    names = {f"{socket.gethostname()}-{node.node_id[:4]}" for node in two.nodes}
+    print(cli.process(tmp_path, "doctor").out, cli.process(tmp_path, "round", "1").out, sep="\n")
+    assert {(each["name"], each["doing"]) for each in seen} >= {(name, "training") for name in names}
+    with reader(run_dir) as store:
+        for number in (1, 2):
+            did = {stage.stage: stage.nodes for stage in store_stages(store, number)}
+            for stage in ("sampling", "training", "evaluating"):
+                assert {each["name"] for each in did[stage]} == names
+                assert all((each["tokens_per_s"] or 0) > 0 for each in did[stage]) == (stage != "training")
     left = dump(run_dir)
     assert [row["state"] for row in left["rounds"]] == [row["state"] for row in alone["rounds"]]
     assert drawn(left) == drawn(alone)
@@ -75,7 +127,7 @@ def test_two_rounds_over_two_nodes_are_those_of_one_machine(
     assert findings(run_dir) == []
     assert processes_of(config) == []
     logs = {path.name for path in (run_dir / "logs").iterdir()}
-    assert {"sampler-1.log", "sampler-2.log", "trainer-1.log", "trainer-2.log", "hub.log"} <= logs
+    assert {f"{what}-{number}.log" for what in ("sampler", "trainer", "grader") for number in (1, 2)} <= logs
 
 
 # Kills at random moments
@@ -177,12 +229,12 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
 
 
 def test_killed_at_random_it_ends_as_an_undisturbed_run(slow: Machines, tmp_path: Path) -> None:
-    """Of engines, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice, and nothing is left anywhere."""
+    """Of engines and graders, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice, and nothing is left anywhere."""
     whole = dump(finish(write_run(tmp_path / "whole", FAKE)))
     num, seed, all_hits = 0, 0, []
     while num < NUM_KILLS:
         seed += 1
-        config = write_run(tmp_path / f"killed-{seed}", FAKE + slow.table())
+        config = write_run(tmp_path / f"killed-{seed}", FAKE + slow.table() + "grading = true\n")
         killed = Killed(slow, config, seed)
         killed.to_the_end(NUM_KILLS - num)
         num += len(killed.hits)

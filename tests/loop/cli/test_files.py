@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from loop.cli.main import COMMANDS
+from tests.loop.workers.test_nodes import FakeHub, node
 from tests.support import ROOT
 from tests.support.cli import Loopctl, change, command, finish, one_line, process, standing_in, write_configuration
 
@@ -94,6 +95,27 @@ def test_doctor(monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
     Path("ones.jsonl").unlink()
     result = call("doctor")
     assert result.code == 1 and "fail  model, data" in result.out
+
+
+def test_doctor_has_a_line_for_each_node(here: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:
+    monkeypatch.setattr("loop.cli.doctor._DEVICES", "raise SystemExit")
+    monkeypatch.setattr("loop.workers.nodes.check_same", lambda nodes, here: None)
+    gpus = node("a", 8, 6, num_cpus=32).model_copy(update={"gpu": "NVIDIA H100", "memory_bytes": 252_000_000_000})
+    hub = FakeHub([gpus, node("b", vllm="none")])
+    hub.problems = {"c": "No module named 'loop'"}
+    monkeypatch.setattr("loop.workers.cluster.Hub", lambda settings, log_file: hub)
+    with (here / "loop.toml").open("a") as file:
+        file.write("[cluster]\n")
+    out = call("doctor").out
+    versions = "python 3.11.7, ssd-loop 1.0, torch 2.13.0"
+    size = "86 GB"
+    for words in (
+        "ok    cluster      2 nodes can compute, 8 GPUs (6 free)",
+        f"ok    node         a: 32 cores, 252 GB memory, 8 GPUs of {size} (6 free; NVIDIA H100); {versions}, vllm 0.32.0; checkpoints",
+        f"ok    node         b: 4 cores, 1.1 TB memory, no GPU; {versions}, no vLLM; checkpoints in /shelf/checkpoints",
+        "warn  node         c: No module named 'loop'",
+    ):
+        assert words in out, out
 
 
 PROBLEMS: Lines = [

@@ -179,6 +179,23 @@ def test_round(finished: Path, call: Loopctl) -> None:
     one_line(call("round", "nine"), 2, "'nine'")
 
 
+def test_what_each_node_did_in_a_stage(finished: Path, call: Loopctl) -> None:
+    did = {"name": "a", "tokens": 4000, "tokens_per_s": 1234.5, "lost": None}
+    lost = {"name": "b<br>", "tokens": 0, "tokens_per_s": None, "lost": "its node b was lost"}
+    with ledger_of(finished) as book:
+        run = book.run()
+        assert run
+        round = book.begin_round(run.id)
+        attempt = book.begin_attempt(round, "sampling", {})
+        book.finish_stage(round, "sampling", attempt, {}, next_state="training", selections=[], nodes=[did, lost])
+    assert [stage["nodes"] for stage in call("round", "3", "--json").json["stages"]] == [[did, lost]]
+    assert "sampling: a: 1,234 tokens/s; b<br>: lost: its node b was lost" in call("round", "3").out
+    assert call("verify").code == 0
+    assert call("report", "-o", "report.html").code == 0
+    assert "sampling on a: 1,234 tokens/s; b&lt;br&gt;: lost: its node b was lost" in Path("report.html").read_text()
+    assert "nodes" not in call("round", "2").out
+
+
 def test_samples(finished: Path, call: Loopctl) -> None:
     answer = call("samples", "--round", "1", "--limit", "3", "--json").json
     assert len(answer) == 3

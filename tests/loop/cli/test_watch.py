@@ -31,6 +31,14 @@ def test_watch_in_a_pipe_prints_news_only(finished: Path) -> None:
         assert lines[0] == lines[-2] == "\n" and "idle   waiting for it" in lines[-1]
         _until(process, "next")
         time.sleep(0.5)  # for some looks that give nothing new
+        beating.say("running")
+        _until(process, "next")
+        beating.nodes([{"name": "b", "engines": 0, "doing": "lost", "tokens_per_s": None, "lost": "it was killed"}])
+        beating.begin(3, "sampling", "of no round that is open")  # written at once, and no news here
+        lines = _until(process, "nodes")
+        assert "b: lost: it was killed" in lines[-1]
+        beating.say("idle", "waiting for it")
+        _until(process, "next")
     lines = _until(process, "next")
     assert "waiting for it" not in "".join(lines), "watch continues when the process has ended"
     result = interrupt(process)

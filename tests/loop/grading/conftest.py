@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 
 from loop.grading.grader import Grader
+from tests.support.cli import call
+
+__all__ = ["call", "grader"]
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from loop.daemon.onlooker import Onlookers
 from loop.reading import standing
 from loop.reading.as_json import as_json
 from loop.system.heartbeat import HEARTBEAT, Beating
@@ -123,6 +124,30 @@ def test_what_a_worker_warns_of_is_said_until_it_is_taken_back_or_the_part_ends(
             over()
             assert call("status", "--json").json["round"]["warning"] is None
             assert line(call("status").out, "needs you") == ""
+
+
+def test_what_each_node_does(finished: Path, call: Loopctl) -> None:
+    assert call("status", "--json").json["nodes"] is None and line(call("status").out, "nodes") == ""
+    busy = {"name": "a", "engines": 8, "doing": "sampling", "tokens_per_s": 9120.4, "lost": None}
+    lost = {"name": "b\x1b[2J", "engines": 0, "doing": "lost", "tokens_per_s": None, "lost": "its node was lost"}
+    alone = {"name": "c", "engines": 1, "doing": "idle", "tokens_per_s": 5.0, "lost": None}
+    with alive(finished) as beating:
+        watch = Onlookers(beating)
+        beating.say("running")
+        watch.nodes([busy, lost, alone])
+        beating.begin(3, "sampling", "9 completions")
+        assert call("status", "--json").json["nodes"] == [busy, lost, alone]
+        words = r"b\x1b[2J: lost: its node was lost; a: 8 engines sampling, 9,120 tokens/s; c: 1 engine idle"
+        assert line(call("status").out, "nodes") == words
+        watch.nodes([busy | {"name": f"n{number:02}"} for number in range(20)] + [lost])
+        beating.begin(3, "sampling", "9 completions")
+        text = line(call("status").out, "nodes")
+        assert text.startswith("b") and text.endswith("; n06: 8 engines sampling, 9,120 tokens/s; and 13 more nodes")
+        watch.nodes([alone | {"doing": "training"}, lost | {"doing": "training", "lost": None}])
+        beating.begin(3, "training", "9 completions")
+        assert line(call("status").out, "nodes") == r"c: training; b\x1b[2J: training"
+        beating.say("idle")
+        assert line(call("status").out, "nodes") == ""
 
 
 def test_gates_of_one_type_have_figures_each(finished: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl) -> None:

@@ -67,6 +67,25 @@ def test_weights_are_read_once_until_they_are_touched(
         assert sorted(reads) == ["fake-model", "round-0002"], "the machine has started again since"
 
 
+def test_what_nodes_did_in_its_last_attempt_is_kept_with_a_stage(tmp_path: Path) -> None:
+    class Sampled(Quiet):
+        """Counts tokens of an engine on a node when sampling begins."""
+
+        def stage(self, round: int, stage: str, what: str) -> None:
+            if (round, stage) == (1, "sampling"):
+                engine.num_tokens, engine.worked_s = 30, 2.0
+
+    with open_session(load_config(write_run(tmp_path, KEEPING)), Sampled()) as session:
+        engine = session.engines.by_node.begin("sampler-1", "a")
+        engine.num_tokens, engine.worked_s, engine.lost = 7, 1.0, "before the round"
+        run_round(session)
+        finished = session.ledger.events.of(session.run_id, "stage_finished", 1)
+        nodes = [{"name": "a", "tokens": 30, "tokens_per_s": 15.0, "lost": None}]
+        assert [(event.stage, event.data.get("nodes")) for event in finished] == [
+            ("sampling", nodes), ("training", None), ("evaluating", None),
+        ]  # fmt: skip
+
+
 def test_orders_and_signs_of_life_go_on_while_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def for_ever(path: Path, ended: Event) -> Any:
         ended.wait()

@@ -24,7 +24,7 @@ def test_a_heartbeat_has_one_size_and_one_file(tmp_path: Path) -> None:
     beating.begin(3, "training", "16 completions")
     beating.say("paused", "日本語" * 5000, 1e9)
     assert [path.name for path in tmp_path.iterdir()] == [HEARTBEAT]
-    assert (tmp_path / HEARTBEAT).stat().st_size == SIZE_BYTES == 4096
+    assert (tmp_path / HEARTBEAT).stat().st_size == SIZE_BYTES
     assert (tmp_path / HEARTBEAT).stat().st_ino == inode, "written in place"
     beat = read_heartbeat(tmp_path)
     assert beat and beat.reason and beat.reason.startswith("日本語" * 10)
@@ -55,6 +55,23 @@ def test_news_are_written_at_once_and_beats_once_a_second(tmp_path: Path, monkey
     clock.now_s += 2
     beating.progress(2, 10)
     assert written("state") == [number + 3, "idle"]
+
+
+def test_nodes_are_told_while_the_run_runs_and_too_many_are_cut(tmp_path: Path) -> None:
+    beating = Beating(tmp_path)
+
+    def told(num: int) -> list[dict[str, Any]] | None:
+        beating.nodes([{"name": f"node-{number}", "lost": "x" * 80} for number in range(num)])
+        beating.begin(1, "sampling", "16 completions")
+        beat = read_heartbeat(tmp_path)
+        assert beat and beat.part == "16 completions"
+        return beat.nodes
+
+    assert [told(num) and len(told(num) or []) for num in (0, 2, 100)] == [None, 2, 100]
+    assert 50 < len(told(10_000) or []) < 10_000
+    beating.say("idle")
+    beat = read_heartbeat(tmp_path)
+    assert beat and beat.nodes is None
 
 
 def test_durations_outlive_a_clock_that_is_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

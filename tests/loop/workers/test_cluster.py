@@ -7,15 +7,20 @@ import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
 
-from loop.config.machine import Cluster
+from loop.cli.doctor import _graders
+from loop.config.machine import Cluster, Grading
 from loop.engines.base import CheckpointRef, EngineConfig
 from loop.errors import ConfigError, EngineError
-from loop.workers.cluster import Hub
+from loop.grading.grader import Grader, Job
+from loop.grading.suite import load_suite
+from loop.workers.cluster import Hub, Node
+from loop.workers.graders import Graders, start_grader
 from loop.workers.node_trainer import NodeTrainer
 from loop.workers.nodes import HEARTBEAT_TIMEOUT_S, Placement, pool_on_nodes
 from loop.workers.pool import Pool
@@ -277,3 +282,59 @@ def test_a_node_that_is_lost_ends_the_training_everywhere(hub: Hub, two: Machine
             two.remove(node)
             break
     assert not list((tmp_path / "out" / "weights").iterdir())
+
+
+def test_two_nodes_grade_as_this_machine_does_and_one_is_lost(hub: Hub, two: Machines, tmp_path: Path) -> None:
+    """HumanEval's references, broken in several ways. `doctor` says of each node that it can."""
+    local = Grader(timeout_s=20.0, num_workers=1)
+    ways = ("", "\n", "\nraise ValueError", "\n)", "\ndel {}")
+    programs = [
+        Job((problem.task_id, way), problem, f"{problem.reference}{way.format(problem.entry_point)}")
+        for problem in load_suite("humaneval").problems
+        for way in ways
+    ]
+
+    def said(graders: Grader | Graders) -> Iterator[tuple[Any, ...]]:
+        return ((key, each.verdict, each.detail, each.sandbox) for key, each in graders.grade(programs))
+
+    expected = list(said(local))
+    assert len({verdict for _, verdict, *_ in expected}) > 1
+    wait_until(lambda: len(hub.nodes()) == 2, lambda: hub.problems)
+    nodes, notes, workers = hub.nodes(), list[str](), dict[str, Worker]()
+    assert all(node.may_grade for node in nodes), "the head is this machine, and has no cores"
+    loaded: Any = SimpleNamespace(config=SimpleNamespace(grading=Grading()), run_dir=tmp_path)
+    assert [line.detail.partition(":")[0] for line in _graders(loaded, hub, nodes) if line.verdict == "ok"] == [
+        node.name for node in nodes
+    ]
+
+    def start(node: Node, number: int, pulse: Callable[[], None]) -> Worker:
+        workers[node.id] = start_grader(
+            hub, node, Grading(timeout_s=20.0), tmp_path / f"grader-{number}.log", HANG_S, pulse
+        )
+        return workers[node.id]
+
+    graders = Graders(local, hub.nodes, start, notes.append)
+    assert list(said(graders)) == expected
+    wait_until(lambda: len(workers) == 2)
+    lost = two.nodes[0]
+    name = next(node.name for node in nodes if node.id == lost.node_id)
+    its = engines_of(two, lost)
+    results = []
+    for result in said(graders):
+        results.append(result)
+        if len(results) == 100:
+            for process in two.processes(lost):
+                process.kill()
+    assert results == expected
+    wait_until(lambda: graders._tell() or notes)
+    assert len(notes) == 1 and notes[0].startswith(f"{name}: grader-"), notes
+    assert " was lost " in notes[0] and "the others grade what it had not finished" in notes[0]
+    assert all_gone(its)
+    two.remove(lost)
+    wait_until(lambda: len(hub.nodes()) == 1)
+    left = engines_of(two, two.nodes[0])
+    assert left
+    assert list(said(graders)) == expected
+    graders.close()
+    assert all_gone(left)
+    assert len(notes) == 1

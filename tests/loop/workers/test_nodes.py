@@ -82,6 +82,8 @@ class FakeHub:
 
     def pulse(self) -> None: ...
 
+    def starter(self, *what: Any) -> None: ...
+
     def deliver(self, checkpoint: Any, nodes: list[Node]) -> dict[str, Any]:
         self.failed = {each.id: f"{each.name}: No space left on device" for each in nodes if each.id in self.lost}
         return {each.id: checkpoint for each in nodes if each.id not in self.lost}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import select
 import shutil
 import socket
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from store.canonical import sha256_of
 from store.checkpoints import MANIFEST, hash_directory
 from store.errors import StoreError
 from tests.support.clusters import all_gone
+from tests.support.waiting import wait_until
 from tests.support.workers import SETTINGS, fake_model
 
 
@@ -153,6 +156,29 @@ def test_a_worker_is_read_and_written_by_calls_and_ends_with_all_it_started(
     assert len(below) == 3, "a shell, the guard and the engine"
     _, left = remote.end()
     assert left == [] and all_gone(below) and b"".join(pieces) is not None
+
+
+def test_what_nobody_takes_stays_in_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Otherwise a hub that cannot pass on would fill its memory."""
+    monkeypatch.setattr("loop.workers.ray_node.MOST_BYTES", 1000)
+    remote = ray_node.RemoteWorker("loop.workers.child", variables("token"), has_gpu=False, share=(0, 1))
+    init = {"op": "load_sampler", "checkpoint": fake_model(tmp_path / "model"), "settings": SETTINGS, "call": 1}
+    remote.write(encode_frame(init))
+    seen: list[bytes] = []
+    reading = threading.Thread(target=lambda: seen.extend(remote.read()))
+    reading.start()
+    remote.write(encode_frame({"op": "unknown " + "x" * 3000, "call": 2}))
+    wait_until(lambda: sum(map(len, seen)) > 1000)
+    remote.write(encode_frame({"op": "load_trainer", "settings": SETTINGS, "call": 3}))
+    for _ in range(100):
+        wait_until(lambda: select.select([remote.process.stdout], [], [], 0)[0])
+        remote.taken(0)
+    assert len(b"".join(seen)) == remote.num_sent and b'"call":3' not in b"".join(seen)
+    remote.taken(remote.num_sent)
+    wait_until(lambda: b'"call":3' in b"".join(seen))
+    remote.taken(10**9)
+    remote.end()
+    reading.join()
 
 
 def test_a_worker_ends_with_all_it_started_where_only_its_shell_is_killed(tmp_path: Path) -> None:
