@@ -72,7 +72,7 @@ def test_our_own_grades_against_themselves(call: Loopctl, tmp_path: Path) -> Non
 
 
 def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
-    one_line(call("compare"), 2, "Missing option '--results'")
+    one_line(call("compare"), 2, "give two models and --suite, or --results")
     one_line(call("compare", "--results", "a"), 2, "--results", "2 arguments")
     one_line(call("compare", "--results", "nothing", "nothing"), 1, "nothing: no such file or directory")
     one_line(
@@ -85,7 +85,7 @@ def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
         call(*results("lm-eval", "a", "b"), "--metric", "bleu"), 1, "--metric: ", "has bleu on one side at most", "acc"
     )
     one_line(call(*results("lm-eval", "a", "b"), "--despite", "everything"), 2, "everything", "decoding")
-    for name, temperature in (("a", "0.2"), ("b", "0.8")):
+    for _, temperature in (("a", "0.2"), ("b", "0.8")):
         (tmp_path / f"Scenario.codegeneration_2_{temperature}_eval_all.json").write_text(
             json.dumps(livecodebench(GRADES))
         )
