@@ -3,7 +3,8 @@
 FILE is HumanEvalPlus.jsonl or MbppPlus.jsonl (.gz too) as EvalPlus publishes it; P, a Python that has evalplus (`make .venv-harnesses/.installed`
 makes one). Graded are the reference solution of each problem and N mutants of them: one operator, constant or comparison is another.
 Both use the same number of workers on the same cores, one after the other; EvalPlus has computed its expected outputs before it is
-timed. Every program on which the two do not agree is printed.
+timed. EvalPlus gives each call of a solution a second; here all calls together have two, since a mutant that never ends would otherwise
+measure nothing but the limit. Every program on which the two do not agree is printed.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Lt: ast.LtE, ast.LtE: ast.Lt,
     ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And, ast.In: ast.NotIn,
 }  # fmt: skip
+TIMEOUT_S = 2.0
 Row = dict[str, Any]
 
 
@@ -88,7 +90,7 @@ def ours(file: Path, asked: list[tuple[str, str]], num_workers: int) -> tuple[li
         for n, (task_id, code) in enumerate(asked)
     ]
     began = time.perf_counter()
-    verdicts = [verdict.verdict for _, verdict in Grader(num_workers=num_workers).grade(jobs)]
+    verdicts = [verdict.verdict for _, verdict in Grader(timeout_s=TIMEOUT_S, num_workers=num_workers).grade(jobs)]
     return verdicts, time.perf_counter() - began
 
 
@@ -144,8 +146,8 @@ def main() -> int:
     print(f"{len(rows)} references and {num - len(rows)} mutants, {asked.workers} workers")
     print(f"evalplus {num / their_s:.1f} programs/s, ours {num / our_s:.1f}: {their_s / our_s:.2f} times as many")
     apart = [(n, a, b) for n, (a, b) in enumerate(zip(our, their, strict=True)) if (a == "passed") != (b == "pass")]
-    passed = sum(verdict == "passed" for verdict in our)
-    print(f"{passed} passed here; the two differ on {len(apart)} programs")
+    print(f"here: {', '.join(f'{num:,} {word}' for word, num in Counter(our).most_common())}")
+    print(f"the two differ on {len(apart)} programs")
     for n, a, b in apart:
         what = "reference" if n < len(rows) else "mutant"
         print(f"--- {graded[n][0]} ({what}): here {a}, evalplus {b}\n{graded[n][1] if what == 'mutant' else ''}")
