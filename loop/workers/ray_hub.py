@@ -44,9 +44,11 @@ FEW = {"_generator_backpressure_num_objects": 8}  # pieces of a log that are on 
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 KNOCK = """
 import sys
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
 try:
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # without a token the next line ends the process
     GcsClient(address=sys.argv[1]).check_alive([], timeout=30)
     print("open")
 except AuthenticationError:
