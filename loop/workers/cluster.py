@@ -90,7 +90,7 @@ class Hub:
         self._answers: dict[int, dict[str, Any]] = {}
         self._news = threading.Condition()
         self._sending = threading.Lock()
-        self.ended = False
+        self.ended, self.why_ended = False, HUB_ENDED
         self.problems: dict[str, str] = {}  # what was wrong with nodes that `nodes` left out, by name
         self.failed: dict[str, str] = {}  # why nodes do not have what was delivered last, by id
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -128,7 +128,10 @@ class Hub:
                 for line in lines:
                     answer = json.loads(line)
                     with self._news:
-                        self._answers[answer["number"]] = answer
+                        if "ended" in answer:  # its last words
+                            self.why_ended = answer["ended"]
+                        else:
+                            self._answers[answer["number"]] = answer
                         self._news.notify_all()
         finally:
             with self._news:
@@ -145,7 +148,7 @@ class Hub:
         except OSError as error:  # the hub has ended, or takes no message of this size
             gone = isinstance(error, ConnectionError)
             with self._news:
-                self._answers[number] = {"error": HUB_ENDED if gone else f"the hub could not be asked: {error}"}
+                self._answers[number] = {"error": self.why_ended if gone else f"the hub could not be asked: {error}"}
         return number
 
     def answer(self, number: int) -> dict[str, Any] | None:
@@ -153,7 +156,7 @@ class Hub:
         with self._news:
             if number in self._answers:
                 return self._answers[number]
-            return {"error": HUB_ENDED, "code": LOST, "why": HUB_ENDED} if self.ended else None
+            return {"error": self.why_ended, "code": LOST, "why": self.why_ended} if self.ended else None
 
     def wait(self, number: int, timeout_s: float) -> dict[str, Any] | None:
         with self._news:
