@@ -14,6 +14,7 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import socket
 import subprocess
 import threading
@@ -32,6 +33,7 @@ from loop.workers.process import ELSEWHERE, set_log_aside
 
 FIRST_BEAT_S = 330.0  # for a worker on a node to begin: the hub waits 300 s for the node to have room for it
 LOOK_S = 0.5  # between two pulses while the hub is waited for
+SILENT_S = 10.0  # a worker whose heart beats every second and was not heard for so long cannot be asked to end
 NONE = "none"  # the version of a package that is not installed
 LOST = 70  # the exit code of a process that was lost with its node or with the hub
 HUB_ENDED = "the process that holds the connection to Ray ended, and all on the nodes with it"
@@ -90,7 +92,7 @@ class Hub:
         self._answers: dict[int, dict[str, Any]] = {}
         self._news = threading.Condition()
         self._sending = threading.Lock()
-        self.ended = False
+        self.ended, self.why_ended = False, HUB_ENDED
         self.problems: dict[str, str] = {}  # what was wrong with nodes that `nodes` left out, by name
         self.failed: dict[str, str] = {}  # why nodes do not have what was delivered last, by id
         mine, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -128,7 +130,10 @@ class Hub:
                 for line in lines:
                     answer = json.loads(line)
                     with self._news:
-                        self._answers[answer["number"]] = answer
+                        if "ended" in answer:  # its last words
+                            self.why_ended = answer["ended"]
+                        else:
+                            self._answers[answer["number"]] = answer
                         self._news.notify_all()
         finally:
             with self._news:
@@ -145,7 +150,7 @@ class Hub:
         except OSError as error:  # the hub has ended, or takes no message of this size
             gone = isinstance(error, ConnectionError)
             with self._news:
-                self._answers[number] = {"error": HUB_ENDED if gone else f"the hub could not be asked: {error}"}
+                self._answers[number] = {"error": self.why_ended if gone else f"the hub could not be asked: {error}"}
         return number
 
     def answer(self, number: int) -> dict[str, Any] | None:
@@ -153,7 +158,7 @@ class Hub:
         with self._news:
             if number in self._answers:
                 return self._answers[number]
-            return {"error": HUB_ENDED, "code": LOST, "why": HUB_ENDED} if self.ended else None
+            return {"error": self.why_ended, "code": LOST, "why": self.why_ended} if self.ended else None
 
     def wait(self, number: int, timeout_s: float) -> dict[str, Any] | None:
         with self._news:
@@ -245,7 +250,7 @@ class NodeProcess:
     ) -> None:  # fmt: skip
         self.hub, self.node = hub, node
         self.seen: Used | None = None
-        self.began = time.monotonic()
+        self.began = self.heard_at = time.monotonic()
         self.gpu_busy = False
         its_commands, commands = os.pipe()
         answers, its_answers = os.pipe()
@@ -281,7 +286,7 @@ class NodeProcess:
 
     def beats(self, message: Mapping[str, Any]) -> None:
         """With each beat of its heart it says what it has used, which cannot be seen from here."""
-        self.seen = self.seen or Used(0.0)
+        self.seen, self.heard_at = self.seen or Used(0.0), time.monotonic()
         with contextlib.suppress(ValueError):  # nonsense is no sign of work
             used = _Use.model_validate(message.get("use"))
             self.seen, self.gpu_busy = Used(*used.used), used.is_gpu_busy
@@ -303,6 +308,8 @@ class NodeProcess:
     def end(self, token: str) -> list[int]:
         if self.poll() is None:
             self.hub.send("end", process=self.number)
+            unread = select.select([self.stdout], [], [], 0)[0]  # the beats of one that nobody listened to
+            is_silent = time.monotonic() - self.heard_at > SILENT_S and not unread
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.wait(2 * trees.END_TIMEOUT_S)
+                self.wait(LOOK_S if is_silent else 2 * trees.END_TIMEOUT_S)
         return []

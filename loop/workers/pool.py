@@ -162,6 +162,11 @@ class Pool:
         """Whether no engine is left that could be asked."""
         return self._stopped.is_set() or not any(member.sampler for member in self._members)
 
+    def _goes_on(self) -> bool:
+        """Whether an engine lives that takes over what another had. All die of one cause where a cluster is lost."""
+        samplers = [member.sampler for member in self._members]
+        return not self.ended and any(each and each.worker.process.poll() is None for each in samplers)
+
     def change(self, checkpoint: CheckpointRef) -> bool:
         """See `Sampler.change`. All engines change at once; those that died are started again."""
         answers: list[bool] = []
@@ -267,7 +272,7 @@ class Pool:
                 elif isinstance(out, EngineError):
                     self._dead = out
                     untold.append(out)
-                while untold and not self.ended:
+                while untold and self._goes_on():
                     told = "the other engines take over its work; it is started again when the weights change"
                     self.note(f"{untold.pop(0)}; {told}")
                 if isinstance(out, list):

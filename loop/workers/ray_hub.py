@@ -14,12 +14,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # tells Ray's makers nothing; read when ray is imported
 
@@ -39,14 +40,18 @@ from store.hashing import Hasher
 
 START_S = 300.0  # for a node to give a worker its GPUs, and for an actor to be there
 LOST = 70  # the exit code of a worker that was lost with its node
+LOOK_S, CHECK_S = 1.0, 5.0  # between two looks whether the cluster is there, and for the answer
+GONE_S = 45.0  # a head that is away so long is gone; after 60 s Ray would end this process without a word to anybody
 MAX_QUESTION_BYTES = 1 << 18
 FEW = {"_generator_backpressure_num_objects": 8}  # pieces of a log that are on their way at once
 NO_TOKEN = {"RAY_AUTH_MODE": "disabled"}
 KNOCK = """
 import sys
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
 from ray._raylet import GcsClient
 from ray.exceptions import AuthenticationError
 try:
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # without a token the next line ends the process
     GcsClient(address=sys.argv[1]).check_alive([], timeout=30)
     print("open")
 except AuthenticationError:
@@ -162,17 +167,42 @@ class Hub:
                 f"`ray start --address={named} --num-cpus=0`"
             ) from None
 
+        self.own = ray.get_runtime_context().get_node_id()
+        threading.Thread(target=self.watch, args=(named,), daemon=True).start()
+
+    def watch(self, name: str) -> None:
+        """End this process when the cluster is gone, or this machine's part of it, without which Ray lets it live for nothing."""
+        client, heard_at = ray._private.worker.global_worker.gcs_client, time.monotonic()
+        while time.monotonic() - heard_at < GONE_S:
+            time.sleep(LOOK_S)
+            with contextlib.suppress(RayError):
+                (lives,) = client.check_alive([ray.NodeID.from_hex(self.own)], timeout=CHECK_S)
+                heard_at = time.monotonic()
+                if not lives:
+                    self.leave_without_raylet()
+        self.leave(f"the cluster at {name} is gone: its head has given no answer for {GONE_S:g} s")
+
+    def leave_without_raylet(self) -> NoReturn:
+        self.leave("this machine is no node of the cluster any more: its raylet was lost (`ray start` starts another)")
+
+    def leave(self, why: str) -> NoReturn:
+        """End, and all on the nodes with it."""
+        with self.answering:
+            with contextlib.suppress(OSError):
+                write_all(self.answers, json.dumps({"ended": why}).encode() + b"\n")
+            os._exit(1)
+
     def nodes(self) -> dict[str, Any]:
         """The nodes that have cores or GPUs for this run, by name, each with a shelf; and what is wrong with others."""
         alive = [node for node in ray.nodes() if node["Alive"]]
         free = ray._private.state.available_resources_per_node()
-        here, nodes = ray.get_runtime_context().get_node_id(), []
+        nodes = []
         for node in alive:
             has, key = node["Resources"], node["NodeID"]
             if has.get("CPU", 0) or has.get("GPU", 0):
                 gpus = {"num_gpus": int(has.get("GPU", 0)), "free_gpus": int(free.get(key, {}).get("GPU", 0))}
                 place = {"id": key, "address": node["NodeManagerAddress"], "name": node["NodeManagerHostname"]}
-                nodes.append({"num_cpus": has.get("CPU", 0.0), "is_here": key == here} | place | gpus)
+                nodes.append({"num_cpus": has.get("CPU", 0.0), "is_here": key == self.own} | place | gpus)
         about = {node["id"]: self.shelf(node["id"]).about.remote() for node in nodes}
         good, problems = [], {}
         for node in nodes:
@@ -321,7 +351,10 @@ class Hub:
     def why(self, node: str, error: RayError) -> str:
         """Why a worker was lost, from the one of Ray's errors that came first: they differ for one and the same loss."""
         with contextlib.suppress(RayError):
-            if not any(each["Alive"] for each in ray.nodes() if each["NodeID"] == node):
+            alive = {each["NodeID"] for each in ray.nodes() if each["Alive"]}
+            if self.own not in alive:
+                self.leave_without_raylet()
+            if node not in alive:
                 return f"its node {self.name(node)} was lost ({in_words(error)})"
         return f"it was lost on {self.name(node)} ({type(error).__name__}: {in_words(error)})"
 

@@ -36,6 +36,7 @@ COMMANDS = {
     "cluster_training": "bench/cluster_training.py --turns 1 --steps 2",
     "cluster_growth": "bench/cluster_growth.py --hub-ms 0.6 --stream-ms 0.3 --completions 500",
     "planted": "bench/planted.py --runs 4 --problems 60",
+    "cluster_losses": "bench/cluster_losses.py --only engine node",
     "feed": "bench/feed.py --completions 300",
     "gpu": "bench/gpu.py --device cpu --place PLACE/gpu",
 }

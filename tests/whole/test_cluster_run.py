@@ -11,8 +11,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count, cycle
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +66,21 @@ def outcomes(left: dict[str, Any]) -> list[dict[str, Any]]:
     return sorted(exact, key=canonical_json)
 
 
+def same_to_the_token(left: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Rounds, completions, outcomes; and losses within 2e-6."""
+    assert [row["state"] for row in left["rounds"]] == [row["state"] for row in expected["rounds"]]
+    assert drawn(left) == drawn(expected)
+    assert outcomes(left) == outcomes(expected)
+    ours, theirs = (
+        [
+            json.loads(row["origin"])["training"]["losses"]
+            for row in sorted(each["checkpoints"], key=lambda row: row["round"])[1:]
+        ]
+        for each in (left, expected)
+    )
+    assert ours == [pytest.approx(losses, abs=2e-6) for losses in theirs]
+
+
 @contextlib.contextmanager
 def looked_at(run_dir: Path) -> Iterator[list[dict[str, Any]]]:
     """What `loopctl status` says of each node while the block runs. `pytest -s` prints it."""
@@ -112,18 +129,7 @@ def test_two_rounds_over_two_nodes_are_those_of_one_machine(
             for stage in ("sampling", "training", "evaluating"):
                 assert {each["name"] for each in did[stage]} == names
                 assert all((each["tokens_per_s"] or 0) > 0 for each in did[stage]) == (stage != "training")
-    left = dump(run_dir)
-    assert [row["state"] for row in left["rounds"]] == [row["state"] for row in alone["rounds"]]
-    assert drawn(left) == drawn(alone)
-    assert outcomes(left) == outcomes(alone)
-    ours, theirs = (
-        [
-            json.loads(row["origin"])["training"]["losses"]
-            for row in sorted(each["checkpoints"], key=lambda row: row["round"])[1:]
-        ]
-        for each in (left, alone)
-    )
-    assert ours == [pytest.approx(losses, abs=2e-6) for losses in theirs]
+    same_to_the_token(dump(run_dir), alone)
     assert findings(run_dir) == []
     assert processes_of(config) == []
     logs = {path.name for path in (run_dir / "logs").iterdir()}
@@ -143,15 +149,28 @@ FAKE = configuration(
 SLOW = {"LOOP_FAKE_STEP_S": "0.1"}
 
 
-class Killed:
-    """A run over the nodes whose parts are killed at random; whoever is gone is replaced."""
+REAL = CONFIG.replace("[engine]", "[engine]\nmax_attempts = 8").replace("num_epochs = 2", "num_steps = 60")
+KINDS = ("engine", "guard", "rank", "actor", "raylet", "node", "hub", "daemon")
 
-    def __init__(self, two: Machines, config: Path, seed: int) -> None:
-        self.two, self.config, self.random = two, config, random.Random(seed)
-        self.kinds = ["engine", "guard", "actor", "raylet", "node", "hub", "daemon"]
-        self.started: list[psutil.Process] = []
+
+class Killed:
+    """A run over the nodes whose parts are killed at random; whoever is gone is replaced.
+
+    `left`: how many kills are still to come in each stage. `pauses_s`: at most so long before a kill in a stage, which is about
+    how long it lasts.
+    """
+
+    def __init__(self, two: Machines, config: Path, seed: int, left: Counter[str], pauses_s: dict[str, float]) -> None:
+        self.two, self.config, self.random, self.left, self.pauses_s = two, config, random.Random(seed), left, pauses_s
         self.hits: list[str] = []
         self.begin()
+
+    @property
+    def stage(self) -> str:
+        with contextlib.suppress(StoreError):  # it is just being made
+            round = status(self.config.parent / ".loop", "").round
+            return round.stage if round else "between rounds"
+        return "before the first round"
 
     def begin(self) -> None:
         command = [sys.executable, "-P", "-m", "loop.cli.main", "run", "--config", str(self.config)]
@@ -173,31 +192,35 @@ class Killed:
         of_node = self.two.processes(node)
         if kind == "node":
             return of_node
-        marks = {"engine": "loop.workers.child", "guard": "loop.workers.child", "actor": "RemoteWorker"}
+        marks = {"actor": "RemoteWorker", "rank": "loop.engines.distributed_rank"}
         said = {each: cmdline(each) for each in of_node}
-        named = [each for each, words in said.items() if marks[kind] in words and "$@" not in words]
+        named = [
+            each for each, words in said.items() if marks.get(kind, "loop.workers.child") in words and "$@" not in words
+        ]
         return named[-1:] if kind == "engine" else named[:1]
 
-    def hit(self, kind: str) -> bool:
-        """Kill one of that kind; whether there was one."""
+    def hit(self, kind: str) -> None:
+        """Kill one of that kind, if there is one and if this stage has kills to come."""
+        if not self.left[stage := self.stage]:
+            return
         try:
             its = self.victims(kind)
             workers = [w for node in self.two.nodes for w in self.two.processes(node) if "loop.workers" in cmdline(w)]
         except psutil.Error:
-            return False
+            return
         for process in its:
             try:
                 process.kill()
             except psutil.NoSuchProcess:
                 continue
         if not its:
-            return False
-        self.hits.append(kind)
+            return
+        self.left[stage] -= 1
+        self.hits.append(f"{kind} in {stage}")
         if kind == "daemon":
             self.process.wait()
             assert all_gone(workers), "a worker outlived the daemon"
         self.repair()
-        return True
 
     def repair(self) -> None:
         """Replace nodes that are lost, and the daemon."""
@@ -209,17 +232,14 @@ class Killed:
         if self.process.poll() is not None:
             self.begin()
 
-    def to_the_end(self, num_kills: int) -> None:
+    def to_the_end(self) -> None:
         deadline = time.monotonic() + HANG_S * 3
-        while len(self.hits) < num_kills or self.process.poll() != 0:
+        while self.process.poll() != 0:
             assert time.monotonic() < deadline, (self.hits, (self.config.parent / "stderr").read_text()[-3000:])
-            if self.process.poll() == 0:
-                return
-            if self.process.poll() is not None:
-                self.repair()
-            time.sleep(self.random.uniform(0.2, 3.0))
-            if len(self.hits) < num_kills:
-                self.hit(self.random.choice(self.kinds))
+            self.repair()
+            time.sleep(self.random.uniform(0.1, self.pauses_s.get(self.stage, 0.2)))
+            some = self.random.sample(KINDS, 3)
+            self.hit(min(some, key=lambda kind: sum(hit.startswith(kind) for hit in self.hits)))
 
 
 @pytest.fixture(scope="module")
@@ -228,22 +248,44 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machines]:
     yield from machines(tmp_path_factory.mktemp("slow"), 2, **SLOW)
 
 
+def killed_at_random(
+    two: Machines, num_kills: int, write: Callable[[str], Path], **pauses_s: float
+) -> Iterator[dict[str, Any]]:
+    """Runs of which parts are killed, so many in all: what each leaves in the end. Nothing is left of it anywhere else."""
+    hits: Counter[str] = Counter()
+    left = Counter([stage for _, stage in zip(range(num_kills), cycle(pauses_s), strict=False)])
+    for seed in count(1):
+        config = write(f"killed-{seed}")
+        killed = Killed(two, config, seed, left, pauses_s)
+        killed.to_the_end()
+        hits.update(killed.hits)
+        assert findings(config.parent / ".loop") == []
+        assert all_gone([w for node in two.nodes for w in two.processes(node) if "loop.workers.child" in cmdline(w)])
+        assert processes_of(config) == []
+        print("killed:", dict(hits))
+        yield dump(config.parent / ".loop")
+        if not left.total():
+            return
+
+
 def test_killed_at_random_it_ends_as_an_undisturbed_run(slow: Machines, tmp_path: Path) -> None:
-    """Of engines and graders, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice, and nothing is left anywhere."""
+    """Of engines and graders, guards, actors, raylets, nodes, hub and daemon. Nothing is lost or done twice."""
     whole = dump(finish(write_run(tmp_path / "whole", FAKE)))
-    num, seed, all_hits = 0, 0, []
-    while num < NUM_KILLS:
-        seed += 1
-        config = write_run(tmp_path / f"killed-{seed}", FAKE + slow.table() + "grading = true\n")
-        killed = Killed(slow, config, seed)
-        killed.to_the_end(NUM_KILLS - num)
-        num += len(killed.hits)
-        all_hits += killed.hits
-        left = dump(config.parent / ".loop")
+    text = FAKE + slow.table() + "grading = true\n"
+    num = -(-NUM_KILLS // 2)
+    pauses_s = {"sampling": 3.0, "training": 2.0, "evaluating": 3.0}
+    for left in killed_at_random(slow, num, lambda name: write_run(tmp_path / name, text), **pauses_s):
         for table, rows in whole.items():
             if table != "runs":
-                assert left[table] == rows, (table, seed, killed.hits)
-        assert findings(config.parent / ".loop") == []
-        assert all_gone([w for node in slow.nodes for w in slow.processes(node) if "loop.workers.child" in cmdline(w)])
-        assert processes_of(config) == []
-    print("killed:", all_hits)
+                assert left[table] == rows, table
+
+
+def test_killed_while_it_samples_and_trains_on_nodes_it_ends_as_an_undisturbed_run(
+    two: Machines, model: Path, tmp_path: Path
+) -> None:
+    """A tiny real model, so that processes on both nodes train, which are killed, too."""
+    text = REAL + two.table() + "training_nodes = 2\ngrading = true\n"
+    whole = dump(finish(write(tmp_path / "whole", model, text)))
+    pauses_s = {"training": 15.0, "evaluating": 2.0, "sampling": 10.0}
+    for left in killed_at_random(two, NUM_KILLS // 2, lambda name: write(tmp_path / name, model, text), **pauses_s):
+        same_to_the_token(left, whole)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,14 +20,27 @@ from loop.grading.suite import load_suite
 from loop.workers.cluster import Hub, Node
 from loop.workers.graders import Graders, start_grader
 from loop.workers.node_trainer import NodeTrainer
-from loop.workers.nodes import HEARTBEAT_TIMEOUT_S, Placement, pool_on_nodes
-from loop.workers.pool import Pool
-from loop.workers.worker import RemoteSampler, RemoteTrainer, Worker
+from loop.workers.nodes import HEARTBEAT_TIMEOUT_S
+from loop.workers.worker import RemoteTrainer, Worker
 from tests.support.clusters import Machines, all_gone, cmdline, lives, machines
 from tests.support.engines import many_rows, no_progress, settings, training, write_rows
+from tests.support.on_nodes import (
+    Engines,
+    actors_of,
+    answers,
+    engines_of,
+    here,
+    kill_actor,
+    kill_engine,
+    kill_guard,
+    kill_node,
+    kill_raylet,
+    raylet_lives,
+    stop_node,
+)
 from tests.support.tiny import make_tiny_model
 from tests.support.waiting import HANG_S, wait_until
-from tests.support.workers import PARAMS, SETTINGS, fake_model, requests
+from tests.support.workers import PARAMS, requests
 
 pytestmark = pytest.mark.slow
 REAL = settings(device="cpu", dtype="float32")
@@ -48,66 +59,6 @@ def hub(two: Machines, tmp_path: Path) -> Iterator[Hub]:
     hub = Hub(Cluster(address=two.address, dir="~/shelf", insecure=True), tmp_path / "hub.log")
     yield hub
     hub.close()
-
-
-class Engines:
-    """A pool of two engines on two nodes, and what it told."""
-
-    def __init__(self, hub: Hub, directory: Path, **variables: str) -> None:
-        self.hub, self.directory, self.variables = hub, directory, variables
-        self.notes: list[str] = []
-        self.workers: list[Worker] = []
-        wait_until(lambda: len(hub.nodes()) == 2, lambda: hub.problems)
-        nodes = hub.nodes()
-        self.placement = Placement(hub, SETTINGS, nodes, nodes)
-        self.pulse: Callable[[], None] = lambda: None
-        self.pool = pool_on_nodes(
-            self.placement, self.model(0.5), self.worker,
-            progress=no_progress, pulse=lambda: self.pulse(), note=self.notes.append,
-        )  # fmt: skip
-
-    def model(self, skill: float) -> CheckpointRef:
-        return fake_model(self.directory / f"model-{skill}", skill, sha256=f"{skill}")
-
-    def worker(self, init: dict[str, Any], tag: str, settings: EngineConfig, has_gpu: bool, **more: Any) -> Worker:
-        made = Worker(
-            init | {"settings": settings}, log_file=self.directory / f"{tag}.log", stall_timeout_s=HANG_S, tag=tag,
-            environment=self.variables, has_gpu=has_gpu, **more,
-        )  # fmt: skip
-        self.workers.append(made)
-        return made
-
-
-def here(directory: Path) -> RemoteSampler:
-    init = {"op": "load_sampler", "checkpoint": fake_model(directory / "here"), "settings": SETTINGS}
-    return RemoteSampler(
-        Worker(init, log_file=directory / "here.log", stall_timeout_s=HANG_S, progress=no_progress, tag="sampler")
-    )
-
-
-def answers(sampler: RemoteSampler | Pool, num: int) -> dict[str, Any]:
-    """What it answers to so many requests, by id; no answer comes twice."""
-    given = [answer for batch in sampler.generate(requests(num), PARAMS) for answer in batch]
-    assert len({answer.id for answer in given}) == len(given) == num
-    return {answer.id: answer for answer in given}
-
-
-def engines_of(machines: Machines, node: Any) -> list[psutil.Process]:
-    """The workers' own processes on a node: guards and engines, not the shells above them."""
-    return [
-        each
-        for each in machines.processes(node)
-        if " -m loop.workers.child" in cmdline(each) and "$@" not in cmdline(each)
-    ]
-
-
-def actors_of(machines: Machines, node: Any) -> list[psutil.Process]:
-    return [each for each in machines.processes(node) if "RemoteWorker" in cmdline(each)]
-
-
-def raylet_lives(node: Any) -> bool:
-    pid = node.all_processes["raylet"][0].process.pid
-    return psutil.pid_exists(pid) and lives(psutil.Process(pid))
 
 
 def test_engines_on_two_nodes_answer_as_one_here(hub: Hub, two: Machines, tmp_path: Path) -> None:
@@ -137,33 +88,6 @@ def test_a_cluster_that_lets_anybody_in_is_refused(two: Machines, tmp_path: Path
         Hub(Cluster(address="127.0.0.1:9"), tmp_path / "hub.log")
 
 
-def kill_engine(machines: Machines, node: Any, hub: Hub) -> None:
-    os.kill(engines_of(machines, node)[-1].pid, signal.SIGKILL)
-
-
-def kill_guard(machines: Machines, node: Any, hub: Hub) -> None:
-    os.kill(engines_of(machines, node)[0].pid, signal.SIGKILL)
-
-
-def kill_actor(machines: Machines, node: Any, hub: Hub) -> None:
-    os.kill(actors_of(machines, node)[0].pid, signal.SIGKILL)
-
-
-def kill_raylet(machines: Machines, node: Any, hub: Hub) -> None:
-    machines.raylet(node).kill()
-
-
-def kill_node(machines: Machines, node: Any, hub: Hub) -> None:
-    for process in machines.processes(node):
-        process.kill()
-
-
-def stop_node(machines: Machines, node: Any, hub: Hub) -> None:
-    """As if its cable was pulled."""
-    for process in machines.processes(node):
-        process.suspend()
-
-
 @pytest.mark.parametrize(
     ("kill", "said"),
     [
@@ -191,7 +115,7 @@ def test_what_is_lost_costs_only_what_it_had_not_finished(
     for batch in engines.pool.generate(requests(400), PARAMS):
         given |= {answer.id: answer for answer in batch}
         if len(given) >= 100 and not is_killed:
-            kill(two, node, hub)
+            kill(two, node)
             is_killed = True
     assert given == expected
     assert re.search(said, engines.notes[0]), engines.notes
