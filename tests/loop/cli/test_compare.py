@@ -3,13 +3,15 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from loop.cli.main import COMMANDS
 from loop.judging.formats import READ
-from tests.loop.judging.test_formats import GRADES, grade_lines, livecodebench
+from tests.loop.judging.test_formats import GRADES, livecodebench
 from tests.support import TESTS
 from tests.support.cli import Loopctl, one_line, process
 
@@ -64,15 +66,27 @@ def test_what_a_script_reads(call: Loopctl) -> None:
     assert answer["only_in_a"] == [] and set(answer) == {"comparisons", "correction", "only_in_a", "only_in_b"}
 
 
-def test_our_own_grades_against_themselves(call: Loopctl, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(grade_lines(GRADES))
-    (tmp_path / "b.jsonl").write_text(grade_lines(GRADES | {"p2": [True, True]}))
+def test_our_own_grades_as_we_print_them(call: Loopctl, tmp_path: Path) -> None:
+    """What `loopctl grade --json` printed of real programs."""
+    problems, right, wrong = tmp_path / "problems.jsonl", "def one(): return 1", "def one(): return 2"
+    rows = [
+        {"task_id": f"t/{n}", "text": "Return 1.", "test_list": ["assert one() == 1"], "difficulty": "easy"}
+        for n in range(3)
+    ]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, programs in (("a", (right, wrong)), ("b", (right, right))):
+        answers = [{"task_id": row["task_id"], "completion": programs[row["task_id"] == "t/2"]} for row in rows]
+        (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        graded = call("grade", "--problems", str(problems), "--completions", str(tmp_path / "answers.jsonl"), "--json")
+        (tmp_path / f"{name}.jsonl").write_text(graded.out)
     said = call("compare", "--results", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert said.out.startswith("t (all tests): 3 problems") and said.code == 0
     assert "2 of 3 problems came out the same; B did better on 1, A on 0" in said.out
 
 
 def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
-    one_line(call("compare"), 2, "Missing option '--results'")
+    one_line(call("compare"), 2, "give two models and --suite, or --results with two files")
+    one_line(call("compare", "x", "y", "--results", "a", "b"), 2, "--results compares files; leave models")
     one_line(call("compare", "--results", "a"), 2, "--results", "2 arguments")
     one_line(call("compare", "--results", "nothing", "nothing"), 1, "nothing: no such file or directory")
     one_line(
@@ -85,7 +99,7 @@ def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
         call(*results("lm-eval", "a", "b"), "--metric", "bleu"), 1, "--metric: ", "has bleu on one side at most", "acc"
     )
     one_line(call(*results("lm-eval", "a", "b"), "--despite", "everything"), 2, "everything", "decoding")
-    for name, temperature in (("a", "0.2"), ("b", "0.8")):
+    for temperature in ("0.2", "0.8"):
         (tmp_path / f"Scenario.codegeneration_2_{temperature}_eval_all.json").write_text(
             json.dumps(livecodebench(GRADES))
         )
@@ -98,7 +112,7 @@ def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
     )
     said = call("compare", "--results", *files, "--despite", "decoding")
     assert said.code == 0 and "A and B differ in decoding: temperature 0.2 and 0.8" in said.out
-    one_line(call("compare", "--results", str(tmp_path), files[0]), 0 + 1, "holds LiveCodeBench codegeneration, as ")
+    one_line(call("compare", "--results", str(tmp_path), files[0]), 1, "holds LiveCodeBench codegeneration, as ")
 
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07\u202e\r\n[bold]"
@@ -130,9 +144,6 @@ def test_nothing_heavy_is_imported_at_the_start() -> None:
     code = (
         "import sys, loop.cli.compare; sys.exit(bool({'pyarrow', 'numpy', 'loop.judging', 'rich'} & set(sys.modules)))"
     )
-    import subprocess
-    import sys
-
     assert subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent).returncode == 0
 
 

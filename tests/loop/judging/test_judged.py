@@ -185,6 +185,14 @@ def test_scores_in_shades_are_means_and_have_no_pass_at_k() -> None:
     )
 
 
+def test_very_many_scores_in_shades_are_rounded_by_less_than_shows() -> None:
+    numbers = random.Random(1)
+    outcomes = {f"p{number}": ((numbers.random(),), (numbers.random(),)) for number in range(2_000)}
+    a, b = both(outcomes)
+    assert judged(a, b).gain == pytest.approx(differences(a, b).mean(), abs=5e-4)
+    assert judged(b, a).gain == -judged(a, b).gain
+
+
 def test_parts_need_two_names_and_say_what_has_none() -> None:
     named = {"p1": Problem((1,), "easy"), "p2": Problem((0,), None)}
     assert [part.name for part in judged(results(named), results(named)).by_difficulty] == ["not said", "easy"]
