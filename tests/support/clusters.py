@@ -29,6 +29,7 @@ class Machines:
         os.environ |= ENVIRONMENT
         from ray.cluster_utils import Cluster
 
+        directory.mkdir(parents=True, exist_ok=True)
         self.directory, self.count, self.variables = directory, 0, variables
         self.ray = Cluster(initialize_head=True, head_node_args=HEAD | {"object_store_memory": STORE_BYTES})
         self.nodes: list[Any] = []
@@ -39,11 +40,12 @@ class Machines:
     def address(self) -> str:
         return str(self.ray.address)
 
-    def add(self) -> Any:
-        """Another node, with a core and an empty home."""
-        home = self.directory / f"home-{self.count}"
-        home.mkdir()
-        self.count += 1
+    def add(self, home: Path | None = None) -> Any:
+        """Another node, with a core and an empty home, or with that of one which is gone."""
+        if home is None:
+            home = self.directory / f"home-{self.count}"
+            home.mkdir()
+            self.count += 1
         variables = {"HOME": str(home), "PYTHONPATH": str(ROOT)} | self.variables
         node = self.ray.add_node(num_cpus=1, object_store_memory=STORE_BYTES, env_vars=variables)
         self.nodes.append(node)
