@@ -129,7 +129,7 @@ def test_text_from_files_cannot_reach_the_terminal(call: Loopctl, tmp_path: Path
     for name in ("a", "b"):
         directory = tmp_path / name / f"model\x1b[31m\u202e{name}"
         directory.mkdir(parents=True)
-        (directory / "Scenario.\x1b[2Jx_2_0.2_eval_all.json").write_text(json.dumps(rows))
+        (directory / "Scenario.\x07x_2_0.2_eval_all.json").write_text(json.dumps(rows))
         places.append(str(tmp_path / name))
         rows[0]["question_content"] += name
     said = call("compare", "--results", *places, "--despite", "problems", *(["--json"] if as_json else []))
@@ -137,6 +137,24 @@ def test_text_from_files_cannot_reach_the_terminal(call: Loopctl, tmp_path: Path
     assert said.code == 0 and refused.code == 1
     for text in (said.out, refused.err):
         assert all(character.isprintable() or character == "\n" for character in text)
+
+
+def test_names_from_files_cannot_either(call: Loopctl, tmp_path: Path) -> None:
+    """Metrics, filters and the keys of settings."""
+    (source,) = (HARNESSES / "lm-eval" / "a").glob("samples_toy_sums_*")
+    for name, temperature in (("a", 0.2), ("b", 0.8)):
+        rows = [json.loads(line) for line in source.read_text().splitlines()]
+        for row in rows:
+            row["metrics"] = [f"{metric}{HOSTILE}" for metric in ("m", "n")]
+            row |= dict.fromkeys(row["metrics"], 1) | {"filter": f"f{HOSTILE}"} | {"doc_id": rows.index(row)}
+            row["arguments"]["gen_args_0"]["arg_1"] = {f"temperature{HOSTILE}": temperature, "until": HOSTILE}
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    refused = call("compare", "--results", *files)
+    said = call("compare", "--results", *files, "--despite", "decoding")
+    assert (refused.code, said.code) == (1, 0)
+    for text in (said.out, refused.err):
+        assert all(character.isprintable() or character == "\n" for character in text) and "\n[bold]" not in text
 
 
 def test_nothing_heavy_is_imported_at_the_start() -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
 
 from loop.judging.formats import read_results
-from loop.judging.judged import Judged, judged
+from loop.judging.judged import AtK, Judged, _crossing, judged
 from loop.judging.results import Problem, Results
 from tests.support import TESTS
 
@@ -176,6 +176,17 @@ def test_curves_that_cross() -> None:
     assert said.crossing is not None and (said.crossing.leads_at_1, said.crossing.other_leads_from) == ("B", 5)
     assert said.crossing.told and [at.k for at in said.at_k] == [1, 5, 10, 25, 64]
     assert of_rates(40, 64, a=(0.5, 0.1), b=(0.6, 0.2)).crossing is None
+
+
+def test_leads_are_told_only_where_the_far_end_is_the_others() -> None:
+    def at(k: int, gain: float) -> AtK:
+        return AtK(k=k, a=0.5, b=0.5 + gain, gain=gain, interval=(gain - 0.01, gain + 0.01))
+
+    there_and_back = _crossing([at(1, 0.1), at(5, -0.1), at(10, 0.1)])
+    assert there_and_back is not None and there_and_back.other_leads_from == 5 and not there_and_back.told
+    told = _crossing([at(1, -0.1), at(5, 0.1)])
+    assert told is not None and told.told and told.leads_at_1 == "A"
+    assert _crossing([at(1, 0.0), at(5, 0.1)]) is None and _crossing([]) is None
 
 
 def test_scores_in_shades_are_means_and_have_no_pass_at_k() -> None:
