@@ -13,6 +13,7 @@ from loop.cli.main import COMMANDS
 from loop.judging.formats import READ
 from tests.loop.judging.test_formats import GRADES, livecodebench
 from tests.support import TESTS
+from tests.support.browser import Shown, browser, needs_a_browser
 from tests.support.cli import Loopctl, one_line, process
 
 HARNESSES = TESTS / "data" / "harnesses"
@@ -155,6 +156,28 @@ def test_names_from_files_cannot_either(call: Loopctl, tmp_path: Path) -> None:
     assert (refused.code, said.code) == (1, 0)
     for text in (said.out, refused.err):
         assert all(character.isprintable() or character == "\n" for character in text) and "\n[bold]" not in text
+
+
+def test_the_page(call: Loopctl, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    said = call(*results("inspect-ai", "a.eval", "b.eval"), "--page", str(page))
+    text = page.read_text()
+    assert said.code == 0 and "toy_sums: no difference can be told" in text and "compared by match" in text
+    assert re.findall(r'id="figure-(\w+)"', text) == ["gains", "passk"]
+    assert '<td class="n">+0.139</td>' in text and "toy_sums: hard (8)" in text
+    one_line(
+        call(*results("evalplus", "a_eval_results.json", "b_eval_results.json"), "--page", str(tmp_path)),
+        1,
+        "is a directory",
+    )
+
+
+@needs_a_browser
+def test_the_page_draws_its_figures(call: Loopctl, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert call(*results("inspect-ai", "a.eval", "b.eval"), "--page", str(page)).code == 0
+    with browser() as chromium:
+        Shown(chromium, page.as_uri()).check()
 
 
 def test_nothing_heavy_is_imported_at_the_start() -> None:
