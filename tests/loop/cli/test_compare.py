@@ -12,7 +12,7 @@ import pytest
 from loop.cli.main import COMMANDS
 from loop.judging.formats import READ
 from tests.loop.judging.test_formats import GRADES, livecodebench
-from tests.support import TESTS
+from tests.support import ROOT, TESTS
 from tests.support.browser import Shown, browser, needs_a_browser
 from tests.support.cli import Loopctl, one_line, process
 
@@ -178,6 +178,12 @@ def test_the_page_draws_its_figures(call: Loopctl, tmp_path: Path) -> None:
     assert call(*results("inspect-ai", "a.eval", "b.eval"), "--page", str(page)).code == 0
     with browser() as chromium:
         Shown(chromium, page.as_uri()).check()
+
+
+def test_the_documentation_shows_what_is_printed(call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    asked, shown = re.findall(r"^```\n(.*?)^```$", (ROOT / "docs/comparing.md").read_text(), re.S | re.M)
+    assert call(*asked.split()[1:]).out == shown
 
 
 def test_nothing_heavy_is_imported_at_the_start() -> None:
