@@ -9,7 +9,7 @@ KILLS := 1000
 MINUTES := 20
 PYTEST :=
 
-.PHONY: setup demo browser test test-all test-vllm kills soak nightly bench gpu study gallery lint clean
+.PHONY: setup demo browser test test-all test-vllm harness-results kills soak nightly bench gpu study gallery lint clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,22 @@ $(VLLM)/.installed: pyproject.toml
 test-vllm: $(VLLM)/.installed
 	$(VLLM)/bin/python -m pytest $(PYTEST) tests/loop/engines/test_vllm.py tests/loop/engines/test_four_bit.py \
 	  tests/whole/test_round_vllm.py
+
+# What EvalPlus, lm-eval, inspect and lighteval leave, written by them again into tests/data/harnesses: an environment of their own, 3 GB.
+# HUMANEVAL_PLUS is HumanEvalPlus.jsonl.gz, version 0.1.10. evalplus comes without its dependencies: they name another torch.
+HARNESSES := .venv-harnesses
+HUMANEVAL_PLUS :=
+$(HARNESSES)/.installed: tests/support/make_harness_results.py
+	test -x $(HARNESSES)/bin/python || python3 -m venv $(HARNESSES)
+	$(HARNESSES)/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(HARNESSES)/bin/python -m pip install --quiet --disable-pip-version-check lm-eval==0.4.13 inspect-ai==0.3.285 \
+	  lighteval==0.13.0 'huggingface_hub<1' 'transformers<5' 'datasets<5' 'xxhash<3.6' \
+	  openai appdirs fire multipledispatch tempdir termcolor tqdm wget tree-sitter tree-sitter-python psutil
+	$(HARNESSES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps evalplus==0.3.1
+	touch $(HARNESSES)/.installed
+
+harness-results: $(HARNESSES)/.installed
+	$(HARNESSES)/bin/python tests/support/make_harness_results.py --humaneval-plus $(HUMANEVAL_PLUS)
 
 # A thousand kills of the daemon, at named places and at random moments; about half an hour on two cores.
 kills: setup
@@ -110,4 +126,4 @@ lint: setup
 
 # What can be made again. Runs, .loop among them, are yours to remove.
 clean:
-	rm -rf $(VENV) $(VLLM) build *.egg-info
+	rm -rf $(VENV) $(VLLM) $(HARNESSES) build *.egg-info

@@ -46,7 +46,7 @@ COVERS = {
     "loop/grading/test_suite.py": "loop/grading/problem; loop/grading/formats: fields format humaneval livecodebench mbpp",
     "loop/grading/test_values.py": "loop/grading/inside/values",
     "loop/grading/test_verdicts.py": "loop/grading/inside/judge",
-    "loop/cli/test_compare.py": "loop/judging/words",
+    "loop/cli/test_compare.py": "loop/judging/words; loop/report/comparison_figures",
     "loop/judging/test_formats.py": "loop/judging: left results; "
     "loop/judging/formats: bigcodebench evalplus grade inspect lighteval livecodebench lm_eval ml_ssd",
     "loop/prompts/test_sources.py": "loop/prompts: data_set templates",

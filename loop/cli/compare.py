@@ -60,6 +60,9 @@ if TYPE_CHECKING:
     type=click.Choice(["problems", "prompts", "decoding", "tests"]),
     help="Of --results: problems, prompts, decoding or tests; compare although these differ; may be repeated.",
 )
+@click.option(
+    "--page", "page", metavar="FILE.html", help="Write all of it as one page that opens without a network, too."
+)
 def compare_command(
     models: tuple[str, ...],
     suites: tuple[str, ...],
@@ -67,6 +70,7 @@ def compare_command(
     results: tuple[Path, Path] | None,
     metrics: tuple[str, ...],
     despite: tuple[str, ...],
+    page: str | None,
     **options: Any,
 ) -> None:
     """Say whether B is better than A: paired by problem, with an interval, power, ties, pass@k, by difficulty and month.
@@ -98,6 +102,8 @@ def compare_command(
         "only_in_b": only_b,
     }
     plain = answer | {"comparisons": [each.model_dump(mode="json") for each in comparisons]}
+    if page:
+        _write_page(Path(page), plain, comparisons)
     print_answer(plain, lambda _: _print(answer))
 
 
@@ -122,6 +128,18 @@ def _of_models(names: Sequence[str], suites: tuple[str, ...], target: float | No
     directory = Path(options["directory"])
     with watched(directory) as watch:
         return [compared((a, b), each, directory, watch, len(asked), target) for each in asked]
+
+
+def _write_page(file: Path, answer: Json, comparisons: Sequence[Judged]) -> None:
+    from loop.judging.words import lines_of
+    from loop.report.page import render
+    from loop.system.exits import version
+    from loop.system.files import opened
+
+    texts = ["\n".join(lines_of(each)) for each in comparisons]
+    page = render({**answer, "kind": "comparison", "name": "Is B better than A?", "version": version(), "texts": texts})
+    with opened(file) as out:
+        out.write(page.encode())
 
 
 def _print(answer: Json) -> None:

@@ -172,12 +172,13 @@ def _side(results: Results, ids: Sequence[str]) -> Side:
 
 
 def _differences(pairs: Sequence[tuple[Problem, Problem]]) -> list[Fraction]:
-    """B's rate less A's of each problem. Of very many problems that are graded in shades, to the hundredth: the exact test of
-    finer ones would take minutes.
+    """B's rate less A's of each problem. Of very many problems that are graded in shades, rounded: the exact test of fine
+    ones would take minutes, and over so many problems rounding moves the mean by a few hundredths of a percentage point.
     """
     differences = [theirs.rate - ours.rate for ours, theirs in pairs]
-    if len(differences) > MANY and any(difference.denominator > 10_000 for difference in differences):
-        return [Fraction(round(difference * 100), 100) for difference in differences]
+    if len(differences) > MANY and any(difference.denominator > MANY for difference in differences):
+        steps = max(10, 100 * MANY // len(differences))
+        return [Fraction(round(difference * steps), steps) for difference in differences]
     return differences
 
 

@@ -44,7 +44,7 @@ class Left:
     @cached_property
     def content(self) -> bytes:
         """The bytes, unpacked where they are compressed; b"" for what cannot be text."""
-        if self._head[:1] not in (b"{", b"[", b"\x1f", b"\xef", b" ", b"\n"):
+        if self._head[:1] not in (b"{", b"[", b"\x1f", b"\xef"):
             return b""
         content = self.path.read_bytes()
         try:
@@ -66,7 +66,7 @@ class Left:
     def first_row(self) -> Row:
         """The JSON object in the first line; {} if that is none."""
         try:
-            row = json.loads(self.content.lstrip().partition(b"\n")[0])
+            row = json.loads(self.content.partition(b"\n")[0])
         except (ValueError, RecursionError):
             return {}
         return row if isinstance(row, dict) else {}

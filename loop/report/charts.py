@@ -275,6 +275,24 @@ def lines(
     return {"data": {"values": values}, "layer": layers}
 
 
+def curves(points: Sequence[Json], title: str, order: Sequence[str]) -> Json:
+    """A line per series over k, on a scale of powers. A point has `k`, `who` and `value`."""
+    ks = sorted({point["k"] for point in points})
+    x = {
+        "field": "k",
+        "type": "quantitative",
+        "title": "k",
+        "scale": {"type": "log", "nice": False, "padding": 8},
+        "axis": {"values": ks, "grid": False},
+    }
+    tooltip: list[Json] = [{"field": "who", "title": "of"}, {"field": "k"}]
+    tooltip += [{"field": "value", "format": ".4~f", "title": title}]
+    mark = {"type": "line", "strokeWidth": 2, "point": {"filled": True, "size": 36}}
+    colour = named(order, SERIES[: len(order)])
+    return {"data": {"values": list(points)}, "mark": mark,
+            "encoding": {"x": x, "y": by_value(title, ".3~f"), "color": colour, "tooltip": tooltip}}  # fmt: skip
+
+
 def bars(points: Sequence[Json], title: str, order: Sequence[str], form: str = "~s") -> Json:
     """Stacked bars by round. A point has `round`, `who` and `value`."""
     values = [point for point in points if point["value"]]

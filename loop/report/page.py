@@ -14,6 +14,7 @@ import importlib.resources
 import json
 import re
 import unicodedata
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import vl_convert
@@ -22,7 +23,7 @@ from markupsafe import Markup
 
 from loop import words
 from loop.config.toml_text import toml_value
-from loop.report import experiment_figures, run_figures
+from loop.report import comparison_figures, experiment_figures, run_figures
 from loop.report.charts import Figure, themed
 from loop.report.run_figures import measured_on
 from policies.diagnosis import in_words, summary_of
@@ -83,7 +84,7 @@ def body(facts: Json) -> str:
                for panel in figure.panels]
         for name, figure in by_name.items()
     }  # fmt: skip
-    template = _template("experiment.html.j2" if facts["kind"] == "experiment" else "run.html.j2")
+    template = _template(f"{facts['kind']}.html.j2")
     return template.render(
         facts=facts,
         figures=by_name,
@@ -155,9 +156,12 @@ def _flat(table: Json, *above: str) -> list[tuple[str, Any]]:
 
 
 def figures(facts: Json) -> list[Figure]:
-    """The figures of a run or of an experiment; a figure with nothing to draw is left out."""
+    """The figures of a run, an experiment or a comparison; a figure with nothing to draw is left out."""
+    makers: Sequence[Callable[[Json], Figure | None]]
     if facts["kind"] == "experiment":
         makers = experiment_figures.FIGURES
+    elif facts["kind"] == "comparison":
+        makers = comparison_figures.FIGURES
     else:
         makers = run_figures.FIGURES if facts["suites"] else ()  # nothing was run yet
     made = (make(facts) for make in makers)

@@ -20,7 +20,7 @@ from store.records import Json
 
 NAME = "lm-eval"
 WHAT = "lm-evaluation-harness' samples_*.jsonl"
-_FILE_NAME = re.compile(r"samples_(?P<task>.+)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
+_FILE_NAME = re.compile(r"samples_(?P<task>.+?)(?:_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+))?\.jsonl")
 _MEAN_OF_SAMPLES = re.compile(r"pass(?:@|_at_)1\b")
 
 
@@ -45,7 +45,7 @@ def read(left: Left) -> Iterator[Results]:
     rows = [checked(_Row, row, left.path, NAME, f"line {number}") for number, row in enumerate(left.rows(), 1)]
     named = _FILE_NAME.fullmatch(left.path.name)
     task = named["task"] if named else left.path.name
-    beside = _beside(left, named["date"]) if named else {}
+    beside = _beside(left, named["date"]) if named and named["date"] else {}
     more = {
         key: value[task]
         for key in ("versions", "n-shot", "higher_is_better")

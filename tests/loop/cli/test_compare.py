@@ -3,14 +3,17 @@
 import json
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from loop.cli.main import COMMANDS
 from loop.judging.formats import READ
-from tests.loop.judging.test_formats import GRADES, grade_lines, livecodebench
-from tests.support import TESTS
+from tests.loop.judging.test_formats import GRADES, livecodebench
+from tests.support import ROOT, TESTS
+from tests.support.browser import Shown, browser, needs_a_browser
 from tests.support.cli import Loopctl, one_line, process
 
 HARNESSES = TESTS / "data" / "harnesses"
@@ -64,15 +67,27 @@ def test_what_a_script_reads(call: Loopctl) -> None:
     assert answer["only_in_a"] == [] and set(answer) == {"comparisons", "correction", "only_in_a", "only_in_b"}
 
 
-def test_our_own_grades_against_themselves(call: Loopctl, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(grade_lines(GRADES))
-    (tmp_path / "b.jsonl").write_text(grade_lines(GRADES | {"p2": [True, True]}))
+def test_our_own_grades_as_we_print_them(call: Loopctl, tmp_path: Path) -> None:
+    """What `loopctl grade --json` printed of real programs."""
+    problems, right, wrong = tmp_path / "problems.jsonl", "def one(): return 1", "def one(): return 2"
+    rows = [
+        {"task_id": f"t/{n}", "text": "Return 1.", "test_list": ["assert one() == 1"], "difficulty": "easy"}
+        for n in range(3)
+    ]
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name, programs in (("a", (right, wrong)), ("b", (right, right))):
+        answers = [{"task_id": row["task_id"], "completion": programs[row["task_id"] == "t/2"]} for row in rows]
+        (tmp_path / "answers.jsonl").write_text("".join(json.dumps(answer) + "\n" for answer in answers))
+        graded = call("grade", "--problems", str(problems), "--completions", str(tmp_path / "answers.jsonl"), "--json")
+        (tmp_path / f"{name}.jsonl").write_text(graded.out)
     said = call("compare", "--results", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl"))
+    assert said.out.startswith("t (all tests): 3 problems") and said.code == 0
     assert "2 of 3 problems came out the same; B did better on 1, A on 0" in said.out
 
 
 def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
-    one_line(call("compare"), 2, "give two models and --suite, or --results")
+    one_line(call("compare"), 2, "give two models and --suite, or --results with two files")
+    one_line(call("compare", "x", "y", "--results", "a", "b"), 2, "--results compares files; leave models")
     one_line(call("compare", "--results", "a"), 2, "--results", "2 arguments")
     one_line(call("compare", "--results", "nothing", "nothing"), 1, "nothing: no such file or directory")
     one_line(
@@ -85,7 +100,7 @@ def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
         call(*results("lm-eval", "a", "b"), "--metric", "bleu"), 1, "--metric: ", "has bleu on one side at most", "acc"
     )
     one_line(call(*results("lm-eval", "a", "b"), "--despite", "everything"), 2, "everything", "decoding")
-    for _, temperature in (("a", "0.2"), ("b", "0.8")):
+    for temperature in ("0.2", "0.8"):
         (tmp_path / f"Scenario.codegeneration_2_{temperature}_eval_all.json").write_text(
             json.dumps(livecodebench(GRADES))
         )
@@ -98,7 +113,7 @@ def test_mistakes_have_one_line(call: Loopctl, tmp_path: Path) -> None:
     )
     said = call("compare", "--results", *files, "--despite", "decoding")
     assert said.code == 0 and "A and B differ in decoding: temperature 0.2 and 0.8" in said.out
-    one_line(call("compare", "--results", str(tmp_path), files[0]), 0 + 1, "holds LiveCodeBench codegeneration, as ")
+    one_line(call("compare", "--results", str(tmp_path), files[0]), 1, "holds LiveCodeBench codegeneration, as ")
 
 
 HOSTILE = "\x1b[31mred\x1b]0;title\x07\u202e\r\n[bold]"
@@ -115,7 +130,7 @@ def test_text_from_files_cannot_reach_the_terminal(call: Loopctl, tmp_path: Path
     for name in ("a", "b"):
         directory = tmp_path / name / f"model\x1b[31m\u202e{name}"
         directory.mkdir(parents=True)
-        (directory / "Scenario.\x1b[2Jx_2_0.2_eval_all.json").write_text(json.dumps(rows))
+        (directory / "Scenario.\x07x_2_0.2_eval_all.json").write_text(json.dumps(rows))
         places.append(str(tmp_path / name))
         rows[0]["question_content"] += name
     said = call("compare", "--results", *places, "--despite", "problems", *(["--json"] if as_json else []))
@@ -125,14 +140,57 @@ def test_text_from_files_cannot_reach_the_terminal(call: Loopctl, tmp_path: Path
         assert all(character.isprintable() or character == "\n" for character in text)
 
 
+def test_names_from_files_cannot_either(call: Loopctl, tmp_path: Path) -> None:
+    """Metrics, filters and the keys of settings."""
+    (source,) = (HARNESSES / "lm-eval" / "a").glob("samples_toy_sums_*")
+    for name, temperature in (("a", 0.2), ("b", 0.8)):
+        rows = [json.loads(line) for line in source.read_text().splitlines()]
+        for row in rows:
+            row["metrics"] = [f"{metric}{HOSTILE}" for metric in ("m", "n")]
+            row |= dict.fromkeys(row["metrics"], 1) | {"filter": f"f{HOSTILE}"} | {"doc_id": rows.index(row)}
+            row["arguments"]["gen_args_0"]["arg_1"] = {f"temperature{HOSTILE}": temperature, "until": HOSTILE}
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    files = [str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")]
+    refused = call("compare", "--results", *files)
+    said = call("compare", "--results", *files, "--despite", "decoding")
+    assert (refused.code, said.code) == (1, 0)
+    for text in (said.out, refused.err):
+        assert all(character.isprintable() or character == "\n" for character in text) and "\n[bold]" not in text
+
+
+def test_the_page(call: Loopctl, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    said = call(*results("inspect-ai", "a.eval", "b.eval"), "--page", str(page))
+    text = page.read_text()
+    assert said.code == 0 and "toy_sums: no difference can be told" in text and "compared by match" in text
+    assert re.findall(r'id="figure-(\w+)"', text) == ["gains", "passk"]
+    assert '<td class="n">+0.139</td>' in text and "toy_sums: hard (8)" in text
+    one_line(
+        call(*results("evalplus", "a_eval_results.json", "b_eval_results.json"), "--page", str(tmp_path)),
+        1,
+        "is a directory",
+    )
+
+
+@needs_a_browser
+def test_the_page_draws_its_figures(call: Loopctl, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    assert call(*results("inspect-ai", "a.eval", "b.eval"), "--page", str(page)).code == 0
+    with browser() as chromium:
+        Shown(chromium, page.as_uri()).check()
+
+
+def test_the_documentation_shows_what_is_printed(call: Loopctl, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    asked, shown = re.findall(r"^```\n(.*?)^```$", (ROOT / "docs/comparing.md").read_text(), re.S | re.M)
+    assert call(*asked.split()[1:]).out == shown
+
+
 def test_nothing_heavy_is_imported_at_the_start() -> None:
     assert "compare" in COMMANDS
     code = (
         "import sys, loop.cli.compare; sys.exit(bool({'pyarrow', 'numpy', 'loop.judging', 'rich'} & set(sys.modules)))"
     )
-    import subprocess
-    import sys
-
     assert subprocess.run([sys.executable, "-c", code], cwd=TESTS.parent).returncode == 0
 
 

@@ -9,6 +9,7 @@ import gzip
 import json
 import re
 import shutil
+import struct
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -275,6 +276,8 @@ def test_an_inspect_log_that_has_not_ended_or_is_damaged(tmp_path: Path) -> None
     at = member.header_offset + 80
     file.write_bytes(whole[:at] + bytes([whole[at] ^ 0xFF]) + whole[at + 1 :])
     refused(file, "looks like a file of inspect, but cannot be unpacked")
+    file.write_bytes(whole.replace(struct.pack("<L", member.CRC), struct.pack("<L", member.CRC ^ 1)))
+    refused(file, "cannot be unpacked", "summaries.json does not have the checksum")
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("_journal/start.json", "{}")
     refused(file, r"header\.json", "has not ended")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest, permutation_test
 
 from loop.judging.formats import read_results
-from loop.judging.judged import Judged, judged
+from loop.judging.judged import AtK, Judged, _crossing, judged
 from loop.judging.results import Problem, Results
 from tests.support import TESTS
 
@@ -178,11 +178,30 @@ def test_curves_that_cross() -> None:
     assert of_rates(40, 64, a=(0.5, 0.1), b=(0.6, 0.2)).crossing is None
 
 
+def test_leads_are_told_only_where_the_far_end_is_the_others() -> None:
+    def at(k: int, gain: float) -> AtK:
+        return AtK(k=k, a=0.5, b=0.5 + gain, gain=gain, interval=(gain - 0.01, gain + 0.01))
+
+    there_and_back = _crossing([at(1, 0.1), at(5, -0.1), at(10, 0.1)])
+    assert there_and_back is not None and there_and_back.other_leads_from == 5 and not there_and_back.told
+    told = _crossing([at(1, -0.1), at(5, 0.1)])
+    assert told is not None and told.told and told.leads_at_1 == "A"
+    assert _crossing([at(1, 0.0), at(5, 0.1)]) is None and _crossing([]) is None
+
+
 def test_scores_in_shades_are_means_and_have_no_pass_at_k() -> None:
     said = judged(*both({f"p{number}": ((0.25,), (0.5,)) for number in range(20)}))
     assert (
         not said.is_pass_rate and said.at_k == () and said.gain == pytest.approx(0.25) and said.verdict == "B is better"
     )
+
+
+def test_very_many_scores_in_shades_are_rounded_by_less_than_shows() -> None:
+    numbers = random.Random(1)
+    outcomes = {f"p{number}": ((numbers.random(),), (numbers.random(),)) for number in range(2_000)}
+    a, b = both(outcomes)
+    assert judged(a, b).gain == pytest.approx(differences(a, b).mean(), abs=5e-4)
+    assert judged(b, a).gain == -judged(a, b).gain
 
 
 def test_parts_need_two_names_and_say_what_has_none() -> None:
