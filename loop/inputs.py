@@ -22,6 +22,7 @@ from loop.config.toml_file import in_lines
 from loop.engines.attention_memory import attention_mistake
 from loop.engines.mxfp4 import num_weights
 from loop.errors import ConfigError, PermissionDenied
+from loop.grading.known.files import NotHere
 from loop.grading.problem import Problem
 from loop.grading.suite import Suite, load_suite, split_of
 from loop.prompts.sources import load_prompts_and_tests, source_kind
@@ -50,7 +51,8 @@ class Inputs:
 def read_inputs(loaded: LoadedConfig, fetch: bool) -> Inputs:
     """Read what the configuration names. ConfigError with a line for each mistake in files, data sets and packages.
 
-    Without `fetch` a data set of the hub is judged by the shape of its name alone, and gives no prompts.
+    Without `fetch` a data set of the hub is judged by the shape of its name alone, and gives no prompts; a benchmark that is not
+    on this machine by its name, and is not among the suites.
     """
     inputs, mistakes = inputs_and_mistakes(loaded.config, loaded.base_dir, loaded.run_dir, fetch)
     if mistakes:
@@ -76,10 +78,12 @@ def inputs_and_mistakes(config: Config, base_dir: Path, run_dir: Path, fetch: bo
         mistakes += [(("prompts", "source"), line) for line in str(error).splitlines()]
     for index, table in enumerate(config.suites):
         try:
-            suite = load_suite(table.source, table.limit, base_dir)
+            suite = load_suite(table.source, table.limit, base_dir, fetch)
             inputs.suites.append(suite)
             if table.name == config.decide.suite:
                 mistakes += _empty_splits(config, table, suite)
+        except NotHere:
+            continue  # as a data set of the hub: its name is right
         except (ConfigError, PermissionDenied) as error:
             mistakes += [(("suites", index, "source"), line) for line in str(error).splitlines()]
         except RuntimeError:  # "~nobody/problems.jsonl"

@@ -42,6 +42,7 @@ COVERS = {
     "loop/fitting/test_estimate.py": "loop/fitting: fit machine times",
     "loop/grading/test_grader.py": "loop/grading: bubblewrap interpreter warm working_sandbox",
     "loop/grading/test_hostile.py": "loop/grading/sandbox; loop/grading/inside: cell link remote seccomp",
+    "loop/grading/known/test_known.py": "loop/grading/known: benchmark humaneval livecodebench mbpp others plus",
     "loop/grading/test_plus.py": "loop/grading/formats/plus; loop/grading/inside/compare",
     "loop/grading/test_suite.py": "loop/grading/problem; loop/grading/formats: fields format humaneval livecodebench mbpp",
     "loop/grading/test_values.py": "loop/grading/inside/values",

@@ -7,12 +7,13 @@ policies and stop rules in `policies/`. `loading.py` reads the file; `mistakes.p
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
 
 from loop.config.machine import Cluster, Daemon, Engine, Grading, ScheduleTable, Storage, Watching
 from loop.config.section import Cost, Mistake, Name, Operation, Section, Share
@@ -171,15 +172,18 @@ class Training(Section):
             yield ("min_learning_rate",), problem
 
 
-PromptFormat = Literal["chat-fence", "chat", "completion"]
+PromptFormat = Literal["chat-fence", "chat", "completion", "published"]
 Split = Literal["select", "confirm", "final"]
+HARNESS = re.compile(r"[a-z0-9+/:.-]+@[a-z-]+(?:=.*)?")  # a suite's source that names how it is asked
 
 
 class Suite(Decoding):
     """A set of problems with one fixed way of asking and decoding; the pair is the yardstick and never moves."""
 
     name: Name = Field(description="What reports call it; unique.")
-    source: str = Field(description='"first-steps" or "humaneval" (shipped), or a file in one of the known formats.')
+    source: str = Field(
+        description='"first-steps" (shipped), a benchmark by name such as "humaneval+" or "livecodebench/v6@official", or a file.'
+    )
     limit: PositiveInt | None = Field(None, description="Use only this many problems, chosen by the hash of their id.")
     num_samples: PositiveInt = Field(1, description="Completions per problem.")
     pass_at: tuple[PositiveInt, ...] = Field(
@@ -189,11 +193,19 @@ class Suite(Decoding):
     prompt_format: PromptFormat = Field(
         "chat-fence",
         description='"chat-fence" asks through the chat and opens a code fence, "chat" only asks, '
-        '"completion" lets the model continue the bare prompt.',
+        '"completion" lets the model continue the bare prompt, "published" asks as the harness does that source names; where it '
+        "names one, that is the default.",
     )
     splits: dict[Split, Share] = Field(
         {"select": 1.0}, description="Shares of the problems, by hash of the id, so that they never move."
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _asks_as_published(cls, table: Any) -> Any:
+        if isinstance(table, dict) and HARNESS.fullmatch(str(table.get("source"))):
+            return {"prompt_format": "published", **table}
+        return table
 
     @field_validator("splits")
     @classmethod

