@@ -45,6 +45,7 @@ COVERS = {
     "loop/grading/known/test_known.py": "loop/grading/known: benchmark humaneval livecodebench mbpp others plus",
     "loop/grading/test_plus.py": "loop/grading/formats/plus; loop/grading/inside/compare",
     "loop/grading/test_suite.py": "loop/grading/problem; loop/grading/formats: fields format humaneval livecodebench mbpp",
+    "loop/grading/test_text_formats.py": "loop/grading/formats: gsm8k ifeval math500 mmlu_pro; loop/grading/known: gsm8k ifeval math500 mmlu_pro",
     "loop/grading/test_values.py": "loop/grading/inside/values",
     "loop/grading/test_verdicts.py": "loop/grading/inside/judge",
     "loop/prompts/test_sources.py": "loop/prompts: data_set templates",

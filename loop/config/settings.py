@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, SerializeAsAny, field_validator
 
 from loop.config.machine import Cluster, Daemon, Engine, Grading, ScheduleTable, Storage, Watching
 from loop.config.section import Cost, Mistake, Name, Operation, Section, Share
@@ -177,6 +177,10 @@ Split = Literal["select", "confirm", "final"]
 HARNESS = re.compile(r"[a-z0-9+/:.-]+@[a-z-]+(?:=.*)?")  # a suite's source that names how it is asked
 
 
+def _format_of(source: str) -> PromptFormat:
+    return "published" if HARNESS.fullmatch(source) else "chat-fence"
+
+
 class Suite(Decoding):
     """A set of problems with one fixed way of asking and decoding; the pair is the yardstick and never moves."""
 
@@ -191,7 +195,7 @@ class Suite(Decoding):
     )
     greedy: bool = Field(False, description="Always take the most likely token; excludes the sampling keys.")
     prompt_format: PromptFormat = Field(
-        "chat-fence",
+        default_factory=lambda given: _format_of(given.get("source", "")),
         description='"chat-fence" asks through the chat and opens a code fence, "chat" only asks, '
         '"completion" lets the model continue the bare prompt, "published" asks as the harness does that source names; where it '
         "names one, that is the default.",
@@ -199,13 +203,6 @@ class Suite(Decoding):
     splits: dict[Split, Share] = Field(
         {"select": 1.0}, description="Shares of the problems, by hash of the id, so that they never move."
     )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _asks_as_published(cls, table: Any) -> Any:
-        if isinstance(table, dict) and HARNESS.fullmatch(str(table.get("source"))):
-            return {"prompt_format": "published", **table}
-        return table
 
     @field_validator("splits")
     @classmethod

@@ -20,7 +20,7 @@ from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
 from loop.grading.formats import DESCRIPTION, humaneval, problem_of
 from loop.grading.json_lines import Row, read_bytes, read_file, sound
-from loop.grading.known import BENCHMARKS, wanted
+from loop.grading.known import wanted
 from loop.grading.known.files import rows_of
 from loop.grading.problem import Problem
 from loop.words import safe, shown
@@ -112,8 +112,7 @@ def suite_rows(
         place = file if len(named.benchmark.files) == 1 else named.name
         return named.name, place, iter(named.rows(sound(read)))
     path = (base_dir or Path()) / Path(source).expanduser()
-    names = ", ".join(f'"{name}"' for name in BENCHMARKS)
-    choices = f'suites are "first-steps", {names} or a .jsonl, .jsonl.gz or .json file'
+    choices = 'suites are "first-steps", "humaneval", other benchmarks by name, or a .jsonl, .jsonl.gz or .json file'
     rows = read_file(path, "problems", choices, lists=True)
     return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), safe(path), rows
 

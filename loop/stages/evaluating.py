@@ -16,6 +16,7 @@ from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, HarnessError
 from loop.grading import suite as grading
 from loop.grading.extract import extract_code, why_none
+from loop.grading.formats import asks_for_text
 from loop.grading.grader import Grader, Job
 from loop.grading.problem import Problem as GradingProblem
 from loop.prompts.templates import TEMPLATE_VERSION, answer, ask, content, opening
@@ -117,6 +118,11 @@ def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, 
         asked = _published(problem, suite, config)
     elif suite.prompt_format == "completion":
         asked = content(problem.prompt_code or problem.statement, chat=False)
+    elif asks_for_text(problem):
+        if suite.prompt_format == "chat-fence":
+            words = f'{suite.source} asks for text, so its answers begin with no code; set prompt_format = "chat"'
+            raise ConfigError(f"suite {suite.name}: {words}, or name a harness in source")
+        asked = content(problem.statement, chat=model.chat_template, system_prompt=model.system_prompt)
     else:
         opened = opening(problem.prompt_code) if suite.prompt_format == "chat-fence" else ""
         question = ask(problem.statement, problem.prompt_code)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from loop.errors import ConfigError
 from loop.grading.formats import fields
-from loop.grading.known import humaneval, livecodebench, mbpp, others, plus
+from loop.grading.known import gsm8k, humaneval, ifeval, livecodebench, math500, mbpp, mmlu_pro, others, plus
 from loop.grading.known.benchmark import Benchmark, Harness, PlacedRow
 from loop.words import shown
 
@@ -25,6 +25,10 @@ BENCHMARKS = {
         mbpp.SANITIZED,
         plus.MBPP,
         *livecodebench.BENCHMARKS,
+        gsm8k.BENCHMARK,
+        math500.BENCHMARK,
+        mmlu_pro.BENCHMARK,
+        ifeval.BENCHMARK,
         others.BIGCODEBENCH,
         others.BIGCODEBENCH_HARD,
         others.SHELL,
