@@ -115,31 +115,17 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
 def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Prompt:
     model = config.model
     if suite.prompt_format == "published":
-        asked = _published(problem, suite, config)
+        assert problem.asked is not None, "loop.inputs refuses this"
+        asked = problem.asked
     elif suite.prompt_format == "completion":
         asked = content(problem.prompt_code or problem.statement, chat=False)
     elif asks_for_text(problem):
-        if suite.prompt_format == "chat-fence":
-            words = f'{suite.source} asks for text, so its answers begin with no code; set prompt_format = "chat"'
-            raise ConfigError(f"suite {suite.name}: {words}, or name a harness in source")
         asked = content(problem.statement, chat=model.chat_template, system_prompt=model.system_prompt)
     else:
         opened = opening(problem.prompt_code) if suite.prompt_format == "chat-fence" else ""
         question = ask(problem.statement, problem.prompt_code)
         asked = content(question, chat=model.chat_template, opening=opened, system_prompt=model.system_prompt)
     return Prompt(sha256_of(asked), loaded.source, problem.task_id, problem.statement, asked)
-
-
-def _published(problem: GradingProblem, suite: SuiteConfig, config: Config) -> Json:
-    """What the harness in the suite's name asks, to the letter."""
-    if problem.asked is None:
-        example = f"{suite.source}@official" if "@" not in suite.source else suite.source
-        words = f'prompt_format = "published" needs a source that names a harness, such as "{example}"'
-        raise ConfigError(f"suite {suite.name}: {words}; name one, or choose another prompt_format")
-    if problem.asked["messages"] and not config.model.chat_template:
-        words = f"{suite.source} asks through the chat template, which model.chat_template = false leaves out"
-        raise ConfigError(f"suite {suite.name}: {words}; choose another prompt_format")
-    return problem.asked
 
 
 def grade(
