@@ -130,10 +130,9 @@ class Grader:
 
     def _graded(self, problem: Problem, code: str | None, pool: _Pool) -> Verdict:
         word, detail, duration_s, _ = Outcome("no_code", why_none(""), 0.0, 0.0)
-        if code is not None and code.strip():
-            if asks_for_text(problem):
-                word, detail = verdict_on_text(problem, code)
-                return Verdict(verdict=word, detail=_printable(detail), duration_s=0.0, sandbox=self.level)
+        if asks_for_text(problem):
+            word, detail = verdict_on_text(problem, code or "")
+        elif code is not None and code.strip():
             try:
                 word, detail, duration_s, _ = self._decided(problem, code, pool)
             except (HarnessError, OSError) as error:

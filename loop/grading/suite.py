@@ -66,7 +66,10 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
             earlier = f"task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}"
             raise ConfigError(f"{where}: {earlier}; each problem needs its own")
         lines[problem.task_id] = line
-        asked = published.asks(row, problem) if published else None
+        try:
+            asked = published.asks(row, problem) if published else None
+        except (LookupError, TypeError, AttributeError):
+            raise ConfigError(f"{where}: lacks what {name} asks with; fetch the file again") from None
         problems.append(problem.model_copy(update={"asked": asked}) if asked else problem)
     if not problems:
         raise ConfigError(f"{place}: holds no problems; expected one JSON object per line: {DESCRIPTION}")
@@ -109,8 +112,8 @@ def suite_rows(
             read = read_bytes(humaneval.installed_file(), file)
         else:
             read = rows_of(named, base_dir, fetch)
-        place = file if len(named.benchmark.files) == 1 else named.name
-        return named.name, place, iter(named.rows(sound(read)))
+        place = named.path or (file if len(named.benchmark.files) == 1 else named.name)
+        return named.name, safe(place), iter(named.rows(sound(read)))
     path = (base_dir or Path()) / Path(source).expanduser()
     choices = 'suites are "first-steps", "humaneval", other benchmarks by name, or a .jsonl, .jsonl.gz or .json file'
     rows = read_file(path, "problems", choices, lists=True)

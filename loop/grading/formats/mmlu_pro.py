@@ -19,7 +19,7 @@ def letter(text: str) -> str | None:
     if match := re.search(r"answer is \(?([A-J])\)?", text):
         return match[1]
     if named := list(re.finditer(r"[aA]nswer:\s*([A-J])", text)):  # the last on the first line that has any
-        end = text.find("\n", named[0].start()) % (len(text) + 1)
+        end = (text + "\n").index("\n", named[0].start())
         return [match for match in named if match.start() < end][-1][1]
     return str(alone[-1]) if (alone := re.findall(r"\b[A-J]\b", text)) else None
 

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from loop.grading.json_lines import Row
@@ -52,9 +51,7 @@ def _official(row: Row, problem: Problem) -> dict[str, Any]:
 def _apple(row: Row, problem: Problem) -> dict[str, Any]:
     """evaluation/benchmark.py of ml-ssd: another wording, no system message."""
     begins = _SYSTEM.partition(". ")[2] + " You will NOT return anything except for the program."
-    public = row.get("public_test_cases") or []
-    tests = json.loads(public) if isinstance(public, str) else public
-    if any(test["testtype"] == "stdin" for test in tests):
+    if problem.entry_point is None:
         wanted, code = _STDIN, "  # YOUR CODE HERE"
     else:
         wanted, code = _WITH_STARTER_CODE.removesuffix(".") + " as follows.", row.get("starter_code") or ""

@@ -294,7 +294,7 @@ def test_the_grader_answers_without_running_anything(grader: Grader, written: Ca
         ("#### 25200", "passed", "", 0.0),
         ("#### 7", "failed", "wrong number", 0.0),
         ("who knows", "no_code", "the answer holds no number", 0.0),
-        ("", "no_code", "the answer holds no code", 0.0),
+        ("", "no_code", "the answer holds no number", 0.0),
         ("import os; os._exit(0)  # 25200", "passed", "", 0.0),
     ]
 

@@ -148,6 +148,8 @@ def test_mbpp_is_its_test_split_and_shows_its_three_examples(written: Callable[.
         "Twice x, 11. Your code should pass these tests:\n\nassert twice(2) == 4\n[BEGIN]\n"
     )
     assert works(problem, "def twice(x):\n    return x + x\n")
+    with pytest.raises(ConfigError, match="problems.jsonl:4: lacks what mbpp@google asks with; fetch the file again"):
+        load_suite(f"mbpp@google={written({'task_id': 2}, mbpp(3), mbpp(4), mbpp(11))}")
     with pytest.raises(ConfigError, match="lacks problems 2, 3 and 4"):
         load_suite(f"mbpp@google={written(mbpp(11))}")
 
