@@ -22,6 +22,8 @@ from loop.config.toml_file import in_lines
 from loop.engines.attention_memory import attention_mistake
 from loop.engines.mxfp4 import num_weights
 from loop.errors import ConfigError, PermissionDenied
+from loop.grading.formats import asks_for_text
+from loop.grading.known.files import NotHere
 from loop.grading.problem import Problem
 from loop.grading.suite import Suite, load_suite, split_of
 from loop.prompts.sources import load_prompts_and_tests, source_kind
@@ -50,7 +52,8 @@ class Inputs:
 def read_inputs(loaded: LoadedConfig, fetch: bool) -> Inputs:
     """Read what the configuration names. ConfigError with a line for each mistake in files, data sets and packages.
 
-    Without `fetch` a data set of the hub is judged by the shape of its name alone, and gives no prompts.
+    Without `fetch` a data set of the hub is judged by the shape of its name alone, and gives no prompts; a benchmark that is not
+    on this machine by its name, and is not among the suites.
     """
     inputs, mistakes = inputs_and_mistakes(loaded.config, loaded.base_dir, loaded.run_dir, fetch)
     if mistakes:
@@ -76,10 +79,14 @@ def inputs_and_mistakes(config: Config, base_dir: Path, run_dir: Path, fetch: bo
         mistakes += [(("prompts", "source"), line) for line in str(error).splitlines()]
     for index, table in enumerate(config.suites):
         try:
-            suite = load_suite(table.source, table.limit, base_dir)
+            suite = load_suite(table.source, table.limit, base_dir, fetch)
             inputs.suites.append(suite)
+            if wrong := _asked_wrongly(config, table, suite):
+                mistakes.append((("suites", index, "prompt_format"), wrong))
             if table.name == config.decide.suite:
                 mistakes += _empty_splits(config, table, suite)
+        except NotHere:
+            continue  # as a data set of the hub: its name is right
         except (ConfigError, PermissionDenied) as error:
             mistakes += [(("suites", index, "source"), line) for line in str(error).splitlines()]
         except RuntimeError:  # "~nobody/problems.jsonl"
@@ -201,6 +208,21 @@ def _tokenizer_mistakes(directory: Path, names: set[str], config: Config) -> Ite
     if not settings.get("chat_template"):
         problem = f"{place} has no chat template; set model.chat_template = false, or add chat_template.jinja"
         yield ("model", "chat_template"), problem
+
+
+def _asked_wrongly(config: Config, table: SuiteTable, suite: Suite) -> str | None:
+    """Why its problems cannot be asked in the suite's prompt format."""
+    if table.prompt_format == "chat-fence" and any(map(asks_for_text, suite.problems)):
+        return f'{suite.name} asks for text, so no answer begins with code; set "chat", or name a harness in source'
+    if table.prompt_format != "published":
+        return None
+    if not suite.problems[0].asked:
+        return f'{suite.name} names no harness; name one in source, such as "humaneval+@evalplus", or choose another format'
+    if suite.problems[0].asked["messages"] and not config.model.chat_template:
+        return (
+            f"{suite.name} asks through the chat template, which model.chat_template = false leaves out; choose another"
+        )
+    return None
 
 
 def _empty_splits(config: Config, table: SuiteTable, suite: Suite) -> Iterator[Mistake]:

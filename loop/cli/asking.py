@@ -43,16 +43,17 @@ def asking(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def asked_of(suite: str, default_samples: int, options: Json) -> Asked:
     """How to ask by these options; what they leave out is as the suite publishes it. Uses the machine's tables of a loop.toml."""
-    from loop.grading.suite import load_suite, published
+    from loop.grading.suite import load_suite
     from loop.judging.sampled import Asked
 
-    load_suite(suite, options["limit"])  # a mistake in it must not wait for a model
-    name = suite
-    if Path(suite).exists():
-        suite = str(Path(suite).absolute())
-    table: Json = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 1024, "prompt_format": "chat"} | published(
-        suite
-    )
+    published = load_suite(suite, options["limit"]).decoding  # a mistake in it must not wait for a model
+    name, mark, path = suite.rpartition("=")
+    if Path(path).exists():
+        path = str(Path(path).absolute())
+    name, suite = suite, f"{name}{mark}{path}"
+    table: Json = {"temperature": 0.7, "top_p": 0.95, "max_new_tokens": 1024, "prompt_format": "chat"}
+    if published:  # the name says whose prompt and decoding count
+        table |= {"prompt_format": "published"} | published
     table |= {"source": suite, "num_samples": options["num_samples"] or table.get("num_samples", default_samples)}
     for key in ("temperature", "top_p", "top_k", "max_new_tokens", "prompt_format", "limit"):
         if options[key] is not None:

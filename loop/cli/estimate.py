@@ -157,6 +157,8 @@ def _times(
     num_prompts = loaded.config.prompts.per_round or len(inputs.prompts)
     if not num_prompts:
         return None, "not known before the prompts are fetched; give prompts.per_round"
+    if len(inputs.suites) < len(loaded.config.suites):
+        return None, "not known before the suites are fetched"
     num_problems = [len(suite.problems) for suite in inputs.suites]
     tokens = tokens_of(loaded.config, num_prompts, num_problems, mean_prompt(inputs.prompts))
     if machine.gpus:

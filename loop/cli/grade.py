@@ -27,7 +27,7 @@ KS = (1, 5, 10, 100)
 
 
 @command("grade", "loopctl grade --problems problems.jsonl --completions completions.jsonl")
-@click.option("--problems", "problems_file", required=True, metavar="FILE", help=f"{NAMES}, or the loop's own.")
+@click.option("--problems", "problems_file", required=True, metavar="FILE", help=f"{NAMES}, the loop's own, or a name.")
 @click.option(
     "--completions",
     "completions_file",

@@ -50,6 +50,8 @@ def _explain(details: dict[str, Any], tables: Any, schema: Schema) -> Iterator[M
     """Our words for one of pydantic's errors: usually one mistake, several for a check of ours that found several."""
     kind, context = details["type"], details.get("ctx", {})
     key, value = _in_file(details["loc"], tables)
+    if kind == "default_factory_not_called":
+        return  # because of another key of the table, which has an error of its own
     if kind == "mistakes":
         yield from (((*key, *rest), problem) for rest, problem in context["mistakes"])
     elif kind == "missing":

@@ -7,6 +7,7 @@ policies and stop rules in `policies/`. `loading.py` reads the file; `mistakes.p
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -171,15 +172,22 @@ class Training(Section):
             yield ("min_learning_rate",), problem
 
 
-PromptFormat = Literal["chat-fence", "chat", "completion"]
+PromptFormat = Literal["chat-fence", "chat", "completion", "published"]
 Split = Literal["select", "confirm", "final"]
+HARNESS = re.compile(r"[a-z0-9+/:.-]+@[a-z-]+(?:=.*)?")  # a suite's source that names how it is asked
+
+
+def _format_of(source: str) -> PromptFormat:
+    return "published" if HARNESS.fullmatch(source) else "chat-fence"
 
 
 class Suite(Decoding):
     """A set of problems with one fixed way of asking and decoding; the pair is the yardstick and never moves."""
 
     name: Name = Field(description="What reports call it; unique.")
-    source: str = Field(description='"first-steps" or "humaneval" (shipped), or a file in one of the known formats.')
+    source: str = Field(
+        description='"first-steps" (shipped), a benchmark by name such as "humaneval+" or "livecodebench/v6@official", or a file.'
+    )
     limit: PositiveInt | None = Field(None, description="Use only this many problems, chosen by the hash of their id.")
     num_samples: PositiveInt = Field(1, description="Completions per problem.")
     pass_at: tuple[PositiveInt, ...] = Field(
@@ -187,9 +195,10 @@ class Suite(Decoding):
     )
     greedy: bool = Field(False, description="Always take the most likely token; excludes the sampling keys.")
     prompt_format: PromptFormat = Field(
-        "chat-fence",
+        default_factory=lambda given: _format_of(given.get("source", "")),
         description='"chat-fence" asks through the chat and opens a code fence, "chat" only asks, '
-        '"completion" lets the model continue the bare prompt.',
+        '"completion" lets the model continue the bare prompt, "published" asks as the harness does that source names; where it '
+        "names one, that is the default.",
     )
     splits: dict[Split, Share] = Field(
         {"select": 1.0}, description="Shares of the problems, by hash of the id, so that they never move."

@@ -25,6 +25,7 @@ from loop.config.toml_file import Placed, TomlFile, in_lines, read_toml
 from loop.config.toml_text import toml_text
 from loop.errors import ConfigError, LoopError
 from loop.experiments.arms import Arm, arms_of, merged, placed
+from loop.grading.known import wanted
 from loop.inputs import inputs_and_mistakes, model_directory
 from loop.prompts.sources import source_kind
 from loop.reading.reader import reader
@@ -204,7 +205,10 @@ def configuration_of(run: ExperimentRun, base_dir: Path) -> dict[str, Any]:
     if source_kind(prompts.source, base_dir) in ("file", "local"):
         tables["prompts"]["source"] = moved(prompts.source)
     for suite in tables["suites"]:
-        if suite["source"] not in ("first-steps", "humaneval"):
+        named = wanted(suite["source"])
+        if named and named.path:
+            suite["source"] = f"{named.name}={moved(named.path)}"
+        elif not named and suite["source"] != "first-steps":
             suite["source"] = moved(suite["source"])
     for section, key in (("engine", "server_command"), ("watching", "command")):
         command = tables.get(section, {}).get(key)

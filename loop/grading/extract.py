@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import textwrap
 
-from loop.grading.formats import DEFINITION, code_before
+from loop.grading.formats import DEFINITION, asks_for_text, code_before
 from loop.grading.problem import Problem
 
 # Harmony answers came later without raising it: before that they were stored without the marks of their channels, by runs over a base
@@ -39,7 +39,7 @@ _CODE_LINE = re.compile(
 def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> str | None:
     """The whole program to grade, with the code of the problem that it needs; None if the answer holds no code.
 
-    With `prefilled_fence` the prompt ended with "```python", so the completion is code up to the closing fence. Never raises.
+    For a problem that asks for text it is the answer without its thoughts. With `prefilled_fence` the prompt ended with "```python", so the completion is code up to the closing fence. Never raises.
     """
     if len(completion) > MAX_COMPLETION_CHARS:
         return None
@@ -50,6 +50,8 @@ def extract_code(completion: str, problem: Problem, prefilled_fence: bool) -> st
             return None
         text, prefilled_fence = final, False  # it opens its own fences
     text = _without_thoughts(text)
+    if asks_for_text(problem):
+        return text.strip() or None
     code, text = (_until_fence(text), "") if prefilled_fence else _fenced(text, problem)
     if code is not None:
         return _program(code, problem) if code.strip() else None

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading.extract import why_none
-from loop.grading.formats import judge_job
+from loop.grading.formats import asks_for_text, judge_job, verdict_on_text
 from loop.grading.problem import Problem
 from loop.grading.sandbox import Sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
@@ -164,7 +164,9 @@ class Grader:
 
     def _graded(self, problem: Problem, code: str | None, pool: _Pool) -> Verdict:
         word, detail, duration_s, _ = Outcome("no_code", why_none(""), 0.0, 0.0)
-        if code is not None and code.strip():
+        if asks_for_text(problem):
+            word, detail = verdict_on_text(problem, code or "")
+        elif code is not None and code.strip():
             try:
                 word, detail, duration_s, _ = self._decided(problem, code, pool)
             except (HarnessError, OSError) as error:
@@ -316,7 +318,7 @@ class _Pool:
 
 def _result(job: Job, future: Future[Verdict]) -> tuple[Hashable, Verdict]:
     verdict = future.result()
-    return job.key, verdict.model_copy(update={"detail": job.why}) if verdict.verdict == "no_code" else verdict
+    return job.key, verdict.model_copy(update={"detail": job.why}) if verdict.detail == why_none("") else verdict
 
 
 def _identity(job: Job) -> bytes:

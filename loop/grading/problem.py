@@ -19,7 +19,8 @@ class Problem(BaseModel):
     `statement` says in words what is wanted; `prompt_code` is the code that an answer continues (HumanEval's prompt, a
     signature, LiveCodeBench's starter code) or "". `kind` names its format (`loop.grading.formats`); `payload` holds what the
     grader needs, as plain JSON. `reference` is a whole program that solves it, if the file has one; no model or solution sees
-    it. `date` is when the problem was published, as the file has it. No hash covers these two.
+    it. `date` is when the problem was published, as the file has it. No hash covers these two. `asked` is what the model gets
+    where a published harness says so (`loop.prompts.templates.content`).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -33,7 +34,9 @@ class Problem(BaseModel):
     payload: dict[str, Any]
     reference: str | None = None
     date: str | None = None
+    asked: dict[str, Any] | None = None
 
     def content(self) -> dict[str, Any]:
         """What is asked and how it is graded, for hashes. Later fields are left out, so that old hashes stay valid."""
-        return self.model_dump(exclude={"reference", "date"})
+        later = {"reference", "date"} if self.asked else {"reference", "date", "asked"}
+        return self.model_dump(exclude=later)

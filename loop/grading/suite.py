@@ -1,4 +1,4 @@
-"""Suites: files of problems in any of the formats, HumanEval from its package, and the shipped first steps.
+"""Suites: files of problems in any of the formats, published benchmarks by name, and the shipped first steps.
 
 Every mistake in a file is a ConfigError of one line, raised when the file is read and not in the middle of a run. Nothing in
 a file is executed or unpickled.
@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -19,6 +20,8 @@ from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
 from loop.grading.formats import DESCRIPTION, humaneval, problem_of
 from loop.grading.json_lines import Row, read_bytes, read_file, sound
+from loop.grading.known import wanted
+from loop.grading.known.files import rows_of
 from loop.grading.problem import Problem
 from loop.words import safe, shown
 
@@ -26,7 +29,10 @@ SPLIT_ORDER = ("select", "confirm", "final")
 
 
 class Suite(BaseModel):
-    """Problems in the order of their file. `sha256` covers all of them, with statements and tests."""
+    """Problems in the order of their file. `sha256` covers all of them, with statements, tests and published prompts.
+
+    `decoding` has the keys of a [[suites]] table that the harness in its name decodes with; it has none without a harness.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -34,20 +40,23 @@ class Suite(BaseModel):
     source: str
     problems: tuple[Problem, ...]
     sha256: str
+    decoding: dict[str, Any] = {}
 
     @property
     def identity(self) -> str:
         """Equal for gradings that can be compared: a hash of the problems and of how code is taken out of an answer."""
-        return hashlib.sha256(f"{self.sha256} extraction {EXTRACTION_VERSION}".encode()).hexdigest()
+        decoding = " decoding " + json.dumps(self.decoding, sort_keys=True) if self.decoding else ""
+        return hashlib.sha256(f"{self.sha256} extraction {EXTRACTION_VERSION}{decoding}".encode()).hexdigest()
 
 
-def load_suite(source: str, limit: int | None = None, base_dir: Path | None = None) -> Suite:
-    """Read "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file (relative to `base_dir`).
+def load_suite(source: str, limit: int | None = None, base_dir: Path | None = None, fetch: bool = True) -> Suite:
+    """Read "first-steps", a benchmark by name or a .jsonl, .jsonl.gz or .json file (relative to `base_dir`).
 
     `limit` takes the problems with the smallest hash of their id, so that a suite that grows keeps most of its subset.
-    Raises ConfigError and PermissionDenied.
+    Raises ConfigError and PermissionDenied; NotHere for a benchmark that is not on this machine, where it may not `fetch`.
     """
-    name, place, rows = suite_rows(source, base_dir)
+    published = (named := wanted(source)) and named.published
+    name, place, rows = suite_rows(source, base_dir, fetch)
     problems: list[Problem] = []
     lines: dict[str, int] = {}
     for line, row in sound(rows):
@@ -57,7 +66,11 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
             earlier = f"task_id {shown(problem.task_id)} is already used in line {lines[problem.task_id]}"
             raise ConfigError(f"{where}: {earlier}; each problem needs its own")
         lines[problem.task_id] = line
-        problems.append(problem)
+        try:
+            asked = published.asks(row, problem) if published else None
+        except (LookupError, TypeError, AttributeError):
+            raise ConfigError(f"{where}: lacks what {name} asks with; fetch the file again") from None
+        problems.append(problem.model_copy(update={"asked": asked}) if asked else problem)
     if not problems:
         raise ConfigError(f"{place}: holds no problems; expected one JSON object per line: {DESCRIPTION}")
     if limit is not None and limit < len(problems):
@@ -66,7 +79,8 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
         problems = [problem for problem in problems if problem.task_id in chosen]
     hashes = (hashlib.sha256(json.dumps(problem.content(), sort_keys=True).encode()).digest() for problem in problems)
     sha256 = hashlib.sha256(b"".join(hashes)).hexdigest()
-    return Suite(name=name, source=source, problems=tuple(problems), sha256=sha256)
+    decoding = dict(published.decoding) if published else {}
+    return Suite(name=name, source=source, problems=tuple(problems), sha256=sha256, decoding=decoding)
 
 
 def split_of(task_id: str, shares: Mapping[str, float]) -> str:
@@ -85,23 +99,26 @@ def split_of(task_id: str, shares: Mapping[str, float]) -> str:
     return names[-1]  # the shares sum to 1, except for rounding
 
 
-def suite_rows(source: str, base_dir: Path | None) -> tuple[str, str, Iterator[tuple[int, Row | ConfigError]]]:
+def suite_rows(
+    source: str, base_dir: Path | None, fetch: bool = True
+) -> tuple[str, str, Iterator[tuple[int, Row | ConfigError]]]:
     """The suite's name, what messages call its file, and its rows as `json_lines` reads them."""
     if source == "first-steps":
         content = (importlib.resources.files("loop.grading") / "suites" / "first_steps.jsonl").read_bytes()
         return source, "first_steps.jsonl", read_bytes(content, "first_steps.jsonl")
-    if source == "humaneval":
-        return source, "HumanEval.jsonl.gz", read_bytes(humaneval.installed_file(), "HumanEval.jsonl.gz")
+    if named := wanted(source):
+        file = named.benchmark.files[0].name
+        if named.benchmark.name == "humaneval" and named.path is None:
+            read = read_bytes(humaneval.installed_file(), file)
+        else:
+            read = rows_of(named, base_dir, fetch)
+        place = named.path or (file if len(named.benchmark.files) == 1 else named.name)
+        return named.name, safe(place), iter(named.rows(sound(read)))
     path = (base_dir or Path()) / Path(source).expanduser()
-    choices = 'suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or .json file'
+    choices = 'suites are "first-steps", "humaneval", other benchmarks by name, or a .jsonl, .jsonl.gz or .json file'
     rows = read_file(path, "problems", choices, lists=True)
     return re.sub(r"\.(jsonl|json)(\.gz)?$", "", path.name), safe(path), rows
 
 
 def _hash(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def published(source: str) -> dict[str, object]:
-    """How a suite is asked and decoded by those who published it, as keys of a `[[suites]]` table; empty for a file."""
-    return {}

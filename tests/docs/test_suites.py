@@ -16,8 +16,12 @@ from tests.support import ROOT
 
 PAGE = (ROOT / "docs" / "problem-files.md").read_text(encoding="utf-8")
 ROWS = [json.loads(line) for block in re.findall(r"```jsonl\n(.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
-RIGHT = {"abc_a": "input()\nprint(sum(map(int, input().split())))", "3001": "        return max(xs)"}
-WRONG = {"abc_a": "print(3)", "3001": "        return xs[0]"}
+RIGHT = {
+    "abc_a": "input()\nprint(sum(map(int, input().split())))",
+    "3001": "        return max(xs)",
+    "1000": "Blue is one",
+}
+WRONG = {"abc_a": "print(3)", "3001": "        return xs[0]", "1000": "Red, green", "own/2": "\\boxed{3}", "1": "(B)"}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +33,19 @@ def suite(tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 def test_the_examples_load_as_what_they_are(suite: Any) -> None:
     kinds = [problem.kind for problem in suite.problems]
-    assert kinds == ["mbpp", "mbpp", "humaneval", "plus", "plus", "livecodebench", "livecodebench"]
+    assert kinds == [
+        "mbpp",
+        "mbpp",
+        "humaneval",
+        "plus",
+        "plus",
+        "livecodebench",
+        "livecodebench",
+        "gsm8k",
+        "math500",
+        "mmlu_pro",
+        "ifeval",
+    ]
     own, live = suite.problems[0], suite.problems[5]
     assert (own.difficulty, own.date, own.entry_point) == ("easy", "2025-01-31", "total_price")
     assert (live.difficulty, live.date) == ("easy", "2024-01-06T00:00:00")

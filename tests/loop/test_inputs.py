@@ -207,3 +207,25 @@ def test_the_commented_block_of_a_recipe_is_valid_too(path: Path, tmp_path: Path
 
 def test_there_are_six_recipes() -> None:
     assert len(RECIPES) == 6
+
+
+def test_suites_by_name_are_asked_as_they_can_be(check: Check, tmp_path: Path) -> None:
+    row = {"question": "What is 3 times 7?", "answer": "#### 21"}
+    (tmp_path / "gsm8k.jsonl").write_text(json.dumps(row) + "\n")
+    by_name, by_harness = 'source = "gsm8k=gsm8k.jsonl"', 'source = "gsm8k@lm-eval=gsm8k.jsonl"'
+    asked = "loop.toml:8: suites[0].prompt_format: "
+    [line] = check(suite=by_name)
+    assert line.startswith(f"{asked}gsm8k asks for text, so no answer begins with code; set")
+    [line] = check(suite=f'{by_name}\nprompt_format = "published"')
+    assert "prompt_format: gsm8k names no harness; name one in source" in line
+    [line] = check(model='source = "fake"\nchat_template = false', suite=by_harness)
+    assert "gsm8k@lm-eval asks through the chat template" in line
+    assert check(suite=by_harness) == check(suite=f'{by_name}\nprompt_format = "chat"') == []
+
+
+def test_a_suite_that_would_be_fetched_is_judged_by_its_name(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/nowhere")
+    monkeypatch.delenv("LOOP_SUITES", raising=False)
+    assert check(suite='source = "mbpp+@evalplus"') == []
+    [line] = check(suite='source = "mbpp+@nobody"')
+    assert line.endswith('no harness "nobody" is known; what can be had is mbpp+@evalplus')

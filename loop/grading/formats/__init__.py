@@ -6,12 +6,22 @@ import re
 from typing import Any
 
 from loop.errors import ConfigError, HarnessError
-from loop.grading.formats import humaneval, livecodebench, mbpp, plus
+from loop.grading.formats import gsm8k, humaneval, ifeval, livecodebench, math500, mbpp, mmlu_pro, plus
+from loop.grading.formats.format import TextVerdict
 from loop.grading.problem import Problem
 from loop.words import shown
 
 # A row has the first format of which it has a key.
-_FORMATS = (livecodebench.FORMAT, plus.FORMAT, mbpp.FORMAT, humaneval.FORMAT)
+_FORMATS = (
+    mmlu_pro.FORMAT,  # its rows have a question_id, too
+    livecodebench.FORMAT,
+    plus.FORMAT,
+    mbpp.FORMAT,
+    humaneval.FORMAT,
+    ifeval.FORMAT,
+    math500.FORMAT,
+    gsm8k.FORMAT,
+)
 # A training prompt is tested in the first for which its row has tests. Fetched data sets are known by the keys in this order.
 FORMATS_OF_PROMPTS = (mbpp.FORMAT, humaneval.FORMAT, livecodebench.FORMAT)
 
@@ -29,6 +39,18 @@ def problem_of(row: dict[str, Any], where: str) -> Problem:
             return form.problem_of(row, where)
     keys = ", ".join(shown(key)[1:-1] for key in list(row)[:8]) or "none"
     raise ConfigError(f"{where}: is in no known format (keys: {keys}); expected {DESCRIPTION}")
+
+
+def asks_for_text(problem: Problem) -> bool:
+    """Whether an answer is read as it stands, and no program is taken out of it and run."""
+    return _BY_KIND[problem.kind].reads is not None
+
+
+def verdict_on_text(problem: Problem, text: str) -> TextVerdict:
+    """The verdict on an answer to a problem that asks for text, and its detail."""
+    reads = _BY_KIND[problem.kind].reads
+    assert reads is not None
+    return reads(problem, text)
 
 
 def judge_job(problem: Problem) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from typing import Any
 
@@ -45,6 +46,11 @@ def task_id(row: dict[str, Any], key: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise ConfigError(f"{where}: {key} is {shown(value)}; expected a string or a whole number")
     return value
+
+
+def named_by(question: str) -> str:
+    """The id of a row without any: a hash of what it asks."""
+    return hashlib.sha256(question.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def difficulty(row: dict[str, Any], where: str) -> str | None:

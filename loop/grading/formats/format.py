@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from loop.grading.json_lines import Row
 from loop.grading.problem import Problem
+
+TextVerdict = tuple[Literal["passed", "failed", "no_code"], str]
+
+
+def _no_program(problem: Problem) -> dict[str, Any]:
+    raise ValueError("asks for a text, so there is nothing to run")
 
 
 @dataclass(frozen=True)
@@ -21,6 +27,9 @@ class Format:
     answer would pass. `judge_job` gives what `judge.py` is told, without the names that `loop.grading.formats` adds; it raises
     ValueError. With `prompt_has_helpers`, code that a prompt has before its function belongs to each solution.
 
+    A format whose problems ask for a text and not for a program gives `reads` instead: the verdict on an answer and its detail,
+    found by reading it. The text is a model's and may be hostile: it is compared and searched, in time that grows with its length.
+
     A training prompt has tests in this format if its row has something in one of the `test_keys`; they may need `more_keys`,
     too. `row_of_prompt` makes a row that `problem_of` reads out of the prompt's row, name, statement and starter code.
     """
@@ -30,7 +39,8 @@ class Format:
     keys: str
     told_by: tuple[str, ...]
     problem_of: Callable[[Row, str], Problem]
-    judge_job: Callable[[Problem], dict[str, Any]]
+    judge_job: Callable[[Problem], dict[str, Any]] = _no_program
+    reads: Callable[[Problem, str], TextVerdict] | None = None
     prompt_has_helpers: bool = False
     test_keys: tuple[str, ...] = ()
     more_keys: tuple[str, ...] = ()

@@ -117,8 +117,8 @@ BAD: list[tuple[str, str]] = [
     ("suites.ones-greedy = { limit = 0 }",
      "suites.ones-greedy.limit: 0 is too small; give a whole number of at least 1"),
     ('suites.ones-greedy = { source = "no.jsonl" }',
-     'suites.ones-greedy.source: no.jsonl: no such file; suites are "first-steps", "humaneval" or a .jsonl, .jsonl.gz or '
-     ".json file"),
+     'suites.ones-greedy.source: no.jsonl: no such file; suites are "first-steps", "humaneval", other benchmarks by name, or a .jsonl, '
+     ".jsonl.gz or .json file"),
     ('collect.data = { type = "mux" }', "collect.data.type: "),
     ('decide.gates = [{ type = "improvment" }]', "decide.gates[0].type: "),
 ]  # fmt: skip

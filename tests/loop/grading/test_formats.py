@@ -14,7 +14,8 @@ from loop.prompts import sources
 
 def test_the_kinds_and_keys_that_stores_and_caches_know() -> None:
     """A problem's kind is part of a suite's hash, and the name of a fetched data set is a hash of these keys, in this order."""
-    assert sorted(formats._BY_KIND) == ["humaneval", "livecodebench", "mbpp", "plus"]
+    kinds = ["gsm8k", "humaneval", "ifeval", "livecodebench", "math500", "mbpp", "mmlu_pro", "plus"]
+    assert sorted(formats._BY_KIND) == kinds
     assert list(dict.fromkeys(sources._TEST_KEYS + sources._MORE_KEYS)) == [
         *("test_list", "test", "public_test_cases", "private_test_cases"),
         *("test_setup_code", "test_imports", "prompt", "entry_point", "code", "metadata"),
@@ -23,10 +24,13 @@ def test_the_kinds_and_keys_that_stores_and_caches_know() -> None:
 
 def test_a_row_with_keys_of_several_formats_has_the_first() -> None:
     rows = [
+        ({"options": [], "question_id": 1}, "MMLU-Pro"),
         ({"question_id": 1, "base_input": [], "test_list": [], "test": ""}, "LiveCodeBench"),
         ({"base_input": [], "test_list": [], "test": ""}, "HumanEval\\+ or MBPP\\+"),
         ({"text": "x", "test_list": [], "test": ""}, "MBPP"),
-        ({"test": ""}, "HumanEval"),
+        ({"test": "", "answer": ""}, "HumanEval"),
+        ({"problem": ""}, "MATH-500"),
+        ({"answer": ""}, "GSM8K"),
     ]
     for row, name in rows:
         with pytest.raises(ConfigError, match=f"here: lacks .*; a {name} problem has "):
@@ -35,10 +39,13 @@ def test_a_row_with_keys_of_several_formats_has_the_first() -> None:
 
 def test_every_format_is_named_where_a_user_may_give_one() -> None:
     help_text = " ".join(CliRunner().invoke(grade_command, ["--help"]).output.split())
-    assert "HumanEval, MBPP, HumanEval+ or MBPP+, LiveCodeBench, or the loop's own." in help_text
+    assert (
+        "GSM8K, MATH-500, IFEval, HumanEval, MBPP, HumanEval+ or MBPP+, LiveCodeBench, MMLU-Pro, the loop's own, or a name."
+        in help_text
+    )
     with pytest.raises(ConfigError) as caught:
         problem_of({"a": 1}, "here")
-    assert str(caught.value).startswith("here: is in no known format (keys: a); expected HumanEval (task_id, prompt, ")
+    assert str(caught.value).startswith("here: is in no known format (keys: a); expected GSM8K (question, answer), ")
     assert all(f"{known.name} ({known.keys})" in str(caught.value) for known in formats._FORMATS)
 
 

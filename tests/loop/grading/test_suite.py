@@ -204,7 +204,9 @@ def test_the_line_is_the_right_one(tmp_path: Path) -> None:
 
 
 def test_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match='no such file; suites are "first-steps", "humaneval" or'):
+    with pytest.raises(
+        ConfigError, match='no such file; suites are "first-steps", "humaneval", other benchmarks by name,'
+    ):
         load_suite("humanevall", base_dir=tmp_path)
     with pytest.raises(ConfigError, match="is a directory"):
         load_suite(str(tmp_path))
