@@ -70,7 +70,7 @@ def mutants(row: Row, draw: random.Random) -> Iterator[str]:
 
 
 def programs(rows: list[Row], num: int) -> list[tuple[str, str]]:
-    """(task id, program): the references, then so many mutants, as equally many of each problem as there are."""
+    """(task id, program): the reference of each problem and so many mutants in all, as equally many of each as there are."""
     draw = random.Random(1)
     left = {row["task_id"]: mutants(row, draw) for row in rows}
     wrong: list[tuple[str, str]] = []
@@ -80,7 +80,11 @@ def programs(rows: list[Row], num: int) -> list[tuple[str, str]]:
                 wrong.append((task_id, next(left[task_id])))
             except StopIteration:
                 del left[task_id]
-    return [(row["task_id"], row["prompt"] + row["canonical_solution"]) for row in rows] + wrong[:num]
+    right = [(row["task_id"], row["prompt"] + row["canonical_solution"]) for row in rows]
+    number = {row["task_id"]: place for place, row in enumerate(rows)}
+    return sorted(
+        right + wrong[:num], key=lambda each: number[each[0]]
+    )  # as sample files have them, the reference first
 
 
 def ours(file: Path, asked: list[tuple[str, str]], num_workers: int) -> tuple[list[str], float]:
@@ -149,7 +153,7 @@ def main() -> int:
     print(f"here: {', '.join(f'{num:,} {word}' for word, num in Counter(our).most_common())}")
     print(f"the two differ on {len(apart)} programs")
     for n, a, b in apart:
-        what = "reference" if n < len(rows) else "mutant"
+        what = "reference" if n == 0 or graded[n - 1][0] != graded[n][0] else "mutant"
         print(f"--- {graded[n][0]} ({what}): here {a}, evalplus {b}\n{graded[n][1] if what == 'mutant' else ''}")
     return 0
 
