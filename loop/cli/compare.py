@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 @command(
     "compare",
-    "loopctl compare ./base ./tuned --suite humaneval+",
-    "loopctl compare loop.toml#base loop.toml#head --suite humaneval --suite first-steps --sequential 0.03",
+    "loopctl compare loop.toml#base loop.toml#head --suite problems.jsonl",
+    "loopctl compare loop.toml#base loop.toml#head --suite first-steps --limit 40 --sequential 0.03",
     "loopctl compare --results base_eval_results.json tuned_eval_results.json",
 )
 @click.argument("models", nargs=-1, metavar="[A B]")

@@ -16,9 +16,9 @@ from store.records import Json
 
 @command(
     "eval",
-    "loopctl eval ./model --suite humaneval+",
-    "loopctl eval smollm2-135m --suite first-steps --samples 10 --temperature 0.7 --json",
-    "loopctl eval loop.toml#head --suite humaneval --out samples.jsonl",
+    "loopctl eval loop.toml#head --suite problems.jsonl",
+    "loopctl eval loop.toml#base --suite first-steps --limit 20 --samples 5 --json",
+    "loopctl eval loop.toml#head --suite first-steps --limit 20 --out samples.jsonl",
 )
 @click.argument("model")
 @click.option(

@@ -17,6 +17,7 @@ import pytest
 
 from loop.cli.main import loopctl
 from loop.system.lock import holder
+from tests.support import TESTS
 from tests.support.cli import CONFIG, Loopctl, call, environment, process, write_configuration
 from tests.support.waiting import HANG_S, wait_until
 
@@ -71,6 +72,9 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copy(directory / "ones.jsonl", directory / "problems.jsonl")
     completion = {"task_id": "ones/0", "completion": "def one_0():\n    return 1\n"}
     (directory / "completions.jsonl").write_text(json.dumps(completion) + "\n")
+    for name, file in (("base", "a"), ("tuned", "b")):
+        left = TESTS / "data" / "harnesses" / "evalplus" / f"{file}_eval_results.json"
+        shutil.copy(left, directory / f"{name}_eval_results.json")
     (directory / "evidence.json").write_text(json.dumps(EVIDENCE))
     return directory
 

@@ -194,7 +194,7 @@ def test_bad_rows_are_named_by_file_and_line(tmp_path: Path, row: Any, message: 
     with pytest.raises(ConfigError) as caught:
         load_suite(str(file))
     text = str(caught.value)
-    assert message in text and text.startswith(f"{file}:1: ") and "\n" not in text and len(text) < 500
+    assert message in text and text.startswith(f"{file}:1: ") and "\n" not in text and len(text) < 600
 
 
 def test_the_line_is_the_right_one(tmp_path: Path) -> None:
