@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loop.errors import ConfigError
+from loop.grading.inside.view import SCRATCH, TREE
 from loop.grading.interpreter import ENVIRONMENT
 from loop.grading.sandbox import SIZE_HERE, Sandbox
 
@@ -51,6 +52,10 @@ class Mode(NamedTuple):
     nested: bool
 
 
+_OF_ETC = tuple(
+    f"/etc/{name}" for name in ("passwd", "group", "ld.so.cache", "alternatives", "ssl", "mime.types", "localtime")
+)
+_OVERLAYS = tuple(word for name in ("DAC_OVERRIDE", "FOWNER", "CHOWN") for word in ("--cap-add", f"CAP_{name}"))
 _USERS = ("--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_KILL")
 _SPACES = ("--cap-add", "CAP_SYS_ADMIN")
 MODES_AS_USER = (
@@ -98,6 +103,43 @@ def bwrap_command(bwrap: str, mode: Mode, python: str) -> tuple[str, ...]:
         *("--perms", "0755", "--dir", "/dev"),
         *("--symlink", "/tmp/.stdin", "/dev/stdin", "--symlink", "/tmp", "/dev/shm"),
         *(word for name in ("null", "zero", "urandom") for word in ("--dev-bind", f"/dev/{name}", f"/dev/{name}")),
+        *(word for name, value in environment.items() for word in ("--setenv", name, value)),
+        *("--remount-ro", "/", "--chdir", "/tmp", python),
+    )
+
+
+def repository_command(
+    bwrap: str,
+    mode: Mode,
+    python: str,
+    variables: dict[str, str],
+    readable: list[tuple[str, str]],
+    writable: tuple[str, str],
+    hidden: list[str],
+) -> tuple[str, ...]:
+    """The command that starts a repository's Python; its own arguments are still to be added.
+
+    `readable` pairs a path of this machine with one inside, in the order in which they are laid over each other; `hidden` are
+    paths inside that are shown empty. Of the machine it sees the libraries and programs of the system, too, which tests use.
+    """
+    view: list[str] = []
+    for name in ("/usr", "/bin", "/sbin", "/lib", "/lib32", "/lib64", *_OF_ETC):
+        if os.path.islink(name):
+            view += ["--symlink", os.readlink(name), name]
+        elif os.path.exists(name):
+            view += ["--ro-bind", name, name]
+    for source, place in readable:
+        view += ["--ro-bind", source, place]
+    for name in hidden:
+        view += ["--ro-bind", os.devnull, name] if name.endswith(".py") else ["--tmpfs", name, "--remount-ro", name]
+    environment = {**ENVIRONMENT, "HOME": "/tmp", "TMPDIR": "/tmp", "PATH": "/usr/local/bin:/usr/bin:/bin", **variables}
+    return (
+        *(bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
+        *("--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL", *mode.flags, *_OVERLAYS),
+        *("--perms", "1777", "--size", str(1 << 30), "--tmpfs", "/tmp", "--dev", "/dev"),
+        *(word for name in (*SCRATCH, TREE) for word in ("--perms", "0755", "--dir", name)),
+        *view,
+        *("--bind", *writable),
         *(word for name, value in environment.items() for word in ("--setenv", name, value)),
         *("--remount-ro", "/", "--chdir", "/tmp", python),
     )

@@ -20,8 +20,9 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import HarnessError
 from loop.grading.extract import why_none
-from loop.grading.formats import asks_for_text, judge_job, verdict_on_text
+from loop.grading.formats import asks_for_text, is_of_repository, judge_job, verdict_on_text
 from loop.grading.problem import Problem
+from loop.grading.repositories import RepositoryWarm
 from loop.grading.sandbox import Sandbox
 from loop.grading.warm import JudgeEnded, Running, TimedOut, TooMuchMemory, Warm
 from loop.grading.working_sandbox import open_sandbox
@@ -290,7 +291,7 @@ class _Pool:
             self._free.remove((core, warm))
         failed = True
         try:
-            warm = warm or Warm(self._sandbox, core)
+            warm = self._fit(warm, problem, core)
             with self._lock:
                 self._busy.add(warm)
                 if self._stopped:  # in the meantime
@@ -303,6 +304,17 @@ class _Pool:
                 self._free.append((core, None if failed else warm))
             if failed and warm:
                 warm.close()
+
+    def _fit(self, warm: Warm | None, problem: Problem, core: int) -> Warm:
+        """The sandbox if the problem can use it, else another."""
+        if is_of_repository(problem):
+            if isinstance(warm, RepositoryWarm) and warm.problem is problem and warm.usable:
+                return warm
+        elif warm is not None and not isinstance(warm, RepositoryWarm):
+            return warm
+        if warm is not None:
+            warm.close()
+        return RepositoryWarm(problem, core) if is_of_repository(problem) else Warm(self._sandbox, core)
 
     def stop(self) -> None:
         with self._lock:

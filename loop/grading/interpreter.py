@@ -29,7 +29,15 @@ class Ended(NamedTuple):
 class Interpreter:
     """A process in a sandbox that forks others on order. It never runs a solution itself."""
 
-    def __init__(self, command: list[str], core: int, programs: bytes, level: str, directory: str) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        core: int,
+        programs: bytes,
+        level: str,
+        directory: str,
+        start_timeout_s: float = START_TIMEOUT_S,
+    ) -> None:
         self._level = level
         self._errors = _memory_file()
         self._control, its_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -49,7 +57,7 @@ class Interpreter:
             self._errors.close()
             raise HarnessError(f"the sandbox could not start: {error.strerror}") from None
         self.pid = self._process.pid
-        self._control.settimeout(START_TIMEOUT_S)
+        self._control.settimeout(start_timeout_s)
         try:
             self._control.send(core.to_bytes(8, "little"))
             self._control.send(programs)

@@ -20,7 +20,8 @@ class Problem(BaseModel):
     signature, LiveCodeBench's starter code) or "". `kind` names its format (`loop.grading.formats`); `payload` holds what the
     grader needs, as plain JSON. `reference` is a whole program that solves it, if the file has one; no model or solution sees
     it. `date` is when the problem was published, as the file has it. No hash covers these two. `asked` is what the model gets
-    where a published harness says so (`loop.prompts.templates.content`).
+    where a published harness says so (`loop.prompts.templates.content`). Problems of one `group` stand in one split. `place` is the
+    directory with what a problem of a repository needs beside it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
@@ -35,8 +36,10 @@ class Problem(BaseModel):
     reference: str | None = None
     date: str | None = None
     asked: dict[str, Any] | None = None
+    group: str | None = None
+    place: str | None = None
 
     def content(self) -> dict[str, Any]:
         """What is asked and how it is graded, for hashes. Later fields are left out, so that old hashes stay valid."""
-        later = {"reference", "date"} if self.asked else {"reference", "date", "asked"}
-        return self.model_dump(exclude=later)
+        later = {name for name in ("asked", "group") if getattr(self, name) is None}
+        return self.model_dump(exclude={"reference", "date", "place", *later})

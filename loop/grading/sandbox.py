@@ -31,9 +31,10 @@ MAX_OPEN_FILES = 256
 _FIRST_UID, _NUM_UIDS = 61184, 4000
 SIZE_HERE = "\0size"  # stands in a command where the size of /tmp is to be given
 _INSIDE = ("values", "remote", "compare", "judge", "seccomp", "link", "cell")
+_INSIDE_REPOSITORY = (*_INSIDE, "placing", "screen", "view", "survey", "repository")
 _PYTHON_FLAGS = ("-S", "-s", "-P", "-B")
 # The first messages on standard input, which is a socket, hold the core to run on and the modules that run inside.
-_BOOT = """
+BOOT = """
 import marshal, socket, sys
 control = socket.socket(fileno=0)
 for name in ("loop", "loop.grading", "loop.grading.inside"):
@@ -61,18 +62,14 @@ class Sandbox:
     nested: bool
 
     def __post_init__(self) -> None:
-        same = self.command[-1] == own_python()  # it can run what this process has compiled
-        inside = importlib.resources.files("loop.grading.inside")
-        texts = ((name, (inside / f"{name}.py").read_text("utf-8")) for name in _INSIDE)
-        programs = [(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts]
-        self._programs = marshal.dumps(programs)
+        self._programs = programs_inside(self.command[-1])
         self._next_uid = itertools.count(os.getpid() * 31)
 
     def interpreter(self, core: int, directory: str, job_bytes: int = 0) -> Interpreter:
         """Start a process inside that forks others on order. `job_bytes` is added to the size of /tmp."""
         size = ("--size", str(DISK_BYTES + 4 * job_bytes))
         command = [word for part in self.command for word in (size if part == SIZE_HERE else (part,))]
-        return Interpreter([*command, *_PYTHON_FLAGS, "-c", _BOOT], core, self._programs, self.level, directory)
+        return Interpreter([*command, *_PYTHON_FLAGS, "-c", BOOT], core, self._programs, self.level, directory)
 
     def order(self, role: str, job_bytes: int, timeout_s: float, memory_bytes: int, directory: str) -> dict[str, Any]:
         """The order to start a process of a job, with its limits."""
@@ -97,6 +94,15 @@ class Sandbox:
             "limits": limits,
             "directory": directory,
         }
+
+
+def programs_inside(python: str, repository: bool = False) -> bytes:
+    """The modules that run inside, for this interpreter; the last has `serve`."""
+    same = python == own_python()  # it can run what this process has compiled
+    inside = importlib.resources.files("loop.grading.inside")
+    names = _INSIDE_REPOSITORY if repository else _INSIDE
+    texts = ((name, (inside / f"{name}.py").read_text("utf-8")) for name in names)
+    return marshal.dumps([(name, compile(text, f"<{name}>", "exec") if same else text) for name, text in texts])
 
 
 def own_python() -> str:

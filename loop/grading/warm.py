@@ -144,11 +144,7 @@ class Running(contextlib.AbstractContextManager["Running"]):
         with contextlib.ExitStack() as after_a_failure:
             after_a_failure.callback(self.close)
             try:
-                tests_end, solution_end = socket.socketpair()
-                with tests_end, solution_end:
-                    host.order(order, solution_end)
-                    socket.send_fds(tests, [len(program).to_bytes(8, "little")], [tests_end.fileno()])
-                tests.sendall(program)
+                self._hand_over(order, program)
                 if "ready" not in self._receive():
                     raise HarnessError("the sandbox could not start a solution")
             except (EOFError, OSError):
@@ -161,6 +157,14 @@ class Running(contextlib.AbstractContextManager["Running"]):
                 raise HarnessError(f"{text}; raise grading.memory_bytes, or leave the problem out") from None
             after_a_failure.pop_all()
         self._start_clock(timeout_s)
+
+    def _hand_over(self, order: dict[str, Any], program: bytes) -> None:
+        """Start the solution's process, and give the tests' process its program and a socket to it."""
+        tests_end, solution_end = socket.socketpair()
+        with tests_end, solution_end:
+            self._host.order(order, solution_end)
+            socket.send_fds(self._tests, [len(program).to_bytes(8, "little")], [tests_end.fileno()])
+        self._tests.sendall(program)
 
     def __exit__(self, *_: object) -> None:
         self.close()

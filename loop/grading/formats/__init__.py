@@ -6,13 +6,14 @@ import re
 from typing import Any
 
 from loop.errors import ConfigError, HarnessError
-from loop.grading.formats import gsm8k, humaneval, ifeval, livecodebench, math500, mbpp, mmlu_pro, plus
+from loop.grading.formats import gsm8k, humaneval, ifeval, livecodebench, math500, mbpp, mmlu_pro, plus, repository
 from loop.grading.formats.format import TextVerdict
 from loop.grading.problem import Problem
 from loop.words import shown
 
 # A row has the first format of which it has a key.
 _FORMATS = (
+    repository.FORMAT,
     mmlu_pro.FORMAT,  # its rows have a question_id, too
     livecodebench.FORMAT,
     plus.FORMAT,
@@ -23,7 +24,7 @@ _FORMATS = (
     gsm8k.FORMAT,
 )
 # A training prompt is tested in the first for which its row has tests. Fetched data sets are known by the keys in this order.
-FORMATS_OF_PROMPTS = (mbpp.FORMAT, humaneval.FORMAT, livecodebench.FORMAT)
+FORMATS_OF_PROMPTS = (repository.FORMAT, mbpp.FORMAT, humaneval.FORMAT, livecodebench.FORMAT)
 
 _BY_KIND = {form.kind: form for form in _FORMATS}
 NAMES = ", ".join(form.name for form in reversed(_FORMATS))
@@ -44,6 +45,11 @@ def problem_of(row: dict[str, Any], where: str) -> Problem:
 def asks_for_text(problem: Problem) -> bool:
     """Whether an answer is read as it stands, and no program is taken out of it and run."""
     return _BY_KIND[problem.kind].reads is not None
+
+
+def is_of_repository(problem: Problem) -> bool:
+    """Whether a repository's own tests judge, in its own package (`loop.grading.repositories`)."""
+    return problem.kind == repository.FORMAT.kind
 
 
 def verdict_on_text(problem: Problem, text: str) -> TextVerdict:

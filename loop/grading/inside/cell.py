@@ -43,14 +43,26 @@ _WARM = "bisect collections copy functools heapq io itertools math operator re s
 
 def serve(control: socket.socket, core: int) -> None:
     """Fork processes and end them, as the grader orders, until it hangs up. Never returns."""
-    try:
-        os.sched_setaffinity(0, {core})
-    except OSError:  # not permitted: the kernel chooses the core
-        pass
+    stay_on(core)
     for name in _WARM.split():
         __import__(name)
     site.setquit()  # `exit` and `quit`, which Python lacks without site-packages
     _rehearse()
+    follow_orders(
+        control, {"solution": lambda order: solve(Link(order["shut_in"])), "judge": lambda _: judge.main(SOCKET)}
+    )
+
+
+def stay_on(core: int) -> None:
+    """Run on this core only, where the kernel permits it."""
+    try:
+        os.sched_setaffinity(0, {core})
+    except OSError:
+        pass
+
+
+def follow_orders(control: socket.socket, roles: dict[str, Callable[[dict[str, Any]], None]]) -> None:
+    """Fork processes that play these roles, and end them, until the grader hangs up. Never returns."""
     libc = ctypes.CDLL(None, use_errno=True)
     here = os.pidfd_open(os.getpid()) if hasattr(os, "pidfd_open") else -1
     running: dict[str, int] = {}
@@ -73,14 +85,14 @@ def serve(control: socket.socket, core: int) -> None:
         in_namespace = order["nested"] and order["role"] == "solution"
         if in_namespace:
             tmp.empty(order["disk"])
-            _must(libc.unshare(_NEWPID), "unshare")  # the next child begins a new namespace
+            must(libc.unshare(_NEWPID), "unshare")  # the next child begins a new namespace
         pid = os.fork()
         if pid == 0:
-            _child(control, handles[0], order, libc)
+            _child(control, handles[0], order, libc, roles[order["role"]])
         running[order["role"]] = pid
         os.close(handles[0])
         if in_namespace:
-            _must(libc.setns(here, _NEWPID), "setns")  # later children are here again
+            must(libc.setns(here, _NEWPID), "setns")  # later children are here again
 
 
 _REHEARSED = """
@@ -145,9 +157,9 @@ class _Tmp:
         if not self._seen:
             _keep_devices(self._libc)
         else:
-            _must(self._libc.umount2(b"/tmp", _DETACH), "umount")
+            must(self._libc.umount2(b"/tmp", _DETACH), "umount")
         options = f"size={size},nr_inodes=20000,mode=1777".encode()
-        _must(self._libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _NO_DEVICES_OR_SETUID, options), "mount")
+        must(self._libc.mount(b"tmpfs", b"/tmp", b"tmpfs", _NO_DEVICES_OR_SETUID, options), "mount")
         self._seen = (size, *self._state())
 
     def _state(self) -> tuple[Any, ...]:
@@ -176,12 +188,12 @@ def _end(pid: int, wait: bool) -> dict[str, Any]:
     return {"status": os.waitstatus_to_exitcode(status) if ended else None, "cpu_s": used.ru_utime + used.ru_stime}
 
 
-def _must(result: int, what: str) -> None:
+def must(result: int, what: str) -> None:
     if result:
         raise OSError(ctypes.get_errno(), f"{what}: {os.strerror(ctypes.get_errno())}")
 
 
-def _child(control: socket.socket, handle: int, order: dict[str, Any], libc: Any) -> None:
+def _child(control: socket.socket, handle: int, order: dict[str, Any], libc: Any, play: Callable[..., None]) -> None:
     """Be one of the two processes of a job, with nothing open but its own socket. Never returns."""
     try:
         os.setsid()
@@ -193,31 +205,28 @@ def _child(control: socket.socket, handle: int, order: dict[str, Any], libc: Any
         os.dup2(handle, 64)
         os.dup2(64, SOCKET, inheritable=False)
         os.closerange(SOCKET + 1, 256)
-        _enter(order, libc)
+        enter(order, libc)
         random.seed(0)  # a fork seeds it anew, but programs that draw should draw the same each time
     except BaseException as error:  # nothing foreign has run yet, so it is no fault of the program
         send(_write, {"broken": f"{type(error).__name__}: {error}"})
         os._exit(1)
     try:
-        if order["role"] == "solution":
-            solve(order["shut_in"])
-        else:
-            judge.main(SOCKET)
+        play(order)
     finally:
         os._exit(1)
 
 
-def _enter(order: dict[str, Any], libc: Any) -> None:
+def enter(order: dict[str, Any], libc: Any) -> None:
     """Shut this process in, and give up every right."""
     if order["nested"] and not seccomp.KNOWN:
-        _must(libc.unshare(_NEWIPC | _NEWNET), "unshare")
+        must(libc.unshare(_NEWIPC | _NEWNET), "unshare")
     if order["uid"]:  # RLIMIT_NPROC does not count root's processes, so become a user that nobody else is
         os.setgroups([])
         os.setgid(order["uid"])
         os.setuid(order["uid"])
     libc.prctl(*_CLEAR_AMBIENT)
     header = (ctypes.c_uint32 * 2)(_CAPABILITIES_3, 0)
-    _must(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+    must(libc.capset(header, (ctypes.c_uint32 * 6)()), "capset")
     for name, value in order["limits"].items():
         which = getattr(resource, name)
         hard = resource.getrlimit(which)[1]
@@ -248,9 +257,9 @@ def _write(part: Any, write: Callable[[int, Any], int] = os.write) -> int:
     return write(SOCKET, part)
 
 
-def solve(shut_in: bool) -> None:
+def solve(link: Link) -> None:
     """Answer the tests' process: load the program, call what it defines. Never returns."""
-    leave, link = os._exit, Link(shut_in)
+    leave = os._exit
     try:
         send(_write, {"ready": True})
         while True:
