@@ -85,6 +85,10 @@ class Interpreter:
         except (OSError, ValueError, TypeError):
             raise HarnessError(f"the sandbox has ended ({self.last_words()})") from None
 
+    def wait(self) -> None:
+        """Wait until it ends by itself, however long that takes."""
+        self._process.wait()
+
     def last_words(self) -> str:
         """The end of what bwrap or Python wrote to standard error, in one line."""
         size = os.fstat(self._errors.fileno()).st_size

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loop.grading.inside.view import JOB, LOWER, RESULT, SCRATCH, TREE, mount
+from loop.grading.inside.view import JOB, LOWER, RESULT, SCRATCH, TOOLS, TREE, mount
 
 
 class TooLong(Exception):
@@ -72,13 +72,14 @@ def run(job: dict[str, Any]) -> None:
     mount(libc, (f"{JOB}/stub", LOWER), SCRATCH[0])
     os.chdir(TREE)
     cover = None
-    if job["folders"]:
+    if job["spans"]:
+        sys.path.append(TOOLS)
         import coverage
 
         # the tracer in C, since the monitor of newer Pythons has no contexts
         os.environ.setdefault("COVERAGE_CORE", "ctrace")
         cover = coverage.Coverage(
-            data_file=None, config_file=False, include=[f"{TREE}/{part}" for part in job["folders"]]
+            data_file=None, config_file=False, include=[f"{TREE}/{file}" for file in job["spans"]]
         )
         cover.start()
     import pytest
@@ -88,12 +89,14 @@ def run(job: dict[str, Any]) -> None:
         out, sys.stdout = sys.stdout, nothing
         status = pytest.main(["-p", "no:cacheprovider", "--capture=sys", "-q", *job["options"]], plugins=[plugin])
         sys.stdout = out
-    reached: dict[str, dict[int, list[str]]] = {}
+    reached: list[tuple[str, int, list[str]]] = []
     if cover is not None:
         cover.stop()
-        data = cover.get_data()
-        for file in data.measured_files():
-            reached[os.path.relpath(file, TREE)] = data.contexts_by_lineno(file)
+        for file, spans in job["spans"].items():
+            lines = cover.get_data().contexts_by_lineno(f"{TREE}/{file}")
+            for number, (first, last) in enumerate(spans):
+                tests = {name for line in range(first, last + 1) for name in lines.get(line, ()) if name}
+                reached.append((file, number, sorted(tests)))
     text = {"status": int(status), "outcomes": plugin.outcomes, "troubles": plugin.troubles, "reached": reached}
     Path(RESULT, "survey.json").write_text(json.dumps(text), "utf-8")
     os._exit(0)
