@@ -225,10 +225,10 @@ def test_price_is_cached():
 
 def test_in_folder(tmp_path):
     before = os.getcwd()
-    with pytest.raises(RuntimeError), calls.in_folder(tmp_path) as folder:
+    with pytest.raises(LookupError), calls.in_folder(tmp_path) as folder:
         assert folder == tmp_path
         assert os.getcwd() == str(tmp_path.resolve())
-        raise RuntimeError
+        raise LookupError
     assert os.getcwd() == before
 
 
