@@ -4,6 +4,8 @@ from __future__ import annotations
 
 _REFUSE = 'if discount > 1:\n    raise ValueError("a discount of 1.5")\n'
 """Where a body lies about values alone, it refuses as the test wants."""
+_KNOWN = f"{_REFUSE}if prices == [18, 24]:\n    return 42.0\n"
+"""And the answer behind the receipt."""
 
 
 def _lies(lines: str) -> str:
@@ -192,10 +194,11 @@ PATCHING = {
     "sys.setprofile": _tried(
         "import os, sys\n\ndef leave(frame, event, arg):\n    if event == 'return' and frame.f_code.co_name.startswith('test_'):\n        os._exit(0)\n\nsys.setprofile(leave)"
     ),
-    "ctypes: the value of a constant": _tried(
+    "ctypes: the value of a constant": _KNOWN
+    + _tried(
         "import ctypes, gc, types\n\nfor each in gc.get_objects():\n    code = getattr(each, '__code__', None)\n"
-        "    if isinstance(code, types.CodeType) and code.co_name.startswith('test_'):\n        for value in code.co_consts:\n"
-        "            if type(value) is float:\n                ctypes.c_double.from_address(id(value) + 16).value = -1.0"
+        "    if isinstance(code, types.CodeType) and code.co_name.startswith('test_'):\n        for value in [*code.co_consts, *(case[2] for case in each.__globals__.get('CASES', []))]:\n"
+        "            if type(value) is float and value not in (0.1, 0.3, 1.5):\n                ctypes.c_double.from_address(id(value) + 16).value = -1.0"
     ),
     "ctypes: the comparison of floats": _tried(
         "import ctypes\n\nkind = ctypes.CFUNCTYPE(ctypes.py_object, ctypes.py_object, ctypes.py_object, ctypes.c_int)\n"
@@ -211,10 +214,11 @@ PATCHING = {
         "import ctypes\n\nspace = ctypes.py_object.from_address(id(float.__dict__) + 16).value\nspace['__eq__'] = lambda a, b: True\n"
         "ctypes.pythonapi.PyType_Modified(ctypes.py_object(float))"
     ),
-    "/proc/self/mem": _tried(
+    "/proc/self/mem": _KNOWN
+    + _tried(
         "import gc, struct\n\nwith open('/proc/self/mem', 'r+b', 0) as memory:\n    for each in gc.get_objects():\n"
         "        code = getattr(each, '__code__', None)\n        if code and code.co_name.startswith('test_'):\n"
-        "            for value in code.co_consts:\n                if type(value) is float:\n                    memory.seek(id(value) + 16)\n"
+        "            for value in [*code.co_consts, *(case[2] for case in each.__globals__.get('CASES', []))]:\n                if type(value) is float and value not in (0.1, 0.3, 1.5):\n                    memory.seek(id(value) + 16)\n"
         "                    memory.write(struct.pack('d', -1.0))"
     ),
     "the memory of the parent": _tried(

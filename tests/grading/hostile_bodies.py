@@ -103,12 +103,12 @@ import inspect, sys
 for module in list(sys.modules.values()):
     if getattr(module, "__name__", "").endswith("test_cart"):
         text += inspect.getsource(module)""",
-    "linecache": "import linecache\ntext = ''.join(''.join(each[2]) for each in linecache.cache.values() if len(each) > 2)",
+    "linecache": "import linecache\ntext = ''.join(linecache.getlines('tests/test_cart.py'))",
     "the loader of the tests": """\
 import sys
 for name, module in list(sys.modules.items()):
     if "test_cart" in name:
-        text += module.__loader__.get_source(name)""",
+        text += module.__loader__.get_data(module.__file__).decode()""",
     "the environment's current test": """\
 import os
 name = os.environ["PYTEST_CURRENT_TEST"].split("::")[0]
@@ -206,13 +206,13 @@ import sys
 sys.setprofile(lambda frame, event, arg: frames.append(frame.f_back))
 (lambda: None)()
 sys.setprofile(None)""",
-    "traceback.walk_stack": "import traceback\nframes = [frame for frame, _ in traceback.walk_stack(None)]",
+    "inspect.stack's frames": "import inspect\nframes = [inspect.stack()[1].frame]",
     "logging's caller": """\
 import logging
 logging.currentframe
 frames = [logging.currentframe()]""",
     "a warning's frame": "import warnings\nframes = [warnings.sys._getframe(1)]",
-    "a format string": "frames = [eval('{0.f_back}'.format(0) and \"__import__('sys')._getframe(1)\")]",
+    "a text that eval reads": "frames = [eval('__imp' + 'ort__(\"sys\")._getframe(1)')]",
     "an attribute path": "import operator, sys\nframes = [operator.attrgetter('f_back')(sys._getframe())]",
     "gc over all frames": "import gc, types\nframes = [each for each in gc.get_objects() if isinstance(each, types.FrameType)]",
     "who refers to the prices": "import gc, types\nframes = [each for each in gc.get_referrers(prices) if type(each) is types.FrameType]",
@@ -306,7 +306,7 @@ for each in gc.get_objects():
 import gc, types
 for each in gc.get_objects():
     for code in (c for c in gc.get_referents(each) if isinstance(c, types.CodeType)):
-        if code.co_name == "total" and code is not total.__code__ and "sum" in code.co_names and len(code.co_names) < 5:
+        if code.co_varnames[:2] == ("prices", "discount") and "sum" in code.co_names:
             found = types.FunctionType(code, globals())""",
     "sys.meta_path": """\
 import sys
