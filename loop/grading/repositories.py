@@ -12,6 +12,7 @@ import os
 import shutil
 import socket
 import tempfile
+import tokenize
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,9 @@ def start(
     for name, text in stubs.items():
         file = own / "stub" / name
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text, "utf-8")
+        with open(tree / name, "rb") as original:  # in the encoding that its first lines name
+            encoding, _ = tokenize.detect_encoding(original.readline)
+        file.write_text(text, encoding)
     shared = {"path": environment.path, "environment": environment.variables}
     (own / "job.json").write_text(json.dumps({**job, **shared}), "utf-8")
     readable = [(name, name) for name in environment.shown] + [(str(own), JOB)]
@@ -128,12 +131,19 @@ def start(
     return Interpreter([*command, *_FLAGS, "-c", BOOT], core, programs, "bubblewrap", directory, START_TIMEOUT_S)
 
 
-def asking_stub(function: dict[str, Any]) -> str:
-    """The body of a stub that asks the candidate's process, for a function with these parameters."""
-    stars = {"vararg": "*", "kwarg": "**"}
-    named = {"kwonlyargs"}
-    words = [f"{name}={name}" if kind in named else stars.get(kind, "") + name for kind, name in function["parameters"]]
-    return f"return __loop_candidate__({', '.join(words)})"
+def with_lines(text: str, first: int, last: int, body: str) -> str:
+    """The text with this body, given without indentation, in place of these lines; every other byte stays as it is."""
+    lines = text.splitlines(keepends=True)
+    own = lines[first - 1]
+    indent = own[: len(own) - len(own.lstrip())]
+    new = "".join(f"{indent}{line}\n" if line.strip() else "\n" for line in body.splitlines())
+    return "".join(lines[: first - 1]) + new + "".join(lines[last:])
+
+
+def read_source(path: Path) -> str:
+    """The text of a file of Python, in the encoding that it names. Raises OSError, SyntaxError, UnicodeDecodeError."""
+    with tokenize.open(path) as opened:
+        return opened.read()
 
 
 class RepositoryWarm(Warm):
@@ -148,17 +158,24 @@ class RepositoryWarm(Warm):
         self._directory = tempfile.mkdtemp(prefix="loop-repository-")
         self._hosts: list[Interpreter] = []
         self._tests: socket.socket | None = None
-        common = {key: payload[key] for key in ("file", "function", "module")} | {"text": payload["stub"]}
+        try:
+            own = read_source(self._place / "tree" / payload["file"])
+            first, last = payload["lines"]
+            stub, asks = (with_lines(own, first, last, payload[key]) for key in ("stub", "asks"))
+        except (OSError, SyntaxError, UnicodeDecodeError, IndexError) as error:
+            raise HarnessError(
+                f"{payload['file']} is not as the suite was made: {error}; make the suite anew"
+            ) from None
+        common = {key: payload[key] for key in ("file", "function", "module")} | {"text": stub}
         tests = {"tests": payload["tests"], "files": payload["test_files"], "apart": self.apart}
         options = {"options": list(repository.environment.options)}
         try:
             with contextlib.ExitStack() as after_a_failure:
                 after_a_failure.callback(self.close)
-                stub = payload["asking_stub"] if self.apart else payload["stub"]
-                job = {**common, **tests, **options}
-                self._hosts.append(self._start("tests", repository, job, {payload["file"]: stub}))
+                job, stubs = {**common, **tests, **options}, {payload["file"]: asks if self.apart else stub}
+                self._hosts.append(self._start("tests", repository, job, stubs))
                 if self.apart:
-                    job, stubs = {**common, "tests": None}, {payload["file"]: payload["stub"]}
+                    job, stubs = {**common, "tests": None}, {payload["file"]: stub}
                     self._hosts.append(self._start("package", repository, job, stubs, repository.tests))
                 self._collect()
                 after_a_failure.pop_all()

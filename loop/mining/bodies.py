@@ -16,18 +16,6 @@ _TURNED: dict[type[ast.AST], type[ast.AST]] = {
 }  # fmt: skip
 
 
-def with_body(text: str, function: Function, body: str) -> str:
-    """The module's text with this body, given without indentation, in place of the function's; the docstring stays.
-
-    Every other byte stays as it is. The function's own body begins on a line of its own.
-    """
-    lines = text.splitlines(keepends=True)
-    own = lines[function.body_first - 1]
-    indent = own[: len(own) - len(own.lstrip())]
-    new = "".join(f"{indent}{line}\n" if line.strip() else "\n" for line in body.splitlines())
-    return "".join(lines[: function.body_first - 1]) + new + "".join(lines[function.last :])
-
-
 def stub_of(function: Function) -> str:
     """A body that only raises. It makes a generator where the function is one, and refers to a method's class as `placed` does."""
     lines = ["__class__"] if function.in_class else []

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
+from loop.grading.repositories import read_source
+
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 _NO_PACKAGE = {
     "tests",
@@ -107,8 +109,7 @@ def modules_of(
         if name is None or is_test(file) or path.is_symlink():
             continue
         try:
-            with tokenize.open(path) as opened:
-                text = opened.read()
+            text = read_source(path)
             parsed = ast.parse(text)
         except (SyntaxError, UnicodeDecodeError, ValueError, RecursionError, OSError) as error:
             broken[file] = f"{type(error).__name__}: {error}"
@@ -181,7 +182,7 @@ def _function(file: str, lines: list[str], node: Definition, classes: tuple[str,
     source = "".join(lines[first - 1 : last])
     indent = len(lines[first - 1]) - len(lines[first - 1].lstrip())
     if indent:
-        source = _dedented(source, indent)
+        source = dedented(source, indent)
     body = "".join(lines[body_first - 1 : last])
     return Function(file, ".".join((*classes, node.name)), first, body_first, last, source, body, docstring, node)
 
@@ -190,7 +191,7 @@ def _is_text(node: ast.stmt) -> bool:
     return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
-def _dedented(text: str, indent: int) -> str:
+def dedented(text: str, indent: int) -> str:
     """The text with so much less indentation, but for lines inside of texts that have less."""
     return "".join(line[indent:] if not line[:indent].strip() else line for line in text.splitlines(keepends=True))
 

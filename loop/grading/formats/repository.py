@@ -1,4 +1,7 @@
-"""Functions of a repository, as `loop.mining` writes them: the body is asked for, and the repository's own tests judge."""
+"""Functions of a repository, as `loop.mining` writes them: the body is asked for, and the repository's own tests judge.
+
+`stub` and `asks` are bodies that stand in the function's `lines` while it is graded, and `sha256` is that of its module and tests.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from loop.grading.problem import Problem, UntestedProblem
 from loop.words import shown
 
 STATEMENT = "Write the body of the last function in this code, so that it does what its place in the package asks for."
-_TEXTS = ("file", "function", "module", "stub", "asking_stub", "body")
+_TEXTS = ("file", "function", "module", "stub", "asks", "body", "sha256")
 
 
 def _problem_of(row: Row, where: str) -> Problem:
@@ -24,7 +27,9 @@ def _problem_of(row: Row, where: str) -> Problem:
     if level not in ("apart", "inside"):
         raise ConfigError(f'{where}: level is {shown(level)}; expected "apart" or "inside"')
     texts = {key: fields.text(row, key, where) for key in _TEXTS}
-    group = row.get("group")
+    group, lines = row.get("group"), row.get("lines")
+    if not isinstance(lines, list) or [type(line) for line in lines] != [int, int]:
+        raise ConfigError(f"{where}: lines is {shown(lines)}; expected the first and the last line of the body")
     return Problem(
         task_id=fields.task_id(row, "task_id", where),
         statement=STATEMENT,
@@ -32,7 +37,7 @@ def _problem_of(row: Row, where: str) -> Problem:
         entry_point=texts["function"].rpartition(".")[2],
         difficulty=fields.difficulty(row, where),
         kind=FORMAT.kind,
-        payload={**{key: texts[key] for key in _TEXTS if key != "body"}, **lists, "level": level},
+        payload={**{key: texts[key] for key in _TEXTS if key != "body"}, **lists, "level": level, "lines": lines},
         reference=texts["body"],
         group=group if isinstance(group, str) and group else None,
     )
