@@ -2,9 +2,8 @@
 
 FILE is HumanEvalPlus.jsonl or MbppPlus.jsonl (.gz too) as EvalPlus publishes it; P, a Python that has evalplus (`make .venv-harnesses/.installed`
 makes one). Graded are the reference solution of each problem and N mutants of them: one operator, constant or comparison is another.
-Both use the same number of workers on the same cores, one after the other; EvalPlus has computed its expected outputs before it is
-timed. EvalPlus gives each call of a solution a second; here all calls together have two, since a mutant that never ends would otherwise
-measure nothing but the limit. Every program on which the two do not agree is printed.
+Both use the same number of workers on the same cores, one after the other, and both have computed the expected outputs before they are
+timed, as they keep them from one grading to the next. Every program on which the two do not agree is printed.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ SWAPPED: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv, ast.Lt: ast.LtE, ast.LtE: ast.Lt,
     ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq, ast.And: ast.Or, ast.Or: ast.And, ast.In: ast.NotIn,
 }  # fmt: skip
-TIMEOUT_S = 2.0
 Row = dict[str, Any]
 
 
@@ -93,8 +91,11 @@ def ours(file: Path, asked: list[tuple[str, str]], num_workers: int) -> tuple[li
         Job(n, problems[task_id], extract_code(code, problems[task_id], False))
         for n, (task_id, code) in enumerate(asked)
     ]
+    grader = Grader(num_workers=num_workers)
+    for _ in grader.grade({job.problem.task_id: job for job in reversed(jobs)}.values()):  # expected outputs are kept
+        pass
     began = time.perf_counter()
-    verdicts = [verdict.verdict for _, verdict in Grader(timeout_s=TIMEOUT_S, num_workers=num_workers).grade(jobs)]
+    verdicts = [verdict.verdict for _, verdict in grader.grade(jobs)]
     return verdicts, time.perf_counter() - began
 
 

@@ -46,6 +46,7 @@ COMMANDS = {
     "service": ("service", "Print a systemd unit."),
     "slurm": ("slurm", "Print a batch file for SLURM."),
     "eval": ("eval", "Measure a model on a suite."),
+    "suite": ("suite", "Make a suite and prompts from a repository with tests."),
     "grade": ("grade", "Grade completions without a store or a model."),
     "compare": ("compare", "Say whether B is better than A, from the results that other harnesses left."),
     "decide": ("decide", "Apply the configured policies to evidence in a file."),

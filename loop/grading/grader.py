@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
+import marshal
 import os
 import re
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Generator, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -39,8 +41,14 @@ KILL_AT = 1.25
 REFERENCE_TIMEOUT_S = 60.0
 NUM_REMEMBERED = 1024
 """How many of the latest programs are compared with a new one."""
+NUM_AHEAD = 256
+"""By default so many jobs per worker wait for their verdicts, so that a program that takes long holds up no other."""
 NUM_TAKEN = 4
-"""By default so many jobs per worker wait for their verdicts."""
+"""So many jobs per worker are taken from others who grade, too."""
+MAX_ANSWERS_BYTES = 256 << 20
+"""Of the answers of canonical solutions that are kept for other workers and for later gradings."""
+STOLEN_FROM = 4
+"""Where so many programs of one problem of a repository wait, a second worker prepares for it, too, which takes seconds."""
 LOOK_S = 0.25
 """Seconds between two looks whether there are more jobs to take, while programs run."""
 
@@ -113,13 +121,13 @@ class Grader:
     def grade(self, jobs: Iterable[Job], ahead: int | None = None) -> Iterator[tuple[Hashable, Verdict]]:
         """Yield a verdict per job, in the jobs' order, as soon as it is known.
 
-        Jobs are taken a few at a time, so memory does not grow with their number: at most `ahead`, by default four per worker,
+        Jobs are taken a few at a time, so memory does not grow with their number: at most `ahead`, by default 256 per worker,
         wait for their verdicts. Programs keep running while this waits for the next job. A harness error that remains after
         repeats is a verdict, too: the caller's stage has failed, and nothing is known about the solution. A caller that stops
         early (an exception, a closed generator) leaves no program running.
         """
         with self._opened() as submit:
-            yield from in_order(jobs, ahead or NUM_TAKEN * self.num_workers, submit)
+            yield from in_order(jobs, ahead or NUM_AHEAD * self.num_workers, submit)
 
     def grade_taken(
         self, take: Callable[[int, bool], Sequence[Job]]
@@ -146,9 +154,24 @@ class Grader:
         """What has a program graded. At the end of the context none runs any more."""
         pool = _Pool(self._sandbox, self.num_workers)
         threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grade")
+        waiting = _Waiting()
+
+        def work() -> None:
+            for problem, code, future in waiting.of_this_thread():
+                try:
+                    future.set_result(self._graded(problem, code, pool))
+                except BaseException as error:
+                    future.set_exception(error)
+
+        def submit(job: Job) -> Future[Verdict]:
+            future = waiting.add(job)
+            threads.submit(work)
+            return future
+
         try:
-            yield lambda job: threads.submit(self._graded, job.problem, job.code, pool)
+            yield submit
         finally:
+            waiting.clear()
             pool.stop()
             threads.shutdown(wait=True, cancel_futures=True)
             pool.close()
@@ -221,8 +244,10 @@ class Grader:
         at_most_s = KILL_AT * limit_s  # to tell a program that is a little late from one that never ends
         with (
             pool.warm_for(problem) as warm,
-            warm.run(problem, lambda: judge_job(problem), code, at_most_s, self.memory_bytes) as running,
+            warm.run(problem, lambda: _judge_job(problem), code, at_most_s, self.memory_bytes) as running,
         ):
+            if running.answers is not None:
+                _ANSWERS.keep(problem, bytes.fromhex(running.answers))
             word, detail = self._judged(running, limit_s)
             return Outcome(word, detail, running.elapsed_s(), running.ended().cpu_s)
 
@@ -267,28 +292,109 @@ def _too_late(limit_s: float) -> str:
     return f"not finished after {limit_s:.3g} s"
 
 
+class _Answers:
+    """What canonical solutions answered, by a hash of their problem's content; the oldest go first where there are too many."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: dict[str, bytes] = {}
+        self._size = 0
+
+    def of(self, problem: Problem) -> bytes | None:
+        with self._lock:
+            return self._kept.get(_content(problem))
+
+    def keep(self, problem: Problem, answers: bytes) -> None:
+        with self._lock:
+            if self._kept.setdefault(_content(problem), answers) is answers:
+                self._size += len(answers)
+            while self._size > MAX_ANSWERS_BYTES:
+                self._size -= len(self._kept.pop(next(iter(self._kept))))
+
+
+_ANSWERS = _Answers()
+
+
+def _content(problem: Problem) -> str:
+    return hashlib.sha256(json.dumps([problem.kind, problem.payload]).encode()).hexdigest()
+
+
+def _judge_job(problem: Problem) -> dict[str, Any]:
+    """What the tests' process is told, with the canonical solution's answers if they are known."""
+    job = judge_job(problem)
+    answers = _ANSWERS.of(problem)
+    return job if answers is None else {**job, "answers": marshal.loads(answers)}
+
+
+class _Waiting:
+    """Jobs that wait for a worker, by problem. To begin with another problem costs a worker time, so each stays with its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._jobs: dict[int, deque[tuple[Problem, str | None, Future[Verdict]]]] = {}  # by id() of the problem
+        self._workers: Counter[int] = Counter()  # at each problem
+
+    def add(self, job: Job) -> Future[Verdict]:
+        future: Future[Verdict] = Future()
+        with self._lock:
+            self._jobs.setdefault(id(job.problem), deque()).append((job.problem, job.code, future))
+        return future
+
+    def of_this_thread(self) -> Iterator[tuple[Problem, str | None, Future[Verdict]]]:
+        """Jobs for this worker, as long as there are some that no other worker is to do."""
+        mine = None
+        while True:
+            with self._lock:
+                if mine is not None:
+                    self._workers[mine] -= 1
+                mine = self._chosen(mine)
+                if mine is None:
+                    return
+                self._workers[mine] += 1
+                job = self._jobs[mine].popleft()
+                if not self._jobs[mine]:
+                    del self._jobs[mine]
+            yield job
+
+    def _chosen(self, mine: int | None) -> int | None:
+        if mine in self._jobs:
+            return mine
+        free = next((which for which in self._jobs if not self._workers[which]), None)
+        if free is not None:
+            return free
+        most = max(self._jobs, key=lambda which: len(self._jobs[which]), default=None)
+        if most is None or (is_of_repository(self._jobs[most][0][0]) and len(self._jobs[most]) < STOLEN_FROM):
+            return None
+        return most
+
+    def clear(self) -> None:
+        with self._lock:
+            self._jobs.clear()
+
+
 class _Pool:
-    """The warm sandboxes of one call of `grade`, one per worker, which can all be ended at once."""
+    """The warm sandboxes of one call of `grade`, one for each of its threads, which can all be ended at once."""
 
     def __init__(self, sandbox: Sandbox, num_workers: int) -> None:
         self._sandbox = sandbox
         self._lock = threading.Lock()
         cores = sorted(os.sched_getaffinity(0))
         first = os.getpid()  # so that two runs on one machine begin with different cores
-        numbers = range(first, first + num_workers)
-        # a core, and the sandbox on it once it has been started
-        self._free: list[tuple[int, Warm | None]] = [(cores[number % len(cores)], None) for number in numbers]
+        self._cores = [cores[number % len(cores)] for number in range(first, first + num_workers)]
+        self._own: dict[
+            int, tuple[int, Warm | None]
+        ] = {}  # by thread: a core, and the sandbox on it once it has been started
         self._busy: set[Warm] = set()
         self._stopped = False
 
     @contextlib.contextmanager
     def warm_for(self, problem: Problem) -> Iterator[Warm]:
-        """A free sandbox, if possible one that has this problem's tests, or a new one. It is closed if its use fails."""
+        """This thread's sandbox, or a new one. It is closed if its use fails."""
         with self._lock:
             if self._stopped:
                 raise HarnessError("grading was stopped")
-            core, warm = max(self._free, key=lambda free: 0 if free[1] is None else 1 + (free[1].problem is problem))
-            self._free.remove((core, warm))
+            me = threading.get_ident()
+            core, warm = self._own.setdefault(me, (self._cores[len(self._own) % len(self._cores)], None))
         failed = True
         try:
             warm = self._fit(warm, problem, core)
@@ -301,7 +407,7 @@ class _Pool:
         finally:
             with self._lock:
                 self._busy -= {warm}
-                self._free.append((core, None if failed else warm))
+                self._own[me] = core, None if failed else warm
             if failed and warm:
                 warm.close()
 
@@ -323,7 +429,7 @@ class _Pool:
                 warm.kill()
 
     def close(self) -> None:
-        for _, warm in self._free:
+        for _, warm in self._own.values():
             if warm:
                 warm.close()
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from loop.errors import ConfigError
 from loop.grading.extract import EXTRACTION_VERSION
-from loop.grading.formats import DESCRIPTION, humaneval, problem_of
+from loop.grading.formats import DESCRIPTION, beside, humaneval, problem_of
 from loop.grading.json_lines import Row, read_bytes, read_file, sound
 from loop.grading.known import wanted
 from loop.grading.known.files import rows_of
@@ -70,6 +70,7 @@ def load_suite(source: str, limit: int | None = None, base_dir: Path | None = No
             asked = published.asks(row, problem) if published else None
         except (LookupError, TypeError, AttributeError):
             raise ConfigError(f"{where}: lacks what {name} asks with; fetch the file again") from None
+        problem = beside(problem, (base_dir or Path()) / Path(source).expanduser())
         problems.append(problem.model_copy(update={"asked": asked}) if asked else problem)
     if not problems:
         raise ConfigError(f"{place}: holds no problems; expected one JSON object per line: {DESCRIPTION}")

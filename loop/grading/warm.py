@@ -145,8 +145,10 @@ class Running(contextlib.AbstractContextManager["Running"]):
             after_a_failure.callback(self.close)
             try:
                 self._hand_over(order, program)
-                if "ready" not in self._receive():
+                ready = self._receive()
+                if "ready" not in ready:
                     raise HarnessError("the sandbox could not start a solution")
+                self.answers: str | None = ready.get("answers")
             except (EOFError, OSError):
                 raise HarnessError(f"the sandbox could not start a solution: {host.last_words()}") from None
             except TimedOut:

@@ -14,19 +14,25 @@ from policies.data import shingles, similarity
 SIMILARITY = 0.7
 
 
+MIN_FILES = 8
+"""Where functions stand in fewer files, each is a group of its own beside its near copies, since files could not be divided."""
+
+
 def groups(functions: Sequence[Function], least: float = SIMILARITY) -> dict[str, str]:
     """For each function's id its group: its file or, where files hold near copies of each other's functions, the first of them."""
-    parent = {function.file: function.file for function in functions}
+    by_file = len({function.file for function in functions}) >= MIN_FILES
+    units = {function.id: function.file if by_file else function.id for function in functions}
+    parent = {unit: unit for unit in units.values()}
 
-    def top(file: str) -> str:
-        while parent[file] != file:
-            parent[file] = file = parent[parent[file]]
-        return file
+    def top(unit: str) -> str:
+        while parent[unit] != unit:
+            parent[unit] = unit = parent[parent[unit]]
+        return unit
 
     for left, right in near_copies(functions, least):
-        first, second = sorted((top(left.file), top(right.file)))
+        first, second = sorted((top(units[left.id]), top(units[right.id])))
         parent[second] = first
-    return {function.id: top(function.file) for function in functions}
+    return {id: top(unit) for id, unit in units.items()}
 
 
 def near_copies(functions: Sequence[Function], least: float = SIMILARITY) -> Iterator[tuple[Function, Function]]:

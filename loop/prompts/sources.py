@@ -20,7 +20,7 @@ from typing import Any, Literal
 from loop.config.section import HUB_NAME
 from loop.config.settings import Model, Prompts
 from loop.errors import ConfigError, PermissionDenied
-from loop.grading.formats import FORMATS_OF_PROMPTS
+from loop.grading.formats import FORMATS_OF_PROMPTS, beside, repository
 from loop.grading.json_lines import Row, raised, read_file, sound
 from loop.grading.problem import Problem as TestedProblem
 from loop.grading.problem import UntestedProblem
@@ -86,7 +86,7 @@ def load_prompts_and_tests(
             distinct.setdefault(prompt.id, prompt)
             has_starter_code |= prompts.starter_code_column in row
             if with_tests and (tested := _tested(row, prompt, prompts, place)):
-                tests.setdefault(prompt.id, tested)
+                tests.setdefault(prompt.id, beside(tested, _path(prompts.source, base_dir)))
         except ConfigError as error:
             broken.append(str(error))
         if len(distinct) == prompts.limit and not with_tests:  # an equal prompt that comes later may have tests
@@ -188,7 +188,8 @@ def _prompt(row: Row, place: str, number: str, prompts: Prompts, model: Model) -
 
 def _tested(row: Row, prompt: Prompt, prompts: Prompts, place: str) -> TestedProblem | None:
     """The row as a problem of the format that its tests are in; None if it has no tests."""
-    tested_in = next((form for form in FORMATS_OF_PROMPTS if any(row.get(key) for key in form.test_keys)), None)
+    forms = (repository.FORMAT, *FORMATS_OF_PROMPTS)
+    tested_in = next((form for form in forms if any(row.get(key) for key in form.test_keys)), None)
     if tested_in is None:
         return None
     starter_code = _starter_code(row, prompts, place)

@@ -92,7 +92,9 @@ def yardstick(loaded: grading.Suite, suite: SuiteConfig, config: Config) -> Yard
             suite_sha256=identity,
             task_id=problem.task_id,
             position=position,
-            split=grading.split_of(problem.task_id, {str(name): share for name, share in suite.splits.items()}),
+            split=grading.split_of(
+                problem.group or problem.task_id, {str(name): share for name, share in suite.splits.items()}
+            ),
             difficulty=problem.difficulty,
             prompt_id=prompt.id,
             payload=problem.payload,

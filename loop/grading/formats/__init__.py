@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
 from loop.errors import ConfigError, HarnessError
@@ -24,7 +25,7 @@ _FORMATS = (
     gsm8k.FORMAT,
 )
 # A training prompt is tested in the first for which its row has tests. Fetched data sets are known by the keys in this order.
-FORMATS_OF_PROMPTS = (repository.FORMAT, mbpp.FORMAT, humaneval.FORMAT, livecodebench.FORMAT)
+FORMATS_OF_PROMPTS = (mbpp.FORMAT, humaneval.FORMAT, livecodebench.FORMAT)
 
 _BY_KIND = {form.kind: form for form in _FORMATS}
 NAMES = ", ".join(form.name for form in reversed(_FORMATS))
@@ -50,6 +51,11 @@ def asks_for_text(problem: Problem) -> bool:
 def is_of_repository(problem: Problem) -> bool:
     """Whether a repository's own tests judge, in its own package (`loop.grading.repositories`)."""
     return problem.kind == repository.FORMAT.kind
+
+
+def beside(problem: Problem, file: Path) -> Problem:
+    """The problem as one of this file, beside which a repository's problem has what it needs."""
+    return problem.model_copy(update={"place": str(file.parent.resolve())}) if is_of_repository(problem) else problem
 
 
 def verdict_on_text(problem: Problem, text: str) -> TextVerdict:

@@ -218,6 +218,26 @@ def _operate(handle: Handle, operation: str, /, *args: Any, **names: Any) -> Any
     return object.__getattribute__(handle, "_solution").ask(question, encoder)
 
 
+def calls(solution: Solution, function: Any, arguments: list[list[Any]]) -> list[Any]:
+    """The values of the first of these calls, one after another: of at least one, and of as many as the solution's process chose.
+
+    What a call does to its arguments is not told. Raises what the first of the calls raised.
+    """
+    if type(function) is not Handle:
+        return [function(*arguments[0])]
+    encoder = Encoder(handed)
+    question = {
+        "do": "calls",
+        "object": object.__getattribute__(function, "_number"),
+        "args": [[encoder.item(value) for value in each] for each in arguments],
+    }
+    values = solution.ask(question, encoder)
+    if type(values) is not list or not 1 <= len(values) <= len(arguments):
+        solution.trouble = "the program spoke in the harness's name"
+        raise Gone
+    return values
+
+
 def _method(handle: Handle, name: str) -> Any:
     try:
         return _operate(handle, "attribute", name)

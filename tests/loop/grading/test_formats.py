@@ -14,7 +14,7 @@ from loop.prompts import sources
 
 def test_the_kinds_and_keys_that_stores_and_caches_know() -> None:
     """A problem's kind is part of a suite's hash, and the name of a fetched data set is a hash of these keys, in this order."""
-    kinds = ["gsm8k", "humaneval", "ifeval", "livecodebench", "math500", "mbpp", "mmlu_pro", "plus"]
+    kinds = ["gsm8k", "humaneval", "ifeval", "livecodebench", "math500", "mbpp", "mmlu_pro", "plus", "repository"]
     assert sorted(formats._BY_KIND) == kinds
     assert list(dict.fromkeys(sources._TEST_KEYS + sources._MORE_KEYS)) == [
         *("test_list", "test", "public_test_cases", "private_test_cases"),

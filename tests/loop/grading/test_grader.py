@@ -18,6 +18,7 @@ import pytest
 
 from loop.cli import doctor
 from loop.errors import ConfigError, HarnessError
+from loop.grading import grader as grader_module
 from loop.grading import warm as warm_module
 from loop.grading import working_sandbox
 from loop.grading.bubblewrap import MODES_AS_USER, find_bwrap
@@ -34,7 +35,8 @@ HANG_S = 600.0
 """After this something hangs, on the slowest of machines."""
 
 
-def test_jobs_are_taken_a_few_at_a_time_and_come_back_in_order(grader: Grader) -> None:
+def test_jobs_are_taken_a_few_at_a_time_and_come_back_in_order(grader: Grader, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grader_module, "NUM_AHEAD", 4)
     taken = 0
 
     def jobs() -> Iterator[Job]:
