@@ -26,7 +26,7 @@ from loop.grading.interpreter import Ended, Interpreter
 from loop.grading.problem import Problem
 from loop.grading.sandbox import BOOT, Sandbox, programs_inside
 from loop.grading.warm import Running, TimedOut, Warm
-from loop.words import shown
+from loop.words import safe
 
 START_TIMEOUT_S = 1800.0
 """A package may take long to import on a busy machine. Whoever waits sees that it is being prepared."""
@@ -73,14 +73,14 @@ def repository_at(directory: str) -> Repository:
     try:
         repository = Repository.model_validate_json(file.read_bytes())
     except OSError as error:
-        raise ConfigError(f"{shown(str(file))}: {error.strerror}; {remedy}") from None
+        raise ConfigError(f"{safe(file)}: {error.strerror}; {remedy}") from None
     except ValidationError as error:
         place = ".".join(map(str, error.errors()[0]["loc"]))
-        raise ConfigError(f"{shown(str(file))}: {place}: {error.errors()[0]['msg']}; {remedy}") from None
+        raise ConfigError(f"{safe(file)}: {place}: {error.errors()[0]['msg']}; {remedy}") from None
     if not Path(directory, "tree").is_dir():
-        raise ConfigError(f"{shown(str(Path(directory, 'tree')))}: no such directory; {remedy}")
+        raise ConfigError(f"{safe(Path(directory, 'tree'))}: no such directory; {remedy}")
     if not os.access(repository.environment.python, os.X_OK):
-        where = f"{shown(str(file))}: the interpreter {shown(repository.environment.python)} is gone"
+        where = f"{safe(file)}: the interpreter {safe(repository.environment.python)} is gone"
         raise ConfigError(f"{where}; {remedy}")
     return repository
 

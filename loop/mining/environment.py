@@ -15,7 +15,7 @@ from typing import Any
 from loop.errors import ConfigError
 from loop.grading.inside.view import TREE
 from loop.grading.repositories import Environment
-from loop.words import one_line, shown
+from loop.words import one_line, safe
 
 OLDEST = (3, 11)
 """Of the Pythons that can run what runs inside."""
@@ -67,19 +67,19 @@ def environment_of(python: Path, source: Path, roots: tuple[str, ...], options: 
         known: dict[str, Any] = json.loads(done.stdout)
     except OSError as error:
         raise ConfigError(
-            f"--python {shown(str(python))}: {error.strerror}; give a Python that has the repository's packages"
+            f"--python {safe(python)}: {error.strerror}; give a Python that has the repository's packages"
         ) from None
     except (subprocess.CalledProcessError, ValueError):
         raise ConfigError(
-            f"--python {shown(str(python))}: is no Python that runs; give one that has the repository's packages"
+            f"--python {safe(python)}: is no Python that runs; give one that has the repository's packages"
         ) from None
     version = ".".join(map(str, known["version"]))
     if tuple(known["version"][:2]) < OLDEST:
         wanted = ".".join(map(str, OLDEST))
-        raise ConfigError(f"--python {shown(str(python))}: is Python {version}; give one of at least {wanted}")
+        raise ConfigError(f"--python {safe(python)}: is Python {version}; give one of at least {wanted}")
     packages = {name.lower(): number for name, number in known["packages"].items() if name}
     if "pytest" not in packages:
-        raise ConfigError(f'{shown(str(python))} has no pytest, which runs the tests; "{python} -m pip install pytest"')
+        raise ConfigError(f'{safe(python)} has no pytest, which runs the tests; "{python} -m pip install pytest"')
     inside = os.path.realpath(source)
     path = [
         name
@@ -173,7 +173,7 @@ def _made(source: Path, directory: Path) -> Path:
         said = getattr(error, "stderr", None) or str(error)
         reason = one_line(said.strip().splitlines()[-1] if said.strip() else "pip failed")
         remedy = "make an environment for the repository and name its interpreter with --python"
-        raise ConfigError(f"no environment can be made for {shown(str(source))}: {reason}; {remedy}") from None
+        raise ConfigError(f"no environment can be made for {safe(source)}: {reason}; {remedy}") from None
     return python
 
 

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from loop.grading.repositories import read_source
 
+OVERLOAD = "an overload"
 Definition = ast.FunctionDef | ast.AsyncFunctionDef
 _NO_PACKAGE = {
     "tests",
@@ -149,13 +150,12 @@ def _functions(file: str, text: str, tree: ast.Module, min_lines: int, max_lines
     lines = text.splitlines(keepends=True)
     met = [_function(file, lines, node, classes) for node, classes in _definitions(tree.body, ())]
     count: dict[str, int] = {}
-    for function in met:
-        count[function.qualname] = count.get(function.qualname, 0) + 1
-    for function in met:
-        reason = _reason(function, min_lines, max_lines)
-        if count[function.qualname] > 1 and not reason:
-            reason = "defined more than once"
-        yield replace(function, left_out=reason)
+    reasons = [_reason(function, min_lines, max_lines) for function in met]
+    for function, reason in zip(met, reasons, strict=True):
+        count[function.qualname] = count.get(function.qualname, 0) + (reason != OVERLOAD)
+    for function, reason in zip(met, reasons, strict=True):
+        twice = count[function.qualname] > 1 and not reason
+        yield replace(function, left_out="defined more than once" if twice else reason)
 
 
 def _definitions(body: Sequence[ast.stmt], classes: tuple[str, ...]) -> Iterator[tuple[Definition, tuple[str, ...]]]:
@@ -201,7 +201,7 @@ def _reason(function: Function, min_lines: int, max_lines: int) -> str:
     rest = node.body[1:] if _is_text(node.body[0]) else node.body
     names = {_last_name(each) for each in node.decorator_list}
     if "overload" in names:
-        return "an overload"
+        return OVERLOAD
     if "abstractmethod" in names or "abstractproperty" in names:
         return "abstract"
     if not rest or all(_is_stub(each) for each in rest):

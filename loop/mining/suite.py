@@ -27,7 +27,7 @@ from loop.mining.page import page_of
 from loop.mining.proving import Candidate, Proof, Row, prove
 from loop.mining.surveying import Spans, Survey, survey
 from loop.mining.tree import commit_of, copy_tree
-from loop.words import shown
+from loop.words import safe
 
 MAX_FUNCTIONS = 50_000
 MOST_TESTS_S = 5.0
@@ -56,11 +56,9 @@ def make_suite(source: Path, out: Path, wishes: Wishes, say: Callable[[str], Non
     """
     began = time.monotonic()
     if out.exists() and not (out / "suite.json").is_file():
-        raise ConfigError(f"{shown(str(out))}: exists and holds no suite.json; choose a directory that does not exist")
+        raise ConfigError(f"{safe(out)}: exists and holds no suite.json; choose a directory that does not exist")
     if os.path.realpath(out).startswith(os.path.realpath(source) + os.sep):
-        raise ConfigError(
-            f"{shown(str(out))}: lies in the repository, which stays as it is; choose a directory outside"
-        )
+        raise ConfigError(f"{safe(out)}: lies in the repository, which stays as it is; choose a directory outside")
     part = out.with_name(out.name + ".partial")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -84,19 +82,17 @@ def make_suite(source: Path, out: Path, wishes: Wishes, say: Callable[[str], Non
 
 
 def _made(source: Path, part: Path, wishes: Wishes, say: Callable[[str], None]) -> dict[str, Any]:
-    say(f"copying {shown(str(source))}")
+    say(f"copying {safe(source)}")
     tree = part / "tree"
     tree_hash = copy_tree(source, tree)
     roots = roots_of(tree)
     modules, broken = modules_of(tree, roots, wishes.min_lines, wishes.max_lines)
     functions = [function for module in modules for function in module.functions]
     if not functions:
-        raise ConfigError(
-            f"{shown(str(source))}: no Python function in its packages; give the directory that holds them"
-        )
+        raise ConfigError(f"{safe(source)}: no Python function in its packages; give the directory that holds them")
     if len(functions) > MAX_FUNCTIONS:
         raise ConfigError(
-            f"{shown(str(source))}: {len(functions):,} functions, more than {MAX_FUNCTIONS:,}; give the directory of one package"
+            f"{safe(source)}: {len(functions):,} functions, more than {MAX_FUNCTIONS:,}; give the directory of one package"
         )
     python = python_for(source, out_environment(part), wishes.python)
     environment = environment_of(python, source, roots, pytest_options(tree))
@@ -123,7 +119,7 @@ def _made(source: Path, part: Path, wishes: Wishes, say: Callable[[str], None]) 
     rows, prompts = _rows(modules, candidates, proofs, group, wishes)
     if not rows and not prompts:
         raise ConfigError(
-            f"{shown(str(source))}: none of {len(functions):,} functions makes a problem or a prompt; {_most(reasons, proofs)}"
+            f"{safe(source)}: none of {len(functions):,} functions makes a problem or a prompt; {_most(reasons, proofs)}"
         )
     _write(part / "problems.jsonl", rows)
     _write(part / "prompts.jsonl", prompts)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from loop.errors import ConfigError, PermissionDenied
-from loop.words import shown
+from loop.words import safe
 
 _LEFT_OUT = {
     ".git", ".hg", ".svn", ".tox", ".nox", ".eggs", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".hypothesis", ".idea", ".vscode",
@@ -27,7 +27,7 @@ def copy_tree(source: Path, target: Path) -> str:
     ConfigError where there is nothing to copy or too much, PermissionDenied where a file cannot be read.
     """
     if not source.is_dir():
-        raise ConfigError(f"{shown(str(source))} is no directory; give the directory of a repository")
+        raise ConfigError(f"{safe(source)} is no directory; give the directory of a repository")
     digest, num_files, num_bytes = hashlib.sha256(), 0, 0
     target.mkdir(parents=True)
     try:
@@ -36,7 +36,7 @@ def copy_tree(source: Path, target: Path) -> str:
             num_files, num_bytes = num_files + 1, num_bytes + path.lstat().st_size
             if num_files > MAX_FILES or num_bytes > MAX_BYTES:
                 what = f"more than {MAX_FILES:,} files" if num_files > MAX_FILES else f"more than {MAX_BYTES >> 30} GiB"
-                raise ConfigError(f"{shown(str(source))} has {what}; give the directory of one package with its tests")
+                raise ConfigError(f"{safe(source)} has {what}; give the directory of one package with its tests")
             copy = target / name
             copy.parent.mkdir(parents=True, exist_ok=True)
             if path.is_symlink():
@@ -48,13 +48,11 @@ def copy_tree(source: Path, target: Path) -> str:
                 content = copy.read_bytes()
             digest.update(f"{name}\0{len(content)}\0".encode("utf-8", "surrogateescape") + content)
     except PermissionError as error:
-        raise PermissionDenied(
-            f"{shown(str(error.filename))}: cannot be read; give yourself the right to read it"
-        ) from None
+        raise PermissionDenied(f"{safe(error.filename)}: cannot be read; give yourself the right to read it") from None
     except OSError as error:
-        raise ConfigError(f"{shown(str(error.filename or source))}: cannot be copied: {error.strerror}") from None
+        raise ConfigError(f"{safe(error.filename or source)}: cannot be copied: {error.strerror}") from None
     if not num_files:
-        raise ConfigError(f"{shown(str(source))} has no files; give the directory of a repository")
+        raise ConfigError(f"{safe(source)} has no files; give the directory of a repository")
     return digest.hexdigest()
 
 

@@ -140,7 +140,8 @@ def watch(hidden: Callable[[str], bool]) -> None:
     """From now on, end this process where a candidate reaches for its tests; `hidden` tells files that it may not open."""
     thread, frame_of, leave, library = _thread.get_ident, sys._getframe, os._exit, os.path.dirname(os.__file__)
     quiet = tuple(
-        os.path.join(library, name) for name in ("logging", "warnings.py", "collections", "typing.py", "enum.py")
+        os.path.join(library, name)
+        for name in ("logging", "warnings.py", "collections", "typing.py", "enum.py", "dataclasses.py")
     )
 
     def asked_by_candidate(through_others: bool) -> bool:

@@ -7,8 +7,8 @@ else. STEALING is after the wanted answers or the function's own body, the rest 
 
 from __future__ import annotations
 
-from tests.grading.hostile_acts import ENDING, FORGING, LYING, PATCHING, RUNNING_ON, USING_UP
-from tests.grading.shop_repository import HONEST, SHOP, cart_with, write_shop
+from tests.support.hostile_acts import ENDING, FORGING, LYING, PATCHING, RUNNING_ON, USING_UP
+from tests.support.shop_repository import HONEST, SHOP, cart_with, write_shop
 
 __all__ = ["HONEST", "HOSTILE", "SHOP", "cart_with", "write_shop"]
 
