@@ -13,7 +13,7 @@ from loop.errors import LoopError
 from loop.words import safe
 
 
-@command("init", "loopctl init my-run", "loopctl init --from-repo ~/code/shop shop-run")
+@command("init", "loopctl init my-run", "loopctl init --from-repo shop shop-run")
 @click.argument("directory", metavar="[DIR]", default=".", type=click.Path(path_type=Path))
 @click.option(
     "--from-repo",

@@ -13,7 +13,7 @@ from loop.words import count, safe
 if TYPE_CHECKING:
     from loop.mining.suite import Wishes
 
-_EXAMPLE = "loopctl suite from-repo ~/code/shop --python ~/code/shop/.venv/bin/python -o shop-suite"
+_EXAMPLE = "loopctl suite from-repo shop --out shop-suite"
 PYTHON = click.option(
     "--python",
     type=click.Path(path_type=Path),

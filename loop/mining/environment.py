@@ -46,11 +46,11 @@ _WITH_VALUE = ("-p", "-W", "-o")
 def python_for(source: Path, directory: Path, named: Path | None) -> Path:
     """The interpreter to use; one is made under `directory` if there is none. Raises ConfigError."""
     if named is not None:
-        return named
+        return named.expanduser().absolute()  # not resolved: a virtual environment is known by the path of its link
     for name in (".venv", "venv", "env"):
-        if os.access(python := source / name / "bin" / "python", os.X_OK):
+        if os.access(python := source.absolute() / name / "bin" / "python", os.X_OK):
             return python
-    return _made(source, directory / "environment")
+    return _made(source, directory.absolute())
 
 
 def environment_of(python: Path, source: Path, roots: tuple[str, ...], options: list[str]) -> Environment:

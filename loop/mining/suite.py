@@ -54,7 +54,7 @@ def make_suite(source: Path, out: Path, wishes: Wishes, say: Callable[[str], Non
 
     Raises ConfigError and PermissionDenied. The repository is only read.
     """
-    began = time.monotonic()
+    began, source, out = time.monotonic(), source.absolute(), out.absolute()
     if out.exists() and not (out / "suite.json").is_file():
         raise ConfigError(f"{safe(out)}: exists and holds no suite.json; choose a directory that does not exist")
     if os.path.realpath(out).startswith(os.path.realpath(source) + os.sep):

@@ -109,7 +109,7 @@ def strange_words(line: str) -> list[str]:
     """What in a command line of loopctl is neither a command nor an option that it takes."""
     command: click.Command = loopctl
     words = re.split(r"\s+#|\s\||\s>|&&|;|`", line)[0].split()[1:]
-    while words and isinstance(command, click.Group) and re.fullmatch(r"[a-z]+", words[0]):
+    while words and isinstance(command, click.Group) and re.fullmatch(r"[a-z]+(-[a-z]+)*", words[0]):
         below = command.get_command(click.Context(command), words.pop(0))
         if below is None:
             return [line]

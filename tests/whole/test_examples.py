@@ -75,6 +75,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, file in (("base", "a"), ("tuned", "b")):
         left = TESTS / "data" / "harnesses" / "evalplus" / f"{file}_eval_results.json"
         shutil.copy(left, directory / f"{name}_eval_results.json")
+    (directory / "shop" / "shop").mkdir(parents=True)
+    (directory / "shop" / ".venv").symlink_to(sys.prefix)
+    (directory / "shop" / "shop" / "__init__.py").write_text("def add(a, b):\n    c = a + b\n    return c\n")
+    (directory / "shop" / "test_shop.py").write_text("from shop import add\ndef test_add(): assert add(2, 1) == 3\n")
     (directory / "evidence.json").write_text(json.dumps(EVIDENCE))
     return directory
 
