@@ -79,6 +79,7 @@ PARTS = (
             ("cluster_training", f"{PYTHON} bench/cluster_training.py", "--turns 1"),
             ("cluster_losses", f"{PYTHON} bench/cluster_losses.py", ""),
             ("cluster_growth", f"{PYTHON} bench/cluster_growth.py", "--hub-ms 0.6 --stream-ms 0.3"),
+            ("in_repository", f"{PYTHON} bench/in_repository.py", "--programs 1000"),
             ("planted", f"{PYTHON} bench/planted.py", "--runs 100"),
             ("feed", f"{PYTHON} bench/feed.py", "--completions 2000"),
             ("estimate", f"{PYTHON} bench/estimate.py", "--small"),

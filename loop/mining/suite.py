@@ -30,6 +30,8 @@ from loop.mining.tree import commit_of, copy_tree
 from loop.words import safe
 
 MAX_FUNCTIONS = 50_000
+MOST_FILES = 12
+"""Reports show gains by file up to so many files, and by package where there are more."""
 MOST_TESTS_S = 5.0
 """Of the tests that reach a function so many seconds' worth are run on a candidate, those that reach the fewest others first."""
 
@@ -206,6 +208,9 @@ def _rows(
             row = {**each.row(proof.level), "group": group[function.id], "duration_s": round(proof.seconds, 4)}
             row |= {"survivors": proof.survivors} if proof.survivors else {}
             (prompts if _share(group[function.id]) < wishes.train else rows).append(row)
+    by_file = len({row["file"] for row in rows}) <= MOST_FILES
+    for row in rows:
+        row["difficulty"] = row["file"] if by_file else row["file"].rpartition("/")[0] or row["file"]
     taken = {row["task_id"] for row in [*rows, *prompts]}
     copies = {row["body"] for row in rows}
     for module in modules:

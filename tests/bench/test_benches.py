@@ -35,6 +35,7 @@ COMMANDS = {
     "cluster": "bench/cluster.py --requests 32 --turns 1 --streams 2 --mb 20",
     "cluster_training": "bench/cluster_training.py --turns 1 --steps 2",
     "cluster_growth": "bench/cluster_growth.py --hub-ms 0.6 --stream-ms 0.3 --completions 500",
+    "in_repository": "bench/in_repository.py --programs 60 --pytest 4",
     "planted": "bench/planted.py --runs 4 --problems 60",
     "cluster_losses": "bench/cluster_losses.py --only engine node",
     "feed": "bench/feed.py --completions 300",
