@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,12 +15,51 @@ from loop.words import count, safe, warn
 if TYPE_CHECKING:
     from loop.config.loading import LoadedConfig
 
+DEFAULT = "default"
 _LINE = re.compile(r"(?P<file>.*?):(?P<line>\d+): (?:(?P<key>[^\s:]+): )?(?P<message>.*)")
 
 
 @click.group("config", cls=Group, examples=["loopctl config check"])
 def config_command() -> None:
-    """Check loop.toml."""
+    """Check loop.toml, show what it comes to, and print its schema."""
+
+
+@config_command.command("schema", examples=["loopctl config schema > loop.schema.json"])
+def schema_command() -> None:
+    """Print the JSON schema of loop.toml, by which editors complete and check it."""
+    from loop.config.schema import schema
+
+    print_json(schema())
+
+
+@config_command.command("show", examples=["loopctl config show", "loopctl config show --resolved --json"])
+@click.option("--resolved", is_flag=True, help="Every key, also those that loop.toml leaves out.")
+def show_command(resolved: bool) -> None:
+    """Print the keys of loop.toml with the values that count; with --resolved all keys, and where each value comes from."""
+    from loop.config.same_run import resolved as settings_of
+    from loop.config.toml_text import toml_value
+
+    loaded = the_call().load()
+    rows = [row for row in _rows(settings_of(loaded.config), loaded.file.tables) if resolved or row[2] != DEFAULT]
+    shown = "\n".join(f"{key} = {toml_value(value)}  # {source}" for key, value, source in rows)
+    print_answer(
+        [{"key": key, "value": value, "from": source} for key, value, source in rows],
+        lambda _: click.echo(safe(shown, lines=True)),
+    )
+
+
+def _rows(settings: dict[str, Any], given: Any, before: str = "") -> Iterator[tuple[str, Any, str]]:
+    """Each key by its whole name, with its value and where that comes from; what is left out without a default has none."""
+    for key, value in settings.items():
+        own = given.get(key) if isinstance(given, dict) else None
+        if isinstance(value, dict) and value:
+            yield from _rows(value, own, f"{before}{key}.")
+        elif isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+            for number, each in enumerate(value):
+                its = own[number] if isinstance(own, list) and number < len(own) else None
+                yield from _rows(each, its, f"{before}{key}[{number}].")
+        elif value is not None:
+            yield f"{before}{key}", value, "loop.toml" if isinstance(given, dict) and key in given else DEFAULT
 
 
 @config_command.command("check", examples=["loopctl config check", "loopctl config check --config loop.toml --json"])

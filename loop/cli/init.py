@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from loop.cli.options import command, print_answer
 from loop.cli.suite import PYTHON, made, words_of
 from loop.errors import LoopError
 from loop.words import safe
+
+SCHEMA = "loop.schema.json"
 
 
 @command("init", "loopctl init my-run", "loopctl init --from-repo shop shop-run")
@@ -26,10 +29,14 @@ from loop.words import safe
 def init_command(directory: Path, repository: Path | None, python: Path | None) -> None:
     """Write a commented loop.toml into DIR (default: here). An existing one is never overwritten.
 
+    Beside it stands loop.schema.json, which editors read (Taplo, VS Code's Even Better TOML): they complete keys and mark mistakes.
+
     With --from-repo, DIR/suite gets the problems and prompts of a repository as `loopctl suite from-repo` makes them, and loop.toml
     uses them, with HumanEval as a canary. What gain so many problems can show is said at once.
     """
     import importlib.resources
+
+    from loop.config.schema import schema
 
     path = directory / "loop.toml"
     _refuse_existing(path, directory)
@@ -46,7 +53,8 @@ def init_command(directory: Path, repository: Path | None, python: Path | None) 
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with path.open("x", encoding="utf-8") as file:
-            file.write(text)
+            file.write(f"#:schema ./{SCHEMA}\n\n{text}")
+        (directory / SCHEMA).write_text(json.dumps(schema(), indent=1) + "\n", "utf-8")
     except FileExistsError:
         _refuse_existing(path, directory)
         raise

@@ -16,7 +16,8 @@ from loop.words import safe, warn
 # name -> module, what it does
 COMMANDS = {
     "init": ("init", "Write a loop.toml that runs as it is."),
-    "config": ("config", "Check loop.toml."),
+    "config": ("config", "Check loop.toml, show what it comes to, and print its schema."),
+    "completion": ("completion", "Print what makes a shell complete commands and options."),
     "doctor": ("doctor", "Say what this machine can do, and what would help."),
     "estimate": ("estimate", "Say whether it fits: memory, disk and time of each stage."),
     "run": ("run", "Run rounds in the foreground."),
