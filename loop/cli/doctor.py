@@ -261,7 +261,7 @@ def _engines(loaded: LoadedConfig | None) -> Iterator[Line]:
     missing = [name for name, version in versions.items() if version is None]
     words = ", ".join(f"{name} {version}" for name, version in versions.items() if version)
     if missing:
-        remedy = f"pip install {' '.join(missing)}, or install the project again"
+        remedy = "pip install 'ssd-loop[train]'"
         yield Line("engines", "warn" if fake else "fail", f"{', '.join(missing)} missing", remedy)
     else:
         yield Line("engines", "ok", words)
@@ -335,7 +335,7 @@ def _devices(loaded: LoadedConfig | None) -> Line:
         return Line("devices", "warn", words, "try again on an idle machine")
     except (OSError, subprocess.SubprocessError, ValueError, LookupError):
         verdict: Verdict = "fail" if _uses_torch(loaded) else "warn"
-        return Line("devices", verdict, "torch cannot be imported", "install the project again")
+        return Line("devices", verdict, "torch cannot be imported", "pip install 'ssd-loop[train]'")
     if devices["gpus"]:
         words = ", ".join(f"{name} ({size(memory)})" for name, memory in devices["gpus"])
         return Line("devices", "ok", words)

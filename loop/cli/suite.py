@@ -89,9 +89,15 @@ def words_of(facts: dict[str, Any]) -> list[str]:
     for reason in facts["left_out"].values():
         reasons[reason.partition(":")[0]] = reasons.get(reason.partition(":")[0], 0) + 1
     most = sorted(reasons.items(), key=lambda pair: -pair[1])[:6]
+    near = f"{facts['largest_group']:,} of the problems are in files that hold near copies of each other: they stay in one split"
     return [
         f"{safe(facts['name'])}: {count(facts['num_problems'], 'problem')} of {count(facts['num_functions'], 'function')}, "
         f"{facts['num_apart']:,} graded apart; {count(facts['num_prompts'], 'prompt')}, {facts['num_prompts_with_tests']:,} with tests",
         f"  tests      {facts['num_tests']:,} pass each time, in {facts['tests_s']:g} s; {len(facts['tests_left_out']):,} left out",
         "  left out   " + (", ".join(f"{num:,} {safe(reason)}" for reason, num in most) or "none"),
+        *(
+            [f"  note       {near}"]
+            if facts["num_groups"] > 1 and 2 * facts["largest_group"] > facts["num_problems"]
+            else []
+        ),
     ]

@@ -264,6 +264,7 @@ def _counts(
         "num_prompts": len(prompts),
         "num_prompts_with_tests": sum("tests" in row for row in prompts),
         "num_groups": len({row["group"] for row in rows}),
+        "largest_group": max(Counter(row["group"] for row in rows).values(), default=0),
         "num_tests": len(surveyed.seconds),
         "tests_s": round(sum(surveyed.seconds.values()), 2),
         "tests_left_out": surveyed.left_out,

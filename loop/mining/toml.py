@@ -35,7 +35,7 @@ temperature = 0.7
 top_p = 0.95
 max_new_tokens = {MAX_NEW_TOKENS}
 stop = ["\\n```"]
-splits = {splits}  # by file, so that no two parts share a function or a near copy
+splits = {splits}  # near copies and, in larger repositories, files stay together
 
 [[suites]]                # a canary: what the model could do before, it should still do
 name = "humaneval"

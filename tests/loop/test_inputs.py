@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from loop import inputs as inputs_module
 from loop.config.loading import load_config
 from loop.errors import ConfigError
 from loop.inputs import model_directory, read_inputs
 from tests.support import ROOT
+from tests.support.configurations import VALID, load_text
 
 RECIPES = sorted((ROOT / "recipes").glob("*.toml"))
 
@@ -229,3 +231,11 @@ def test_a_suite_that_would_be_fetched_is_judged_by_its_name(check: Check, monke
     assert check(suite='source = "mbpp+@evalplus"') == []
     [line] = check(suite='source = "mbpp+@nobody"')
     assert line.endswith('no harness "nobody" is known; what can be had is mbpp+@evalplus')
+
+
+def test_a_light_installation_is_told_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inputs_module, "find_spec", lambda name: None if name == "torch" else object())
+    with pytest.raises(
+        ConfigError, match=r"model\.source: sampling and training need torch; `pip install 'ssd-loop\[train\]'`"
+    ):
+        read_inputs(load_text(tmp_path, VALID), fetch=False)
