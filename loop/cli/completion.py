@@ -11,11 +11,14 @@ from loop.cli.options import command
 @command(
     "completion",
     'eval "$(loopctl completion bash)"',
-    "loopctl completion fish > ~/.config/fish/completions/loopctl.fish",
+    "loopctl completion fish > loopctl.fish",
 )
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion_command(shell: str) -> None:
-    """Print the completion of SHELL: for bash and zsh, a line for ~/.bashrc or ~/.zshrc evaluates it; for fish it is a file."""
+    """Print the completion of SHELL.
+
+    For bash and zsh a line in ~/.bashrc or ~/.zshrc evaluates it; for fish it is a file in ~/.config/fish/completions.
+    """
     from loop.cli.main import loopctl
 
     made = get_completion_class(shell)

@@ -40,8 +40,8 @@ def test_a_row_with_keys_of_several_formats_has_the_first() -> None:
 def test_every_format_is_named_where_a_user_may_give_one() -> None:
     help_text = " ".join(CliRunner().invoke(grade_command, ["--help"]).output.split())
     assert (
-        "GSM8K, MATH-500, IFEval, HumanEval, MBPP, HumanEval+ or MBPP+, LiveCodeBench, MMLU-Pro, the loop's own, or a name."
-        in help_text
+        "GSM8K, MATH-500, IFEval, HumanEval, MBPP, HumanEval+ or MBPP+, LiveCodeBench, MMLU-Pro, a repository's functions, "
+        "the loop's own, or a name." in help_text
     )
     with pytest.raises(ConfigError) as caught:
         problem_of({"a": 1}, "here")
