@@ -106,7 +106,7 @@ def test_every_example_runs(
     name: str, line: str, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: Loopctl
 ) -> None:
     """It ends with 0, or with a code that the help names ("Exit code ...")."""
-    copy = shutil.copytree(directory, tmp_path / "run", symlinks=True, symlinks=True)
+    copy = shutil.copytree(directory, tmp_path / "run", symlinks=True)
     monkeypatch.chdir(copy)
     monkeypatch.delenv("LOOP_CONFIG", raising=False)
     try:
