@@ -114,7 +114,7 @@ def repository_command(
     python: str,
     variables: dict[str, str],
     readable: list[tuple[str, str]],
-    writable: tuple[str, str],
+    writable: tuple[str, str] | None,
     hidden: list[str],
 ) -> tuple[str, ...]:
     """The command that starts a repository's Python; its own arguments are still to be added.
@@ -136,10 +136,10 @@ def repository_command(
     return (
         *(bwrap, "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"),
         *("--hostname", "sandbox", "--die-with-parent", "--new-session", "--cap-drop", "ALL", *mode.flags, *_OVERLAYS),
-        *("--perms", "1777", "--size", str(1 << 30), "--tmpfs", "/tmp", "--dev", "/dev"),
+        *("--perms", "1777", "--size", str(1 << 30), "--tmpfs", "/tmp", "--dev", "/dev", "--remount-ro", "/dev"),
         *(word for name in (*SCRATCH, TREE) for word in ("--perms", "0755", "--dir", name)),
         *view,
-        *("--bind", *writable),
+        *(("--bind", *writable) if writable else ()),
         *(word for name, value in environment.items() for word in ("--setenv", name, value)),
         *("--remount-ro", "/", "--chdir", "/tmp", python),
     )

@@ -125,7 +125,13 @@ def start(
         readable += [(str(tree), TREE), *((str(own / "stub" / name), f"{TREE}/{name}") for name in stubs)]
         hidden += [f"{TREE}/{name}" for name in unseen]
     command = repository_command(
-        bwrap, MODES_AS_USER[0], environment.python, environment.variables, readable, (str(result), RESULT), hidden
+        bwrap,
+        MODES_AS_USER[0],
+        environment.python,
+        environment.variables,
+        readable,
+        (str(result), RESULT) if "survey" in job else None,
+        hidden,
     )
     programs = programs_inside(environment.python, repository=True)
     return Interpreter([*command, *_FLAGS, "-c", BOOT], core, programs, "bubblewrap", directory, START_TIMEOUT_S)

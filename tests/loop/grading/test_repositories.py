@@ -87,3 +87,25 @@ def test_a_suite_that_was_moved_apart_from_its_files_is_refused(shop: dict[str, 
     (tmp_path / "suite.json").write_text(json.dumps(facts | {"environment": {}}))
     with pytest.raises(ConfigError, match=r"suite\.json.*environment\.python"):
         list(Grader(num_workers=1).grade([Job(1, problem, problem.reference)]))
+
+
+@pytest.mark.parametrize("level", ["apart", "inside"])
+def test_a_candidate_finds_no_place_that_outlives_it(shop: dict[str, Problem], level: str) -> None:
+    """Only /tmp and the tree's own view take files, and both are gone with it."""
+    text = """def total(prices, discount=0.0):
+    import os
+    taken = []
+    for folder, _, _ in os.walk("/"):
+        try:
+            with open(os.path.join(folder, "left-behind"), "x") as file:
+                file.write("x")
+            taken.append(folder)
+        except OSError:
+            pass
+    raise KeyError(" ".join(sorted({"/" + each.split("/")[1] for each in taken})))"""
+    grader = Grader(num_workers=1)
+    jobs = [Job(number, shop[level], f"{text}\n# {number}") for number in range(2)]
+    details = [verdict.detail for _, verdict in grader.grade(jobs)]
+    assert details[0] == details[1], "the second found what the first had left"
+    places = set(details[0].partition("KeyError: ")[2].strip("'").split())
+    assert places <= {"/tmp", "/repo", "/upper2"}, details
