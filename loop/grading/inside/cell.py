@@ -126,7 +126,8 @@ def _rehearse() -> None:
     def ask(question: Any) -> int:
         answers.seek(0)
         answers.truncate()
-        send(answers.write, link.answer(receive(io.BytesIO(question).read)))
+        for answer in link.answers(receive(io.BytesIO(question).read)):
+            send(answers.write, answer)
         answers.seek(0)
         return len(question)
 
@@ -263,9 +264,10 @@ def solve(link: Link) -> None:
     try:
         send(_write, {"ready": True})
         while True:
-            try:
-                send(_write, link.answer(receive(_read)))
-            except NotPlain as error:  # the answer is too big
-                send(_write, {"raised": described(error), "containers": [], "given": []})
+            for answer in link.answers(receive(_read)):
+                try:
+                    send(_write, answer)
+                except NotPlain as error:  # the answer is too big
+                    send(_write, {"raised": described(error), "containers": [], "given": []})
     except (Closed, OSError):
         leave(0)

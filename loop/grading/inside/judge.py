@@ -271,12 +271,10 @@ def _values(solution: Solution, function: Any, inputs: list[Any], part: str) -> 
     """The values of all calls in turn. They are asked for in doubling numbers, since most programs that fail do so early."""
     done, most = 0, 1
     while done < len(inputs):
-        calls = _copied(inputs[done : done + most])
-        values = remote.calls(solution, function, calls)
-        for value in values:
+        for value in remote.calls(solution, function, [_copied(each) for each in inputs[done : done + most]]):
             yield value
             done += 1
-            solution.place = f"{part} test {done + 1}: "  # an exception of the next question is that of the next call
+            solution.place = f"{part} test {done + 1}: "  # what is raised next is of the next call
         most = min(2 * most, MOST_CALLS)
 
 

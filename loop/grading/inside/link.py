@@ -4,13 +4,13 @@ from __future__ import annotations
 import __future__
 
 import builtins
-import marshal
+import functools
 import operator
 import os
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -18,8 +18,6 @@ from loop.grading.inside import remote
 from loop.grading.inside.values import Decoder, Encoder
 
 MAX_DETAIL = 300
-MAX_VALUES_BYTES = 1 << 20
-"""Of the values of several calls that are answered at once."""
 _ANNOTATIONS = __future__.annotations.compiler_flag
 
 
@@ -34,8 +32,6 @@ class Link:
         self._program: tuple[CodeType, str] | None = None
         # bound before the program runs, because it may replace these builtins
         self._get, self._next = getattr, next
-        self._dumps, self._loads = marshal.dumps, marshal.loads
-        self._pending: BaseException | None = None
         self._operations: dict[str, Callable[..., Any]] = {
             "attribute": getattr,
             "assign": setattr,
@@ -45,11 +41,25 @@ class Link:
             "call": operator.call,
         }
 
-    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        """The answer to one question: a value or an exception, and what became of the arguments."""
+    def answers(self, question: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """The answers to one question, as they come: values or exceptions, and what became of the arguments.
+
+        Only "calls" has several: one for each call, as its value is before the next call. The first exception is the last of them.
+        """
         given = Decoder(question.get("containers", ()), lambda rest: self._objects[rest[0]])
+        if question["do"] != "calls":
+            yield self._reply(lambda: getattr(self, "_" + question["do"])(question, given), given.objects)
+            return
+        function = self._objects[question["object"]]
+        for arguments in question["args"]:
+            reply = self._reply(functools.partial(lambda items: function(*map(given.value, items)), arguments), [])
+            yield reply
+            if "raised" in reply:
+                return
+
+    def _reply(self, act: Callable[[], Any], given: list[Any]) -> dict[str, Any]:
         try:
-            reply = {"value": getattr(self, "_" + question["do"])(question, given)}
+            reply = {"value": act()}
         except BaseException as error:
             reply = {"raised": described(error)}
         encoder = Encoder(self._other)
@@ -57,8 +67,8 @@ class Link:
             reply["value"] = encoder.item(reply["value"])
         changed = [
             [number, encoder.item(thing)[0]]
-            for number, thing in enumerate(given.objects)
-            if isinstance(thing, (list, dict, set, bytearray)) and question["do"] != "calls"
+            for number, thing in enumerate(given)
+            if isinstance(thing, (list, dict, set, bytearray))
         ]
         return {**reply, "containers": encoder.containers, "given": changed}
 
@@ -103,36 +113,6 @@ class Link:
         arguments = [given.value(item) for item in question["args"]]
         names = {name: given.value(item) for name, item in question["names"].items()}
         return self._operations[question["operation"]](self._objects[question["object"]], *arguments, **names)
-
-    def _calls(self, question: dict[str, Any], given: Decoder) -> list[Any]:
-        """Values of these calls, each as it was before the next call; fewer where that cannot be, or where they grow big.
-
-        An exception ends them. It is the answer to the next question, so that each value has its place.
-        """
-        if self._pending is not None:
-            error, self._pending = self._pending, None
-            raise error
-        function = self._objects[question["object"]]
-        values: list[Any] = []
-        size = 0
-        for arguments in question["args"]:
-            try:
-                value = function(*map(given.value, arguments))
-            except BaseException as error:
-                if not values:
-                    raise
-                self._pending = error
-                break
-            try:
-                data = self._dumps(value)
-            except ValueError:  # not plain: what it is later is what it is now, if nothing is called in between
-                values.append(value)
-                break
-            values.append(self._loads(data))
-            size += len(data)
-            if size > MAX_VALUES_BYTES:
-                break
-        return values
 
     def _proceed(self, iterator: Any, most: int) -> list[Any]:
         """At most `most` further values of an iterator; fewer mean that it has ended."""

@@ -8,6 +8,7 @@ the end, so tests that swallow exceptions pass nothing.
 from __future__ import annotations
 
 import builtins
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -57,17 +58,32 @@ class Solution:
     def ask(self, question: dict[str, Any], encoder: Encoder | None = None) -> Any:
         """The value of the answer. Raises what the solution raised, and Gone if it cannot answer any more."""
         encoder = encoder or Encoder(handed)
+        self.put(question, encoder)
+        return self.answer(encoder)
+
+    def put(self, question: dict[str, Any], encoder: Encoder) -> None:
+        """Ask, and wait for no answer. Raises Gone if there will be none."""
         if self.ended or self.trouble:
             raise Gone
         self.used = self.used or question["do"] not in ("load", "name")
-        try:
+        with self._speaking():
             send(self._write, {**question, "containers": encoder.containers})
+
+    def answer(self, encoder: Encoder) -> Any:
+        """The next answer to a question that this encoder made. Raises what `ask` does."""
+        with self._speaking():
             reply = receive(self._read)
             existing = {its: encoder.met[ours] for ours, its in reply["given"] if type(ours) is type(its) is int}
             decoder = Decoder(reply["containers"], self._handle, existing)
             if "raised" not in reply:
                 return decoder.value(reply["value"])
             self.last_raised = self._exception(reply["raised"])
+        raise self.last_raised
+
+    @contextlib.contextmanager
+    def _speaking(self) -> Iterator[None]:
+        try:
+            yield
         except (Closed, OSError):
             self.ended, self.trouble = True, "ended before the last test was done"
             raise Gone from None
@@ -80,7 +96,6 @@ class Solution:
         except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError):
             self.trouble = "the program spoke in the harness's name"
             raise Gone from None
-        raise self.last_raised
 
     def _handle(self, described: list[Any]) -> Handle:
         number = int(described[0])
@@ -218,24 +233,25 @@ def _operate(handle: Handle, operation: str, /, *args: Any, **names: Any) -> Any
     return object.__getattribute__(handle, "_solution").ask(question, encoder)
 
 
-def calls(solution: Solution, function: Any, arguments: list[list[Any]]) -> list[Any]:
-    """The values of the first of these calls, one after another: of at least one, and of as many as the solution's process chose.
+def calls(solution: Solution, function: Any, arguments: list[list[Any]]) -> Iterator[Any]:
+    """The values of these calls as they come. The solution's process goes on to the next call while a value is looked at.
 
-    What a call does to its arguments is not told. Raises what the first of the calls raised.
+    What a call does to its arguments is not told. Raises what the first call that fails raised. No other question may be asked
+    before the last value was taken.
     """
     if type(function) is not Handle:
-        return [function(*arguments[0])]
+        for each in arguments:
+            yield function(*each)
+        return
     encoder = Encoder(handed)
     question = {
         "do": "calls",
         "object": object.__getattribute__(function, "_number"),
         "args": [[encoder.item(value) for value in each] for each in arguments],
     }
-    values = solution.ask(question, encoder)
-    if type(values) is not list or not 1 <= len(values) <= len(arguments):
-        solution.trouble = "the program spoke in the harness's name"
-        raise Gone
-    return values
+    solution.put(question, encoder)
+    for _ in arguments:
+        yield solution.answer(encoder)
 
 
 def _method(handle: Handle, name: str) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -276,14 +277,77 @@ def test_all_of_humaneval_in_the_plus_format(grader: Grader) -> None:
     assert wrong == []
 
 
-def test_a_thousand_calls_are_a_thousand_questions(grader: Grader) -> None:
-    """Those that load the program and name the function beside them."""
+COUNTED = plus(HALVES, base_input=[], plus_input=[[[number]] for number in range(200)])
+ACTS = {
+    "right": ("return [x / 2 for x in xs]", "passed", ""),
+    "wrong": ("return [x for x in xs] + [1]", "failed", "plus test {}: wrong answer"),
+    "raises": ("1 / 0", "error", "plus test {}: line 4: ZeroDivisionError: division by zero"),
+    "ends": ("__import__('os')._exit(3)", "error", "ended before the last test was done"),
+    "handle": ("return object()", "failed", "plus test {}: wrong answer"),
+    "big": ("return '0' * (80 << 20)", "error", "plus test {}: NotPlain: a value of 80 MiB is too big"),
+    "endless": ("while True: pass", "timeout", ""),
+}
+
+
+@pytest.mark.parametrize("endings", [["wrong", "raises", "ends", "handle", "big"], ["endless"]])
+def test_several_calls_at_once_have_the_verdict_of_the_first_that_is_not_right(
+    grader: Grader, endings: list[str]
+) -> None:
+    """Calls that were asked for together with it and come later change neither its verdict nor its place."""
+    draw = random.Random(7)
+    rows: list[Row] = []
+    for number in range(40 if len(endings) > 1 else 2):
+        first = draw.choice([0, 1, 2, 3, 62, 63, 64, 65, 126, 127, 198]) if number else 5
+        plan = {first: draw.choice(endings), first + 1 + number % 3: draw.choice(endings)}
+        if endings == ["endless"]:
+            plan[first - 1] = "wrong"
+            first -= 1
+        acts = "".join(f"    if n == {n}:\n        {ACTS[act][0]}\n" for n, act in sorted(plan.items()))
+        program = "def halves(xs):\n    n = xs[0]\n" + acts + f"    {ACTS['right'][0]}\n"
+        _, verdict, detail = ACTS[plan[first]]
+        rows.append((COUNTED, program, verdict, detail.format(first + 1)))
+    assert wrong_verdicts(grader, rows) == []
+
+
+def test_each_value_is_as_it_was_before_the_next_call(grader: Grader) -> None:
+    grows = "seen = []\ndef f(n):\n    seen.append(n)\n    return seen"
+    problem = mbpp("f", grows, *[[n] for n in range(150)])
+    assert wrong_verdicts(grader, [(problem, grows, "passed", ""), (problem, grows + "[:]", "passed", "")]) == []
+
+
+COUNTING = """
+import sys
+cell, asked = sys.modules['loop.grading.inside.cell'], []
+answers = cell.Link.answers
+def counted(link, question):
+    asked.append(question['do'])
+    yield from {}
+cell.Link.answers = counted
+def halves(xs):
+    assert len(asked) <= 30, asked
+    return [x / 2 for x in xs]
+"""
+
+
+def test_a_thousand_calls_are_few_questions(grader: Grader) -> None:
     problem = plus(HALVES, plus_input=[[list(range(number % 50))] for number in range(1000)])
-    code = (
-        "import sys\ncell = sys.modules['loop.grading.inside.cell']\nanswer, asked = cell.Link.answer, []\n"
-        "def counted(link, question):\n    asked.append(question['do'])\n    return answer(link, question)\n"
-        "cell.Link.answer = counted\n"
-        "def halves(xs):\n    assert len(asked) <= 1003, asked\n    return [x / 2 for x in xs]"
-    )
-    verdict = grader.grade_one(problem, code)
+    verdict = grader.grade_one(problem, COUNTING.format("answers(link, question)"))
     assert verdict.verdict == "passed", verdict.detail
+
+
+@pytest.mark.parametrize(
+    "lie",
+    [
+        "() if question['do'] == 'calls' else answers(link, question)",
+        "list(answers(link, question))[:1]",
+        "[next(answers(link, question))] * 2",
+        "[{'value': ['o', 0, ''], 'containers': [], 'given': []}] * 99",
+        "[{'value': True, 'containers': [], 'given': []}] * 99",
+        "[{}] * 99",
+        "[3] * 99",
+    ],
+)
+def test_a_program_that_lies_about_its_values_does_not_pass(lie: str) -> None:
+    problem = plus(HALVES, plus_input=[[[number]] for number in range(100)])
+    verdict = Grader(timeout_s=2.0, num_workers=1).grade_one(problem, COUNTING.format(lie))
+    assert verdict.verdict in ("error", "failed", "timeout"), verdict
