@@ -414,13 +414,12 @@ class _Pool:
     def _fit(self, warm: Warm | None, problem: Problem, core: int) -> Warm:
         """The sandbox if the problem can use it, else another."""
         if is_of_repository(problem):
-            if isinstance(warm, RepositoryWarm) and warm.problem is problem and warm.usable:
-                return warm
-        elif warm is not None and not isinstance(warm, RepositoryWarm):
-            return warm
-        if warm is not None:
+            same = isinstance(warm, RepositoryWarm) and warm.problem is problem and warm.usable
+            return warm if warm is not None and same else RepositoryWarm(problem, core, warm)
+        if isinstance(warm, RepositoryWarm):
             warm.close()
-        return RepositoryWarm(problem, core) if is_of_repository(problem) else Warm(self._sandbox, core)
+            warm = None
+        return warm or Warm(self._sandbox, core)
 
     def stop(self) -> None:
         with self._lock:

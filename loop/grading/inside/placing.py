@@ -41,34 +41,57 @@ def functions_of(text: str, path: str, qualname: str) -> list[FunctionType]:
     ]
 
 
-def placed(program: str, text: str, qualname: str) -> CodeType:
-    """The candidate's code, compiled in the place of the function in its module. Raises Misplaced, SyntaxError and the like.
+class Place:
+    """A function's place in its module, for any number of candidates. Raises SyntaxError and the like.
 
-    The signature and decorators stay those of the module. What the program imports or defines beside the function, and the
-    module lacks, becomes part of the body.
+    To compile a candidate takes its function alone, in its classes: the rest of a long module would take most of the time.
     """
-    module, candidate = ast.parse(text), ast.parse(program.encode("utf-8", "replace").decode())
-    *classes, name = qualname.split(".")
-    target = _defined(module, classes, name)
-    source = _defined(candidate, classes, name) or _anywhere(candidate, name)
-    if target is None or source is None:
-        raise Misplaced(f"the program defines no {name}")
-    if _names(source.args) != _names(target.args):
-        raise Misplaced(f"its parameters are {_shown(source.args)} and not {_shown(target.args)}")
-    known = {bound for statement in module.body for bound in _bound(statement)}
-    beside = [
-        statement
-        for statement in candidate.body
-        if isinstance(statement, (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.ClassDef, *_FUNCTIONS))
-        and not (isinstance(statement, ast.ImportFrom) and statement.module == "__future__")
-        and (bound := _bound(statement))
-        and not bound & (known | {name} | set(classes))
-    ]
-    # a method always refers to its class, as the stub does, so that both have the same cells
-    cell = [ast.If(ast.Constant(False), [ast.Expr(ast.Name("__class__", ast.Load()))], [])] if classes else []
-    target.body = [*cell, *beside, *source.body]
-    ast.fix_missing_locations(module)
-    return code_within(compile(module, CANDIDATE, "exec", dont_inherit=True), qualname)
+
+    def __init__(self, text: str, qualname: str) -> None:
+        module = ast.parse(text)
+        self._qualname = qualname
+        *self._classes, self._name = qualname.split(".")
+        self._bound = {bound for statement in module.body for bound in _bound(statement)}
+        self._target = _defined(module, self._classes, self._name)
+        nest: list[ast.stmt] = [] if self._target is None else [self._target]
+        for number in range(len(self._classes), 0, -1):
+            around = _class(module, self._classes[:number])
+            if around is not None:
+                around.body, around.decorator_list, around.bases, around.keywords = nest, [], [], []
+                nest = [around]
+        flags = [each for each in module.body if isinstance(each, ast.ImportFrom) and each.module == "__future__"]
+        self._module = ast.Module([*flags, *nest], [])
+
+    def code_of(self, candidate: ast.Module) -> CodeType:
+        """The candidate's code, compiled in the place of the function in its module. Raises Misplaced, SyntaxError and the like.
+
+        The signature and decorators stay those of the module. What the program imports or defines beside the function, and the
+        module lacks, becomes part of the body.
+        """
+        name, classes, target = self._name, self._classes, self._target
+        source = _defined(candidate, classes, name) or _anywhere(candidate, name)
+        if target is None or source is None:
+            raise Misplaced(f"the program defines no {name}")
+        if _names(source.args) != _names(target.args):
+            raise Misplaced(f"its parameters are {_shown(source.args)} and not {_shown(target.args)}")
+        beside = [
+            statement
+            for statement in candidate.body
+            if isinstance(statement, (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.ClassDef, *_FUNCTIONS))
+            and not (isinstance(statement, ast.ImportFrom) and statement.module == "__future__")
+            and (bound := _bound(statement))
+            and not bound & (self._bound | {name} | set(classes))
+        ]
+        # a method always refers to its class, as the stub does, so that both have the same cells
+        cell = [ast.If(ast.Constant(False), [ast.Expr(ast.Name("__class__", ast.Load()))], [])] if classes else []
+        target.body = [*cell, *beside, *source.body]
+        ast.fix_missing_locations(self._module)
+        return code_within(compile(self._module, CANDIDATE, "exec", dont_inherit=True), self._qualname)
+
+
+def parsed(program: str) -> ast.Module:
+    """A candidate's syntax. Raises SyntaxError and the like."""
+    return ast.parse(program.encode("utf-8", "replace").decode())
 
 
 def put(functions: list[FunctionType], code: CodeType) -> None:
@@ -81,14 +104,22 @@ def put(functions: list[FunctionType], code: CodeType) -> None:
 
 
 def _defined(module: ast.Module, classes: list[str], name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
-    body: list[ast.stmt] = module.body
+    around = _class(module, classes) if classes else module
+    inside = [] if around is None else _flat(around.body)
+    last = [part for part in inside if isinstance(part, _FUNCTIONS) and part.name == name]
+    return last[-1] if last else None
+
+
+def _class(module: ast.Module, classes: list[str]) -> ast.ClassDef | None:
+    """The class at the end of these names, each in the one before: the last of its name."""
+    body, last = module.body, None
     for each in classes:
         inner = [part for part in _flat(body) if isinstance(part, ast.ClassDef) and part.name == each]
         if not inner:
             return None
-        body = inner[-1].body
-    last = [part for part in _flat(body) if isinstance(part, _FUNCTIONS) and part.name == name]
-    return last[-1] if last else None
+        last = inner[-1]
+        body = last.body
+    return last
 
 
 def _anywhere(module: ast.Module, name: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:

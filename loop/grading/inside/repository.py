@@ -1,9 +1,10 @@
-"""What runs inside the sandboxes of a repository's problem: its tests, under the repository's own interpreter.
+"""What runs inside the sandboxes of a repository: its tests, under the repository's own interpreter.
 
-`serve` reads the job from a file. Where it has no tests, this is the host of candidates: it imports the package, with a stub for
-the function, and forks a process for each candidate, which answers the tests' questions with plain values (level "apart").
-Otherwise it is the tests' process: pytest collects, and then, in place of pytest's own loop, a fork for each candidate runs the
-tests. At the level "inside" the candidate's code is put into that fork. Each fork sees a copy-on-write tree of its own.
+`serve` reads the job from a file. Where it names a function, this is the host of candidates: it imports the package, with a stub
+for the function, and forks a process for each candidate, which answers the tests' questions with plain values (level "apart").
+Otherwise it imports pytest and forks a tests' process for each problem. There pytest collects, and then, in place of pytest's own
+loop, a fork for each candidate runs the tests. At the level "inside" the candidate's code is put into that fork. Each fork sees a
+copy-on-write tree of its own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import builtins
 import contextlib
 import ctypes
 import gc
+import importlib.metadata
 import json
 import os
 import random
@@ -27,7 +29,7 @@ from loop.grading.inside import cell, placing, screen, survey
 from loop.grading.inside.link import Link, described
 from loop.grading.inside.remote import Gone, NotReady, Solution, exception_text, last_line
 from loop.grading.inside.values import Closed, NotPlain, exactly, receive, send
-from loop.grading.inside.view import JOB, LOWER, SCRATCH, TREE, keep_from_candidates, mount
+from loop.grading.inside.view import JOB, LOWER, PYTEST, SCRATCH, TREE, keep_from_candidates, mount
 
 _NEWNS, _NEWPID = 0x20000, 0x20000000
 _DIE_WITH_PARENT = 1
@@ -45,22 +47,53 @@ def serve(control: socket.socket, core: int) -> None:
     if "survey" in job:
         control.send(b"ready")
         survey.run(job["survey"])
-    if job["tests"] is None:
+    if "function" in job:
         os.chdir(TREE)
         functions = _imported(job)
+        place = placing.Place(job["text"], job["function"])
         gc.collect()
         gc.freeze()
-        cell.follow_orders(control, {"solution": lambda _: cell.solve(PackageLink(job, functions))})
+        cell.follow_orders(control, {"solution": lambda _: cell.solve(PackageLink(job, place, functions))})
+    _serve_tests(control)
+
+
+def _serve_tests(control: socket.socket) -> None:
+    """Fork a tests' process for each problem, which ends the one before. Never returns."""
+    import pytest  # noqa: F401
+
+    for each in importlib.metadata.entry_points(group="pytest11"):  # pytest is to import them anyway, for each problem
+        with contextlib.suppress(Exception):
+            each.load()
+    gc.collect()
+    gc.freeze()
     control.send(b"ready")
-    message, handles, _, _ = socket.recv_fds(control, 1 << 16, 1)
-    if message:
-        try:
-            TestsProcess(job, socket.socket(fileno=handles[0])).run()
-        except Closed:  # the grader has hung up
-            pass
-        except OSError as error:
-            print(error, file=sys.stderr, flush=True)
-    os._exit(0)
+    while True:
+        message, handles, _, _ = socket.recv_fds(control, 1 << 16, 1)
+        if not message:
+            os._exit(0)
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(-1, signal.SIGKILL)  # everything in this namespace but its first process and this one
+            while True:
+                os.waitpid(-1, 0)
+        if not handles:
+            control.send(json.dumps({"status": None, "cpu_s": 0.0}).encode())
+        elif os.fork():
+            os.close(handles[0])
+        else:
+            os.dup2(os.open(os.devnull, os.O_RDWR), control.detach())
+            _judge_one(socket.socket(fileno=handles[0]))
+
+
+def _judge_one(grader: socket.socket) -> None:
+    """Be the tests' process of the problem that the grader sends. Never returns."""
+    try:
+        TestsProcess(receive(grader.recv), grader).run()
+    except Closed:  # the grader has hung up
+        pass
+    except OSError as error:
+        print(error, file=sys.stderr, flush=True)
+    finally:
+        os._exit(0)
 
 
 def _imported(job: dict[str, Any]) -> list[FunctionType]:
@@ -79,13 +112,12 @@ def _functions(job: dict[str, Any]) -> list[FunctionType]:
 class PackageLink(Link):
     """Answers questions about a candidate that stands in its package."""
 
-    def __init__(self, job: dict[str, Any], functions: list[FunctionType]) -> None:
+    def __init__(self, job: dict[str, Any], place: placing.Place, functions: list[FunctionType]) -> None:
         super().__init__(True)
-        self._job, self._functions = job, functions
+        self._job, self._place, self._functions = job, place, functions
 
     def _load(self, question: dict[str, Any], _: Any) -> None:
-        code = placing.placed(question["code"], self._job["text"], self._job["function"])
-        placing.put(self._functions, code)
+        placing.put(self._functions, self._place.code_of(placing.parsed(question["code"])))
         self._space = {"candidate": _reached(self._job)}
 
 
@@ -110,11 +142,13 @@ class TestsProcess:
 
     def run(self) -> None:
         """Run pytest, whose loop is `pytest_runtestloop` below."""
-        mount(self._libc, (f"{JOB}/stub", LOWER), SCRATCH[0])
+        cell.must(self._libc.unshare(_NEWNS), "unshare")
+        mount(self._libc, (LOWER,), SCRATCH[0])
+        Path(TREE, self.job["file"]).write_bytes(bytes.fromhex(self.job["stub"]))
         os.chdir(TREE)
         import pytest
 
-        arguments = ["-p", "no:cacheprovider", "--capture=sys", "-q", *self.job["options"], *self.job["files"]]
+        arguments = [*PYTEST, *self.job["options"], *self.job["files"]]
         with open(os.devnull, "w") as nothing:
             sys.stdout = nothing
             status = pytest.main(arguments, plugins=[self])
@@ -122,7 +156,7 @@ class TestsProcess:
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
-            self._problem = self._problem or f"the tests cannot be collected: {_last(str(report.longrepr))}"
+            self._problem = self._problem or f"the tests cannot be collected: {survey.reason_of(report)}"
 
     def pytest_runtestloop(self, session: Any) -> bool:
         by_id = {item.nodeid: item for item in session.items}
@@ -138,6 +172,10 @@ class TestsProcess:
         if not self.job["apart"] and not functions:
             self._problem = f"{self.job['function']} is no plain function once the tests are collected"
             return True
+        if not self.job["apart"]:
+            self._place = placing.Place(self.job["text"], self.job["function"])
+            tests = {Path(item.fspath).stem for item in items} | {"conftest"}
+            self._screen = screen.Screen(self.job["text"], tests)
         gc.collect()
         gc.freeze()
         send(self._grader.send, {"collected": True})
@@ -198,7 +236,7 @@ class TestsProcess:
 
         try:
             cell.must(self._libc.unshare(_NEWNS), "unshare")
-            mount(self._libc, (f"{SCRATCH[0]}/changed", f"{JOB}/stub", LOWER), SCRATCH[1])
+            mount(self._libc, (f"{SCRATCH[0]}/changed", LOWER), SCRATCH[1])
             os.chdir("/")
             os.chdir(TREE)
             keep_from_candidates(self._libc)
@@ -244,11 +282,10 @@ class TestsProcess:
 
     def _inside(self, program: str, items: list[Any], functions: list[FunctionType]) -> dict[str, Any]:
         try:
-            code = placing.placed(program, self.job["text"], self.job["function"])
-            tests = {Path(item.fspath).stem for item in items} | {"conftest"}
-            if why := screen.refusal(program, self.job["text"], tests):
+            candidate = placing.parsed(program)
+            if why := self._screen.refusal(candidate):
                 return {"verdict": "failed", "detail": why, "ended": False}
-            placing.put(functions, code)
+            placing.put(functions, self._place.code_of(candidate))
         except placing.Misplaced as error:
             return {"verdict": "error", "detail": str(error), "ended": False}
         except BaseException as error:
@@ -274,7 +311,7 @@ class TestsProcess:
         if report.outcome == "passed" and not hasattr(report, "wasxfail"):
             self._passed.add((report.nodeid, report.when))
         elif not self._failure:
-            self._failure = f"{_short(report.nodeid)}: {_last(str(report.longrepr)) or report.outcome}"
+            self._failure = f"{_short(report.nodeid)}: {survey.reason_of(report) or report.outcome}"
 
     def pytest_exception_interact(self, node: Any, call: Any, report: Any) -> None:
         """Say of the first failure what the candidate's own line is, if it came from there."""
@@ -285,12 +322,6 @@ class TestsProcess:
 
 def _short(nodeid: str) -> str:
     return nodeid.rpartition("/")[2][:120]
-
-
-def _last(text: str) -> str:
-    """The line of pytest's report that says what was wrong."""
-    lines = [line[2:].strip() for line in text.splitlines() if line.startswith("E ")]
-    return (lines or text.strip().splitlines() or [""])[0][:200]
 
 
 def _end_in_words(status: int) -> str:

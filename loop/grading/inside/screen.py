@@ -1,6 +1,6 @@
 """What a candidate may not do that shares a process with its tests: reach for them, or leave something in their way.
 
-Two lines of defence. `refusal` reads the candidate's syntax, before it runs: names that lead to frames, to other modules' insides
+Two lines of defence. `Screen` reads the candidate's syntax, before it runs: names that lead to frames, to other modules' insides
 or to Python's own machinery are refused unless the function's module uses them itself, and so are classes that answer
 comparisons as they like. `watch` is an audit hook, which cannot be taken off again: it ends the process where such a thing happens
 all the same while the candidate's code is running. Neither makes a wall of one process: docs/repositories.md says what is left.
@@ -60,32 +60,40 @@ ENDED_BY_SCREEN = 97
 """The exit status of a process that `watch` has ended."""
 
 
-def refusal(program: str, module_text: str, tests: set[str]) -> str:
-    """Why a candidate may not share a process with its tests, or "".
+class Screen:
+    """What candidates for a function of this module may use: `text` is the module's, with a stub, `tests` the tests' modules."""
 
-    `module_text` is the function's module, with a stub; `tests` are the names of the modules of tests.
-    """
-    own, candidate = ast.parse(module_text), ast.parse(program)
-    known = _words(own) | _imported(own)
-    reached = sorted(
-        (_words(candidate) - known) & (_REACHING | _LYING) or (_imported(candidate) - known) & (_MODULES | tests)
-    )
-    if reached:
-        return f"it reaches for {reached[0]}, which the module itself does not use"
-    imported = {
+    def __init__(self, text: str, tests: set[str]) -> None:
+        own = ast.parse(text)
+        self._known, self._tests = _words(own) | _imported(own), tests
+        self._bound = _bound_by_imports(own)
+
+    def refusal(self, candidate: ast.Module) -> str:
+        """Why a candidate may not share a process with its tests, or ""."""
+        reached = sorted(
+            (_words(candidate) - self._known) & (_REACHING | _LYING)
+            or (_imported(candidate) - self._known) & (_MODULES | self._tests)
+        )
+        if reached:
+            return f"it reaches for {reached[0]}, which the module itself does not use"
+        imported = self._bound | _bound_by_imports(candidate)
+        for node in ast.walk(candidate):
+            if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load) and _root(node) in imported:
+                return f"it changes {_root(node)}, which others use"
+            if isinstance(node, ast.Call) and not _is_harmless(node, imported):
+                return f"it uses {_root(node)} in a way that hides what it does"
+            if isinstance(node, (ast.Global, ast.Nonlocal)) and not set(node.names) <= self._known:
+                return f"it makes {node.names[0]} a name of the whole module"
+        return ""
+
+
+def _bound_by_imports(tree: ast.AST) -> set[str]:
+    return {
         (name.asname or name.name).partition(".")[0]
-        for node in (*ast.walk(candidate), *ast.walk(own))
+        for node in ast.walk(tree)
         if isinstance(node, (ast.Import, ast.ImportFrom))
         for name in node.names
     }
-    for node in ast.walk(candidate):
-        if isinstance(node, ast.Attribute) and not isinstance(node.ctx, ast.Load) and _root(node) in imported:
-            return f"it changes {_root(node)}, which others use"
-        if isinstance(node, ast.Call) and not _is_harmless(node, imported):
-            return f"it uses {_root(node)} in a way that hides what it does"
-        if isinstance(node, (ast.Global, ast.Nonlocal)) and not set(node.names) <= known:
-            return f"it makes {node.names[0]} a name of the whole module"
-    return ""
 
 
 def _words(tree: ast.AST) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import linecache
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from loop.grading.inside.view import JOB, LOWER, RESULT, SCRATCH, TOOLS, TREE, mount
+from loop.grading.inside.view import LOWER, PYTEST, RESULT, SCRATCH, TOOLS, TREE, mount
 
 
 class TooLong(Exception):
@@ -29,7 +30,7 @@ class Survey:
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
-            self.troubles.append(f"{report.nodeid}: {_reason(report)}")
+            self.troubles.append(f"{report.nodeid}: {reason_of(report)}")
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         random.Random(self._job["seed"]).shuffle(items)
@@ -58,7 +59,7 @@ class Survey:
     def pytest_runtest_logreport(self, report: Any) -> None:
         outcome = "xfailed" if hasattr(report, "wasxfail") else report.outcome
         if report.when == "call" or outcome != "passed":
-            self._note(report.nodeid, outcome, "" if outcome == "passed" else _reason(report))
+            self._note(report.nodeid, outcome, "" if outcome == "passed" else reason_of(report))
 
     def _note(self, nodeid: str, outcome: str, reason: str) -> None:
         earlier = self.outcomes.get(nodeid)
@@ -69,7 +70,7 @@ class Survey:
 def run(job: dict[str, Any]) -> None:
     """Write the survey to RESULT/survey.json. Never returns."""
     libc = ctypes.CDLL(None, use_errno=True)
-    mount(libc, (f"{JOB}/stub", LOWER), SCRATCH[0])
+    mount(libc, (LOWER,), SCRATCH[0])
     os.chdir(TREE)
     cover = None
     if job["spans"]:
@@ -87,7 +88,7 @@ def run(job: dict[str, Any]) -> None:
     plugin = Survey(job, cover)
     with open(os.devnull, "w") as nothing:
         out, sys.stdout = sys.stdout, nothing
-        status = pytest.main(["-p", "no:cacheprovider", "--capture=sys", "-q", *job["options"]], plugins=[plugin])
+        status = pytest.main([*PYTEST, *job["options"]], plugins=[plugin])
         sys.stdout = out
     reached: list[tuple[str, int, list[str]]] = []
     if cover is not None:
@@ -102,6 +103,12 @@ def run(job: dict[str, Any]) -> None:
     os._exit(0)
 
 
-def _reason(report: Any) -> str:
-    lines = [line[2:].strip() for line in str(report.longrepr).splitlines() if line.startswith("E ")]
-    return (lines or [str(report.longrepr).strip()])[0][:200]
+def reason_of(report: Any) -> str:
+    """What was wrong, in a line: the exception, or the assertion that failed as it stands in the source."""
+    text = str(report.longrepr).strip()
+    lines = [line[2:].strip() for line in text.splitlines() if line.startswith("E ")]
+    what = next(iter(lines or text.splitlines()), "")
+    place = getattr(report.longrepr, "reprcrash", None)
+    if what == "AssertionError" and place is not None:
+        what = linecache.getline(str(place.path), place.lineno).strip() or what
+    return what[:200]

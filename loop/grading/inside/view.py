@@ -14,6 +14,8 @@ JOB = "/job"
 """A directory from outside: job.json, and in `stub` the files that stand in place of the tree's."""
 RESULT = "/result"
 _NO_DEVICES_OR_SETUID, _READ_ONLY = 6, 0x1027  # this mount alone; its other flags stay
+PYTEST = ("-p", "no:cacheprovider", "--capture=sys", "-q", "--assert=plain", "--tb=line")
+"""Arguments of pytest. To rewrite the assertions and to format a failure takes longer than most tests."""
 SCRATCH = ("/upper", "/upper2")
 TOOLS = "/loop-tools"
 
